@@ -1,0 +1,88 @@
+# bitrank. `make help` lists the targets.
+#
+# Everything happens in .venv in this checkout. TORCH=cpu (default) or cuda chooses the build of torch; on Linux the CPU build
+# comes from pip's own index or find-links if they have it, otherwise through uv, which knows where PyTorch keeps it.
+
+VENV    ?= .venv
+TORCH   ?= cpu
+PROFILE ?= laptop
+STORE   ?= runs
+PORT    ?= 5000
+PYTHON  ?= python3
+ARGS    ?=
+SLOW    ?=
+
+PY       := $(VENV)/bin/python
+PIP      := $(PY) -m pip --disable-pip-version-check -q
+PACKAGES := data quant adapters trainer analysis
+EDITABLE := $(foreach p,$(PACKAGES),-e packages/$(p)) -e orchestrator[test]
+SOURCES  := packages orchestrator tests tools
+CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt
+PROJECTS := $(foreach p,$(PACKAGES),packages/$(p)/pyproject.toml) orchestrator/pyproject.toml
+MARKS    := $(if $(SLOW),,-m "not slow")
+# A package's own folder: the orchestrator lies beside the packages.
+FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(PKG))
+ALONE     = .venvs/$(PKG)
+
+.DEFAULT_GOAL := help
+.PHONY: help install matrix list doctor ui test test-run lint format release clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda  STORE=runs  PORT=5000  SLOW=1"
+
+install: $(VENV)/.installed ## the virtual environment with pinned packages
+
+$(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PROJECTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bitrank needs Python 3.11 or newer; give one with PYTHON=…"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about two minutes the first time)"
+	@PIP="$(PIP)" PY=$(PY) TORCH=$(TORCH) bash tools/install-torch.sh
+	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout ruff mypy build || { bash tools/no-network.sh; exit 2; }
+	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
+	@touch $@
+
+matrix: install ## run what is missing of the study: six configs on two tasks (PROFILE, ARGS)
+	@$(VENV)/bin/bitrank matrix --profile $(PROFILE) --store $(STORE) $(ARGS)
+
+list: install ## the matrix: every run, its state, what it would cost
+	@$(VENV)/bin/bitrank list --profile $(PROFILE) --store $(STORE) $(ARGS)
+
+doctor: install ## what this machine has, what works on it, what is missing
+	@$(VENV)/bin/bitrank doctor $(ARGS)
+
+ui: install ## the MLflow UI on 127.0.0.1 with the saved views (PORT)
+	@$(VENV)/bin/bitrank ui --profile $(PROFILE) --store $(STORE) --port $(PORT)
+
+test-run: install ## a quick run of everything on tiny random models
+	@$(VENV)/bin/bitrank matrix --profile smoke --store $(STORE) $(ARGS)
+
+ifdef PKG
+test: ## all tests, or PKG=quant: that package alone in an environment of its own (SLOW=1 for slow ones too)
+	@test -f $(FOLDER)/pyproject.toml || { echo "no package $(PKG); expected one of: $(PACKAGES) orchestrator"; exit 2; }
+	@test -x $(ALONE)/bin/python || $(PYTHON) -m venv $(ALONE)
+	@if grep -q '"torch' $(FOLDER)/pyproject.toml; then PIP="$(ALONE)/bin/python -m pip --disable-pip-version-check -q" PY=$(ALONE)/bin/python TORCH=$(TORCH) bash tools/install-torch.sh; fi
+	@$(ALONE)/bin/python -m pip --disable-pip-version-check -q install $(CONSTRAINTS) hatchling editables pytest-timeout
+	@$(ALONE)/bin/python -m pip --disable-pip-version-check -q install $(CONSTRAINTS) --no-build-isolation $(if $(filter orchestrator bitrank,$(PKG)),$(EDITABLE),-e $(FOLDER)[test])
+	@$(ALONE)/bin/python -m pytest -q $(MARKS) -c $(FOLDER)/pyproject.toml $(FOLDER)/tests $(ARGS)
+else
+test: install ## all tests, or PKG=quant: that package alone in an environment of its own (SLOW=1 for slow ones too)
+	@$(PY) -m pytest -q $(MARKS) $(ARGS)
+endif
+
+lint: install ## ruff and mypy
+	@$(VENV)/bin/ruff check $(SOURCES)
+	@$(VENV)/bin/ruff format --check $(SOURCES)
+	@$(VENV)/bin/mypy $(foreach p,$(PACKAGES),packages/$(p)/src) orchestrator/src
+
+format: install ## let ruff rewrite what it can
+	@$(VENV)/bin/ruff check --fix $(SOURCES)
+	@$(VENV)/bin/ruff format $(SOURCES)
+
+release: install ## sdist and wheel of PKG in dist/; refuses when its changelog lacks the version
+	@test -f $(FOLDER)/pyproject.toml || { echo "give PKG=one of: $(PACKAGES) orchestrator"; exit 2; }
+	@$(PY) tools/check_release.py $(FOLDER)
+	@$(PY) -m build --no-isolation --outdir dist $(FOLDER)
+
+clean: ## remove environments, caches of tools and built packages (never runs or results)
+	rm -rf $(VENV) .venvs dist .ruff_cache .mypy_cache .pytest_cache

@@ -1,0 +1,222 @@
+"""The command line: ``bitrank matrix | run | list | doctor | ui``.
+
+Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bitrank.configs import CONFIGS
+from bitrank.errors import UserError, is_user_error
+from bitrank.profiles import PROFILES, find_profile
+from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_setting
+
+_RUN_EXAMPLES = """examples:
+  bitrank run --config B-FP --task movie_sentences
+  bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
+  bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
+  bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
+  bitrank run --plan my-plan.json --task wiki_articles"""
+_MATRIX_EXAMPLES = """examples:
+  bitrank matrix                                   all six configs on both tasks of profile laptop
+  bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
+  bitrank matrix --profile paper --store http://127.0.0.1:5000
+  bitrank matrix --profile smoke --force"""
+_LIST_EXAMPLES = """examples:
+  bitrank list
+  bitrank list --profile paper --json"""
+_DOCTOR_EXAMPLES = """examples:
+  bitrank doctor
+  bitrank doctor --json"""
+_UI_EXAMPLES = """examples:
+  bitrank ui
+  bitrank ui --port 5001 --store /data/runs"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the process's exit code."""
+    arguments = _parser().parse_args(argv)
+    from bitrank.executor import Interrupted
+
+    try:
+        return int(arguments.act(arguments))
+    except Interrupted as stop:
+        print(f"\nstopped by {stop}; the same command continues where it was", file=sys.stderr)
+        return stop.code
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        print(f"bitrank: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitrank", description="How many bits and how much LoRA rank each weight matrix gets, trained and compared."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_matrix(commands)
+    _add_run(commands)
+    _add_list(commands)
+    doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", _DOCTOR_EXAMPLES, _doctor)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", _UI_EXAMPLES, _ui)
+    ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
+    ui.add_argument("--profile", default="laptop", help="whose experiment the printed links open (default: laptop)")
+    ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    return parser
+
+
+def _add(commands: Any, name: str, about: str, examples: str, act: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _add_matrix(commands: Any) -> None:
+    parser = _add(commands, "matrix", "run what is missing of the study matrix", _MATRIX_EXAMPLES, _matrix)
+    _add_selection(parser)
+    _add_places(parser)
+    parser.add_argument("--executor", choices=["local"], default="local", help="who runs the runs (default: local)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    _add_settings(parser)
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add(commands, "run", "do one run", _RUN_EXAMPLES, _run)
+    parser.add_argument("--config", help=f"one of {', '.join(CONFIGS)}")
+    parser.add_argument("--task", required=True, help="a task's name, or the path of a .csv, .jsonl or .parquet file")
+    parser.add_argument("--profile", default="laptop", help=f"defaults for this kind of task: {', '.join(PROFILES)}")
+    parser.add_argument("--plan", help="a plan file instead of a config: JSON with precision and ranks by module")
+    parser.add_argument("--model", help="minilm, smollm2, a hub id, or a local folder")
+    parser.add_argument("--epochs", type=int, help="passes over the training data")
+    parser.add_argument("--max-steps", type=int, dest="steps", help="optimizer steps instead of epochs")
+    parser.add_argument("--batch-size", type=int, help="sequences a micro-batch")
+    parser.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    _add_places(parser)
+    _add_settings(parser)
+
+
+def _add_list(commands: Any) -> None:
+    parser = _add(commands, "list", "the matrix: every run, its id, its state, what it would cost", _LIST_EXAMPLES, _list)
+    _add_selection(parser)
+    parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_settings(parser)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="laptop", help=f"{'; '.join(f'{p.name}: {p.about}' for p in PROFILES.values())}")
+    parser.add_argument("--configs", type=_words, default=list(CONFIGS), help=f"comma-separated (default: {','.join(CONFIGS)})")
+    parser.add_argument("--tasks", type=_words, help="comma-separated (default: the profile's)")
+    parser.add_argument("--seeds", type=_numbers, help="comma-separated whole numbers (default: the profile's)")
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for JSON and CSV (default: results)")
+    parser.add_argument("--force", action="store_true", help="run again what is complete")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
+                        "quanto-int4, quanto-int8, none")  # fmt: skip
+    parser.add_argument("--data", help="local folder with the hub task's data")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2, got {text!r}") from None
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan")
+    given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
+    return {**given, **dict(parse_setting(text) for text in arguments.set)}
+
+
+def _specs(arguments: argparse.Namespace) -> list[RunSpec]:
+    profile = find_profile(arguments.profile)
+    tasks = arguments.tasks or list(profile.tasks)
+    seeds = arguments.seeds if arguments.seeds is not None else list(profile.seeds)
+    return matrix(profile, arguments.configs, tasks, seeds, _settings(arguments))
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    return _do(_specs(arguments), arguments, jobs=arguments.jobs)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if (arguments.config is None) == (arguments.plan is None):
+        raise UserError(f"give --config (one of {', '.join(CONFIGS)}) or --plan FILE, and not both")
+    spec = make_spec(find_profile(arguments.profile), arguments.config or "", arguments.task, _settings(arguments))
+    if arguments.seed is not None:
+        from bitrank.specs import check
+
+        spec = check(replace(spec, seed=arguments.seed))
+    return _do([spec], arguments, jobs=1)
+
+
+def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int) -> int:
+    from bitrank.study import Options, run_study, show
+
+    options = Options(arguments.store, arguments.results, jobs, arguments.force)
+    done = run_study(specs, options)
+    show(done, options)
+    if any(job.status == "bad input" for job in done):
+        return 2
+    return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from bitrank.listing import rows, table
+
+    listed = rows(_specs(arguments), arguments.store)
+    if arguments.json:
+        print(json.dumps(listed, indent=1))
+    else:
+        from bitrank.display import console
+
+        console().print(table(listed))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bitrank.doctor import examine, print_report
+
+    report = examine()
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print_report(report)
+    return 0
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from bitrank.ui import serve
+
+    return serve(arguments.store, find_profile(arguments.profile).name, arguments.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

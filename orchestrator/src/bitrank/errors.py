@@ -1,0 +1,23 @@
+"""Bad words from a user, told apart from broken code: they end with a clear line and exit code 2, never with a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something asked for cannot be done; the message says what was expected, what came and what to do."""
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether ``error`` speaks to the user. Each package has its own ``…Error(ValueError)`` for that; none imports another's."""
+    return type(error).__name__ in {"UserError", "DataError", "QuantError", "AdapterError", "TrainError"}
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """The error for a name that is not among ``known``, with the nearest that are."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    listed = f"nearest: {', '.join(near)}; all: {', '.join(names)}" if near else f"expected one of {', '.join(names)}"
+    return UserError(f"unknown {kind} {name!r}; {listed}{hint}")

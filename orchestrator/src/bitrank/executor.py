@@ -1,0 +1,191 @@
+"""Run specs, each in a process of its own, and follow them: the local executor.
+
+The parent holds a lock on each run's folder while it runs, so two invocations never train the same spec. Children end when
+the parent does. Events are tailed, logged in batches and shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bitrank.child import BAD_INPUT, DIVERGED
+from bitrank.events import EventTail
+from bitrank.specs import RunSpec, write_spec
+from bitrank.tracking import RunLog, State, Tracker
+
+_POLL, _FLUSH = 0.2, 1.0  # seconds
+
+
+@dataclass
+class Job:
+    """One spec on its way through the executor; ``status`` is waiting, running, or how it ended."""
+
+    spec: RunSpec
+    folder: Path
+    state: State
+    status: str = "waiting"
+    message: str = ""
+    phase: str = ""
+    started: float = 0.0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.status == "finished"
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: RunLog
+    tail: EventTail
+    lock: FileLock
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    flushed: float = 0.0
+
+
+class Interrupted(Exception):
+    """The user, or a SIGTERM, stopped the matrix; ``code`` is the exit code that says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.code = 128 + signal_number
+
+
+def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable[[Job | None], None]) -> None:
+    """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
+
+    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
+    """
+    waiting, running = deque(jobs), list[_Running]()
+    with _signals():
+        try:
+            while waiting or running:
+                while waiting and len(running) < slots:
+                    if (started := _start(waiting.popleft(), tracker, threads=_share(slots))) is not None:
+                        running.append(started)
+                        changed(started.job)
+                for item in list(running):
+                    if _follow(item, changed):
+                        running.remove(item)
+                        changed(item.job)
+                changed(None)
+                time.sleep(_POLL)
+        except Interrupted:
+            for item in running:
+                _kill(item)
+            raise
+
+
+def _start(job: Job, tracker: Tracker, threads: int | None) -> _Running | None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        job.status, job.message = "elsewhere", "another bitrank process is running it"
+        return None
+    write_spec(job.spec, job.folder / "spec.json")
+    log = tracker.open(job.spec, job.state.run_id)
+    # Big temporaries would otherwise be mapped and unmapped at each step; and threads that wait actively crawl as soon as
+    # another program wants a core (a hundred times slower was seen).
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "1073741824",
+                   "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    with (job.folder / "log.txt").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bitrank.child", str(job.folder)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        )  # fmt: skip
+    job.status, job.started = "running", time.monotonic()
+    return _Running(job, process, log, EventTail(job.folder / "events.jsonl"), lock)
+
+
+def _share(slots: int) -> int | None:
+    return None if slots == 1 else max(1, (os.cpu_count() or 1) // slots)
+
+
+def _follow(item: _Running, changed: Callable[[Job | None], None]) -> bool:
+    """Take in what the run said; True when it has ended and is closed."""
+    ended = item.process.poll() is not None  # asked before reading, so that nothing written before the end is missed
+    fresh = item.tail.read()
+    item.pending += fresh
+    for event in fresh:
+        item.job.phase = event.get("phase", item.job.phase)
+        if event["event"] in {"train", "validation", "phase"}:
+            item.job.events.append(event)
+            changed(item.job)
+    if item.pending and (ended or time.monotonic() - item.flushed > _FLUSH):
+        item.log.events(item.pending)
+        item.pending, item.flushed = [], time.monotonic()
+    if ended:
+        _close(item)
+    return ended
+
+
+def _close(item: _Running) -> None:
+    job, code = item.job, item.process.returncode
+    failure = _read(job.folder / "failure.json")
+    tags = {"exit_code": str(code)}
+    if code == 0 and (job.folder / "result.json").exists():
+        job.status, status = "finished", "FINISHED"
+    elif code < 0:
+        job.status, status, job.message = "killed", "KILLED", f"killed by {signal.Signals(-code).name}"
+    else:
+        job.status, status = ("diverged" if code == DIVERGED else "bad input" if code == BAD_INPUT else "failed"), "FAILED"
+        job.message = failure.get("message") or f"the process ended with code {code}; see {job.folder / 'log.txt'}"
+        tags["finding" if code == DIVERGED else "failure"] = job.message[:500]
+    item.log.close(job.folder, status, tags)
+    if status == "FINISHED":
+        shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)  # it lies with the run's artifacts now
+    item.lock.release()
+
+
+def _kill(item: _Running) -> None:
+    item.process.terminate()
+    try:
+        item.process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        item.process.kill()
+        item.process.wait()
+    item.job.status, item.job.message = "killed", "stopped; run the same command to continue"
+    item.log.close(item.job.folder, "KILLED", {"exit_code": str(item.process.returncode)})
+    item.lock.release()
+
+
+class _signals:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted` inside the block."""
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,120 @@
+"""Models by name, hub id or local folder: encoders with a classification head, decoders with their language-model head."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from bitrank.errors import UserError
+from bitrank.tiny import TINY, build_tiny
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in the compute dtype on its device, its tokenizer, and the names of freshly made modules (to be trained whole)."""
+
+    model: nn.Module
+    tokenizer: Any
+    fresh: list[str]
+    parameters: int
+
+
+def locate(name: str) -> str:
+    """The folder or hub id of model ``name``: an embedded model, a tiny one, a local folder, or a hub id as it is."""
+    if name == "minilm":
+        return str(asset_dir("minilm"))
+    if name == "smollm2":
+        return str(_smollm2())
+    if name in TINY:
+        return str(build_once(cache_dir() / "models" / f"{name}-1", partial(build_tiny, name)))
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"no such model folder: {name}; give a folder in hub format, a hub id, or one of minilm, smollm2")
+    return name
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of model ``name``. Raises :class:`UserError` when there is none."""
+    _quiet()
+    place = locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+
+
+def load_model(name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int) -> Loaded:
+    """Model ``name`` for a task of ``kind``. Fresh heads are drawn from ``seed``.
+
+    Raises :class:`UserError` when it cannot be loaded, or is an encoder asked to do language modelling.
+    """
+    tokenizer = load_tokenizer(name)
+    config = _config(name, kind, classes, dropout, tokenizer)
+    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
+    torch.manual_seed(seed)
+    try:
+        model, info = auto.from_pretrained(
+            locate(name), config=config, dtype=dtype, attn_implementation="sdpa" if device == "cuda" else "eager", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+    fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    return Loaded(model.to(device), tokenizer, fresh, sum(p.numel() for p in model.parameters()))
+
+
+def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer: Any) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(locate(name))
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+    if kind == "language-modelling" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(f"{name} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2")
+    if kind == "classification":
+        config.num_labels = classes
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if dropout is not None:
+        for key, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+                setattr(config, key, dropout)
+    return config
+
+
+def _smollm2() -> Path:
+    """SmolLM2 in hub format, converted once from its GGUF file: loading then takes a moment, and little memory."""
+    place = cache_dir() / "models" / f"smollm2-{ASSETS['smollm2'].sha256[:12]}-1"
+    return build_once(place, _convert_smollm2)
+
+
+def _convert_smollm2(folder: Path) -> None:
+    _quiet()
+    source = asset_dir("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.bfloat16)
+    # The weights are plain bf16 now; the note that they came quantized would make transformers refuse to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file="model.gguf").save_pretrained(folder)
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of minilm, smollm2"
+
+
+def _quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

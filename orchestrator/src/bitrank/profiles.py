@@ -1,0 +1,80 @@
+"""Profiles: the same study at three prices.
+
+``laptop`` runs on what installs from PyPI, ``paper`` is the study as it was designed (hub models and data, three seeds),
+``smoke`` takes seconds on tiny random models and says nothing about methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitrank.errors import unknown
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Tasks and seeds of a study matrix, and for each kind of task the fields of a spec that differ from its defaults."""
+
+    name: str
+    about: str
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "laptop",
+            "embedded models and text, one seed, minutes on two CPU cores",
+            ("movie_sentences", "wiki_articles"),
+            (0,),
+            {
+                "classification": {
+                    "model": "minilm", "steps": 300, "batch_size": 32, "learning_rate": 3e-3, "max_length": 128,
+                    "log_every": 10, "eval_every": 75, "checkpoint_every": 75, "dropout": 0.0,
+                },
+                "language-modelling": {
+                    "model": "smollm2", "steps": 40, "batch_size": 4, "learning_rate": 2e-3, "max_length": 128,
+                    "log_every": 2, "eval_every": 20, "checkpoint_every": 10, "dropout": 0.0,
+                    "test_windows": 3, "validation_windows": 2,
+                },
+            },
+        ),
+        Profile(
+            "paper",
+            "SST-2 with bert-base-uncased and WikiText-2 with GPT-2 small, three epochs, seeds 0, 1, 2",
+            ("sst2", "wikitext2"),
+            (0, 1, 2),
+            {
+                "classification": {"model": "bert-base-uncased", "epochs": 3, "batch_size": 8, "max_length": 128},
+                "language-modelling": {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
+            },
+        ),
+        Profile(
+            "smoke",
+            "tiny random models on toy text, for tests only: its numbers mean nothing",
+            ("toy_sentences", "toy_articles"),
+            (0,),
+            {
+                "classification": {
+                    "model": "tiny-bert", "steps": 20, "batch_size": 8, "learning_rate": 5e-3, "max_length": 32,
+                    "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
+                },
+                "language-modelling": {
+                    "model": "tiny-llama", "steps": 20, "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
+                    "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
+                },
+            },
+        ),
+    )
+}  # fmt: skip
+
+
+def find_profile(name: str) -> Profile:
+    """The profile called ``name``. Raises :class:`~bitrank.errors.UserError` with the nearest names."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]

@@ -1,0 +1,159 @@
+"""What a run tells while it runs: JSON lines that the parent process reads, and files that stay.
+
+The training process never imports MLflow. It appends to ``events.jsonl``; the orchestrator's parent tails that file, logs in
+batches and closes the run. So memory figures are the training's own, and a crash cannot leave a half-written store.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from bitrank_data import TokenSplit
+from bitrank_quant import Applied, WeightMatrix
+from bitrank_trainer import Evaluation, Progress, device_memory_mib, peak_memory_mib
+from torch import nn
+
+from bitrank.events import open_events, read_events
+
+MIB = 1024**2
+
+
+class Record:
+    """The run's own record in ``folder``: events, plan, ranks over time, predictions, result."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._result: dict[str, Any] = {}
+        self._events = open_events(folder / "events.jsonl")
+        self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Append one event, whole and at once."""
+        if event["event"] == "ranks":
+            self._ranks_over_time[event["step"]] = event["ranks"]  # type: ignore[index,assignment]
+        live = {"peak_mib": peak_memory_mib()}
+        self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
+        self._events.flush()
+
+    def phase(self, name: str) -> None:
+        self.emit({"event": "phase", "phase": name})
+
+    def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None:
+        """Where the run runs, and the memory that imports alone took."""
+        self._result["mem/import_mib"] = import_mib
+        libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets")
+        ours = ("bitrank", "bitrank-data", "bitrank-quant", "bitrank-adapters", "bitrank-trainer")
+        tags = {f"version.{name}": _version(name) for name in (*ours, *libraries)}
+        tags |= {"device": device, "dtype": str(dtype).removeprefix("torch."), "threads": str(threads), "hardware": hardware(device)}
+        self.emit({"event": "machine", "tags": tags})
+
+    def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:
+        """Both plans, before anything is applied."""
+        plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
+        (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        formats = sorted({text for text in bits.values()})
+        self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
+
+    def model(self, applied: dict[str, Applied], stored: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
+        """What really holds the base, and its size. Trained parameters are counted apart."""
+        plan = json.loads((self._folder / "plan.json").read_text())
+        plan["applied"] = {name: asdict(done) for name, done in applied.items()}
+        (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        base = stored - sum(p.numel() * p.element_size() for p in trained.values())
+        count = sum(p.numel() for p in trained.values())
+        self._result |= {
+            "model/mib": base / MIB,
+            "model/bits": base * 8 / parameters,
+            "lora/params": count,
+            "lora/percent": 100 * count / parameters,
+        }
+        backends = sorted({f"{done.format}@{done.backend}" for done in applied.values()})
+        self.emit({"event": "model", "tags": {"stored_as": ", ".join(backends)}})
+
+    def zero_shot(self, judge: Callable[[], Evaluation]) -> None:
+        """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
+        path = self._folder / "zero_shot.json"
+        if not path.exists():
+            path.write_text(json.dumps(judge().metrics))
+        self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
+
+    def finish(
+        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str, setup_seconds: float
+    ) -> None:
+        """Test figures, predictions, ranks; ``result.json`` comes last and says that the run is complete."""
+        write_predictions(final, split, self._folder / "predictions.parquet")
+        over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
+        (self._folder / "ranks.json").write_text(json.dumps({"final": ranks, "over_time": over_time}, indent=1))
+        self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
+        self._result |= {
+            "lora/rank": sum(ranks.values()),
+            "lora/rank_mean": sum(ranks.values()) / len(ranks),
+            "best/step": progress.best_step,
+            "train/tokens": progress.tokens,
+            "speed/train_tok_s": progress.tokens / progress.seconds,
+            "speed/infer_tok_s": final.tokens_per_second,
+            "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl")),
+            "mem/device_mib": device_memory_mib(device),
+            "time/setup_s": setup_seconds,
+            "time/train_s": progress.seconds,
+            "time/eval_s": final.seconds,
+            "time/total_s": time.time() - psutil.Process().create_time(),
+        }
+        making = self._folder / "result.tmp"
+        making.write_text(json.dumps(self._result, indent=1))
+        making.replace(self._folder / "result.json")
+        self.emit({"event": "done"})
+
+
+def write_predictions(final: Evaluation, split: TokenSplit, path: Path) -> None:
+    """One row per sequence: example id and whatever the objective tells of it. Loss is in nats, summed over the sequence."""
+    columns = {key: [row[key] for row in final.rows] for key in final.rows[0]}
+    columns["id"] = [split.ids[int(index)] for index in columns.pop("index")]  # type: ignore[misc]
+    pq.write_table(pa.table(columns), path)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapter in PEFT's own format (safetensors)."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def hardware(device: str) -> str:
+    """The machine in a few words: processor or accelerator, cores, memory."""
+    cores, memory = psutil.cpu_count(logical=False) or psutil.cpu_count(), round(psutil.virtual_memory().total / 2**30)
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    return f"{name}, {cores} cores, {memory} GiB"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _past_ranks(path: Path) -> dict[int, dict[str, int]]:
+    return {event["step"]: event["ranks"] for event in read_events(path) if event["event"] == "ranks"}
+
+
+def _past_peak(path: Path) -> float:
+    return float(np.max([event["live"]["peak_mib"] for event in read_events(path)], initial=0.0))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

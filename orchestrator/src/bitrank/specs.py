@@ -1,0 +1,162 @@
+"""A run as a typed value, and the matrix of runs as a list of them.
+
+A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the same run, so a
+finished one is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from bitrank_data import open_task
+
+from bitrank.configs import find_config
+from bitrank.errors import UserError, unknown
+from bitrank.profiles import Profile
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run. Sizes are in sequences, lengths in tokens, ``*_every`` in optimizer steps.
+
+    ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU and 1 elsewhere; ``dropout`` None keeps
+    the model's own; ``arm`` is the config as plain data; ``adapter_scale`` is α/r, the same for every rank and arm.
+    """
+
+    config: str
+    task: str
+    model: str
+    seed: int = 0
+    profile: str = "laptop"
+    kind: str = "classification"
+    arm: dict[str, Any] = field(default_factory=dict)
+    plan: str | None = None
+    data: str | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 8
+    accumulation: int = 0
+    learning_rate: float = 2e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    dropout: float | None = None
+    adapter_scale: float = 2.0
+    max_length: int = 128
+    test_windows: int | None = None
+    validation_windows: int | None = None
+    log_every: int = 50
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    quant_backend: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+
+    @property
+    def spec_id(self) -> str:
+        """Twelve hex digits: the hash of the whole spec."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def task_name(self) -> str:
+        """The task as it is shown: a user's file by its stem."""
+        return Path(self.task).stem if "/" in self.task or Path(self.task).suffix else self.task
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.config} {self.task_name} s{self.seed}"
+
+    @property
+    def cell(self) -> str:
+        """What to average seeds over."""
+        return f"{self.config} · {self.task_name}"
+
+
+# Fields that `--set key=value` may not touch: they have their own words, or follow from others.
+_FIXED = {"config", "task", "profile", "kind", "arm"}
+SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
+_POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
+             "checkpoint_every", "threads")  # fmt: skip
+_ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
+_FRACTIONS = ("warmup", "dropout")
+
+
+def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """The spec of one run: the profile's fields for this kind of task, then ``overrides``.
+
+    Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out of range.
+    """
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key in given:
+        if key not in SETTABLE:
+            raise unknown("key", key, SETTABLE)
+    source = open_task(task, given.get("data"))
+    plan = given.get("plan")
+    name = Path(plan).stem if plan else config
+    chosen = {**profile.by_kind[source.kind], **given}
+    if "steps" in given and "epochs" not in given:
+        chosen["epochs"] = None
+    if "epochs" in given and "steps" not in given:
+        chosen["steps"] = None
+    arm = find_config(config, plan).as_data()
+    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
+
+
+def check(spec: RunSpec) -> RunSpec:
+    """``spec`` itself. Raises :class:`UserError` when a number is out of range or the length of training is not given once."""
+    for name in _POSITIVE:
+        value = getattr(spec, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be 1 or more, got {value}")
+    for name in _ABOVE_ZERO:
+        if getattr(spec, name) <= 0:
+            raise UserError(f"{name} must be above 0, got {getattr(spec, name)}")
+    for name in _FRACTIONS:
+        if not 0 <= (getattr(spec, name) or 0) < 1:
+            raise UserError(f"{name} must be at least 0 and below 1, got {getattr(spec, name)}")
+    if spec.seed < 0 or spec.accumulation < 0 or spec.weight_decay < 0:
+        raise UserError(f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}")
+    if (spec.steps is None) == (spec.epochs is None):
+        raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
+    return spec
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``key=value`` from the command line, with the value in the field's own type."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"expected key=value, got {text!r}")
+    if key not in SETTABLE:
+        raise unknown("key", key, SETTABLE)
+    wanted = str(get_type_hints(RunSpec)[key])
+    for kind in (int, float):
+        if kind.__name__ in wanted:
+            try:
+                return key, kind(value)
+            except ValueError:
+                raise UserError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {value!r}") from None
+    return key, value
+
+
+def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
+    """Every run of the study: task by task, seed by seed, config by config."""
+    return [
+        replace(make_spec(profile, config, task, overrides), seed=seed)
+        for task in tasks
+        for seed in seeds
+        for config in configs
+    ]
+
+
+def read_spec(path: Path) -> RunSpec:
+    return RunSpec(**json.loads(path.read_text()))
+
+
+def write_spec(spec: RunSpec, path: Path) -> None:
+    path.write_text(json.dumps(asdict(spec), indent=1, sort_keys=True))

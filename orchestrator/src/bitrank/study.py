@@ -1,0 +1,103 @@
+"""The study matrix: what is to run, what is done, and what to show at the end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bitrank.display import Progress, console, results_table
+from bitrank.executor import Job, run_all
+from bitrank.results import result_of, write_results
+from bitrank.specs import RunSpec
+from bitrank.store import open_store, store_uri
+from bitrank.tracking import State, Tracker, state_of
+
+_COMPLETE = {"done", "stale"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs anew."""
+
+    store: str
+    results: Path
+    jobs: int = 1
+    force: bool = False
+
+    @property
+    def work(self) -> Path:
+        """Where runs keep their files while they run."""
+        uri = store_uri(self.store)
+        local = uri.startswith("sqlite:///")
+        return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
+
+
+def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracker, list[Job]]:
+    """The tracker of the specs' profile, and every spec with its state in the store."""
+    tracker = Tracker(open_store(options.store), options.store, specs[0].profile)
+    runs = tracker.runs()
+    return tracker, [_job(spec, options.work / spec.spec_id, state_of(spec, runs)) for spec in specs]
+
+
+def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
+    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
+    tracker, jobs = look(specs, options)
+    for job in jobs:
+        if job.state.run_id is not None and (options.force or job.state.name == "outdated"):
+            tracker.forget(job.state.run_id)  # numbers of two versions of the code must not meet in one run
+            shutil.rmtree(job.folder, ignore_errors=True)
+            job.state, job.status = State("new"), "waiting"
+    due = [job for job in jobs if job.status == "waiting"]
+
+    def changed(job: Job | None) -> None:
+        progress.changed(job)
+        if job is not None and job.done:
+            write_results(_rows([job]), options.results)
+
+    with Progress(due) as progress:
+        if due:
+            run_all(due, tracker, options.jobs, changed)
+    write_results([row for row in _rows(jobs) if row[1]], options.results)
+    return jobs
+
+
+def show(jobs: Sequence[Job], options: Options) -> None:
+    """The final table, what failed and why, and where everything lies."""
+    screen = console()
+    screen.print(results_table(_rows(jobs)))
+    for job in jobs:
+        if job.message and not job.done:
+            screen.print(f"{job.spec.run_name}: {job.status}: {job.message}", highlight=False, markup=False, soft_wrap=True)
+    complete = sum(job.status in {"finished", "done", "stale"} for job in jobs)
+    screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
+    if jobs and jobs[0].spec.profile == "smoke":
+        screen.print("Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False)
+    screen.print(f"results: {options.results}   store: {store_uri(options.store)}   UI: make ui", highlight=False, soft_wrap=True)
+
+
+def _job(spec: RunSpec, folder: Path, state: State) -> Job:
+    status = state.name if state.name in {*_COMPLETE, "diverged"} else "waiting"
+    if state.name in {"interrupted", "new"} and _locked(folder):
+        status, state = "elsewhere", State("running", state.run_id, "another bitrank process is running it")
+    return Job(spec, folder, state, status, state.note)
+
+
+def _locked(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _rows(jobs: Sequence[Job]) -> list[tuple[RunSpec, dict[str, Any], str]]:
+    return [(job.spec, result_of(job.folder) or dict(job.state.figures), job.status) for job in jobs]

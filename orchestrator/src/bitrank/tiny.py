@@ -1,0 +1,54 @@
+"""Tiny random models in hub format with a word tokenizer: what smoke tests run on. They know nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+_WORDS = ("the is and . film story cast score plot ending scene script good lovely bright fine superb bad dull poor weak awful").split()
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *_WORDS))}
+_TOKENS: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+
+
+def _bert() -> Any:
+    return BertForSequenceClassification(
+        BertConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64)
+    ).bert
+
+
+def _llama() -> Any:
+    return LlamaForCausalLM(
+        LlamaConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                    intermediate_size=128, max_position_embeddings=64, tie_word_embeddings=True)
+    )  # fmt: skip
+
+
+def _gpt2() -> Any:
+    return GPT2LMHeadModel(GPT2Config(**_TOKENS, n_embd=64, n_layer=3, n_head=4, n_positions=64))
+
+
+TINY = {"tiny-bert": _bert, "tiny-llama": _llama, "tiny-gpt2": _gpt2}
+
+
+def build_tiny(name: str, folder: Path) -> None:
+    """Write the tiny model ``name`` (one of :data:`TINY`) and its tokenizer into ``folder``, always the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        TINY[name]().save_pretrained(folder)
+    words = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]").save_pretrained(folder)

@@ -1,0 +1,180 @@
+"""The one writer: the parent process that logs runs to MLflow from their events.
+
+A run is found again by its ``spec_id`` tag, so an interrupted one continues under the same MLflow run. Points that the store
+has already are not logged twice, whatever a crash left half done: events are read from the start and what is known is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitrank.errors import UserError
+from bitrank.events import read_events
+from bitrank.provenance import code_id, git_state
+from bitrank.specs import RunSpec
+from bitrank.store import artifact_root
+from bitrank.views import save_views
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_BATCH = 900  # MLflow takes 1,000 entries a call
+_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "result.json", "failure.json", "log.txt")
+_PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
+           "quant_backend")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a spec stands in the store.
+
+    ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since), failed, diverged,
+    running; ``figures`` are the final metrics of a complete run.
+    """
+
+    name: str
+    run_id: str | None = None
+    note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Tracker:
+    """Runs of one profile in one store."""
+
+    def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
+        self._client = client
+        self.experiment_id = _experiment(client, f"bitrank-{profile}", artifact_root(store))
+
+    def runs(self) -> dict[str, Run]:
+        """The newest MLflow run of each spec_id."""
+        found: dict[str, Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+            found.update({run.data.tags["spec_id"]: run for run in page if "spec_id" in run.data.tags})
+            token = page.token
+            if not token:
+                return found
+
+    def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
+        """The log of a new run, or of the interrupted run ``run_id``."""
+        if run_id is None:
+            run_id = self._client.create_run(self.experiment_id, tags=_tags(spec), run_name=spec.run_name).info.run_id
+            params = {key: value for key, value in asdict(spec).items() if key in _PARAMS and value is not None}
+            self._client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+        return RunLog(self._client, run_id)
+
+    def forget(self, run_id: str) -> None:
+        """Mark a run as deleted (MLflow keeps it restorable); ``--force`` replaces it."""
+        self._client.delete_run(run_id)
+
+
+class RunLog:
+    """Writes one run: batches of points while it runs, artifacts and the true status at its end."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        known = client.get_run(run_id).data.metrics
+        self._logged = {(key, point.step) for key in known for point in client.get_metric_history(run_id, key)}
+        self._tags: dict[str, str] = {}
+
+    def events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Log the metrics and tags of ``events`` that the store does not have yet."""
+        points, tags = [], {}
+        for event in events:
+            tags.update(event.get("tags", {}))
+            points += [
+                _metric(key, value, event["time_ms"], event["step"])
+                for key, value in event.get("metrics", {}).items()
+                if self._new(key, event["step"])
+            ]
+        self._send(points, tags)
+
+    def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
+        """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the status."""
+        self.events(read_events(folder / "events.jsonl"))
+        result = json.loads((folder / "result.json").read_text()) if status == "FINISHED" else {}
+        now = int(time.time() * 1000)
+        self._send([_metric(key, value, now, 0) for key, value in result.items() if self._new(key, 0)], dict(tags))
+        for name in _FILES:
+            if (folder / name).exists():
+                self._client.log_artifact(self.run_id, str(folder / name))
+        for name in ("adapter", "checkpoint"):
+            if status == "FINISHED" and (folder / name).is_dir():
+                self._client.log_artifacts(self.run_id, str(folder / name), name)
+        self._client.set_terminated(self.run_id, status)
+
+    def _new(self, key: str, step: int) -> bool:
+        if (key, step) in self._logged:
+            return False
+        self._logged.add((key, step))
+        return True
+
+    def _send(self, points: list[Any], tags: dict[str, str]) -> None:
+        fresh = {key: value for key, value in tags.items() if self._tags.get(key) != value}
+        for start in range(0, len(points), _BATCH):
+            self._client.log_batch(self.run_id, metrics=points[start : start + _BATCH])
+        for key, value in fresh.items():
+            self._client.set_tag(self.run_id, key, value)
+        self._tags.update(fresh)
+
+
+def state_of(spec: RunSpec, runs: Mapping[str, Run]) -> State:
+    """Where ``spec`` stands, by what the store says; whether a running one is alive is for its lock to say."""
+    run = runs.get(spec.spec_id)
+    if run is None:
+        return State("new")
+    tags, run_id, figures = run.data.tags, run.info.run_id, run.data.metrics
+    older = tags.get("code") != code_id()
+    if run.info.status == "FINISHED":
+        note = "made by older code; --force makes it anew" if older else ""
+        return State("stale" if older else "done", run_id, note, figures)
+    if older:
+        return State("outdated", run_id)
+    if "finding" in tags:
+        return State("diverged", run_id, tags["finding"])
+    return State("failed" if run.info.status == "FAILED" else "interrupted", run_id, tags.get("failure", ""))
+
+
+def _tags(spec: RunSpec) -> dict[str, str]:
+    from bitrank.configs import CONFIGS
+
+    family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
+    words = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
+             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_id()}  # fmt: skip
+    note = {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."} if spec.profile == "smoke" else {}
+    return {**words, **git_state(), "mlflow.source.name": "bitrank", **note}
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise UserError(f"the experiment {name} was deleted in this store; restore it in MLflow or give another --store")
+    if experiment is None:
+        location = f"{artifacts}/{name}" if artifacts else None
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    save_views(client, experiment_id, name)
+    return str(experiment_id)
+
+
+def _metric(key: str, value: float, time_ms: int, step: int) -> Any:
+    from mlflow.entities import Metric
+
+    return Metric(key, float(value), time_ms, step)
+
+
+def _param(key: str, value: object) -> Any:
+    from mlflow.entities import Param
+
+    return Param(key, str(value))

@@ -1,0 +1,146 @@
+"""Rank plans → PEFT models.
+
+Scale policy, the same in every arm: the adapter's output is multiplied by one factor ``scale`` whatever its rank (α = scale · r,
+for AdaLoRA α = scale · initial r), so that arms differ in bits and rank and in nothing else. Adapters are fp32; the base is
+frozen, its norms are fp32 inside, and a freshly made head is trained whole in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.plans import RankPlan, check_ranks
+
+
+@dataclass(frozen=True)
+class AdaLora:
+    """The AdaLoRA schedule (Zhang et al. 2023): every matrix starts at ``init_r``; the sum of ranks ends at ``target_r`` · matrices.
+
+    The budget is constant for the first ``warm`` share of the steps, falls as a cubic, and is frozen for the last ``final``
+    share. ``every`` is the number of steps between two prunings; ``orthogonality`` weighs the regulariser (0.1 in the authors'
+    scripts).
+    """
+
+    init_r: int = 12
+    target_r: int = 4
+    warm: float = 0.1
+    final: float = 0.4
+    every: int = 5
+    orthogonality: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_r < self.init_r:
+            raise AdapterError(f"AdaLoRA needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}")
+        if self.warm < 0 or self.final <= 0 or self.warm + self.final >= 1:
+            raise AdapterError(f"AdaLoRA needs 0 ≤ warm, 0 < final and warm + final < 1, got {self.warm} and {self.final}")
+
+
+def attach_lora(model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: Sequence[str] = (), seed: int = 0) -> PeftModel:
+    """LoRA with each matrix's own rank. ``heads`` names freshly made modules to train whole.
+
+    Raises :class:`AdapterError` when the plan does not fit the model.
+    """
+    check_ranks(plan, _shapes(model, plan))
+    usual = max(set(plan.values()), key=list(plan.values()).count)
+    config = LoraConfig(
+        r=usual,
+        lora_alpha=scale * usual,  # type: ignore[arg-type]
+        rank_pattern={name: rank for name, rank in plan.items() if rank != usual},
+        alpha_pattern={name: scale * rank for name, rank in plan.items() if rank != usual},
+        target_modules=list(plan),
+        modules_to_save=list(heads) or None,
+        lora_dropout=0.0,
+    )
+    return _attach(model, config, heads, seed)
+
+
+def attach_adalora(
+    model: nn.Module,
+    names: list[str],
+    schedule: AdaLora,
+    *,
+    total_steps: int,
+    scale: float = 2.0,
+    heads: Sequence[str] = (),
+    seed: int = 0,
+) -> PeftModel:
+    """AdaLoRA on the matrices ``names`` over ``total_steps`` optimizer steps (the trainer's number, not an epoch's).
+
+    Raises :class:`AdapterError` when the steps are too few for a schedule with at least one pruning before the freeze.
+    """
+    check_ranks(dict.fromkeys(names, schedule.init_r), _shapes(model, names))
+    warm, final = round(schedule.warm * total_steps), max(1, round(schedule.final * total_steps))
+    if total_steps - final - warm < 2:
+        raise AdapterError(f"{total_steps} steps are too few for AdaLoRA: no step is left between warm-up and freeze; give 10 or more")
+    config = AdaLoraConfig(
+        init_r=schedule.init_r,
+        target_r=schedule.target_r,
+        tinit=warm,
+        tfinal=final,
+        deltaT=schedule.every,
+        total_step=total_steps,
+        orth_reg_weight=schedule.orthogonality,
+        lora_alpha=scale * schedule.init_r,  # type: ignore[arg-type]
+        target_modules=list(names),
+        modules_to_save=list(heads) or None,
+        lora_dropout=0.0,
+    )
+    return _attach(model, config, heads, seed)
+
+
+def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: int) -> PeftModel:
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the same start in every arm, whatever was drawn before
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    assert isinstance(peft_model, PeftModel)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    _norms_in_fp32(peft_model)
+    for head in heads:
+        _head_in_fp32(peft_model, head)
+    return peft_model
+
+
+def _norms_in_fp32(model: nn.Module) -> None:
+    """Keep norm weights in fp32 and compute in it, whatever dtype flows through (k-bit preparation, QLoRA)."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+            module.float()
+            module.register_forward_hook(_as_input)
+            module.register_forward_pre_hook(_to_fp32)
+
+
+def _to_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    module.input_dtype = inputs[0].dtype  # type: ignore[assignment]
+    return (inputs[0].float(), *inputs[1:])
+
+
+def _as_input(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(module.input_dtype)  # type: ignore[arg-type]
+
+
+def _head_in_fp32(model: nn.Module, head: str) -> None:
+    """A trained head sees fp32 inputs; the frozen body hands it 16-bit ones."""
+    for name, module in model.named_modules():
+        if name.endswith(f"{head}.modules_to_save.default"):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def _shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear module of ``model``; quantized layers tell theirs by their features, not by their codes."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "in_features") and hasattr(module, "out_features"):
+            shapes[name] = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+        elif type(module).__name__ == "Conv1D":
+            shapes[name] = (int(module.nf), int(module.weight.shape[0]))  # type: ignore[arg-type,union-attr]
+    return shapes

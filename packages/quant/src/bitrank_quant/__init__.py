@@ -1,0 +1,40 @@
+"""Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
+
+from bitrank_quant.apply import Applied, PrecisionPlan, apply_precision
+from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override, available_overrides, choose_backend, override_for, probe
+from bitrank_quant.errors import QuantError
+from bitrank_quant.footprint import Footprint, stored_bytes
+from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, parse_format
+from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
+from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+
+__version__ = "0.1.0"
+__all__ = [
+    "BACKENDS",
+    "FORMATS",
+    "OVERRIDES",
+    "Affine",
+    "Applied",
+    "Backend",
+    "Codebook",
+    "Float",
+    "Footprint",
+    "Format",
+    "Int8Row",
+    "Override",
+    "PrecisionPlan",
+    "QuantEmbedding",
+    "QuantError",
+    "QuantLinear",
+    "QuantWeight",
+    "WeightMatrix",
+    "apply_precision",
+    "available_overrides",
+    "block_matrices",
+    "choose_backend",
+    "override_for",
+    "parse_format",
+    "probe",
+    "stored_bytes",
+    "weight_matrices",
+]

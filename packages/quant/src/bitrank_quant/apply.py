@@ -1,0 +1,134 @@
+"""Apply a precision plan to a model, module by module.
+
+A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not name stay as they are.
+Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings, and heads tied to an embedding (they follow it and
+share its bytes).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bitrank_quant.backends import BACKENDS, Override, choose_backend, override_for
+from bitrank_quant.errors import QuantError
+from bitrank_quant.formats import Float, Format, parse_format
+from bitrank_quant.matrices import tied_heads, weight_matrices
+from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+
+PrecisionPlan = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What really holds one matrix after :func:`apply_precision`."""
+
+    format: str
+    backend: str
+
+
+def apply_precision(
+    model: nn.Module, plan: PrecisionPlan, *, quant_backend: str = "auto", compute_dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Applied]:
+    """Store every matrix that ``plan`` names in its format, in place, and say what was done.
+
+    ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.OVERRIDES`). Inputs and outputs of
+    quantized layers are in ``compute_dtype``. Raises :class:`QuantError` for a module the model lacks, a format or backend that
+    cannot be served, or a tied head that the plan wants in another format than its embedding; the model is untouched then.
+    """
+    device = next(model.parameters()).device.type
+    override = override_for(quant_backend, device)
+    formats = {name: _effective(parse_format(text), override) for name, text in plan.items()}
+    _check_names(model, formats)
+    tied = tied_heads(model)
+    _check_tied(formats, tied)
+    heads_of: dict[str, list[str]] = {}
+    for head, embedding in tied.items():
+        heads_of.setdefault(embedding, []).append(head)
+    applied: dict[str, Applied] = {}
+    for name, fmt in formats.items():
+        if name not in tied:
+            applied |= _store(model, name, fmt, heads_of.get(name, []), override, compute_dtype)
+    _tell_peft(model, applied)
+    return applied
+
+
+def _effective(fmt: Format, override: Override) -> Format:
+    return fmt if override.format is None or isinstance(fmt, Float) else parse_format(override.format)
+
+
+def _store(
+    model: nn.Module, name: str, fmt: Format, heads: list[str], override: Override, compute_dtype: torch.dtype
+) -> dict[str, Applied]:
+    module = model.get_submodule(name)
+    if isinstance(module, Conv1D):
+        module = _linear_from_conv1d(module)
+        _replace(model, name, module)
+    assert isinstance(module, (nn.Linear, nn.Embedding))
+    if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == compute_dtype:
+        return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
+    if isinstance(module, nn.Embedding) or heads:
+        return _store_shared(model, name, module, fmt, heads, compute_dtype)
+    backend = _backend(fmt, override, module.weight.device.type)
+    _replace(model, name, BACKENDS[backend].make(module, fmt, compute_dtype))
+    return {name: Applied(str(fmt), backend)}
+
+
+def _store_shared(
+    model: nn.Module, name: str, module: nn.Module, fmt: Format, heads: list[str], compute_dtype: torch.dtype
+) -> dict[str, Applied]:
+    """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
+    quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
+    _replace(model, name, QuantEmbedding(quantized, module.padding_idx))  # type: ignore[arg-type]
+    for head in heads:
+        _replace(model, head, QuantLinear(quantized, model.get_submodule(head).bias))  # type: ignore[arg-type]
+    return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
+
+
+def _backend(fmt: Format, override: Override, device: str) -> str:
+    if isinstance(fmt, Float):
+        return "torch"
+    return override.backend or choose_backend(fmt, device).name
+
+
+def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
+    """GPT-2's ``Conv1D`` computes ``x W + b`` with W (in, out): the same layer with W transposed."""
+    linear = nn.Linear(conv.weight.shape[0], conv.weight.shape[1], device="meta")
+    linear.weight = nn.Parameter(conv.weight.detach().T.contiguous(), requires_grad=conv.weight.requires_grad)
+    linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=conv.bias.requires_grad)
+    return linear
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _check_names(model: nn.Module, formats: dict[str, Format]) -> None:
+    known = {matrix.name for matrix in weight_matrices(model)}
+    for name in formats:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
+            raise QuantError(f"the plan names {name!r}, which is no weight matrix of this model; nearest: {', '.join(near)}")
+
+
+def _check_tied(formats: dict[str, Format], tied: dict[str, str]) -> None:
+    for head, embedding in tied.items():
+        if head in formats and formats[head] != formats.get(embedding):
+            raise QuantError(
+                f"{head!r} shares its weight with {embedding!r}, so both need one format; the plan says "
+                f"{formats[head]} and {formats.get(embedding, 'nothing')}. Give them the same format, or leave the head out."
+            )
+
+
+def _tell_peft(model: nn.Module, applied: dict[str, Applied]) -> None:
+    """PEFT picks its bitsandbytes classes by model-level flags; a mixed model needs both."""
+    bnb = {parse_format(done.format).bits for done in applied.values() if done.backend == "bitsandbytes"}
+    if 4 in bnb:
+        model.is_loaded_in_4bit = True  # type: ignore[assignment]
+    if 8 in bnb:
+        model.is_loaded_in_8bit = True  # type: ignore[assignment]

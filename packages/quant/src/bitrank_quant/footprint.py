@@ -1,0 +1,72 @@
+"""Count the bytes a model really keeps: codes, scales, nested scales, and what stays in 16 bits.
+
+Every tensor reachable from a module is counted once per storage, so tied weights count once. Libraries hide tensors in
+different places: bitsandbytes in a quant state or a matmul state, quanto inside tensor subclasses; all are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Stored bytes of a model. ``modules`` holds the bytes by name of the module that owns them."""
+
+    total: int
+    modules: dict[str, int]
+
+    def bits_per_parameter(self, parameters: int) -> float:
+        """Stored bits per base parameter, scales and unquantized parts counted."""
+        return self.total * 8 / parameters
+
+
+def stored_bytes(model: nn.Module) -> Footprint:
+    """The bytes of all parameters, buffers and hidden quantization state of ``model``, each storage once."""
+    seen: set[tuple[torch.device, int]] = set()
+    modules: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for tensor in _own_tensors(module):
+            key = (tensor.device, tensor.untyped_storage().data_ptr())
+            if tensor.numel() and key not in seen:
+                seen.add(key)
+                modules[name] = modules.get(name, 0) + tensor.untyped_storage().nbytes()
+    return Footprint(sum(modules.values()), modules)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield from _leaves(tensor)
+    # bitsandbytes' 8-bit layer keeps codes and scales in its matmul state, before or after the first call.
+    state = getattr(module, "state", None)
+    for key in ("CB", "SCB"):
+        if isinstance(getattr(state, key, None), Tensor):
+            yield getattr(state, key)
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that make up ``tensor``: itself, or the parts of a subclass, and what bitsandbytes hangs on it."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _leaves(getattr(tensor, name))
+        return
+    yield tensor.data
+    if isinstance(getattr(tensor, "SCB", None), Tensor):
+        yield tensor.SCB  # type: ignore[attr-defined]
+    if isinstance(getattr(tensor, "CB", None), Tensor):
+        yield tensor.CB  # type: ignore[attr-defined]
+    yield from _quant_state(getattr(tensor, "quant_state", None))
+
+
+def _quant_state(state: object) -> Iterator[Tensor]:
+    if state is None:
+        return
+    for key in ("absmax", "code", "offset"):
+        if isinstance(getattr(state, key, None), Tensor):
+            yield getattr(state, key)
+    yield from _quant_state(getattr(state, "state2", None))

@@ -1,0 +1,130 @@
+"""Backend "torch": every format, every device, in plain PyTorch. The oracle that faster backends are tested against.
+
+The forward pass decodes the matrix, multiplies and forgets it; the backward pass decodes it again. Only codes and scales are
+kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts plus one decoded matrix at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitrank_quant.formats import Format, Int8Row, Tensors
+
+_OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
+
+
+class QuantWeight(nn.Module):
+    """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to it."""
+
+    def __init__(self, weight_OI: Tensor, fmt: Format, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fmt, self.shape, self.compute_dtype = fmt, (weight_OI.shape[0], weight_OI.shape[1]), compute_dtype
+        for name, tensor in fmt.encode(weight_OI).items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def tensors(self) -> Tensors:
+        return dict(self.named_buffers())
+
+    def decode(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The matrix (out, in) in ``dtype`` (default: the compute dtype)."""
+        return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype)
+
+    def decode_rows(self, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (any shape) → (*ids.shape, in)."""
+        flat = ids.reshape(-1)
+        rows = self.fmt.rows(self.tensors, flat, self.shape[0])
+        return self.fmt.decode(rows, (flat.numel(), self.shape[1]), self.compute_dtype).view(*ids.shape, self.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"{self.fmt}, shape={self.shape}"
+
+
+class QuantLinear(nn.Linear):
+    """A frozen linear layer over a :class:`QuantWeight`. Subclasses ``nn.Linear`` so that PEFT wraps it like one."""
+
+    def __init__(self, quantized: QuantWeight, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = quantized.shape
+        self.quantized = quantized
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The decoded matrix; made anew at each access."""
+        return self.quantized.decode()
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        llm_int8 = isinstance(self.quantized.fmt, Int8Row) and self.quantized.fmt.activations
+        # Two dimensions inside, so that what comes out of the function is no view: PEFT adds to it in place.
+        rows_NI = input.reshape(-1, self.in_features)
+        rows_NO = (_LlmInt8 if llm_int8 else _DecodedLinear).apply(rows_NI, self.quantized, bias)
+        return rows_NO.view(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.quantized.fmt}, in_features={self.in_features}, out_features={self.out_features}"
+
+
+class QuantEmbedding(nn.Embedding):
+    """A frozen embedding over a :class:`QuantWeight`: only the rows that are looked up get decoded."""
+
+    def __init__(self, quantized: QuantWeight, padding_idx: int | None) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = quantized.shape
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq, self.sparse = False, False
+        self.quantized = quantized
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The decoded table; made anew at each access."""
+        return self.quantized.decode()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.quantized.decode_rows(input)
+
+
+class _DecodedLinear(torch.autograd.Function):
+    """``y = x Wᵀ + b`` with W decoded in both passes instead of saved."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
+        ctx.quantized = quantized
+        return F.linear(input, quantized.decode(input.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return grads[0] @ ctx.quantized.decode(grads[0].dtype), None, None
+
+
+class _LlmInt8(torch.autograd.Function):
+    """LLM.int8(): int8 × int8 outside outlier features, 16-bit inside them; gradient through the decoded matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
+        ctx.quantized = quantized
+        x_NI = input.float()
+        outlier_I = (x_NI.abs() > _OUTLIER).any(0)
+        inner_NI = x_NI.masked_fill(outlier_I, 0.0)
+        scale_N = inner_NI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        codes_NI = (inner_NI / scale_N[:, None]).round()
+        parts = quantized.tensors
+        # Integer products up to 127² · in are exact in fp32 below 2²⁴, that is for up to about 1,000 features; close beyond.
+        y_NO = (codes_NI @ parts["codes"].float().T) * scale_N[:, None] * parts["scale"]
+        if outlier_I.any():
+            y_NO += x_NI[:, outlier_I] @ quantized.decode(torch.float32)[:, outlier_I].T
+        y_NO = y_NO.to(input.dtype)
+        return y_NO if bias is None else y_NO + bias
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return grads[0] @ ctx.quantized.decode(grads[0].dtype), None, None

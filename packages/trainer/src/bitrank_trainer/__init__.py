@@ -1,0 +1,39 @@
+"""The one loop, evaluation, checkpoints, and meters of memory and speed."""
+
+from bitrank_trainer.checkpoints import Progress, trainable
+from bitrank_trainer.errors import Diverged, TrainError
+from bitrank_trainer.evaluation import Evaluation, evaluate
+from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
+from bitrank_trainer.hooks import NoHook, RankHook
+from bitrank_trainer.loop import Task, train
+from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib
+from bitrank_trainer.objectives import OBJECTIVES, Classification, LanguageModelling, Objective, Row
+from bitrank_trainer.settings import TrainSettings
+
+__version__ = "0.1.0"
+__all__ = [
+    "DTYPES",
+    "OBJECTIVES",
+    "Classification",
+    "Diverged",
+    "Evaluation",
+    "LanguageModelling",
+    "NoHook",
+    "Objective",
+    "Progress",
+    "RankHook",
+    "Row",
+    "Task",
+    "Throughput",
+    "TrainError",
+    "TrainSettings",
+    "available_devices",
+    "choose_device",
+    "choose_dtype",
+    "device_memory_mib",
+    "evaluate",
+    "peak_memory_mib",
+    "pin_threads",
+    "train",
+    "trainable",
+]

@@ -1,0 +1,108 @@
+"""All that is needed to continue exactly, in safetensors and JSON, whole or not at all.
+
+A checkpoint is a folder named after its step, written under another name and renamed when it is complete; only then is the
+one before it removed. A kill at any moment leaves at least the last complete one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bitrank_trainer.hooks import RankHook
+
+
+@dataclass
+class Progress:
+    """Where training stands after ``step`` optimizer steps."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_score: float | None = None
+    smooth_loss: float | None = None
+    lowest_loss: float | None = None
+    history: dict[str, float] = field(default_factory=dict)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The trainable parameters of ``model`` at ``path``, written whole."""
+    making = path.with_suffix(".tmp")
+    save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, making)
+    making.replace(path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put parameters saved by :func:`save_weights` back, in place."""
+    saved = load_file(path)
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(saved[name])
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress) -> None:
+    """Write the checkpoint of ``progress.step`` under ``folder`` and drop the ones before it."""
+    place, making = folder / f"step-{progress.step:08d}", folder / ".making"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    hook_tensors, hook_text = hook.state()
+    tensors = {f"model:{name}": p.detach() for name, p in trainable(model).items()}
+    tensors |= {f"optimizer:{key}": value for key, value in _optimizer_tensors(model, optimizer).items()}
+    tensors |= {f"hook:{key}": value for key, value in hook_tensors.items()}
+    tensors["rng"] = torch.get_rng_state()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, making / "state.safetensors")
+    (making / "progress.json").write_text(json.dumps({"progress": vars(progress), "hook": hook_text}))
+    shutil.rmtree(place, ignore_errors=True)
+    making.rename(place)
+    for old in folder.glob("step-*"):
+        if old != place:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -> Progress:
+    """Restore the newest checkpoint under ``folder`` into everything given; a fresh :class:`Progress` when there is none."""
+    places = sorted(folder.glob("step-*"))
+    if not places:
+        return Progress()
+    tensors = load_file(places[-1] / "state.safetensors")
+    saved = json.loads((places[-1] / "progress.json").read_text())
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(tensors[f"model:{name}"])
+    _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
+    hook.restore(_part(tensors, "hook"), saved["hook"])
+    torch.set_rng_state(tensors["rng"])
+    return Progress(**saved["progress"])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}:{name}": value
+        for name, parameter in trainable(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = trainable(model)
+    for key, value in tensors.items():
+        kind, _, name = key.partition(":")
+        device = parameters[name].device if kind != "step" else value.device
+        optimizer.state[parameters[name]][kind] = value.to(device)
+
+
+def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:
+    return {key.partition(":")[2]: value for key, value in tensors.items() if key.startswith(f"{kind}:")}

@@ -1,0 +1,38 @@
+"""Judge a model on every sequence of a split, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bitrank_trainer.meters import Throughput
+from bitrank_trainer.objectives import Batch, Objective, Row
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over a split, the rows they come from (in order of their index), and the speed of getting them."""
+
+    metrics: dict[str, float]
+    rows: list[Row]
+    seconds: float
+    tokens_per_second: float
+
+
+def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, device: str) -> Evaluation:
+    """Run ``model`` over ``batches`` once. The model is left in the mode it came in."""
+    was_training = model.training
+    model.eval()
+    rows: list[Row] = []
+    speed = Throughput()
+    with torch.no_grad():
+        for batch in batches:
+            with speed:
+                rows += objective.rows(model, batch, device)
+            speed.tokens += int(batch["attention_mask"].sum())
+    model.train(was_training)
+    rows.sort(key=lambda row: row["index"])
+    return Evaluation(objective.metrics(rows), rows, speed.seconds, speed.tokens_per_second)

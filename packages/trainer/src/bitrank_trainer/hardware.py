@@ -1,0 +1,60 @@
+"""Device, dtype and threads, chosen from what the hardware says about itself, so that the choice is the same every time."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from bitrank_trainer.errors import TrainError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """``wanted``, or the best of cuda, mps and cpu. Raises :class:`TrainError` when ``wanted`` is not here."""
+    here = available_devices()
+    if wanted == "auto":
+        return here[0]
+    if wanted not in here:
+        raise TrainError(f"no device {wanted!r} on this machine; it has {', '.join(here)}")
+    return wanted
+
+
+def available_devices() -> list[str]:
+    """Devices that work here, the fastest first."""
+    devices = []
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def choose_dtype(device: str) -> str:
+    """The compute dtype: bf16 where the hardware multiplies it fast, fp32 elsewhere. Read from flags, never timed."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device == "mps":
+        return "bf16"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has bf16 multiply instructions (AVX-512 BF16, AMX, or Arm's)."""
+    if platform.system() == "Darwin":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def pin_threads(threads: int | None = None) -> int:
+    """Use ``threads`` CPU threads, by default one per physical core; results depend on the number, so it is recorded."""
+    count = threads or psutil.cpu_count(logical=False) or 1
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,152 @@
+"""The one training loop. It knows batches, an objective and a hook; it knows no method, no plan and no tracker.
+
+Everything that happens is handed to ``emit`` as a small dict with a step. Training can stop at any moment and continue from
+its last checkpoint with the same numbers: parameters, optimizer moments, the hook's moving averages, random state and the
+position in the data are all in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights, trainable
+from bitrank_trainer.errors import Diverged, TrainError
+from bitrank_trainer.hooks import RankHook
+from bitrank_trainer.meters import Throughput
+from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.settings import TrainSettings
+
+Emit = Callable[[dict[str, object]], None]
+_RUNAWAY = 2.0  # nats: a smoothed loss this far, and by half, above its lowest point has run away
+_SMOOTH = 0.9
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name."""
+
+    objective: Objective
+    batches: Callable[[int], Iterator[Batch]]
+    validate: Callable[[], dict[str, float]]
+    device: str = "cpu"
+
+
+def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit) -> Progress:
+    """Train ``model`` in place for ``settings.steps`` optimizer steps and leave it at its best validation point.
+
+    ``folder`` keeps checkpoints and the best weights; what is there already is continued. Raises :class:`Diverged` when the loss
+    or a gradient is not finite or the loss runs away, :class:`TrainError` when nothing is trainable.
+    """
+    parameters = list(trainable(model).values())
+    if not parameters:
+        raise TrainError("the model has no trainable parameter; attach adapters first")
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    progress = load_checkpoint(folder, model, optimizer, hook)
+    batches = task.batches(progress.step * settings.accumulation)
+    model.train()
+    while progress.step < settings.steps:
+        logs = _step(model, task, hook, settings, optimizer, batches, progress)
+        _watch(progress, logs)
+        _after(model, task, hook, settings, optimizer, folder, progress, logs, emit)
+    if progress.best_step:
+        load_weights(model, folder / "best.safetensors")
+    return progress
+
+
+def _step(
+    model: nn.Module,
+    task: Task,
+    hook: RankHook,
+    settings: TrainSettings,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    progress: Progress,
+) -> dict[str, float]:
+    """One optimizer step; its figures."""
+    speed = Throughput()
+    progress.step += 1
+    rate = settings.rate(progress.step)
+    loss = torch.zeros((), device=task.device)
+    with speed:
+        for _ in range(settings.accumulation):
+            batch = next(batches)
+            part = task.objective.loss(model, batch, task.device) / settings.accumulation
+            part.backward()
+            loss += part.detach()
+            speed.tokens += int(batch["attention_mask"].sum())
+        penalty = _add_penalty(hook)
+        grad_norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), settings.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        hook.after_step(progress.step)
+        optimizer.zero_grad(set_to_none=True)
+    progress.tokens += speed.tokens
+    progress.seconds += speed.seconds
+    logs = {"train/loss": float(loss), "train/grad_norm": float(grad_norm), "train/lr": rate}
+    return logs if penalty is None else {**logs, "train/reg": penalty}
+
+
+def _add_penalty(hook: RankHook) -> float | None:
+    penalty: Tensor | None = hook.penalty()
+    if penalty is None:
+        return None
+    penalty.backward()
+    return float(penalty.detach())
+
+
+def _watch(progress: Progress, logs: dict[str, float]) -> None:
+    """Raise :class:`Diverged` when the numbers say that training is lost."""
+    loss, grad_norm = logs["train/loss"], logs["train/grad_norm"]
+    if not math.isfinite(loss):
+        raise Diverged(progress.step, f"the loss is {loss}")
+    if not math.isfinite(grad_norm):
+        raise Diverged(progress.step, f"the gradient norm is {grad_norm}")
+    before = progress.smooth_loss
+    progress.smooth_loss = loss if before is None else _SMOOTH * before + (1 - _SMOOTH) * loss
+    progress.lowest_loss = min(progress.smooth_loss, progress.lowest_loss or math.inf)
+    if progress.smooth_loss > progress.lowest_loss + max(_RUNAWAY, 0.5 * progress.lowest_loss):
+        raise Diverged(progress.step, f"the smoothed loss rose from {progress.lowest_loss:.3f} to {progress.smooth_loss:.3f}")
+
+
+def _after(
+    model: nn.Module,
+    task: Task,
+    hook: RankHook,
+    settings: TrainSettings,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    progress: Progress,
+    logs: dict[str, float],
+    emit: Emit,
+) -> None:
+    """Log, validate, keep the best and save, each when it is due."""
+    step, last = progress.step, progress.step == settings.steps
+    if step == 1 or last or step % settings.log_every == 0:
+        ranks = hook.ranks()
+        pace = {"steps": settings.steps, "seconds": progress.seconds, "tok_s": progress.tokens / progress.seconds}
+        emit({"event": "train", "step": step, **pace, "metrics": {**logs, "train/rank": float(sum(ranks.values()))}})
+        emit({"event": "ranks", "step": step, "ranks": ranks})
+    if last or step % settings.eval_every == 0:
+        metrics = task.validate()
+        emit({"event": "validation", "step": step, "metrics": {f"val/{name}": value for name, value in metrics.items()}})
+        if hook.settled(step):
+            _keep_best(model, task.objective, folder, progress, metrics)
+    if last or step % settings.checkpoint_every == 0:
+        save_checkpoint(folder, model, optimizer, hook, progress)
+        emit({"event": "checkpoint", "step": step})
+
+
+def _keep_best(model: nn.Module, objective: Objective, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    score = metrics[objective.metric] if objective.higher_is_better else -metrics["loss"]
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_step = score, progress.step
+        progress.history = metrics
+        save_weights(model, folder / "best.safetensors")

@@ -1,0 +1,58 @@
+"""Memory and time of this process, measured where they are true."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+_MIB = 1024.0
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process in MiB.
+
+    On Linux ``VmHWM``: the usual ``ru_maxrss`` is inherited through exec and reports the parent's peak as the child's own.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / _MIB / (_MIB if sys.platform == "darwin" else 1.0)
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return float(match[1]) / _MIB if match else 0.0
+
+
+def device_memory_mib(device: str) -> float:
+    """Peak memory of the accelerator in MiB; 0 on the CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / _MIB**2
+    if device == "mps":
+        return torch.mps.driver_allocated_memory() / _MIB**2
+    return 0.0
+
+
+@dataclass
+class Throughput:
+    """Real (unpadded) tokens and the seconds spent on them; evaluation and checkpoints are not in it."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    _started: float = field(default=0.0, repr=False)
+
+    def __enter__(self) -> Throughput:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0

@@ -1,0 +1,115 @@
+"""What is minimised and how it is judged: sentence classification and causal language modelling.
+
+An objective turns a model and a batch into a loss to train on, and into one row per sequence to judge by. Rows carry the
+example's number, so that two models can be compared sequence by sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = Mapping[str, np.ndarray]
+Row = dict[str, float | int]
+
+
+class Objective(Protocol):
+    """``metric`` is the name of the figure of merit; ``higher_is_better`` says which way it points."""
+
+    metric: str
+    higher_is_better: bool
+
+    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
+        """Mean loss in nats: per sequence (classification) or per predicted token (language modelling)."""
+
+    def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
+        """One row per sequence: index, loss (nats, summed over the sequence), tokens, and what the objective adds."""
+
+    def metrics(self, rows: list[Row]) -> dict[str, float]:
+        """Figures over all rows: ``loss`` in nats and the objective's own."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy over classes; accuracy."""
+
+    metric: str = "acc"
+    higher_is_better: bool = True
+
+    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
+        return F.cross_entropy(_logits(model, batch, device), _tensor(batch["labels"], device))
+
+    def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
+        labels_B = _tensor(batch["labels"], device)
+        logits_BC = _logits(model, batch, device)
+        loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none").tolist()
+        confidence_B, predicted_B = (part.tolist() for part in logits_BC.softmax(-1).max(-1))
+        columns = zip(
+            batch["index"].tolist(), batch["labels"].tolist(), predicted_B, confidence_B, loss_B, _real_tokens(batch), strict=True
+        )
+        keys = ("index", "label", "prediction", "confidence", "loss", "tokens")
+        return [dict(zip(keys, values, strict=True)) for values in columns]
+
+    def metrics(self, rows: list[Row]) -> dict[str, float]:
+        right = sum(row["label"] == row["prediction"] for row in rows)
+        return {"loss": sum(row["loss"] for row in rows) / len(rows), "acc": right / len(rows)}
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """Next-token cross entropy; perplexity = exp(total nats / predicted tokens)."""
+
+    metric: str = "ppl"
+    higher_is_better: bool = False
+
+    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
+        logits_NV, targets_N = _next_token(model, batch, device)
+        return F.cross_entropy(logits_NV, targets_N)
+
+    def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
+        logits_NV, targets_N = _next_token(model, batch, device)
+        shape = (len(batch["index"]), -1)
+        loss_BT = F.cross_entropy(logits_NV, targets_N, reduction="none").view(shape)
+        right_BT = (logits_NV.argmax(-1) == targets_N).view(shape)
+        predicted_B = (targets_N != -100).view(shape).sum(1).tolist()
+        columns = zip(batch["index"].tolist(), loss_BT.sum(1).tolist(), predicted_B, right_BT.sum(1).tolist(), strict=True)
+        return [dict(zip(("index", "loss", "tokens", "right"), values, strict=True)) for values in columns]
+
+    def metrics(self, rows: list[Row]) -> dict[str, float]:
+        tokens = sum(row["tokens"] for row in rows)
+        loss = sum(row["loss"] for row in rows) / tokens
+        accuracy = sum(row["right"] for row in rows) / tokens
+        return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
+
+
+OBJECTIVES: dict[str, Objective] = {"classification": Classification(), "language-modelling": LanguageModelling()}
+
+
+def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
+    output: Any = model(input_ids=_tensor(batch["input_ids"], device), attention_mask=_tensor(batch["attention_mask"], device))
+    return output.logits.float()
+
+
+def _next_token(model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    """Logits (B · (T − 1), V) in fp32 and the tokens they predict (B · (T − 1),), padding −100."""
+    ids_BT = _tensor(batch["input_ids"], device)
+    padded = int(batch["attention_mask"].min()) == 0
+    mask_BT = _tensor(batch["attention_mask"], device) if padded else None  # without it the plain causal path is taken
+    output: Any = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    logits_BTV = output.logits[:, :-1].float()
+    return logits_BTV.flatten(0, 1), _tensor(batch["labels"][:, 1:], device).flatten()
+
+
+def _real_tokens(batch: Batch) -> list[int]:
+    return [int(n) for n in batch["attention_mask"].sum(1)]
+
+
+def _tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,45 @@
+"""How to train, as one value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bitrank_trainer.errors import TrainError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Optimizer steps and their sizes. AdamW, linear warm-up, cosine decay to zero, gradients clipped by norm.
+
+    ``steps`` counts optimizer steps; each averages ``accumulation`` micro-batches. ``eval_every`` and ``checkpoint_every`` are in
+    optimizer steps; ``log_every`` too (the first and the last step are always logged).
+    """
+
+    steps: int
+    learning_rate: float = 2e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    accumulation: int = 1
+    log_every: int = 50
+    eval_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise TrainError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.warmup < 1 or self.weight_decay < 0:
+            raise TrainError(
+                "expected learning_rate > 0, clip > 0, 0 ≤ warmup < 1 and weight_decay ≥ 0, got "
+                f"{self.learning_rate}, {self.clip}, {self.warmup} and {self.weight_decay}"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step ``step`` (from 1): linear warm-up, then cosine to zero after the last step."""
+        warm = max(1, round(self.warmup * self.steps)) if self.warmup else 0
+        if step <= warm:
+            return self.learning_rate * step / warm
+        progress = (step - warm - 1) / max(1, self.steps - warm)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,24 @@
+"""Refuse a release whose changelog does not speak of its version. Usage: check_release.py PACKAGE_FOLDER."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+
+def main(folder: Path) -> int:
+    """0 when the changelog in ``folder`` has a heading for the version in its sources, 2 otherwise."""
+    source = next((folder / "src").glob("*/__init__.py")).read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    version = match[1] if match else "?"
+    changelog = (folder / "CHANGELOG.md").read_text(encoding="utf-8")
+    if re.search(rf"^## {re.escape(version)}\b", changelog, re.MULTILINE):
+        print(f"{folder.name} {version}")
+        return 0
+    print(f"{folder / 'CHANGELOG.md'} has no heading '## {version}'; write down what changed, then release", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
