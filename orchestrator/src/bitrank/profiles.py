@@ -33,13 +33,13 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "minilm", "steps": 300, "batch_size": 32, "learning_rate": 3e-3, "max_length": 128,
-                    "log_every": 10, "eval_every": 75, "checkpoint_every": 75, "dropout": 0.0,
+                    "model": "minilm", "steps": 300, "batch_size": 32, "learning_rate": 2e-3, "max_length": 128,
+                    "log_every": 10, "eval_every": 150, "checkpoint_every": 75, "dropout": 0.0,
                 },
                 "language-modelling": {
-                    "model": "smollm2", "steps": 40, "batch_size": 4, "learning_rate": 2e-3, "max_length": 128,
-                    "log_every": 2, "eval_every": 20, "checkpoint_every": 10, "dropout": 0.0,
-                    "test_windows": 3, "validation_windows": 2,
+                    "model": "smollm2", "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
+                    "log_every": 1, "eval_every": 15, "checkpoint_every": 10, "dropout": 0.0,
+                    "test_windows": 2, "validation_windows": 2,
                 },
             },
         ),

@@ -63,7 +63,7 @@ class Record:
         """Both plans, before anything is applied."""
         plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
         (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
-        formats = sorted({text for text in bits.values()})
+        formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
 
     def model(self, applied: dict[str, Applied], stored: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
@@ -89,9 +89,11 @@ class Record:
             path.write_text(json.dumps(judge().metrics))
         self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
 
-    def finish(
-        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str, setup_seconds: float
-    ) -> None:
+    def ready(self, seconds: float) -> None:
+        """Set-up is over; imports are not in ``seconds``."""
+        self._result["time/setup_s"] = seconds
+
+    def finish(self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str) -> None:
         """Test figures, predictions, ranks; ``result.json`` comes last and says that the run is complete."""
         write_predictions(final, split, self._folder / "predictions.parquet")
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
@@ -106,7 +108,6 @@ class Record:
             "speed/infer_tok_s": final.tokens_per_second,
             "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl")),
             "mem/device_mib": device_memory_mib(device),
-            "time/setup_s": setup_seconds,
             "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),

@@ -25,7 +25,8 @@ class RunSpec:
     """One run. Sizes are in sequences, lengths in tokens, ``*_every`` in optimizer steps.
 
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU and 1 elsewhere; ``dropout`` None keeps
-    the model's own; ``arm`` is the config as plain data; ``adapter_scale`` is α/r, the same for every rank and arm.
+    the model's own; ``fused`` False takes PEFT's own, slower
+    products; ``arm`` is the config as plain data; ``adapter_scale`` is α/r, the same for every rank and arm.
     """
 
     config: str
@@ -57,6 +58,7 @@ class RunSpec:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    fused: bool = True
 
     @property
     def spec_id(self) -> str:
@@ -85,6 +87,7 @@ _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "val
              "checkpoint_every", "threads")  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
+_DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
 def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -120,8 +123,12 @@ def check(spec: RunSpec) -> RunSpec:
     for name in _FRACTIONS:
         if not 0 <= (getattr(spec, name) or 0) < 1:
             raise UserError(f"{name} must be at least 0 and below 1, got {getattr(spec, name)}")
+    if spec.dtype not in _DTYPES:
+        raise unknown("dtype", spec.dtype, _DTYPES)
     if spec.seed < 0 or spec.accumulation < 0 or spec.weight_decay < 0:
-        raise UserError(f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}")
+        raise UserError(
+            f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}"
+        )
     if (spec.steps is None) == (spec.epochs is None):
         raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
     return spec
@@ -135,6 +142,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if key not in SETTABLE:
         raise unknown("key", key, SETTABLE)
     wanted = str(get_type_hints(RunSpec)[key])
+    if "bool" in wanted:
+        if value.lower() not in {"true", "false"}:
+            raise UserError(f"{key} must be true or false, got {value!r}")
+        return key, value.lower() == "true"
     for kind in (int, float):
         if kind.__name__ in wanted:
             try:
@@ -146,12 +157,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
     """Every run of the study: task by task, seed by seed, config by config."""
-    return [
-        replace(make_spec(profile, config, task, overrides), seed=seed)
-        for task in tasks
-        for seed in seeds
-        for config in configs
-    ]
+    return [replace(make_spec(profile, config, task, overrides), seed=seed) for task in tasks for seed in seeds for config in configs]
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -18,7 +18,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-_WORDS = ("the is and . film story cast score plot ending scene script good lovely bright fine superb bad dull poor weak awful").split()
+_WORDS = (
+    "the", "is", "and", ".", "film", "story", "cast", "score", "plot", "ending", "scene", "script",
+    "good", "lovely", "bright", "fine", "superb", "bad", "dull", "poor", "weak", "awful",
+)  # fmt: skip
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *_WORDS))}
 _TOKENS: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}

@@ -3,6 +3,7 @@
 from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
 from bitrank_adapters.controllers import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.errors import AdapterError, BudgetMissed
+from bitrank_adapters.fused import fuse
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "attach_adalora",
     "attach_lora",
     "check_ranks",
+    "fuse",
     "role_ranks",
     "uniform_ranks",
 ]

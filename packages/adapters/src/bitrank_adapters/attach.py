@@ -101,6 +101,10 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
         torch.manual_seed(seed)  # the same start in every arm, whatever was drawn before
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(peft_model, PeftModel)
+    for name, parameter in peft_model.named_parameters():
+        if ".ranknum." in name:
+            # A count, not a weight: PEFT leaves it trainable when the base is 16-bit, and the adapter's scale would drift.
+            parameter.requires_grad_(False)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

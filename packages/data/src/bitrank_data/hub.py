@@ -72,7 +72,7 @@ def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
             data = datasets.load_from_disk(str(folder))
         else:
             data = datasets.load_dataset(str(folder))
-    except Exception as error:  # noqa: BLE001 - datasets raises its own, requests' and fsspec's errors
+    except Exception as error:
         where = f"the local folder {folder}" if folder else f"{path} on the hub"
         raise DataError(
             f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data FOLDER "

@@ -90,7 +90,10 @@ def pad_id(tokenizer: Any) -> int:
 def _key(source: Source, tokenizer: Any, max_length: int) -> str:
     """Hash of all that the tokens depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    for passing in ("truncation", "padding"):
+        state.pop(passing, None)  # left behind by the last call, no part of the vocabulary
+    vocabulary = json.dumps(state, sort_keys=True)
     text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, str(max_length), VERSION))
     return hashlib.sha256(text.encode()).hexdigest()
 

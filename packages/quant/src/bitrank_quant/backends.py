@@ -48,9 +48,7 @@ def _bnb_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> n
     assert isinstance(fmt, Codebook)
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    made = Linear4bit(
-        linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute_dtype, device="meta"
-    )
+    made = Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute_dtype, device="meta")
     made.weight = Params4bit(
         linear.weight.detach().contiguous(), requires_grad=False, quant_type=fmt.name, compress_statistics=fmt.double_quant
     )

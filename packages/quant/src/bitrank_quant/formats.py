@@ -219,16 +219,14 @@ class Codebook:
 _FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The named formats; `parse_format` also takes any bit width 2-8, group size and `-dq` in the same grammar.
-FORMATS: dict[str, Format] = {
-    str(fmt): fmt
-    for fmt in (
-        *(Float(name) for name in _FLOATS),
-        Int8Row(),
-        Int8Row(activations=True),
-        *(Codebook(name, double_quant=dq) for name in ("nf4", "fp4") for dq in (False, True)),
-        *(Affine(bits, 64) for bits in (8, 6, 5, 4, 3, 2)),
-    )
-}
+_NAMED: list[Format] = [
+    *(Float(name) for name in _FLOATS),
+    Int8Row(),
+    Int8Row(activations=True),
+    *(Codebook(name, double_quant=dq) for name in ("nf4", "fp4") for dq in (False, True)),
+    *(Affine(bits, 64) for bits in (8, 6, 5, 4, 3, 2)),
+]
+FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in _NAMED}
 
 
 def parse_format(text: str) -> Format:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -51,8 +52,8 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _describe(name: str, module: nn.Module, tied_to: str | None) -> WeightMatrix:
-    rows, columns = module.weight.shape  # type: ignore[union-attr]
-    shape = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    shape = tuple(weight.shape)[::-1] if isinstance(module, Conv1D) else tuple(weight.shape)
     block = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.", name)
     layer = int(block[1]) if block else None
     return WeightMatrix(name, _role(name, module, layer), layer, (int(shape[0]), int(shape[1])), tied_to)

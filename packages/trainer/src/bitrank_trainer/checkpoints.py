@@ -89,11 +89,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}:{name}": value
-        for name, parameter in trainable(model).items()
-        for key, value in optimizer.state[parameter].items()
-    }
+    return {f"{key}:{name}": value for name, parameter in trainable(model).items() for key, value in optimizer.state[parameter].items()}
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -23,8 +23,11 @@ Row = dict[str, float | int]
 class Objective(Protocol):
     """``metric`` is the name of the figure of merit; ``higher_is_better`` says which way it points."""
 
-    metric: str
-    higher_is_better: bool
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
         """Mean loss in nats: per sequence (classification) or per predicted token (language modelling)."""

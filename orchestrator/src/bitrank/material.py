@@ -1,0 +1,45 @@
+"""What a run learns from and is judged on: a tokenised task, cut to the profile's sizes, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, open_task, spread_windows, tokenise, training_batches
+
+from bitrank.models import load_tokenizer
+from bitrank.specs import RunSpec
+
+_EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch
+
+
+@dataclass(frozen=True)
+class Material:
+    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so."""
+
+    task: TokenisedTask
+    validation: TokenSplit
+    test: TokenSplit
+    batch_size: int
+    seed: int
+
+    def train_batches(self, skip: int) -> Iterator[Batch]:
+        """Endless training batches after the first ``skip``; the same for every config of a seed."""
+        train = self.task.splits["train"]
+        return training_batches(train, self.task.kind, self.task.pad_id, self.batch_size, self.seed, skip)
+
+    def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
+        """Every sequence of ``split`` once."""
+        return evaluation_batches(split, self.task.kind, self.task.pad_id, _EVALUATION_TOKENS)
+
+
+def load_material(spec: RunSpec) -> Material:
+    """The task of ``spec``, tokenised for its model (from the cache when it is there)."""
+    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    validation = _capped(task, "validation", spec.validation_windows)
+    return Material(task, validation, _capped(task, "test", spec.test_windows), spec.batch_size, spec.seed)
+
+
+def _capped(task: TokenisedTask, split: str, windows: int | None) -> TokenSplit:
+    part = task.splits[split]
+    return part if windows is None or task.kind == "classification" else spread_windows(part, windows)

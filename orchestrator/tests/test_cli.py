@@ -1,0 +1,110 @@
+"""The command line with real words: help, exit codes, bad input. Each bad word ends with 2, one clear line and no traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+
+import pytest
+from bitrank.cli import main
+
+
+def fails(capsys, *words: str) -> str:
+    """Run and expect exit code 2; what was said."""
+    try:
+        code = main(list(words))
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert "Traceback" not in said.err + said.out
+    return said.err + said.out
+
+
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "doctor", "ui"])
+def test_every_command_has_help_with_examples(capsys, command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said and f"bitrank {command}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["matrix", "--profile", "smoke", "--configs", "B-FB"], "unknown config 'B-FB'; nearest: B-FP"),
+        (["matrix", "--profile", "smok"], "unknown profile 'smok'; nearest: smoke"),
+        (["matrix", "--tasks", "sst3"], "unknown task 'sst3'; nearest: sst2"),
+        (["matrix", "--seeds", "a"], "expected whole numbers"),
+        (["matrix", "--jobs", "0"], "--jobs must be 1 or more"),
+        (["matrix", "--executor", "slurm"], "invalid choice: 'slurm'"),
+        (["run", "--task", "sst2"], "give --config"),
+        (["run", "--config", "B-FP", "--task", "toy_sentences", "--batch-size", "0"], "batch_size must be 1 or more, got 0"),
+        (["run", "--config", "B-FP", "--task", "toy_sentences", "--max-steps", "-4"], "steps must be 1 or more, got -4"),
+        (["run", "--config", "B-FP", "--task", "toy_sentences", "--seed", "x"], "invalid int value: 'x'"),
+        (["run", "--config", "B-FP", "--task", "toy_sentences", "--seed", "-1"], "seed"),
+        (["run", "--config", "B-FP", "--task", "toy_sentences", "--set", "lerning_rate=1"], "nearest: learning_rate"),
+        (["run", "--config", "B-FP", "--task", "none.csv"], "no such file: none.csv"),
+        (["run", "--plan", "none.json", "--task", "toy_sentences"], "cannot read the plan"),
+        (["list", "--store", "ftp://x"], "cannot use the store"),
+    ],
+)
+def test_wrong_words(capsys, words: list[str], message: str) -> None:
+    assert message in fails(capsys, *words)
+
+
+def test_a_store_that_is_none(capsys, tmp_path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is not a database, it is a letter\n" * 100)
+    assert "is no MLflow store" in fails(capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path))
+    (tmp_path / "mlflow.db").unlink()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE songs (name TEXT)")
+    assert "no MLflow store (tables: songs)" in fails(capsys, "list", "--store", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "cannot write the store" in fails(capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path / "file"))
+    assert "does not answer" in fails(capsys, "list", "--store", "http://127.0.0.1:9")
+
+
+def test_a_port_in_use(capsys, tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    main(["list", "--profile", "smoke"])
+    capsys.readouterr()
+    assert "there is no store" in fails(capsys, "ui")
+    from bitrank.store import open_store
+
+    open_store("runs")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port} is in use; give another with --port" in fails(capsys, "ui", "--port", str(port))
+
+
+def test_list_before_anything_ran_makes_no_store(capsys, tmp_path) -> None:
+    assert main(["list", "--profile", "smoke", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 12 and {row["state"] for row in rows} == {"new"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_front_of_the_command_line_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from bitrank.cli import main; main(['list', '--profile', 'smoke', '--json']); "
+        "assert not {'torch', 'transformers', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_doctor_tries_formats_here(capsys) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["formats"]["nf4"]["bitsandbytes"] == "works"
+    assert report["formats"]["int8"]["torch"] == "works"
+    assert "auto" in report["quant_backends"] and set(report["assets"]) == {"minilm", "smollm2", "movie-reviews", "wikipedia"}
+    assert main(["doctor"]) == 0
+    assert "quant backends" in capsys.readouterr().out

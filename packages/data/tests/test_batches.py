@@ -1,0 +1,65 @@
+"""Batches: every sequence once, similar lengths together, the same order for the same seed, continued anywhere."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+from bitrank_data import evaluation_batches, spread_windows, training_batches, training_order
+from bitrank_data.tokens import _pack
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def split_of(lengths: list[int], ids: list[str] | None = None):
+    sequences = [np.arange(length, dtype=np.int32) + 1 for length in lengths]
+    return _pack(sequences, np.arange(len(lengths)) % 2, ids or [str(n) for n in range(len(lengths))])
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 9), st.integers(0, 3))
+def test_an_epoch_holds_every_sequence_once(lengths: list[int], size: int, seed: int, epoch: int) -> None:
+    order = training_order(np.asarray(lengths), size, seed, epoch)
+    assert sorted(np.concatenate(order).tolist()) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in order)
+    again = training_order(np.asarray(lengths), size, seed, epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
+
+
+@given(st.integers(0, 40))
+def test_skipping_continues_where_it_was(skip: int) -> None:
+    split = split_of([3 + n % 7 for n in range(37)])
+    straight = list(islice(training_batches(split, "classification", 0, 4, seed=1), 45))
+    continued = islice(training_batches(split, "classification", 0, 4, seed=1, skip=skip), 45 - skip)
+    for a, b in zip(straight[skip:], continued, strict=True):
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_length_groups_leave_little_padding() -> None:
+    lengths = np.random.default_rng(0).integers(4, 60, 2000)
+    batches = list(islice(training_batches(split_of(lengths.tolist()), "classification", 0, 16, 0), 125))
+    padded = sum(batch["input_ids"].size for batch in batches)
+    assert lengths.sum() / padded > 0.95
+    firsts = [batch["input_ids"].shape[1] for batch in batches]
+    assert firsts != sorted(firsts)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 300))
+def test_evaluation_sees_every_sequence_within_its_token_limit(lengths: list[int], limit: int) -> None:
+    batches = list(evaluation_batches(split_of(lengths), "classification", 0, limit))
+    assert sorted(np.concatenate([b["index"] for b in batches]).tolist()) == list(range(len(lengths)))
+    assert all(b["input_ids"].size <= limit or len(b["index"]) == 1 for b in batches)
+
+
+def test_padding_is_masked_and_never_a_label() -> None:
+    (batch,) = evaluation_batches(split_of([3, 5]), "language-modelling", 9, 100)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, -100, -100]]
+    assert batch["index"].tolist() == [1, 0]
+
+
+def test_windows_are_spread_over_each_document() -> None:
+    split = split_of([8] * 10 + [4], ["a"] * 10 + ["b"])
+    few = spread_windows(split, 3)
+    assert few.ids == ["a", "a", "a", "b"] and len(few) == 4
+    assert len(spread_windows(split, 100)) == 10  # the last, shorter window of a long document is left out

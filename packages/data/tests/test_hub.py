@@ -1,0 +1,56 @@
+"""The hub tasks, from small local folders in hub format."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+from bitrank_data import DataError, open_task
+from bitrank_data.hub import wikitext_articles
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    rows = {"sentence": [f"film {n} " for n in range(60)], "label": [n % 2 for n in range(60)], "idx": list(range(60))}
+    part = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict(train=part, validation=part.select(range(12)), test=part.select(range(5))).save_to_disk(tmp_path / "sst2")
+    return tmp_path / "sst2"
+
+
+def test_sst2_tests_on_its_labelled_validation_split(sst2) -> None:
+    texts = open_task("sst2", str(sst2)).load()
+    assert {name: len(part) for name, part in texts.splits.items()} == {"train": 54, "validation": 6, "test": 12}
+    assert texts.splits["test"][3].id == "sst2-validation-3" and texts.splits["test"][3].text == "film 3"
+
+
+def test_files_in_a_folder_serve_as_well(tmp_path) -> None:
+    for split in ("train", "validation", "test"):
+        rows = {"text": [" = One = \n", " words of one \n", " = = Part = = \n", " = Two = \n", f" words of two, {split} \n"]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}.parquet")
+    texts = open_task("wikitext2", str(tmp_path)).load()
+    assert [e.id for e in texts.splits["test"]] == ["wikitext2-test-0", "wikitext2-test-1"]
+    assert texts.splits["test"][0].text.startswith("= One =") and "Part" in texts.splits["test"][0].text
+
+
+def test_articles_start_at_headings_of_the_first_level() -> None:
+    lines = ["\n", " = A = \n", "text\n", " = = B = = \n", "more\n", " = C and D = \n", "end\n"]
+    assert [e.text.split("\n")[0].strip() for e in wikitext_articles(lines, "test")] == ["= A =", "= C and D ="]
+
+
+def test_what_is_missing_is_said(tmp_path, sst2, monkeypatch) -> None:
+    with pytest.raises(DataError, match="needs the column 'text'"):
+        open_task("wikitext2", str(sst2)).load()
+    with pytest.raises(DataError, match="local folder"):
+        open_task("sst2", str(tmp_path / "empty")).load()
+    monkeypatch.setattr(datasets, "load_dataset", _unreachable)
+    with pytest.raises(DataError, match="--data FOLDER"):
+        open_task("sst2").load()
+
+
+def _unreachable(*_: object) -> None:
+    raise ConnectionError("no route to the hub")
+
+
+def test_the_fingerprint_follows_the_files(sst2) -> None:
+    before = open_task("sst2", str(sst2)).fingerprint()
+    (sst2 / "note.txt").write_text("changed")
+    assert open_task("sst2", str(sst2)).fingerprint() != before

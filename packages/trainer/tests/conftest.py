@@ -1,0 +1,19 @@
+"""Fixtures over :mod:`tiny_problem`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_problem import TinyClassifier, TinyLm
+from torch import nn
+
+
+@pytest.fixture
+def make() -> Callable[[str], nn.Module]:
+    def build(kind: str = "classification") -> nn.Module:
+        torch.manual_seed(0)
+        return TinyClassifier() if kind == "classification" else TinyLm()
+
+    return build

@@ -1,0 +1,30 @@
+"""Peak memory is this process's own, and hardware words are checked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib
+
+_CHILD = "from bitrank_trainer.meters import peak_memory_mib; import sys; print(peak_memory_mib())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+def test_a_child_does_not_inherit_its_parents_peak() -> None:
+    small = float(subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout)
+    held = bytearray(1500 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    child = float(subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout)
+    assert peak_memory_mib() > 1500 > child
+    assert child < small * 1.5
+    del held
+
+
+def test_devices() -> None:
+    assert choose_device() in {"cuda", "mps", "cpu"}
+    assert choose_device("cpu") == "cpu"
+    assert choose_dtype("cpu") in {"bf16", "fp32"}
+    with pytest.raises(TrainError, match="no device 'tpu' on this machine; it has"):
+        choose_device("tpu")

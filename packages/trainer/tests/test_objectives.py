@@ -1,0 +1,45 @@
+"""Losses and metrics against PyTorch and plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bitrank_trainer import OBJECTIVES, evaluate
+from tiny_problem import batch
+from torch.nn import functional as F
+
+
+def test_classification_rows_agree_with_the_loss(make) -> None:
+    model, objective, data = make("classification").eval(), OBJECTIVES["classification"], batch(0)
+    with torch.no_grad():
+        rows = objective.rows(model, data, "cpu")
+        logits = model(torch.from_numpy(data["input_ids"]), torch.from_numpy(data["attention_mask"])).logits
+        loss = float(objective.loss(model, data, "cpu"))
+    assert objective.metrics(rows)["loss"] == pytest.approx(loss, rel=1e-6)
+    assert [row["prediction"] for row in rows] == logits.argmax(-1).tolist()
+    assert objective.metrics(rows)["acc"] == pytest.approx(float((logits.argmax(-1) == torch.from_numpy(data["labels"])).float().mean()))
+    assert [row["tokens"] for row in rows] == data["attention_mask"].sum(1).tolist()
+
+
+def test_perplexity_is_the_exponential_of_nats_per_predicted_token(make) -> None:
+    model, objective, data = make("lm").eval(), OBJECTIVES["language-modelling"], batch(0, lm=True)
+    with torch.no_grad():
+        rows = objective.rows(model, data, "cpu")
+        logits = model(torch.from_numpy(data["input_ids"])).logits[:, :-1]
+        targets = torch.from_numpy(data["labels"])[:, 1:]
+        expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    metrics = objective.metrics(rows)
+    assert metrics["loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert metrics["ppl"] == pytest.approx(math.exp(float(expected)), rel=1e-6)
+    assert sum(row["tokens"] for row in rows) == int((targets != -100).sum())
+
+
+def test_evaluation_keeps_the_mode_and_the_random_state(make) -> None:
+    model = make("classification").train()
+    before = torch.get_rng_state()
+    first = evaluate(model, [batch(1), batch(0)], OBJECTIVES["classification"], "cpu")
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+    assert [row["index"] for row in first.rows] == list(range(16))
+    assert first.metrics == evaluate(model, [batch(0), batch(1)], OBJECTIVES["classification"], "cpu").metrics

@@ -1,0 +1,51 @@
+"""A tiny learnable problem with batches like those of ``bitrank_data``, made from plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class TinyClassifier(nn.Module):
+    """Mean of embeddings, with dropout so that the random state matters, then a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.dropout = nn.Dropout(0.2)
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        mask = attention_mask[..., None].float()
+        pooled = (self.embedding(input_ids) * mask).sum(1) / mask.sum(1)
+        return SimpleNamespace(logits=self.linear(self.dropout(pooled)))
+
+
+class TinyLm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.linear = nn.Linear(8, 20)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+        return SimpleNamespace(logits=self.linear(self.embedding(input_ids)))
+
+
+def batch(number: int, size: int = 8, length: int = 6, lm: bool = False) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(number)
+    ids = random.integers(1, 20, (size, length))
+    mask = np.ones_like(ids)
+    mask[0, -2:] = 0
+    labels = np.where(mask == 1, ids, -100) if lm else ((ids * mask > 10).sum(1) > 2).astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": np.arange(size) + number * size}
+
+
+def batches(skip: int = 0, lm: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        yield batch(skip % 30, lm=lm)
+        skip += 1

@@ -1,0 +1,66 @@
+"""Kill a run, its parent, or both, at any moment: the next `matrix` finishes the work with the same numbers, none doubled."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from study_tools import SMOKE, bitrank, kill_children_of, numbers, start, store_runs, wait_for
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, int, float]]]:
+    """Numbers of uninterrupted runs: LoRA and AdaLoRA, in bf16 and in NF4, on both kinds of task."""
+    cwd = tmp_path_factory.mktemp("straight")
+    done = bitrank(*SMOKE, "--configs", "B-FP,Joint-1", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = bitrank(*SMOKE, "--configs", "B-Q4,B-Ada", "--tasks", "toy_articles", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {run["name"]: numbers(run) for run in store_runs(cwd)}
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "how"),
+    [
+        ("B-FP", "toy_articles", "child"),
+        ("B-Q4", "toy_articles", "parent"),
+        ("B-Ada", "toy_articles", "child"),
+        ("Joint-1", "toy_sentences", "parent"),
+        ("B-FP", "toy_sentences", "interrupt"),
+        ("Joint-1", "toy_articles", "terminate"),
+    ],
+)
+def test_killed_and_run_again_ends_with_the_same_numbers(tmp_path: Path, straight, config: str, task: str, how: str) -> None:
+    words = (*SMOKE, "--configs", config, "--tasks", task)
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint")
+    if how == "child":
+        kill_children_of(process)
+    else:
+        process.send_signal({"parent": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how])
+    code = process.wait(timeout=60)
+    assert code == {"child": 1, "parent": -signal.SIGKILL, "interrupt": 130, "terminate": 143}[how]
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    (cut,) = store_runs(tmp_path)
+    assert cut["status"] == ("RUNNING" if how == "parent" else "KILLED")
+
+    again = bitrank(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    (run,) = store_runs(tmp_path)
+    assert run["id"] == cut["id"] and run["status"] == "FINISHED"
+    assert numbers(run) == straight[run["name"]]
+    keys = [(key, step) for key, step, _ in run["points"]]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_second_invocation_leaves_a_running_one_alone(tmp_path: Path) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--set", "steps=400")
+    process = start(*words, cwd=tmp_path)
+    wait_for(tmp_path, "train")
+    second = bitrank(*words, cwd=tmp_path)
+    assert second.returncode == 1
+    assert "another bitrank process is running it" in second.stdout
+    assert process.wait(timeout=120) == 0
+    (run,) = store_runs(tmp_path)
+    assert run["status"] == "FINISHED"

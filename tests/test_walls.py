@@ -1,0 +1,67 @@
+"""Packages import none of ours, analysis neither torch nor mlflow, and each declares what it imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if (path / "pyproject.toml").exists())
+EVERY = [ROOT / "packages" / name for name in PACKAGES] + [ROOT / "orchestrator"]
+# Distribution names that differ from what is imported.
+DISTRIBUTION = {"optimum": "optimum-quanto", "adbc_driver_sqlite": "adbc-driver-sqlite", "adbc_driver_postgresql": "adbc-driver-postgresql"}
+
+
+def imports(folder: Path) -> set[str]:
+    """Top-level names that the sources under ``folder`` import, anywhere in them."""
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_none_of_ours(name: str) -> None:
+    ours = {f"bitrank_{other}" for other in PACKAGES if other != name} | {"bitrank"}
+    assert not imports(ROOT / "packages" / name) & ours
+
+
+def test_data_and_analysis_stay_light() -> None:
+    assert not imports(ROOT / "packages/data/src") & {"torch", "mlflow"}
+    assert not imports(ROOT / "packages/analysis/src") & {"torch", "mlflow", "transformers"}
+
+
+def test_the_orchestrator_meets_analysis_only_at_the_store() -> None:
+    assert "bitrank_analysis" not in imports(ROOT / "orchestrator/src")
+
+
+@pytest.mark.parametrize("folder", EVERY, ids=lambda path: path.name)
+def test_what_is_imported_is_declared(folder: Path) -> None:
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    listed = project["dependencies"] + [d for extra in project.get("optional-dependencies", {}).values() for d in extra]
+    declared = {re.split(r"[\[<>=!~ ]", d)[0].lower().replace("_", "-") for d in listed}
+    own = {path.name for path in (folder / "src").iterdir()} | {path.stem for path in folder.glob("tests/*.py")}
+    for name in imports(folder) - own - set(sys.stdlib_module_names):
+        assert DISTRIBUTION.get(name, name.replace("_", "-")).lower() in declared, f"{folder.name} imports {name} but does not declare it"
+
+
+@pytest.mark.parametrize("folder", EVERY, ids=lambda path: path.name)
+def test_version_readme_and_changelog(folder: Path) -> None:
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    version = importlib.metadata.version(project["name"])
+    assert re.search(rf"^## {re.escape(version)}\b", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert "```" in (folder / "README.md").read_text()
+
+
+def test_the_road_stays_short() -> None:
+    assert len((ROOT / "orchestrator/src/bitrank/road.py").read_text().splitlines()) < 80
