@@ -89,7 +89,7 @@ def _add_matrix(commands: Any) -> None:
     _add_selection(parser)
     _add_places(parser)
     parser.add_argument("--executor", choices=["local"], default="local", help="who runs the runs (default: local)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
     _add_settings(parser)
 
 
@@ -161,7 +161,7 @@ def _specs(arguments: argparse.Namespace) -> list[RunSpec]:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    if arguments.jobs < 1:
+    if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {arguments.jobs}")
     return _do(_specs(arguments), arguments, jobs=arguments.jobs)
 
@@ -177,7 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return _do([spec], arguments, jobs=1)
 
 
-def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int) -> int:
+def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
     from bitrank.study import Options, run_study, show
 
     options = Options(arguments.store, arguments.results, jobs, arguments.force)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from bitrank.child import BAD_INPUT, DIVERGED
@@ -28,6 +30,7 @@ from bitrank.specs import RunSpec, write_spec
 from bitrank.tracking import RunLog, State, Tracker
 
 _POLL, _FLUSH = 0.2, 1.0  # seconds
+_RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
 
 
 @dataclass
@@ -77,7 +80,7 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
-                    if (started := _start(waiting.popleft(), tracker, threads=_share(slots))) is not None:
+                    if (started := _start(waiting.popleft(), tracker)) is not None:
                         running.append(started)
                         changed(started.job)
                 for item in list(running):
@@ -92,7 +95,7 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
             raise
 
 
-def _start(job: Job, tracker: Tracker, threads: int | None) -> _Running | None:
+def _start(job: Job, tracker: Tracker) -> _Running | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.folder / ".lock")
     try:
@@ -106,8 +109,8 @@ def _start(job: Job, tracker: Tracker, threads: int | None) -> _Running | None:
     # another program wants a core (a hundred times slower was seen).
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "1073741824",
                    "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}  # fmt: skip
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    if job.spec.threads:
+        environment["OMP_NUM_THREADS"] = str(job.spec.threads)
     with (job.folder / "log.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bitrank.child", str(job.folder)],
@@ -117,8 +120,22 @@ def _start(job: Job, tracker: Tracker, threads: int | None) -> _Running | None:
     return _Running(job, process, log, EventTail(job.folder / "events.jsonl"), lock)
 
 
-def _share(slots: int) -> int | None:
-    return None if slots == 1 else max(1, (os.cpu_count() or 1) // slots)
+def choose_slots(specs: Sequence[RunSpec]) -> int:
+    """How many runs at once when nobody says: as many as cores and memory carry, if each run's threads are fixed by its spec.
+
+    One run a core is faster than one run on all cores (the README has the figures). Runs that take all threads, or share an
+    accelerator, go one by one.
+    """
+    threads = {spec.threads for spec in specs}
+    if None in threads or not threads or _has_accelerator():
+        return 1
+    cores = psutil.cpu_count(logical=False) or 1
+    carried = int(psutil.virtual_memory().available / _RUN_BYTES)
+    return max(1, min(cores // max(thread for thread in threads if thread), carried, len(specs)))
+
+
+def _has_accelerator() -> bool:
+    return shutil.which("nvidia-smi") is not None or (platform.system() == "Darwin" and platform.machine() == "arm64")
 
 
 def _follow(item: _Running, changed: Callable[[Job | None], None]) -> bool:

@@ -33,11 +33,11 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "minilm", "steps": 300, "batch_size": 32, "learning_rate": 2e-3, "max_length": 128,
-                    "log_every": 10, "eval_every": 150, "checkpoint_every": 75, "dropout": 0.0,
+                    "model": "minilm", "threads": 1, "steps": 400, "batch_size": 32, "learning_rate": 2e-3, "max_length": 128,
+                    "log_every": 10, "eval_every": 200, "checkpoint_every": 50, "dropout": 0.0,
                 },
                 "language-modelling": {
-                    "model": "smollm2", "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
+                    "model": "smollm2", "threads": 1, "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
                     "log_every": 1, "eval_every": 15, "checkpoint_every": 10, "dropout": 0.0,
                     "test_windows": 2, "validation_windows": 2,
                 },
@@ -60,11 +60,11 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "tiny-bert", "steps": 20, "batch_size": 8, "learning_rate": 5e-3, "max_length": 32,
+                    "model": "tiny-bert", "threads": 1, "steps": 20, "batch_size": 8, "learning_rate": 5e-3, "max_length": 32,
                     "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
                 },
                 "language-modelling": {
-                    "model": "tiny-llama", "steps": 20, "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
+                    "model": "tiny-llama", "threads": 1, "steps": 20, "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
                     "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
                 },
             },

@@ -66,12 +66,11 @@ class Record:
         formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
 
-    def model(self, applied: dict[str, Applied], stored: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
-        """What really holds the base, and its size. Trained parameters are counted apart."""
+    def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
+        """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""
         plan = json.loads((self._folder / "plan.json").read_text())
         plan["applied"] = {name: asdict(done) for name, done in applied.items()}
         (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
-        base = stored - sum(p.numel() * p.element_size() for p in trained.values())
         count = sum(p.numel() for p in trained.values())
         self._result |= {
             "model/mib": base / MIB,

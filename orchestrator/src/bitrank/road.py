@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bitrank_adapters import check_ranks, fuse
+from bitrank_adapters import adapter_bytes, check_ranks, fuse
 from bitrank_data import TokenSplit
 from bitrank_quant import apply_precision, block_matrices, stored_bytes, weight_matrices
 from bitrank_trainer import (
@@ -56,7 +56,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     model.to(device)
     if spec.fused:
         fuse(model)
-    record.model(applied, stored_bytes(model).total, trainable(model), loaded.parameters)
+    record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready(time.perf_counter() - started)
 
     objective = OBJECTIVES[spec.kind]

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bitrank.display import Progress, console, results_table
-from bitrank.executor import Job, run_all
+from bitrank.executor import Job, choose_slots, run_all
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.store import open_store, store_uri
@@ -22,11 +22,12 @@ _COMPLETE = {"done", "stale"}
 
 @dataclass(frozen=True)
 class Options:
-    """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs anew."""
+    """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``jobs`` None lets the machine decide; ``force`` makes
+    complete runs anew."""
 
     store: str
     results: Path
-    jobs: int = 1
+    jobs: int | None = None
     force: bool = False
 
     @property
@@ -61,7 +62,7 @@ def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
 
     with Progress(due) as progress:
         if due:
-            run_all(due, tracker, options.jobs, changed)
+            run_all(due, tracker, options.jobs or choose_slots([job.spec for job in due]), changed)
     write_results([row for row in _rows(jobs) if row[1]], options.results)
     return jobs
 

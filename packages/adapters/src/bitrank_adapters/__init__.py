@@ -1,6 +1,6 @@
 """Rank: plans, PEFT models built from them, and what happens to ranks while training."""
 
-from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
+from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, attach_lora
 from bitrank_adapters.controllers import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.fused import fuse
@@ -15,6 +15,7 @@ __all__ = [
     "FixedRanks",
     "RankPlan",
     "adapted",
+    "adapter_bytes",
     "attach_adalora",
     "attach_lora",
     "check_ranks",

@@ -95,6 +95,12 @@ def attach_adalora(
     return _attach(model, config, heads, seed)
 
 
+def adapter_bytes(model: PeftModel) -> int:
+    """Bytes of everything that adapting added to the base: adapters, their bookkeeping, and trained copies of heads."""
+    added = (".lora_", ".ranknum.", ".modules_to_save.")
+    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if any(part in name for part in added))
+
+
 def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: int) -> PeftModel:
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

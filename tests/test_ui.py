@@ -1,0 +1,99 @@
+"""`bitrank ui` in a real headless Chromium: the leaderboard shows runs, metrics and params without a click."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_tools import SMOKE, bitrank
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--window-size=1900,900")  # fmt: skip
+pytestmark = pytest.mark.skipif(not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A small smoke study served by `bitrank ui`: view name → address."""
+    cwd = tmp_path_factory.mktemp("ui")
+    assert bitrank(*SMOKE, "--configs", "B-FP,B-Q4", cwd=cwd).returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port)]
+    server = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    assert server.stdout is not None
+    lines = [server.stdout.readline() for _ in range(5)]
+    links = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
+    _wait(f"http://127.0.0.1:{port}/health")
+    yield links
+    import os
+    import signal
+
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(timeout=30)
+
+
+def _wait(address: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(address, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server did not come up")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def text_when(browser: Any, *needed: str) -> str:
+    """The page's text once it holds every one of ``needed``."""
+    shown = ""
+    for _ in range(120):
+        shown = browser.find_element("tag name", "body").text
+        if all(word in shown for word in needed):
+            return shown
+        time.sleep(0.5)
+    raise AssertionError(f"not all of {needed} are on the page:\n{shown[:3000]}")
+
+
+def test_the_leaderboard_shows_runs_metrics_and_params(served: dict[str, str], browser: Any, tmp_path: Path) -> None:
+    browser.get(served["Leaderboard"])
+    shown = text_when(browser, "B-FP toy_articles s0", "B-Q4 toy_sentences s0", "eval/acc", "eval/ppl", "model/mib", "config")
+    assert "tiny-bert" in shown and "tiny-llama" in shown
+    browser.save_screenshot(str(tmp_path / "leaderboard.png"))
+
+
+def test_the_grouped_view_shows_cells(served: dict[str, str], browser: Any) -> None:
+    browser.get(served["Mean over seeds, by cell"])
+    assert "cell: B-FP · toy_sentences" in text_when(browser, "B-FP · toy_sentences", "B-Q4 · toy_articles")
+
+
+def test_the_charts_view_draws_charts(served: dict[str, str], browser: Any) -> None:
+    browser.get(served["Charts"])
+    text_when(browser, "eval/acc")
+    for _ in range(60):
+        if browser.find_elements("css selector", ".js-plotly-plot"):
+            return
+        time.sleep(0.5)
+    raise AssertionError("no chart was drawn")
