@@ -101,7 +101,7 @@ class Record:
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/rank_mean": sum(ranks.values()) / len(ranks),
-            "best/step": progress.best_step,
+            "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,
             "speed/train_tok_s": progress.tokens / progress.seconds,
             "speed/infer_tok_s": final.tokens_per_second,

@@ -51,8 +51,9 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
 
     applied = apply_precision(loaded.model, bits, quant_backend=spec.quant_backend, compute_dtype=dtype)
     settings = settings_for(spec, len(material.task.splits["train"]), device)
-    start = {"scale": spec.adapter_scale, "heads": loaded.fresh, "seed": spec.seed}
-    model, hook = config.rank.attach(loaded.model, ranks, total_steps=settings.steps, **start)
+    model, hook = config.rank.attach(
+        loaded.model, ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
+    )
     model.to(device)
     if spec.fused:
         fuse(model)
