@@ -173,6 +173,18 @@ def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) 
     assert run["status"] == "FAILED" and message in run["tags"]["failure"]
 
 
+def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"sentence": [f"the film is {'good' if n % 2 else 'bad'}" for n in range(80)], "label": [n % 2 for n in range(80)]}
+    part = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict(train=part, validation=part.select(range(20))).save_to_disk(tmp_path / "sst2")
+    code, said = run_one(tmp_path, "--config", "Joint-1", "--task", "sst2", "--data", "sst2")
+    assert code == 0, said
+    (run,) = store_runs(tmp_path)
+    assert run["tags"]["task"] == "sst2" and run["status"] == "FINISHED"
+
+
 def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
     """GPT-2 (`Conv1D`) in hub format from a local folder, a user's own text, and a plan that mixes formats and ranks."""
     from bitrank.tiny import build_tiny

@@ -86,6 +86,15 @@ def test_numbers_out_of_range(change: dict[str, float]) -> None:
         make_spec(LAPTOP, "B-FP", "movie_sentences", change)
 
 
+def test_an_arm_can_take_other_ranks() -> None:
+    assert make_spec(LAPTOP, "B-FP", "movie_sentences", {"rank": 16}).arm["rank"] == {"rule": "FixedRank", "rank": 16}
+    assert make_spec(LAPTOP, "B-Ada", "movie_sentences", {"init_r": 8, "target_r": 2}).tuned == {"init_r": 8, "target_r": 2}
+    with pytest.raises(UserError, match="target_r < init_r, got init_r=4 and target_r=4"):
+        make_spec(LAPTOP, "B-Ada", "movie_sentences", {"init_r": 4})
+    with pytest.raises(UserError, match="rank rule of B-Ada has no 'rank' to set; it has init_r, target_r"):
+        make_spec(LAPTOP, "B-Ada", "movie_sentences", {"rank": 8})
+
+
 def test_unknown_names_tell_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown config 'Joint2'; nearest: Joint-2"):
         make_spec(LAPTOP, "Joint2", "movie_sentences")

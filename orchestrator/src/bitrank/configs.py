@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,19 @@ CONFIGS: dict[str, Config] = {
 }
 
 
-def find_config(name: str, plan: str | None = None) -> Config:
-    """The arm called ``name``, or the one that the plan file at ``plan`` describes. Raises :class:`UserError`."""
-    if plan is not None:
-        return _config_from_plan(Path(plan))
-    if name not in CONFIGS:
+def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
+    """The arm called ``name``, or the one that the plan file at ``plan`` describes, with the ranks in ``tuned`` set otherwise.
+
+    ``tuned`` holds fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
+    """
+    if plan is None and name not in CONFIGS:
         raise unknown("config", name, CONFIGS)
-    return CONFIGS[name]
+    config = CONFIGS[name] if plan is None else _config_from_plan(Path(plan))
+    has = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
+    for key in tuned or {}:
+        if key not in has:
+            raise UserError(f"the rank rule of {name} has no {key!r} to set; it has {', '.join(has)}")
+    return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
 def _config_from_plan(path: Path) -> Config:

@@ -33,8 +33,8 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "minilm", "threads": 1, "steps": 400, "batch_size": 32, "learning_rate": 2e-3, "max_length": 128,
-                    "log_every": 10, "eval_every": 200, "checkpoint_every": 50, "dropout": 0.0,
+                    "model": "minilm", "threads": 1, "steps": 320, "batch_size": 32, "learning_rate": 2e-3, "max_length": 128,
+                    "log_every": 10, "eval_every": 160, "checkpoint_every": 40, "dropout": 0.0,
                 },
                 "language-modelling": {
                     "model": "smollm2", "threads": 1, "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,

@@ -42,7 +42,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     classes = len(material.task.classes)
     loaded = load_model(spec.model, spec.kind, classes, device=device, dtype=dtype, dropout=spec.dropout, seed=spec.seed)
 
-    config = find_config(spec.config, spec.plan)
+    config = find_config(spec.config, spec.plan, spec.tuned)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)

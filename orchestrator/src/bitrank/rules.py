@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bitrank.errors import UserError
+
 if TYPE_CHECKING:  # the command line reads configs without loading torch
     from bitrank_quant import WeightMatrix
 
@@ -133,6 +135,10 @@ class AdaptiveRank:
 
     init_r: int
     target_r: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_r < self.init_r:
+            raise UserError(f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}")
 
     def ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: self.init_r for m in blocks}

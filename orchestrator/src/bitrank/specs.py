@@ -24,9 +24,9 @@ from bitrank.profiles import Profile
 class RunSpec:
     """One run. Sizes are in sequences, lengths in tokens, ``*_every`` in optimizer steps.
 
-    ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU and 1 elsewhere; ``dropout`` None keeps
-    the model's own; ``fused`` False takes PEFT's own, slower
-    products; ``arm`` is the config as plain data; ``adapter_scale`` is α/r, the same for every rank and arm.
+    ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
+    None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
+    ``adapter_scale`` is α/r, the same for every rank and arm; ``fused`` False takes PEFT's own, slower products.
     """
 
     config: str
@@ -48,6 +48,9 @@ class RunSpec:
     clip: float = 1.0
     dropout: float | None = None
     adapter_scale: float = 2.0
+    rank: int | None = None
+    init_r: int | None = None
+    target_r: int | None = None
     max_length: int = 128
     test_windows: int | None = None
     validation_windows: int | None = None
@@ -59,6 +62,11 @@ class RunSpec:
     dtype: str = "auto"
     threads: int | None = None
     fused: bool = True
+
+    @property
+    def tuned(self) -> dict[str, int]:
+        """Fields of the arm's rank rule that this run sets otherwise."""
+        return {key: getattr(self, key) for key in _TUNED if getattr(self, key) is not None}
 
     @property
     def spec_id(self) -> str:
@@ -84,7 +92,8 @@ class RunSpec:
 _FIXED = {"config", "task", "profile", "kind", "arm"}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
-             "checkpoint_every", "threads")  # fmt: skip
+             "checkpoint_every", "threads", "rank", "init_r", "target_r")  # fmt: skip
+_TUNED = ("rank", "init_r", "target_r")
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
 _DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -107,7 +116,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
-    arm = find_config(config, plan).as_data()
+    tuned = {key: given[key] for key in _TUNED if key in given}
+    arm = find_config(config, plan, tuned).as_data()
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
 

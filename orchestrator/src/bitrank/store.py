@@ -30,7 +30,7 @@ def open_store(store: str) -> MlflowClient:
     uri = store_uri(store)
     path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if path is not None:
-        _check_file(path)
+        _make_folder(path)
     import logging
 
     from mlflow import MlflowClient
@@ -40,6 +40,7 @@ def open_store(store: str) -> MlflowClient:
     if path is None:
         return _reached(MlflowClient(uri), uri)
     with FileLock(path.with_suffix(".lock")):
+        _check_file(path)
         client = _reached(MlflowClient(uri), uri)
         with sqlite3.connect(path) as database:
             database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
@@ -61,15 +62,18 @@ def artifact_root(store: str) -> str | None:
     return str(Path(uri.removeprefix("sqlite:///")).parent / "artifacts") if uri.startswith("sqlite:///") else None
 
 
-def _check_file(path: Path) -> None:
+def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
+        with path.with_suffix(".lock").open("ab"):
             pass
     except OSError as error:
         raise UserError(f"cannot write the store {path}: {error.strerror}; give another with --store") from error
-    if path.stat().st_size == 0:
-        path.unlink()  # MLflow makes it
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a file that is not MLflow's. Called under the lock: a store that another process is making is not looked at."""
+    if not path.exists() or path.stat().st_size == 0:
         return
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:

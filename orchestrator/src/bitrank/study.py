@@ -49,7 +49,8 @@ def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
     """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
     tracker, jobs = look(specs, options)
     for job in jobs:
-        if job.state.run_id is not None and (options.force or job.state.name == "outdated"):
+        again = options.force or job.state.name == "outdated"
+        if again and job.state.run_id is not None and job.status != "elsewhere":
             tracker.forget(job.state.run_id)  # numbers of two versions of the code must not meet in one run
             shutil.rmtree(job.folder, ignore_errors=True)
             job.state, job.status = State("new"), "waiting"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BATCH = 900  # MLflow takes 1,000 entries a call
 _FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "result.json", "failure.json", "log.txt")
 _PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
-           "quant_backend")  # fmt: skip
+           "rank", "init_r", "target_r", "quant_backend")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Tracker:
             params = {key: value for key, value in asdict(spec).items() if key in _PARAMS and value is not None}
             self._client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
         else:
+            for tag in {"failure", "finding"} & set(self._client.get_run(run_id).data.tags):
+                self._client.delete_tag(run_id, tag)  # what went wrong last time is no part of what comes
             self._client.update_run(run_id, status="RUNNING")
         return RunLog(self._client, run_id)
 
