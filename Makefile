@@ -11,6 +11,8 @@ PORT    ?= 5000
 PYTHON  ?= python3
 ARGS    ?=
 SLOW    ?=
+# Test processes: most tests start runs of one thread each.
+WORKERS ?= auto
 
 PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q
@@ -38,7 +40,7 @@ $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PR
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@PIP="$(PIP)" PY=$(PY) TORCH=$(TORCH) bash tools/install-torch.sh
-	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout ruff mypy build || { bash tools/no-network.sh; exit 2; }
+	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout pytest-xdist ruff mypy build || { bash tools/no-network.sh; exit 2; }
 	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
 	@touch $@
 
@@ -67,7 +69,7 @@ test: ## all tests, or PKG=quant: that package alone in an environment of its ow
 	@$(ALONE)/bin/python -m pytest -q $(MARKS) -c $(FOLDER)/pyproject.toml $(FOLDER)/tests $(ARGS)
 else
 test: install ## all tests, or PKG=quant: that package alone in an environment of its own (SLOW=1 for slow ones too)
-	@$(PY) -m pytest -q $(MARKS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(MARKS) $(ARGS)
 endif
 
 lint: install ## ruff and mypy
