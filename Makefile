@@ -30,7 +30,7 @@ ALONE     = .venvs/$(PKG)
 .PHONY: help install matrix list doctor ui test test-run lint format release clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda  STORE=runs  PORT=5000  SLOW=1"
 
 install: $(VENV)/.installed ## the virtual environment with pinned packages
