@@ -27,7 +27,7 @@ def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Pat
     """The folder of the first run whose events hold ``count`` of ``event``."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        for path in cwd.glob("runs/work/*/events.jsonl"):
+        for path in (cwd / "runs" / "work").glob("*/events.jsonl"):
             if sum(e["event"] == event for e in read_events(path)) >= count:
                 return path.parent
         time.sleep(0.02)

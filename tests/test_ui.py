@@ -93,9 +93,11 @@ def test_the_grouped_view_shows_cells(served: dict[str, str], browser: Any) -> N
 def test_the_charts_view_draws_charts(served: dict[str, str], browser: Any) -> None:
     browser.get(served["Charts"])
     text_when(browser, "Add chart", "Model metrics")
+    charts: list[Any] = []
     for _ in range(60):
         # Charts below the fold are drawn when they are scrolled to; the first ones at once.
-        if browser.find_elements("css selector", ".js-plotly-plot, .plotly, svg.main-svg"):
-            return
+        charts = browser.find_elements("css selector", ".js-plotly-plot, .plotly, svg.main-svg")
+        if charts:
+            break
         time.sleep(0.5)
-    raise AssertionError("no chart was drawn")
+    assert charts, "no chart was drawn"
