@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from bitrank_quant import BACKENDS, FORMATS, OVERRIDES, QuantError, available_overrides, choose_backend, override_for, parse_format, probe
@@ -61,3 +65,15 @@ def test_an_override_that_the_machine_lacks_names_those_it_has() -> None:
 
 def test_a_cpu_serves_all_but_the_cuda_overrides() -> None:
     assert available_overrides("cpu") == [name for name in OVERRIDES if not name.startswith("cuda")]
+
+
+def test_a_killed_build_of_quanto_does_not_hang_the_next_process() -> None:
+    """torch's extension loader waits for a lock file for ever; one is planted as a killed build would leave it."""
+    quanto = pytest.importorskip("optimum.quanto")
+    folder = Path(quanto.__file__).parent / "library" / "extensions" / "cpp" / "build"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lock").touch()
+    code = "from bitrank_quant import BACKENDS, parse_format, probe; print(probe(BACKENDS['quanto'], parse_format('int4-g64'), 'cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "None"
+    assert not (folder / "lock").exists()

@@ -6,12 +6,17 @@ preference. What a backend really does on this machine is tried on a small matri
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from bitrank_quant.errors import QuantError
@@ -75,12 +80,34 @@ def _quanto_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -
     from optimum.quanto import qint2, qint4, qint8
     from optimum.quanto.nn import QLinear
 
+    if fmt.bits < 8:
+        _build_quanto_extension()
     qtype = {8: qint8, 4: qint4, 2: qint2}[fmt.bits]
     made = QLinear.from_module(linear.to(compute_dtype), weights=qtype)
     if isinstance(fmt, Affine):
         made.weight_group_size = fmt.block
     made.freeze()
     return made.requires_grad_(False)
+
+
+@cache
+def _build_quanto_extension() -> None:
+    """Let quanto compile its unpacking code, one process at a time.
+
+    A build that was killed leaves a lock file behind, and every later process would wait for it for ever. Under a lock that the
+    operating system releases with its holder, a lock file that is there is a dead one.
+    """
+    from optimum import quanto
+
+    extensions = Path(quanto.__file__).parent / "library" / "extensions"
+    digest = hashlib.sha256(str(extensions).encode()).hexdigest()[:12]
+    with FileLock(Path(tempfile.gettempdir()) / f"bitrank-quanto-{digest}.lock"):
+        for dead in extensions.glob("*/build/lock"):
+            dead.unlink()
+        packed = quanto.nn.QLinear.from_module(nn.Linear(128, 8), weights=quanto.qint4)
+        packed.freeze()
+        with torch.no_grad():
+            packed(torch.zeros(1, 128))
 
 
 def _torch_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
