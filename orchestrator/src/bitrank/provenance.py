@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
 from functools import cache
@@ -9,12 +10,32 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _DECIDES = ("bitrank_data", "bitrank_quant", "bitrank_adapters", "bitrank_trainer")
-_OWN = ("road.py", "rules.py", "models.py", "material.py", "schedule.py", "tiny.py")
+_OWN = ("road.py", "models.py", "material.py", "schedule.py", "tiny.py")
+
+
+def code_id(*rules: object) -> str:
+    """Twelve hex digits over every source line that can change a number of a run with ``rules``; results of other code are *stale*.
+
+    Of the rules only those of this arm count, so that a config added beside it leaves its results as they are.
+    """
+    return hashlib.sha256((_shared_code() + _rules_code(frozenset(type(rule).__name__ for rule in rules))).encode()).hexdigest()[:12]
 
 
 @cache
-def code_id() -> str:
-    """Twelve hex digits over every source file that can change a number; results made by other code are *stale*."""
+def _rules_code(names: frozenset[str]) -> str:
+    """The text of ``rules.py`` without the classes that the classes ``names`` do not use."""
+    text = (Path(__file__).parent / "rules.py").read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    used, found = set[str](), set(names)
+    while found - used:
+        used |= found
+        found = {node.id for name in used if name in classes for node in ast.walk(classes[name]) if isinstance(node, ast.Name)}
+    return "\n".join(ast.get_source_segment(text, node) or "" for node in body if getattr(node, "name", "") not in classes.keys() - used)
+
+
+@cache
+def _shared_code() -> str:
     digest = hashlib.sha256()
     for package in _DECIDES:
         found = find_spec(package)
@@ -23,7 +44,7 @@ def code_id() -> str:
             digest.update(path.read_bytes())
     for name in _OWN:
         digest.update((Path(__file__).parent / name).read_bytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 @cache

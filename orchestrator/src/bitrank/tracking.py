@@ -136,7 +136,7 @@ def state_of(spec: RunSpec, runs: Mapping[str, Run]) -> State:
     if run is None:
         return State("new")
     tags, run_id, figures = run.data.tags, run.info.run_id, run.data.metrics
-    older = tags.get("code") != code_id()
+    older = tags.get("code") != _code(spec)
     if run.info.status == "FINISHED":
         note = "made by older code; --force makes it anew" if older else ""
         return State("stale" if older else "done", run_id, note, figures)
@@ -147,12 +147,19 @@ def state_of(spec: RunSpec, runs: Mapping[str, Run]) -> State:
     return State("failed" if run.info.status == "FAILED" else "interrupted", run_id, tags.get("failure", ""))
 
 
+def _code(spec: RunSpec) -> str:
+    from bitrank.configs import find_config
+
+    arm = find_config(spec.config, spec.plan, spec.tuned)
+    return code_id(arm.precision, arm.rank)
+
+
 def _tags(spec: RunSpec) -> dict[str, str]:
     from bitrank.configs import CONFIGS
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
     words = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
-             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_id()}  # fmt: skip
+             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": _code(spec)}  # fmt: skip
     note = {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."} if spec.profile == "smoke" else {}
     return {**words, **git_state(), "mlflow.source.name": "bitrank", **note}
 
