@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
+from bitrank_trainer import register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -55,7 +56,7 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(_cannot_load(name, error)) from error
 
 
-def load_model(name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int) -> Loaded:
+def load_model(name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int, fused: bool = True) -> Loaded:
     """Model ``name`` for a task of ``kind``. Fresh heads are drawn from ``seed``.
 
     Raises :class:`UserError` when it cannot be loaded, or is an encoder asked to do language modelling.
@@ -66,7 +67,7 @@ def load_model(name: str, kind: str, classes: int, *, device: str, dtype: torch.
     torch.manual_seed(seed)
     try:
         model, info = auto.from_pretrained(
-            locate(name), config=config, dtype=dtype, attn_implementation="sdpa" if device == "cuda" else "eager", output_loading_info=True
+            locate(name), config=config, dtype=dtype, attn_implementation=_attention(device, fused), output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_cannot_load(name, error)) from error
@@ -90,6 +91,11 @@ def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer
             if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
                 setattr(config, key, dropout)
     return config
+
+
+def _attention(device: str, fused: bool) -> str:
+    """CUDA has kernels of its own; elsewhere the plain formula is the fastest at the lengths of a laptop."""
+    return "sdpa" if device == "cuda" else register_attention() if fused else "eager"
 
 
 def _smollm2() -> Path:

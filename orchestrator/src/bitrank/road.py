@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bitrank_adapters import adapter_bytes, check_ranks, fuse
 from bitrank_data import TokenSplit
-from bitrank_quant import apply_precision, block_matrices, stored_bytes, weight_matrices
+from bitrank_quant import apply_precision, block_matrices, decoder, stored_bytes, weight_matrices
 from bitrank_trainer import (
     DTYPES,
     OBJECTIVES,
+    PLAIN_OBJECTIVES,
     Evaluation,
     Task,
     choose_device,
@@ -40,7 +41,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     record.phase("loading")
     material = load_material(spec)
     classes = len(material.task.classes)
-    loaded = load_model(spec.model, spec.kind, classes, device=device, dtype=dtype, dropout=spec.dropout, seed=spec.seed)
+    loaded = load_model(spec.model, spec.kind, classes, device=device, dtype=dtype, dropout=spec.dropout, seed=spec.seed, fused=spec.fused)
 
     config = find_config(spec.config, spec.plan, spec.tuned)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
@@ -56,11 +57,11 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     )
     model.to(device)
     if spec.fused:
-        fuse(model)
+        fuse(model, decoder)
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready(time.perf_counter() - started)
 
-    objective = OBJECTIVES[spec.kind]
+    objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
 
     def judge(split: TokenSplit) -> Evaluation:
         return evaluate(model, material.batches_of(split), objective, device)

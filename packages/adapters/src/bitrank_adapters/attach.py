@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.norms import norms_in_fp32
 from bitrank_adapters.plans import RankPlan, check_ranks
 
 
@@ -114,28 +115,10 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _norms_in_fp32(peft_model)
+    norms_in_fp32(peft_model)
     for head in heads:
         _head_in_fp32(peft_model, head)
     return peft_model
-
-
-def _norms_in_fp32(model: nn.Module) -> None:
-    """Keep norm weights in fp32 and compute in it, whatever dtype flows through (k-bit preparation, QLoRA)."""
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
-            module.float()
-            module.register_forward_hook(_as_input)
-            module.register_forward_pre_hook(_to_fp32)
-
-
-def _to_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    module.input_dtype = inputs[0].dtype  # type: ignore[assignment]
-    return (inputs[0].float(), *inputs[1:])
-
-
-def _as_input(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.to(module.input_dtype)  # type: ignore[arg-type]
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:

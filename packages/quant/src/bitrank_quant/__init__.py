@@ -2,6 +2,7 @@
 
 from bitrank_quant.apply import Applied, PrecisionPlan, apply_precision
 from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override, available_overrides, choose_backend, override_for, probe
+from bitrank_quant.decoders import decoder
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, parse_format
@@ -32,6 +33,7 @@ __all__ = [
     "available_overrides",
     "block_matrices",
     "choose_backend",
+    "decoder",
     "override_for",
     "parse_format",
     "probe",

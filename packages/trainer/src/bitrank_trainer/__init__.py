@@ -1,5 +1,6 @@
 """The one loop, evaluation, checkpoints, and meters of memory and speed."""
 
+from bitrank_trainer.attention import register_attention
 from bitrank_trainer.checkpoints import Progress, trainable
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.evaluation import Evaluation, evaluate
@@ -7,13 +8,14 @@ from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, c
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
 from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib
-from bitrank_trainer.objectives import OBJECTIVES, Classification, LanguageModelling, Objective, Row
+from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.settings import TrainSettings
 
 __version__ = "0.1.0"
 __all__ = [
     "DTYPES",
     "OBJECTIVES",
+    "PLAIN_OBJECTIVES",
     "Classification",
     "Diverged",
     "Evaluation",
@@ -34,6 +36,7 @@ __all__ = [
     "evaluate",
     "peak_memory_mib",
     "pin_threads",
+    "register_attention",
     "train",
     "trainable",
 ]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitrank_trainer.vocabulary import head_loss, head_scores, split_head
+
 Batch = Mapping[str, np.ndarray]
 Row = dict[str, float | int]
 
@@ -67,23 +69,36 @@ class Classification:
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """Next-token cross entropy; perplexity = exp(total nats / predicted tokens)."""
+    """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
+
+    ``fused`` computes head and loss a block of positions at a time where the model's head allows it.
+    """
 
     metric: str = "ppl"
     higher_is_better: bool = False
+    fused: bool = True
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        logits_NV, targets_N = _next_token(model, batch, device)
-        return F.cross_entropy(logits_NV, targets_N)
+        targets_N = _targets(batch, device)
+        if (parts := split_head(model) if self.fused else None) is not None:
+            return head_loss(_hidden(parts.body, batch, device), parts.head, targets_N)
+        return F.cross_entropy(_next_logits(model, batch, device), targets_N)
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
-        logits_NV, targets_N = _next_token(model, batch, device)
+        targets_N = _targets(batch, device)
+        loss_N, right_N = self._scores(model, batch, targets_N, device)
         shape = (len(batch["index"]), -1)
-        loss_BT = F.cross_entropy(logits_NV, targets_N, reduction="none").view(shape)
-        right_BT = (logits_NV.argmax(-1) == targets_N).view(shape)
+        loss_BT, right_BT = loss_N.view(shape), right_N.view(shape)
         predicted_B = (targets_N != -100).view(shape).sum(1).tolist()
         columns = zip(batch["index"].tolist(), loss_BT.sum(1).tolist(), predicted_B, right_BT.sum(1).tolist(), strict=True)
         return [dict(zip(("index", "loss", "tokens", "right"), values, strict=True)) for values in columns]
+
+    def _scores(self, model: nn.Module, batch: Batch, targets_N: Tensor, device: str) -> tuple[Tensor, Tensor]:
+        """Nats of each target (0 for padding), and whether it is the most likely token."""
+        if (parts := split_head(model) if self.fused else None) is not None:
+            return head_scores(_hidden(parts.body, batch, device), parts.head, targets_N)
+        logits_NV = _next_logits(model, batch, device)
+        return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV.argmax(-1) == targets_N
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
         tokens = sum(row["tokens"] for row in rows)
@@ -93,6 +108,7 @@ class LanguageModelling:
 
 
 OBJECTIVES: dict[str, Objective] = {"classification": Classification(), "language-modelling": LanguageModelling()}
+PLAIN_OBJECTIVES: dict[str, Objective] = {**OBJECTIVES, "language-modelling": LanguageModelling(fused=False)}
 
 
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
@@ -100,14 +116,27 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     return output.logits.float()
 
 
-def _next_token(model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-    """Logits (B · (T − 1), V) in fp32 and the tokens they predict (B · (T − 1),), padding −100."""
-    ids_BT = _tensor(batch["input_ids"], device)
+def _targets(batch: Batch, device: str) -> Tensor:
+    """The tokens to predict (B · (T − 1),), padding −100."""
+    return _tensor(batch["labels"][:, 1:], device).flatten()
+
+
+def _next_logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
+    """Logits of all positions but the last (B · (T − 1), V) in fp32."""
+    output: Any = model(**_decoder_inputs(batch, device))
+    return output.logits[:, :-1].float().flatten(0, 1)
+
+
+def _hidden(body: nn.Module, batch: Batch, device: str) -> Tensor:
+    """Hidden states of all positions but the last (B · (T − 1), D)."""
+    output: Any = body(**_decoder_inputs(batch, device))
+    return output.last_hidden_state[:, :-1].flatten(0, 1)
+
+
+def _decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
     padded = int(batch["attention_mask"].min()) == 0
     mask_BT = _tensor(batch["attention_mask"], device) if padded else None  # without it the plain causal path is taken
-    output: Any = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-    logits_BTV = output.logits[:, :-1].float()
-    return logits_BTV.flatten(0, 1), _tensor(batch["labels"][:, 1:], device).flatten()
+    return {"input_ids": _tensor(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
 
 
 def _real_tokens(batch: Batch) -> list[int]:

@@ -1,0 +1,50 @@
+"""How the matrix of a linear layer is decoded into its compute dtype, whoever stores it.
+
+For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitrank_quant.formats import Int8Row
+from bitrank_quant.reference import QuantLinear
+
+Decode = Callable[[], Tensor]
+
+
+def decoder(layer: nn.Module) -> Decode | None:
+    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype.
+
+    None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too, and layers of a kind
+    unknown here may do anything.
+    """
+    kind = type(layer).__name__
+    if isinstance(layer, QuantLinear):
+        rounds_activations = isinstance(layer.quantized.fmt, Int8Row) and layer.quantized.fmt.activations
+        return None if rounds_activations else layer.quantized.decode
+    if type(layer) is nn.Linear:
+        return partial(_weight, layer)
+    if kind == "Linear4bit":
+        return partial(_bitsandbytes_4bit, layer)
+    return partial(_quanto, layer) if kind == "QLinear" else None
+
+
+def _weight(layer: nn.Linear) -> Tensor:
+    return layer.weight
+
+
+def _bitsandbytes_4bit(layer: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    made: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return made.to(layer.compute_dtype)
+
+
+def _quanto(layer: Any) -> Tensor:
+    made: Tensor = layer.weight.dequantize()
+    return made

@@ -1,0 +1,79 @@
+"""Plain softmax attention for short sequences as one autograd function.
+
+At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled, masked and
+normalised in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
+probabilities are kept for the backward pass. Numbers equal the ``eager`` attention of transformers to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+NAME = "bitrank"
+
+
+def register_attention() -> str:
+    """Make the attention known to transformers; give the returned name as ``attn_implementation``."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """(B, heads, T, D), and keys and values (B, heads or fewer, S, D), → (B, T, heads, D). ``attention_mask`` is added to scores.
+
+    Dropout takes the graph of single operations, since it needs a mask to be kept. Raises NotImplementedError for capped scores.
+    """
+    if kwargs.get("softcap") is not None:
+        raise NotImplementedError("this model caps its attention scores: use attn_implementation='eager'")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout and module.training:
+        return _with_dropout(query, key, value, attention_mask, scale, dropout), None
+    out: Tensor = _Attention.apply(query, key, value, attention_mask, scale)
+    return out, None
+
+
+def _with_dropout(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scale
+    chances = torch.softmax(scores if mask is None else scores + mask, -1)
+    return (torch.dropout(chances, dropout, True) @ value).transpose(1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q kᵀ · scale + mask) v. Rows of heads that share keys (G of them) lie one below the other: (B · keys, G · T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        batch, heads, length, size = query.shape
+        shared = key.shape[1]
+        query_GTD = query.reshape(batch * shared, -1, size)
+        key_SD, value_SD = key.reshape(batch * shared, -1, size), value.reshape(batch * shared, -1, size)
+        scores = torch.bmm(query_GTD, key_SD.transpose(1, 2)).mul_(scale)
+        if mask is not None:
+            scores.view(batch, heads, length, -1).add_(mask)
+        chances = torch.softmax(scores, -1, out=scores)
+        ctx.save_for_backward(query_GTD, key_SD, value_SD, chances)
+        ctx.scale, ctx.heads = scale, heads
+        return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query_GTD, key_SD, value_SD, chances = ctx.saved_tensors
+        batch, length, heads, size = grads[0].shape
+        grad_GTD = grads[0].transpose(1, 2).reshape(query_GTD.shape)
+        grad_value = torch.bmm(chances.transpose(1, 2), grad_GTD)
+        grad_chances = torch.bmm(grad_GTD, value_SD.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_chances, chances, -1, chances.dtype).mul_(ctx.scale)
+        grad_query = torch.bmm(grad_scores, key_SD).view(batch, heads, length, size)
+        grad_key = torch.bmm(grad_scores.transpose(1, 2), query_GTD)
+        return grad_query, grad_key.view(batch, -1, *key_SD.shape[1:]), grad_value.view(batch, -1, *value_SD.shape[1:]), None, None
