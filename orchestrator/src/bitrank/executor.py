@@ -105,10 +105,11 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
         return None
     write_spec(job.spec, job.folder / "spec.json")
     log = tracker.open(job.spec, job.state.run_id)
-    # Big temporaries would otherwise be mapped and unmapped at each step; and threads that wait actively crawl as soon as
-    # another program wants a core (a hundred times slower was seen).
+    # Big temporaries would otherwise be mapped and unmapped at each step. Threads that wait actively for long crawl as soon as
+    # another program wants a core (a hundred times slower was seen), and threads that sleep at once lose a third of their speed.
+    # oneDNN keeps compiled products of 1,024 shapes: half a megabyte each, and every length of sentence is a shape.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "1073741824",
-                   "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+                   "TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "PYTHONUNBUFFERED": "1"}  # fmt: skip
     if job.spec.threads:
         environment["OMP_NUM_THREADS"] = str(job.spec.threads)
     with (job.folder / "log.txt").open("ab") as output:

@@ -56,7 +56,9 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(_cannot_load(name, error)) from error
 
 
-def load_model(name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int, fused: bool = True) -> Loaded:
+def load_model(
+    name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int, fused: bool = True
+) -> Loaded:
     """Model ``name`` for a task of ``kind``. Fresh heads are drawn from ``seed``.
 
     Raises :class:`UserError` when it cannot be loaded, or is an encoder asked to do language modelling.

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bitrank_adapters.errors import BudgetMissed
+from bitrank_adapters.importance import OffOrthogonal, update_importance
 
 _ADAPTER = "default"
 
@@ -56,7 +57,11 @@ class AdaLoraRanks(FixedRanks):
         super().__init__(model)
         self._tuner: Any = model.base_model
         self._config: Any = model.peft_config[_ADAPTER]
-        self._factors = [p for n, p in model.named_parameters() if f"lora_A.{_ADAPTER}" in n or f"lora_B.{_ADAPTER}" in n]
+        self._parameters = {n: p for n, p in self._tuner.model.named_parameters() if "lora_" in n and _ADAPTER in n}
+        self._factors = [p for n, p in self._parameters.items() if "lora_E" not in n]
+        self._kept: dict[str, Tensor] = {}
+        allocator = self._tuner.rankallocator
+        allocator.update_ipt = lambda _: update_importance(allocator, self._parameters)
 
     @property
     def freeze_step(self) -> int:
@@ -70,10 +75,13 @@ class AdaLoraRanks(FixedRanks):
 
     def penalty(self) -> Tensor:
         """weight · mean over P and Q of ‖PᵀP − I‖_F (Zhang et al. 2023, equation 4)."""
-        norms = [_off_orthogonal(factor) for factor in self._factors]
-        return self._config.orth_reg_weight * torch.stack(norms).mean()
+        term: Tensor = OffOrthogonal.apply(*self._factors)
+        return self._config.orth_reg_weight * term
 
     def after_step(self, step: int) -> None:
+        if step > self.freeze_step:
+            self._mask()
+            return
         self._tuner.update_and_allocate(step)
         if step == self.freeze_step:
             self._audit()
@@ -103,6 +111,15 @@ class AdaLoraRanks(FixedRanks):
             allocator.ipt[name] = torch.zeros_like(value)  # made anew at each step, but its key tells that averages exist
         self._config.rank_pattern = json.loads(text) or {}
 
+    def _mask(self) -> None:
+        """Keep pruned triplets at zero: the optimizer's momentum moves them."""
+        values = {name: p for name, p in self._parameters.items() if "lora_E" in name}
+        if not self._kept:
+            self._kept = {name: torch.tensor(mask).view(-1, 1) for name, mask in self._config.rank_pattern.items()}
+        with torch.no_grad():
+            for name, value in values.items():
+                value.mul_(self._kept[name].to(value.device))
+
     def _audit(self) -> None:
         active = sum(self.ranks().values())
         if active != self.budget:
@@ -120,13 +137,6 @@ def adapted(model: PeftModel) -> list[tuple[str, Any]]:
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and _ADAPTER in module.lora_A
     ]
-
-
-def _off_orthogonal(factor: Tensor) -> Tensor:
-    """‖F Fᵀ − I‖_F over the short side of ``factor``, which is the rank."""
-    factor_RD = factor if factor.shape[0] <= factor.shape[1] else factor.T
-    gram_RR = factor_RD @ factor_RD.T
-    return torch.linalg.matrix_norm(gram_RR - torch.eye(len(gram_RR), device=gram_RR.device))
 
 
 def _matrix_name(key: str) -> str:

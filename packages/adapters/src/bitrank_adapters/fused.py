@@ -106,4 +106,4 @@ def _thin_gradients(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the thin product (N, rank), of ``down`` and of ``up``; the last two in fp32."""
     x_NI, thin_NR, _, up_16 = ctx.saved_tensors
     grad_NR = grad_NO @ up_16
-    return grad_NR, (grad_NR.T @ x_NI).float(), (grad_NO.T @ thin_NR).float() * ctx.scale
+    return grad_NR, (grad_NR.T @ x_NI).float(), (thin_NR.T @ grad_NO).T.float() * ctx.scale

@@ -114,7 +114,7 @@ class Int8Row:
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         # int8 codes are exact in bf16 and fp16, so only the scaled product is rounded.
-        return tensors["codes"].to(dtype) * tensors["scale"].to(dtype)[:, None]
+        return tensors["codes"].to(dtype).mul_(tensors["scale"].to(dtype)[:, None])
 
     def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
         return _take_rows(tensors, ids_N, rows)

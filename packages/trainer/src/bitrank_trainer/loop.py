@@ -82,7 +82,7 @@ def _step(
             loss += part.detach()
             speed.tokens += int(batch["attention_mask"].sum())
         penalty = _add_penalty(hook)
-        grad_norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), settings.clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
