@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from bitrank_analysis import AnalysisError, query
 
-SQL = "SELECT run_name AS name, \"m.eval/acc\" AS acc, NULL AS none FROM wide ORDER BY 1"
+SQL = 'SELECT run_name AS name, "m.eval/acc" AS acc, NULL AS none FROM wide ORDER BY 1'
 
 
 @pytest.fixture
 def uri(maker, tmp_path: Path) -> str:
     maker.run("B-FP", metrics={"eval/acc": 0.875})
-    maker.run("B, \"Q4\"", metrics={"eval/acc": float("nan")})
+    maker.run('B, "Q4"', metrics={"eval/acc": float("nan")})
     return str(tmp_path)
 
 
