@@ -14,8 +14,9 @@ def study_of(folder: Path, experiment: str | None = None) -> Study:
 
 def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
     figures = {
-        "eval/acc": 0.75, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 28.0, "model/bits": 4.5, "lora/params": 1000.0, "lora/percent": 2.0,
-        "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0, "time/total_s": 70.0,
+        "eval/acc": 0.75, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 28.0, "model/bits": 4.5, "lora/params": 1000.0,
+        "lora/percent": 2.0, "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0,
+        "time/total_s": 70.0,
     }  # fmt: skip
     run = maker.run("Joint-1", seed=3, metrics=figures)
     row = study_of(tmp_path).runs.iloc[0].to_dict()
@@ -60,9 +61,7 @@ def test_the_newest_run_of_a_cell_counts_and_the_note_says_so(maker, tmp_path: P
     maker.run("A", status="FAILED")
     study = study_of(tmp_path)
     assert list(study.runs["run_id"]) == [newer] and study.missing.empty
-    assert study.notes == (
-        "Runs left out because another of the same config, task and seed is newer or has the settings that most runs share: 1.",
-    )
+    assert study.notes == ("Runs left out for another of the same config, task and seed that is newer or has the usual settings: 1.",)
 
 
 def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_runs_of_another_tool_are_left_out_and_counted(maker, tmp_path: Path) ->
 
 def test_a_store_of_another_tool_says_so(maker, tmp_path: Path) -> None:
     maker.run("", metrics={"accuracy": 0.9})
-    with pytest.raises(AnalysisError, match="expected runs with the tags config, task and seed.*has 1 runs and none"):
+    with pytest.raises(AnalysisError, match=r"expected runs with the tags config, task and seed.*has 1 runs and none"):
         study_of(tmp_path)
 
 
@@ -108,7 +107,7 @@ def test_which_experiment(maker, tmp_path: Path) -> None:
     maker.run("A", metrics={"eval/acc": 0.7}, experiment="bitrank-laptop")
     with pytest.raises(AnalysisError, match="several experiments; name one of bitrank-laptop, bitrank-smoke"):
         study_of(tmp_path)
-    with pytest.raises(AnalysisError, match="no experiment 'paper'.*bitrank-laptop, bitrank-smoke"):
+    with pytest.raises(AnalysisError, match=r"no experiment 'paper'.*bitrank-laptop, bitrank-smoke"):
         study_of(tmp_path, "paper")
     assert list(study_of(tmp_path, "bitrank-laptop").runs["quality"]) == [0.7]
 

@@ -121,8 +121,8 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
 def _predictions_sql(paths: list[str]) -> str:
     if not paths:
         return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
-    read = f"read_parquet({_list(paths)}, union_by_name=true, filename='artifact_path')"
-    return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {read} p JOIN raw.files f ON f.path = p.artifact_path"
+    rows = f"read_parquet({_list(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
+    return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {rows}"
 
 
 def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:

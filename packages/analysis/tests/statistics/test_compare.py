@@ -85,7 +85,7 @@ def test_several_seeds_keep_both_intervals_apart(maker, tmp_path: Path) -> None:
     assert (row["seeds"], row["n"], row["discordant_gain"], row["discordant_loss"]) == (3, 300, 23, 0)
     assert row["difference"] == pytest.approx(per_seed.mean())
     assert (row["seed_low"], row["seed_high"]) == pytest.approx((interval.low, interval.high))
-    assert 0 < row["low"] and row["seed_low"] < row["low"] and row["test"] == "sign flips of seed means, exact"
+    assert row["low"] > 0 and row["seed_low"] < row["low"] and row["test"] == "sign flips of seed means, exact"
     assert table.attrs["notes"] == []
 
 
