@@ -14,6 +14,7 @@ import duckdb
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from bitrank_analysis.artifacts import create_artifact_views
 from bitrank_analysis.errors import AnalysisError
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
@@ -55,11 +56,12 @@ CREATE VIEW final_metrics AS SELECT run_id, key, arg_max(value, step) AS value, 
 
 
 def open_store(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views ``runs params tags metrics final_metrics wide`` over the store at ``uri``.
+    """A DuckDB connection with views over the store at ``uri``: a folder that holds ``mlflow.db``, ``sqlite:///`` or ``postgresql://``.
 
-    ``uri`` is a folder that holds ``mlflow.db``, or a ``sqlite:///`` or ``postgresql://`` URI. ``wide`` has one row per run, with
-    params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. Raises :class:`AnalysisError` when there is no MLflow
-    store.
+    From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with params as ``p.<key>``, tags as
+    ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files: ``predictions`` (run_id and the columns of predictions.parquet),
+    ``ranks`` (run_id, matrix, step, rank, final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role,
+    layer, shape, tied_to) and ``unread`` (run_id, file, reason). Raises :class:`AnalysisError` when there is no MLflow store.
     """
     database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     database.execute("CREATE SCHEMA raw")
@@ -77,6 +79,8 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
         raise AnalysisError(f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}") from error
     database.execute(_VIEWS)
     _create_wide(database)
+    url = _url(uri)
+    create_artifact_views(database, Path(url.database or "").resolve().parent if url.get_backend_name() == "sqlite" else None)
     return database
 
 

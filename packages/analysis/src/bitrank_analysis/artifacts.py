@@ -1,0 +1,137 @@
+"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, and ``unread`` for what cannot be read.
+
+Only artifacts on this machine are read. A run that keeps them elsewhere (``mlflow-artifacts:/``, ``s3://``), and a file that is
+broken, is a row of ``unread``; it is never just absent. A file that is not there (a run that failed before it) is no row anywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import duckdb
+
+from bitrank_analysis.errors import AnalysisError
+
+PREDICTIONS, RANKS, PLAN = "predictions.parquet", "ranks.json", "plan.json"
+_EMPTY_PREDICTIONS = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens WHERE false"
+
+# Files are read as text and parsed one by one, so that one torn file is a row of `unread` and does not take the view with it.
+_VIEWS = """
+CREATE VIEW ranks AS
+  WITH parsed AS (
+    SELECT run_id, from_json(content, '{"final": "MAP(VARCHAR, BIGINT)", "over_time": "MAP(BIGINT, MAP(VARCHAR, BIGINT))"}') AS j
+    FROM raw.ranks_text WHERE json_valid(content)),
+  steps AS (SELECT run_id, unnest(map_entries(j.over_time)) AS s FROM parsed),
+  cells AS (SELECT run_id, s.key AS step, unnest(map_entries(s.value)) AS r FROM steps
+            UNION ALL SELECT run_id, NULL, unnest(map_entries(j.final)) FROM parsed)
+  SELECT run_id, r.key AS matrix, step, r.value AS rank, step IS NULL AS final FROM cells;
+CREATE VIEW plans AS
+  WITH parsed AS (
+    SELECT run_id, from_json(content, '{"precision": "MAP(VARCHAR, VARCHAR)", "ranks": "MAP(VARCHAR, BIGINT)",
+      "applied": "MAP(VARCHAR, STRUCT(format VARCHAR, backend VARCHAR))",
+      "matrices": ["STRUCT(name VARCHAR, role VARCHAR, layer BIGINT, shape BIGINT[], tied_to VARCHAR)"]}') AS j
+    FROM raw.plans_text WHERE json_valid(content)),
+  formats AS (SELECT run_id, e.key AS matrix, e.value AS format FROM (SELECT run_id, unnest(map_entries(j.precision)) AS e FROM parsed)),
+  given AS (SELECT run_id, e.key AS matrix, e.value AS rank FROM (SELECT run_id, unnest(map_entries(j.ranks)) AS e FROM parsed)),
+  stored AS (SELECT run_id, e.key AS matrix, e.value.format || '@' || e.value.backend AS stored_as
+             FROM (SELECT run_id, unnest(map_entries(j.applied)) AS e FROM parsed)),
+  known AS (SELECT run_id, m.name AS matrix, m.role, m.layer, m.shape, m.tied_to FROM (SELECT run_id, unnest(j.matrices) AS m FROM parsed))
+  SELECT run_id, matrix, format, rank, stored_as, role, layer, shape, tied_to
+  FROM formats FULL JOIN given USING (run_id, matrix) LEFT JOIN stored USING (run_id, matrix) LEFT JOIN known USING (run_id, matrix);
+CREATE VIEW unread AS
+  SELECT run_id, file, reason FROM raw.unread
+  UNION ALL SELECT run_id, 'ranks.json', 'it is not whole JSON' FROM raw.ranks_text WHERE NOT json_valid(content)
+  UNION ALL SELECT run_id, 'plan.json', 'it is not whole JSON' FROM raw.plans_text WHERE NOT json_valid(content);
+"""
+
+
+def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
+    """Add the views to a connection that has the view ``runs``. ``beside`` is the folder of a SQLite store, None for a server.
+
+    The files are listed now and read when a view is asked. A store that was moved as a whole is found again: where a run's own
+    address is gone, the same experiment and run under ``beside/artifacts`` are taken.
+    """
+    database.execute("CREATE TABLE raw.files (run_id VARCHAR, file VARCHAR, path VARCHAR)")
+    database.execute("CREATE TABLE raw.unread (run_id VARCHAR, file VARCHAR, reason VARCHAR)")
+    files, unread = [], []
+    for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
+        folder = local_folder(uri, beside)
+        if folder is None:
+            unread.append((run_id, "all", f"its artifacts are not on this machine: {uri}"))
+        else:
+            files += [(run_id, name, str(folder / name)) for name in (PREDICTIONS, RANKS, PLAN) if (folder / name).is_file()]
+    _insert(database, "files", files)
+    _insert(database, "unread", unread)
+    _text_view(database, "ranks_text", [path for _, name, path in files if name == RANKS])
+    _text_view(database, "plans_text", [path for _, name, path in files if name == PLAN])
+    _predictions_view(database, [(run_id, path) for run_id, name, path in files if name == PREDICTIONS])
+    database.execute(_VIEWS)
+
+
+def local_folder(uri: str, beside: Path | None) -> Path | None:
+    """The folder that an artifact URI names on this machine (a path or ``file://``); None when it is another kind of address."""
+    parts = urlsplit(uri)
+    if parts.scheme not in {"", "file"}:
+        return None
+    folder = Path(unquote(parts.path)) if parts.scheme else Path(uri)
+    if folder.is_dir() or beside is None:
+        return folder
+    moved = beside / "artifacts" / Path(*folder.parts[-3:])
+    return moved if moved.is_dir() else folder
+
+
+def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb.DuckDBPyRelation:
+    """The predictions of one run, without ``run_id``. Raises :class:`AnalysisError` that says why there are none."""
+    rows = database.execute("SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]).fetchall()
+    reasons = database.execute("SELECT reason FROM raw.unread WHERE run_id = ? AND file IN ('all', ?)", [run_id, PREDICTIONS]).fetchall()
+    if reasons:
+        raise AnalysisError(f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again")
+    if not rows:
+        raise AnalysisError(f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one")
+    return database.from_parquet(rows[0][0])
+
+
+def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[str, str, str]]) -> None:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    database.execute(f"INSERT INTO raw.{table} SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::VARCHAR[])", columns)
+
+
+def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
+    read = f"SELECT run_id, content FROM read_text({_list(paths)}) t JOIN raw.files f ON f.path = t.filename"
+    database.execute(
+        f"CREATE VIEW raw.{name} AS {read if paths else 'SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS content WHERE false'}"
+    )
+
+
+def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str, str]]) -> None:
+    """Columns are united by name. The files' heads are read here; those that are no whole Parquet become rows of ``unread``."""
+    whole = [path for _, path in files]
+    try:
+        database.execute(_predictions_sql(whole))
+    except duckdb.Error:
+        broken = [(run_id, PREDICTIONS, "it is not a whole Parquet file") for run_id, path in files if not _is_parquet(database, path)]
+        if not broken:
+            raise
+        _insert(database, "unread", broken)
+        bad = {run_id for run_id, *_ in broken}
+        database.execute(_predictions_sql([path for run_id, path in files if run_id not in bad]))
+
+
+def _predictions_sql(paths: list[str]) -> str:
+    if not paths:
+        return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
+    rows = f"read_parquet({_list(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
+    return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {rows}"
+
+
+def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
+    try:
+        database.execute("SELECT count(*) FROM parquet_schema(?)", [path]).fetchall()
+    except duckdb.Error:
+        return False
+    return True
+
+
+def _list(paths: list[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
