@@ -1,7 +1,9 @@
-"""The run store as DuckDB views. Statistics, figures and the report build on it. Never torch, never mlflow."""
+"""The run store as DuckDB views, studies, and paired statistics. Figures and the report build on it. Never torch, never mlflow."""
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.query import query
 from bitrank_analysis.store import open_store
+from bitrank_analysis.study import Study, load_study
 
 __version__ = "0.1.0"
-__all__ = ["AnalysisError", "open_store"]
+__all__ = ["AnalysisError", "Study", "load_study", "open_store", "query"]

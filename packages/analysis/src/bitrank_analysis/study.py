@@ -10,6 +10,7 @@ import pandas as pd
 
 from bitrank_analysis.artifacts import read_predictions
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.protocol import unusual_settings
 
 # Final metric → (kind of task, short name, whether more of it is better). A new kind of task is one line here.
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -30,7 +31,8 @@ _CELL = ["config", "task", "seed"]
 class Study:
     """An experiment's runs, ready to compare.
 
-    ``runs``: one row per cell (config, task, seed) that has a finished run with a quality; the newest where there are several.
+    ``runs``: one row per cell (config, task, seed) that has a finished run with a quality. Where there are several, the newest of those
+    with the settings that most runs of the task share, else the newest.
     ``missing``: one row per cell of the full grid that has none (every config × task × seed seen), with MLflow's ``status`` (or
     ``ABSENT``) and a ``reason`` that begins with failed, killed, diverged, running, finished or absent.
     ``notes``: sentences on runs that were left out and results of older code. ``database`` is the open store.
@@ -52,7 +54,8 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
 
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality, zero (quality before
     training, NaN where not measured), loss (nats), model_mib, adapter_params, trainable_percent, rank, peak_mib, import_mib,
-    train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run). Raises :class:`AnalysisError` when there
+    train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run), settings (what was trained otherwise than
+    in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there
     is no such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
     """
     every = _tagged(database)
@@ -62,9 +65,11 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     rows = pd.DataFrame([_row(run, finals.get(run["run_id"], {})) for run in tagged.to_dict("records")])
     rows["stale"] = rows["code"] != rows["code"].iloc[-1]
     good = rows[rows["problem"] == ""]
-    runs = good.drop_duplicates(_CELL, keep="last").sort_values(["task", "config", "seed"]).reset_index(drop=True)
+    good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
+    usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
+    runs = usual_last.drop_duplicates(_CELL, keep="last").sort_values(["task", "config", "seed"]).reset_index(drop=True)
     every_run = database.execute("SELECT count(*) FROM runs WHERE experiment = ?", [experiment]).fetchall()[0][0]
-    notes = _notes(every_run - len(rows), len(good) - len(runs), list(runs.loc[runs["stale"], "run_name"]))
+    notes = _notes(every_run - len(rows), len(good) - len(runs), runs)
     return Study(experiment, runs.drop(columns=["problem", "status"]), _missing(rows, runs), database, notes)
 
 
@@ -139,10 +144,13 @@ def _missing(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([(*cell, *newest.get(cell, absent)) for cell in grid if cell not in done], columns=[*_CELL, "status", "reason"])
 
 
-def _notes(foreign: int, older: int, stale: list[str]) -> tuple[str, ...]:
+def _notes(foreign: int, doubled: int, runs: pd.DataFrame) -> tuple[str, ...]:
+    stale = list(runs.loc[runs["stale"], "run_name"])
+    odd = [f"{run.run_name} ({run.settings})" for run in runs.itertuples() if run.settings]
     said = {
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
-        f"Runs left out because a newer run of the same config, task and seed finished: {older}.": older,
+        f"Runs left out because another of the same config, task and seed is newer or has the settings that most runs share: {doubled}.": doubled,
+        f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest run: {', '.join(stale)}.": len(stale),
     }
     return tuple(sentence for sentence, count in said.items() if count)

@@ -1,0 +1,9 @@
+"""Paired statistics of a study. The entries take a study; the modules beneath take arrays and can be used on their own."""
+
+from bitrank_analysis.statistics.arms import arms
+from bitrank_analysis.statistics.compare import compare
+from bitrank_analysis.statistics.factorial import factorial
+from bitrank_analysis.statistics.pareto import pareto
+from bitrank_analysis.statistics.seeds import ONE_SEED
+
+__all__ = ["ONE_SEED", "arms", "compare", "factorial", "pareto"]

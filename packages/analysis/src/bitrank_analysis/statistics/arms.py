@@ -1,0 +1,49 @@
+"""Each arm on its own: quality with its interval over examples, the interval over seeds beside it, and what the arm costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from bitrank_analysis.statistics.examples import Arm, load_arms
+from bitrank_analysis.statistics.perplexity import bca
+from bitrank_analysis.statistics.seeds import over_seeds
+from bitrank_analysis.study import Study
+
+_COSTS = ["model_mib", "bits", "peak_mib", "import_mib", "adapter_params", "trainable_percent", "rank", "train_tok_s", "seconds"]
+
+
+def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
+    """One row per config: config, metric, seeds (count), n, quality, low, high, seed_low, seed_high (NaN with one seed), zero, and means
+    over seeds of model_mib, bits, peak_mib, import_mib, adapter_params, trainable_percent, rank, train_tok_s and seconds.
+
+    Accuracy: the mean over seeds, with Wilson's interval for n examples (with several seeds this is wide rather than narrow: averaging
+    seeds can only lessen an example's variance). Perplexity: of the mean log-perplexity, with the BCa bootstrap over documents (NaN
+    for fewer than two). ``zero`` is the same mean of the quality before training, NaN where it was not measured.
+    """
+    runs = study.runs[study.runs["task"] == task]
+    return pd.DataFrame([_row(arm, runs[runs["config"] == config], alpha) for config, arm in load_arms(study, task).items()])
+
+
+def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
+    """The interval of an arm's accuracy or perplexity over examples."""
+    mean_N = arm.values_SN.mean(axis=0)
+    if arm.metric == "acc":
+        low, high = proportion_confint(float(mean_N.sum()), arm.n, alpha, method="wilson")
+        return float(low), float(high)
+    if arm.n < 2:
+        return float("nan"), float("nan")
+    low, high = bca(mean_N, arm.weights_N, alpha)
+    return float(np.exp(low)), float(np.exp(high))
+
+
+def _row(arm: Arm, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
+    low, high = example_interval(arm, alpha)
+    seed_low, seed_high = over_seeds(arm.values_SN.sum(axis=1) / arm.weights_N.sum(), alpha)
+    if arm.metric == "ppl":
+        seed_low, seed_high = float(np.exp(seed_low)), float(np.exp(seed_high))
+    zero = runs["zero"].mean() if arm.metric == "acc" else np.exp(np.log(runs["zero"]).mean())
+    row: dict[str, object] = {"config": arm.config, "metric": arm.metric, "seeds": len(arm.seeds), "n": arm.n, "quality": arm.quality()}
+    row |= {"low": low, "high": high, "seed_low": seed_low, "seed_high": seed_high, "zero": float(zero)}
+    return row | {name: float(runs[name].mean()) for name in _COSTS}

@@ -1,0 +1,56 @@
+"""SQL to the store, answered as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from bitrank_analysis import AnalysisError, query
+
+SQL = "SELECT run_name AS name, \"m.eval/acc\" AS acc, NULL AS none FROM wide ORDER BY 1"
+
+
+@pytest.fixture
+def uri(maker, tmp_path: Path) -> str:
+    maker.run("B-FP", metrics={"eval/acc": 0.875})
+    maker.run("B, \"Q4\"", metrics={"eval/acc": float("nan")})
+    return str(tmp_path)
+
+
+def test_a_table_is_aligned(uri: str) -> None:
+    assert query(uri, SQL).splitlines() == [
+        "name                 acc  none",
+        "─────────────────  ─────  ────",
+        'B, "Q4" movies s0    nan',
+        "B-FP movies s0     0.875",
+    ]
+
+
+def test_csv_reads_back(uri: str) -> None:
+    rows = list(csv.reader(io.StringIO(query(uri, SQL, "csv"))))
+    assert rows == [["name", "acc", "none"], ['B, "Q4" movies s0', "nan", ""], ["B-FP movies s0", "0.875", ""]]
+
+
+def test_json_reads_back_and_has_no_nan(uri: str) -> None:
+    assert json.loads(query(uri, SQL, "json"), parse_constant=pytest.fail) == [
+        {"name": 'B, "Q4" movies s0', "acc": None, "none": None}, {"name": "B-FP movies s0", "acc": 0.875, "none": None},
+    ]  # fmt: skip
+    assert json.loads(query(uri, "SELECT started, [1.5, 'nan'::DOUBLE] AS l FROM runs LIMIT 1", "json"))[0]["l"] == [1.5, None]
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [("SELEC 1", "syntax error.*\n.*\n?.*\n?.*views: .*wide"), ("SELECT * FROM songs", "songs does not exist"), ("", "expected a statement"),
+     ("SELECT 1/'x'", "does not understand")],
+)  # fmt: skip
+def test_bad_sql_says_what_is_wrong(uri: str, sql: str, said: str) -> None:
+    with pytest.raises(AnalysisError, match=f"(?s){said}"):
+        query(uri, sql)
+
+
+def test_an_unknown_format_lists_the_known(uri: str) -> None:
+    with pytest.raises(AnalysisError, match="unknown format 'xml'; expected one of table, csv, json"):
+        query(uri, "SELECT 1", "xml")
