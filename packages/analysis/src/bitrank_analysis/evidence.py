@@ -10,7 +10,7 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.matrices import nominal_bits, with_place
-from bitrank_analysis.statistics.compare import arms, compare, factorial, pareto
+from bitrank_analysis.statistics import arms, compare, factorial, pareto
 from bitrank_analysis.study import Study
 
 
@@ -19,7 +19,7 @@ class Evidence:
     """Frames about ``task``; their columns are those of the functions that made them.
 
     ``ranks`` has config, seed, matrix, layer, module, step (NaN and ``final`` for the end), rank; ``plans`` has config, seed, matrix, layer, module, format, bits, rank;
-    ``curves`` has config, seed, key, step, value. ``gaps`` tells what could not be worked out, and why.
+    ``curves`` has config, seed, key, step, value. ``gaps`` tells what could not be worked out, and why; ``notes`` what the statistics say of themselves.
     """
 
     task: str
@@ -36,6 +36,7 @@ class Evidence:
     plans: pd.DataFrame
     curves: pd.DataFrame
     gaps: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def configs(self) -> list[str]:
@@ -66,6 +67,8 @@ def gather(study: Study, task: str) -> Evidence:
         raise AnalysisError(f"expected a task with finished runs ({known}), got {task!r}; run it first, or give another")
     gaps: dict[str, str] = {}
     first = runs.iloc[0]
+    comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=BASELINES))
+    effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
     return Evidence(
         task=task,
         kind=str(first["kind"]),
@@ -73,14 +76,15 @@ def gather(study: Study, task: str) -> Evidence:
         higher_is_better=bool(first["higher_is_better"]),
         runs=_ordered(runs),
         arms=_ordered(arms(study, task)),
-        comparisons=_or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=BASELINES)),
-        front=_or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib")),
-        memory_front=_or_gap(gaps, "front of peak memory", lambda: pareto(study, task, x="peak_mib")),
-        factorial=_or_gap(gaps, "factorial", lambda: factorial(study, task)),
+        comparisons=_ordered(comparisons, "candidate", "baseline"),
+        front=_ordered(_or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))),
+        memory_front=_ordered(_or_gap(gaps, "front of peak memory", lambda: pareto(study, task, x="peak_mib"))),
+        factorial=effects,
         ranks=_of_task(study, runs, "SELECT run_id, matrix, step, rank, final FROM ranks"),
         plans=_with_bits(_of_task(study, runs, "SELECT run_id, matrix, format, rank FROM plans WHERE format IS NOT NULL")),
         curves=_curves(study, runs),
         gaps=gaps,
+        notes=tuple(dict.fromkeys([*comparisons.attrs.get("notes", ()), *effects.attrs.get("notes", ())])),
     )
 
 
@@ -93,9 +97,13 @@ def _or_gap(gaps: dict[str, str], name: str, make: Callable[[], pd.DataFrame]) -
         return pd.DataFrame()
 
 
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    ranks = {name: at for at, name in enumerate(config_order(frame["config"]))}
-    return frame.sort_values("config", key=lambda names: names.map(ranks), kind="stable").reset_index(drop=True)
+def _ordered(frame: pd.DataFrame, column: str = "config", above: str = "") -> pd.DataFrame:
+    """Rows by arm in the study's order; first by the arm in ``above`` where one is given."""
+    if frame.empty:
+        return frame
+    columns = [above, column] if above else [column]
+    places = {name: at for at, name in enumerate(config_order(value for each in columns for value in frame[each]))}
+    return frame.sort_values(columns, key=lambda names: names.map(places), kind="stable").reset_index(drop=True)
 
 
 def _of_task(study: Study, runs: pd.DataFrame, query: str) -> pd.DataFrame:

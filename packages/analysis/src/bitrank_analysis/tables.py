@@ -66,8 +66,8 @@ def tables(evidence: Evidence) -> list[Table]:
 
 
 def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Mapping[str, tuple[str, Callable[[Any], str]]]) -> Table:
-    """``heads`` maps a column to what is printed over it and how its values are written."""
-    kept = {column: how for column, how in heads.items() if column in frame}
+    """``heads`` maps a column to what is printed over it and how its values are written; a column without any value is not printed."""
+    kept = {column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()}
     shown = pd.DataFrame({head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()}, dtype=object)
     return Table(f"{name}-{evidence.task}", f"{caption} ({evidence.task})", frame, shown)
 

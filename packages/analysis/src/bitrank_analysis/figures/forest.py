@@ -39,22 +39,27 @@ def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) ->
     layers = [
         alt.Chart(pd.DataFrame({"low": [-margin], "high": [margin]})).mark_rect(style="band").encode(x="low:Q", x2="high:Q"),
         alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(style="guide").encode(x="zero:Q"),
-        base.transform_filter("isValid(datum.seed_low)").mark_rule(strokeWidth=1, strokeDash=[3, 2], yOffset=6).encode(x="seed_low:Q", x2="seed_high:Q", y=y, color=hue),
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y, color=hue),
         base.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=hue, shape=form, tooltip=tips),
         base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="verdict:N"),
     ]
+    seeded = rows.dropna(subset=["seed_low", "seed_high"])
+    if len(seeded):
+        thin = alt.Chart(seeded).mark_rule(strokeWidth=1, strokeDash=[3, 2], yOffset=6)
+        layers.append(thin.encode(x="seed_low:Q", x2="seed_high:Q", y=y, color=hue))
     head = alt.Title(f"against {rows['baseline'].iloc[0]}", fontSize=12, anchor="start", frame="bounds", offset=4)
     return alt.layer(*layers).properties(width=COLUMN - 70, height=24 * len(rows), title=head)
 
 
 def _title(pairs: pd.DataFrame) -> str:
-    told = [text for baseline in dict.fromkeys(pairs["baseline"]) if (text := _against(pairs[pairs["baseline"] == baseline], str(baseline)))]
-    return "; ".join(told) if told else f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown to be small"
+    if (pairs["verdict"] == "unresolved").all():
+        return f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown to be small"
+    return "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in dict.fromkeys(pairs["baseline"]))
 
 
 def _against(rows: pd.DataFrame, baseline: str) -> str:
-    """The verdicts against one baseline in words, or nothing when all are unresolved."""
+    """The verdicts against one baseline in words."""
     named = {verdict: [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]] for verdict in ("better", "as good as", "worse")}
     said = {"better": "better than", "as good as": "as good as", "worse": "worse than"}
-    return ", ".join(f"{words.listed(names)} {said[verdict]} {baseline}" for verdict, names in named.items() if names)
+    told = [f"{words.listed(names)} {said[verdict]} {baseline}" for verdict, names in named.items() if names]
+    return ", ".join(told) if told else f"nothing resolved against {baseline}"

@@ -63,6 +63,8 @@ def _title(peaks: pd.DataFrame, parts: pd.DataFrame) -> str:
     low, high = ranked.iloc[0], ranked.iloc[-1]
     total = parts.groupby("part")["mib"].sum()
     share = f"weights, adapters and optimizer are {100 * (total[['base weights', 'adapters', 'optimizer state']].sum()) / total.sum():.0f} % of it"
-    if len(peaks) == 1 or high["mib"] / low["mib"] < 1.02:
+    if len(peaks) == 1:
+        return f"{low['config']} peaks at {low['mib']:,.0f} MiB; {share}"
+    if high["mib"] / low["mib"] < 1.02:
         return f"Peaks lie within 2 % of {low['mib']:,.0f} MiB; {share}"
     return f"{low['config']} peaks lowest ({low['mib']:,.0f} MiB), {high['config']} highest ({high['mib']:,.0f}); {share}"

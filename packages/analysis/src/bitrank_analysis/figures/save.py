@@ -13,7 +13,7 @@ import vl_convert
 from bitrank_analysis.figures.theme import Figure, config
 
 # Altair writes specs of one Vega-Lite version ("v6.4.1"); vl-convert names it without the patch number.
-_VERSION = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
 _LETTERS = {False: 56, True: 96}  # of a title line, over a chart of one column and of two
 
 
@@ -22,7 +22,7 @@ def spec(figure: Figure, titled: bool = True) -> dict[str, Any]:
     plain = bare_spec(figure)
     if titled:
         width = _LETTERS[figure.wide]
-        lines = {"text": textwrap.wrap(figure.title, width), "subtitle": textwrap.wrap(figure.note, width + 12)}
+        lines = {"text": textwrap.wrap(figure.title, width, break_on_hyphens=False), "subtitle": textwrap.wrap(figure.note, width + 12, break_on_hyphens=False)}
         plain["title"] = {key: value for key, value in lines.items() if value}
     return {**plain, "config": config()}
 
@@ -39,9 +39,9 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     titled = spec(figure)
     contents: dict[str, bytes] = {
-        "svg": vl_convert.vegalite_to_svg(titled, vl_version=_VERSION).encode(),
-        "png": vl_convert.vegalite_to_png(titled, vl_version=_VERSION, scale=2),
-        "pdf": vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=_VERSION),
+        "svg": vl_convert.vegalite_to_svg(titled, vl_version=VEGA_LITE).encode(),
+        "png": vl_convert.vegalite_to_png(titled, vl_version=VEGA_LITE, scale=2),
+        "pdf": vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE),
         "json": json.dumps(titled, indent=1).encode(),
     }
     paths = [folder / f"{figure.name}.{kind}" for kind in contents]

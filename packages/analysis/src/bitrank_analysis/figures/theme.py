@@ -82,9 +82,14 @@ def _legend(styles: Sized) -> Any:
     return alt.Legend(title=None, orient="bottom", columns=min(len(styles), 3))
 
 
-def config(dark: bool = False) -> dict[str, Any]:
-    """The theme as a Vega-Lite config, for light paper or a dark page."""
-    ink, muted, grid, line = ("#e6edf3", "#9aa5b1", "#2c333b", "#57606a") if dark else ("#1f2328", "#59636e", "#e6e8eb", "#aeb4bb")
+# Ink, muted ink, grid and lines on white paper; and as variables of a page's style sheet, which knows light, dark and print.
+PAPER = ("#1f2328", "#59636e", "#e6e8eb", "#aeb4bb")
+PAGE = ("var(--ink)", "var(--muted)", "var(--grid)", "var(--line)")
+
+
+def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
+    """The theme as a Vega-Lite config; on a page the background is the page's."""
+    ink, muted, grid, line = inks
     axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 600, "titlePadding": 8,
             "labelColor": muted, "titleColor": ink, "domainColor": line, "tickColor": line, "gridColor": grid, "tickSize": 4,
             "labelPadding": 4, "labelFlush": False}  # fmt: skip
@@ -94,7 +99,7 @@ def config(dark: bool = False) -> dict[str, Any]:
              "subtitleFont": FONT, "subtitleFontSize": 11, "subtitleColor": muted, "subtitlePadding": 5}  # fmt: skip
     header = {"labelFont": FONT, "labelFontSize": 12, "labelFontWeight": 600, "labelColor": ink, "title": None, "labelPadding": 6}
     return {
-        "background": "transparent" if dark else "white",
+        "background": "white" if inks == PAPER else "transparent",
         "font": FONT,
         "padding": 6,
         "view": {"stroke": None},
