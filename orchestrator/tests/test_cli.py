@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from bitrank.cli import main
@@ -22,7 +24,7 @@ def fails(capsys, *words: str) -> str:
     return said.err + said.out
 
 
-@pytest.mark.parametrize("command", ["matrix", "run", "list", "doctor", "ui"])
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "sql", "doctor", "ui"])
 def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -90,15 +92,41 @@ def test_list_before_anything_ran_makes_no_store(capsys, tmp_path) -> None:
 
 
 def test_the_front_of_the_command_line_loads_no_torch() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from bitrank.cli import main; main(['list', '--profile', 'smoke', '--json']); "
         "print(sorted({'torch', 'transformers', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_sql_answers_from_the_store_and_loads_no_torch(capsys, tmp_path) -> None:
+    from bitrank.store import open_store
+
+    client = open_store(str(tmp_path / "runs"))
+    run = client.create_run(client.create_experiment("bitrank-smoke", artifact_location=str(tmp_path)), run_name="B-FP toy s0")
+    client.log_metric(run.info.run_id, "eval/acc", 0.75)
+    words = ["sql", 'SELECT run_name, "m.eval/acc" AS acc FROM wide', "--store", str(tmp_path / "runs")]
+    assert main([*words, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"run_name": "B-FP toy s0", "acc": 0.75}]
+    assert main([*words, "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "run_name,acc\nB-FP toy s0,0.75\n"
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines() == ["run_name      acc", "───────────  ────", "B-FP toy s0  0.75"]
+    code = f"import sys; from bitrank.cli import main; main({words!r}); print(sorted({{'torch', 'mlflow'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_sql_says_what_is_wrong(capsys, tmp_path) -> None:
+    from bitrank.store import open_store
+
+    assert "there is no store at" in fails(capsys, "sql", "SELECT 1")
+    assert "sqlite:/// or a postgresql:// URI, got http" in fails(capsys, "sql", "SELECT 1", "--store", "http://x:5000")
+    open_store(str(tmp_path / "runs"))
+    said = fails(capsys, "sql", "SELEC 1", "--store", str(tmp_path / "runs"))
+    assert 'syntax error at or near "SELEC"' in said and "views: " in said
+    assert "invalid choice: 'xml'" in fails(capsys, "sql", "SELECT 1", "--format", "xml")
 
 
 def test_doctor_tries_formats_here(capsys) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``bitrank matrix | run | list | doctor | ui``.
+"""The command line: ``bitrank matrix | run | list | sql | doctor | ui``.
 
 Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
 """
@@ -32,6 +32,11 @@ _MATRIX_EXAMPLES = """examples:
 _LIST_EXAMPLES = """examples:
   bitrank list
   bitrank list --profile paper --json"""
+_SQL_EXAMPLES = """examples:
+  bitrank sql 'SELECT run_name, status, "m.eval/acc", "m.eval/ppl", "m.model/mib" FROM wide ORDER BY 1'
+  bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
+  bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
+views: runs params tags metrics final_metrics wide predictions ranks plans unread"""
 _DOCTOR_EXAMPLES = """examples:
   bitrank doctor
   bitrank doctor --json"""
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_matrix(commands)
     _add_run(commands)
     _add_list(commands)
+    _add_sql(commands)
     doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", _DOCTOR_EXAMPLES, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
     ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", _UI_EXAMPLES, _ui)
@@ -114,6 +120,13 @@ def _add_list(commands: Any) -> None:
     parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_settings(parser)
+
+
+def _add_sql(commands: Any) -> None:
+    parser = _add(commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", _SQL_EXAMPLES, _sql)
+    parser.add_argument("statement", help="one statement over the views named below")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="how to print the answer (default: table)")
+    parser.add_argument("--store", default="runs", help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)")
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +211,13 @@ def _list(arguments: argparse.Namespace) -> int:
         from bitrank.display import console
 
         console().print(table(listed))
+    return 0
+
+
+def _sql(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import query
+
+    print(query(arguments.store, arguments.statement, arguments.format), end="")
     return 0
 
 

@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 def is_user_error(error: BaseException) -> bool:
     """Whether ``error`` speaks to the user. Each package has its own ``…Error(ValueError)`` for that; none imports another's."""
-    return type(error).__name__ in {"UserError", "DataError", "QuantError", "AdapterError", "TrainError"}
+    return type(error).__name__ in {"UserError", "DataError", "QuantError", "AdapterError", "TrainError", "AnalysisError"}
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -77,13 +77,19 @@ class StoreMaker:
         import math
 
         rows = {"id": ids or [f"d{i}" for i in range(len(nats))], "loss": nats, "tokens": tokens, "right": [0] * len(nats)}
-        more = {"metrics": {"eval/ppl": math.exp(sum(nats) / sum(tokens)), "model/mib": 10.0, "mem/peak_mib": 100.0}, "task": "wiki", **more}
+        more = {
+            "metrics": {"eval/ppl": math.exp(sum(nats) / sum(tokens)), "model/mib": 10.0, "mem/peak_mib": 100.0},
+            "task": "wiki",
+            **more,
+        }
         return self.run(config, predictions=rows, **more)
 
     def _experiment(self, name: str) -> int:
         found = self.sqlite.execute("SELECT experiment_id FROM experiments WHERE name = ?", [name]).fetchone()
         if found is None:
-            found = self.sqlite.execute("INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id", [name]).fetchone()
+            found = self.sqlite.execute(
+                "INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id", [name]
+            ).fetchone()
         return int(found[0])
 
 

@@ -114,7 +114,7 @@ def _row(run: dict[str, Any], finals: dict[str, float]) -> dict[str, Any]:
     known = [key for key in METRICS if key in finals]
     kind, metric, higher = METRICS[known[0]] if known else ("", "", True)
     quality = finals[known[0]] if known else float("nan")
-    row = {key: _text(run[key]) for key in ("run_id", "run_name", "config", "task", "model", "hardware", "code", "status")}
+    row: dict[str, Any] = {key: _text(run[key]) for key in ("run_id", "run_name", "config", "task", "model", "hardware", "code", "status")}
     row |= {"seed": run["seed"], "kind": kind, "metric": metric, "higher_is_better": higher, "quality": quality}
     row["zero"] = finals.get(f"zero/{metric}", float("nan"))
     row |= {column: finals.get(key, float("nan")) for column, key in _FIGURES.items()}
@@ -149,7 +149,7 @@ def _notes(foreign: int, doubled: int, runs: pd.DataFrame) -> tuple[str, ...]:
     odd = [f"{run.run_name} ({run.settings})" for run in runs.itertuples() if run.settings]
     said = {
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
-        f"Runs left out because another of the same config, task and seed is newer or has the settings that most runs share: {doubled}.": doubled,
+        f"Runs left out for another of the same config, task and seed that is newer or has the usual settings: {doubled}.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest run: {', '.join(stale)}.": len(stale),
     }

@@ -49,7 +49,9 @@ def load_arms(study: Study, task: str) -> dict[str, Arm]:
     """
     runs = study.runs[study.runs["task"] == task].sort_values(["config", "seed"], kind="stable")
     if runs.empty:
-        raise AnalysisError(f"there is no finished run of task {task!r}; expected one of {', '.join(sorted(set(study.runs['task']))) or '(none)'}")
+        raise AnalysisError(
+            f"there is no finished run of task {task!r}; expected one of {', '.join(sorted(set(study.runs['task']))) or '(none)'}"
+        )
     records = runs.to_dict("records")
     frames = [_examples(study, run) for run in records]
     for run, frame in zip(records[1:], frames[1:], strict=True):
@@ -78,9 +80,13 @@ def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
     if run["metric"] == "acc":
         frame = _right(predictions, name)
     else:
-        frame = predictions.groupby("id", sort=True)[["loss", "tokens"]].sum(min_count=1).rename(columns={"loss": "value", "tokens": "weight"})
+        frame = (
+            predictions.groupby("id", sort=True)[["loss", "tokens"]].sum(min_count=1).rename(columns={"loss": "value", "tokens": "weight"})
+        )
         frame["key"] = frame["weight"]
-    if not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all() or predictions[_COLUMNS[run["metric"]]].isna().any(axis=None):
+    if not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all() or predictions[_COLUMNS[run["metric"]]].isna().any(
+        axis=None
+    ):
         raise AnalysisError(f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again")
     return frame
 
@@ -101,7 +107,9 @@ def _same_examples(first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict
         )
     apart = a.index.symmetric_difference(b.index)
     if len(apart):
-        raise AnalysisError(f"{names} were evaluated on different examples: {len(apart)} ids are in only one of them; they cannot be paired")
+        raise AnalysisError(
+            f"{names} were evaluated on different examples: {len(apart)} ids are in only one of them; they cannot be paired"
+        )
     changed = int((a["key"].to_numpy() != b["key"].to_numpy()).sum())
     if changed:
         what = "labels" if run_a["metric"] == "acc" else "numbers of tokens"

@@ -52,8 +52,10 @@ def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], alpha: float) 
     found = contrast(values_4SN.mean(axis=1), weights_N, effect, four[0].metric == "acc", alpha)
     per_seed = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
     seed_low, seed_high = over_seeds(per_seed, alpha)
-    return {"effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds), "n": len(weights_N), "estimate": found.value,
-            "low": found.low, "high": found.high, "seed_low": seed_low, "seed_high": seed_high, "p": found.p}  # fmt: skip
+    return {
+        "effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds), "n": len(weights_N), "estimate": found.value,
+        "low": found.low, "high": found.high, "seed_low": seed_low, "seed_high": seed_high, "p": found.p,
+    }  # fmt: skip
 
 
 def _frame(rows: list[dict[str, object]], notes: list[str]) -> pd.DataFrame:

@@ -1,0 +1,223 @@
+"""The tables of a study: exact answers on small stores, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bitrank_analysis import AnalysisError, Study, load_study, open_store
+from bitrank_analysis.statistics import ONE_SEED, arms, compare
+from bitrank_analysis.statistics.accuracy import Paired, equivalence, mcnemar_exact, newcombe
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+
+def study_of(folder: Path) -> Study:
+    return load_study(open_store(str(folder)))
+
+
+def row_of(table: pd.DataFrame, candidate: str, baseline: str) -> dict[str, object]:
+    return table[(table["candidate"] == candidate) & (table["baseline"] == baseline)].iloc[0].to_dict()
+
+
+def right(n: int, wrong: set[int]) -> list[bool]:
+    return [i not in wrong for i in range(n)]
+
+
+def test_one_seed_of_accuracy(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(200, set(range(40))))
+    maker.classifier("B-Q4", right(200, set(range(36, 60))))
+    maker.classifier("Joint-1", right(200, set(range(10, 90))))
+    table = compare(study_of(tmp_path), "movies")
+    assert list(zip(table["baseline"], table["candidate"], strict=True)) == [("B-FP", "B-Q4"), ("B-FP", "Joint-1"), ("B-Q4", "Joint-1")]
+    row, pairs = row_of(table, "B-Q4", "B-FP"), Paired(both=140, gain=36, loss=20, neither=4)
+    assert (row["task"], row["metric"], row["seeds"], row["n"]) == ("movies", "acc", 1, 200)
+    assert (row["candidate_quality"], row["baseline_quality"], row["difference"]) == pytest.approx((0.88, 0.8, 0.08))
+    assert (row["discordant_gain"], row["discordant_loss"], row["effect"]) == (36, 20, 36 / 56 - 0.5)
+    assert (row["low"], row["high"]) == pytest.approx(newcombe(pairs))
+    assert (row["p"], row["tost_p"]) == pytest.approx((mcnemar_exact(pairs), equivalence(pairs)))
+    assert row["test"] == "McNemar, exact" and row["least_significant"] == 16 / 200
+    assert math.isnan(row["seed_low"]) and math.isnan(row["ratio"]) and table.attrs["notes"] == [ONE_SEED]
+
+
+def test_holm_is_over_all_rows_and_the_verdict_follows_it(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(1000, set(range(100))))
+    maker.classifier("B-Q4", right(1000, set(range(100))))
+    maker.classifier("B-Ada", right(1000, set(range(60))))
+    maker.classifier("Joint-1", right(1000, set(range(80, 200))))
+    table = compare(study_of(tmp_path), "movies")
+    by_p = table.sort_values("p", kind="stable")
+    steps = [min(1.0, p * (len(by_p) - n)) for n, p in enumerate(by_p["p"])]
+    assert list(by_p["p_holm"]) == pytest.approx(list(np.maximum.accumulate(steps)))
+    verdicts = {(row.candidate, row.baseline): (row.verdict, row.equivalent) for row in table.itertuples()}
+    assert verdicts == {
+        ("B-Ada", "B-FP"): ("better", False), ("B-Q4", "B-FP"): ("as good as", True), ("Joint-1", "B-FP"): ("unresolved", False),
+        ("B-Ada", "B-Q4"): ("better", False), ("Joint-1", "B-Q4"): ("unresolved", False),
+    }  # fmt: skip
+
+
+def test_better_and_equivalent_can_both_hold(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(4000, set(range(400))))
+    maker.classifier("B-Q4", right(4000, set(range(12, 400))))
+    row = row_of(compare(study_of(tmp_path), "movies"), "B-Q4", "B-FP")
+    assert (row["verdict"], row["equivalent"]) == ("better", True)
+
+
+def test_zero_discordant_pairs(maker, tmp_path: Path) -> None:
+    for config in ("B-FP", "B-Q4"):
+        maker.classifier(config, right(50, {1, 2}))
+    row = row_of(compare(study_of(tmp_path), "movies"), "B-Q4", "B-FP")
+    assert (row["difference"], row["p"], row["p_holm"], row["verdict"]) == (0.0, 1.0, 1.0, "unresolved")
+    assert row["low"] < 0 < row["high"] and math.isnan(row["effect"]) and math.isnan(row["least_significant"])
+    assert row["detectable"] > 0.1
+
+
+def test_several_seeds_keep_both_intervals_apart(maker, tmp_path: Path) -> None:
+    for seed, (a, b) in enumerate([(20, 30), (22, 31), (25, 29)]):
+        maker.classifier("B-FP", right(300, set(range(b))), seed=seed)
+        maker.classifier("B-Q4", right(300, set(range(a))), seed=seed)
+    table = compare(study_of(tmp_path), "movies")
+    row, per_seed = row_of(table, "B-Q4", "B-FP"), np.array([10, 9, 4]) / 300
+    interval = stats.ttest_1samp(per_seed, 0).confidence_interval(0.95)
+    assert (row["seeds"], row["n"], row["discordant_gain"], row["discordant_loss"]) == (3, 300, 23, 0)
+    assert row["difference"] == pytest.approx(per_seed.mean())
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx((interval.low, interval.high))
+    assert row["low"] > 0 and row["seed_low"] < row["low"] and row["test"] == "sign flips of seed means, exact"
+    assert table.attrs["notes"] == []
+
+
+def test_only_seeds_that_both_have_are_compared(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(50, {1}), seed=0)
+    maker.classifier("B-FP", right(50, set(range(25))), seed=1)
+    maker.classifier("B-Q4", right(50, {2}), seed=0)
+    maker.classifier("B-Ada", right(50, {2}), seed=2)
+    table = compare(study_of(tmp_path), "movies")
+    assert [(row.candidate, row.seeds, row.difference) for row in table.itertuples()] == [("B-Q4", 1, 0.0)]
+    assert "B-Ada and B-FP have no seed in common, so they are not compared." in table.attrs["notes"]
+
+
+def test_perplexity_pairs_documents_not_windows(maker, tmp_path: Path) -> None:
+    ids, tokens = ["a", "a", "b", "c", "c", "d"], [10, 30, 40, 20, 20, 40]
+    maker.language_model("B-FP", [30.0, 90.0, 120.0, 60.0, 60.0, 120.0], tokens, ids)
+    maker.language_model("B-Q4", [32.0, 92.0, 121.0, 62.0, 61.0, 126.0], tokens, ids)
+    row = row_of(compare(study_of(tmp_path), "wiki"), "B-Q4", "B-FP")
+    peer = stats.ttest_1samp(np.array([4, 1, 3, 6]) / 40, 0)
+    assert (row["n"], row["metric"], row["verdict"]) == (4, "ppl", "worse" if peer.pvalue < 0.05 else "unresolved")
+    assert row["difference"] == pytest.approx(14 / 160) and row["p"] == pytest.approx(peer.pvalue)
+    assert row["ratio"] == pytest.approx(row["candidate_quality"] / row["baseline_quality"]) == pytest.approx(math.exp(14 / 160))
+    assert row["low"] < row["boot_low"] < row["difference"] < row["boot_high"] < row["high"]
+    assert row["margin"] == math.log(1.02) and math.isnan(row["discordant_gain"])
+
+
+def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
+    generator, tokens = np.random.default_rng(0), [100] * 30
+    base = 300 + generator.normal(0, 20, 30)
+    maker.language_model("B-FP", list(base), tokens)
+    maker.language_model("Joint-2", list(base - 5 + generator.normal(0, 1, 30)), tokens)
+    maker.language_model("Joint-3", list(base + generator.normal(0, 0.1, 30)), tokens)
+    table = compare(study_of(tmp_path), "wiki", baselines=["B-FP"])
+    assert list(table["verdict"]) == ["better", "as good as"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"), [(["e0", "e1", "x2"], "different examples: 2 ids are in only one"), (["e0", "e1"], "different examples: 1 ids")]
+)
+def test_arms_evaluated_on_different_examples_are_refused(maker, tmp_path: Path, ids: list[str], said: str) -> None:
+    maker.classifier("B-FP", [True] * 3)
+    maker.classifier("B-Q4", [True] * len(ids), ids=ids)
+    with pytest.raises(AnalysisError, match=rf"B-FP movies s0 \(0+1\) and B-Q4 movies s0 \(0+2\) were evaluated on {said}"):
+        compare(study_of(tmp_path), "movies")
+
+
+def test_other_labels_tokens_or_models_are_refused(new_maker, tmp_path: Path) -> None:
+    def refused(name: str, fill, said: str) -> None:
+        (tmp_path / name).mkdir()
+        fill(new_maker(tmp_path / name))
+        study = study_of(tmp_path / name)
+        with pytest.raises(AnalysisError, match=said):
+            compare(study, study.runs["task"].iloc[0])
+
+    def labels(maker) -> None:
+        maker.classifier("B-FP", [True, True])
+        maker.classifier("B-Q4", [True, True], ids=["e1", "e0"])
+
+    def tokens(maker) -> None:
+        maker.language_model("B-FP", [3.0, 3.0], [5, 5])
+        maker.language_model("B-Q4", [3.0, 3.0], [5, 6])
+
+    def models(maker) -> None:
+        maker.classifier("B-FP", [True, True])
+        maker.classifier("B-Q4", [True, True], tags={"model": "large"})
+
+    refused("labels", labels, "2 ids have other labels")
+    refused("tokens", tokens, "1 ids have other numbers of tokens")
+    refused("models", models, "cannot be paired: model tiny with acc against model large with acc")
+
+
+def test_predictions_that_cannot_be_used_are_refused(new_maker, tmp_path: Path) -> None:
+    def refused(name: str, said: str, **run) -> None:
+        (tmp_path / name).mkdir()
+        new_maker(tmp_path / name).run("B-FP", metrics={"eval/acc": 0.5}, **run)
+        with pytest.raises(AnalysisError, match=said):
+            compare(study_of(tmp_path / name), "movies")
+
+    refused("none", "has no predictions.parquet")
+    refused("columns", "have no prediction; expected", predictions={"id": ["a"], "label": [1]})
+    refused("empty", "have no rows", predictions={"id": [], "label": [], "prediction": []})
+    refused("twice", "hold 1 ids twice", predictions={"id": ["a", "a"], "label": [1, 1], "prediction": [1, 1]})
+    refused("null", "not finite", predictions={"id": ["a", "b"], "label": [1, 1], "prediction": [1, None]})
+
+
+def test_a_loss_that_is_no_number_is_refused(maker, tmp_path: Path) -> None:
+    maker.language_model("B-FP", [3.0, math.nan], [5, 5], metrics={"eval/ppl": 20.0})
+    with pytest.raises(AnalysisError, match="hold values that are not finite"):
+        compare(study_of(tmp_path), "wiki")
+
+
+def test_one_arm_or_no_baseline_gives_an_empty_table_that_says_why(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    table = compare(study_of(tmp_path), "movies")
+    assert table.empty and {"difference", "verdict", "p_holm"} <= set(table.columns)
+    assert table.attrs["notes"] == [
+        "Baseline B-Q4 has no finished run of movies.", "Only B-FP finished movies; there is nothing to compare it with.",
+    ]  # fmt: skip
+
+
+def test_an_unknown_task_lists_the_known(maker, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    with pytest.raises(AnalysisError, match="no finished run of task 'sst2'; expected one of movies"):
+        compare(study_of(tmp_path), "sst2")
+
+
+def test_one_document_is_too_few_to_compare_but_not_to_show(maker, tmp_path: Path) -> None:
+    for config in ("B-FP", "B-Q4"):
+        maker.language_model(config, [30.0], [10])
+    study = study_of(tmp_path)
+    with pytest.raises(AnalysisError, match="share one example; expected two or more"):
+        compare(study, "wiki")
+    shown = arms(study, "wiki")
+    assert list(shown["quality"]) == pytest.approx([math.exp(3)] * 2) and shown["low"].isna().all()
+
+
+def test_arms_on_their_own(maker, tmp_path: Path) -> None:
+    for seed, wrong in enumerate((10, 14)):
+        maker.classifier("B-FP", right(100, set(range(wrong))), seed=seed)
+    maker.classifier("B-Q4", right(100, set(range(20))), seed=0)
+    table = arms(study_of(tmp_path), "movies").set_index("config")
+    assert list(table["quality"]) == pytest.approx([0.88, 0.80]) and list(table["seeds"]) == [2, 1]
+    assert (table.loc["B-FP", "low"], table.loc["B-FP", "high"]) == pytest.approx(proportion_confint(88, 100, method="wilson"))
+    interval = stats.ttest_1samp([0.90, 0.86], 0).confidence_interval(0.95)
+    assert (table.loc["B-FP", "seed_low"], table.loc["B-FP", "seed_high"]) == pytest.approx((interval.low, interval.high))
+    assert math.isnan(table.loc["B-Q4", "seed_low"])
+    assert (table.loc["B-Q4", "zero"], table.loc["B-Q4", "model_mib"], table.loc["B-Q4", "peak_mib"]) == (0.5, 10.0, 100.0)
+
+
+def test_perplexity_of_several_seeds_is_of_the_mean_loss(maker, tmp_path: Path) -> None:
+    for seed, nats in enumerate((20.0, 30.0)):
+        maker.language_model("B-FP", [nats, nats + 1], [10, 10], seed=seed)
+    row = arms(study_of(tmp_path), "wiki").iloc[0]
+    assert row["quality"] == pytest.approx(math.exp(51 / 20)) and row["low"] < row["quality"] < row["high"]
+    assert row["seed_low"] < row["quality"] < row["seed_high"]

@@ -1,0 +1,124 @@
+"""Which runs make a study, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bitrank_analysis import AnalysisError, Study, load_study, open_store
+
+
+def study_of(folder: Path, experiment: str | None = None) -> Study:
+    return load_study(open_store(str(folder)), experiment)
+
+
+def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
+    figures = {
+        "eval/acc": 0.75, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 28.0, "model/bits": 4.5, "lora/params": 1000.0,
+        "lora/percent": 2.0, "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0,
+        "time/total_s": 70.0,
+    }  # fmt: skip
+    run = maker.run("Joint-1", seed=3, metrics=figures)
+    row = study_of(tmp_path).runs.iloc[0].to_dict()
+    assert row == {
+        "run_id": run, "run_name": "Joint-1 movies s3", "config": "Joint-1", "task": "movies", "seed": 3, "model": "tiny",
+        "kind": "classification", "metric": "acc", "higher_is_better": True, "quality": 0.75, "zero": 0.5, "loss": 0.4, "model_mib": 28.0,
+        "adapter_params": 1000.0, "trainable_percent": 2.0, "rank": 144.0, "peak_mib": 1900.0, "import_mib": 400.0, "train_tok_s": 50.0,
+        "seconds": 70.0, "bits": 4.5, "hardware": "a machine", "code": "c1", "stale": False, "settings": "",
+    }  # fmt: skip
+
+
+def test_perplexity_is_better_when_lower(maker, tmp_path: Path) -> None:
+    maker.run("B-FP", "wiki", metrics={"eval/ppl": 22.0, "eval/token_acc": 0.4})
+    row = study_of(tmp_path).runs.iloc[0]
+    assert (row["kind"], row["metric"], row["higher_is_better"], row["quality"]) == ("language-modelling", "ppl", False, 22.0)
+
+
+def test_every_gap_in_the_grid_has_its_reason(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5})
+    maker.run("A", seed=1, status="FAILED", tags={"failure": "out of memory"})
+    maker.run("B", status="KILLED", tags={"failure": "killed by SIGKILL"})
+    maker.run("B", seed=1, status="FAILED", tags={"finding": "loss is NaN at step 9"})
+    maker.run("C", status="RUNNING")
+    maker.run("D", metrics={"eval/acc": float("nan")})
+    maker.run("D", seed=1, metrics={"eval/rouge": 0.3})
+    study = study_of(tmp_path)
+    assert list(study.missing.itertuples(index=False, name=None)) == [
+        ("A", "movies", 1, "FAILED", "failed: out of memory"),
+        ("B", "movies", 0, "KILLED", "killed: killed by SIGKILL"),
+        ("B", "movies", 1, "FAILED", "diverged: loss is NaN at step 9"),
+        ("C", "movies", 0, "RUNNING", "running"),
+        ("C", "movies", 1, "ABSENT", "absent: it was not run"),
+        ("D", "movies", 0, "FINISHED", "finished, but its eval/acc is nan, not a number to compare"),
+        ("D", "movies", 1, "FINISHED", "finished with a metric that is not known: expected one of eval/acc, eval/ppl, got eval/rouge"),
+    ]
+    assert list(study.runs["config"]) == ["A"]
+
+
+def test_the_newest_run_of_a_cell_counts_and_the_note_says_so(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5})
+    newer = maker.run("A", metrics={"eval/acc": 0.6})
+    maker.run("A", status="FAILED")
+    study = study_of(tmp_path)
+    assert list(study.runs["run_id"]) == [newer] and study.missing.empty
+    assert study.notes == ("Runs left out for another of the same config, task and seed that is newer or has the usual settings: 1.",)
+
+
+def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path) -> None:
+    usual = [maker.run(config, metrics={"eval/acc": 0.8}, params={"steps": "320", "rank": config}) for config in ("A", "B", "C")]
+    maker.run("B", metrics={"eval/acc": 0.5}, params={"steps": "20"})
+    alone = maker.run("D", metrics={"eval/acc": 0.5}, params={"steps": "20"})
+    study = study_of(tmp_path)
+    assert list(study.runs["run_id"]) == [*usual, alone]
+    assert list(study.runs["settings"]) == ["", "", "", "steps=20"]
+    assert "Trained with other settings than most runs of their task: D movies s0 (steps=20)." in study.notes
+
+
+def test_results_of_older_code_are_stale(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5}, tags={"code": "old"})
+    maker.run("B", metrics={"eval/acc": 0.5}, tags={"code": "new"})
+    study = study_of(tmp_path)
+    assert list(study.runs["stale"]) == [True, False]
+    assert study.notes == ("Made by other code than the newest run: A movies s0.",)
+
+
+def test_runs_of_another_tool_are_left_out_and_counted(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5})
+    maker.run("", metrics={"eval/acc": 0.9})
+    maker.run("A", metrics={"eval/acc": 0.9}, tags={"seed": "first"})
+    study = study_of(tmp_path)
+    assert list(study.runs["quality"]) == [0.5]
+    assert study.notes == ("Runs left out because they lack the tags config, task and seed: 2.",)
+
+
+def test_a_store_of_another_tool_says_so(maker, tmp_path: Path) -> None:
+    maker.run("", metrics={"accuracy": 0.9})
+    with pytest.raises(AnalysisError, match=r"expected runs with the tags config, task and seed.*has 1 runs and none"):
+        study_of(tmp_path)
+
+
+def test_an_empty_store_says_so(maker, tmp_path: Path) -> None:
+    with pytest.raises(AnalysisError, match="has 0 runs and none"):
+        study_of(tmp_path)
+
+
+def test_which_experiment(maker, tmp_path: Path) -> None:
+    maker.run("A", metrics={"eval/acc": 0.5}, experiment="bitrank-smoke")
+    maker.run("A", metrics={"eval/acc": 0.7}, experiment="bitrank-laptop")
+    with pytest.raises(AnalysisError, match="several experiments; name one of bitrank-laptop, bitrank-smoke"):
+        study_of(tmp_path)
+    with pytest.raises(AnalysisError, match=r"no experiment 'paper'.*bitrank-laptop, bitrank-smoke"):
+        study_of(tmp_path, "paper")
+    assert list(study_of(tmp_path, "bitrank-laptop").runs["quality"]) == [0.7]
+
+
+def test_a_study_in_which_nothing_finished_has_only_gaps(maker, tmp_path: Path) -> None:
+    maker.run("A", status="FAILED")
+    study = study_of(tmp_path)
+    assert study.runs.empty and "quality" in study.runs and list(study.missing["reason"]) == ["failed"]
+
+
+def test_predictions_of_a_run(maker, tmp_path: Path) -> None:
+    run = maker.classifier("A", [True, False])
+    frame = study_of(tmp_path).predictions(run)
+    assert list(frame["id"]) == ["e0", "e1"] and list(frame["label"] == frame["prediction"]) == [True, False]
