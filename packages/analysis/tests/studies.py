@@ -15,13 +15,22 @@ ARMS: dict[str, tuple[str, tuple[int, ...], bool, float, float]] = {
     "Joint-2": ("int8", (2, 2, 6, 6, 4, 4), True, 0.85, 0.01),
     "Joint-3": ("int8", (6, 6, 6, 6, 10, 10), False, 0.86, 0.0),
 }
-MODULES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")
+MODULES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
 LAYERS = 4
 STEPS = (1, 10, 20, 30)
 MIB = {"bf16": 40.0, "int8": 24.0, "nf4-dq": 16.0}
 
 
-def add_study(maker: Any, arms: Iterable[str] = tuple(ARMS), tasks: Iterable[str] = ("movies", "wiki"), seeds: int = 1, n: int = 200) -> list[str]:
+def add_study(
+    maker: Any, arms: Iterable[str] = tuple(ARMS), tasks: Iterable[str] = ("movies", "wiki"), seeds: int = 1, n: int = 200
+) -> list[str]:
     """Every cell of the grid as a finished run; the run ids."""
     cells = [(arm, task, seed) for task in tasks for arm in arms for seed in range(seeds)]
     return [_add(maker, arm, task, seed, n) for arm, task, seed in cells]
@@ -41,11 +50,18 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
         metrics = {"eval/ppl": 2.718281828459045**loss, "eval/loss": loss, "zero/ppl": 40.0 * (1 + harm), **common}
     else:
         wins = [value + draw.gauss(0, 0.05) < right for value in ease]
-        rows = {"id": [f"example-{index}" for index in range(n)], "label": [index % 2 for index in range(n)], "loss": [0.4] * n, "tokens": [9] * n}
+        rows = {
+            "id": [f"example-{index}" for index in range(n)],
+            "label": [index % 2 for index in range(n)],
+            "loss": [0.4] * n,
+            "tokens": [9] * n,
+        }
         rows |= {"prediction": [index % 2 if won else 1 - index % 2 for index, won in enumerate(wins)]}
         rows |= {"confidence": [0.5 + 0.5 * value for value in ease]}
         metrics = {"eval/acc": sum(wins) / n, "eval/loss": 1.2 - sum(wins) / n, "zero/acc": 0.5, **common}
-    run_id = maker.run(arm, task=task, seed=seed, metrics=metrics, predictions=rows, files=_files(fmt, ranks, moves), tags={"version.torch": "2.13.0"})
+    run_id = maker.run(
+        arm, task=task, seed=seed, metrics=metrics, predictions=rows, files=_files(fmt, ranks, moves), tags={"version.torch": "2.13.0"}
+    )
     _curves(maker, run_id, metrics["eval/loss"], draw)
     return str(run_id)
 
@@ -60,7 +76,9 @@ def _metrics(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, float]:
 def _files(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, Any]:
     names = [f"bert.encoder.layer.{layer}.{module}" for layer in range(LAYERS) for module in MODULES]
     final = dict(zip(names, ranks * LAYERS, strict=True))
-    over_time = {str(step): {name: max(rank, 12 - at * 4) if moves else rank for name, rank in final.items()} for at, step in enumerate(STEPS)}
+    over_time = {
+        str(step): {name: max(rank, 12 - at * 4) if moves else rank for name, rank in final.items()} for at, step in enumerate(STEPS)
+    }
     precision = {"bert.embeddings.word_embeddings": "bf16", **dict.fromkeys(names, fmt)}
     matrices = [{"name": name, "role": "attention", "layer": int(name.split(".")[3]), "shape": [8, 8], "tied_to": None} for name in names]
     plan = {"precision": precision, "ranks": dict.fromkeys(names, 12) if moves else final, "matrices": matrices, "applied": {}}

@@ -15,10 +15,15 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
 from bitrank_analysis.matrices import module_order
 
+# Column → what is printed over it and how its values are written.
+Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
 # What stands where a value is not known or does not apply.
 NOTHING = "–"
-_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
+_LATEX = {
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"−": "$-$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"},
+}
 _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
 
@@ -65,7 +70,7 @@ def tables(evidence: Evidence) -> list[Table]:
     return [table for table in made if not table.frame.empty]
 
 
-def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Mapping[str, tuple[str, Callable[[Any], str]]]) -> Table:
+def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Heads) -> Table:
     """``heads`` maps a column to what is printed over it and how its values are written; a column without any value is not printed."""
     kept = {column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()}
     shown = pd.DataFrame({head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()}, dtype=object)
@@ -85,11 +90,20 @@ def _arms(evidence: Evidence) -> Table:
         return words.quality(value, evidence.metric)
 
     label = "Accuracy" if evidence.metric == "acc" else "Perplexity"
-    heads = {
-        "config": ("Arm", str), "seeds": ("Seeds", str), "quality": (label, as_quality), "low": ("95 % low", as_quality),
-        "high": ("95 % high", as_quality), "zero": ("Untrained", as_quality), "model_mib": ("Stored MiB", _fixed(1)), "bits": ("Bits", _fixed(2)),
-        "peak_mib": ("Peak MiB", _fixed(0)), "trainable_percent": ("Trained %", _fixed(2)), "rank": ("Rank", _fixed(0)), "seconds": ("Seconds", _fixed(0)),
-    }  # fmt: skip
+    heads: Heads = {
+        "config": ("Arm", str),
+        "seeds": ("Seeds", str),
+        "quality": (label, as_quality),
+        "low": ("95 % low", as_quality),
+        "high": ("95 % high", as_quality),
+        "zero": ("Untrained", as_quality),
+        "model_mib": ("Stored MiB", _fixed(1)),
+        "bits": ("Bits", _fixed(2)),
+        "peak_mib": ("Peak MiB", _fixed(0)),
+        "trainable_percent": ("Trained %", _fixed(2)),
+        "rank": ("Rank", _fixed(0)),
+        "seconds": ("Seconds", _fixed(0)),
+    }
     return _table(evidence, "arms", "What each arm reached and what it cost; intervals over examples", evidence.arms, heads)
 
 
@@ -98,21 +112,35 @@ def _comparisons(evidence: Evidence) -> Table:
         return words.signed(words.change(value, evidence.metric), 2)
 
     short = "points" if evidence.metric == "acc" else "%"
-    heads = {
-        "candidate": ("Arm", str), "baseline": ("Against", str), "difference": (f"Difference, {short}", as_change), "low": ("95 % low", as_change),
-        "high": ("95 % high", as_change), "seed_low": ("Seeds low", as_change), "seed_high": ("Seeds high", as_change), "p": ("p", words.p_value),
-        "p_holm": ("p (Holm)", words.p_value), "tost_p_holm": ("p equal (Holm)", words.p_value), "verdict": ("Verdict", str),
-    }  # fmt: skip
+    heads: Heads = {
+        "candidate": ("Arm", str),
+        "baseline": ("Against", str),
+        "difference": (f"Difference, {short}", as_change),
+        "low": ("95 % low", as_change),
+        "high": ("95 % high", as_change),
+        "seed_low": ("Seeds low", as_change),
+        "seed_high": ("Seeds high", as_change),
+        "p": ("p", words.p_value),
+        "p_holm": ("p (Holm)", words.p_value),
+        "tost_p_holm": ("p equal (Holm)", words.p_value),
+        "verdict": ("Verdict", str),
+    }
     return _table(evidence, "comparisons", f"Paired differences in {words.name(evidence.metric)}", evidence.comparisons, heads)
 
 
 def _front(evidence: Evidence) -> Table:
-    parts = [frame.assign(cost=cost) for cost, frame in (("stored MiB", evidence.front), ("peak MiB", evidence.memory_front)) if not frame.empty]
+    parts = [
+        frame.assign(cost=cost) for cost, frame in (("stored MiB", evidence.front), ("peak MiB", evidence.memory_front)) if not frame.empty
+    ]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    heads = {
-        "config": ("Arm", str), "cost": ("Cost", str), "x": ("Value", _fixed(1)), "quality": ("Quality", lambda value: words.quality(value, evidence.metric)),
-        "on_front": ("On the front", lambda value: "yes" if value else "no"), "probability": ("Probability", _fixed(2)),
-    }  # fmt: skip
+    heads: Heads = {
+        "config": ("Arm", str),
+        "cost": ("Cost", str),
+        "x": ("Value", _fixed(1)),
+        "quality": ("Quality", lambda value: words.quality(value, evidence.metric)),
+        "on_front": ("On the front", lambda value: "yes" if value else "no"),
+        "probability": ("Probability", _fixed(2)),
+    }
     return _table(evidence, "pareto", "Fronts of cost and quality; probability over the bootstrap", frame, heads)
 
 
@@ -120,10 +148,15 @@ def _factorial(evidence: Evidence) -> Table:
     def as_change(value: float) -> str:
         return words.signed(words.change(value, evidence.metric), 2)
 
-    heads = {
-        "factorial": ("Factorial", str), "effect": ("Effect", str), "estimate": ("Estimate", as_change), "low": ("95 % low", as_change),
-        "high": ("95 % high", as_change), "p": ("p", words.p_value), "p_holm": ("p (Holm)", words.p_value),
-    }  # fmt: skip
+    heads: Heads = {
+        "factorial": ("Factorial", str),
+        "effect": ("Effect", str),
+        "estimate": ("Estimate", as_change),
+        "low": ("95 % low", as_change),
+        "high": ("95 % high", as_change),
+        "p": ("p", words.p_value),
+        "p_holm": ("p (Holm)", words.p_value),
+    }
     return _table(evidence, "factorial", f"Rank by precision, in {words.unit(evidence.metric)}", evidence.factorial, heads)
 
 
@@ -134,7 +167,7 @@ def _plans(evidence: Evidence) -> Table:
     order = plans.sort_values(["layer", "module"], na_position="first")["place"].drop_duplicates()
     frame = plans.groupby(["place", "config"])[["module", "format"]].apply(_formats).unstack("config")
     frame = frame.reindex(index=list(order), columns=evidence.configs).reset_index()
-    heads = {"place": ("Layer", str), **{name: (name, str) for name in evidence.configs}}
+    heads: Heads = {"place": ("Layer", str), **{name: (name, str) for name in evidence.configs}}
     return _table(evidence, "plans", "Number format of each layer", frame, heads)
 
 
@@ -153,5 +186,5 @@ def _ranks(evidence: Evidence) -> Table:
     spans = ranks.groupby(["layer", "config"])["rank"].agg(["mean", "min", "max"]).reset_index()
     texts = [f"{row.mean:.1f}" if row.min == row.max else f"{row.mean:.1f} ({row.min}–{row.max})" for row in spans.itertuples(name="Span")]
     frame = spans.assign(text=texts).pivot(index="layer", columns="config", values="text").reindex(columns=evidence.configs).reset_index()
-    heads = {"layer": ("Layer", _fixed(0)), **{name: (name, str) for name in evidence.configs}}
+    heads: Heads = {"layer": ("Layer", _fixed(0)), **{name: (name, str) for name in evidence.configs}}
     return _table(evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads)

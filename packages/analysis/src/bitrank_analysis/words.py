@@ -16,6 +16,12 @@ def change(difference: float, metric: str) -> float:
     return 100 * difference if metric == "acc" else 100 * math.expm1(difference)
 
 
+def margin(value: float, metric: str) -> str:
+    """A margin of :func:`change` in words: ``1 point of accuracy``, ``2 % of perplexity``."""
+    size = f"{change(value, metric):.2g}"
+    return f"{size} {unit(metric)}" if size != "1" else f"1 {unit(metric).replace('points', 'point')}"
+
+
 def signed(value: float, digits: int = 1) -> str:
     """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero has no sign."""
     text = f"{abs(value):.{digits}f}"

@@ -17,7 +17,9 @@ def forest(evidence: Evidence) -> Figure:
     """One row per candidate, one panel per baseline; the grey band is the margin within which arms count as equally good."""
     pairs = evidence.comparisons
     if pairs.empty:
-        raise AnalysisError(f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}")
+        raise AnalysisError(
+            f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}"
+        )
     rows = pairs.assign(**{side: [words.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES})
     margin = words.change(float(pairs["margin"].iloc[0]), evidence.metric)
     baselines = list(dict.fromkeys(rows["baseline"]))
@@ -25,7 +27,8 @@ def forest(evidence: Evidence) -> Figure:
     chart = alt.vconcat(*panels, spacing=8).resolve_scale(x="shared", color="shared", shape="shared")
     better = "right" if evidence.higher_is_better else "left"
     seeds = "; thin bars: over seeds" if rows["seed_low"].notna().any() else ""
-    note = f"{evidence.task}: difference with 95 % interval over examples{seeds}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
+    intervals = f"difference with 95 % interval over examples{seeds}"
+    note = f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
     return Figure("forest", _title(pairs), chart, note)
 
 
@@ -35,7 +38,12 @@ def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) ->
     x = alt.X("difference:Q", title=title)
     hue, form = colour(evidence.configs, "candidate", legend=False), shape(evidence.configs, "candidate", legend=False)
     base = alt.Chart(rows)
-    tips = ["candidate:N", *(alt.Tooltip(f"{side}:Q", format=".2f") for side in _SIDES[:3]), alt.Tooltip("p_holm:Q", format=".3f"), "verdict:N"]
+    tips = [
+        "candidate:N",
+        *(alt.Tooltip(f"{side}:Q", format=".2f") for side in _SIDES[:3]),
+        alt.Tooltip("p_holm:Q", format=".3f"),
+        "verdict:N",
+    ]
     layers = [
         alt.Chart(pd.DataFrame({"low": [-margin], "high": [margin]})).mark_rect(style="band").encode(x="low:Q", x2="high:Q"),
         alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(style="guide").encode(x="zero:Q"),
@@ -59,7 +67,9 @@ def _title(pairs: pd.DataFrame) -> str:
 
 def _against(rows: pd.DataFrame, baseline: str) -> str:
     """The verdicts against one baseline in words."""
-    named = {verdict: [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]] for verdict in ("better", "as good as", "worse")}
+    named = {
+        verdict: [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]] for verdict in ("better", "as good as", "worse")
+    }
     said = {"better": "better than", "as good as": "as good as", "worse": "worse than"}
     told = [f"{words.listed(names)} {said[verdict]} {baseline}" for verdict, names in named.items() if names]
     return ", ".join(told) if told else f"nothing resolved against {baseline}"

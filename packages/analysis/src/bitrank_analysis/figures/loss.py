@@ -25,7 +25,11 @@ def loss_curves(evidence: Evidence) -> Figure:
     tips = ["config:N", "step:Q", alt.Tooltip("value:Q", format=".3f")]
     layers = [alt.Chart(smooth).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=hue, tooltip=tips)]
     if not val.empty:
-        layers.append(alt.Chart(val).mark_point(filled=True, size=60, opacity=0.9).encode(x=x, y=y, color=hue, shape=shape(evidence.configs), tooltip=tips))
+        layers.append(
+            alt.Chart(val)
+            .mark_point(filled=True, size=60, opacity=0.9)
+            .encode(x=x, y=y, color=hue, shape=shape(evidence.configs), tooltip=tips)
+        )
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
     note = f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), points validation loss."

@@ -53,7 +53,11 @@ def memory(evidence: Evidence) -> Figure:
     totals = alt.Chart(peaks).mark_text(align="left", dx=5).encode(x="mib:Q", y=y, text=alt.Text("mib:Q", format=",.0f"))
     chart = alt.layer(bars, totals).properties(width=COLUMN, height=30 * len(peaks))
     over = parts[(parts["part"] == "the rest") & (parts["mib"] < 0)]["config"]
-    doubt = f" In {', '.join(over)} the known parts exceed the measured peak, so some of them were never in memory together." if len(over) else ""
+    doubt = (
+        f" In {', '.join(over)} the known parts exceed the measured peak, so some of them were never in memory together."
+        if len(over)
+        else ""
+    )
     note = f"{evidence.task}: imports measured, base weights as stored, optimizer state 2 × fp32 per trainable parameter.{doubt}"
     return Figure("memory", _title(peaks, parts), chart, note)
 
@@ -62,7 +66,8 @@ def _title(peaks: pd.DataFrame, parts: pd.DataFrame) -> str:
     ranked = peaks.sort_values("mib")
     low, high = ranked.iloc[0], ranked.iloc[-1]
     total = parts.groupby("part")["mib"].sum()
-    share = f"weights, adapters and optimizer are {100 * (total[['base weights', 'adapters', 'optimizer state']].sum()) / total.sum():.0f} % of it"
+    trained = total[["base weights", "adapters", "optimizer state"]].sum() / total.sum()
+    share = f"weights, adapters and optimizer are {100 * trained:.0f} % of it"
     if len(peaks) == 1:
         return f"{low['config']} peaks at {low['mib']:,.0f} MiB; {share}"
     if high["mib"] / low["mib"] < 1.02:

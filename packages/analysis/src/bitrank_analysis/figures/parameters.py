@@ -16,7 +16,12 @@ def parameters(evidence: Evidence) -> Figure:
     hue, form = colour(evidence.configs), shape(evidence.configs)
     x = alt.X("thousands:Q", title="Trainable parameters, thousands", scale=alt.Scale(zero=False, padding=20))
     y = alt.Y("loss:Q", title="Test loss, nats (lower is better)", scale=alt.Scale(zero=False, padding=12))
-    tips = ["config:N", alt.Tooltip("thousands:Q", format=",.1f"), alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("trainable_percent:Q", format=".2f")]
+    tips = [
+        "config:N",
+        alt.Tooltip("thousands:Q", format=",.1f"),
+        alt.Tooltip("loss:Q", format=".4f"),
+        alt.Tooltip("trainable_percent:Q", format=".2f"),
+    ]
     shift = side_by_side(dict(zip(means["config"], means["thousands"], strict=True)))
     layers = []
     for name in evidence.configs:
@@ -30,7 +35,9 @@ def parameters(evidence: Evidence) -> Figure:
 
 def _note(evidence: Evidence) -> str:
     seeds = "; large points are means over seeds" if evidence.seeds > 1 else ""
-    return f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal count stand side by side{seeds}."
+    return (
+        f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal count stand side by side{seeds}."
+    )
 
 
 def _title(means: pd.DataFrame) -> str:

@@ -33,7 +33,9 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = ", small points single seeds" if evidence.seeds > 1 else ""
-    note = f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front; arms of one size stand side by side."
+    note = (
+        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front; arms of one size stand side by side."
+    )
     return Figure(f"quality-{'bytes' if column == 'model_mib' else 'memory'}", _title(points, evidence, cost), chart, note)
 
 

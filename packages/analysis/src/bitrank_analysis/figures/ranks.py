@@ -30,7 +30,8 @@ def rank_map(evidence: Evidence) -> Figure:
     arms = _adaptive_or_refuse(evidence)
     cells = final_ranks(evidence).query("config in @arms").groupby(["config", "layer", "module"], as_index=False)["rank"].mean()
     by_module = cells.groupby("module")["rank"].mean().sort_values()
-    title = f"Adaptive arms give most rank to {by_module.index[-1]} (mean {by_module.iloc[-1]:.1f}) and least to {by_module.index[0]} ({by_module.iloc[0]:.1f})"
+    (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
+    title = f"Adaptive arms give most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
     note = f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) to output."
     return Figure("rank-map", title, heat_map(cells, "rank", arms, "Rank"), note, wide=True)
@@ -46,7 +47,11 @@ def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "")
         x=alt.X("module:N", sort=modules, title=None, axis=alt.Axis(labelAngle=-60 if width < 30 else 0)),
         y=alt.Y("layer:O", title="Layer"),
     )
-    ramp = alt.Scale(scheme="blues", domainMin=0) if cells[value].nunique() > 1 else alt.Scale(scheme="blues", domain=[0, float(cells[value].max()) or 1])
+    ramp = (
+        alt.Scale(scheme="blues", domainMin=0)
+        if cells[value].nunique() > 1
+        else alt.Scale(scheme="blues", domain=[0, float(cells[value].max()) or 1])
+    )
     squares = base.mark_rect().encode(
         color=alt.Color(f"{value}:Q", title=legend, scale=ramp, legend=alt.Legend(gradientLength=110, tickCount=4) if legend else None),
         tooltip=["config:N", "layer:O", "module:N", alt.Tooltip(f"{value}:Q", format=".2~f")],
@@ -72,13 +77,17 @@ def rank_time(evidence: Evidence) -> Figure:
         .encode(
             x=alt.X("step:O", title="Optimizer step", axis=alt.Axis(values=_some(sorted(cells["step"].unique())), labelAngle=0)),
             y=alt.Y("layer:O", title="Layer", axis=alt.Axis(values=_some(sorted(cells["layer"].unique()), 6))),
-            color=alt.Color("rank:Q", title="Mean rank", scale=alt.Scale(scheme="blues", domainMin=0), legend=alt.Legend(gradientLength=110)),
+            color=alt.Color(
+                "rank:Q", title="Mean rank", scale=alt.Scale(scheme="blues", domainMin=0), legend=alt.Legend(gradientLength=110)
+            ),
             tooltip=["config:N", "layer:O", "step:O", alt.Tooltip("rank:Q", format=".2f")],
         )
         .properties(width=540 // max(len(arms), 2), height=max(130, 8 * layers))
     )
     note = f"{evidence.task}: mean rank over the matrices of a layer, at each recorded step."
-    return Figure("rank-time", _settled(moves, arms), panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14), note, wide=True)
+    return Figure(
+        "rank-time", _settled(moves, arms), panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14), note, wide=True
+    )
 
 
 def rank_layers(evidence: Evidence) -> Figure:
@@ -103,7 +112,9 @@ def rank_layers(evidence: Evidence) -> Figure:
         moved = lines.query("config in @arms")
         late, early = moved[moved["layer"] > half]["rank"].mean(), moved[moved["layer"] <= half]["rank"].mean()
         title = f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and {late:.1f} in the second"
-    return Figure("rank-layers", title, chart, f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}")
+    return Figure(
+        "rank-layers", title, chart, f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}"
+    )
 
 
 def _adaptive_or_refuse(evidence: Evidence) -> list[str]:

@@ -20,9 +20,17 @@ def recovery(evidence: Evidence) -> Figure:
     y = alt.Y("config:N", sort=evidence.configs, title=None)
     axis = alt.X("value:Q", title=words.axis(evidence.metric), scale=alt.Scale(zero=False, padding=34))
     lines = alt.Chart(ends).mark_rule(strokeWidth=2, style="guide").encode(x=alt.X("zero:Q"), x2="quality:Q", y=y)
-    hue = alt.Color("stage:N", scale=alt.Scale(domain=list(_STAGES), range=["#E69F00", "#0072B2"]), legend=alt.Legend(title=None, orient="bottom"))
-    form = alt.Shape("stage:N", scale=alt.Scale(domain=list(_STAGES), range=["diamond", "circle"]), legend=alt.Legend(title=None, orient="bottom"))
-    dots = alt.Chart(points).mark_point(filled=True, size=75, opacity=1).encode(x=axis, y=y, color=hue, shape=form, tooltip=["config:N", "stage:N", alt.Tooltip("value:Q", format=".2f")])
+    hue = alt.Color(
+        "stage:N", scale=alt.Scale(domain=list(_STAGES), range=["#E69F00", "#0072B2"]), legend=alt.Legend(title=None, orient="bottom")
+    )
+    form = alt.Shape(
+        "stage:N", scale=alt.Scale(domain=list(_STAGES), range=["diamond", "circle"]), legend=alt.Legend(title=None, orient="bottom")
+    )
+    dots = (
+        alt.Chart(points)
+        .mark_point(filled=True, size=75, opacity=1)
+        .encode(x=axis, y=y, color=hue, shape=form, tooltip=["config:N", "stage:N", alt.Tooltip("value:Q", format=".2f")])
+    )
     ends_text = [_label(points[points["stage"] == stage], y, stage, evidence.higher_is_better) for stage in _STAGES]
     chart = alt.layer(lines, dots, *ends_text).properties(width=COLUMN, height=30 * len(means))
     note = f"{evidence.task}: the untrained model with each arm's precision, and the same after training."
@@ -41,7 +49,8 @@ def _title(means: pd.DataFrame, evidence: Evidence) -> str:
     if "B-FP" not in by_name.index or "B-Q4" not in by_name.index:
         best = by_name["quality"].idxmax() if evidence.higher_is_better else by_name["quality"].idxmin()
         ends = [words.quality(by_name.loc[best, part], metric) for part in ("zero", "quality")]
-        return f"Training takes {best} from {ends[0]} to {ends[1]} {words.name(metric)}; without both baselines the harm of 4 bits is not known"
+        reached = f"Training takes {best} from {ends[0]} to {ends[1]} {words.name(metric)}"
+        return f"{reached}; without both baselines the harm of 4 bits is not known"
     before, after = (_harm(by_name, part, metric) for part in ("zero", "quality"))
     return f"4-bit storage (B-Q4 against B-FP) changes {words.name(metric)} by {before} before training and by {after} after it"
 

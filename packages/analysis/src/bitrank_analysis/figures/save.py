@@ -22,7 +22,10 @@ def spec(figure: Figure, titled: bool = True) -> dict[str, Any]:
     plain = bare_spec(figure)
     if titled:
         width = _LETTERS[figure.wide]
-        lines = {"text": textwrap.wrap(figure.title, width, break_on_hyphens=False), "subtitle": textwrap.wrap(figure.note, width + 12, break_on_hyphens=False)}
+        lines = {
+            "text": textwrap.wrap(figure.title, width, break_on_hyphens=False),
+            "subtitle": textwrap.wrap(figure.note, width + 12, break_on_hyphens=False),
+        }
         plain["title"] = {key: value for key, value in lines.items() if value}
     return {**plain, "config": config()}
 

@@ -49,15 +49,22 @@ class Report:
 
 
 def write_report(store_uri: str, out_folder: Path | str, experiment: str | None = None, ui_url: str | None = None) -> Path:
+    """Collect and write in one step; the path of the page.
+
+    ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for the links to runs. Raises
+    :class:`AnalysisError` when there is nothing to report, or no place to write.
+    """
+    return write(collect(load_study(open_store(store_uri), experiment), ui_url or UI_URL), out_folder)
+
+
+def write(report: Report, out_folder: Path | str) -> Path:
     """Write ``report.html report.md figures/ tables/`` into ``out_folder``; the path of the page.
 
-    ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for the links to runs. Files of
-    an earlier report in the folder are replaced. Raises :class:`AnalysisError` when there is nothing to report, or no place to write.
+    Figures and tables of an earlier report in the folder are replaced. Raises :class:`AnalysisError` when it cannot be written to.
     """
     from bitrank_analysis.report.page import page
     from bitrank_analysis.report.plain import plain
 
-    report = collect(load_study(open_store(store_uri), experiment), ui_url or UI_URL)
     folder = Path(out_folder)
     try:
         _fresh(folder)
@@ -73,7 +80,7 @@ def write_report(store_uri: str, out_folder: Path | str, experiment: str | None 
     return folder / "report.html"
 
 
-def collect(study: Study, ui_url: str) -> Report:
+def collect(study: Study, ui_url: str = UI_URL) -> Report:
     """Everything worked out, nothing written. Raises :class:`AnalysisError` when no run has finished."""
     if study.runs.empty:
         reasons = "; ".join(facts.not_run(study)[:3])
@@ -96,4 +103,6 @@ def _fresh(folder: Path) -> None:
 
 def told(sections: Sequence[Section]) -> str:
     """Tasks, arms and seeds in a line."""
-    return "; ".join(f"{s.evidence.task}: {words.count(len(s.evidence.configs), 'arm')}, {words.count(len(s.evidence.runs), 'run')}" for s in sections)
+    return "; ".join(
+        f"{s.evidence.task}: {words.count(len(s.evidence.configs), 'arm')}, {words.count(len(s.evidence.runs), 'run')}" for s in sections
+    )

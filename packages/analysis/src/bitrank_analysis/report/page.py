@@ -21,7 +21,9 @@ _FOLDED = ("pareto", "factorial", "plans", "ranks")
 
 def page(report: Report) -> str:
     """The whole page."""
-    templates = Environment(loader=PackageLoader("bitrank_analysis.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(
+        loader=PackageLoader("bitrank_analysis.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     templates.filters["whole"] = _whole
     figures = [figure for section in report.sections for figure in section.figures]
     return templates.get_template("report.html.j2").render(

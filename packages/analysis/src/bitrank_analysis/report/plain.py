@@ -30,7 +30,11 @@ def _errors(errors: SideBySide) -> str:
     if not errors.rows:
         return errors.sentence
     rows = [errors.heads, tuple("---" for _ in errors.heads), *errors.rows]
-    return errors.sentence + "\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows)
+    return (
+        errors.sentence
+        + "\n\n"
+        + "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows)
+    )
 
 
 def _bullets(lines: list[str]) -> str:

@@ -84,7 +84,9 @@ def _continued(study: Study, runs: dict[str, str]) -> SideBySide:
     rows = tuple((prompt, config, found[prompt]) for prompt in prompts for config, found in texts.items() if prompt in found)
     without = [config for config in runs if config not in texts]
     also = f" {', '.join(without)} left none." if without else ""
-    return SideBySide(f"What each arm writes after the same words, always taking the likeliest next token.{also}", ("Prompt", "Arm", "Continuation"), rows)
+    return SideBySide(
+        f"What each arm writes after the same words, always taking the likeliest next token.{also}", ("Prompt", "Arm", "Continuation"), rows
+    )
 
 
 def _continuations(study: Study, run_id: str) -> dict[str, str]:
@@ -96,4 +98,6 @@ def _continuations(study: Study, run_id: str) -> dict[str, str]:
     try:
         return {str(entry["prompt"]): str(entry["continuation"]) for entry in json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, KeyError, TypeError) as error:
-        raise AnalysisError(f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, got {type(error).__name__}: {error}') from error
+        raise AnalysisError(
+            f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, got {type(error).__name__}: {error}'
+        ) from error

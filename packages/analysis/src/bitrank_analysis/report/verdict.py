@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from bitrank_analysis import words
 from bitrank_analysis.evidence import BASELINES, Evidence
-
 
 # Verdict of a comparison → how a sentence says it; the first that holds for an arm is told with its figures.
 _CLAIMS = {"better": "better", "as good as": "as good", "unresolved": "unresolved", "worse": "worse"}
@@ -44,7 +44,7 @@ def _group(task: Evidence, group: pd.DataFrame, claim: str, measured: bool) -> s
     """The arms with one verdict, ``group`` from best to worst; ``measured`` adds the figures of the best of them."""
     names = [str(name) for name in group["candidate"]]
     best = group.iloc[0]
-    within = f" within {words.change(float(best['margin']), task.metric):.2g} {words.unit(task.metric)}" if claim == "as good as" else ""
+    within = f" within {words.margin(float(best['margin']), task.metric)}" if claim == "as good as" else ""
     said = f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {_CLAIMS[claim]}{within}"
     if not measured:
         return said
@@ -74,7 +74,9 @@ def _why_not(task: Evidence, baseline: str) -> str:
     if baseline not in task.configs:
         return f"{baseline} has no finished run"
     others = [name for name in task.configs if name != baseline]
-    return "no other arm has a finished run" if not others else f"its only pairing, with {words.listed(others)}, stands in the other sentence"
+    return (
+        "no other arm has a finished run" if not others else f"its only pairing, with {words.listed(others)}, stands in the other sentence"
+    )
 
 
 def _how_sure(evidence: Sequence[Evidence]) -> str:
@@ -95,6 +97,7 @@ def _power(task: Evidence) -> str:
     unit = "examples" if task.metric == "acc" else "documents"
     seen = rows["detectable"].median()
     count = f"{int(rows['n'].iloc[0]):,} {unit} of {task.task}"
-    if not seen == seen:
+    if math.isnan(seen):
         return f"the {count} give no figure for what they could have shown"
-    return f"the {count} find a difference of {abs(words.change(float(seen), task.metric)):.1f} {words.unit(task.metric)} four times in five (median, uncorrected)"
+    difference = f"{abs(words.change(float(seen), task.metric)):.1f} {words.unit(task.metric)}"
+    return f"the {count} find a difference of {difference} four times in five (median, uncorrected)"
