@@ -21,8 +21,8 @@ Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
 NOTHING = "–"
 _LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"−": "$-$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "−": "$-$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$",
 }
 _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
