@@ -60,6 +60,14 @@ def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(ma
         read_predictions(database, torn)
 
 
+def test_json_of_another_shape_gives_no_rows(maker, tmp_path: Path) -> None:
+    maker.run("B-FP", files={"ranks.json": [1, 2], "plan.json": {"precision": "all nf4", "ranks": None}})
+    run = maker.run("B-Ada", files={"ranks.json": {"final": {"a": 4}}, "plan.json": {"precision": {"a": "nf4"}}})
+    database = open_store(str(tmp_path))
+    assert database.sql("SELECT * FROM ranks").fetchall() == [(run, "a", None, 4, True)]
+    assert database.sql("SELECT run_id, matrix, format, rank FROM plans").fetchall() == [(run, "a", "nf4", None)]
+
+
 def test_a_run_without_predictions_says_so(maker, tmp_path: Path) -> None:
     run = maker.run("B-FP")
     database = open_store(str(tmp_path))

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import duckdb
@@ -45,7 +46,7 @@ def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
 def _table(columns: list[str], rows: Rows) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    numeric = [any(isinstance(row[n], int | float) for row in rows) for n in range(len(columns))]
+    numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *cells]
     return "\n".join("  ".join(_aligned(*item) for item in zip(line, widths, numeric, strict=True)).rstrip() for line in lines) + "\n"
 
@@ -74,6 +75,8 @@ def _json(columns: list[str], rows: Rows) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, dict):

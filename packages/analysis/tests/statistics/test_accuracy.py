@@ -9,6 +9,7 @@ import pytest
 from bitrank_analysis import AnalysisError
 from bitrank_analysis.statistics.accuracy import (
     Paired,
+    best_equivalence,
     count_pairs,
     detectable,
     equivalence,
@@ -81,6 +82,11 @@ def test_no_discordant_pair_is_no_difference_yet_the_interval_has_width() -> Non
     low, high = newcombe(same)
     assert mcnemar_exact(same) == 1.0 and low == pytest.approx(-high) and 0 < high < 0.05
     assert equivalence(Paired(800, 0, 0, 200)) < 0.05 < equivalence(Paired(80, 0, 0, 20))  # 100 examples cannot show ±1 point
+
+
+def test_what_equivalence_is_out_of_reach() -> None:
+    assert best_equivalence(170, 1000) > 0.2 and best_equivalence(20, 1000) < 0.05
+    assert best_equivalence(11, 100, 0.1) == equivalence(Paired(89, 6, 5, 0), 0.1)
 
 
 @pytest.mark.parametrize(("discordant", "least"), [(0, None), (5, None), (6, 6), (9, 7), (10, 8), (100, 22)])

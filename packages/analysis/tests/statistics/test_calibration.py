@@ -2,6 +2,11 @@
 
 Rates are held against the binomial interval (99.9 %) of the nominal rate for the number of trials. McNemar's exact test and the exact
 sign flips are conservative, so only their upper side is held. Every rate is of arms that are correlated, as two tunings of one model are.
+
+Seen with 6,000 trials (2,000 for BCa): McNemar rejects 3.9 % of nulls with 1,000 examples and 2.1 % with 100. Newcombe covers 95.1 % and
+94.9 % (1,000 examples), 95.4 % (200), 97.6 % (50). The t interval covers 94.0, 95.3 and 94.6 % with 10, 30 and 100 documents of uneven
+length, BCa 87.9, 93.3 and 94.0 %. TOST at its margin declares 5.2 % (proportions) and 5.2 % (perplexities). Over three seeds the padded
+interval covers 96.8 %, and the sign flips reject 3.9 %.
 """
 
 from __future__ import annotations
@@ -92,16 +97,16 @@ def test_bca_holds_the_truth_with_a_hundred_documents() -> None:
 
 
 def test_three_seeds_over_examples() -> None:
-    def outcome(generator: np.random.Generator) -> tuple[bool, bool, bool]:
+    def outcome(generator: np.random.Generator) -> tuple[bool, bool]:
         pairs = [arms(generator, 400, 0.8) for _ in range(3)]
         gaps = np.array([a.astype(int) - b.astype(int) for a, b in pairs])
         found = padded_estimate(gaps.mean(axis=0))
-        return found.low <= 0 <= found.high, seeds.sign_flip(gaps.sum(axis=0)) < 0.05, seeds.equivalence(gaps.mean(axis=0), 0.01) < 0.05
+        return found.low <= 0 <= found.high, seeds.sign_flip(gaps.sum(axis=0)) < 0.05
 
     generator = np.random.default_rng(11)
-    covered, rejected, _ = np.mean([outcome(generator) for _ in range(1500)], axis=0)
-    low, high = expected(0.95, 1500)
-    assert low <= covered <= high
+    covered, rejected = np.mean([outcome(generator) for _ in range(1500)], axis=0)
+    # The two imagined examples weigh as much as in one seed, where averaged differences are smaller: the interval errs on the wide side.
+    assert expected(0.95, 1500)[0] <= covered < 1
     assert 0 < rejected <= expected(0.05, 1500)[1]
 
 

@@ -40,6 +40,7 @@ def test_one_seed_of_accuracy(maker, tmp_path: Path) -> None:
     assert (row["low"], row["high"]) == pytest.approx(newcombe(pairs))
     assert (row["p"], row["tost_p"]) == pytest.approx((mcnemar_exact(pairs), equivalence(pairs)))
     assert row["test"] == "McNemar, exact" and row["least_significant"] == 16 / 200
+    assert row["tost_best_p"] == equivalence(Paired(144, 28, 28, 0)) < row["tost_p"]
     assert math.isnan(row["seed_low"]) and math.isnan(row["ratio"]) and table.attrs["notes"] == [ONE_SEED]
 
 
@@ -120,6 +121,7 @@ def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
     maker.language_model("Joint-3", list(base + generator.normal(0, 0.1, 30)), tokens)
     table = compare(study_of(tmp_path), "wiki", baselines=["B-FP"])
     assert list(table["verdict"]) == ["better", "as good as"]
+    assert (table["tost_best_p"] <= table["tost_p"]).all()
 
 
 @pytest.mark.parametrize(

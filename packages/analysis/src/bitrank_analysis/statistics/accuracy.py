@@ -101,6 +101,14 @@ def equivalence(pairs: Paired, margin: float = MARGIN) -> float:
     return float(max(stats.norm.sf(tango_score(pairs, -margin)), stats.norm.cdf(tango_score(pairs, margin))))
 
 
+def best_equivalence(discordant: int, n: int, margin: float = MARGIN) -> float:
+    """The least p that TOST could give with this many discordant pairs: that of gains and losses in balance.
+
+    Where it is not below α, this test set cannot show "as good as", whatever the arms are worth.
+    """
+    return equivalence(Paired(n - discordant, discordant - discordant // 2, discordant // 2, 0), margin)
+
+
 def smallest_significant(discordant: int, alpha: float = 0.05) -> int | None:
     """The least \\|gain − loss\\| that McNemar's exact test calls significant with this many discordant pairs; None when nothing is.
 

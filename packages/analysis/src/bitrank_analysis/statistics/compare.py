@@ -18,7 +18,8 @@ NAN = float("nan")
 COLUMNS = [
     "task", "metric", "candidate", "baseline", "seeds", "n", "candidate_quality", "baseline_quality", "difference", "ratio", "low", "high",
     "ratio_low", "ratio_high", "boot_low", "boot_high", "seed_low", "seed_high", "p", "p_holm", "test", "effect", "effect_name",
-    "discordant_gain", "discordant_loss", "least_significant", "detectable", "tost_p", "tost_p_holm", "margin", "verdict", "equivalent",
+    "discordant_gain", "discordant_loss", "least_significant", "detectable", "tost_p", "tost_p_holm", "tost_best_p", "margin", "verdict",
+    "equivalent",
 ]  # fmt: skip
 
 
@@ -36,8 +37,9 @@ def compare(
     better). ``low high`` are its interval over examples or documents, ``boot_low boot_high`` the BCa one (perplexity), ``seed_low
     seed_high`` the one over seeds (NaN with one). ``discordant_gain`` and ``_loss`` count examples, summed over seeds, that only the
     candidate or only the baseline got right. ``least_significant`` is the smallest accuracy difference that could have been significant
-    with as many discordant pairs, before correction; ``detectable`` the one found with 80 % power. ``verdict``: better or worse when
-    p_holm < α, as good as when tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved.
+    with as many discordant pairs, before correction; ``detectable`` the one found with 80 % power; ``tost_best_p`` the p that TOST would
+    give with this much disagreement and no difference at all: where it is not below α, "as good as" is out of reach. ``verdict``:
+    better or worse when p_holm < α, as good as when tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved.
 
     ``margins`` are those of TOST: accuracy, and log ratio of perplexity. Empty with a reason in ``attrs["notes"]`` when nothing can be
     paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
@@ -87,14 +89,14 @@ def _accuracy(candidate_SN: Floats, baseline_SN: Floats, alpha: float, margin: f
         return row | {
             "low": low, "high": high, "p": accuracy.mcnemar_exact(pairs), "test": "McNemar, exact",
             "detectable": accuracy.detectable((gain + loss) / n, n, alpha), "tost_p": accuracy.equivalence(pairs, margin),
-            "least_significant": NAN if least is None else least / n,
+            "tost_best_p": accuracy.best_equivalence(gain + loss, n, margin), "least_significant": NAN if least is None else least / n,
         }  # fmt: skip
     mean_N, found = gaps_SN.mean(axis=0), padded_estimate(gaps_SN.mean(axis=0), alpha)
     share = float((mean_N**2).mean())  # the second moment takes the place of the share of discordant pairs, which it is with one seed
     return row | {
         "low": found.low, "high": found.high, "p": seeds.sign_flip(gaps_SN.sum(axis=0).round().astype(np.int64)),
         "test": "sign flips of seed means, exact", "detectable": accuracy.detectable(share, n, alpha),
-        "tost_p": seeds.equivalence(mean_N, margin),
+        "tost_p": seeds.equivalence(mean_N, margin), "tost_best_p": seeds.equivalence(mean_N - mean_N.mean(), margin),
     }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def _perplexity(gaps_N: Floats, tokens_N: Floats, alpha: float, margin: float) -
         "ratio": float(np.exp(found.value)), "ratio_low": float(np.exp(found.low)), "ratio_high": float(np.exp(found.high)), "p": found.p,
         "test": "paired t over documents", "effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z",
         "detectable": perplexity.detectable(gaps_N, tokens_N, alpha), "tost_p": perplexity.equivalence(gaps_N, tokens_N, margin),
-        "margin": margin,
+        "margin": margin, "tost_best_p": perplexity.best_equivalence(gaps_N, tokens_N, margin),
     }  # fmt: skip
 
 

@@ -51,6 +51,12 @@ def equivalence(values_N: Floats, weights_N: Floats, margin: float = MARGIN) -> 
     return float(max(stats.t.sf((found.value + margin) / found.error, free), stats.t.cdf((found.value - margin) / found.error, free)))
 
 
+def best_equivalence(values_N: Floats, weights_N: Floats, margin: float = MARGIN) -> float:
+    """The least p that TOST could give with this spread over documents: that of a ratio of exactly 1."""
+    ratio = float(values_N.sum() / weights_N.sum())
+    return equivalence(values_N - ratio * weights_N, weights_N, margin)
+
+
 def detectable(values_N: Floats, weights_N: Floats, alpha: float = 0.05, power: float = 0.8) -> float:
     """The log ratio that the t test finds with this ``power``, given the spread and number of these documents."""
     spread = float(linearised(values_N, weights_N).std(ddof=1))
