@@ -49,6 +49,18 @@ class Evidence:
         """How many seeds the arms have in common at least."""
         return int(self.arms["seeds"].min())
 
+    def measured(self, *columns: str) -> pd.DataFrame:
+        """The runs that have a number in each of ``columns``. Raises :class:`AnalysisError` when none has."""
+        known = self.runs.dropna(subset=list(columns))
+        if known.empty:
+            raise AnalysisError(f"expected runs of {self.task} with {', '.join(columns)}, got none that measured it; run them again")
+        return known
+
+    def left_out(self, shown: pd.DataFrame) -> str:
+        """A sentence on the arms that ``shown`` lacks, "" when it has all."""
+        missing = [name for name in self.configs if name not in set(shown["config"])]
+        return f" Not measured in {', '.join(missing)}." if missing else ""
+
 
 # The arms of the study in the order in which a reader meets them; others follow by name.
 ORDER = ("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3")

@@ -17,12 +17,16 @@ from bitrank_analysis.matrices import module_order
 
 # Column → what is printed over it and how its values are written.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
-# What stands where a value is not known or does not apply.
-NOTHING = "–"
 _LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_{}"},
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "−": "$-$", "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "×": r"$\times$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
 }
 _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
@@ -78,7 +82,7 @@ def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, hea
 
 
 def _text(value: Any, write: Callable[[Any], str]) -> str:
-    return NOTHING if value is None or (isinstance(value, float) and math.isnan(value)) else write(value)
+    return words.NOTHING if value is None or (isinstance(value, float) and math.isnan(value)) else write(value)
 
 
 def _fixed(digits: int) -> Callable[[Any], str]:

@@ -6,6 +6,15 @@ import math
 from collections.abc import Sequence
 
 
+# What stands where a value is not known or does not apply.
+NOTHING = "–"
+
+
+def whole(value: float) -> str:
+    """``1858.4`` as ``1,858``; a dash when it was not measured."""
+    return NOTHING if math.isnan(value) else f"{value:,.0f}"
+
+
 def quality(value: float, metric: str) -> str:
     """``0.833`` as ``83.3 %`` for accuracy, ``21.374`` as ``21.37`` for perplexity."""
     return f"{100 * value:.1f} %" if metric == "acc" else f"{value:.2f}"

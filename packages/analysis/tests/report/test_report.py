@@ -68,6 +68,19 @@ def test_one_arm_alone(maker: Any, tmp_path: Path) -> None:
     assert any("figure forest: expected two arms" in gap for gap in report.gaps)
 
 
+def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True] * 30 + [False] * 10)
+    maker.classifier("B-Q4", [True] * 12 + [False] * 28)
+    report = collect(load_study(open_store(str(tmp_path))))
+    assert report.verdict[0].startswith("Against B-FP, on movies B-Q4 is worse (−45.0 points of accuracy")
+    drawn = {figure.name for figure in report.sections[0].figures}
+    assert {"forest-movies", "quality-bytes-movies", "recovery-movies"} <= drawn
+    assert not drawn & {"loss-movies", "memory-movies", "parameters-movies", "bits-map-movies", "rank-map-movies", "rank-layers-movies"}
+    for name in ("loss", "memory", "parameters", "bits-map", "rank-map", "rank-layers"):
+        assert any(gap.startswith(f"movies, figure {name}: expected ") for gap in report.gaps)
+    assert write_report(str(tmp_path), tmp_path / "out").is_file()
+
+
 def test_no_finished_run_is_refused(maker: Any, tmp_path: Path) -> None:
     maker.run("B-FP", task="movies", status="FAILED", tags={"failure": "no memory"})
     with pytest.raises(

@@ -32,7 +32,9 @@ def _panels(inside: pd.DataFrame, configs: list[str]) -> dict[str, list[str]]:
 
 
 def _title(evidence: Evidence) -> str:
-    stored = evidence.arms[["config", "bits"]].sort_values("bits")
+    stored = evidence.arms[["config", "bits"]].dropna().sort_values("bits")
+    if stored.empty:
+        return "How many bits the arms store in all was not measured"
     low, high = stored.iloc[0], stored.iloc[-1]
     if high["bits"] - low["bits"] < 0.05:
         return f"Every arm stores {low['bits']:.1f} bits per base parameter"

@@ -19,7 +19,8 @@ def memory_parts(evidence: Evidence) -> pd.DataFrame:
     Imports are measured; base weights are the stored bytes; adapters are fp32; AdamW keeps two fp32 numbers per trainable parameter.
     The rest is the measured peak less all of these: gradients, activations, buffers of the library.
     """
-    means = evidence.runs.groupby("config")[["peak_mib", "import_mib", "model_mib", "adapter_params"]].mean()
+    columns = ["peak_mib", "import_mib", "model_mib", "adapter_params"]
+    means = evidence.measured(*columns).groupby("config")[columns].mean()
     parts = pd.DataFrame(
         {
             "imports": means["import_mib"],
@@ -58,7 +59,7 @@ def memory(evidence: Evidence) -> Figure:
         if len(over)
         else ""
     )
-    note = f"{evidence.task}: imports measured, base weights as stored, optimizer state 2 × fp32 per trainable parameter.{doubt}"
+    note = f"{evidence.task}: imports measured, base weights as stored, optimizer state 2 × fp32 per trainable parameter.{doubt}{evidence.left_out(peaks)}"
     return Figure("memory", _title(peaks, parts), chart, note)
 
 
@@ -67,7 +68,7 @@ def _title(peaks: pd.DataFrame, parts: pd.DataFrame) -> str:
     low, high = ranked.iloc[0], ranked.iloc[-1]
     total = parts.groupby("part")["mib"].sum()
     trained = total[["base weights", "adapters", "optimizer state"]].sum() / total.sum()
-    share = f"weights, adapters and optimizer are {100 * trained:.0f} % of it"
+    share = f"weights, adapters and optimizer are {100 * trained:.0f} % of the peak"
     if len(peaks) == 1:
         return f"{low['config']} peaks at {low['mib']:,.0f} MiB; {share}"
     if high["mib"] / low["mib"] < 1.02:

@@ -11,7 +11,8 @@ from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape, side_b
 
 def parameters(evidence: Evidence) -> Figure:
     """One point per arm (mean over seeds), small points per seed."""
-    runs = evidence.runs.assign(thousands=evidence.runs["adapter_params"] / 1000)
+    runs = evidence.measured("adapter_params", "loss")
+    runs = runs.assign(thousands=runs["adapter_params"] / 1000)
     means = runs.groupby("config", as_index=False)[["thousands", "loss", "trainable_percent"]].mean()
     hue, form = colour(evidence.configs), shape(evidence.configs)
     x = alt.X("thousands:Q", title="Trainable parameters, thousands", scale=alt.Scale(zero=False, padding=20))
@@ -24,13 +25,13 @@ def parameters(evidence: Evidence) -> Figure:
     ]
     shift = side_by_side(dict(zip(means["config"], means["thousands"], strict=True)))
     layers = []
-    for name in evidence.configs:
+    for name in means["config"]:
         main = alt.Chart(means[means["config"] == name]).mark_point(filled=True, size=85, opacity=1, xOffset=shift[name])
         single = alt.Chart(runs[runs["config"] == name]).mark_point(filled=True, size=12, opacity=0.8, xOffset=shift[name] + 5)
         layers += [single.encode(x=x, y=y, color=hue, shape=form)] if evidence.seeds > 1 else []
         layers += [main.encode(x=x, y=y, color=hue, shape=form, tooltip=tips)]
     chart = alt.layer(*layers).properties(width=COLUMN, height=200)
-    return Figure("parameters", _title(means), chart, _note(evidence))
+    return Figure("parameters", _title(means), chart, _note(evidence) + evidence.left_out(means))
 
 
 def _note(evidence: Evidence) -> str:

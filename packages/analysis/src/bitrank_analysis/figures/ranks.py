@@ -16,7 +16,7 @@ _KEYS = ["config", "seed", "matrix", "layer", "module"]
 
 def final_ranks(evidence: Evidence) -> pd.DataFrame:
     """The last rank of each matrix, per run: config, seed, matrix, layer, module, rank."""
-    return evidence.ranks[evidence.ranks["final"]][[*_KEYS, "rank"]]
+    return evidence.ranks[evidence.ranks["final"].astype(bool)][[*_KEYS, "rank"]]
 
 
 def adaptive(evidence: Evidence) -> list[str]:

@@ -14,7 +14,7 @@ _STAGES = ("before training", "after training")
 
 def recovery(evidence: Evidence) -> Figure:
     """Quality before and after training, one row per arm (mean over seeds)."""
-    means = evidence.runs.groupby("config", as_index=False)[["zero", "quality"]].mean()
+    means = evidence.measured("zero", "quality").groupby("config", as_index=False)[["zero", "quality"]].mean()
     ends = means.assign(zero=words.on_axis(means["zero"], evidence.metric), quality=words.on_axis(means["quality"], evidence.metric))
     points = ends.rename(columns=dict(zip(("zero", "quality"), _STAGES, strict=True))).melt("config", var_name="stage", value_name="value")
     y = alt.Y("config:N", sort=evidence.configs, title=None)
@@ -33,7 +33,7 @@ def recovery(evidence: Evidence) -> Figure:
     )
     ends_text = [_label(points[points["stage"] == stage], y, stage, evidence.higher_is_better) for stage in _STAGES]
     chart = alt.layer(lines, dots, *ends_text).properties(width=COLUMN, height=30 * len(means))
-    note = f"{evidence.task}: the untrained model with each arm's precision, and the same after training."
+    note = f"{evidence.task}: the untrained model with each arm's precision, and the same after training.{evidence.left_out(means)}"
     return Figure("recovery", _title(means, evidence), chart, note)
 
 

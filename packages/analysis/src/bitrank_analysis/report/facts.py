@@ -31,7 +31,7 @@ def run_links(study: Study, ui_url: str) -> list[RunLink]:
     experiments = dict(study.database.sql("SELECT run_id, experiment_id FROM raw.runs").fetchall())
     return [
         RunLink(
-            row.run_name, row.config, row.task, row.seed, words.quality(row.quality, row.metric), f"{row.seconds:,.0f}", row.code,
+            row.run_name, row.config, row.task, row.seed, words.quality(row.quality, row.metric), words.whole(row.seconds), row.code,
             f"{ui_url.rstrip('/')}/#/experiments/{experiments[row.run_id]}/runs/{row.run_id}",
         )
         for row in study.runs.itertuples()
