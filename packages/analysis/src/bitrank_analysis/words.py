@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
 # What stands where a value is not known or does not apply.
 NOTHING = "–"
 

@@ -59,7 +59,10 @@ def memory(evidence: Evidence) -> Figure:
         if len(over)
         else ""
     )
-    note = f"{evidence.task}: imports measured, base weights as stored, optimizer state 2 × fp32 per trainable parameter.{doubt}{evidence.left_out(peaks)}"
+    note = (
+        f"{evidence.task}: imports measured, base weights as stored,"
+        f" optimizer state 2 × fp32 per trainable parameter.{doubt}{evidence.left_out(peaks)}"
+    )
     return Figure("memory", _title(peaks, parts), chart, note)
 
 
