@@ -1,4 +1,4 @@
-"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, and ``unread`` for what cannot be read.
+"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, ``specs``, and ``unread`` for what cannot be read.
 
 Only artifacts on this machine are read. A run that keeps them elsewhere (``mlflow-artifacts:/``, ``s3://``), and a file that is
 broken, is a row of ``unread``; it is never just absent. A file that is not there (a run that failed before it) is no row anywhere.
@@ -13,7 +13,7 @@ import duckdb
 
 from bitrank_analysis.errors import AnalysisError
 
-PREDICTIONS, RANKS, PLAN = "predictions.parquet", "ranks.json", "plan.json"
+PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
 _EMPTY_PREDICTIONS = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens WHERE false"
 
 # Files are read as text and parsed one by one, so that one torn file is a row of `unread` and does not take the view with it.
@@ -39,10 +39,12 @@ CREATE VIEW plans AS
   known AS (SELECT run_id, m.name AS matrix, m.role, m.layer, m.shape, m.tied_to FROM (SELECT run_id, unnest(j.matrices) AS m FROM parsed))
   SELECT run_id, matrix, format, rank, stored_as, role, layer, shape, tied_to
   FROM formats FULL JOIN given USING (run_id, matrix) LEFT JOIN stored USING (run_id, matrix) LEFT JOIN known USING (run_id, matrix);
+CREATE VIEW specs AS SELECT run_id, content::JSON AS spec FROM raw.specs_text WHERE json_valid(content);
 CREATE VIEW unread AS
   SELECT run_id, file, reason FROM raw.unread
   UNION ALL SELECT run_id, 'ranks.json', 'it is not whole JSON' FROM raw.ranks_text WHERE NOT json_valid(content)
-  UNION ALL SELECT run_id, 'plan.json', 'it is not whole JSON' FROM raw.plans_text WHERE NOT json_valid(content);
+  UNION ALL SELECT run_id, 'plan.json', 'it is not whole JSON' FROM raw.plans_text WHERE NOT json_valid(content)
+  UNION ALL SELECT run_id, 'spec.json', 'it is not whole JSON' FROM raw.specs_text WHERE NOT json_valid(content);
 """
 
 
@@ -60,11 +62,12 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | No
         if folder is None:
             unread.append((run_id, "all", f"its artifacts are not on this machine: {uri}"))
         else:
-            files += [(run_id, name, str(folder / name)) for name in (PREDICTIONS, RANKS, PLAN) if (folder / name).is_file()]
+            files += [(run_id, name, str(folder / name)) for name in (PREDICTIONS, RANKS, PLAN, SPEC) if (folder / name).is_file()]
     _insert(database, "files", files)
     _insert(database, "unread", unread)
     _text_view(database, "ranks_text", [path for _, name, path in files if name == RANKS])
     _text_view(database, "plans_text", [path for _, name, path in files if name == PLAN])
+    _text_view(database, "specs_text", [path for _, name, path in files if name == SPEC])
     _predictions_view(database, [(run_id, path) for run_id, name, path in files if name == PREDICTIONS])
     database.execute(_VIEWS)
 

@@ -61,7 +61,8 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with params as ``p.<key>``, tags as
     ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files: ``predictions`` (run_id and the columns of predictions.parquet),
     ``ranks`` (run_id, matrix, step, rank, final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role,
-    layer, shape, tied_to) and ``unread`` (run_id, file, reason). Raises :class:`AnalysisError` when there is no MLflow store.
+    layer, shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file, reason). Raises
+    :class:`AnalysisError` when there is no MLflow store.
     """
     database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     database.execute("CREATE SCHEMA raw")

@@ -37,6 +37,11 @@ def bare_spec(figure: Figure) -> dict[str, Any]:
     return plain
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF without its title; the fonts that it uses are in it."""
+    return vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE)
+
+
 def save(figure: Figure, folder: Path) -> list[Path]:
     """Write ``<name>.svg .pdf .png .json`` into ``folder``; the paths. The PDF carries the fonts that it uses."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,7 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     contents: dict[str, bytes] = {
         "svg": vl_convert.vegalite_to_svg(titled, vl_version=VEGA_LITE).encode(),
         "png": vl_convert.vegalite_to_png(titled, vl_version=VEGA_LITE, scale=2),
-        "pdf": vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE),
+        "pdf": pdf(figure),
         "json": json.dumps(titled, indent=1).encode(),
     }
     paths = [folder / f"{figure.name}.{kind}" for kind in contents]

@@ -1,0 +1,109 @@
+"""From the store to ``paper/generated``: everything in the paper that could change with the data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import ORDER, Evidence, gather
+from bitrank_analysis.paper import floats
+from bitrank_analysis.paper import tables as paper_tables
+from bitrank_analysis.paper.claims import answer, claims, headline
+from bitrank_analysis.paper.descriptions import descriptions
+from bitrank_analysis.paper.latex import COMMANDS, NOTICE, definitions, escape, sentences
+from bitrank_analysis.paper.selection import select
+from bitrank_analysis.paper.values import values
+from bitrank_analysis.store import open_store
+from bitrank_analysis.study import Study, load_study
+from bitrank_analysis.tables import tables
+
+# Arms that choose either bits or rank, or neither; the others choose both.
+SINGLE = ("B-FP", "B-Q4", "B-Ada")
+
+
+def write_paper(store_uri: str, out_folder: Path | str, experiment: str | None = None, configs: Sequence[str] = ORDER) -> Path:
+    """Write the paper's inputs into ``out_folder``, in place of what an earlier build left there; the folder.
+
+    ``macros.tex`` holds every number by name, ``abstract.tex claims.tex answer.tex`` the sentences, ``table-*.tex figure-*.tex
+    appendix-*.tex`` tables and figures, ``figures/`` the PDFs and ``tables/`` the same tables as CSV. ``configs`` are the arms that
+    count. Raises :class:`AnalysisError` when none of them has finished, or there is no place to write.
+    """
+    study = select(load_study(open_store(store_uri), experiment), configs)
+    evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
+    folder = Path(out_folder)
+    try:
+        _fresh(folder)
+        texts = {**_texts(study, evidence), **_figures(evidence, folder / "figures")}
+        present = {name: text for name, text in texts.items() if text}
+        for name, text in present.items():
+            (folder / f"{name}.tex").write_text(NOTICE + text, encoding="utf-8")
+        (folder / "macros.tex").write_text(_macros(study, evidence, present), encoding="utf-8")
+        for table in (table for task in evidence for table in tables(task)):
+            (folder / "tables").mkdir(exist_ok=True)
+            (folder / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    except OSError as error:
+        raise AnalysisError(f"expected a folder to write the paper's inputs to, got {folder}: {error.strerror}; give another") from error
+    return folder
+
+
+def _fresh(folder: Path) -> None:
+    """Make the folder without anything that an earlier build wrote: a figure must not outlive its task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("figures", "tables"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("*.tex"):
+        if not path.read_text(encoding="utf-8").startswith(NOTICE):
+            raise AnalysisError(f"{path} was not written by `bitrank paper`; move it away, or give another folder")
+        path.unlink()
+
+
+def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str]) -> str:
+    """Values, and ``has/<file>`` for each file that was written, so that the paper can leave out what is not there."""
+    newest = study.database.sql("SELECT run_id, epoch(started)::BIGINT AS at FROM runs").df().merge(study.runs[["run_id"]], on="run_id")
+    found = {**values(study, evidence), **_guards(study), **{f"has/{name}": "yes" for name in present}}
+    return f"{NOTICE}% epoch: {newest['at'].max()}\n{COMMANDS}{definitions(found)}\\makeatother\n"
+
+
+def _guards(study: Study) -> dict[str, str]:
+    """Names that are there only when what they say holds of every run."""
+    specs = (
+        study.database.sql("SELECT run_id, spec->>'learning_rate' AS rate FROM specs")
+        .df()
+        .merge(study.runs[["run_id", "task"]], on="run_id")
+    )
+    tags = study.database.sql("SELECT run_id, value FROM tags WHERE key = 'device'").df().merge(study.runs[["run_id"]], on="run_id")
+    holds = {
+        "guard/one-learning-rate": len(specs) == len(study.runs) and specs.groupby("task")["rate"].nunique().eq(1).all(),
+        "guard/cpu-only": len(tags) == len(study.runs) and set(tags["value"]) == {"cpu"},
+        "guard/remarks": bool(study.notes),
+    }
+    return {name: "yes" for name, true in holds.items() if true}
+
+
+def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
+    joint = [name for name in dict.fromkeys(study.runs["config"]) if name not in SINGLE]
+    found = {
+        "abstract": sentences(headline(evidence)),
+        "claims": "\n".join(f"\\paragraph{{{escape(task.task)}.}}\n{sentences([*claims(task), *descriptions(task)])}" for task in evidence),
+        "answer": sentences(answer(evidence, joint)),
+        "remarks": sentences(study.notes),
+        "table-arms": paper_tables.arms_table(evidence),
+        "table-comparisons": paper_tables.comparisons_table(evidence),
+        "table-factorial": paper_tables.factorial_table(evidence),
+        "table-settings": paper_tables.settings_table(values(study, evidence), evidence),
+    }
+    ranks = [(task, paper_tables.ranks_table(task)) for task in evidence]
+    bits = [(task, paper_tables.bits_table(task)) for task in evidence]
+    return found | {
+        "appendix-rank-tables": floats.alone_tables(
+            "ranks", "mean final rank over the matrices of a layer, with lowest and highest", ranks
+        ),
+        "appendix-bits-tables": floats.alone_tables("bits", "number format of every matrix, by arm", bits),
+    }
+
+
+def _figures(evidence: Sequence[Evidence], folder: Path) -> dict[str, str]:
+    found = {f"figure-{name}": floats.paired(name, floats.draw(evidence, name, folder)) for name in floats.PAIRED}
+    return found | {f"appendix-{name}": floats.alone(name, floats.draw(evidence, name, folder)) for name in floats.ALONE}

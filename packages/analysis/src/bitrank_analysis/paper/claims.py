@@ -1,0 +1,201 @@
+"""Sentences that carry their own test. Each is worked out from the verdicts, so that it flips, or goes, when the data do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.evidence import BASELINES, Evidence
+from bitrank_analysis.statistics import ONE_SEED
+
+ALPHA = 0.05
+# Verdicts in the order in which they are told. Nothing is said of a verdict that no arm has.
+_VERDICTS = ("better", "as good as", "worse", "unresolved")
+_EFFECTS = {"rank": "adaptive instead of fixed rank", "precision": "NF4 instead of 16 bits"}
+
+
+def claims(task: Evidence) -> list[str]:
+    """What the comparisons of one task allow to say: each verdict with difference, interval, corrected p and seeds."""
+    said = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
+    return [*said, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
+
+
+def _against(task: Evidence, baseline: str) -> list[str]:
+    rows = _rows(task, baseline)
+    groups = {verdict: rows[rows["verdict"] == verdict] for verdict in _VERDICTS} if len(rows) else {}
+    return [_verdict(task, baseline, verdict, group) for verdict, group in groups.items() if len(group)]
+
+
+def _rows(task: Evidence, baseline: str) -> pd.DataFrame:
+    rows = task.comparisons
+    return rows[rows["baseline"] == baseline] if not rows.empty else rows
+
+
+def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -> str:
+    """One sentence on all arms that share a verdict against ``baseline``."""
+    arms = words.listed([f"{row['candidate']} ({evidence_of(task, row)})" for _, row in group.iterrows()])
+    are = "is" if len(group) == 1 else "are"
+    margin = words.margin(float(group["margin"].iloc[0]), task.metric)
+    if verdict == "unresolved":
+        remains = "remains" if len(group) == 1 else "remain"
+        return f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within {margin} is shown."
+    if verdict == "as good as":
+        return f"Within {margin}, {arms} {are} as good as {baseline}."
+    return f"In {words.name(task.metric)}, {arms} {are} {verdict} than {baseline}."
+
+
+def evidence_of(task: Evidence, row: pd.Series) -> str:
+    """The test behind one verdict: difference and interval, the p that decided, and the bytes saved where the arm is not worse."""
+    told = [_interval(task, row["difference"], row["low"], row["high"])]
+    if not math.isnan(row["seed_low"]):
+        told.append(f"over {int(row['seeds'])} seeds [{_change(row['seed_low'], task.metric)}, {_change(row['seed_high'], task.metric)}]")
+    differs, equal = f"p {_p(row['p_holm'])}", f"equivalence p {_p(row['tost_p_holm'])}"
+    told += {"as good as": [equal], "unresolved": [differs, equal]}.get(row["verdict"], [differs])
+    told += [_doubt(row)] if row["verdict"] in ("better", "worse") else []
+    told += [_bytes(task, row)] if row["verdict"] != "worse" else []
+    return "; ".join(part for part in told if part)
+
+
+def _interval(task: Evidence, value: float, low: float, high: float) -> str:
+    unit = " points" if task.metric == "acc" else " %"
+    return f"{_change(value, task.metric)}{unit} [{_change(low, task.metric)}, {_change(high, task.metric)}]"
+
+
+def _doubt(row: pd.Series) -> str:
+    """A difference over examples can be smaller than what seeds do, or than what matters."""
+    if row["seed_low"] <= 0 <= row["seed_high"]:
+        return "the interval over seeds includes zero"
+    return "a difference within the margin of equivalence" if row["equivalent"] else ""
+
+
+def _bytes(task: Evidence, row: pd.Series) -> str:
+    size = task.arms.set_index("config")["model_mib"]
+    ratio = float(size[row["candidate"]] / size[row["baseline"]] - 1)
+    return f"{abs(100 * ratio):.0f} % {'fewer' if ratio < 0 else 'more'} stored bytes" if abs(ratio) >= 0.005 else ""
+
+
+def factorial_claims(task: Evidence) -> list[str]:
+    """The two main effects and the interaction, as far as they are resolved; nothing where the factorial could not be had."""
+    return [_effect(task, row) for _, row in task.factorial.iterrows()]
+
+
+def _effect(task: Evidence, row: pd.Series) -> str:
+    test = f"({_interval(task, row['estimate'], row['low'], row['high'])}; p {_p(row['p_holm'])})"
+    resolved = row["p_holm"] < ALPHA
+    if row["effect"] == "interaction":
+        return f"Rank and precision {'interact' if resolved else 'show no resolved interaction'} {test}."
+    what = _EFFECTS[row["effect"]]
+    if not resolved:
+        return f"Over the factorial, no effect of {what} on {words.name(task.metric)} is resolved {test}."
+    better = (row["estimate"] > 0) == task.higher_is_better
+    return f"Over the factorial, {what} makes {words.name(task.metric)} {'better' if better else 'worse'} {test}."
+
+
+def _front(task: Evidence) -> list[str]:
+    """Which arms are on the measured front, each with the share of resamples that leave it there."""
+    front = task.front[task.front["on_front"]] if len(task.front) > 1 else task.front.iloc[:0]
+    if front.empty:
+        return []
+    names = words.listed([f"{row.config} ({row.probability:.2f})" for row in front.itertuples()])
+    stand = "stands" if len(front) == 1 else "stand"
+    where = f"On the front of stored bytes and {words.name(task.metric)} {stand} {names}"
+    return [f"{where}; in brackets, the share of bootstrap resamples that keep the arm there."]
+
+
+def _power(task: Evidence) -> list[str]:
+    """What this test set can show at all."""
+    rows = task.comparisons
+    if rows.empty or rows["detectable"].isna().all():
+        return []
+    size = f"{abs(words.change(float(rows['detectable'].median()), task.metric)):.1f} {words.unit(task.metric)}"
+    found = f"The {words.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times in five"
+    seen = f"{found} (median over the comparisons, before correction)."
+    return [seen, *_reach(task, rows)]
+
+
+def _reach(task: Evidence, rows: pd.DataFrame) -> list[str]:
+    """Whether "as good as" could have been found for any pair, had the two arms not differed at all."""
+    out = rows[rows["tost_best_p"] >= ALPHA]
+    margin = words.margin(float(rows["margin"].iloc[0]), task.metric)
+    if out.empty:
+        return []
+    which = "every comparison" if len(out) == len(rows) else f"{len(out)} of the {len(rows)} comparisons"
+    least = words.p_value(float(out["tost_best_p"].min()))
+    return [
+        f"For {which}, equivalence within {margin} was out of reach of this test set: the arms disagree so often that even equal quality "
+        f"would give the equivalence test a p of {least} or more."
+    ]
+
+
+def seed_claims(task: Evidence) -> list[str]:
+    """What the number of seeds allows; nothing where nothing was compared."""
+    if task.comparisons.empty:
+        return []
+    counts = sorted({int(count) for count in task.comparisons["seeds"]})
+    if counts == [1]:
+        return [ONE_SEED]
+    some = " Some pairs have one seed and no such interval." if counts[0] == 1 else ""
+    several = words.listed([str(count) for count in counts if count > 1])
+    return [
+        f"Intervals over examples are for the mean of {several} seeds; those over seeds have as many observations as seeds, and are wide."
+        f"{some}"
+    ]
+
+
+def headline(evidence: Sequence[Evidence]) -> list[str]:
+    """The abstract's sentences: every verdict by name, without figures. A task without a comparison is not mentioned."""
+    told = []
+    for task in evidence:
+        parts = [_short(baseline, _rows(task, baseline)) for baseline in BASELINES if len(_rows(task, baseline))]
+        if parts:
+            told.append(
+                f"On {task.task} ({words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {_examples(task)}), {'; '.join(parts)}."
+            )
+    return told
+
+
+def _short(baseline: str, rows: pd.DataFrame) -> str:
+    than = {"better": f"better than {baseline}", "as good as": f"as good as {baseline}", "worse": f"worse than {baseline}",
+            "unresolved": f"unresolved against {baseline}"}  # fmt: skip
+    groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in _VERDICTS}
+    return ", ".join(
+        f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {than[verdict]}" for verdict, names in groups.items() if names
+    )
+
+
+def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
+    """What the study says of its question, whether arms that choose bits and rank together win: one sentence for each baseline.
+
+    ``joint`` names those arms. Only better and as good count as won, and worse as lost.
+    """
+    return [sentence for baseline in BASELINES for sentence in _answer(evidence, joint, baseline)]
+
+
+def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -> list[str]:
+    pairs = [(task, row) for task in evidence for _, row in _rows(task, baseline).iterrows() if row["candidate"] in joint]
+    if not pairs:
+        return []
+    by_verdict = {v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v] for v in _VERDICTS}
+    told = [
+        f"{len(names)} {'is' if len(names) == 1 else 'are'} {verdict} ({words.listed(names)})"
+        for verdict, names in by_verdict.items()
+        if names
+    ]
+    tests = words.count(len(pairs), "comparison")
+    return [f"Of the {tests} of a joint arm with {baseline}, {words.listed(told)}."]
+
+
+def _examples(task: Evidence) -> str:
+    return "test examples" if task.metric == "acc" else "test documents"
+
+
+def _change(value: float, metric: str) -> str:
+    return words.signed(words.change(float(value), metric), 2)
+
+
+def _p(p: float) -> str:
+    text = words.p_value(float(p))
+    return text if text.startswith("<") else f"= {text}"

@@ -1,0 +1,47 @@
+"""Sentences that only describe what was measured. They carry no test, and say so."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.evidence import Evidence
+
+
+def descriptions(task: Evidence) -> list[str]:
+    """What 4 bits do before and after training, and what stored bytes say of peak memory; each only where it was measured."""
+    return [*_recovery(task), *_memory(task)]
+
+
+def _recovery(task: Evidence) -> list[str]:
+    """Only for language models: a classifier's head knows nothing before training."""
+    arms = task.arms.set_index("config")
+    if task.metric != "ppl" or not {"B-FP", "B-Q4"} <= set(arms.index) or arms.loc[["B-FP", "B-Q4"], "zero"].isna().any():
+        return []
+    before, after = ([words.quality(arms.loc[name, part], "ppl") for name in ("B-FP", "B-Q4")] for part in ("zero", "quality"))
+    return [
+        f"Before any training, NF4 moves perplexity from {before[0]} (B-FP) to {before[1]} (B-Q4); after it the two stand at "
+        f"{after[0]} and {after[1]}."
+    ]
+
+
+def _memory(task: Evidence) -> list[str]:
+    """Whether fewer stored bytes came with a lower peak: the smallest model against the largest."""
+    arms = task.arms.dropna(subset=["model_mib", "peak_mib"])
+    if len(arms) < 2:
+        return []
+    small, large = arms.loc[arms["model_mib"].idxmin()], arms.loc[arms["model_mib"].idxmax()]
+    saved = large["model_mib"] - small["model_mib"]
+    if saved < 0.05:
+        return []
+    return [
+        f"{small['config']} stores {saved:,.1f} MiB less than {large['config']}, and training it peaks {_peak(small, large)} "
+        "(means over runs, no test)."
+    ]
+
+
+def _peak(small: pd.Series, large: pd.Series) -> str:
+    gap = small["peak_mib"] - large["peak_mib"]
+    if abs(gap) < 0.5:
+        return "at the same memory"
+    return f"{abs(gap):,.0f} MiB {'higher' if gap > 0 else 'lower'}"

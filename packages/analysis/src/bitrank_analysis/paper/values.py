@@ -1,0 +1,164 @@
+"""Every number of the paper under a name that says what it is, such as ``movie_sentences/Joint-2/quality``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.evidence import Evidence, config_order
+from bitrank_analysis.statistics import accuracy, perplexity
+from bitrank_analysis.statistics.pareto import RESAMPLES as FRONT_RESAMPLES
+from bitrank_analysis.study import Study
+
+_SPELLED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_TAGS = ("hardware", "device", "dtype", "threads", "git_commit", "code", "dirty", "stored_as")
+_PLACES = ("data", "plan")
+# Column of an arm's row → how it is written. The columns of quality are written by the metric.
+_COSTS: dict[str, Callable[[float], str]] = {
+    "model_mib": lambda value: f"{value:,.1f}",
+    "bits": lambda value: f"{value:.2f}",
+    "peak_mib": words.whole,
+    "import_mib": words.whole,
+    "adapter_params": words.whole,
+    "trainable_percent": lambda value: f"{value:.2f}",
+    "rank": words.whole,
+    "seconds": words.whole,
+}
+
+
+def spelled(number: int) -> str:
+    """Small numbers as words: ``2`` as ``two``, ``12`` as ``12``."""
+    return _SPELLED[number] if 0 <= number < len(_SPELLED) else str(number)
+
+
+def values(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
+    """Name → plain text. What was not measured has no name, so that the paper cannot print it."""
+    found = {**_study(study, evidence), **_statistics(evidence), **_tags(study), **_specs(study)}
+    for task in evidence:
+        found |= _task(task) | _arms(task) | _comparisons(task) | _factorial(task)
+    return found
+
+
+def _study(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
+    runs, seeds = study.runs, sorted(set(study.runs["seed"]))
+    configs = config_order(runs["config"])
+    newest = study.database.sql("SELECT run_id, started FROM runs").df().merge(runs[["run_id"]], on="run_id")["started"].max()
+    counted = {"arms": len(configs), "tasks": len(evidence), "seeds": len(seeds)}
+    return {
+        "study/experiment": study.experiment,
+        "study/profile": study.experiment.removeprefix("bitrank-"),
+        "study/date": f"{newest:%-d %B %Y}",
+        "study/runs": str(len(runs)),
+        **{f"study/{name}": spelled(count) for name, count in counted.items()},
+        "study/seed-list": words.listed([str(seed) for seed in seeds]),
+        f"study/{'one' if len(seeds) == 1 else 'several'}-seeds": spelled(len(seeds)),
+        **{f"arm/{name}": name for name in configs},
+        **{f"model/{name}": str(name) for name in sorted(set(runs["model"]))},
+    }
+
+
+def _statistics(evidence: Sequence[Evidence]) -> dict[str, str]:
+    smallest = {task.metric: words.margin(margin, task.metric) for task in evidence for margin in _margins(task)}
+    return {
+        "statistics/alpha": "5 %",
+        "statistics/bootstrap": f"{perplexity.RESAMPLES:,}",
+        "statistics/front-bootstrap": f"{FRONT_RESAMPLES:,}",
+        "statistics/margin/acc": smallest.get("acc", words.margin(accuracy.MARGIN, "acc")),
+        "statistics/margin/ppl": smallest.get("ppl", words.margin(perplexity.MARGIN, "ppl")),
+    }
+
+
+def _margins(task: Evidence) -> Iterable[float]:
+    return [] if task.comparisons.empty else task.comparisons["margin"].dropna().unique()
+
+
+def _tags(study: Study) -> dict[str, str]:
+    """Machine, code and versions; several values stand side by side where runs differ."""
+    tags = study.database.sql("SELECT run_id, key, value FROM tags").df().merge(study.runs[["run_id"]], on="run_id")
+    by_key = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
+    wanted = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
+    told = {key: by_key[key] for key in wanted if by_key.get(key)}
+    if "git_commit" in told:
+        told["git_commit"] = sorted({commit[:12] for commit in told["git_commit"]})
+    if "stored_as" in told:
+        told["stored_as"] = sorted({part for value in told["stored_as"] for part in value.split(", ")})
+    return {f"tag/{key.replace('version.', 'version/')}": ", ".join(several) for key, several in told.items()}
+
+
+def _specs(study: Study) -> dict[str, str]:
+    """What was asked for: settings that all runs of a task share, and arms as plain data, from ``spec.json``."""
+    specs = study.database.sql("SELECT run_id, spec::VARCHAR AS spec FROM specs").df()
+    if specs.empty:
+        return {}
+    read = specs.merge(study.runs[["run_id", "task", "config"]], on="run_id")
+    read["spec"] = [flattened(json.loads(text)) for text in read["spec"]]
+    found: dict[str, str] = {}
+    for kind in ("task", "config"):
+        for name, group in read.groupby(kind):
+            prefix = f"spec/{name}" if kind == "task" else f"arm/{name}"
+            found |= {
+                f"{prefix}/{key}": value for key, value in _shared(group["spec"]).items() if (kind == "task") != key.startswith("arm/")
+            }
+    return {key.replace("/arm/", "/"): value for key, value in found.items()}
+
+
+def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested JSON as ``a/b`` → text; what is null, empty or false has no name, nor have places on somebody's disk."""
+    found: dict[str, str] = {}
+    for key, value in data.items():
+        if key in _PLACES:
+            continue
+        if isinstance(value, Mapping):
+            found |= flattened(value, f"{prefix}{key}/")
+        elif value is not None and value is not False and value not in ("", []):
+            found[f"{prefix}{key}"] = f"{value:g}" if isinstance(value, float) else str(value)
+    return found
+
+
+def _shared(specs: pd.Series) -> dict[str, str]:
+    first, *others = list(specs)
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+def _task(task: Evidence) -> dict[str, str]:
+    named = {"n": words.whole(task.arms["n"].iloc[0]), "metric": words.name(task.metric), "kind": task.kind}
+    named |= {"model": str(task.runs["model"].iloc[0]), "unit": words.unit(task.metric)}
+    return {f"task/{task.task}": task.task, **{f"task/{task.task}/{key}": value for key, value in named.items()}}
+
+
+def _arms(task: Evidence) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in task.arms.to_dict("records"):
+        name = f"{task.task}/{row['config']}"
+        found |= {f"{name}/{key}": words.quality(row[key], task.metric) for key in ("quality", "low", "high", "zero") if _known(row[key])}
+        found |= {f"{name}/{key}": write(row[key]) for key, write in _COSTS.items() if _known(row[key])}
+    return found
+
+
+def _comparisons(task: Evidence) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in task.comparisons.to_dict("records"):
+        name = f"{task.task}/{row['candidate']}/against/{row['baseline']}"
+        changes = ("difference", "low", "high", "seed_low", "seed_high", "detectable")
+        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in changes if _known(row[key])}
+        found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm", "tost_p_holm") if _known(row[key])}
+        found[f"{name}/verdict"] = row["verdict"]
+    return found
+
+
+def _factorial(task: Evidence) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in task.factorial.to_dict("records"):
+        name = f"{task.task}/factorial/{row['effect']}"
+        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in ("estimate", "low", "high")}
+        found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm")}
+    return found
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, float) and not math.isnan(value)
