@@ -27,7 +27,7 @@ FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(P
 ALONE     = .venvs/$(PKG)
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report doctor ui test test-run lint format release clean
+.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui test test-run lint format release clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,16 @@ list: install ## the matrix: every run, its state, what it would cost
 
 report: install ## figures, tables and one HTML page from the store (PROFILE, STORE)
 	@$(VENV)/bin/bitrank report --profile $(PROFILE) --store $(STORE) $(ARGS)
+
+paper: install ## the paper from the store: numbers, tables, figures, claims, then the PDF and its checks (PROFILE, STORE)
+	@$(VENV)/bin/bitrank paper --profile $(PROFILE) --store $(STORE) --out paper/generated $(ARGS)
+	@tools/build_paper.sh paper
+
+paper-pdf: ## the PDF from paper/generated as it is, and its checks; needs TeX and no store
+	@tools/build_paper.sh paper
+
+arxiv: paper-pdf ## dist/bitrank-arxiv.tar.gz, proven to build from itself alone
+	@tools/arxiv.sh paper dist/bitrank-arxiv.tar.gz
 
 doctor: install ## what this machine has, what works on it, what is missing
 	@$(VENV)/bin/bitrank doctor $(ARGS)

@@ -12,7 +12,7 @@ from bitrank_analysis.paper import floats
 from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline
 from bitrank_analysis.paper.descriptions import descriptions
-from bitrank_analysis.paper.latex import COMMANDS, NOTICE, definitions, escape, sentences
+from bitrank_analysis.paper.latex import COMMANDS, NOTICE, definitions, listed, sentences
 from bitrank_analysis.paper.selection import select
 from bitrank_analysis.paper.values import values
 from bitrank_analysis.store import open_store
@@ -86,7 +86,7 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
     joint = [name for name in dict.fromkeys(study.runs["config"]) if name not in SINGLE]
     found = {
         "abstract": sentences(headline(evidence)),
-        "claims": "\n".join(f"\\paragraph{{{escape(task.task)}.}}\n{sentences([*claims(task), *descriptions(task)])}" for task in evidence),
+        "claims": "\n".join(listed(task.task, [*claims(task), *descriptions(task)]) for task in evidence),
         "answer": sentences(answer(evidence, joint)),
         "remarks": sentences(study.notes),
         "table-arms": paper_tables.arms_table(evidence),

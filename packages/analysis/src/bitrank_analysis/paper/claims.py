@@ -147,23 +147,15 @@ def seed_claims(task: Evidence) -> list[str]:
 
 def headline(evidence: Sequence[Evidence]) -> list[str]:
     """The abstract's sentences: every verdict by name, without figures. A task without a comparison is not mentioned."""
-    told = []
-    for task in evidence:
-        parts = [_short(baseline, _rows(task, baseline)) for baseline in BASELINES if len(_rows(task, baseline))]
-        if parts:
-            told.append(
-                f"On {task.task} ({words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {_examples(task)}), {'; '.join(parts)}."
-            )
-    return told
+    return [_short(task, baseline) for task in evidence for baseline in BASELINES if len(_rows(task, baseline))]
 
 
-def _short(baseline: str, rows: pd.DataFrame) -> str:
-    than = {"better": f"better than {baseline}", "as good as": f"as good as {baseline}", "worse": f"worse than {baseline}",
-            "unresolved": f"unresolved against {baseline}"}  # fmt: skip
+def _short(task: Evidence, baseline: str) -> str:
+    rows = _rows(task, baseline)
     groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in _VERDICTS}
-    return ", ".join(
-        f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {than[verdict]}" for verdict, names in groups.items() if names
-    )
+    told = [f"{verdict} for {words.listed(names)}" for verdict, names in groups.items() if names]
+    where = f"{task.task} ({words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {_examples(task)})"
+    return f"Against {baseline} on {where}, the verdict is {'; '.join(told)}."
 
 
 def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
@@ -179,13 +171,9 @@ def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -
     if not pairs:
         return []
     by_verdict = {v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v] for v in _VERDICTS}
-    told = [
-        f"{len(names)} {'is' if len(names) == 1 else 'are'} {verdict} ({words.listed(names)})"
-        for verdict, names in by_verdict.items()
-        if names
-    ]
+    told = [f"{verdict} in {len(names)} ({words.listed(names)})" for verdict, names in by_verdict.items() if names]
     tests = words.count(len(pairs), "comparison")
-    return [f"Of the {tests} of a joint arm with {baseline}, {words.listed(told)}."]
+    return [f"Of the {tests} of a joint arm with {baseline}, the verdict is {words.listed(told)}."]
 
 
 def _examples(task: Evidence) -> str:

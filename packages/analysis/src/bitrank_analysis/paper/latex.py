@@ -58,5 +58,11 @@ def sentences(said: Sequence[str]) -> str:
     return "".join(f"{escape(sentence)}\n" for sentence in said)
 
 
+def listed(heading: str, said: Sequence[str]) -> str:
+    """Plain sentences as a list under a run-in heading. "" without any."""
+    items = "".join(rf"\item {escape(sentence)}" + "\n" for sentence in said)
+    return rf"\paragraph{{{escape(heading)}.}}" + f"\\mbox{{}}\n\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if said else ""
+
+
 def _row(cells: Sequence[str]) -> str:
     return " & ".join(escape(cell) for cell in cells) + r" \\"

@@ -16,7 +16,8 @@ from bitrank_analysis.paper.latex import tabular
 
 Rows = list[list[str]]
 _SETTINGS = {
-    "model": "Model", "steps": "Optimizer steps", "epochs": "Epochs", "batch_size": "Batch (sequences)", "accumulation": "Accumulation (0: by length and device)",
+    "model": "Model", "steps": "Optimizer steps", "epochs": "Epochs", "batch_size": "Batch (sequences)",
+    "accumulation": "Accumulation (0: by length and device)",
     "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip", "weight_decay": "Weight decay",
     "dropout": "LoRA dropout", "adapter_scale": "Adapter scale", "max_length": "Longest sequence (tokens)", "threads": "Threads a run",
 }  # fmt: skip
@@ -138,7 +139,7 @@ def bits_table(task: Evidence) -> str:
         pattern = tuple(_pattern(plans[plans["config"] == name]))
         same.setdefault(pattern, []).append(name)
     groups = [(", ".join(names), [list(line) for line in pattern]) for pattern, names in same.items() if pattern]
-    return tabular("lp{0.72\\linewidth}", ["Where", "Format"], groups) if groups else ""
+    return tabular("lp{0.5\\linewidth}", ["Where", "Format"], groups) if groups else ""
 
 
 def _pattern(plan: pd.DataFrame) -> list[tuple[str, str]]:
