@@ -33,10 +33,12 @@ def main(folder: Path) -> int:
     """Print what is wrong, or that all is well; the exit code."""
     main_tex = (folder / "main.tex").read_text(encoding="utf-8")
     body = main_tex.split(r"\begin{document}", 1)[1]
-    whole = "\n".join(text for _, text in inputs(folder, body))
+    texts = dict(inputs(folder, body))
+    whole = "\n".join(texts.values())
+    prose = "\n".join(text for name, text in texts.items() if name != "remarks.tex")  # that one quotes what runs said
     words = (folder / "words.txt").read_text(encoding="utf-8").split()
     wrong = [*log_faults((folder / "main.log").read_text(encoding="utf-8", errors="replace")), *unreferenced(whole), *typed_numbers(body)]
-    wrong += [*font_faults(_run("pdffonts", str(folder / "main.pdf"))), *misspelled(whole, words)]
+    wrong += [*font_faults(_run("pdffonts", str(folder / "main.pdf"))), *misspelled(prose, words)]
     for fault in wrong:
         print(f"paper: {fault}", file=sys.stderr)
     if not wrong:

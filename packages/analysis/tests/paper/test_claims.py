@@ -1,0 +1,147 @@
+"""Claims flip when the data flip, go when their data go, and say what one seed cannot tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank_analysis import load_study, open_store
+from bitrank_analysis.evidence import Evidence, gather
+from bitrank_analysis.paper.claims import answer, claims, factorial_claims, headline
+from bitrank_analysis.paper.descriptions import descriptions
+from hypothesis import given
+from hypothesis import strategies as st
+from studies import add_study
+
+VERDICTS = ("better", "as good as", "worse", "unresolved")
+
+
+def of(folder: Path, task: str = "movies") -> Evidence:
+    return gather(load_study(open_store(str(folder))), task)
+
+
+def right(n: int, count: int) -> list[bool]:
+    return [index < count for index in range(n)]
+
+
+@pytest.mark.parametrize(("baseline", "candidate", "verdict"), [(90, 40, "worse"), (40, 90, "better")])
+def test_a_difference_is_told_in_its_direction(maker: Any, tmp_path: Path, baseline: int, candidate: int, verdict: str) -> None:
+    maker.classifier("B-FP", right(100, baseline))
+    maker.classifier("B-Q4", right(100, candidate))
+    said = claims(of(tmp_path))[0]
+    sign = "−" if verdict == "worse" else "+"
+    assert said.startswith(f"In accuracy, B-Q4 ({sign}50.00 points [{sign}") and said.endswith(f"p < 0.001) is {verdict} than B-FP.")
+
+
+def test_perplexity_below_the_baseline_is_better(maker: Any, tmp_path: Path) -> None:
+    tokens = [100 + index for index in range(20)]
+    maker.language_model("B-FP", [2.0 * count + index for index, count in enumerate(tokens)], tokens)
+    maker.language_model("B-Q4", [1.9 * count + 0.9 * index for index, count in enumerate(tokens)], tokens)
+    said = claims(of(tmp_path, "wiki"))[0]
+    assert said.startswith("In perplexity, B-Q4 (−") and said.endswith("is better than B-FP.")
+
+
+def test_as_good_as_carries_the_equivalence_test(maker: Any, tmp_path: Path) -> None:
+    for name in ("B-FP", "B-Q4"):
+        maker.classifier(name, right(3000, 2700))
+    said = claims(of(tmp_path))
+    assert said[0] == "Within 1 point of accuracy, B-Q4 (0.00 points [−0.12, +0.12]; equivalence p < 0.001) is as good as B-FP."
+    assert not any("out of reach" in sentence for sentence in said)
+
+
+def test_neither_difference_nor_equivalence_is_unresolved_and_out_of_reach_is_said(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(100, 80))
+    maker.classifier("B-Q4", [index % 5 > 0 for index in range(100)])
+    said = claims(of(tmp_path))
+    assert said[0].startswith("Against B-FP, B-Q4 (0.00 points [") and "remains unresolved: neither a difference nor equivalence" in said[0]
+    assert "p = 1.000; equivalence p = " in said[0]
+    assert any(sentence.startswith("For every comparison, equivalence within 1 point of accuracy was out of reach") for sentence in said)
+
+
+def test_a_missing_arm_drops_its_sentences(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP", "B-Q4", "Joint-2"), tasks=("movies",))
+    said = claims(of(tmp_path))
+    assert not any(name in sentence for sentence in said for name in ("B-Ada", "Joint-1", "Joint-3"))
+    assert not any("factorial" in sentence or "interact" in sentence for sentence in said)
+    assert any("Joint-2" in sentence for sentence in said)
+
+
+def test_all_four_arms_bring_the_factorial(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, tasks=("wiki",))
+    said = [sentence for sentence in claims(of(tmp_path, "wiki")) if "factorial" in sentence or "interact" in sentence]
+    assert [sentence.split(" (")[0] for sentence in said] == [
+        "Over the factorial, adaptive instead of fixed rank makes perplexity worse",
+        "Over the factorial, NF4 instead of 16 bits makes perplexity worse",
+        "Rank and precision interact",
+    ]
+    evidence = of(tmp_path, "wiki")
+    lost = factorial_claims(replace(evidence, factorial=evidence.factorial.assign(p_holm=0.4)))
+    assert lost[0].startswith("Over the factorial, no effect of adaptive instead of fixed rank on perplexity is resolved (")
+    assert lost[2].startswith("Rank and precision show no resolved interaction (")
+
+
+def test_one_arm_alone_makes_no_claim(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(50, 40))
+    evidence = of(tmp_path)
+    assert claims(evidence) == [] and headline([evidence]) == [] and answer([evidence], ["Joint-1"]) == []
+
+
+def test_one_seed_says_so_and_three_bring_their_interval(maker: Any, new_maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",))
+    one = claims(of(tmp_path))
+    assert any(sentence.startswith("One seed was run:") for sentence in one) and not any("over 3 seeds" in sentence for sentence in one)
+    (tmp_path / "more").mkdir()
+    add_study(new_maker(tmp_path / "more"), arms=("B-FP", "B-Q4"), tasks=("movies",), seeds=3)
+    three = claims(of(tmp_path / "more"))
+    assert "over 3 seeds [" in three[0] and not any(sentence.startswith("One seed") for sentence in three)
+    assert any(sentence.startswith("Intervals over examples are for the mean of 3 seeds") for sentence in three)
+
+
+def test_a_difference_that_seeds_could_turn_says_so(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", right(100, 90))
+    maker.classifier("B-Q4", right(100, 40))
+    evidence = of(tmp_path)
+    turned = evidence.comparisons.assign(seeds=3, seed_low=-1.2, seed_high=0.2)
+    said = claims(replace(evidence, comparisons=turned))[0]
+    assert "over 3 seeds [−120.00, +20.00]; p < 0.001; the interval over seeds includes zero) is worse than B-FP." in said
+    firm = claims(replace(evidence, comparisons=turned.assign(seed_high=-0.2)))[0]
+    assert "includes zero" not in firm
+
+
+@given(st.lists(st.sampled_from(VERDICTS), min_size=5, max_size=5))
+def test_every_arm_is_told_once_a_baseline_under_its_verdict(full: Evidence, verdicts: list[str]) -> None:
+    rows = full.comparisons[full.comparisons["baseline"] == "B-FP"].assign(verdict=verdicts)
+    evidence = replace(full, comparisons=rows)
+    said = [sentence for sentence in claims(evidence) if "B-FP" in sentence and "front" not in sentence and "stores" not in sentence]
+    ends = {"better": "better than B-FP.", "worse": "worse than B-FP.", "as good as": "as good as B-FP.", "unresolved": "is shown."}
+    for name, verdict in zip(rows["candidate"], verdicts, strict=True):
+        (mine,) = [sentence for sentence in said if f"{name} (" in sentence]
+        assert mine.endswith(ends[verdict])
+    (short,) = headline([evidence])
+    counted = answer([evidence], ["Joint-1", "Joint-2", "Joint-3"])[0]
+    joint = [verdict for name, verdict in zip(rows["candidate"], verdicts, strict=True) if name.startswith("Joint")]
+    for verdict in VERDICTS:
+        assert (f"{verdict} for " in short) == (verdict in verdicts)
+        assert (f"{verdict} in {joint.count(verdict)} (" in counted) == (verdict in joint)
+
+
+@pytest.fixture(scope="session")
+def full(new_maker: Any, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    folder = tmp_path_factory.mktemp("full")
+    add_study(new_maker(folder), tasks=("movies",))
+    return of(folder)
+
+
+def test_descriptions_are_told_only_where_measured(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP", "B-Q4"), tasks=("wiki",))
+    evidence = of(tmp_path, "wiki")
+    harm, memory = descriptions(evidence)
+    assert harm.startswith("Before any training, NF4 moves perplexity from 40.00 (B-FP) to 44.80 (B-Q4);")
+    assert memory == "B-Q4 stores 24.0 MiB less than B-FP, and training it peaks 24 MiB lower (means over runs, no test)."
+    unmeasured = replace(evidence, arms=evidence.arms.assign(zero=math.nan, peak_mib=math.nan))
+    assert descriptions(unmeasured) == []
+    higher = evidence.arms.assign(peak_mib=[900.0, 1000.0])
+    assert "training it peaks 100 MiB higher" in descriptions(replace(evidence, arms=higher))[1]

@@ -1,0 +1,73 @@
+"""Text comes out of LaTeX as it went in; names that could not be asked for are refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from bitrank_analysis import AnalysisError
+from bitrank_analysis.paper.latex import COMMANDS, definitions, escape, tabular
+from hypothesis import given
+from hypothesis import strategies as st
+
+COMMAND = re.compile(r"\\[A-Za-z]+\{\}|\\texttt\{U\+[0-9A-F]+\}|\\[&%$#_{},]|\$(?:-|<|>|\\times|\\pm|\\rightarrow)\$|-\{\}-|~")
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("movie_sentences", r"movie\_sentences"),
+        ("95 % of R&D", r"95\,\% of R\&D"),
+        ("−2.9 to +1.0", r"$-$2.9 to +1.0"),
+        ("p < 0.001", r"p $<$ 0.001"),
+        ("layers 0–5", r"layers 0\textendash{}5"),
+        ("--jobs 2", r"-{}-jobs 2"),
+        ("24 MiB", r"24~MiB"),
+        ("a\nb  c", "a b c"),
+        (r"C:\tmp {x}^~#$", r"C:\textbackslash{}tmp \{x\}\textasciicircum{}\textasciitilde{}\#\$"),
+        ("naïve 漢", r"naïve \texttt{U+6F22}"),
+    ],
+)
+def test_escape(text: str, printed: str) -> None:
+    assert escape(text) == printed
+
+
+@given(st.text())
+def test_nothing_that_latex_would_read_is_left(text: str) -> None:
+    rest = COMMAND.sub("", escape(text))
+    assert not set(rest) & set("\\&%$#_{}^~")
+    assert all(letter.isascii() or (letter.isalpha() and ord(letter) < 0x180) for letter in rest)
+
+
+def test_definitions_and_a_name_that_cannot_be_asked_for() -> None:
+    assert definitions({"a_b/B-FP/n": "1 %"}) == "\\bitrank@def{a_b/B-FP/n}{1\\,\\%}\n"
+    with pytest.raises(AnalysisError, match=r"got 'task/50%/n'; rename"):
+        definitions({"task/50%/n": "1"})
+
+
+def test_tabular() -> None:
+    made = tabular("lr", ["Arm", "Test %"], [("a_b", [["B-FP", "1"]]), ("", [["B-Q4", "−2"]])])
+    assert made.splitlines() == [
+        r"\begin{tabular}{lr}", r"\toprule", r"Arm & Test\,\% \\", r"\midrule", r"\multicolumn{2}{@{}l}{\textit{a\_b}} \\", r"B-FP & 1 \\",
+        r"\midrule", r"B-Q4 & $-$2 \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_latex_prints_values_asks_for_them_and_stops_without_them(tmp_path: Path) -> None:
+    nasty = r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
+    preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp}"
+    macros = COMMANDS + definitions({"movie_sentences/n": nasty}) + "\\makeatother\n"
+    asked = r"\begin{tabular}{ll}\ifval{none}{\val{none} & x \\}{}\val{movie_sentences/n} & y\\ \end{tabular}"
+
+    def latex(body: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "t.tex").write_text(preamble + macros + r"\begin{document}" + body + r"\end{document}", encoding="utf-8")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+
+    assert latex(asked).returncode == 0
+    stopped = latex(r"\val{movie_sentences/m}")
+    assert stopped.returncode != 0 and "the store gave no value `movie_sentences/m'" in stopped.stdout.replace("\n", "")
