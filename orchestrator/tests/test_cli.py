@@ -151,6 +151,24 @@ def _finished(client, experiment: str, config: str, right: list[bool], folder) -
     client.set_terminated(run, "FINISHED")
 
 
+def test_paper_writes_the_inputs_of_the_arms_that_count(capsys, tmp_path) -> None:
+    from bitrank.store import open_store
+
+    store = str(tmp_path / "runs")
+    client = open_store(store)
+    experiment = client.create_experiment("bitrank-smoke", artifact_location=str(tmp_path / "artifacts"))
+    _finished(client, experiment, "B-FP", [True] * 90 + [False] * 10, tmp_path / "a")
+    _finished(client, experiment, "B-Q4", [True] * 60 + [False] * 40, tmp_path / "b")
+    words = ["--store", store, "--out", str(tmp_path / "generated")]
+    assert main(["paper", "--profile", "smoke", *words]) == 0
+    assert capsys.readouterr().out == f"paper inputs: {tmp_path / 'generated'}\n"
+    assert "worse than B-FP" in (tmp_path / "generated/claims.tex").read_text()
+    assert main(["paper", *words, "--configs", "B-FP"]) == 0
+    assert "B-Q4" not in (tmp_path / "generated/claims.tex").read_text()
+    assert "expected finished runs of Joint-9" in fails(capsys, "paper", *words, "--configs", "Joint-9")
+    assert "expected one of bitrank-smoke" in fails(capsys, "paper", *words, "--profile", "laptop")
+
+
 def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> None:
     from bitrank.store import open_store
 

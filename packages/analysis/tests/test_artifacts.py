@@ -28,6 +28,12 @@ def test_ranks_final_and_over_time(maker, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_specs_are_json(maker, tmp_path: Path) -> None:
+    run = maker.run("B-FP", files={"spec.json": {"clip": 1.5, "arm": {"rank": {"rank": 8}}}})
+    rows = open_store(str(tmp_path)).sql("SELECT run_id, spec->>'clip', (spec->'arm'->'rank'->>'rank')::INT FROM specs").fetchall()
+    assert rows == [(run, "1.5", 8)]
+
+
 def test_plans_join_what_was_planned_with_what_was_stored(maker, tmp_path: Path) -> None:
     run = maker.run("Joint-1", files={"plan.json": PLAN})
     rows = open_store(str(tmp_path)).sql("SELECT * FROM plans ORDER BY matrix").fetchall()
@@ -47,11 +53,11 @@ def test_predictions_of_both_kinds_unite_by_name(maker, tmp_path: Path) -> None:
 
 def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(maker, tmp_path: Path) -> None:
     good = maker.classifier("B-FP", [True, True], files={"ranks.json": RANKS})
-    torn = maker.run("B-Q4", files={"predictions.parquet": "PAR1 torn", "ranks.json": '{"final": {"a"', "plan.json": "{"})
+    torn = maker.run("B-Q4", files={"predictions.parquet": "PAR1 torn", "ranks.json": '{"final": {"a"', "plan.json": "{", "spec.json": "["})
     away = maker.run("B-Ada", uri="mlflow-artifacts:/1/abc/artifacts")
     database = open_store(str(tmp_path))
     said = database.sql("SELECT run_id, file FROM unread ORDER BY ALL").fetchall()
-    assert said == [(torn, "plan.json"), (torn, "predictions.parquet"), (torn, "ranks.json"), (away, "all")]
+    assert said == [(torn, "plan.json"), (torn, "predictions.parquet"), (torn, "ranks.json"), (torn, "spec.json"), (away, "all")]
     assert database.sql("SELECT DISTINCT run_id FROM predictions").fetchall() == [(good,)]
     assert database.sql("SELECT DISTINCT run_id FROM ranks").fetchall() == [(good,)]
     with pytest.raises(AnalysisError, match="not on this machine: mlflow-artifacts:/1/abc/artifacts"):
@@ -87,7 +93,7 @@ def test_a_store_that_was_moved_finds_its_files(new_maker, tmp_path: Path) -> No
 
 def test_an_empty_store_has_empty_views(maker, tmp_path: Path) -> None:
     database = open_store(str(tmp_path))
-    for view in ("predictions", "ranks", "plans", "unread"):
+    for view in ("predictions", "ranks", "plans", "specs", "unread"):
         assert database.sql(f"SELECT * FROM {view}").fetchall() == []
 
 
