@@ -141,7 +141,14 @@ def _spec(run_id: str, maker: Any) -> dict[str, Any]:
 
 
 @needs_tex
-@pytest.mark.parametrize(("arms", "seeds"), [(("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"), 2), (("B-FP", "Joint-3"), 1)])
+@pytest.mark.parametrize(
+    ("arms", "seeds"),
+    [
+        (("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"), 2),
+        pytest.param(("B-FP", "Joint-3"), 1, marks=pytest.mark.slow),
+        (("B-FP",), 1),
+    ],
+)
 def test_the_paper_builds_passes_its_checks_and_packs(
     study: Callable[..., Path], tmp_path: Path, arms: tuple[str, ...], seeds: int
 ) -> None:

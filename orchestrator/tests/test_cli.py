@@ -164,7 +164,8 @@ def test_paper_writes_the_inputs_of_the_arms_that_count(capsys, tmp_path) -> Non
     assert capsys.readouterr().out == f"paper inputs: {tmp_path / 'generated'}\n"
     assert "worse than B-FP" in (tmp_path / "generated/claims.tex").read_text()
     assert main(["paper", *words, "--configs", "B-FP"]) == 0
-    assert "B-Q4" not in (tmp_path / "generated/claims.tex").read_text()
+    assert not (tmp_path / "generated/claims.tex").exists()
+    assert "B-Q4" not in (tmp_path / "generated/macros.tex").read_text()
     assert "expected finished runs of Joint-9" in fails(capsys, "paper", *words, "--configs", "Joint-9")
     assert "expected one of bitrank-smoke" in fails(capsys, "paper", *words, "--profile", "laptop")
 
