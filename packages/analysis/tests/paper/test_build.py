@@ -60,6 +60,7 @@ def test_a_full_study_names_its_numbers(maker: Any, tmp_path: Path) -> None:
     assert (folder / "tables/comparisons-movies.csv").read_text().startswith("task,metric,candidate,baseline")
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_text(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",), n=20)
     first, second = (write_paper(str(tmp_path), tmp_path / name) for name in ("a", "b"))
@@ -100,6 +101,20 @@ def test_what_a_reader_must_know_of_the_runs(maker: Any, tmp_path: Path) -> None
         "newest counts.",
         "The runs were made by 2 versions of the code: c1, c2.",
     )
+
+
+def test_what_could_not_be_worked_out_is_said_and_not_claimed(maker: Any, tmp_path: Path) -> None:
+    maker.run("B-FP", metrics={"eval/acc": 0.5, "model/mib": 9.0, "mem/peak_mib": 90.0}, predictions=_answers("a"))
+    maker.run("B-Q4", metrics={"eval/acc": 0.5, "mem/peak_mib": 90.0}, predictions=_answers("a"))
+    folder = write_paper(str(tmp_path), tmp_path / "out")
+    assert (folder / "remarks.tex").read_text().splitlines()[1:] == [
+        "On movies, there is no table of front of stored size: model\\_mib was not recorded for B-Q4; run them again."
+    ]
+    assert not (folder / "figure-quality-bytes.tex").exists() and "front" not in (folder / "claims.tex").read_text()
+
+
+def _answers(name: str) -> dict[str, list[Any]]:
+    return {"id": [f"{name}{i}" for i in range(8)], "label": [0, 1] * 4, "prediction": [0] * 8, "loss": [0.5] * 8, "tokens": [9] * 8}
 
 
 def test_settings_that_differ_between_runs_have_no_name(maker: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bitrank_analysis import load_study, open_store
 from bitrank_analysis.evidence import Evidence, gather
-from bitrank_analysis.paper.claims import answer, claims, factorial_claims, headline
+from bitrank_analysis.paper.claims import answer, claims, headline
 from bitrank_analysis.paper.descriptions import descriptions
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,18 +69,22 @@ def test_a_missing_arm_drops_its_sentences(maker: Any, tmp_path: Path) -> None:
     assert any("Joint-2" in sentence for sentence in said)
 
 
-def test_all_four_arms_bring_the_factorial(maker: Any, tmp_path: Path) -> None:
-    add_study(maker, tasks=("wiki",))
-    said = [sentence for sentence in claims(of(tmp_path, "wiki")) if "factorial" in sentence or "interact" in sentence]
-    assert [sentence.split(" (")[0] for sentence in said] == [
-        "Over the factorial, adaptive instead of fixed rank makes perplexity worse",
-        "Over the factorial, NF4 instead of 16 bits makes perplexity worse",
+def test_all_four_arms_bring_the_factorial_and_its_words_follow_p_and_sign(full: Evidence) -> None:
+    def told(p: float, estimate: float) -> list[str]:
+        said = claims(replace(full, factorial=full.factorial.assign(p_holm=p, estimate=estimate)))
+        return [sentence.split(" (")[0] for sentence in said if "factorial" in sentence or "interact" in sentence]
+
+    assert told(0.01, -0.02) == [
+        "Over the factorial, adaptive instead of fixed rank makes accuracy worse",
+        "Over the factorial, NF4 instead of 16 bits makes accuracy worse",
         "Rank and precision interact",
     ]
-    evidence = of(tmp_path, "wiki")
-    lost = factorial_claims(replace(evidence, factorial=evidence.factorial.assign(p_holm=0.4)))
-    assert lost[0].startswith("Over the factorial, no effect of adaptive instead of fixed rank on perplexity is resolved (")
-    assert lost[2].startswith("Rank and precision show no resolved interaction (")
+    assert told(0.01, 0.02)[0] == "Over the factorial, adaptive instead of fixed rank makes accuracy better"
+    assert told(0.06, -0.02) == [
+        "Over the factorial, no effect of adaptive instead of fixed rank on accuracy is resolved",
+        "Over the factorial, no effect of NF4 instead of 16 bits on accuracy is resolved",
+        "Rank and precision show no resolved interaction",
+    ]
 
 
 def test_one_arm_alone_makes_no_claim(maker: Any, tmp_path: Path) -> None:

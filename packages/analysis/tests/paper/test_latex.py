@@ -22,7 +22,7 @@ COMMAND = re.compile(r"\\[A-Za-z]+\{\}|\\texttt\{U\+[0-9A-F]+\}|\\[&%$#_{},]|\$(
         ("movie_sentences", r"movie\_sentences"),
         ("95 % of R&D", r"95\,\% of R\&D"),
         ("−2.9 to +1.0", r"$-$2.9 to +1.0"),
-        ("p < 0.001", r"p $<$ 0.001"),
+        ("p < 0.001, q = 1", r"p~$<$~0.001, q~=~1"),
         ("layers 0–5", r"layers 0\textendash{}5"),
         ("--jobs 2", r"-{}-jobs 2"),
         ("24 MiB", r"24~MiB"),

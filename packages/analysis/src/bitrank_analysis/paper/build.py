@@ -77,18 +77,18 @@ def _guards(study: Study) -> dict[str, str]:
     holds = {
         "guard/one-learning-rate": len(specs) == len(study.runs) and specs.groupby("task")["rate"].nunique().eq(1).all(),
         "guard/cpu-only": len(tags) == len(study.runs) and set(tags["value"]) == {"cpu"},
-        "guard/remarks": bool(study.notes),
     }
     return {name: "yes" for name, true in holds.items() if true}
 
 
 def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
+    gaps = [f"On {task.task}, there is no table of {name}: {reason}." for task in evidence for name, reason in task.gaps.items()]
     joint = [name for name in dict.fromkeys(study.runs["config"]) if name not in SINGLE]
     found = {
         "abstract": sentences(headline(evidence)),
         "claims": "\n".join(listed(task.task, [*claims(task), *descriptions(task)]) for task in evidence),
         "answer": sentences(answer(evidence, joint)),
-        "remarks": sentences(study.notes),
+        "remarks": sentences([*study.notes, *gaps]),
         "table-arms": paper_tables.arms_table(evidence),
         "table-comparisons": paper_tables.comparisons_table(evidence),
         "table-factorial": paper_tables.factorial_table(evidence),

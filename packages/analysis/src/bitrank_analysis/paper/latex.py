@@ -23,7 +23,7 @@ _MORE = {"'": "'", '"': r"\textquotedbl{}", "|": r"\textbar{}", "·": r"\textper
 def escape(text: str) -> str:
     """``text`` so that LaTeX prints it as it is. A letter that the paper's fonts lack is printed by its number, never dropped."""
     escaped = "".join(_letter(letter) for letter in " ".join(text.split()))
-    return escaped.replace(r" \%", r"\,\%").replace(" MiB", "~MiB").replace("--", "-{}-")
+    return escaped.replace(r" \%", r"\,\%").replace(" MiB", "~MiB").replace(" = ", "~=~").replace(" $<$ ", "~$<$~").replace("--", "-{}-")
 
 
 def _letter(letter: str) -> str:
