@@ -1,4 +1,4 @@
-"""The command line: ``bitrank matrix | run | list | sql | doctor | ui``.
+"""The command line: ``bitrank matrix | run | list | report | sql | doctor | ui``.
 
 Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
 """
@@ -37,6 +37,10 @@ _SQL_EXAMPLES = """examples:
   bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
   bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
 views: runs params tags metrics final_metrics wide predictions ranks plans unread"""
+_REPORT_EXAMPLES = """examples:
+  bitrank report                                   the page in results/report/report.html
+  bitrank report --profile paper --out paper-report
+  bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
 _DOCTOR_EXAMPLES = """examples:
   bitrank doctor
   bitrank doctor --json"""
@@ -72,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_matrix(commands)
     _add_run(commands)
     _add_list(commands)
+    _add_report(commands)
     _add_sql(commands)
     doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", _DOCTOR_EXAMPLES, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -120,6 +125,16 @@ def _add_list(commands: Any) -> None:
     parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_settings(parser)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add(commands, "report", "figures, tables and one HTML page from the store", _REPORT_EXAMPLES, _report)
+    parser.add_argument("--store", default="runs", help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
+    which.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
+    parser.add_argument("--out", type=Path, default=Path("results/report"), help="folder to write to (default: results/report)")
+    parser.add_argument("--ui-url", default="http://127.0.0.1:5000", help="where the MLflow UI answers, for links (default: %(default)s)")
 
 
 def _add_sql(commands: Any) -> None:
@@ -214,6 +229,17 @@ def _list(arguments: argparse.Namespace) -> int:
         from bitrank.display import console
 
         console().print(table(listed))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import load_study, open_store
+    from bitrank_analysis.report import collect, write
+
+    experiment = f"bitrank-{find_profile(arguments.profile).name}" if arguments.profile else arguments.experiment
+    report = collect(load_study(open_store(arguments.store), experiment), arguments.ui_url)
+    page = write(report, arguments.out)
+    print("\n\n".join([*report.verdict, f"report: {page.resolve()}"]))
     return 0
 
 
