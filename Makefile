@@ -27,7 +27,7 @@ FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(P
 ALONE     = .venvs/$(PKG)
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list doctor ui test test-run lint format release clean
+.PHONY: help install matrix list report doctor ui test test-run lint format release clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ matrix: install ## run what is missing of the study: six configs on two tasks (P
 
 list: install ## the matrix: every run, its state, what it would cost
 	@$(VENV)/bin/bitrank list --profile $(PROFILE) --store $(STORE) $(ARGS)
+
+report: install ## figures, tables and one HTML page from the store (PROFILE, STORE)
+	@$(VENV)/bin/bitrank report --profile $(PROFILE) --store $(STORE) $(ARGS)
 
 doctor: install ## what this machine has, what works on it, what is missing
 	@$(VENV)/bin/bitrank doctor $(ARGS)

@@ -15,7 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if (path / "pyproject.toml").exists())
 EVERY = [ROOT / "packages" / name for name in PACKAGES] + [ROOT / "orchestrator"]
 # Distribution names that differ from what is imported.
-DISTRIBUTION = {"optimum": "optimum-quanto", "adbc_driver_sqlite": "adbc-driver-sqlite", "adbc_driver_postgresql": "adbc-driver-postgresql"}
+DISTRIBUTION = {
+    "optimum": "optimum-quanto",
+    "PIL": "pillow",
+    "vl_convert": "vl-convert-python",
+    "adbc_driver_sqlite": "adbc-driver-sqlite",
+    "adbc_driver_postgresql": "adbc-driver-postgresql",
+}
 
 
 def imports(folder: Path) -> set[str]:

@@ -24,7 +24,7 @@ def fails(capsys, *words: str) -> str:
     return said.err + said.out
 
 
-@pytest.mark.parametrize("command", ["matrix", "run", "list", "sql", "doctor", "ui"])
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "doctor", "ui"])
 def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -127,6 +127,54 @@ def test_sql_says_what_is_wrong(capsys, tmp_path) -> None:
     said = fails(capsys, "sql", "SELEC 1", "--store", str(tmp_path / "runs"))
     assert 'syntax error at or near "SELEC"' in said and "views: " in said
     assert "invalid choice: 'xml'" in fails(capsys, "sql", "SELECT 1", "--format", "xml")
+
+
+def _finished(client, experiment: str, config: str, right: list[bool], folder) -> None:
+    """A finished run of ``config`` with what a report needs of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    n = len(right)
+    labels, said = [i % 2 for i in range(n)], [i % 2 if won else 1 - i % 2 for i, won in enumerate(right)]
+    rows = {"id": [f"e{i}" for i in range(n)], "label": labels, "prediction": said, "loss": [0.4] * n, "tokens": [9] * n}
+    pq.write_table(pa.table(rows), folder / "predictions.parquet")
+    name = "encoder.layer.0.attention.self.query"
+    (folder / "plan.json").write_text(json.dumps({"precision": {name: "nf4"}, "ranks": {name: 8}, "matrices": [], "applied": {}}))
+    (folder / "ranks.json").write_text(json.dumps({"final": {name: 8}, "over_time": {"1": {name: 8}}}))
+    run = client.create_run(experiment, run_name=f"{config} toy s0", tags={"config": config, "task": "toy", "seed": "0"}).info.run_id
+    figures = {"eval/acc": sum(right) / n, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 10.0, "model/bits": 6.0, "mem/peak_mib": 900.0}
+    figures |= {"mem/import_mib": 400.0, "lora/params": 1e4, "lora/percent": 1.0, "lora/rank": 8.0, "train/loss": 0.5, "time/total_s": 9.0}
+    for key, value in figures.items():
+        client.log_metric(run, key, value)
+    client.log_artifacts(run, str(folder))
+    client.set_terminated(run, "FINISHED")
+
+
+def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> None:
+    from bitrank.store import open_store
+
+    store = str(tmp_path / "runs")
+    client = open_store(store)
+    experiment = client.create_experiment("bitrank-smoke", artifact_location=str(tmp_path / "artifacts"))
+    _finished(client, experiment, "B-FP", [True] * 90 + [False] * 10, tmp_path / "a")
+    _finished(client, experiment, "B-Q4", [True] * 60 + [False] * 40, tmp_path / "b")
+    assert main(["report", "--store", store, "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Against B-FP, on toy B-Q4 is worse (−30.0 points of accuracy, 95 % interval ")
+    assert said.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
+    assert "B-Q4 is worse" in (tmp_path / "out/report.md").read_text()
+    assert "http://127.0.0.1:5000/#/experiments/" in (tmp_path / "out/report.html").read_text()
+
+
+def test_report_says_what_is_wrong(capsys, tmp_path) -> None:
+    from bitrank.store import open_store
+
+    assert "there is no store at" in fails(capsys, "report")
+    open_store(str(tmp_path / "runs"))
+    assert "it is empty or another tool's" in fails(capsys, "report", "--store", str(tmp_path / "runs"))
+    assert "not allowed with argument" in fails(capsys, "report", "--profile", "smoke", "--experiment", "x")
+    assert "unknown profile 'smok'; nearest: smoke" in fails(capsys, "report", "--profile", "smok", "--store", str(tmp_path / "runs"))
 
 
 def test_doctor_tries_formats_here(capsys) -> None:

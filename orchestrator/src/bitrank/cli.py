@@ -1,4 +1,4 @@
-"""The command line: ``bitrank matrix | run | list | sql | doctor | ui``.
+"""The command line: ``bitrank matrix | run | list | report | sql | doctor | ui``.
 
 Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
-from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_setting
+from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, parse_setting
 
 _RUN_EXAMPLES = """examples:
   bitrank run --config B-FP --task movie_sentences
@@ -37,6 +37,10 @@ _SQL_EXAMPLES = """examples:
   bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
   bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
 views: runs params tags metrics final_metrics wide predictions ranks plans unread"""
+_REPORT_EXAMPLES = """examples:
+  bitrank report                                   the page in results/report/report.html
+  bitrank report --profile paper --out paper-report
+  bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
 _DOCTOR_EXAMPLES = """examples:
   bitrank doctor
   bitrank doctor --json"""
@@ -72,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_matrix(commands)
     _add_run(commands)
     _add_list(commands)
+    _add_report(commands)
     _add_sql(commands)
     doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", _DOCTOR_EXAMPLES, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -122,6 +127,16 @@ def _add_list(commands: Any) -> None:
     _add_settings(parser)
 
 
+def _add_report(commands: Any) -> None:
+    parser = _add(commands, "report", "figures, tables and one HTML page from the store", _REPORT_EXAMPLES, _report)
+    parser.add_argument("--store", default="runs", help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
+    which.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
+    parser.add_argument("--out", type=Path, default=Path("results/report"), help="folder to write to (default: results/report)")
+    parser.add_argument("--ui-url", default="http://127.0.0.1:5000", help="where the MLflow UI answers, for links (default: %(default)s)")
+
+
 def _add_sql(commands: Any) -> None:
     parser = _add(commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", _SQL_EXAMPLES, _sql)
     parser.add_argument("statement", help="one statement over the views named below")
@@ -145,6 +160,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
                         "quanto-int4, quanto-int8, none")  # fmt: skip
+    parser.add_argument("--memory-limit", metavar="BYTES", help="keep each run's process under this, such as 1.5GiB, by smaller passes")
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -163,6 +179,8 @@ def _numbers(text: str) -> list[int]:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
+    if arguments.memory_limit is not None:
+        given["memory_limit"] = parse_bytes(arguments.memory_limit)
     return {**given, **dict(parse_setting(text) for text in arguments.set)}
 
 
@@ -211,6 +229,17 @@ def _list(arguments: argparse.Namespace) -> int:
         from bitrank.display import console
 
         console().print(table(listed))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import load_study, open_store
+    from bitrank_analysis.report import collect, write
+
+    experiment = f"bitrank-{find_profile(arguments.profile).name}" if arguments.profile else arguments.experiment
+    report = collect(load_study(open_store(arguments.store), experiment), arguments.ui_url)
+    page = write(report, arguments.out)
+    print("\n\n".join([*report.verdict, f"report: {page.resolve()}"]))
     return 0
 
 

@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 from bitrank.child import BAD_INPUT, DIVERGED
 from bitrank.events import EventTail
 from bitrank.specs import RunSpec, write_spec
-from bitrank.tracking import RunLog, State, Tracker
+from bitrank.states import State
+from bitrank.tracking import RunLog, Tracker
 
 _POLL, _FLUSH = 0.2, 1.0  # seconds
 _RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
@@ -109,7 +110,8 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
     # another program wants a core (a hundred times slower was seen), and threads that sleep at once lose a third of their speed.
     # oneDNN keeps compiled products of 1,024 shapes: half a megabyte each, and every length of sentence is a shape.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "1073741824",
-                   "TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+                   "TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+                   "PYTHONUNBUFFERED": "1"}  # fmt: skip
     if job.spec.threads:
         environment["OMP_NUM_THREADS"] = str(job.spec.threads)
     with (job.folder / "log.txt").open("ab") as output:

@@ -25,6 +25,7 @@ from bitrank_trainer import (
 
 from bitrank.configs import find_config
 from bitrank.material import load_material
+from bitrank.memory import within_limit
 from bitrank.models import load_model
 from bitrank.record import Record, save_adapter
 from bitrank.schedule import settings_for
@@ -70,6 +71,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     record.zero_shot(lambda: judge(material.test))
     record.phase("training")
     task = Task(objective, material.train_batches, lambda: judge(material.validation).metrics, device)
+    settings = within_limit(settings, spec, model, objective, material, device, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     save_adapter(model, folder / "adapter")

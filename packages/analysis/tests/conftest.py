@@ -98,7 +98,7 @@ def maker(tmp_path: Path) -> StoreMaker:
     return StoreMaker(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_maker() -> Callable[[Path], StoreMaker]:
     """For a test that needs more than one store."""
     return StoreMaker

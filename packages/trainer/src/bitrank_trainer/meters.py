@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 _MIB = 1024.0
@@ -27,6 +28,11 @@ def peak_memory_mib() -> float:
         return peak / _MIB / (_MIB if sys.platform == "darwin" else 1.0)
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     return float(match[1]) / _MIB if match else 0.0
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def device_memory_mib(device: str) -> float:

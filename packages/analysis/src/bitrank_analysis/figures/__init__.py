@@ -1,0 +1,46 @@
+"""Figures of one task's evidence. Each is a pure function from frames to a :class:`Figure`; :data:`FIGURES` lists what exists."""
+
+from collections.abc import Callable
+
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.bits import bits_map
+from bitrank_analysis.figures.forest import forest
+from bitrank_analysis.figures.loss import loss_curves
+from bitrank_analysis.figures.memory import memory
+from bitrank_analysis.figures.parameters import parameters
+from bitrank_analysis.figures.quality_bytes import quality_bytes, quality_memory
+from bitrank_analysis.figures.ranks import rank_layers, rank_map, rank_time
+from bitrank_analysis.figures.recovery import recovery
+from bitrank_analysis.figures.save import bare_spec, save, spec
+from bitrank_analysis.figures.theme import PAGE, Figure, config, style
+
+FIGURES: dict[str, Callable[[Evidence], Figure]] = {
+    "forest": forest,
+    "quality-bytes": quality_bytes,
+    "quality-memory": quality_memory,
+    "recovery": recovery,
+    "memory": memory,
+    "loss": loss_curves,
+    "parameters": parameters,
+    "rank-layers": rank_layers,
+    "bits-map": bits_map,
+    "rank-map": rank_map,
+    "rank-time": rank_time,
+}
+
+
+def draw_all(evidence: Evidence) -> tuple[list[Figure], dict[str, str]]:
+    """Every figure that ``evidence`` allows, named after figure and task, and for each other one the reason why it is not there."""
+    drawn, refused = [], {}
+    for name, draw in FIGURES.items():
+        try:
+            figure = draw(evidence)
+        except AnalysisError as error:
+            refused[name] = str(error)
+        else:
+            drawn.append(Figure(f"{figure.name}-{evidence.task}", figure.title, figure.chart, figure.note, figure.wide))
+    return drawn, refused
+
+
+__all__ = ["FIGURES", "PAGE", "Figure", "bare_spec", "config", "draw_all", "save", "spec", "style"]

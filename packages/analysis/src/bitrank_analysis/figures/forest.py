@@ -1,0 +1,75 @@
+"""Differences against the baselines with their intervals: the forest plot."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape
+
+_SIDES = ("difference", "low", "high", "seed_low", "seed_high")
+
+
+def forest(evidence: Evidence) -> Figure:
+    """One row per candidate, one panel per baseline; the grey band is the margin within which arms count as equally good."""
+    pairs = evidence.comparisons
+    if pairs.empty:
+        raise AnalysisError(
+            f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}"
+        )
+    rows = pairs.assign(**{side: [words.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES})
+    margin = words.change(float(pairs["margin"].iloc[0]), evidence.metric)
+    baselines = list(dict.fromkeys(rows["baseline"]))
+    panels = [_panel(rows[rows["baseline"] == name], evidence, margin, last=name == baselines[-1]) for name in baselines]
+    chart = alt.vconcat(*panels, spacing=8).resolve_scale(x="shared", color="shared", shape="shared")
+    better = "right" if evidence.higher_is_better else "left"
+    seeds = "; thin bars: over seeds" if rows["seed_low"].notna().any() else ""
+    intervals = f"difference with 95 % interval over examples{seeds}"
+    note = f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
+    return Figure("forest", _title(pairs), chart, note)
+
+
+def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) -> alt.LayerChart:
+    title = f"Difference in {words.unit(evidence.metric)}".replace("in %", "in percent") if last else None
+    y = alt.Y("candidate:N", sort=evidence.configs, title=None)
+    x = alt.X("difference:Q", title=title)
+    hue, form = colour(evidence.configs, "candidate", legend=False), shape(evidence.configs, "candidate", legend=False)
+    base = alt.Chart(rows)
+    tips = [
+        "candidate:N",
+        *(alt.Tooltip(f"{side}:Q", format=".2f") for side in _SIDES[:3]),
+        alt.Tooltip("p_holm:Q", format=".3f"),
+        "verdict:N",
+    ]
+    layers = [
+        alt.Chart(pd.DataFrame({"low": [-margin], "high": [margin]})).mark_rect(style="band").encode(x="low:Q", x2="high:Q"),
+        alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(style="guide").encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y, color=hue),
+        base.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=hue, shape=form, tooltip=tips),
+        base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="verdict:N"),
+    ]
+    seeded = rows.dropna(subset=["seed_low", "seed_high"])
+    if len(seeded):
+        thin = alt.Chart(seeded).mark_rule(strokeWidth=1, strokeDash=[3, 2], yOffset=6)
+        layers.append(thin.encode(x="seed_low:Q", x2="seed_high:Q", y=y, color=hue))
+    head = alt.Title(f"against {rows['baseline'].iloc[0]}", fontSize=12, anchor="start", frame="bounds", offset=4)
+    return alt.layer(*layers).properties(width=COLUMN - 70, height=24 * len(rows), title=head)
+
+
+def _title(pairs: pd.DataFrame) -> str:
+    if (pairs["verdict"] == "unresolved").all():
+        return f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown to be small"
+    return "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in dict.fromkeys(pairs["baseline"]))
+
+
+def _against(rows: pd.DataFrame, baseline: str) -> str:
+    """The verdicts against one baseline in words."""
+    named = {
+        verdict: [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]] for verdict in ("better", "as good as", "worse")
+    }
+    said = {"better": "better than", "as good as": "as good as", "worse": "worse than"}
+    told = [f"{words.listed(names)} {said[verdict]} {baseline}" for verdict, names in named.items() if names]
+    return ", ".join(told) if told else f"nothing resolved against {baseline}"

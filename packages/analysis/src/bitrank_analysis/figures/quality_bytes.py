@@ -1,0 +1,77 @@
+"""Quality against stored bytes (or peak memory), with intervals, the front and one point per seed."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape, side_by_side
+
+_SURE = 0.95
+
+
+def quality_bytes(evidence: Evidence) -> Figure:
+    """Quality against the base model's stored MiB."""
+    return _quality_against(evidence, evidence.front, "model_mib", "stored size", "Stored base model, MiB")
+
+
+def quality_memory(evidence: Evidence) -> Figure:
+    """Quality against the peak memory of training."""
+    return _quality_against(evidence, evidence.memory_front, "peak_mib", "peak memory", "Peak memory of training, MiB")
+
+
+def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost: str, axis: str) -> Figure:
+    if front.empty:
+        raise AnalysisError(f"expected a front of {cost}, got none: {evidence.gaps.get(f'front of {cost}', 'no arm')}")
+    points = front.assign(**{part: words.on_axis(front[part], evidence.metric) for part in ("quality", "low", "high")})
+    offsets = side_by_side(dict(zip(points["config"], points["x"], strict=True)))
+    layers = [_front_line(points, axis)]
+    for name in [name for name in evidence.configs if name in set(points["config"])]:
+        layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
+    chart = alt.layer(*layers).properties(width=COLUMN, height=210)
+    seeds = ", small points single seeds" if evidence.seeds > 1 else ""
+    note = (
+        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front; arms of one size stand side by side."
+    )
+    return Figure(f"quality-{'bytes' if column == 'model_mib' else 'memory'}", _title(points, evidence, cost), chart, note)
+
+
+def _front_line(points: pd.DataFrame, axis: str) -> alt.Chart:
+    line = points[points["on_front"]].sort_values("x")[["x", "quality"]]
+    x = alt.X("x:Q", title=axis, scale=alt.Scale(zero=False, padding=26))
+    return (
+        alt.Chart(line)
+        .mark_line(interpolate="step-after", strokeDash=[4, 3], strokeWidth=1.2, style="guide")
+        .encode(x=x, y=alt.Y("quality:Q", scale=alt.Scale(zero=False, padding=8)))
+    )
+
+
+def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str) -> list[alt.Chart]:
+    seeds = evidence.runs[evidence.runs["config"] == point["config"].iloc[0]]
+    dots = pd.DataFrame({"config": seeds["config"], "x": point["x"].iloc[0], "quality": words.on_axis(seeds["quality"], evidence.metric)})
+    shown = ["config:N", alt.Tooltip("x:Q", format=".1f"), *(alt.Tooltip(f"{part}:Q", format=".2f") for part in ("quality", "low", "high"))]
+    hue, form = colour(evidence.configs), shape(evidence.configs)
+    y = alt.Y("quality:Q", title=words.axis(evidence.metric))
+    bar = alt.Chart(point).mark_rule(strokeWidth=1.6, opacity=0.75, xOffset=offset).encode(x="x:Q", y="low:Q", y2="high:Q", color=hue)
+    main = alt.Chart(point).mark_point(filled=True, size=85, opacity=1, xOffset=offset)
+    main = main.encode(x="x:Q", y=y, color=hue, shape=form, tooltip=[*shown, alt.Tooltip("probability:Q", format=".2f")])
+    if evidence.seeds < 2:
+        return [bar, main]
+    single = alt.Chart(dots).mark_point(filled=True, size=12, opacity=0.8, xOffset=offset + 5).encode(x="x:Q", y=y, color=hue, shape=form)
+    return [bar, single, main]
+
+
+def _title(points: pd.DataFrame, evidence: Evidence, cost: str) -> str:
+    front = points[points["on_front"]]
+    sure = [str(name) for name in front[front["probability"] >= _SURE]["config"]]
+    best = front.sort_values("quality", ascending=not evidence.higher_is_better).iloc[0]
+    if len(points) == 1:
+        return f"One arm only, {best['config']}: no front of {cost} to draw"
+    names = words.listed([str(name) for name in front.sort_values("x")["config"]])
+    verb = "is" if len(front) == 1 else "are"
+    doubt = f"; only {words.listed(sure)} surely" if sure and len(sure) < len(front) else ""
+    doubt = "; none surely" if not sure else doubt
+    return f"{names} {verb} on the front of {cost} and {words.name(evidence.metric)}{doubt}"

@@ -1,0 +1,147 @@
+"""Where rank went: per matrix, over training, and per layer."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.theme import COLUMN, Figure, colour
+from bitrank_analysis.matrices import module_order
+
+_KEYS = ["config", "seed", "matrix", "layer", "module"]
+
+
+def final_ranks(evidence: Evidence) -> pd.DataFrame:
+    """The last rank of each matrix, per run: config, seed, matrix, layer, module, rank."""
+    return evidence.ranks[evidence.ranks["final"].astype(bool)][[*_KEYS, "rank"]]
+
+
+def adaptive(evidence: Evidence) -> list[str]:
+    """Arms whose ranks moved during training."""
+    moved = evidence.ranks.groupby(["config", "seed", "matrix"])["rank"].nunique().groupby("config").max()
+    return [name for name in evidence.configs if moved.get(name, 1) > 1]
+
+
+def rank_map(evidence: Evidence) -> Figure:
+    """Final rank of each matrix, layers by modules, for each adaptive arm; the mean over seeds."""
+    arms = _adaptive_or_refuse(evidence)
+    cells = final_ranks(evidence).query("config in @arms").groupby(["config", "layer", "module"], as_index=False)["rank"].mean()
+    by_module = cells.groupby("module")["rank"].mean().sort_values()
+    (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
+    title = f"Adaptive arms give most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
+    seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
+    note = f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) to output."
+    return Figure("rank-map", title, heat_map(cells, "rank", arms, "Rank"), note, wide=True)
+
+
+def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "") -> alt.FacetChart:
+    """Layers (rows) by modules (columns), one panel for each of ``arms``; ``cells`` has config, layer, module and ``value``."""
+    modules, layers = module_order(cells["module"]), cells["layer"].nunique()
+    height, size = (15, 9) if layers > 16 else (22, 11)
+    width = max(16, min(34, 540 // (len(arms) * len(modules))))
+    middle = 0.55 * cells[value].max()
+    base = alt.Chart(cells.assign(layer=cells["layer"].astype(int))).encode(
+        x=alt.X("module:N", sort=modules, title=None, axis=alt.Axis(labelAngle=-60 if width < 30 else 0)),
+        y=alt.Y("layer:O", title="Layer"),
+    )
+    ramp = (
+        alt.Scale(scheme="blues", domainMin=0)
+        if cells[value].nunique() > 1
+        else alt.Scale(scheme="blues", domain=[0, float(cells[value].max()) or 1])
+    )
+    squares = base.mark_rect().encode(
+        color=alt.Color(f"{value}:Q", title=legend, scale=ramp, legend=alt.Legend(gradientLength=110, tickCount=4) if legend else None),
+        tooltip=["config:N", "layer:O", "module:N", alt.Tooltip(f"{value}:Q", format=".2~f")],
+    )
+    numbers = base.mark_text(fontSize=size if width >= 20 else 8, baseline="middle").encode(
+        text=alt.Text(f"{value}:Q", format=".0f"),
+        color=alt.condition(f"datum.{value} > {middle}", alt.value("white"), alt.value("#1f2328")),
+    )
+    panel = alt.layer(squares, numbers).properties(width=width * len(modules), height=height * layers)
+    return panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14)
+
+
+def rank_time(evidence: Evidence) -> Figure:
+    """Mean rank of each layer over training steps, one panel for each adaptive arm."""
+    arms = _adaptive_or_refuse(evidence)
+    moves = evidence.ranks.query("config in @arms").dropna(subset=["step", "layer"])
+    cells = moves.groupby(["config", "layer", "step"], as_index=False)["rank"].mean()
+    cells = cells.assign(layer=cells["layer"].astype(int), step=cells["step"].astype(int))
+    layers = cells["layer"].nunique()
+    panel = (
+        alt.Chart(cells)
+        .mark_rect()
+        .encode(
+            x=alt.X("step:O", title="Optimizer step", axis=alt.Axis(values=_some(sorted(cells["step"].unique())), labelAngle=0)),
+            y=alt.Y("layer:O", title="Layer", axis=alt.Axis(values=_some(sorted(cells["layer"].unique()), 6))),
+            color=alt.Color(
+                "rank:Q", title="Mean rank", scale=alt.Scale(scheme="blues", domainMin=0), legend=alt.Legend(gradientLength=110)
+            ),
+            tooltip=["config:N", "layer:O", "step:O", alt.Tooltip("rank:Q", format=".2f")],
+        )
+        .properties(width=540 // max(len(arms), 2), height=max(130, 8 * layers))
+    )
+    note = f"{evidence.task}: mean rank over the matrices of a layer, at each recorded step."
+    return Figure(
+        "rank-time", _settled(moves, arms), panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14), note, wide=True
+    )
+
+
+def rank_layers(evidence: Evidence) -> Figure:
+    """Mean final rank per layer, one line per arm."""
+    lines = final_ranks(evidence).dropna(subset=["layer"]).groupby(["config", "layer"], as_index=False)["rank"].mean()
+    if lines.empty:
+        raise AnalysisError("expected ranks of matrices in numbered layers, got none; was the adapter attached outside the layers?")
+    arms, half = adaptive(evidence), lines["layer"].max() / 2
+    chart = (
+        alt.Chart(lines)
+        .mark_line(point=alt.OverlayMarkDef(size=26, filled=True), strokeWidth=1.8)
+        .encode(
+            x=alt.X("layer:Q", title="Layer (0 is next to the input)", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("rank:Q", title="Mean rank", scale=alt.Scale(domainMin=0)),
+            color=colour(list(lines["config"].unique())),
+            tooltip=["config:N", "layer:Q", alt.Tooltip("rank:Q", format=".2f")],
+        )
+        .properties(width=COLUMN, height=190)
+    )
+    title = "No arm moved its ranks: each layer keeps what the plan gave it"
+    if arms:
+        moved = lines.query("config in @arms")
+        late, early = moved[moved["layer"] > half]["rank"].mean(), moved[moved["layer"] <= half]["rank"].mean()
+        title = f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and {late:.1f} in the second"
+    return Figure(
+        "rank-layers", title, chart, f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}"
+    )
+
+
+def _adaptive_or_refuse(evidence: Evidence) -> list[str]:
+    arms = adaptive(evidence)
+    if not arms:
+        raise AnalysisError("expected an arm whose ranks move during training, got none; run B-Ada, Joint-1 or Joint-2")
+    return arms
+
+
+def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
+    """When the last rank of each arm changed, in words."""
+    told = []
+    for name in arms:
+        of_arm = moves[moves["config"] == name].sort_values("step")
+        moved = of_arm[of_arm.groupby(["seed", "matrix"])["rank"].diff().fillna(0) != 0]
+        told.append(f"{name} at step {int(moved['step'].max())}")
+    return f"Ranks last changed: {words.listed(told)}, of {int(moves['step'].max())}"
+
+
+def _some(numbers: list[int], most: int = 4) -> list[int]:
+    """About ``most`` of ``numbers``, evenly taken, for an axis."""
+    return [int(number) for number in numbers[:: max(1, len(numbers) // most)]]
+
+
+def _coinciding(lines: pd.DataFrame) -> str:
+    """Which arms' lines lie on each other, in words."""
+    same: dict[tuple[float, ...], list[str]] = {}
+    for name, of_arm in lines.groupby("config"):
+        same.setdefault(tuple(of_arm.sort_values("layer")["rank"]), []).append(str(name))
+    return "".join(f" {words.listed(names)} coincide." for names in same.values() if len(names) > 1)

@@ -1,0 +1,114 @@
+"""One look for every figure: fonts that are everywhere, one colour and one shape per config, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from bitrank_analysis.evidence import config_order
+
+# Okabe and Ito (2008), "Color Universal Design", without yellow; grey for the full-precision baseline.
+STYLE = {
+    "B-FP": ("#7a7a7a", "circle"),
+    "B-Q4": ("#0072B2", "square"),
+    "B-Ada": ("#E69F00", "diamond"),
+    "Joint-1": ("#CC79A7", "triangle-up"),
+    "Joint-2": ("#009E73", "triangle-down"),
+    "Joint-3": ("#D55E00", "cross"),
+}
+_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D")
+_SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke", "circle", "square", "diamond", "cross")
+# The first is on every machine that renders through vl-convert; the others serve a browser.
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+# Width of the plotting area of a figure for one column of a paper, pixels.
+COLUMN = 300
+WIDE = 600
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart whose ``title`` states what the data show; ``note`` says what is drawn, ``wide`` asks for two columns of a paper."""
+
+    name: str
+    title: str
+    chart: Any
+    note: str = ""
+    wide: bool = False
+
+
+# Arms at one place would hide each other: they stand this many pixels apart, around their true place.
+_APART = 11
+
+
+def side_by_side(places: Mapping[str, float]) -> dict[str, float]:
+    """Config → pixels to shift its mark, so that arms within 3 % of the axis stand beside each other instead of on top."""
+    span = max(max(places.values()) - min(places.values()), 1e-9)
+    groups: list[list[str]] = []
+    for name in sorted(places, key=lambda name: places[name]):
+        if groups and (places[name] - places[groups[-1][-1]]) / span <= 0.03:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return {name: _APART * (at - (len(group) - 1) / 2) for group in groups for at, name in enumerate(group)}
+
+
+def style(configs: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and shape of each of ``configs``: fixed for the study's arms, in order of name for any others."""
+    strangers = [name for name in config_order(configs) if name not in STYLE]
+    spare = {
+        name: (_SPARE[at % len(_SPARE)], _SPARE_SHAPES[(at + at // len(_SPARE)) % len(_SPARE_SHAPES)]) for at, name in enumerate(strangers)
+    }
+    return {name: STYLE.get(name) or spare[name] for name in config_order(configs)}
+
+
+def colour(configs: Sequence[str], column: str = "config", legend: bool = True) -> Any:
+    """The colour channel by config, with a legend below the chart."""
+    styles = style(configs)
+    scale = alt.Scale(domain=list(styles), range=[c for c, _ in styles.values()])
+    return alt.Color(f"{column}:N", scale=scale, legend=_legend(styles) if legend else None)
+
+
+def shape(configs: Sequence[str], column: str = "config", legend: bool = True) -> Any:
+    """The shape channel by config; it shares the legend of :func:`colour`."""
+    styles = style(configs)
+    scale = alt.Scale(domain=list(styles), range=[s for _, s in styles.values()])
+    return alt.Shape(f"{column}:N", scale=scale, legend=_legend(styles) if legend else None)
+
+
+def _legend(styles: Sized) -> Any:
+    return alt.Legend(title=None, orient="bottom", columns=min(len(styles), 3))
+
+
+# Ink, muted ink, grid and lines on white paper; and as variables of a page's style sheet, which knows light, dark and print.
+PAPER = ("#1f2328", "#59636e", "#e6e8eb", "#aeb4bb")
+PAGE = ("var(--ink)", "var(--muted)", "var(--grid)", "var(--line)")
+
+
+def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
+    """The theme as a Vega-Lite config; on a page the background is the page's."""
+    ink, muted, grid, line = inks
+    axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 600, "titlePadding": 8,
+            "labelColor": muted, "titleColor": ink, "domainColor": line, "tickColor": line, "gridColor": grid, "tickSize": 4,
+            "labelPadding": 4, "labelFlush": False}  # fmt: skip
+    legend = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": 600, "labelColor": ink,
+              "titleColor": muted, "symbolSize": 80, "rowPadding": 4, "columnPadding": 14, "labelLimit": 220}  # fmt: skip
+    title = {"font": FONT, "fontSize": 14, "fontWeight": "bold", "color": ink, "anchor": "start", "frame": "group", "offset": 12,
+             "subtitleFont": FONT, "subtitleFontSize": 11, "subtitleColor": muted, "subtitlePadding": 5}  # fmt: skip
+    header = {"labelFont": FONT, "labelFontSize": 12, "labelFontWeight": 600, "labelColor": ink, "title": None, "labelPadding": 6}
+    return {
+        "background": "white" if inks == PAPER else "transparent",
+        "font": FONT,
+        "padding": 6,
+        "view": {"stroke": None},
+        "title": title,
+        "axis": axes,
+        "axisX": {"grid": False},
+        "axisBand": {"grid": False, "ticks": False},
+        "legend": legend,
+        "header": header,
+        "text": {"font": FONT, "color": ink, "fontSize": 11},
+        "style": {"muted": {"color": muted}, "guide": {"color": line}, "band": {"color": muted, "opacity": 0.14}},
+    }

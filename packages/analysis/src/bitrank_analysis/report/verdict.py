@@ -1,0 +1,103 @@
+"""The verdict in three sentences: against full precision, against uniform 4 bits, and how sure all of it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.evidence import BASELINES, Evidence
+
+# Verdict of a comparison → how a sentence says it; the first that holds for an arm is told with its figures.
+_CLAIMS = {"better": "better", "as good as": "as good", "unresolved": "unresolved", "worse": "worse"}
+
+
+def verdict(evidence: Sequence[Evidence]) -> list[str]:
+    """Three sentences over all tasks, worked out from the verdicts of the paired comparisons."""
+    return [*(_against(evidence, baseline) for baseline in BASELINES), _how_sure(evidence)]
+
+
+def _against(evidence: Sequence[Evidence], baseline: str) -> str:
+    clauses = [_clause(task, baseline) for task in evidence]
+    return f"Against {baseline}, {'; '.join(clauses)}."
+
+
+def _clause(task: Evidence, baseline: str) -> str:
+    """What one task says of one baseline: the strongest claim that the verdicts allow."""
+    rows = task.comparisons
+    rows = rows[rows["baseline"] == baseline] if not rows.empty else rows
+    where = f"on {task.task}"
+    if rows.empty:
+        return f"nothing can be said {where}: {_why_not(task, baseline)}"
+    gain = rows["difference"] if task.higher_is_better else -rows["difference"]
+    ranked = rows.assign(_gain=gain).sort_values("_gain", ascending=False)
+    groups = {claim: ranked[ranked["verdict"] == claim] for claim in _CLAIMS}
+    shown = [claim for claim, group in groups.items() if len(group)]
+    told = [_group(task, groups[claim], claim, measured=claim == shown[0]) for claim in shown]
+    nothing = "no arm is shown to be better or as good: " if shown[0] == "unresolved" else ""
+    return f"{where} {nothing}{', and '.join(told)}"
+
+
+def _group(task: Evidence, group: pd.DataFrame, claim: str, measured: bool) -> str:
+    """The arms with one verdict, ``group`` from best to worst; ``measured`` adds the figures of the best of them."""
+    names = [str(name) for name in group["candidate"]]
+    best = group.iloc[0]
+    within = f" within {words.margin(float(best['margin']), task.metric)}" if claim == "as good as" else ""
+    said = f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {_CLAIMS[claim]}{within}"
+    if not measured:
+        return said
+    first = "" if len(names) == 1 else f", {'the least so' if claim == 'worse' else 'the best of them'} {best['candidate']}"
+    return f"{said}{first} {_by(best)}{_saving(task, best)}"
+
+
+def _by(row: pd.Series) -> str:
+    """Difference and interval in words."""
+    metric = str(row["metric"])
+    value, low, high = (words.signed(words.change(float(row[part]), metric)) for part in ("difference", "low", "high"))
+    return f"({value} {words.unit(metric)}, 95 % interval {low} to {high})"
+
+
+def _saving(task: Evidence, row: pd.Series) -> str:
+    """How many stored bytes the candidate needs beside the baseline."""
+    size = task.arms.set_index("config")["model_mib"]
+    ratio = size[row["candidate"]] / size[row["baseline"]] - 1
+    if not abs(ratio) >= 0.005:
+        return ""
+    return f" in {abs(100 * ratio):.0f} % {'fewer' if ratio < 0 else 'more'} stored bytes"
+
+
+def _why_not(task: Evidence, baseline: str) -> str:
+    if "comparisons" in task.gaps:
+        return task.gaps["comparisons"].rstrip(".")
+    if baseline not in task.configs:
+        return f"{baseline} has no finished run"
+    others = [name for name in task.configs if name != baseline]
+    return (
+        "no other arm has a finished run" if not others else f"its only pairing, with {words.listed(others)}, stands in the other sentence"
+    )
+
+
+def _how_sure(evidence: Sequence[Evidence]) -> str:
+    parts = [_power(task) for task in evidence if not task.comparisons.empty]
+    seeds = {int(task.arms["seeds"].max()) for task in evidence}
+    tail = (
+        "with one seed, the intervals speak of other examples for these trained models and cannot tell what another seed would give"
+        if seeds == {1}
+        else f"with up to {max(seeds)} seeds, an interval over seeds stands beside the one over examples in the table"
+    )
+    if not parts:
+        return f"How sure: nothing was compared, and {tail}."
+    return f"How sure: p values are corrected (Holm) over each task's comparisons; {'; '.join(parts)}; {tail}."
+
+
+def _power(task: Evidence) -> str:
+    rows = task.comparisons
+    unit = "examples" if task.metric == "acc" else "documents"
+    seen = rows["detectable"].median()
+    count = f"{int(rows['n'].iloc[0]):,} {unit} of {task.task}"
+    if math.isnan(seen):
+        return f"the {count} give no figure for what they could have shown"
+    difference = f"{abs(words.change(float(seen), task.metric)):.1f} {words.unit(task.metric)}"
+    return f"the {count} find a difference of {difference} four times in five (median, uncorrected)"

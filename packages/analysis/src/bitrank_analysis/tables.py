@@ -1,0 +1,194 @@
+"""The study's tables, as values for programs (CSV) and as people read them (LaTeX with booktabs, Markdown, HTML by the report)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.ranks import final_ranks
+from bitrank_analysis.matrices import module_order
+
+# Column → what is printed over it and how its values are written.
+Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
+_LATEX = {
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "×": r"$\times$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
+_MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
+
+
+@dataclass(frozen=True)
+class Table:
+    """``frame`` holds full values, ``shown`` the same rows as text under the heads that are printed."""
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    shown: pd.DataFrame
+
+    def csv(self) -> str:
+        """All columns at full precision."""
+        return self.frame.to_csv(index=False)
+
+    def markdown(self) -> str:
+        """A pipe table."""
+        rows = [list(self.shown.columns), ["---", *["---:"] * (self.shown.shape[1] - 1)], *self.shown.values.tolist()]
+        return "\n".join("| " + " | ".join(str(cell).translate(_MARKDOWN) for cell in row) + " |" for row in rows) + "\n"
+
+    def latex(self) -> str:
+        """A ``tabular`` with booktabs rules, every cell escaped; the paper adds float, caption and label."""
+        rows = [" & ".join(latex_escape(str(cell)) for cell in row) + r" \\" for row in self.shown.values.tolist()]
+        head = " & ".join(latex_escape(str(name)) for name in self.shown.columns) + r" \\"
+        columns = "l" + "r" * (self.shown.shape[1] - 1)
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
+
+    def save(self, folder: Path) -> None:
+        """Write ``<name>.csv .tex .md`` into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, text in (("csv", self.csv()), ("tex", self.latex()), ("md", self.markdown())):
+            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8")
+
+
+def latex_escape(text: str) -> str:
+    """``text`` with every character that LaTeX reads otherwise written so that it is printed."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def tables(evidence: Evidence) -> list[Table]:
+    """Every table of ``evidence`` that has rows, named after table and task."""
+    made = [_arms(evidence), _comparisons(evidence), _front(evidence), _factorial(evidence), _plans(evidence), _ranks(evidence)]
+    return [table for table in made if not table.frame.empty]
+
+
+def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Heads) -> Table:
+    """``heads`` maps a column to what is printed over it and how its values are written; a column without any value is not printed."""
+    kept = {column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()}
+    shown = pd.DataFrame({head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()}, dtype=object)
+    return Table(f"{name}-{evidence.task}", f"{caption} ({evidence.task})", frame, shown)
+
+
+def _text(value: Any, write: Callable[[Any], str]) -> str:
+    return words.NOTHING if value is None or (isinstance(value, float) and math.isnan(value)) else write(value)
+
+
+def _fixed(digits: int) -> Callable[[Any], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def _arms(evidence: Evidence) -> Table:
+    def as_quality(value: float) -> str:
+        return words.quality(value, evidence.metric)
+
+    label = "Accuracy" if evidence.metric == "acc" else "Perplexity"
+    heads: Heads = {
+        "config": ("Arm", str),
+        "seeds": ("Seeds", str),
+        "quality": (label, as_quality),
+        "low": ("95 % low", as_quality),
+        "high": ("95 % high", as_quality),
+        "zero": ("Untrained", as_quality),
+        "model_mib": ("Stored MiB", _fixed(1)),
+        "bits": ("Bits", _fixed(2)),
+        "peak_mib": ("Peak MiB", _fixed(0)),
+        "trainable_percent": ("Trained %", _fixed(2)),
+        "rank": ("Rank", _fixed(0)),
+        "seconds": ("Seconds", _fixed(0)),
+    }
+    return _table(evidence, "arms", "What each arm reached and what it cost; intervals over examples", evidence.arms, heads)
+
+
+def _comparisons(evidence: Evidence) -> Table:
+    def as_change(value: float) -> str:
+        return words.signed(words.change(value, evidence.metric), 2)
+
+    short = "points" if evidence.metric == "acc" else "%"
+    heads: Heads = {
+        "candidate": ("Arm", str),
+        "baseline": ("Against", str),
+        "difference": (f"Difference, {short}", as_change),
+        "low": ("95 % low", as_change),
+        "high": ("95 % high", as_change),
+        "seed_low": ("Seeds low", as_change),
+        "seed_high": ("Seeds high", as_change),
+        "p": ("p", words.p_value),
+        "p_holm": ("p (Holm)", words.p_value),
+        "tost_p_holm": ("p equal (Holm)", words.p_value),
+        "verdict": ("Verdict", str),
+    }
+    return _table(evidence, "comparisons", f"Paired differences in {words.name(evidence.metric)}", evidence.comparisons, heads)
+
+
+def _front(evidence: Evidence) -> Table:
+    parts = [
+        frame.assign(cost=cost) for cost, frame in (("stored MiB", evidence.front), ("peak MiB", evidence.memory_front)) if not frame.empty
+    ]
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    heads: Heads = {
+        "config": ("Arm", str),
+        "cost": ("Cost", str),
+        "x": ("Value", _fixed(1)),
+        "quality": ("Quality", lambda value: words.quality(value, evidence.metric)),
+        "on_front": ("On the front", lambda value: "yes" if value else "no"),
+        "probability": ("Probability", _fixed(2)),
+    }
+    return _table(evidence, "pareto", "Fronts of cost and quality; probability over the bootstrap", frame, heads)
+
+
+def _factorial(evidence: Evidence) -> Table:
+    def as_change(value: float) -> str:
+        return words.signed(words.change(value, evidence.metric), 2)
+
+    heads: Heads = {
+        "factorial": ("Factorial", str),
+        "effect": ("Effect", str),
+        "estimate": ("Estimate", as_change),
+        "low": ("95 % low", as_change),
+        "high": ("95 % high", as_change),
+        "p": ("p", words.p_value),
+        "p_holm": ("p (Holm)", words.p_value),
+    }
+    return _table(evidence, "factorial", f"Rank by precision, in {words.unit(evidence.metric)}", evidence.factorial, heads)
+
+
+def _plans(evidence: Evidence) -> Table:
+    """Layer → formats of each arm; a layer with several formats lists which modules have which."""
+    plans = evidence.plans.drop_duplicates(["config", "matrix"])
+    plans = plans.assign(place=[_place(row.layer, row.module) for row in plans.itertuples()])
+    order = plans.sort_values(["layer", "module"], na_position="first")["place"].drop_duplicates()
+    frame = plans.groupby(["place", "config"])[["module", "format"]].apply(_formats).unstack("config")
+    frame = frame.reindex(index=list(order), columns=evidence.configs).reset_index()
+    heads: Heads = {"place": ("Layer", str), **{name: (name, str) for name in evidence.configs}}
+    return _table(evidence, "plans", "Number format of each layer", frame, heads)
+
+
+def _place(layer: float, module: str) -> str:
+    return module if math.isnan(layer) else f"layer {int(layer)}"
+
+
+def _formats(cell: pd.DataFrame) -> str:
+    groups = {text: module_order(group["module"]) for text, group in cell.groupby("format")}
+    return next(iter(groups)) if len(groups) == 1 else "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
+
+
+def _ranks(evidence: Evidence) -> Table:
+    """Mean final rank of each layer, and the range over its matrices (and seeds) where it is not one number."""
+    ranks = final_ranks(evidence).dropna(subset=["layer"])
+    spans = ranks.groupby(["layer", "config"])["rank"].agg(["mean", "min", "max"]).reset_index()
+    texts = [f"{row.mean:.1f}" if row.min == row.max else f"{row.mean:.1f} ({row.min}–{row.max})" for row in spans.itertuples(name="Span")]
+    frame = spans.assign(text=texts).pivot(index="layer", columns="config", values="text").reindex(columns=evidence.configs).reset_index()
+    heads: Heads = {"layer": ("Layer", _fixed(0)), **{name: (name, str) for name in evidence.configs}}
+    return _table(evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads)

@@ -1,0 +1,73 @@
+"""How numbers and lists are put into words, the same in titles, tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# What stands where a value is not known or does not apply.
+NOTHING = "–"
+
+
+def whole(value: float) -> str:
+    """``1858.4`` as ``1,858``; a dash when it was not measured."""
+    return NOTHING if math.isnan(value) else f"{value:,.0f}"
+
+
+def quality(value: float, metric: str) -> str:
+    """``0.833`` as ``83.3 %`` for accuracy, ``21.374`` as ``21.37`` for perplexity."""
+    return f"{100 * value:.1f} %" if metric == "acc" else f"{value:.2f}"
+
+
+def change(difference: float, metric: str) -> float:
+    """A difference as people say it: points of accuracy, or percent of perplexity from a log ratio."""
+    return 100 * difference if metric == "acc" else 100 * math.expm1(difference)
+
+
+def margin(value: float, metric: str) -> str:
+    """A margin of :func:`change` in words: ``1 point of accuracy``, ``2 % of perplexity``."""
+    size = f"{change(value, metric):.2g}"
+    return f"{size} {unit(metric)}" if size != "1" else f"1 {unit(metric).replace('points', 'point')}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero has no sign."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
+
+
+def unit(metric: str) -> str:
+    """What :func:`change` counts in."""
+    return "points of accuracy" if metric == "acc" else "% of perplexity"
+
+
+def axis(metric: str) -> str:
+    """The metric's name on an axis, with the direction that is better."""
+    return "Accuracy, % (higher is better)" if metric == "acc" else "Perplexity (lower is better)"
+
+
+def name(metric: str) -> str:
+    """The metric in a sentence."""
+    return "accuracy" if metric == "acc" else "perplexity"
+
+
+def on_axis(value: float, metric: str) -> float:
+    """Quality in the unit of :func:`axis`."""
+    return 100 * value if metric == "acc" else value
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def p_value(p: float) -> str:
+    """A p value as printed: ``0.034``, or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(number: int, word: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

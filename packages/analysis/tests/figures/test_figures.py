@@ -1,0 +1,140 @@
+"""Every figure from a real store: it draws, its title says what the data say, and its files are whole."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import vl_convert
+from bitrank_analysis import AnalysisError, load_study, open_store
+from bitrank_analysis.evidence import Evidence, gather
+from bitrank_analysis.figures import FIGURES, Figure, draw_all, save, spec, style
+from bitrank_analysis.figures.memory import memory_parts
+from bitrank_analysis.figures.theme import side_by_side
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from studies import add_study
+
+
+@pytest.fixture(scope="module")
+def evidence(new_maker: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Evidence]:
+    """Six arms, two tasks, three seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    add_study(new_maker(folder), seeds=3)
+    study = load_study(open_store(str(folder)))
+    return {task: gather(study, task) for task in ("movies", "wiki")}
+
+
+@pytest.mark.parametrize("task", ["movies", "wiki"])
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_every_figure_draws_with_its_title_and_no_undefined_text(evidence: dict[str, Evidence], task: str, name: str) -> None:
+    figure = FIGURES[name](evidence[task])
+    svg = vl_convert.vegalite_to_svg(spec(figure))
+    assert figure.title.split()[0] in svg
+    assert figure.note.startswith(task)
+    for broken in ("NaN", "undefined", "null", ">nan"):
+        assert broken not in svg
+
+
+def test_the_names_are_those_of_the_list_and_the_task(evidence: dict[str, Evidence]) -> None:
+    drawn, refused = draw_all(evidence["wiki"])
+    assert [figure.name for figure in drawn] == [f"{name}-wiki" for name in FIGURES]
+    assert refused == {}
+
+
+@pytest.mark.parametrize("name", ["quality-bytes", "quality-memory", "recovery"])
+def test_the_axis_says_which_way_is_better(evidence: dict[str, Evidence], name: str) -> None:
+    assert "Perplexity (lower is better)" in json.dumps(spec(FIGURES[name](evidence["wiki"])))
+    assert "Accuracy, % (higher is better)" in json.dumps(spec(FIGURES[name](evidence["movies"])))
+
+
+def test_titles_follow_the_verdicts(evidence: dict[str, Evidence]) -> None:
+    rows = evidence["movies"].comparisons
+    none = replace(evidence["movies"], comparisons=rows.assign(verdict="unresolved"))
+    assert (
+        FIGURES["forest"](none).title
+        == f"Nothing resolved: none of {len(rows)} differences can be told from zero, and none is shown to be small"
+    )
+    verdicts = ["better" if row.candidate == "Joint-2" and row.baseline == "B-FP" else "unresolved" for row in rows.itertuples()]
+    one = replace(evidence["movies"], comparisons=rows.assign(verdict=verdicts))
+    assert FIGURES["forest"](one).title == "Joint-2 better than B-FP; nothing resolved against B-Q4"
+
+
+def test_the_parts_of_memory_add_up_to_the_peak(evidence: dict[str, Evidence]) -> None:
+    parts = memory_parts(evidence["movies"])
+    peaks = evidence["movies"].runs.groupby("config")["peak_mib"].mean()
+    assert parts.groupby("config")["mib"].sum().to_dict() == pytest.approx(peaks.to_dict())
+    adapters = parts[parts["part"] == "adapters"].set_index("config")["mib"]
+    optimizer = parts[parts["part"] == "optimizer state"].set_index("config")["mib"]
+    assert (optimizer / adapters).to_list() == pytest.approx([2.0] * 6)
+    assert adapters["B-FP"] == pytest.approx(4 * 768 * 48 * 4 / 2**20)
+
+
+def test_memory_says_when_the_known_parts_exceed_the_peak(evidence: dict[str, Evidence]) -> None:
+    small = replace(evidence["movies"], runs=evidence["movies"].runs.assign(peak_mib=100.0))
+    assert "the known parts exceed the measured peak" in FIGURES["memory"](small).note
+
+
+def test_what_cannot_be_drawn_is_refused_with_the_reason(evidence: dict[str, Evidence]) -> None:
+    ranks = evidence["movies"].ranks
+    still = replace(evidence["movies"], ranks=ranks[ranks["config"].isin(["B-FP", "Joint-3"])])
+    with pytest.raises(AnalysisError, match="expected an arm whose ranks move during training, got none; run B-Ada"):
+        FIGURES["rank-map"](still)
+    empty = replace(evidence["movies"], comparisons=evidence["movies"].comparisons.iloc[:0], curves=evidence["movies"].curves.iloc[:0])
+    _, refused = draw_all(empty)
+    assert set(refused) == {"forest", "loss"}
+    assert "expected train/loss in the store, got none" in refused["loss"]
+
+
+def test_equal_plans_share_a_panel(evidence: dict[str, Evidence]) -> None:
+    panels = {row["config"] for row in next(iter(spec(FIGURES["bits-map"](evidence["movies"]))["datasets"].values()))}
+    assert panels == {"B-FP, B-Ada", "B-Q4, Joint-1", "Joint-2, Joint-3"}
+
+
+def test_a_figure_is_saved_whole(evidence: dict[str, Evidence], tmp_path: Path) -> None:
+    figure = FIGURES["forest"](evidence["movies"])
+    assert [path.name for path in save(figure, tmp_path)] == [f"forest.{kind}" for kind in ("svg", "png", "pdf", "json")]
+    assert json.loads((tmp_path / "forest.json").read_text())["title"]["subtitle"]
+    pdf = (tmp_path / "forest.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/FontFile" in pdf, "the PDF carries no font"
+    pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "forest.png").read_bytes())).convert("L"))
+    assert (pixels[:60] < 100).sum() > 300, "no title was drawn: is the font there?"
+
+
+def test_the_pdf_for_a_paper_has_no_title_of_its_own() -> None:
+    import altair as alt
+    import pandas as pd
+
+    figure = Figure("f", "A finding", alt.Chart(pd.DataFrame({"a": [1]})).mark_point().encode(x="a:Q"))
+    assert "title" not in spec(figure, titled=False)
+    assert spec(figure)["title"] == {"text": ["A finding"]}
+
+
+def test_colours_and_shapes_are_fixed_and_tell_arms_apart() -> None:
+    six = style(["Joint-3", "B-FP", "Joint-1", "B-Q4", "Joint-2", "B-Ada"])
+    assert list(six) == ["B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"]
+    assert len({hue for hue, _ in six.values()}) == len({form for _, form in six.values()}) == 6
+    assert style(["B-Q4"])["B-Q4"] == six["B-Q4"]
+
+
+@given(st.sets(st.text(min_size=1, max_size=6), min_size=1, max_size=24))
+def test_unknown_arms_have_a_look_of_their_own(names: set[str]) -> None:
+    looks = style([*names, "B-FP"])
+    assert set(looks) == names | {"B-FP"}
+    assert len(set(looks.values())) == len(looks)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 50), min_size=1, max_size=8))
+def test_arms_at_one_place_stand_apart_around_it(places: dict[str, Any]) -> None:
+    shifts = side_by_side({name: float(place) for name, place in places.items()})
+    assert sum(shifts.values()) == pytest.approx(0)
+    for a in places:
+        for b in places:
+            if a < b and places[a] == places[b]:
+                assert abs(shifts[a] - shifts[b]) >= 11

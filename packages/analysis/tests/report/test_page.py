@@ -1,0 +1,100 @@
+"""The page in a real headless Chromium: every chart is drawn, nothing is logged, nothing is asked of the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank_analysis import load_study, open_store
+from bitrank_analysis.report import collect
+from bitrank_analysis.report.page import page
+from studies import ARMS, add_study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--window-size=1280,900")  # fmt: skip
+pytestmark = pytest.mark.skipif(not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def made(folder: Path) -> Path:
+    """The page about the store in ``folder``."""
+    path = folder / "report.html"
+    path.write_text(page(collect(load_study(open_store(str(folder))))), encoding="utf-8")
+    return path
+
+
+def opened(browser: Any, path: Path) -> None:
+    """Open the page and wait until the last chart is drawn."""
+    [browser.get_log(kind) for kind in ("performance", "browser")]
+    browser.get(path.as_uri())
+    for _ in range(150):
+        if browser.execute_script("return document.documentElement.dataset.drawn") == "yes":
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"the charts were not drawn: {browser.get_log('browser')}")
+
+
+def asked(browser: Any) -> set[str]:
+    """Addresses that the page asked for."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return {message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"}
+
+
+@pytest.mark.parametrize(
+    ("arms", "tasks", "seeds", "charts"),
+    [(tuple(ARMS), ("movies", "wiki"), 3, 22), (("Joint-2",), ("wiki",), 1, 10)],
+    ids=["full", "one arm"],
+)
+def test_all_charts_are_drawn_and_nothing_is_logged_or_fetched(
+    browser: Any, maker: Any, tmp_path: Path, arms: tuple[str, ...], tasks: tuple[str, ...], seeds: int, charts: int
+) -> None:
+    add_study(maker, arms, tasks, seeds)
+    path = made(tmp_path)
+    opened(browser, path)
+    assert browser.get_log("browser") == []
+    assert {address for address in asked(browser) if not address.startswith("data:")} == {path.as_uri()}
+    drawn = browser.find_elements("css selector", ".chart svg")
+    assert len(drawn) == len(browser.find_elements("css selector", "figure")) == charts
+    assert all(chart.size["width"] > 200 and chart.size["height"] > 50 for chart in drawn)
+
+
+def test_it_fits_a_phone_and_follows_a_dark_screen(browser: Any, maker: Any, tmp_path: Path) -> None:
+    add_study(maker, ("B-FP", "B-Q4"), ("movies",))
+    path = made(tmp_path)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        opened(browser, path)
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+        light = _inks(browser)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+        dark = _inks(browser)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert light == ["rgb(255, 255, 255)", "rgb(31, 35, 40)"]
+    assert dark == ["rgb(18, 22, 27)", "rgb(230, 237, 243)"]
+
+
+def _inks(browser: Any) -> list[str]:
+    """Colour of the page, and of an axis title in the first chart."""
+    title = "document.querySelector('.chart .role-axis-title text')"
+    return browser.execute_script(f"return [getComputedStyle(document.body).backgroundColor, getComputedStyle({title}).fill]")

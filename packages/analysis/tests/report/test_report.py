@@ -1,0 +1,181 @@
+"""The report: what it says of full and of poor studies, and that the page is whole and asks the network for nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from bitrank_analysis import AnalysisError, load_study, open_store
+from bitrank_analysis.evidence import Evidence, gather
+from bitrank_analysis.report import collect, write_report
+from bitrank_analysis.report.page import page
+from bitrank_analysis.report.side_by_side import disagreements, side_by_side
+from bitrank_analysis.report.verdict import verdict
+from studies import add_study
+
+
+def of(folder: Path, task: str) -> Evidence:
+    return gather(load_study(open_store(str(folder))), task)
+
+
+def test_a_full_study_leaves_page_text_figures_and_tables(maker: Any, tmp_path: Path) -> None:
+    run_ids = add_study(maker, arms=("B-FP", "B-Ada"), seeds=2, n=60)
+    path = write_report(str(tmp_path), tmp_path / "out", ui_url="http://ui.example:5000/")
+    html, text = path.read_text(), (tmp_path / "out/report.md").read_text()
+    for run_id in run_ids:
+        assert f'href="http://ui.example:5000/#/experiments/1/runs/{run_id}"' in html
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    drawn = re.findall(r'data-chart="([^"]+)"', html)
+    assert list(specs["charts"]) == drawn and len(drawn) == 22
+    for name in drawn:
+        assert all((tmp_path / "out/figures" / f"{name}.{kind}").stat().st_size > 500 for kind in ("svg", "pdf", "png", "json"))
+    assert (tmp_path / "out/tables/comparisons-wiki.tex").read_text().startswith("\\begin{tabular}")
+    assert text.index("Against B-FP") < text.index("## movies") < text.index("## wiki") < text.index("## Runs")
+    assert "2.13.0" in html and "a machine" in html
+    assert "Every cell of the grid" in html
+
+
+def test_an_earlier_report_does_not_shine_through(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP",), tasks=("wiki",))
+    (tmp_path / "out/figures").mkdir(parents=True)
+    (tmp_path / "out/figures/old.svg").write_text("old")
+    (tmp_path / "out/mine.txt").write_text("kept")
+    write_report(str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out/figures/old.svg").exists()
+    assert (tmp_path / "out/mine.txt").read_text() == "kept"
+
+
+def test_missing_and_failed_arms_are_named(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP", "Own-mix"), tasks=("movies",))
+    maker.run("B-Q4", task="movies", status="FAILED", tags={"failure": "out of <memory>"})
+    report = collect(load_study(open_store(str(tmp_path))))
+    assert report.not_run == ["B-Q4 on movies, seed 0: failed: out of <memory>"]
+    assert report.verdict[0].startswith("Against B-FP, on movies ") and "Own-mix" in report.verdict[0]
+    assert report.verdict[1] == "Against B-Q4, nothing can be said on movies: B-Q4 has no finished run."
+    html = page(report)
+    assert "out of &lt;memory&gt;" in html and "out of <memory>" not in html
+
+
+def test_one_arm_alone(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP",), tasks=("wiki",))
+    report = collect(load_study(open_store(str(tmp_path))))
+    assert report.verdict[0] == "Against B-FP, nothing can be said on wiki: no other arm has a finished run."
+    assert report.verdict[2].startswith("How sure: nothing was compared, and with one seed,")
+    assert any("figure forest: expected two arms" in gap for gap in report.gaps)
+
+
+def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True] * 30 + [False] * 10)
+    maker.classifier("B-Q4", [True] * 12 + [False] * 28)
+    report = collect(load_study(open_store(str(tmp_path))))
+    assert report.verdict[0].startswith("Against B-FP, on movies B-Q4 is worse (−45.0 points of accuracy")
+    drawn = {figure.name for figure in report.sections[0].figures}
+    assert {"forest-movies", "quality-bytes-movies", "recovery-movies"} <= drawn
+    assert not drawn & {"loss-movies", "memory-movies", "parameters-movies", "bits-map-movies", "rank-map-movies", "rank-layers-movies"}
+    for name in ("loss", "memory", "parameters", "bits-map", "rank-map", "rank-layers"):
+        assert any(gap.startswith(f"movies, figure {name}: expected ") for gap in report.gaps)
+    assert "movies, figure memory: expected runs of movies with peak_mib" in page(report)
+
+
+def test_no_finished_run_is_refused(maker: Any, tmp_path: Path) -> None:
+    maker.run("B-FP", task="movies", status="FAILED", tags={"failure": "no memory"})
+    with pytest.raises(
+        AnalysisError, match=r"expected a finished run in bitrank-test, got none \(B-FP on movies, seed 0: failed: no memory\)"
+    ):
+        write_report(str(tmp_path), tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_to(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP",), tasks=("wiki",))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AnalysisError, match="expected a folder to write the report to"):
+        write_report(str(tmp_path), tmp_path / "file")
+
+
+@pytest.fixture
+def movies(maker: Any, tmp_path: Path) -> Evidence:
+    add_study(maker, arms=("B-FP", "Joint-2", "Joint-3"), tasks=("movies",))
+    return of(tmp_path, "movies")
+
+
+def judged(movies: Evidence, **rows: tuple[str, float]) -> str:
+    """The first sentence when the arms have these verdicts and differences, with an interval of ± 1 point."""
+    table = movies.comparisons.copy()
+    for at, row in table.iterrows():
+        said, difference = rows[row["candidate"].replace("-", "_")]
+        table.loc[at, ["difference", "low", "high"]] = [difference, difference - 0.01, difference + 0.01]
+        table.loc[at, "verdict"] = said
+    return verdict([replace(movies, comparisons=table)])[0]
+
+
+def test_the_sentence_follows_the_verdicts(movies: Evidence) -> None:
+    saved = "in 40 % fewer stored bytes"
+    assert judged(movies, Joint_2=("better", 0.02), Joint_3=("worse", -0.03)) == (
+        f"Against B-FP, on movies Joint-2 is better (+2.0 points of accuracy, 95 % interval +1.0 to +3.0) {saved}, and Joint-3 is worse."
+    )
+    assert judged(movies, Joint_2=("as good as", 0.001), Joint_3=("unresolved", 0.004)) == (
+        "Against B-FP, on movies Joint-2 is as good within 1 point of accuracy (+0.1 points of accuracy, 95 % interval −0.9 to +1.1) "
+        f"{saved}, and Joint-3 is unresolved."
+    )
+    assert judged(movies, Joint_2=("unresolved", -0.001), Joint_3=("unresolved", 0.004)) == (
+        "Against B-FP, on movies no arm is shown to be better or as good: Joint-3 and Joint-2 are unresolved, the best of them Joint-3 "
+        f"(+0.4 points of accuracy, 95 % interval −0.6 to +1.4) {saved}."
+    )
+    assert judged(movies, Joint_2=("worse", -0.02), Joint_3=("worse", -0.04)) == (
+        "Against B-FP, on movies Joint-2 and Joint-3 are worse, the least so Joint-2 (−2.0 points of accuracy, 95 % interval −3.0 to −1.0) "
+        f"{saved}."
+    )
+
+
+def test_lower_perplexity_is_the_better_one(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP", "Joint-1", "Joint-2"), tasks=("wiki",))
+    first = verdict([of(tmp_path, "wiki")])[0]
+    assert "Joint-2" in first and "Joint-2 and Joint-1 are worse, the least so Joint-2 (+" in first
+
+
+def frame(predictions: list[int], **more: Any) -> pd.DataFrame:
+    return pd.DataFrame({"id": ["a", "b", "c", "d"], "label": [0, 1, 0, 1], "prediction": predictions, **more})
+
+
+def test_disagreements_are_counted_and_shown() -> None:
+    found = disagreements({"B-FP": frame([0, 1, 1, 0], confidence=[0.9, 0.8, 0.7, 0.6]), "B-Q4": frame([0, 0, 1, 1])})
+    assert found.sentence == "Of 4 examples all arms are right on 1 and wrong on 1; they disagree on 2."
+    assert found.heads == ("Example", "Label", "B-FP", "B-Q4")
+    assert found.rows == (("b", "1", "✓ 1 (0.80)", "✗ 0"), ("d", "1", "✗ 0 (0.60)", "✓ 1"))
+
+
+def test_the_text_is_shown_where_there_is_one_and_the_most_even_splits_come_first() -> None:
+    texts = ["one", "two", "three", "four"]
+    arms = {"A": frame([0, 1, 0, 0], text=texts), "B": frame([0, 1, 1, 0], text=texts), "C": frame([0, 0, 1, 1]), "D": frame([0, 1, 0, 1])}
+    assert [row[0] for row in disagreements(arms).rows] == ["three", "four", "two"]
+    assert len(disagreements(arms, shown=1).rows) == 1
+
+
+def test_one_arm_has_nothing_to_disagree_with() -> None:
+    assert disagreements({"A": frame([0, 1, 0, 1])}).rows == ()
+
+
+def test_continuations_stand_side_by_side(maker: Any, tmp_path: Path) -> None:
+    run_ids = add_study(maker, arms=("B-FP", "B-Q4", "B-Ada"), tasks=("wiki",))
+    for run_id, text in zip(run_ids[:2], ("is a city", "is a is a"), strict=True):
+        path = tmp_path / "artifacts/bitrank-test" / run_id / "artifacts/continuations.json"
+        path.write_text(json.dumps([{"prompt": "Paris", "continuation": text}]))
+    study = load_study(open_store(str(tmp_path)))
+    found = side_by_side(study, gather(study, "wiki"))
+    assert found.rows == (("Paris", "B-FP", "is a city"), ("Paris", "B-Q4", "is a is a"))
+    assert found.sentence.endswith("B-Ada left none.")
+    path.write_text('{"Paris": 1}')
+    with pytest.raises(AnalysisError, match=r"expected .*continuations\.json to be a list"):
+        side_by_side(study, gather(study, "wiki"))
+
+
+def test_without_continuations_a_sentence_says_so(maker: Any, tmp_path: Path) -> None:
+    add_study(maker, arms=("B-FP",), tasks=("wiki",))
+    study = load_study(open_store(str(tmp_path)))
+    found = side_by_side(study, gather(study, "wiki"))
+    assert found.sentence == "The runs left no continuations.json, so no texts can be set side by side." and found.rows == ()

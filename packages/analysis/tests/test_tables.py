@@ -1,0 +1,97 @@
+"""Tables: full values for programs, the same rows as people read them, and nothing that LaTeX would stumble over."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from bitrank_analysis import AnalysisError, load_study, open_store, words
+from bitrank_analysis.evidence import gather
+from bitrank_analysis.matrices import module_order, nominal_bits, place
+from bitrank_analysis.tables import Table, latex_escape, tables
+from hypothesis import given
+from hypothesis import strategies as st
+from studies import add_study
+
+
+@pytest.fixture
+def made(maker: Any, tmp_path: Path) -> dict[str, Table]:
+    add_study(maker, tasks=("movies",), seeds=2)
+    return {table.name: table for table in tables(gather(load_study(open_store(str(tmp_path))), "movies"))}
+
+
+def test_every_table_is_made_and_csv_gives_back_the_values(made: dict[str, Table]) -> None:
+    assert list(made) == [f"{name}-movies" for name in ("arms", "comparisons", "pareto", "factorial", "plans", "ranks")]
+    for table in made.values():
+        back = pd.read_csv(io.StringIO(table.csv()))
+        assert list(back.columns) == list(table.frame.columns)
+        assert len(back) == len(table.shown) == len(table.frame)
+    back = pd.read_csv(io.StringIO(made["arms-movies"].csv()))
+    assert back["quality"].to_list() == pytest.approx(made["arms-movies"].frame["quality"].to_list(), abs=0)
+
+
+def test_rows_come_in_the_studys_order(made: dict[str, Table]) -> None:
+    assert made["arms-movies"].shown["Arm"].to_list() == ["B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"]
+    against = made["comparisons-movies"].shown["Against"].to_list()
+    assert against == ["B-FP"] * 5 + ["B-Q4"] * 4
+
+
+def test_plans_and_ranks_by_layer(made: dict[str, Table]) -> None:
+    plans = made["plans-movies"].shown.set_index("Layer")
+    assert plans.loc["layer 0"].to_dict() == {
+        "B-FP": "bf16", "B-Q4": "nf4-dq", "B-Ada": "bf16", "Joint-1": "nf4-dq", "Joint-2": "int8", "Joint-3": "int8",
+    }  # fmt: skip
+    assert plans.loc["word_embeddings", "B-Q4"] == "bf16"
+    ranks = made["ranks-movies"].shown.set_index("Layer")
+    assert ranks.loc["0", "B-FP"] == "8.0"
+    assert ranks.loc["3", "Joint-1"] == "4.0 (1–8)"
+
+
+def test_the_written_forms() -> None:
+    frame = pd.DataFrame({"arm": ["a_b", "c|d"], "share": ["10 %", "−1"]})
+    table = Table("t", "caption", frame, frame.rename(columns={"arm": "Arm & more", "share": "Share"}))
+    assert table.latex() == (
+        "\\begin{tabular}{lr}\n\\toprule\nArm \\& more & Share \\\\\n\\midrule\n"
+        "a\\_b & 10 \\% \\\\\nc|d & $-$1 \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
+    assert table.markdown() == "| Arm & more | Share |\n| --- | ---: |\n| a_b | 10 % |\n| c\\|d | −1 |\n"
+
+
+@given(st.text(alphabet="ab&%$#_{}~^\\<>", max_size=12))
+def test_no_character_of_latex_stays_raw(text: str) -> None:
+    escaped = latex_escape(text)
+    rest = re.sub(r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\$[<>]\$|\\[&%$#_{}]", "", escaped)
+    assert set(rest) <= set("ab")
+
+
+def test_places_in_a_transformer() -> None:
+    assert place("bert.encoder.layer.3.attention.self.query") == (3, "q")
+    assert place("model.layers.12.mlp.down_proj") == (12, "down")
+    assert place("model.embed_tokens") == (None, "embed_tokens")
+    assert place("model.layers.0.mixer.in_proj") == (0, "in_proj")
+    assert module_order(pd.Series(["down", "zeta", "q", "alpha", "q"])) == ["q", "down", "alpha", "zeta"]
+
+
+@pytest.mark.parametrize(("text", "bits"), [("nf4-dq", 4), ("int3-g64", 3), ("bf16", 16), ("fp32", 32), ("int8", 8)])
+def test_bits_of_a_format(text: str, bits: int) -> None:
+    assert nominal_bits(text) == bits
+
+
+def test_a_format_without_bits_is_refused() -> None:
+    with pytest.raises(AnalysisError, match=r"expected a number format with its bits in its name.*got 'ternary'"):
+        nominal_bits("ternary")
+
+
+def test_numbers_in_words() -> None:
+    assert words.quality(0.8334, "acc") == "83.3 %"
+    assert words.quality(21.374, "ppl") == "21.37"
+    assert [words.signed(value) for value in (-0.71, 0.02, -0.02, 1.25)] == ["−0.7", "0.0", "0.0", "+1.2"]
+    assert words.change(0.0198026, "ppl") == pytest.approx(2.0, abs=1e-4)
+    assert (words.margin(0.01, "acc"), words.margin(0.0198026, "ppl")) == ("1 point of accuracy", "2 % of perplexity")
+    assert words.listed(["a"]) == "a" and words.listed(["a", "b", "c"]) == "a, b and c"
+    assert (words.p_value(0.0004), words.p_value(0.0341)) == ("< 0.001", "0.034")
+    assert (words.count(1, "seed"), words.count(3, "seed")) == ("1 seed", "3 seeds")
