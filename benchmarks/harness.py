@@ -70,7 +70,7 @@ def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
     """Run every side once a round, in turn; the figures of each side by round. A failed one leaves ``{"failed": why}``."""
     found: dict[K, list[Figures]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else list(reversed(sides)):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
             started = time.perf_counter()
             try:
                 figures = sides[name]()
@@ -133,7 +133,7 @@ def together(parts: Sequence[Figures]) -> Figures:
     """Figures of processes that ran at the same time: speeds and memory add up, times are the longest."""
     if len(parts) == 1:
         return parts[0]
-    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "peak_mib", "import_mib")}
+    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "import_mib")}
     return {**parts[0], **added, "seconds": max(part["seconds"] for part in parts), "processes": len(parts)}
 
 

@@ -23,7 +23,7 @@ from bitrank.models import locate
 from bitrank.record import hardware
 from bitrank_quant import block_matrices
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 _SIDE, _TRIES = 2048, 8
 _MODELS = {"movie_sentences": ("minilm", AutoModelForSequenceClassification), "wiki_articles": ("smollm2", AutoModelForCausalLM)}
@@ -61,11 +61,17 @@ def gflops(dtype: torch.dtype) -> float:
     return 2 * _SIDE**3 / best / 1e9
 
 
-def flops_per_token(task: str) -> int:
-    """Operations that training on one token of ``task`` needs, by the formula above."""
+def empty_model(task: str) -> PreTrainedModel:
+    """The model of ``task`` without its weights: names and shapes alone."""
     name, auto = _MODELS[task]
     with torch.device("meta"):
-        model = auto.from_config(AutoConfig.from_pretrained(locate(name)))
+        model: PreTrainedModel = auto.from_config(AutoConfig.from_pretrained(locate(name)))
+    return model
+
+
+def flops_per_token(task: str) -> int:
+    """Operations that training on one token of ``task`` needs, by the formula above."""
+    model = empty_model(task)
     blocks = block_matrices(model)
     forward = sum(math.prod(matrix.shape) for matrix in blocks)
     dead = sum(math.prod(matrix.shape) for matrix in blocks if matrix.layer == 0 and matrix.name.endswith(_FIRST))

@@ -27,7 +27,8 @@ from bitrank.executor import Interrupted, Job, run_all
 from bitrank.profiles import find_profile
 from bitrank.results import result_of
 from bitrank.specs import RunSpec, make_spec, parse_setting
-from bitrank.tracking import State, Tracker
+from bitrank.states import State
+from bitrank.tracking import Tracker
 from harness import WARM_UP, together
 
 

@@ -80,7 +80,8 @@ def sides_of(task: str, configs: list[str], steps: int, threads: int) -> dict[tu
 
 def _speed(arguments: argparse.Namespace) -> int:
     threads = cores()
-    here, parts, everything = machine(threads), [], {}
+    here, parts = machine(threads), list[str]()
+    everything: dict[str, list[Figures]] = {}
     for task in arguments.tasks:
         steps = arguments.steps or STEPS[task]
         found = alternate(sides_of(task, arguments.configs, steps, threads), arguments.rounds)
@@ -120,7 +121,8 @@ def speed_table(found: Found, here: Figures, task: str) -> str:
 
 def _quality(arguments: argparse.Namespace) -> int:
     threads, seeds = cores(), [int(word) for word in arguments.seeds.split(",")]
-    here, parts, everything = machine(threads), [], {}
+    here, parts = machine(threads), list[str]()
+    everything: dict[str, list[Figures]] = {}
     for task in arguments.tasks:
         steps = arguments.steps or FULL[task]
         found: Found = {}
@@ -129,7 +131,9 @@ def _quality(arguments: argparse.Namespace) -> int:
                 found.setdefault(key, []).extend(rounds)
         parts.append(f"### `{task}`, {steps} steps, seeds {arguments.seeds}\n\n{quality_table(found)}")
         everything |= {f"{task} {config} {side}": rounds for (config, side), rounds in found.items()}
-    note = "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; both sides judged by one function."
+    note = (
+        "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; one function judges both sides."
+    )
     write_section(
         "training-quality",
         "\n\n".join(["## Training to the end: quality beside speed", machine_words(here), *parts, note]),
