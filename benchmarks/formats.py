@@ -1,6 +1,6 @@
 """Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can ask for, and mixed plans.
 
-    python benchmarks/formats.py [--rounds 2] [--steps 12] [--formats bf16,nf4-dq,int8@quanto] [--tasks movie_sentences]
+    python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq,int8@quanto] [--tasks movie_sentences]
 
 Each run trains LoRA of rank 8 on all block matrices; only the stored format differs, given as a plan file. Batches are the same in
 every run, so step times compare. ``Joint-2`` and ``Joint-3`` here are the bits of those configs with rank 8. What a backend serves
@@ -48,7 +48,7 @@ ROWS = {
 
 
 def main() -> int:
-    parser = options(__doc__, rounds=2, configs=list(ROWS))
+    parser = options(__doc__, rounds=1, configs=list(ROWS))
     arguments = parser.parse_args()
     if unknown := set(arguments.configs) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _matrices(folder: Path) -> dict[str, Points]:
     for task in TASKS:
         names = [matrix.name for matrix in block_matrices(empty_model(task))]
         found[task] = {}
-        for share in (6, 3, 2, 1):
+        for share in (6, 3, 1):
             chosen = names[-(len(names) // share) :]
             path = folder / f"top-{len(chosen)}-{task}.json"
             path.write_text(json.dumps({"precision": {}, "ranks": dict.fromkeys(chosen, 8)}))
@@ -69,7 +70,7 @@ def _sentences(folder: Path) -> dict[str, Points]:
     """The movie sentences as files of a user's own, of growing size."""
     examples = open_task("movie_sentences").load().splits["train"]
     found: Points = {}
-    for count in (1000, 2000, 4000, 8000):
+    for count in (1000, 4000, 8000):
         path = folder / f"sentences-{count}.csv"
         with path.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
@@ -80,8 +81,8 @@ def _sentences(folder: Path) -> dict[str, Points]:
 
 
 AXES: dict[str, Callable[[Path], dict[str, Points]]] = {
-    "sequence length": _set("max_length", 32, 64, 128, 256),
-    "batch": _set("batch_size", 2, 4, 8, 16),
+    "sequence length": _set("max_length", 32, 128, 256),
+    "batch": _set("batch_size", 2, 8, 32),
     "rank": _set("rank", 2, 8, 32),
     "adapted matrices": _matrices,
     "sentences": _sentences,
@@ -147,7 +148,7 @@ def _intervals(run: Figures) -> dict[int, Figures]:
         return {0: run}
     points = [point for point in run["points"] if point[0] >= 3]
     marks = [points[round(part * (len(points) - 1) / 4)] for part in range(5)]
-    pairs = zip(marks, marks[1:], strict=False)
+    pairs = pairwise(marks)
     return {b[0]: {"token_us": 1e6 * (b[2] - a[2]) / (b[1] - a[1]), "over_mib": run["over_mib"]} for a, b in pairs if b[1] > a[1]}
 
 
@@ -179,7 +180,7 @@ def _frame(found: dict[tuple[str, str, int], list[Figures]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _panel(frame: pd.DataFrame, column: str, title: str, axis: str) -> alt.LayerChart:
+def _panel(frame: pd.DataFrame, column: str, title: str, axis: str) -> alt.LayerChart | alt.FacetChart:
     """Both axes logarithmic, so that a slope is a power; steps are shown as they are, for there flat is the claim."""
     scale = alt.Scale(type="linear" if axis == "steps" else "log", nice=False, padding=12)
     x = alt.X("at:Q", title=axis, scale=scale, axis=alt.Axis(values=sorted(set(frame["at"].tolist())), format="~s", labelOverlap=True))

@@ -1,6 +1,6 @@
 """How long until something happens: the command line, and a run until its first step.
 
-python benchmarks/startup.py [--rounds 5] [--configs B-FP,B-Q4] [--tasks movie_sentences]
+python benchmarks/startup.py [--rounds 3] [--configs B-FP,B-Q4] [--tasks movie_sentences]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMANDS = {"bitrank --help": ["--help"], "bitrank list": ["list"], "bitrank mat
 
 
 def main() -> int:
-    arguments = options(__doc__, rounds=5, configs=("B-FP", "B-Q4")).parse_args()
+    arguments = options(__doc__, rounds=3, configs=("B-FP", "B-Q4")).parse_args()
     threads = cores()
     here = machine(threads)
     with tempfile.TemporaryDirectory() as folder:
