@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bitrank.specs import RunSpec
 from bitrank.states import State, read_runs, state_of
-from bitrank.store import store_uri
+from bitrank.store import check_file, store_uri
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
@@ -49,5 +49,6 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
         runs = Tracker(open_store(store), store, profile).runs()
     else:
         database = Path(uri.removeprefix("sqlite:///"))
+        check_file(database)
         runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
     return [state_of(spec, runs) for spec in specs]

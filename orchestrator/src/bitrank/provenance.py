@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _DECIDES = ("bitrank_data", "bitrank_quant", "bitrank_adapters", "bitrank_trainer")
-_OWN = ("road.py", "models.py", "material.py", "memory.py", "schedule.py", "tiny.py")
+_OWN = ("road.py", "models.py", "weights.py", "material.py", "memory.py", "samples.py", "schedule.py", "tiny.py")
 
 
 def code_id(*rules: object) -> str:
