@@ -162,7 +162,7 @@ def draw(found: dict[tuple[str, str, int], list[Figures]], folder: Path = FIGURE
     rows = []
     for column, title in (("token_us", "µs a token"), ("over_mib", "MiB over imports")):
         panels = [_panel(frame[frame["axis"] == axis], column, title, axis) for axis in dict.fromkeys(frame["axis"])]
-        rows.append(alt.hconcat(*panels))
+        rows.append(alt.hconcat(*panels).resolve_scale(y="shared"))
     chart = alt.vconcat(*rows).configure_view(stroke=None).configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
     folder.mkdir(exist_ok=True)
     chart.save(str(folder / "growth.png"), scale_factor=2)

@@ -196,7 +196,7 @@ def _figures(clock: Clock, trainer: Timed, baseline: float) -> dict[str, Any]:
     tokens, seconds, steps = tokens1 - tokens0, time1 - time0, len(clock.points) - WARM_UP
     speed = {"tok_s": tokens / seconds, "wall_tok_s": tokens / seconds, "step_s": seconds / steps, "tokens": tokens, "seconds": seconds}
     loss = next(entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry)
-    return {**speed, "steps": steps, "loss": loss, "import_mib": baseline, "peak_mib": peak_memory_mib()}
+    return {**speed, "steps": steps, "mean_loss": loss, "import_mib": baseline, "peak_mib": peak_memory_mib()}
 
 
 def _quality(model: Any, spec: RunSpec, material: Material) -> float:

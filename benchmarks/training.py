@@ -20,6 +20,7 @@ from harness import (
     Side,
     SideFailed,
     Spread,
+    again,
     alternate,
     cores,
     figure_cell,
@@ -80,16 +81,22 @@ def sides_of(task: str, configs: list[str], steps: int, threads: int) -> dict[tu
 
 def _speed(arguments: argparse.Namespace) -> int:
     threads = cores()
-    here, parts = machine(threads), list[str]()
-    everything: dict[str, list[Figures]] = {}
-    for task in arguments.tasks:
-        steps = arguments.steps or STEPS[task]
-        found = alternate(sides_of(task, arguments.configs, steps, threads), arguments.rounds)
-        parts.append(f"### `{task}`, {steps} steps, {arguments.rounds} rounds\n\n{speed_table(found, here, task)}")
-        everything |= {f"{task} {config} {side}": rounds for (config, side), rounds in found.items()}
+    before = machine(threads)
+    tasks = {
+        task: alternate(sides_of(task, arguments.configs, _steps(arguments, task), threads), arguments.rounds) for task in arguments.tasks
+    }
+    here = again(before)
+    parts = [
+        f"### `{task}`, {_steps(arguments, task)} steps, {arguments.rounds} rounds\n\n{speed_table(found, here, task)}"
+        for task, found in tasks.items()
+    ]
     text = "\n\n".join(["## Training speed", machine_words(here), *parts, _NOTE])
     write_section("training", text, arguments.results)
-    return leave(everything)
+    return leave({(task, *key): rounds for task, found in tasks.items() for key, rounds in found.items()})
+
+
+def _steps(arguments: argparse.Namespace, task: str) -> int:
+    return arguments.steps or STEPS[task]
 
 
 _NOTE = """Tokens are real ones, without padding. *tuned* and *default* are ours ÷ the peer's tokens/s, median (range) over rounds.
