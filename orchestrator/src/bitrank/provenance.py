@@ -40,8 +40,9 @@ def _shared_code() -> str:
     for package in _DECIDES:
         found = find_spec(package)
         assert found is not None and found.origin is not None
-        for path in sorted(Path(found.origin).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
+        for path in sorted(Path(found.origin).parent.rglob("*.*")):
+            if path.suffix in {".py", ".c", ".h"}:
+                digest.update(path.read_bytes())
     for name in _OWN:
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()

@@ -47,7 +47,7 @@ def both(fmt: Format, weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.T
 def in_a_process(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300, env=os.environ | environment
-    )  # fmt: skip
+    )
     return done.stdout.strip()
 
 

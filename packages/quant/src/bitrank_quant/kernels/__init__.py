@@ -49,9 +49,7 @@ def affine(
     needed = [(codes, torch.uint8, packed_bytes(groups * block, bits)), *((t, torch.bfloat16, groups) for t in (scale_G, minimum_G))]
     if not _fits(dtype, *needed):
         return None
-    return _call(
-        "bitrank_affine", shape, dtype, _at(codes), codes.numel(), bits, _at(scale_G), _at(minimum_G), block, *shape
-    )  # fmt: skip
+    return _call("bitrank_affine", shape, dtype, _at(codes), codes.numel(), bits, _at(scale_G), _at(minimum_G), block, *shape)
 
 
 def codebook(codes: Tensor, book: Tensor, absmax_N: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
