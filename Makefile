@@ -13,6 +13,8 @@ ARGS    ?=
 SLOW    ?=
 # Test processes: most tests start runs of one thread each.
 WORKERS ?= auto
+# What `make bench` measures, in this order.
+BENCH   ?= startup training formats memory growth analysis study
 
 PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q
@@ -27,11 +29,11 @@ FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(P
 ALONE     = .venvs/$(PKG)
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui test test-run lint format release clean
+.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint format release clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda  STORE=runs  PORT=5000  SLOW=1"
+	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda  STORE=runs  PORT=5000  SLOW=1  BENCH=training"
 
 install: $(VENV)/.installed ## the virtual environment with pinned packages
 
@@ -71,6 +73,10 @@ ui: install ## the MLflow UI on 127.0.0.1 with the saved views (PORT)
 
 test-run: install ## a quick run of everything on tiny random models
 	@$(VENV)/bin/bitrank matrix --profile smoke --store $(STORE) $(ARGS)
+
+bench: install ## speed and memory beside those of peers, into benchmarks/RESULTS.md: under 40 minutes (BENCH=training, ARGS)
+	@failed=; for script in $(BENCH); do echo "== $$script"; $(PY) benchmarks/$$script.py $(ARGS) || failed="$$failed $$script"; done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 ifdef PKG
 test: ## all tests, or PKG=quant: that package alone in an environment of its own (SLOW=1 for slow ones too)

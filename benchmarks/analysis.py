@@ -3,7 +3,9 @@
 Two stores are made in a temporary folder with MLflow's tables and keys: few long runs, and many short ones. The contestants take turns;
 medians and the spread over repeats are printed. ``search_runs`` gives final metrics only, so it does less than what it is held against.
 
-    python benchmarks/analysis.py [--repeats 5] [--small]
+    python benchmarks/analysis.py [--rounds 5] [--small]
+
+The median and range go into the section `analysis` of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ import importlib
 import importlib.util
 import os
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bitrank_analysis import open_store
+from harness import RESULTS, paired_ratio, spread, table, write_section
 
 KEYS = ("train/loss", "train/lr", "train/grad_norm", "train/rank", "val/loss")
 # The tables and keys of MLflow 3.17 that are read, and `latest_metrics`, which search_runs reads.
@@ -39,17 +41,22 @@ QUERY = 'SELECT count(*), sum("m.train/loss") FROM wide'
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", "--repeats", dest="repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tenth of the runs: does it work at all")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
     arguments = parser.parse_args()
+    rows = []
     for runs, points in ((200, 2500), (10_000, 50)):
         with tempfile.TemporaryDirectory() as folder:
             count = runs // 10 if arguments.small else runs
-            compare(Path(folder), count, points, arguments.repeats)
+            rows.append(compare(Path(folder), count, points, arguments.repeats))
+    shown = table(("store", "ours s", "mlflow.search_runs s", "search_runs ÷ ours"), rows)
+    note = f"Median (range) over {arguments.repeats} repeats in one process, on one core. search_runs gives final metrics only."
+    write_section("analysis", f"## Opening a store\n\n{shown}\n\n{note}", arguments.results)
 
 
-def compare(folder: Path, runs: int, points: int, repeats: int) -> None:
-    """Print one line a contestant for ``runs`` runs of ``points`` points."""
+def compare(folder: Path, runs: int, points: int, repeats: int) -> list[str]:
+    """One row of the table for a store of ``runs`` runs of ``points`` points."""
     peer = _mlflow(folder)
     fill(folder / "mlflow.db", runs, points, made=peer is not None)
     contestants: dict[str, Callable[[], int]] = {"bitrank_analysis": lambda: ours(folder)}
@@ -62,12 +69,9 @@ def compare(folder: Path, runs: int, points: int, repeats: int) -> None:
             found = contestant()
             times[name].append(time.perf_counter() - start)
             assert found == runs, f"{name} found {found} runs of {runs}"
-    print(f"{runs} runs x {points} points ({len(KEYS)} keys)")
-    for name, seconds in times.items():
-        print(f"  {name:20} {statistics.median(seconds):7.3f} s  ({min(seconds):.3f} to {max(seconds):.3f}, {repeats} repeats)")
-    if peer is not None:
-        ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-        print(f"  search_runs / ours   {statistics.median(ratios):7.2f}    ({min(ratios):.2f} to {max(ratios):.2f})")
+    mine, *others = times.values()
+    compared = [spread(others[0]).text(), paired_ratio(others[0], mine).text()] if others else ["not installed", "–"]
+    return [f"{runs:,} runs × {points:,} points ({len(KEYS)} keys)", spread(mine).text(3), *compared]
 
 
 def ours(folder: Path) -> int:

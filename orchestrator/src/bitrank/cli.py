@@ -16,7 +16,7 @@ from typing import Any
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
-from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_setting
+from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, parse_setting
 
 _RUN_EXAMPLES = """examples:
   bitrank run --config B-FP --task movie_sentences
@@ -176,6 +176,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
                         "quanto-int4, quanto-int8, none")  # fmt: skip
+    parser.add_argument("--memory-limit", metavar="BYTES", help="keep each run's process under this, such as 1.5GiB, by smaller passes")
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -194,6 +195,8 @@ def _numbers(text: str) -> list[int]:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
+    if arguments.memory_limit is not None:
+        given["memory_limit"] = parse_bytes(arguments.memory_limit)
     return {**given, **dict(parse_setting(text) for text in arguments.set)}
 
 

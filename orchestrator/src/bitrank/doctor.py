@@ -14,6 +14,7 @@ from bitrank_data import ASSETS, asset_present, cache_dir
 from rich.table import Table
 
 from bitrank.display import console
+from bitrank.pace import measure_pace
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets", "mlflow", "gguf")
 _TRIED = ("nf4", "nf4-dq", "fp4", "llm-int8", "int8", "int4-g64", "int3-g64", "int2-g64")
@@ -21,7 +22,7 @@ _TRIED = ("nf4", "nf4-dq", "fp4", "llm-int8", "int8", "int4-g64", "int3-g64", "i
 
 def examine() -> dict[str, Any]:
     """Everything as plain data. Takes some seconds: each backend quantizes and multiplies a small matrix."""
-    from bitrank_quant import available_overrides
+    from bitrank_quant import available_overrides, kernels_status
     from bitrank_trainer import available_devices, choose_device, choose_dtype
 
     from bitrank.record import hardware
@@ -36,6 +37,8 @@ def examine() -> dict[str, Any]:
         "devices": available_devices(),
         "chosen": {"device": device, "dtype": choose_dtype(device), "threads": psutil.cpu_count(logical=False)},
         "gflops": {dtype: _gflops(dtype, device) for dtype in ("fp32", "bf16")},
+        "runs_at_once": measure_pace(),
+        "kernels": kernels_status(),
         "quant_backends": available_overrides(device),
         "formats": _formats(device),
         "libraries": {name: _version(name) for name in _LIBRARIES},

@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 from bitrank.child import BAD_INPUT, DIVERGED
 from bitrank.events import EventTail
 from bitrank.specs import RunSpec, write_spec
-from bitrank.tracking import RunLog, State, Tracker
+from bitrank.states import State
+from bitrank.tracking import RunLog, Tracker
 
 _POLL, _FLUSH = 0.2, 1.0  # seconds
 _RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
@@ -105,13 +106,7 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
         return None
     write_spec(job.spec, job.folder / "spec.json")
     log = tracker.open(job.spec, job.state.run_id)
-    # Big temporaries would otherwise be mapped and unmapped at each step. Threads that wait actively for long crawl as soon as
-    # another program wants a core (a hundred times slower was seen), and threads that sleep at once lose a third of their speed.
-    # oneDNN keeps compiled products of 1,024 shapes: half a megabyte each, and every length of sentence is a shape.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "1073741824",
-                   "TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "PYTHONUNBUFFERED": "1"}  # fmt: skip
-    if job.spec.threads:
-        environment["OMP_NUM_THREADS"] = str(job.spec.threads)
+    environment = _environment(job.spec)
     with (job.folder / "log.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bitrank.child", str(job.folder)],
@@ -119,6 +114,21 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
         )  # fmt: skip
     job.status, job.started = "running", time.monotonic()
     return _Running(job, process, log, EventTail(job.folder / "events.jsonl"), lock)
+
+
+def _environment(spec: RunSpec) -> dict[str, str]:
+    """The run's environment: how its C library keeps memory, and how its threads wait.
+
+    Big temporaries would be mapped and unmapped at each step if the heap did not keep them; under a memory limit it must not.
+    Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
+    that sleep at once lose a third of their speed. oneDNN keeps compiled products of 1,024 shapes unless told otherwise: half a
+    megabyte each, and every length of sentence is a shape.
+    """
+    keep, trim = ("268435456", "1073741824") if spec.memory_limit is None else ("1048576", "16777216")
+    heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
+    waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+    threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
+    return {**os.environ, **heap, **waiting, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 def choose_slots(specs: Sequence[RunSpec]) -> int:

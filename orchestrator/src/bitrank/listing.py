@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from bitrank.specs import RunSpec
-from bitrank.store import open_store, store_uri
-from bitrank.tracking import State, Tracker, state_of
+from bitrank.states import State, read_runs, state_of
+from bitrank.store import check_file, store_uri
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
@@ -41,8 +41,14 @@ def table(listed: Sequence[dict[str, Any]]) -> Table:
 
 
 def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
-    uri = store_uri(store)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return [State("new")] * len(specs)  # nothing was run yet: no store is made just to look
-    runs = Tracker(open_store(store), store, specs[0].profile).runs()
+    uri, profile = store_uri(store), specs[0].profile
+    if not uri.startswith("sqlite:///"):
+        from bitrank.store import open_store
+        from bitrank.tracking import Tracker
+
+        runs = Tracker(open_store(store), store, profile).runs()
+    else:
+        database = Path(uri.removeprefix("sqlite:///"))
+        check_file(database)
+        runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
     return [state_of(spec, runs) for spec in specs]

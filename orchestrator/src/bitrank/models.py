@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
 from bitrank_trainer import register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from bitrank.errors import UserError
+from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
+from bitrank.weights import Filler, find_source
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in the compute dtype on its device, its tokenizer, and the names of freshly made modules (to be trained whole)."""
+    """A model in the compute dtype, its tokenizer, the names of freshly made modules (to be trained whole), and its size.
+
+    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights may be on the ``meta`` device.
+    """
 
     model: nn.Module
     tokenizer: Any
     fresh: list[str]
     parameters: int
+    fill: Callable[[str], None]
+    fill_rest: Callable[[], None]
 
 
 def locate(name: str) -> str:
@@ -56,25 +66,52 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(_cannot_load(name, error)) from error
 
 
-def load_model(
-    name: str, kind: str, classes: int, *, device: str, dtype: torch.dtype, dropout: float | None, seed: int, fused: bool = True
-) -> Loaded:
-    """Model ``name`` for a task of ``kind``. Fresh heads are drawn from ``seed``.
+def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> Loaded:
+    """The model of ``spec`` for its kind of task, without its weights yet. Fresh heads are drawn from the spec's seed.
 
     Raises :class:`UserError` when it cannot be loaded, or is an encoder asked to do language modelling.
     """
+    name, kind = spec.model, spec.kind
     tokenizer = load_tokenizer(name)
-    config = _config(name, kind, classes, dropout, tokenizer)
+    config = _config(name, kind, classes, spec.dropout, tokenizer)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
+    words = {"dtype": dtype, "attn_implementation": _attention(device, spec.fused)}
+    folder = _folder(name)
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        empty: Any = auto.from_config(config, **words)
+    empty.tie_weights()
+    if (source := find_source(empty, folder)) is None:
+        return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
+    filler = Filler(empty, source, device, dtype, spec.seed)
+    return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest)
+
+
+def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any, words: dict[str, Any], device: str, seed: int) -> Loaded:
+    """By transformers itself, which knows older ways of naming weights, and holds the whole model in 16 bits while it loads."""
     torch.manual_seed(seed)
     try:
-        model, info = auto.from_pretrained(
-            locate(name), config=config, dtype=dtype, attn_implementation=_attention(device, fused), output_loading_info=True
-        )
+        model, info = auto.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True, **words)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_cannot_load(name, error)) from error
     fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    return Loaded(model.to(device), tokenizer, fresh, sum(p.numel() for p in model.parameters()))
+    return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None)
+
+
+def _folder(name: str) -> Path:
+    """The local folder of model ``name``; a hub model's files are fetched into the hub's own cache."""
+    place = locate(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer: Any) -> Any:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _DECIDES = ("bitrank_data", "bitrank_quant", "bitrank_adapters", "bitrank_trainer")
-_OWN = ("road.py", "models.py", "material.py", "schedule.py", "tiny.py")
+_OWN = ("road.py", "models.py", "weights.py", "material.py", "memory.py", "samples.py", "schedule.py", "tiny.py")
 
 
 def code_id(*rules: object) -> str:
@@ -40,8 +40,9 @@ def _shared_code() -> str:
     for package in _DECIDES:
         found = find_spec(package)
         assert found is not None and found.origin is not None
-        for path in sorted(Path(found.origin).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
+        for path in sorted(Path(found.origin).parent.rglob("*.*")):
+            if path.suffix in {".py", ".c", ".h"}:
+                digest.update(path.read_bytes())
     for name in _OWN:
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,13 +88,15 @@ class Record:
             path.write_text(json.dumps(judge().metrics))
         self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
 
-    def ready(self, seconds: float) -> None:
-        """Set-up is over; imports are not in ``seconds``."""
-        self._result["time/setup_s"] = seconds
+    def ready(self) -> None:
+        """Set-up is over: from the start of the process, imports included, to a model that can train."""
+        self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
 
-    def finish(self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str) -> None:
+    def finish(
+        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str, texts: Sequence[str] = ()
+    ) -> None:
         """Test figures, predictions, ranks; ``result.json`` comes last and says that the run is complete."""
-        write_predictions(final, split, self._folder / "predictions.parquet")
+        write_predictions(final, split, self._folder / "predictions.parquet", texts)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         (self._folder / "ranks.json").write_text(json.dumps({"final": ranks, "over_time": over_time}, indent=1))
         self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
@@ -117,10 +119,14 @@ class Record:
         self.emit({"event": "done"})
 
 
-def write_predictions(final: Evaluation, split: TokenSplit, path: Path) -> None:
-    """One row per sequence: example id and whatever the objective tells of it. Loss is in nats, summed over the sequence."""
-    columns = {key: [row[key] for row in final.rows] for key in final.rows[0]}
-    columns["id"] = [split.ids[int(index)] for index in columns.pop("index")]  # type: ignore[misc]
+def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: Sequence[str] = ()) -> None:
+    """One row per sequence: example id, its text if given, and whatever the objective tells of it. Loss is in nats, summed over
+    the sequence."""
+    columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
+    places = [int(index) for index in columns.pop("index")]
+    columns["id"] = [split.ids[place] for place in places]
+    if texts:
+        columns["text"] = [texts[place] for place in places]
     pq.write_table(pa.table(columns), path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from bitrank_adapters import adapter_bytes, check_ranks, fuse
@@ -21,27 +20,27 @@ from bitrank_trainer import (
     pin_threads,
     train,
     trainable,
-)
+)  # fmt: skip
 
 from bitrank.configs import find_config
 from bitrank.material import load_material
-from bitrank.models import load_model
+from bitrank.memory import within_limit
+from bitrank.models import open_model
 from bitrank.record import Record, save_adapter
+from bitrank.samples import leave_samples
 from bitrank.schedule import settings_for
 from bitrank.specs import RunSpec
 
 
 def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything on the way."""
-    started = time.perf_counter()
     device = choose_device(spec.device)
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
     record.machine(device, dtype, pin_threads(spec.threads), peak_memory_mib())
 
     record.phase("loading")
     material = load_material(spec)
-    classes = len(material.task.classes)
-    loaded = load_model(spec.model, spec.kind, classes, device=device, dtype=dtype, dropout=spec.dropout, seed=spec.seed, fused=spec.fused)
+    loaded = open_model(spec, len(material.task.classes), device, dtype)
 
     config = find_config(spec.config, spec.plan, spec.tuned)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
@@ -50,7 +49,8 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     check_ranks(ranks, {m.name: m.shape for m in blocks})
     record.plan(bits, ranks, free)
 
-    applied = apply_precision(loaded.model, bits, quant_backend=spec.quant_backend, compute_dtype=dtype)
+    applied = apply_precision(loaded.model, bits, quant_backend=spec.quant_backend, compute_dtype=dtype, device=device, fill=loaded.fill)
+    loaded.fill_rest()
     settings = settings_for(spec, len(material.task.splits["train"]), device)
     model, hook = config.rank.attach(
         loaded.model, ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
@@ -59,7 +59,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     if spec.fused:
         fuse(model, decoder)
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
-    record.ready(time.perf_counter() - started)
+    record.ready()
 
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
 
@@ -70,7 +70,9 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     record.zero_shot(lambda: judge(material.test))
     record.phase("training")
     task = Task(objective, material.train_batches, lambda: judge(material.validation).metrics, device)
+    settings = within_limit(settings, spec, model, objective, material, device, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     save_adapter(model, folder / "adapter")
-    record.finish(judge(material.test), material.test, progress, hook.ranks(), device)
+    texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder)
+    record.finish(judge(material.test), material.test, progress, hook.ranks(), device, texts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ class RunSpec:
 
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
-    ``adapter_scale`` is α/r, the same for every rank and arm; ``fused`` False takes PEFT's own, slower products.
+    ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
+    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products.
     """
 
     config: str
@@ -61,6 +63,7 @@ class RunSpec:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    memory_limit: int | None = None
     fused: bool = True
 
     @property
@@ -92,7 +95,7 @@ class RunSpec:
 _FIXED = {"config", "task", "profile", "kind", "arm"}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
-             "checkpoint_every", "threads", "rank", "init_r", "target_r")  # fmt: skip
+             "checkpoint_every", "threads", "memory_limit", "rank", "init_r", "target_r")  # fmt: skip
 _TUNED = ("rank", "init_r", "target_r")
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
@@ -156,6 +159,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         if value.lower() not in {"true", "false"}:
             raise UserError(f"{key} must be true or false, got {value!r}")
         return key, value.lower() == "true"
+    if key == "memory_limit":
+        return key, parse_bytes(value)
     for kind in (int, float):
         if kind.__name__ in wanted:
             try:
@@ -163,6 +168,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
             except ValueError:
                 raise UserError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {value!r}") from None
     return key, value
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from ``1610612736``, ``1.5GiB`` or ``900 MB``. Raises :class:`UserError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UserError(f"expected an amount of memory such as 1.5GiB, 900MB or a number of bytes, got {text!r}")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
 
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:

@@ -40,7 +40,7 @@ def open_store(store: str) -> MlflowClient:
     if path is None:
         return _reached(MlflowClient(uri), uri)
     with FileLock(path.with_suffix(".lock")):
-        _check_file(path)
+        check_file(path)
         client = _reached(MlflowClient(uri), uri)
         with sqlite3.connect(path) as database:
             database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
@@ -71,8 +71,11 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"cannot write the store {path}: {error.strerror}; give another with --store") from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse a file that is not MLflow's. Called under the lock: a store that another process is making is not looked at."""
+def check_file(path: Path) -> None:
+    """Refuse a file that is not MLflow's with :class:`UserError`.
+
+    Whoever may meet another process that makes the store calls it under the lock.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return
     try:

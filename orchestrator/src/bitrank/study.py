@@ -14,8 +14,9 @@ from bitrank.display import Progress, console, results_table
 from bitrank.executor import Job, choose_slots, run_all
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
+from bitrank.states import State, state_of
 from bitrank.store import open_store, store_uri
-from bitrank.tracking import State, Tracker, state_of
+from bitrank.tracking import Tracker
 
 _COMPLETE = {"done", "stale"}
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
-from bitrank.provenance import code_id, git_state
+from bitrank.provenance import git_state
 from bitrank.specs import RunSpec
+from bitrank.states import StoredRun, code_of
 from bitrank.store import artifact_root
 from bitrank.views import save_views
 
@@ -25,23 +26,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _BATCH = 900  # MLflow takes 1,000 entries a call
-_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "result.json", "failure.json", "log.txt")
+_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "failure.json", "log.txt")
 _PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
            "rank", "init_r", "target_r", "quant_backend")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a spec stands in the store.
-
-    ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since), failed, diverged,
-    running; ``figures`` are the final metrics of a complete run.
-    """
-
-    name: str
-    run_id: str | None = None
-    note: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Tracker:
@@ -51,13 +38,13 @@ class Tracker:
         self._client = client
         self.experiment_id = _experiment(client, f"bitrank-{profile}", artifact_root(store))
 
-    def runs(self) -> dict[str, Run]:
-        """The newest MLflow run of each spec_id."""
-        found: dict[str, Run] = {}
+    def runs(self) -> dict[str, StoredRun]:
+        """The newest run of each spec_id."""
+        found: dict[str, StoredRun] = {}
         token = None
         while True:
             page = self._client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
-            found.update({run.data.tags["spec_id"]: run for run in page if "spec_id" in run.data.tags})
+            found.update({run.data.tags["spec_id"]: _stored(run) for run in page if "spec_id" in run.data.tags})
             token = page.token
             if not token:
                 return found
@@ -130,28 +117,8 @@ class RunLog:
         self._tags.update(fresh)
 
 
-def state_of(spec: RunSpec, runs: Mapping[str, Run]) -> State:
-    """Where ``spec`` stands, by what the store says; whether a running one is alive is for its lock to say."""
-    run = runs.get(spec.spec_id)
-    if run is None:
-        return State("new")
-    tags, run_id, figures = run.data.tags, run.info.run_id, run.data.metrics
-    older = tags.get("code") != _code(spec)
-    if run.info.status == "FINISHED":
-        note = "made by older code; --force makes it anew" if older else ""
-        return State("stale" if older else "done", run_id, note, figures)
-    if older:
-        return State("outdated", run_id)
-    if "finding" in tags:
-        return State("diverged", run_id, tags["finding"])
-    return State("failed" if run.info.status == "FAILED" else "interrupted", run_id, tags.get("failure", ""))
-
-
-def _code(spec: RunSpec) -> str:
-    from bitrank.configs import find_config
-
-    arm = find_config(spec.config, spec.plan, spec.tuned)
-    return code_id(arm.precision, arm.rank)
+def _stored(run: Run) -> StoredRun:
+    return StoredRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics)
 
 
 def _tags(spec: RunSpec) -> dict[str, str]:
@@ -159,7 +126,7 @@ def _tags(spec: RunSpec) -> dict[str, str]:
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
     words = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
-             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": _code(spec)}  # fmt: skip
+             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec)}  # fmt: skip
     note = {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."} if spec.profile == "smoke" else {}
     return {**words, **git_state(), "mlflow.source.name": "bitrank", **note}
 

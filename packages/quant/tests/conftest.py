@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ def _t5() -> Any:
 MODELS: dict[str, Callable[[], Any]] = {
     "bert": _bert, "distilbert": _distilbert, "gpt2": _gpt2, "gpt-neo": _gpt_neo, "llama": _llama, "t5": _t5,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own: what they compile is not left in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("BITRANK_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

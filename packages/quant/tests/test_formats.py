@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bitrank_quant.reference as reference
 import pytest
 import torch
 from bitrank_quant import FORMATS, Affine, Codebook, QuantError, parse_format
@@ -96,3 +97,12 @@ def test_unknown_format_names_the_nearest() -> None:
         parse_format("nf5")
     with pytest.raises(QuantError, match="int9-g64"):
         parse_format("int9-g64")
+
+
+@pytest.mark.parametrize("name", ["int8", "int3-g64", "int4-g64", "nf4", "bf16"])
+def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(reference, "_PART", 64 * 100)
+    weight_OI = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    whole, parts = parse_format(name).encode(weight_OI), reference.encode_in_parts(parse_format(name), weight_OI)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)

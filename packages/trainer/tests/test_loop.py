@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make, tmp_path, value: float) -
             self.calls += 1
             return OBJECTIVE.loss(model, batch, device) * (value if self.calls > 5 else 1.0)
 
-        rows, metrics = OBJECTIVE.rows, OBJECTIVE.metrics
+        rows, metrics, weight = OBJECTIVE.rows, OBJECTIVE.metrics, OBJECTIVE.weight
 
     model = make("classification")
     task = Task(Broken(), batches, lambda: {"acc": 0.5, "loss": 1.0})

@@ -22,7 +22,7 @@ def update_importance(allocator: Any, parameters: dict[str, Tensor]) -> None:
     smooth = [allocator.exp_avg_ipt[name] for name in names]
     unsure = [allocator.exp_avg_unc[name] for name in names]
     with torch.no_grad():
-        now = torch._foreach_mul(weights, [p.grad for p in weights])
+        now = torch._foreach_mul(weights, [p.grad for p in weights])  # type: ignore[misc]
         torch._foreach_abs_(now)
         torch._foreach_mul_(smooth, allocator.beta1)
         torch._foreach_add_(smooth, now, alpha=1 - allocator.beta1)

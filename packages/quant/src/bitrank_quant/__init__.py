@@ -6,6 +6,7 @@ from bitrank_quant.decoders import decoder
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, parse_format
+from bitrank_quant.kernels import kernels_status
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 
@@ -34,6 +35,7 @@ __all__ = [
     "block_matrices",
     "choose_backend",
     "decoder",
+    "kernels_status",
     "override_for",
     "parse_format",
     "probe",

@@ -8,6 +8,7 @@ share its bytes).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +32,27 @@ class Applied:
     backend: str
 
 
+def _leave(_name: str) -> None: ...
+
+
 def apply_precision(
-    model: nn.Module, plan: PrecisionPlan, *, quant_backend: str = "auto", compute_dtype: torch.dtype = torch.bfloat16
+    model: nn.Module,
+    plan: PrecisionPlan,
+    *,
+    quant_backend: str = "auto",
+    compute_dtype: torch.dtype = torch.bfloat16,
+    device: str | None = None,
+    fill: Callable[[str], None] = _leave,
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place, and say what was done.
 
     ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.OVERRIDES`). Inputs and outputs of
-    quantized layers are in ``compute_dtype``. Raises :class:`QuantError` for a module the model lacks, a format or backend that
-    cannot be served, or a tied head that the plan wants in another format than its embedding; the model is untouched then.
+    quantized layers are in ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own,
+    just before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where they will lie.
+    Raises :class:`QuantError` for a module the model lacks, a format or backend that cannot be served, or a tied head that the
+    plan wants in another format than its embedding; the model is untouched then.
     """
-    device = next(model.parameters()).device.type
+    device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device)
     formats = {name: _effective(parse_format(text), override) for name, text in plan.items()}
     _check_names(model, formats)
@@ -52,6 +64,7 @@ def apply_precision(
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():
         if name not in tied:
+            fill(name)
             applied |= _store(model, name, fmt, heads_of.get(name, []), override, compute_dtype)
     _tell_peft(model, applied)
     return applied

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from bitrank_quant import kernels
 from bitrank_quant.formats import Int8Row
 from bitrank_quant.reference import QuantLinear
 
@@ -46,5 +48,20 @@ def _bitsandbytes_4bit(layer: Any) -> Tensor:
 
 
 def _quanto(layer: Any) -> Tensor:
-    made: Tensor = layer.weight.dequantize()
+    weight = layer.weight
+    if (fast := _quanto_on_cpu(weight)) is not None:
+        return fast
+    made: Tensor = weight.dequantize()
     return made
+
+
+def _quanto_on_cpu(weight: Any) -> Tensor | None:
+    """The matrix by our kernels when ``weight`` is stored in one of the two layouts that they read."""
+    kind, shape = type(weight).__name__, tuple(weight.shape)
+    if weight.axis != 0 or len(shape) != 2:
+        return None
+    if kind == "WeightQBytesTensor" and weight._data.dtype == torch.int8:
+        return kernels.int8_rows(weight._data, weight._scale, weight.dtype)
+    if kind == "WeightQBitsTensor" and weight._shift.dtype.is_floating_point:
+        return kernels.quanto(weight._data._data, weight._scale, weight._shift, weight._data.bits, shape, weight.dtype)
+    return None

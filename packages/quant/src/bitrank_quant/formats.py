@@ -11,7 +11,8 @@ Its text form (``str(fmt)``) parses back with :func:`parse_format`, so a plan ca
     nf4 fp4                4-bit code book, one fp32 absmax per block of 64 (QLoRA, Dettmers et al. 2023)
     nf4-dq fp4-dq          the same with the absmax values quantized to 8 bits in blocks of 256 (double quantization)
 
-Encoding here is the reference: plain torch, any device, no kernels. Faster backends must agree with it (see the tests).
+Encoding here is the reference: plain torch, any device, no kernels. Faster backends must agree with it (see the tests). Decoding on
+a CPU takes :mod:`~bitrank_quant.kernels` where they can be compiled; their numbers are those of the torch code below, bit by bit.
 Left out: formats without a per-block scale, and activation formats other than LLM.int8().
 """
 
@@ -25,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bitrank_quant import kernels
 from bitrank_quant.codebooks import CODEBOOKS, decode_dynamic_8bit, encode_dynamic_8bit
 from bitrank_quant.errors import QuantError
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
@@ -113,6 +115,9 @@ class Int8Row:
         return {"codes": codes_OI, "scale": scale_O}
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype)
+        if made is not None:
+            return made
         # int8 codes are exact in bf16 and fp16, so only the scaled product is rounded.
         return tensors["codes"].to(dtype).mul_(tensors["scale"].to(dtype)[:, None])
 
@@ -152,6 +157,9 @@ class Affine:
         return {"codes": pack_bits(codes_GB.to(torch.uint8).flatten(), self.bits), "scale": scale_G, "minimum": minimum_G}
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        made = kernels.affine(tensors["codes"], tensors["scale"], tensors["minimum"], self.bits, self.block, shape, dtype)
+        if made is not None:
+            return made
         count = tensors["scale"].numel() * self.block
         codes_GB = unpack_bits(tensors["codes"], self.bits, count).view(-1, self.block)
         # fp32 inside: a bf16 product plus a bf16 sum would round twice.
@@ -195,6 +203,9 @@ class Codebook:
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         absmax_N = self._absmax(tensors)
         book = CODEBOOKS[self.name].to(absmax_N.device)
+        made = kernels.codebook(tensors["codes"], book, absmax_N, self.block, shape, dtype)
+        if made is not None:
+            return made
         codes = unpack_bits(tensors["codes"], 4, absmax_N.numel() * self.block)
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return _unblock(values_NB, shape).to(dtype)

@@ -17,13 +17,35 @@ from bitrank_quant.formats import Format, Int8Row, Tensors
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 
 
+_PART = 2**20  # weights encoded at once
+
+
+def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
+    """``fmt.encode`` some rows at a time, so that a large table is never there in fp32 as a whole.
+
+    Nested scales span rows: such formats are encoded at once.
+    """
+    rows = max(64, _PART // weight_OI.shape[1] // 64 * 64)  # 64 rows end on a whole byte at any bit width
+    if getattr(fmt, "double_quant", False) or len(weight_OI) <= rows:
+        return fmt.encode(weight_OI)
+    whole: Tensors = {}
+    for start in range(0, len(weight_OI), rows):
+        part_OI = weight_OI[start : start + rows]
+        for name, part in fmt.encode(part_OI).items():
+            per_row = len(part) // len(part_OI)  # entries of the first axis
+            if name not in whole:
+                whole[name] = part.new_empty((per_row * len(weight_OI), *part.shape[1:]))
+            whole[name][per_row * start : per_row * start + len(part)] = part
+    return whole
+
+
 class QuantWeight(nn.Module):
     """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to it."""
 
     def __init__(self, weight_OI: Tensor, fmt: Format, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.fmt, self.shape, self.compute_dtype = fmt, (weight_OI.shape[0], weight_OI.shape[1]), compute_dtype
-        for name, tensor in fmt.encode(weight_OI).items():
+        for name, tensor in encode_in_parts(fmt, weight_OI).items():
             self.register_buffer(name, tensor)
 
     @property

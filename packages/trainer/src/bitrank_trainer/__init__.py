@@ -7,7 +7,8 @@ from bitrank_trainer.evaluation import Evaluation, evaluate
 from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
-from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib
+from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib, release_memory
+from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.settings import TrainSettings
 
@@ -34,9 +35,14 @@ __all__ = [
     "choose_dtype",
     "device_memory_mib",
     "evaluate",
+    "fitting_tokens",
+    "kept_bytes",
+    "longest_sequence",
+    "micro_batches",
     "peak_memory_mib",
     "pin_threads",
     "register_attention",
+    "release_memory",
     "train",
     "trainable",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bitrank_trainer.meters import Throughput
+from bitrank_trainer.meters import Throughput, release_memory
 from bitrank_trainer.objectives import Batch, Objective, Row
 
 
@@ -34,5 +34,6 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, d
                 rows += objective.rows(model, batch, device)
             speed.tokens += int(batch["attention_mask"].sum())
     model.train(was_training)
+    release_memory()
     rows.sort(key=lambda row: row["index"])
     return Evaluation(objective.metrics(rows), rows, speed.seconds, speed.tokens_per_second)

@@ -19,6 +19,7 @@ from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights,
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.meters import Throughput
+from bitrank_trainer.micro import micro_batches
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.settings import TrainSettings
 
@@ -77,9 +78,11 @@ def _step(
     with speed:
         for _ in range(settings.accumulation):
             batch = next(batches)
-            part = task.objective.loss(model, batch, task.device) / settings.accumulation
-            part.backward()
-            loss += part.detach()
+            weight = task.objective.weight(batch) * settings.accumulation
+            for part in micro_batches(batch, settings.micro_tokens):
+                share = task.objective.loss(model, part, task.device) * (task.objective.weight(part) / weight)
+                share.backward()
+                loss += share.detach()
             speed.tokens += int(batch["attention_mask"].sum())
         penalty = _add_penalty(hook)
         grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 _MIB = 1024.0
@@ -27,6 +30,18 @@ def peak_memory_mib() -> float:
         return peak / _MIB / (_MIB if sys.platform == "darwin" else 1.0)
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     return float(match[1]) / _MIB if match else 0.0
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def release_memory() -> None:
+    """Hand back to the system what the C library keeps of freed memory (glibc; elsewhere nothing is kept for long)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def device_memory_mib(device: str) -> float:

@@ -34,6 +34,9 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
         """Mean loss in nats: per sequence (classification) or per predicted token (language modelling)."""
 
+    def weight(self, batch: Batch) -> int:
+        """What the mean in :meth:`loss` is over: sequences, or predicted tokens."""
+
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         """One row per sequence: index, loss (nats, summed over the sequence), tokens, and what the objective adds."""
 
@@ -50,6 +53,9 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
         return F.cross_entropy(_logits(model, batch, device), _tensor(batch["labels"], device))
+
+    def weight(self, batch: Batch) -> int:
+        return len(batch["labels"])
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         labels_B = _tensor(batch["labels"], device)
@@ -83,6 +89,9 @@ class LanguageModelling:
         if (parts := split_head(model) if self.fused else None) is not None:
             return head_loss(_hidden(parts.body, batch, device), parts.head, targets_N)
         return F.cross_entropy(_next_logits(model, batch, device), targets_N)
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch["labels"][:, 1:] != -100).sum())
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         targets_N = _targets(batch, device)

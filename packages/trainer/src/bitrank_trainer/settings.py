@@ -13,7 +13,8 @@ class TrainSettings:
     """Optimizer steps and their sizes. AdamW, linear warm-up, cosine decay to zero, gradients clipped by norm.
 
     ``steps`` counts optimizer steps; each averages ``accumulation`` micro-batches. ``eval_every`` and ``checkpoint_every`` are in
-    optimizer steps; ``log_every`` too (the first and the last step are always logged).
+    optimizer steps; ``log_every`` too (the first and the last step are always logged). ``micro_tokens`` bounds the padded tokens of
+    one pass: larger batches are cut, with the same gradient.
     """
 
     steps: int
@@ -25,6 +26,7 @@ class TrainSettings:
     log_every: int = 50
     eval_every: int = 100
     checkpoint_every: int = 100
+    micro_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "log_every", "eval_every", "checkpoint_every"):

@@ -32,7 +32,7 @@ def forest(evidence: Evidence) -> Figure:
     return Figure("forest", _title(pairs), chart, note)
 
 
-def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) -> alt.LayerChart:
+def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) -> alt.LayerChart | alt.FacetChart:
     title = f"Difference in {words.unit(evidence.metric)}".replace("in %", "in percent") if last else None
     y = alt.Y("candidate:N", sort=evidence.configs, title=None)
     x = alt.X("difference:Q", title=title)

@@ -34,7 +34,7 @@ def page(report: Report) -> str:
         style=Markup(templates.get_template("page.css").render()),
         script=Markup(templates.get_template("page.js").render()),
         # The bundle holds "</" inside regular expressions: it must stand as it is.
-        vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),
+        vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),  # type: ignore[call-arg] # its stub is behind
         specs=_script_json({"config": config(PAGE), "charts": {figure.name: bare_spec(figure) for figure in figures}}),
     )
 

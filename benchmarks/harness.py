@@ -1,0 +1,230 @@
+"""What the benchmarks share: fresh processes that take turns, paired ratios with their spread, and sections of RESULTS.md.
+
+A *side* is one contestant. It runs in processes of its own and prints one JSON line of figures. The sides of a comparison take
+turns, forwards in one round and backwards in the next, so that a machine that warms up or is busy for a while favours none. A
+ratio is taken within each round; its median and range over rounds are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "RESULTS.md"
+FIGURES = HERE / "figures"
+CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-2", "Joint-3")
+# Optimizer steps of a timed run. Tens suffice: a step takes 0.1 to 1 s, and the first WARM_UP are not counted.
+STEPS = {"movie_sentences": 24, "wiki_articles": 8}
+WARM_UP = 3
+_HEAD = (
+    "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. [README.md](README.md) says how to read them.\n"
+)
+
+Figures = dict[str, Any]
+Side = Callable[[], Figures]
+K = TypeVar("K", bound=Hashable)
+
+
+class SideFailed(Exception):
+    """A side ended without figures; the text says why."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median over rounds, with the lowest and the highest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 2) -> str:
+        shown = f"{self.median:,.{digits}f}"
+        return shown if self.low == self.high else f"{shown} ({self.low:,.{digits}f}–{self.high:,.{digits}f})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and greatest of ``values``. Raises ``ValueError`` when there are none."""
+    if not values:
+        raise ValueError("a spread needs one value or more, got none; give --rounds 1 or more")
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """The spread of ours ÷ theirs, taken round by round. Raises ``ValueError`` when the rounds do not match."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"rounds must match to be paired, got {len(ours)} and {len(theirs)}")
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
+    """Run every side once a round, in turn; the figures of each side by round. A failed one leaves ``{"failed": why}``."""
+    found: dict[K, list[Figures]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
+            started = time.perf_counter()
+            try:
+                figures = sides[name]()
+            except SideFailed as failure:
+                figures = {"failed": str(failure)}
+            found[name].append(figures)
+            label = name if isinstance(name, str) else " ".join(map(str, cast(tuple[object, ...], name)))
+            print(f"round {number + 1} of {rounds}: {label}: {_brief(figures)} [{time.perf_counter() - started:.1f} s]", flush=True)
+    return found
+
+
+def values(rounds: Sequence[Figures], key: str) -> list[float]:
+    """Figure ``key`` of each round. Raises :class:`SideFailed` when a round has none."""
+    for figures in rounds:
+        if "failed" in figures:
+            raise SideFailed(figures["failed"])
+    return [float(figures[key]) for figures in rounds]
+
+
+def figure_cell(rounds: Sequence[Figures], key: str, digits: int = 0, factor: float = 1.0) -> str:
+    """The spread of figure ``key`` times ``factor`` as text; when a round failed, that."""
+    return _said(lambda: spread([factor * value for value in values(rounds, key)]), digits)
+
+
+def ratio_cell(ours: Sequence[Figures], theirs: Sequence[Figures], key: str) -> str:
+    """The paired ratio of figure ``key`` as text."""
+    return _said(lambda: paired_ratio(values(ours, key), values(theirs, key)), 2)
+
+
+def _said(make: Callable[[], Spread], digits: int) -> str:
+    try:
+        return make().text(digits)
+    except SideFailed as failure:
+        return f"failed: {str(failure)[:80]}"
+
+
+def fresh(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
+    """Run Python with each of ``commands`` at the same time, each in a fresh process; the last JSON line that each one printed.
+
+    Raises :class:`SideFailed` when one fails or prints none.
+    """
+    surroundings = {**os.environ, **(environment or {})}
+    started = [
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
+        for command in commands
+    ]
+    try:
+        return [_figures(process, command) for process, command in zip(started, commands, strict=True)]
+    finally:
+        for process in started:
+            process.kill()  # no effect on one that has ended
+
+
+def _figures(process: subprocess.Popen[str], command: Sequence[str]) -> Figures:
+    out, err = process.communicate()
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        said = (err.strip() or out.strip() or "nothing").splitlines()[-1]
+        raise SideFailed(f"{Path(command[0]).name} ended with code {process.returncode}: {said}")
+    return dict(json.loads(lines[-1]))
+
+
+def together(parts: Sequence[Figures]) -> Figures:
+    """Figures of processes that ran at the same time: speeds and memory add up, times are the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "import_mib")}
+    return {**parts[0], **added, "seconds": max(part["seconds"] for part in parts), "processes": len(parts)}
+
+
+def script(name: str, *words: object) -> list[str]:
+    """The command of a script in this folder."""
+    return [str(HERE / name), *map(str, words)]
+
+
+def machine(threads: int) -> Figures:
+    """Processor, its peaks with ``threads`` threads, and the model's arithmetic per token: measured now, in a fresh process."""
+    return fresh(script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)})[0]
+
+
+def again(before: Figures) -> Figures:
+    """``before`` with the peaks measured once more, the higher of both: another program may have been busy the first time."""
+    after = machine(before["threads"])
+    return {**before, **{key: max(before[key], after[key]) for key in ("bf16_gflops", "fp32_gflops")}}
+
+
+def machine_words(found: Figures) -> str:
+    """One line for a section: where its figures come from."""
+    return (
+        f"{found['hardware']}; {found['threads']} threads; matrix products of 2048³ measured here: bf16 {found['bf16_gflops']:,.0f} and "
+        f"fp32 {found['fp32_gflops']:,.0f} GFLOP/s; {found['versions']}; load before the start {found['load']:.1f}."
+    )
+
+
+def cores() -> int:
+    """Cores to use: the physical ones."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def options(
+    about: str | None, *, rounds: int, configs: Sequence[str] = CONFIGS, tasks: Sequence[str] = tuple(STEPS)
+) -> argparse.ArgumentParser:
+    """A parser with the words that every script knows: ``--rounds --steps --configs --tasks``."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {STEPS})")
+    parser.add_argument("--configs", type=_words, default=list(configs), help=f"comma-separated (default: {','.join(configs)})")
+    parser.add_argument("--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    return parser
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def write_section(name: str, text: str, path: Path = RESULTS) -> None:
+    """Put ``text`` between the markers of section ``name`` in the file at ``path``: in the place of what is there, or at the end.
+
+    Raises ``ValueError`` when the file has only one of the two markers.
+    """
+    before = path.read_text(encoding="utf-8") if path.exists() else _HEAD
+    path.write_text(replace_section(before, name, text), encoding="utf-8")
+    print(f"\n{text.strip()}\n\nsection {name} of {path.name} written", flush=True)
+
+
+def replace_section(document: str, name: str, text: str) -> str:
+    """``document`` with section ``name`` replaced, or added at its end."""
+    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    section = f"{opening}\n{text.strip()}\n{closing}"
+    if opening not in document and closing not in document:
+        return f"{document.rstrip()}\n\n{section}\n"
+    head, found_opening, rest = document.partition(opening)
+    _, found_closing, tail = rest.partition(closing)
+    if not found_opening or not found_closing:
+        raise ValueError(f"the section {name} needs {opening} before {closing}, found one alone; mend or delete it by hand")
+    return head + section + tail
+
+
+def leave(results: Mapping[Any, Sequence[Figures]]) -> int:
+    """Exit code: 1 when a side failed."""
+    failed = {str(name): figures["failed"] for name, rounds in results.items() for figures in rounds if "failed" in figures}
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _brief(figures: Figures) -> str:
+    shown = {key: value for key, value in figures.items() if isinstance(value, int | float | str) and value is not None}
+    return "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in list(shown.items())[:8])
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,84 @@
+"""The machine's own limit: the fastest matrix product it does, in bf16 and fp32, and what a trained token costs in products.
+
+    python benchmarks/machine.py [--threads 2]
+
+The peak is the best of several products of 2048 × 2048 matrices with the same number of threads as the runs. Work per trained token,
+for adapters on frozen matrices: 2·P forward, with P the weights of all block matrices; 2·P' backward to the inputs, with P' those
+whose input carries a gradient (the first block's query, key and value have none: nothing below them is trained); no product for
+gradients of frozen weights. A language model adds 2·d·V forward and 2·d·V backward for its head. Left out: adapters, attention
+scores, norms. So utilisation = work per token × tokens/s ÷ peak, a little below the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from importlib.metadata import version
+
+import torch
+from bitrank.models import locate
+from bitrank.record import hardware
+from bitrank_quant import block_matrices
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+_SIDE, _TRIES = 2048, 8
+_MODELS = {"movie_sentences": ("minilm", AutoModelForSequenceClassification), "wiki_articles": ("smollm2", AutoModelForCausalLM)}
+_FIRST = ("query", "key", "value", "q_proj", "k_proj", "v_proj")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    threads = parser.parse_args().threads
+    load = os.getloadavg()[0]
+    torch.set_num_threads(threads)
+    libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto")
+    found = {
+        "hardware": hardware("cpu"),
+        "threads": threads,
+        "bf16_gflops": gflops(torch.bfloat16),
+        "fp32_gflops": gflops(torch.float32),
+        "flops_per_token": {task: flops_per_token(task) for task in _MODELS},
+        "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
+        "load": load,
+    }
+    print(json.dumps(found))
+
+
+def gflops(dtype: torch.dtype) -> float:
+    """The best of several products, in 10⁹ operations a second (a multiplication and an addition are two)."""
+    left, right = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
+    out = torch.empty(_SIDE, _SIDE, dtype=dtype)
+    best = math.inf
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIDE**3 / best / 1e9
+
+
+def empty_model(task: str) -> PreTrainedModel:
+    """The model of ``task`` without its weights: names and shapes alone."""
+    name, auto = _MODELS[task]
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(AutoConfig.from_pretrained(locate(name)))
+    return model
+
+
+def flops_per_token(task: str) -> int:
+    """Operations that training on one token of ``task`` needs, by the formula above."""
+    model = empty_model(task)
+    blocks = block_matrices(model)
+    forward = sum(math.prod(matrix.shape) for matrix in blocks)
+    dead = sum(math.prod(matrix.shape) for matrix in blocks if matrix.layer == 0 and matrix.name.endswith(_FIRST))
+    head = model.get_output_embeddings() if task == "wiki_articles" else None
+    vocabulary = head.weight.numel() if isinstance(head, nn.Linear) else 0
+    return 2 * (forward + vocabulary) + 2 * (forward - dead + vocabulary)
+
+
+if __name__ == "__main__":
+    main()

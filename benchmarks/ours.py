@@ -1,0 +1,173 @@
+"""Our side of a comparison: runs of the road through the real executor, each in a process of its own; one JSON line of figures.
+
+    python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value] [--plan FILE]
+    python benchmarks/ours.py --config B-FP --task wiki_articles --steps 30 --until tested
+
+``--until trained`` ends the run after its last training step and spares it the test before training; ``tested`` runs it to its end.
+Nothing here trains: specs go to :func:`bitrank.executor.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
+nothing, and what runs wrote into their folders is read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from bitrank.events import read_events
+from bitrank.executor import Interrupted, Job, run_all
+from bitrank.profiles import find_profile
+from bitrank.results import result_of
+from bitrank.specs import RunSpec, make_spec, parse_setting
+from bitrank.states import State
+from bitrank.tracking import Tracker
+from harness import WARM_UP, together
+
+
+class _Silent:
+    """A tracker, and the log of each run, that keeps nothing."""
+
+    def open(self, _spec: RunSpec, _run_id: str | None) -> _Silent:
+        return self
+
+    def events(self, events: Sequence[object]) -> None: ...
+
+    def close(self, folder: Path, status: str, tags: dict[str, str]) -> None: ...
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    if arguments.data_limit:
+        # Private writable memory of this process and of each that it starts; the operating system refuses more.
+        resource.setrlimit(resource.RLIMIT_DATA, (arguments.data_limit, arguments.data_limit))
+    specs = [_spec(arguments, arguments.seed + number) for number in range(arguments.processes)]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = [figures_of(job) for job in run(specs, Path(folder), whole=arguments.until == "tested")]
+    print(json.dumps(together(figures)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", default="")
+    parser.add_argument("--plan", help="a plan file instead of a config")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="runs at the same time, of seeds one after another")
+    parser.add_argument("--until", choices=["trained", "tested"], default="trained")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data-limit", type=int, help="bytes of private memory that the operating system allows (RLIMIT_DATA)")
+    return parser
+
+
+def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
+    steps = arguments.steps
+    given = {"steps": steps, "threads": arguments.threads, "plan": arguments.plan, "model": arguments.model}
+    # No validation, checkpoint or line of log but every third step stands between the steps that are timed.
+    given |= {"eval_every": steps, "checkpoint_every": steps, "log_every": WARM_UP}
+    given |= dict(parse_setting(text) for text in arguments.set)
+    return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=seed)
+
+
+def run(specs: Sequence[RunSpec], folder: Path, whole: bool) -> list[Job]:
+    """Run ``specs`` at the same time below ``folder``, to their ends when ``whole``, else until all have done their last step."""
+    jobs = [Job(spec, folder / str(number), State("new")) for number, spec in enumerate(specs)]
+    if not whole:
+        for job in jobs:
+            job.folder.mkdir()
+            (job.folder / "zero_shot.json").write_text("{}")  # the figures of the test before training are "there already"
+
+    def changed(_: Job | None) -> None:
+        if not whole and all(_trained(job) for job in jobs):
+            raise Interrupted(signal.SIGTERM)
+
+    try:
+        run_all(jobs, cast(Tracker, _Silent()), len(jobs), changed)
+    except Interrupted:
+        if not all(_trained(job) for job in jobs):
+            raise
+    return jobs
+
+
+def _trained(job: Job) -> bool:
+    return any(event["event"] == "train" and event["step"] == event["steps"] for event in job.events)
+
+
+def figures_of(job: Job) -> dict[str, Any]:
+    """What the run in ``job`` did. Speeds count steps after the warm-up; ``wall_tok_s`` counts what stands between steps too.
+
+    ``*_at_s`` are seconds since the process was started. Memory is the peak (VmHWM) in MiB: after imports, when the model was ready,
+    after the last training step, and at the end. Ends the program with the run's own message when it failed.
+    """
+    events = read_events(job.folder / "events.jsonl")
+    train = [event for event in events if event["event"] == "train"]
+    if not _trained(job) or (job.message and job.status not in {"finished", "killed"}):
+        log = job.folder / "log.txt"
+        sys.exit(job.message or (log.read_text()[-300:] if log.exists() else "the run ended without a word"))
+    begun = (time.time() - (time.monotonic() - job.started)) * 1000
+    phases = {event["phase"]: event for event in events if event["event"] == "phase"}
+    machine = next(event for event in events if event["event"] == "machine")
+    return {
+        **speed(train),
+        "loss": train[-1]["metrics"]["train/loss"],
+        "import_mib": machine["live"]["peak_mib"],
+        "ready_mib": phases["zero-shot"]["live"]["peak_mib"],
+        "peak_mib": train[-1]["live"]["peak_mib"],
+        "ready_at_s": (phases["zero-shot"]["time_ms"] - begun) / 1000,
+        "imported_at_s": (machine["time_ms"] - begun) / 1000,
+        "first_step_at_s": (train[0]["time_ms"] - begun) / 1000,
+        "losses": {event["step"]: event["metrics"]["train/loss"] for event in train},
+        "points": [(event["step"], event["tok_s"] * event["seconds"], event["seconds"]) for event in train],
+        **_end(job),
+    }
+
+
+def speed(train: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Real tokens, seconds and tokens/s of the steps after the warm-up, from the run's ``train`` events."""
+    last = train[-1]
+    first = next((event for event in train if event["step"] >= WARM_UP), last)
+    if first is last:
+        sys.exit(f"--steps must be above {WARM_UP}: the first {WARM_UP} are a warm-up")
+    tokens = last["tok_s"] * last["seconds"] - first["tok_s"] * first["seconds"]
+    seconds, wall = last["seconds"] - first["seconds"], (last["time_ms"] - first["time_ms"]) / 1000
+    steps = last["step"] - first["step"]
+    return {
+        "tok_s": tokens / seconds,
+        "wall_tok_s": tokens / wall,
+        "step_s": seconds / steps,
+        "tokens": tokens,
+        "seconds": seconds,
+        "steps": steps,
+    }
+
+
+def _end(job: Job) -> dict[str, Any]:
+    """Quality and sizes of a run that went to its end; nothing of one that did not."""
+    result = result_of(job.folder)
+    if result is None:
+        return {}
+    plan = json.loads((job.folder / "plan.json").read_text())
+    largest = max(matrix["shape"][0] * matrix["shape"][1] for matrix in plan["matrices"])
+    return {
+        "quality": result.get("eval/acc", result.get("eval/ppl")),
+        "end_mib": result["mem/peak_mib"],
+        "stored_mib": result["model/mib"],
+        "largest_fp32_mib": largest * 4 / 2**20,
+        "setup_s": result["time/setup_s"],
+        "total_s": result["time/total_s"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

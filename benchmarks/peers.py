@@ -1,0 +1,217 @@
+"""The other side: Hugging Face Trainer + PEFT + bitsandbytes, as a user writes them from their documentation; one JSON line.
+
+    python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2 [--until tested]
+
+``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and for 4 bits
+``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights, sentences grouped by
+length, no dropout, plain attention (the fastest on a CPU at these lengths). Model, texts, split, tokens, batch, steps, learning rate
+and schedule are those of our run's spec, and both sides are judged by the same function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import bitsandbytes  # noqa: F401 - part of what the peer imports, so part of its baseline
+import torch
+from bitrank.material import Material, load_material
+from bitrank.models import load_tokenizer, locate
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, make_spec
+from bitrank_data import TokenSplit
+from bitrank_trainer import PLAIN_OBJECTIVES, evaluate, peak_memory_mib
+from datasets import Dataset
+from harness import WARM_UP
+from peft import AdaLoraConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+CONFIGS = ("B-FP", "B-Q4", "B-Ada")
+# All linear layers inside the blocks: BERT's by a pattern that leaves the pooler out, Llama's by their names.
+_TARGETS = {
+    "classification": r".*\.layer\.\d+\..*(query|key|value|dense)",
+    "language-modelling": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
+
+class Timed(Trainer):
+    """A Trainer that counts the real tokens it trains on."""
+
+    tokens = 0
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+        self.tokens += int(inputs["attention_mask"].sum())
+        out: torch.Tensor = super().training_step(model, inputs, *rest, **named)
+        return out
+
+
+class Clock(TrainerCallback):
+    """(tokens, seconds) after each step."""
+
+    def __init__(self) -> None:
+        self.trainer: Timed | None = None
+        self.points: list[tuple[int, float]] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        assert self.trainer is not None
+        self.points.append((self.trainer.tokens, time.perf_counter()))
+
+
+class Allocate(TrainerCallback):
+    """AdaLoRA's call after each optimizer step, while its gradients are there, as PEFT's documentation asks."""
+
+    def on_optimizer_step(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def main() -> None:
+    arguments = _arguments()
+    _quiet()
+    torch.set_num_threads(arguments.threads)
+    baseline = peak_memory_mib()
+    given = {"steps": arguments.steps, "threads": arguments.threads}
+    spec = replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=arguments.seed)
+    tuned = arguments.peer == "tuned"
+    material = load_material(spec)
+    torch.manual_seed(spec.seed)
+    model = _adapted(_load(spec, tuned, len(material.task.classes)), spec, tuned)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, clock = _trainer(model, spec, material, tuned, folder)
+        trainer.train()
+    figures = _figures(clock, trainer, baseline)
+    if arguments.until == "tested":
+        figures["quality"] = _quality(model, spec, material)
+    print(json.dumps(figures))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--peer", choices=["default", "tuned"], required=True)
+    parser.add_argument("--config", choices=CONFIGS, required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", choices=["trained", "tested"], default="trained")
+    arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        parser.error(f"--steps must be above {WARM_UP}: the first {WARM_UP} are a warm-up")
+    return arguments
+
+
+def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
+    place, dtype = locate(spec.model), torch.bfloat16 if tuned else torch.float32
+    config = AutoConfig.from_pretrained(place)
+    words: dict[str, Any] = {"config": config, "dtype": dtype}
+    if tuned:
+        words["attn_implementation"] = "eager"
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+    if spec.config == "B-Q4":
+        words["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["classifier", "lm_head"],  # a fresh classifier has no weight to quantize, and fails
+        )
+    if spec.kind == "classification":
+        config.num_labels = classes
+        return AutoModelForSequenceClassification.from_pretrained(place, **words)
+    return AutoModelForCausalLM.from_pretrained(place, **words)
+
+
+def _adapted(model: Any, spec: RunSpec, tuned: bool) -> Any:
+    if spec.config == "B-Q4" and not tuned:
+        model = prepare_model_for_kbit_training(model)
+    common: dict[str, Any] = {
+        "target_modules": _TARGETS[spec.kind],
+        "task_type": "SEQ_CLS" if spec.kind == "classification" else "CAUSAL_LM",
+    }
+    if spec.config != "B-Ada":
+        return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, **common))
+    steps = spec.steps or 1
+    schedule = {"tinit": round(0.1 * steps), "tfinal": max(1, round(0.4 * steps)), "deltaT": 5, "total_step": steps}
+    return get_peft_model(model, AdaLoraConfig(init_r=12, target_r=4, lora_alpha=24, orth_reg_weight=0.1, **schedule, **common))
+
+
+def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder: str) -> tuple[Timed, Clock]:
+    tokenizer = load_tokenizer(spec.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    classification = spec.kind == "classification"
+    words = TrainingArguments(
+        output_dir=folder,
+        max_steps=spec.steps or 1,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=spec.warmup,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.clip,
+        train_sampling_strategy="group_by_length" if tuned else "random",
+        seed=spec.seed,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    collate = DataCollatorWithPadding(tokenizer) if classification else DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    clock = Clock()
+    train = _dataset(material.task.splits["train"], classification)
+    callbacks = [clock, *([Allocate()] if spec.config == "B-Ada" else [])]
+    trainer = Timed(model=model, args=words, train_dataset=train, data_collator=collate, callbacks=callbacks)
+    clock.trainer = trainer
+    return trainer, clock
+
+
+def _dataset(split: TokenSplit, labelled: bool) -> Dataset:
+    sequences = [split.sequence(number).tolist() for number in range(len(split))]
+    columns: dict[str, Any] = {"input_ids": sequences, "attention_mask": [[1] * len(sequence) for sequence in sequences]}
+    return Dataset.from_dict({**columns, "labels": split.labels_N.tolist()} if labelled else columns)
+
+
+def _figures(clock: Clock, trainer: Timed, baseline: float) -> dict[str, Any]:
+    (tokens0, time0), (tokens1, time1) = clock.points[WARM_UP - 1], clock.points[-1]
+    tokens, seconds, steps = tokens1 - tokens0, time1 - time0, len(clock.points) - WARM_UP
+    speed = {"tok_s": tokens / seconds, "wall_tok_s": tokens / seconds, "step_s": seconds / steps, "tokens": tokens, "seconds": seconds}
+    loss = next(entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry)
+    return {**speed, "steps": steps, "mean_loss": loss, "import_mib": baseline, "peak_mib": peak_memory_mib()}
+
+
+def _quality(model: Any, spec: RunSpec, material: Material) -> float:
+    """Accuracy or perplexity on the test set, by the function that judges our runs."""
+    model.eval()
+    metrics = evaluate(model, material.batches_of(material.test), PLAIN_OBJECTIVES[spec.kind], "cpu").metrics
+    quality = metrics["acc"] if spec.kind == "classification" else metrics["ppl"]
+    assert math.isfinite(quality)
+    return quality
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

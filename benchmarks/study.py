@@ -1,0 +1,123 @@
+"""What does the whole study cost: the laptop profile's runs from a finished install, in a fresh store.
+
+    python benchmarks/study.py [--profile laptop] [--configs …] [--tasks …] [--jobs 2] [--steps N]
+
+``bitrank matrix`` runs as a user runs it, texts and models in the cache. *Orchestration and logging* is what is left of its wall time:
+wall × slots − Σ of the runs' own seconds (from the start of each process to its last figure) − the time that a slot stood empty at the
+end because no run was left, as a share of wall × slots. Quality stands beside the table of the README (seed 0).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bitrank.configs import CONFIGS
+from bitrank.executor import choose_slots
+from bitrank.profiles import find_profile
+from bitrank.specs import matrix
+from bitrank_analysis import open_store
+from harness import HERE, cores, machine, machine_words, options, table, write_section
+
+README = HERE.parent / "README.md"
+
+
+def main() -> int:
+    parser = options(__doc__, rounds=1, configs=list(CONFIGS), tasks=())
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: what bitrank chooses)")
+    arguments = parser.parse_args()
+    profile = find_profile(arguments.profile)
+    tasks, given = arguments.tasks or list(profile.tasks), {"steps": arguments.steps}
+    slots = arguments.jobs or choose_slots(matrix(profile, arguments.configs, tasks, [0], given))
+    here = machine(cores())
+    lines: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds):
+            lines.append(
+                _study(Path(folder) / str(len(lines)), _words(arguments.profile, arguments.configs, tasks, slots, arguments.steps), slots)
+            )
+            print(lines[-1], flush=True)
+        entries = json.loads((Path(folder) / "0" / "results" / "all_results.json").read_text())
+    note = (
+        ""
+        if arguments.steps is None
+        else f" **{arguments.steps} steps instead of the profile's: quality and time say nothing about the study.**"
+    )
+    head = ("round", "runs", "slots", "wall s", "Σ run s", "slots empty at the end s", "orchestration and logging")
+    shown = table(head, [[str(number + 1), *line] for number, line in enumerate(lines)])
+    text = [f"## The study, profile {profile.name}", machine_words(here) + note, shown, _quality(entries)]
+    write_section("study", "\n\n".join(text), arguments.results)
+    return 0
+
+
+def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps: int | None) -> list[str]:
+    words = [
+        "matrix",
+        "--profile",
+        profile,
+        "--configs",
+        ",".join(configs),
+        "--tasks",
+        ",".join(tasks),
+        "--seeds",
+        "0",
+        "--jobs",
+        str(slots),
+    ]
+    return [*words, *([] if steps is None else ["--set", f"steps={steps}"])]
+
+
+def _study(folder: Path, words: list[str], slots: int) -> list[str]:
+    """One row: run the matrix in ``folder`` and take its time apart. Ends the program when a run of it failed."""
+    places = ["--store", str(folder / "runs"), "--results", str(folder / "results")]
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "bitrank", *words, *places], check=False)
+    wall = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"bitrank matrix ended with code {done.returncode}; its words are above")
+    with open_store(str(folder / "runs")) as database:
+        runs = database.sql('SELECT ended, "m.time/total_s" FROM wide ORDER BY ended').fetchall()
+    took = sum(float(seconds) for _, seconds in runs)
+    last = runs[-1][0]
+    empty = sum((last - ended).total_seconds() for ended, _ in runs[-slots:])
+    share = (wall * slots - took - empty) / (wall * slots)
+    return [str(len(runs)), str(slots), f"{wall:,.0f}", f"{took:,.0f}", f"{empty:,.1f}", f"{100 * share:.1f} %"]
+
+
+def _quality(entries: list[dict[str, Any]]) -> str:
+    """Quality and seconds of each run beside those that the README states."""
+    stated = readme_rows(README.read_text(encoding="utf-8"))
+    rows = []
+    for entry in entries:
+        figures, key = entry["results"], (entry["spec"]["task"], entry["spec"]["config"])
+        quality = figures.get("eval/acc", figures.get("eval/ppl"))
+        before = stated.get(key)
+        rows.append([
+            f"`{key[0]}`", key[1], f"{quality:.3f}", f"{before[0]:.3f}" if before else "–",
+            f"{figures['time/total_s']:.0f}", f"{before[1]:.0f}" if before else "–", f"{figures['speed/train_tok_s']:,.0f}",
+            f"{figures['mem/peak_mib']:,.0f}",
+        ])  # fmt: skip
+    return table(("task", "config", "quality", "README", "seconds", "README", "train tok/s", "peak MiB"), rows)
+
+
+def readme_rows(text: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """(task, config) → (quality, seconds) of the README's table."""
+    found = {}
+    for line in text.splitlines():
+        cells = [part.strip() for part in line.strip().strip("|").split("|")]
+        names = re.fullmatch(r"`(\w+)`\|`([\w-]+)`", "|".join(cells[:2]))
+        quality = [match[1] for part in cells if (match := re.fullmatch(r"\*\*([\d.]+)\*\*", part))]
+        if names and quality:
+            found[names[1], names[2]] = (float(quality[0]), float(cells[-1].replace(",", "")))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Models filled one module at a time equal those that transformers loads at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitrank.models import locate, open_model
+from bitrank.specs import RunSpec
+from bitrank_quant import apply_precision, block_matrices
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+KINDS = {"tiny-bert": "classification", "tiny-llama": "language-modelling", "tiny-gpt2": "language-modelling"}
+
+
+def opened(model: str, kind: str | None = None):
+    spec = RunSpec(config="B-FP", task="toy", model=model, kind=kind or KINDS.get(model, "classification"), seed=3, dropout=0.0, steps=1)
+    return open_model(spec, 2, "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_filled_equals_loaded_at_once(name) -> None:
+    auto = AutoModelForSequenceClassification if KINDS[name] == "classification" else AutoModelForCausalLM
+    torch.manual_seed(3)
+    expected = auto.from_pretrained(locate(name), dtype=torch.bfloat16)
+    loaded = opened(name)
+    assert all(p.is_meta for p in loaded.model.parameters())
+    loaded.fill_rest()
+    got, want = loaded.model.state_dict(), expected.state_dict()
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[key], want[key]) and got[key].dtype == want[key].dtype for key in want)
+    buffers = dict(expected.named_buffers())
+    assert all(torch.equal(value, buffers[key]) for key, value in loaded.model.named_buffers())
+    assert loaded.parameters == sum(p.numel() for p in expected.parameters())
+    assert not loaded.model.training
+    assert loaded.fresh == (["classifier"] if name == "tiny-bert" else [])
+
+
+def test_a_tied_head_stays_tied() -> None:
+    loaded = opened("tiny-llama")
+    loaded.fill_rest()
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_no_two_planned_matrices_are_there_unquantized(name) -> None:
+    loaded = opened(name)
+    plan = {matrix.name: "int4-g64" for matrix in block_matrices(loaded.model)}
+    seen = []
+
+    def fill(module: str) -> None:
+        loaded.fill(module)
+        weights = {m: getattr(loaded.model.get_submodule(m), "weight", None) for m in plan}
+        seen.append([m for m, w in weights.items() if isinstance(w, torch.nn.Parameter) and not w.is_meta])
+
+    apply_precision(loaded.model, plan, device="cpu", fill=fill)
+    assert seen == [[matrix] for matrix in plan]
+    loaded.fill_rest()
+    assert not any(tensor.is_meta for tensor in loaded.model.state_dict().values())
+
+
+def test_old_names_of_norms_and_missing_prefixes_are_found(tmp_path) -> None:
+    import shutil
+
+    folder = tmp_path / "old"
+    shutil.copytree(locate("tiny-bert"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {
+        "bert." + key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for key, value in tensors.items()
+    }
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded, expected = opened(str(folder)), opened("tiny-bert")
+    loaded.fill_rest()
+    expected.fill_rest()
+    got, want = loaded.model.state_dict(), expected.model.state_dict()
+    assert all(torch.equal(got[key], want[key]) for key in want)
+
+
+def test_unknown_names_are_left_to_transformers(tmp_path) -> None:
+    """A file whose names match nothing is loaded whole, as transformers does it, which draws what it cannot find."""
+    import shutil
+
+    folder = tmp_path / "strange"
+    shutil.copytree(locate("tiny-llama"), folder)
+    tensors = {key.replace("layers", "strata"): value for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = opened(str(folder), "language-modelling")
+    assert not any(p.is_meta for p in loaded.model.parameters())
+    assert loaded.fresh

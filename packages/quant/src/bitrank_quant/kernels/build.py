@@ -1,0 +1,140 @@
+"""``decode.c`` (with ``codes.h``) compiled once per machine and kept in the cache folder.
+
+The file's name holds a hash of the source, of the compiler and of the CPU it compiles for (the compiler's own predefined macros tell
+both), so nothing stale is ever loaded. A digest beside it says whether it is whole: loading half a library can kill the process.
+
+Threads come from the OpenMP runtime that torch ships. A second one in the process would start threads of its own beside torch's, so
+the library is linked against torch's file; where there is none, or the compiler speaks to another runtime, it is built without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+SOURCE = Path(__file__).with_name("decode.c")
+_SOURCES = (SOURCE, SOURCE.with_name("codes.h"))
+_COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math")
+_TARGETS = (("-march=native",), ("-mcpu=native",), ())  # how x86 and ARM compilers call "this CPU"
+_PATIENCE_S = 120
+
+
+class BuildError(Exception):
+    """Why there is no compiled library, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A loaded library, the compiler that made it, and the OpenMP runtime that it shares with torch (None: one thread)."""
+
+    library: ctypes.CDLL
+    compiler: str
+    openmp: str | None
+
+
+def load() -> Built:
+    """The library, compiled now unless the cache holds it. Raises :class:`BuildError` when that cannot be."""
+    compiler = find_compiler()
+    target, macros = _target(compiler)
+    openmp = torch_openmp()
+    key = hashlib.sha256(
+        b"\0".join([*(path.read_bytes() for path in _SOURCES), macros, " ".join(_FLAGS).encode(), str(openmp and openmp.name).encode()])
+    )
+    try:
+        place = cache_folder() / f"decode-{key.hexdigest()[:16]}.so"
+        with FileLock(place.with_suffix(".lock")):
+            if not _whole(place):
+                _build(place, [*compiler, *_FLAGS, *target], openmp)
+        shared = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))["openmp"]
+        return Built(ctypes.CDLL(str(place)), Path(compiler[0]).name, shared)
+    except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
+        raise BuildError(f"the compiled kernels cannot be kept or loaded: {problem}") from problem
+
+
+def cache_folder() -> Path:
+    """``$BITRANK_CACHE`` or the platform's cache folder, its part for kernels; made if it is not there."""
+    folder = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank")) / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def find_compiler() -> list[str]:
+    """The command of the C compiler: ``$CC`` or the first of cc, gcc and clang. Raises :class:`BuildError` when there is none."""
+    for name in (os.environ.get("CC", ""), *_COMPILERS):
+        command = shlex.split(name)
+        if command and shutil.which(command[0]):
+            return command
+    raise BuildError(f"no C compiler found ($CC, {', '.join(_COMPILERS)}); install one, gcc for example")
+
+
+def torch_openmp() -> Path | None:
+    """The libgomp that lies in torch's own folder; None on systems where torch uses another runtime."""
+    package = Path(torch.__file__).parent
+    found = [path for folder in (package / "lib", package.with_name("torch.libs")) for path in sorted(folder.glob("libgomp*.so*"))]
+    return found[0] if found else None
+
+
+def _target(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
+    """The flags for this CPU that the compiler knows, and what it defines under them: its version and the CPU's features."""
+    for target in _TARGETS:
+        done = _run([*compiler, *target, "-dM", "-E", "-x", "c", os.devnull])
+        if done.returncode == 0:
+            return target, done.stdout
+    raise BuildError(f"{shlex.join(compiler)} does not work: {_first_line(done)}")
+
+
+def _whole(place: Path) -> bool:
+    try:
+        said = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+        return said["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _build(place: Path, command: list[str], openmp: Path | None) -> None:
+    """Compile beside ``place`` and move into it, then the digest: a build that dies leaves nothing that counts as whole."""
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        made = Path(folder) / place.name
+        shared = _compile(command, openmp, made)
+        said = made.with_suffix(".json")
+        said.write_text(json.dumps({"sha256": hashlib.sha256(made.read_bytes()).hexdigest(), "openmp": shared}), encoding="utf-8")
+        made.replace(place)
+        said.replace(place.with_suffix(".json"))
+
+
+def _compile(command: list[str], openmp: Path | None, made: Path) -> str | None:
+    """Compile to ``made``; the name of the OpenMP runtime that it came to use. Raises :class:`BuildError`."""
+    for runtime in dict.fromkeys((openmp, None)):
+        threads = ["-fopenmp"] if runtime else []
+        done = _run([*command, *threads, "-c", str(SOURCE), "-o", f"{made}.o"])
+        if done.returncode == 0:
+            # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they would fail at a call.
+            checked = ["-Wl,-z,defs"] if runtime else []
+            done = _run([*command, "-shared", f"{made}.o", *([str(runtime)] if runtime else []), *checked, "-o", str(made)])
+        if done.returncode == 0:
+            return runtime.name if runtime else None
+    raise BuildError(f"{shlex.join(command)} cannot compile the kernels: {_first_line(done)}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise BuildError(f"{command[0]} cannot be run: {problem}") from problem
+
+
+def _first_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    return (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[0]

@@ -1,0 +1,118 @@
+"""The fused head and attention against the plain formula, loss and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, attention, register_attention, vocabulary
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+SIZES = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def llama(kind: str, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64)
+    config._attn_implementation = kind
+    return LlamaForCausalLM(config).to(dtype).train()
+
+
+def gpt2(kind: str, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = GPT2Config(**SIZES, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    config._attn_implementation = kind
+    return GPT2LMHeadModel(config).to(dtype).train()
+
+
+def bert(kind: str, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = BertConfig(
+        **SIZES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    config._attn_implementation = kind
+    return BertModel(config).to(dtype).train()
+
+
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(3, 50, (3, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, bert])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_attention_equals_eager(build, dtype, tolerance: float) -> None:
+    ids, mask = padded()
+    results = []
+    for name in ("eager", register_attention()):
+        model = build(name, dtype)
+        out = model(input_ids=ids, attention_mask=mask)
+        values = (out.logits if hasattr(out, "logits") else out.last_hidden_state).float()[mask.bool()]
+        values.square().mean().backward()
+        results.append((values.detach(), torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])))
+    (plain, plain_grad), (fused, fused_grad) = results
+    assert (fused - plain).norm() < tolerance * plain.norm()
+    assert (fused_grad - plain_grad).norm() < tolerance * plain_grad.norm()
+
+
+def test_attention_with_dropout_drops() -> None:
+    module = torch.nn.Module().train()
+    q = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    first, second = attention.attention(module, q, q, q, None, dropout=0.5)[0], attention.attention(module, q, q, q, None, dropout=0.5)[0]
+    assert not torch.equal(first, second)
+    module.eval()
+    assert torch.equal(attention.attention(module, q, q, q, None, dropout=0.5)[0], attention.attention(module, q, q, q, None)[0])
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("block_bytes", [4 * 50 * 3, 2**25])
+def test_the_head_in_blocks_equals_the_whole(build, block_bytes: int, monkeypatch) -> None:
+    monkeypatch.setattr(vocabulary, "_BLOCK_BYTES", block_bytes)
+    ids, mask = padded()
+    data = {
+        "input_ids": ids.numpy(), "attention_mask": mask.numpy(), "labels": torch.where(mask == 1, ids, -100).numpy(),
+        "index": torch.arange(3).numpy(),
+    }  # fmt: skip
+    results = []
+    for objectives in (PLAIN_OBJECTIVES, OBJECTIVES):
+        model = build("eager")
+        model.get_output_embeddings().weight.requires_grad_(False)
+        objective = objectives["language-modelling"]
+        loss = objective.loss(model, data, "cpu")
+        loss.backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        with torch.no_grad():
+            results.append((loss.detach(), grads, objective.rows(model, data, "cpu")))
+    (plain, plain_grads, plain_rows), (fused, grads, rows) = results
+    assert torch.allclose(fused, plain, rtol=1e-6)
+    assert torch.allclose(grads, plain_grads, rtol=1e-4, atol=1e-7)
+    for got, want in zip(rows, plain_rows, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_a_head_that_trains_or_does_more_keeps_its_own_way() -> None:
+    model = llama("eager")
+    assert vocabulary.split_head(model) is None  # its weight takes a gradient
+    model.requires_grad_(False)
+    parts = vocabulary.split_head(model)
+    assert parts is not None and parts.head is model.lm_head and parts.body is model.model
+    type(model).__name__, saved = "GemmaForCausalLM", type(model).__name__
+    try:
+        assert vocabulary.split_head(model) is None
+    finally:
+        type(model).__name__ = saved
+
+
+def test_head_loss_skips_padding() -> None:
+    head = torch.nn.Linear(8, 20, bias=False).requires_grad_(False)
+    hidden = torch.randn(6, 8, requires_grad=True)
+    targets = torch.tensor([1, -100, 3, 19, -100, 0])
+    loss = vocabulary.head_loss(hidden, head, targets)
+    expected = F.cross_entropy(head(hidden), targets)
+    assert torch.allclose(loss, expected)
+    (got,), (want,) = torch.autograd.grad(loss, hidden), torch.autograd.grad(expected, hidden)
+    assert torch.allclose(got, want, atol=1e-7)

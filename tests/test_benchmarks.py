@@ -1,0 +1,106 @@
+"""The arithmetic of the benchmarks' harness: ratios by round, turns, sections of the results. Never a second of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A script of the benchmarks, under a name that clashes with nothing."""
+    found = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+harness = load("harness")
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert harness.paired_ratio([10, 30, 20], [5, 10, 20]) == harness.Spread(2.0, 1.0, 3.0)
+    assert harness.Spread(2.0, 1.0, 3.0).text() == "2.00 (1.00–3.00)"
+    assert harness.paired_ratio([3], [2]).text(1) == "1.5"
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=9), st.floats(0.1, 100))
+def test_a_machine_slow_in_some_rounds_leaves_the_ratio(speeds: list[float], factor: float) -> None:
+    found = harness.paired_ratio([speed * factor for speed in speeds], speeds)
+    assert found.low == pytest.approx(factor) and found.high == pytest.approx(factor)
+
+
+def test_rounds_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        harness.paired_ratio([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="--rounds"):
+        harness.spread([])
+
+
+def test_sides_take_turns_and_a_failure_stays_visible() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> dict[str, float]:
+        order.append(name)
+        if name == "c":
+            raise harness.SideFailed("no memory")
+        return {"tok_s": float(len(order))}
+
+    found = harness.alternate({name: (lambda name=name: side(name)) for name in "abc"}, 2)
+    assert order == ["a", "b", "c", "c", "b", "a"]
+    assert [figures["tok_s"] for figures in found["a"]] == [1.0, 6.0]
+    assert harness.ratio_cell(found["a"], found["c"], "tok_s") == "failed: no memory"
+    assert harness.leave(found) == 1 and harness.leave({"a": found["a"]}) == 0
+
+
+def test_processes_at_the_same_time_add_up() -> None:
+    part = {"tokens": 10.0, "tok_s": 5.0, "wall_tok_s": 4.0, "peak_mib": 100.0, "import_mib": 40.0, "seconds": 2.0}
+    both = harness.together([part, {**part, "seconds": 3.0}])
+    assert (both["tok_s"], both["wall_tok_s"], both["peak_mib"], both["seconds"], both["processes"]) == (10.0, 8.0, 200.0, 3.0, 2)
+
+
+def test_a_fresh_process_gives_its_last_json_line(tmp_path: Path) -> None:
+    good = tmp_path / "good.py"
+    good.write_text("import sys\nprint('{\"x\": 1}')\nprint('talk')\nprint('{\"x\": 2, \"word\": \"' + sys.argv[1] + '\"}')\n")
+    bad = tmp_path / "bad.py"
+    bad.write_text("raise SystemExit('out of luck')\n")
+    assert harness.fresh([str(good), "a"], [str(good), "b"]) == [{"x": 2, "word": "a"}, {"x": 2, "word": "b"}]
+    with pytest.raises(harness.SideFailed, match=r"bad\.py ended with code 1: out of luck"):
+        harness.fresh([str(bad)])
+
+
+def test_a_section_is_replaced_and_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    for name, text in (("training", "1.00 then"), ("memory", "2.00 kept"), ("training", "3.00 now")):
+        harness.write_section(name, text, path)
+    document = path.read_text()
+    assert "1.00 then" not in document and document.count("<!-- training: begin -->") == 1
+    assert document.index("3.00 now") < document.index("2.00 kept")
+    assert harness.replace_section(document, "memory", "2.00 kept") == document
+
+
+def test_half_a_section_is_refused() -> None:
+    with pytest.raises(ValueError, match="found one alone"):
+        harness.replace_section("text <!-- training: begin --> text", "training", "new")
+
+
+def test_a_table_is_markdown() -> None:
+    assert harness.table(("a", "b"), [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    study = load("study")
+    stated = study.readme_rows((FOLDER.parent / "README.md").read_text())
+    assert {config for task, config in stated if task == "movie_sentences"} == {"B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"}
+    row = "| `wiki_articles` | `B-FP` | ppl 26.48 | **22.61** | 256.6 | 16.00 | 1.82 | 1680 | 2,048 | 221 | 1,151 |"
+    assert study.readme_rows(row) == {("wiki_articles", "B-FP"): (22.61, 1151.0)}
