@@ -15,7 +15,7 @@ def rules(tmp_path, monkeypatch) -> Path:
     """A copy of ``rules.py`` that a test may change."""
     here = Path(provenance.__file__).parent
     (tmp_path / "rules.py").write_text((here / "rules.py").read_text())
-    monkeypatch.setattr(provenance, "_shared_code", lambda: "shared")
+    monkeypatch.setattr(provenance, "shared_code", lambda: "shared")
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     provenance._rules_code.cache_clear()
     yield tmp_path / "rules.py"

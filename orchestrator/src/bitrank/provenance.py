@@ -18,7 +18,7 @@ def code_id(*rules: object) -> str:
 
     Of the rules only those of this arm count, so that a config added beside it leaves its results as they are.
     """
-    return hashlib.sha256((_shared_code() + _rules_code(frozenset(type(rule).__name__ for rule in rules))).encode()).hexdigest()[:12]
+    return hashlib.sha256((shared_code() + _rules_code(frozenset(type(rule).__name__ for rule in rules))).encode()).hexdigest()[:12]
 
 
 @cache
@@ -35,7 +35,8 @@ def _rules_code(names: frozenset[str]) -> str:
 
 
 @cache
-def _shared_code() -> str:
+def shared_code() -> str:
+    """The digest of what all arms share."""
     digest = hashlib.sha256()
     for package in _DECIDES:
         found = find_spec(package)

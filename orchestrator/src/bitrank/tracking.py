@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
-from bitrank.provenance import git_state
+from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
 from bitrank.store import artifact_root
@@ -126,7 +126,8 @@ def _tags(spec: RunSpec) -> dict[str, str]:
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
     words = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
-             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec)}  # fmt: skip
+             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec),
+             "shared_code": shared_code()[:12]}  # fmt: skip
     note = {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."} if spec.profile == "smoke" else {}
     return {**words, **git_state(), "mlflow.source.name": "bitrank", **note}
 

@@ -75,11 +75,16 @@ def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path)
 
 
 def test_results_of_older_code_are_stale(maker, tmp_path: Path) -> None:
-    maker.run("A", metrics={"eval/acc": 0.5}, tags={"code": "old"})
-    maker.run("B", metrics={"eval/acc": 0.5}, tags={"code": "new"})
+    """Each arm has rules of its own; what all arms share must be the same in all."""
+    maker.run("A", metrics={"eval/acc": 0.5}, tags={"code": "a1", "shared_code": "old"})
+    maker.run("B", metrics={"eval/acc": 0.5}, tags={"code": "b1", "shared_code": "new"})
+    maker.run("C", seed=0, metrics={"eval/acc": 0.5}, tags={"code": "c1", "shared_code": "new"})
+    maker.run("C", seed=1, metrics={"eval/acc": 0.5}, tags={"code": "c2", "shared_code": "new"})
     study = study_of(tmp_path)
-    assert list(study.runs["stale"]) == [True, False]
-    assert study.notes == ("Made by other code than the newest run: A movies s0.",)
+    assert dict(zip(study.runs["run_name"], study.runs["stale"], strict=True)) == {
+        "A movies s0": True, "B movies s0": False, "C movies s0": True, "C movies s1": False
+    }  # fmt: skip
+    assert study.notes == ("Made by other code than the newest runs: A movies s0, C movies s0.",)
 
 
 def test_runs_of_another_tool_are_left_out_and_counted(maker, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ _FIGURES = {
     "rank": "lora/rank", "peak_mib": "mem/peak_mib", "import_mib": "mem/import_mib", "train_tok_s": "speed/train_tok_s",
     "seconds": "time/total_s", "bits": "model/bits",
 }  # fmt: skip
-_TAGS = ("config", "task", "seed", "model", "hardware", "code", "spec_id", "failure", "finding")
+_TEXTS = ("run_id", "run_name", "config", "task", "model", "hardware", "code", "shared_code", "status")
+_TAGS = ("config", "task", "seed", "model", "hardware", "code", "shared_code", "spec_id", "failure", "finding")
 _CELL = ["config", "task", "seed"]
 
 
@@ -54,8 +55,8 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
 
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality, zero (quality before
     training, NaN where not measured), loss (nats), model_mib, adapter_params, trainable_percent, rank, peak_mib, import_mib,
-    train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run), settings (what was trained otherwise than
-    in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there
+    train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run of the config), settings (what was
+    trained otherwise than in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there
     is no such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
     """
     every = _tagged(database)
@@ -63,14 +64,24 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     tagged = every[every["experiment"] == experiment].sort_values("started", kind="stable").reset_index(drop=True)
     finals = _finals(database, experiment)
     rows = pd.DataFrame([_row(run, finals.get(run["run_id"], {})) for run in tagged.to_dict("records")])
-    rows["stale"] = rows["code"] != rows["code"].iloc[-1]
+    rows["stale"] = _stale(rows)
     good = rows[rows["problem"] == ""]
     good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
     usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
     runs = usual_last.drop_duplicates(_CELL, keep="last").sort_values(["task", "config", "seed"]).reset_index(drop=True)
     every_run = database.execute("SELECT count(*) FROM runs WHERE experiment = ?", [experiment]).fetchall()[0][0]
     notes = _notes(every_run - len(rows), len(good) - len(runs), runs)
-    return Study(experiment, runs.drop(columns=["problem", "status"]), _missing(rows, runs), database, notes)
+    return Study(experiment, runs.drop(columns=["problem", "status", "shared_code"]), _missing(rows, runs), database, notes)
+
+
+def _stale(rows: pd.DataFrame) -> pd.Series:
+    """Runs made by other code than the newest of their config, or by other shared code than the newest run of all.
+
+    ``code`` covers what decides the numbers of one arm, its rules included; ``shared_code`` is the part that all arms have.
+    """
+    other_arm = rows["code"] != rows.groupby("config")["code"].transform("last")
+    told = rows.loc[rows["shared_code"] != "", "shared_code"]
+    return other_arm if told.empty else other_arm | ((rows["shared_code"] != "") & (rows["shared_code"] != told.iloc[-1]))
 
 
 def _tagged(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
@@ -114,7 +125,7 @@ def _row(run: dict[str, Any], finals: dict[str, float]) -> dict[str, Any]:
     known = [key for key in METRICS if key in finals]
     kind, metric, higher = METRICS[known[0]] if known else ("", "", True)
     quality = finals[known[0]] if known else float("nan")
-    row: dict[str, Any] = {key: _text(run[key]) for key in ("run_id", "run_name", "config", "task", "model", "hardware", "code", "status")}
+    row: dict[str, Any] = {key: _text(run[key]) for key in _TEXTS}
     row |= {"seed": run["seed"], "kind": kind, "metric": metric, "higher_is_better": higher, "quality": quality}
     row["zero"] = finals.get(f"zero/{metric}", float("nan"))
     row |= {column: finals.get(key, float("nan")) for column, key in _FIGURES.items()}
@@ -151,7 +162,7 @@ def _notes(foreign: int, doubled: int, runs: pd.DataFrame) -> tuple[str, ...]:
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
         f"Runs left out for another of the same config, task and seed that is newer or has the usual settings: {doubled}.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
-        f"Made by other code than the newest run: {', '.join(stale)}.": len(stale),
+        f"Made by other code than the newest runs: {', '.join(stale)}.": len(stale),
     }
     return tuple(sentence for sentence, count in said.items() if count)
 
