@@ -99,7 +99,7 @@ def test_what_a_reader_must_know_of_the_runs(maker: Any, tmp_path: Path) -> None
         "Without a result: B-Q4 on movies, seed 0 (failed: out of memory); B-Q4 on movies, seed 1 (absent: it was not run).",
         "1 further finished run gave way to another of the same arm, task and seed: the one with the usual settings or, among equals, the "
         "newest counts.",
-        "The runs were made by 2 versions of the code: c1, c2.",
+        "Made by other code than the newest runs: B-FP movies s0.",
     )
 
 

@@ -69,9 +69,9 @@ def test_a_missing_arm_drops_its_sentences(maker: Any, tmp_path: Path) -> None:
     assert any("Joint-2" in sentence for sentence in said)
 
 
-def test_all_four_arms_bring_the_factorial_and_its_words_follow_p_and_sign(full: Evidence) -> None:
+def test_all_four_arms_bring_the_factorial_and_its_words_follow_verdict_and_sign(full: Evidence) -> None:
     def told(p: float, estimate: float) -> list[str]:
-        said = claims(replace(full, factorial=full.factorial.assign(p_holm=p, estimate=estimate)))
+        said = claims(replace(full, factorial=full.factorial.assign(p_holm=p, resolved=p < 0.05, estimate=estimate)))
         return [sentence.split(" (")[0] for sentence in said if "factorial" in sentence or "interact" in sentence]
 
     assert told(0.01, -0.02) == [
@@ -108,11 +108,12 @@ def test_a_difference_that_seeds_could_turn_says_so(maker: Any, tmp_path: Path) 
     maker.classifier("B-FP", right(100, 90))
     maker.classifier("B-Q4", right(100, 40))
     evidence = of(tmp_path)
-    turned = evidence.comparisons.assign(seeds=3, seed_low=-1.2, seed_high=0.2)
+    turned = evidence.comparisons.assign(seeds=3, seed_low=-1.2, seed_high=0.2, verdict="unresolved")
     said = claims(replace(evidence, comparisons=turned))[0]
-    assert "over 3 seeds [−120.00, +20.00]; p < 0.001; the interval over seeds includes zero) is worse than B-FP." in said
-    firm = claims(replace(evidence, comparisons=turned.assign(seed_high=-0.2)))[0]
-    assert "includes zero" not in firm
+    assert "over 3 seeds [−120.00, +20.00]; p < 0.001; equivalence p = 1.000; the interval over seeds includes zero" in said
+    assert "unresolved" in said and "worse" not in said
+    firm = claims(replace(evidence, comparisons=turned.assign(seed_high=-0.2, verdict="worse")))[0]
+    assert "includes zero" not in firm and "worse" in firm
 
 
 @given(st.lists(st.sampled_from(VERDICTS), min_size=5, max_size=5))

@@ -223,3 +223,28 @@ def test_perplexity_of_several_seeds_is_of_the_mean_loss(maker, tmp_path: Path) 
     row = arms(study_of(tmp_path), "wiki").iloc[0]
     assert row["quality"] == pytest.approx(math.exp(51 / 20)) and row["low"] < row["quality"] < row["high"]
     assert row["seed_low"] < row["quality"] < row["seed_high"]
+
+
+def test_one_collapsed_seed_is_no_verdict(maker, tmp_path: Path) -> None:
+    """Over examples the mean of three seeds is surely worse; another seed could turn it round, and the verdict says so."""
+    for seed in range(3):
+        maker.classifier("B-FP", right(1000, set(range(140))), seed=seed)
+        maker.classifier("B-Q4", right(1000, set(range(500 if seed == 2 else 138))), seed=seed)
+        maker.classifier("Joint-1", right(1000, set(range(200 + seed))), seed=seed)
+    table = compare(study_of(tmp_path), "movies")
+    collapsed, worse = row_of(table, "B-Q4", "B-FP"), row_of(table, "Joint-1", "B-FP")
+    assert collapsed["p_holm"] < 1e-6 and collapsed["seed_low"] < 0 < collapsed["seed_high"]
+    assert (collapsed["verdict"], collapsed["equivalent"]) == ("unresolved", False)
+    assert worse["seed_high"] < 0 and worse["verdict"] == "worse"
+
+
+def test_equivalence_over_seeds_needs_their_interval_within_the_margin(maker, tmp_path: Path) -> None:
+    for seed in range(3):
+        maker.classifier("B-FP", right(4000, set(range(400))), seed=seed)
+        maker.classifier("B-Q4", right(4000, set(range(402))), seed=seed)
+        maker.classifier("B-Ada", right(4000, set(range((370, 400, 430)[seed]))), seed=seed)
+    table = compare(study_of(tmp_path), "movies")
+    assert row_of(table, "B-Q4", "B-FP")["verdict"] == "as good as"
+    swings = row_of(table, "B-Ada", "B-FP")
+    assert swings["tost_p_holm"] < 0.05 and swings["seed_high"] > 0.01
+    assert (swings["verdict"], swings["equivalent"]) == ("unresolved", False)

@@ -51,10 +51,10 @@ def evidence_of(task: Evidence, row: pd.Series) -> str:
     """The test behind one verdict: difference and interval, the p that decided, and the bytes saved where the arm is not worse."""
     told = [_interval(task, row["difference"], row["low"], row["high"])]
     if not math.isnan(row["seed_low"]):
-        told.append(f"over {int(row['seeds'])} seeds [{_change(row['seed_low'], task.metric)}, {_change(row['seed_high'], task.metric)}]")
+        told.append(f"over {int(row['seeds'])} seeds [{_range(task, row)}]")
     differs, equal = f"p {_p(row['p_holm'])}", f"equivalence p {_p(row['tost_p_holm'])}"
     told += {"as good as": [equal], "unresolved": [differs, equal]}.get(row["verdict"], [differs])
-    told += [_doubt(row)] if row["verdict"] in ("better", "worse") else []
+    told += [_doubt(row)]
     told += [_bytes(task, row)] if row["verdict"] != "worse" else []
     return "; ".join(part for part in told if part)
 
@@ -64,11 +64,15 @@ def _interval(task: Evidence, value: float, low: float, high: float) -> str:
     return f"{_change(value, task.metric)}{unit} [{_change(low, task.metric)}, {_change(high, task.metric)}]"
 
 
+def _range(task: Evidence, row: pd.Series) -> str:
+    return f"{_change(row['seed_low'], task.metric)}, {_change(row['seed_high'], task.metric)}"
+
+
 def _doubt(row: pd.Series) -> str:
     """A difference over examples can be smaller than what seeds do, or than what matters."""
-    if row["seed_low"] <= 0 <= row["seed_high"]:
+    if row["p_holm"] < ALPHA and row["seed_low"] <= 0 <= row["seed_high"]:
         return "the interval over seeds includes zero"
-    return "a difference within the margin of equivalence" if row["equivalent"] else ""
+    return "a difference within the margin of equivalence" if row["equivalent"] and row["verdict"] in ("better", "worse") else ""
 
 
 def _bytes(task: Evidence, row: pd.Series) -> str:
@@ -83,8 +87,9 @@ def factorial_claims(task: Evidence) -> list[str]:
 
 
 def _effect(task: Evidence, row: pd.Series) -> str:
-    test = f"({_interval(task, row['estimate'], row['low'], row['high'])}; p {_p(row['p_holm'])})"
-    resolved = row["p_holm"] < ALPHA
+    seeds = "" if math.isnan(row["seed_low"]) else f"; over {int(row['seeds'])} seeds [{_range(task, row)}]"
+    test = f"({_interval(task, row['estimate'], row['low'], row['high'])}{seeds}; p {_p(row['p_holm'])})"
+    resolved = bool(row["resolved"])
     if row["effect"] == "interaction":
         return f"Rank and precision {'interact' if resolved else 'show no resolved interaction'} {test}."
     what = _EFFECTS[row["effect"]]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from bitrank_analysis import words
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import config_order
+from bitrank_analysis.statistics.chance import at_chance
 from bitrank_analysis.study import Study
 
 
@@ -31,7 +32,7 @@ def remarks(chosen: Study, whole: Study) -> list[str]:
     strangers = config_order(set(whole.runs["config"]) - set(chosen.runs["config"]))
     absent = [f"{row.config} on {row.task}, seed {row.seed} ({row.reason})" for row in chosen.missing.itertuples()]
     odd = [f"{row.run_name} ({row.settings})" for row in chosen.runs.itertuples() if row.settings]
-    codes = sorted(set(chosen.runs["code"]))
+    older = list(chosen.runs.loc[chosen.runs["stale"], "run_name"])
     doubled = _doubled(chosen)
     said = {
         f"The store also holds runs of {words.listed(strangers)}, which are no arms of this study and enter nowhere.": len(strangers),
@@ -39,9 +40,9 @@ def remarks(chosen: Study, whole: Study) -> list[str]:
         f"{words.count(doubled, 'further finished run')} gave way to another of the same arm, task and seed: the one with the usual "
         "settings or, among equals, the newest counts.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
-        f"The runs were made by {len(codes)} versions of the code: {', '.join(codes)}.": len(codes) > 1,
+        f"Made by other code than the newest runs: {', '.join(older)}.": len(older),
     }
-    return [sentence for sentence, holds in said.items() if holds]
+    return [*(sentence for sentence, holds in said.items() if holds), *at_chance(chosen)]
 
 
 def _doubled(chosen: Study) -> int:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bitrank_analysis import words
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.statistics.chance import at_chance
 from bitrank_analysis.study import Study
 
 
@@ -60,4 +61,4 @@ def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mappi
     told += [f"{task}, figure {name}: {reason}" for task, figures in refused.items() for name, reason in figures.items()]
     unread = study.database.sql("SELECT run_id, file, reason FROM unread").df().merge(study.runs[["run_id", "run_name"]], on="run_id")
     told += [f"{row.run_name}, {row.file}: {row.reason}" for row in unread.itertuples()]
-    return list(dict.fromkeys([*told, *study.notes, *(note for task in evidence for note in task.notes)]))
+    return list(dict.fromkeys([*told, *study.notes, *at_chance(study), *(note for task in evidence for note in task.notes)]))

@@ -40,6 +40,7 @@ def compare(
     with as many discordant pairs, before correction; ``detectable`` the one found with 80 % power; ``tost_best_p`` the p that TOST would
     give with this much disagreement and no difference at all: where it is not below α, "as good as" is out of reach. ``verdict``:
     better or worse when p_holm < α, as good as when tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved.
+    With several seeds a verdict needs the interval over seeds as well: it must leave out zero, or lie within the margin.
 
     ``margins`` are those of TOST: accuracy, and log ratio of perplexity. Empty with a reason in ``attrs["notes"]`` when nothing can be
     paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
@@ -116,7 +117,9 @@ def _judged(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
-    differs, table["equivalent"] = table["p_holm"] < alpha, table["tost_p_holm"] < alpha
+    low, high, margin = (table[column].astype(float) for column in ("seed_low", "seed_high", "margin"))
+    differs = (table["p_holm"] < alpha) & seeds.agree(low, high)
+    table["equivalent"] = (table["tost_p_holm"] < alpha) & seeds.agree(low, high, margin)
     wins = (table["difference"].astype(float) > 0) == (table["metric"] == "acc")
     verdicts = np.where(differs, np.where(wins, "better", "worse"), np.where(table["equivalent"], "as good as", "unresolved"))
     table["verdict"] = verdicts.astype(object)

@@ -12,20 +12,21 @@ import pandas as pd
 from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.intervals import Estimate, Floats, padded_estimate, t_estimate
-from bitrank_analysis.statistics.seeds import over_seeds
+from bitrank_analysis.statistics.seeds import agree, over_seeds
 from bitrank_analysis.study import Study
 
 CELLS = {("fixed", "16-bit"): "B-FP", ("adaptive", "16-bit"): "B-Ada", ("fixed", "NF4"): "B-Q4", ("adaptive", "NF4"): "Joint-1"}
 NAME = "rank {fixed, adaptive} × precision {16-bit, NF4}: " + ", ".join(CELLS.values())
 # Weights of B-FP, B-Ada, B-Q4, Joint-1. A main effect is the mean of two differences; the interaction is their difference.
 CONTRASTS = {"rank": (-0.5, 0.5, -0.5, 0.5), "precision": (-0.5, -0.5, 0.5, 0.5), "interaction": (1.0, -1.0, -1.0, 1.0)}
-_COLUMNS = ["effect", "factorial", "metric", "seeds", "n", "estimate", "low", "high", "seed_low", "seed_high", "p", "p_holm"]
+_COLUMNS = ["effect", "factorial", "metric", "seeds", "n", "estimate", "low", "high", "seed_low", "seed_high", "p", "p_holm", "resolved"]
 
 
 def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     """Effects of the 2 × 2 on accuracy, or on log-perplexity (nats a token; below zero is better). Columns: effect (rank: adaptive −
     fixed; precision: NF4 − 16-bit; interaction), factorial (which arms), metric, seeds, n, estimate, low, high (over examples or
-    documents), seed_low, seed_high (NaN with one seed), p, p_holm (over the three).
+    documents), seed_low, seed_high (NaN with one seed), p, p_holm (over the three), resolved (p_holm < α and, with several seeds, an
+    interval over seeds that leaves out zero).
 
     Empty when an arm of the four, or a seed common to them, is missing; ``attrs["notes"]`` says which.
     """
@@ -37,7 +38,7 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
         why = f"it lacks {', '.join(lacking)}" if lacking else "its four arms have no seed in common"
         return _frame([], [f"The factorial {NAME} needs all four arms; {why}."])
     rows = [_effect(effect, four, seeds, alpha) for effect in CONTRASTS]
-    return _frame(rows, [f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."])
+    return _frame(rows, [f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."], alpha)
 
 
 def contrast(values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, alpha: float = 0.05) -> Estimate:
@@ -58,8 +59,9 @@ def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], alpha: float) 
     }  # fmt: skip
 
 
-def _frame(rows: list[dict[str, object]], notes: list[str]) -> pd.DataFrame:
+def _frame(rows: list[dict[str, object]], notes: list[str], alpha: float = 0.05) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["p_holm"] = holm(frame["p"].to_numpy(dtype=np.float64))
+    frame["resolved"] = (frame["p_holm"] < alpha) & agree(frame["seed_low"].astype(float), frame["seed_high"].astype(float))
     frame.attrs["notes"] = notes
     return frame

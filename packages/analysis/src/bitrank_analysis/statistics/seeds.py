@@ -8,6 +8,7 @@ observation of a t interval. With one seed the second question has no answer, an
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -26,6 +27,16 @@ def over_seeds(differences_S: Floats, alpha: float = 0.05) -> tuple[float, float
         return float("nan"), float("nan")
     mean, half = float(differences_S.mean()), float(stats.t.ppf(1 - alpha / 2, len(differences_S) - 1) * stats.sem(differences_S))
     return mean - half, mean + half
+
+
+def agree(low: pd.Series, high: pd.Series, margin: pd.Series | None = None) -> pd.Series:
+    """Whether the intervals over seeds ``low high`` leave out zero, or with ``margin`` lie within ±margin. True with one seed.
+
+    What holds over examples for the mean of a few trained models is no verdict on the arms when another seed could turn it round: one
+    collapsed run out of three does that.
+    """
+    held = (low > 0) | (high < 0) if margin is None else (low > -margin) & (high < margin)
+    return held | low.isna()
 
 
 def sign_flip(differences_N: NDArray[np.int64]) -> float:
