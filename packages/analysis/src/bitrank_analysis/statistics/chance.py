@@ -7,7 +7,6 @@ from scipy import stats
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.study import Study
 
-
 _NEAR = 0.05  # a run further above chance than this did learn something, though few examples may not show it
 
 
