@@ -92,31 +92,23 @@ def _study(folder: Path, words: list[str], slots: int) -> list[str]:
 
 
 def _quality(entries: list[dict[str, Any]]) -> str:
-    """Quality and seconds of each run beside those that the README states."""
+    """Quality of each run beside the mean over seeds that the README states."""
     stated = readme_rows(README.read_text(encoding="utf-8"))
     rows = []
     for entry in entries:
         figures, key = entry["results"], (entry["spec"]["task"], entry["spec"]["config"])
         quality = figures.get("eval/acc", figures.get("eval/ppl"))
-        before = stated.get(key)
         rows.append([
-            f"`{key[0]}`", key[1], f"{quality:.3f}", f"{before[0]:.3f}" if before else "–",
-            f"{figures['time/total_s']:.0f}", f"{before[1]:.0f}" if before else "–", f"{figures['speed/train_tok_s']:,.0f}",
-            f"{figures['mem/peak_mib']:,.0f}",
+            f"`{key[0]}`", key[1], f"{quality:.3f}", f"{stated[key]:.3f}" if key in stated else "–",
+            f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}", f"{figures['mem/peak_mib']:,.0f}",
         ])  # fmt: skip
-    return table(("task", "config", "quality", "README", "seconds", "README", "train tok/s", "peak MiB"), rows)
+    return table(("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows)
 
 
-def readme_rows(text: str) -> dict[tuple[str, str], tuple[float, float]]:
-    """(task, config) → (quality, seconds) of the README's table."""
-    found = {}
-    for line in text.splitlines():
-        cells = [part.strip() for part in line.strip().strip("|").split("|")]
-        names = re.fullmatch(r"`(\w+)`\|`([\w-]+)`", "|".join(cells[:2]))
-        quality = [match[1] for part in cells if (match := re.fullmatch(r"\*\*([\d.]+)\*\*", part))]
-        if names and quality:
-            found[names[1], names[2]] = (float(quality[0]), float(cells[-1].replace(",", "")))
-    return found
+def readme_rows(text: str) -> dict[tuple[str, str], float]:
+    """(task, config) → quality, of the README's table."""
+    rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|.*?\*\*([\d.]+)\*\*", text, flags=re.MULTILINE)
+    return {(task, config): float(quality) for task, config, quality in rows}
 
 
 if __name__ == "__main__":
