@@ -33,7 +33,7 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "minilm", "threads": 1, "steps": 320, "batch_size": 32, "learning_rate": 1.5e-3, "max_length": 128,
+                    "model": "minilm", "threads": 1, "steps": 320, "batch_size": 32, "learning_rate": 1e-3, "max_length": 128,
                     "log_every": 10, "eval_every": 160, "checkpoint_every": 40, "dropout": 0.0,
                 },
                 "language-modelling": {
