@@ -77,7 +77,7 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
     One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
     """
     waiting, running = deque(jobs), list[_Running]()
-    with _signals():
+    with _signals() as stop:
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
@@ -90,6 +90,7 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
                         changed(item.job)
                 changed(None)
                 time.sleep(_POLL)
+                stop.check()
         except Interrupted:
             for item in running:
                 _kill(item)
@@ -198,18 +199,26 @@ def _kill(item: _Running) -> None:
 
 
 class _signals:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted` inside the block."""
+    """Remember SIGINT and SIGTERM inside the block, for :meth:`check` to raise as :class:`Interrupted` between two polls.
 
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    Raised at once they could strike inside a write to the store, whose own error handling would make something else of them.
+    """
+
+    def __enter__(self) -> _signals:
+        self._came: int | None = None
+        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def check(self) -> None:
+        if self._came is not None:
+            raise Interrupted(self._came)
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(number)
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self._came = number
 
 
 def _read(path: Path) -> dict[str, Any]:

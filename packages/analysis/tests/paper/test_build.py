@@ -114,7 +114,13 @@ def test_what_could_not_be_worked_out_is_said_and_not_claimed(maker: Any, tmp_pa
 
 
 def _answers(name: str) -> dict[str, list[Any]]:
-    return {"id": [f"{name}{i}" for i in range(8)], "label": [0, 1] * 4, "prediction": [0] * 8, "loss": [0.5] * 8, "tokens": [9] * 8}
+    return {
+        "id": [f"{name}{i}" for i in range(8)],
+        "label": [0, 1] * 4,
+        "prediction": [0, 1, 0, 1, 0, 1, 0, 0],
+        "loss": [0.5] * 8,
+        "tokens": [9] * 8,
+    }
 
 
 def test_settings_that_differ_between_runs_have_no_name(maker: Any, tmp_path: Path) -> None:
