@@ -8,28 +8,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bitrank import rules
 from bitrank.errors import UserError, unknown
-from bitrank.rules import (
-    AdaptiveRank,
-    BlocksIn,
-    ByRole,
-    EdgesHigh,
-    FixedRank,
-    GivenBits,
-    GivenRanks,
-    PrecisionRule,
-    RankByRole,
-    RankRule,
-    Sixteen,
-)
 
 
 @dataclass(frozen=True)
 class Config:
     """One arm: how many bits, how much rank."""
 
-    precision: PrecisionRule
-    rank: RankRule
+    precision: rules.PrecisionRule
+    rank: rules.RankRule
     family: str  # "baseline" or "joint"
 
     def as_data(self) -> dict[str, Any]:
@@ -41,12 +29,12 @@ class Config:
 
 
 CONFIGS: dict[str, Config] = {
-    "B-FP": Config(Sixteen(), FixedRank(8), "baseline"),
-    "B-Q4": Config(BlocksIn("nf4-dq"), FixedRank(8), "baseline"),
-    "B-Ada": Config(Sixteen(), AdaptiveRank(12, 4), "baseline"),
-    "Joint-1": Config(BlocksIn("nf4-dq"), AdaptiveRank(12, 4), "joint"),
-    "Joint-2": Config(EdgesHigh("int8", "nf4-dq"), AdaptiveRank(12, 4), "joint"),
-    "Joint-3": Config(ByRole({"attention": "int8", "ffn": "nf4-dq"}), RankByRole({"attention": 6, "ffn": 10}), "joint"),
+    "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline"),
+    "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline"),
+    "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline"),
+    "Joint-1": Config(rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
+    "Joint-2": Config(rules.EdgesHigh("int8", "nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
+    "Joint-3": Config(rules.ByRole({"attention": "int8", "ffn": "nf4-dq"}), rules.RankByRole({"attention": 6, "ffn": 10}), "joint"),
 }
 
 
@@ -76,4 +64,4 @@ def _config_from_plan(path: Path) -> Config:
         raise UserError(f"{path} is no plan: {expected}; got {type(error).__name__}: {error}") from error
     if not all(isinstance(fmt, str) for fmt in bits.values()) or not all(type(rank) is int for rank in ranks.values()):
         raise UserError(f"{path} is no plan: {expected}; formats must be text and ranks whole numbers")
-    return Config(GivenBits(bits), GivenRanks(ranks), "joint")
+    return Config(rules.GivenBits(bits), rules.GivenRanks(ranks), "joint")
