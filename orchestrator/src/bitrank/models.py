@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,16 @@ def _folder(name: str) -> Path:
         return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(name, error)) from error
+
+
+def weights_fingerprint(name: str) -> str:
+    """A hash of the files that make up model ``name``: its configuration and its weights."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _folder(name).iterdir() if path.suffix in {".safetensors", ".json"}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _size(model: nn.Module) -> int:

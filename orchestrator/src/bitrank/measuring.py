@@ -1,0 +1,159 @@
+"""Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
+
+The tables are kept in the cache under a hash of the model's files, the task's text and how they were measured. Nothing is trained but
+a head that has no weights yet: its gradients would say nothing about the task, so it is fitted to frozen features first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
+from bitrank_quant import WeightMatrix, parse_format, weight_matrices
+from bitrank_quant.sensitivity import FormatErrors, Moments, Replay, measure_errors, measure_moments
+from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, peak_memory_mib, pin_threads
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bitrank.errors import UserError
+from bitrank.models import load_tokenizer, open_model, weights_fingerprint
+from bitrank.specs import RunSpec
+
+VERSION = "1"  # of what is measured and how it lies on disk
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
+SEQUENCES = {"classification": 256, "language-modelling": 8}
+_BATCH_TOKENS = {"classification": 1024, "language-modelling": 128}
+_HEAD_SEQUENCES = 512
+_HEAD_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was measured: matrices of the model, their moments and errors by name, ``base`` the loss in nats, and what it took."""
+
+    matrices: list[WeightMatrix]
+    moments: dict[str, Moments]
+    errors: dict[str, dict[str, FormatErrors]]
+    base: float
+    seconds: float
+    peak_mib: float
+
+
+def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tables:
+    """The tables for the model and task of ``spec``, from the cache when they are there.
+
+    Raises :class:`UserError` when the task has fewer than two training examples to measure on.
+    """
+    source = open_task(spec.task, spec.data)
+    task = tokenise(source, load_tokenizer(spec.model), spec.max_length)
+    if len(task.splits["train"]) < 2:
+        raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
+    key = hashlib.sha256("\0".join((weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)).encode())
+    place = cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
+    return _read(build_once(place, lambda folder: _write(folder, _measure(spec, task, told))))
+
+
+def calibration_batches(task: TokenisedTask, count: int, offset: int = 0) -> list[Batch]:
+    """``count`` training sequences after the first ``offset`` of a fixed shuffle, in batches of similar length."""
+    train = task.splits["train"]
+    chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + count]
+    return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, _BATCH_TOKENS[task.kind]))
+
+
+def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
+    started = time.monotonic()
+    device = choose_device(spec.device)
+    loaded = open_model(spec, len(task.classes), device, DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype])
+    loaded.fill_rest()
+    model = loaded.model.eval().requires_grad_(False)
+    count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
+    if loaded.fresh:
+        _fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
+    replay = Replay(model, calibration_batches(task, count), _loss_sum(spec.kind, device))
+    matrices = [m for m in weight_matrices(model) if m.name not in loaded.fresh]
+    moments = measure_moments(replay, matrices, told)
+    errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
+    return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
+
+
+def _loss_sum(kind: str, device: str) -> Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]:
+    objective = PLAIN_OBJECTIVES[kind]
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+        units = objective.weight(batch)
+        return objective.loss(model, batch, device) * units, units
+
+    return loss
+
+
+def _fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch], device: str) -> None:
+    """Fit the modules that no file had to the features that the frozen body gives, by L-BFGS on the whole of ``batches``."""
+    parameters = [p for name in fresh for p in model.get_submodule(name).parameters()]
+    replay = Replay(model, batches, _loss_sum(kind, device))
+    kept = [p.dtype for p in parameters]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=_HEAD_STEPS, line_search_fn="strong_wolfe")
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        total, units = torch.zeros((), device=device), 0
+        for loss, count in replay.losses_from(None):
+            loss.backward()
+            total, units = total + loss.detach(), units + count
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= units
+        return total / units
+
+    optimizer.step(closure)
+    for parameter, dtype in zip(parameters, kept, strict=True):
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+
+
+def _write(folder: Path, tables: Tables) -> None:
+    tensors = {}
+    plain: dict[str, Any] = {"base": tables.base, "seconds": tables.seconds, "peak_mib": tables.peak_mib}
+    plain["matrices"] = [asdict(matrix) for matrix in tables.matrices]
+    plain["moments"] = {name: _split(f"moments:{name}", moments, tensors) for name, moments in tables.moments.items()}
+    plain["errors"] = {
+        name: {fmt: _split(f"errors:{name}:{fmt}", errors, tensors) for fmt, errors in by_format.items()}
+        for name, by_format in tables.errors.items()
+    }
+    save_file(tensors, folder / "tables.safetensors")
+    (folder / "tables.json").write_text(json.dumps(plain))
+
+
+def _split(key: str, value: Moments | FormatErrors, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The numbers of a dataclass; its tensors go into ``tensors`` under ``key:field``."""
+    numbers = {}
+    for name, part in vars(value).items():
+        if isinstance(part, torch.Tensor):
+            tensors[f"{key}:{name}"] = part.contiguous()
+        else:
+            numbers[name] = part
+    return numbers
+
+
+def _read(place: Path) -> Tables:
+    plain = json.loads((place / "tables.json").read_text())
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(place / "tables.safetensors").items():
+        owner, _, name = key.rpartition(":")
+        tensors.setdefault(owner, {})[name] = tensor
+    matrices = [WeightMatrix(**{**m, "shape": tuple(m["shape"])}) for m in plain["matrices"]]
+    moments = {name: Moments(**numbers, **tensors[f"moments:{name}"]) for name, numbers in plain["moments"].items()}
+    errors = {
+        name: {fmt: FormatErrors(**numbers, **tensors[f"errors:{name}:{fmt}"]) for fmt, numbers in by_format.items()}
+        for name, by_format in plain["errors"].items()
+    }
+    return Tables(matrices, moments, errors, plain["base"], plain["seconds"], plain["peak_mib"])

@@ -1,0 +1,63 @@
+"""How a rule of thumb spends a byte budget: its formats are given, and the mean rank is as large as the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bitrank_planner.errors import Infeasible, PlanError
+from bitrank_planner.problem import Item, Plan, Problem
+
+_STEPS = 16  # mean ranks are tried in sixteenths
+
+
+def at_budget(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]]) -> Plan:
+    """The plan of the largest mean rank, in sixteenths from 1 up, that fits into ``problem``'s budget.
+
+    ``precision`` names the format of every matrix; ``ranks_for_mean`` is a rule of :data:`RANK_HEURISTICS` with all but the mean filled
+    in. Its ranks go down to the next rank that ``problem`` offers for the matrix in that format, or to the smallest offered when none is
+    below. The mean is found by halving, so bytes are taken to grow with it; what rounding does against that can cost a few steps.
+    A mean that the rule refuses with :class:`PlanError` counts as too large, unless it is 1.
+
+    Raises :class:`~bitrank_planner.Infeasible` when mean rank 1 is above the budget, :class:`PlanError` for a format not offered.
+    """
+    plan = _plan(problem, precision, ranks_for_mean(1.0))
+    if not problem.fits(plan):
+        raise Infeasible(
+            f"these formats take {plan.nbytes:,} bytes and train {plan.trainable:,} numbers at mean rank 1, above the limits "
+            f"({problem.budget:,} bytes); give smaller formats or a larger budget",
+            plan.nbytes,
+        )
+    most = max(max(min(item.shape), option.rank) for item in problem.items for option in item.options)
+    low, high = _STEPS, _STEPS * most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = _tried(problem, precision, ranks_for_mean, middle / _STEPS)
+        if tried is not None and problem.fits(tried):
+            low, plan = middle, tried
+        else:
+            high = middle
+    return plan
+
+
+def _tried(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]], mean: float) -> Plan | None:
+    try:
+        ranks = ranks_for_mean(mean)
+    except PlanError:
+        return None
+    return _plan(problem, precision, ranks)
+
+
+def _plan(problem: Problem, precision: Mapping[str, str], ranks: Mapping[str, int]) -> Plan:
+    missing = [item.name for item in problem.items if item.name not in precision]
+    if missing:
+        raise PlanError(f"no format for {len(missing)} of {len(problem.items)} matrices, {missing[0]} first; name one for every matrix")
+    return problem.find(
+        precision, {item.name: _offered(item, precision[item.name], ranks.get(item.name, 0)) for item in problem.items}, "rule"
+    )
+
+
+def _offered(item: Item, fmt: str, rank: int) -> int:
+    """The largest rank offered in ``fmt`` that is at most ``rank``, or the smallest offered; ``rank`` itself when ``fmt`` is not."""
+    offered = sorted({option.rank for option in item.options if option.format == fmt})
+    below = [r for r in offered if r <= rank]
+    return below[-1] if below else min(offered, default=rank)

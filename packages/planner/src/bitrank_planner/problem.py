@@ -1,0 +1,185 @@
+"""The joint problem: one (format, rank) for every weight matrix, least predicted loss, under one byte budget.
+
+    minimise   Σ_i Σ_c cost_ic x_ic        x_ic ∈ {0, 1},  Σ_c x_ic = 1 for every matrix i
+    subject to Σ_i Σ_c bytes_ic x_ic ≤ budget − fixed,     Σ_i Σ_c trainable_ic x_ic ≤ max_trainable (if given)
+
+An item is one matrix with all its options; an option is one format with one rank and what both together cost. Where the numbers come
+from is not this package's business: it never sees a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bitrank_planner.errors import Infeasible, PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to hold a matrix: ``nbytes`` of codes, scales and adapter, ``cost`` in nats of predicted added loss."""
+
+    format: str
+    rank: int
+    nbytes: int
+    cost: float
+    trainable: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One weight matrix. ``role`` and ``layer`` (None outside the blocks) are what rules of thumb go by; ``shape`` is (out, in)."""
+
+    name: str
+    options: tuple[Option, ...]
+    role: str = "other"
+    layer: int | None = None
+    shape: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Items, the byte budget of the whole model, and ``fixed``: the bytes that no choice changes (norms, biases).
+
+    Raises :class:`PlanError` for an item without options, a name twice, or numbers that are not finite or negative where they cannot be.
+    """
+
+    items: tuple[Item, ...]
+    budget: int
+    fixed: int = 0
+    max_trainable: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise PlanError("there is nothing to plan: expected at least one matrix, got none")
+        if len({item.name for item in self.items}) < len(self.items):
+            raise PlanError("two matrices have the same name; every matrix is planned once")
+        for item in self.items:
+            _check_options(item)
+
+    @property
+    def available(self) -> int:
+        """Bytes that the items may take together."""
+        return self.budget - self.fixed
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest plan, what is fixed included, whatever the limit on trainable numbers."""
+        return self.fixed + sum(min(option.nbytes for option in item.options) for item in self.items)
+
+    def item(self, name: str) -> Item:
+        """The item called ``name``. Raises :class:`PlanError` with the nearest names."""
+        for item in self.items:
+            if item.name == name:
+                return item
+        raise _no_matrix(name, [item.name for item in self.items])
+
+    def pinned(self, pins: Mapping[str, tuple[str | None, int | None]]) -> Problem:
+        """The problem with some choices made: ``{name: (format or None, rank or None)}``; None leaves that half free.
+
+        Raises :class:`PlanError` for a name or a choice that the problem does not have.
+        """
+        for name in pins:
+            self.item(name)
+        return replace(self, items=tuple(_pin(item, *pins[item.name]) if item.name in pins else item for item in self.items))
+
+    def plan(self, choices: Sequence[int], solver: str) -> Plan:
+        """The plan that takes option ``choices[i]`` of item i."""
+        taken = [item.options[choice] for item, choice in zip(self.items, choices, strict=True)]
+        return Plan(
+            solver=solver,
+            precision={item.name: option.format for item, option in zip(self.items, taken, strict=True)},
+            ranks={item.name: option.rank for item, option in zip(self.items, taken, strict=True) if option.rank},
+            nbytes=self.fixed + sum(option.nbytes for option in taken),
+            cost=math.fsum(option.cost for option in taken),
+            trainable=sum(option.trainable for option in taken),
+            choices=tuple(int(choice) for choice in choices),
+        )
+
+    def find(self, precision: Mapping[str, str], ranks: Mapping[str, int], solver: str) -> Plan:
+        """The plan with these formats and ranks (0 where a matrix has none). Raises :class:`PlanError` when an option is not offered."""
+        return self.plan([_find(item, precision[item.name], ranks.get(item.name, 0)) for item in self.items], solver)
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether ``plan`` keeps both limits."""
+        return plan.nbytes <= self.budget and (self.max_trainable is None or plan.trainable <= self.max_trainable)
+
+    def check_feasible(self) -> None:
+        """Raise :class:`Infeasible` when even the smallest plan is above the budget."""
+        if self.smallest > self.budget:
+            raise Infeasible(
+                f"a budget of {self.budget:,} bytes is too small: the smallest plan takes {self.smallest:,} "
+                f"({self.fixed:,} of them in what cannot be chosen). Give {self.smallest:,} or more, or offer smaller formats or ranks.",
+                self.smallest,
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chosen format and rank for every matrix, and what the problem says of them. ``ranks`` leaves out matrices without an adapter."""
+
+    solver: str
+    precision: dict[str, str]
+    ranks: dict[str, int]
+    nbytes: int
+    cost: float
+    trainable: int
+    choices: tuple[int, ...]
+
+
+def unpruned(item: Item) -> list[int]:
+    """Options of ``item`` that no other option beats in bytes, cost and trainable numbers at once, smallest first."""
+    order = sorted(range(len(item.options)), key=lambda i: (_triple(item.options[i]), i))
+    kept: list[int] = []
+    for index in order:
+        if not any(_beats(item.options[other], item.options[index]) for other in kept):
+            kept.append(index)
+    return kept
+
+
+def _triple(option: Option) -> tuple[int, float, int]:
+    return option.nbytes, option.cost, option.trainable
+
+
+def _beats(one: Option, other: Option) -> bool:
+    return all(a <= b for a, b in zip(_triple(one), _triple(other), strict=True))
+
+
+def _check_options(item: Item) -> None:
+    if not item.options:
+        raise PlanError(f"{item.name} has no option: expected at least one (format, rank)")
+    for option in item.options:
+        what = f"{item.name} as {option.format} with rank {option.rank}"
+        if not math.isfinite(option.cost):
+            raise PlanError(f"{what} costs {option.cost}: expected a finite number; measure again on data that gives a finite loss")
+        if option.nbytes < 0 or option.trainable < 0:
+            raise PlanError(f"{what} takes {option.nbytes} bytes and trains {option.trainable} numbers: neither can be negative")
+        if not 0 <= option.rank <= min(item.shape) and item.shape != (1, 1):
+            raise PlanError(f"rank {option.rank} does not fit {item.name} of shape {item.shape}: expected 0 to {min(item.shape)}")
+
+
+def _pin(item: Item, fmt: str | None, rank: int | None) -> Item:
+    kept = tuple(o for o in item.options if fmt in (None, o.format) and rank in (None, o.rank))
+    if not kept:
+        raise PlanError(f"{item.name} cannot be {fmt or 'any format'} with rank {'any' if rank is None else rank}; {_offered(item)}")
+    return replace(item, options=kept)
+
+
+def _find(item: Item, fmt: str, rank: int) -> int:
+    for index, option in enumerate(item.options):
+        if option.format == fmt and option.rank == rank:
+            return index
+    raise PlanError(f"{item.name} is not offered as {fmt} with rank {rank}; {_offered(item)}")
+
+
+def _offered(item: Item) -> str:
+    formats, ranks = dict.fromkeys(o.format for o in item.options), sorted({o.rank for o in item.options})
+    return f"offered: {', '.join(formats)}; ranks {', '.join(map(str, ranks))}"
+
+
+def _no_matrix(name: str, names: Iterable[str]) -> PlanError:
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)[:3]
+    return PlanError(f"{name!r} is no matrix of this problem; nearest: {', '.join(near)}")

@@ -1,0 +1,71 @@
+"""Simulated annealing over one-step neighbours: the second control (Kirkpatrick, Gelatt and Vecchi 1983)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bitrank_planner.problem import Plan, Problem
+from bitrank_planner.search.counted import Counted, Found
+from bitrank_planner.search.ladders import Ladders, Places, step
+
+_PATIENCE = 1000  # proposals in a row without a new plan before the search ends
+_STUCK = 50  # proposals in a row without a new plan before it jumps to random plans, until one is new
+_COOLING = 0.01  # the last temperature over the first
+_SHARE = 0.1  # of the matrices that step at once in the beginning
+
+
+def anneal(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int, seed: int, journal: Path | None = None) -> Found:
+    """The best plan on an annealed walk from a random plan that fits; no prediction is used.
+
+    A neighbour has some matrices one step up or down in bytes, a tenth of them at first, falling in proportion to one at the end; if
+    it is above the budget, random other steps down pay for it. It is accepted with probability min(1, exp(−Δ/T)), Δ in nats, where
+    T = (mean |Δ| so far) · 0.01^(share of the evaluations spent). Arguments, result and errors as for
+    :func:`~bitrank_planner.search.random_search`.
+    """
+    counted = Counted("anneal", problem, evaluate, evaluations, journal, _PATIENCE)
+    ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)
+    walk = _Walk(counted, ladders, random)
+    while counted.going:
+        walk.go_on()
+    return counted.found()
+
+
+class _Walk:
+    def __init__(self, counted: Counted, ladders: Ladders, random: np.random.Generator) -> None:
+        self._counted = counted
+        self._ladders = ladders
+        self._random = random
+        self._changes: list[float] = []
+        self._restart()
+
+    def go_on(self) -> None:
+        if self._counted.repeats >= _STUCK:
+            self._restart()
+            return
+        places = self._neighbour()
+        value = self._counted.value(self._ladders.choices(places))
+        if self._accepts(value):
+            self._places, self._value = places, value
+
+    def _restart(self) -> None:
+        self._places = self._ladders.random(self._random)
+        self._value = self._counted.value(self._ladders.choices(self._places))
+
+    def _neighbour(self) -> Places:
+        count = max(1, round(_SHARE * len(self._places) * (1 - self._counted.spent)))
+        return self._ladders.repair(step(self._places, self._ladders.tops, count, self._random), self._random)
+
+    def _accepts(self, value: float) -> bool:
+        if value <= self._value:
+            better = self._value - value
+            self._changes += [better] if better and math.isfinite(better) else []
+            return True
+        if not math.isfinite(value):
+            return False
+        self._changes.append(value - self._value)
+        temperature = float(np.mean(self._changes)) * _COOLING**self._counted.spent
+        return bool(self._random.random() < math.exp((self._value - value) / temperature))

@@ -1,0 +1,110 @@
+"""Plans as places: every matrix stands on a ladder of its options, smallest first, and a proposal that is too large steps down.
+
+Two ladders: *all* options by bytes, for the controls, which use no prediction; and the options *worth having* (more bytes only for less
+predicted cost), for the solvers that start from sensitivities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bitrank_planner.greedy import greedy
+from bitrank_planner.problem import Item, Problem, unpruned
+
+Places = list[int]
+
+
+class Ladders:
+    """The ladders of ``problem``'s items: all options, or those ``worth`` having by their predicted cost."""
+
+    def __init__(self, problem: Problem, worth: bool) -> None:
+        self._problem = problem
+        self.ladders = [_worth(item) if worth else _by_bytes(item) for item in problem.items]
+        self._nbytes = [[item.options[c].nbytes for c in ladder] for item, ladder in zip(problem.items, self.ladders, strict=True)]
+
+    @property
+    def tops(self) -> Places:
+        """The highest place of each ladder."""
+        return [len(ladder) - 1 for ladder in self.ladders]
+
+    def choices(self, places: Sequence[int]) -> list[int]:
+        """The options at ``places``."""
+        return [ladder[place] for ladder, place in zip(self.ladders, places, strict=True)]
+
+    def places(self, choices: Sequence[int]) -> Places:
+        """Where ``choices`` stand; each must be on its ladder."""
+        return [ladder.index(choice) for ladder, choice in zip(self.ladders, choices, strict=True)]
+
+    def spare(self, places: Sequence[int]) -> int:
+        """Bytes that ``places`` leave over; negative when they are above the budget."""
+        return self._problem.available - sum(nbytes[place] for nbytes, place in zip(self._nbytes, places, strict=True))
+
+    def random(self, random: np.random.Generator) -> Places:
+        """A random plan that fits: each option as likely as any other, then mended by :meth:`repair`."""
+        return self.repair([int(random.integers(top + 1)) for top in self.tops], random)
+
+    def repair(self, places: Places, random: np.random.Generator) -> Places:
+        """Step down at random until the plan fits, then step up at random into the bytes that this left over.
+
+        Every step of every ladder is equally likely to be next. A plan that fits is left as it is, so that every plan that fits can
+        be proposed.
+        """
+        spare = self.spare(places)
+        if spare >= 0:
+            return places
+        places = list(places)
+        for i in random.permutation(np.repeat(np.arange(len(places)), places)):
+            spare += self._nbytes[i][places[i]] - self._nbytes[i][places[i] - 1]
+            places[i] -= 1
+            if spare >= 0:
+                break
+        return self._fill(places, spare, random)
+
+    def cheapest(self, places: Places, random: np.random.Generator) -> Places:
+        """As :meth:`repair`, but down by the step that loses least predicted cost per byte, and a plan that fits is filled up too.
+
+        Down is :func:`~bitrank_planner.greedy` on the options up to ``places``; only for ladders of options worth having.
+        """
+        if self.spare(places) < 0:
+            zipped = zip(self._problem.items, self.ladders, places, strict=True)
+            items = tuple(replace(item, options=tuple(item.options[c] for c in ladder[: place + 1])) for item, ladder, place in zipped)
+            places = list(greedy(replace(self._problem, items=items)).choices)
+        return self._fill(list(places), self.spare(places), random)
+
+    def _fill(self, places: Places, spare: int, random: np.random.Generator) -> Places:
+        """Steps up at random, in place, that fit into ``spare`` bytes; a matrix whose next step does not fit stays where it is."""
+        up = [top - place for top, place in zip(self.tops, places, strict=True)]
+        closed: set[int] = set()
+        for i in map(int, random.permutation(np.repeat(np.arange(len(places)), up))):
+            needed = self._nbytes[i][places[i] + 1] - self._nbytes[i][places[i]]
+            if needed > spare or i in closed:
+                closed.add(i)
+                continue
+            spare -= needed
+            places[i] += 1
+        return places
+
+
+def step(places: Sequence[int], tops: Sequence[int], count: int, random: np.random.Generator) -> Places:
+    """``places`` with ``count`` different matrices (of those with a choice) one step up or down, at random."""
+    stepped = list(places)
+    free = [i for i, top in enumerate(tops) if top]
+    for i in random.choice(free, min(count, len(free)), replace=False) if free else []:
+        up = stepped[i] == 0 or (stepped[i] < tops[i] and random.random() < 0.5)
+        stepped[i] += 1 if up else -1
+    return stepped
+
+
+def _by_bytes(item: Item) -> list[int]:
+    return sorted(range(len(item.options)), key=lambda c: (item.options[c].nbytes, c))
+
+
+def _worth(item: Item) -> list[int]:
+    kept: list[int] = []
+    for choice in unpruned(item):
+        if not kept or item.options[choice].cost < item.options[kept[-1]].cost:
+            kept.append(choice)
+    return kept

@@ -1,0 +1,16 @@
+"""How much each weight matrix minds being stored in fewer bits, what rank can repair of it, and what rank can learn.
+
+Three steps, each streamed block by block so that the 16-bit model and one block's work space are all that is in memory:
+
+    replay = Replay(model, batches, loss)                      what every block gives, kept once
+    moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient
+    tables = measure_errors(replay, matrices, formats, moments)  for every matrix and format: weight errors, tail energies, true added loss
+
+Nothing is trained, and the model is left as it was.
+"""
+
+from bitrank_quant.sensitivity.errors import FormatErrors, measure_errors
+from bitrank_quant.sensitivity.moments import Moments, measure_moments
+from bitrank_quant.sensitivity.replay import LossSum, Replay
+
+__all__ = ["FormatErrors", "LossSum", "Moments", "Replay", "measure_errors", "measure_moments"]

@@ -1,0 +1,101 @@
+"""For every matrix and format: bytes, the error of the weights measured three ways, what rank can repair, and the true added loss.
+
+plain   Σ Δ²                      Δ = W − q(W)
+input   Σ column_i Δ_oi²          what the layer's output moves (the objective of GPTQ, AWQ)
+fisher  ½ Σ row_o column_i Δ_oi²  predicted added loss in nats (see :mod:`~bitrank_quant.sensitivity.moments`)
+tail_R  ½ Σ_{k>r} σ_k²            the same after the best rank-r repair, σ the singular values of √row ∘ Δ ∘ √column, for r = 0, 1, 2 …
+added   loss with this matrix alone quantized − loss, in nats on the calibration data: the reference that the others are judged by
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitrank_quant.formats import Float, Format
+from bitrank_quant.matrices import WeightMatrix
+from bitrank_quant.reference import encode_in_parts
+from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, singular_values, weight_of
+from bitrank_quant.sensitivity.replay import Replay
+
+
+@dataclass(frozen=True)
+class FormatErrors:
+    """One matrix in one format. ``tail_R`` holds :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1 values or fewer; empty for
+    embeddings, which get no adapter. ``added`` is None where it was not measured."""
+
+    nbytes: int
+    plain: float
+    input: float
+    fisher: float
+    tail_R: Tensor
+    added: float | None
+
+
+def measure_errors(
+    replay: Replay,
+    matrices: Sequence[WeightMatrix],
+    formats: Sequence[Format],
+    moments: Mapping[str, Moments],
+    measured: Callable[[Format], bool] = lambda fmt: fmt.bits < 8,
+    told: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, FormatErrors]]:
+    """{matrix: {format text: errors}} of every matrix that is not a tied head.
+
+    Floating-point formats are what the model is in: no error. ``measured`` says for which formats the true added loss is taken; by
+    default those below 8 bits, whose loss stands above the rounding noise of a 16-bit forward pass.
+    """
+    done: dict[str, dict[str, FormatErrors]] = {}
+    for matrix in (m for m in matrices if m.tied_to is None):
+        told(matrix.name)
+        done[matrix.name] = {str(fmt): _one(replay, matrix, fmt, moments[matrix.name], measured(fmt)) for fmt in formats}
+    return done
+
+
+def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, measured: bool) -> FormatErrors:
+    if isinstance(fmt, Float):
+        tail_R = torch.zeros(0 if matrix.role == "embedding" else min(SPECTRUM, *matrix.shape) + 1)
+        return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0)
+    module = replay.model.get_submodule(matrix.name)
+    weight_OI = weight_of(module)
+    stored_OI = fmt.decode(encode_in_parts(fmt, weight_OI), matrix.shape, weight_OI.dtype)
+    delta_OI = weight_OI.float() - stored_OI.float()
+    square_OI = delta_OI.square()
+    fisher = 0.5 * sum(float(row_O.to(delta_OI) @ square_OI @ column_I.to(delta_OI)) for row_O, column_I in moments.weights())
+    return FormatErrors(
+        nbytes=fmt.nbytes(matrix.shape),
+        plain=float(square_OI.sum()),
+        input=float((square_OI @ moments.column_I.to(delta_OI)).sum()),
+        fisher=fisher,
+        tail_R=torch.zeros(0) if matrix.role == "embedding" else _tail(delta_OI, moments),
+        added=_added(replay, matrix, weight_OI, stored_OI) if measured else None,
+    )
+
+
+def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
+    weighted_OI = moments.row_O.to(delta_OI).sqrt()[:, None] * delta_OI * moments.column_I.to(delta_OI).sqrt()
+    energy_K = singular_values(weighted_OI).square()
+    total = energy_K.sum()
+    tail = 0.5 * torch.cat([total[None], total - energy_K.cumsum(0)]).clamp_min(0)
+    return tail[: SPECTRUM + 1].float().cpu()
+
+
+def _added(replay: Replay, matrix: WeightMatrix, weight_OI: Tensor, stored_OI: Tensor) -> float:
+    """Loss added when this matrix alone holds ``stored_OI``; the model is as it was afterwards."""
+    kept_OI = weight_OI.clone()
+    try:
+        weight_OI.copy_(stored_OI)
+        return _loss(replay, matrix) - replay.base
+    finally:
+        weight_OI.copy_(kept_OI)
+
+
+def _loss(replay: Replay, matrix: WeightMatrix) -> float:
+    if matrix.role != "embedding":
+        return replay.loss_from(replay.block_of(matrix.name))
+    with torch.no_grad():
+        parts = [(float(loss), count) for loss, count in replay.losses_from(None, first=True)]
+    return sum(loss for loss, _ in parts) / sum(count for _, count in parts)
