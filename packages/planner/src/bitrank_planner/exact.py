@@ -1,134 +1,157 @@
-"""The exact solver: the joint problem as a mixed-integer program (HiGHS, through scipy) over the few options that can matter.
+"""The exact solver: the joint problem as a mixed-integer program, solved by HiGHS (through scipy) over the few options that can matter.
 
-The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs
-at least the bound plus that. So the program is solved over the options whose reduced cost is below a threshold (the *core*, Balas and
-Zemel 1980), and its solution is optimal for all options once it costs no more than bound + threshold; otherwise the threshold grows.
+The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs at
+least the bound plus that. Exchanges (:mod:`bitrank_planner.exchange`) turn the relaxation's solution into a plan, often one within the
+gap of the bound, and then nothing is left to do. Otherwise every option whose reduced cost is above that plan's distance from the bound
+is out (the *core* remains, Balas and Zemel 1980), and HiGHS finds the best plan in the core, which is the best of all.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
 from scipy.sparse import csr_array
 
 from bitrank_planner.errors import Infeasible, PlanError
-from bitrank_planner.problem import Plan, Problem, unpruned
+from bitrank_planner.exchange import exchange
+from bitrank_planner.problem import Plan, Problem, worth_having
 
-GAP = 1e-6  # relative: how far from the optimum the plan's cost may be
+GAP = 1e-6  # how far above the optimum a plan may cost, relative to its cost
 _INFEASIBLE = 2  # scipy's status
-_CORE = 3  # options an item in the first core, on average
-_LIMIT = 1e4  # what a limit is scaled to: HiGHS keeps limits to an absolute 1e-6
-_TIGHTER = 10  # times that a plan a few bytes too large is solved again under a tighter limit
+_LIMIT = 1e4  # what a limit is scaled to: HiGHS keeps rows to an absolute 1e-6
+_COST = 1e4  # what costs are scaled to: HiGHS takes reduced costs below 1e-7, and gaps below 1e-6, for nothing
+_NOISE = 1e-13  # rounding of the bound, relative to what is added up in it
 
 
 def exact(problem: Problem) -> Plan:
     """The plan of least cost, to a relative gap of :data:`GAP`. Equal problems give equal plans.
 
-    Raises :class:`Infeasible`, with the smallest feasible budget, when no plan fits.
+    Raises :class:`Infeasible`, with the smallest feasible budget, when no plan fits, and :class:`PlanError` when the limit on trainable
+    numbers alone cannot be met.
     """
     problem.check_feasible()
     program = _Program(problem)
-    allowed = problem.available
-    for _ in range(_TIGHTER):
-        choices = program.solve(allowed)
-        if choices is None:
-            break
-        plan = problem.plan(choices, "exact")
-        if problem.fits(plan):
-            return plan
-        allowed -= plan.nbytes - problem.budget  # the program keeps its limits to a millionth, a budget is whole bytes
-    raise program.why_not()
+    chosen_N = program.solve()
+    if chosen_N is None:
+        raise program.why_not()
+    plan = problem.plan(program.choices(chosen_N), "exact")
+    if not problem.fits(plan):  # HiGHS keeps limits to a part in 10¹⁰, a budget is whole bytes
+        raise PlanError(f"HiGHS kept a budget of {problem.budget:,} bytes only roughly; give sizes with a common factor, in pages, say")
+    return plan
 
 
 class _Program:
-    """Binary x_ic for the options that no other option of the same matrix beats."""
+    """Binary x for the options that no other option of the same matrix beats, X of them, under L limits in whole units."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._options = np.array([(i, c) for i, item in enumerate(problem.items) for c in unpruned(item)])
+        limited = problem.max_trainable is not None
+        self._options = np.array([(i, c) for i, item in enumerate(problem.items) for c in worth_having(item, limited)])
+        self._item_X = self._options[:, 0]
         taken = [problem.items[i].options[c] for i, c in self._options]
         self._cost_X = np.array([o.cost for o in taken])
-        self._bytes_X = np.array([o.nbytes for o in taken], float)
-        self._trainable_X = np.array([o.trainable for o in taken], float)
+        units = [self._units([o.nbytes for o in taken], problem.available)]
+        if problem.max_trainable is not None:
+            units.append(self._units([o.trainable for o in taken], problem.max_trainable))
+        self._rows_LX = np.stack([row_X for row_X, _ in units])
+        self._limits_L = np.array([limit for _, limit in units])
 
-    def solve(self, available: int) -> list[int] | None:
-        """Choices that take ``available`` bytes or less (to HiGHS's tolerance); None when there are none."""
-        rows_LX, limits_L = self._rows(available)
-        relaxed = _relax(self._cost_X, self._items(), rows_LX, limits_L)
-        if relaxed is None:
+    def solve(self) -> np.ndarray | None:
+        """Which options (X indices, one per item) a best plan takes; None when there is no plan."""
+        if (self._limits_L < 0).any() or (relaxed := _relax(self._cost_X, self._item_X, self._rows_LX, self._limits_L)) is None:
             return None
-        bound, reduced_X = relaxed
-        threshold = _wider(reduced_X, _CORE * len(self._problem.items) // 2)
-        while True:
-            core = np.flatnonzero(reduced_X <= threshold)
-            found = _milp(self._cost_X[core], self._items()[core], rows_LX[:, core], limits_L)
-            if found is not None and (cost := float(self._cost_X[core] @ found)) <= bound + threshold + GAP * abs(bound):
-                return self._choices(core[found])
-            if len(core) == len(reduced_X):
-                return None if found is None else self._choices(core[found])
-            threshold = cost - bound if found is not None else _wider(reduced_X, len(core))
+        start_N, bound, noise, reduced_X = relaxed
+        best_N = exchange(start_N, bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
+        if best_N is None:
+            return self._best(np.arange(len(self._cost_X)), bound, float(np.ptp(self._cost_X)) or 1.0)
+        distance = float(self._cost_X[best_N].sum()) - bound
+        if distance <= GAP * abs(bound) + noise:
+            return best_N
+        return self._best(np.flatnonzero(reduced_X <= distance + noise), bound, distance)
+
+    def _best(self, core: np.ndarray, bound: float, distance: float) -> np.ndarray | None:
+        """The best plan among the options ``core`` (X indices), to the gap; its cost lies between ``bound`` and that plus ``distance``."""
+        item_X, count = self._item_X[core], len(self._problem.items)
+        cost_X = (self._cost_X[core] - bound / count) / distance + 1 / count  # a plan's lies between 1 and 2
+        found = _milp(cost_X, item_X, self._rows_LX[:, core], self._limits_L, GAP * abs(bound) / distance / 2)
+        return None if found is None else core[found]
 
     def why_not(self) -> PlanError:
         """Too few bytes under the limit on trainable numbers, or that limit by itself."""
         problem, limit = self._problem, self._problem.max_trainable or 0
-        rows_LX, limits_L = self._rows(problem.available)
-        found = _milp(self._bytes_X, self._items(), rows_LX[1:], limits_L[1:])
+        found = _milp(self._rows_LX[0].astype(float), self._item_X, self._rows_LX[1:], self._limits_L[1:], 0)
         if found is None:
             least = sum(min(o.trainable for o in item.options) for item in problem.items)
-            return PlanError(f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more")
-        needed = problem.plan(self._choices(np.flatnonzero(found)), "exact").nbytes
+            return PlanError(f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise that limit")
+        needed = problem.plan(self.choices(np.flatnonzero(found)), "exact").nbytes
         return Infeasible(
-            f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes; the smallest takes {needed:,}", needed
+            f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the smallest takes {needed:,}. "
+            f"Give {needed:,} or more, or allow more trainable numbers.",
+            needed,
         )
 
-    def _items(self) -> np.ndarray:
-        """The item of each option (X,)."""
-        return self._options[:, 0]
-
-    def _rows(self, available: int) -> tuple[np.ndarray, np.ndarray]:
-        """What each option takes of each limit (L, X), and the limits (L,), in HiGHS's own units."""
-        amounts, limits = [self._bytes_X], [available]
-        if self._problem.max_trainable is not None:
-            amounts.append(self._trainable_X)
-            limits.append(self._problem.max_trainable)
-        scale_L = np.maximum(np.array(limits, float), 1) / _LIMIT
-        return np.stack(amounts) / scale_L[:, None], np.array(limits) / scale_L
-
-    def _choices(self, chosen_N: np.ndarray) -> list[int]:
+    def choices(self, chosen_N: np.ndarray) -> list[int]:
+        """The option of each item."""
         return [int(c) for _, c in sorted(map(tuple, self._options[chosen_N]))]
 
+    def _units(self, amounts: list[int], limit: int) -> tuple[np.ndarray, int]:
+        """Amounts (X,) over the least of their item, and what is left of ``limit`` for them, in the largest unit that divides them all."""
+        least = [min(row) for row in np.split(np.array(amounts), np.flatnonzero(np.diff(self._item_X)) + 1)]
+        over = np.array(amounts) - np.array(least)[self._item_X]
+        unit = math.gcd(*over.tolist()) or 1
+        return over // unit, (limit - sum(map(int, least))) // unit
 
-def _wider(reduced_X: np.ndarray, size: int) -> float:
-    """The threshold of a core twice as large."""
-    return float(np.sort(reduced_X)[min(2 * size, len(reduced_X)) - 1])
 
+def _relax(
+    cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
+) -> tuple[np.ndarray, float, float, np.ndarray] | None:
+    """The linear relaxation: its solution rounded to an option per item (N,), the lower bound, that bound's noise, reduced costs (X,).
 
-def _relax(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """The lower bound of the linear relaxation and the reduced cost of each option (X,); None when it is infeasible."""
+    None when there is no solution.
+    """
     one_each = _one_each(item_X)
-    found = linprog(cost_X, A_ub=csr_array(rows_LX), b_ub=limits_L, A_eq=one_each, b_eq=np.ones(one_each.shape[0]), method="highs")
-    if found.x is None:
+    scale = float(np.ptp(cost_X)) / _COST or 1.0
+    found = linprog(cost_X / scale, *_scaled(rows_LX, limits_L), one_each, np.ones(one_each.shape[0]), method="highs")
+    if _none(found):
         return None
     # Prices from the solver, the bound from the prices: for any prices the Lagrangian is a true lower bound.
-    priced_X = cost_X + np.maximum(-found.ineqlin.marginals, 0) @ rows_LX
-    least_I = np.full(one_each.shape[0], np.inf)
-    np.minimum.at(least_I, item_X, priced_X)
-    bound = float(least_I.sum() - np.maximum(-found.ineqlin.marginals, 0) @ limits_L)
-    return bound, priced_X - least_I[item_X]
+    price_L = np.maximum(-found.ineqlin.marginals, 0) * scale / _scales(limits_L)
+    priced_X = cost_X + price_L @ rows_LX
+    least_N = np.full(one_each.shape[0], np.inf)
+    np.minimum.at(least_N, item_X, priced_X)
+    bound = math.fsum(least_N) - float(price_L @ limits_L)
+    noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L)
+    start_N = np.lexsort((found.x, item_X))[np.cumsum(np.bincount(item_X)) - 1]
+    return start_N, bound, noise, priced_X - least_N[item_X]
 
 
-def _milp(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> np.ndarray | None:
-    """Which options (X,) a best plan takes, as booleans; None when there is no plan."""
-    one_each = _one_each(item_X)
-    limits = [LinearConstraint(one_each, 1, 1)]
+def _milp(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray, gap: float) -> np.ndarray | None:
+    """Which options (X,) a best plan takes, as booleans; None when there is no plan. Limits are whole numbers, so half of one is spare."""
+    limits = [LinearConstraint(_one_each(item_X), 1, 1)]
     if len(limits_L):
-        limits.append(LinearConstraint(csr_array(rows_LX), -np.inf, limits_L))
-    if (one_each.sum(axis=1) == 0).any():
-        return None
-    found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, 1), constraints=limits, options={"mip_rel_gap": GAP})
+        rows, most_L = _scaled(rows_LX, limits_L + 0.5)
+        limits.append(LinearConstraint(rows, -np.inf, most_L))
+    found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, 1), constraints=limits, options={"mip_rel_gap": gap})
+    return None if _none(found) else found.x > 0.5
+
+
+def _none(found: OptimizeResult) -> bool:
+    """Whether HiGHS showed that there is no solution. Raises :class:`PlanError` when it gave none without showing that."""
     if found.x is None and found.status != _INFEASIBLE:
         raise PlanError(f"HiGHS found no plan: {found.message}")
-    return None if found.x is None else found.x > 0.5
+    return found.x is None
+
+
+def _scales(limits_L: np.ndarray) -> np.ndarray:
+    return np.maximum(limits_L, 1) / _LIMIT
+
+
+def _scaled(rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[csr_array, np.ndarray]:
+    """Rows and limits as HiGHS gets them."""
+    scale_L = _scales(limits_L)
+    return csr_array(rows_LX / scale_L[:, None]), limits_L / scale_L
 
 
 def _one_each(item_X: np.ndarray) -> csr_array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from bitrank_planner.errors import PlanError
-from bitrank_planner.problem import Item, Option, Plan, Problem, unpruned
+from bitrank_planner.problem import Option, Plan, Problem, worth_having
 
 
 def greedy(problem: Problem) -> Plan:
@@ -18,22 +18,13 @@ def greedy(problem: Problem) -> Plan:
     problem.check_feasible()
     if problem.max_trainable is not None:
         raise PlanError("greedy knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'")
-    ladders = [_ladder(item) for item in problem.items]
+    choices = [worth_having(item) for item in problem.items]
+    ladders = [[item.options[c] for c in ladder] for item, ladder in zip(problem.items, choices, strict=True)]
     places = [len(ladder) - 1 for ladder in ladders]
     spare = problem.available - sum(ladder[-1].nbytes for ladder in ladders)
     spare = _go_down(ladders, places, spare)
     _buy_back(ladders, places, spare)
-    taken = [ladder[place] for ladder, place in zip(ladders, places, strict=True)]
-    return problem.plan([item.options.index(option) for item, option in zip(problem.items, taken, strict=True)], "greedy")
-
-
-def _ladder(item: Item) -> list[Option]:
-    """Options worth having, smallest first: each takes more bytes and loses less than the one before."""
-    steps: list[Option] = []
-    for option in (item.options[index] for index in unpruned(item)):
-        if not steps or option.cost < steps[-1].cost:
-            steps.append(option)
-    return steps
+    return problem.plan([ladder[place] for ladder, place in zip(choices, places, strict=True)], "greedy")
 
 
 def _go_down(ladders: list[list[Option]], places: list[int], spare: int) -> int:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bitrank_planner.errors import Infeasible, PlanError
 
 
@@ -129,22 +131,17 @@ class Plan:
     choices: tuple[int, ...]
 
 
-def unpruned(item: Item) -> list[int]:
-    """Options of ``item`` that no other option beats in bytes, cost and trainable numbers at once, smallest first."""
-    order = sorted(range(len(item.options)), key=lambda i: (_triple(item.options[i]), i))
-    kept: list[int] = []
-    for index in order:
-        if not any(_beats(item.options[other], item.options[index]) for other in kept):
-            kept.append(index)
-    return kept
+def worth_having(item: Item, trainable: bool = False) -> list[int]:
+    """Options of ``item`` that no other option beats in bytes and cost, smallest first: more bytes only for less cost.
 
-
-def _triple(option: Option) -> tuple[int, float, int]:
-    return option.nbytes, option.cost, option.trainable
-
-
-def _beats(one: Option, other: Option) -> bool:
-    return all(a <= b for a, b in zip(_triple(one), _triple(other), strict=True))
+    With ``trainable``, an option that trains fewer numbers is not beaten either. Of equals the first is kept.
+    """
+    figures_OK = np.array([(o.nbytes, o.cost, o.trainable if trainable else 0) for o in item.options])
+    order = np.lexsort((figures_OK[:, 2], figures_OK[:, 1], figures_OK[:, 0]))
+    figures_OK = figures_OK[order]
+    no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
+    beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # an earlier option is smaller, or as large and no worse
+    return [int(choice) for choice in order[~beaten_O]]
 
 
 def _check_options(item: Item) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from bitrank_planner.greedy import greedy
-from bitrank_planner.problem import Item, Problem, unpruned
+from bitrank_planner.problem import Item, Problem, worth_having
 
 Places = list[int]
 
@@ -22,7 +22,7 @@ class Ladders:
 
     def __init__(self, problem: Problem, worth: bool) -> None:
         self._problem = problem
-        self.ladders = [_worth(item) if worth else _by_bytes(item) for item in problem.items]
+        self.ladders = [worth_having(item) if worth else _by_bytes(item) for item in problem.items]
         self._nbytes = [[item.options[c].nbytes for c in ladder] for item, ladder in zip(problem.items, self.ladders, strict=True)]
 
     @property
@@ -100,11 +100,3 @@ def step(places: Sequence[int], tops: Sequence[int], count: int, random: np.rand
 
 def _by_bytes(item: Item) -> list[int]:
     return sorted(range(len(item.options)), key=lambda c: (item.options[c].nbytes, c))
-
-
-def _worth(item: Item) -> list[int]:
-    kept: list[int] = []
-    for choice in unpruned(item):
-        if not kept or item.options[choice].cost < item.options[kept[-1]].cost:
-            kept.append(choice)
-    return kept
