@@ -4,6 +4,8 @@ from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, atta
 from bitrank_adapters.controllers import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.fused import fuse
+from bitrank_adapters.initialise import ResidualStart, effective_scale
+from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 
 __version__ = "0.1.0"
@@ -12,14 +14,19 @@ __all__ = [
     "AdaLoraRanks",
     "AdapterError",
     "BudgetMissed",
+    "Factors",
     "FixedRanks",
     "RankPlan",
+    "ResidualStart",
     "adapted",
     "adapter_bytes",
     "attach_adalora",
     "attach_lora",
+    "best_low_rank",
     "check_ranks",
+    "effective_scale",
     "fuse",
     "role_ranks",
     "uniform_ranks",
+    "weighted_norm",
 ]
