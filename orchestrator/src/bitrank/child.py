@@ -20,7 +20,7 @@ FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 
 def main(folder: Path) -> int:
     """Run the road in ``folder``. A run that is complete already does nothing."""
-    _exit_with_parent()
+    exit_with_parent()
     (folder / "failure.json").unlink(missing_ok=True)
     if (folder / "result.json").exists():
         return 0
@@ -53,7 +53,7 @@ def _fail(folder: Path, error: Exception) -> int:
     return code
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process when its parent is gone (killed), so that no run is ever trained by two processes."""
     parent = os.getppid()
 

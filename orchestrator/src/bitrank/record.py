@@ -130,11 +130,6 @@ def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: S
     pq.write_table(pa.table(columns), path)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """The adapter in PEFT's own format (safetensors)."""
-    model.save_pretrained(folder, save_embedding_layers=False)
-
-
 def hardware(device: str) -> str:
     """The machine in a few words: processor or accelerator, cores, memory."""
     cores, memory = psutil.cpu_count(logical=False) or psutil.cpu_count(), round(psutil.virtual_memory().total / 2**30)

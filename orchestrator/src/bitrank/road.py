@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitrank_adapters import adapter_bytes, check_ranks, fuse
+from bitrank_adapters import adapter_bytes, fuse
 from bitrank_data import TokenSplit
-from bitrank_quant import apply_precision, block_matrices, decoder, stored_bytes, weight_matrices
+from bitrank_quant import decoder, stored_bytes
 from bitrank_trainer import (
     DTYPES,
     OBJECTIVES,
@@ -26,10 +26,12 @@ from bitrank.configs import find_config
 from bitrank.material import load_material
 from bitrank.memory import within_limit
 from bitrank.models import open_model
-from bitrank.record import Record, save_adapter
+from bitrank.plans import make_plans, store_base
+from bitrank.record import Record
 from bitrank.samples import leave_samples
 from bitrank.schedule import settings_for
 from bitrank.specs import RunSpec
+from bitrank.starts import starting_point
 
 
 def travel(spec: RunSpec, folder: Path, record: Record) -> None:
@@ -43,19 +45,17 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     loaded = open_model(spec, len(material.task.classes), device, dtype)
 
     config = find_config(spec.config, spec.plan, spec.tuned)
-    free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
-    blocks = block_matrices(loaded.model)
-    bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)
-    check_ranks(ranks, {m.name: m.shape for m in blocks})
-    record.plan(bits, ranks, free)
+    plans = make_plans(config, loaded)
+    record.plan(plans.bits, plans.ranks, plans.free)
 
-    applied = apply_precision(loaded.model, bits, quant_backend=spec.quant_backend, compute_dtype=dtype, device=device, fill=loaded.fill)
-    loaded.fill_rest()
+    start = starting_point(spec, plans.ranks)
+    applied = store_base(spec, loaded, plans.bits, start, device, dtype)
     settings = settings_for(spec, len(material.task.splits["train"]), device)
     model, hook = config.rank.attach(
-        loaded.model, ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
+        loaded.model, plans.ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
     )
     model.to(device)
+    start.write(model)
     if spec.fused:
         fuse(model, decoder)
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
@@ -73,6 +73,6 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     settings = within_limit(settings, spec, model, objective, material, device, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
-    save_adapter(model, folder / "adapter")
+    hook.save(folder / "adapter")
     texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder)
     record.finish(judge(material.test), material.test, progress, hook.ranks(), device, texts)

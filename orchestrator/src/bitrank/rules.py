@@ -131,10 +131,11 @@ class GivenRanks(_Lora):
 
 @dataclass(frozen=True)
 class AdaptiveRank:
-    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``."""
+    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``; ``shrink`` removes pruned ranks."""
 
     init_r: int
     target_r: int
+    shrink: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.target_r < self.init_r:
@@ -144,11 +145,11 @@ class AdaptiveRank:
         return {m.name: self.init_r for m in blocks}
 
     def attach(self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int) -> tuple[Any, Any]:
-        from bitrank_adapters import AdaLora, AdaLoraRanks, attach_adalora
+        from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
 
         schedule = AdaLora(self.init_r, self.target_r)
         adapted = attach_adalora(model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed)
-        return adapted, AdaLoraRanks(adapted)
+        return adapted, (ShrinkingRanks if self.shrink else AdaLoraRanks)(adapted)
 
 
 def _in_block(matrix: WeightMatrix) -> bool:

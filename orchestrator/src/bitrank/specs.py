@@ -28,7 +28,8 @@ class RunSpec:
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
-    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products.
+    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``init`` is one of
+    :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze.
     """
 
     config: str
@@ -65,11 +66,14 @@ class RunSpec:
     threads: int | None = None
     memory_limit: int | None = None
     fused: bool = True
+    init: str = "default"
+    init_rounds: int = 1
+    shrink: bool = False
 
     @property
     def tuned(self) -> dict[str, int]:
         """Fields of the arm's rank rule that this run sets otherwise."""
-        return {key: getattr(self, key) for key in _TUNED if getattr(self, key) is not None}
+        return {key: getattr(self, key) for key in _TUNED if getattr(self, key) not in (None, False)}
 
     @property
     def spec_id(self) -> str:
@@ -95,11 +99,12 @@ class RunSpec:
 _FIXED = {"config", "task", "profile", "kind", "arm"}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
-             "checkpoint_every", "threads", "memory_limit", "rank", "init_r", "target_r")  # fmt: skip
-_TUNED = ("rank", "init_r", "target_r")
+             "checkpoint_every", "threads", "memory_limit", "rank", "init_r", "target_r", "init_rounds")  # fmt: skip
+_TUNED = ("rank", "init_r", "target_r", "shrink")
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
-_DTYPES = ("auto", "bf16", "fp16", "fp32")
+INITS = ("default", "loftq", "lq-lora")
+_CHOICES = {"dtype": ("auto", "bf16", "fp16", "fp32"), "init": INITS}
 
 
 def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -119,7 +124,7 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
-    tuned = {key: given[key] for key in _TUNED if key in given}
+    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_config(config, plan, tuned).as_data()
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
@@ -130,14 +135,14 @@ def check(spec: RunSpec) -> RunSpec:
         value = getattr(spec, name)
         if value is not None and value < 1:
             raise UserError(f"{name} must be 1 or more, got {value}")
-    for name in _ABOVE_ZERO:
-        if getattr(spec, name) <= 0:
-            raise UserError(f"{name} must be above 0, got {getattr(spec, name)}")
+    if small := [name for name in _ABOVE_ZERO if getattr(spec, name) <= 0]:
+        raise UserError(f"{small[0]} must be above 0, got {getattr(spec, small[0])}")
     for name in _FRACTIONS:
         if not 0 <= (getattr(spec, name) or 0) < 1:
             raise UserError(f"{name} must be at least 0 and below 1, got {getattr(spec, name)}")
-    if spec.dtype not in _DTYPES:
-        raise unknown("dtype", spec.dtype, _DTYPES)
+    for name, known in _CHOICES.items():
+        if getattr(spec, name) not in known:
+            raise unknown(name, getattr(spec, name), known)
     if spec.seed < 0 or spec.accumulation < 0 or spec.weight_decay < 0:
         raise UserError(
             f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}"

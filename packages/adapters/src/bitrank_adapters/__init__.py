@@ -3,8 +3,12 @@
 from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, attach_lora
 from bitrank_adapters.controllers import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.errors import AdapterError, BudgetMissed
+from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
 from bitrank_adapters.fused import fuse
+from bitrank_adapters.initialise import ResidualStart, effective_scale
+from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
+from bitrank_adapters.shrink import ShrinkingRanks
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,14 +16,24 @@ __all__ = [
     "AdaLoraRanks",
     "AdapterError",
     "BudgetMissed",
+    "Factors",
     "FixedRanks",
+    "LowRank",
     "RankPlan",
+    "ResidualStart",
+    "SavedAdapter",
+    "ShrinkingRanks",
     "adapted",
     "adapter_bytes",
     "attach_adalora",
     "attach_lora",
+    "best_low_rank",
     "check_ranks",
+    "effective_scale",
     "fuse",
+    "read_adapter",
     "role_ranks",
+    "save_as_lora",
     "uniform_ranks",
+    "weighted_norm",
 ]

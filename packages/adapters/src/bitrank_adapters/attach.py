@@ -48,8 +48,13 @@ def attach_lora(model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: 
     Raises :class:`AdapterError` when the plan does not fit the model.
     """
     check_ranks(plan, _shapes(model, plan))
+    return _attach(model, lora_config(plan, scale, heads), heads, seed)
+
+
+def lora_config(plan: RankPlan, scale: float, heads: Sequence[str] = ()) -> LoraConfig:
+    """PEFT's words for a rank plan: the most frequent rank for all, patterns for the others, α = scale · r throughout."""
     usual = max(set(plan.values()), key=list(plan.values()).count)
-    config = LoraConfig(
+    return LoraConfig(
         r=usual,
         lora_alpha=scale * usual,  # type: ignore[arg-type]
         rank_pattern={name: rank for name, rank in plan.items() if rank != usual},
@@ -58,7 +63,6 @@ def attach_lora(model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: 
         modules_to_save=list(heads) or None,
         lora_dropout=0.0,
     )
-    return _attach(model, config, heads, seed)
 
 
 def attach_adalora(

@@ -6,6 +6,7 @@ The training loop knows one hook with these methods and no method by name. ``ste
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,15 @@ class FixedRanks:
 
     def restore(self, tensors: dict[str, Tensor], text: str) -> None: ...
 
+    def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        """What became of the trainable parameters since this was last asked: None when they are the same. See
+        :class:`~bitrank_adapters.shrink.ShrinkingRanks`."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's own format (safetensors)."""
+        self._model.save_pretrained(str(folder), save_embedding_layers=False)
+
 
 class AdaLoraRanks(FixedRanks):
     """AdaLoRA: allocates after each step, adds the orthogonality term, and audits the budget at the freeze.
@@ -57,11 +67,15 @@ class AdaLoraRanks(FixedRanks):
         super().__init__(model)
         self._tuner: Any = model.base_model
         self._config: Any = model.peft_config[_ADAPTER]
-        self._parameters = {n: p for n, p in self._tuner.model.named_parameters() if "lora_" in n and _ADAPTER in n}
-        self._factors = [p for n, p in self._parameters.items() if "lora_E" not in n]
         self._kept: dict[str, Tensor] = {}
+        self._look()
         allocator = self._tuner.rankallocator
         allocator.update_ipt = lambda _: update_importance(allocator, self._parameters)
+
+    def _look(self) -> None:
+        """Remember the adapters' parameters as they are now."""
+        self._parameters = {n: p for n, p in self._tuner.model.named_parameters() if "lora_" in n and _ADAPTER in n}
+        self._factors = [p for n, p in self._parameters.items() if "lora_E" not in n]
 
     @property
     def freeze_step(self) -> int:
@@ -93,7 +107,7 @@ class AdaLoraRanks(FixedRanks):
         pattern = self._config.rank_pattern
         if not pattern:
             return super().ranks()
-        kept = {_matrix_name(key): sum(mask) for key, mask in pattern.items()}
+        kept = {matrix_name(key): sum(mask) for key, mask in pattern.items()}
         return {name: kept[name] for name, _ in adapted(self._model)}
 
     def state(self) -> tuple[dict[str, Tensor], str]:
@@ -139,6 +153,6 @@ def adapted(model: PeftModel) -> list[tuple[str, Any]]:
     ]
 
 
-def _matrix_name(key: str) -> str:
+def matrix_name(key: str) -> str:
     """PEFT's key of a mask, such as ``model.layers.0.mlp.up_proj.lora_E.default`` → the matrix's name."""
     return key.removeprefix("base_model.model.").split(".lora_E")[0]

@@ -1,8 +1,8 @@
 """Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
 
-from bitrank_quant.apply import Applied, PrecisionPlan, apply_precision
+from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision
 from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override, available_overrides, choose_backend, override_for, probe
-from bitrank_quant.decoders import decoder
+from bitrank_quant.decoders import decoder, stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, parse_format
@@ -29,6 +29,7 @@ __all__ = [
     "QuantError",
     "QuantLinear",
     "QuantWeight",
+    "Split",
     "WeightMatrix",
     "apply_precision",
     "available_overrides",
@@ -40,5 +41,6 @@ __all__ = [
     "parse_format",
     "probe",
     "stored_bytes",
+    "stored_weight",
     "weight_matrices",
 ]

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.backends import BACKENDS, Override, choose_backend, override_for
+from bitrank_quant.decoders import stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Float, Format, parse_format
 from bitrank_quant.matrices import tied_heads, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 
 PrecisionPlan = dict[str, str]
+Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Applied:
 def _leave(_name: str) -> None: ...
 
 
+def _whole(_name: str, weight_OI: Tensor, _stored: Callable[[Tensor], Tensor]) -> Tensor:
+    return weight_OI
+
+
 def apply_precision(
     model: nn.Module,
     plan: PrecisionPlan,
@@ -43,12 +49,15 @@ def apply_precision(
     compute_dtype: torch.dtype = torch.bfloat16,
     device: str | None = None,
     fill: Callable[[str], None] = _leave,
+    split: Split = _whole,
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place, and say what was done.
 
     ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.OVERRIDES`). Inputs and outputs of
     quantized layers are in ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own,
     just before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where they will lie.
+    ``split`` may put another weight in place of each quantized linear one: it gets the module's name, its (out, in) weight, and a
+    function from a weight to the (out, in) matrix that a layer holding it multiplies by; it gives the weight to store.
     Raises :class:`QuantError` for a module the model lacks, a format or backend that cannot be served, or a tied head that the
     plan wants in another format than its embedding; the model is untouched then.
     """
@@ -65,7 +74,7 @@ def apply_precision(
     for name, fmt in formats.items():
         if name not in tied:
             fill(name)
-            applied |= _store(model, name, fmt, heads_of.get(name, []), override, compute_dtype)
+            applied |= _store(model, name, fmt, heads_of.get(name, []), override, compute_dtype, split)
     _tell_peft(model, applied)
     return applied
 
@@ -75,7 +84,7 @@ def _effective(fmt: Format, override: Override) -> Format:
 
 
 def _store(
-    model: nn.Module, name: str, fmt: Format, heads: list[str], override: Override, compute_dtype: torch.dtype
+    model: nn.Module, name: str, fmt: Format, heads: list[str], override: Override, compute_dtype: torch.dtype, split: Split
 ) -> dict[str, Applied]:
     module = model.get_submodule(name)
     if isinstance(module, Conv1D):
@@ -87,8 +96,23 @@ def _store(
     if isinstance(module, nn.Embedding) or heads:
         return _store_shared(model, name, module, fmt, heads, compute_dtype)
     backend = _backend(fmt, override, module.weight.device.type)
-    _replace(model, name, BACKENDS[backend].make(module, fmt, compute_dtype))
+    make = BACKENDS[backend].make
+
+    def stored(weight_OI: Tensor) -> Tensor:
+        return stored_weight(make(_linear(weight_OI, None), fmt, compute_dtype))
+
+    if not isinstance(fmt, Float):
+        module = _linear(split(name, module.weight.detach(), stored), module.bias)
+    _replace(model, name, make(module, fmt, compute_dtype))
     return {name: Applied(str(fmt), backend)}
+
+
+def _linear(weight_OI: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias is not None:
+        linear.bias = bias
+    return linear
 
 
 def _store_shared(

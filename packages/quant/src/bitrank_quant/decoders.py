@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant import kernels
+from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Int8Row
-from bitrank_quant.reference import QuantLinear
+from bitrank_quant.reference import QuantEmbedding, QuantLinear
 
 Decode = Callable[[], Tensor]
 
@@ -34,6 +36,32 @@ def decoder(layer: nn.Module) -> Decode | None:
     if kind == "Linear4bit":
         return partial(_bitsandbytes_4bit, layer)
     return partial(_quanto, layer) if kind == "QLinear" else None
+
+
+def stored_weight(layer: nn.Module) -> Tensor:
+    """The (out, in) matrix that ``layer`` holds, in its compute dtype, whoever stores it; LLM.int8() rounds activations besides.
+
+    Raises :class:`QuantError` for a layer of a kind unknown here.
+    """
+    if isinstance(layer, (QuantLinear, QuantEmbedding)):
+        return layer.quantized.decode()
+    if type(layer).__name__ == "Linear8bitLt":
+        return _bitsandbytes_8bit(layer)
+    if type(layer) is nn.Embedding:
+        return layer.weight.detach()
+    if isinstance(layer, Conv1D):
+        return layer.weight.detach().T
+    decode = decoder(layer)
+    if decode is None:
+        raise QuantError(f"cannot tell the weight of a {type(layer).__name__}; expected a linear layer of torch, bitsandbytes or quanto")
+    return decode().detach()
+
+
+def _bitsandbytes_8bit(layer: Any) -> Tensor:
+    """Codes and scales lie with the weight until the first call, with the matmul's state after it."""
+    held = layer.weight if getattr(layer.weight, "SCB", None) is not None else layer.state
+    made: Tensor = held.CB.float() * held.SCB.float()[:, None] / 127
+    return made
 
 
 def _weight(layer: nn.Linear) -> Tensor:

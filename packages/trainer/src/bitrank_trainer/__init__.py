@@ -1,7 +1,7 @@
 """The one loop, evaluation, checkpoints, and meters of memory and speed."""
 
 from bitrank_trainer.attention import register_attention
-from bitrank_trainer.checkpoints import Progress, trainable
+from bitrank_trainer.checkpoints import Progress
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.evaluation import Evaluation, evaluate
 from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
@@ -10,6 +10,7 @@ from bitrank_trainer.loop import Task, train
 from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib, release_memory
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
+from bitrank_trainer.optimizer import trainable
 from bitrank_trainer.settings import TrainSettings
 
 __version__ = "0.1.0"

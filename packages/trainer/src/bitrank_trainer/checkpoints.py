@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitrank_trainer.hooks import RankHook
+from bitrank_trainer.optimizer import follow, trainable
 
 
 @dataclass
@@ -31,11 +32,6 @@ class Progress:
     smooth_loss: float | None = None
     lowest_loss: float | None = None
     history: dict[str, float] = field(default_factory=dict)
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -79,11 +75,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         return Progress()
     tensors = load_file(places[-1] / "state.safetensors")
     saved = json.loads((places[-1] / "progress.json").read_text())
+    hook.restore(_part(tensors, "hook"), saved["hook"])  # first: it may cut parameters to the shapes that were saved
+    follow(model, optimizer, hook)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
             parameter.copy_(tensors[f"model:{name}"])
     _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
-    hook.restore(_part(tensors, "hook"), saved["hook"])
     torch.set_rng_state(tensors["rng"])
     return Progress(**saved["progress"])
 

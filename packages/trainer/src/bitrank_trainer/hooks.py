@@ -16,6 +16,10 @@ class RankHook(Protocol):
     def after_step(self, step: int) -> None:
         """Called after the optimizer's step, before its gradients are dropped."""
 
+    def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        """{parameter name: (axis, indices kept)} of the trainable parameters that were replaced by cut ones, or removed, since this
+        was last asked; None when all are the same. Asked after each step and after :meth:`restore`."""
+
     def settled(self, step: int) -> bool:
         """Whether ranks are final after ``step``: only then may a model count as the best one."""
 
@@ -36,6 +40,9 @@ class NoHook:
         return None
 
     def after_step(self, step: int) -> None: ...
+
+    def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        return None
 
     def settled(self, step: int) -> bool:
         return True

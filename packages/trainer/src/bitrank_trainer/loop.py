@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights, trainable
+from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.meters import Throughput
 from bitrank_trainer.micro import micro_batches
 from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.optimizer import follow, named_adamw, trainable
 from bitrank_trainer.settings import TrainSettings
 
 Emit = Callable[[dict[str, object]], None]
@@ -44,11 +45,10 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
     ``folder`` keeps checkpoints and the best weights; what is there already is continued. Raises :class:`Diverged` when the loss
     or a gradient is not finite or the loss runs away, :class:`TrainError` when nothing is trainable.
     """
-    parameters = list(trainable(model).values())
-    if not parameters:
+    if not trainable(model):
         raise TrainError("the model has no trainable parameter; attach adapters first")
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = named_adamw(model, settings.learning_rate, settings.weight_decay)
     progress = load_checkpoint(folder, model, optimizer, hook)
     batches = task.batches(progress.step * settings.accumulation)
     model.train()
@@ -90,6 +90,7 @@ def _step(
             group["lr"] = rate
         optimizer.step()
         hook.after_step(progress.step)
+        follow(model, optimizer, hook)
         optimizer.zero_grad(set_to_none=True)
     progress.tokens += speed.tokens
     progress.seconds += speed.seconds

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitrank_trainer.checkpoints import trainable
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.meters import resident_bytes
 from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.optimizer import trainable
 
 _PASSING = 3 * 2**25  # bytes of what a pass makes and drops, mostly one block of logits in fp32, its 16-bit source and its gradient
 _SLACK = 1.25  # what allocators take above the tensors they serve

@@ -1,0 +1,41 @@
+"""Both plans of a run, checked against its model before anything is applied; and the precision plan applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from bitrank_adapters import ResidualStart, check_ranks
+from bitrank_quant import Applied, WeightMatrix, apply_precision, block_matrices, weight_matrices
+
+from bitrank.configs import Config
+from bitrank.models import Loaded
+from bitrank.specs import RunSpec
+
+
+@dataclass(frozen=True)
+class Plans:
+    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and heads tied to an embedding."""
+
+    bits: dict[str, str]
+    ranks: dict[str, int]
+    free: list[WeightMatrix]
+
+
+def make_plans(config: Config, loaded: Loaded) -> Plans:
+    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix."""
+    free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
+    blocks = block_matrices(loaded.model)
+    bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)
+    check_ranks(ranks, {m.name: m.shape for m in blocks})
+    return Plans(bits, ranks, free)
+
+
+def store_base(
+    spec: RunSpec, loaded: Loaded, bits: dict[str, str], start: ResidualStart, device: str, dtype: torch.dtype
+) -> dict[str, Applied]:
+    """Read the base one matrix at a time and store each as ``bits`` says, less what ``start`` gives to its adapter."""
+    words = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
+    applied = apply_precision(loaded.model, bits, **words, fill=loaded.fill, split=start.split)  # type: ignore[arg-type]
+    loaded.fill_rest()
+    return applied

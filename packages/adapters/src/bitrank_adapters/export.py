@@ -1,0 +1,101 @@
+"""Adapters as files of plain LoRA, and back as what they add to each matrix.
+
+An adapter adds scale · up · down to a matrix whatever its kind. AdaLoRA's factors fold into that form exactly: down = Λ Q, up = P. PEFT
+puts α / (rank + 1e-5) on AdaLoRA's product and α/r on LoRA's; the difference of 1e-6 goes into ``up``, so that α/r stays the one scale.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitrank_adapters.attach import lora_config
+from bitrank_adapters.controllers import adapted
+from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.initialise import effective_scale
+
+_ADAPTER = "default"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one matrix: ``scale`` · ``up_OR`` · ``down_RI``."""
+
+    up_OR: Tensor
+    down_RI: Tensor
+    scale: float
+
+    def product(self) -> Tensor:
+        """The (out, in) matrix."""
+        return self.scale * (self.up_OR.float() @ self.down_RI.float())
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter read from its files: low-rank parts by matrix, and parameters of modules that were trained whole, by name."""
+
+    parts: dict[str, LowRank]
+    whole: dict[str, Tensor]
+
+
+def save_as_lora(model: PeftModel, folder: Path) -> None:
+    """Write AdaLoRA layers of any ranks as a plain LoRA adapter with each matrix's own rank and α, trained heads as they are."""
+    config: Any = model.peft_config[_ADAPTER]
+    scale = config.lora_alpha / config.init_r
+    tensors = _whole_modules(model)
+    ranks = {}
+    for name, layer in adapted(model):
+        ranks[name] = layer.r[_ADAPTER]
+        down, up = layer.lora_A[_ADAPTER].detach(), layer.lora_B[_ADAPTER].detach()
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = down * layer.lora_E[_ADAPTER].detach()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up * (effective_scale(layer) / scale)
+    made = lora_config(ranks, scale, list(config.modules_to_save or []))
+    made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
+    made.save_pretrained(str(folder))
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """A LoRA or AdaLoRA adapter as PEFT or this package saved it.
+
+    Raises :class:`AdapterError` when ``folder`` holds none, or one of a kind that is no sum of low-rank parts.
+    """
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder} holds no adapter: expected {_CONFIG} and {_WEIGHTS} as PEFT saves them ({error})") from error
+    kind = config.get("peft_type")
+    if kind not in {"LORA", "ADALORA"} or config.get("use_dora") or config.get("use_rslora"):
+        raise AdapterError(f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected LORA or ADALORA")
+    named = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
+    parts = {name: _part(name, named, config) for name in names}
+    return SavedAdapter(parts, {key: tensor for key, tensor in named.items() if ".lora_" not in key})
+
+
+def _part(name: str, named: dict[str, Tensor], config: dict[str, Any]) -> LowRank:
+    if config["peft_type"] == "ADALORA":
+        down_RI = named[f"{name}.lora_A"] * named[f"{name}.lora_E"]
+        return LowRank(named[f"{name}.lora_B"], down_RI, config["lora_alpha"] / (config["init_r"] + 1e-5))
+    down_RI = named[f"{name}.lora_A.weight"]
+    alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
+    return LowRank(named[f"{name}.lora_B.weight"], down_RI, alpha / len(down_RI))
+
+
+def _whole_modules(model: PeftModel) -> dict[str, Tensor]:
+    """Modules that were trained whole, under the names that PEFT saves them by."""
+    return {
+        f"{_PREFIX}{name.removeprefix(_PREFIX).replace(f'.modules_to_save.{_ADAPTER}', '')}": parameter.detach()
+        for name, parameter in model.named_parameters()
+        if f".modules_to_save.{_ADAPTER}" in name
+    }

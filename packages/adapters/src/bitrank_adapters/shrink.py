@@ -1,0 +1,102 @@
+"""After AdaLoRA's freeze: pruned ranks are removed physically, training goes on, and what is saved is plain LoRA.
+
+PEFT masks a pruned triplet and carries it along: its parameters, moments and products stay. Here the kept rows of Λ and Q and columns
+of P become parameters of their own at the freeze, and a matrix whose rank fell to 0 loses its adapter. The factor on the product stays
+what it was, so the model computes the same. Training goes on as P Λ Q, not as B A: the optimizer's moments are then those of the same
+numbers, cut like them; folding Λ into a factor would leave moments that belong to no gradient ever seen. The orthogonality term is over
+what is left. When saved, A = Λ Q and B = P (Zhang et al. 2023, equation 3) with each matrix's own rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from bitrank_adapters.controllers import AdaLoraRanks, adapted, matrix_name
+from bitrank_adapters.export import save_as_lora
+from bitrank_adapters.initialise import effective_scale
+
+_ADAPTER = "default"
+_AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # where the rank lies in (rank, in), (out, rank), (rank, 1)
+
+
+class ShrinkingRanks(AdaLoraRanks):
+    """AdaLoRA whose pruned ranks are gone after the freeze."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__(model)
+        self._resized: dict[str, tuple[int, Tensor]] | None = None
+        self._pattern: dict[str, list[bool]] = {}
+
+    def after_step(self, step: int) -> None:
+        if step <= self.freeze_step:
+            super().after_step(step)
+        if step == self.freeze_step:
+            self._shrink(dict(self._config.rank_pattern))
+
+    def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        """{name of a trainable parameter: (axis, indices kept)} of those that were cut since this was last asked, None when none was.
+
+        Names are those of ``model.named_parameters()``. Parameters that are gone altogether are in it with no index kept.
+        """
+        resized, self._resized = self._resized, None
+        return resized
+
+    def ranks(self) -> dict[str, int]:
+        if not self._pattern:
+            return super().ranks()
+        return {matrix_name(key): sum(mask) for key, mask in self._pattern.items()}
+
+    def state(self) -> tuple[dict[str, Tensor], str]:
+        tensors, pattern = super().state()
+        return tensors, json.dumps({"masks": json.loads(pattern), "shrunk": bool(self._pattern)})
+
+    def restore(self, tensors: dict[str, Tensor], text: str) -> None:
+        saved = json.loads(text)
+        super().restore(tensors, json.dumps(saved["masks"]))
+        if saved["shrunk"]:
+            self._shrink(saved["masks"])
+
+    def save(self, folder: Path) -> None:
+        """A plain LoRA adapter with a rank and α for each matrix; it loads in stock PEFT."""
+        if self._pattern:
+            save_as_lora(self._model, folder)
+        else:
+            super().save(folder)
+
+    def _shrink(self, pattern: dict[str, list[bool]]) -> None:
+        layers = dict(adapted(self._model))
+        self._pattern = {key: list(mask) for key, mask in pattern.items()}
+        self._resized = {}
+        for key, mask in self._pattern.items():
+            name, kept = matrix_name(key), torch.tensor(mask).nonzero()[:, 0]
+            prefix = f"base_model.model.{name}"
+            self._resized |= {f"{prefix}.{part}.{_ADAPTER}": (axis, kept) for part, axis in _AXIS.items()}
+            if len(kept):
+                keep_ranks(layers[name], kept)
+            else:
+                _remove(self._model, prefix, layers[name])
+        self._look()
+
+
+def keep_ranks(layer: Any, kept: Tensor) -> None:
+    """Cut an AdaLoRA layer down to the triplets ``kept`` (indices), with the same factor on their product as before."""
+    scale = effective_scale(layer)
+    for part, axis in _AXIS.items():
+        held = getattr(layer, part)
+        old = held[_ADAPTER]
+        held[_ADAPTER] = nn.Parameter(old.detach().index_select(axis, kept.to(old.device)).contiguous(), requires_grad=old.requires_grad)
+    layer.r[_ADAPTER] = len(kept)
+    with torch.no_grad():
+        layer.ranknum[_ADAPTER].fill_(float(len(kept)))
+    layer.scaling[_ADAPTER] = scale * (len(kept) + 1e-5)
+
+
+def _remove(model: PeftModel, path: str, layer: Any) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer.base_layer)

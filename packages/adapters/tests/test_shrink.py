@@ -1,0 +1,186 @@
+"""Pruned ranks removed: same logits, moments cut like their parameters, state that continues exactly, and plain LoRA in the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from bitrank_adapters import (
+    AdaLora,
+    AdapterError,
+    ShrinkingRanks,
+    adapted,
+    attach_adalora,
+    attach_lora,
+    fuse,
+    read_adapter,
+)
+from peft import PeftModel
+from torch import nn
+
+STEPS = 40
+
+
+def shrinking(make, blocks, name="llama", scale=2.0, heads=()):
+    model = attach_adalora(make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, seed=1, scale=scale, heads=heads)
+    source = torch.Generator().manual_seed(2)
+    for _, layer in adapted(model):  # PEFT's start is too near to nothing to tell a wrong factor from a right one
+        for held in (layer.lora_A, layer.lora_B, layer.lora_E):
+            held["default"].data.normal_(0, 0.3, generator=source)
+    return model, ShrinkingRanks(model)
+
+
+def train(model, hook, ids, first: int, last: int, optimizer=None) -> torch.optim.Optimizer:
+    """Plain SGD: it keeps no state, so nothing but the parameters must be followed."""
+    for step in range(first, last + 1):
+        logits = model(input_ids=ids.roll(step, dims=1)).logits
+        ((logits.float() - 1).square().mean() + hook.penalty()).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter -= 0.05 * parameter.grad
+        hook.after_step(step)
+        model.zero_grad()
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def frozen_by_hand(model, kept: dict[str, list[bool]]) -> None:
+    """Mask as PEFT does, in place."""
+    with torch.no_grad():
+        for name, layer in adapted(model):
+            layer.lora_E["default"].mul_(torch.tensor(kept[name])[:, None])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_nothing_changes_but_the_size(make, blocks, ids, name: str, fused: bool) -> None:
+    model, hook = shrinking(make, blocks, name)
+    if fused:
+        fuse(model)
+    train(model, hook, ids, 1, hook.freeze_step - 1)
+    assert hook.resized() is None
+    seen = {}
+    shrink = hook._shrink
+
+    def watched(pattern):
+        seen["before"], seen["size"] = logits_of(model, ids), trained(model)
+        shrink(pattern)
+        seen["after"], seen["left"] = logits_of(model, ids), trained(model)
+
+    hook._shrink = watched
+    train(model, hook, ids, hook.freeze_step, hook.freeze_step)
+    assert torch.allclose(seen["after"], seen["before"], atol=1e-5)
+    with model.disable_adapter():
+        assert (logits_of(model, ids) - seen["before"]).abs().max() > 1e-2
+    ranks = hook.ranks()
+    assert set(ranks) == set(blocks[name]) and sum(ranks.values()) == hook.budget
+    layers = dict(adapted(model))
+    assert {n: layer.lora_A["default"].shape[0] for n, layer in layers.items()} == {n: r for n, r in ranks.items() if r}
+    assert seen["left"] == sum(r * (layers[n].in_features + layers[n].out_features + 1) for n, r in ranks.items() if r) < seen["size"] / 2
+
+
+def trained(model) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_it_says_once_what_was_cut_and_how(make, blocks, ids) -> None:
+    model, hook = shrinking(make, blocks)
+    before = {}
+    shrink = hook._shrink
+
+    def watched(pattern):
+        before.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+        shrink(pattern)
+
+    hook._shrink = watched
+    train(model, hook, ids, 1, hook.freeze_step)
+    resized, now = hook.resized(), dict(model.named_parameters())
+    assert hook.resized() is None
+    assert set(resized) == set(before)
+    gone = {name for name, (_, kept) in resized.items() if not len(kept)}
+    assert gone == set(before) - set(now)
+    for name in set(resized) - gone:
+        axis, kept = resized[name]
+        assert torch.equal(now[name], before[name].index_select(axis, kept))
+
+
+def test_a_matrix_that_falls_to_zero_loses_its_adapter(make, blocks, ids) -> None:
+    model, hook = shrinking(make, blocks)
+    train(model, hook, ids, 1, hook.freeze_step - 1)
+    pattern = {f"{name}.lora_E.default": [False] * 6 for name in blocks["llama"]}
+    pattern[f"{blocks['llama'][0]}.lora_E.default"] = [True, False, True, False, False, False]
+    frozen_by_hand(model, {key.removesuffix(".lora_E.default"): mask for key, mask in pattern.items()})
+    before = logits_of(model, ids)
+    hook._shrink(pattern)
+    assert torch.allclose(logits_of(model, ids), before, atol=1e-5)
+    assert [name for name, _ in adapted(model)] == [blocks["llama"][0]]
+    assert type(model.base_model.model.get_submodule(blocks["llama"][1])) is nn.Linear
+    assert hook.ranks() == {name: 2 if name == blocks["llama"][0] else 0 for name in blocks["llama"]}
+    assert torch.isfinite(hook.penalty())
+
+
+@pytest.mark.parametrize("at", [10, 24, 30])
+def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
+    straight, straight_hook = shrinking(make, blocks)
+    train(straight, straight_hook, ids, 1, STEPS)
+    first, first_hook = shrinking(make, blocks)
+    train(first, first_hook, ids, 1, at)
+    second, second_hook = shrinking(make, blocks)
+    second_hook.restore(*first_hook.state())
+    assert (second_hook.resized() is not None) == (at >= first_hook.freeze_step)
+    second.load_state_dict(first.state_dict())
+    train(second, second_hook, ids, at + 1, STEPS)
+    assert second_hook.ranks() == straight_hook.ranks()
+    for (name, a), (other, b) in zip(straight.named_parameters(), second.named_parameters(), strict=True):
+        assert name == other and torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("steps", [20, STEPS])
+@pytest.mark.parametrize(("name", "heads"), [("bert", ["classifier"]), ("gpt2", []), ("llama", [])])
+def test_what_is_saved_loads_in_stock_peft(make, blocks, ids, tmp_path, name: str, heads: list[str], steps: int) -> None:
+    """Before the freeze it is PEFT's AdaLoRA, after it plain LoRA with a rank for each matrix."""
+    model, hook = shrinking(make, blocks, name, heads=heads)
+    train(model, hook, ids, 1, steps)
+    want, ranks = logits_of(model, ids), hook.ranks()
+    hook.save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == ("LORA" if steps == STEPS else "ADALORA")
+    loaded = PeftModel.from_pretrained(make(name), str(tmp_path))
+    assert torch.allclose(logits_of(loaded, ids), want, atol=1e-5)
+    if steps == STEPS:
+        assert {n: layer.r["default"] for n, layer in adapted(loaded)} == {n: r for n, r in ranks.items() if r}
+        assert {layer.scaling["default"] for _, layer in adapted(loaded)} == {2.0}
+
+
+@pytest.mark.parametrize("steps", [20, STEPS])
+def test_what_is_saved_reads_back_as_what_is_added(make, blocks, ids, tmp_path, steps: int) -> None:
+    model, hook = shrinking(make, blocks, "bert", scale=3.0, heads=["classifier"])
+    train(model, hook, ids, 1, steps)
+    wanted = {name: layer.get_delta_weight("default").detach() for name, layer in adapted(model)}
+    classifier = dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.weight"].detach().clone()
+    hook.save(tmp_path)
+    saved = read_adapter(tmp_path)
+    assert set(saved.parts) == set(wanted)
+    for name, part in saved.parts.items():
+        assert torch.allclose(part.product(), wanted[name], atol=1e-6)
+    assert torch.equal(saved.whole["classifier.weight"], classifier)
+
+
+def test_plain_lora_reads_back_too(make, blocks, tmp_path) -> None:
+    model = attach_lora(make("gpt2"), {name: 2 + n for n, name in enumerate(blocks["gpt2"])}, scale=3.0)
+    for _, layer in adapted(model):
+        nn.init.normal_(layer.lora_B["default"].weight)
+    model.save_pretrained(str(tmp_path))
+    parts = read_adapter(tmp_path).parts
+    for name, layer in adapted(model):
+        assert torch.allclose(parts[name].product(), 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight, atol=1e-5)
+
+
+def test_no_adapter_is_said(tmp_path) -> None:
+    with pytest.raises(AdapterError, match="holds no adapter: expected adapter_config"):
+        read_adapter(tmp_path)

@@ -1,0 +1,36 @@
+"""What is trained, by whom, and how the optimizer follows parameters that a hook has cut: moments are cut like their numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitrank_trainer.hooks import RankHook
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def named_adamw(model: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of ``model``, which it knows by name too."""
+    return torch.optim.AdamW(list(trainable(model).items()), lr=rate, weight_decay=weight_decay, fused=True)
+
+
+def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -> None:
+    """Let ``optimizer`` train the parameters that ``model`` has now, if ``hook`` says that it resized some."""
+    if (resized := hook.resized()) is None:
+        return
+    (group,) = optimizer.param_groups
+    states = {name: optimizer.state.pop(old, {}) for name, old in zip(group["param_names"], group["params"], strict=True)}
+    now = trainable(model)
+    for name, parameter in now.items():
+        if states[name]:
+            optimizer.state[parameter] = _cut(states[name], *resized[name]) if name in resized else states[name]
+    group["params"], group["param_names"] = list(now.values()), list(now)
+
+
+def _cut(state: dict[str, Tensor], axis: int, kept: Tensor) -> dict[str, Tensor]:
+    """``step`` is a count, the rest has the parameter's shape."""
+    return {key: value if value.ndim == 0 else value.index_select(axis, kept.to(value.device)) for key, value in state.items()}
