@@ -1,0 +1,134 @@
+"""What a plan will take, before anything is trained: bytes part by part, the peak of the process, and seconds.
+
+Stored bytes, adapters, gradients and optimizer are arithmetic on shapes and exact. Activations are counted in a rehearsal on the
+``meta`` device. What libraries take on top is measured once and stated below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitrank_adapters import check_ranks
+from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
+from bitrank_trainer import DTYPES, choose_device, choose_dtype
+
+from bitrank.baseline import baseline
+from bitrank.configs import find_config
+from bitrank.duration import Duration, duration
+from bitrank.held import base_bytes
+from bitrank.rehearsal import Stage, bare, rehearse
+from bitrank.rules import AdaptiveRank
+from bitrank.specs import RunSpec
+from bitrank.workload import Workload, workload
+
+_MIB = 2**20
+# Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
+CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
+# Compiled products. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a quarter of a MiB each: heap in use grew by 230 MiB over about 900
+# shapes with oneDNN's own cache nearly off. That cache, of 128 in the executor's environment, took 36 MiB more.
+PRODUCT, PRODUCTS = _MIB // 4, 1024
+PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
+# The heap grows past what is alive: aligned blocks that are freed do not fit the next of the same size. Of one shape after another
+# about a quarter of a pass's peak; when lengths vary, products compiled between them pin holes, and it is nine tenths.
+SLACK_SAME, SLACK_VARIED = 0.25, 0.9
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of a training process, part by part; ``peak`` is their sum, or what loading takes where that is more.
+
+    stored       the base: codes, scales, everything unquantized; equal to what the built model will count
+    adapters     what adapting adds, trained copies of heads included
+    gradients    of everything trained, fp32
+    optimizer    AdamW's two moments, and the averages of AdaLoRA's importance where ranks adapt
+    activations  the most that is alive at once in a training step or an evaluation, weights not counted
+    imports      the process before it has a model: libraries, tokenizer and tokens (0 for an accelerator, whose memory is apart)
+    overhead     compiled products, pages of libraries, and how far the heap grows past what is alive
+
+    ``trainable`` counts numbers; ``seconds`` is the whole run, and ``basis`` says what that rests on.
+    """
+
+    stored: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    imports: int
+    overhead: int
+    peak: int
+    trainable: int
+    seconds: float
+    basis: str
+
+
+def forecast(spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, int], store: str = "runs") -> Forecast:
+    """The forecast of running ``spec`` with these formats and starting ranks. Reads ``config.json``, lengths of texts, no weight.
+
+    ``store`` is where finished runs are looked for: they tell the speed better than a calibration. Raises
+    :class:`~bitrank.errors.UserError` or the packages' own errors when model, task or plan do not fit.
+    """
+    device = choose_device(spec.device)
+    dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
+    work = workload(spec, device)
+    model, fresh = bare(spec, work.classes, device, dtype)
+    blocks = block_matrices(model)
+    check_ranks(dict(ranks), {m.name: m.shape for m in blocks})
+    took = duration(spec, work, model, dtype, store)
+    return _of_plan(spec, precision, ranks, work, model, fresh, device, dtype, took)
+
+
+def _of_plan(
+    spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, int], work: Workload, model: Any, fresh: list[str],
+    device: str, dtype: torch.dtype, took: Duration,
+) -> Forecast:  # fmt: skip
+    matrices = weight_matrices(model)
+    stored = base_bytes(model, precision, matrices, quant_backend=spec.quant_backend, device=device, dtype=dtype)
+    adapted = _adapted(spec, model, fresh, ranks, {m.name: m for m in matrices})
+    largest = max(math.prod(m.shape) for m in matrices)
+    stage = rehearse(spec, model, fresh, precision, ranks, work.steps, device, dtype)
+    activations, overhead = _passes(stage, work)
+    imports = 0
+    if device == "cpu":
+        before = baseline(spec)
+        imports = before.imports + before.material
+    else:
+        overhead = 0  # an accelerator's allocator is another; unverified
+    training = stored + adapted.held + adapted.gradients + adapted.optimizer + activations + overhead
+    loading = stored + 4 * largest
+    return Forecast(
+        stored, adapted.held, adapted.gradients, adapted.optimizer, activations, imports, overhead,
+        imports + max(training, loading), adapted.numbers, took.seconds, took.basis,
+    )  # fmt: skip
+
+
+def _passes(stage: Stage, work: Workload) -> tuple[int, int]:
+    """Activations, and what libraries and the heap take on top."""
+    step, judged = stage.step(work.largest), stage.judge(work.largest_judged)
+    products = step.products * len(work.train) + judged.products * len(work.judged)
+    compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
+    activations = max(step.peak, judged.peak)
+    slack = SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
+    return activations, CODE_PAGES + compiled + int(slack * activations)
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """Bytes ``held`` by adapters and trained heads, and of what training them takes; trained ``numbers``."""
+
+    held: int
+    gradients: int
+    optimizer: int
+    numbers: int
+
+
+def _adapted(spec: RunSpec, model: Any, fresh: list[str], ranks: Mapping[str, int], matrices: Mapping[str, WeightMatrix]) -> _Adapted:
+    """AdaLoRA has a singular value for each rank, a count of ranks for each matrix that is not trained, and three averages of each number."""
+    adaptive = isinstance(find_config(spec.config, spec.plan, spec.tuned).rank, AdaptiveRank)
+    low_rank = sum(rank * (sum(matrices[name].shape) + adaptive) for name, rank in ranks.items())
+    heads = sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters())
+    numbers = low_rank + heads
+    return _Adapted(4 * (numbers + adaptive * len(ranks)), 4 * numbers, 8 * numbers + adaptive * 12 * low_rank, numbers)

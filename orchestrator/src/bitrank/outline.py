@@ -1,0 +1,46 @@
+"""What a model's ``config.json`` tells a planner: its matrices, its parameters, and the bytes that no plan changes. No weight is read.
+
+So a model that does not fit this machine can be planned: 70 billion parameters take seconds and no memory to speak of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from bitrank_quant import WeightMatrix, weight_matrices
+
+from bitrank.held import rest_bytes
+from bitrank.skeleton import fresh_modules, skeleton
+
+
+@dataclass(frozen=True)
+class Outline:
+    """``matrices`` are all that a plan may name: tied heads follow their embedding, and a fresh head is trained whole.
+
+    ``parameters`` counts shared ones once; ``fixed`` is what the base keeps beside the matrices (norms in fp32, the rest in the compute
+    dtype), so that ``fixed`` + the matrices' bytes is the stored base. ``trained`` numbers of fresh heads come on top of adapters, in fp32.
+    """
+
+    matrices: list[WeightMatrix]
+    parameters: int
+    fixed: int
+    trained: int
+    model_type: str
+
+
+def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.bfloat16) -> Outline:
+    """The outline of the model whose ``config.json`` is at ``place`` (that file, its folder, or a hub id) for tasks of ``kind``.
+
+    Raises :class:`~bitrank.errors.UserError` when there is none, or it is an encoder's and ``kind`` is language modelling.
+    """
+    model = skeleton(place, kind, classes, dtype)
+    fresh = fresh_modules(model, place, kind)
+    matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in fresh]
+    return Outline(
+        matrices=matrices,
+        parameters=sum(p.numel() for p in model.parameters()),
+        fixed=rest_bytes(model, {m.name for m in matrices}),
+        trained=sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters()),
+        model_type=model.config.model_type,
+    )

@@ -1,0 +1,90 @@
+"""One training step and one evaluation of a plan, rehearsed on the ``meta`` device: what they keep alive, and how many products they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitrank_adapters import fuse
+from bitrank_adapters.norms import is_norm
+from bitrank_quant import decoder
+from bitrank_quant.decoders import Decode
+from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, register_attention, trainable
+from torch import nn
+
+from bitrank.configs import find_config
+from bitrank.models import locate
+from bitrank.passes import LiveBytes, full_batch
+from bitrank.skeleton import StandIn, fresh_modules, skeleton, stand_in
+from bitrank.specs import RunSpec
+from bitrank.workload import Shape
+
+
+@dataclass(frozen=True)
+class Pass:
+    """``peak`` bytes alive at once beside the model and its gradients, and the number of differently shaped matrix ``products``."""
+
+    peak: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model as the plan makes it, on the ``meta`` device, with adapters; and what training minimises."""
+
+    model: Any
+    objective: Objective
+    kind: str
+
+    def step(self, shape: Shape) -> Pass:
+        """Forward and backward pass over a batch of ``shape``; gradients have their place already."""
+        self.model.train()
+        for parameter in trainable(self.model).values():
+            parameter.grad = torch.empty_like(parameter)
+        with LiveBytes() as live:
+            self.objective.loss(self.model, full_batch(*shape, self.kind), "meta").backward()
+        return Pass(live.peak, len(live.products))
+
+    def judge(self, shape: Shape) -> Pass:
+        """A batch of ``shape`` without gradients."""
+        self.model.eval()
+        with torch.no_grad(), LiveBytes() as live:
+            self.objective.loss(self.model, full_batch(*shape, self.kind), "meta")
+        return Pass(live.peak, len(live.products))
+
+
+def bare(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The model of ``spec`` before any plan, and the names of its fresh modules."""
+    attention = "sdpa" if device == "cuda" else register_attention() if spec.fused else "eager"
+    place = locate(spec.model)
+    model = skeleton(place, spec.kind, classes, dtype, attention, spec.dropout)
+    return model, fresh_modules(model, place, spec.kind)
+
+
+def rehearse(
+    spec: RunSpec, bare_model: Any, fresh: list[str], precision: Mapping[str, str], ranks: Mapping[str, int], steps: int, device: str, dtype: torch.dtype
+) -> Stage:  # fmt: skip
+    """``bare_model`` with the plan done to it, in place, as the road does it to a real one."""
+    stand_in(bare_model, dict(precision), dtype)
+    bare_model.to("meta")
+    rule = find_config(spec.config, spec.plan, spec.tuned).rank
+    model, _ = rule.attach(bare_model, dict(ranks), total_steps=steps, scale=spec.adapter_scale, heads=fresh, seed=spec.seed)
+    if spec.fused:
+        _fuse(model, device)
+    model.to("meta")
+    return Stage(model, (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind], spec.kind)
+
+
+def _fuse(model: Any, device: str) -> None:
+    """Norms are fused on a CPU alone, told by where their weights are: so they are there for a moment."""
+    if device == "cpu":
+        for module in model.modules():
+            if is_norm(module):
+                module.to_empty(device="cpu")
+    fuse(model, _decoder)
+
+
+def _decoder(layer: nn.Module) -> Decode | None:
+    return (lambda: layer.weight) if isinstance(layer, StandIn) else decoder(layer)

@@ -1,0 +1,152 @@
+"""A model's structure from its ``config.json`` alone: names, shapes and dtypes on the ``meta`` device, no weight in memory.
+
+For forecasts: what a plan does to the structure is done to it here (stand-ins for quantized layers, adapters, fused products), so
+that the same code that will train can be run over shapes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from bitrank_quant import Float, parse_format
+from bitrank_quant.matrices import tied_heads
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from bitrank.errors import UserError
+from bitrank.weights import find_source
+
+
+def skeleton(place: str, kind: str, classes: int, dtype: torch.dtype, attention: str = "eager", dropout: float | None = None) -> Any:
+    """The model that ``config.json`` in ``place`` (a folder, that file itself, or a hub id) describes, on the ``meta`` device.
+
+    Its buffers are real, as they are small and hold what no file has. Raises :class:`UserError` when there is no such config, or it
+    is an encoder's and ``kind`` is language modelling.
+    """
+    config = _config(place, kind, classes, dropout)
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        model: Any = _auto(config, kind).from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    return model.eval()
+
+
+def fresh_modules(model: Any, place: str, kind: str) -> list[str]:
+    """Names of the modules that will be drawn anew and trained whole.
+
+    By the names in the weights' files where ``place`` has some; else a classifier's modules outside the body count as fresh.
+    """
+    if Path(place).is_dir() and any(Path(place).glob("*.safetensors*")) and (source := find_source(model, Path(place))) is not None:
+        return source.fresh
+    if kind != "classification":
+        return []
+    body = f"{model.base_model_prefix}."
+    names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False)) and not name.startswith(body)]
+    return [name for name in names if name not in tied_heads(model)]
+
+
+class StandIn(nn.Linear):
+    """A linear layer stored in few bits, as far as memory goes: its weight is decoded when it is asked for, and kept by nobody."""
+
+    def __init__(self, out: int, into: int, bias: Tensor | None, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features, self.dtype = out, into, dtype
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows_NI = input.reshape(-1, self.in_features)
+        made: Tensor = _Product.apply(rows_NI, self)
+        return made.view(*input.shape[:-1], self.out_features)
+
+
+class StandInEmbedding(nn.Embedding):
+    """The same of an embedding: the rows that are looked up are made."""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim, self.dtype, self.padding_idx = rows, width, dtype, None
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.empty(*input.shape, self.embedding_dim, dtype=self.dtype, device="meta")
+
+
+class _Product(torch.autograd.Function):
+    """``x Wᵀ + b`` with W decoded in both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_NI: Tensor, layer: StandIn) -> Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(rows_NI, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return (grads[0] @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
+
+
+def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype) -> None:
+    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer."""
+    tied = tied_heads(model)
+    for name, text in precision.items():
+        if name in tied:
+            continue
+        fmt = parse_format(text)
+        plain = isinstance(fmt, Float) and fmt.dtype == dtype
+        for part in (name, *(head for head, embedding in tied.items() if embedding == name)):
+            _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
+
+
+def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
+    if isinstance(module, nn.Embedding):
+        return module if plain else StandInEmbedding(module.num_embeddings, module.embedding_dim, dtype)
+    into, out = tuple(module.weight.shape) if isinstance(module, Conv1D) else tuple(module.weight.shape)[::-1]
+    if not plain:
+        return StandIn(out, into, module.bias, dtype)
+    if not isinstance(module, Conv1D):
+        return module  # type: ignore[no-any-return]
+    made = nn.Linear(into, out, device="meta", dtype=dtype)
+    made.bias = module.bias
+    return made
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _auto(config: Any, kind: str) -> Any:
+    if kind == "classification":
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForSeq2SeqLM
+
+
+def _config(place: str, kind: str, classes: int, dropout: float | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot read a model's config from {place!r}: {reason} Give a config.json, its folder, or a hub id") from error
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if kind == "language-modelling" and encoder:
+        raise UserError(f"{place} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2")
+    if kind == "classification":
+        config.num_labels = classes
+        if config.pad_token_id is None:
+            config.pad_token_id = 0  # which token pads changes no shape
+    if dropout is not None:
+        for key, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+                setattr(config, key, dropout)
+    return config

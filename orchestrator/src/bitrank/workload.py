@@ -1,0 +1,77 @@
+"""What a run will push through its model: how many tokens, in batches of which shapes. Known before training, from lengths and the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from bitrank_data import Batch
+from bitrank_data.batches import training_order
+
+from bitrank.material import load_material
+from bitrank.schedule import settings_for
+from bitrank.specs import RunSpec
+
+Shape = tuple[int, int]  # sequences, and tokens of the longest of them
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``train`` and ``judged`` are the shapes of batches that will be met, each once; tokens are padded ones over the whole run.
+
+    ``judged_tokens`` counts the test before training, every validation and the test after it. ``classes`` and ``steps`` are the task's
+    and the optimizer's.
+    """
+
+    train: frozenset[Shape]
+    judged: frozenset[Shape]
+    train_tokens: int
+    judged_tokens: int
+    classes: int
+    steps: int
+
+    @property
+    def largest(self) -> Shape:
+        """The training batch with the most tokens; of equals the widest, whose attention is larger."""
+        return max(self.train, key=lambda shape: (shape[0] * shape[1], shape[1]))
+
+    @property
+    def largest_judged(self) -> Shape:
+        return max(self.judged, key=lambda shape: (shape[0] * shape[1], shape[1]))
+
+
+def workload(spec: RunSpec, device: str) -> Workload:
+    """The workload of ``spec``; its task is tokenised for that (from the cache when it is there)."""
+    material = load_material(spec)
+    train = material.task.splits["train"]
+    settings = settings_for(spec, len(train), device)
+    shapes = _training(train.lengths_N, spec, settings.steps * settings.accumulation)
+    validation, test = ([_shape(b) for b in material.batches_of(split)] for split in (material.validation, material.test))
+    validations = -(-settings.steps // settings.eval_every)
+    return Workload(
+        train=frozenset(shapes),
+        judged=frozenset(validation + test),
+        train_tokens=_tokens(shapes),
+        judged_tokens=validations * _tokens(validation) + 2 * _tokens(test),
+        classes=len(material.task.classes),
+        steps=settings.steps,
+    )
+
+
+def _training(lengths_N: np.ndarray, spec: RunSpec, batches: int) -> list[Shape]:
+    """The shapes of the first ``batches`` training batches."""
+    shapes: list[Shape] = []
+    epoch = 0
+    while len(shapes) < batches:
+        shapes += [(len(b), int(lengths_N[b].max())) for b in training_order(lengths_N, spec.batch_size, spec.seed, epoch)]
+        epoch += 1
+    return shapes[:batches]
+
+
+def _shape(batch: Batch) -> Shape:
+    rows, width = batch["input_ids"].shape
+    return int(rows), int(width)
+
+
+def _tokens(shapes: list[Shape]) -> int:
+    return sum(rows * width for rows, width in shapes)
