@@ -1,0 +1,97 @@
+"""What each choice costs in nats and in bytes: the measured tables as one planning problem.
+
+    cost_i(f, r) = κ_if · tail_if(r) + η · Σ_{k>r} σ_k(G_i)
+
+*Repair.* ``tail_if(r)`` is the Fisher-weighted energy that the best rank-r repair leaves of matrix i's error in format f (nats, second
+order; see :mod:`bitrank_quant.sensitivity`), and κ_if pulls it to the truth: the measured added loss of that one matrix over the
+predicted one. It speaks of a start from the weighted residual (``init=lq-lora``); a start from zero repairs nothing, so its cost is the
+one of r = 0 whatever the rank.
+
+*Learning.* G_i is the task gradient. A step of spectral norm η within rank r lowers the loss by η Σ_{k≤r} σ_k(G_i) to first order (the
+dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is
+one number for all matrices, chosen on validation data (see EXPERIMENTS.md), and 0 leaves the term out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from bitrank_planner import Item, Option, PlanError, Problem
+from bitrank_quant import WeightMatrix, parse_format
+
+from bitrank.measuring import Tables
+
+ADAPTER_BYTES = 4  # per number: adapters are trained and saved in fp32
+RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
+ETA = 0.0
+_PULL = (0.1, 10.0)  # how far one matrix's measured loss may pull its predicted one: noise is pulled no further
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a plan may choose from, and how far training is expected to move a matrix (``eta``, in units of weights).
+
+    ``repairs`` False is a start with B = 0, where rank repairs nothing.
+    """
+
+    formats: tuple[str, ...] = FORMATS
+    ranks: tuple[int, ...] = RANKS
+    eta: float = ETA
+    repairs: bool = True
+
+
+def make_problem(tables: Tables, budget: int, fixed: int, choices: Choices, max_trainable: int | None = None) -> Problem:
+    """The problem of giving every matrix of ``tables`` a format and a rank. ``fixed`` bytes cannot be chosen.
+
+    Matrices outside the transformer blocks (embeddings, heads) get a format and no adapter. Raises
+    :class:`~bitrank_planner.PlanError` when a format was not measured or no rank fits a matrix.
+    """
+    owned = [matrix for matrix in tables.matrices if matrix.tied_to is None]
+    items = tuple(Item(m.name, _options(m, tables, choices), m.role, m.layer, m.shape) for m in owned)
+    return Problem(items, budget, fixed, max_trainable)
+
+
+def adaptable(matrix: WeightMatrix) -> bool:
+    """Whether ``matrix`` may get an adapter: a linear matrix inside the transformer blocks."""
+    return matrix.layer is not None and matrix.role != "embedding"
+
+
+def _options(matrix: WeightMatrix, tables: Tables, choices: Choices) -> tuple[Option, ...]:
+    fitting = [rank for rank in choices.ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
+    if not fitting:
+        raise PlanError(f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to {min(matrix.shape)}")
+    return tuple(
+        Option(fmt, rank, _bytes(matrix, fmt, rank), cost, rank * sum(matrix.shape))
+        for fmt in choices.formats
+        for rank, cost in zip(fitting, costs(matrix, tables, fmt, fitting, choices), strict=True)
+    )
+
+
+def _bytes(matrix: WeightMatrix, fmt: str, rank: int) -> int:
+    return parse_format(fmt).nbytes(matrix.shape) + ADAPTER_BYTES * rank * sum(matrix.shape)
+
+
+def costs(matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], choices: Choices) -> list[float]:
+    """Nats lost by ``matrix`` in ``fmt`` at each of ``ranks``, relative to 16 bits and full rank."""
+    if fmt not in tables.errors[matrix.name]:
+        raise PlanError(f"{fmt} was not measured; measured: {', '.join(tables.errors[matrix.name])}")
+    errors = tables.errors[matrix.name][fmt]
+    spectrum_K = tables.moments[matrix.name].gradient_K.double().numpy()
+    missed_R = np.concatenate([spectrum_K[::-1].cumsum()[::-1], [0.0]])
+    tail_R = errors.tail_R.double().numpy()
+    pull = _pull(errors.added, errors.fisher)
+    lost = []
+    for rank in ranks:
+        repaired = tail_R[min(rank, len(tail_R) - 1)] if choices.repairs and len(tail_R) else errors.fisher
+        lost.append(float(pull * repaired + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
+    return lost
+
+
+def _pull(added: float | None, predicted: float) -> float:
+    """κ: measured over predicted loss of one matrix alone; 1 where nothing was measured or nothing is predicted."""
+    if added is None or predicted <= 0:
+        return 1.0
+    return float(np.clip(added / predicted, *_PULL))
