@@ -1,4 +1,4 @@
-"""The command line: ``bitrank matrix | run | list | report | paper | sql | doctor | ui``.
+"""The command line: ``bitrank matrix | run | plan | list | report | paper | sql | doctor | ui``.
 
 Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bitrank import plan_command
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_matrix(commands)
     _add_run(commands)
+    plan_command.add_options(
+        _add(commands, "plan", "bits and rank for a model under a byte budget, without training", plan_command.EXAMPLES, plan_command.act)
+    )
     _add_list(commands)
     _add_report(commands)
     _add_paper(commands)

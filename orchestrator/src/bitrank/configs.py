@@ -53,15 +53,30 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
-def _config_from_plan(path: Path) -> Config:
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan file at ``path``: ``precision`` and ``ranks`` by module, and what else its maker wrote (see :mod:`bitrank.planning.files`).
+
+    Raises :class:`UserError` when it cannot be read or is no plan.
+    """
     expected = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = dict(json.loads(path.read_text(encoding="utf-8")))
         bits, ranks = dict(data["precision"]), dict(data["ranks"])
+        shapes, adaptive = dict(data.get("shapes", {})), dict(data.get("adaptive", {}))
     except OSError as error:
         raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan: {expected}; got {type(error).__name__}: {error}") from error
     if not all(isinstance(fmt, str) for fmt in bits.values()) or not all(type(rank) is int for rank in ranks.values()):
         raise UserError(f"{path} is no plan: {expected}; formats must be text and ranks whole numbers")
-    return Config(rules.GivenBits(bits), rules.GivenRanks(ranks), "joint")
+    return {**data, "precision": bits, "ranks": ranks, "shapes": shapes, "adaptive": adaptive}
+
+
+def _config_from_plan(path: Path) -> Config:
+    """``adaptive`` in a plan, such as ``{"init_r": 12, "target_r": 8}``, lets AdaLoRA move rank instead of ``ranks``."""
+    plan = read_plan(path)
+    bits = rules.GivenBits(plan["precision"], plan["shapes"])
+    try:
+        return Config(bits, rules.AdaptiveRank(**plan["adaptive"]) if plan["adaptive"] else rules.GivenRanks(plan["ranks"]), "joint")
+    except TypeError as error:
+        raise UserError(f"{path} is no plan: adaptive takes init_r, target_r and shrink; {error}") from error

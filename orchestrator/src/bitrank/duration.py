@@ -55,9 +55,7 @@ def training_flops(blocks: Sequence[WeightMatrix], head: int) -> int:
 
 def _by_runs(work: Workload, runs: Sequence[StoredRun]) -> Duration:
     """Speeds count real tokens and the work padded ones: with batches of similar length they are within a few percent."""
-    train, judge, setup = (
-        median(run.figures[key] for run in runs) for key in ("speed/train_tok_s", "speed/infer_tok_s", "time/setup_s")
-    )
+    train, judge, setup = (median(run.figures[key] for run in runs) for key in ("speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"))
     seconds = setup + work.train_tokens / train + work.judged_tokens / judge
     return Duration(seconds, f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of this model and task")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from bitrank_quant import WeightMatrix, weight_matrices
+from bitrank_quant.matrices import tied_heads
 
 from bitrank.held import rest_bytes
 from bitrank.skeleton import fresh_modules, skeleton
@@ -20,6 +21,7 @@ class Outline:
 
     ``parameters`` counts shared ones once; ``fixed`` is what the base keeps beside the matrices (norms in fp32, the rest in the compute
     dtype), so that ``fixed`` + the matrices' bytes is the stored base. ``trained`` numbers of fresh heads come on top of adapters, in fp32.
+    ``shared`` names the embeddings that a head is tied to.
     """
 
     matrices: list[WeightMatrix]
@@ -27,6 +29,7 @@ class Outline:
     fixed: int
     trained: int
     model_type: str
+    shared: frozenset[str]
 
 
 def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.bfloat16) -> Outline:
@@ -43,4 +46,5 @@ def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.
         fixed=rest_bytes(model, {m.name for m in matrices}),
         trained=sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters()),
         model_type=model.config.model_type,
+        shared=frozenset(tied_heads(model).values()),
     )

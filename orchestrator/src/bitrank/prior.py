@@ -50,9 +50,7 @@ def prior_errors(matrices: Sequence[WeightMatrix], formats: Iterable[str]) -> di
     return {m.name: {text: LEVEL * mass[m.name] / total * _squared(text, m.shape[1]) for text in formats} for m in free}
 
 
-def prior_costs(
-    matrices: Sequence[WeightMatrix], formats: Iterable[str], ranks: Iterable[int]
-) -> dict[str, dict[tuple[str, int], float]]:
+def prior_costs(matrices: Sequence[WeightMatrix], formats: Iterable[str], ranks: Iterable[int]) -> dict[str, dict[tuple[str, int], float]]:
     """{matrix: {(format, rank): expected nats left after the best repair}}: of embeddings, which get no adapter, rank 0 alone; ranks above
     a matrix's short side are left out."""
     shapes, ranks = {m.name: m for m in matrices}, sorted({0, *ranks})

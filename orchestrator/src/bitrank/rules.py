@@ -7,7 +7,7 @@ plain descriptions (name, role, layer, shape); they never see weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bitrank.errors import UserError
@@ -79,11 +79,17 @@ class ByRole:
 
 @dataclass(frozen=True)
 class GivenBits:
-    """A precision plan read from a file; matrices that it does not name stay 16-bit."""
+    """A precision plan read from a file; matrices that it does not name stay 16-bit. ``shapes``, if given, are those it was made for."""
 
     formats: Mapping[str, str]
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def bits(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        here = {m.name: m.shape for m in matrices}
+        for name, shape in self.shapes.items():
+            if here.get(name) != tuple(shape):
+                is_ = f"is {here[name]}" if name in here else "does not exist"
+                raise UserError(f"this plan was made for another model: there {name} was {tuple(shape)}, here it {is_}; plan again")
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 

@@ -140,7 +140,9 @@ def _config(place: str, kind: str, classes: int, dropout: float | None) -> Any:
         raise UserError(f"cannot read a model's config from {place!r}: {reason} Give a config.json, its folder, or a hub id") from error
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if kind == "language-modelling" and encoder:
-        raise UserError(f"{place} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2")
+        raise UserError(
+            f"{place} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2"
+        )
     if kind == "classification":
         config.num_labels = classes
         if config.pad_token_id is None:

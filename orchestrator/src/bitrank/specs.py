@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from bitrank_data import open_task
 
-from bitrank.configs import find_config
+from bitrank.configs import find_config, read_plan
 from bitrank.errors import UserError, unknown
 from bitrank.profiles import Profile
 
@@ -119,7 +119,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
-    chosen = {**profile.by_kind[source.kind], **given}
+    planned = {"init": read_plan(Path(plan)).get("init", "default")} if plan else {}
+    chosen = {**profile.by_kind[source.kind], **planned, **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:

@@ -1,18 +1,17 @@
-"""A byte budget in words: ``20MB``, ``4.25bits`` (stored bits per base parameter, adapters counted) or ``=B-Q4`` (the bytes of that config)."""
+"""A byte budget in words: ``20MB``, ``4.25bits`` (stored bits per base parameter, adapters counted), ``=B-Q4`` (a config's bytes)."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from bitrank.configs import CONFIGS, find_config
 from bitrank.errors import UserError, unknown
 from bitrank.planning.sizes import Sizes
-from bitrank.specs import RunSpec, parse_bytes
+from bitrank.specs import parse_bytes
 
 
-def parse_budget(text: str, spec: RunSpec, sizes: Sizes) -> int:
-    """The bytes that ``text`` stands for, for the model of ``spec``. Raises :class:`UserError`."""
+def parse_budget(text: str, sizes: Sizes) -> int:
+    """The bytes that ``text`` stands for. Raises :class:`UserError`."""
     if text.startswith("="):
         name = text[1:]
         if name not in CONFIGS:

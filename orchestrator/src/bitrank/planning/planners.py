@@ -1,4 +1,7 @@
-"""Planners by name: each turns a problem and what was measured into a plan. Those that evaluate plans are in :mod:`~bitrank.planning.searching`."""
+"""Planners by name: each turns a problem and what was measured into a plan.
+
+Those that evaluate plans are in :mod:`~bitrank.planning.searching`.
+"""
 
 from __future__ import annotations
 

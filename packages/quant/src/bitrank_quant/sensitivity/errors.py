@@ -77,7 +77,7 @@ def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, me
 
 def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
     weighted_OI = moments.row_O.to(delta_OI).sqrt()[:, None] * delta_OI * moments.column_I.to(delta_OI).sqrt()
-    energy_K = singular_values(weighted_OI).square()
+    energy_K = singular_values(weighted_OI, torch.float32).square()
     total = energy_K.sum()
     tail = 0.5 * torch.cat([total[None], total - energy_K.cumsum(0)]).clamp_min(0)
     return tail[: SPECTRUM + 1].float().cpu()

@@ -11,7 +11,6 @@ over all tokens, so that none is free), and a column's is the mean squared gradi
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bitrank_quant.matrices import WeightMatrix
 from bitrank_quant.sensitivity.replay import Replay
 
 SPECTRUM = 128  # singular values kept
+_TOGETHER = 3  # blocks measured in one pass: what they take together stays below a small model's embedding in fp32
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,11 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
     Raises :class:`QuantError` when a gradient is not finite.
     """
     owned = [m for m in matrices if m.tied_to is None]
-    stages: dict[str | None, list[WeightMatrix]] = defaultdict(list)
-    for matrix in owned:
-        stages[replay.block_of(matrix.name)].append(matrix)
+    linear = [m for m in owned if m.role != "embedding"]
     done: dict[str, Moments] = {}
-    for block in [*replay.order, None]:
-        told(block or "outside the blocks")
-        done |= _linear_stage(replay, block, [m for m in stages[block] if m.role != "embedding"])
+    for blocks in [*_groups(replay.order), [None]]:
+        told(", ".join(block or "outside the blocks" for block in blocks))
+        done |= _linear_stage(replay, blocks[0], [m for m in linear if replay.block_of(m.name) in blocks])
     heads = {m.tied_to: m for m in matrices if m.tied_to is not None}
     for matrix in owned:
         if matrix.role == "embedding":
@@ -93,8 +91,13 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
     return {m.name: done[m.name] for m in owned}
 
 
+def _groups(order: list[str]) -> list[list[str | None]]:
+    """Blocks that share a pass: each holds a gradient and an input moment for each of its matrices while the pass lasts."""
+    return [list(order[start : start + _TOGETHER]) for start in range(0, len(order), _TOGETHER)]
+
+
 def _linear_stage(replay: Replay, block: str | None, matrices: list[WeightMatrix]) -> dict[str, Moments]:
-    """All linear matrices of one block in one pass: the backward pass ends where the block begins."""
+    """Linear matrices of a few blocks, ``block`` the first of them, in one pass: the backward pass ends where it begins."""
     if not matrices:
         return {}
     sums = {m.name: _Sums() for m in matrices}
@@ -218,7 +221,10 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def singular_values(matrix_OI: Tensor) -> Tensor:
-    """Singular values, largest first, in fp64: roots of the eigenvalues of the smaller Gram matrix, many times cheaper than an SVD."""
-    tall = matrix_OI.double() if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.double().T
+def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Singular values, largest first: roots of the eigenvalues of the smaller Gram matrix, many times cheaper than an SVD.
+
+    ``dtype`` fp32 is enough for a flat spectrum, such as an error's; values below a thousandth of the largest are noise then.
+    """
+    tall = matrix_OI.to(dtype) if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.to(dtype).T
     return torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0).sqrt()

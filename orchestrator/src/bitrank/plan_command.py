@@ -1,0 +1,165 @@
+"""``bitrank plan``: a plan for a model and a byte budget, without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bitrank.errors import UserError
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, make_spec, parse_setting
+
+EXAMPLES = """examples:
+  bitrank plan --task movie_sentences --budget 12MB
+  bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json      then: bitrank run --plan plan.json --task wiki_articles
+  bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
+  bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64:16
+  bitrank plan --model llama-70b/config.json --budget 40GB               sizes exact, sensitivities by prior
+a budget is bytes (20MB, 1.5GiB), stored bits per base parameter with adapters counted (4.25bits), or a config's bytes (=B-Q4)"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The words of ``bitrank plan``."""
+    parser.add_argument("--budget", required=True, help="bytes, bits per parameter, or =CONFIG; model and adapters together")
+    parser.add_argument("--task", help="what to measure on; not needed for a config.json")
+    parser.add_argument("--model", help="minilm, smollm2, a hub id, a local folder, or a config.json alone")
+    parser.add_argument("--profile", default="laptop", help="defaults for this kind of task (default: laptop)")
+    parser.add_argument("--planner", default="exact", help="exact, greedy, uniform, bits-only, rank-only, nsga2, bayes, random, anneal, "
+                        "or a rule of thumb by name (default: exact)")  # fmt: skip
+    parser.add_argument("--formats", help="formats to choose from, comma-separated")
+    parser.add_argument("--ranks", help="ranks to choose from, comma-separated")
+    parser.add_argument("--pin", action="append", default=[], metavar="PART=FORMAT[:RANK]", help="fix matrices with PART in their name")
+    parser.add_argument("--max-trainable", type=int, help="trainable numbers allowed")
+    parser.add_argument("--init", default="lq-lora", choices=["lq-lora", "default"], help="how adapters will start: with lq-lora rank "
+                        "repairs what quantization lost (default: lq-lora)")  # fmt: skip
+    parser.add_argument("--evaluations", type=int, default=24, help="plans that a search may try (default: 24)")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
+    parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
+    parser.add_argument("--store", default="runs", help="where finished runs tell how long training takes (default: runs)")
+    parser.add_argument("--matrices", action="store_true", help="list every matrix too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the run that the plan is for")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Plan, show, save."""
+    from bitrank.planning.outlined import is_outline
+
+    if arguments.model is not None and is_outline(arguments.model):
+        return _outlined(arguments)
+    if arguments.task is None:
+        raise UserError("give --task: sensitivities are measured on it (only a config.json alone is planned without)")
+    return _measured(arguments)
+
+
+def _measured(arguments: argparse.Namespace) -> int:
+    from bitrank.forecast import forecast
+    from bitrank.planning.files import plan_data, save_plan
+    from bitrank.planning.making import Wanted, make_plan
+
+    given = {"model": arguments.model} if arguments.model else {}
+    spec = make_spec(find_profile(arguments.profile), "B-FP", arguments.task, given | dict(parse_setting(text) for text in arguments.set))
+    wanted = Wanted(
+        arguments.budget, arguments.planner, _choices(arguments), arguments.max_trainable, _pins(arguments.pin), arguments.evaluations,
+        arguments.steps,
+    )  # fmt: skip
+    made = make_plan(spec, wanted, _told)
+    data = plan_data(made.plan, made.sizes, made.problem.budget, arguments.init)
+    parts = forecast(spec, made.plan.precision, made.plan.ranks, arguments.store)
+    data["forecast"] = vars(parts)
+    data["planning_seconds"] = {"measuring": made.tables.seconds, "choosing": made.choosing}
+    shown = {
+        "model and adapters": f"{made.plan.nbytes:,} of {made.problem.budget:,} bytes "
+        f"({8 * made.plan.nbytes / made.sizes.parameters:.2f} bits a parameter)",
+        "trainable": f"{made.plan.trainable:,} numbers",
+        "added loss": f"{made.plan.cost:.4f} nats, of {made.tables.base:.4f} measured in 16 bits",
+        "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, gradients "
+        f"{_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, activations {_mib(parts.activations)}, "
+        f"process {_mib(parts.imports + parts.overhead)}",
+        "time to train": f"{parts.seconds:.0f} s ({parts.basis})",
+        "planning took": f"{made.tables.seconds:.0f} s to measure (once), {made.choosing:.1f} s to choose",
+    }
+    return _show(arguments, made.plan, made.problem.items, shown, data, save_plan)
+
+
+def _outlined(arguments: argparse.Namespace) -> int:
+    from bitrank.planning.files import plan_data, save_plan
+    from bitrank.planning.outlined import outlined_problem, training_memory
+    from bitrank.planning.planners import PLANNERS
+
+    if arguments.planner not in {"exact", "greedy", "uniform", "bits-only", "rank-only"}:
+        raise UserError(
+            f"from a config.json alone the planners are exact, greedy, uniform, bits-only, rank-only; got {arguments.planner!r}"
+        )
+    settings = dict(parse_setting(text) for text in arguments.set)
+    words = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
+    spec = RunSpec(config="B-FP", task="", model=arguments.model, kind="language-modelling", **words)
+    problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
+    from bitrank.planning.making import matched
+
+    problem = problem.pinned(matched(_pins(arguments.pin), [item.name for item in problem.items]))
+    plan = PLANNERS[arguments.planner](problem, None)  # type: ignore[arg-type]
+    parts = training_memory(spec, plan.precision, plan.ranks, plan.nbytes)
+    data = plan_data(plan, sizes, problem.budget, arguments.init) | {"forecast": vars(parts), "sensitivities": "prior"}
+    shown = {
+        "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes ({8 * plan.nbytes / sizes.parameters:.2f} bits a parameter of "
+        f"{sizes.parameters:,})",
+        "added loss": f"{plan.cost:.3f} nats by prior (nothing was measured: see bitrank.prior)",
+        "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, libraries not counted: weights "
+        f"{_mib(parts.weights)}, adapters {_mib(parts.adapters)}, gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
+        f"activations {_mib(parts.activations)}",
+    }
+    return _show(arguments, plan, problem.items, shown, data, save_plan)
+
+
+def _show(arguments: argparse.Namespace, plan: Any, items: Any, shown: dict[str, str], data: dict[str, Any], save: Any) -> int:
+    from bitrank.display import console
+    from bitrank.planning.showing import plan_lines, plan_view
+
+    if arguments.save is not None:
+        save(data, arguments.save)
+    if arguments.json:
+        print(json.dumps(data, indent=1))
+        return 0
+    screen = console()
+    if arguments.matrices:
+        screen.print(plan_lines(plan, items))
+    screen.print(plan_view(plan, items, shown))
+    if arguments.save is not None:
+        screen.print(f"\nsaved: {arguments.save}   train it: bitrank run --plan {arguments.save} --task {arguments.task}", soft_wrap=True)
+    return 0
+
+
+def _choices(arguments: argparse.Namespace) -> Any:
+    from bitrank.planning.costs import FORMATS, RANKS, Choices
+
+    formats = tuple(arguments.formats.split(",")) if arguments.formats else FORMATS
+    try:
+        ranks = tuple(sorted({int(word) for word in arguments.ranks.split(",")})) if arguments.ranks else RANKS
+    except ValueError:
+        raise UserError(f"--ranks takes whole numbers like 4,8,16, got {arguments.ranks!r}") from None
+    return Choices(formats, ranks, repairs=arguments.init == "lq-lora")
+
+
+def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
+    pins: dict[str, tuple[str | None, int | None]] = {}
+    for text in texts:
+        part, equals, choice = text.partition("=")
+        fmt, _, rank = choice.partition(":")
+        if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
+            raise UserError(f"a pin looks like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}")
+        pins[part] = (fmt or None, int(rank) if rank else None)
+    return pins
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"
+
+
+def _told(what: str) -> None:
+    """Progress on standard error, so that JSON on standard output stays alone."""
+    end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
+    print(f"measuring {what}" if ":" not in what else what, end=end, file=sys.stderr, flush=True)

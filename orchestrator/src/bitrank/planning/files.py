@@ -1,0 +1,37 @@
+"""A plan on disk: what a run needs to follow it, and what its maker promised of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bitrank_planner import Plan
+
+from bitrank.errors import UserError
+from bitrank.planning.sizes import Sizes
+
+
+def plan_data(plan: Plan, sizes: Sizes, budget: int, init: str) -> dict[str, Any]:
+    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its adapters are meant to start."""
+    return {
+        "planner": plan.solver,
+        "budget": budget,
+        "bytes": plan.nbytes,
+        "predicted_added_loss": plan.cost,
+        "trainable": plan.trainable,
+        "init": init,
+        "precision": plan.precision,
+        "ranks": plan.ranks,
+        "shapes": {name: list(sizes.matrices[name].shape) for name in plan.precision},
+    }
+
+
+def save_plan(data: dict[str, Any], path: Path) -> None:
+    """Write ``data`` to ``path``, whole. Raises :class:`UserError` when that cannot be done."""
+    making = path.with_name(f".{path.name}.making")
+    try:
+        making.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        making.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the plan to {path}: {error.strerror}; give another path with --save") from error

@@ -1,0 +1,92 @@
+"""``bitrank plan``: from words to a plan, and what to say of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bitrank_data import cache_dir
+from bitrank_planner import SEARCHES, Plan, Problem
+from bitrank_trainer import pin_threads
+
+from bitrank.errors import UserError, unknown
+from bitrank.measuring import Tables, measure
+from bitrank.planning.budgets import parse_budget
+from bitrank.planning.costs import Choices, make_problem
+from bitrank.planning.planners import PLANNERS
+from bitrank.planning.searching import search
+from bitrank.planning.sizes import Sizes, sizes_of
+from bitrank.specs import RunSpec
+
+NAMES = (*PLANNERS, *SEARCHES)
+Pins = Mapping[str, tuple[str | None, int | None]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan is asked to be: ``planner`` by name, ``budget`` in words, ``pins`` by a part of a module's name.
+
+    ``evaluations`` plans of ``steps`` optimizer steps are what a search may look at.
+    """
+
+    budget: str
+    planner: str = "exact"
+    choices: Choices = field(default_factory=Choices)
+    max_trainable: int | None = None
+    pins: Pins | None = None
+    evaluations: int = 24
+    steps: int = 10
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan, the problem it solves, the sizes it was counted in, and seconds: of measuring (when it was done), and of choosing."""
+
+    plan: Plan
+    problem: Problem
+    sizes: Sizes
+    tables: Tables
+    choosing: float
+
+    @property
+    def seconds(self) -> float:
+        """What the plan cost: measuring and choosing."""
+        return self.tables.seconds + self.choosing
+
+
+def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambda _: None) -> Made:
+    """Measure (or read what was measured), set the problem up, solve it.
+
+    Raises :class:`UserError` and :class:`~bitrank_planner.PlanError` for words that mean nothing here and budgets that hold no plan.
+    """
+    if wanted.planner not in NAMES:
+        raise unknown("planner", wanted.planner, NAMES)
+    pin_threads(spec.threads)
+    sizes = sizes_of(spec)
+    budget = parse_budget(wanted.budget, sizes)
+    tables = measure(spec, told)
+    problem = make_problem(tables, sizes, budget, wanted.choices, wanted.max_trainable)
+    problem = problem.pinned(matched(wanted.pins or {}, [item.name for item in problem.items]))
+    started = time.monotonic()
+    if wanted.planner in PLANNERS:
+        plan = PLANNERS[wanted.planner](problem, tables)
+        return Made(plan, problem, sizes, tables, time.monotonic() - started)
+    words = f"{wanted.planner}-{budget}-{wanted.evaluations}x{wanted.steps}-s{spec.seed}-{Path(spec.model).name}-{spec.task_name}"
+    found = search(
+        wanted.planner, problem, spec, tables, evaluations=wanted.evaluations, steps=wanted.steps,
+        journal=cache_dir() / "searches" / f"{words}.jsonl", told=told,
+    )  # fmt: skip
+    return Made(replace(found.plan, solver=wanted.planner), problem, sizes, tables, found.seconds)
+
+
+def matched(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:
+    """Pins by whole names: a pin holds for every matrix whose name contains its words. Raises :class:`UserError` when none does."""
+    whole: dict[str, tuple[str | None, int | None]] = {}
+    for part, choice in pins.items():
+        hits = [name for name in names if part in name]
+        if not hits:
+            raise UserError(f"no matrix has {part!r} in its name; names look like {', '.join(names[:3])}")
+        whole |= dict.fromkeys(hits, choice)
+    return whole
