@@ -17,11 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitrank_trainer.hooks import RankHook
+from bitrank_trainer.randomness import random_states, restore_random_states
 
 
 @dataclass
 class Progress:
-    """Where training stands after ``step`` optimizer steps."""
+    """Where training stands after ``step`` optimizer steps.
+
+    ``scaling`` is the state of the loss scale and ``skipped`` the steps that it left out; ``micro_tokens`` bounds the passes since
+    memory ran out.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -31,6 +36,9 @@ class Progress:
     smooth_loss: float | None = None
     lowest_loss: float | None = None
     history: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    scaling: dict[str, float] = field(default_factory=dict)
+    micro_tokens: int | None = None
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,7 +70,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     tensors = {f"model:{name}": p.detach() for name, p in trainable(model).items()}
     tensors |= {f"optimizer:{key}": value for key, value in _optimizer_tensors(model, optimizer).items()}
     tensors |= {f"hook:{key}": value for key, value in hook_tensors.items()}
-    tensors["rng"] = torch.get_rng_state()
+    tensors |= {f"rng:{device}": state for device, state in random_states(_device(model)).items()}
     save_file({key: value.contiguous() for key, value in tensors.items()}, making / "state.safetensors")
     (making / "progress.json").write_text(json.dumps({"progress": vars(progress), "hook": hook_text}))
     shutil.rmtree(place, ignore_errors=True)
@@ -84,8 +92,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             parameter.copy_(tensors[f"model:{name}"])
     _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
     hook.restore(_part(tensors, "hook"), saved["hook"])
-    torch.set_rng_state(tensors["rng"])
+    restore_random_states(_part(tensors, "rng"))
     return Progress(**saved["progress"])
+
+
+def _device(model: nn.Module) -> str:
+    return next(iter(trainable(model).values())).device.type
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
