@@ -26,7 +26,7 @@ class Small(TorchDispatchMode):
         super().__init__()
         self.numbers, self.refused = numbers, 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN204
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if any(isinstance(t, torch.Tensor) and t.numel() > self.numbers for t in tree_leaves(out)):
             self.refused += 1
@@ -89,7 +89,7 @@ def test_a_retry_starts_from_the_same_random_state(make, tmp_path) -> None:
     are other ones, so two runs that end in the same cut are compared."""
     settings = TrainSettings(steps=3, learning_rate=1e-2, micro_tokens=24)
     straight, *_ = run(make, tmp_path / "a", None, dropout=0.2, settings=settings)
-    retried, _, events, machine = run(make, tmp_path / "b", 200, dropout=0.2, settings=TrainSettings(steps=3, learning_rate=1e-2))
+    retried, _, _, machine = run(make, tmp_path / "b", 200, dropout=0.2, settings=TrainSettings(steps=3, learning_rate=1e-2))
     assert machine.refused == 1
     for a, b in zip(straight.parameters(), retried.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -102,7 +102,7 @@ def test_one_sequence_that_does_not_fit_is_said_clearly(make, tmp_path) -> None:
 
 def test_a_resumed_run_keeps_the_cut(make, tmp_path) -> None:
     run(make, tmp_path, 200, settings=TrainSettings(steps=2, learning_rate=1e-2, accumulation=2))
-    _, progress, events, machine = run(make, tmp_path, 200)
+    _, progress, _, machine = run(make, tmp_path, 200)
     assert progress.step == 6 and machine.refused == 0 and progress.micro_tokens == 24
 
 
@@ -124,7 +124,8 @@ def test_other_errors_pass_through(make, tmp_path) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB"),
         RuntimeError(
             "MPS backend out of memory (MPS allocated: 5.50 GB, other allocations: 14.76 GB, max allowed: 20.40 GB). Tried to allocate "
-            "147.24 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory allocations (may cause system failure)."
+            "147.24 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory allocations (may cause "
+            "system failure)."
         ),
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 4194304 bytes."

@@ -77,7 +77,9 @@ def shapes_of(model: nn.Module, fused: bool, itemsize: int, exact_int8: bool = F
     ``exact_int8``: some layer multiplies int8 activations (LLM.int8()), whose sums take 4 bytes. Raises :class:`TrainError` when the
     model's configuration does not tell its heads.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
     config = inner.config
     heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     if not heads or not hidden:
