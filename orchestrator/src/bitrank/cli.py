@@ -22,6 +22,7 @@ _RUN_EXAMPLES = """examples:
   bitrank run --config B-FP --task movie_sentences
   bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
   bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
+  bitrank run --config B-FP --task sst2 --model bert-base-uncased --mps-safe
   bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
   bitrank run --plan my-plan.json --task wiki_articles"""
 _MATRIX_EXAMPLES = """examples:
@@ -177,6 +178,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
                         "quanto-int4, quanto-int8, none")  # fmt: skip
     parser.add_argument("--memory-limit", metavar="BYTES", help="keep each run's process under this, such as 1.5GiB, by smaller passes")
+    parser.add_argument(
+        "--mps-safe", action="store_true", default=None, help="no tensor over 2³² bytes, by smaller passes (always so on MPS)"
+    )
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -193,7 +197,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan")
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
     if arguments.memory_limit is not None:
         given["memory_limit"] = parse_bytes(arguments.memory_limit)

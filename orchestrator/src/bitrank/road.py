@@ -24,7 +24,7 @@ from bitrank_trainer import (
 
 from bitrank.configs import find_config
 from bitrank.material import load_material
-from bitrank.memory import within_limit
+from bitrank.memory import tensor_safe, within_limit
 from bitrank.models import open_model
 from bitrank.record import Record, save_adapter
 from bitrank.samples import leave_samples
@@ -51,7 +51,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
 
     applied = apply_precision(loaded.model, bits, quant_backend=spec.quant_backend, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
-    settings = settings_for(spec, len(material.task.splits["train"]), device)
+    settings = settings_for(spec, len(material.task.splits["train"]), device, dtype)
     model, hook = config.rank.attach(
         loaded.model, ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
     )
@@ -60,6 +60,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
         fuse(model, decoder)
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready()
+    settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
 
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
 

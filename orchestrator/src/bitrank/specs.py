@@ -28,7 +28,8 @@ class RunSpec:
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
-    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products.
+    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``mps_safe`` bounds every
+    tensor as Metal does, on any device.
     """
 
     config: str
@@ -65,6 +66,7 @@ class RunSpec:
     threads: int | None = None
     memory_limit: int | None = None
     fused: bool = True
+    mps_safe: bool = False
 
     @property
     def tuned(self) -> dict[str, int]:
