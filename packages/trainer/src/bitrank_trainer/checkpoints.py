@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         for name, parameter in trainable(model).items():
             parameter.copy_(tensors[f"model:{name}"])
     _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
-    hook.restore(_part(tensors, "hook"), saved["hook"])
+    hook.restore({key: value.to(_device(model)) for key, value in _part(tensors, "hook").items()}, saved["hook"])
     restore_random_states(_part(tensors, "rng"))
     return Progress(**saved["progress"])
 
@@ -108,8 +108,8 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     parameters = trainable(model)
     for key, value in tensors.items():
         kind, _, name = key.partition(":")
-        device = parameters[name].device if kind != "step" else value.device
-        optimizer.state[parameters[name]][kind] = value.to(device)
+        # The fused optimizer counts its steps on the parameter's device too.
+        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
 
 def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:

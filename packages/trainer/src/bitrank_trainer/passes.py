@@ -42,7 +42,8 @@ class Passes:
             try:
                 return self._all(model, batches, progress.micro_tokens or self._tokens)
             except Exception as error:
-                if not is_out_of_memory(error):
+                # One of several processes must not change its passes alone: the others would wait for it for ever.
+                if not is_out_of_memory(error) or (torch.distributed.is_available() and torch.distributed.is_initialized()):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             # Outside the handler: the traceback held the tensors of the pass that failed.
