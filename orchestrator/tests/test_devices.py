@@ -105,10 +105,11 @@ def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None
 
     from bitrank_quant import BACKENDS
     from bitrank_quant.trials import tried
-    from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
+
+    absent = pytest.importorskip("bitsandbytes.cextension").ErrorHandlerMockBNBNativeLibrary
 
     def make(linear, fmt, dtype):
-        ErrorHandlerMockBNBNativeLibrary("").cquantize_blockwise_bf16_nf4()
+        absent("").cquantize_blockwise_bf16_nf4()
 
     monkeypatch.setitem(BACKENDS, "bitsandbytes", replace(BACKENDS["bitsandbytes"], make=make))
     tried.cache_clear()

@@ -89,6 +89,15 @@ def test_an_engine_is_asked_and_its_silence_told(bare: Path) -> None:
     assert software.programs()["TeX"] == software.Found("here (make paper)")
 
 
+@pytest.mark.skipif(torch.version.cuda is not None or torch.version.hip is not None, reason="this torch is built for a GPU")
+def test_a_gpu_without_its_build_of_torch_is_told(bare: Path) -> None:
+    assert devices()["cuda"] == "no GPU that torch can use"
+    put(bare, "rocm-smi", "exit 0")
+    assert "ROCm build" in devices()["cuda"]
+    put(bare, "nvidia-smi", "exit 0")
+    assert devices()["cuda"].endswith("make install TORCH=cuda")
+
+
 def test_a_library_that_is_absent_gets_its_command() -> None:
     found = software._library("no_such_module", "no-such-module", "nothing")()
     assert found.state == "not installed (nothing)" and found.install.endswith("-m pip install no-such-module")

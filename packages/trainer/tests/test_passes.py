@@ -79,7 +79,7 @@ def test_it_is_halved_until_it_fits_and_told(make, tmp_path) -> None:
     told = [e for e in events if e["event"] == "out_of_memory"]
     assert machine.refused == len(told) == 3 and progress.micro_tokens == 6
     assert [e["step"] for e in told] == [1, 1, 1]
-    assert told[0]["message"].startswith("out of memory at step 1 with 8 × 6 tokens: passes of at most 24 from here on")
+    assert told[0]["message"].startswith("out of memory at step 1 with 8 × 6 tokens: passes of at most 24 tokens from here on")
     assert told[-1]["tags"] == {"out_of_memory": told[-1]["message"]}
     assert "DefaultCPUAllocator: can't allocate memory" in told[0]["reason"]
 

@@ -13,6 +13,7 @@ import psutil
 from bitrank.executor import mps_environment
 
 _GIB = 2**30
+_BUILDS = {"nvidia-smi": "make install TORCH=cuda", "rocm-smi": "install torch's ROCm build into this environment"}
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -52,8 +53,10 @@ def _cuda(torch: Any) -> str:
         major, minor = torch.cuda.get_device_capability()
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 with a loss scale"
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, capability {major}.{minor}, {bf16}"
-    if torch.version.cuda is None and torch.version.hip is None and any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi")):
-        return "there is a GPU, but this torch is a CPU build: make install TORCH=cuda"
+    if torch.version.cuda is None and torch.version.hip is None:
+        for tool, command in _BUILDS.items():
+            if shutil.which(tool):
+                return f"there is a GPU, but this torch is a CPU build: {command}"
     return "no GPU that torch can use"
 
 

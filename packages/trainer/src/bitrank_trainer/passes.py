@@ -80,6 +80,8 @@ class Passes:
                 "Give shorter sequences (max_length), a smaller model or fewer bits, free memory, or take another device"
             )
         progress.micro_tokens = rows // 2 * width
-        said = f"out of memory at step {progress.step} with {rows} × {width} tokens: passes of at most {progress.micro_tokens} from here on"
-        tags = {"out_of_memory": f"{said}, more of them, same gradient"}
-        self._emit({"event": "out_of_memory", "step": progress.step, "message": tags["out_of_memory"], "reason": reason, "tags": tags})
+        said = (
+            f"out of memory at step {progress.step} with {rows} × {width} tokens: passes of at most {progress.micro_tokens} tokens "
+            "from here on, more of them, same gradient"
+        )
+        self._emit({"event": "out_of_memory", "step": progress.step, "message": said, "reason": reason, "tags": {"out_of_memory": said}})
