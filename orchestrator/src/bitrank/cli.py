@@ -22,7 +22,6 @@ _RUN_EXAMPLES = """examples:
   bitrank run --config B-FP --task movie_sentences
   bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
   bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
-  bitrank run --config B-FP --task sst2 --model bert-base-uncased --mps-safe
   bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
   bitrank run --plan my-plan.json --task wiki_articles"""
 _MATRIX_EXAMPLES = """examples:
