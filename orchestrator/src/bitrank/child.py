@@ -35,20 +35,25 @@ def _travel(folder: Path) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import that an optional kernel package is absent
+    from bitrank.notices import hear_warnings
     from bitrank.record import Record
     from bitrank.road import travel
     from bitrank.specs import read_spec
 
-    travel(read_spec(folder / "spec.json"), folder, Record(folder))
+    record = Record(folder)
+    with hear_warnings(record.emit):
+        travel(read_spec(folder / "spec.json"), folder, record)
 
 
 def _fail(folder: Path, error: Exception) -> int:
+    from bitrank.advice import advise
     from bitrank.errors import is_user_error
 
     traceback.print_exc()
     diverged = type(error).__name__ == "Diverged"
     code = DIVERGED if diverged else BAD_INPUT if is_user_error(error) else FAILED
     failure = {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc(), "code": code}
+    failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
     (folder / "failure.json").write_text(json.dumps(failure, indent=1))
     return code
 

@@ -181,6 +181,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
                         "quanto-int4, quanto-int8, none")  # fmt: skip
     parser.add_argument("--memory-limit", metavar="BYTES", help="keep each run's process under this, such as 1.5GiB, by smaller passes")
+    parser.add_argument(
+        "--mps-safe", action="store_true", default=None, help="no tensor over 2³² bytes, by smaller passes (always so on MPS)"
+    )
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -197,7 +200,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan")
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
     if arguments.memory_limit is not None:
         given["memory_limit"] = parse_bytes(arguments.memory_limit)

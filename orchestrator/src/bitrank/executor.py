@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from bitrank.advice import advise_signal
 from bitrank.child import BAD_INPUT, DIVERGED
 from bitrank.events import EventTail
 from bitrank.specs import RunSpec, write_spec
@@ -46,6 +47,7 @@ class Job:
     phase: str = ""
     started: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -129,7 +131,21 @@ def _environment(spec: RunSpec) -> dict[str, str]:
     heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
     waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
-    return {**os.environ, **heap, **waiting, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {
+        **mps_environment(spec.device),
+        **os.environ,
+        **heap,
+        **waiting,
+        **threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def mps_environment(device: str) -> dict[str, str]:
+    """What a run on ``device`` needs in its environment before torch is imported: on Apple silicon, operations that MPS lacks run on the
+    CPU, with a notice, instead of failing. What the user has set stays."""
+    return {"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if _is_apple() and device in {"auto", "mps"} else {}
 
 
 def choose_slots(specs: Sequence[RunSpec]) -> int:
@@ -147,7 +163,11 @@ def choose_slots(specs: Sequence[RunSpec]) -> int:
 
 
 def _has_accelerator() -> bool:
-    return shutil.which("nvidia-smi") is not None or (platform.system() == "Darwin" and platform.machine() == "arm64")
+    return any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi")) or _is_apple()
+
+
+def _is_apple() -> bool:
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def _follow(item: _Running, changed: Callable[[Job | None], None]) -> bool:
@@ -157,6 +177,8 @@ def _follow(item: _Running, changed: Callable[[Job | None], None]) -> bool:
     item.pending += fresh
     for event in fresh:
         item.job.phase = event.get("phase", item.job.phase)
+        if "message" in event:
+            item.job.notices.append(event["message"])
         if event["event"] in {"train", "validation", "phase"}:
             item.job.events.append(event)
             changed(item.job)
@@ -176,14 +198,29 @@ def _close(item: _Running) -> None:
         job.status, status = "finished", "FINISHED"
     elif code < 0:
         job.status, status, job.message = "killed", "KILLED", f"killed by {signal.Signals(-code).name}"
+        job.message = _with_advice(job.message, advise_signal(-code, _end_of(job.folder / "log.txt")))
+        tags["failure"] = job.message[:500]
     else:
         job.status, status = ("diverged" if code == DIVERGED else "bad input" if code == BAD_INPUT else "failed"), "FAILED"
         job.message = failure.get("message") or f"the process ended with code {code}; see {job.folder / 'log.txt'}"
+        job.message = _with_advice(job.message, failure.get("advice"))
         tags["finding" if code == DIVERGED else "failure"] = job.message[:500]
     item.log.close(job.folder, status, tags)
     if status == "FINISHED":
         shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)  # it lies with the run's artifacts now
     item.lock.release()
+
+
+def _with_advice(message: str, advice: str | None) -> str:
+    return f"{message}. What to do: {advice}" if advice else message
+
+
+def _end_of(path: Path) -> str:
+    """The last 20 kB of a log."""
+    try:
+        return path.read_bytes()[-20_000:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _kill(item: _Running) -> None:

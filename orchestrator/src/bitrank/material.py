@@ -10,7 +10,7 @@ from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, o
 from bitrank.models import load_tokenizer
 from bitrank.specs import RunSpec
 
-_EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch
+_EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every tensor of it is small enough
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Material:
     test: TokenSplit
     batch_size: int
     seed: int
+    evaluation_tokens: int = _EVALUATION_TOKENS
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
         """Endless training batches after the first ``skip``; the same for every config of a seed."""
@@ -30,7 +31,7 @@ class Material:
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
         """Every sequence of ``split`` once."""
-        return evaluation_batches(split, self.task.kind, self.task.pad_id, _EVALUATION_TOKENS)
+        return evaluation_batches(split, self.task.kind, self.task.pad_id, self.evaluation_tokens)
 
 
 def load_material(spec: RunSpec) -> Material:

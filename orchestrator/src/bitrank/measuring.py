@@ -132,7 +132,7 @@ def _fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch
 
 
 def _write(folder: Path, tables: Tables) -> None:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {"base": tables.base, "seconds": tables.seconds, "peak_mib": tables.peak_mib}
     plain["matrices"] = [asdict(matrix) for matrix in tables.matrices]
     plain["moments"] = {name: _split(f"moments:{name}", moments, tensors) for name, moments in tables.moments.items()}
@@ -157,7 +157,7 @@ def _split(key: str, value: Moments | FormatErrors, tensors: dict[str, torch.Ten
 
 def _read(place: Path) -> Tables:
     plain = json.loads((place / "tables.json").read_text())
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
     for key, tensor in load_file(place / "tables.safetensors").items():
         owner, _, name = key.rpartition(":")
         tensors.setdefault(owner, {})[name] = tensor

@@ -1,14 +1,29 @@
-"""Keep a run's process under its memory limit."""
+"""Keep a run's process under its memory limit, and its tensors under what the device takes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bitrank_trainer import Objective, TrainSettings, fitting_tokens, longest_sequence
+from bitrank_quant import Applied
+from bitrank_trainer import (
+    DTYPES,
+    MPS_BYTES,
+    Objective,
+    Shapes,
+    TrainSettings,
+    choose_dtype,
+    fitting_tokens,
+    longest_sequence,
+    safe_tokens,
+    shapes_of,
+    tensor_bytes,
+)
 from torch import nn
 
 from bitrank.material import Material
+from bitrank.notices import notice
 from bitrank.specs import RunSpec
 
 
@@ -25,4 +40,37 @@ def within_limit(
     if not chosen.exists():
         longest = longest_sequence(material.train_batches(0), spec.max_length)
         chosen.write_text(str(fitting_tokens(model, objective, longest, device, spec.memory_limit)))
-    return replace(settings, micro_tokens=int(chosen.read_text()))
+    tokens = int(chosen.read_text())
+    return replace(settings, micro_tokens=min(tokens, settings.micro_tokens or tokens))
+
+
+def tensor_safe(
+    settings: TrainSettings,
+    material: Material,
+    spec: RunSpec,
+    model: nn.Module,
+    applied: Mapping[str, Applied],
+    device: str,
+    emit: Callable[[Mapping[str, object]], None],
+) -> tuple[TrainSettings, Material]:
+    """Passes and evaluation batches in which no tensor is over 2³² bytes: on MPS always, elsewhere when ``spec.mps_safe`` asks.
+
+    Batches, their order and their gradient stay what they were. Raises the trainer's error when one sequence is over the bound.
+    """
+    if not (spec.mps_safe or device == "mps"):
+        return settings, material
+    itemsize = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype].itemsize
+    shapes = shapes_of(model, spec.fused, itemsize, any(done.format == "llm-int8" for done in applied.values()))
+    length = int(material.task.splits["train"].lengths_N.max())
+    tokens = safe_tokens(shapes, spec.batch_size, length, MPS_BYTES)
+    judged = int(max(material.validation.lengths_N.max(), material.test.lengths_N.max()))
+    judging = safe_tokens(shapes, -(-material.evaluation_tokens // judged), judged, MPS_BYTES)
+    emit(notice("mps_safe", _told(shapes, spec.batch_size, length, tokens)))
+    return replace(settings, micro_tokens=tokens), replace(material, evaluation_tokens=judging or material.evaluation_tokens)
+
+
+def _told(shapes: Shapes, batch_size: int, length: int, tokens: int | None) -> str:
+    rows = batch_size if tokens is None else tokens // length
+    kind, size = max(tensor_bytes(shapes, rows, length).items(), key=lambda item: item[1])
+    cut = "whole batches" if tokens is None else f"passes of {rows} of {batch_size} sequences, same batches and gradient"
+    return f"{cut}: the largest tensor takes {size:,} bytes ({kind}, {rows} × {length} tokens), the limit is {MPS_BYTES:,}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from bitrank_trainer import Evaluation, Progress, device_memory_mib, peak_memory
 from torch import nn
 
 from bitrank.events import open_events, read_events
+from bitrank.notices import backends_passed_over, notice
 
 MIB = 1024**2
 
@@ -38,12 +40,16 @@ class Record:
         self._result: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
+        self._device, self._dtype = "cpu", torch.float32
+        self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Append one event, whole and at once."""
         if event["event"] == "ranks":
             self._ranks_over_time[event["step"]] = event["ranks"]  # type: ignore[index,assignment]
-        live = {"peak_mib": peak_memory_mib()}
+        # Sampled: MPS tells what is allocated now, and no peak.
+        self._device_peak = max(self._device_peak, device_memory_mib(self._device))
+        live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak}
         self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
         self._events.flush()
 
@@ -52,6 +58,7 @@ class Record:
 
     def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None:
         """Where the run runs, and the memory that imports alone took."""
+        self._device, self._dtype = device, dtype
         self._result["mem/import_mib"] = import_mib
         libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets")
         ours = ("bitrank", "bitrank-data", "bitrank-quant", "bitrank-adapters", "bitrank-trainer")
@@ -80,6 +87,8 @@ class Record:
         }
         backends = sorted({f"{done.format}@{done.backend}" for done in applied.values()})
         self.emit({"event": "model", "tags": {"stored_as": ", ".join(backends)}})
+        if said := backends_passed_over(applied, self._device, self._dtype):
+            self.emit(notice("fallback", said))
 
     def zero_shot(self, judge: Callable[[], Evaluation]) -> None:
         """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
@@ -105,10 +114,11 @@ class Record:
             "lora/rank_mean": sum(ranks.values()) / len(ranks),
             "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,
+            "train/skipped_steps": progress.skipped,
             "speed/train_tok_s": progress.tokens / progress.seconds,
             "speed/infer_tok_s": final.tokens_per_second,
-            "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl")),
-            "mem/device_mib": device_memory_mib(device),
+            "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib")),
+            "mem/device_mib": max(self._device_peak, device_memory_mib(device)),
             "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),
@@ -133,11 +143,14 @@ def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: S
 def hardware(device: str) -> str:
     """The machine in a few words: processor or accelerator, cores, memory."""
     cores, memory = psutil.cpu_count(logical=False) or psutil.cpu_count(), round(psutil.virtual_memory().total / 2**30)
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()  # on Apple silicon both are one chip
     return f"{name}, {cores} cores, {memory} GiB"
 
 
 def _cpu_name() -> str:
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return asked.stdout.strip() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -149,8 +162,8 @@ def _past_ranks(path: Path) -> dict[int, dict[str, int]]:
     return {event["step"]: event["ranks"] for event in read_events(path) if event["event"] == "ranks"}
 
 
-def _past_peak(path: Path) -> float:
-    return float(np.max([event["live"]["peak_mib"] for event in read_events(path)], initial=0.0))
+def _past_peak(path: Path, which: str) -> float:
+    return float(np.max([event["live"][which] for event in read_events(path)], initial=0.0))
 
 
 def _version(name: str) -> str:

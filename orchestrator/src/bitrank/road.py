@@ -24,7 +24,7 @@ from bitrank_trainer import (
 
 from bitrank.configs import find_config
 from bitrank.material import load_material
-from bitrank.memory import within_limit
+from bitrank.memory import tensor_safe, within_limit
 from bitrank.models import open_model
 from bitrank.plans import make_plans, store_base
 from bitrank.record import Record
@@ -50,7 +50,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
 
     start = starting_point(spec, plans.ranks)
     applied = store_base(spec, loaded, plans.bits, start, device, dtype)
-    settings = settings_for(spec, len(material.task.splits["train"]), device)
+    settings = settings_for(spec, len(material.task.splits["train"]), device, dtype)
     model, hook = config.rank.attach(
         loaded.model, plans.ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
     )
@@ -60,6 +60,7 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
         fuse(model, decoder)
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready()
+    settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
 
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from bitrank_trainer import TrainSettings
+import torch
+from bitrank_trainer import FIRST_SCALE, TrainSettings
 
 from bitrank.specs import RunSpec
 
 
-def settings_for(spec: RunSpec, sequences: int, device: str) -> TrainSettings:
-    """Settings for training on ``sequences`` sequences. Epochs become optimizer steps, the last short batch counted."""
+def settings_for(spec: RunSpec, sequences: int, device: str, dtype: torch.dtype = torch.bfloat16) -> TrainSettings:
+    """Settings for training on ``sequences`` sequences. Epochs become optimizer steps, the last short batch counted; fp16 gets a loss
+    scale."""
     accumulation = spec.accumulation or (2 if spec.epochs and device == "cpu" else 1)
     steps = spec.steps or math.ceil(math.ceil(sequences / spec.batch_size) * (spec.epochs or 1) / accumulation)
     return TrainSettings(
@@ -23,4 +25,5 @@ def settings_for(spec: RunSpec, sequences: int, device: str) -> TrainSettings:
         log_every=min(spec.log_every, max(1, steps // 10)),
         eval_every=min(spec.eval_every, steps),
         checkpoint_every=min(spec.checkpoint_every, steps),
+        loss_scale=FIRST_SCALE if dtype == torch.float16 else None,
     )

@@ -29,7 +29,8 @@ class RunSpec:
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
     process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``init`` is one of
-    :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze.
+    :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
+    ``mps_safe`` bounds every tensor as Metal does, on any device.
     """
 
     config: str
@@ -69,6 +70,7 @@ class RunSpec:
     init: str = "default"
     init_rounds: int = 1
     shrink: bool = False
+    mps_safe: bool = False
 
     @property
     def tuned(self) -> dict[str, int]:

@@ -74,6 +74,8 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen = console()
     screen.print(results_table(_rows(jobs)))
     for job in jobs:
+        for said in dict.fromkeys(job.notices):
+            screen.print(f"{job.spec.run_name}: note: {said}", highlight=False, markup=False, soft_wrap=True)
         if job.message and not job.done:
             screen.print(f"{job.spec.run_name}: {job.status}: {job.message}", highlight=False, markup=False, soft_wrap=True)
     complete = sum(job.status in {"finished", "done", "stale"} for job in jobs)

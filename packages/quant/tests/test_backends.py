@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, FORMATS, OVERRIDES, QuantError, available_overrides, choose_backend, override_for, parse_format, probe
+from bitrank_quant import (
+    BACKENDS,
+    FORMATS,
+    OVERRIDES,
+    QuantError,
+    apply_precision,
+    available_overrides,
+    choose_backend,
+    override_for,
+    parse_format,
+    passed_over,
+    probe,
+    try_format,
+)
+from bitrank_quant.trials import tried
 from torch import nn
 
 SERVED = [(b.name, text) for b in BACKENDS.values() for text, fmt in FORMATS.items() if b.serves(fmt) and fmt.bits < 16]
@@ -54,6 +69,51 @@ def test_probe_says_what_works_here(text: str) -> None:
 def test_probe_reports_a_failure_instead_of_raising() -> None:
     reason = probe(BACKENDS["bitsandbytes"], parse_format("nf4"), "meta")
     assert reason is not None and "\n" not in reason
+
+
+def test_a_trial_measures_output_and_gradient() -> None:
+    """llm-int8 rounds activations: its output is off by about a hundredth, its gradient by bf16's rounding alone."""
+    trial = try_format(BACKENDS["torch"], parse_format("llm-int8"), "cpu", torch.float32)
+    assert trial.problem is None and 1e-3 < trial.output_error < 0.02 and trial.gradient_error < 1e-5
+    off = try_format(BACKENDS["quanto"], parse_format("int2-g64"), "cpu")
+    assert "is off by" in off.problem and max(off.output_error, off.gradient_error) > 0.05
+
+
+def test_a_trial_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    for name in ("bitsandbytes", "quanto"):
+        try_format(BACKENDS[name], parse_format("nf4" if name == "bitsandbytes" else "int4-g64"), "cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch):
+    """bitsandbytes whose native library raises at the first call, as it does where none was built."""
+    from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
+
+    library = ErrorHandlerMockBNBNativeLibrary("")
+
+    def make(linear, fmt, dtype):
+        library.cquantize_blockwise_bf16_nf4()
+
+    monkeypatch.setitem(BACKENDS, "bitsandbytes", replace(BACKENDS["bitsandbytes"], make=make))
+    tried.cache_clear()
+    yield
+    tried.cache_clear()
+
+
+def test_a_backend_that_fails_is_passed_over_and_told(broken) -> None:
+    model = nn.Sequential(nn.Linear(128, 64)).requires_grad_(False)
+    done = apply_precision(model, {"0": "nf4"}, compute_dtype=torch.float32)
+    assert done["0"].backend == "torch"
+    (reason,) = passed_over(parse_format("nf4"), "cpu", torch.float32).values()
+    assert "Attempted to use bitsandbytes native library functionality but it's not available" in reason
+    assert passed_over(parse_format("int4-g64"), "cpu") == {}
+
+
+def test_a_backend_asked_for_by_name_is_refused_not_replaced(broken) -> None:
+    with pytest.raises(QuantError, match=r"'cpu-4bit' cannot run here: RuntimeError: .*native library.*; here: auto, cpu-int8"):
+        override_for("cpu-4bit", "cpu")
 
 
 def test_an_override_that_the_machine_lacks_names_those_it_has() -> None:

@@ -28,3 +28,12 @@ def test_devices() -> None:
     assert choose_dtype("cpu") in {"bf16", "fp32"}
     with pytest.raises(TrainError, match="no device 'tpu' on this machine; it has"):
         choose_device("tpu")
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_an_accelerator_without_bf16_computes_in_fp16(monkeypatch, bf16: bool, expected: str) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: bf16)
+    assert choose_dtype("cuda") == choose_dtype("mps") == expected

@@ -3,10 +3,11 @@
     cost_i(f, r) = κ_if · tail_if(r) + η · Σ_{k>r} σ_k(G_i)
 
 *Repair.* ``tail_if(r)`` is the Fisher-weighted energy that the best rank-r repair leaves of matrix i's error in format f (nats,
-second order; see :mod:`bitrank_quant.sensitivity`). κ_if pulls it towards the truth, the measured added loss of that one matrix: what is
-believed is fisher + w (added − fisher) with w = fisher² / (fisher² + s²), s the noise of the measurement, so that a large loss is
-believed as measured and a small one as predicted. Without w the planner picks the matrices whose noise was kindest. It speaks of a start from the weighted residual (``init=lq-lora``); a start from zero repairs nothing, so its cost is the
-one of r = 0 whatever the rank.
+second order; see :mod:`bitrank_quant.sensitivity`). κ_if pulls it towards the truth, the measured added loss of that one matrix:
+what is believed is fisher + w (added − fisher) with w = fisher² / (fisher² + s²), s the noise of the measurement, so that a large
+loss is believed as measured and a small one as predicted. Without w the planner picks the matrices whose noise was kindest. It
+speaks of a start from the weighted residual (``init=lq-lora``); a start from zero repairs nothing, so its cost is the one of r = 0
+whatever the rank.
 
 *Learning.* G_i is the task gradient. A step of spectral norm η within rank r lowers the loss by η Σ_{k≤r} σ_k(G_i) to first order (the
 dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is

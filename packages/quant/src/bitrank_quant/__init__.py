@@ -1,7 +1,8 @@
 """Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision
-from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override, available_overrides, choose_backend, override_for, probe
+from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override
+from bitrank_quant.choice import available_overrides, choose_backend, override_for, passed_over
 from bitrank_quant.decoders import decoder, stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
@@ -9,6 +10,7 @@ from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8
 from bitrank_quant.kernels import kernels_status
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.trials import Trial, probe, try_format
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "QuantLinear",
     "QuantWeight",
     "Split",
+    "Trial",
     "WeightMatrix",
     "apply_precision",
     "available_overrides",
@@ -39,8 +42,10 @@ __all__ = [
     "kernels_status",
     "override_for",
     "parse_format",
+    "passed_over",
     "probe",
     "stored_bytes",
     "stored_weight",
+    "try_format",
     "weight_matrices",
 ]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitrank_quant.backends import BACKENDS, Override, choose_backend, override_for
+from bitrank_quant.backends import BACKENDS, Override
+from bitrank_quant.choice import choose_backend, override_for
 from bitrank_quant.decoders import stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Float, Format, parse_format
@@ -62,7 +63,7 @@ def apply_precision(
     plan wants in another format than its embedding; the model is untouched then.
     """
     device = device or next(model.parameters()).device.type
-    override = override_for(quant_backend, device)
+    override = override_for(quant_backend, device, compute_dtype)
     formats = {name: _effective(parse_format(text), override) for name, text in plan.items()}
     _check_names(model, formats)
     tied = tied_heads(model)
@@ -95,7 +96,7 @@ def _store(
         return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
     if isinstance(module, nn.Embedding) or heads:
         return _store_shared(model, name, module, fmt, heads, compute_dtype)
-    backend = _backend(fmt, override, module.weight.device.type)
+    backend = _backend(fmt, override, module.weight.device.type, compute_dtype)
     make = BACKENDS[backend].make
 
     def stored(weight_OI: Tensor) -> Tensor:
@@ -126,10 +127,10 @@ def _store_shared(
     return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
 
 
-def _backend(fmt: Format, override: Override, device: str) -> str:
+def _backend(fmt: Format, override: Override, device: str, compute_dtype: torch.dtype) -> str:
     if isinstance(fmt, Float):
         return "torch"
-    return override.backend or choose_backend(fmt, device).name
+    return override.backend or choose_backend(fmt, device, compute_dtype).name
 
 
 def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:

@@ -1,7 +1,7 @@
 """Who stores and multiplies a quantized matrix: bitsandbytes, quanto, or plain torch.
 
 Each backend is a small value with the formats it serves and the devices it runs on; :data:`BACKENDS` names them, in order of
-preference. What a backend really does on this machine is tried on a small matrix (:func:`probe`), not looked up in a table.
+preference. What a backend really does on this machine is tried on a small matrix (see :mod:`~bitrank_quant.trials`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bitrank_quant.errors import QuantError
-from bitrank_quant.formats import Affine, Codebook, Float, Format, Int8Row, parse_format
+from bitrank_quant.formats import Affine, Codebook, Format, Int8Row
 from bitrank_quant.reference import QuantLinear, QuantWeight
 
 MakeLinear = Callable[[nn.Linear, Format, torch.dtype], nn.Module]
@@ -81,7 +80,7 @@ def _quanto_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -
     from optimum.quanto.nn import QLinear
 
     if fmt.bits < 8:
-        _build_quanto_extension()
+        _build_quanto_extension(linear.weight.device.type)
     qtype = {8: qint8, 4: qint4, 2: qint2}[fmt.bits]
     made = QLinear.from_module(linear.to(compute_dtype), weights=qtype)
     if isinstance(fmt, Affine):
@@ -91,8 +90,8 @@ def _quanto_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -
 
 
 @cache
-def _build_quanto_extension() -> None:
-    """Let quanto compile its unpacking code, one process at a time.
+def _build_quanto_extension(device: str) -> None:
+    """Let quanto compile its unpacking code for ``device``, one process at a time.
 
     A build that was killed leaves a lock file behind, and every later process would wait for it for ever. Under a lock that the
     operating system releases with its holder, a lock file that is there is a dead one.
@@ -104,10 +103,11 @@ def _build_quanto_extension() -> None:
     with FileLock(Path(tempfile.gettempdir()) / f"bitrank-quanto-{digest}.lock"):
         for dead in extensions.glob("*/build/lock"):
             dead.unlink()
-        packed = quanto.nn.QLinear.from_module(nn.Linear(128, 8), weights=quanto.qint4)
+        with torch.random.fork_rng(devices=[]):
+            packed = quanto.nn.QLinear.from_module(nn.Linear(128, 8).to(device), weights=quanto.qint4)
         packed.freeze()
         with torch.no_grad():
-            packed(torch.zeros(1, 128))
+            packed(torch.zeros(1, 128, device=device))
 
 
 def _torch_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
@@ -154,58 +154,6 @@ OVERRIDES: dict[str, Override] = {
     "quanto-int8": Override("int8", "quanto", None),
     "none": Override("bf16", "torch", None),
 }
-
-
-def choose_backend(fmt: Format, device: str) -> Backend:
-    """The first of :data:`BACKENDS` that serves ``fmt`` on ``device``; plain torch serves everything."""
-    return next(b for b in BACKENDS.values() if b.serves(fmt) and b.missing(device) is None)
-
-
-def override_for(name: str, device: str) -> Override:
-    """The ``--quant-backend`` called ``name``, checked against ``device``.
-
-    Raises :class:`QuantError` when there is none of that name, or when this machine lacks it; the message names those it has.
-    """
-    here = ", ".join(available_overrides(device))
-    if name not in OVERRIDES:
-        raise QuantError(f"unknown quant backend {name!r}; here: {here} (all: {', '.join(OVERRIDES)})")
-    if reason := _lacks(OVERRIDES[name], device):
-        raise QuantError(f"quant backend {name!r} cannot run here: {reason}; here: {here}")
-    return OVERRIDES[name]
-
-
-def available_overrides(device: str) -> list[str]:
-    """The ``--quant-backend`` names that this machine can serve on ``device``."""
-    return [name for name, override in OVERRIDES.items() if _lacks(override, device) is None]
-
-
-def probe(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> str | None:
-    """Try ``backend`` on a 64 × 128 matrix, forward and backward. None when it works, otherwise what went wrong."""
-    try:
-        layer = nn.Linear(128, 64, device=device, dtype=dtype)
-        want_OI = fmt.decode(fmt.encode(layer.weight), (64, 128), torch.float32)
-        x_NI = torch.randn(16, 128, device=device, dtype=dtype, requires_grad=True)
-        expected = x_NI.detach().float() @ want_OI.T + layer.bias.detach().float()
-        got = backend.make(layer, fmt, dtype)(x_NI)
-        got.sum().backward()
-        error = float((got.detach().float() - expected).norm() / expected.norm())
-    except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here
-        return f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
-    if x_NI.grad is None or not bool(torch.isfinite(x_NI.grad).all()):
-        return "no gradient reaches the input"
-    return None if error < 0.05 else f"output is off by {error:.1%} from the reference"
-
-
-def _lacks(override: Override, device: str) -> str | None:
-    if override.device is not None and override.device != device:
-        return f"it needs device {override.device}, this run is on {device}"
-    if override.backend is None:
-        return None
-    backend = BACKENDS[override.backend]
-    if reason := backend.missing(device):
-        return reason
-    fmt = parse_format(override.format or "bf16")
-    return None if isinstance(fmt, Float) or backend.serves(fmt) else f"{backend.name} does not serve {fmt}"
 
 
 def _frozen(bias: Tensor | None) -> nn.Parameter | None:

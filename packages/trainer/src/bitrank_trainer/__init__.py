@@ -7,15 +7,20 @@ from bitrank_trainer.evaluation import Evaluation, evaluate
 from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
+from bitrank_trainer.memory_errors import is_out_of_memory
 from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib, release_memory
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.scaling import FIRST_SCALE
 from bitrank_trainer.settings import TrainSettings
+from bitrank_trainer.sizes import MPS_BYTES, Shapes, safe_tokens, shapes_of, tensor_bytes
 
 __version__ = "0.1.0"
 __all__ = [
     "DTYPES",
+    "FIRST_SCALE",
+    "MPS_BYTES",
     "OBJECTIVES",
     "PLAIN_OBJECTIVES",
     "Classification",
@@ -27,6 +32,7 @@ __all__ = [
     "Progress",
     "RankHook",
     "Row",
+    "Shapes",
     "Task",
     "Throughput",
     "TrainError",
@@ -37,6 +43,7 @@ __all__ = [
     "device_memory_mib",
     "evaluate",
     "fitting_tokens",
+    "is_out_of_memory",
     "kept_bytes",
     "longest_sequence",
     "micro_batches",
@@ -44,6 +51,9 @@ __all__ = [
     "pin_threads",
     "register_attention",
     "release_memory",
+    "safe_tokens",
+    "shapes_of",
+    "tensor_bytes",
     "train",
     "trainable",
 ]

@@ -18,11 +18,16 @@ from torch import Tensor, nn
 
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.optimizer import follow, trainable
+from bitrank_trainer.randomness import random_states, restore_random_states
 
 
 @dataclass
 class Progress:
-    """Where training stands after ``step`` optimizer steps."""
+    """Where training stands after ``step`` optimizer steps.
+
+    ``scaling`` is the state of the loss scale and ``skipped`` the steps that it left out; ``micro_tokens`` bounds the passes since
+    memory ran out.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -32,6 +37,9 @@ class Progress:
     smooth_loss: float | None = None
     lowest_loss: float | None = None
     history: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    scaling: dict[str, float] = field(default_factory=dict)
+    micro_tokens: int | None = None
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -58,7 +66,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     tensors = {f"model:{name}": p.detach() for name, p in trainable(model).items()}
     tensors |= {f"optimizer:{key}": value for key, value in _optimizer_tensors(model, optimizer).items()}
     tensors |= {f"hook:{key}": value for key, value in hook_tensors.items()}
-    tensors["rng"] = torch.get_rng_state()
+    tensors |= {f"rng:{device}": state for device, state in random_states(_device(model)).items()}
     save_file({key: value.contiguous() for key, value in tensors.items()}, making / "state.safetensors")
     (making / "progress.json").write_text(json.dumps({"progress": vars(progress), "hook": hook_text}))
     shutil.rmtree(place, ignore_errors=True)
@@ -75,14 +83,19 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         return Progress()
     tensors = load_file(places[-1] / "state.safetensors")
     saved = json.loads((places[-1] / "progress.json").read_text())
-    hook.restore(_part(tensors, "hook"), saved["hook"])  # first: it may cut parameters to the shapes that were saved
+    held = {key: value.to(_device(model)) for key, value in _part(tensors, "hook").items()}
+    hook.restore(held, saved["hook"])  # first: it may cut parameters to the shapes that were saved
     follow(model, optimizer, hook)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
             parameter.copy_(tensors[f"model:{name}"])
     _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
-    torch.set_rng_state(tensors["rng"])
+    restore_random_states(_part(tensors, "rng"))
     return Progress(**saved["progress"])
+
+
+def _device(model: nn.Module) -> str:
+    return next(iter(trainable(model).values())).device.type
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -93,8 +106,8 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     parameters = trainable(model)
     for key, value in tensors.items():
         kind, _, name = key.partition(":")
-        device = parameters[name].device if kind != "step" else value.device
-        optimizer.state[parameters[name]][kind] = value.to(device)
+        # The fused optimizer counts its steps on the parameter's device too.
+        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
 
 def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:

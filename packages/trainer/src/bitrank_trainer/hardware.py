@@ -34,11 +34,12 @@ def available_devices() -> list[str]:
 
 
 def choose_dtype(device: str) -> str:
-    """The compute dtype: bf16 where the hardware multiplies it fast, fp32 elsewhere. Read from flags, never timed."""
+    """The compute dtype: bf16 where the hardware multiplies it fast; on other accelerators fp16, which needs a loss scale; on other
+    CPUs fp32. Read from flags, never timed."""
     if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device == "mps":
-        return "bf16"
+        return "bf16" if torch.backends.mps.is_macos_or_newer(14, 0) else "fp16"
     return "bf16" if cpu_has_bf16() else "fp32"
 
 

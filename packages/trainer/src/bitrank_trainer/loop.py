@@ -19,12 +19,12 @@ from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights,
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.meters import Throughput
-from bitrank_trainer.micro import micro_batches
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
+from bitrank_trainer.passes import Emit, Passes
+from bitrank_trainer.scaling import Scaling
 from bitrank_trainer.settings import TrainSettings
 
-Emit = Callable[[dict[str, object]], None]
 _RUNAWAY = 2.0  # nats: a smoothed loss this far, and by half, above its lowest point has run away
 _SMOOTH = 0.9
 
@@ -51,9 +51,11 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
     optimizer = named_adamw(model, settings.learning_rate, settings.weight_decay)
     progress = load_checkpoint(folder, model, optimizer, hook)
     batches = task.batches(progress.step * settings.accumulation)
+    scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)
+    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit)
     model.train()
     while progress.step < settings.steps:
-        logs = _step(model, task, hook, settings, optimizer, batches, progress)
+        logs = _step(model, passes, scaling, hook, settings, optimizer, batches, progress)
         _watch(progress, logs)
         _after(model, task, hook, settings, optimizer, folder, progress, logs, emit)
     if progress.best_step:
@@ -63,7 +65,8 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
 
 def _step(
     model: nn.Module,
-    task: Task,
+    passes: Passes,
+    scaling: Scaling,
     hook: RankHook,
     settings: TrainSettings,
     optimizer: torch.optim.Optimizer,
@@ -74,35 +77,29 @@ def _step(
     speed = Throughput()
     progress.step += 1
     rate = settings.rate(progress.step)
-    loss = torch.zeros((), device=task.device)
     with speed:
-        for _ in range(settings.accumulation):
-            batch = next(batches)
-            weight = task.objective.weight(batch) * settings.accumulation
-            for part in micro_batches(batch, settings.micro_tokens):
-                share = task.objective.loss(model, part, task.device) * (task.objective.weight(part) / weight)
-                share.backward()
-                loss += share.detach()
-            speed.tokens += int(batch["attention_mask"].sum())
-        penalty = _add_penalty(hook)
-        grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
+        step_batches = [next(batches) for _ in range(settings.accumulation)]
+        loss = passes.gradient(model, step_batches, progress)
+        speed.tokens += sum(int(batch["attention_mask"].sum()) for batch in step_batches)
+        penalty = _add_penalty(hook, scaling)
+        grad_norm = scaling.clip(settings.clip)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        figures = scaling.step(progress, grad_norm)
         hook.after_step(progress.step)
         follow(model, optimizer, hook)
         optimizer.zero_grad(set_to_none=True)
     progress.tokens += speed.tokens
     progress.seconds += speed.seconds
-    logs = {"train/loss": float(loss), "train/grad_norm": float(grad_norm), "train/lr": rate}
+    logs = {"train/loss": float(loss), "train/lr": rate, **figures}
     return logs if penalty is None else {**logs, "train/reg": penalty}
 
 
-def _add_penalty(hook: RankHook) -> float | None:
+def _add_penalty(hook: RankHook, scaling: Scaling) -> float | None:
     penalty: Tensor | None = hook.penalty()
     if penalty is None:
         return None
-    penalty.backward()
+    scaling.backward(penalty)
     return float(penalty.detach())
 
 

@@ -14,7 +14,8 @@ class TrainSettings:
 
     ``steps`` counts optimizer steps; each averages ``accumulation`` micro-batches. ``eval_every`` and ``checkpoint_every`` are in
     optimizer steps; ``log_every`` too (the first and the last step are always logged). ``micro_tokens`` bounds the padded tokens of
-    one pass: larger batches are cut, with the same gradient.
+    one pass: larger batches are cut, with the same gradient. ``loss_scale`` is the first factor on the loss of an fp16 model (see
+    :mod:`~bitrank_trainer.scaling`); None scales nothing.
     """
 
     steps: int
@@ -27,6 +28,7 @@ class TrainSettings:
     eval_every: int = 100
     checkpoint_every: int = 100
     micro_tokens: int | None = None
+    loss_scale: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "log_every", "eval_every", "checkpoint_every"):

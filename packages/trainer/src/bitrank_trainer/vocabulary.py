@@ -61,8 +61,13 @@ def head_scores(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> tuple[
     return torch.cat(losses), torch.cat(rights)
 
 
+def block_positions(vocabulary: int) -> int:
+    """Positions whose fp32 logits are held at once."""
+    return max(1, _BLOCK_BYTES // (4 * max(1, vocabulary)))
+
+
 def _blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
-    size = max(1, _BLOCK_BYTES // (4 * vocabulary))
+    size = block_positions(vocabulary)
     return [(start, min(start + size, positions)) for start in range(0, positions, size)]
 
 
@@ -73,6 +78,9 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor) -> Tensor:
         weight_VD = head.weight  # a quantized head decodes here, once for both passes
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        # Mostly undone in the backward pass: chances over hundreds of positions would vanish in fp16 before any loss scale comes. A power
+        # of two, so that it changes no other dtype's numbers.
+        lifted = 2.0 ** (len(hidden_ND).bit_length() - 1)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         for start, stop in _blocks(len(hidden_ND), len(weight_VD)):
             logits_BV = (hidden_ND[start:stop] @ weight_VD.T).float()
@@ -82,12 +90,13 @@ class _HeadLoss(torch.autograd.Function):
             if grad_ND is not None:
                 chances_BV = logs_BV.exp_()
                 chances_BV.scatter_add_(1, targets_B1, chances_BV.new_full(targets_B1.shape, -1.0))
-                chances_BV /= len(hidden_ND)
+                chances_BV /= len(hidden_ND) / lifted
                 torch.mm(chances_BV.to(weight_VD.dtype), weight_VD, out=grad_ND[start:stop])
         ctx.save_for_backward(grad_ND)
+        ctx.lifted = lifted
         return total / len(hidden_ND)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0], None, None
+        return grad_ND * (grads[0] / ctx.lifted), None, None

@@ -78,7 +78,8 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
     owned = [m for m in matrices if m.tied_to is None]
     linear = [m for m in owned if m.role != "embedding"]
     done: dict[str, Moments] = {}
-    for blocks in [*_groups(replay.order), [None]]:
+    stages: list[list[str | None]] = [*_groups(replay.order), [None]]
+    for blocks in stages:
         told(", ".join(block or "outside the blocks" for block in blocks))
         done |= _linear_stage(replay, blocks[0], [m for m in linear if replay.block_of(m.name) in blocks])
     heads = {m.tied_to: m for m in matrices if m.tied_to is not None}
@@ -217,7 +218,7 @@ def _add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
 
 def weight_of(module: nn.Module) -> Tensor:
     """The (out, in) weight of a linear layer, ``Conv1D`` or embedding."""
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr,assignment]
+    weight: Tensor = module.weight.detach()  # type: ignore[union-attr,assignment,operator]
     return weight.T if isinstance(module, Conv1D) else weight
 
 

@@ -1,0 +1,43 @@
+"""``bitrank doctor``: what this machine has, what works on it, and how to get the rest. What can be tried is tried, not looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitrank_data import ASSETS, asset_present, cache_dir
+
+from bitrank.doctor.formats import try_formats
+from bitrank.doctor.machine import devices, machine, memory, threads
+from bitrank.doctor.printing import print_report
+from bitrank.doctor.software import LIBRARIES, programs, version_of
+from bitrank.doctor.speed import gflops
+from bitrank.pace import measure_pace
+
+__all__ = ["examine", "print_report"]
+
+
+def examine() -> dict[str, Any]:
+    """Everything as plain data. Takes some seconds: dtypes are timed, and each backend quantizes and multiplies a small matrix."""
+    from bitrank_quant import available_overrides, kernels_status
+    from bitrank_trainer import DTYPES, available_devices, choose_device, choose_dtype
+
+    device = choose_device()
+    dtype = choose_dtype(device)
+    software = programs()
+    return {
+        "machine": machine(device),
+        "memory": memory(),
+        "threads": threads(),
+        "devices": devices(),
+        "chosen": {"device": device, "dtype": dtype, "loss_scaling": dtype == "fp16"},
+        "gflops": {name: {text: gflops(text, name) for text in DTYPES} for name in available_devices()},
+        "runs_at_once": measure_pace(),
+        "kernels": kernels_status(),
+        "quant_backends": available_overrides(device, DTYPES[dtype]),
+        "formats": try_formats(device, DTYPES[dtype]),
+        "libraries": {name: version_of(name) for name in LIBRARIES},
+        "assets": {name: "in the cache" if asset_present(name) else f"to fetch, {a.megabytes} MB" for name, a in ASSETS.items()},
+        "cache": str(cache_dir()),
+        "programs": {name: found.state for name, found in software.items()},
+        "to_install": {name: found.install for name, found in software.items() if found.install},
+    }

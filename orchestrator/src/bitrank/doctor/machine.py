@@ -1,0 +1,89 @@
+"""The machine itself: processor, memory of it and of its accelerators, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bitrank.executor import mps_environment
+
+_GIB = 2**30
+_BUILDS = {"nvidia-smi": "make install TORCH=cuda", "rocm-smi": "install torch's ROCm build into this environment"}
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine(device: str) -> dict[str, str]:
+    from bitrank.record import hardware
+
+    return {"hardware": hardware(device), "system": platform.platform(), "python": platform.python_version()}
+
+
+def memory() -> dict[str, str]:
+    """Memory in GiB: the machine's, what a container may take of it, and each accelerator's."""
+    seen = psutil.virtual_memory()
+    told = {"total": f"{seen.total / _GIB:.1f} GiB", "available": f"{seen.available / _GIB:.1f} GiB"}
+    if (limit := _container_limit()) is not None and limit < seen.total:
+        told["limit of this container"] = f"{limit / _GIB:.1f} GiB"
+    return told | _device_memory()
+
+
+def threads() -> dict[str, Any]:
+    """Cores, and what torch uses of them."""
+    import torch
+
+    asked = os.environ.get("OMP_NUM_THREADS")
+    cores = {"physical_cores": psutil.cpu_count(logical=False), "logical_cores": psutil.cpu_count(), "torch": torch.get_num_threads()}
+    return cores | ({"OMP_NUM_THREADS": asked} if asked else {})
+
+
+def devices() -> dict[str, str]:
+    """Every kind of accelerator: here, or why not."""
+    import torch
+
+    return {"cuda": _cuda(torch), "mps": _mps(torch), "cpu": "here"}
+
+
+def _cuda(torch: Any) -> str:
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 with a loss scale"
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, capability {major}.{minor}, {bf16}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        for tool, command in _BUILDS.items():
+            if shutil.which(tool):
+                return f"there is a GPU, but this torch is a CPU build: {command}"
+    return "no GPU that torch can use"
+
+
+def _mps(torch: Any) -> str:
+    if not torch.backends.mps.is_available():
+        return "not Apple silicon" if platform.system() != "Darwin" else "this torch or macOS has no MPS"
+    on = {**mps_environment("mps"), **os.environ}.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1"
+    missing = "run on the CPU, with a note" if on else "fail: you have set PYTORCH_ENABLE_MPS_FALLBACK=0"
+    return f"here; tensors are kept under 2³² bytes; operations it lacks {missing}"
+
+
+def _device_memory() -> dict[str, str]:
+    import torch
+
+    told = {}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(number)
+        told[f"cuda:{number}"] = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} free"
+    if torch.backends.mps.is_available():
+        told["mps"] = f"{torch.mps.recommended_max_memory() / _GIB:.1f} GiB recommended of the machine's memory"
+    return told
+
+
+def _container_limit() -> int | None:
+    for path in _CONTAINER_LIMITS:
+        try:
+            return int(path.read_text())
+        except (OSError, ValueError):
+            continue
+    return None

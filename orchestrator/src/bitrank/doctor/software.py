@@ -1,0 +1,99 @@
+"""What else can be used when it is there, and the command that installs it when it is not."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets", "mlflow", "gguf")
+_TEX = ("pdflatex", "bibtex", "latexmk", "pdffonts", "aspell")
+_TEX_DEBIAN = "texlive-latex-recommended texlive-fonts-recommended lmodern latexmk poppler-utils aspell aspell-en"
+_TEX_BREW = "brew install --cask mactex-no-gui && brew install poppler aspell"
+_ENGINE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Found:
+    """How something stands, and the exact command that mends it; nothing to install when it is empty."""
+
+    state: str
+    install: str = ""
+
+
+def programs() -> dict[str, Found]:
+    """Every optional program and library by what it is for."""
+    return {name: look() for name, look in _LOOKS.items()}
+
+
+def version_of(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed: make install"
+
+
+def _library(module: str, distribution: str, use: str) -> Callable[[], Found]:
+    def look() -> Found:
+        if find_spec(module) is None:
+            return Found(f"not installed ({use})", f"{sys.executable} -m pip install {distribution}")
+        return Found(f"{version_of(distribution.partition('[')[0])} ({use})")
+
+    return look
+
+
+def _tex() -> Found:
+    missing = [program for program in _TEX if shutil.which(program) is None]
+    if not missing:
+        return Found("here (make paper)")
+    command = _TEX_BREW if platform.system() == "Darwin" else f"sudo apt-get install --no-install-recommends {_TEX_DEBIAN}"
+    return Found(f"missing {', '.join(missing)} (make paper)", command)
+
+
+def _engine() -> Found:
+    """Docker or podman, asked whether its engine answers."""
+    for program in ("docker", "podman"):
+        if shutil.which(program):
+            return Found(f"{program}: {_answer(program)}")
+    command = "brew install --cask docker" if platform.system() == "Darwin" else "sudo apt-get install docker.io"
+    return Found("neither docker nor podman (images)", command)
+
+
+def _answer(program: str) -> str:
+    try:
+        asked = subprocess.run([program, "info"], capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"installed, but it does not answer ({type(error).__name__})"
+    if asked.returncode == 0:
+        return "installed, its engine answers"
+    reason = (asked.stderr or asked.stdout).strip().splitlines() or ["no reason given"]
+    return f"installed, but its engine does not answer: {reason[-1][:160]}"
+
+
+def _browser() -> Found:
+    here = any(shutil.which(name) for name in ("chromium", "google-chrome"))
+    return Found("here (browser tests)") if here else Found("missing (browser tests)", "sudo apt-get install chromium chromium-driver")
+
+
+def _compiler() -> Found:
+    here = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    command = "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install gcc g++"
+    return Found(f"{here} (decoding low bits, quanto)") if here else Found("missing (decoding low bits, quanto)", command)
+
+
+_LOOKS: dict[str, Callable[[], Found]] = {
+    "compiler": _compiler,
+    "TeX": _tex,
+    "containers": _engine,
+    "Ray": _library("ray", "ray", "runs on several machines"),
+    "Weights & Biases": _library("wandb", "wandb", "a second tracker"),
+    "Postgres for MLflow": _library("psycopg2", "psycopg2-binary", "a tracking server on Postgres"),
+    "Postgres for reports": _library("adbc_driver_postgresql", "adbc-driver-postgresql", "reports from a Postgres store"),
+    "kernels": _library("kernels", "kernels", "a faster 4-bit product of bitsandbytes"),
+    "browser": _browser,
+}

@@ -1,0 +1,51 @@
+"""What a run says aloud beside its figures: one sentence, shown, logged, and kept as a tag of the run."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+import torch
+from bitrank_quant import Applied, choose_backend, parse_format, passed_over
+
+Emit = Callable[[Mapping[str, object]], None]
+_CPU_INSTEAD = re.compile(r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU")
+
+
+def notice(kind: str, message: str) -> dict[str, object]:
+    """The event that says ``message``; ``kind`` is its tag."""
+    return {"event": "notice", "message": message, "tags": {kind: message[:500]}}
+
+
+def backends_passed_over(applied: Mapping[str, Applied], device: str, dtype: torch.dtype) -> str | None:
+    """Which formats another backend holds than the preferred one, because that one failed its trial here; None when all is as preferred."""
+    said = []
+    for text, backend in sorted({(done.format, done.backend) for done in applied.values()}):
+        fmt = parse_format(text)
+        if fmt.bits < 16 and choose_backend(fmt, device, dtype).name == backend:
+            said += [f"{text} is held by {backend}: {name} cannot ({reason})" for name, reason in passed_over(fmt, device, dtype).items()]
+    return "; ".join(said) or None
+
+
+@contextmanager
+def hear_warnings(emit: Emit) -> Iterator[None]:
+    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each operation. It is logged as before."""
+    plain, heard = warnings.showwarning, set[str]()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
+        match = _CPU_INSTEAD.search(str(message))
+        if match and match[1] not in heard:
+            heard.add(match[1])
+            emit(notice("mps_fallback", f"missing on MPS and computed on the CPU, which is slower: {', '.join(sorted(heard))}"))
+        plain(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = plain

@@ -1,0 +1,153 @@
+"""What only an accelerator can show: formats, dtypes, peak memory, memory that runs out, random states. Skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bitrank.events import read_events
+from bitrank.profiles import PROFILES
+from bitrank.record import Record
+from bitrank.road import travel
+from bitrank.specs import make_spec
+from bitrank_quant import BACKENDS, FORMATS, available_overrides, choose_backend, override_for, parse_format, try_format
+from bitrank_trainer import FIRST_SCALE, OBJECTIVES, NoHook, Task, TrainSettings, available_devices, choose_dtype, train
+from study_tools import bitrank, store_runs
+
+DEVICE = available_devices()[0]
+CUDA = DEVICE == "cuda"
+pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="no accelerator: torch sees neither CUDA, ROCm nor MPS on this machine")
+only_cuda = pytest.mark.skipif(not CUDA, reason=f"this is for CUDA and ROCm, the accelerator here is {DEVICE}")
+
+SERVED = [
+    (b.name, text) for b in BACKENDS.values() for text, fmt in FORMATS.items() if b.serves(fmt) and fmt.bits < 16 and b.name != "quanto"
+]
+
+
+@pytest.mark.parametrize(("backend", "text"), SERVED)
+def test_a_backend_that_is_chosen_here_works_here(backend: str, text: str) -> None:
+    fmt = parse_format(text)
+    if choose_backend(fmt, DEVICE).name != backend and backend != "torch":
+        pytest.skip(f"{backend} was tried for {text} on {DEVICE} and passed over")
+    trial = try_format(BACKENDS[backend], fmt, DEVICE)
+    assert trial.problem is None and trial.output_error < 0.05
+
+
+@only_cuda
+@pytest.mark.parametrize("name", ["cuda-4bit", "cuda-8bit"])
+def test_bitsandbytes_serves_four_and_eight_bits(name: str) -> None:
+    assert override_for(name, "cuda").backend == "bitsandbytes"
+    assert name in available_overrides("cuda")
+
+
+def go(folder: Path, config: str = "B-FP", task: str = "toy_articles", **changes: Any) -> tuple[list[float], dict[str, float], list[Any]]:
+    """Losses, result and events of a short run of the road."""
+    folder.mkdir()
+    spec = make_spec(PROFILES["smoke"], config, task, {"steps": 12, "log_every": 1, **changes})
+    travel(spec, folder, Record(folder))
+    events = read_events(folder / "events.jsonl")
+    losses = [event["metrics"]["train/loss"] for event in events if event["event"] == "train"]
+    return losses, json.loads((folder / "result.json").read_text()), events
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits_follow_fp32(tmp_path: Path, dtype: str) -> None:
+    if dtype == "bf16" and choose_dtype(DEVICE) != "bf16":
+        pytest.skip(f"{DEVICE} has no bf16 here")
+    full, *_ = go(tmp_path / "full", dtype="fp32")
+    half, result, events = go(tmp_path / "half", dtype=dtype)
+    assert half == pytest.approx(full, rel=0.03)
+    scales = {event["metrics"].get("train/loss_scale") for event in events if event["event"] == "train"}
+    assert scales == ({FIRST_SCALE} if dtype == "fp16" else {None})
+    assert result["mem/device_mib"] > 0
+
+
+def test_the_accelerator_follows_the_cpu(tmp_path: Path) -> None:
+    here, *_ = go(tmp_path / "here", dtype="fp32")
+    cpu, *_ = go(tmp_path / "cpu", dtype="fp32", device="cpu")
+    assert here == pytest.approx(cpu, rel=1e-2)
+
+
+@only_cuda
+@pytest.mark.parametrize(("name", "stored"), [("cuda-4bit", "nf4-dq@bitsandbytes"), ("cuda-8bit", "llm-int8@bitsandbytes")])
+@pytest.mark.parametrize("config", ["B-Q4", "Joint-1"])
+def test_the_command_line_trains_in_low_bits(tmp_path: Path, config: str, name: str, stored: str) -> None:
+    done = bitrank("run", "--profile", "smoke", "--config", config, "--task", "toy_articles", "--quant-backend", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = store_runs(tmp_path)
+    assert stored in run["tags"]["stored_as"] and run["tags"]["device"] == "cuda"
+    assert next(value for key, step, value in run["points"] if key == "mem/device_mib") > 0
+
+
+class Wide(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.wide, self.head = torch.nn.Embedding(50, 64), torch.nn.Linear(64, 16384), torch.nn.Linear(16384, 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(torch.tanh(self.wide(self.embedding(input_ids))).mean(1)))
+
+
+def wide_batches(skip: int) -> Any:
+    for number in range(skip, 10**6):
+        ids = np.random.default_rng(number).integers(0, 50, (64, 128))
+        yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": (ids[:, 0] > 25).astype(int), "index": np.arange(64)}
+
+
+def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
+    """A pass of 64 × 128 keeps a gigabyte; the process may have half of one."""
+
+    def losses(folder: Path) -> tuple[list[float], list[Any]]:
+        events: list[Any] = []
+        task = Task(OBJECTIVES["classification"], wide_batches, lambda: {"acc": 0.5, "loss": 1.0}, DEVICE)
+        train(Wide().to(DEVICE), task, NoHook(), TrainSettings(steps=3, learning_rate=1e-3, log_every=1), folder, events.append)
+        told = [event for event in events if event["event"] == "out_of_memory"]
+        return [event["metrics"]["train/loss"] for event in events if event["event"] == "train"], told
+
+    module = torch.cuda if CUDA else torch.mps
+    whole, none = losses(tmp_path / "whole")
+    module.empty_cache()
+    total = torch.cuda.mem_get_info()[1] if CUDA else torch.mps.recommended_max_memory()
+    held = torch.cuda.memory_reserved() if CUDA else torch.mps.driver_allocated_memory()
+    module.set_per_process_memory_fraction((held + 2**29) / total)
+    try:
+        cut, told = losses(tmp_path / "cut")
+    finally:
+        module.set_per_process_memory_fraction(1.0)
+    assert not none and told and told[0]["message"].startswith("out of memory at step 1")
+    assert cut == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The accelerator's own random state is in the checkpoint."""
+    straight, *_ = go(tmp_path / "straight", "B-FP", "toy_sentences", dropout=0.2, steps=10, checkpoint_every=5)
+    from bitrank_trainer import loop
+
+    class Stop(Exception):
+        pass
+
+    saved, after = [], loop._after
+
+    def stop_at_five(*words: Any) -> None:
+        after(*words)
+        saved.append(1)
+        if len(saved) == 5:
+            raise Stop
+
+    loop._after = stop_at_five
+    try:
+        with pytest.raises(Stop):
+            go(tmp_path / "cut", "B-FP", "toy_sentences", dropout=0.2, steps=10, checkpoint_every=5)
+    finally:
+        loop._after = after
+    folder = tmp_path / "cut"
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences", {"steps": 10, "log_every": 1, "dropout": 0.2, "checkpoint_every": 5})
+    travel(spec, folder, Record(folder))
+    losses = [event["metrics"]["train/loss"] for event in read_events(folder / "events.jsonl") if event["event"] == "train"]
+    assert losses == pytest.approx(straight, rel=1e-5)
