@@ -18,7 +18,7 @@ BENCH   ?= startup training formats memory growth analysis study
 
 PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q
-PACKAGES := data quant adapters trainer analysis
+PACKAGES := data planner quant adapters trainer analysis
 EDITABLE := $(foreach p,$(PACKAGES),-e packages/$(p)) -e orchestrator[test]
 SOURCES  := packages orchestrator tests tools benchmarks
 CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt

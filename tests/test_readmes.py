@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["data", "quant", "adapters", "trainer"])
+@pytest.mark.parametrize("name", ["data", "planner", "quant", "adapters", "trainer"])
 def test_the_first_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "packages" / name / "README.md").read_text()
     match = re.search(r"```python\n(.*?)```", text, re.DOTALL)

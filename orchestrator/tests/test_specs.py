@@ -8,6 +8,7 @@ from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
 from bitrank.specs import make_spec, matrix, parse_setting, read_spec, write_spec
 from bitrank_data import DataError
+from bitrank_planner import Infeasible, PlanError
 
 LAPTOP = PROFILES["laptop"]
 
@@ -105,5 +106,6 @@ def test_unknown_names_tell_the_nearest() -> None:
 
 
 def test_user_errors_are_told_from_others() -> None:
-    assert is_user_error(UserError("x")) and is_user_error(DataError("x"))
+    assert is_user_error(UserError("x")) and is_user_error(DataError("x")) and is_user_error(PlanError("x"))
+    assert is_user_error(Infeasible("x", 1))
     assert not is_user_error(ValueError("x"))

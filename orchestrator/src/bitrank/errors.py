@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_SPEAK = {"UserError", "DataError", "QuantError", "AdapterError", "TrainError", "AnalysisError", "PlanError", "Infeasible"}
+_SPEAK_TO_THE_USER = {"UserError", "DataError", "PlanError", "QuantError", "AdapterError", "TrainError", "AnalysisError"}
 
 
 class UserError(ValueError):
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 def is_user_error(error: BaseException) -> bool:
     """Whether ``error`` speaks to the user. Each package has its own ``…Error(ValueError)`` for that; none imports another's."""
-    return type(error).__name__ in _SPEAK
+    return any(kind.__name__ in _SPEAK_TO_THE_USER for kind in type(error).__mro__)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -61,7 +61,7 @@ class Record:
         self._device, self._dtype = device, dtype
         self._result["mem/import_mib"] = import_mib
         libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets")
-        ours = ("bitrank", "bitrank-data", "bitrank-quant", "bitrank-adapters", "bitrank-trainer")
+        ours = ("bitrank", "bitrank-data", "bitrank-planner", "bitrank-quant", "bitrank-adapters", "bitrank-trainer")
         tags = {f"version.{name}": _version(name) for name in (*ours, *libraries)}
         tags |= {"device": device, "dtype": str(dtype).removeprefix("torch."), "threads": str(threads), "hardware": hardware(device)}
         self.emit({"event": "machine", "tags": tags})
