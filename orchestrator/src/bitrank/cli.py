@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitrank import plan_command
+from bitrank import plan_command, study_command
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     plan_command.add_options(
         _add(commands, "plan", "bits and rank for a model under a byte budget, without training", plan_command.EXAMPLES, plan_command.act)
     )
+    study_command.add_options(_add(commands, "study", "compare planners at equal bytes", study_command.EXAMPLES, _study))
     _add_list(commands)
     _add_report(commands)
     _add_paper(commands)
@@ -263,6 +264,12 @@ def _report(arguments: argparse.Namespace) -> int:
     page = write(report, arguments.out)
     print("\n\n".join([*report.verdict, f"report: {page.resolve()}"]))
     return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis.planners import planners_report
+
+    return study_command.act(arguments, planners_report)
 
 
 def _paper(arguments: argparse.Namespace) -> int:

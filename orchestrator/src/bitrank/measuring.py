@@ -54,14 +54,23 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
 
     Raises :class:`UserError` when the task has fewer than two training examples to measure on.
     """
-    source = open_task(spec.task, spec.data)
-    task = tokenise(source, load_tokenizer(spec.model), spec.max_length)
+    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
+    return _read(build_once(_place(spec), lambda folder: _write(folder, _measure(spec, task, told))))
+
+
+def is_measured(spec: RunSpec) -> bool:
+    """Whether :func:`measure` will only read."""
+    return _place(spec).is_dir()
+
+
+def _place(spec: RunSpec) -> Path:
+    """Where the tables lie: under a hash of the model's files, the task's text and how they are measured."""
+    source = open_task(spec.task, spec.data)
     told_by = (weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)
     key = hashlib.sha256("\0".join(told_by).encode())
-    place = cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
-    return _read(build_once(place, lambda folder: _write(folder, _measure(spec, task, told))))
+    return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
 
 def calibration_batches(task: TokenisedTask, count: int, offset: int = 0) -> list[Batch]:

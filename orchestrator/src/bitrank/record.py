@@ -102,15 +102,17 @@ class Record:
         self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
 
     def finish(
-        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], device: str, texts: Sequence[str] = ()
-    ) -> None:
-        """Test figures, predictions, ranks; ``result.json`` comes last and says that the run is complete."""
+        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], held: int, device: str,
+        texts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Test figures, predictions, ranks, ``held`` bytes of adapters; ``result.json`` comes last and says that the run is complete."""
         write_predictions(final, split, self._folder / "predictions.parquet", texts)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         (self._folder / "ranks.json").write_text(json.dumps({"final": ranks, "over_time": over_time}, indent=1))
         self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
         self._result |= {
             "lora/rank": sum(ranks.values()),
+            "lora/mib": held / MIB,
             "lora/rank_mean": sum(ranks.values()) / len(ranks),
             "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,

@@ -76,4 +76,4 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     record.phase("testing")
     hook.save(folder / "adapter")
     texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder)
-    record.finish(judge(material.test), material.test, progress, hook.ranks(), device, texts)
+    record.finish(judge(material.test), material.test, progress, hook.ranks(), adapter_bytes(model), device, texts)

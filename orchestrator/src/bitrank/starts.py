@@ -13,6 +13,7 @@ from bitrank_trainer import pin_threads
 from torch import Tensor
 
 from bitrank.child import exit_with_parent
+from bitrank.measuring import is_measured, measure
 from bitrank.specs import RunSpec
 
 Weights = dict[str, tuple[Tensor, Tensor]]
@@ -44,13 +45,13 @@ def fisher_weights(spec: RunSpec) -> Weights:
 
     Measuring holds the whole model in 16 bits, which a run may not: it is done in a process of its own.
     """
+    if is_measured(spec):
+        return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
         arrays = pool.submit(_measured, spec).result()
     return {name: (torch.from_numpy(row_O), torch.from_numpy(column_I)) for name, (row_O, column_I) in arrays.items()}
 
 
 def _measured(spec: RunSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    from bitrank.measuring import measure
-
     pin_threads(spec.threads)
     return {name: (moments.row_O.numpy(), moments.column_I.numpy()) for name, moments in measure(spec).moments.items()}

@@ -19,7 +19,8 @@ METRICS: dict[str, tuple[str, str, bool]] = {
 }
 # Column of `Study.runs` → final metric.
 _FIGURES = {
-    "loss": "eval/loss", "model_mib": "model/mib", "adapter_params": "lora/params", "trainable_percent": "lora/percent",
+    "loss": "eval/loss", "model_mib": "model/mib", "adapter_mib": "lora/mib", "adapter_params": "lora/params",
+    "trainable_percent": "lora/percent",
     "rank": "lora/rank", "peak_mib": "mem/peak_mib", "import_mib": "mem/import_mib", "train_tok_s": "speed/train_tok_s",
     "seconds": "time/total_s", "bits": "model/bits",
 }  # fmt: skip
@@ -54,8 +55,8 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     """The study in ``experiment``, or in the only experiment that holds runs of bitrank.
 
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality, zero (quality before
-    training, NaN where not measured), loss (nats), model_mib, adapter_params, trainable_percent, rank, peak_mib, import_mib,
-    train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run of the config), settings (what was
+    training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of training), adapter_params,
+    trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits, hardware, code, stale (made by other code than the newest run of the config), settings (what was
     trained otherwise than in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there
     is no such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
     """

@@ -1,0 +1,144 @@
+"""Studies of planners: plans of several makers at equal bytes, trained alike, so that only the choice of bits and rank differs.
+
+A study is a line in :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.making`), ``adalora`` or ``adalora-loftq``: the
+uniform plan's formats with AdaLoRA moving rank around the uniform plan's, pruned ranks removed, so that it ends at the same bytes. Plans
+lie as JSON under the results, with what they cost to make; one that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bitrank.child import exit_with_parent
+from bitrank.configs import CONFIGS
+from bitrank.errors import unknown
+from bitrank.planning.files import plan_data, save_plan
+from bitrank.planning.making import Wanted, make_plan
+from bitrank.profiles import Profile
+from bitrank.specs import RunSpec, make_spec
+
+ADALORA = {"adalora": "default", "adalora-loftq": "loftq"}
+_HEADROOM = 1.5  # AdaLoRA starts with so many times the rank that it ends with, as 12 → 4 and the authors' scripts do
+
+
+@dataclass(frozen=True)
+class PlannerStudy:
+    """``arms`` at each of ``budgets``, compared with ``reference``; ``configs`` are trained beside them, at their own bytes.
+
+    ``evaluations`` plans of ``tries`` steps are what a search may look at; ``settings`` by kind of task shorten the runs.
+    """
+
+    about: str
+    reference: str
+    arms: tuple[str, ...]
+    budgets: tuple[str, ...] = ("=B-Q4", "3.25bits", "2.5bits")
+    configs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    evaluations: int = 48
+    tries: int = 10
+    settings: tuple[tuple[str, int], ...] = ()
+
+
+_ALLOCATORS = (
+    "exact", "bits-only", "rank-only", "uniform", "greedy", "nsga2", "bayes", "random", "adalora", "adalora-loftq",
+)  # fmt: skip
+
+STUDIES: dict[str, PlannerStudy] = {
+    "allocators": PlannerStudy("who chooses best at equal bytes, search cost counted", "exact", _ALLOCATORS, configs=tuple(CONFIGS)),
+    "frozen-rank": PlannerStudy(
+        "frozen non-uniform ranks against adaptive ones", "adalora", ("adalora", "two_stage", "gradient_probe", "uniform"), ("=B-Q4",)
+    ),
+    "eight-bits": PlannerStudy(
+        "which matrices get 8 bits", "exact", ("exact", "edges_high", "attention_high_ffn_low", "ffn_high_attention_low"), ("=Joint-3",)
+    ),
+    "three-bits": PlannerStudy(
+        "3 bits on the less critical half", "exact", ("exact", "three_bits_on_least_sensitive", "uniform"), ("4bits",)
+    ),
+}
+# Half the steps, one seed, one budget: under 40 minutes on two cores.
+QUICK: dict[str, Any] = {"budgets": ("3.25bits",), "seeds": (0,), "evaluations": 8, "tries": 5}
+QUICK_STEPS = {"classification": 160, "language-modelling": 15}
+
+
+def find_study(name: str, quick: bool) -> PlannerStudy:
+    """The study called ``name``; ``quick`` makes it small. Raises :class:`~bitrank.errors.UserError` with the names there are."""
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    study = STUDIES[name]
+    small = QUICK if len(study.budgets) > 1 else {key: value for key, value in QUICK.items() if key != "budgets"}
+    return replace(study, **small) if quick else study
+
+
+def profile_of(name: str, profile: Profile) -> Profile:
+    """``profile`` under the study's own name: its runs get an experiment of their own."""
+    return replace(profile, name=name)
+
+
+def study_specs(
+    study: PlannerStudy, profile: Profile, tasks: Sequence[str], overrides: dict[str, Any], folder: Path, jobs: int, told: Any = print
+) -> list[RunSpec]:
+    """Every run of ``study``: plans are made (or found in ``folder``) first, ``jobs`` at a time. Plans that cannot be made are told."""
+    wanted = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=exit_with_parent) as pool:
+        for task in tasks:  # measured once, before everybody wants it
+            pool.submit(_measured, make_spec(profile, "B-FP", task, overrides)).result()
+        paths = list(pool.map(_planned, *zip(*[(study, profile, *cell, overrides, folder) for cell in wanted], strict=True)))
+    made = []
+    for (arm, budget, task), path in zip(wanted, paths, strict=True):
+        told(f"{arm} at {budget} for {task}: {path}")
+        if isinstance(path, Path):
+            made.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))
+    made += [make_spec(profile, config, task, overrides) for task in tasks for config in study.configs]
+    return [replace(spec, seed=seed) for seed in study.seeds for spec in made]
+
+
+def _measured(spec: RunSpec) -> None:
+    from bitrank_trainer import pin_threads
+
+    from bitrank.measuring import measure
+
+    pin_threads(spec.threads)
+    measure(spec)
+
+
+def _planned(
+    study: PlannerStudy, profile: Profile, arm: str, budget: str, task: str, overrides: dict[str, Any], folder: Path
+) -> Path | str:
+    """The path of the arm's plan; the reason when none can be made."""
+    path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
+    if path.exists():
+        return path
+    spec = make_spec(profile, "B-FP", task, overrides)
+    planner = "uniform" if arm in ADALORA else arm
+    try:
+        made = make_plan(spec, Wanted(budget, planner, evaluations=study.evaluations, steps=study.tries))
+    except ValueError as error:
+        return f"no plan: {error}"
+    data = plan_data(made.plan, made.sizes, made.problem.budget, ADALORA.get(arm, "lq-lora"))
+    if arm in ADALORA:
+        (rank,) = set(made.plan.ranks.values())
+        data |= {"planner": arm, "adaptive": {"init_r": round(_HEADROOM * rank), "target_r": rank, "shrink": True}}
+    measuring = 0.0 if planner == "uniform" else made.tables.seconds
+    data["planning_seconds"] = {"measuring": measuring, "choosing": made.choosing}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_plan(data, path)
+    return path
+
+
+def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """What the plans behind ``specs`` cost to make and how large they are: one row a plan."""
+    rows = []
+    for spec in {(spec.task, spec.plan): spec for spec in specs if spec.plan}.values():
+        data = json.loads(Path(str(spec.plan)).read_text())
+        seconds = data["planning_seconds"]
+        rows.append({
+            "config": spec.config, "task": spec.task_name, "planned_bytes": data["bytes"], "budget": data["budget"],
+            "measuring_s": seconds["measuring"], "choosing_s": seconds["choosing"], "predicted_nats": data["predicted_added_loss"],
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,79 @@
+"""``bitrank study``: planners compared at equal bytes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, parse_setting
+
+EXAMPLES = """examples:
+  bitrank study allocators --quick              one seed, one budget, half the steps: under 40 minutes on two cores
+  bitrank study allocators                      three budgets, three seeds, all arms: a night and more; resumable
+  bitrank study frozen-rank --tasks movie_sentences
+  bitrank study three-bits --quick
+kill it at any time; the same command goes on. The report lies in RESULTS/NAME/report.md"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The words of ``bitrank study``."""
+    parser.add_argument("name", help="allocators, frozen-rank, eight-bits or three-bits")
+    parser.add_argument("--quick", action="store_true", help="one seed, one budget, half the steps")
+    parser.add_argument("--profile", default="laptop", help="whose tasks, models and settings (default: laptop)")
+    parser.add_argument("--tasks", type=_words, help="comma-separated")
+    parser.add_argument("--budgets", type=_words, help="comma-separated")
+    parser.add_argument("--arms", type=_words, help="comma-separated; no configs then")
+    parser.add_argument("--seeds", type=lambda text: tuple(int(word) for word in text.split(",") if word), help="comma-separated")
+    parser.add_argument("--evaluations", type=int, help="plans that a search may try")
+    parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for plans, tables and the report (default: results)")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
+
+
+def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
+    """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    import dataclasses
+
+    from bitrank.executor import choose_slots
+    from bitrank.planning.studies import QUICK_STEPS, find_study, planning_costs, profile_of, study_specs
+    from bitrank.study import Options, run_study, show
+
+    study = find_study(arguments.name, arguments.quick)
+    given: dict[str, Any] = {key: getattr(arguments, key) for key in ("budgets", "arms", "seeds", "evaluations") if getattr(arguments, key)}
+    if arguments.arms:
+        given["configs"] = ()
+    study = dataclasses.replace(study, **given)
+    base = find_profile(arguments.profile)
+    profile = profile_of(f"{arguments.name}{'-quick' if arguments.quick else ''}", base)
+    if arguments.quick:
+        profile = dataclasses.replace(
+            profile, by_kind={kind: _shorter(words, QUICK_STEPS[kind]) for kind, words in profile.by_kind.items()}
+        )
+    folder = arguments.results / profile.name
+    settings = dict(parse_setting(text) for text in arguments.set)
+    tasks = arguments.tasks or list(base.tasks)
+    sample = [RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks]
+    jobs = arguments.jobs or choose_slots(sample)
+    specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
+    options = Options(arguments.store, folder, arguments.jobs)
+    done = run_study(specs, options)
+    show(done, options)
+    costs = folder / "planning.json"
+    costs.write_text(json.dumps(planning_costs(specs), indent=1))
+    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
+    return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _shorter(words: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A profile's fields with fewer steps, validated once half-way and once at the end."""
+    return {**words, "steps": min(steps, words.get("steps") or steps), "eval_every": max(1, steps // 2)}

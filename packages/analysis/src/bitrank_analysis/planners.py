@@ -1,0 +1,102 @@
+"""What a study of planners says: every arm beside a reference at equal bytes, with what it cost to plan and to train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bitrank_analysis import words
+from bitrank_analysis.statistics.compare import compare
+from bitrank_analysis.store import open_store
+from bitrank_analysis.study import Study, load_study
+from bitrank_analysis.tables import Table
+
+_MIB = 2**20
+_COSTS = ["config", "task", "planned_bytes", "measuring_s", "choosing_s", "predicted_nats"]
+
+
+def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
+    """Write ``report.md`` and a CSV file per task into ``folder``; the report's text.
+
+    ``references`` are configs that every other arm is compared with (those without a finished run are left out), ``costs`` the JSON
+    file that tells what each plan took to make. Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    """
+    study = load_study(open_store(store), experiment)
+    spent = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
+    parts = [f"# {experiment}", *study.notes]
+    for task in sorted(set(study.runs["task"])):
+        here = [name for name in references if name in set(study.runs.loc[study.runs["task"] == task, "config"])]
+        frame = arms_table(study, task, here, spent)
+        frame.to_csv(folder / f"{task}.csv", index=False)
+        parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, here)]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm of ``task`` (and reference it is compared with): quality over seeds, bytes, seconds, and the paired comparison.
+
+    ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference; a reference stands alone with NaN. ``total_s``
+    is planning and one training together.
+    """
+    runs = study.runs[study.runs["task"] == task]
+    held = _MIB * (runs["model_mib"] + runs["adapter_mib"])
+    arms = runs.assign(held_bytes=held).groupby("config", as_index=False).agg(
+        seeds=("seed", "nunique"), quality=("quality", "mean"), zero=("zero", "mean"), held_bytes=("held_bytes", "mean"),
+        train_s=("seconds", "mean"),
+    )  # fmt: skip
+    arms = arms.merge(spent[spent["task"] == task].drop(columns="task"), on="config", how="left")
+    arms["plan_s"] = arms["measuring_s"].fillna(0.0) + arms["choosing_s"].fillna(0.0)
+    arms["total_s"] = arms["plan_s"] + arms["train_s"]
+    pairs = compare(study, task, references)[["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]]
+    return arms.merge(pairs, left_on="config", right_on="candidate", how="left").drop(columns="candidate").sort_values(
+        ["baseline", "quality"], ascending=[True, not bool(runs["higher_is_better"].iloc[0])], na_position="first", ignore_index=True
+    )  # fmt: skip
+
+
+def _shown(frame: pd.DataFrame) -> Table:
+    rows = [
+        {
+            "arm": row.config,
+            "against": row.baseline if isinstance(row.baseline, str) else "–",
+            "quality": f"{row.quality:.4g}",
+            "untrained": f"{row.zero:.4g}",
+            "bytes": f"{row.held_bytes:,.0f}",
+            "difference": _difference(row),
+            "p (Holm)": f"{row.p_holm:.3g}" if row.p_holm == row.p_holm else "–",
+            "verdict": row.verdict if isinstance(row.verdict, str) else "reference",
+            "planning s": f"{row.plan_s:.1f}",
+            "training s": f"{row.train_s:.0f}",
+        }
+        for row in frame.itertuples()
+    ]
+    return Table("planners", "Planners at equal bytes", frame, pd.DataFrame(rows))
+
+
+def _difference(row: Any) -> str:
+    """Points of accuracy, or per cent of perplexity, with its interval."""
+    metric = row.metric
+    if not isinstance(metric, str):
+        return "–"
+    value, low, high = (words.signed(words.change(float(getattr(row, part)), metric)) for part in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}] {words.unit(metric)}"
+
+
+def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
+    """What can be claimed of each reference, from the verdicts alone."""
+    told = []
+    for reference in references:
+        rows = frame[frame["baseline"] == reference]
+        beaten, ahead = rows[rows["verdict"] == "worse"], rows[rows["verdict"] == "better"]
+        rest = len(rows) - len(beaten) - len(ahead)
+        names = f" ({words.listed(list(ahead['config']))})" if len(ahead) else ""
+        told.append(
+            f"After Holm, {reference} beats {len(beaten)} of {len(rows)} other arms, is beaten by {len(ahead)}{names}, and stands "
+            f"unresolved or equivalent with {rest}."
+        )
+    return told
