@@ -17,11 +17,12 @@ _SERVES = {"ui", "server"}  # bitrank ui, mlflow server
 
 def port_served(words: Sequence[str]) -> int | None:
     """The port on which the command line ``words`` listens; None when it is no server's."""
-    if not _SERVES & set(words[:8]):
+    command = next((place for place, word in enumerate(words[:8]) if word in _SERVES), None)
+    if command is None:
         return None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--port", type=int, default=5000)
-    return int(parser.parse_known_args(words)[0].port)
+    return int(parser.parse_known_args(words[command:])[0].port)
 
 
 def answers(port: int) -> bool:
