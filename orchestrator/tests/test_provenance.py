@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bitrank import provenance
 from bitrank.configs import CONFIGS
-from bitrank.provenance import code_id
+from bitrank.provenance import code_id, git_state
 
 
 @pytest.fixture
@@ -39,3 +39,18 @@ def test_a_rule_changed_makes_only_its_arms_stale(rules) -> None:
     rules.write_text(text.replace("class ByRole:", "class ByRole:\n    changed = True\n"))
     assert rules.read_text() != text
     assert [name for name in CONFIGS if code_of(name) != before[name]] == ["Joint-3"]
+
+
+@pytest.mark.parametrize(
+    ("told", "tags"),
+    [
+        ("", {}),
+        ("4f1c", {"git_commit": "4f1c", "dirty": "false", "mlflow.source.git.commit": "4f1c"}),
+        ("4f1c-dirty", {"git_commit": "4f1c", "dirty": "true", "mlflow.source.git.commit": "4f1c"}),
+    ],
+)
+def test_an_image_says_its_own_commit(monkeypatch: pytest.MonkeyPatch, told: str, tags: dict[str, str]) -> None:
+    """There is neither git nor a checkout in an image."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("BITRANK_COMMIT", told)
+    assert git_state.__wrapped__() == tags

@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
     ui.add_argument("--profile", default="laptop", help="whose experiment the printed links open (default: laptop)")
     ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 inside a container only (default: 127.0.0.1)")
     return parser
 
 
@@ -304,7 +305,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _ui(arguments: argparse.Namespace) -> int:
     from bitrank.ui import serve
 
-    return serve(arguments.store, find_profile(arguments.profile).name, arguments.port)
+    return serve(arguments.store, find_profile(arguments.profile).name, arguments.port, arguments.host)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import subprocess
 from functools import cache
 from importlib.util import find_spec
@@ -52,12 +53,15 @@ def shared_code() -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout; nothing otherwise."""
+    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout, or from an image that was told its own; else nothing."""
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
+    dirty = bool(commit and _git(here, "status", "--porcelain", "--untracked-files=no"))
+    if not commit:
+        commit, _, changed = os.environ.get("BITRANK_COMMIT", "").partition("-")  # <commit> or <commit>-dirty
+        dirty = bool(changed)
     if not commit:
         return {}
-    dirty = bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
     return {"git_commit": commit, "dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
 
 

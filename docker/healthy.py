@@ -1,0 +1,45 @@
+"""The image's health check: does the UI or the tracking server that this container was started for answer?
+
+A container that trains serves nothing and is healthy while it lives. Exit code 0 or 1, as engines expect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+_SERVES = {"ui", "server"}  # bitrank ui, mlflow server
+
+
+def port_served(words: Sequence[str]) -> int | None:
+    """The port on which the command line ``words`` listens; None when it is no server's."""
+    command = next((place for place, word in enumerate(words[:8]) if word in _SERVES), None)
+    if command is None:
+        return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=5000)
+    return int(parser.parse_known_args(words[command:])[0].port)
+
+
+def answers(port: int) -> bool:
+    """Whether MLflow says on ``port`` of this container that it is well."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=4) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def main() -> int:
+    """Look at the container's first process and ask it."""
+    words = Path("/proc/1/cmdline").read_bytes().decode(errors="replace").split("\0")
+    port = port_served(words)
+    return 0 if port is None or answers(port) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

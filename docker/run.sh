@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Build the image and run bitrank in it, with docker or podman. `docker/run.sh --help` tells how.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+usage() {
+    cat <<'TEXT'
+usage: docker/run.sh [cpu|gpu|rocm] COMMAND [ARGUMENTS]
+
+  build [ENGINE ARGUMENTS]         build the image, such as: build --build-arg EXTRA_PACKAGES="gcc libc6-dev"
+  run CONFIG TASK [ARGUMENTS]      one run; TASK is a name or a .csv, .jsonl or .parquet file
+  run-all [ARGUMENTS]              what is missing of the study matrix
+  ui [ARGUMENTS]                   the MLflow UI on 127.0.0.1:$PORT (default 5000)
+  shell [COMMAND]                  a shell, or one command, in the image
+  bitrank ARGUMENTS                any other command: list, report, doctor, …
+
+cpu is the default; gpu is NVIDIA (the container toolkit must be there), rocm is AMD.
+
+examples:
+  docker/run.sh build
+  docker/run.sh run Joint-3 wiki_articles --max-steps 10
+  docker/run.sh gpu run-all --profile paper --seeds 0
+  BITRANK_MEMORY=4g docker/run.sh run B-FP reviews.csv
+  docker/run.sh bitrank report
+
+From the environment:
+  BITRANK_STORE, BITRANK_RESULTS   folders for runs and results (default: ./runs, ./results)
+  BITRANK_DATA                     a folder of models and data, seen as /data, read-only
+  BITRANK_CACHE_VOLUME             the volume for downloads (default: bitrank-cache)
+  BITRANK_MEMORY                   a limit on memory, such as 4g
+  BITRANK_ENGINE                   docker, podman, or either with arguments of its own
+  BITRANK_IMAGE, BITRANK_RUN_ARGS  another image; more arguments for the engine's run
+  WANDB_API_KEY, HF_TOKEN          tokens: handed on by name, so that they are on no command line
+TEXT
+}
+
+wrong() {
+    echo "docker/run.sh: $*" >&2
+    echo "docker/run.sh --help tells what there is" >&2
+    exit 2
+}
+
+# The engine's command line, in words.
+find_engine() {
+    read -ra engine <<<"${BITRANK_ENGINE:-}"
+    if [ ${#engine[@]} -eq 0 ]; then
+        if command -v docker >/dev/null; then engine=(docker)
+        elif command -v podman >/dev/null; then engine=(podman)
+        else wrong "neither docker nor podman was found; install one, or name yours in BITRANK_ENGINE"; fi
+    fi
+    command -v "${engine[0]}" >/dev/null || wrong "BITRANK_ENGINE names ${engine[0]}, which was not found"
+    kind=$(basename "${engine[0]}")
+}
+
+build() {
+    local name=$hardware words=()
+    [ "$hardware" = gpu ] && name=cuda
+    # Health checks are no part of podman's own format.
+    [ "$kind" = podman ] && words+=(--format docker)
+    exec "${engine[@]}" build ${words[@]+"${words[@]}"} --build-arg "COMMIT=$(commit)" --file "$root/docker/$name.Dockerfile" --tag "$image" "$@" "$root"
+}
+
+# The checkout's commit, with -dirty behind it when tracked files differ; empty outside a checkout.
+commit() {
+    git -C "$root" rev-parse HEAD >/dev/null 2>&1 || return 0
+    git -C "$root" describe --always --abbrev=40 --dirty --exclude '*'
+}
+
+# Words of the engine's run that hold for every command.
+common() {
+    words=(run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
+    if [ "$kind" = podman ]; then words+=(--security-opt label=disable); else words+=(--init); fi
+    [ -z "${BITRANK_MEMORY:-}" ] || words+=(--memory "$BITRANK_MEMORY")
+    case "$hardware" in
+        gpu) if [ "$kind" = podman ]; then words+=(--device nvidia.com/gpu=all); else words+=(--gpus all); fi ;;
+        rocm) words+=(--device /dev/kfd --device /dev/dri --group-add video --group-add render) ;;
+    esac
+    tokens
+    places
+    read -ra more <<<"${BITRANK_RUN_ARGS:-}"
+    words+=(${more[@]+"${more[@]}"}) # an empty array is an unknown name to the bash of macOS
+}
+
+# Names only: their values go from this environment to the container's and appear on no command line.
+tokens() {
+    local name
+    for name in WANDB_API_KEY WANDB_MODE HF_TOKEN HF_ENDPOINT PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+        [ -z "${!name:-}" ] || words+=(--env "$name")
+    done
+}
+
+# The folders of the host and the cache. Files there belong to whoever calls; root's go to the image's own user.
+places() {
+    local store=${BITRANK_STORE:-runs} results=${BITRANK_RESULTS:-results} folder
+    for folder in "$store" "$results"; do
+        [ -d "$folder" ] || { mkdir -p "$folder" && { [ "$(id -u)" != 0 ] || chown 10001:10001 "$folder"; }; } ||
+            wrong "cannot make the folder $folder; name others in BITRANK_STORE and BITRANK_RESULTS"
+    done
+    if [ "$(id -u)" != 0 ]; then
+        words+=(--user "$(id -u):$(id -g)")
+        [ "$kind" != podman ] || words+=(--userns keep-id)
+    fi
+    words+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache},target=/cache")
+    bind "$store" /work/runs
+    bind "$results" /work/results
+    [ -z "${BITRANK_DATA:-}" ] || bind "$BITRANK_DATA" /data ,readonly
+}
+
+# A folder or file of the host, seen at another path: bind SOURCE TARGET [,readonly]
+bind() {
+    [ -e "$1" ] || wrong "there is no $1"
+    local path
+    path=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+    [[ $path != *,* ]] || wrong "engines cannot mount a path with a comma: $path"
+    words+=(--mount "type=bind,source=$path,target=$2${3:-}")
+}
+
+run_one() {
+    [ $# -ge 2 ] || wrong "run needs CONFIG and TASK, such as: run Joint-3 wiki_articles"
+    local config=$1 task=$2
+    shift 2
+    case "$task" in
+        *.csv | *.jsonl | *.parquet)
+            bind "$task" "/input/$(basename "$task")" ,readonly
+            task=/input/$(basename "$task")
+            ;;
+    esac
+    exec "${engine[@]}" "${words[@]}" "$image" run --config "$config" --task "$task" "$@"
+}
+
+serve() {
+    local port=${PORT:-5000}
+    [[ $port =~ ^[0-9]+$ ]] || wrong "PORT must be a number, got $port"
+    # Open to the container's own network, which the host reaches through 127.0.0.1 alone.
+    exec "${engine[@]}" "${words[@]}" --publish "127.0.0.1:$port:$port" "$image" ui --host 0.0.0.0 --port "$port" "$@"
+}
+
+shell() {
+    [ $# -gt 0 ] || set -- bash
+    exec "${engine[@]}" "${words[@]}" --interactive --entrypoint "$1" "$image" "${@:2}"
+}
+
+hardware=cpu
+case "${1:-}" in
+    cpu | gpu | rocm) hardware=$1 && shift ;;
+    cuda) hardware=gpu && shift ;;
+esac
+act=${1:-}
+[ $# -eq 0 ] || shift
+case "$act" in
+    -h | --help | help) usage && exit 0 ;;
+    "") wrong "expected a command: build, run, run-all, ui, shell or bitrank" ;;
+    build | run | run-all | ui | shell | bitrank) ;;
+    *) wrong "there is no command $act; expected build, run, run-all, ui, shell or bitrank" ;;
+esac
+find_engine
+image=${BITRANK_IMAGE:-bitrank:${hardware/gpu/cuda}}
+[ "$act" != build ] || build "$@"
+common
+[ ! -t 0 ] || [ ! -t 1 ] || words+=(--tty --interactive)
+case "$act" in
+    run) run_one "$@" ;;
+    run-all) exec "${engine[@]}" "${words[@]}" "$image" matrix "$@" ;;
+    ui) serve "$@" ;;
+    shell) shell "$@" ;;
+    bitrank) exec "${engine[@]}" "${words[@]}" "$image" "$@" ;;
+esac
