@@ -69,8 +69,8 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
 def _metrics(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, float]:
     params = float(LAYERS * 768 * (12 * 6 if moves else sum(ranks)))
     return {"model/mib": MIB[fmt], "model/bits": MIB[fmt] / 2.5, "mem/peak_mib": 900 + MIB[fmt] + params / 1e4, "mem/import_mib": 460.0,
-            "lora/params": params, "lora/mib": params * 4 / 2**20, "lora/percent": params / 2e5, "lora/rank": float(LAYERS * sum(ranks)), "speed/train_tok_s": 4000.0,
-            "time/total_s": 80.0}  # fmt: skip
+            "lora/params": params, "lora/mib": params * 4 / 2**20, "lora/percent": params / 2e5, "lora/rank": float(LAYERS * sum(ranks)),
+            "speed/train_tok_s": 4000.0, "time/total_s": 80.0}  # fmt: skip
 
 
 def _files(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, Any]:

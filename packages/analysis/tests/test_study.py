@@ -15,7 +15,8 @@ def study_of(folder: Path, experiment: str | None = None) -> Study:
 def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
     figures = {
         "eval/acc": 0.75, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 28.0, "model/bits": 4.5, "lora/params": 1000.0,
-        "lora/percent": 2.0, "lora/mib": 0.5, "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0,
+        "lora/percent": 2.0,
+        "lora/mib": 0.5, "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0,
         "time/total_s": 70.0,
     }  # fmt: skip
     run = maker.run("Joint-1", seed=3, metrics=figures)
@@ -23,7 +24,8 @@ def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
     assert row == {
         "run_id": run, "run_name": "Joint-1 movies s3", "config": "Joint-1", "task": "movies", "seed": 3, "model": "tiny",
         "kind": "classification", "metric": "acc", "higher_is_better": True, "quality": 0.75, "zero": 0.5, "loss": 0.4, "model_mib": 28.0,
-        "adapter_mib": 0.5, "adapter_params": 1000.0, "trainable_percent": 2.0, "rank": 144.0, "peak_mib": 1900.0, "import_mib": 400.0, "train_tok_s": 50.0,
+        "adapter_mib": 0.5,
+        "adapter_params": 1000.0, "trainable_percent": 2.0, "rank": 144.0, "peak_mib": 1900.0, "import_mib": 400.0, "train_tok_s": 50.0,
         "seconds": 70.0, "bits": 4.5, "hardware": "a machine", "code": "c1", "stale": False, "settings": "",
     }  # fmt: skip
 
