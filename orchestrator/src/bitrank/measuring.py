@@ -19,7 +19,7 @@ import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Moments, Replay, measure_errors, measure_moments
-from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, peak_memory_mib, pin_threads
+from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, peak_memory_mib
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -56,7 +56,9 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
     task = tokenise(source, load_tokenizer(spec.model), spec.max_length)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
-    key = hashlib.sha256("\0".join((weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)).encode())
+    key = hashlib.sha256(
+        "\0".join((weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)).encode()
+    )
     place = cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
     return _read(build_once(place, lambda folder: _write(folder, _measure(spec, task, told))))
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from bitrank_data import TokenSplit
 from bitrank_quant import Applied, WeightMatrix
-from bitrank_trainer import Evaluation, Progress, device_memory_mib, peak_memory_mib
+from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
@@ -33,8 +33,8 @@ MIB = 1024**2
 class Record:
     """The run's own record in ``folder``: events, plan, ranks over time, predictions, result."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self._folder, self._processes = folder, processes
         self._result: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
@@ -84,9 +84,13 @@ class Record:
     def zero_shot(self, judge: Callable[[], Evaluation]) -> None:
         """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
         path = self._folder / "zero_shot.json"
-        if not path.exists():
+        if not self._processes.told(path.exists()):
             path.write_text(json.dumps(judge().metrics))
         self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
+
+    def adapter(self, model: Any) -> None:
+        """The adapter in PEFT's own format (safetensors)."""
+        model.save_pretrained(self._folder / "adapter", save_embedding_layers=False)
 
     def ready(self) -> None:
         """Set-up is over: from the start of the process, imports included, to a model that can train."""
@@ -107,12 +111,24 @@ class Record:
             "train/tokens": progress.tokens,
             "speed/train_tok_s": progress.tokens / progress.seconds,
             "speed/infer_tok_s": final.tokens_per_second,
-            "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl")),
-            "mem/device_mib": device_memory_mib(device),
+            **self._memory(device),
             "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),
         }
+        self._close()
+
+    def _memory(self, device: str) -> dict[str, float]:
+        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of what each took at its
+        own peak, in this attempt."""
+        peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl"))
+        here = {"mem/peak_mib": peak, "mem/device_mib": device_memory_mib(device)}
+        if self._processes.count == 1:
+            return here
+        peaks = self._processes.gather((peak, here["mem/device_mib"]))
+        return {**here, "mem/sum_peak_mib": sum(p for p, _ in peaks), "mem/sum_device_mib": sum(d for _, d in peaks)}
+
+    def _close(self) -> None:
         making = self._folder / "result.tmp"
         making.write_text(json.dumps(self._result, indent=1))
         making.replace(self._folder / "result.json")
@@ -128,11 +144,6 @@ def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: S
     if texts:
         columns["text"] = [texts[place] for place in places]
     pq.write_table(pa.table(columns), path)
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """The adapter in PEFT's own format (safetensors)."""
-    model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def hardware(device: str) -> str:

@@ -10,19 +10,23 @@ from bitrank_trainer.loop import Task, train
 from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib, release_memory
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
+from bitrank_trainer.processes import ALONE, Joined, Processes, join, leave
 from bitrank_trainer.settings import TrainSettings
 
 __version__ = "0.1.0"
 __all__ = [
+    "ALONE",
     "DTYPES",
     "OBJECTIVES",
     "PLAIN_OBJECTIVES",
     "Classification",
     "Diverged",
     "Evaluation",
+    "Joined",
     "LanguageModelling",
     "NoHook",
     "Objective",
+    "Processes",
     "Progress",
     "RankHook",
     "Row",
@@ -36,7 +40,9 @@ __all__ = [
     "device_memory_mib",
     "evaluate",
     "fitting_tokens",
+    "join",
     "kept_bytes",
+    "leave",
     "longest_sequence",
     "micro_batches",
     "peak_memory_mib",

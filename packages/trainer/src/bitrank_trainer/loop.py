@@ -21,6 +21,7 @@ from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.meters import Throughput
 from bitrank_trainer.micro import micro_batches
 from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.processes import ALONE, Processes
 from bitrank_trainer.settings import TrainSettings
 
 Emit = Callable[[dict[str, object]], None]
@@ -30,12 +31,14 @@ _SMOOTH = 0.9
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name."""
+    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name. Of several
+    ``processes`` each is given the same batches and takes its rows of them."""
 
     objective: Objective
     batches: Callable[[int], Iterator[Batch]]
     validate: Callable[[], dict[str, float]]
     device: str = "cpu"
+    processes: Processes = ALONE
 
 
 def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit) -> Progress:
@@ -49,7 +52,8 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
         raise TrainError("the model has no trainable parameter; attach adapters first")
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    progress = load_checkpoint(folder, model, optimizer, hook)
+    progress = load_checkpoint(folder, model, optimizer, hook, task.processes)
+    task.processes.agree(parameters)
     batches = task.batches(progress.step * settings.accumulation)
     model.train()
     while progress.step < settings.steps:
@@ -79,11 +83,14 @@ def _step(
         for _ in range(settings.accumulation):
             batch = next(batches)
             weight = task.objective.weight(batch) * settings.accumulation
-            for part in micro_batches(batch, settings.micro_tokens):
+            for part in micro_batches(task.processes.mine(batch), settings.micro_tokens):
+                if not task.objective.weight(part):
+                    continue  # no rows for this process, or none with a target
                 share = task.objective.loss(model, part, task.device) * (task.objective.weight(part) / weight)
                 share.backward()
                 loss += share.detach()
             speed.tokens += int(batch["attention_mask"].sum())
+        loss = task.processes.sum_gradients(optimizer.param_groups[0]["params"], loss)
         penalty = _add_penalty(hook)
         grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
         for group in optimizer.param_groups:
@@ -141,15 +148,16 @@ def _after(
         metrics = task.validate()
         emit({"event": "validation", "step": step, "metrics": {f"val/{name}": value for name, value in metrics.items()}})
         if hook.settled(step):
-            _keep_best(model, task.objective, folder, progress, metrics)
+            _keep_best(model, task, folder, progress, metrics)
     if last or step % settings.checkpoint_every == 0:
-        save_checkpoint(folder, model, optimizer, hook, progress)
+        save_checkpoint(folder, model, optimizer, hook, progress, task.processes)
         emit({"event": "checkpoint", "step": step})
 
 
-def _keep_best(model: nn.Module, objective: Objective, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
-    score = metrics[objective.metric] if objective.higher_is_better else -metrics["loss"]
+def _keep_best(model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    score = metrics[task.objective.metric] if task.objective.higher_is_better else -metrics["loss"]
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step
         progress.history = metrics
-        save_weights(model, folder / "best.safetensors")
+        if task.processes.first:
+            save_weights(model, folder / "best.safetensors")
