@@ -54,10 +54,12 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
     from bitrank_trainer import choose_device, join, leave
 
     from bitrank.follower import open_record
+    from bitrank.models import locate
     from bitrank.road import travel
     from bitrank.specs import read_spec
 
     spec = read_spec(folder / "spec.json")
+    locate(spec.model)  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only
     processes = join(choose_device(spec.device), rank, count, meeting)
     travel(spec, folder, open_record(folder, processes), processes)
     leave()
