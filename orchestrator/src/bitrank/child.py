@@ -1,5 +1,6 @@
 """The process of one run: ``python -m bitrank.child FOLDER``. The parent made the folder and wrote ``spec.json`` into it.
 
+A run of several processes starts this program again for each rank: ``python -m bitrank.child FOLDER RANK COUNT MEETING``.
 Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The reason is in ``failure.json``.
 """
 
@@ -15,37 +16,59 @@ import traceback
 import warnings
 from pathlib import Path
 
+from bitrank.ranks import failure_path, launch
+
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 
 
 def main(folder: Path) -> int:
     """Run the road in ``folder``. A run that is complete already does nothing."""
     exit_with_parent()
-    (folder / "failure.json").unlink(missing_ok=True)
     if (folder / "result.json").exists():
         return 0
+    count = json.loads((folder / "spec.json").read_text())["processes"]
+    if count > 1:
+        return launch(folder, count)
+    failure_path(folder, 0).unlink(missing_ok=True)
+    return _run(folder, 0, 1, folder)
+
+
+def be_rank(folder: Path, rank: int, count: int, meeting: Path) -> int:
+    """Run the road as one of ``count`` processes that find each other through the file ``meeting``."""
+    exit_with_parent()
+    return _run(folder, rank, count, meeting)
+
+
+def _run(folder: Path, rank: int, count: int, meeting: Path) -> int:
     try:
-        _travel(folder)
+        _travel(folder, rank, count, meeting)
     except Exception as error:  # noqa: BLE001 - whatever went wrong is recorded, then said by the exit code
-        return _fail(folder, error)
+        return _fail(failure_path(folder, rank), error)
     return 0
 
 
-def _travel(folder: Path) -> None:
+def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import that an optional kernel package is absent
+    from bitrank_trainer import choose_device, join, leave
+
+    from bitrank.follower import open_record
+    from bitrank.models import locate
     from bitrank.notices import hear_warnings
-    from bitrank.record import Record
     from bitrank.road import travel
     from bitrank.specs import read_spec
 
-    record = Record(folder)
+    spec = read_spec(folder / "spec.json")
+    locate(spec.model)  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only
+    processes = join(choose_device(spec.device), rank, count, meeting)
+    record = open_record(folder, processes)
     with hear_warnings(record.emit):
-        travel(read_spec(folder / "spec.json"), folder, record)
+        travel(spec, folder, record, processes)
+    leave()
 
 
-def _fail(folder: Path, error: Exception) -> int:
+def _fail(path: Path, error: Exception) -> int:
     from bitrank.advice import advise
     from bitrank.errors import is_user_error
 
@@ -54,7 +77,7 @@ def _fail(folder: Path, error: Exception) -> int:
     code = DIVERGED if diverged else BAD_INPUT if is_user_error(error) else FAILED
     failure = {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc(), "code": code}
     failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    (folder / "failure.json").write_text(json.dumps(failure, indent=1))
+    path.write_text(json.dumps(failure, indent=1))
     return code
 
 
@@ -71,4 +94,5 @@ def exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    place, *words = sys.argv[1:]
+    sys.exit(be_rank(Path(place), int(words[0]), int(words[1]), Path(words[2])) if words else main(Path(place)))

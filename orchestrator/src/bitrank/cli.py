@@ -24,6 +24,7 @@ _RUN_EXAMPLES = """examples:
   bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
   bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
   bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
+  bitrank run --config B-Q4 --task wiki_articles --processes 2
   bitrank run --plan my-plan.json --task wiki_articles"""
 _MATRIX_EXAMPLES = """examples:
   bitrank matrix                                   all six configs on both tasks of profile laptop
@@ -186,6 +187,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mps-safe", action="store_true", default=None, help="no tensor over 2³² bytes, by smaller passes (always so on MPS)"
     )
+    parser.add_argument("--processes", type=int, metavar="N", help="train each run in N processes, one GPU each (default: 1)")
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -202,7 +204,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe")
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe", "processes")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
     if arguments.memory_limit is not None:
         given["memory_limit"] = parse_bytes(arguments.memory_limit)

@@ -6,6 +6,7 @@ the parent does. Events are tailed, logged in batches and shown.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -154,11 +155,11 @@ def choose_slots(specs: Sequence[RunSpec]) -> int:
     One run a core is faster than one run on all cores (the README has the figures). Runs that take all threads, or share an
     accelerator, go one by one.
     """
-    threads = {spec.threads for spec in specs}
+    threads = {spec.threads and spec.threads * spec.processes for spec in specs}
     if None in threads or not threads or _has_accelerator():
         return 1
     cores = psutil.cpu_count(logical=False) or 1
-    carried = int(psutil.virtual_memory().available / _RUN_BYTES)
+    carried = int(psutil.virtual_memory().available / (_RUN_BYTES * max(spec.processes for spec in specs)))
     return max(1, min(cores // max(thread for thread in threads if thread), carried, len(specs)))
 
 
@@ -191,6 +192,7 @@ def _follow(item: _Running, changed: Callable[[Job | None], None]) -> bool:
 
 
 def _close(item: _Running) -> None:
+    _sweep(item)
     job, code = item.job, item.process.returncode
     failure = _read(job.folder / "failure.json")
     tags = {"exit_code": str(code)}
@@ -230,9 +232,17 @@ def _kill(item: _Running) -> None:
     except subprocess.TimeoutExpired:
         item.process.kill()
         item.process.wait()
+    _sweep(item)
     item.job.status, item.job.message = "killed", "stopped; run the same command to continue"
     item.log.close(item.job.folder, "KILLED", {"exit_code": str(item.process.returncode)})
     item.lock.release()
+
+
+def _sweep(item: _Running) -> None:
+    """End what is left of a run's several processes, before its lock is given back. They are a process group of their own."""
+    if item.job.spec.processes > 1:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(item.process.pid, signal.SIGKILL)
 
 
 class _signals:

@@ -11,6 +11,7 @@ from bitrank_trainer import (
     DTYPES,
     MPS_BYTES,
     Objective,
+    Processes,
     Shapes,
     TrainSettings,
     choose_dtype,
@@ -28,18 +29,29 @@ from bitrank.specs import RunSpec
 
 
 def within_limit(
-    settings: TrainSettings, spec: RunSpec, model: nn.Module, objective: Objective, material: Material, device: str, folder: Path
+    settings: TrainSettings,
+    spec: RunSpec,
+    model: nn.Module,
+    objective: Objective,
+    material: Material,
+    device: str,
+    folder: Path,
+    processes: Processes,
 ) -> TrainSettings:
     """``settings`` with passes small enough for ``spec.memory_limit``; as they are when there is none.
 
-    What was chosen is kept in ``folder``, so that a resumed run cuts its batches as before and ends with the same numbers.
+    The limit is each process's own; of several the one with the least room speaks for all. What was chosen is kept in ``folder``, so
+    that a resumed run cuts its batches as before and ends with the same numbers.
     """
     if spec.memory_limit is None:
         return settings
     chosen = folder / "micro_tokens.txt"
-    if not chosen.exists():
+    if not processes.told(chosen.exists()):
         longest = longest_sequence(material.train_batches(0), spec.max_length)
-        chosen.write_text(str(fitting_tokens(model, objective, longest, device, spec.memory_limit)))
+        tokens = min(processes.gather(fitting_tokens(model, objective, longest, device, spec.memory_limit)))
+        if processes.first:
+            chosen.write_text(str(tokens))
+        processes.wait()
     tokens = int(chosen.read_text())
     return replace(settings, micro_tokens=min(tokens, settings.micro_tokens or tokens))
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from bitrank_data import TokenSplit
 from bitrank_quant import Applied, WeightMatrix
-from bitrank_trainer import Evaluation, Progress, device_memory_mib, peak_memory_mib
+from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
@@ -35,8 +35,8 @@ MIB = 1024**2
 class Record:
     """The run's own record in ``folder``: events, plan, ranks over time, predictions, result."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self._folder, self._processes = folder, processes
         self._result: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
@@ -93,9 +93,13 @@ class Record:
     def zero_shot(self, judge: Callable[[], Evaluation]) -> None:
         """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
         path = self._folder / "zero_shot.json"
-        if not path.exists():
+        if not self._processes.told(path.exists()):
             path.write_text(json.dumps(judge().metrics))
         self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
+
+    def adapter(self, hook: Any) -> None:
+        """The adapter that ``hook`` looks after, in PEFT's own format (safetensors)."""
+        hook.save(self._folder / "adapter")
 
     def ready(self) -> None:
         """Set-up is over: from the start of the process, imports included, to a model that can train."""
@@ -119,12 +123,24 @@ class Record:
             "train/skipped_steps": progress.skipped,
             "speed/train_tok_s": progress.tokens / progress.seconds,
             "speed/infer_tok_s": final.tokens_per_second,
-            "mem/peak_mib": max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib")),
-            "mem/device_mib": max(self._device_peak, device_memory_mib(device)),
+            **self._memory(device),
             "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
             "time/total_s": time.time() - psutil.Process().create_time(),
         }
+        self._close()
+
+    def _memory(self, device: str) -> dict[str, float]:
+        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of what each took at its
+        own peak, in this attempt."""
+        peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib"))
+        here = {"mem/peak_mib": peak, "mem/device_mib": max(self._device_peak, device_memory_mib(device))}
+        if self._processes.count == 1:
+            return here
+        peaks = self._processes.gather((peak, here["mem/device_mib"]))
+        return {**here, "mem/sum_peak_mib": sum(p for p, _ in peaks), "mem/sum_device_mib": sum(d for _, d in peaks)}
+
+    def _close(self) -> None:
         making = self._folder / "result.tmp"
         making.write_text(json.dumps(self._result, indent=1))
         making.replace(self._folder / "result.json")

@@ -12,6 +12,7 @@ from bitrank_trainer import (
     OBJECTIVES,
     PLAIN_OBJECTIVES,
     Evaluation,
+    Processes,
     Task,
     choose_device,
     choose_dtype,
@@ -34,11 +35,11 @@ from bitrank.specs import RunSpec
 from bitrank.starts import starting_point
 
 
-def travel(spec: RunSpec, folder: Path, record: Record) -> None:
+def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) -> None:
     """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything on the way."""
     device = choose_device(spec.device)
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
-    record.machine(device, dtype, pin_threads(spec.threads), peak_memory_mib())
+    record.machine(device, dtype, pin_threads(spec.threads, processes.count), peak_memory_mib())
 
     record.phase("loading")
     material = load_material(spec)
@@ -61,19 +62,18 @@ def travel(spec: RunSpec, folder: Path, record: Record) -> None:
     record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready()
     settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
-
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
 
     def judge(split: TokenSplit) -> Evaluation:
-        return evaluate(model, material.batches_of(split), objective, device)
+        return evaluate(model, material.batches_of(split), objective, device, processes)
 
     record.phase("zero-shot")
     record.zero_shot(lambda: judge(material.test))
     record.phase("training")
-    task = Task(objective, material.train_batches, lambda: judge(material.validation).metrics, device)
-    settings = within_limit(settings, spec, model, objective, material, device, folder)
+    task = Task(objective, material.train_batches, lambda: judge(material.validation).metrics, device, processes)
+    settings = within_limit(settings, spec, model, objective, material, device, folder, processes)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
-    hook.save(folder / "adapter")
-    texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder)
+    record.adapter(hook)
+    texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder) if processes.first else []
     record.finish(judge(material.test), material.test, progress, hook.ranks(), adapter_bytes(model), device, texts)

@@ -30,7 +30,8 @@ class RunSpec:
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
     process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``init`` is one of
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
-    ``mps_safe`` bounds every tensor as Metal does, on any device.
+    ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
+    batch of ``batch_size`` sequences out among themselves, one GPU each.
     """
 
     config: str
@@ -71,6 +72,7 @@ class RunSpec:
     init_rounds: int = 1
     shrink: bool = False
     mps_safe: bool = False
+    processes: int = 1
 
     @property
     def tuned(self) -> dict[str, int]:
@@ -101,7 +103,7 @@ class RunSpec:
 _FIXED = {"config", "task", "profile", "kind", "arm"}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
-             "checkpoint_every", "threads", "memory_limit", "rank", "init_r", "target_r", "init_rounds")  # fmt: skip
+             "checkpoint_every", "threads", "processes", "memory_limit", "rank", "init_r", "target_r", "init_rounds")  # fmt: skip
 _TUNED = ("rank", "init_r", "target_r", "shrink")
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
@@ -150,9 +152,18 @@ def check(spec: RunSpec) -> RunSpec:
         raise UserError(
             f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}"
         )
+    _check_processes(spec)
     if (spec.steps is None) == (spec.epochs is None):
         raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
     return spec
+
+
+def _check_processes(spec: RunSpec) -> None:
+    if spec.processes > spec.batch_size:
+        raise UserError(
+            f"{spec.processes} processes share the {spec.batch_size} sequences of a batch out, and some would have none; give "
+            f"{spec.batch_size} processes or fewer, or a larger batch_size"
+        )
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

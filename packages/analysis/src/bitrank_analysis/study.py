@@ -57,7 +57,8 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality, zero (quality before
     training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of training), adapter_params,
     trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits, hardware, code, stale (made by other code than the
-    newest run of the config), settings (what was trained otherwise than in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there
+    newest run of the config), settings (what was trained otherwise than in most runs of the task, "" for nothing).
+    Raises :class:`AnalysisError` when there
     is no such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
     """
     every = _tagged(database)

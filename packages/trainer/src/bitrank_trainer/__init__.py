@@ -12,12 +12,14 @@ from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mi
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.processes import ALONE, Joined, Processes, join, leave
 from bitrank_trainer.scaling import FIRST_SCALE
 from bitrank_trainer.settings import TrainSettings
 from bitrank_trainer.sizes import MPS_BYTES, Shapes, safe_tokens, shapes_of, tensor_bytes
 
 __version__ = "0.1.0"
 __all__ = [
+    "ALONE",
     "DTYPES",
     "FIRST_SCALE",
     "MPS_BYTES",
@@ -26,9 +28,11 @@ __all__ = [
     "Classification",
     "Diverged",
     "Evaluation",
+    "Joined",
     "LanguageModelling",
     "NoHook",
     "Objective",
+    "Processes",
     "Progress",
     "RankHook",
     "Row",
@@ -44,7 +48,9 @@ __all__ = [
     "evaluate",
     "fitting_tokens",
     "is_out_of_memory",
+    "join",
     "kept_bytes",
+    "leave",
     "longest_sequence",
     "micro_batches",
     "peak_memory_mib",

@@ -1,7 +1,8 @@
 """All that is needed to continue exactly, in safetensors and JSON, whole or not at all.
 
 A checkpoint is a folder named after its step, written under another name and renamed when it is complete; only then is the
-one before it removed. A kill at any moment leaves at least the last complete one.
+one before it removed. A kill at any moment leaves at least the last complete one. Of several processes the first writes, when all
+have handed in their random state; everything else is the same in each of them, so another number of processes can continue.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.optimizer import follow, trainable
+from bitrank_trainer.processes import ALONE, Processes
 from bitrank_trainer.randomness import random_states, restore_random_states
 
 
@@ -57,8 +59,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
             parameter.copy_(saved[name])
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress) -> None:
-    """Write the checkpoint of ``progress.step`` under ``folder`` and drop the ones before it."""
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress, processes: Processes = ALONE
+) -> None:
+    """Write the checkpoint of ``progress.step`` under ``folder`` and drop those before it. Every process calls this; the first writes."""
+    each = processes.gather(random_states(_device(model)))
+    random = {f"rng{rank}:{device}": state for rank, states in enumerate(each) for device, state in states.items()}
+    if processes.first:
+        _write(folder, model, optimizer, hook, progress, random)
+    processes.wait()
+
+
+def _write(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress, random: dict[str, Tensor]
+) -> None:
     place, making = folder / f"step-{progress.step:08d}", folder / ".making"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
@@ -66,7 +80,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     tensors = {f"model:{name}": p.detach() for name, p in trainable(model).items()}
     tensors |= {f"optimizer:{key}": value for key, value in _optimizer_tensors(model, optimizer).items()}
     tensors |= {f"hook:{key}": value for key, value in hook_tensors.items()}
-    tensors |= {f"rng:{device}": state for device, state in random_states(_device(model)).items()}
+    tensors |= random
     save_file({key: value.contiguous() for key, value in tensors.items()}, making / "state.safetensors")
     (making / "progress.json").write_text(json.dumps({"progress": vars(progress), "hook": hook_text}))
     shutil.rmtree(place, ignore_errors=True)
@@ -76,10 +90,13 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -> Progress:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, processes: Processes = ALONE
+) -> Progress:
     """Restore the newest checkpoint under ``folder`` into everything given; a fresh :class:`Progress` when there is none."""
     places = sorted(folder.glob("step-*"))
     if not places:
+        _restore_random({}, processes.rank)
         return Progress()
     tensors = load_file(places[-1] / "state.safetensors")
     saved = json.loads((places[-1] / "progress.json").read_text())
@@ -90,8 +107,16 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         for name, parameter in trainable(model).items():
             parameter.copy_(tensors[f"model:{name}"])
     _restore_optimizer(model, optimizer, _part(tensors, "optimizer"))
-    restore_random_states(_part(tensors, "rng"))
+    _restore_random(tensors, processes.rank)
     return Progress(**saved["progress"])
+
+
+def _restore_random(tensors: dict[str, Tensor], rank: int) -> None:
+    """The random states of this process: what they were, or else a stream of its own, so that no two processes drop out alike."""
+    if own := _part(tensors, f"rng{rank}"):
+        restore_random_states(own)
+    elif rank:
+        torch.manual_seed(torch.initial_seed() + rank)
 
 
 def _device(model: nn.Module) -> str:

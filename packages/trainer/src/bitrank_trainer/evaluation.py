@@ -10,6 +10,7 @@ from torch import nn
 
 from bitrank_trainer.meters import Throughput, release_memory
 from bitrank_trainer.objectives import Batch, Objective, Row
+from bitrank_trainer.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,24 @@ class Evaluation:
     tokens_per_second: float
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, device: str) -> Evaluation:
-    """Run ``model`` over ``batches`` once. The model is left in the mode it came in."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, device: str, processes: Processes = ALONE) -> Evaluation:
+    """Run ``model`` over ``batches`` once. The model is left in the mode it came in.
+
+    Several ``processes`` share the batches out whole, so that every row is what one process would find; each is given the figures
+    over all rows. Seconds are those of the slowest.
+    """
     was_training = model.training
     model.eval()
     rows: list[Row] = []
     speed = Throughput()
     with torch.no_grad():
-        for batch in batches:
+        for batch in processes.deal(batches):
             with speed:
                 rows += objective.rows(model, batch, device)
             speed.tokens += int(batch["attention_mask"].sum())
     model.train(was_training)
     release_memory()
-    rows.sort(key=lambda row: row["index"])
-    return Evaluation(objective.metrics(rows), rows, speed.seconds, speed.tokens_per_second)
+    parts = processes.gather((rows, speed.tokens, speed.seconds))
+    rows = sorted((row for part, *_ in parts for row in part), key=lambda row: row["index"])
+    whole = Throughput(sum(tokens for _, tokens, _ in parts), max(seconds for *_, seconds in parts))
+    return Evaluation(objective.metrics(rows), rows, whole.seconds, whole.tokens_per_second)

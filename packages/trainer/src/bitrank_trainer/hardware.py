@@ -54,8 +54,9 @@ def cpu_has_bf16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
-def pin_threads(threads: int | None = None) -> int:
-    """Use ``threads`` CPU threads, by default one per physical core; results depend on the number, so it is recorded."""
-    count = threads or psutil.cpu_count(logical=False) or 1
+def pin_threads(threads: int | None = None, processes: int = 1) -> int:
+    """Use ``threads`` CPU threads, by default one per physical core, shared out among the run's ``processes``; results depend on the
+    number, so it is recorded."""
+    count = threads or max(1, (psutil.cpu_count(logical=False) or 1) // processes)
     torch.set_num_threads(count)
     return count

@@ -22,6 +22,7 @@ from bitrank_trainer.meters import Throughput
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
 from bitrank_trainer.passes import Emit, Passes
+from bitrank_trainer.processes import ALONE, Processes
 from bitrank_trainer.scaling import Scaling
 from bitrank_trainer.settings import TrainSettings
 
@@ -31,12 +32,14 @@ _SMOOTH = 0.9
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name."""
+    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name. Of several
+    ``processes`` each is given the same batches and takes its rows of them."""
 
     objective: Objective
     batches: Callable[[int], Iterator[Batch]]
     validate: Callable[[], dict[str, float]]
     device: str = "cpu"
+    processes: Processes = ALONE
 
 
 def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit) -> Progress:
@@ -49,10 +52,11 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
         raise TrainError("the model has no trainable parameter; attach adapters first")
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = named_adamw(model, settings.learning_rate, settings.weight_decay)
-    progress = load_checkpoint(folder, model, optimizer, hook)
+    progress = load_checkpoint(folder, model, optimizer, hook, task.processes)
+    task.processes.agree(list(trainable(model).values()))
     batches = task.batches(progress.step * settings.accumulation)
     scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)
-    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit)
+    passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit, task.processes)
     model.train()
     while progress.step < settings.steps:
         logs = _step(model, passes, scaling, hook, settings, optimizer, batches, progress)
@@ -139,15 +143,16 @@ def _after(
         metrics = task.validate()
         emit({"event": "validation", "step": step, "metrics": {f"val/{name}": value for name, value in metrics.items()}})
         if hook.settled(step):
-            _keep_best(model, task.objective, folder, progress, metrics)
+            _keep_best(model, task, folder, progress, metrics)
     if last or step % settings.checkpoint_every == 0:
-        save_checkpoint(folder, model, optimizer, hook, progress)
+        save_checkpoint(folder, model, optimizer, hook, progress, task.processes)
         emit({"event": "checkpoint", "step": step})
 
 
-def _keep_best(model: nn.Module, objective: Objective, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
-    score = metrics[objective.metric] if objective.higher_is_better else -metrics["loss"]
+def _keep_best(model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    score = metrics[task.objective.metric] if task.objective.higher_is_better else -metrics["loss"]
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step
         progress.history = metrics
-        save_weights(model, folder / "best.safetensors")
+        if task.processes.first:
+            save_weights(model, folder / "best.safetensors")

@@ -20,6 +20,7 @@ from bitrank_trainer.meters import release_memory
 from bitrank_trainer.micro import micro_batches
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.processes import ALONE, Processes
 from bitrank_trainer.randomness import random_states, restore_random_states
 from bitrank_trainer.scaling import Scaling
 
@@ -29,19 +30,24 @@ Emit = Callable[[dict[str, object]], None]
 class Passes:
     """Makes gradients. ``tokens`` bounds the padded tokens of one pass; None takes batches whole until memory says no."""
 
-    def __init__(self, objective: Objective, device: str, tokens: int | None, scaling: Scaling, emit: Emit) -> None:
+    def __init__(
+        self, objective: Objective, device: str, tokens: int | None, scaling: Scaling, emit: Emit, processes: Processes = ALONE
+    ) -> None:
         self._objective, self._device, self._tokens, self._scaling, self._emit = objective, device, tokens, scaling, emit
+        self._processes = processes
         self._shape = (0, 0)
 
     def gradient(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> Tensor:
-        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss, detached.
+        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss, detached. Of several
+        processes each takes its rows, and all end with the same sums.
 
         The parameters must come without gradients. Raises :class:`TrainError` when one sequence alone does not fit.
         """
         states = random_states(self._device)
         while True:
             try:
-                return self._all(model, batches, progress.micro_tokens or self._tokens)
+                loss = self._all(model, batches, progress.micro_tokens or self._tokens)
+                return self._processes.sum_gradients(list(trainable(model).values()), loss)
             except Exception as error:
                 # One of several processes must not change its passes alone: the others would wait for it for ever.
                 if not is_out_of_memory(error) or (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -56,7 +62,9 @@ class Passes:
         loss = torch.zeros((), device=self._device)
         for batch in batches:
             weight = self._objective.weight(batch) * len(batches)
-            for part in micro_batches(batch, tokens):
+            for part in micro_batches(self._processes.mine(batch), tokens):
+                if not self._objective.weight(part):
+                    continue  # no rows for this process, or none with a target
                 self._shape = part["input_ids"].shape
                 share = self._objective.loss(model, part, self._device) * (self._objective.weight(part) / weight)
                 self._scaling.backward(share)

@@ -1,0 +1,73 @@
+"""One process of small training runs, as a program: ``python rank.py RANK COUNT MEETING '[{"out": …, "folder": …}, …]'``.
+
+Each job trains anew, or continues what is in its ``folder``; what this process saw of it lies beside ``out``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from bitrank_trainer import OBJECTIVES, NoHook, Processes, Task, TrainSettings, evaluate, join, leave, train, trainable
+from safetensors.torch import save_file
+from tiny_problem import TinyClassifier, TinyLm, batch
+
+SIZES = (7, 8, 1, 5, 2)  # rows of the batches, one after the other: uneven, and one too small to share
+
+
+@dataclass(frozen=True)
+class Job:
+    out: str
+    folder: str
+    kind: str = "classification"
+    stop_after: int | None = None
+    dropout: float = 0.0
+    micro_tokens: int | None = None
+
+
+class Penalised(NoHook):
+    """A penalty that every process computes by itself, as AdaLoRA's."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters = list(trainable(model).values())
+
+    def penalty(self) -> torch.Tensor:
+        return 0.01 * sum(p.square().sum() for p in self._parameters)
+
+
+def work(job: Job, processes: Processes) -> None:
+    torch.manual_seed(0)
+    model = TinyClassifier() if job.kind == "classification" else TinyLm()
+    if job.kind == "classification":
+        model.dropout.p = job.dropout
+    objective, lm = OBJECTIVES[job.kind], job.kind != "classification"
+
+    def batches(skip: int):
+        stop = None if job.stop_after is None else job.stop_after - skip
+        return islice((batch(n, SIZES[n % len(SIZES)], lm=lm) for n in range(skip, 10**6)), stop)
+
+    def validate() -> dict[str, float]:
+        return evaluate(model, [batch(n, lm=lm) for n in range(30, 35)], objective, "cpu", processes).metrics
+
+    events: list[dict[str, object]] = []
+    settings = TrainSettings(steps=20, learning_rate=1e-2, log_every=1, eval_every=5, checkpoint_every=3, accumulation=2,
+                             clip=0.5, micro_tokens=job.micro_tokens)  # fmt: skip
+    task = Task(objective, batches, validate, "cpu", processes)
+    try:
+        train(model, task, Penalised(model), settings, Path(job.folder), events.append)
+    except (StopIteration, RuntimeError):
+        if job.stop_after is None:
+            raise
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, f"{job.out}-{processes.rank}.safetensors")
+    Path(f"{job.out}-{processes.rank}.json").write_text(json.dumps(events))
+
+
+if __name__ == "__main__":
+    together = join("cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    for words in json.loads(sys.argv[4]):
+        work(Job(**words), together)
+    leave()

@@ -1,0 +1,155 @@
+"""A run in two processes (gloo, on the CPU) is the run in one: curves, figures, masks; one writer; killed, it says so and continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from bitrank.events import read_events
+from study_tools import SMOKE, bitrank, start, store_runs, wait_for
+
+TWO = ("--processes", "2", "--jobs", "1")
+RUNS = ("B-FP toy_sentences s0", "B-FP toy_articles s0", "Joint-1 toy_sentences s0", "Joint-1 toy_articles s0")
+ROUNDING = 2e-5  # nats after twenty steps in fp32
+ROUNDING_16 = 3e-2  # the same in bf16, whose eighth bit is 0.004
+
+
+def study(cwd: Path, *words: str) -> dict[str, dict[str, Any]]:
+    done = bitrank(*SMOKE, *words, cwd=cwd, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {run["name"]: run for run in store_runs(cwd)}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {count: tmp_path_factory.mktemp(f"processes-{count}") for count in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def studies(places: dict[int, Path]) -> dict[int, dict[str, dict[str, Any]]]:
+    """LoRA, and NF4 with AdaLoRA, in fp32 on both tasks, in one process and in two."""
+    words = ("--configs", "B-FP,Joint-1", "--set", "dtype=fp32")
+    return {1: study(places[1], *words), 2: study(places[2], *words, *TWO)}
+
+
+def points(run: dict[str, Any], key: str) -> dict[int, float]:
+    return {step: value for name, step, value in run["points"] if name == key}
+
+
+def artifacts(cwd: Path, run: dict[str, Any]) -> Path:
+    return cwd / "runs/artifacts/bitrank-smoke" / run["id"] / "artifacts"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_curves_and_figures_are_those_of_one_process(studies: dict[int, dict[str, dict[str, Any]]], name: str) -> None:
+    one, two = studies[1][name], studies[2][name]
+    curves = {key for key, step, _ in one["points"] if step and not key.startswith(("time/", "speed/", "mem/"))}
+    assert {"train/loss", "train/grad_norm", "train/rank", "val/loss"} <= curves
+    for key in curves:
+        assert points(two, key) == pytest.approx(points(one, key), abs=ROUNDING, rel=ROUNDING), key
+    assert len(points(two, "train/loss")) == 11  # the first and every second of twenty
+    for key in ("eval/loss", "zero/loss", "lora/rank", "lora/params", "model/mib", "train/tokens", "train/best_step"):
+        assert points(two, key) == pytest.approx(points(one, key), abs=ROUNDING), key
+
+
+@pytest.mark.parametrize("name", RUNS[2:])
+def test_the_same_ranks_are_pruned(studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str) -> None:
+    ranks = [json.loads((artifacts(places[count], studies[count][name]) / "ranks.json").read_text()) for count in (1, 2)]
+    assert ranks[0] == ranks[1]
+    assert len(set(ranks[0]["final"].values())) > 1, "nothing was chosen: this proves nothing"
+    hooks = [artifacts(places[count], studies[count][name]) / "checkpoint/step-00000020/progress.json" for count in (1, 2)]
+    masks = [json.loads(json.loads(path.read_text())["hook"]) for path in hooks]
+    assert masks[0] == masks[1] and any(not all(mask) for mask in masks[0].values())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_writes(studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str) -> None:
+    run = studies[2][name]
+    keys = [(key, step) for key, step, _ in run["points"]]
+    assert len(keys) == len(set(keys)) and run["status"] == "FINISHED" and run["params"]["processes"] == "2"
+    events = places[2] / "runs/work" / run["tags"]["spec_id"] / "events.jsonl"
+    said = Counter((event["event"], event.get("step"), event.get("phase")) for event in read_events(events))
+    assert set(said.values()) == {1}, "an event was written twice"
+    assert {path.name for path in events.parent.iterdir() if "failure" in path.name or "rank" in path.name} == {"ranks.json"}
+    left = [{path.name for path in artifacts(places[count], studies[count][name]).iterdir()} for count in (1, 2)]
+    assert left[0] == left[1]
+
+
+def test_memory_is_told_of_the_first_and_of_all(studies: dict[int, dict[str, dict[str, Any]]]) -> None:
+    for name in RUNS:
+        first, all_of_them = (points(studies[2][name], key)[0] for key in ("mem/peak_mib", "mem/sum_peak_mib"))
+        assert 1.5 * first < all_of_them < 2.5 * first
+        assert not points(studies[1][name], "mem/sum_peak_mib")
+
+
+def test_nf4_in_bf16(tmp_path: Path) -> None:
+    words = ("--configs", "B-Q4", "--tasks", "toy_articles", "--set", "dtype=bf16")
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    (one,), (two,) = (study(tmp_path / place, *words, *more).values() for place, more in (("one", ()), ("two", TWO)))
+    assert points(two, "train/loss") == pytest.approx(points(one, "train/loss"), abs=ROUNDING_16)
+    assert points(two, "eval/loss") == pytest.approx(points(one, "eval/loss"), abs=ROUNDING_16)
+
+
+def ranks_of(process: Any) -> list[psutil.Process]:
+    """The processes of the run under way, by their rank."""
+    words = ((child, child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True))
+    ranked = {int(line[4]): child for child, line in words if "bitrank.child" in line and len(line) > 4}
+    return [ranked[rank] for rank in sorted(ranked)]
+
+
+@pytest.mark.parametrize("victim", ["rank 1", "rank 0", "invocation", "terminate"])
+def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
+    tmp_path: Path, studies: dict[int, dict[str, dict[str, Any]]], victim: str
+) -> None:
+    words = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "dtype=fp32", *TWO)
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint", timeout=600)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    if victim.startswith("rank"):
+        os.kill(ranks[int(victim[-1])].pid, signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGKILL if victim == "invocation" else signal.SIGTERM)
+    assert process.wait(timeout=120) == {"invocation": -signal.SIGKILL, "terminate": 143}.get(victim, 1)
+    psutil.wait_procs(ranks, timeout=30)
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), "a rank outlived its run"
+    assert not (folder / "result.json").exists() and not list(folder.glob("failure*.json"))
+    (cut,) = store_runs(tmp_path)
+    assert cut["status"] == ("RUNNING" if victim == "invocation" else "KILLED")
+
+    (run,) = study(tmp_path, *words[2:]).values()
+    straight = studies[2]["Joint-1 toy_articles s0"]
+    assert run["id"] == cut["id"] and run["status"] == "FINISHED"
+    for key in ("train/loss", "val/loss", "train/rank", "eval/loss"):
+        assert points(run, key) == points(straight, key), key
+    assert len({(key, step) for key, step, _ in run["points"]}) == len(run["points"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "9"], "9 processes share the 8 sequences of a batch out"),
+        (["--processes", "0"], "processes must be 1 or more, got 0"),
+    ],
+)
+def test_more_processes_than_rows_are_refused_before_anything_runs(tmp_path: Path, words: list[str], message: str) -> None:
+    done = bitrank("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", *words, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_of_the_ranks_is_the_runs(tmp_path: Path) -> None:
+    """Bad input that only a rank can find, and a training that diverges: one failure, its own code, no word of lost connections."""
+    words = ("--tasks", "toy_articles", "--configs", "B-FP", *TWO)
+    done = bitrank(*SMOKE, *words, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
+    (run,) = store_runs(tmp_path)
+    assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]
+    done = bitrank(*SMOKE, *words, "--quant-backend", "gpu", cwd=tmp_path, timeout=1200)
+    assert done.returncode == 2 and "unknown quant backend 'gpu'" in done.stdout
