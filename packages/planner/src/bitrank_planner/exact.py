@@ -122,7 +122,8 @@ def _relax(
     least_N = np.full(one_each.shape[0], np.inf)
     np.minimum.at(least_N, item_X, priced_X)
     bound = math.fsum(least_N) - float(price_L @ limits_L)
-    noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L)
+    # What lies below the rounding of the largest costs is no difference: scaled up it would be all that HiGHS sees.
+    noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L + np.ptp(cost_X))
     start_N = np.lexsort((found.x, item_X))[np.cumsum(np.bincount(item_X)) - 1]
     return start_N, bound, noise, priced_X - least_N[item_X]
 

@@ -1,0 +1,91 @@
+"""The exact solver against every plan there is, and against bounds of its own kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from bitrank_planner import GAP, Infeasible, Plan, PlanError, Problem, exact
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from made import every_plan, small_problems
+
+
+def fitting(problem: Problem) -> list[Plan]:
+    return [plan for plan in every_plan(problem) if problem.fits(plan)]
+
+
+def is_best(plan: Plan, problem: Problem) -> bool:
+    """Whether no plan that fits costs less, to the gap and to the rounding of the sum."""
+    best = min(other.cost for other in fitting(problem))
+    rounding = 1e-12 * sum(max(abs(option.cost) for option in item.options) for item in problem.items)
+    return plan.cost <= best + GAP * abs(best) + rounding
+
+
+def check_against_every_plan(problem: Problem) -> None:
+    """The best plan, or the smallest budget under the same limit on trainable numbers, or that this limit cannot be met."""
+    limit = problem.max_trainable
+    smallest = min((plan.nbytes for plan in every_plan(problem) if limit is None or plan.trainable <= limit), default=None)
+    if smallest is None and problem.smallest <= problem.budget:
+        with pytest.raises(PlanError, match=f"at most {limit:,} trainable numbers are allowed"):
+            exact(problem)
+    elif smallest is None or smallest > problem.budget:
+        with pytest.raises(Infeasible) as error:
+            exact(problem)
+        assert error.value.smallest == (problem.smallest if problem.smallest > problem.budget else smallest)
+    else:
+        plan = exact(problem)
+        assert problem.fits(plan)
+        assert plan == problem.plan(plan.choices, "exact")
+        assert is_best(plan, problem)
+
+
+@settings(max_examples=300, deadline=None)
+@given(small_problems())
+def test_equals_brute_force(problem):
+    check_against_every_plan(problem)
+
+
+@settings(max_examples=300, deadline=None)
+@given(small_problems(limited=True))
+def test_equals_brute_force_with_a_limit_on_trainable_numbers(problem):
+    check_against_every_plan(problem)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.booleans().flatmap(lambda limited: small_problems(limited=limited)), st.data())
+def test_equals_brute_force_with_pins(problem, data):
+    pins = {}
+    for item in data.draw(st.lists(st.sampled_from(problem.items), unique_by=lambda item: item.name)):
+        option = data.draw(st.sampled_from(item.options))
+        pins[item.name] = data.draw(st.sampled_from([(option.format, option.rank), (option.format, None), (None, option.rank)]))
+    pinned = problem.pinned(pins)
+    check_against_every_plan(pinned)
+    if fitting(pinned):
+        plan = exact(pinned)
+        assert all(plan.precision[name] == fmt for name, (fmt, _) in pins.items() if fmt is not None)
+        assert all(plan.ranks.get(name, 0) == rank for name, (_, rank) in pins.items() if rank is not None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.booleans().flatmap(lambda limited: small_problems(limited=limited)))
+def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem):
+    least_trained = sum(min(option.trainable for option in item.options) for item in problem.items)
+    assume(problem.max_trainable is None or least_trained <= problem.max_trainable)
+    smallest, starved = None, problem
+    while smallest is None or starved.budget < smallest:  # two steps at most: all limits, once the bytes alone suffice
+        starved = replace(problem, budget=problem.smallest - 1 if smallest is None else smallest - 1)
+        with pytest.raises(Infeasible) as error:
+            exact(starved)
+        smallest = error.value.smallest
+        try:
+            plan = exact(replace(problem, budget=smallest))
+            break
+        except Infeasible as again:
+            assert problem.max_trainable is not None
+            smallest = again.smallest
+            plan = exact(replace(problem, budget=smallest))
+    assert plan.nbytes == smallest
+    with pytest.raises(Infeasible) as error:
+        exact(replace(problem, budget=smallest - 1))
+    assert error.value.smallest == smallest or problem.max_trainable is not None
