@@ -66,7 +66,7 @@ def test_pins_leave_only_what_they_name() -> None:
 
 def test_names_and_choices_that_do_not_exist_are_told_with_what_does() -> None:
     problem = Problem((item("model.up"), item("model.down")), 100)
-    with pytest.raises(PlanError, match="'model.upp' is no matrix of this problem; nearest: model.up"):
+    with pytest.raises(PlanError, match=r"'model\.upp' is no matrix of this problem; nearest: model\.up"):
         problem.pinned({"model.upp": ("int8", None)})
     with pytest.raises(PlanError, match="cannot be int3 with rank any; offered: int4, int8; ranks 2, 8"):
         problem.pinned({"model.up": ("int3", None)})
