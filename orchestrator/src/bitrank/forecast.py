@@ -126,7 +126,7 @@ class _Adapted:
 
 
 def _adapted(spec: RunSpec, model: Any, fresh: list[str], ranks: Mapping[str, int], matrices: Mapping[str, WeightMatrix]) -> _Adapted:
-    """AdaLoRA has a singular value for each rank, a count of ranks for each matrix that is not trained, and three averages of each number."""
+    """AdaLoRA has a singular value for each rank, an untrained count of ranks for each matrix, and three averages of each number."""
     adaptive = isinstance(find_config(spec.config, spec.plan, spec.tuned).rank, AdaptiveRank)
     low_rank = sum(rank * (sum(matrices[name].shape) + adaptive) for name, rank in ranks.items())
     heads = sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters())

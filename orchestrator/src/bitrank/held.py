@@ -52,8 +52,8 @@ def base_bytes(
     """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in ``model`` (a skeleton)."""
     tied = set(tied_heads(model).values())
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
-    words = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
-    held = sum(held_bytes(m, precision[name], **words, shared=name in tied) for name, m in planned.items())  # type: ignore[arg-type]
+    words: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
+    held = sum(held_bytes(m, precision[name], **words, shared=name in tied) for name, m in planned.items())
     return held + rest_bytes(model, set(planned))
 
 

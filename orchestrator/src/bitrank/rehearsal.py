@@ -1,4 +1,4 @@
-"""One training step and one evaluation of a plan, rehearsed on the ``meta`` device: what they keep alive, and how many products they ask for."""
+"""One training step and one evaluation of a plan, rehearsed on the ``meta`` device: what they keep alive, what products they ask for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def bare(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[
 
 
 def rehearse(
-    spec: RunSpec, bare_model: Any, fresh: list[str], precision: Mapping[str, str], ranks: Mapping[str, int], steps: int, device: str, dtype: torch.dtype
+    spec: RunSpec, bare_model: Any, fresh: list[str], precision: Mapping[str, str], ranks: Mapping[str, int], steps: int, device: str,
+    dtype: torch.dtype,
 ) -> Stage:  # fmt: skip
     """``bare_model`` with the plan done to it, in place, as the road does it to a real one."""
     stand_in(bare_model, dict(precision), dtype)

@@ -76,7 +76,8 @@ def test_nothing_changes_but_the_size(make, blocks, ids, name: str, fused: bool)
     train(model, hook, ids, hook.freeze_step, hook.freeze_step)
     assert torch.allclose(seen["after"], seen["before"], atol=1e-5)
     with model.disable_adapter():
-        assert (logits_of(model, ids) - seen["before"]).abs().max() > 5e-4  # fifty times the tolerance: the adapter does something
+        effect = (logits_of(model, ids) - seen["before"]).abs().max()
+    assert effect > 200 * (seen["after"] - seen["before"]).abs().max()
     ranks = hook.ranks()
     assert set(ranks) == set(blocks[name]) and sum(ranks.values()) == hook.budget
     layers = dict(adapted(model))

@@ -57,7 +57,10 @@ def exchange(
 def _best_four(
     few: np.ndarray, chosen_N: np.ndarray, item_X: np.ndarray, cost_X: np.ndarray, rows_LX: np.ndarray, slack_L: np.ndarray
 ) -> tuple[list[int], float] | None:
-    """Up to four moves to options ``few``, of different items, that fit and lower the cost most; None under several limits or when none do."""
+    """Up to four moves to options ``few``, of different items, that fit and lower the cost most.
+
+    None under several limits, or when none do.
+    """
     if len(slack_L) != 1:
         return None
     old = chosen_N[item_X[few]]

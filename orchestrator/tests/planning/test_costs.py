@@ -1,0 +1,90 @@
+"""Costs come from the tables by their formula, and sizes are those of the built model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitrank.measuring import Tables, measure
+from bitrank.planning.costs import Choices, costs, make_problem, measured_noise, pulled
+from bitrank.planning.planners import PLANNERS
+from bitrank.planning.sizes import Sizes, sizes_of
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, make_spec
+from bitrank_planner import Infeasible, PlanError, exact
+
+CHOICES = Choices(ranks=(2, 4, 8))
+
+
+@pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])
+def spec(request: pytest.FixtureRequest) -> RunSpec:
+    return make_spec(find_profile("smoke"), "B-FP", request.param)
+
+
+@pytest.fixture(scope="module")
+def tables(spec: RunSpec) -> Tables:
+    return measure(spec)
+
+
+@pytest.fixture(scope="module")
+def sizes(spec: RunSpec) -> Sizes:
+    return sizes_of(spec)
+
+
+def test_measuring_again_reads_the_same(spec: RunSpec, tables: Tables) -> None:
+    again = measure(spec)
+    assert again.base == tables.base and again.matrices == tables.matrices
+    for name, moments in tables.moments.items():
+        assert torch.equal(moments.row_O, again.moments[name].row_O)
+        assert torch.equal(moments.gradient_K, again.moments[name].gradient_K)
+
+
+def test_a_cost_is_its_formula(tables: Tables) -> None:
+    matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
+    errors, spectrum_K = tables.errors[matrix.name]["int2-g64"], tables.moments[matrix.name].gradient_K.double()
+    noise = measured_noise(tables)
+    believed = pulled(errors.added, errors.fisher, noise)
+    for repairs in (True, False):
+        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs), noise)
+        for rank, cost in zip((2, 4, 8), got, strict=True):
+            left = float(errors.tail_R[rank]) / errors.fisher if repairs else 1.0
+            assert cost == pytest.approx(believed * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5)
+
+
+def test_a_large_loss_is_believed_as_measured_and_a_small_one_as_predicted() -> None:
+    assert pulled(2.0, 1.0, 1e-3) == pytest.approx(2.0, rel=1e-5)
+    assert pulled(2.0, 1e-6, 1e-2) == pytest.approx(1e-6, rel=0.1)
+    assert pulled(-1.0, 0.5, 0.01) == pytest.approx(0.05)  # never free
+    assert pulled(None, 0.5, 0.01) == 0.5 and pulled(0.3, 0.0, 0.01) == 0.0
+
+
+def test_embeddings_get_bits_and_no_rank(tables: Tables, sizes: Sizes) -> None:
+    problem = make_problem(tables, sizes, 10**9, CHOICES)
+    for item in problem.items:
+        ranks = {option.rank for option in item.options}
+        assert ranks == ({2, 4, 8} if item.layer is not None and item.role != "embedding" else {0})
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes) -> None:
+    problem = make_problem(tables, sizes, sizes.parameters * 12 // 8, Choices(ranks=tuple(range(1, 13))))
+    try:
+        plan = PLANNERS[name](problem, tables)
+    except PlanError as error:
+        assert name in {"encoder_high_decoder_low", "edges_high", "bits-only", "embeddings_and_head_high"}, error
+        return
+    assert problem.fits(plan) and set(plan.precision) == {item.name for item in problem.items}
+    assert plan.cost >= exact(problem).cost * (1 - 1e-6)
+
+
+def test_a_format_that_was_not_measured_and_a_rank_that_fits_nowhere(tables: Tables, sizes: Sizes) -> None:
+    with pytest.raises(PlanError, match="int5-g64 was not measured; measured: int2-g64"):
+        make_problem(tables, sizes, 10**9, Choices(formats=("int5-g64",)))
+    with pytest.raises(PlanError, match="no rank of"):
+        make_problem(tables, sizes, 10**9, Choices(ranks=(10**6,)))
+
+
+def test_a_budget_that_holds_no_plan_names_the_smallest(tables: Tables, sizes: Sizes) -> None:
+    problem = make_problem(tables, sizes, 1000, CHOICES)
+    with pytest.raises(Infeasible) as caught:
+        exact(problem)
+    assert exact(make_problem(tables, sizes, caught.value.smallest, CHOICES)).nbytes == caught.value.smallest

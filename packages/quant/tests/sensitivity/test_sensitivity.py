@@ -1,0 +1,155 @@
+"""Moments, weight errors, tails and true added loss against plain computations of the same things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from bitrank_quant import QuantError, parse_format, weight_matrices
+from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+FORMATS = [parse_format(text) for text in ("int2-g64", "int4-g64", "nf4", "int8", "bf16")]
+
+
+def llama(tied: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+                         num_key_value_heads=2, tie_word_embeddings=tied)  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4)
+    return BertForSequenceClassification(config).eval().requires_grad_(False)
+
+
+def batches(count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 97, (4, 10), generator=generator) for _ in range(count)]
+
+
+def loss_sum(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
+    logits = model(input_ids=ids_BL).logits.float()
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, ids_BL[:, 0] % 2, reduction="sum"), len(ids_BL)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum"), ids_BL[:, 1:].numel()
+
+
+def mean_loss(model: nn.Module) -> float:
+    parts = [loss_sum(model, batch) for batch in batches()]
+    return float(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
+
+
+@pytest.fixture(params=[llama, bert], ids=["llama", "bert"])
+def measured(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    model = request.param()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    replay = Replay(model, batches(), loss_sum)
+    matrices = [m for m in weight_matrices(model) if m.name != "classifier"]
+    moments = measure_moments(replay, matrices)
+    errors = measure_errors(replay, matrices, FORMATS, moments)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "measuring changed the model"
+    yield {"model": model, "replay": replay, "moments": moments, "errors": errors, "matrices": {m.name: m for m in matrices}}
+
+
+def gradient_of(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight.requires_grad_(True)
+    parts = [loss_sum(model, batch) for batch in batches()]
+    (sum(loss for loss, _ in parts) / sum(count for _, count in parts)).backward()
+    grad, weight.grad = weight.grad, None
+    weight.requires_grad_(False)
+    assert grad is not None
+    return grad
+
+
+def linear(measured: dict[str, Any]) -> list[str]:
+    return [name for name, m in measured["matrices"].items() if m.role != "embedding" and m.tied_to is None]
+
+
+def test_replay_from_any_block_is_the_whole_model(measured: dict[str, Any]) -> None:
+    replay = measured["replay"]
+    assert len(replay.order) == 4
+    for block in (*replay.order, None):
+        assert replay.loss_from(block) == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
+
+
+def test_gradient_spectrum_is_that_of_autograd(measured: dict[str, Any]) -> None:
+    for name in linear(measured):
+        wanted = torch.linalg.svdvals(gradient_of(measured["model"], name).double())
+        found = measured["moments"][name].gradient_K.double()
+        assert torch.allclose(found, wanted[: len(found)], rtol=1e-3, atol=1e-6 * float(wanted[0])), name
+
+
+def test_importance_and_norm(measured: dict[str, Any]) -> None:
+    for name in linear(measured)[:3]:
+        weight = measured["model"].get_submodule(name).weight
+        moments = measured["moments"][name]
+        assert moments.importance == pytest.approx(float((weight * gradient_of(measured["model"], name)).abs().mean()), rel=1e-3)
+        assert moments.norm == pytest.approx(float(weight.norm()), rel=1e-6)
+
+
+def test_weight_errors_are_their_formulas(measured: dict[str, Any]) -> None:
+    for name, by_format in measured["errors"].items():
+        weight_OI = measured["model"].get_submodule(name).weight
+        moments = measured["moments"][name]
+        for fmt in FORMATS:
+            errors = by_format[str(fmt)]
+            stored_OI = fmt.decode(fmt.encode(weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
+            square_OI = (weight_OI - stored_OI).double().square() if str(fmt) != "bf16" else torch.zeros_like(weight_OI).double()
+            fisher = sum(0.5 * row_O.double() @ square_OI @ column_I.double() for row_O, column_I in moments.weights())
+            assert errors.nbytes == fmt.nbytes(tuple(weight_OI.shape))
+            assert errors.plain == pytest.approx(float(square_OI.sum()), rel=1e-4, abs=1e-12)
+            assert errors.input == pytest.approx(float((square_OI @ moments.column_I.double()).sum()), rel=1e-4, abs=1e-12)
+            assert errors.fisher == pytest.approx(float(fisher), rel=1e-4, abs=1e-12)
+
+
+def test_tails_are_what_the_best_repair_leaves(measured: dict[str, Any]) -> None:
+    for name in linear(measured):
+        weight_OI, moments = measured["model"].get_submodule(name).weight, measured["moments"][name]
+        fmt = FORMATS[0]
+        delta_OI = weight_OI - fmt.decode(fmt.encode(weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
+        weighted_OI = moments.row_O.sqrt()[:, None] * delta_OI * moments.column_I.sqrt()
+        energy_K = torch.linalg.svdvals(weighted_OI.double()).square()
+        tail_R = measured["errors"][name][str(fmt)].tail_R.double()
+        wanted_R = 0.5 * torch.tensor([float(energy_K[rank:].sum()) for rank in range(len(tail_R))], dtype=torch.float64)
+        assert torch.allclose(tail_R, wanted_R, rtol=1e-3, atol=1e-4 * float(wanted_R[0])), name
+        assert (tail_R.diff() <= 1e-12).all()
+
+
+def test_added_loss_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
+    model, fmt = measured["model"], FORMATS[0]
+    for name, by_format in measured["errors"].items():
+        weight = model.get_submodule(name).weight
+        kept = weight.clone()
+        weight.copy_(fmt.decode(fmt.encode(weight), tuple(weight.shape), weight.dtype))
+        changed = mean_loss(model)
+        weight.copy_(kept)
+        assert by_format[str(fmt)].added == pytest.approx(changed - mean_loss(model), abs=2e-6), name
+        assert by_format["int8"].added is None and by_format["bf16"].added == 0.0
+
+
+def test_a_tied_head_counts_twice() -> None:
+    tables = []
+    for tied in (True, False):
+        model = llama(tied)
+        if not tied:
+            model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.clone(), requires_grad=False)  # type: ignore[union-attr,operator]
+        moments = measure_moments(Replay(model, batches(), loss_sum), weight_matrices(model))
+        tables.append(moments["model.embed_tokens"].weights() + ([] if tied else moments["lm_head"].weights()))
+    for (row_O, column_I), (other_O, other_I) in zip(*tables, strict=True):
+        assert torch.allclose(row_O, other_O, rtol=1e-4) and torch.allclose(column_I, other_I, rtol=1e-4)
+
+
+def test_data_that_cannot_be_measured_on_are_refused() -> None:
+    with pytest.raises(QuantError, match="nothing to measure on"):
+        Replay(llama(), [], loss_sum)
+    broken = llama()
+    broken.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
+    with pytest.raises(QuantError, match="expected a finite number"):
+        Replay(broken, batches(), loss_sum)
