@@ -88,7 +88,7 @@ def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) ->
     model = loaded.model.eval().requires_grad_(False)
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
     if loaded.fresh:
-        _fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
+        fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
     loss = loss_sum(spec.kind, device)
     matrices = [m for m in weight_matrices(model) if m.name not in loaded.fresh]
     moments = measure_moments(Replay(model, calibration_batches(task, count), loss), matrices, told)
@@ -108,7 +108,7 @@ def loss_sum(kind: str, device: str) -> Callable[[nn.Module, Batch], tuple[torch
     return loss
 
 
-def _fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch], device: str) -> None:
+def fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch], device: str) -> None:
     """Fit the modules that no file had to the features that the frozen body gives, by L-BFGS on the whole of ``batches``, in fp32."""
     heads = [model.get_submodule(name) for name in fresh]
     parameters = [p for head in heads for p in head.parameters()]

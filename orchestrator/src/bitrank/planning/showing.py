@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bitrank_planner import Item, Plan
 from bitrank_quant import parse_format
@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+_ACROSS = 30  # blocks beside each other
 _PALE, _DEEP = (222, 235, 247), (8, 69, 148)  # of one blue ramp
 
 
@@ -22,9 +23,9 @@ def plan_view(plan: Plan, items: Sequence[Item], predicted: Mapping[str, str]) -
     inside = [item for item in items if item.layer is not None and item.role != "embedding"]
     outside = [item for item in items if item not in inside]
     return Group(
-        _map("bits by block and matrix", inside, bits),
+        *_maps("bits by block and matrix", inside, bits),
         Text(),
-        _map("rank by block and matrix", inside, {item.name: plan.ranks.get(item.name, 0) for item in inside}),
+        *_maps("rank by block and matrix", inside, {item.name: plan.ranks.get(item.name, 0) for item in inside}),
         Text(),
         _outside(outside, plan),
         Text(),
@@ -44,10 +45,16 @@ def plan_lines(plan: Plan, items: Sequence[Item]) -> Table:
     return table
 
 
-def _map(title: str, items: Sequence[Item], values: Mapping[str, int]) -> Table:
+def _maps(title: str, items: Sequence[Item], values: Mapping[str, int]) -> Iterator[Table]:
+    """A map of so many blocks as fit beside each other; of deep models several, one below the other."""
+    layers = sorted({item.layer for item in items if item.layer is not None})
+    for start in range(0, len(layers), _ACROSS):
+        yield _map(title if not start else "", items, values, layers[start : start + _ACROSS])
+
+
+def _map(title: str, items: Sequence[Item], values: Mapping[str, int], layers: Sequence[int]) -> Table:
     """One row a kind of matrix, one column a block; the number stands in its colour."""
     kinds = dict.fromkeys(_kind(item) for item in items)
-    layers = sorted({item.layer for item in items if item.layer is not None})
     cells = {(_kind(item), item.layer): values[item.name] for item in items}
     low, high = min(cells.values(), default=0), max(cells.values(), default=1)
     width = max(len(str(value)) for value in (high, *layers))
