@@ -35,7 +35,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 ${EXTRA_PACKAGES} \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /bin/bash bitrank \
-    && install -d -m 1777 /cache /work
+    && install -d -m 1777 /cache /study
 COPY --from=build /opt/bitrank /opt/bitrank
 COPY docker/healthy.py /opt/bitrank/healthy.py
 # All that is written goes to the two volumes and /tmp; any user id may write there, so that folders of the host can be mounted.
@@ -46,8 +46,8 @@ ENV PATH=/opt/bitrank/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
 ARG COMMIT=""
 ENV BITRANK_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title="bitrank" org.opencontainers.image.licenses="MIT" org.opencontainers.image.revision="${COMMIT}"
-WORKDIR /work
-VOLUME ["/cache", "/work"]
+WORKDIR /study
+VOLUME ["/cache", "/study"]
 USER 10001:10001
 EXPOSE 5000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["python", "/opt/bitrank/healthy.py"]

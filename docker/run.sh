@@ -101,8 +101,8 @@ places() {
         [ "$kind" != podman ] || words+=(--userns keep-id)
     fi
     words+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache},target=/cache")
-    bind "$store" /work/runs
-    bind "$results" /work/results
+    bind "$store" /study/runs
+    bind "$results" /study/results
     [ -z "${BITRANK_DATA:-}" ] || bind "$BITRANK_DATA" /data ,readonly
 }
 

@@ -22,10 +22,10 @@ def holes() -> Iterator[str]:
             yield f"{place} was written"
         except OSError as error:
             print(f"writing {place}: {error.strerror}")
-    for place in ("/cache/new", "/work/new", "/work/runs/new", "/work/results/new", "/tmp/new"):
+    for place in ("/cache/new", "/study/new", "/study/runs/new", "/study/results/new", "/tmp/new"):
         Path(place).write_text("")
         Path(place).unlink()
-    print("writing /cache, /work, /work/runs, /work/results, /tmp: works")
+    print("writing /cache, /study, /study/runs, /study/results, /tmp: works")
     try:
         socket.create_connection(("192.0.2.1", 80), timeout=3)
         yield "the network answers"

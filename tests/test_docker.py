@@ -92,11 +92,11 @@ def test_the_final_stage_is_unprivileged_and_has_no_build_tools(parsed: Dockerfi
 
 def test_cache_and_store_are_volumes_and_nothing_else_is_written(parsed: DockerfileParser) -> None:
     final = stages(parsed)[1]
-    assert values(final, "VOLUME") == ['["/cache", "/work"]']
+    assert values(final, "VOLUME") == ['["/cache", "/study"]']
     environment = " ".join(values(final, "ENV"))
     for name, place in {"BITRANK_CACHE": "/cache/bitrank", "HF_HOME": "/cache/huggingface", "HOME": "/cache"}.items():
         assert re.search(rf"(^| ){name}={place}( |$)", environment)
-    assert values(final, "WORKDIR") == ["/work"]
+    assert values(final, "WORKDIR") == ["/study"]
 
 
 def test_the_health_check_asks_the_ui(parsed: DockerfileParser) -> None:
@@ -222,8 +222,8 @@ def confined(folder: Path) -> list[str]:
     return [
         "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init",
         "--user", "1000:1001", "--mount", "type=volume,source=bitrank-cache,target=/cache",
-        "--mount", f"type=bind,source={folder}/runs,target=/work/runs",
-        "--mount", f"type=bind,source={folder}/results,target=/work/results",
+        "--mount", f"type=bind,source={folder}/runs,target=/study/runs",
+        "--mount", f"type=bind,source={folder}/results,target=/study/results",
     ]  # fmt: skip
 
 
@@ -308,8 +308,8 @@ def test_the_folders_are_the_callers(engine: Path) -> None:
     mounts = [words[i + 1] for i, word in enumerate(words) if word == "--mount"]
     assert mounts == [
         "type=volume,source=other,target=/cache",
-        f"type=bind,source={engine.parent}/elsewhere,target=/work/runs",
-        f"type=bind,source={engine.parent}/results,target=/work/results",
+        f"type=bind,source={engine.parent}/elsewhere,target=/study/runs",
+        f"type=bind,source={engine.parent}/results,target=/study/results",
         f"type=bind,source={data},target=/data,readonly",
     ]
 
