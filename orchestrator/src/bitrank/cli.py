@@ -13,46 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitrank import plan_command, study_command
+from bitrank import examples, plan_command, study_command
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
 from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, parse_setting
-
-_RUN_EXAMPLES = """examples:
-  bitrank run --config B-FP --task movie_sentences
-  bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
-  bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
-  bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
-  bitrank run --config B-Q4 --task wiki_articles --processes 2
-  bitrank run --plan my-plan.json --task wiki_articles"""
-_MATRIX_EXAMPLES = """examples:
-  bitrank matrix                                   all six configs on both tasks of profile laptop
-  bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
-  bitrank matrix --profile paper --store http://127.0.0.1:5000
-  bitrank matrix --profile smoke --force"""
-_LIST_EXAMPLES = """examples:
-  bitrank list
-  bitrank list --profile paper --json"""
-_SQL_EXAMPLES = """examples:
-  bitrank sql 'SELECT run_name, status, "m.eval/acc", "m.eval/ppl", "m.model/mib" FROM wide ORDER BY 1'
-  bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
-  bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
-views: runs params tags metrics final_metrics wide predictions ranks plans specs unread"""
-_REPORT_EXAMPLES = """examples:
-  bitrank report                                   the page in results/report/report.html
-  bitrank report --profile paper --out paper-report
-  bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
-_PAPER_EXAMPLES = """examples:
-  bitrank paper                                    the paper's numbers, tables, figures and claims in paper/generated
-  bitrank paper --profile paper --store sqlite:////data/runs/mlflow.db
-  bitrank paper --configs B-FP,B-Q4,Joint-2 --out draft/generated"""
-_DOCTOR_EXAMPLES = """examples:
-  bitrank doctor
-  bitrank doctor --json"""
-_UI_EXAMPLES = """examples:
-  bitrank ui
-  bitrank ui --port 5001 --store /data/runs"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_paper(commands)
     _add_sql(commands)
-    doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", _DOCTOR_EXAMPLES, _doctor)
+    doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", examples.DOCTOR, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", _UI_EXAMPLES, _ui)
+    ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", examples.UI, _ui)
     ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
     ui.add_argument("--profile", default="laptop", help="whose experiment the printed links open (default: laptop)")
     ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
@@ -99,16 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, name: str, about: str, examples: str, act: Any) -> argparse.ArgumentParser:
+def _add(commands: Any, name: str, about: str, shown: str, act: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        name, help=about, description=about, epilog=shown, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.set_defaults(act=act)
     return parser
 
 
 def _add_matrix(commands: Any) -> None:
-    parser = _add(commands, "matrix", "run what is missing of the study matrix", _MATRIX_EXAMPLES, _matrix)
+    parser = _add(commands, "matrix", "run what is missing of the study matrix", examples.MATRIX, _matrix)
     _add_selection(parser)
     _add_places(parser)
     parser.add_argument("--executor", choices=["local"], default="local", help="who runs the runs (default: local)")
@@ -117,7 +82,7 @@ def _add_matrix(commands: Any) -> None:
 
 
 def _add_run(commands: Any) -> None:
-    parser = _add(commands, "run", "do one run", _RUN_EXAMPLES, _run)
+    parser = _add(commands, "run", "do one run", examples.RUN, _run)
     parser.add_argument("--config", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument("--task", required=True, help="a task's name, or the path of a .csv, .jsonl or .parquet file")
     parser.add_argument("--profile", default="laptop", help=f"defaults for this kind of task: {', '.join(PROFILES)}")
@@ -132,7 +97,7 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_list(commands: Any) -> None:
-    parser = _add(commands, "list", "the matrix: every run, its id, its state, what it would cost", _LIST_EXAMPLES, _list)
+    parser = _add(commands, "list", "the matrix: every run, its id, its state, what it would cost", examples.LIST, _list)
     _add_selection(parser)
     parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -140,14 +105,14 @@ def _add_list(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = _add(commands, "report", "figures, tables and one HTML page from the store", _REPORT_EXAMPLES, _report)
+    parser = _add(commands, "report", "figures, tables and one HTML page from the store", examples.REPORT, _report)
     _add_experiment(parser)
     parser.add_argument("--out", type=Path, default=Path("results/report"), help="folder to write to (default: results/report)")
     parser.add_argument("--ui-url", default="http://127.0.0.1:5000", help="where the MLflow UI answers, for links (default: %(default)s)")
 
 
 def _add_paper(commands: Any) -> None:
-    parser = _add(commands, "paper", "the paper's numbers, tables, figures and claims from the store", _PAPER_EXAMPLES, _paper)
+    parser = _add(commands, "paper", "the paper's numbers, tables, figures and claims from the store", examples.PAPER, _paper)
     _add_experiment(parser)
     parser.add_argument("--configs", type=_words, default=list(CONFIGS), help=f"arms that count (default: {','.join(CONFIGS)})")
     parser.add_argument("--out", type=Path, default=Path("paper/generated"), help="folder to write to (default: paper/generated)")
@@ -161,7 +126,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sql(commands: Any) -> None:
-    parser = _add(commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", _SQL_EXAMPLES, _sql)
+    parser = _add(commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", examples.SQL, _sql)
     parser.add_argument("statement", help="one statement over the views named below")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="how to print the answer (default: table)")
     parser.add_argument("--store", default="runs", help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)")
