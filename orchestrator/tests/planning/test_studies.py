@@ -1,0 +1,45 @@
+"""Studies of planners: what they hold, and a tiny one end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.cli import main
+from bitrank.planning.making import NAMES
+from bitrank.planning.studies import ADALORA, STUDIES, find_study
+
+SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
+WORDS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
+    study = find_study(name, quick=False)
+    assert set(study.arms) <= {*NAMES, *ADALORA} and study.reference in study.arms
+    quick = find_study(name, quick=True)
+    assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
+
+
+def test_an_unknown_study_is_told(capsys: Any) -> None:
+    assert main(["study", "allocator"]) == 2
+    assert "unknown study 'allocator'; nearest: allocators" in capsys.readouterr().err
+
+
+def test_a_tiny_study_plans_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*WORDS]) == 0
+    said = capsys.readouterr().out
+    folder = Path("results/three-bits-quick")
+    report = (folder / "report.md").read_text()
+    assert report in said and "exact-9bits" in report and "adalora-9bits" in report and "After Holm, exact-9bits" in report
+    plans = {path.stem: json.loads(path.read_text()) for path in (folder / "plans/toy_sentences").glob("*.json")}
+    assert plans["exact-9bits"]["init"] == "lq-lora" and plans["exact-9bits"]["bytes"] <= plans["exact-9bits"]["budget"]
+    rank = plans["adalora-9bits"]["adaptive"]["target_r"]
+    assert set(plans["adalora-9bits"]["ranks"].values()) == {rank} and plans["adalora-9bits"]["adaptive"]["shrink"]
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
+    assert main([*WORDS]) == 0  # nothing is planned or trained again
+    assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
+    assert "2 of 2 runs are complete" in capsys.readouterr().out
