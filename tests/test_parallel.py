@@ -120,13 +120,15 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
     assert process.wait(timeout=120) == {"invocation": -signal.SIGKILL, "terminate": 143}.get(victim, 1)
     psutil.wait_procs(ranks, timeout=30)
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), "a rank outlived its run"
-    assert not (folder / "result.json").exists() and not list(folder.glob("failure*.json"))
+    assert not (folder / "result.json").exists()
+    if victim != "invocation":  # else nobody is left to take back what a rank says of its lost connection
+        assert not list(folder.glob("failure*.json"))
     (cut,) = store_runs(tmp_path)
     assert cut["status"] == ("RUNNING" if victim == "invocation" else "KILLED")
 
-    (run,) = study(tmp_path, *words[2:]).values()
+    (run,) = study(tmp_path, *words[len(SMOKE) :]).values()
     straight = studies[2]["Joint-1 toy_articles s0"]
-    assert run["id"] == cut["id"] and run["status"] == "FINISHED"
+    assert run["id"] == cut["id"] and run["status"] == "FINISHED" and not list(folder.glob("failure*.json"))
     for key in ("train/loss", "val/loss", "train/rank", "eval/loss"):
         assert points(run, key) == points(straight, key), key
     assert len({(key, step) for key, step, _ in run["points"]}) == len(run["points"])
