@@ -9,6 +9,7 @@ from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8
 from bitrank_quant.kernels import kernels_status
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.saved import load_quantized, save_quantized, to_reference
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,10 +38,13 @@ __all__ = [
     "choose_backend",
     "decoder",
     "kernels_status",
+    "load_quantized",
     "override_for",
     "parse_format",
     "probe",
+    "save_quantized",
     "stored_bytes",
     "stored_weight",
+    "to_reference",
     "weight_matrices",
 ]
