@@ -24,7 +24,7 @@ def fails(capsys, *words: str) -> str:
     return said.err + said.out
 
 
-@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "doctor", "ui"])
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "merge", "doctor", "ui"])
 def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,4 +1,4 @@
-"""The command line: ``bitrank matrix | run | plan | list | report | paper | sql | doctor | ui``.
+"""The command line: ``bitrank matrix | run | plan | study | list | report | paper | sql | merge | doctor | ui``.
 
 Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitrank import examples, plan_command, study_command
+from bitrank import examples, merge_command, plan_command, study_command
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_paper(commands)
     _add_sql(commands)
+    merge_command.add_words(
+        _add(commands, "merge", "fold a trained adapter into its base, with an audit", merge_command.EXAMPLES, merge_command.act)
+    )
     doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", examples.DOCTOR, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
     ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", examples.UI, _ui)

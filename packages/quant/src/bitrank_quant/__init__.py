@@ -10,6 +10,7 @@ from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8
 from bitrank_quant.kernels import kernels_status
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.saved import load_quantized, save_quantized, to_reference
 from bitrank_quant.trials import Trial, probe, try_format
 
 __version__ = "0.1.0"
@@ -40,12 +41,15 @@ __all__ = [
     "choose_backend",
     "decoder",
     "kernels_status",
+    "load_quantized",
     "override_for",
     "parse_format",
     "passed_over",
     "probe",
+    "save_quantized",
     "stored_bytes",
     "stored_weight",
+    "to_reference",
     "try_format",
     "weight_matrices",
 ]

@@ -90,7 +90,7 @@ def _store(
     module = model.get_submodule(name)
     if isinstance(module, Conv1D):
         module = _linear_from_conv1d(module)
-        _replace(model, name, module)
+        replace_module(model, name, module)
     assert isinstance(module, (nn.Linear, nn.Embedding))
     if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == compute_dtype:
         return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
@@ -104,7 +104,7 @@ def _store(
 
     if not isinstance(fmt, Float):
         module = _linear(split(name, module.weight.detach(), stored), module.bias)
-    _replace(model, name, make(module, fmt, compute_dtype))
+    replace_module(model, name, make(module, fmt, compute_dtype))
     return {name: Applied(str(fmt), backend)}
 
 
@@ -121,9 +121,9 @@ def _store_shared(
 ) -> dict[str, Applied]:
     """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
-    _replace(model, name, QuantEmbedding(quantized, module.padding_idx))  # type: ignore[arg-type]
+    replace_module(model, name, QuantEmbedding(quantized, module.padding_idx))  # type: ignore[arg-type]
     for head in heads:
-        _replace(model, head, QuantLinear(quantized, model.get_submodule(head).bias))  # type: ignore[arg-type]
+        replace_module(model, head, QuantLinear(quantized, model.get_submodule(head).bias))  # type: ignore[arg-type]
     return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
 
 
@@ -141,7 +141,8 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
     return linear
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` is in ``model``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

@@ -48,6 +48,16 @@ class QuantWeight(nn.Module):
         for name, tensor in encode_in_parts(fmt, weight_OI).items():
             self.register_buffer(name, tensor)
 
+    @classmethod
+    def of(cls, tensors: Tensors, fmt: Format, shape: tuple[int, int], compute_dtype: torch.dtype) -> QuantWeight:
+        """From codes and scales that are encoded already."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.fmt, made.shape, made.compute_dtype = fmt, shape, compute_dtype
+        for name, tensor in tensors.items():
+            made.register_buffer(name, tensor)
+        return made
+
     @property
     def tensors(self) -> Tensors:
         return dict(self.named_buffers())

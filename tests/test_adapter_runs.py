@@ -1,0 +1,157 @@
+"""Runs that start from what quantization lost, shrink at the freeze, and are merged: through the real command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank.cli import main
+from bitrank.events import read_events
+from bitrank.merging import merge
+from bitrank.models import locate
+from bitrank.runs import find_run
+from bitrank_quant import load_quantized
+from peft import PeftModel
+from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+SHRINKING = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "steps=60", "--set", "shrink=true", "--set", "init=loftq")
+IDS = torch.randint(4, 26, (3, 9), generator=torch.Generator().manual_seed(0))
+AUTO = {"toy_articles": AutoModelForCausalLM, "toy_sentences": AutoModelForSequenceClassification}
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits.float()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory):
+    """Folders of small finished runs by a short name; each is made when it is first asked for."""
+    made: dict[str, Path] = {}
+    cwd = tmp_path_factory.mktemp("runs")
+    (cwd / "int2.json").write_text(json.dumps({
+        "precision": {f"model.layers.{n}.mlp.{part}_proj": "int2-g64" for n in range(3) for part in ("up", "down", "gate")},
+        "ranks": {f"model.layers.{n}.mlp.{part}_proj": 4 for n in range(3) for part in ("up", "down")},
+    }))  # fmt: skip
+    words = {
+        "lora": ("toy_articles", "--config", "B-FP"),
+        "loftq": ("toy_articles", "--config", "B-Q4", "--set", "init=loftq", "--set", "init_rounds=3"),
+        "lq-lora": ("toy_articles", "--config", "B-Q4", "--set", "init=lq-lora"),
+        "mixed": ("toy_sentences", "--config", "Joint-2", "--set", "init=loftq", "--set", "shrink=true"),
+        "masked": ("toy_sentences", "--config", "B-Ada"),
+        "conv1d": ("toy_articles", "--config", "B-Q4", "--model", "tiny-gpt2"),
+        "int2": ("toy_articles", "--plan", "int2.json"),
+    }
+
+    def get(name: str) -> Path:
+        if name not in made:
+            done = bitrank("run", "--profile", "smoke", "--task", *words[name], cwd=cwd)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (made[name],) = {path.parent for path in (cwd / "runs/work").glob("*/result.json")} - set(made.values())
+        return made[name]
+
+    return get
+
+
+def test_a_better_start_is_a_better_zero_shot(runs) -> None:
+    zero = {name: json.loads((runs(name) / "zero_shot.json").read_text())["loss"] for name in ("lora", "loftq", "lq-lora")}
+    assert abs(zero["loftq"] - zero["lora"]) < 0.02 and abs(zero["lq-lora"] - zero["lora"]) < 0.02
+
+
+def test_a_shrunk_run_killed_and_run_again_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    done = bitrank(*SHRINKING, cwd=tmp_path / "a")
+    assert done.returncode == 0, done.stdout + done.stderr
+    process = start(*SHRINKING, cwd=tmp_path / "b")
+    folder = wait_for(tmp_path / "b", "checkpoint", 10)  # step 40; the freeze is at 36
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    again = bitrank(*SHRINKING, cwd=tmp_path / "b")
+    assert again.returncode == 0, again.stdout + again.stderr
+    (straight,), (resumed,) = store_runs(tmp_path / "a"), store_runs(tmp_path / "b")
+    assert numbers(straight) == numbers(resumed)
+    assert json.loads((folder / "adapter/adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("name", ["lora", "loftq", "lq-lora", "mixed", "masked", "conv1d"])
+def test_merged_into_16_bits_is_the_adapted_model_in_stock_transformers(runs, tmp_path, capsys, name: str) -> None:
+    folder, out = runs(name), tmp_path / "merged"
+    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    audit = json.loads((out / "audit.json").read_text())
+    best = json.loads((folder / "result.json").read_text())["train/best_step"]
+    (seen,) = [e["metrics"]["val/loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "validation" and e["step"] == best]
+    assert audit["before"]["loss"] == pytest.approx(seen, abs=0.01)  # the run's own validation, with fused products
+    assert abs(audit["added_loss"]) < 0.01
+    assert all(row["after"] < 0.004 and row["before"] > row["after"] for row in audit["matrices"].values() if row["rank"])
+    task = json.loads((folder / "spec.json").read_text())["task"]
+    stock = AUTO[task].from_pretrained(out, dtype=torch.bfloat16)
+    assert torch.allclose(logits(stock), logits(merge(find_run(folder), "16bit").model), atol=0.02)
+
+
+def test_a_16_bit_merge_equals_the_base_with_the_adapter_in_stock_peft(runs, tmp_path) -> None:
+    folder, out = runs("lora"), tmp_path / "merged"
+    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    base = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"), dtype=torch.float32)
+    untrained = logits(base)
+    adapted = logits(PeftModel.from_pretrained(base, str(folder / "adapter")))
+    merged = logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32))
+    assert (merged - adapted).norm() < 0.01 * adapted.norm() < 0.1 * (adapted - untrained).norm()
+
+
+@pytest.mark.parametrize("name", ["loftq", "mixed", "conv1d", "int2"])
+def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_file(runs, tmp_path, capsys, name: str) -> None:
+    folder, out = runs(name), tmp_path / "merged"
+    assert main(["merge", str(folder), "--out", str(out), "--into", "quantized", "--force"]) == 0
+    formats, plan = json.loads((out / "formats.json").read_text()), json.loads((folder / "plan.json").read_text())
+    assert formats == {name: done["format"] for name, done in plan["applied"].items() if done["format"] != "bf16" and name != "lm_head"}
+    spec = json.loads((folder / "spec.json").read_text())
+    skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=torch.bfloat16)
+    again = logits(load_quantized(skeleton, out))
+    assert torch.allclose(again, logits(merge(find_run(folder), "quantized").model), atol=0.02)
+    with pytest.raises(OSError):  # no loader may take it for a plain model
+        AUTO[spec["task"]].from_pretrained(out)
+
+
+def test_a_merge_that_costs_too_much_is_refused(runs, tmp_path, capsys) -> None:
+    out = tmp_path / "merged"
+    words = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
+    assert main([*words, "--max-loss", "0"]) == 2
+    said = capsys.readouterr()
+    assert "nats to the validation loss, more than --max-loss 0: nothing was written" in said.err and "Audit" in said.out
+    assert list(tmp_path.iterdir()) == []
+    assert main([*words, "--max-loss", "0", "--force"]) == 0
+    assert json.loads((out / "audit.json").read_text())["added_loss"] > 0
+
+
+def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
+    import shutil
+
+    alone, out = tmp_path / "alone", tmp_path / "merged"
+    shutil.copytree(runs("lora") / "adapter", alone)
+    assert main(["merge", str(alone), "--out", str(out)]) == 2
+    assert "say --model (its 16-bit base) and --task" in capsys.readouterr().err
+    assert main(["merge", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"]) == 0
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{run}", "--out", "{run}"], "exists already"),
+        (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
+        (["{run}", "--out", "{new}", "--into", "quantized"], "no matrix of this run is quantized"),
+        (["{run}", "--out", "{new}", "--task", "toy_articles"], "knows its task and model"),
+        (["{new}", "--out", "{new}"], "holds no adapter"),
+    ],
+)
+def test_wrong_words(runs, tmp_path, capsys, words: list[str], message: str) -> None:
+    places = {"run": runs("lora"), "new": tmp_path / "new"}
+    assert main(["merge", *(word.format(**places) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
