@@ -16,7 +16,7 @@ from bitrank.record import Record
 from bitrank.road import travel
 from bitrank.specs import make_spec
 from bitrank_quant import BACKENDS, FORMATS, available_overrides, choose_backend, override_for, parse_format, try_format
-from bitrank_trainer import FIRST_SCALE, OBJECTIVES, NoHook, Task, TrainSettings, available_devices, choose_dtype, train
+from bitrank_trainer import ALONE, FIRST_SCALE, OBJECTIVES, NoHook, Task, TrainSettings, available_devices, choose_dtype, train
 from study_tools import bitrank, store_runs
 
 DEVICE = available_devices()[0]
@@ -49,7 +49,7 @@ def go(folder: Path, config: str = "B-FP", task: str = "toy_articles", **changes
     """Losses, result and events of a short run of the road."""
     folder.mkdir()
     spec = make_spec(PROFILES["smoke"], config, task, {"steps": 12, "log_every": 1, **changes})
-    travel(spec, folder, Record(folder))
+    travel(spec, folder, Record(folder, ALONE), ALONE)
     events = read_events(folder / "events.jsonl")
     losses = [event["metrics"]["train/loss"] for event in events if event["event"] == "train"]
     return losses, json.loads((folder / "result.json").read_text()), events
@@ -148,6 +148,6 @@ def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path)
         loop._after = after
     folder = tmp_path / "cut"
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences", {"steps": 10, "log_every": 1, "dropout": 0.2, "checkpoint_every": 5})
-    travel(spec, folder, Record(folder))
+    travel(spec, folder, Record(folder, ALONE), ALONE)
     losses = [event["metrics"]["train/loss"] for event in read_events(folder / "events.jsonl") if event["event"] == "train"]
     assert losses == pytest.approx(straight, rel=1e-5)

@@ -18,6 +18,7 @@ from bitrank.profiles import PROFILES
 from bitrank.record import Record
 from bitrank.road import travel
 from bitrank.specs import make_spec, parse_setting
+from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]
 
@@ -26,7 +27,7 @@ def go(folder: Path, config: str = "B-FP", task: str = "toy_sentences", **change
     """The events and the result of a short run of the real road, in this process."""
     folder.mkdir()
     spec = make_spec(SMOKE, config, task, {"steps": 12, "dtype": "fp32", "log_every": 1, "batch_size": 8, **changes})
-    travel(spec, folder, Record(folder))
+    travel(spec, folder, Record(folder, ALONE), ALONE)
     return read_events(folder / "events.jsonl"), json.loads((folder / "result.json").read_text())
 
 
