@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from bitrank.configs import CONFIGS
-from bitrank.measuring import FORMATS, Tables, calibration_batches, loss_sum, measure
+from bitrank.heads import fit_head, loss_sum
+from bitrank.measuring import FORMATS, Tables, calibration_batches, measure
 from bitrank.models import load_tokenizer, open_model
 from bitrank.planning.costs import measured_noise, pulled
 from bitrank.profiles import find_profile
@@ -93,8 +94,6 @@ def true_losses(spec: RunSpec, plans: list[dict[str, str]]) -> list[float]:
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     if loaded.fresh:
-        from bitrank.measuring import fit_head
-
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, 1024, offset=256), "cpu")
     kept = {name: model.get_submodule(name).weight.clone() for name in plans[0]}
     base = mean_loss(spec, model, batches)

@@ -25,14 +25,16 @@ _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 class Replay:
     """``model`` on ``batches``, from any block on. ``order`` lists the block modules as the model runs them.
 
+    ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: LossSum) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: LossSum, blocks: Sequence[str] | None = None) -> None:
         if not batches:
             raise QuantError("there is nothing to measure on: expected one calibration batch or more, got none")
         self.model, self.batches, self._loss = model, batches, loss
-        self._blocks = {name: module for name, module in model.named_modules() if (hit := _BLOCK.match(name)) and hit[0] == name}
+        named = _layers(model) if blocks is None else blocks
+        self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
         self._given: list[dict[str, Any]] = []
         with torch.no_grad():
@@ -91,6 +93,10 @@ class Replay:
         finally:
             for module in modules.values():
                 del module.forward
+
+
+def _layers(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules() if (hit := _BLOCK.match(name)) and hit[0] == name]
 
 
 def _constant(output: Any) -> Callable[..., Any]:
