@@ -159,7 +159,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, metavar="N", help="train each run in N processes, one GPU each (default: 1)")
     parser.add_argument(
-        "--shard", action="store_true", help="with --processes: a 16-bit base in slices, one a process (plain, slower products)"
+        "--shard", action="store_true", default=None, help="with --processes: a 16-bit base in slices, one a process (FSDP)"
     )
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
@@ -177,12 +177,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe", "processes")
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe", "processes", "shard")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
     if arguments.memory_limit is not None:
         given["memory_limit"] = parse_bytes(arguments.memory_limit)
-    if getattr(arguments, "shard", False):
-        given |= {"shard": True, "fused": False}
     return {**given, **dict(parse_setting(text) for text in arguments.set)}
 
 

@@ -165,11 +165,8 @@ def _check_processes(spec: RunSpec) -> None:
             f"{spec.processes} processes share the {spec.batch_size} sequences of a batch out, and some would have none; give "
             f"{spec.batch_size} processes or fewer, or a larger batch_size"
         )
-    if spec.shard and (spec.processes == 1 or spec.fused):
-        raise UserError(
-            f"shard keeps a part of the base in each of several processes, with plain products: give processes=2 or more and "
-            f"fused=false (--shard does), got processes={spec.processes} and fused={str(spec.fused).lower()}"
-        )
+    if spec.shard and spec.processes == 1:
+        raise UserError("shard keeps a part of the base in each of several processes: give processes=2 or more, got 1")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

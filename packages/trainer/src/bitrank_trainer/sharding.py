@@ -23,6 +23,7 @@ from bitrank_trainer.processes import Joined
 
 T = TypeVar("T")
 
+_CODES = (torch.uint8, torch.int8)
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+$")
 
 
@@ -45,6 +46,7 @@ class Sharded(Joined):
             raise TrainError("the model has no transformer blocks to share out; train it without shard")
         for name, block in blocks:
             _check(name, block)
+        for _, block in blocks:
             fully_shard(block, reshard_after_forward=True, ignored_params={p for p in block.parameters() if p.requires_grad})
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -65,7 +67,11 @@ def _groups(batches: Iterable[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _check(name: str, block: nn.Module) -> None:
-    """Low-bit weights are no floating-point parameters: nothing would be cut, and nobody told."""
+    """Weights that are decoded before they are multiplied are no floating-point parameters: nothing would be cut, and nobody told."""
     frozen = [p for p in block.parameters() if not p.requires_grad and p.ndim == 2]
-    if not frozen or not all(torch.is_floating_point(p) for p in frozen):
-        raise TrainError(f"{name} holds its weights in few bits: only a base in 16 or 32 bits can be shared out; train without shard")
+    codes = [b for b in block.buffers() if b.dtype in _CODES]
+    if not frozen or codes or not all(torch.is_floating_point(p) for p in frozen):
+        raise TrainError(
+            f"only weights that are multiplied as they are stored can be shared out, and those of {name} are decoded first: "
+            "take a 16-bit base (B-FP) with dtype=bf16, or train it without shard"
+        )
