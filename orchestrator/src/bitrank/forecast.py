@@ -90,7 +90,7 @@ def _of_plan(
     adapted = _adapted(spec, model, fresh, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
     stage = rehearse(spec, model, fresh, precision, ranks, work.steps, device, dtype)
-    activations, overhead = _passes(stage, work)
+    activations, overhead = _passes(stage, work, dtype != torch.float32)
     imports = 0
     if device == "cpu":
         before = baseline(spec)
@@ -105,10 +105,10 @@ def _of_plan(
     )  # fmt: skip
 
 
-def _passes(stage: Stage, work: Workload) -> tuple[int, int]:
+def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
     """Activations, and what libraries and the heap take on top."""
     step, judged = stage.step(work.largest), stage.judge(work.largest_judged)
-    products = step.products * len(work.train) + judged.products * len(work.judged)
+    products = step.products * len(work.train) + judged.products * len(work.judged) if compiles else 0
     compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
     activations = max(step.peak, judged.peak)
     slack = SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
