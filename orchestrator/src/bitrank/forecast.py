@@ -77,7 +77,7 @@ def forecast(spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, in
     model, fresh = bare(spec, work.classes, device, dtype)
     blocks = block_matrices(model)
     check_ranks(dict(ranks), {m.name: m.shape for m in blocks})
-    took = duration(spec, work, model, dtype, store)
+    took = duration(spec, work, model, device, dtype, store)
     return _of_plan(spec, precision, ranks, work, model, fresh, device, dtype, took)
 
 
