@@ -82,7 +82,7 @@ def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
 
 
 def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
-    """Run ``specs`` at the same time below ``folder``, to their ends when ``until`` is ``tested``, else until all have done their last step."""
+    """Run ``specs`` at the same time below ``folder``, until all have done their last step, or to their ends (``tested``)."""
     jobs = [Job(spec, folder / str(number), State("new")) for number, spec in enumerate(specs)]
     if until == "trained":
         for job in jobs:

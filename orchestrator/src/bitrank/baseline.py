@@ -34,7 +34,7 @@ def baseline(spec: RunSpec) -> Baseline:
 
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
-    fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit)  # the last two set threads and heap
+    fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit is None)  # these two set threads and heap
     said = [sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
     place = build_once(cache_dir() / "baselines" / key, lambda folder: _measure_apart(spec, folder))

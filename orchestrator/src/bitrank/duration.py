@@ -40,7 +40,7 @@ class Duration:
 
 
 def duration(spec: RunSpec, work: Workload, model: Any, device: str, dtype: torch.dtype, store: str) -> Duration:
-    """The duration of a run of ``spec`` on ``device``, ``model`` being its skeleton without a plan. Times products when no run is like it."""
+    """The duration of a run of ``spec`` on ``device``; ``model`` is its skeleton without a plan. Times products when no run is like it."""
     if found := _finished(spec, device, dtype, store):
         return _by_runs(spec, work, found)
     speed = _products_per_second(spec.threads, device, dtype)

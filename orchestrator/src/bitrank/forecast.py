@@ -23,12 +23,12 @@ from bitrank.held import base_bytes
 from bitrank.rehearsal import Stage, bare, rehearse
 from bitrank.rules import AdaptiveRank
 from bitrank.specs import RunSpec
-from bitrank.workload import Workload, workload
+from bitrank.workload import Workload, heaviest, workload
 
 _MIB = 2**20
 # Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
 CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
-# Compiled products. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a quarter of a MiB each: heap in use grew by 230 MiB over about 900
+# Compiled products: oneDNN's, of 16-bit matrices; MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a quarter of a MiB each: heap in use grew by 230 MiB over about 900
 # shapes with oneDNN's own cache nearly off. That cache, of 128 in the executor's environment, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
@@ -106,11 +106,11 @@ def _of_plan(
 
 
 def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
-    """Activations, and what libraries and the heap take on top."""
-    step, judged = stage.step(work.largest), stage.judge(work.largest_judged)
-    products = step.products * len(work.train) + judged.products * len(work.judged) if compiles else 0
+    """Activations, and what libraries and the heap take on top; ``compiles`` where products are compiled for their shapes."""
+    steps, judged = [stage.step(shape) for shape in heaviest(work.train)], [stage.judge(shape) for shape in heaviest(work.judged)]
+    products = steps[0].products * len(work.train) + judged[0].products * len(work.judged) if compiles else 0
     compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
-    activations = max(step.peak, judged.peak)
+    activations = max(done.peak for done in (*steps, *judged))
     slack = SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
     return activations, CODE_PAGES + compiled + int(slack * activations)
 

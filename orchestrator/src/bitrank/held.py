@@ -27,13 +27,13 @@ def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: s
     ``shared`` says that heads are tied to it: like embeddings, such a matrix is always held by plain torch. Raises the quant package's
     error for a format or backend that cannot be served.
     """
-    override = override_for(quant_backend, device)
+    override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
     if override.format is not None and not isinstance(fmt, Float):
         fmt = parse_format(override.format)
     if isinstance(fmt, Float) or shared or matrix.role == "embedding":
         return fmt.nbytes(matrix.shape)
-    return backend_bytes(override.backend or choose_backend(fmt, device).name, fmt, matrix.shape, dtype)
+    return backend_bytes(override.backend or choose_backend(fmt, device, dtype).name, fmt, matrix.shape, dtype)
 
 
 def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
