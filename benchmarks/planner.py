@@ -55,8 +55,8 @@ def main() -> int:
     head = ("matrices", "exact s", "gap", "plain milp s", "gap", "plain ÷ exact")
     where = f"{hardware('cpu')}; one process; load before the start {load:.1f}."
     note = (
-        f"Median (range) over {arguments.rounds} instances of 40 options a matrix, {BITS} bits a weight. *gap*: the plan's cost over the best "
-        "bound known, the worst of the instances; plain HiGHS ends at an absolute gap of 1e-6 too, which is more than that of such costs. "
+        f"Median (range) over {arguments.rounds} instances of 40 options a matrix, {BITS} bits a weight. *gap*: the plan's cost over "
+        "the best bound known, the worst of the instances; plain HiGHS also ends at an absolute gap of 1e-6. "
         f"> says that it was stopped after {arguments.limit:.0f} s on some, so that the ratio is at least that."
     )
     write_section("planner", f"## The exact planner\n\n{where}\n\n{table(head, rows)}\n\n{note}", arguments.results)

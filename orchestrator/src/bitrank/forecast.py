@@ -28,8 +28,9 @@ from bitrank.workload import Workload, heaviest, workload
 _MIB = 2**20
 # Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
 CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
-# Compiled products: oneDNN's, of 16-bit matrices; MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a quarter of a MiB each: heap in use grew by 230 MiB over about 900
-# shapes with oneDNN's own cache nearly off. That cache, of 128 in the executor's environment, took 36 MiB more.
+# Compiled products, of 16-bit matrices: MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a
+# quarter of a MiB each: heap in use grew by 230 MiB over about 900 shapes with oneDNN's own cache nearly off. That cache, of 128 in the
+# executor's environment, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
 # The heap grows past what is alive: aligned blocks that are freed do not fit the next of the same size. Of one shape after another
