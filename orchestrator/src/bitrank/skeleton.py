@@ -38,7 +38,7 @@ def skeleton(place: str, kind: str, classes: int, dtype: torch.dtype, attention:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Empty tensors are made on ``meta``: so layers make their weights, and gigabytes of an embedding are not asked for even for a moment."""
+    """Empty tensors are made on ``meta``: layers make their weights so, and gigabytes are not asked for even for a moment."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         words = dict(kwargs or {})
