@@ -1,11 +1,13 @@
 """The exact solver: the joint problem as a mixed-integer program, solved by HiGHS (through scipy) over the few options that can matter.
 
 The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs at
-least the bound plus that. Exchanges (:mod:`bitrank_planner.exchange`) turn the relaxation's solution into a plan, often one within the
-gap of the bound, and then nothing is left to do. Otherwise every option whose reduced cost is above that plan's distance from the bound
-is out (the *core* remains, Balas and Zemel 1980), and HiGHS finds the best plan in the core, which is the best of all. Matrices that have
-the same options at the same cost (a model planned by a prior has dozens in a row) are one variable an option there, which counts them:
-as single choices they could be swapped without end, and branching would look at every order.
+least the bound plus that. Under one limit it is solved by sorting (:mod:`bitrank_planner.hull`), under several by HiGHS. Exchanges
+(:mod:`bitrank_planner.exchange`) turn its solution into a plan, often one within the gap of the bound, and then nothing is left to do.
+Otherwise every option whose reduced cost is above that plan's distance from the bound is out (the *core* remains, Balas and Zemel 1980),
+and HiGHS finds the best plan in the core, which is the best of all. Exchanges of four cost a second, branching in a small core less: so
+they are tried where pairs left a large one. Matrices that have the same options at the same cost (a model planned by a prior has dozens
+in a row) are one variable an option there, which counts them: as single choices they could be swapped without end, and branching would
+look at every order.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from scipy.sparse import csr_array
 
 from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.exchange import exchange
+from bitrank_planner.hull import hull_price
 from bitrank_planner.problem import Plan, Problem, worth_having
 
 GAP = 1e-6  # how far above the optimum a plan may cost, relative to its cost
+_LARGE = 800  # options in a core that branching may take seconds for
 _INFEASIBLE = 2  # scipy's status
 _LIMIT = 1e4  # what a limit is scaled to: HiGHS keeps rows to an absolute 1e-6
 _COST = 1e4  # what costs are scaled to: HiGHS takes reduced costs below 1e-7, and gaps below 1e-6, for nothing
@@ -73,13 +77,22 @@ class _Program:
         if (self._limits_L < 0).any() or (relaxed := _relax(self._cost_X, self._item_X, self._rows_LX, self._limits_L)) is None:
             return None
         start_N, bound, noise, reduced_X = relaxed
-        best_N = exchange(start_N, bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
+        words = (bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
+        best_N = exchange(start_N, *words, fours=False)
         if best_N is None:
             return self._best(np.arange(len(self._cost_X)), bound, float(np.ptp(self._cost_X)) or 1.0)
+        if len(self._core(best_N, bound, noise, reduced_X)) > _LARGE:
+            best_N = exchange(best_N, *words, fours=True)
+            assert best_N is not None  # it started from a plan that fits
         distance = float(self._cost_X[best_N].sum()) - bound
         if distance <= GAP * abs(bound) + noise:
             return best_N
-        return self._best(np.flatnonzero(reduced_X <= distance + noise), bound, distance)
+        return self._best(self._core(best_N, bound, noise, reduced_X), bound, distance)
+
+    def _core(self, best_N: np.ndarray, bound: float, noise: float, reduced_X: np.ndarray) -> np.ndarray:
+        """The options (X indices) of which a plan can be made that costs less than ``best_N``; none when that is within the gap."""
+        distance = float(self._cost_X[best_N].sum()) - bound
+        return np.flatnonzero(reduced_X <= distance + noise) if distance > GAP * abs(bound) + noise else np.array([], dtype=int)
 
     def _best(self, core: np.ndarray, bound: float, distance: float) -> np.ndarray | None:
         """The best plan among the options ``core`` (X indices), to the gap; its cost lies between ``bound`` and that plus ``distance``."""
@@ -132,21 +145,36 @@ def _relax(
 
     None when there is no solution.
     """
+    if (
+        solved := _one_price(cost_X, item_X, rows_LX, limits_L) if len(limits_L) == 1 else _prices(cost_X, item_X, rows_LX, limits_L)
+    ) is None:
+        return None
+    price_L, start_N = solved
+    # The bound from the prices: for any prices the Lagrangian is a true lower bound.
+    priced_X = cost_X + price_L @ rows_LX
+    least_N = np.full(len(start_N), np.inf)
+    np.minimum.at(least_N, item_X, priced_X)
+    bound = math.fsum(least_N) - float(price_L @ limits_L)
+    # What lies below the rounding of the largest costs is no difference: scaled up it would be all that HiGHS sees.
+    noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L + np.ptp(cost_X))
+    return start_N, bound, noise, priced_X - least_N[item_X]
+
+
+def _one_price(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The price of the only limit, and an option per item (N,) that keeps it."""
+    price, start_N = hull_price(cost_X, item_X, rows_LX[0], int(limits_L[0]))
+    return np.array([price]), start_N
+
+
+def _prices(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Prices of the limits (L,), and the relaxation's solution rounded to an option per item (N,); None when there is no solution."""
     one_each = _one_each(item_X)
     scale = float(np.ptp(cost_X)) / _COST or 1.0
     found = linprog(cost_X / scale, *_scaled(rows_LX, limits_L), one_each, np.ones(one_each.shape[0]), method="highs")
     if _none(found):
         return None
-    # Prices from the solver, the bound from the prices: for any prices the Lagrangian is a true lower bound.
     price_L = np.maximum(-found.ineqlin.marginals, 0) * scale / _scales(limits_L)
-    priced_X = cost_X + price_L @ rows_LX
-    least_N = np.full(one_each.shape[0], np.inf)
-    np.minimum.at(least_N, item_X, priced_X)
-    bound = math.fsum(least_N) - float(price_L @ limits_L)
-    # What lies below the rounding of the largest costs is no difference: scaled up it would be all that HiGHS sees.
-    noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L + np.ptp(cost_X))
-    start_N = np.lexsort((found.x, item_X))[np.cumsum(np.bincount(item_X)) - 1]
-    return start_N, bound, noise, priced_X - least_N[item_X]
+    return price_L, np.lexsort((found.x, item_X))[np.cumsum(np.bincount(item_X)) - 1]
 
 
 def _milp(

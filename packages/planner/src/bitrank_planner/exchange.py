@@ -25,11 +25,12 @@ def exchange(
     reduced_X: np.ndarray,
     rows_LX: np.ndarray,
     limits_L: np.ndarray,
+    fours: bool,
 ) -> np.ndarray | None:
     """One option per item (N indices into X) within the limits, by exchanges from ``start_N``, which may be above them.
 
-    Stops at a cost within ``gap``, relative, of ``bound``, or when no pair lowers the cost any more. None when no pair brings
-    ``start_N`` within the limits.
+    Stops at a cost within ``gap``, relative, of ``bound``, or when no pair lowers the cost any more, nor with ``fours`` two pairs at once.
+    None when no pair brings ``start_N`` within the limits.
     """
     chosen_N = start_N.copy()
     count = len(start_N) + _MOVES // 2  # the chosen ones, whose reduced cost is zero, are among them
@@ -42,7 +43,7 @@ def exchange(
         gain = -_ROUNDING * float(np.abs(cost_X[chosen_N]).sum())
         old = chosen_N[item_X[tried]]
         pair = _best_pair(item_X[tried], cost_X[tried] - cost_X[old], rows_LX[:, tried] - rows_LX[:, old], slack_L)
-        if fits and (pair is None or pair[1] >= gain):
+        if fours and fits and (pair is None or pair[1] >= gain):
             other = np.ones(len(reduced_X), dtype=bool)
             other[chosen_N] = False
             few = np.flatnonzero(other)[np.argsort(reduced_X[other], kind="stable")[:_FOUR]]
