@@ -37,7 +37,7 @@ class Tracking(Protocol):
 
 
 def open_tracking(store: str, profile: str, work: Path, wandb: bool = False) -> Tracking:
-    """What tracks the runs of ``profile`` in ``store``, whose runs keep their files under ``work``; with ``wandb`` Weights & Biases hears all of it too.
+    """What tracks the runs of ``profile`` in ``store``, whose files lie under ``work``; with ``wandb`` Weights & Biases hears it all too.
 
     Raises :class:`UserError` when the store cannot be used, or Weights & Biases is asked for without its library or key.
     """

@@ -118,7 +118,7 @@ class WandbTracker:
             group=spec.cell,
             tags=[words[key][:64] for key in ("config", "task", "family", "profile")],
             notes=note,
-            config={**{key: value for key, value in words.items() if not key.startswith("mlflow.")}, **asdict(spec), "mlflow_run_id": run_id},
+            config={**{key: words[key] for key in words if not key.startswith("mlflow.")}, **asdict(spec), "mlflow_run_id": run_id},
             dir=environment.get("WANDB_DIR", self._work.parent),
             resume=None if offline else "allow",  # offline W&B ignores the word with a warning, and takes the same id all the same
             reinit="create_new",  # several runs at once

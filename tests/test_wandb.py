@@ -1,0 +1,215 @@
+"""--wandb: what W&B's own file of an offline run holds is what MLflow's store holds, through kills too; a W&B that fails loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wait_for
+
+pytest.importorskip("wandb", reason="needs the extra wandb")
+KEY = "k3y" * 14  # of a length that W&B takes for one
+
+
+@dataclass
+class Recorded:
+    """One file of W&B: the run as it was opened, its points in order, and how it ended (None: it did not)."""
+
+    run: Any
+    points: list[tuple[str, int, float]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def recorded(path: Path) -> Recorded:
+    """What W&B's file at ``path`` holds, read with W&B's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, found = DataStore(), Recorded(None)
+    store.open_for_scan(str(path))
+    while (content := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record.FromString(content)
+        match record.WhichOneof("record_type"):
+            case "run":
+                found.run, found.config = record.run, _values(record.run.config.update)
+            case "config":
+                found.config |= _values(record.config.update)
+            case "summary":
+                found.summary |= _values(record.summary.update)
+            case "history":
+                row = _values(record.history.item)
+                found.numbers.append(row["_step"])
+                found.points += [(key, row["step"], value) for key, value in row.items() if key != "step" and key[0] != "_"]
+            case "exit":
+                found.exit_code = record.exit.exit_code
+    store._fp.close()
+    return found
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def files(cwd: Path, run_id: str) -> list[Path]:
+    return sorted((cwd / "runs" / "wandb").glob(f"*-{run_id}/run-{run_id}.wandb"))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -> None:
+    done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb" not in done.stderr, "W&B talks into the table"
+    for run in store_runs(tmp_path):
+        (path,) = files(tmp_path, run["id"])
+        found = recorded(path)
+        assert sorted(found.points) == run["points"] and len(run["points"]) > 50
+        assert {step for key, step, _ in found.points if key.startswith("train/")} >= {1, 20}
+        assert (found.run.run_id, found.run.project, found.run.display_name) == (run["id"], "bitrank-smoke", run["name"])
+        assert found.run.run_group == run["tags"]["cell"]
+        assert set(found.run.tags) == {"B-FP", run["tags"]["task"], "baseline", "smoke"}
+        assert found.run.notes == run["tags"]["mlflow.note.content"]
+        assert {key: found.config[key] for key in ("steps", "seed", "spec_id", "mlflow_run_id", "git_commit", "stored_as")} == {
+            "steps": 20, "seed": 0, "mlflow_run_id": run["id"], **{key: run["tags"][key] for key in ("spec_id", "git_commit", "stored_as")}
+        }  # fmt: skip
+        assert (found.exit_code, found.summary["status"]) == (0, "FINISHED")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("how", "ended"), [("child", 137), ("parent", None), ("terminate", 143)])
+def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int | None) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint")
+    if how == "child":
+        kill_children_of(process)
+    else:
+        process.send_signal({"parent": signal.SIGKILL, "terminate": signal.SIGTERM}[how])
+    process.wait(timeout=60)
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    again = bitrank(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    (run,) = store_runs(tmp_path)
+    first, second = map(recorded, files(tmp_path, run["id"]))
+    assert first.points and second.points
+    assert sorted(first.points + second.points) == run["points"]
+    assert first.numbers + second.numbers == list(range(len(first.numbers + second.numbers)))
+    assert (first.exit_code, second.exit_code) == (ended, 0)
+    assert (first.summary.get("status"), second.summary["status"]) == ("KILLED" if ended else None, "FINISHED")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_run_that_began_without_it_is_told_from_the_start(tmp_path: Path) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
+    process = start(*words, cwd=tmp_path)
+    wait_for(tmp_path, "checkpoint")
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert bitrank(*words, "--wandb", cwd=tmp_path).returncode == 0
+    (run,) = store_runs(tmp_path)
+    (path,) = files(tmp_path, run["id"])
+    assert sorted(recorded(path).points) == run["points"]
+
+
+# The process of the run gives up before anything else, with code 3.
+_GIVES_UP = """
+import os, sys
+if "bitrank.child" in sys.orig_argv:
+    os._exit(3)
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_GIVES_UP)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, "-m", "bitrank", *SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    (run,) = store_runs(tmp_path)
+    (path,) = files(tmp_path, run["id"])
+    found = recorded(path)
+    assert run["status"] == "FAILED" and (found.exit_code, found.summary["status"]) == (3, "FAILED")
+    assert found.summary["failure"] == run["tags"]["failure"]
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    """A W&B that knows no key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("why", ["no network", "bad key", "no key at all"])
+def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str, why: str) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", refusing if why == "bad key" else "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2" if why == "no key at all" else KEY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", "--jobs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("Weights & Biases failed") == 1 and "Traceback" not in done.stderr
+    runs = store_runs(tmp_path)
+    assert [run["status"] for run in runs] == ["FINISHED"] * 2
+    assert all(len(run["points"]) > 50 for run in runs)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    key = os.environ["WANDB_API_KEY"]
+    assert key not in done.stdout + done.stderr
+    assert not [path for path in written if key.encode() in path.read_bytes()]
+
+
+def test_what_is_missing_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitrank import wandb_log
+    from bitrank.errors import UserError
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for words in (SMOKE, ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_articles"), ("study", "allocators", "--quick")):
+        done = bitrank(*words, "--wandb", cwd=tmp_path)
+        assert done.returncode == 2 and "WANDB_API_KEY" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(wandb_log, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install 'wandb"):
+        wandb_log.WandbTracker(tmp_path / "work")
+
+
+def test_it_is_imported_only_when_asked(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from bitrank.logs import open_tracking; import bitrank.study, bitrank.cli\n"
+        "open_tracking('runs', 'smoke', Path('runs/work')).runs(); print(sorted({'wandb', 'bitrank.wandb_log'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert said.stdout.strip() == "[]"
