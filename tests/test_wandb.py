@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
+from bitrank.wandb_log import WandbTracker
 from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wait_for
+from wandb_server import Server, serving
 
 pytest.importorskip("wandb", reason="needs the extra wandb")
 KEY = "k3y" * 14  # of a length that W&B takes for one
@@ -35,13 +38,8 @@ class Recorded:
 
 def recorded(path: Path) -> Recorded:
     """What W&B's file at ``path`` holds, read with W&B's own reader."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    store, found = DataStore(), Recorded(None)
-    store.open_for_scan(str(path))
-    while (content := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record.FromString(content)
+    found = Recorded(None)
+    for record in _records(path):
         match record.WhichOneof("record_type"):
             case "run":
                 found.run, found.config = record.run, _values(record.run.config.update)
@@ -55,8 +53,19 @@ def recorded(path: Path) -> Recorded:
                 found.points += [(key, row["step"], value) for key, value in row.items() if key != "step" and key[0] != "_"]
             case "exit":
                 found.exit_code = record.exit.exit_code
-    store._fp.close()
     return found
+
+
+def _records(path: Path) -> Iterator[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    with suppress(AssertionError):  # a file that is torn on purpose
+        store.open_for_scan(str(path))
+        while (content := store.scan_data()) is not None:
+            yield Record.FromString(content)
+    store.close()
 
 
 def _values(items: Any) -> dict[str, Any]:
@@ -109,11 +118,37 @@ def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Pat
     assert again.returncode == 0, again.stdout + again.stderr
     (run,) = store_runs(tmp_path)
     first, second = map(recorded, files(tmp_path, run["id"]))
-    assert first.points and second.points
+    assert second.points and (first.points or how == "parent"), "W&B writes in blocks: what it had in hand is lost with the parent"
     assert sorted(first.points + second.points) == run["points"]
     assert first.numbers + second.numbers == list(range(len(first.numbers + second.numbers)))
     assert (first.exit_code, second.exit_code) == (ended, 0)
     assert (first.summary.get("status"), second.summary["status"]) == ("KILLED" if ended else None, "FINISHED")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kept", [0.0, 0.002, 0.3, 0.72, 0.999])
+def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> None:
+    spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
+    folder = tmp_path / "runs" / "work" / spec.spec_id
+    folder.mkdir(parents=True)
+    events = [{"event": "train", "step": step, "metrics": {"train/loss": 1 / step, "train/lr": step / 7}} for step in range(1, 400)]
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    (folder / "result.json").write_text(json.dumps({"eval/loss": 0.25}))
+    for status in ("KILLED", "FINISHED"):
+        said: list[str] = []
+        log = WandbTracker(folder.parent, said.append).open(spec, "a" * 32)
+        log.events(events[:150])
+        log.close(folder, status, {})
+        assert not said
+        if status == "KILLED":
+            (path,) = files(tmp_path, "a" * 32)
+            os.truncate(path, int(kept * path.stat().st_size))
+            path.parent.rename(path.parent.with_name(path.parent.name.replace("offline-run-2", "offline-run-1")))  # not within a second
+    first, second = map(recorded, files(tmp_path, "a" * 32))
+    assert bool(first.points) == (kept > 0.2)
+    assert sorted(first.points + second.points) == sorted(
+        [("eval/loss", 0, 0.25)] + [(key, event["step"], value) for event in events for key, value in event["metrics"].items()]
+    )
 
 
 @pytest.mark.usefixtures("offline")
@@ -151,33 +186,45 @@ def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
     assert found.summary["failure"] == run["tags"]["failure"]
 
 
-class _Refuses(BaseHTTPRequestHandler):
-    """A W&B that knows no key."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(401)
-        self.end_headers()
-        self.wfile.write(b'{"errors": [{"message": "user is not logged in"}]}')
-
-    do_GET = do_POST
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def refusing() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with serving(KEY) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
 
 
-@pytest.mark.parametrize("why", ["no network", "bad key", "no key at all"])
-def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str, why: str) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", refusing if why == "bad key" else "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "hunter2" if why == "no key at all" else KEY)
+@pytest.mark.parametrize("how", ["child", "parent"])
+def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint")
+    if how == "child":
+        kill_children_of(process)
+    else:
+        process.kill()
+    process.wait(timeout=60)
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    ((name, kept),) = server.runs.items()
+    assert how == "parent" or (kept.history and kept.exit_code == 137)
+    done = bitrank(*words, cwd=tmp_path)
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stdout + done.stderr
+    (run,) = store_runs(tmp_path)
+    assert (name, kept.starts, kept.exit_code, list(server.runs)) == (run["id"], 2, 0, [name])
+    assert (kept.words["displayName"], kept.words["groupName"]) == (run["name"], run["tags"]["cell"])
+    rows = [kept.history[number] for number in sorted(kept.history)]
+    assert [row["_step"] for row in rows] == list(kept.history) == list(range(len(rows)))
+    points = [(key, row["step"], value) for row in rows for key, value in row.items() if key != "step" and key[0] != "_"]
+    assert sorted(points) == run["points"]
+
+
+@pytest.mark.parametrize("why", ["no network", "a strange key", "no key at all"])
+def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, why: str) -> None:
+    if why == "no network":
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    else:
+        monkeypatch.setenv("WANDB_API_KEY", {"a strange key": "s3cret" * 7, "no key at all": "hunter2"}[why])
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", "--jobs", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
