@@ -12,7 +12,9 @@ Without Postgres on this machine (`apt-get install postgresql`) its columns are 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from growing import HORIZON, SIZES, copy_runs, database_bytes, draw, fit, read_times
-from harness import RESULTS, Figures, SideFailed, cores, machine, machine_words, table, write_section
+from harness import RESULTS, Figures, SideFailed, table, write_section
 from replay import Load, Template, load, read_template
 from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
 
@@ -56,7 +58,7 @@ class Found:
 
 def main() -> int:
     arguments = _parser().parse_args()
-    here = machine(cores())
+    here = _here()
     with tempfile.TemporaryDirectory(prefix="bitrank-scaling-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -70,6 +72,19 @@ def main() -> int:
     failed = [f"{name}, {writers} writers: {done}" for (name, writers, _), done in found.loads.items() if isinstance(done, str)]
     print(*failed, sep="\n", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _here() -> str:
+    """Where and beside what: no peak of matrix products, for nothing here multiplies."""
+    from importlib.metadata import version
+
+    from bitrank.record import hardware
+
+    programs = postgres_programs()
+    asked = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True) if programs else None
+    database = asked.stdout.strip() if asked else "no Postgres"
+    libraries = f"MLflow {version('mlflow')}, SQLite {sqlite3.sqlite_version}, {database}"
+    return f"{hardware('cpu')}; {libraries}; load before the start {os.getloadavg()[0]:.1f}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,7 +179,7 @@ def _write(store: Store, templates: Sequence[Template], writers: int, runs: int,
     return done
 
 
-def _text(here: Figures, templates: Sequence[Template], found: Found) -> str:
+def _text(here: str, templates: Sequence[Template], found: Found) -> str:
     count, profile = len(templates), templates[0].spec.profile
     points, sent = (sum(values) / count for values in ([t.points for t in templates], [len(t.batches) for t in templates]))
     names = sorted({path.name for template in templates for path in template.folder.iterdir()} - {".lock", "events.jsonl"})
@@ -175,7 +190,7 @@ def _text(here: Figures, templates: Sequence[Template], found: Found) -> str:
     )
     writing = ["### Written by several at once", _loads(found), _LOADS]
     growing = ["### Growth", "![size and time against runs](figures/scaling.png)", _growth(found), _GROWTH]
-    return "\n\n".join(["## A thousand runs, a hundred thousand", machine_words(here), about, *writing, *growing])
+    return "\n\n".join(["## A thousand runs, a hundred thousand", here, about, *writing, *growing])
 
 
 _LOADS = f"""Runs follow each other without training between them, so this is the most that the store takes. The server has {WORKERS}
