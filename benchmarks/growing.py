@@ -1,13 +1,9 @@
-"""Stores of many runs: made by copying rows in SQL, measured when read, and a line through what was measured."""
+"""Stores of many runs: made by copying rows in SQL, and a line through what was measured of them."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sqlite3
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
-from harness import FIGURES, Figures, fresh, script
+from harness import FIGURES
 from sqlalchemy import create_engine, inspect, text
 
 SIZES, HORIZON = (100, 1000, 5000), 100_000
@@ -91,45 +87,6 @@ def database_bytes(database: str) -> int:
     return found
 
 
-def read_times(uri: str, database: str, profile: str) -> dict[str, Figures]:
-    """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users give it, ``database`` for SQL.
-
-    A SQLite file behind a server is read by SQL as one without, so that is left out.
-    """
-    ways = {"states": uri}
-    if uri == database:
-        ways["list"] = uri
-    if uri == database or not database.startswith("sqlite:///"):
-        ways["report"] = database
-    return {what: fresh(script("growing.py", what, store, profile))[0] for what, store in ways.items()}
-
-
-def _states(store: str, profile: str) -> int:
-    """What ``bitrank matrix`` asks first: the newest run of every spec."""
-    from bitrank.store import open_store
-    from bitrank.tracking import Tracker
-
-    return len(Tracker(open_store(store), store, profile).runs())
-
-
-def _list(store: str, profile: str) -> int:
-    """What ``bitrank list`` asks of a SQLite store."""
-    from bitrank.states import read_runs
-
-    return len(read_runs(Path(store.removeprefix("sqlite:///")), f"bitrank-{profile}"))
-
-
-def _report(store: str, profile: str) -> int:
-    """What ``bitrank report`` and ``bitrank sql`` begin with, and the widest view."""
-    from bitrank_analysis import open_store
-
-    with open_store(store) as found:
-        return int(found.sql('SELECT count(*), sum("m.eval/loss") FROM wide').fetchall()[0][0])
-
-
-_WAYS: dict[str, Callable[[str, str], int]] = {"states": _states, "list": _list, "report": _report}
-
-
 def draw(sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]) -> None:
     """Measured points and their lines up to the horizon, both axes logarithmic: bytes, and seconds to read."""
     charts = [_panel(sizes, "MiB in the database"), _panel(reads, "seconds")]
@@ -155,25 +112,3 @@ def _panel(found: Mapping[tuple[str, str], Mapping[int, float]], title: str) -> 
     lines = base.transform_filter("datum.kind === 'line'").mark_line(strokeDash=[4, 3])
     dots = base.transform_filter("datum.kind === 'measured'").mark_point(filled=True, size=50)
     return alt.layer(lines, dots).properties(width=300, height=260)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Read a store once; one JSON line of runs found, seconds and peak MiB.")
-    parser.add_argument("what", choices=_WAYS)
-    parser.add_argument("store")
-    parser.add_argument("profile")
-    arguments = parser.parse_args()
-    import bitrank_analysis
-    import mlflow
-
-    _ = bitrank_analysis, mlflow  # imports are no part of the time
-    started = time.perf_counter()
-    runs = _WAYS[arguments.what](arguments.store, arguments.profile)
-    seconds = time.perf_counter() - started
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"runs": runs, "seconds": seconds, "peak_mib": peak / 1024}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

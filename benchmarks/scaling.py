@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
-from growing import HORIZON, SIZES, copy_runs, database_bytes, draw, fit, read_times
+from growing import HORIZON, SIZES, copy_runs, database_bytes, draw, fit
 from harness import RESULTS, Figures, SideFailed, table, write_section
+from reading import read_times
 from replay import Load, Template, load, read_template
 from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
 

@@ -113,7 +113,7 @@ def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -
 def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int) -> None:
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
     process = start(*words, cwd=tmp_path)
-    folder = wait_for(tmp_path, "checkpoint")
+    folder = wait_for(tmp_path, "checkpoint", timeout=400)
     if how == "child":
         kill_children_of(process)
     else:
@@ -164,7 +164,7 @@ def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_
     """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has no file at all."""
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
     process = start(*words, *first, cwd=tmp_path)
-    wait_for(tmp_path, "checkpoint")
+    wait_for(tmp_path, "checkpoint", timeout=400)
     process.kill()
     process.wait(timeout=60)
     assert bitrank(*words, "--wandb", cwd=tmp_path).returncode == 0
@@ -209,7 +209,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
     process = start(*words, cwd=tmp_path)
-    folder = wait_for(tmp_path, "checkpoint")
+    folder = wait_for(tmp_path, "checkpoint", timeout=400)
     if how == "child":
         kill_children_of(process)
     else:
