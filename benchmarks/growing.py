@@ -88,8 +88,8 @@ def database_bytes(database: str) -> int:
 
 
 def draw(sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]) -> None:
-    """Measured points and their lines up to the horizon, both axes logarithmic: bytes, and seconds to read."""
-    charts = [_panel(sizes, "MiB in the database"), _panel(reads, "seconds")]
+    """Measured points and their lines up to the horizon, both axes logarithmic: size, and processor time to read."""
+    charts = [_panel(sizes, "MiB in the database"), _panel(reads, "CPU seconds to read")]
     chart = alt.hconcat(*charts).configure_view(stroke=None).configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
     FIGURES.mkdir(exist_ok=True)
     chart.save(str(FIGURES / "scaling.png"), scale_factor=2)

@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py states|list|report STORE PROFILE
 
-Prints one JSON line: runs found, seconds without imports, peak MiB (VmHWM) with them.
+Prints one JSON line: runs found; seconds by the clock and of processor time, both without imports; peak MiB (VmHWM) with them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ from pathlib import Path
 from harness import Figures, fresh, script
 
 
-def read_times(uri: str, database: str, profile: str) -> dict[str, Figures]:
+def read_times(uri: str, database: str, profile: str, served: Callable[[], float]) -> dict[str, Figures]:
     """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users give it, ``database`` for SQL.
 
-    A SQLite file behind a server is read by SQL as one without, so that is left out.
+    ``served`` tells how much processor time the store's servers have used; it counts with the reader's own in ``cpu``. A SQLite file
+    behind a server is read by SQL as one without, so that is left out.
     """
     ways = {"states": uri}
     if uri == database:
         ways["list"] = uri
     if uri == database or not database.startswith("sqlite:///"):
         ways["report"] = database
-    return {what: fresh(script("reading.py", what, store, profile))[0] for what, store in ways.items()}
+    found = {}
+    for what, store in ways.items():
+        before = served()
+        figures = fresh(script("reading.py", what, store, profile))[0]
+        found[what] = {**figures, "cpu": figures["cpu"] + served() - before}
+    return found
 
 
 def _states(store: str, profile: str) -> int:
@@ -70,11 +76,11 @@ def main() -> int:
     read, modules = _WAYS[arguments.what]
     for module in modules:
         import_module(module)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     runs = read(arguments.store, arguments.profile)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"runs": runs, "seconds": seconds, "peak_mib": peak / 1024}))
+    print(json.dumps({"runs": runs, "seconds": seconds, "cpu": cpu, "peak_mib": peak / 1024}))
     return 0
 
 

@@ -68,7 +68,7 @@ def main() -> int:
         for store in _stores(folder):
             _measure(store, templates, arguments, found)
         text = _text(here, templates, found)
-    draw(found.sizes, {name: {runs: one["seconds"] for runs, one in points.items()} for name, points in found.reads.items()})
+    draw(found.sizes, {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()})
     write_section("scaling", text, arguments.results)
     failed = [f"{name}, {writers} writers: {done}" for (name, writers, _), done in found.loads.items() if isinstance(done, str)]
     print(*failed, sep="\n", file=sys.stderr)
@@ -154,16 +154,20 @@ def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Na
     for number, writers in enumerate(arguments.writers):
         found.loads[store.name, writers, written] = done = _write(store, templates, writers, arguments.each, number * 10_000)
         written += done.runs if isinstance(done, Load) else 0
+    profile = templates[0].spec.profile
     kept = [path.stat().st_size for path in store.artifacts.rglob("*") if path.is_file()]
     found.artifacts[store.name] = sum(kept) / written
     for runs in arguments.runs:
         copy_runs(store.database, runs)
         found.sizes.setdefault((store.name, ""), {})[runs] = database_bytes(store.database) / 2**20
-        for what, figures in read_times(store.uri, store.database, templates[0].spec.profile).items():
+        for what, figures in read_times(store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())).items():
             if figures["runs"] != runs:
                 sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
             found.reads.setdefault((store.name, what), {})[runs] = figures
-            print(f"{store.name}, {runs:,} runs: {what}: {figures['seconds']:.2f} s, {figures['peak_mib']:,.0f} MiB", flush=True)
+            print(
+                f"{store.name}, {runs:,} runs: {what}: {figures['seconds']:.2f} s, CPU {figures['cpu']:.2f} s, {figures['peak_mib']:,.0f} MiB",
+                flush=True,
+            )
     writers = arguments.writers[min(1, len(arguments.writers) - 1)]
     found.loads[store.name, writers, runs] = _write(store, templates, writers, arguments.each, 10**7)
 
@@ -223,7 +227,7 @@ def _load_cells(done: Load | str) -> list[str]:
 
 def _growth(found: Found) -> str:
     rows = [_growth_cells(f"{name}: MiB in tables and indexes", points) for (name, _), points in found.sizes.items()]
-    for unit, key in (("seconds", "seconds"), ("peak MiB", "peak_mib")):
+    for unit, key in (("CPU seconds", "cpu"), ("seconds", "seconds"), ("peak MiB", "peak_mib")):
         rows += [
             _growth_cells(f"{name}: {what}, {unit}", {runs: figures[key] for runs, figures in points.items()})
             for (name, what), points in found.reads.items()
