@@ -164,10 +164,8 @@ def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Na
             if figures["runs"] != runs:
                 sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
             found.reads.setdefault((store.name, what), {})[runs] = figures
-            print(
-                f"{store.name}, {runs:,} runs: {what}: {figures['seconds']:.2f} s, CPU {figures['cpu']:.2f} s, {figures['peak_mib']:,.0f} MiB",
-                flush=True,
-            )
+            took = f"{figures['seconds']:.2f} s, CPU {figures['cpu']:.2f} s, {figures['peak_mib']:,.0f} MiB"
+            print(f"{store.name}, {runs:,} runs: {what}: {took}", flush=True)
     writers = arguments.writers[min(1, len(arguments.writers) - 1)]
     found.loads[store.name, writers, runs] = _write(store, templates, writers, arguments.each, 10**7)
 
