@@ -128,7 +128,7 @@ def load(store: str, templates: Sequence[Template], writers: int, runs: int, fir
     for process, (_, error) in zip(started, ends, strict=True):
         if process.returncode:
             raise SideFailed((error.strip() or "no word").splitlines()[-1])
-    figures = [json.loads(out) for out, _ in ends]
+    figures = [json.loads(out.splitlines()[-1]) for out, _ in ends]  # MLflow's client says more before it
     served = {name: after[name] - before[name] for name in after}
     return Load(
         each * writers,

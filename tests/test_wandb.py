@@ -174,11 +174,11 @@ def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_
     assert sorted(point for file in found for point in file.points) == run["points"]
 
 
-# The process of the run gives up before anything else, with code 3.
+# The process of the run gives up before anything else, with code 7.
 _GIVES_UP = """
 import os, sys
 if "bitrank.child" in sys.orig_argv:
-    os._exit(3)
+    os._exit(7)
 """
 
 
@@ -192,7 +192,7 @@ def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
     (run,) = store_runs(tmp_path)
     (path,) = files(tmp_path, run["id"])
     found = recorded(path)
-    assert run["status"] == "FAILED" and (found.exit_code, found.summary["status"]) == (3, "FAILED")
+    assert run["status"] == "FAILED" and (found.exit_code, found.summary["status"]) == (7, "FAILED")
     assert found.summary["failure"] == run["tags"]["failure"]
 
 
