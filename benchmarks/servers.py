@@ -33,9 +33,9 @@ class Server:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process and of all under it."""
+        """Processor time of the process and of all under it, those that have ended (and their parents have seen it) too."""
         parent = psutil.Process(self.pid)
-        return sum(sum(process.cpu_times()[:2]) for process in [parent, *parent.children(recursive=True)])
+        return sum(sum(process.cpu_times()[:4]) for process in [parent, *parent.children(recursive=True)])
 
     def resident_mib(self) -> float:
         """Memory of the process and of all under it; shared pages count once for each."""
@@ -46,13 +46,14 @@ class Server:
 def postgres_programs() -> Path | None:
     """The folder of ``initdb`` and ``postgres``; None when Postgres is not installed."""
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    folders = [Path(found).resolve().parent] if found else debian
     return folders[-1] if folders and (folders[-1] / "postgres").exists() else None
 
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[Server]:
-    """A fresh cluster with a database ``mlflow``, with Postgres' own settings. As root it runs as the user ``postgres``."""
+    """A fresh cluster with Postgres' own settings, and its first database. As root it runs as the user ``postgres``."""
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     user = "postgres" if as_user else pwd.getpwuid(os.geteuid()).pw_name
     folder, port = Path(tempfile.mkdtemp(prefix="bitrank-postgres-")), free_port()
@@ -63,8 +64,7 @@ def postgres(programs: Path) -> Iterator[Server]:
         words = [*as_user, programs / "postgres", "-D", folder / "data", "-p", port, "-k", folder, "-c", "listen_addresses=127.0.0.1"]
         with _process(list(map(str, words)), folder / "log") as process:
             _until(lambda: _accepts(port), process, folder / "log")
-            _run([programs / "createdb", "-h", "127.0.0.1", "-p", port, "-U", user, "mlflow"])
-            yield Server(f"postgresql://{user}@127.0.0.1:{port}/mlflow", process.pid)
+            yield Server(f"postgresql+psycopg2://{user}@127.0.0.1:{port}/postgres", process.pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
