@@ -148,6 +148,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for JSON and CSV (default: results)")
     parser.add_argument("--force", action="store_true", help="run again what is complete")
+    parser.add_argument("--wandb", action="store_true", help=study_command.WANDB)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -211,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
     from bitrank.study import Options, run_study, show
 
-    options = Options(arguments.store, arguments.results, jobs, arguments.force)
+    options = Options(arguments.store, arguments.results, jobs, arguments.force, arguments.wandb)
     done = run_study(specs, options)
     show(done, options)
     if any(job.status == "bad input" for job in done):

@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 from bitrank.display import Progress, console, results_table
 from bitrank.executor import Job, choose_slots, run_all
+from bitrank.logs import Tracking, open_tracking
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
-from bitrank.store import open_store, store_uri
-from bitrank.tracking import Tracker
+from bitrank.store import store_uri
 
 _COMPLETE = {"done", "stale"}
 
@@ -24,12 +24,13 @@ _COMPLETE = {"done", "stale"}
 @dataclass(frozen=True)
 class Options:
     """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``jobs`` None lets the machine decide; ``force`` makes
-    complete runs anew."""
+    complete runs anew; ``wandb`` logs to Weights & Biases too."""
 
     store: str
     results: Path
     jobs: int | None = None
     force: bool = False
+    wandb: bool = False
 
     @property
     def work(self) -> Path:
@@ -39,9 +40,9 @@ class Options:
         return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
 
 
-def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracker, list[Job]]:
+def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
     """The tracker of the specs' profile, and every spec with its state in the store."""
-    tracker = Tracker(open_store(options.store), options.store, specs[0].profile)
+    tracker = open_tracking(options.store, specs[0].profile, options.work, options.wandb)
     runs = tracker.runs()
     return tracker, [_job(spec, options.work / spec.spec_id, state_of(spec, runs)) for spec in specs]
 

@@ -52,7 +52,7 @@ class Tracker:
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
         """The log of a new run, or of the interrupted run ``run_id``."""
         if run_id is None:
-            run_id = self._client.create_run(self.experiment_id, tags=_tags(spec), run_name=spec.run_name).info.run_id
+            run_id = self._client.create_run(self.experiment_id, tags=tags_of(spec), run_name=spec.run_name).info.run_id
             params = {key: value for key, value in asdict(spec).items() if key in _PARAMS and value is not None}
             self._client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
         else:
@@ -121,7 +121,8 @@ def _stored(run: Run) -> StoredRun:
     return StoredRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics)
 
 
-def _tags(spec: RunSpec) -> dict[str, str]:
+def tags_of(spec: RunSpec) -> dict[str, str]:
+    """What a run is called by and where its code comes from, as MLflow's tags."""
     from bitrank.configs import CONFIGS
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
