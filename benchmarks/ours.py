@@ -22,8 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from bitrank.attempt import Job
 from bitrank.events import read_events
-from bitrank.executor import Interrupted, Job, run_all
+from bitrank.executor import run_all
+from bitrank.interrupts import Interrupted
 from bitrank.profiles import find_profile
 from bitrank.results import result_of
 from bitrank.specs import RunSpec, make_spec, parse_setting

@@ -10,8 +10,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bitrank.attempt import Job
 from bitrank.display import Progress, console, results_table
-from bitrank.executor import Job, choose_slots, run_all
+from bitrank.executor import ELSEWHERE
+from bitrank.executors import EXECUTORS, Execution
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
@@ -23,12 +25,11 @@ _COMPLETE = {"done", "stale"}
 
 @dataclass(frozen=True)
 class Options:
-    """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``jobs`` None lets the machine decide; ``force`` makes
-    complete runs anew."""
+    """Where to keep and how to run. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs anew."""
 
     store: str
     results: Path
-    jobs: int | None = None
+    how: Execution
     force: bool = False
 
     @property
@@ -64,7 +65,7 @@ def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
 
     with Progress(due) as progress:
         if due:
-            run_all(due, tracker, options.jobs or choose_slots([job.spec for job in due]), changed)
+            EXECUTORS[options.how.name].run(due, tracker, options.how, changed)
     write_results([row for row in _rows(jobs) if row[1]], options.results)
     return jobs
 
@@ -88,7 +89,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:
     status = state.name if state.name in {*_COMPLETE, "diverged"} else "waiting"
     if state.name in {"interrupted", "new"} and _locked(folder):
-        status, state = "elsewhere", State("running", state.run_id, "another bitrank process is running it")
+        status, state = "elsewhere", State("running", state.run_id, ELSEWHERE)
     return Job(spec, folder, state, status, state.note)
 
 

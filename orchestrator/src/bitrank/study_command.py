@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank.executors import add_options as add_executor
+from bitrank.executors import execution
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, parse_setting
 
@@ -31,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluations", type=int, help="plans that a search may try")
     parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for plans, tables and the report (default: results)")
+    add_executor(parser)
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
 
@@ -43,6 +46,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     from bitrank.planning.studies import QUICK_STEPS, find_study, planning_costs, profile_of, study_specs
     from bitrank.study import Options, run_study, show
 
+    how = execution(arguments, arguments.jobs)
     study = find_study(arguments.name, arguments.quick)
     given: dict[str, Any] = {key: getattr(arguments, key) for key in ("budgets", "arms", "seeds", "evaluations") if getattr(arguments, key)}
     if arguments.arms:
@@ -60,7 +64,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     sample = [RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks]
     jobs = arguments.jobs or choose_slots(sample)
     specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
-    options = Options(arguments.store, folder, arguments.jobs)
+    options = Options(arguments.store, folder, how)
     done = run_study(specs, options)
     show(done, options)
     costs = folder / "planning.json"
