@@ -27,14 +27,16 @@ class Snapshots:
         self._taken = folder / ".snapshot"
         self._last: str | None = client.get_run(run_id).data.tags.get(_TAG)
 
-    def restore(self) -> None:
-        """Put the last snapshot, if there is one, into the folder."""
+    def restore(self) -> str | None:
+        """Put the last snapshot into the folder; its name, or None when there is none."""
         if self._last is None:
-            return
-        place = Path(self._client.download_artifacts(self._run_id, f"{_PLACE}/{self._last}", str(self._folder)))
+            return None
+        self._taken.mkdir()
+        place = Path(self._client.download_artifacts(self._run_id, f"{_PLACE}/{self._last}", str(self._taken)))
         for path in place.iterdir():
             path.rename(self._folder / path.name)
-        shutil.rmtree(self._folder / _PLACE)
+        shutil.rmtree(self._taken)
+        return self._last
 
     def take(self) -> str | None:
         """Lay the newest checkpoint aside, with links, while the run goes on; its name, or None when that has been stored already.

@@ -90,10 +90,9 @@ def _run(
     if state.name in {"done", "stale"}:  # by a worker that was lost then, or for another driver
         return {"ended": "finished", "message": "", "run_id": state.run_id, "figures": dict(state.figures)}
     log = tracker.open(spec, state.run_id)
-    if order["attempt"] > 1:
-        tracker.client.set_tag(log.run_id, "attempts", str(order["attempt"]))
     job, snapshots = Job(spec, folder, state), Snapshots(tracker.client, log.run_id, folder)
-    snapshots.restore()
+    if (name := snapshots.restore()) is not None:
+        tracker.client.set_tag(log.run_id, "resumed_from", name)
     yield {"started": socket.gethostname(), "run_id": log.run_id, "lease": lease.holder}
     yield from _follow(Attempt(job, log), snapshots, lease, stop)
     if job.status in {"finished", "diverged"}:
