@@ -72,7 +72,9 @@ def postgres(folder: Path) -> Iterator[str]:
     subprocess.run(words, cwd=folder, check=True, capture_output=True, **who)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
     control = [programs / "pg_ctl", "--pgdata", data, "--wait"]
-    subprocess.run([*control, "--log", folder / "postgres.log", "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+    subprocess.run(
+        [*control, "--log", folder / "postgres.log", "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who
+    )
     try:
         yield f"postgresql+psycopg2://bitrank@127.0.0.1:{port}/postgres"
     finally:

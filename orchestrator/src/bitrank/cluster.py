@@ -14,7 +14,7 @@ from bitrank.errors import UserError
 from bitrank.executor import RUN_BYTES
 from bitrank.lease import LeaseLost
 from bitrank.specs import RunSpec
-from bitrank.worker import work
+from bitrank.worker import Outcast, work
 
 Resources = Mapping[str, float]
 _FOREIGN = "failed to import"  # how Ray begins to say that a worker lacks the module of its task
@@ -71,7 +71,7 @@ class Cluster:
 
     def _end(self, error: Exception) -> dict[str, Any]:
         kinds = self._ray.exceptions
-        if isinstance(error, LeaseLost):
+        if isinstance(error, LeaseLost | Outcast):
             return {"lost": str(error.cause), "dead": True}  # type: ignore[attr-defined]
         if isinstance(error, kinds.RayTaskError | kinds.RuntimeEnvSetupError):
             cause = getattr(error, "cause", None) or error

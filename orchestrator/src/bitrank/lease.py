@@ -35,13 +35,22 @@ class LeaseLost(Exception):
 class Lease:
     """The lease on the runs of ``spec_id``, held inside the block and renewed by a thread. Entering raises :class:`Elsewhere`.
 
-    ``gone`` is the ``holder`` of a lease whose process is known to be dead: it is not waited for.
+    ``gone`` is the ``holder`` of a lease whose process is known to be dead: it is not waited for. ``patience`` is how many seconds a
+    living holder is given to let go.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, spec_id: str, gone: str | None = None, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        spec_id: str,
+        gone: str | None = None,
+        patience: float = 0,
+        seconds: float = SECONDS,
+    ) -> None:
         self.holder = uuid.uuid4().hex[:12]
         self._client, self._experiment_id, self._seconds = client, experiment_id, seconds
-        self._prefix, self._gone = f"lease.{spec_id}.", gone
+        self._prefix, self._gone, self._patience = f"lease.{spec_id}.", gone, patience
         self._state, self._count, self._renewed = _WAITING, 0, 0.0
         self._over = threading.Event()
 
@@ -68,17 +77,18 @@ class Lease:
 
     def _take(self) -> bool:
         """Whether nobody else has it. Of several who wait for a holder that is gone, the first by name gets it."""
-        others = self._others()
-        if self._gone and others.pop(self._gone, None):
+        deadline = time.monotonic() + self._patience
+        if self._gone and self._gone in self._others():
             self._delete(self._gone)
-        if not others:
-            return True
-        time.sleep(self._seconds)
-        alive = {holder: said for holder, said in self._others().items() if others.get(holder) != said}
-        if any(said.startswith(_HOLDING) or holder < self.holder for holder, said in alive.items()):
-            return False
-        for holder in others.keys() - alive.keys():
-            self._delete(holder)
+        while others := self._others():
+            time.sleep(self._seconds)
+            alive = {holder: said for holder, said in self._others().items() if others.get(holder) != said}
+            for holder in others.keys() - alive.keys():
+                self._delete(holder)
+            if not any(said.startswith(_HOLDING) or holder < self.holder for holder, said in alive.items()):
+                return True
+            if time.monotonic() > deadline:
+                return False
         return True
 
     def _others(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ from bitrank.tracking import Tracker
 from bitrank.worker import order_for
 
 _POLL, _PATIENCE = 0.2, 30.0  # seconds; the latter for runs to be closed when the user stops
+_LETTING_GO = 180.0  # seconds; a machine that lost touch with its cluster notices after one minute
 _SERVER = (
     "start one (mlflow server on Postgres, with --artifacts-destination; docker/compose.yaml has both) and give --store http://HOST:5000"
 )
@@ -126,7 +127,7 @@ def _lost(task: _Task, told: dict[str, Any], tracker: Tracker, retries: int, cha
     job.notices.append(f"its worker was lost and another continued it ({lost[-1]})")
     job.status, job.message = "waiting", "its worker was lost; another continues it"
     changed(job)
-    order = {**task.order, "attempt": len(lost) + 1, "gone": task.lease if told["dead"] else None}
+    order = {**task.order, "gone": task.lease, "patience": 0.0} if told["dead"] else {**task.order, "gone": None, "patience": _LETTING_GO}
     return _Task(job, order, task.need, lost=lost)
 
 

@@ -40,13 +40,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    how = execution(arguments, arguments.jobs)
     import dataclasses
 
     from bitrank.executor import choose_slots
     from bitrank.planning.studies import QUICK_STEPS, find_study, planning_costs, profile_of, study_specs
     from bitrank.study import Options, run_study, show
 
-    how = execution(arguments, arguments.jobs)
     study = find_study(arguments.name, arguments.quick)
     given: dict[str, Any] = {key: getattr(arguments, key) for key in ("budgets", "arms", "seeds", "evaluations") if getattr(arguments, key)}
     if arguments.arms:

@@ -34,6 +34,10 @@ _POLL = 0.2  # seconds
 _TRIES = "7"  # of each call to the server, which may be started anew while runs go on
 
 
+class Outcast(Exception):
+    """This machine is no part of its cluster any more."""
+
+
 def order_for(spec: RunSpec, store: str, cpus: int) -> dict[str, Any]:
     """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files it must find there."""
     return {
@@ -45,8 +49,8 @@ def order_for(spec: RunSpec, store: str, cpus: int) -> dict[str, Any]:
         "cwd": str(Path.cwd()),
         "files": _files_of(spec),
         "cpus": cpus,
-        "attempt": 1,
-        "gone": None,
+        "gone": None,  # the lease of a worker that is dead, from the second attempt on
+        "patience": 0.0,  # seconds that a worker which may still live is given to let go
     }
 
 
@@ -70,12 +74,12 @@ def work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     spec = _checked(order)
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = _TRIES
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = _TRIES, "false"
     os.environ["OMP_NUM_THREADS"] = str(max(1, order["cpus"] // spec.processes))  # for a spec that does not say how many
     tracker = Tracker(open_store(order["store"]), order["store"], spec.profile)
     with (
         Signals() as stop,
-        Lease(tracker.client, tracker.experiment_id, spec.spec_id, order["gone"]) as lease,
+        Lease(tracker.client, tracker.experiment_id, spec.spec_id, order["gone"], order["patience"]) as lease,
         tempfile.TemporaryDirectory(prefix="bitrank-", ignore_cleanup_errors=True) as scratch,
     ):
         end = yield from _run(order, spec, tracker, Path(scratch), lease, stop)
@@ -102,11 +106,14 @@ def _run(
 
 def _follow(attempt: Attempt, snapshots: Snapshots, lease: Lease, stop: Signals) -> Iterator[dict[str, Any]]:
     """Hand on what the run says until its record is closed, and store its checkpoints on the way."""
+    parent = os.getppid()
     try:
         while not attempt.ended:
             time.sleep(_POLL)
             stop.check()
             lease.check()
+            if os.getppid() != parent:  # Ray lets a task go on when its machine has left the cluster; another continues the run then
+                raise Outcast("Ray has ended on its machine")
             fresh = attempt.follow()
             if any(event["event"] == "checkpoint" for event in fresh) and (name := snapshots.take()):
                 fresh += attempt.follow(at_once=True)  # no point before a checkpoint may be missing once the checkpoint is there

@@ -72,7 +72,7 @@ def has_snapshot(run: dict[str, Any]) -> bool:
     return run["status"] == "RUNNING" and "snapshot" in run["tags"]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     from ray.cluster_utils import Cluster
 
@@ -92,13 +92,16 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield Place(store, database, cluster, folder)
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+@pytest.fixture
+def straight(tmp_path: Path) -> Callable[[str], dict[str, dict[str, Any]]]:
     """The same specs, run by the local executor without a disturbance."""
-    cwd = tmp_path_factory.mktemp("straight")
-    done = bitrank(*WORDS, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {run["name"]: run for run in store_runs(cwd)}
+
+    def run(task: str) -> dict[str, dict[str, Any]]:
+        done = bitrank(*WORDS, "--tasks", task, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {run["name"]: run for run in store_runs(tmp_path)}
+
+    return run
 
 
 def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]) -> None:
@@ -111,19 +114,48 @@ def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]
         assert "snapshot" not in run["tags"]
 
 
-@pytest.mark.parametrize("victim", ["worker", "machine"])
-def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: dict[str, dict[str, Any]], victim: str) -> None:
-    task = {"worker": "toy_sentences", "machine": "toy_articles"}[victim]
+Straight = Callable[[str], dict[str, dict[str, Any]]]
+
+
+@pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
+def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straight, task: str, victim: str) -> None:
     driver = place.start("--tasks", task)
     run = place.wait_for(lambda run: has_snapshot(run) and run["tags"]["task"] == task)
     worker = place.worker_of(run)
     node = next(n for n in place.cluster.worker_nodes if worker.ppid() == raylet_of(n))
     os.kill(worker.pid if victim == "worker" else raylet_of(node), signal.SIGKILL)
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, said
-    assert "2 of 2 runs are complete" in said and "its worker was lost and another continued it" in said
+    assert "2 of 2 runs are complete" in said and "its worker was lost and another continued it" in said, said
     runs = [run for run in place.runs() if run["tags"]["task"] == task]
     assert len(runs) == 2 and leases(place.database) == []
     continued = next(found for found in runs if found["id"] == run["id"])
     assert continued["tags"]["resumed_from"] >= run["tags"]["snapshot"]
-    check_points(runs, straight)
+    check_points(runs, straight(task))
+
+
+@pytest.mark.slow
+def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(place: Place, straight: Straight) -> None:
+    words = ("--tasks", "toy_articles", "--configs", "B-FP", "--retries", "0")
+    driver = place.start(*words)
+    run = place.wait_for(lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s0")
+    driver.send_signal(signal.SIGINT)
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 130 and "the same command continues where it was" in said, said
+    stopped = place.wait_for(lambda found: found["id"] == run["id"])
+    assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
+
+    driver = place.start(*words)
+    place.wait_for(
+        lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
+    )
+    os.kill(place.worker_of(run).pid, signal.SIGKILL)
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 1 and "lost its worker 1 times" in said and "Traceback" not in said, said
+    lost = place.wait_for(lambda found: found["id"] == run["id"])
+    assert lost["status"] == "KILLED" and "lost its worker" in lost["tags"]["failure"]
+
+    said, _ = place.start(*words).communicate(timeout=900)
+    runs = [found for found in place.runs() if found["name"] == "B-FP toy_articles s0"]
+    assert [found["id"] for found in runs] == [run["id"]], said
+    check_points(runs, straight("toy_articles"))
