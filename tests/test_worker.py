@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
-
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +70,7 @@ def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -
     assert run["status"] == "FINISHED" and run["tags"]["resumed_from"] == cut.tags["snapshot"] and "snapshot" not in run["tags"]
     assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]]
     assert numbers(run) == numbers(expected)
-    assert told[-1]["figures"]["eval/loss"] == dict((key, value) for key, step, value in run["points"] if step == 0)["eval/loss"]
+    assert told[-1]["figures"]["eval/loss"] == {key: value for key, step, value in run["points"] if step == 0}["eval/loss"]
     assert not list((here / "runs" / "artifacts").rglob("snapshots")) and leases(tracker) == []
 
     (end,) = work(order_of(spec, here))  # whose driver heard nothing of its end

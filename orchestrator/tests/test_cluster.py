@@ -52,7 +52,7 @@ def test_how_many_runs_the_machines_carry() -> None:
     ("given", "machines"), [({"threads": 5}, [SMALL]), ({"device": "cuda"}, [SMALL]), ({"processes": 3}, [GPU]), ({}, [])]
 )
 def test_a_run_that_fits_no_machine_is_refused_with_what_there_is(given: dict[str, int], machines: list[dict[str, float]]) -> None:
-    with pytest.raises(UserError, match="needs .* cores, .* GPUs, .* GiB of one machine, and the cluster's are: "):
+    with pytest.raises(UserError, match=r"needs .* cores, .* GPUs, .* GiB of one machine, and the cluster's are: "):
         needed(spec(**given), machines)
 
 

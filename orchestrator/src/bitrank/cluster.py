@@ -72,7 +72,7 @@ class Cluster:
     def _end(self, error: Exception) -> dict[str, Any]:
         kinds = self._ray.exceptions
         if isinstance(error, LeaseLost | Outcast):
-            return {"lost": str(error.cause), "dead": True}  # type: ignore[attr-defined]
+            return {"lost": str(getattr(error, "cause", error)), "dead": True}
         if isinstance(error, kinds.RayTaskError | kinds.RuntimeEnvSetupError):
             cause = getattr(error, "cause", None) or error
             hint = "; install the same checkout of bitrank on every machine" if _FOREIGN in str(error) else ""
