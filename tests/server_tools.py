@@ -29,7 +29,8 @@ def tracking_server(database: str, folder: Path) -> Iterator[str]:
     """The address of a server that keeps its tables at the URI ``database`` and its artifacts in ``folder``."""
     port = free_port()
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
-             "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+             "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+             "--workers", "1"]  # fmt: skip
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)

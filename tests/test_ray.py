@@ -22,7 +22,8 @@ from study_tools import SMOKE, bitrank, numbers, store_runs
 pytest.importorskip("ray", reason="needs Ray: pip install 'bitrank[ray]'")
 WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", "--set", "steps=100")
 # Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than after half a minute.
-RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "500",
+RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
+       "RAY_health_check_period_ms": "500",
        "RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
 
 
