@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,9 @@ from harness import WARM_UP, together
 
 class _Silent:
     """A tracker, and the log of each run, that keeps nothing."""
+
+    def hold(self, _spec_id: str) -> nullcontext[None]:
+        return nullcontext()
 
     def open(self, _spec: RunSpec, _run_id: str | None) -> _Silent:
         return self

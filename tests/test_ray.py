@@ -94,11 +94,11 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def straight(tmp_path: Path) -> Callable[[str], dict[str, dict[str, Any]]]:
+def straight(tmp_path: Path) -> Callable[..., dict[str, dict[str, Any]]]:
     """The same specs, run by the local executor without a disturbance."""
 
-    def run(task: str) -> dict[str, dict[str, Any]]:
-        done = bitrank(*WORDS, "--tasks", task, cwd=tmp_path)
+    def run(task: str, *more: str) -> dict[str, dict[str, Any]]:
+        done = bitrank(*WORDS, "--tasks", task, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return {run["name"]: run for run in store_runs(tmp_path)}
 
@@ -115,7 +115,7 @@ def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]
         assert "snapshot" not in run["tags"]
 
 
-Straight = Callable[[str], dict[str, dict[str, Any]]]
+Straight = Callable[..., dict[str, dict[str, Any]]]
 
 
 @pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
@@ -137,9 +137,9 @@ def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straig
 
 @pytest.mark.slow
 def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(place: Place, straight: Straight) -> None:
-    words = ("--tasks", "toy_articles", "--configs", "B-FP", "--retries", "0")
+    words = ("--tasks", "toy_articles", "--configs", "B-FP", "--seeds", "1", "--retries", "0")
     driver = place.start(*words)
-    run = place.wait_for(lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s0")
+    run = place.wait_for(lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
     driver.send_signal(signal.SIGINT)
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 130 and "the same command continues where it was" in said, said
@@ -157,6 +157,6 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
     assert lost["status"] == "KILLED" and "lost its worker" in lost["tags"]["failure"]
 
     said, _ = place.start(*words).communicate(timeout=900)
-    runs = [found for found in place.runs() if found["name"] == "B-FP toy_articles s0"]
+    runs = [found for found in place.runs() if found["name"] == "B-FP toy_articles s1"]
     assert [found["id"] for found in runs] == [run["id"]], said
-    check_points(runs, straight("toy_articles"))
+    check_points(runs, straight("toy_articles", "--configs", "B-FP", "--seeds", "1"))

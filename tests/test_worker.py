@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -121,7 +123,7 @@ def test_one_at_a_time_has_the_lease(here: Path) -> None:
 
 def test_of_several_who_come_at_once_one_has_the_lease(here: Path) -> None:
     tracker = tracker_of(here)
-    tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.000", "holding 7")  # its holder is gone: all wait for it
+    tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "holding 7")  # its holder is gone: all wait for it
     had, inside, most = [], [], []
 
     def come() -> None:
@@ -146,8 +148,18 @@ def test_of_several_who_come_at_once_one_has_the_lease(here: Path) -> None:
 
 def test_a_holder_known_to_be_dead_is_not_waited_for(here: Path) -> None:
     tracker = tracker_of(here)
-    tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.dead", "holding 7")
-    with Lease(tracker.client, tracker.experiment_id, "abc", gone="dead", seconds=10_000) as lease:
+    tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "holding 7")
+    with Lease(tracker.client, tracker.experiment_id, "abc", gone="0-0-0", seconds=10_000) as lease:
+        assert leases(tracker) == [f"lease.abc.{lease.holder}"]
+
+
+def test_a_holder_that_was_a_process_of_this_machine_is_not_waited_for(here: Path) -> None:
+    tracker = tracker_of(here)
+    command = f"from bitrank.lease import Lease; from bitrank.store import open_store; import os; " \
+              f"Lease(open_store({str(here / 'runs')!r}), {tracker.experiment_id!r}, 'abc').__enter__(); os._exit(9)"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", command], check=False, timeout=120).returncode == 9
+    assert len(leases(tracker)) == 1
+    with Lease(tracker.client, tracker.experiment_id, "abc", seconds=10_000) as lease:
         assert leases(tracker) == [f"lease.abc.{lease.holder}"]
 
 
@@ -160,20 +172,29 @@ def test_a_holder_that_may_live_is_given_time_to_let_go(here: Path) -> None:
             assert leases(tracker) == [f"lease.abc.{second.holder}"]
 
 
-def test_a_holder_that_cannot_renew_it_has_lost_the_lease(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.exceptions import MlflowException
 
     tracker = tracker_of(here)
     with Lease(tracker.client, tracker.experiment_id, "abc", seconds=1.5) as lease:
-        lease.check()
+        with monkeypatch.context() as patch:
 
-        def unreachable(*_: object) -> None:
-            raise MlflowException("the server is gone")
+            def unreachable(*_: object) -> None:
+                raise MlflowException("the server is gone")
 
-        monkeypatch.setattr(tracker.client, "set_experiment_tag", unreachable)
-        time.sleep(1.5)
-        with pytest.raises(LeaseLost, match="could not be reached"):
-            lease.check()
+            patch.setattr(tracker.client, "set_experiment_tag", unreachable)
+            time.sleep(1.5)
+            with pytest.raises(MlflowException):
+                lease.check()
+            patch.undo()
+            lease.check()  # nobody came
+            patch.setattr(tracker.client, "set_experiment_tag", unreachable)
+            time.sleep(1.5)
+        tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "waiting 1")
+        with pytest.raises(LeaseLost, match="another took the run over"):
+            for _ in range(50):
+                monkeypatch.setattr(lease, "_renewed", 0.0)
+                lease.check()
 
 
 def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(here: Path) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 from bitrank.errors import UserError
 from bitrank.executor import RUN_BYTES
-from bitrank.lease import LeaseLost
 from bitrank.specs import RunSpec
-from bitrank.worker import Outcast, work
+from bitrank.worker import work
 
 Resources = Mapping[str, float]
 _FOREIGN = "failed to import"  # how Ray begins to say that a worker lacks the module of its task
@@ -55,30 +54,28 @@ class Cluster:
         self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
 
     def hear(self, handle: Any) -> list[dict[str, Any]]:
-        """What a run has told since (see :func:`bitrank.worker.work`). ``lost`` as the last says that its worker will tell no more, and
-        ``dead`` whether its process is surely gone; ``ended`` with ``failed`` that the worker itself broke."""
+        """What a run has told since (see :func:`bitrank.worker.work`). ``lost`` as the last says why its worker will tell no more, and
+        ``dead`` whether it is sure that it does no more either."""
         heard: list[dict[str, Any]] = []
         while self._ray.wait([handle], timeout=0)[0]:
             try:
                 heard.append(self._ray.get(next(handle)))
             except StopIteration:
-                return [*heard, {"lost": "its worker was told to stop", "dead": True}]
+                return [*heard, {"lost": "it was told to stop", "dead": True}]
             except self._ray.exceptions.RayError as error:
-                return [*heard, self._end(error)]
+                return [*heard, self._loss(error)]
             if "ended" in heard[-1]:
                 break
         return heard
 
-    def _end(self, error: Exception) -> dict[str, Any]:
+    def _loss(self, error: Exception) -> dict[str, Any]:
         kinds = self._ray.exceptions
-        if isinstance(error, LeaseLost | Outcast):
-            return {"lost": str(getattr(error, "cause", error)), "dead": True}
-        if isinstance(error, kinds.RayTaskError | kinds.RuntimeEnvSetupError):
-            cause = getattr(error, "cause", None) or error
-            hint = "; install the same checkout of bitrank on every machine" if _FOREIGN in str(error) else ""
-            return {"ended": "failed", "message": f"its worker failed: {type(cause).__name__}: {str(cause).strip()[-500:]}{hint}"}
-        dead = isinstance(error, kinds.WorkerCrashedError | kinds.OutOfMemoryError)
-        return {"lost": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", "dead": dead}
+        if not isinstance(error, kinds.RayTaskError):
+            dead = isinstance(error, kinds.WorkerCrashedError | kinds.OutOfMemoryError)
+            return {"lost": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", "dead": dead}
+        cause: Any = getattr(error, "cause", None) or error  # what broke in the worker's own code
+        hint = "; install the same checkout of bitrank on every machine" if _FOREIGN in str(error) else ""
+        return {"lost": f"{type(cause).__name__}: {str(cause).strip()[-300:]}{hint}", "dead": True}
 
     def cancel(self, handle: Any, force: bool = False) -> None:
         """Ask a run to stop and to close its record; with ``force`` its worker is killed."""

@@ -1,6 +1,7 @@
 """The local executor: runs on this machine, each in a process of its own.
 
-It holds a lock on each run's folder while it runs, so two invocations never train the same spec.
+It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two invocations never train the
+same spec.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import psutil
 from filelock import FileLock, Timeout
@@ -16,11 +18,11 @@ from filelock import FileLock, Timeout
 from bitrank.attempt import Attempt, Job
 from bitrank.environment import is_apple
 from bitrank.interrupts import Interrupted, Signals
+from bitrank.lease import ELSEWHERE, Elsewhere
 from bitrank.specs import RunSpec
 from bitrank.tracking import Tracker
 
 RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
-ELSEWHERE = "another bitrank process is running it"
 _POLL = 0.2  # seconds
 
 
@@ -29,14 +31,14 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
 
     One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
     """
-    waiting, running = deque(jobs), dict[Attempt, FileLock]()
+    waiting, running = deque(jobs), dict[Attempt, ExitStack]()
     with Signals() as stop:
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
                     job = waiting.popleft()
-                    if (lock := _lock(job)) is not None:
-                        running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = lock
+                    if (held := _hold(job, tracker)) is not None:
+                        running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = held
                         changed(job)
                 for attempt in list(running):
                     for event in attempt.follow():
@@ -44,28 +46,30 @@ def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable
                             changed(attempt.job)
                     if attempt.ended:
                         attempt.close()
-                        running.pop(attempt).release()
+                        running.pop(attempt).close()
                         changed(attempt.job)
                 changed(None)
                 time.sleep(_POLL)
                 stop.check()
         except Interrupted:
-            for attempt, lock in running.items():
+            for attempt, held in running.items():
                 attempt.kill()
-                lock.release()
+                held.close()
             raise
 
 
-def _lock(job: Job) -> FileLock | None:
-    """The lock on the job's folder; None when another process has it."""
+def _hold(job: Job, tracker: Tracker) -> ExitStack | None:
+    """Keep others from the job's folder and from its run, until it is closed; None when another process has one of them."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.folder / ".lock")
+    held = ExitStack()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        held.enter_context(FileLock(job.folder / ".lock", timeout=0))
+        held.enter_context(tracker.hold(job.spec.spec_id))
+    except (Timeout, Elsewhere):
+        held.close()
         job.status, job.message = "elsewhere", ELSEWHERE
         return None
-    return lock
+    return held
 
 
 def choose_slots(specs: Sequence[RunSpec]) -> int:

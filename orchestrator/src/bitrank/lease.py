@@ -2,18 +2,24 @@
 
 Each holder has a tag of its own, so that none overwrites another's. Whoever wants the lease writes its tag first and reads the others
 then: of two at the same time at least one sees the other. A tag that stays the same for ``SECONDS``, by the clock of whoever
-watches it, belongs to a holder that is gone; clocks of different machines are never compared. A holder that could not renew its tag
-for two thirds of that time has lost it, and must write no more.
+watches it, belongs to a holder that is gone; clocks of different machines are never compared. So does one whose process is no more on
+this machine. A holder that could not renew its tag for two thirds of that time looks whether another has come, before it writes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import threading
 import time
 import uuid
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import psutil
 
 from bitrank.errors import UserError
 
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SECONDS = 30.0
+ELSEWHERE = "another bitrank process is running it"
 _WAITING, _HOLDING = "waiting", "holding"
 
 
@@ -29,7 +36,7 @@ class Elsewhere(UserError):
 
 
 class LeaseLost(Exception):
-    """The store could not be reached for so long that others may take the run for abandoned."""
+    """The store could not be reached for so long that another took the run for abandoned."""
 
 
 class Lease:
@@ -48,7 +55,7 @@ class Lease:
         patience: float = 0,
         seconds: float = SECONDS,
     ) -> None:
-        self.holder = uuid.uuid4().hex[:12]
+        self.holder = f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._client, self._experiment_id, self._seconds = client, experiment_id, seconds
         self._prefix, self._gone, self._patience = f"lease.{spec_id}.", gone, patience
         self._state, self._count, self._renewed = _WAITING, 0, 0.0
@@ -59,7 +66,7 @@ class Lease:
         threading.Thread(target=self._keep, daemon=True).start()
         try:
             if not self._take():
-                raise Elsewhere("another bitrank process is running it")
+                raise Elsewhere(ELSEWHERE)
             self._state = _HOLDING
             self._renew()
         except BaseException:
@@ -71,15 +78,18 @@ class Lease:
         self._release()
 
     def check(self) -> None:
-        """Raise :class:`LeaseLost` when the tag could not be renewed for too long."""
+        """Raise :class:`LeaseLost` when the tag could not be renewed for too long and another has come."""
         if time.monotonic() - self._renewed > self._seconds * 2 / 3:
-            raise LeaseLost(f"the store could not be reached for {self._seconds * 2 / 3:.0f} s")
+            self._renew()
+            if self._others():
+                raise LeaseLost("the store could not be reached, and another took the run over")
 
     def _take(self) -> bool:
         """Whether nobody else has it. Of several who wait for a holder that is gone, the first by name gets it."""
         deadline = time.monotonic() + self._patience
-        if self._gone and self._gone in self._others():
-            self._delete(self._gone)
+        for holder in self._others():
+            if holder == self._gone or _is_dead(holder):
+                self._delete(holder)
         while others := self._others():
             time.sleep(self._seconds)
             alive = {holder: said for holder, said in self._others().items() if others.get(holder) != said}
@@ -120,3 +130,19 @@ class Lease:
 
         with contextlib.suppress(MlflowException):  # another has deleted it, or the store is gone: then it lapses
             self._client.delete_experiment_tag(self._experiment_id, self._prefix + holder)
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether ``holder`` was a process of this machine, and is no more."""
+    machine, pid, _ = holder.split("-")
+    return machine == _machine() and not psutil.pid_exists(int(pid))
+
+
+@cache
+def _machine() -> str:
+    """Eight hex digits of this machine since it was started, and of the processes that can be seen here."""
+    told = [str(uuid.getnode())]
+    for path in (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")):
+        with contextlib.suppress(OSError):
+            told.append(str(path.readlink()) if path.is_symlink() else path.read_text())
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()[:8]

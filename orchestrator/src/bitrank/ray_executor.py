@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlparse
 
 from bitrank.attempt import Job
 from bitrank.cluster import Cluster, Resources, capacity, needed
@@ -147,5 +148,5 @@ def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
 
 def _check_artifacts(tracker: Tracker) -> None:
     place = tracker.client.get_experiment(tracker.experiment_id).artifact_location
-    if "://" not in place.replace("mlflow-artifacts:/", "://") or place.startswith("file:"):
+    if urlparse(place).scheme in {"", "file"}:
         raise UserError(f"the server at {tracker.store} lets each machine write artifacts to its own {place}; {_SERVER}")

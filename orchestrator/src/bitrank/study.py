@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from bitrank.attempt import Job
 from bitrank.display import Progress, console, results_table
-from bitrank.executor import ELSEWHERE
 from bitrank.executors import EXECUTORS, Execution
+from bitrank.lease import ELSEWHERE
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of

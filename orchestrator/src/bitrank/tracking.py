@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
+from bitrank.lease import Lease
 from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
@@ -55,6 +57,10 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], **words)
         return _stored(found[0]) if found else None
 
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by the locks of their folders."""
+        return nullcontext() if artifact_root(self.store) else Lease(self.client, self.experiment_id, spec_id)
+
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
         """The log of a new run, or of the interrupted run ``run_id``."""
         if run_id is None:
@@ -73,11 +79,14 @@ class Tracker:
         return run is not None and run.status == "RUNNING"
 
     def abandon(self, spec_id: str, why: str) -> None:
-        """Close the run that its writer left under way as KILLED."""
-        run = self.find(spec_id)
-        if run is not None and run.status == "RUNNING":
-            self.client.set_tag(run.run_id, "failure", why[:500])
-            self.client.set_terminated(run.run_id, "KILLED")
+        """Close the run that its writer left under way as KILLED. When the store is gone too it stays RUNNING, and can be continued so."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):
+            run = self.find(spec_id)
+            if run is not None and run.status == "RUNNING":
+                self.client.set_tag(run.run_id, "failure", why[:500])
+                self.client.set_terminated(run.run_id, "KILLED")
 
     def forget(self, run_id: str) -> None:
         """Mark a run as deleted (MLflow keeps it restorable); ``--force`` replaces it."""

@@ -91,23 +91,24 @@ def _run(
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     stored = tracker.find(spec.spec_id)
     state = state_of(spec, {spec.spec_id: stored} if stored else {})
-    if state.name in {"done", "stale"}:  # by a worker that was lost then, or for another driver
+    if stored and state.name in {"done", "stale"}:  # by a worker that was lost then, or for another driver
+        Snapshots(tracker.client, stored.run_id, folder).drop()
         return {"ended": "finished", "message": "", "run_id": state.run_id, "figures": dict(state.figures)}
     log = tracker.open(spec, state.run_id)
     job, snapshots = Job(spec, folder, state), Snapshots(tracker.client, log.run_id, folder)
     if (name := snapshots.restore()) is not None:
         tracker.client.set_tag(log.run_id, "resumed_from", name)
-    yield {"started": socket.gethostname(), "run_id": log.run_id, "lease": lease.holder}
-    yield from _follow(Attempt(job, log), snapshots, lease, stop)
+    yield from _follow(Attempt(job, log), log.run_id, snapshots, lease, stop)
     if job.status in {"finished", "diverged"}:
         snapshots.drop()
     return {"ended": job.status, "message": job.message, "run_id": log.run_id, "figures": result_of(job.folder) or {}}
 
 
-def _follow(attempt: Attempt, snapshots: Snapshots, lease: Lease, stop: Signals) -> Iterator[dict[str, Any]]:
+def _follow(attempt: Attempt, run_id: str, snapshots: Snapshots, lease: Lease, stop: Signals) -> Iterator[dict[str, Any]]:
     """Hand on what the run says until its record is closed, and store its checkpoints on the way."""
     parent = os.getppid()
     try:
+        yield {"started": socket.gethostname(), "run_id": run_id, "lease": lease.holder}
         while not attempt.ended:
             time.sleep(_POLL)
             stop.check()
@@ -152,4 +153,5 @@ def _checked(order: dict[str, Any]) -> RunSpec:
 
 def _files_of(spec: RunSpec) -> list[str]:
     """Paths of the user's own that the run reads: a plan, a task's file, a folder with data, a model's folder."""
-    return [path for path in (spec.plan, spec.task, spec.data, spec.model) if path and Path(path).exists()]
+    task = spec.task if spec.task_name != spec.task else None
+    return [path for path in (spec.plan, task, spec.data, spec.model) if path and Path(path).exists()]
