@@ -64,7 +64,7 @@ class Snapshots:
         self._client.log_artifacts(self._run_id, str(self._taken), f"{_PLACE}/{name}")
         self._client.set_tag(self._run_id, _TAG, name)
         before, self._last = self._last, name
-        if before is not None:
+        if before not in {None, name}:
             self._delete(f"{_PLACE}/{before}")
 
     def drop(self) -> None:
