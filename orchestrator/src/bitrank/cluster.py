@@ -16,6 +16,7 @@ from bitrank.specs import RunSpec
 from bitrank.worker import work
 
 Resources = Mapping[str, float]
+_OBJECTS = 128 * 2**20  # bytes; what runs tell is small
 _FOREIGN = "failed to import"  # how Ray begins to say that a worker lacks the module of its task
 
 
@@ -36,7 +37,7 @@ class Cluster:
         try:
             if address is None:
                 print("no --ray-address and no RAY_ADDRESS: starting Ray on this machine alone", file=sys.stderr)
-                ray.init(address="local", include_dashboard=False, **quiet)
+                ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECTS, **quiet)
             else:
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -75,7 +76,7 @@ class Cluster:
             return {"lost": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", "dead": dead}
         cause: Any = getattr(error, "cause", None) or error  # what broke in the worker's own code
         hint = "; install the same checkout of bitrank on every machine" if _FOREIGN in str(error) else ""
-        return {"lost": f"{type(cause).__name__}: {str(cause).strip()[-300:]}{hint}", "dead": True}
+        return {"lost": f"{type(cause).__name__}: {_last_line(cause)}{hint}", "dead": True}
 
     def cancel(self, handle: Any, force: bool = False) -> None:
         """Ask a run to stop and to close its record; with ``force`` its worker is killed."""
@@ -113,3 +114,7 @@ def capacity(need: Resources, machines: Sequence[Resources]) -> int:
 
 def _told(resources: Resources) -> str:
     return f"{resources.get('CPU', 0):.0f} cores, {resources.get('GPU', 0):.0f} GPUs, {resources.get('memory', 0) / 2**30:.1f} GiB"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
