@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ class Tracking(Protocol):
 
     def open(self, spec: RunSpec, run_id: str | None) -> Log:
         """The log of a new run, or of the interrupted run ``run_id``."""
+
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """Keep others from a spec's run; raises :class:`~bitrank.lease.Elsewhere` when one of them has it."""
 
     def forget(self, run_id: str) -> None:
         """Take a run out of sight, for another to replace it."""

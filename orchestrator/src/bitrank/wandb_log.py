@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,10 @@ class PairTracker:
         """Both logs of a new run, or of the interrupted run ``run_id``."""
         log = self._first.open(spec, run_id)
         return PairLog(log, self._second.open(spec, log.run_id))
+
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """Keep others from a spec's run, as MLflow's store can."""
+        return self._first.hold(spec_id)
 
     def forget(self, run_id: str) -> None:
         """Mark a run as deleted in MLflow. W&B keeps its copy, for its runs cannot be restored."""
