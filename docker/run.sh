@@ -84,7 +84,7 @@ common() {
 # Names only: their values go from this environment to the container's and appear on no command line.
 tokens() {
     local name
-    for name in WANDB_API_KEY WANDB_MODE HF_TOKEN HF_ENDPOINT PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    for name in WANDB_API_KEY WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL HF_TOKEN HF_ENDPOINT PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
         [ -z "${!name:-}" ] || words+=(--env "$name")
     done
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sqlite3
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -25,6 +27,13 @@ def load(name: str) -> ModuleType:
 
 
 harness = load("harness")
+
+
+@cache
+def growing() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        return load("growing")
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -104,3 +113,44 @@ def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
     assert {config for task, config in stated if task == "movie_sentences"} == {"B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"}
     row = "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] | 256.6 | 16.00 | 1.82 | 1680 | 1,457 |"
     assert study.readme_rows(row) == {("wiki_articles", "B-FP"): 22.32}
+
+
+@settings(deadline=None)  # the first loads the plotting libraries
+@given(fixed=st.floats(0.1, 1e3), each=st.floats(1e-6, 10), sizes=st.lists(st.integers(1, 10**5), min_size=2, max_size=5, unique=True))
+def test_a_line_through_points_on_a_line_is_that_line(fixed: float, each: float, sizes: list[int]) -> None:
+    line = growing().fit({runs: fixed + each * runs for runs in sizes})
+    assert line.at(100_000) == pytest.approx(fixed + each * 100_000, rel=1e-6) and line.off < 1e-6
+
+
+def test_a_line_says_how_far_it_misses() -> None:
+    with pytest.raises(ValueError, match="two sizes"):
+        growing().fit({100: 1.0})
+    assert growing().fit({1: 1.0, 2: 1.0, 3: 9.0}).off > 0.2
+
+
+def test_events_are_sent_together_that_fall_into_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    events = [{"time_ms": time} for time in (0, 300, 1000, 1001, 1900, 5000)]
+    assert load("replay").batches(events, 1.0) == [events[:3], events[3:5], events[5:]]
+
+
+def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) -> None:
+    from bitrank.profiles import find_profile
+    from bitrank.specs import make_spec
+    from bitrank.states import read_runs
+    from bitrank.store import open_store
+    from bitrank.tracking import Tracker
+
+    tracker = Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
+    for task in ("toy_sentences", "toy_articles"):
+        log = tracker.open(make_spec(find_profile("smoke"), "B-FP", task), None)
+        log.events([{"time_ms": step, "step": step, "metrics": {"train/loss": 1 / step}} for step in (1, 2, 3)])
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for runs in (2, 3, 7):
+        growing().copy_runs(database, runs)
+        found = read_runs(tmp_path / "mlflow.db", "bitrank-smoke")
+        assert len(found) == runs == len(tracker.runs()) and {run.figures["train/loss"] for run in found.values()} == {1 / 3}
+        with sqlite3.connect(tmp_path / "mlflow.db") as store:
+            assert store.execute("SELECT count(*), count(DISTINCT run_uuid) FROM metrics").fetchone() == (3 * runs, runs)
+    with pytest.raises(ValueError, match="at most 3 runs"):
+        growing().copy_runs(database, 3)

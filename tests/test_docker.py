@@ -247,6 +247,7 @@ def test_a_file_as_task_is_mounted_read_only(engine: Path) -> None:
     [
         (["run-all", "--seeds", "0,1"], ["bitrank:cpu", "matrix", "--seeds", "0,1"]),
         (["cpu", "run-all"], ["bitrank:cpu", "matrix"]),
+        (["run-all", "--wandb"], ["bitrank:cpu", "matrix", "--wandb"]),
         (["bitrank", "report"], ["bitrank:cpu", "report"]),
         (["shell"], ["--interactive", "--entrypoint", "bash", "bitrank:cpu"]),
         (["shell", "python", "-c", "print(1)"], ["--interactive", "--entrypoint", "python", "bitrank:cpu", "-c", "print(1)"]),
@@ -278,8 +279,8 @@ def test_accelerators_are_handed_in(engine: Path, words: list[str], environment:
 
 
 def test_tokens_go_by_name_and_never_by_value(engine: Path) -> None:
-    words = asked(engine, "run-all", WANDB_API_KEY="k3y", HF_TOKEN="hf_s3cret")
-    assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == ["WANDB_API_KEY", "HF_TOKEN"]
+    words = asked(engine, "run-all", WANDB_API_KEY="k3y", WANDB_MODE="offline", HF_TOKEN="hf_s3cret")
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == ["WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN"]
     assert not any("k3y" in word or "s3cret" in word for word in words)
     assert "--env" not in asked(engine, "run-all")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank.executors import add_options as add_executor
+from bitrank.executors import execution
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, parse_setting
 
@@ -17,6 +19,7 @@ EXAMPLES = """examples:
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
 kill it at any time; the same command goes on. The report lies in RESULTS/NAME/report.md"""
+WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluations", type=int, help="plans that a search may try")
     parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for plans, tables and the report (default: results)")
+    add_executor(parser)
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
+    parser.add_argument("--wandb", action="store_true", help=WANDB)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
 
 
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    how = execution(arguments, arguments.jobs)
     import dataclasses
 
     from bitrank.executor import choose_slots
@@ -44,6 +50,10 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     from bitrank.study import Options, run_study, show
 
     study = find_study(arguments.name, arguments.quick)
+    if arguments.wandb:  # planning may take hours: what is missing is said before
+        from bitrank.wandb_log import check
+
+        check()
     given: dict[str, Any] = {key: getattr(arguments, key) for key in ("budgets", "arms", "seeds", "evaluations") if getattr(arguments, key)}
     if arguments.arms:
         given["configs"] = ()
@@ -60,7 +70,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     sample = [RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks]
     jobs = arguments.jobs or choose_slots(sample)
     specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
-    options = Options(arguments.store, folder, arguments.jobs)
+    options = Options(arguments.store, folder, how)
     done = run_study(specs, options)
     show(done, options)
     costs = folder / "planning.json"

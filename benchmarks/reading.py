@@ -1,0 +1,88 @@
+"""How long a store takes to be read, and how much memory: every way that a command line reads it, once, in a process of its own.
+
+    python benchmarks/reading.py states|list|report STORE PROFILE
+
+Prints one JSON line: runs found; seconds by the clock and of processor time, both without imports; peak MiB (VmHWM) with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from harness import Figures, fresh, script
+
+
+def read_times(uri: str, database: str, profile: str, served: Callable[[], float]) -> dict[str, Figures]:
+    """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users give it, ``database`` for SQL.
+
+    ``served`` tells how much processor time the store's servers have used; it counts with the reader's own in ``cpu``. A SQLite file
+    behind a server is read by SQL as one without, so that is left out.
+    """
+    ways = {"states": uri}
+    if uri == database:
+        ways["list"] = uri
+    if uri == database or not database.startswith("sqlite:///"):
+        ways["report"] = database
+    found = {}
+    for what, store in ways.items():
+        before = served()
+        figures = fresh(script("reading.py", what, store, profile))[0]
+        found[what] = {**figures, "cpu": figures["cpu"] + served() - before}
+    return found
+
+
+def _states(store: str, profile: str) -> int:
+    """What ``bitrank matrix`` asks first: the newest run of every spec."""
+    from bitrank.store import open_store
+    from bitrank.tracking import Tracker
+
+    return len(Tracker(open_store(store), store, profile).runs())
+
+
+def _list(store: str, profile: str) -> int:
+    """What ``bitrank list`` asks of a SQLite store."""
+    from bitrank.states import read_runs
+
+    return len(read_runs(Path(store.removeprefix("sqlite:///")), f"bitrank-{profile}"))
+
+
+def _report(store: str, profile: str) -> int:
+    """What ``bitrank report`` and ``bitrank sql`` begin with, and the widest view."""
+    from bitrank_analysis import open_store
+
+    with open_store(store) as found:
+        return int(found.sql('SELECT count(*), sum("m.eval/loss") FROM wide').fetchall()[0][0])
+
+
+_WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
+    "states": (_states, ("mlflow", "bitrank.tracking")),
+    "list": (_list, ("bitrank.states",)),
+    "report": (_report, ("bitrank_analysis",)),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=_WAYS)
+    parser.add_argument("store")
+    parser.add_argument("profile")
+    arguments = parser.parse_args()
+    read, modules = _WAYS[arguments.what]
+    for module in modules:
+        import_module(module)
+    started, cpu = time.perf_counter(), time.process_time()
+    runs = read(arguments.store, arguments.profile)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"runs": runs, "seconds": seconds, "cpu": cpu, "peak_mib": peak / 1024}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What does a study of a thousand runs cost its store, and one of a hundred thousand?
+
+    python benchmarks/scaling.py [--template runs] [--runs 100,1000,5000] [--writers 1,4,16] [--each 32]
+
+Two finished runs of the laptop profile, one a task, are written again and again through the code that writes real runs (`replay.py`):
+into SQLite as it is by default, through MLflow's tracking server on SQLite, and through the same server on Postgres. Measured are
+the server's load with several writers at once, the bytes that a run leaves, and how long the store takes to be listed and opened. Larger
+stores are made of the runs written so far by copying rows in SQL. A line through the measured points is carried on to 100,000 runs.
+Without Postgres on this machine (`apt-get install postgresql`) its columns are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+
+from growing import HORIZON, SIZES, copy_runs, database_bytes, draw, fit
+from harness import RESULTS, Figures, SideFailed, table, write_section
+from reading import read_times
+from replay import Load, Template, load, read_template
+from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
+
+LEVELS = (1, 4, 16)
+DIRECT, SERVED, POSTGRES = "SQLite", "server on SQLite", "server on Postgres"
+
+
+@dataclass
+class Store:
+    """One way to keep runs: what writers are given, where its tables lie for SQL, the processes that serve it."""
+
+    name: str
+    uri: str
+    database: str
+    artifacts: Path
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        return {name: server.cpu_seconds() for name, server in self.servers.items()}
+
+
+@dataclass
+class Found:
+    """What was measured: loads by (store, writers, runs in the store), sizes in MiB and readings by (store, way) and runs in the store."""
+
+    loads: dict[tuple[str, int, int], Load | str] = field(default_factory=dict)
+    sizes: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    reads: dict[tuple[str, str], dict[int, Figures]] = field(default_factory=dict)
+    artifacts: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    here = _here()
+    with tempfile.TemporaryDirectory(prefix="bitrank-scaling-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        templates = _templates(arguments.template, folder)
+        found = Found()
+        for store in _stores(folder):
+            _measure(store, templates, arguments, found)
+        text = _text(here, templates, found)
+    draw(found.sizes, {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()})
+    write_section("scaling", text, arguments.results)
+    failed = [f"{name}, {writers} writers: {done}" for (name, writers, _), done in found.loads.items() if isinstance(done, str)]
+    print(*failed, sep="\n", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _here() -> str:
+    """Where and beside what: no peak of matrix products, for nothing here multiplies."""
+    from importlib.metadata import version
+
+    from bitrank.record import hardware
+
+    programs = postgres_programs()
+    asked = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True) if programs else None
+    database = asked.stdout.strip() if asked else "no Postgres"
+    libraries = f"MLflow {version('mlflow')}, SQLite {sqlite3.sqlite_version}, {database}"
+    return f"{hardware('cpu')}; {libraries}; load before the start {os.getloadavg()[0]:.1f}."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--template", type=Path, help="folder of a store whose finished runs, one a task, are taken (default: made now)")
+    parser.add_argument("--runs", type=_numbers, default=SIZES, help=f"sizes of the store (default: {','.join(map(str, SIZES))})")
+    parser.add_argument("--writers", type=_numbers, default=LEVELS, help=f"writers at once (default: {','.join(map(str, LEVELS))})")
+    parser.add_argument("--each", type=int, default=32, help="runs written with each number of writers (default: 32)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(sorted(int(word) for word in text.split(",")))
+
+
+def _templates(store: Path | None, folder: Path) -> list[Template]:
+    """A finished run of each task, with the checkpoint that lies with its artifacts back in its folder, as it is when a run ends."""
+    if store is None:
+        store = folder / "template"
+        words = ["matrix", "--configs", "Joint-3", "--seeds", "0", "--store", str(store), "--results", str(folder / "results")]
+        subprocess.run([sys.executable, "-m", "bitrank", *words], check=True)
+    found: dict[str, Template] = {}
+    for path in sorted((store / "work").glob("*/result.json")):
+        template = read_template(path.parent)
+        found.setdefault(template.spec.task_name, template)
+    if not found:
+        sys.exit(f"expected finished runs below {store / 'work'}, found none; give the folder of another store with --template")
+    return [_whole(template, store, folder / task) for task, template in sorted(found.items())]
+
+
+def _whole(template: Template, store: Path, folder: Path) -> Template:
+    """A copy of the run's folder as it was before its checkpoint went to the artifacts."""
+    wanted = (template.folder / "spec.json").read_text()
+    kept = next((path.parent for path in store.glob("artifacts/*/*/artifacts/spec.json") if path.read_text() == wanted), None)
+    if kept is None:
+        sys.exit(f"the artifacts of {template.folder} are not below {store / 'artifacts'}")
+    shutil.copytree(template.folder, folder)
+    if (kept / "checkpoint").is_dir() and not (folder / "checkpoint").exists():
+        shutil.copytree(kept / "checkpoint", folder / "checkpoint")
+    return read_template(folder)
+
+
+def _stores(folder: Path) -> Iterator[Store]:
+    """Every way to keep runs, one after another; servers end before the next begins."""
+    local = folder / "direct"
+    local.mkdir()
+    yield Store(DIRECT, f"sqlite:///{local / 'mlflow.db'}", f"sqlite:///{local / 'mlflow.db'}", local / "artifacts")
+    served = folder / "served"
+    served.mkdir()
+    with tracking_server(f"sqlite:///{served / 'mlflow.db'}", served / "artifacts") as server:
+        yield Store(SERVED, server.url, f"sqlite:///{served / 'mlflow.db'}", served / "artifacts", {"mlflow": server})
+    if (programs := postgres_programs()) is None:
+        print("Postgres is not installed (Debian: apt-get install postgresql): left out", file=sys.stderr)
+        return
+    behind = folder / "postgres"
+    behind.mkdir()
+    with postgres(programs) as database, tracking_server(database.url, behind / "artifacts") as server:
+        yield Store(POSTGRES, server.url, database.url, behind / "artifacts", {"mlflow": server, "postgres": database})
+
+
+def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found) -> None:
+    """Write with every number of writers, read at every size, then write once more into the largest."""
+    _write(store, templates, 1, len(templates), 10**6)  # the tables are made, the server is warm
+    written = len(templates)
+    for number, writers in enumerate(arguments.writers):
+        found.loads[store.name, writers, written] = done = _write(store, templates, writers, arguments.each, number * 10_000)
+        written += done.runs if isinstance(done, Load) else 0
+    profile = templates[0].spec.profile
+    kept = [path.stat().st_size for path in store.artifacts.rglob("*") if path.is_file()]
+    found.artifacts[store.name] = sum(kept) / written
+    for runs in arguments.runs:
+        copy_runs(store.database, runs)
+        found.sizes.setdefault((store.name, ""), {})[runs] = database_bytes(store.database) / 2**20
+        for what, figures in read_times(store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())).items():
+            if figures["runs"] != runs:
+                sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
+            found.reads.setdefault((store.name, what), {})[runs] = figures
+            took = f"{figures['seconds']:.2f} s, CPU {figures['cpu']:.2f} s, {figures['peak_mib']:,.0f} MiB"
+            print(f"{store.name}, {runs:,} runs: {what}: {took}", flush=True)
+    writers = arguments.writers[min(1, len(arguments.writers) - 1)]
+    found.loads[store.name, writers, runs] = _write(store, templates, writers, arguments.each, 10**7)
+
+
+def _write(store: Store, templates: Sequence[Template], writers: int, runs: int, first: int) -> Load | str:
+    """What the writers did, or why they failed."""
+    try:
+        done = load(store.uri, templates, writers, runs, first, store.cpu_seconds)
+    except SideFailed as failure:
+        print(f"{store.name}, {writers} writers: failed: {failure}", flush=True)
+        return str(failure)
+    batch = 1000 * median(done.log_batch)
+    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s, {batch:.1f} ms a batch", flush=True)
+    return done
+
+
+def _text(here: str, templates: Sequence[Template], found: Found) -> str:
+    count, profile = len(templates), templates[0].spec.profile
+    points, sent = (sum(values) / count for values in ([t.points for t in templates], [len(t.batches) for t in templates]))
+    names = sorted({path.name for template in templates for path in template.folder.iterdir()} - {".lock", "events.jsonl"})
+    artifacts = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in found.artifacts.items())
+    about = (
+        f"A run of profile {profile}, the mean of {', '.join(t.spec.run_name for t in templates)}: {points:,.0f} metric points, sent in "
+        f"{sent:,.0f} batches while it trains. Files of a run ({', '.join(names)}): {artifacts}."
+    )
+    writing = ["### Written by several at once", _loads(found), _LOADS]
+    growing = ["### Growth", "![size and time against runs](figures/scaling.png)", _growth(found), _GROWTH]
+    return "\n\n".join(["## A thousand runs, a hundred thousand", here, about, *writing, *growing])
+
+
+_LOADS = f"""Runs follow each other without training between them, so this is the most that the store takes. The server has {WORKERS}
+workers, as in docker/compose.yaml; writers, server and database share this machine. Milliseconds are those of one `log_batch` as its
+writer sees it. CPU: seconds of processor time for a run, its files included."""
+_GROWTH = f"""Measured at the sizes in the head; the line through them makes relative errors least; *off* is its worst miss of a measured
+point. **At {HORIZON:,} runs the line is carried on, not measured.** *states*: what `bitrank matrix` asks before it starts; *list*:
+`bitrank list`; *report*: the store as views and the widest one asked, as `bitrank report` and `bitrank sql` begin. Fresh processes,
+imports not counted."""
+_LOAD_HEAD = ("store", "runs there", "writers", "runs an hour", "calls a run", "`log_batch` calls/s", "median ms", "p95 ms", "CPU mlflow",
+              "CPU postgres", "CPU writer")  # fmt: skip
+
+
+def _loads(found: Found) -> str:
+    rows = [[name, f"{there:,}", str(writers), *_load_cells(done)] for (name, writers, there), done in found.loads.items()]
+    return table(_LOAD_HEAD, rows)
+
+
+def _load_cells(done: Load | str) -> list[str]:
+    if isinstance(done, str):
+        return [f"failed: {done[:80]}", *["–"] * 7]
+    p95 = quantiles(done.log_batch, n=20)[-1]
+    cpu = [f"{done.cpu[name] / done.runs:.2f}" if name in done.cpu else "–" for name in ("mlflow", "postgres", "writers")]
+    return [
+        f"{3600 * done.runs / done.seconds:,.0f}", f"{done.calls / done.runs:,.0f}", f"{len(done.log_batch) / done.seconds:,.0f}",
+        f"{1000 * median(done.log_batch):,.1f}", f"{1000 * p95:,.1f}", *cpu,
+    ]  # fmt: skip
+
+
+def _growth(found: Found) -> str:
+    rows = [_growth_cells(f"{name}: MiB in tables and indexes", points) for (name, _), points in found.sizes.items()]
+    for unit, key in (("CPU seconds", "cpu"), ("seconds", "seconds"), ("peak MiB", "peak_mib")):
+        rows += [
+            _growth_cells(f"{name}: {what}, {unit}", {runs: figures[key] for runs, figures in points.items()})
+            for (name, what), points in found.reads.items()
+        ]
+    sizes = next(iter(found.sizes.values()))
+    return table(("what", *(f"{runs:,} runs" for runs in sizes), "line, n runs", "off", f"{HORIZON:,} runs, extrapolated"), rows)
+
+
+def _growth_cells(name: str, points: dict[int, float]) -> list[str]:
+    line = fit(points)
+    measured = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in points.values()]
+    return [name, *measured, f"{line.fixed:.3g} + {line.each:.3g}·n", f"{100 * line.off:.0f} %", f"{line.at(HORIZON):,.0f}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""--wandb: what W&B's own file of an offline run holds is what MLflow's store holds, through kills too; a W&B that fails loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
+from bitrank.wandb_log import WandbTracker
+from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wait_for
+from wandb_server import Server, serving
+
+wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
+KEY = "k3y" * 14  # of a length that W&B takes for one
+
+
+@dataclass
+class Recorded:
+    """One file of W&B: the run as it was opened, its points in order, and how it ended (None: it did not)."""
+
+    run: Any
+    points: list[tuple[str, int, float]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def recorded(path: Path) -> Recorded:
+    """What W&B's file at ``path`` holds, read with W&B's own reader."""
+    found = Recorded(None)
+    for record in _records(path):
+        match record.WhichOneof("record_type"):
+            case "run":
+                found.run, found.config = record.run, _values(record.run.config.update)
+            case "config":
+                found.config |= _values(record.config.update)
+            case "summary":
+                found.summary |= _values(record.summary.update)
+            case "history":
+                row = _values(record.history.item)
+                found.numbers.append(row["_step"])
+                found.points += [(key, row["step"], value) for key, value in row.items() if key != "step" and key[0] != "_"]
+            case "exit":
+                found.exit_code = record.exit.exit_code
+    return found
+
+
+def _records(path: Path) -> Iterator[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    with suppress(AssertionError):  # a file that is torn on purpose
+        store.open_for_scan(str(path))
+        while (content := store.scan_data()) is not None:
+            yield Record.FromString(content)
+    store.close()
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def files(cwd: Path, run_id: str) -> list[Path]:
+    return sorted((cwd / "runs" / "wandb").glob(f"*-{run_id}/run-{run_id}.wandb"))
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """W&B reads its environment once a process; the next test has another."""
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -> None:
+    done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb" not in done.stderr, "W&B talks into the table"
+    for run in store_runs(tmp_path):
+        (path,) = files(tmp_path, run["id"])
+        found = recorded(path)
+        assert sorted(found.points) == run["points"] and len(run["points"]) > 50
+        assert {step for key, step, _ in found.points if key.startswith("train/")} >= {1, 20}
+        assert (found.run.run_id, found.run.project, found.run.display_name) == (run["id"], "bitrank-smoke", run["name"])
+        assert found.run.run_group == run["tags"]["cell"]
+        assert set(found.run.tags) == {"B-FP", run["tags"]["task"], "baseline", "smoke"}
+        assert found.run.notes == run["tags"]["mlflow.note.content"]
+        assert {key: found.config[key] for key in ("steps", "seed", "spec_id", "mlflow_run_id", "git_commit", "stored_as")} == {
+            "steps": 20, "seed": 0, "mlflow_run_id": run["id"], **{key: run["tags"][key] for key in ("spec_id", "git_commit", "stored_as")}
+        }  # fmt: skip
+        assert (found.exit_code, found.summary["status"]) == (0, "FINISHED")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("how", "ended"), [("child", 137), ("terminate", 143)])
+def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint", timeout=400)
+    if how == "child":
+        kill_children_of(process)
+    else:
+        process.terminate()
+    process.wait(timeout=60)
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    again = bitrank(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    (run,) = store_runs(tmp_path)
+    first, second = map(recorded, files(tmp_path, run["id"]))
+    assert first.points and second.points
+    assert sorted(first.points + second.points) == run["points"]
+    assert first.numbers + second.numbers == list(range(len(first.numbers + second.numbers)))
+    assert (first.exit_code, second.exit_code) == (ended, 0)
+    assert (first.summary["status"], second.summary["status"]) == ("KILLED", "FINISHED")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kept", [0.0, 0.002, 0.3, 0.72, 0.999])
+def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> None:
+    spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
+    folder = tmp_path / "runs" / "work" / spec.spec_id
+    folder.mkdir(parents=True)
+    events = [{"event": "train", "step": step, "metrics": {"train/loss": 1 / step, "train/lr": step / 7}} for step in range(1, 400)]
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    (folder / "result.json").write_text(json.dumps({"eval/loss": 0.25}))
+    for status in ("KILLED", "FINISHED"):
+        said: list[str] = []
+        log = WandbTracker(folder.parent, said.append).open(spec, "a" * 32)
+        log.events(events[:150])
+        log.close(folder, status, {})
+        assert not said
+        wandb.teardown()  # its process has the file open a while longer
+        if status == "KILLED":
+            (path,) = files(tmp_path, "a" * 32)
+            os.truncate(path, int(kept * path.stat().st_size))
+            path.parent.rename(path.parent.with_name(path.parent.name.replace("offline-run-2", "offline-run-1")))  # not within a second
+    first, second = map(recorded, files(tmp_path, "a" * 32))
+    assert bool(first.points) == (kept > 0.2)
+    assert sorted(first.points + second.points) == sorted(
+        [("eval/loss", 0, 0.25)] + [(key, event["step"], value) for event in events for key, value in event["metrics"].items()]
+    )
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("first", [(), ("--wandb",)], ids=["without", "with"])
+def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_path: Path, first: tuple[str, ...]) -> None:
+    """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has no file at all."""
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
+    process = start(*words, *first, cwd=tmp_path)
+    wait_for(tmp_path, "checkpoint", timeout=400)
+    process.kill()
+    process.wait(timeout=60)
+    assert bitrank(*words, "--wandb", cwd=tmp_path).returncode == 0
+    (run,) = store_runs(tmp_path)
+    found = [recorded(path) for path in files(tmp_path, run["id"])]
+    assert len(found) == 1 + len(first)
+    assert sorted(point for file in found for point in file.points) == run["points"]
+
+
+# The process of the run gives up before anything else, with code 7.
+_GIVES_UP = """
+import os, sys
+if "bitrank.child" in sys.orig_argv:
+    os._exit(7)
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_GIVES_UP)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, "-m", "bitrank", *SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    (run,) = store_runs(tmp_path)
+    (path,) = files(tmp_path, run["id"])
+    found = recorded(path)
+    assert run["status"] == "FAILED" and (found.exit_code, found.summary["status"]) == (7, "FAILED")
+    assert found.summary["failure"] == run["tags"]["failure"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with serving(KEY) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
+
+
+@pytest.mark.parametrize("how", ["child", "parent"])
+def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
+    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
+    process = start(*words, cwd=tmp_path)
+    folder = wait_for(tmp_path, "checkpoint", timeout=400)
+    if how == "child":
+        kill_children_of(process)
+    else:
+        process.kill()
+    process.wait(timeout=60)
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    ((name, kept),) = server.runs.items()
+    assert how == "parent" or (kept.history and kept.exit_code == 137)
+    done = bitrank(*words, cwd=tmp_path)
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stdout + done.stderr
+    (run,) = store_runs(tmp_path)
+    assert (name, kept.starts, kept.exit_code, list(server.runs)) == (run["id"], 2, 0, [name])
+    assert (kept.words["displayName"], kept.words["groupName"]) == (run["name"], run["tags"]["cell"])
+    rows = [kept.history[number] for number in sorted(kept.history)]
+    assert [row["_step"] for row in rows] == list(kept.history) == list(range(len(rows)))
+    points = [(key, row["step"], value) for row in rows for key, value in row.items() if key != "step" and key[0] != "_"]
+    assert sorted(points) == run["points"]
+
+
+def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", "--jobs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("Weights & Biases failed") == 1 and "Traceback" not in done.stderr
+    runs = store_runs(tmp_path)
+    assert [run["status"] for run in runs] == ["FINISHED"] * 2
+    assert all(len(run["points"]) > 50 for run in runs)
+    assert KEY not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("key", ["s3cret" * 7, "hunter2"])
+def test_a_refused_key_is_said_once_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, key: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    said: list[str] = []
+    tracker, spec = WandbTracker(tmp_path / "runs" / "work", said.append), make_spec(find_profile("smoke"), "B-FP", "toy_articles")
+    for run_id in ("a" * 32, "b" * 32):
+        log = tracker.open(spec, run_id)
+        log.events([{"event": "train", "step": 1, "metrics": {"train/loss": 1.0}, "tags": {"hardware": "any"}}])
+        log.close(tmp_path, "KILLED", {"exit_code": "-9"})
+    (words,) = said
+    assert "Weights & Biases failed" in words and key not in words
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert not server.runs
+
+
+def test_whatever_breaks_in_the_middle_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    said: list[str] = []
+    log = WandbTracker(tmp_path / "runs" / "work", said.append).open(make_spec(find_profile("smoke"), "B-FP", "toy_articles"), "c" * 32)
+    monkeypatch.setattr(log._run, "log", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError(f"{KEY} went down the pipe")))
+    for step in (1, 2):
+        log.events([{"event": "train", "step": step, "metrics": {"train/loss": 1.0}}])
+    log.close(tmp_path, "FINISHED", {})  # without a result: nobody looks for it any more
+    assert len(said) == 1 and "BrokenPipeError: *** went down the pipe" in said[0]
+
+
+def test_what_is_missing_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitrank import wandb_log
+    from bitrank.errors import UserError
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for words in (SMOKE, ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_articles"), ("study", "allocators", "--quick")):
+        done = bitrank(*words, "--wandb", cwd=tmp_path)
+        assert done.returncode == 2 and "WANDB_API_KEY" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(wandb_log, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install 'wandb"):
+        wandb_log.WandbTracker(tmp_path / "work")
+
+
+def test_it_is_imported_only_when_asked(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from bitrank.logs import open_tracking; import bitrank.study, bitrank.cli\n"
+        "open_tracking('runs', 'smoke', Path('runs/work')).runs(); print(sorted({'wandb', 'bitrank.wandb_log'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert said.stdout.strip() == "[]"
