@@ -28,9 +28,10 @@ from filelock import FileLock, Timeout
 from bitrank.advice import advise_signal
 from bitrank.child import BAD_INPUT, DIVERGED
 from bitrank.events import EventTail
-from bitrank.logs import Log, Tracking
+from bitrank.logs import Log
 from bitrank.specs import RunSpec, write_spec
 from bitrank.states import State
+from bitrank.tracking import Tracker
 
 _POLL, _FLUSH = 0.2, 1.0  # seconds
 _RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
@@ -74,7 +75,7 @@ class Interrupted(Exception):
         self.code = 128 + signal_number
 
 
-def run_all(jobs: Sequence[Job], tracker: Tracking, slots: int, changed: Callable[[Job | None], None]) -> None:
+def run_all(jobs: Sequence[Job], tracker: Tracker, slots: int, changed: Callable[[Job | None], None]) -> None:
     """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
 
     One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
@@ -100,7 +101,7 @@ def run_all(jobs: Sequence[Job], tracker: Tracking, slots: int, changed: Callabl
             raise
 
 
-def _start(job: Job, tracker: Tracking) -> _Running | None:
+def _start(job: Job, tracker: Tracker) -> _Running | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.folder / ".lock")
     try:

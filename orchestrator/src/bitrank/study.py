@@ -12,11 +12,12 @@ from filelock import FileLock, Timeout
 
 from bitrank.display import Progress, console, results_table
 from bitrank.executor import Job, choose_slots, run_all
-from bitrank.logs import Tracking, open_tracking
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
 from bitrank.store import store_uri
+from bitrank.trackers import open_tracker
+from bitrank.tracking import Tracker
 
 _COMPLETE = {"done", "stale"}
 
@@ -40,9 +41,9 @@ class Options:
         return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
 
 
-def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
+def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracker, list[Job]]:
     """The tracker of the specs' profile, and every spec with its state in the store."""
-    tracker = open_tracking(options.store, specs[0].profile, options.work, options.wandb)
+    tracker = open_tracker(options.store, specs[0].profile, options.work, options.wandb)
     runs = tracker.runs()
     return tracker, [_job(spec, options.work / spec.spec_id, state_of(spec, runs)) for spec in specs]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
+from bitrank.logs import Log
 from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
@@ -49,7 +50,7 @@ class Tracker:
             if not token:
                 return found
 
-    def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
+    def open(self, spec: RunSpec, run_id: str | None) -> Log:
         """The log of a new run, or of the interrupted run ``run_id``."""
         if run_id is None:
             run_id = self._client.create_run(self.experiment_id, tags=tags_of(spec), run_name=spec.run_name).info.run_id
