@@ -155,15 +155,17 @@ def machine(threads: int) -> Figures:
 
 def again(before: Figures) -> Figures:
     """``before`` with the peaks measured once more, the higher of both: another program may have been busy the first time."""
-    after = machine(before["threads"])
-    return {**before, **{key: max(before[key], after[key]) for key in ("bf16_gflops", "fp32_gflops")}}
+    after = machine(before["threads"])["gflops"]
+    return {**before, "gflops": {name: max(speed, after[name]) for name, speed in before["gflops"].items()}}
 
 
 def machine_words(found: Figures) -> str:
     """One line for a section: where its figures come from."""
+    peaks = " and ".join(f"{name} {speed:,.0f}" for name, speed in found["gflops"].items())
+    without = "" if "bf16" in found["gflops"] else " (no bf16 instructions)"
     return (
-        f"{found['hardware']}; {found['threads']} threads; matrix products of 2048³ measured here: bf16 {found['bf16_gflops']:,.0f} and "
-        f"fp32 {found['fp32_gflops']:,.0f} GFLOP/s; {found['versions']}; load before the start {found['load']:.1f}."
+        f"{found['hardware']}; {found['threads']} threads; matrix products of 2048³ measured here: {peaks} GFLOP/s; runs compute in "
+        f"{found['dtype']}{without}; {found['versions']}; load before the start {found['load']:.1f}."
     )
 
 

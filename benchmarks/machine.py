@@ -1,8 +1,9 @@
-"""The machine's own limit: the fastest matrix product it does, in bf16 and fp32, and what a trained token costs in products.
+"""The machine's own limit: the fastest matrix product it does, and what a trained token costs in products.
 
     python benchmarks/machine.py [--threads 2]
 
-The peak is the best of several products of 2048 × 2048 matrices with the same number of threads as the runs. Work per trained token,
+The peak is the best of several products of 2048 × 2048 matrices with the same number of threads as the runs, in fp32, and in bf16 where
+the processor has instructions for it (without them such a product is a hundred times slower, and no run takes it). Work per trained token,
 for adapters on frozen matrices: 2·P forward, with P the weights of all block matrices; 2·P' backward to the inputs, with P' those
 whose input carries a gradient (the first block's query, key and value have none: nothing below them is trained); no product for
 gradients of frozen weights. A language model adds 2·d·V forward and 2·d·V backward for its head. Left out: adapters, attention
@@ -22,6 +23,7 @@ import torch
 from bitrank.models import locate
 from bitrank.record import hardware
 from bitrank_quant import block_matrices
+from bitrank_trainer import DTYPES, choose_dtype
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -40,8 +42,8 @@ def main() -> None:
     found = {
         "hardware": hardware("cpu"),
         "threads": threads,
-        "bf16_gflops": gflops(torch.bfloat16),
-        "fp32_gflops": gflops(torch.float32),
+        "dtype": choose_dtype("cpu"),
+        "gflops": {name: gflops(DTYPES[name]) for name in sorted({choose_dtype("cpu"), "fp32"})},
         "flops_per_token": {task: flops_per_token(task) for task in _MODELS},
         "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
         "load": load,
@@ -64,8 +66,9 @@ def gflops(dtype: torch.dtype) -> float:
 def empty_model(task: str) -> PreTrainedModel:
     """The model of ``task`` without its weights: names and shapes alone."""
     name, auto = _MODELS[task]
+    config = AutoConfig.from_pretrained(locate(name))  # before the meta device: a model that is not here yet is made from real tensors
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(AutoConfig.from_pretrained(locate(name)))
+        model: PreTrainedModel = auto.from_config(config)
     return model
 
 

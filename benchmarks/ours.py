@@ -3,7 +3,8 @@
     python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value] [--plan FILE]
     python benchmarks/ours.py --config B-FP --task wiki_articles --steps 30 --until tested
 
-``--until trained`` ends the run after its last training step and spares it the test before training; ``tested`` runs it to its end.
+``--until trained`` ends the run after its last training step and spares it the test before training, ``judged`` does not spare it that
+test; ``tested`` runs it to its end.
 Nothing here trains: specs go to :func:`bitrank.executor.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
 nothing, and what runs wrote into their folders is read back.
 """
@@ -50,7 +51,7 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (arguments.data_limit, arguments.data_limit))
     specs = [_spec(arguments, arguments.seed + number) for number in range(arguments.processes)]
     with tempfile.TemporaryDirectory() as folder:
-        figures = [figures_of(job) for job in run(specs, Path(folder), whole=arguments.until == "tested")]
+        figures = [figures_of(job) for job in run(specs, Path(folder), arguments.until)]
     print(json.dumps(together(figures)))
     return 0
 
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="runs at the same time, of seeds one after another")
-    parser.add_argument("--until", choices=["trained", "tested"], default="trained")
+    parser.add_argument("--until", choices=["trained", "judged", "tested"], default="trained")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data-limit", type=int, help="bytes of private memory that the operating system allows (RLIMIT_DATA)")
     return parser
@@ -80,16 +81,16 @@ def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
     return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=seed)
 
 
-def run(specs: Sequence[RunSpec], folder: Path, whole: bool) -> list[Job]:
-    """Run ``specs`` at the same time below ``folder``, to their ends when ``whole``, else until all have done their last step."""
+def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
+    """Run ``specs`` at the same time below ``folder``, until all have done their last step, or to their ends (``tested``)."""
     jobs = [Job(spec, folder / str(number), State("new")) for number, spec in enumerate(specs)]
-    if not whole:
+    if until == "trained":
         for job in jobs:
             job.folder.mkdir()
             (job.folder / "zero_shot.json").write_text("{}")  # the figures of the test before training are "there already"
 
     def changed(_: Job | None) -> None:
-        if not whole and all(_trained(job) for job in jobs):
+        if until != "tested" and all(_trained(job) for job in jobs):
             raise Interrupted(signal.SIGTERM)
 
     try:

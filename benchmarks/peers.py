@@ -3,8 +3,9 @@
     python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2 [--until tested]
 
 ``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and for 4 bits
-``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights, sentences grouped by
-length, no dropout, plain attention (the fastest on a CPU at these lengths). Model, texts, split, tokens, batch, steps, learning rate
+``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights where the
+processor multiplies them fast (elsewhere fp32), sentences grouped by length, no dropout, plain attention (the fastest on a CPU at these
+lengths). Model, texts, split, tokens, batch, steps, learning rate
 and schedule are those of our run's spec, and both sides are judged by the same function.
 """
 
@@ -27,7 +28,7 @@ from bitrank.models import load_tokenizer, locate
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec
 from bitrank_data import TokenSplit
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate, peak_memory_mib
+from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_dtype, evaluate, peak_memory_mib
 from datasets import Dataset
 from harness import WARM_UP
 from peft import AdaLoraConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -117,7 +118,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
-    place, dtype = locate(spec.model), torch.bfloat16 if tuned else torch.float32
+    place, dtype = locate(spec.model), DTYPES[choose_dtype("cpu")] if tuned else torch.float32
     config = AutoConfig.from_pretrained(place)
     words: dict[str, Any] = {"config": config, "dtype": dtype}
     if tuned:

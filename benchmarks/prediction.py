@@ -3,33 +3,56 @@
     python benchmarks/prediction.py [--plans 60] [--tasks movie_sentences,wiki_articles]
 
 Each plan draws a format for every matrix; how many bits it leans to is drawn first, so that plans differ in size too. It is put into the
-model as it is (no adapter, no training), and the loss on data that was not measured on says what it truly added.
+model as it is (no adapter, no training), and data that was not measured on say what it truly added: to the loss on the labels, and as
+divergence of the answers. The held-out data are two halves, and how well one half's truth ranks the other's is the most that any
+prediction can reach.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from bitrank.configs import CONFIGS
-from bitrank.measuring import FORMATS, Tables, calibration_batches, loss_sum, measure
+from bitrank.heads import fit_head, loss_sum
+from bitrank.measuring import FORMATS, Tables, calibration_batches, measure
 from bitrank.models import load_tokenizer, open_model
-from bitrank.planning.costs import measured_noise, pulled
+from bitrank.planning.costs import believed
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec
-from bitrank_data import Batch, open_task, tokenise
+from bitrank_data import TokenisedTask, open_task, tokenise
 from bitrank_quant import parse_format
 from bitrank_quant.reference import encode_in_parts
-from bitrank_trainer import PLAIN_OBJECTIVES
+from bitrank_quant.sensitivity import Replay
+from bitrank_trainer import DTYPES, choose_dtype
 from harness import cores, machine, machine_words, options, table, write_section
 from scipy.stats import spearmanr
 
-_HELD_OUT = {"classification": (128, 2000), "language-modelling": (4, 100)}  # sequences, and how many lie between them and those measured
+_HALF = {"classification": (256, 2000), "language-modelling": (4, 100)}  # sequences, and where the first half lies in the shuffle
 _TASKS = ("movie_sentences", "wiki_articles")
-Predictor = Callable[[Any], float]
+PREDICTORS: dict[str, Callable[[Any], float]] = {
+    "plain": lambda e: e.plain,
+    "input": lambda e: e.input,
+    "fisher": lambda e: e.fisher,
+    "added": lambda e: e.fisher if e.added is None else e.added,
+    "divergence": believed,
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What plans truly add on each half of the held-out data (2, plans), in nats: loss on the labels, and divergence."""
+
+    loss_HP: np.ndarray
+    far_HP: np.ndarray
+
+    @staticmethod
+    def ceiling(values_HP: np.ndarray) -> float:
+        return float(spearmanr(*values_HP).statistic)
 
 
 def main() -> int:
@@ -42,38 +65,30 @@ def main() -> int:
     text = [
         "## Predicted and true added loss",
         machine_words(here),
-        table(("task", "predictor", "Spearman's ρ", "plans", "true added loss, nats"), rows),
-        "*plain*: Σ Δ²; *input*: weighted by the inputs' second moments; *fisher*: ½ Σ of the diagonal Kronecker Fisher; *measured*: the\n"
-        "true added loss of each matrix alone, summed; *believed*: fisher pulled towards measured as far as that stands above its noise,\n"
-        "which is what plans are made with. Formats alone: no adapter, no training, data that was not measured on.",
+        table(("task", "predictor", "ρ with added loss", "ρ with divergence", "plans", "true added loss, nats"), rows),
+        "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second moments; *fisher* ½ Σ of the\n"
+        "diagonal Kronecker Fisher; *added* the loss that each matrix alone adds on the labels of the calibration data; *divergence* that\n"
+        "of the answers with each matrix alone quantized, which is what plans are made with. *one half of the truth* predicts the other\n"
+        "half: the most that can be reached. Formats alone: no adapter, no training, data that was not measured on.",
     ]
     write_section("prediction", "\n\n".join(text), arguments.results)
     return 0
 
 
 def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
-    """A row for each predictor on the model and task of ``spec``."""
+    """A row for each predictor on the model and task of ``spec``, and one for what can be reached."""
     tables = measure(spec)
     drawn = [random_plan(tables, seed) for seed in range(plans)]
-    truth = np.array(true_losses(spec, drawn))
-    span = f"{truth.min():.3f} to {truth.max():.3f}"
+    truth = find_truth(spec, drawn)
+    loss_P, far_P = truth.loss_HP.mean(0), truth.far_HP.mean(0)
+    rest = [str(plans), f"{loss_P.min():.3f} to {loss_P.max():.3f}"]
     rows = []
-    for name, predictor in predictors(tables).items():
+    for name, predictor in PREDICTORS.items():
         predicted = [sum(predictor(tables.errors[matrix][fmt]) for matrix, fmt in plan.items()) for plan in drawn]
-        rows.append([f"`{spec.task}`", name, f"{spearmanr(predicted, truth).statistic:.3f}", str(plans), span])
-    return rows
-
-
-def predictors(tables: Tables) -> dict[str, Predictor]:
-    """The ways to predict what one matrix in one format adds."""
-    noise = measured_noise(tables)
-    return {
-        "plain": lambda e: e.plain,
-        "input": lambda e: e.input,
-        "fisher": lambda e: e.fisher,
-        "measured": lambda e: e.fisher if e.added is None else e.added,
-        "believed": lambda e: pulled(e.added, e.fisher, noise),
-    }
+        found = (float(spearmanr(predicted, values_P).statistic) for values_P in (loss_P, far_P))
+        rows.append([f"`{spec.task}`", name, *(f"{rho:.3f}" for rho in found), *rest])
+    ceilings = (truth.ceiling(values) for values in (truth.loss_HP, truth.far_HP))
+    return [*rows, [f"`{spec.task}`", "one half of the truth", *(f"{rho:.3f}" for rho in ceilings), *rest]]
 
 
 def random_plan(tables: Tables, seed: int) -> dict[str, str]:
@@ -83,37 +98,32 @@ def random_plan(tables: Tables, seed: int) -> dict[str, str]:
     return {name: str(random.choice(FORMATS, p=chances)) for name in tables.errors}
 
 
-def true_losses(spec: RunSpec, plans: list[dict[str, str]]) -> list[float]:
-    """The loss that each plan adds on held-out data, in nats: every matrix decoded from its format in place of the original."""
+def find_truth(spec: RunSpec, plans: list[dict[str, str]]) -> Truth:
+    """Every plan's matrices decoded from their formats in place of the original ones, and judged."""
     task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
-    count, offset = _HELD_OUT[spec.kind]
-    batches = calibration_batches(task, count, offset)
     torch.set_num_threads(cores())
-    loaded = open_model(spec, len(task.classes), "cpu", torch.bfloat16)
+    model = _model(spec, task)
+    count, offset = _HALF[spec.kind]
+    halves = [Replay(model, calibration_batches(task, count, offset + half * count), loss_sum(spec.kind, "cpu")) for half in (0, 1)]
+    kept = {name: model.get_submodule(name).weight.clone() for name in plans[0]}
+    found = np.zeros((2, 2, len(plans)))
+    for number, plan in enumerate(plans):
+        for name, fmt in plan.items():
+            _put(model.get_submodule(name), kept[name], fmt)
+        for half, replay in enumerate(halves):
+            loss, far = replay.judged_from(None, first=True)
+            found[:, half, number] = loss - replay.base, far
+        print(f"{spec.task}: plan {number + 1} of {len(plans)} adds {found[0, :, number].mean():.4f} nats", file=sys.stderr, flush=True)
+    return Truth(*found)
+
+
+def _model(spec: RunSpec, task: TokenisedTask) -> Any:
+    loaded = open_model(spec, len(task.classes), "cpu", DTYPES[choose_dtype("cpu")])
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     if loaded.fresh:
-        from bitrank.measuring import fit_head
-
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, 1024, offset=256), "cpu")
-    kept = {name: model.get_submodule(name).weight.clone() for name in plans[0]}
-    base = mean_loss(spec, model, batches)
-    losses = []
-    for number, plan in enumerate(plans, 1):
-        for name, fmt in plan.items():
-            _put(model.get_submodule(name), kept[name], fmt)
-        losses.append(mean_loss(spec, model, batches) - base)
-        print(f"{spec.task}: plan {number} of {len(plans)} adds {losses[-1]:.4f} nats", file=sys.stderr, flush=True)
-    return losses
-
-
-def mean_loss(spec: RunSpec, model: Any, batches: list[Batch]) -> float:
-    """Nats a judged unit."""
-    assert spec.kind in PLAIN_OBJECTIVES
-    loss = loss_sum(spec.kind, "cpu")
-    with torch.no_grad():
-        parts = [loss(model, batch) for batch in batches]
-    return float(sum(part for part, _ in parts)) / sum(count for _, count in parts)
+    return model
 
 
 def _put(module: Any, weight_OI: torch.Tensor, text: str) -> None:

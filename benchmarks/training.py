@@ -100,15 +100,16 @@ def _steps(arguments: argparse.Namespace, task: str) -> int:
 
 
 _NOTE = """Tokens are real ones, without padding. *tuned* and *default* are ours ÷ the peer's tokens/s, median (range) over rounds.
-*of peak*: work per token × our tokens/s ÷ the bf16 peak above; work per token = 2·P + 2·P' for frozen block matrices (P' leaves out
-the first block's query, key and value), and 4·d·V for a language model's head; adapters, attention and norms are not counted.
-† no peer mixes formats: against the peers of B-FP. *two processes*: B-FP twice at once, one thread each, speeds added."""
+Ours and *tuned* compute in the runs' dtype, *default* in fp32. *of peak*: work per token × our tokens/s ÷ the peak above of that dtype;
+work per token = 2·P + 2·P' for frozen block matrices (P' leaves out the first block's query, key and value), and 4·d·V for a language
+model's head; adapters, attention and norms are not counted. † no peer mixes formats: against the peers of B-FP. *two processes*: B-FP
+twice at once, one thread each, speeds added."""
 
 
 def speed_table(found: Found, here: Figures, task: str) -> str:
     """One row a config: tokens/s of each side, ratios, share of the peak, memory."""
     head = ("config", "ours tok/s", "tuned tok/s", "default tok/s", "÷ tuned", "÷ default", "of peak", "peak MiB ours / tuned")
-    work = here["flops_per_token"][task] / (here["bf16_gflops"] * 1e9)
+    work = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config in dict.fromkeys(config for config, side in found if side == "ours"):
         against = config if (config, "tuned") in found else "B-FP"

@@ -97,6 +97,24 @@ def test_nf4_in_bf16(tmp_path: Path) -> None:
     assert points(two, "eval/loss") == pytest.approx(points(one, "eval/loss"), abs=ROUNDING_16)
 
 
+def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path) -> None:
+    """FSDP, AdaLoRA on a 16-bit base, both tasks; and a base in few bits is refused."""
+    words = ("--configs", "B-Ada", "--set", "dtype=bf16")
+    for place in ("whole", "sharded"):
+        (tmp_path / place).mkdir()
+    whole, sharded = study(tmp_path / "whole", *words), study(tmp_path / "sharded", *words, *TWO, "--shard")
+    for name, run in whole.items():
+        for key in ("train/loss", "train/rank", "val/loss", "eval/loss"):
+            assert points(sharded[name], key) == pytest.approx(points(run, key), abs=ROUNDING_16), key
+        assert points(sharded[name], "model/mib") == points(run, "model/mib")
+    said = [artifacts(tmp_path / place, runs["B-Ada toy_articles s0"]) / "continuations.json" for place, runs in
+            (("whole", whole), ("sharded", sharded))]  # fmt: skip
+    assert [row["prompt"] for row in json.loads(said[0].read_text())] == [row["prompt"] for row in json.loads(said[1].read_text())]
+
+    done = bitrank(*SMOKE, "--configs", "B-Q4", "--tasks", "toy_articles", *TWO, "--shard", cwd=tmp_path, timeout=1200)
+    assert done.returncode == 2 and "only weights that are multiplied as they are stored can be shared out" in done.stdout
+
+
 def ranks_of(process: Any) -> list[psutil.Process]:
     """The processes of the run under way, by their rank."""
     words = ((child, child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True))
@@ -139,6 +157,7 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
     [
         (["--processes", "9"], "9 processes share the 8 sequences of a batch out"),
         (["--processes", "0"], "processes must be 1 or more, got 0"),
+        (["--shard"], "give processes=2 or more, got 1"),
     ],
 )
 def test_more_processes_than_rows_are_refused_before_anything_runs(tmp_path: Path, words: list[str], message: str) -> None:

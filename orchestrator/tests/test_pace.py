@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from bitrank.pace import layers_per_second, measure_pace
 
 
 def test_a_second_of_layers_is_counted() -> None:
-    assert layers_per_second(1, 0.2) > 0
+    before = torch.get_rng_state()
+    assert layers_per_second(1, 0.2, "fp32") > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_layers_are_counted_in_the_dtype_that_runs_take(dtype: str, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
+    monkeypatch.setattr("bitrank_trainer.choose_dtype", lambda device: dtype)
+    monkeypatch.setattr("bitrank.pace._paces", lambda threads, dtype: asked.append(dtype) or [1.0])
+    assert f"a second in {dtype}" in measure_pace()["one run on 2 threads"]
+    assert set(asked) == {dtype}
 
 
 def test_the_choice_follows_the_faster_way(monkeypatch) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
     for paces, choice in (({2: 10.0, 1: 8.0}, "--jobs 2"), ({2: 20.0, 1: 8.0}, "--jobs 1")):
-        monkeypatch.setattr("bitrank.pace._paces", lambda threads, paces=paces: [paces[count] for count in threads])
+        monkeypatch.setattr("bitrank.pace._paces", lambda threads, dtype, paces=paces: [paces[count] for count in threads])
         assert measure_pace()["faster"].startswith(choice)
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bitrank_data import build_once, cache_dir
 
 from bitrank.errors import UserError
+from bitrank.executor import environment_of
 from bitrank.specs import RunSpec, read_spec, write_spec
 
-_LIBRARIES = ("torch", "transformers", "peft", "numpy", "pyarrow", "tokenizers")
+# All that bitrank.road imports before it has a model, and that are large.
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "optimum-quanto", "scipy", "numpy", "pyarrow", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def baseline(spec: RunSpec) -> Baseline:
 
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
-    said = [sys.version, *(f"{name} {version(name)}" for name in _LIBRARIES), spec.model, spec.task, str(spec.data), str(spec.max_length)]
+    fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit is None)  # these two set threads and heap
+    said = [sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
     place = build_once(cache_dir() / "baselines" / key, lambda folder: _measure_apart(spec, folder))
     return Baseline(**json.loads((place / "baseline.json").read_text()))
@@ -42,11 +44,17 @@ def baseline(spec: RunSpec) -> Baseline:
 def _measure_apart(spec: RunSpec, folder: Path) -> None:
     with TemporaryDirectory() as scratch:
         write_spec(spec, Path(scratch) / "spec.json")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-m", "bitrank.baseline", str(Path(scratch) / "spec.json"), str(folder / "baseline.json")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment_of(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"cannot measure what a run takes before its model: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _measure(spec_path: Path, answer: Path) -> None:

@@ -51,7 +51,7 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import that an optional kernel package is absent
-    from bitrank_trainer import choose_device, join, leave
+    from bitrank_trainer import Joined, Sharded, choose_device, join, leave
 
     from bitrank.follower import open_record
     from bitrank.models import locate
@@ -61,7 +61,7 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
 
     spec = read_spec(folder / "spec.json")
     locate(spec.model)  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only
-    processes = join(choose_device(spec.device), rank, count, meeting)
+    processes = join(choose_device(spec.device), rank, count, meeting, Sharded if spec.shard else Joined)
     record = open_record(folder, processes)
     with hear_warnings(record.emit):
         travel(spec, folder, record, processes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, par
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code."""
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported; the executor's environment says why
     from bitrank.executor import Interrupted
 
     try:
@@ -157,6 +159,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--mps-safe", action="store_true", default=None, help="no tensor over 2³² bytes, by smaller passes (always so on MPS)"
     )
     parser.add_argument("--processes", type=int, metavar="N", help="train each run in N processes, one GPU each (default: 1)")
+    parser.add_argument(
+        "--shard", action="store_true", default=None, help="with --processes: a 16-bit base in slices, one a process (FSDP)"
+    )
     parser.add_argument("--data", help="local folder with the hub task's data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}")
 
@@ -173,7 +178,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe", "processes")
+    words = ("quant_backend", "data", "model", "epochs", "steps", "batch_size", "plan", "mps_safe", "processes", "shard")
     given = {word: getattr(arguments, word) for word in words if getattr(arguments, word, None) is not None}
     if arguments.memory_limit is not None:
         given["memory_limit"] = parse_bytes(arguments.memory_limit)

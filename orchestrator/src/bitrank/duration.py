@@ -1,4 +1,8 @@
-"""How long a run will take: by the speed of finished runs of the same model and task, or else by work and the processor's products."""
+"""How long a run will take: by the speed of finished runs like it, or else by work and the machine's own products.
+
+*Like it* is the same model and task, on this hardware and device, in the same dtype, with as many threads. Runs of the same config come
+before others: how weights are stored makes a step cheaper or dearer, but a forecast for a new plan has no run of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from bitrank_quant import WeightMatrix, block_matrices
 
+from bitrank.record import hardware
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, read_runs
 from bitrank.store import check_file, store_uri
@@ -21,7 +27,7 @@ from bitrank.workload import Workload
 # The share of the processor's peak that a run reaches: 41 % for B-FP on the sentences (benchmarks/RESULTS.md, `training`).
 _SHARE = 0.41
 _SETUP = 15.0  # seconds from the start of the process to a model that can train, on the machine of that table
-_SIDE, _TRIES = 1024, 5
+_SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0  # seconds: without instructions for a dtype one product is enough
 _FIRST = ("query", "key", "value", "q_proj", "k_proj", "v_proj")  # below the first block's nothing is trained: no product for their input
 
 
@@ -33,14 +39,14 @@ class Duration:
     basis: str
 
 
-def duration(spec: RunSpec, work: Workload, model: Any, dtype: torch.dtype, store: str) -> Duration:
-    """The duration of a run of ``spec``, ``model`` being its skeleton without a plan. Times one product when there are no finished runs."""
-    if found := _finished(spec, store):
-        return _by_runs(work, found)
-    speed = _products_per_second(spec.threads, dtype)
+def duration(spec: RunSpec, work: Workload, model: Any, device: str, dtype: torch.dtype, store: str) -> Duration:
+    """The duration of a run of ``spec`` on ``device``; ``model`` is its skeleton without a plan. Times products when no run is like it."""
+    if found := _finished(spec, device, dtype, store):
+        return _by_runs(spec, work, found)
+    speed = _products_per_second(spec.threads, device, dtype)
     blocks, head = block_matrices(model), _head(model)
     flops = work.train_tokens * training_flops(blocks, head) + work.judged_tokens * 2 * (_weights(blocks) + head)
-    basis = f"work per token at {_SHARE:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s measured now"
+    basis = f"work per token at {_SHARE:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s in {_name(dtype)} measured now"
     return Duration(_SETUP + flops / (_SHARE * speed), basis)
 
 
@@ -53,20 +59,27 @@ def training_flops(blocks: Sequence[WeightMatrix], head: int) -> int:
     return 2 * (_weights(blocks) + head) + 2 * (_weights(blocks) - dead + head)
 
 
-def _by_runs(work: Workload, runs: Sequence[StoredRun]) -> Duration:
+def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Duration:
     """Speeds count real tokens and the work padded ones: with batches of similar length they are within a few percent."""
+    same = [run for run in runs if run.tags.get("config") == spec.config]
+    runs = same or runs
     train, judge, setup = (median(run.figures[key] for run in runs) for key in ("speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"))
     seconds = setup + work.train_tokens / train + work.judged_tokens / judge
-    return Duration(seconds, f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of this model and task")
+    config = spec.config if same else "other configs"
+    return Duration(seconds, f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of {config} with this model and task, here")
 
 
-def _finished(spec: RunSpec, store: str) -> list[StoredRun]:
+def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> list[StoredRun]:
     uri = store_uri(store)
     database = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not database.exists():
         return []
     check_file(database)
-    same = {"model": spec.model, "task": spec.task_name}
+    threads = spec.threads or max(1, (psutil.cpu_count(logical=False) or 1) // spec.processes)  # as bitrank_trainer.pin_threads counts
+    same = {
+        "model": spec.model, "task": spec.task_name, "device": device, "dtype": _name(dtype), "threads": str(threads),
+        "hardware": hardware(device),
+    }  # fmt: skip
     needed = {"speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"}
     return [
         run
@@ -75,17 +88,26 @@ def _finished(spec: RunSpec, store: str) -> list[StoredRun]:
     ]
 
 
-def _products_per_second(threads: int | None, dtype: torch.dtype) -> float:
-    """Operations a second of the best of a few square products, with the run's threads; the number of threads is put back."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _products_per_second(threads: int | None, device: str, dtype: torch.dtype) -> float:
+    """Operations a second of the best of a few square products, with the run's threads; the number of threads is put back.
+
+    Of ones: a product takes as long whatever its numbers, and none are drawn that a seed was set for.
+    """
     before = torch.get_num_threads()
-    left, right = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
-    best = math.inf
+    square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
+    best, begun = math.inf, time.perf_counter()
     try:
         torch.set_num_threads(threads or before)
         for _ in range(_TRIES):
             started = time.perf_counter()
-            left @ right
+            (square @ square)[0, 0].item()  # an accelerator has to have finished
             best = min(best, time.perf_counter() - started)
+            if time.perf_counter() - begun > _PATIENCE:
+                break
     finally:
         torch.set_num_threads(before)
     return 2 * _SIDE**3 / best

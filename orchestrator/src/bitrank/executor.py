@@ -111,7 +111,7 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
         return None
     write_spec(job.spec, job.folder / "spec.json")
     log = tracker.open(job.spec, job.state.run_id)
-    environment = _environment(job.spec)
+    environment = environment_of(job.spec)
     with (job.folder / "log.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bitrank.child", str(job.folder)],
@@ -121,7 +121,7 @@ def _start(job: Job, tracker: Tracker) -> _Running | None:
     return _Running(job, process, log, EventTail(job.folder / "events.jsonl"), lock)
 
 
-def _environment(spec: RunSpec) -> dict[str, str]:
+def environment_of(spec: RunSpec) -> dict[str, str]:
     """The run's environment: how its C library keeps memory, and how its threads wait.
 
     Big temporaries would be mapped and unmapped at each step if the heap did not keep them; under a memory limit it must not.

@@ -23,13 +23,14 @@ from bitrank.held import base_bytes
 from bitrank.rehearsal import Stage, bare, rehearse
 from bitrank.rules import AdaptiveRank
 from bitrank.specs import RunSpec
-from bitrank.workload import Workload, workload
+from bitrank.workload import Workload, heaviest, workload
 
 _MIB = 2**20
 # Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
 CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
-# Compiled products. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a quarter of a MiB each: heap in use grew by 230 MiB over about 900
-# shapes with oneDNN's own cache nearly off. That cache, of 128 in the executor's environment, took 36 MiB more.
+# Compiled products, of 16-bit matrices: MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a
+# quarter of a MiB each: heap in use grew by 230 MiB over about 900 shapes with oneDNN's own cache nearly off. That cache, of 128 in the
+# executor's environment, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
 # The heap grows past what is alive: aligned blocks that are freed do not fit the next of the same size. Of one shape after another
@@ -77,7 +78,7 @@ def forecast(spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, in
     model, fresh = bare(spec, work.classes, device, dtype)
     blocks = block_matrices(model)
     check_ranks(dict(ranks), {m.name: m.shape for m in blocks})
-    took = duration(spec, work, model, dtype, store)
+    took = duration(spec, work, model, device, dtype, store)
     return _of_plan(spec, precision, ranks, work, model, fresh, device, dtype, took)
 
 
@@ -90,7 +91,7 @@ def _of_plan(
     adapted = _adapted(spec, model, fresh, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
     stage = rehearse(spec, model, fresh, precision, ranks, work.steps, device, dtype)
-    activations, overhead = _passes(stage, work)
+    activations, overhead = _passes(stage, work, dtype != torch.float32)
     imports = 0
     if device == "cpu":
         before = baseline(spec)
@@ -105,12 +106,12 @@ def _of_plan(
     )  # fmt: skip
 
 
-def _passes(stage: Stage, work: Workload) -> tuple[int, int]:
-    """Activations, and what libraries and the heap take on top."""
-    step, judged = stage.step(work.largest), stage.judge(work.largest_judged)
-    products = step.products * len(work.train) + judged.products * len(work.judged)
+def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
+    """Activations, and what libraries and the heap take on top; ``compiles`` where products are compiled for their shapes."""
+    steps, judged = [stage.step(shape) for shape in heaviest(work.train)], [stage.judge(shape) for shape in heaviest(work.judged)]
+    products = steps[0].products * len(work.train) + judged[0].products * len(work.judged) if compiles else 0
     compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
-    activations = max(step.peak, judged.peak)
+    activations = max(done.peak for done in (*steps, *judged))
     slack = SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
     return activations, CODE_PAGES + compiled + int(slack * activations)
 

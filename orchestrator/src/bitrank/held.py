@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 from bitrank_adapters.norms import is_norm
-from bitrank_quant import BACKENDS, Codebook, Float, Format, Int8Row, WeightMatrix, choose_backend, override_for, parse_format
+from bitrank_quant import (
+    BACKENDS,
+    Codebook,
+    Float,
+    Format,
+    Int8Row,
+    WeightMatrix,
+    check_fits,
+    choose_backend,
+    override_for,
+    parse_format,
+)  # fmt: skip
 from bitrank_quant.matrices import tied_heads
 from torch import Tensor, nn
 
@@ -27,13 +38,15 @@ def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: s
     ``shared`` says that heads are tied to it: like embeddings, such a matrix is always held by plain torch. Raises the quant package's
     error for a format or backend that cannot be served.
     """
-    override = override_for(quant_backend, device)
+    override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
     if override.format is not None and not isinstance(fmt, Float):
         fmt = parse_format(override.format)
     if isinstance(fmt, Float) or shared or matrix.role == "embedding":
         return fmt.nbytes(matrix.shape)
-    return backend_bytes(override.backend or choose_backend(fmt, device).name, fmt, matrix.shape, dtype)
+    backend = override.backend or choose_backend(fmt, device, dtype).name
+    check_fits(backend, fmt, matrix.shape, matrix.name)
+    return backend_bytes(backend, fmt, matrix.shape, dtype)
 
 
 def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
@@ -91,5 +104,6 @@ def _quanto(fmt: Format, shape: tuple[int, int], size: int) -> int:
     """Scales (and shifts) in the compute dtype of ``size`` bytes, and two scalars for activations that it keeps though unused."""
     if isinstance(fmt, Int8Row):
         return math.prod(shape) + size * shape[0] + 2 * size
-    groups = math.prod(shape) // _GROUP
-    return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * groups + 2 * size
+    groups = math.prod(shape) // _GROUP  # whole ones: other shapes are refused
+    scales = groups if groups > 1 else _GROUP  # a single group it takes for a column, and scales each number
+    return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * scales + 2 * size

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,20 @@ import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Moments, Replay, measure_errors, measure_moments
-from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, peak_memory_mib
+from bitrank_trainer import DTYPES, choose_device, choose_dtype, peak_memory_mib, pin_threads
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bitrank.errors import UserError
+from bitrank.heads import fit_head, loss_sum
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "3"  # of what is measured and how it lies on disk
+VERSION = "4"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
-_TRIED = {"classification": 128, "language-modelling": 4}  # of these, for the true added loss, whose every format is a pass of its own
+_TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
 _HEAD_SEQUENCES = 1024
-_HEAD_STEPS = 50
-_HEAD_DECAY = 1e-4  # of ½‖weights‖²: a few hundred features tell a thousand sentences apart without learning anything
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
     task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
-    return _read(build_once(_place(spec), lambda folder: _write(folder, _measure(spec, task, told))))
+    return _read(build_once(_place(spec), lambda folder: _write(folder, _measured(spec, task, told))))
 
 
 def is_measured(spec: RunSpec) -> bool:
@@ -80,6 +79,22 @@ def calibration_batches(task: TokenisedTask, count: int, offset: int = 0) -> lis
     return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, _BATCH_TOKENS[task.kind]))
 
 
+def _measured(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
+    with _all_cores():
+        return _measure(spec, task, told)
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on who asked first."""
+    before = torch.get_num_threads()
+    pin_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
     started = time.monotonic()
     device = choose_device(spec.device)
@@ -95,49 +110,6 @@ def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) ->
     replay = Replay(model, calibration_batches(task, min(count, _TRIED[task.kind])), loss)
     errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
-
-
-def loss_sum(kind: str, device: str) -> Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]:
-    """A model and a batch → the loss in nats summed over what is judged, and how much that is."""
-    objective = PLAIN_OBJECTIVES[kind]
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        units = objective.weight(batch)
-        return objective.loss(model, batch, device) * units, units
-
-    return loss
-
-
-def fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch], device: str) -> None:
-    """Fit the modules that no file had to the features that the frozen body gives, by L-BFGS on the whole of ``batches``, in fp32."""
-    heads = [model.get_submodule(name) for name in fresh]
-    parameters = [p for head in heads for p in head.parameters()]
-    replay = Replay(model, batches, loss_sum(kind, device))
-    kept = [p.dtype for p in parameters]
-    for head in heads:
-        head.float()
-    hooks = [head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:])) for head in heads]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=_HEAD_STEPS, line_search_fn="strong_wolfe")
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        total, units = torch.zeros((), device=device), 0
-        for loss, count in replay.losses_from(None):
-            loss.backward()
-            total, units = total + loss.detach(), units + count
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad = parameter.grad / units + _HEAD_DECAY * parameter.detach()
-        return total / units + _HEAD_DECAY / 2 * sum(p.detach().square().sum() for p in parameters)
-
-    optimizer.step(closure)
-    for hook in hooks:
-        hook.remove()
-    for parameter, dtype in zip(parameters, kept, strict=True):
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(dtype)
 
 
 def _write(folder: Path, tables: Tables) -> None:

@@ -101,6 +101,10 @@ class Record:
         """The adapter that ``hook`` looks after, in PEFT's own format (safetensors)."""
         hook.save(self._folder / "adapter")
 
+    def samples(self, rows: list[dict[str, str]]) -> None:
+        """What a language model says, as ``continuations.json``."""
+        (self._folder / "continuations.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+
     def ready(self) -> None:
         """Set-up is over: from the start of the process, imports included, to a model that can train."""
         self._result["time/setup_s"] = time.time() - psutil.Process().create_time()

@@ -55,11 +55,12 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     model, hook = config.rank.attach(
         loaded.model, plans.ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
     )
+    record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
+    processes.share_out(model)
     model.to(device)
     start.write(model)
     if spec.fused:
         fuse(model, decoder)
-    record.model(applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters)
     record.ready()
     settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
@@ -75,5 +76,5 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     record.adapter(hook)
-    texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, folder) if processes.first else []
+    texts = leave_samples(spec.kind, model, loaded.tokenizer, material.test, device, record.samples) if processes.needed else []
     record.finish(judge(material.test), material.test, progress, hook.ranks(), adapter_bytes(model), device, texts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +11,14 @@ from bitrank_data import TokenSplit
 _PROMPTS, _GIVEN, _NEW = 3, 24, 24  # prompts, tokens of each, and tokens that the model adds
 
 
-def leave_samples(kind: str, model: Any, tokenizer: Any, split: TokenSplit, device: str, folder: Path) -> list[str]:
-    """What is to be read of a run: a language model's continuations as ``continuations.json`` in ``folder``, a classifier's texts
-    (returned, to stand beside its predictions)."""
+def leave_samples(
+    kind: str, model: Any, tokenizer: Any, split: TokenSplit, device: str, keep: Callable[[list[dict[str, str]]], None]
+) -> list[str]:
+    """What is to be read of a run: a language model's continuations, given to ``keep``; a classifier's texts, returned to stand
+    beside its predictions."""
     if kind == "classification":
         return texts_of(split, tokenizer)
-    write_continuations(model, tokenizer, split, device, folder / "continuations.json")
+    keep(continuations(model, tokenizer, split, device))
     return []
 
 
@@ -27,8 +28,8 @@ def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
     return texts
 
 
-def write_continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str, path: Path) -> None:
-    """Continue the beginnings of the first documents of ``split`` greedily and write prompt and continuation as JSON."""
+def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) -> list[dict[str, str]]:
+    """Prompt and greedy continuation of the beginnings of the first documents of ``split``."""
     prompts_PT = torch.tensor([split.sequence(i)[:_GIVEN].tolist() for i in _beginnings(split)], device=device)
     was_training = model.training
     model.eval()
@@ -43,8 +44,7 @@ def write_continuations(model: Any, tokenizer: Any, split: TokenSplit, device: s
     model.train(was_training)
     given = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)
     added = tokenizer.batch_decode(whole[:, prompts_PT.shape[1] :], skip_special_tokens=True)
-    rows = [{"prompt": prompt, "continuation": text} for prompt, text in zip(given, added, strict=True)]
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    return [{"prompt": prompt, "continuation": text} for prompt, text in zip(given, added, strict=True)]
 
 
 def _beginnings(split: TokenSplit) -> list[int]:

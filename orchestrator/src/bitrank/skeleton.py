@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from bitrank_quant import Float, parse_format
 from bitrank_quant.matrices import tied_heads
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -30,10 +31,20 @@ def skeleton(place: str, kind: str, classes: int, dtype: torch.dtype, attention:
     is an encoder's and ``kind`` is language modelling.
     """
     config = _config(place, kind, classes, dropout)
-    with no_init_weights(), init_empty_weights(include_buffers=False):
+    with no_init_weights(), init_empty_weights(include_buffers=False), _Unfilled():
         model: Any = _auto(config, kind).from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     return model.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Empty tensors are made on ``meta``: layers make their weights so, and gigabytes are not asked for even for a moment."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        words = dict(kwargs or {})
+        if func is torch.empty and words.get("device") is None:
+            words["device"] = "meta"
+        return func(*args, **words)
 
 
 def fresh_modules(model: Any, place: str, kind: str) -> list[str]:

@@ -31,7 +31,7 @@ class RunSpec:
     process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``init`` is one of
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
     ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
-    batch of ``batch_size`` sequences out among themselves, one GPU each.
+    batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.
     """
 
     config: str
@@ -73,6 +73,7 @@ class RunSpec:
     shrink: bool = False
     mps_safe: bool = False
     processes: int = 1
+    shard: bool = False
 
     @property
     def tuned(self) -> dict[str, int]:
@@ -164,6 +165,8 @@ def _check_processes(spec: RunSpec) -> None:
             f"{spec.processes} processes share the {spec.batch_size} sequences of a batch out, and some would have none; give "
             f"{spec.batch_size} processes or fewer, or a larger batch_size"
         )
+    if spec.shard and spec.processes == 1:
+        raise UserError("shard keeps a part of the base in each of several processes: give processes=2 or more, got 1")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -9,7 +9,6 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 from bitrank_adapters import ResidualStart
-from bitrank_trainer import pin_threads
 from torch import Tensor
 
 from bitrank.child import exit_with_parent
@@ -53,5 +52,4 @@ def fisher_weights(spec: RunSpec) -> Weights:
 
 
 def _measured(spec: RunSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    pin_threads(spec.threads)
     return {name: (moments.row_O.numpy(), moments.column_I.numpy()) for name, moments in measure(spec).moments.items()}

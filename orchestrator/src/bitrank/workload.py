@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +31,12 @@ class Workload:
     classes: int
     steps: int
 
-    @property
-    def largest(self) -> Shape:
-        """The training batch with the most tokens; of equals the widest, whose attention is larger."""
-        return max(self.train, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
-    @property
-    def largest_judged(self) -> Shape:
-        return max(self.judged, key=lambda shape: (shape[0] * shape[1], shape[1]))
+def heaviest(shapes: Iterable[Shape]) -> set[Shape]:
+    """The one or two of ``shapes`` that can hold most: the batch with most tokens, and the one with the longest sequence, whose attention
+    scores go by the square of it (of equals the one with more of the other)."""
+    shapes = list(shapes)
+    return {max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])), max(shapes, key=lambda shape: (shape[1], shape[0]))}
 
 
 def workload(spec: RunSpec, device: str) -> Workload:

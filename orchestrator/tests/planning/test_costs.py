@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank.measuring import Tables, measure
-from bitrank.planning.costs import Choices, costs, make_problem, measured_noise, pulled
+from bitrank.planning.costs import Choices, believed, costs, make_problem
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.sizes import Sizes, sizes_of
 from bitrank.profiles import find_profile
@@ -41,20 +41,17 @@ def test_measuring_again_reads_the_same(spec: RunSpec, tables: Tables) -> None:
 def test_a_cost_is_its_formula(tables: Tables) -> None:
     matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
     errors, spectrum_K = tables.errors[matrix.name]["int2-g64"], tables.moments[matrix.name].gradient_K.double()
-    noise = measured_noise(tables)
-    believed = pulled(errors.added, errors.fisher, noise)
+    assert believed(errors) == errors.far and errors.far != errors.fisher
     for repairs in (True, False):
-        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs), noise)
+        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs))
         for rank, cost in zip((2, 4, 8), got, strict=True):
             left = float(errors.tail_R[rank]) / errors.fisher if repairs else 1.0
-            assert cost == pytest.approx(believed * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5)
+            assert cost == pytest.approx(believed(errors) * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5)
 
 
-def test_a_large_loss_is_believed_as_measured_and_a_small_one_as_predicted() -> None:
-    assert pulled(2.0, 1.0, 1e-3) == pytest.approx(2.0, rel=1e-5)
-    assert pulled(2.0, 1e-6, 1e-2) == pytest.approx(1e-6, rel=0.1)
-    assert pulled(-1.0, 0.5, 0.01) == pytest.approx(0.05)  # never free
-    assert pulled(None, 0.5, 0.01) == 0.5 and pulled(0.3, 0.0, 0.01) == 0.0
+def test_where_no_divergence_was_measured_the_fisher_form_is_believed(tables: Tables) -> None:
+    errors = tables.errors[tables.matrices[0].name]["int8"]
+    assert errors.far is None and believed(errors) == errors.fisher > 0
 
 
 def test_embeddings_get_bits_and_no_rank(tables: Tables, sizes: Sizes) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from bitrank_planner import GAP, Infeasible, Plan, PlanError, Problem, exact
+from bitrank_planner import GAP, Infeasible, Item, Option, Plan, PlanError, Problem, exact
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made import every_plan, small_problems
@@ -20,6 +21,29 @@ def is_best(plan: Plan, problem: Problem) -> bool:
     best = min(other.cost for other in fitting(problem))
     rounding = 1e-12 * sum(max(abs(option.cost) for option in item.options) for item in problem.items)
     return plan.cost <= best + GAP * abs(best) + rounding
+
+
+ROUND = (("int2", 2, 64.0), ("int3", 3, 16.0), ("int4", 4, 4.0), ("int8", 8, 1.0))
+
+
+@st.composite
+def options(draw: st.DrawFn) -> tuple[Option, ...]:
+    """Two to four ways to hold a matrix, more bytes for less cost."""
+    sizes = sorted(draw(st.sets(st.integers(1, 30), min_size=2, max_size=4)))
+    costs = sorted(draw(st.lists(st.integers(1, 1000), min_size=len(sizes), max_size=len(sizes))), reverse=True)
+    return tuple(Option(f"int{size}", 0, size, cost / 100) for size, cost in zip(sizes, costs, strict=True))
+
+
+def cheapest(problem: Problem) -> float:
+    """The least cost of a plan that fits, by dynamic programming over bytes."""
+    best_B = np.zeros(problem.available + 1)
+    for item in problem.items:
+        ways = [(option.nbytes, option.cost) for option in item.options]
+        shifted = [
+            np.concatenate([np.full(min(size, len(best_B)), np.inf), best_B[: max(0, len(best_B) - size)] + cost]) for size, cost in ways
+        ]
+        best_B = np.minimum.reduce(shifted)
+    return float(best_B.min())
 
 
 def check_against_every_plan(problem: Problem) -> None:
@@ -89,3 +113,27 @@ def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem
     with pytest.raises(Infeasible) as error:
         exact(replace(problem, budget=smallest - 1))
     assert error.value.smallest == smallest or problem.max_trainable is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(options(), st.integers(1, 40)), min_size=1, max_size=3), st.floats(0, 1))
+def test_dozens_of_alike_matrices_equal_dynamic_programming(kinds, share):
+    """Copies of a matrix, as a model planned by a prior has them: their order must not be searched, and the optimum must stay."""
+    items = tuple(Item(f"m{kind}.{copy}", made) for kind, (made, count) in enumerate(kinds) for copy in range(count))
+    low, high = (sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max))
+    problem = Problem(items, low + int(share * (high - low)))
+    plan = exact(problem)
+    best = cheapest(problem)
+    assert problem.fits(plan) and best * (1 - 1e-9) <= plan.cost <= best * (1 + GAP) + 1e-9
+    assert exact(problem) == plan
+
+
+def test_a_hundred_blocks_by_a_prior_are_planned_at_any_budget():
+    """Of four matrices a block with costs in round numbers: exchanges that gain nothing must end, and so must branching."""
+    four = [tuple(Option(f, r, w * b + 2 * r, c / w / (1 + r), r) for f, b, c in ROUND for r in (2, 4, 8)) for w in (64, 64, 256, 512)]
+    items = tuple(Item(f"m{block}.{part}", made, layer=block) for block in range(100) for part, made in enumerate(four))
+    least = Problem(items, 10**9).smallest
+    for budget in (least + 997, 2 * least, 3 * least + 1):
+        problem = Problem(items, budget)
+        plan = exact(problem)
+        assert problem.fits(plan) and plan.cost <= cheapest(problem) * (1 + GAP)

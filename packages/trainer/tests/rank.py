@@ -1,4 +1,4 @@
-"""One process of small training runs, as a program: ``python rank.py RANK COUNT MEETING '[{"out": …, "folder": …}, …]'``.
+"""One process of small training runs, as a program: ``python rank.py RANK COUNT MEETING '[{"out": …, "folder": …}, …]' [sharded]``.
 
 Each job trains anew, or continues what is in its ``folder``; what this process saw of it lies beside ``out``.
 """
@@ -12,9 +12,23 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from bitrank_trainer import OBJECTIVES, NoHook, Processes, Task, TrainSettings, evaluate, join, leave, train, trainable
+from bitrank_trainer import (
+    OBJECTIVES,
+    PLAIN_OBJECTIVES,
+    Joined,
+    NoHook,
+    Processes,
+    Sharded,
+    Task,
+    TrainSettings,
+    evaluate,
+    join,
+    leave,
+    train,
+    trainable,
+)
 from safetensors.torch import save_file
-from tiny_problem import TinyClassifier, TinyLm, batch
+from tiny_problem import TinyClassifier, TinyDeep, TinyLm, batch
 
 SIZES = (7, 8, 1, 5, 2)  # rows of the batches, one after the other: uneven, and one too small to share
 
@@ -25,6 +39,7 @@ class Job:
     folder: str
     kind: str = "classification"
     stop_after: int | None = None
+    deep: bool = False
     dropout: float = 0.0
     micro_tokens: int | None = None
 
@@ -41,10 +56,12 @@ class Penalised(NoHook):
 
 def work(job: Job, processes: Processes) -> None:
     torch.manual_seed(0)
-    model = TinyClassifier() if job.kind == "classification" else TinyLm()
+    model = TinyDeep() if job.deep else TinyClassifier() if job.kind == "classification" else TinyLm()
+    processes.share_out(model)
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters() if not p.requires_grad)
     if job.kind == "classification":
         model.dropout.p = job.dropout
-    objective, lm = OBJECTIVES[job.kind], job.kind != "classification"
+    objective, lm = (PLAIN_OBJECTIVES if job.deep else OBJECTIVES)[job.kind], job.kind != "classification"
 
     def batches(skip: int):
         stop = None if job.stop_after is None else job.stop_after - skip
@@ -53,7 +70,7 @@ def work(job: Job, processes: Processes) -> None:
     def validate() -> dict[str, float]:
         return evaluate(model, [batch(n, lm=lm) for n in range(30, 35)], objective, "cpu", processes).metrics
 
-    events: list[dict[str, object]] = []
+    events: list[dict[str, object]] = [{"event": "held", "frozen": held}]
     settings = TrainSettings(steps=20, learning_rate=1e-2, log_every=1, eval_every=5, checkpoint_every=3, accumulation=2,
                              clip=0.5, micro_tokens=job.micro_tokens)  # fmt: skip
     task = Task(objective, batches, validate, "cpu", processes)
@@ -62,12 +79,12 @@ def work(job: Job, processes: Processes) -> None:
     except (StopIteration, RuntimeError):
         if job.stop_after is None:
             raise
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, f"{job.out}-{processes.rank}.safetensors")
+    save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, f"{job.out}-{processes.rank}.safetensors")
     Path(f"{job.out}-{processes.rank}.json").write_text(json.dumps(events))
 
 
 if __name__ == "__main__":
-    together = join("cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    together = join("cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Sharded if sys.argv[5:] else Joined)
     for words in json.loads(sys.argv[4]):
         work(Job(**words), together)
     leave()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitrank_trainer import ALONE, OBJECTIVES, Joined, TrainError, join
+from bitrank_trainer import ALONE, OBJECTIVES, Joined, Sharded, TrainError, join
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny_problem import batch
+from tiny_problem import TinyDeep, TinyLm, batch
 
 PROGRAM = Path(__file__).with_name("rank.py")
 KINDS = ("classification", "language-modelling")
@@ -37,13 +37,13 @@ class Outcome:
         return {e["step"]: e["metrics"][key] for e in self.events[0] if e["event"] == event}
 
 
-def session(place: Path, count: int, jobs: dict[str, dict[str, Any]]) -> dict[str, Outcome]:
+def session(place: Path, count: int, jobs: dict[str, dict[str, Any]], *form: str) -> dict[str, Outcome]:
     """Do ``jobs`` one after the other in ``count`` processes; outcomes by name. Checkpoints lie in ``place`` under ``folder``."""
     words = [{"out": str(place / f"{name}-{count}"), **job, "folder": str(place / job.get("folder", name))} for name, job in jobs.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
     with TemporaryDirectory() as meeting:
         started = [
-            subprocess.Popen([sys.executable, str(PROGRAM), str(rank), str(count), f"{meeting}/file", json.dumps(words)], env=environment)
+            subprocess.Popen([sys.executable, PROGRAM, str(rank), str(count), f"{meeting}/file", json.dumps(words), *form], env=environment)
             for rank in range(count)
         ]
         assert [process.wait(timeout=300) for process in started] == [0] * count
@@ -129,6 +129,49 @@ def test_dropout_differs_between_processes_and_resumes_to_the_bit(outcomes: dict
     assert not close(straight.weights[0], outcomes["two classification"].weights[0])
 
 
+def test_a_base_shared_out_trains_as_a_whole_one(place: Path) -> None:
+    """Batches of one row, passes cut for memory, seventeen batches to judge in two: all make as many passes as each other."""
+    words = {"kind": "language-modelling", "deep": True}
+    jobs = {"whole": words, "in passes": {**words, "micro_tokens": 12}}
+    cut = {"cut": {**words, "stop_after": 17, "folder": "deep"}, "continued": {**words, "folder": "deep"}}
+    whole, sharded = session(place, 2, jobs), session(place, 2, {f"sharded {name}": job for name, job in (jobs | cut).items()}, "sharded")
+    for name in jobs:
+        one, two = whole[name], sharded[f"sharded {name}"]
+        for event, key in (("train", "train/loss"), ("train", "train/grad_norm"), ("validation", "val/loss")):
+            assert two.curve(event, key) == pytest.approx(one.curve(event, key), abs=ROUNDING, rel=ROUNDING), key
+        assert close(one.weights[0], two.weights[0]) and same(*two.weights)
+    resumed, straight = sharded["sharded continued"], sharded["sharded whole"]
+    assert list(resumed.curve("train", "train/loss")) == list(range(7, 21))
+    assert same(resumed.weights[0], straight.weights[0])
+    held = [outcome.events[rank][0]["frozen"] for outcome in (whole["whole"], straight) for rank in (0, 1)]
+    blocks = 3 * (64 + 8)
+    assert held == [blocks + 340, blocks + 340, blocks // 2 + 340, blocks // 2 + 340]
+
+
+@given(st.integers(0, 20), st.integers(1, 5))
+def test_every_process_judges_as_often(batches: int, count: int) -> None:
+    dealt = [list(Sharded(rank, count).deal(range(batches))) for rank in range(count)]
+    assert len({len(part) for part in dealt}) == 1
+    assert sorted(number for part in dealt for number, counts in part if counts) == list(range(batches))
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    model = TinyDeep()
+    model.layers[1].frozen = QuantLike()
+    with pytest.raises(TrainError, match=r"those of layers\.1 are decoded first"):
+        Sharded(0, 2).share_out(model)
+    with pytest.raises(TrainError, match="no transformer blocks"):
+        Sharded(0, 2).share_out(TinyLm())
+
+
+class QuantLike(torch.nn.Module):
+    """Codes in a buffer, as low-bit layers keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(8, 8, dtype=torch.uint8))
+
+
 @given(st.integers(1, 12), st.integers(1, 5), st.sampled_from(KINDS))
 def test_shares_make_up_the_batch(rows: int, count: int, kind: str) -> None:
     whole = batch(rows, rows, lm=kind != "classification")
@@ -141,7 +184,7 @@ def test_shares_make_up_the_batch(rows: int, count: int, kind: str) -> None:
 
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_every_batch_to_judge_is_dealt_once(batches: int, count: int) -> None:
-    dealt = [list(Joined(rank, count).deal(range(batches))) for rank in range(count)]
+    dealt = [[batch for batch, _ in Joined(rank, count).deal(range(batches))] for rank in range(count)]
     assert sorted(chain.from_iterable(dealt)) == list(range(batches))
 
 

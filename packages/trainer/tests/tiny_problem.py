@@ -36,6 +36,34 @@ class TinyLm(nn.Module):
         return SimpleNamespace(logits=self.linear(self.embedding(input_ids)))
 
 
+class TinyBlock(nn.Module):
+    """A frozen matrix with a small trained pair beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.down, self.up = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD + torch.tanh(self.frozen(x_BTD) + self.up(self.down(x_BTD)))
+
+
+class TinyDeep(nn.Module):
+    """A language model of three blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8).requires_grad_(False)
+        self.layers = nn.ModuleList(TinyBlock() for _ in range(3))
+        self.head = nn.Linear(8, 20).requires_grad_(False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+        x_BTD = self.embedding(input_ids)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return SimpleNamespace(logits=self.head(x_BTD))
+
+
 def batch(number: int, size: int = 8, length: int = 6, lm: bool = False) -> dict[str, np.ndarray]:
     random = np.random.default_rng(number)
     ids = random.integers(1, 20, (size, length))

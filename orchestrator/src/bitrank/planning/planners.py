@@ -74,7 +74,7 @@ def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     items = _adapted(problem)
     words: dict[str, object] = {"high": HIGH, "low": LOW}
     if name == "three_bits_on_least_sensitive":
-        words = {"high": LOW, "added_loss": {i.name: tables.errors[i.name]["int3-g64"].added for i in problem.items}}
+        words = {"high": LOW, "added_loss": {i.name: tables.errors[i.name]["int3-g64"].far for i in problem.items}}
     if name in {"low_rank_more_bits", "low_rank_fewer_bits"}:
         words["ranks"] = RANK_HEURISTICS["gradient_probe"](items, float(FIXED_RANK), _importance(items, tables))
     precision = PRECISION_HEURISTICS[name](problem.items, **words)

@@ -99,11 +99,8 @@ def study_specs(
 
 
 def _measured(spec: RunSpec) -> None:
-    from bitrank_trainer import pin_threads
-
     from bitrank.measuring import measure
 
-    pin_threads(spec.threads)
     measure(spec)
 
 

@@ -3,7 +3,9 @@
 The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs at
 least the bound plus that. Exchanges (:mod:`bitrank_planner.exchange`) turn the relaxation's solution into a plan, often one within the
 gap of the bound, and then nothing is left to do. Otherwise every option whose reduced cost is above that plan's distance from the bound
-is out (the *core* remains, Balas and Zemel 1980), and HiGHS finds the best plan in the core, which is the best of all.
+is out (the *core* remains, Balas and Zemel 1980), and HiGHS finds the best plan in the core, which is the best of all. Matrices that have
+the same options at the same cost (a model planned by a prior has dozens in a row) are one variable an option there, which counts them:
+as single choices they could be swapped without end, and branching would look at every order.
 """
 
 from __future__ import annotations
@@ -57,6 +59,14 @@ class _Program:
             units.append(self._units([o.trainable for o in taken], problem.max_trainable))
         self._rows_LX = np.stack([row_X for row_X, _ in units])
         self._limits_L = np.array([limit for _, limit in units])
+        self._first_N = np.searchsorted(self._item_X, np.arange(len(problem.items)))
+        self._alike_N = self._alike()
+
+    def _alike(self) -> np.ndarray:
+        """A number for each item (N,), the same for items with the same costs and amounts."""
+        parts_N = np.split(np.vstack([self._cost_X, self._rows_LX]), self._first_N[1:], axis=1)
+        numbers: dict[bytes, int] = {}
+        return np.array([numbers.setdefault(part.tobytes(), len(numbers)) for part in parts_N])
 
     def solve(self) -> np.ndarray | None:
         """Which options (X indices, one per item) a best plan takes; None when there is no plan."""
@@ -73,19 +83,30 @@ class _Program:
 
     def _best(self, core: np.ndarray, bound: float, distance: float) -> np.ndarray | None:
         """The best plan among the options ``core`` (X indices), to the gap; its cost lies between ``bound`` and that plus ``distance``."""
-        item_X, count = self._item_X[core], len(self._problem.items)
-        cost_X = (self._cost_X[core] - bound / count) / distance + 1 / count  # a plan's lies between 1 and 2
-        found = _milp(cost_X, item_X, self._rows_LX[:, core], self._limits_L, GAP * abs(bound) / distance / 2)
-        return None if found is None else core[found]
+        count = len(self._problem.items)
+        cost_X = (self._cost_X - bound / count) / distance + 1 / count  # a plan's lies between 1 and 2
+        return self._least(core, cost_X, self._rows_LX, self._limits_L, GAP * abs(bound) / distance / 2)
+
+    def _least(self, core: np.ndarray, cost_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray, gap: float) -> np.ndarray | None:
+        """Options among ``core``, one per item, of least cost within the limits: items that are alike as one, with how many take what."""
+        item_K = self._item_X[core]
+        kinds = np.stack([self._alike_N[item_K], core - self._first_N[item_K]])  # a class of items, and an option of it
+        (class_C, option_C), one_C = np.unique(kinds, axis=1, return_index=True)
+        times_C = _milp(cost_X[core[one_C]], class_C, rows_LX[:, core[one_C]], limits_L, gap, np.bincount(self._alike_N))
+        if times_C is None:
+            return None
+        order = np.argsort(self._alike_N, kind="stable")
+        return np.sort(self._first_N[order] + np.repeat(option_C, times_C))
 
     def why_not(self) -> PlanError:
         """Too few bytes under the limit on trainable numbers, or that limit by itself."""
         problem, limit = self._problem, self._problem.max_trainable or 0
-        found = _milp(self._rows_LX[0].astype(float), self._item_X, self._rows_LX[1:], self._limits_L[1:], 0)
+        everything = np.arange(len(self._cost_X))
+        found = self._least(everything, self._rows_LX[0].astype(float), self._rows_LX[1:], self._limits_L[1:], 0)
         if found is None:
             least = sum(min(o.trainable for o in item.options) for item in problem.items)
             return PlanError(f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise that limit")
-        needed = problem.plan(self.choices(np.flatnonzero(found)), "exact").nbytes
+        needed = problem.plan(self.choices(found), "exact").nbytes
         return Infeasible(
             f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the smallest takes {needed:,}. "
             f"Give {needed:,} or more, or allow more trainable numbers.",
@@ -128,14 +149,20 @@ def _relax(
     return start_N, bound, noise, priced_X - least_N[item_X]
 
 
-def _milp(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray, gap: float) -> np.ndarray | None:
-    """Which options (X,) a best plan takes, as booleans; None when there is no plan. Limits are whole numbers, so half of one is spare."""
-    limits = [LinearConstraint(_one_each(item_X), 1, 1)]
+def _milp(
+    cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray, gap: float, count_N: np.ndarray
+) -> np.ndarray | None:
+    """How often a best plan takes each option (X,), item n being there ``count_N[n]`` times; None when there is no plan.
+
+    Limits are whole numbers, so half of one is spare.
+    """
+    limits = [LinearConstraint(_one_each(item_X), count_N, count_N)]
     if len(limits_L):
         rows, most_L = _scaled(rows_LX, limits_L + 0.5)
         limits.append(LinearConstraint(rows, -np.inf, most_L))
-    found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, 1), constraints=limits, options={"mip_rel_gap": gap})
-    return None if _none(found) else found.x > 0.5
+    words = {"mip_rel_gap": gap}
+    found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=words)
+    return None if _none(found) else np.rint(found.x).astype(int)
 
 
 def _none(found: OptimizeResult) -> bool:

@@ -13,6 +13,7 @@ _MOVES = 1500  # options that are tried in pairs: those of least reduced cost
 _FOUR = 1200  # the same in fours, under one limit
 _PASSES = 100
 _TRIED = 2000  # fours looked at for one whose moves are of different items
+_ROUNDING = 1e-14  # of the costs added up: what lies below is no gain, and exchanges of alike items would go round in it
 
 
 def exchange(
@@ -38,16 +39,17 @@ def exchange(
         fits = bool((slack_L >= 0).all())
         if fits and cost_X[chosen_N].sum() - bound <= gap * abs(bound):
             return chosen_N
+        gain = -_ROUNDING * float(np.abs(cost_X[chosen_N]).sum())
         old = chosen_N[item_X[tried]]
         pair = _best_pair(item_X[tried], cost_X[tried] - cost_X[old], rows_LX[:, tried] - rows_LX[:, old], slack_L)
-        if fits and (pair is None or pair[1] >= 0):
+        if fits and (pair is None or pair[1] >= gain):
             other = np.ones(len(reduced_X), dtype=bool)
             other[chosen_N] = False
             few = np.flatnonzero(other)[np.argsort(reduced_X[other], kind="stable")[:_FOUR]]
             pair, tried_now = _best_four(few, chosen_N, item_X, cost_X, rows_LX, slack_L), few
         else:
             tried_now = tried
-        if pair is None or (fits and pair[1] >= 0):
+        if pair is None or (fits and pair[1] >= gain):
             return chosen_N if fits else None
         for option in tried_now[pair[0]]:
             chosen_N[item_X[option]] = option

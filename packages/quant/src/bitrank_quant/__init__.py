@@ -2,7 +2,7 @@
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision
 from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override
-from bitrank_quant.choice import available_overrides, choose_backend, override_for, passed_over
+from bitrank_quant.choice import available_overrides, check_fits, choose_backend, override_for, passed_over
 from bitrank_quant.decoders import decoder, stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
@@ -38,6 +38,7 @@ __all__ = [
     "apply_precision",
     "available_overrides",
     "block_matrices",
+    "check_fits",
     "choose_backend",
     "decoder",
     "kernels_status",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.backends import BACKENDS, Override
-from bitrank_quant.choice import choose_backend, override_for
+from bitrank_quant.choice import check_fits, choose_backend, override_for
 from bitrank_quant.decoders import stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Float, Format, parse_format
@@ -59,8 +59,8 @@ def apply_precision(
     just before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where they will lie.
     ``split`` may put another weight in place of each quantized linear one: it gets the module's name, its (out, in) weight, and a
     function from a weight to the (out, in) matrix that a layer holding it multiplies by; it gives the weight to store.
-    Raises :class:`QuantError` for a module the model lacks, a format or backend that cannot be served, or a tied head that the
-    plan wants in another format than its embedding; the model is untouched then.
+    Raises :class:`QuantError` for a module the model lacks, a format or backend that cannot be served or does not fit a matrix, or a tied
+    head that the plan wants in another format than its embedding; the model is untouched then.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
@@ -71,6 +71,11 @@ def apply_precision(
     heads_of: dict[str, list[str]] = {}
     for head, embedding in tied.items():
         heads_of.setdefault(embedding, []).append(head)
+    for matrix in weight_matrices(model):
+        alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
+        if matrix.name in formats and alone:
+            fmt = formats[matrix.name]
+            check_fits(_backend(fmt, override, device, compute_dtype), fmt, matrix.shape, matrix.name)
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():
         if name not in tied:

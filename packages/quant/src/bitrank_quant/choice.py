@@ -45,6 +45,12 @@ def available_overrides(device: str, dtype: torch.dtype = torch.bfloat16) -> lis
     return [name for name, override in OVERRIDES.items() if _lacks(override, device, dtype) is None]
 
 
+def check_fits(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> None:
+    """Raise :class:`QuantError` when ``backend`` cannot hold the matrix ``name`` of ``shape`` (out, in) in ``fmt``."""
+    if reason := BACKENDS[backend].misfit(fmt, shape):
+        raise QuantError(f"{name} cannot be stored as {fmt}: {reason}; give another --quant-backend (auto fits every shape), or pin it")
+
+
 def _lacks(override: Override, device: str, dtype: torch.dtype) -> str | None:
     if override.device is not None and override.device != device:
         return f"it needs device {override.device}, this run is on {device}"

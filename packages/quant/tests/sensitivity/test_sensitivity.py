@@ -9,11 +9,16 @@ import pytest
 import torch
 from bitrank_quant import QuantError, parse_format, weight_matrices
 from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
+from bitrank_quant.sensitivity.answers import LIKELIEST, answers, divergence
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 FORMATS = [parse_format(text) for text in ("int2-g64", "int4-g64", "nf4", "int8", "bf16")]
+
+ROUNDING = 5e-6  # nats: what the fp32 normaliser of five positions leaves
 
 
 def llama(tied: bool = True) -> nn.Module:
@@ -132,6 +137,55 @@ def test_added_loss_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
         weight.copy_(kept)
         assert by_format[str(fmt)].added == pytest.approx(changed - mean_loss(model), abs=2e-6), name
         assert by_format["int8"].added is None and by_format["bf16"].added == 0.0
+
+
+def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
+    """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the likeliest of many."""
+    model, fmt = measured["model"], FORMATS[0]
+    ids = torch.cat(batches())
+    before = model(input_ids=ids).logits.double().log_softmax(-1).flatten(0, -2)
+    for name, by_format in measured["errors"].items():
+        weight = model.get_submodule(name).weight
+        kept = weight.clone()
+        weight.copy_(fmt.decode(fmt.encode(weight), tuple(weight.shape), weight.dtype))
+        after = model(input_ids=ids).logits.double().log_softmax(-1).flatten(0, -2)
+        weight.copy_(kept)
+        wanted = float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+        far = by_format[str(fmt)].far
+        assert far is not None and 0.6 * wanted - 1e-9 < far <= wanted * (1 + 1e-5) + 1e-9, name
+        if before.shape[1] == 2:
+            assert far == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
+        assert by_format["int8"].far is None and by_format["bf16"].far == 0.0
+
+
+@given(st.integers(2, 200), st.floats(1e-4, 2.0), st.integers(0, 10**6))
+def test_divergence_is_never_negative_and_a_lower_bound(classes: int, size: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_NC = 3 * torch.randn(5, classes, generator=generator)
+    other_NC = logits_NC + size * torch.randn(5, classes, generator=generator)
+    kept = answers(logits_NC)
+    p, q = logits_NC.double().log_softmax(-1), other_NC.double().log_softmax(-1)
+    whole = float(F.kl_div(q, p, log_target=True, reduction="sum"))
+    assert -ROUNDING <= divergence(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
+    assert divergence(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=ROUNDING), "a shift of all logits changes no answer"
+    if classes <= LIKELIEST:
+        assert divergence(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
+
+
+def test_padding_is_no_answer() -> None:
+    model, ids_BL = llama(), batches(1)[0]
+    mask_BL = torch.ones_like(ids_BL)
+    mask_BL[:, 7:] = 0
+
+    def padded(model: nn.Module, ids: Tensor) -> tuple[Tensor, int]:
+        logits = model(input_ids=ids, attention_mask=mask_BL).logits
+        return logits[mask_BL.bool()].logsumexp(-1).sum(), int(mask_BL.sum())
+
+    replay = Replay(model, [ids_BL], padded)
+    changed = ids_BL.clone()
+    changed[:, 7:] = 5
+    replay.batches = [changed]
+    assert replay.judged_from(None, first=True)[1] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_tied_head_counts_twice() -> None:

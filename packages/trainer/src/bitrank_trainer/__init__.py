@@ -15,6 +15,7 @@ from bitrank_trainer.optimizer import trainable
 from bitrank_trainer.processes import ALONE, Joined, Processes, join, leave
 from bitrank_trainer.scaling import FIRST_SCALE
 from bitrank_trainer.settings import TrainSettings
+from bitrank_trainer.sharding import Sharded
 from bitrank_trainer.sizes import MPS_BYTES, Shapes, safe_tokens, shapes_of, tensor_bytes
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "RankHook",
     "Row",
     "Shapes",
+    "Sharded",
     "Task",
     "Throughput",
     "TrainError",

@@ -34,10 +34,12 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, d
     rows: list[Row] = []
     speed = Throughput()
     with torch.no_grad():
-        for batch in processes.deal(batches):
+        for batch, counts in processes.deal(batches):
             with speed:
-                rows += objective.rows(model, batch, device)
-            speed.tokens += int(batch["attention_mask"].sum())
+                found = objective.rows(model, batch, device)
+            if counts:
+                rows += found
+                speed.tokens += int(batch["attention_mask"].sum())
     model.train(was_training)
     release_memory()
     parts = processes.gather((rows, speed.tokens, speed.seconds))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,11 @@ class Passes:
         loss = torch.zeros((), device=self._device)
         for batch in batches:
             weight = self._objective.weight(batch) * len(batches)
-            for part in micro_batches(self._processes.mine(batch), tokens):
-                if not self._objective.weight(part):
-                    continue  # no rows for this process, or none with a target
+            # No rows for this process, or none with a target: no pass.
+            parts = [part for part in micro_batches(self._processes.mine(batch), tokens) if self._objective.weight(part)]
+            for part, counts in self._processes.even(parts, partial(_spare, batch, self._objective)):
                 self._shape = part["input_ids"].shape
-                share = self._objective.loss(model, part, self._device) * (self._objective.weight(part) / weight)
+                share = self._objective.loss(model, part, self._device) * (counts * self._objective.weight(part) / weight)
                 self._scaling.backward(share)
                 loss += share.detach()
         return loss
@@ -94,3 +95,9 @@ class Passes:
             "from here on, more of them, same gradient"
         )
         self._emit({"event": "out_of_memory", "step": progress.step, "message": said, "reason": reason, "tags": {"out_of_memory": said}})
+
+
+def _spare(batch: Batch, objective: Objective) -> Batch:
+    """One sequence of ``batch`` that has a target."""
+    rows = ({key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["input_ids"])))
+    return next(row for row in rows if objective.weight(row))

@@ -10,7 +10,7 @@ and pruned ranks equal to the bit without further words. Sequences to judge are 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,13 +35,25 @@ class Processes:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
+    @property
+    def needed(self) -> bool:
+        """Whether this process must run the model where only the first one's answer is kept."""
+        return self.first
+
     def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """This process's rows of ``batch``, as wide as their longest sequence; there may be none."""
         return batch
 
-    def deal(self, batches: Iterable[T]) -> Iterator[T]:
-        """Every so many of ``batches``, so that each goes to one process."""
-        return iter(batches)
+    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        """Every so many of ``batches``, so that each goes to one process; False with one that is run only to keep step with others."""
+        return ((batch, True) for batch in batches)
+
+    def even(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+        """The passes to make of ``parts``; False with one made only to keep step with others, from ``spare`` if there is no part."""
+        return ((part, True) for part in parts)
+
+    def share_out(self, model: nn.Module) -> None:
+        """Keep of the frozen base what falls to this process, if the run wants it so."""
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """Replace the gradients of ``parameters`` by their sums over all processes; the sum of the scalar ``loss``."""
@@ -77,8 +89,8 @@ class Joined(Processes):
         longest = int(part["attention_mask"].sum(1).max(initial=0))
         return {key: value[:, :longest] if value.ndim == 2 else value for key, value in part.items()}
 
-    def deal(self, batches: Iterable[T]) -> Iterator[T]:
-        return islice(batches, self.rank, None, self.count)
+    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        return ((batch, True) for batch in islice(batches, self.rank, None, self.count))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         from accelerate.utils import reduce
@@ -116,11 +128,12 @@ class Joined(Processes):
         PartialState().wait_for_everyone()
 
 
-def join(device: str, rank: int, count: int, meeting: Path) -> Processes:
+def join(device: str, rank: int, count: int, meeting: Path, made: Callable[[int, int], Processes] = Joined) -> Processes:
     """Meet the other processes of a run on this machine; ``meeting`` is a file that none of them has made yet.
 
-    Afterwards ``"cuda"`` is the GPU of this rank. Everything stays on the machine: processes find each other through the file and
-    talk over the loopback interface (gloo), or NCCL's own paths. Raises :class:`TrainError` when ``device`` cannot serve so many.
+    ``made`` is the form of the several: :class:`Joined`, or :class:`~bitrank_trainer.sharding.Sharded`. Afterwards ``"cuda"`` is the
+    GPU of this rank. Everything stays on the machine: processes find each other through the file and talk over the loopback
+    interface (gloo), or NCCL's own paths. Raises :class:`TrainError` when ``device`` cannot serve so many.
     """
     if count == 1:
         return ALONE
@@ -132,7 +145,7 @@ def join(device: str, rank: int, count: int, meeting: Path) -> Processes:
     words: dict[str, Any] = {"init_method": meeting.absolute().as_uri(), "rank": rank, "world_size": count}
     cpu = {"cpu": True, "backend": "gloo"} if device == "cpu" else {}
     PartialState(**cpu, **words)
-    return Joined(rank, count)
+    return made(rank, count)
 
 
 def leave() -> None:

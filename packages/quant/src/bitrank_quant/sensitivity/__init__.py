@@ -4,7 +4,7 @@ Three steps, each streamed block by block so that the 16-bit model and one block
 
     replay = Replay(model, batches, loss)                      what every block gives, kept once
     moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient
-    tables = measure_errors(replay, matrices, formats, moments)  for every matrix and format: weight errors, tail energies, true added loss
+    tables = measure_errors(replay, matrices, formats, moments)  by matrix and format: weight errors, tails, added loss, divergence
 
 Nothing is trained, and the model is left as it was.
 """

@@ -5,6 +5,8 @@ input   Σ column_i Δ_oi²          what the layer's output moves (the objectiv
 fisher  ½ Σ row_o column_i Δ_oi²  predicted added loss in nats (see :mod:`~bitrank_quant.sensitivity.moments`)
 tail_R  ½ Σ_{k>r} σ_k²            the same after the best rank-r repair, σ the singular values of √row ∘ Δ ∘ √column, for r = 0, 1, 2 …
 added   loss with this matrix alone quantized − loss, in nats on the calibration data: the reference that the others are judged by
+far     divergence of the answers with this matrix alone quantized, in nats: added, less what is chance in the labels
+        (see :mod:`~bitrank_quant.sensitivity.answers`)
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from bitrank_quant.sensitivity.replay import Replay
 @dataclass(frozen=True)
 class FormatErrors:
     """One matrix in one format. ``tail_R`` holds :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1 values or fewer; empty for
-    embeddings, which get no adapter. ``added`` is None where it was not measured."""
+    embeddings, which get no adapter. ``added`` and ``far`` are None where they were not measured."""
 
     nbytes: int
     plain: float
@@ -33,6 +35,7 @@ class FormatErrors:
     fisher: float
     tail_R: Tensor
     added: float | None
+    far: float | None
 
 
 def measure_errors(
@@ -45,7 +48,7 @@ def measure_errors(
 ) -> dict[str, dict[str, FormatErrors]]:
     """{matrix: {format text: errors}} of every matrix that is not a tied head.
 
-    Floating-point formats are what the model is in: no error. ``measured`` says for which formats the true added loss is taken; by
+    Floating-point formats are what the model is in: no error. ``measured`` says for which formats added loss and divergence are taken; by
     default those below 8 bits, whose loss stands above the rounding noise of a 16-bit forward pass.
     """
     done: dict[str, dict[str, FormatErrors]] = {}
@@ -58,12 +61,13 @@ def measure_errors(
 def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, measured: bool) -> FormatErrors:
     if isinstance(fmt, Float):
         tail_R = torch.zeros(0 if matrix.role == "embedding" else min(SPECTRUM, *matrix.shape) + 1)
-        return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0)
+        return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0, 0.0)
     module = replay.model.get_submodule(matrix.name)
     weight_OI = weight_of(module)
     stored_OI = fmt.decode(encode_in_parts(fmt, weight_OI), matrix.shape, weight_OI.dtype)
     delta_OI = weight_OI.float() - stored_OI.float()
     square_OI = delta_OI.square()
+    added, far = _measured(replay, matrix, weight_OI, stored_OI) if measured else (None, None)
     fisher = 0.5 * sum(float(row_O.to(delta_OI) @ square_OI @ column_I.to(delta_OI)) for row_O, column_I in moments.weights())
     return FormatErrors(
         nbytes=fmt.nbytes(matrix.shape),
@@ -71,7 +75,8 @@ def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, me
         input=float((square_OI @ moments.column_I.to(delta_OI)).sum()),
         fisher=fisher,
         tail_R=torch.zeros(0) if matrix.role == "embedding" else _tail(delta_OI, moments),
-        added=_added(replay, matrix, weight_OI, stored_OI) if measured else None,
+        added=added,
+        far=far,
     )
 
 
@@ -83,19 +88,12 @@ def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
     return tail[: SPECTRUM + 1].float().cpu()
 
 
-def _added(replay: Replay, matrix: WeightMatrix, weight_OI: Tensor, stored_OI: Tensor) -> float:
-    """Loss added when this matrix alone holds ``stored_OI``; the model is as it was afterwards."""
+def _measured(replay: Replay, matrix: WeightMatrix, weight_OI: Tensor, stored_OI: Tensor) -> tuple[float, float]:
+    """Loss added and divergence when this matrix alone holds ``stored_OI``; the model is as it was afterwards."""
     kept_OI = weight_OI.clone()
     try:
         weight_OI.copy_(stored_OI)
-        return _loss(replay, matrix) - replay.base
+        loss, far = replay.judged_from(replay.block_of(matrix.name), first=matrix.role == "embedding")
+        return loss - replay.base, far
     finally:
         weight_OI.copy_(kept_OI)
-
-
-def _loss(replay: Replay, matrix: WeightMatrix) -> float:
-    if matrix.role != "embedding":
-        return replay.loss_from(replay.block_of(matrix.name))
-    with torch.no_grad():
-        parts = [(float(loss), count) for loss, count in replay.losses_from(None, first=True)]
-    return sum(loss for loss, _ in parts) / sum(count for _, count in parts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_quant.errors import QuantError
+from bitrank_quant.sensitivity.answers import Answers, answers, divergence
 
 LossSum = Callable[[nn.Module, Any], tuple[Tensor, int]]
 """A model and a batch → the loss in nats summed over what is judged (tokens or sequences), and how many they are."""
@@ -25,17 +26,20 @@ _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 class Replay:
     """``model`` on ``batches``, from any block on. ``order`` lists the block modules as the model runs them.
 
+    ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: LossSum) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: LossSum, blocks: Sequence[str] | None = None) -> None:
         if not batches:
             raise QuantError("there is nothing to measure on: expected one calibration batch or more, got none")
         self.model, self.batches, self._loss = model, batches, loss
-        self._blocks = {name: module for name, module in model.named_modules() if (hit := _BLOCK.match(name)) and hit[0] == name}
+        named = _layers(model) if blocks is None else blocks
+        self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
         self._given: list[dict[str, Any]] = []
-        with torch.no_grad():
+        self._answers: list[Answers] = []
+        with torch.no_grad(), self._hearing(lambda logits_NC: self._answers.append(answers(logits_NC))):
             for batch in batches:
                 self._given.append({})
                 with self._watching(self._given[-1]):
@@ -51,11 +55,20 @@ class Replay:
 
     def loss_from(self, block: str | None) -> float:
         """Mean loss in nats when everything from ``block`` on is computed (None: what comes after the last block)."""
-        total, units = 0.0, 0
         with torch.no_grad():
-            for part, count in self.losses_from(block):
-                total, units = total + float(part), units + count
-        return total / units
+            return _mean([(float(part), count) for part, count in self.losses_from(block)])
+
+    def judged_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
+        """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
+        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed; ``first`` as in :meth:`losses_from`."""
+        far: list[tuple[float, int]] = []
+
+        def compare(logits_NC: Tensor) -> None:
+            far.append((divergence(self._answers[len(far)], logits_NC), len(logits_NC)))
+
+        with torch.no_grad(), self._hearing(compare):
+            parts = [(float(loss), count) for loss, count in self.losses_from(block, first)]
+        return _mean(parts), _mean(far)
 
     def losses_from(self, block: str | None, first: bool = False) -> Iterator[tuple[Tensor, int]]:
         """Summed loss and count, batch by batch; ``first`` computes everything, embeddings too."""
@@ -63,6 +76,21 @@ class Replay:
         for batch, given in zip(self.batches, self._given, strict=True):
             with self._handing_out({name: given[name] for name in skipped}):
                 yield self._loss(self.model, batch)
+
+    @contextmanager
+    def _hearing(self, told: Callable[[Tensor], None]) -> Iterator[None]:
+        """Give the logits (positions, classes) of every call of the model to ``told``, padding left out."""
+
+        def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            logits = output.logits.detach()
+            mask = kwargs.get("attention_mask") if logits.ndim == 3 else None
+            told(logits.flatten(0, -2) if mask is None else logits[mask.bool()])
+
+        handle = self.model.register_forward_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def _watching(self, given: dict[str, Any]) -> Iterator[None]:
@@ -91,6 +119,14 @@ class Replay:
         finally:
             for module in modules.values():
                 del module.forward
+
+
+def _mean(parts: Sequence[tuple[float, int]]) -> float:
+    return sum(part for part, _ in parts) / sum(count for _, count in parts)
+
+
+def _layers(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules() if (hit := _BLOCK.match(name)) and hit[0] == name]
 
 
 def _constant(output: Any) -> Callable[..., Any]:
