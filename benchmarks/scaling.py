@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -58,6 +59,7 @@ class Found:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end with the blocks that started them
     arguments = _parser().parse_args()
     here = _here()
     with tempfile.TemporaryDirectory(prefix="bitrank-scaling-") as name:
@@ -159,7 +161,8 @@ def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Na
     found.artifacts[store.name] = sum(kept) / written
     for runs in arguments.runs:
         copy_runs(store.database, runs)
-        found.sizes.setdefault((store.name, ""), {})[runs] = database_bytes(store.database) / 2**20
+        found.sizes.setdefault((store.name, ""), {})[runs] = size = database_bytes(store.database) / 2**20
+        print(f"{store.name}, {runs:,} runs: {size:.1f} MiB in tables", flush=True)
         for what, figures in read_times(store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())).items():
             if figures["runs"] != runs:
                 sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
@@ -177,8 +180,8 @@ def _write(store: Store, templates: Sequence[Template], writers: int, runs: int,
     except SideFailed as failure:
         print(f"{store.name}, {writers} writers: failed: {failure}", flush=True)
         return str(failure)
-    batch = 1000 * median(done.log_batch)
-    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s, {batch:.1f} ms a batch", flush=True)
+    said = ", ".join(f"{name} {cell}" for name, cell in zip(_LOAD_HEAD[3:], _load_cells(done), strict=True))
+    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s: {said}", flush=True)
     return done
 
 
