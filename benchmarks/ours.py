@@ -19,12 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from bitrank.attempt import Job
 from bitrank.events import read_events
-from bitrank.executor import Interrupted, Job, run_all
+from bitrank.executor import run_all
+from bitrank.interrupts import Interrupted
 from bitrank.profiles import find_profile
 from bitrank.results import result_of
 from bitrank.specs import RunSpec, make_spec, parse_setting
@@ -35,6 +38,9 @@ from harness import WARM_UP, together
 
 class _Silent:
     """A tracker, and the log of each run, that keeps nothing."""
+
+    def hold(self, _spec_id: str) -> nullcontext[None]:
+        return nullcontext()
 
     def open(self, _spec: RunSpec, _run_id: str | None) -> _Silent:
         return self

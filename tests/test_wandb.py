@@ -289,8 +289,8 @@ def test_what_is_missing_is_said_before_anything_is_made(tmp_path: Path, monkeyp
 
 def test_it_is_imported_only_when_asked(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from bitrank.trackers import open_tracker; import bitrank.study, bitrank.cli\n"
-        "open_tracker('runs', 'smoke', Path('runs/work')).runs(); print(sorted({'wandb', 'bitrank.wandb_log'} & set(sys.modules)))"
+        "import sys; from pathlib import Path; from bitrank.logs import open_tracking; import bitrank.study, bitrank.cli\n"
+        "open_tracking('runs', 'smoke', Path('runs/work')).runs(); print(sorted({'wandb', 'bitrank.wandb_log'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     assert said.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ from typing import Any
 import bitrank.memory
 import pytest
 import torch
+from bitrank.environment import mps_environment, run_environment
 from bitrank.events import read_events
-from bitrank.executor import mps_environment
 from bitrank.notices import hear_warnings
 from bitrank.profiles import PROFILES
 from bitrank.record import Record
@@ -146,7 +146,5 @@ def test_the_fallback_of_mps_is_set_before_torch_is_there_on_apple_silicon_alone
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert mps_environment("auto") == mps_environment("mps") == {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}
     assert mps_environment("cpu") == {}
-    from bitrank.executor import environment_of
-
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "0")
-    assert environment_of(make_spec(SMOKE, "B-FP", "toy_sentences"))["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
+    assert run_environment(make_spec(SMOKE, "B-FP", "toy_sentences"))["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"

@@ -101,6 +101,7 @@ def test_a_gpu_without_its_build_of_torch_is_told(bare: Path) -> None:
 def test_a_library_that_is_absent_gets_its_command() -> None:
     found = software._library("no_such_module", "no-such-module", "nothing")()
     assert found.state == "not installed (nothing)" and found.install.endswith("-m pip install no-such-module")
+    assert software._library("no_such_module", "no-such-module", "nothing", "some")().install.endswith("-m pip install 'bitrank[some]'")
 
 
 def test_no_secret_of_the_environment_is_told(capsys, monkeypatch) -> None:

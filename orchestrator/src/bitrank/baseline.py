@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from bitrank_data import build_once, cache_dir
 
+from bitrank.environment import run_environment
 from bitrank.errors import UserError
-from bitrank.executor import environment_of
 from bitrank.specs import RunSpec, read_spec, write_spec
 
 # All that bitrank.road imports before it has a model, and that are large.
@@ -45,7 +45,7 @@ def _measure_apart(spec: RunSpec, folder: Path) -> None:
     with TemporaryDirectory() as scratch:
         write_spec(spec, Path(scratch) / "spec.json")
         command = [sys.executable, "-m", "bitrank.baseline", str(Path(scratch) / "spec.json"), str(folder / "baseline.json")]
-        done = subprocess.run(command, env=environment_of(spec), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=run_environment(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"cannot measure what a run takes before its model: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitrank import examples, merge_command, plan_command, study_command
+from bitrank import examples, executors, merge_command, plan_command, study_command
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported; the executor's environment says why
-    from bitrank.executor import Interrupted
+    from bitrank.interrupts import Interrupted
 
     try:
         return int(arguments.act(arguments))
@@ -81,7 +81,7 @@ def _add_matrix(commands: Any) -> None:
     parser = _add(commands, "matrix", "run what is missing of the study matrix", examples.MATRIX, _matrix)
     _add_selection(parser)
     _add_places(parser)
-    parser.add_argument("--executor", choices=["local"], default="local", help="who runs the runs (default: local)")
+    executors.add_options(parser)
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
     _add_settings(parser)
 
@@ -98,6 +98,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, help="sequences a micro-batch")
     parser.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     _add_places(parser)
+    executors.add_options(parser)
     _add_settings(parser)
 
 
@@ -193,8 +194,6 @@ def _specs(arguments: argparse.Namespace) -> list[RunSpec]:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs must be 1 or more, got {arguments.jobs}")
     return _do(_specs(arguments), arguments, jobs=arguments.jobs)
 
 
@@ -212,7 +211,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
     from bitrank.study import Options, run_study, show
 
-    options = Options(arguments.store, arguments.results, jobs, arguments.force, arguments.wandb)
+    options = Options(arguments.store, arguments.results, executors.execution(arguments, jobs), arguments.force)
     done = run_study(specs, options)
     show(done, options)
     if any(job.status == "bad input" for job in done):

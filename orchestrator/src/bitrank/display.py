@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bitrank.executor import Job
+from bitrank.attempt import Job
 from bitrank.specs import RunSpec
 
 _STYLE = {"finished": "green", "done": "green", "running": "bold", "waiting": "dim", "stale": "yellow"}

@@ -12,6 +12,7 @@ MATRIX = """examples:
   bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
   bitrank matrix --profile paper --store http://127.0.0.1:5000
   WANDB_MODE=offline bitrank matrix --wandb        Weights & Biases hears of it too
+  bitrank matrix --profile paper --store http://tracking:5000 --executor ray --ray-address head:6379
   bitrank matrix --profile smoke --force"""
 LIST = """examples:
   bitrank list

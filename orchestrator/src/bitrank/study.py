@@ -10,28 +10,27 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bitrank.attempt import Job
 from bitrank.display import Progress, console, results_table
-from bitrank.executor import Job, choose_slots, run_all
+from bitrank.executors import EXECUTORS, Execution
+from bitrank.lease import ELSEWHERE
+from bitrank.logs import Tracking, open_tracking
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
 from bitrank.store import store_uri
-from bitrank.trackers import open_tracker
-from bitrank.tracking import Tracker
 
 _COMPLETE = {"done", "stale"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where to run and to keep. ``store`` is a folder or an MLflow URI; ``jobs`` None lets the machine decide; ``force`` makes
-    complete runs anew; ``wandb`` logs to Weights & Biases too."""
+    """Where to keep and how to run. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs anew."""
 
     store: str
     results: Path
-    jobs: int | None = None
+    how: Execution
     force: bool = False
-    wandb: bool = False
 
     @property
     def work(self) -> Path:
@@ -41,9 +40,9 @@ class Options:
         return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
 
 
-def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracker, list[Job]]:
+def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
     """The tracker of the specs' profile, and every spec with its state in the store."""
-    tracker = open_tracker(options.store, specs[0].profile, options.work, options.wandb)
+    tracker = open_tracking(options.store, specs[0].profile, options.work, options.how.wandb)
     runs = tracker.runs()
     return tracker, [_job(spec, options.work / spec.spec_id, state_of(spec, runs)) for spec in specs]
 
@@ -66,7 +65,7 @@ def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
 
     with Progress(due) as progress:
         if due:
-            run_all(due, tracker, options.jobs or choose_slots([job.spec for job in due]), changed)
+            EXECUTORS[options.how.name].run(due, tracker, options.how, changed)
     write_results([row for row in _rows(jobs) if row[1]], options.results)
     return jobs
 
@@ -90,7 +89,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:
     status = state.name if state.name in {*_COMPLETE, "diverged"} else "waiting"
     if state.name in {"interrupted", "new"} and _locked(folder):
-        status, state = "elsewhere", State("running", state.run_id, "another bitrank process is running it")
+        status, state = "elsewhere", State("running", state.run_id, ELSEWHERE)
     return Job(spec, folder, state, status, state.note)
 
 

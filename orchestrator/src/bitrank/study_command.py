@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank.executors import add_options as add_executor
+from bitrank.executors import execution
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, parse_setting
 
@@ -32,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluations", type=int, help="plans that a search may try")
     parser.add_argument("--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for plans, tables and the report (default: results)")
+    add_executor(parser)
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: what cores and memory carry)")
     parser.add_argument("--wandb", action="store_true", help=WANDB)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
@@ -39,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    how = execution(arguments, arguments.jobs)
     import dataclasses
 
     from bitrank.executor import choose_slots
@@ -66,7 +70,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     sample = [RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks]
     jobs = arguments.jobs or choose_slots(sample)
     specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
-    options = Options(arguments.store, folder, arguments.jobs, wandb=arguments.wandb)
+    options = Options(arguments.store, folder, how)
     done = run_study(specs, options)
     show(done, options)
     costs = folder / "planning.json"

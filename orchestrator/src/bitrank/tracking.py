@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
-from bitrank.logs import Log
+from bitrank.lease import Lease
 from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
@@ -36,7 +37,7 @@ class Tracker:
     """Runs of one profile in one store."""
 
     def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
-        self._client = client
+        self.client, self.store = client, store
         self.experiment_id = _experiment(client, f"bitrank-{profile}", artifact_root(store))
 
     def runs(self) -> dict[str, StoredRun]:
@@ -44,27 +45,52 @@ class Tracker:
         found: dict[str, StoredRun] = {}
         token = None
         while True:
-            page = self._client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+            page = self.client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
             found.update({run.data.tags["spec_id"]: _stored(run) for run in page if "spec_id" in run.data.tags})
             token = page.token
             if not token:
                 return found
 
-    def open(self, spec: RunSpec, run_id: str | None) -> Log:
+    def find(self, spec_id: str) -> StoredRun | None:
+        """The newest run of one spec_id."""
+        words = {"filter_string": f"tags.spec_id = '{spec_id}'", "order_by": ["attributes.start_time DESC"], "max_results": 1}
+        found = self.client.search_runs([self.experiment_id], **words)
+        return _stored(found[0]) if found else None
+
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by the locks of their folders."""
+        return nullcontext() if artifact_root(self.store) else Lease(self.client, self.experiment_id, spec_id)
+
+    def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
         """The log of a new run, or of the interrupted run ``run_id``."""
         if run_id is None:
-            run_id = self._client.create_run(self.experiment_id, tags=tags_of(spec), run_name=spec.run_name).info.run_id
+            run_id = self.client.create_run(self.experiment_id, tags=tags_of(spec), run_name=spec.run_name).info.run_id
             params = {key: value for key, value in asdict(spec).items() if key in _PARAMS and value is not None}
-            self._client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
+            self.client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
         else:
-            for tag in {"failure", "finding"} & set(self._client.get_run(run_id).data.tags):
-                self._client.delete_tag(run_id, tag)  # what went wrong last time is no part of what comes
-            self._client.update_run(run_id, status="RUNNING")
-        return RunLog(self._client, run_id)
+            for tag in {"failure", "finding"} & set(self.client.get_run(run_id).data.tags):
+                self.client.delete_tag(run_id, tag)  # what went wrong last time is no part of what comes
+            self.client.update_run(run_id, status="RUNNING")
+        return RunLog(self.client, run_id)
+
+    def is_running(self, spec_id: str) -> bool:
+        """Whether the store says that a spec's run is under way."""
+        run = self.find(spec_id)
+        return run is not None and run.status == "RUNNING"
+
+    def abandon(self, spec_id: str, why: str) -> None:
+        """Close the run that its writer left under way as KILLED. When the store is gone too it stays RUNNING, and can be continued so."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):
+            run = self.find(spec_id)
+            if run is not None and run.status == "RUNNING":
+                self.client.set_tag(run.run_id, "failure", why[:500])
+                self.client.set_terminated(run.run_id, "KILLED")
 
     def forget(self, run_id: str) -> None:
         """Mark a run as deleted (MLflow keeps it restorable); ``--force`` replaces it."""
-        self._client.delete_run(run_id)
+        self.client.delete_run(run_id)
 
 
 class RunLog:

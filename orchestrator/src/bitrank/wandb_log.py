@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
-from bitrank.logs import Log
 from bitrank.specs import RunSpec
-from bitrank.tracking import Tracker, tags_of
+from bitrank.states import StoredRun
+from bitrank.tracking import RunLog, Tracker, tags_of
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from wandb.sdk.wandb_run import Run
 
 _INIT_SECONDS, _FINISH_SECONDS = 30.0, 60.0  # how long the matrix waits for W&B to open a run, and to take what is left of it
@@ -41,34 +41,44 @@ def check() -> None:
         raise UserError("--wandb needs your key in the environment variable WANDB_API_KEY; WANDB_MODE=offline needs none")
 
 
-class PairTracker(Tracker):
-    """MLflow's tracker, whose logs each have one of W&B beside them. A run that MLflow forgets stays in W&B, where nothing restores it."""
+class PairTracker:
+    """MLflow's logs, each with one of W&B beside it."""
 
-    def __init__(self, client: MlflowClient, store: str, profile: str, second: WandbTracker) -> None:
-        super().__init__(client, store, profile)
-        self._second = second
+    def __init__(self, first: Tracker, second: WandbTracker) -> None:
+        self._first, self._second = first, second
 
-    def open(self, spec: RunSpec, run_id: str | None) -> Log:
+    def runs(self) -> dict[str, StoredRun]:
+        """The newest run of each spec_id, by MLflow."""
+        return self._first.runs()
+
+    def open(self, spec: RunSpec, run_id: str | None) -> PairLog:
         """Both logs of a new run, or of the interrupted run ``run_id``."""
-        log = super().open(spec, run_id)
+        log = self._first.open(spec, run_id)
         return PairLog(log, self._second.open(spec, log.run_id))
+
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """Keep others from a spec's run, as MLflow's store can."""
+        return self._first.hold(spec_id)
+
+    def forget(self, run_id: str) -> None:
+        """Mark a run as deleted in MLflow. W&B keeps its copy, for its runs cannot be restored."""
+        self._first.forget(run_id)
 
 
 class PairLog:
     """MLflow is told first: when the parent is killed in between, the rest reaches W&B from the events, on the next start."""
 
-    def __init__(self, first: Log, second: WandbLog) -> None:
-        self.run_id = first.run_id
-        self._first, self._second = first, second
+    def __init__(self, first: RunLog, second: WandbLog) -> None:
+        self._logs = (first, second)
 
     def events(self, events: Iterable[Mapping[str, Any]]) -> None:
         events = list(events)
-        self._first.events(events)
-        self._second.events(events)
+        for log in self._logs:
+            log.events(events)
 
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
-        self._first.close(folder, status, tags)
-        self._second.close(folder, status, tags)
+        for log in self._logs:
+            log.close(folder, status, tags)
 
 
 class WandbTracker:

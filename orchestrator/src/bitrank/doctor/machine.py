@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from bitrank.executor import mps_environment
+from bitrank.environment import mps_environment
 
 _GIB = 2**30
 _BUILDS = {"nvidia-smi": "make install TORCH=cuda", "rocm-smi": "install torch's ROCm build into this environment"}

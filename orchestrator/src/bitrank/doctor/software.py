@@ -38,10 +38,13 @@ def version_of(name: str) -> str:
         return "not installed: make install"
 
 
-def _library(module: str, distribution: str, use: str) -> Callable[[], Found]:
+def _library(module: str, distribution: str, use: str, extra: str | None = None) -> Callable[[], Found]:
+    """``extra`` is that of bitrank which installs it, where there is one."""
+
     def look() -> Found:
         if find_spec(module) is None:
-            return Found(f"not installed ({use})", f"{sys.executable} -m pip install {distribution}")
+            wanted = f"'bitrank[{extra}]'" if extra else distribution
+            return Found(f"not installed ({use})", f"{sys.executable} -m pip install {wanted}")
         return Found(f"{version_of(distribution.partition('[')[0])} ({use})")
 
     return look
@@ -90,7 +93,7 @@ _LOOKS: dict[str, Callable[[], Found]] = {
     "compiler": _compiler,
     "TeX": _tex,
     "containers": _engine,
-    "Ray": _library("ray", "ray", "runs on several machines"),
+    "Ray": _library("ray", "ray", "runs on several machines", "ray"),
     "Weights & Biases": _library("wandb", "wandb", "a second tracker"),
     "Postgres for MLflow": _library("psycopg2", "psycopg2-binary", "a tracking server on Postgres"),
     "Postgres for reports": _library("adbc_driver_postgresql", "adbc-driver-postgresql", "reports from a Postgres store"),

@@ -1,0 +1,42 @@
+"""The environment that a run's process is started with, whoever starts it."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from bitrank.specs import RunSpec
+
+
+def run_environment(spec: RunSpec) -> dict[str, str]:
+    """The run's environment: how its C library keeps memory, and how its threads wait.
+
+    Big temporaries would be mapped and unmapped at each step if the heap did not keep them; under a memory limit it must not.
+    Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
+    that sleep at once lose a third of their speed. oneDNN keeps compiled products of 1,024 shapes unless told otherwise: half a
+    megabyte each, and every length of sentence is a shape.
+    """
+    keep, trim = ("268435456", "1073741824") if spec.memory_limit is None else ("1048576", "16777216")
+    heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
+    waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+    threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
+    return {
+        **mps_environment(spec.device),
+        **os.environ,
+        **heap,
+        **waiting,
+        **threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def mps_environment(device: str) -> dict[str, str]:
+    """What a run on ``device`` needs in its environment before torch is imported: on Apple silicon, operations that MPS lacks run on the
+    CPU, with a notice, instead of failing. What the user has set stays."""
+    return {"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if is_apple() and device in {"auto", "mps"} else {}
+
+
+def is_apple() -> bool:
+    """Whether this is Apple silicon."""
+    return platform.system() == "Darwin" and platform.machine() == "arm64"

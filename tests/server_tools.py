@@ -1,0 +1,117 @@
+"""MLflow tracking servers on 127.0.0.1, over SQLite or over Debian's Postgres, and what their databases hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def tracking_server(database: str, folder: Path) -> Iterator[str]:
+    """The address of a server that keeps its tables at the URI ``database`` and its artifacts in ``folder``."""
+    port = free_port()
+    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
+             "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+             "--workers", "1"]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(360):
+        assert server.poll() is None, log.read_text()[-2000:]
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"the server did not come up: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The URI of an empty database in a Postgres server of its own on 127.0.0.1. Skips where there is none."""
+    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
+    programs = programs or (Path(found).parent if (found := shutil.which("initdb")) else None)
+    if programs is None:
+        pytest.skip("needs Postgres: apt-get install postgresql")
+    who: dict[str, Any] = {}
+    if os.getuid() == 0:  # Postgres refuses to be root's
+        who = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        shutil.chown(folder, "postgres", "postgres")
+        for parent in folder.parents[:3]:
+            if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    data, port = folder / "data", free_port()
+    words = [programs / "initdb", "--pgdata", data, "--username", "bitrank", "--auth", "trust", "--encoding", "UTF8", "--no-sync"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True, **who)
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
+    control = [programs / "pg_ctl", "--pgdata", data, "--wait"]
+    subprocess.run(
+        [*control, "--log", folder / "postgres.log", "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who
+    )
+    try:
+        yield f"postgresql+psycopg2://bitrank@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "--mode", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+
+
+def stored_runs(database: str) -> list[dict[str, Any]]:
+    """Every run in the tables at ``database``, as :func:`study_tools.store_runs` tells it of a SQLite file."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(database)
+    with engine.connect() as db:
+
+        def asked(words: str, run_id: str) -> list[Any]:
+            return [tuple(row) for row in db.execute(text(words), {"run": run_id})]
+
+        runs = db.execute(text("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time")).fetchall()
+        found = [
+            {
+                "id": run_id,
+                "name": name,
+                "status": status,
+                "tags": dict(asked("SELECT key, value FROM tags WHERE run_uuid = :run", run_id)),
+                "points": sorted(asked("SELECT key, step, value FROM metrics WHERE run_uuid = :run", run_id)),
+            }
+            for run_id, name, status in runs
+        ]
+    engine.dispose()
+    return found
+
+
+def leases(database: str) -> list[str]:
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(database)
+    with engine.connect() as db:
+        held = [key for (key,) in db.execute(text("SELECT key FROM experiment_tags WHERE key LIKE 'lease.%'"))]
+    engine.dispose()
+    return held

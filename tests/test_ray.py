@@ -1,0 +1,162 @@
+"""Two workers of a real Ray cluster, a tracking server, and no disk that they share: lose a worker at any moment, no point with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from bitrank.specs import read_spec
+from server_tools import leases, postgres, stored_runs, tracking_server
+from study_tools import SMOKE, bitrank, numbers, store_runs
+
+pytest.importorskip("ray", reason="needs Ray: pip install 'bitrank[ray]'")
+WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", "--set", "steps=100")
+# Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than after half a minute.
+RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
+       "RAY_health_check_period_ms": "500",
+       "RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
+
+
+@dataclass
+class Place:
+    """A server, its database, and a cluster; ``cwd`` is the driver's."""
+
+    store: str
+    database: str
+    cluster: Any
+    cwd: Path
+
+    def words(self, *more: str) -> tuple[str, ...]:
+        return (*WORDS, "--executor", "ray", "--store", self.store, "--ray-address", self.cluster.address, *more)
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "bitrank", *self.words(*more)]
+        return subprocess.Popen(command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def runs(self) -> list[dict[str, Any]]:
+        return stored_runs(self.database)
+
+    def wait_for(self, what: Callable[[dict[str, Any]], bool], timeout: float = 180) -> dict[str, Any]:
+        """The first run of which ``what`` holds."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if found := [run for run in self.runs() if what(run)]:
+                return found[0]
+            time.sleep(0.1)
+        raise AssertionError(f"no run came so far: {[(run['name'], run['status'], run['tags']) for run in self.runs()]}")
+
+    def worker_of(self, run: dict[str, Any]) -> psutil.Process:
+        """The worker process of ``run``, by the process of the run that it started."""
+        for node in self.cluster.worker_nodes:
+            for process in psutil.Process(raylet_of(node)).children(recursive=True):
+                words = process.cmdline()
+                if "bitrank.child" in words and read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
+                    return process.parent()
+        raise AssertionError(f"nobody runs {run['name']}")
+
+
+def raylet_of(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def has_snapshot(run: dict[str, Any]) -> bool:
+    return run["status"] == "RUNNING" and "snapshot" in run["tags"]
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp(request.param)
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in RAY.items():
+            patch.setenv(name, value)
+        database = f"sqlite:///{folder / 'mlflow.db'}"
+        if request.param == "postgres":
+            database = stack.enter_context(postgres(tmp_path_factory.mktemp("tables")))
+        store = stack.enter_context(tracking_server(database, folder))
+        cluster = Cluster(True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False})
+        stack.callback(cluster.shutdown)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, memory=4 * 2**30, node_ip_address="127.0.0.1")
+        yield Place(store, database, cluster, folder)
+
+
+@pytest.fixture
+def straight(tmp_path: Path) -> Callable[..., dict[str, dict[str, Any]]]:
+    """The same specs, run by the local executor without a disturbance."""
+
+    def run(task: str, *more: str) -> dict[str, dict[str, Any]]:
+        done = bitrank(*WORDS, "--tasks", task, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {run["name"]: run for run in store_runs(tmp_path)}
+
+    return run
+
+
+def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]) -> None:
+    """The tables hold the points of undisturbed runs: the same keys at the same steps, once each, with the same values."""
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    for run in runs:
+        expected = straight[run["name"]]
+        assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]], run["name"]
+        assert numbers(run) == numbers(expected), run["name"]
+        assert "snapshot" not in run["tags"]
+
+
+Straight = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
+def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straight, task: str, victim: str) -> None:
+    driver = place.start("--tasks", task)
+    run = place.wait_for(lambda run: has_snapshot(run) and run["tags"]["task"] == task)
+    worker = place.worker_of(run)
+    node = next(n for n in place.cluster.worker_nodes if worker.ppid() == raylet_of(n))
+    os.kill(worker.pid if victim == "worker" else raylet_of(node), signal.SIGKILL)
+    said, _ = driver.communicate(timeout=900)
+    assert driver.returncode == 0, said
+    assert "2 of 2 runs are complete" in said and "its worker was lost and another continued it" in said, said
+    runs = [run for run in place.runs() if run["tags"]["task"] == task]
+    assert len(runs) == 2 and leases(place.database) == []
+    continued = next(found for found in runs if found["id"] == run["id"])
+    assert continued["tags"]["resumed_from"] >= run["tags"]["snapshot"]
+    check_points(runs, straight(task))
+
+
+@pytest.mark.slow
+def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(place: Place, straight: Straight) -> None:
+    words = ("--tasks", "toy_articles", "--configs", "B-FP", "--seeds", "1", "--retries", "0")
+    driver = place.start(*words)
+    run = place.wait_for(lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
+    driver.send_signal(signal.SIGINT)
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 130 and "the same command continues where it was" in said, said
+    stopped = place.wait_for(lambda found: found["id"] == run["id"])
+    assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
+
+    driver = place.start(*words)
+    place.wait_for(
+        lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
+    )
+    os.kill(place.worker_of(run).pid, signal.SIGKILL)
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 1 and "lost its worker 1 times" in said and "Traceback" not in said, said
+    lost = place.wait_for(lambda found: found["id"] == run["id"])
+    assert lost["status"] == "KILLED" and "lost its worker" in lost["tags"]["failure"]
+
+    said, _ = place.start(*words).communicate(timeout=900)
+    runs = [found for found in place.runs() if found["name"] == "B-FP toy_articles s1"]
+    assert [found["id"] for found in runs] == [run["id"]], said
+    check_points(runs, straight("toy_articles", "--configs", "B-FP", "--seeds", "1"))

@@ -1,0 +1,102 @@
+"""What a cluster's worker does for one run, without a cluster: stop it anywhere, and another goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, make_spec
+from bitrank.store import open_store
+from bitrank.tracking import Tracker
+from bitrank.worker import order_for, work
+from study_tools import bitrank, numbers, store_runs
+
+SMOKE = find_profile("smoke")
+STEPS = 40
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A worker goes where its run's files are, and says how many threads a run has: both are put back."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
+        monkeypatch.setenv(name, "1")
+    return tmp_path
+
+
+def order_of(spec: RunSpec, here: Path) -> dict[str, Any]:
+    return order_for(spec, str(here / "runs"), cpus=1)
+
+
+def tracker_of(here: Path) -> Tracker:
+    return Tracker(open_store(str(here / "runs")), str(here / "runs"), "smoke")
+
+
+def leases(tracker: Tracker) -> list[str]:
+    return [key for key in tracker.client.get_experiment(tracker.experiment_id).tags if key.startswith("lease.")]
+
+
+def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -> None:
+    straight = here / "straight"
+    straight.mkdir()
+    done = bitrank("run", "--profile", "smoke", "--config", "Joint-1", "--task", "toy_articles", "--max-steps", str(STEPS), cwd=straight)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (expected,) = store_runs(straight)
+
+    spec = make_spec(SMOKE, "Joint-1", "toy_articles", {"steps": STEPS})
+    tracker = tracker_of(here)
+    first = work(order_of(spec, here))
+    told = next(first)
+    while "snapshot" not in (run := tracker.find(spec.spec_id)).tags:
+        next(first)
+    assert told["run_id"] == run.run_id and len(leases(tracker)) == 1
+    first.close()
+    cut = tracker.find(spec.spec_id)
+    assert cut.status == "KILLED" and leases(tracker) == []
+
+    told = list(work(order_of(spec, here)))
+    assert told[0]["run_id"] == run.run_id
+    assert told[-1]["ended"] == "finished", told[-1]
+    again = [event["step"] for message in told for event in message.get("events", []) if event["event"] == "checkpoint"]
+    assert again == sorted(set(again)), "a checkpoint was made twice: the run began anew"
+    (run,) = store_runs(here)
+    assert run["status"] == "FINISHED" and run["tags"]["resumed_from"] == cut.tags["snapshot"] and "snapshot" not in run["tags"]
+    assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]]
+    assert numbers(run) == numbers(expected)
+    assert told[-1]["figures"]["eval/loss"] == {key: value for key, step, value in run["points"] if step == 0}["eval/loss"]
+    assert not list((here / "runs" / "artifacts").rglob("snapshots")) and leases(tracker) == []
+
+    (end,) = work(order_of(spec, here))  # whose driver heard nothing of its end
+    assert end["ended"] == "finished" and end["figures"]["eval/loss"] == told[-1]["figures"]["eval/loss"]
+
+
+def test_a_run_that_fails_by_itself_says_why(here: Path) -> None:
+    told = list(work(order_of(make_spec(SMOKE, "B-Ada", "toy_articles", {"steps": 2}), here)))
+    assert told[-1]["ended"] == "bad input" and "too few for AdaLoRA" in told[-1]["message"]
+    (run,) = store_runs(here)
+    assert run["status"] == "FAILED" and "too few for AdaLoRA" in run["tags"]["failure"]
+
+
+def test_other_code_is_refused(here: Path) -> None:
+    order = order_of(make_spec(SMOKE, "B-FP", "toy_sentences"), here)
+    for key, value in (("version", "9.9"), ("shared_code", "0" * 64)):
+        (end,) = work({**order, key: value})
+        assert end["ended"] == "bad input" and "install the same checkout on every machine" in end["message"]
+    assert not (here / "runs").exists()
+
+
+def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
+    plan = here / "plans" / "mine.json"
+    plan.parent.mkdir()
+    plan.write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 4}}')
+    order = order_of(make_spec(SMOKE, "", "toy_sentences", {"plan": "plans/mine.json"}), here)
+    assert order["files"] == ["plans/mine.json"]
+    plan.write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 5}}')
+    (end,) = work(order)
+    assert end["ended"] == "bad input" and "plans/mine.json is another than on the driver" in end["message"]
+    plan.unlink()
+    (end,) = work(order)
+    assert end["ended"] == "bad input" and f"{plan} is not there; files and folders that a run reads must lie" in end["message"]
