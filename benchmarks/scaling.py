@@ -31,7 +31,7 @@ from replay import Load, Template, load, read_template
 from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
 
 LEVELS = (1, 4, 16)
-DIRECT, SERVED, POSTGRES = "SQLite", "server on SQLite", "server on Postgres"
+STORES = DIRECT, SERVED, POSTGRES = ("sqlite", "server on sqlite", "server on postgres")
 
 
 @dataclass
@@ -67,7 +67,7 @@ def main() -> int:
         folder.chmod(0o755)
         templates = _templates(arguments.template, folder)
         found = Found()
-        for store in _stores(folder):
+        for store in _stores(folder, arguments.stores):
             _measure(store, templates, arguments, found)
         text = _text(here, templates, found)
     draw(found.sizes, {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()})
@@ -95,9 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--template", type=Path, help="folder of a store whose finished runs, one a task, are taken (default: made now)")
     parser.add_argument("--runs", type=_numbers, default=SIZES, help=f"sizes of the store (default: {','.join(map(str, SIZES))})")
     parser.add_argument("--writers", type=_numbers, default=LEVELS, help=f"writers at once (default: {','.join(map(str, LEVELS))})")
+    parser.add_argument("--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})")
     parser.add_argument("--each", type=int, default=32, help="runs written with each number of writers (default: 32)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
     return parser
+
+
+def _words(text: str) -> tuple[str, ...]:
+    names = tuple(word.strip() for word in text.split(","))
+    if unknown := set(names) - set(STORES):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}")
+    return names
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -131,22 +139,27 @@ def _whole(template: Template, store: Path, folder: Path) -> Template:
     return read_template(folder)
 
 
-def _stores(folder: Path) -> Iterator[Store]:
-    """Every way to keep runs, one after another; servers end before the next begins."""
-    local = folder / "direct"
-    local.mkdir()
-    yield Store(DIRECT, f"sqlite:///{local / 'mlflow.db'}", f"sqlite:///{local / 'mlflow.db'}", local / "artifacts")
-    served = folder / "served"
-    served.mkdir()
-    with tracking_server(f"sqlite:///{served / 'mlflow.db'}", served / "artifacts") as server:
-        yield Store(SERVED, server.url, f"sqlite:///{served / 'mlflow.db'}", served / "artifacts", {"mlflow": server})
+def _stores(folder: Path, names: Sequence[str]) -> Iterator[Store]:
+    """The ways to keep runs that are asked for, one after another; servers end before the next begins."""
+    if DIRECT in names:
+        yield Store(DIRECT, _sqlite(folder / "direct"), _sqlite(folder / "direct"), folder / "direct" / "artifacts")
+    if SERVED in names:
+        database, artifacts = _sqlite(folder / "served"), folder / "served" / "artifacts"
+        with tracking_server(database, artifacts) as server:
+            yield Store(SERVED, server.url, database, artifacts, {"mlflow": server})
+    if POSTGRES not in names:
+        return
     if (programs := postgres_programs()) is None:
         print("Postgres is not installed (Debian: apt-get install postgresql): left out", file=sys.stderr)
         return
-    behind = folder / "postgres"
-    behind.mkdir()
-    with postgres(programs) as database, tracking_server(database.url, behind / "artifacts") as server:
-        yield Store(POSTGRES, server.url, database.url, behind / "artifacts", {"mlflow": server, "postgres": database})
+    artifacts = folder / "postgres" / "artifacts"
+    with postgres(programs) as database, tracking_server(database.url, artifacts) as server:
+        yield Store(POSTGRES, server.url, database.url, artifacts, {"mlflow": server, "postgres": database})
+
+
+def _sqlite(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found) -> None:
