@@ -1,22 +1,27 @@
 """Writers of a store that did not train: finished runs written again, as the executor writes them, under new seeds.
 
-    python benchmarks/replay.py STORE RUN_FOLDER … --runs 10 --first 0
+    python benchmarks/replay.py STORE RUN_FOLDER … --writers 4 --runs 10 --first 0
 
-One process is one machine of a study. It opens each run, sends its events in the batches that a look a second would have made of them,
-and closes it with every file, all through ``bitrank.tracking``. It prints ``ready``, waits for a line, and prints one JSON line: seconds
-of every call of the client by name, its own processor time, and the wall time. :func:`load` is the side that starts several of them.
+A writer is one machine of a study, a process with a client of its own. It opens each run, sends its events in the batches that a look a
+second would have made of them, and closes it with every file, all through ``bitrank.tracking``. The script prints ``ready`` when all have
+opened the store, waits for a line, lets them begin together, and prints one JSON line for each: seconds of every call of the client by
+name, and processor time. :func:`load` is the side that starts it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +32,7 @@ from bitrank.tracking import Tracker
 from harness import SideFailed, script
 
 Event = dict[str, Any]
+_PATIENCE = 300.0  # seconds until a writer that does not come ends the others
 FLUSH = 1.0  # seconds between two batches of one run, as the executor has it
 
 
@@ -110,25 +116,17 @@ def load(store: str, templates: Sequence[Template], writers: int, runs: int, fir
     Raises :class:`SideFailed` when a writer fails.
     """
     each, folders = max(len(templates), round(runs / writers)), [template.folder for template in templates]
-    commands = [script("replay.py", store, *folders, "--runs", each, "--first", first + number * each) for number in range(writers)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [subprocess.Popen([sys.executable, *command], text=True, **pipes) for command in commands]  # type: ignore[call-overload]
-    try:
-        for process in started:
-            process.stdout.readline()
+    command = script("replay.py", store, *folders, "--writers", writers, "--runs", each, "--first", first)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, *command], text=True, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         before, begun = cpu(), time.perf_counter()
-        for process in started:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        ends = [process.communicate() for process in started]
+        out, error = process.communicate("\n")
         seconds, after = time.perf_counter() - begun, cpu()
-    finally:
-        for process in started:
-            process.kill()  # no effect on one that has ended
-    for process, (_, error) in zip(started, ends, strict=True):
-        if process.returncode:
-            raise SideFailed((error.strip() or "no word").splitlines()[-1])
-    figures = [json.loads(out.splitlines()[-1]) for out, _ in ends]  # MLflow's client says more before it
+    if process.returncode:
+        raise SideFailed((error.strip() or "no word").splitlines()[-1])
+    figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]  # MLflow's client speaks too
     served = {name: after[name] - before[name] for name in after}
     return Load(
         each * writers,
@@ -143,20 +141,44 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("store")
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--writers", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=10, help="runs of each writer")
     parser.add_argument("--first", type=int, default=0, help="the first run's seed")
     arguments = parser.parse_args()
     templates = [read_template(folder) for folder in arguments.folders]
-    client = Timed(open_store(arguments.store))
-    tracker = Tracker(cast(Any, client), arguments.store, templates[0].spec.profile)
-    client.seconds.clear()
+    import_module("mlflow")  # once: the writers are forked from here
+    fork = get_context("fork")
+    together, told = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
+    writers = [
+        fork.Process(target=_writer, args=(arguments, templates, arguments.first + number * arguments.runs, together, told))
+        for number in range(arguments.writers)
+    ]
+    for writer in writers:
+        writer.start()
+    together.wait(_PATIENCE)
     print("ready", flush=True)
     sys.stdin.readline()
-    started, cpu = time.perf_counter(), time.process_time()
-    for number in range(arguments.runs):
-        write(tracker, templates[number % len(templates)], arguments.first + number)
-    print(json.dumps({"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu, "calls": client.seconds}))
+    together.wait(_PATIENCE)
+    print(*(told.get() for _ in writers), sep="\n")
     return 0
+
+
+def _writer(arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, told: Any) -> None:
+    """Open the store, wait for the others twice, write the runs, tell the figures. Whatever fails ends all of them."""
+    try:
+        client = Timed(open_store(arguments.store))
+        tracker = Tracker(cast(Any, client), arguments.store, templates[0].spec.profile)
+        client.seconds.clear()
+        together.wait(_PATIENCE)
+        together.wait(_PATIENCE)
+        cpu = time.process_time()
+        for number in range(arguments.runs):
+            write(tracker, templates[number % len(templates)], first + number)
+        told.put(json.dumps({"cpu": time.process_time() - cpu, "calls": client.seconds}))
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr, flush=True)
+        os.killpg(0, signal.SIGTERM)
+        raise
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from replay import Load, Template, load, read_template
 from servers import WORKERS, Server, postgres, postgres_programs, tracking_server
 
 LEVELS = (1, 4, 16)
-DIRECT, SERVED, POSTGRES = "SQLite", "server on SQLite", "server on Postgres"
+STORES = DIRECT, SERVED, POSTGRES = ("sqlite", "server on sqlite", "server on postgres")
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Found:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end with the blocks that started them
     arguments = _parser().parse_args()
     here = _here()
     with tempfile.TemporaryDirectory(prefix="bitrank-scaling-") as name:
@@ -65,7 +67,7 @@ def main() -> int:
         folder.chmod(0o755)
         templates = _templates(arguments.template, folder)
         found = Found()
-        for store in _stores(folder):
+        for store in _stores(folder, arguments.stores):
             _measure(store, templates, arguments, found)
         text = _text(here, templates, found)
     draw(found.sizes, {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()})
@@ -93,9 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--template", type=Path, help="folder of a store whose finished runs, one a task, are taken (default: made now)")
     parser.add_argument("--runs", type=_numbers, default=SIZES, help=f"sizes of the store (default: {','.join(map(str, SIZES))})")
     parser.add_argument("--writers", type=_numbers, default=LEVELS, help=f"writers at once (default: {','.join(map(str, LEVELS))})")
+    parser.add_argument("--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})")
     parser.add_argument("--each", type=int, default=32, help="runs written with each number of writers (default: 32)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
     return parser
+
+
+def _words(text: str) -> tuple[str, ...]:
+    names = tuple(word.strip() for word in text.split(","))
+    if unknown := set(names) - set(STORES):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}")
+    return names
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -129,22 +139,27 @@ def _whole(template: Template, store: Path, folder: Path) -> Template:
     return read_template(folder)
 
 
-def _stores(folder: Path) -> Iterator[Store]:
-    """Every way to keep runs, one after another; servers end before the next begins."""
-    local = folder / "direct"
-    local.mkdir()
-    yield Store(DIRECT, f"sqlite:///{local / 'mlflow.db'}", f"sqlite:///{local / 'mlflow.db'}", local / "artifacts")
-    served = folder / "served"
-    served.mkdir()
-    with tracking_server(f"sqlite:///{served / 'mlflow.db'}", served / "artifacts") as server:
-        yield Store(SERVED, server.url, f"sqlite:///{served / 'mlflow.db'}", served / "artifacts", {"mlflow": server})
+def _stores(folder: Path, names: Sequence[str]) -> Iterator[Store]:
+    """The ways to keep runs that are asked for, one after another; servers end before the next begins."""
+    if DIRECT in names:
+        yield Store(DIRECT, _sqlite(folder / "direct"), _sqlite(folder / "direct"), folder / "direct" / "artifacts")
+    if SERVED in names:
+        database, artifacts = _sqlite(folder / "served"), folder / "served" / "artifacts"
+        with tracking_server(database, artifacts) as server:
+            yield Store(SERVED, server.url, database, artifacts, {"mlflow": server})
+    if POSTGRES not in names:
+        return
     if (programs := postgres_programs()) is None:
         print("Postgres is not installed (Debian: apt-get install postgresql): left out", file=sys.stderr)
         return
-    behind = folder / "postgres"
-    behind.mkdir()
-    with postgres(programs) as database, tracking_server(database.url, behind / "artifacts") as server:
-        yield Store(POSTGRES, server.url, database.url, behind / "artifacts", {"mlflow": server, "postgres": database})
+    artifacts = folder / "postgres" / "artifacts"
+    with postgres(programs) as database, tracking_server(database.url, artifacts) as server:
+        yield Store(POSTGRES, server.url, database.url, artifacts, {"mlflow": server, "postgres": database})
+
+
+def _sqlite(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found) -> None:
@@ -159,7 +174,8 @@ def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Na
     found.artifacts[store.name] = sum(kept) / written
     for runs in arguments.runs:
         copy_runs(store.database, runs)
-        found.sizes.setdefault((store.name, ""), {})[runs] = database_bytes(store.database) / 2**20
+        found.sizes.setdefault((store.name, ""), {})[runs] = size = database_bytes(store.database) / 2**20
+        print(f"{store.name}, {runs:,} runs: {size:.1f} MiB in tables", flush=True)
         for what, figures in read_times(store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())).items():
             if figures["runs"] != runs:
                 sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
@@ -177,8 +193,8 @@ def _write(store: Store, templates: Sequence[Template], writers: int, runs: int,
     except SideFailed as failure:
         print(f"{store.name}, {writers} writers: failed: {failure}", flush=True)
         return str(failure)
-    batch = 1000 * median(done.log_batch)
-    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s, {batch:.1f} ms a batch", flush=True)
+    said = ", ".join(f"{name} {cell}" for name, cell in zip(_LOAD_HEAD[3:], _load_cells(done), strict=True))
+    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s: {said}", flush=True)
     return done
 
 

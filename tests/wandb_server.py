@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
         tail = json.dumps([json.dumps(run.history[max(run.history)])] if run.history else [])
         counts = {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0, "historyTail": tail, "eventsTail": "[]"}
         return {"id": name, "name": name, "displayName": run.words["displayName"], "summaryMetrics": "{}", "config": run.words["config"],
-                "tags": run.words["tags"], "notes": run.words["notes"], "wandbConfig": "{}", **counts}  # fmt: skip
+                "tags": run.words["tags"], "notes": run.words["notes"], "wandbConfig": '{"t": {}}', **counts}  # fmt: skip
 
     def _upserted(self, words: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.setdefault(words["name"], Kept(words))
