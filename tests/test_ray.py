@@ -153,7 +153,7 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
 
     driver = place.start(*words)
     place.wait_for(
-        lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
+        driver, lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
     )
     os.kill(place.worker_of(run).pid, signal.SIGKILL)
     said, _ = driver.communicate(timeout=300)
