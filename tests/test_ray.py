@@ -49,7 +49,7 @@ class Place:
     def run(self, run_id: str) -> dict[str, Any]:
         return next(run for run in self.runs() if run["id"] == run_id)
 
-    def wait_for(self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool], timeout: float = 180) -> dict[str, Any]:
+    def wait_for(self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool], timeout: float = 400) -> dict[str, Any]:
         """The first run of which ``what`` holds, while ``driver`` runs."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and driver.poll() is None:
@@ -146,7 +146,7 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
     driver = place.start(*words)
     run = place.wait_for(driver, lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
     driver.send_signal(signal.SIGINT)
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 130 and "the same command continues where it was" in said, said
     stopped = place.run(run["id"])
     assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
@@ -156,7 +156,7 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
         driver, lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
     )
     os.kill(place.worker_of(run).pid, signal.SIGKILL)
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 1 and "lost its worker 1 times" in said and "Traceback" not in said, said
     lost = place.run(run["id"])
     assert lost["status"] == "KILLED" and "lost its worker" in lost["tags"]["failure"]
