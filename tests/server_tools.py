@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URI of an empty database in a Postgres server of its own on 127.0.0.1. Skips where there is none."""
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
@@ -62,12 +63,10 @@ def postgres(folder: Path) -> Iterator[str]:
     if programs is None:
         pytest.skip("needs Postgres: apt-get install postgresql")
     who: dict[str, Any] = {}
-    if os.getuid() == 0:  # Postgres refuses to be root's
+    folder = Path(tempfile.mkdtemp(prefix="bitrank-postgres-"))  # pytest keeps its own folders from other users
+    if os.getuid() == 0:  # and Postgres refuses to be root's
         who = {"user": "postgres", "group": "postgres", "extra_groups": []}
         shutil.chown(folder, "postgres", "postgres")
-        for parent in folder.parents[:3]:
-            if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
     data, port = folder / "data", free_port()
     words = [programs / "initdb", "--pgdata", data, "--username", "bitrank", "--auth", "trust", "--encoding", "UTF8", "--no-sync"]
     subprocess.run(words, cwd=folder, check=True, capture_output=True, **who)
@@ -80,6 +79,7 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://bitrank@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run([*control, "--mode", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        shutil.rmtree(folder)
 
 
 def stored_runs(database: str) -> list[dict[str, Any]]:

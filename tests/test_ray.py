@@ -46,14 +46,19 @@ class Place:
     def runs(self) -> list[dict[str, Any]]:
         return stored_runs(self.database)
 
-    def wait_for(self, what: Callable[[dict[str, Any]], bool], timeout: float = 180) -> dict[str, Any]:
-        """The first run of which ``what`` holds."""
+    def run(self, run_id: str) -> dict[str, Any]:
+        return next(run for run in self.runs() if run["id"] == run_id)
+
+    def wait_for(self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool], timeout: float = 400) -> dict[str, Any]:
+        """The first run of which ``what`` holds, while ``driver`` runs."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and driver.poll() is None:
             if found := [run for run in self.runs() if what(run)]:
                 return found[0]
             time.sleep(0.1)
-        raise AssertionError(f"no run came so far: {[(run['name'], run['status'], run['tags']) for run in self.runs()]}")
+        driver.kill()
+        runs = [(run["name"], run["status"], run["tags"]) for run in self.runs()]
+        raise AssertionError(f"no run came so far: {runs}; the driver said: {driver.communicate()[0]}")
 
     def worker_of(self, run: dict[str, Any]) -> psutil.Process:
         """The worker process of ``run``, by the process of the run that it started."""
@@ -84,7 +89,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             patch.setenv(name, value)
         database = f"sqlite:///{folder / 'mlflow.db'}"
         if request.param == "postgres":
-            database = stack.enter_context(postgres(tmp_path_factory.mktemp("tables")))
+            database = stack.enter_context(postgres())
         store = stack.enter_context(tracking_server(database, folder))
         cluster = Cluster(True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False})
         stack.callback(cluster.shutdown)
@@ -121,7 +126,7 @@ Straight = Callable[..., dict[str, dict[str, Any]]]
 @pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
 def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straight, task: str, victim: str) -> None:
     driver = place.start("--tasks", task)
-    run = place.wait_for(lambda run: has_snapshot(run) and run["tags"]["task"] == task)
+    run = place.wait_for(driver, lambda run: has_snapshot(run) and run["tags"]["task"] == task)
     worker = place.worker_of(run)
     node = next(n for n in place.cluster.worker_nodes if worker.ppid() == raylet_of(n))
     os.kill(worker.pid if victim == "worker" else raylet_of(node), signal.SIGKILL)
@@ -139,21 +144,21 @@ def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straig
 def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(place: Place, straight: Straight) -> None:
     words = ("--tasks", "toy_articles", "--configs", "B-FP", "--seeds", "1", "--retries", "0")
     driver = place.start(*words)
-    run = place.wait_for(lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
+    run = place.wait_for(driver, lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
     driver.send_signal(signal.SIGINT)
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 130 and "the same command continues where it was" in said, said
-    stopped = place.wait_for(lambda found: found["id"] == run["id"])
+    stopped = place.run(run["id"])
     assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
 
     driver = place.start(*words)
     place.wait_for(
-        lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
+        driver, lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
     )
     os.kill(place.worker_of(run).pid, signal.SIGKILL)
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 1 and "lost its worker 1 times" in said and "Traceback" not in said, said
-    lost = place.wait_for(lambda found: found["id"] == run["id"])
+    lost = place.run(run["id"])
     assert lost["status"] == "KILLED" and "lost its worker" in lost["tags"]["failure"]
 
     said, _ = place.start(*words).communicate(timeout=900)
