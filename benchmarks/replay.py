@@ -19,6 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import get_context
@@ -119,11 +120,15 @@ def load(store: str, templates: Sequence[Template], writers: int, runs: int, fir
     command = script("replay.py", store, *folders, "--writers", writers, "--runs", each, "--first", first)
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, *command], text=True, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        before, begun = cpu(), time.perf_counter()
-        out, error = process.communicate("\n")
-        seconds, after = time.perf_counter() - begun, cpu()
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            before, begun = cpu(), time.perf_counter()
+            out, error = process.communicate("\n")
+            seconds, after = time.perf_counter() - begun, cpu()
+        finally:
+            with suppress(ProcessLookupError):  # none is left, unless this side was ended
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         raise SideFailed((error.strip() or "no word").splitlines()[-1])
     figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]  # MLflow's client speaks too

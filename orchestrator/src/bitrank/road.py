@@ -44,7 +44,6 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     record.phase("loading")
     material = load_material(spec)
     loaded = open_model(spec, len(material.task.classes), device, dtype)
-
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)
     record.plan(plans.bits, plans.ranks, plans.free)
