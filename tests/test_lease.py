@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bitrank.lease import Elsewhere, Lease, LeaseLost
+from bitrank.lease import Elsewhere, Lease, LeaseLost, is_held
 from bitrank.profiles import find_profile
 from bitrank.snapshots import Snapshots
 from bitrank.specs import make_spec
@@ -38,7 +38,8 @@ def test_one_at_a_time_has_the_lease(tracker: Tracker) -> None:
         with Lease(tracker.client, tracker.experiment_id, "abd", seconds=3):
             assert len(leases(tracker)) == 2
         assert leases(tracker) == [f"lease.abc.{first.holder}"]
-    assert leases(tracker) == []
+        assert is_held(tracker.client, tracker.experiment_id, "abc", first.holder)
+    assert leases(tracker) == [] and not is_held(tracker.client, tracker.experiment_id, "abc", first.holder)
 
 
 def test_of_several_who_come_at_once_one_has_the_lease(tracker: Tracker) -> None:
@@ -143,3 +144,18 @@ def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(tra
     assert not list(Path(tracker.store, "artifacts").rglob("step-*"))
     assert "snapshot" not in tracker.client.get_run(run_id).data.tags
     assert Snapshots(tracker.client, run_id, tmp_path / "fourth").restore() is None
+
+
+def test_a_renewal_under_way_does_not_outlive_the_lease(tracker: Tracker) -> None:
+    """Its holder lets go while its thread is about to write the tag once more."""
+    with Lease(tracker.client, tracker.experiment_id, "abc", seconds=0.6) as lease:
+        renew, begun = lease._renew, threading.Event()
+
+        def late() -> None:
+            begun.set()
+            time.sleep(0.3)
+            renew()
+
+        lease._renew = late  # type: ignore[method-assign]
+        begun.wait(10)
+    assert leases(tracker) == []

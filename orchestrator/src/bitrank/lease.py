@@ -60,10 +60,11 @@ class Lease:
         self._prefix, self._gone, self._patience = f"lease.{spec_id}.", gone, patience
         self._state, self._count, self._renewed = _WAITING, 0, 0.0
         self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> Lease:
         self._renew()
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._keeper.start()
         try:
             if not self._take():
                 raise Elsewhere(ELSEWHERE)
@@ -123,6 +124,7 @@ class Lease:
 
     def _release(self) -> None:
         self._over.set()
+        self._keeper.join(self._seconds)  # a renewal under way would write the tag again
         self._delete(self.holder)
 
     def _delete(self, holder: str) -> None:
@@ -130,6 +132,11 @@ class Lease:
 
         with contextlib.suppress(MlflowException):  # another has deleted it, or the store is gone: then it lapses
             self._client.delete_experiment_tag(self._experiment_id, self._prefix + holder)
+
+
+def is_held(client: MlflowClient, experiment_id: str, spec_id: str, holder: str) -> bool:
+    """Whether ``holder`` has not let go of its lease on ``spec_id`` yet."""
+    return f"lease.{spec_id}.{holder}" in client.get_experiment(experiment_id).tags
 
 
 def _is_dead(holder: str) -> bool:

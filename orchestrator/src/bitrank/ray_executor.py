@@ -20,6 +20,7 @@ from bitrank.cluster import Cluster, Resources, capacity, needed
 from bitrank.errors import UserError
 from bitrank.executors import Execution
 from bitrank.interrupts import Interrupted, Signals
+from bitrank.lease import is_held
 from bitrank.states import State
 from bitrank.store import store_uri
 from bitrank.tracking import Tracker
@@ -140,12 +141,19 @@ def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
         cluster.cancel(task.handle)
     deadline = time.monotonic() + _PATIENCE
     for task in running:
-        while tracker.is_running(task.job.spec.spec_id) and time.monotonic() < deadline:
+        while _is_open(task, tracker) and time.monotonic() < deadline:
             time.sleep(_POLL)
     for task in running:
         cluster.cancel(task.handle, force=True)
         task.job.status, task.job.message = "killed", "stopped; run the same command to continue"
         tracker.abandon(task.job.spec.spec_id, "stopped")
+
+
+def _is_open(task: _Task, tracker: Tracker) -> bool:
+    """Whether the task's worker has not closed its run and let go of it yet."""
+    spec_id = task.job.spec.spec_id
+    held = task.lease is not None and is_held(tracker.client, tracker.experiment_id, spec_id, task.lease)
+    return held or tracker.is_running(spec_id)
 
 
 def _check_artifacts(tracker: Tracker) -> None:
