@@ -158,4 +158,5 @@ def test_a_renewal_under_way_does_not_outlive_the_lease(tracker: Tracker) -> Non
 
         lease._renew = late  # type: ignore[method-assign]
         begun.wait(10)
+    time.sleep(0.6)
     assert leases(tracker) == []
