@@ -42,7 +42,7 @@ class Cluster:
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-            raise UserError(f"{where} does not answer: {str(error).splitlines()[0][:300]}") from error
+            raise UserError(f"{where} does not answer: {str(error).splitlines()[0][:300]}{_hint(address)}") from error
         self.machines: list[Resources] = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         self._work = ray.remote(max_retries=0, num_returns="streaming")(work)
 
@@ -84,6 +84,13 @@ class Cluster:
 
     def leave(self) -> None:
         self._ray.shutdown()
+
+
+def _hint(address: str | None) -> str:
+    """Ray says the same of a cluster that is not there and of one that wants a token; `ray start` of today makes one by default."""
+    if address is None or os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    return "; if it was started with a token (ray start says so), copy that to this machine and set RAY_AUTH_MODE=token"
 
 
 def needed(spec: RunSpec, machines: Sequence[Resources]) -> Resources:
