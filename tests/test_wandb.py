@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,19 +108,28 @@ def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -
         assert (found.exit_code, found.summary["status"]) == (0, "FINISHED")
 
 
+ONE = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
+ENDS: dict[str, Callable[[Any], None]] = {
+    "child": kill_children_of,
+    "terminate": subprocess.Popen.terminate,
+    "parent": subprocess.Popen.kill,
+}
+
+
+def cut(cwd: Path, how: str) -> None:
+    """Start the run of :data:`ONE` and end it after its first checkpoint, as ``how`` says."""
+    process = start(*ONE, cwd=cwd)
+    folder = wait_for(cwd, "checkpoint", timeout=400)
+    ENDS[how](process)
+    process.wait(timeout=60)
+    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+
+
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(("how", "ended"), [("child", 137), ("terminate", 143)])
 def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int) -> None:
-    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
-    process = start(*words, cwd=tmp_path)
-    folder = wait_for(tmp_path, "checkpoint", timeout=400)
-    if how == "child":
-        kill_children_of(process)
-    else:
-        process.terminate()
-    process.wait(timeout=60)
-    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
-    again = bitrank(*words, cwd=tmp_path)
+    cut(tmp_path, how)
+    again = bitrank(*ONE, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     (run,) = store_runs(tmp_path)
     first, second = map(recorded, files(tmp_path, run["id"]))
@@ -207,18 +216,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.mark.parametrize("how", ["child", "parent"])
 def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
-    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb")
-    process = start(*words, cwd=tmp_path)
-    folder = wait_for(tmp_path, "checkpoint", timeout=400)
-    if how == "child":
-        kill_children_of(process)
-    else:
-        process.kill()
-    process.wait(timeout=60)
-    assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"
+    cut(tmp_path, how)
     ((name, kept),) = server.runs.items()
     assert how == "parent" or (kept.history and kept.exit_code == 137)
-    done = bitrank(*words, cwd=tmp_path)
+    done = bitrank(*ONE, cwd=tmp_path)
     assert done.returncode == 0 and "failed" not in done.stderr, done.stdout + done.stderr
     (run,) = store_runs(tmp_path)
     assert (name, kept.starts, kept.exit_code, list(server.runs)) == (run["id"], 2, 0, [name])

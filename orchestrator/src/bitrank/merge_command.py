@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # `bitrank --help` loads no torch
     from bitrank.merging import Audit, Merged
 
 EXAMPLES = """examples:
-  bitrank merge runs/work/1a2b3c4d5e6f --out merged
-  bitrank merge runs/work/1a2b3c4d5e6f --out small --into quantized --max-loss 0.02
+  bitrank merge RUN --out merged                   RUN: the run's folder, named by its spec id in runs/work
+  bitrank merge RUN --out small --into quantized --max-loss 0.02
   bitrank merge my-adapter --model ./my-bert --task reviews.csv --out merged"""
 _MAX_LOSS = 0.05
 _SHOWN = 12
