@@ -101,9 +101,9 @@ def _steps(arguments: argparse.Namespace, task: str) -> int:
 
 _NOTE = """Tokens are real ones, without padding. *tuned* and *default* are ours ÷ the peer's tokens/s, median (range) over rounds.
 Ours and *tuned* compute in the runs' dtype, *default* in fp32. *of peak*: work per token × our tokens/s ÷ the peak above of that dtype;
-work per token = 2·P + 2·P' for frozen block matrices (P' leaves out the first block's query, key and value), and 4·d·V for a language
-model's head; adapters, attention and norms are not counted. † no peer mixes formats: against the peers of B-FP. *two processes*: B-FP
-twice at once, one thread each, speeds added."""
+work per token = 2·P + 2·P' for frozen block matrices (P' leaves out the first block's query, key and value; both leave out what a
+classifier's last block need not do), and 4·d·V for a language model's head; adapters, attention and norms are not counted.
+† no peer mixes formats: against the peers of B-FP. *two processes*: B-FP twice at once, one thread each, speeds added."""
 
 
 def speed_table(found: Found, here: Figures, task: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Moments, Replay, measure_errors, measure_moments
-from bitrank_trainer import DTYPES, choose_device, choose_dtype, peak_memory_mib, pin_threads
+from bitrank_trainer import DTYPES, choose_device, choose_dtype, keep_memory, peak_memory_mib, pin_threads, release_memory
 from safetensors.torch import load_file, save_file
 
 from bitrank.errors import UserError
@@ -80,19 +80,22 @@ def calibration_batches(task: TokenisedTask, count: int, offset: int = 0) -> lis
 
 
 def _measured(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
-    with _all_cores():
+    with _whole_machine():
         return _measure(spec, task, told)
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
-    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on who asked first."""
+def _whole_machine() -> Iterator[None]:
+    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on who asked first. And freed
+    memory is kept from pass to pass."""
     before = torch.get_num_threads()
     pin_threads()
+    keep_memory()
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        release_memory()
 
 
 def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:

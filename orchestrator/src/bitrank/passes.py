@@ -52,7 +52,12 @@ class LiveBytes(TorchDispatchMode):
             return self._counted(torch.empty_strided(shape, strides, dtype=dtype, device="meta"), set())
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         made = func(*args, **(kwargs or {}))
-        if asked and isinstance(made, Tensor) and made.is_meta and (_is_whole(made) if kind == "makes" else _told(made) == asked[1][0]):
+        if (
+            asked
+            and isinstance(made, Tensor)
+            and made.is_meta
+            and (_is_new(made, known) if kind == "makes" else _told(made) == asked[1][0])
+        ):
             self._answers[asked] = (tuple(made.shape), made.stride(), made.dtype)
         return self._counted(made, known)
 
@@ -90,9 +95,10 @@ def _kind(func: Any) -> str:
     return "changes" if func._schema.name.endswith("_") and len(shared) == 1 and first is not None and first.is_write else ""
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether the numbers of ``tensor`` are all that its storage holds."""
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+def _is_new(tensor: Tensor, known: set[int]) -> bool:
+    """Whether ``tensor`` is all that its storage holds, and shares it with none before: ``_unsafe_view`` does, against its schema."""
+    storage = tensor.untyped_storage()
+    return storage.nbytes() == tensor.numel() * tensor.itemsize and id(storage) not in known
 
 
 def _told(value: Any) -> Any:

@@ -11,7 +11,7 @@ from bitrank_adapters import fuse
 from bitrank_adapters.norms import is_norm
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
-from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, register_attention, trainable
+from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, narrow_last_block, register_attention, trainable
 from torch import nn
 
 from bitrank.configs import find_config
@@ -85,6 +85,7 @@ def _fuse(model: Any, device: str) -> None:
             if is_norm(module):
                 module.to_empty(device="cpu")
     fuse(model, _decoder)
+    narrow_last_block(model)
 
 
 def _decoder(layer: nn.Module) -> Decode | None:

@@ -17,6 +17,7 @@ from bitrank_trainer import (
     choose_device,
     choose_dtype,
     evaluate,
+    narrow_last_block,
     peak_memory_mib,
     pin_threads,
     train,
@@ -60,6 +61,7 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     start.write(model)
     if spec.fused:
         fuse(model, decoder)
+        narrow_last_block(model)
     record.ready()
     settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -20,6 +21,28 @@ def test_a_child_does_not_inherit_its_parents_peak() -> None:
     assert peak_memory_mib() > 1500 > child
     assert child < small * 1.5
     del held
+
+
+_FAULTS = """
+import resource, sys, torch
+from bitrank_trainer import keep_memory
+torch.set_num_threads(1)
+if "keep" in sys.argv:
+    keep_memory()
+torch.zeros(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.zeros(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives large blocks back at once")
+def test_kept_memory_is_not_mapped_again() -> None:
+    def faults(*words: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < faults() / 4
 
 
 def test_devices() -> None:

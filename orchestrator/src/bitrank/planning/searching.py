@@ -15,7 +15,18 @@ import numpy as np
 from bitrank_adapters import ResidualStart, fuse
 from bitrank_planner import SEARCHES, Found, Plan, Problem
 from bitrank_quant import decoder
-from bitrank_trainer import DTYPES, OBJECTIVES, PLAIN_OBJECTIVES, Diverged, Task, choose_device, choose_dtype, evaluate, train
+from bitrank_trainer import (
+    DTYPES,
+    OBJECTIVES,
+    PLAIN_OBJECTIVES,
+    Diverged,
+    Task,
+    choose_device,
+    choose_dtype,
+    evaluate,
+    narrow_last_block,
+    train,
+)
 
 from bitrank.material import load_material
 from bitrank.measuring import Tables
@@ -63,6 +74,7 @@ class ShortRun:
         start.write(model)
         if spec.fused:
             fuse(model, decoder)
+            narrow_last_block(model)
         objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
         settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
         task = Task(

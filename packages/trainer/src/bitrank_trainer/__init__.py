@@ -4,11 +4,12 @@ from bitrank_trainer.attention import register_attention
 from bitrank_trainer.checkpoints import Progress
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.evaluation import Evaluation, evaluate
+from bitrank_trainer.first_position import narrow_last_block
 from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
 from bitrank_trainer.memory_errors import is_out_of_memory
-from bitrank_trainer.meters import Throughput, device_memory_mib, peak_memory_mib, release_memory
+from bitrank_trainer.meters import Throughput, device_memory_mib, keep_memory, peak_memory_mib, release_memory
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
@@ -51,10 +52,12 @@ __all__ = [
     "fitting_tokens",
     "is_out_of_memory",
     "join",
+    "keep_memory",
     "kept_bytes",
     "leave",
     "longest_sequence",
     "micro_batches",
+    "narrow_last_block",
     "peak_memory_mib",
     "pin_threads",
     "register_attention",

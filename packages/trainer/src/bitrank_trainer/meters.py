@@ -14,6 +14,7 @@ import psutil
 import torch
 
 _MIB = 1024.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def peak_memory_mib() -> float:
@@ -35,6 +36,19 @@ def peak_memory_mib() -> float:
 def resident_bytes() -> int:
     """Resident memory of this process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed for the next tensor, up to a gigabyte (glibc; elsewhere nothing is changed).
+
+    Else the big temporaries of every pass are mapped, zeroed page by page and unmapped again: a quarter of the time of a pass through
+    SmolLM2. It holds for the rest of the process; :func:`release_memory` still hands back what is kept.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL("libc.so.6")
+            library.mallopt(_M_MMAP_THRESHOLD, 2**28)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def release_memory() -> None:
