@@ -102,7 +102,7 @@ def _outlined(arguments: argparse.Namespace) -> int:
 
     problem = problem.pinned(matched(_pins(arguments.pin), [item.name for item in problem.items]))
     plan = PLANNERS[arguments.planner](problem, None)  # type: ignore[arg-type]
-    parts = training_memory(spec, plan.precision, plan.ranks, plan.nbytes)
+    parts = training_memory(spec, plan)
     data = plan_data(plan, sizes, problem.budget, arguments.init) | {"forecast": vars(parts), "sensitivities": "prior"}
     shown = {
         "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes ({8 * plan.nbytes / sizes.parameters:.2f} bits a parameter of "

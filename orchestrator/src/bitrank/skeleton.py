@@ -24,13 +24,21 @@ from bitrank.errors import UserError
 from bitrank.weights import find_source
 
 
-def skeleton(place: str, kind: str, classes: int, dtype: torch.dtype, attention: str = "eager", dropout: float | None = None) -> Any:
-    """The model that ``config.json`` in ``place`` (a folder, that file itself, or a hub id) describes, on the ``meta`` device.
+def skeleton(
+    place: str, kind: str, classes: int, dtype: torch.dtype, attention: str = "eager", dropout: float | None = None,
+    depth: int | None = None,
+) -> Any:  # fmt: skip
+    """The model that ``config.json`` in ``place`` (a folder, that file itself, or a hub id) describes, on the ``meta`` device; with
+    ``depth`` blocks instead of its own where that is given.
 
     Its buffers are real, as they are small and hold what no file has. Raises :class:`UserError` when there is no such config, or it
     is an encoder's and ``kind`` is language modelling.
     """
-    config = _config(place, kind, classes, dropout)
+    config = read_config(place, kind, classes, dropout)
+    if depth is not None:
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
     with no_init_weights(), init_empty_weights(include_buffers=False), _Unfilled():
         model: Any = _auto(config, kind).from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
@@ -143,7 +151,8 @@ def _auto(config: Any, kind: str) -> Any:
     return AutoModelForCausalLM if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForSeq2SeqLM
 
 
-def _config(place: str, kind: str, classes: int, dropout: float | None) -> Any:
+def read_config(place: str, kind: str, classes: int = 2, dropout: float | None = None) -> Any:
+    """The configuration at ``place`` for a task of ``kind``. Raises as :func:`skeleton` does."""
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:

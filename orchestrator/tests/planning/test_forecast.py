@@ -190,7 +190,7 @@ def test_seventy_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Pat
     with Largest() as largest:
         problem, sizes = outlined_problem(spec, "40GB", Choices())
         plan = PLANNERS["exact"](problem, None)
-        parts = training_memory(spec, plan.precision, plan.ranks, plan.nbytes)
+        parts = training_memory(spec, plan)
     assert sizes.parameters == 70_553_706_496
     assert parts.weights + parts.adapters == plan.nbytes <= 40_000_000_000
     assert parts.optimizer == 2 * parts.gradients == 2 * parts.adapters

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bitrank_planner import Item, Option, Problem
+from bitrank_planner import Item, Option, Plan, Problem
 from bitrank_trainer import DTYPES
 
 from bitrank.errors import UserError
 from bitrank.outline import outline
+from bitrank.planning.alike import Choice, step_bytes
 from bitrank.planning.budgets import parse_budget
 from bitrank.planning.costs import Choices, adaptable
 from bitrank.planning.sizes import Sizes
 from bitrank.prior import prior_costs
-from bitrank.rehearsal import Stage, rehearse
-from bitrank.skeleton import fresh_modules, skeleton
 from bitrank.specs import RunSpec
 
 
@@ -58,18 +57,12 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
     return Problem(tuple(items), parse_budget(budget, sizes), sizes.fixed), sizes
 
 
-def training_memory(spec: RunSpec, precision: dict[str, str], ranks: dict[str, int], nbytes: int) -> Training:
-    """What training such a plan takes, rehearsed on the ``meta`` device with ``spec``'s batch and length. ``nbytes``: model and adapters.
+def training_memory(spec: RunSpec, plan: Plan) -> Training:
+    """What training ``plan`` takes, rehearsed on the ``meta`` device with ``spec``'s batch and length.
 
     Raises :class:`UserError` when the plan has no adapter: nothing would be trained.
     """
-    if not ranks:
+    if not plan.ranks:
         raise UserError("this plan gives no matrix an adapter, so nothing would be trained; offer ranks above 0")
-    dtype = torch.bfloat16
-    model = skeleton(spec.model, spec.kind, 2, dtype, dropout=spec.dropout)
-    fresh = fresh_modules(model, spec.model, spec.kind)
-    shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if name in ranks}
-    numbers = sum(rank * sum(shapes[name]) for name, rank in ranks.items())
-    stage: Stage = rehearse(spec, model, fresh, precision, ranks, 10, "cpu", dtype)
-    held = 4 * numbers
-    return Training(nbytes - held, held, held, 2 * held, stage.step((spec.batch_size, spec.max_length)).peak)
+    held = 4 * plan.trainable
+    return Training(plan.nbytes - held, held, held, 2 * held, step_bytes(spec, Choice(plan.precision, plan.ranks), torch.bfloat16))

@@ -22,6 +22,7 @@ from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.exchange import exchange
 from bitrank_planner.hull import hull_price
 from bitrank_planner.problem import Plan, Problem, worth_having
+from bitrank_planner.silence import silenced
 
 GAP = 1e-6  # how far above the optimum a plan may cost, relative to its cost
 _LARGE = 800  # options in a core that branching may take seconds for
@@ -189,7 +190,8 @@ def _milp(
         rows, most_L = _scaled(rows_LX, limits_L + 0.5)
         limits.append(LinearConstraint(rows, -np.inf, most_L))
     words = {"mip_rel_gap": gap}
-    found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=words)
+    with silenced():
+        found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=words)
     return None if _none(found) else np.rint(found.x).astype(int)
 
 
