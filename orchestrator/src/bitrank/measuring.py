@@ -33,6 +33,7 @@ FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
+_GRAPH_TOKENS = 256  # of a batch whose graph is kept, so that it takes no more than working on the largest matrix does
 _HEAD_SEQUENCES = 1024
 
 
@@ -72,11 +73,12 @@ def _place(spec: RunSpec) -> Path:
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
 
-def calibration_batches(task: TokenisedTask, count: int, offset: int = 0) -> list[Batch]:
-    """``count`` training sequences after the first ``offset`` of a fixed shuffle, in batches of similar length."""
+def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None) -> list[Batch]:
+    """``count`` training sequences after the first ``offset`` of a fixed shuffle, in batches of similar length, ``tokens`` in each or as
+    many as a pass without a graph carries well."""
     train = task.splits["train"]
     chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + count]
-    return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, _BATCH_TOKENS[task.kind]))
+    return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]))
 
 
 def _measured(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
@@ -109,7 +111,9 @@ def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) ->
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
     loss = loss_sum(spec.kind, device)
     matrices = [m for m in weight_matrices(model) if m.name not in loaded.fresh]
-    moments = measure_moments(Replay(model, calibration_batches(task, count), loss), matrices, told)
+    small = calibration_batches(task, count, tokens=_GRAPH_TOKENS)
+    moments = measure_moments(Replay(model, small, loss), matrices, told)
+    release_memory()
     replay = Replay(model, calibration_batches(task, min(count, _TRIED[task.kind])), loss)
     errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())

@@ -77,7 +77,13 @@ def test_other_models_are_rehearsed_whole(reason: str, tmp_path: Path, monkeypat
         of_block = lambda number, place: ("nf4-dq", number + 1)  # noqa: E731
     else:
         types = ["full_attention" if number % 2 else "sliding_attention" for number in range(14)]
-        config = LLAMA | {"model_type": "qwen2", "layer_types": types, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 7}
+        config = LLAMA | {
+            "model_type": "qwen2",
+            "layer_types": types,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 7,
+        }
     spec, rehearsed = spec_of(config, tmp_path), depths(monkeypatch)
     assert step_bytes(spec, choice_of("llama", of_block), torch.bfloat16) > 0
     assert rehearsed == [None]

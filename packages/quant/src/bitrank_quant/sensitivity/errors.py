@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.formats import Float, Format
 from bitrank_quant.matrices import WeightMatrix
@@ -62,19 +64,20 @@ def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, me
     if isinstance(fmt, Float):
         tail_R = torch.zeros(0 if matrix.role == "embedding" else min(SPECTRUM, *matrix.shape) + 1)
         return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0, 0.0)
-    module = replay.model.get_submodule(matrix.name)
+    module: Any = replay.model.get_submodule(matrix.name)
     weight_OI = weight_of(module)
     stored_OI = fmt.decode(encode_in_parts(fmt, weight_OI), matrix.shape, weight_OI.dtype)
-    delta_OI = weight_OI.float() - stored_OI.float()
-    square_OI = delta_OI.square()
-    added, far = _measured(replay, matrix, weight_OI, stored_OI) if measured else (None, None)
-    fisher = 0.5 * sum(float(row_O.to(delta_OI) @ square_OI @ column_I.to(delta_OI)) for row_O, column_I in moments.weights())
+    added, far = _measured(replay, matrix, module, stored_OI) if measured else (None, None)
+    # An embedding may be half of a model, so few copies of it are held: what was stored becomes the error, and that its square.
+    delta_OI = stored_OI.float().sub_(weight_OI)
+    tail_R = torch.zeros(0) if matrix.role == "embedding" else _tail(delta_OI, moments)
+    square_OI = delta_OI.square_()
     return FormatErrors(
         nbytes=fmt.nbytes(matrix.shape),
         plain=float(square_OI.sum()),
-        input=float((square_OI @ moments.column_I.to(delta_OI)).sum()),
-        fisher=fisher,
-        tail_R=torch.zeros(0) if matrix.role == "embedding" else _tail(delta_OI, moments),
+        input=float((square_OI @ moments.column_I.to(square_OI)).sum()),
+        fisher=0.5 * sum(float(row_O.to(square_OI) @ square_OI @ column_I.to(square_OI)) for row_O, column_I in moments.weights()),
+        tail_R=tail_R,
         added=added,
         far=far,
     )
@@ -88,12 +91,12 @@ def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
     return tail[: SPECTRUM + 1].float().cpu()
 
 
-def _measured(replay: Replay, matrix: WeightMatrix, weight_OI: Tensor, stored_OI: Tensor) -> tuple[float, float]:
+def _measured(replay: Replay, matrix: WeightMatrix, module: Any, stored_OI: Tensor) -> tuple[float, float]:
     """Loss added and divergence when this matrix alone holds ``stored_OI``; the model is as it was afterwards."""
-    kept_OI = weight_OI.clone()
+    kept = module.weight.data
     try:
-        weight_OI.copy_(stored_OI)
+        module.weight.data = stored_OI.T if isinstance(module, Conv1D) else stored_OI
         loss, far = replay.judged_from(replay.block_of(matrix.name), first=matrix.role == "embedding")
         return loss - replay.base, far
     finally:
-        weight_OI.copy_(kept_OI)
+        module.weight.data = kept
