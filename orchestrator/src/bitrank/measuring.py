@@ -33,7 +33,7 @@ FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
-_GRAPH_TOKENS = 256  # of a batch whose graph is kept, so that it takes no more than working on the largest matrix does
+_GRAPH_TOKENS = {"classification": 256, "language-modelling": 128}  # of a batch whose graph is kept: a graph grows with it, tables do not
 _HEAD_SEQUENCES = 1024
 
 
@@ -111,7 +111,7 @@ def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) ->
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
     loss = loss_sum(spec.kind, device)
     matrices = [m for m in weight_matrices(model) if m.name not in loaded.fresh]
-    small = calibration_batches(task, count, tokens=_GRAPH_TOKENS)
+    small = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
     moments = measure_moments(Replay(model, small, loss), matrices, told)
     release_memory()
     replay = Replay(model, calibration_batches(task, min(count, _TRIED[task.kind])), loss)

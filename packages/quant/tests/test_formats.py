@@ -99,7 +99,7 @@ def test_unknown_format_names_the_nearest() -> None:
         parse_format("int9-g64")
 
 
-@pytest.mark.parametrize("name", ["int8", "int3-g64", "int4-g64", "nf4", "bf16"])
+@pytest.mark.parametrize("name", ["int8", "int3-g64", "int4-g64", "nf4", "nf4-dq", "fp4-dq", "bf16"])
 def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
     monkeypatch.setattr(reference, "_PART", 64 * 100)
     weight_OI = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))

@@ -6,13 +6,15 @@ kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_quant.formats import Format, Int8Row, Tensors
+from bitrank_quant.codebooks import encode_dynamic_8bit
+from bitrank_quant.formats import Codebook, Format, Int8Row, Tensors
 
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 
@@ -23,10 +25,13 @@ _PART = 2**20  # weights encoded at once
 def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
     """``fmt.encode`` some rows at a time, so that a large table is never there in fp32 as a whole.
 
-    Nested scales span rows: such formats are encoded at once.
+    Nested scales span rows: they are encoded once those of all rows are there.
     """
+    if isinstance(fmt, Codebook) and fmt.double_quant:
+        plain = encode_in_parts(replace(fmt, double_quant=False), weight_OI)
+        return {"codes": plain["codes"], **encode_dynamic_8bit(plain["absmax"])}
     rows = max(64, _PART // weight_OI.shape[1] // 64 * 64)  # 64 rows end on a whole byte at any bit width
-    if getattr(fmt, "double_quant", False) or len(weight_OI) <= rows:
+    if len(weight_OI) <= rows:
         return fmt.encode(weight_OI)
     whole: Tensors = {}
     for start in range(0, len(weight_OI), rows):
