@@ -80,7 +80,8 @@ def _measured(arguments: argparse.Namespace) -> int:
         f"{_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, activations {_mib(parts.activations)}, "
         f"process {_mib(parts.imports + parts.overhead)}",
         "time to train": f"{parts.seconds:.0f} s ({parts.basis})",
-        "planning took": f"{made.tables.seconds:.0f} s to measure (once, {made.tables.peak_mib:,.0f} MiB at most), {made.choosing:.1f} s to choose",
+        "planning took": f"{made.tables.seconds:.0f} s to measure (once, at most {made.tables.peak_mib:,.0f} MiB), "
+        f"{made.choosing:.1f} s to choose",
     }
     return _show(arguments, made.plan, made.problem.items, shown, data, save_plan)
 
