@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
-from bitrank_quant.sensitivity import FormatErrors, Moments, Replay, measure_errors, measure_moments
+from bitrank_quant.sensitivity import FormatErrors, LossSum, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import DTYPES, choose_device, choose_dtype, keep_memory, peak_memory_mib, pin_threads, release_memory
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, loss_sum
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "4"  # of what is measured and how it lies on disk
+VERSION = "5"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
@@ -54,18 +55,16 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
 
     Raises :class:`UserError` when the task has fewer than two training examples to measure on.
     """
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
-    if len(task.splits["train"]) < 2:
-        raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
-    return _read(build_once(_place(spec), lambda folder: _write(folder, _measured(spec, task, told))))
+    _task(spec)
+    return _read(build_once(tables_place(spec), lambda folder: _write(folder, _measured(spec, told))))
 
 
 def is_measured(spec: RunSpec) -> bool:
     """Whether :func:`measure` will only read."""
-    return _place(spec).is_dir()
+    return tables_place(spec).is_dir()
 
 
-def _place(spec: RunSpec) -> Path:
+def tables_place(spec: RunSpec) -> Path:
     """Where the tables lie: under a hash of the model's files, the task's text and how they are measured."""
     source = open_task(spec.task, spec.data)
     told_by = (weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)
@@ -81,13 +80,8 @@ def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens
     return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]))
 
 
-def _measured(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
-    with _whole_machine():
-        return _measure(spec, task, told)
-
-
 @contextmanager
-def _whole_machine() -> Iterator[None]:
+def whole_machine() -> Iterator[None]:
     """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on who asked first. And freed
     memory is kept from pass to pass."""
     before = torch.get_num_threads()
@@ -100,8 +94,21 @@ def _whole_machine() -> Iterator[None]:
         release_memory()
 
 
-def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) -> Tables:
-    started = time.monotonic()
+@dataclass(frozen=True)
+class Calibration:
+    """A model ready to be measured, and what to measure it on: ``many`` sequences in small batches for moments, ``few`` for what changes
+    add. ``fresh`` names the modules that no file had; they are fitted."""
+
+    model: nn.Module
+    loss: LossSum
+    many: list[Batch]
+    few: list[Batch]
+    fresh: list[str]
+
+
+def calibration(spec: RunSpec) -> Calibration:
+    """The whole model of ``spec`` in its compute dtype, frozen, and calibration data of its task. Raises as :func:`measure` does."""
+    task = _task(spec)
     device = choose_device(spec.device)
     loaded = open_model(spec, len(task.classes), device, DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype])
     loaded.fill_rest()
@@ -109,13 +116,27 @@ def _measure(spec: RunSpec, task: TokenisedTask, told: Callable[[str], None]) ->
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
     if loaded.fresh:
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
-    loss = loss_sum(spec.kind, device)
-    matrices = [m for m in weight_matrices(model) if m.name not in loaded.fresh]
-    small = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
-    moments = measure_moments(Replay(model, small, loss), matrices, told)
-    release_memory()
-    replay = Replay(model, calibration_batches(task, min(count, _TRIED[task.kind])), loss)
-    errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
+    many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
+    few = calibration_batches(task, min(count, _TRIED[task.kind]))
+    return Calibration(model, loss_sum(spec.kind, device), many, few, loaded.fresh)
+
+
+def _task(spec: RunSpec) -> TokenisedTask:
+    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    if len(task.splits["train"]) < 2:
+        raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
+    return task
+
+
+def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
+    started = time.monotonic()
+    with whole_machine():
+        ready = calibration(spec)
+        matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
+        moments = measure_moments(Replay(ready.model, ready.many, ready.loss), matrices, told)
+        release_memory()
+        replay = Replay(ready.model, ready.few, ready.loss)
+        errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 

@@ -15,12 +15,14 @@ from bitrank.errors import UserError, unknown
 from bitrank.measuring import Tables, measure
 from bitrank.planning.budgets import parse_budget
 from bitrank.planning.costs import Choices, make_problem
+from bitrank.planning.interplay import calibrated
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.searching import search
 from bitrank.planning.sizes import Sizes, sizes_of
 from bitrank.specs import RunSpec
 
 NAMES = (*PLANNERS, *SEARCHES)
+_BY_COST = {"exact", "greedy", "bits-only", "rank-only", *SEARCHES}  # the others go by rules, or by one pair for all
 Pins = Mapping[str, tuple[str | None, int | None]]
 
 
@@ -42,7 +44,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Made:
-    """A plan, the problem it solves, the sizes it was counted in, and seconds: of measuring (when it was done), and of choosing."""
+    """A plan, the problem it solves, the sizes it was counted in, and seconds: of measuring (when it was done), and of choosing, with what
+    calibrating the costs took when it was done."""
 
     plan: Plan
     problem: Problem
@@ -67,18 +70,20 @@ def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambd
     sizes = sizes_of(spec)
     budget = parse_budget(wanted.budget, sizes)
     tables = measure(spec, told)
-    problem = make_problem(tables, sizes, budget, wanted.choices, wanted.max_trainable)
+    problem, calibrating = make_problem(tables, sizes, budget, wanted.choices, wanted.max_trainable), 0.0
+    if wanted.planner in _BY_COST:
+        problem, calibrating = calibrated(problem, tables, spec, wanted.choices.repairs, told)
     problem = problem.pinned(matched(wanted.pins or {}, [item.name for item in problem.items]))
     started = time.monotonic()
     if wanted.planner in PLANNERS:
         plan = PLANNERS[wanted.planner](problem, tables)
-        return Made(plan, problem, sizes, tables, time.monotonic() - started)
+        return Made(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     words = f"{wanted.planner}-{budget}-{wanted.evaluations}x{wanted.steps}-s{spec.seed}-{Path(spec.model).name}-{spec.task_name}"
     found = search(
         wanted.planner, problem, spec, tables, evaluations=wanted.evaluations, steps=wanted.steps,
         journal=cache_dir() / "searches" / f"{words}.jsonl", told=told,
     )  # fmt: skip
-    return Made(replace(found.plan, solver=wanted.planner), problem, sizes, tables, found.seconds)
+    return Made(replace(found.plan, solver=wanted.planner), problem, sizes, tables, calibrating + found.seconds)
 
 
 def matched(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -1,0 +1,173 @@
+"""How errors of many matrices add up: measured at a plan, kind of matrix by kind, and put back into what choices cost.
+
+The tables hold what each matrix loses alone. Their sum misleads where bytes are scarce: errors meet in the residual stream and feed each
+other, so two hundred small ones come to three times their sum, while an embedding's, one matrix, comes to its own. So a plan is put into
+the model, the divergence of its answers measured, and again with each kind of matrix (those that differ in nothing but the number of their
+block) put back as it was: what a kind adds *there*, over the sum of its costs, is its factor. Costs times factors are planned again, until
+a few rounds are over; the factors of the round whose plan diverged least are kept. A few dozen forward passes, no training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bitrank_adapters import best_low_rank
+from bitrank_data import build_once, cache_dir
+from bitrank_planner import Plan, Problem, exact
+from bitrank_quant import parse_format
+from bitrank_quant.reference import encode_in_parts
+from bitrank_quant.sensitivity import Replay
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from bitrank.measuring import Tables, calibration, tables_place, whole_machine
+from bitrank.specs import RunSpec
+
+VERSION = "1"  # of what is measured and how it lies on disk
+ROUNDS = 2
+_FAR = 4.0  # a kind's factor is at most so many times that of all matrices together, and at least its inverse: the rest is noise
+Factors = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a plan adds, in nats of divergence: in ``whole``, and by kind of matrix, the others being as the plan has them."""
+
+    whole: float
+    by_kind: Mapping[str, float]
+
+
+def kind_of(matrix: str) -> str:
+    """The name of a matrix without the number of its block."""
+    return re.sub(r"\.\d+\.", ".*.", matrix)
+
+
+def calibrated(
+    problem: Problem, tables: Tables, spec: RunSpec, repairs: bool, told: Callable[[str], None] = lambda _: None
+) -> tuple[Problem, float]:
+    """``problem`` with every cost times the factor of its kind, from the cache when it was calibrated before; and the seconds it took then.
+
+    ``repairs`` says whether adapters start from what quantization lost. Raises :class:`~bitrank_planner.PlanError` when no plan fits.
+    """
+    model = tables_place(spec).name
+    key = hashlib.sha256(f"{VERSION} {problem!r} {repairs}".encode()).hexdigest()[:16]
+
+    def build(folder: Path) -> None:
+        started = time.monotonic()
+        with whole_machine():
+            factors = find_factors(problem, Bench(spec, tables, repairs), told)
+        (folder / "factors.json").write_text(json.dumps({"factors": factors, "seconds": time.monotonic() - started}))
+
+    found = json.loads((build_once(cache_dir() / "interplay" / f"{model}-{key}", build) / "factors.json").read_text())
+    return scaled(problem, found["factors"]), found["seconds"]
+
+
+def scaled(problem: Problem, factors: Mapping[str, float]) -> Problem:
+    """``problem`` with every cost times the factor of its matrix's kind."""
+    return replace(
+        problem,
+        items=tuple(
+            replace(item, options=tuple(replace(o, cost=o.cost * factors[kind_of(item.name)]) for o in item.options))
+            for item in problem.items
+        ),
+    )
+
+
+def find_factors(problem: Problem, bench: Bench, told: Callable[[str], None] = lambda _: None, rounds: int = ROUNDS) -> Factors:
+    """The factors under which the exact plan diverged least, of ``rounds`` that were tried; their predictions add up to what it did."""
+    factors: Factors = {kind_of(item.name): 1.0 for item in problem.items}
+    tried: list[tuple[float, Factors]] = []
+    for number in range(rounds + 1):
+        plan = exact(scaled(problem, factors))
+        added = bench.added(plan)
+        told(f"plan {number + 1} of {rounds + 1}: diverges by {added.whole:.4f} nats")
+        alone = costs_by_kind(problem, plan)
+        total = sum(alone.values())
+        if not (total > 0 and added.whole > 0):
+            return factors
+        predicted = sum(factors[kind] * cost for kind, cost in alone.items())
+        tried.append((added.whole, {kind: factor * added.whole / predicted for kind, factor in factors.items()}))
+        factors = _next(factors, added, alone, first=number == 0)
+    return min(reversed(tried), key=lambda one: one[0])[1]  # of equal plans the last: its factors were seen most often
+
+
+def _next(factors: Factors, added: Added, alone: Mapping[str, float], first: bool) -> Factors:
+    """What each kind added over the sum of its costs, half-way from ``factors`` (by the geometric mean) so that plans do not swing."""
+    overall = added.whole / sum(alone.values())
+    found = {}
+    for kind, factor in factors.items():
+        seen = added.by_kind[kind] / alone[kind] if alone.get(kind) else overall
+        seen = min(max(seen, overall / _FAR), overall * _FAR)
+        found[kind] = seen if first else (factor * seen) ** 0.5
+    return found
+
+
+def costs_by_kind(problem: Problem, plan: Plan) -> dict[str, float]:
+    """What the matrices of each kind cost in ``plan`` by the tables alone."""
+    alone: dict[str, float] = defaultdict(float)
+    for item in problem.items:
+        chosen = (plan.precision[item.name], plan.ranks.get(item.name, 0))
+        alone[kind_of(item.name)] += next(o.cost for o in item.options if (o.format, o.rank) == chosen)
+    return dict(alone)
+
+
+class Bench:
+    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the model, and the plan's matrices beside it."""
+
+    def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
+        self._tables, self._repairs = tables, repairs
+        ready = calibration(spec)
+        self._replay = Replay(ready.model, ready.few, ready.loss)
+        self._modules: dict[str, Any] = {m.name: ready.model.get_submodule(m.name) for m in tables.matrices if m.tied_to is None}
+        self._kept = {name: module.weight.data for name, module in self._modules.items()}
+        self._planned: dict[str, tuple[tuple[str, int], Tensor]] = {}
+
+    def added(self, plan: Plan) -> Added:
+        """What ``plan`` adds. The model is as it was afterwards."""
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for name in self._modules:
+            kinds[kind_of(name)].append(name)
+        try:
+            for name in self._modules:
+                self._modules[name].weight.data = self._as_planned(name, plan.precision[name], plan.ranks.get(name, 0))
+            whole = self._far()
+            return Added(whole, {kind: whole - self._without(names) for kind, names in kinds.items()})
+        finally:
+            self._put_back(self._modules)
+
+    def _without(self, names: Iterable[str]) -> float:
+        planned = {name: self._modules[name].weight.data for name in names}
+        self._put_back(planned)
+        far = self._far()
+        for name, weight in planned.items():
+            self._modules[name].weight.data = weight
+        return far
+
+    def _put_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._modules[name].weight.data = self._kept[name]
+
+    def _far(self) -> float:
+        return self._replay.judged_from(None, first=True)[1]
+
+    def _as_planned(self, name: str, text: str, rank: int) -> Tensor:
+        """The matrix in its format, with the best repair of ``rank`` on top, as it lies in the module; made anew only when it changes."""
+        if name not in self._planned or self._planned[name][0] != (text, rank):
+            module = self._modules[name]
+            turned = isinstance(module, Conv1D)
+            weight_OI = self._kept[name].T if turned else self._kept[name]
+            fmt, moments = parse_format(text), self._tables.moments[name]
+            made_OI = fmt.decode(encode_in_parts(fmt, weight_OI), (weight_OI.shape[0], weight_OI.shape[1]), weight_OI.dtype)
+            if rank and self._repairs:
+                lost_OI = weight_OI.float() - made_OI.float()
+                made_OI = (made_OI.float() + best_low_rank(lost_OI, rank, (moments.row_O, moments.column_I)).product()).to(weight_OI.dtype)
+            self._planned[name] = ((text, rank), made_OI.T if turned else made_OI)
+        return self._planned[name][1]

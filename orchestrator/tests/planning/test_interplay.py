@@ -1,0 +1,155 @@
+"""Factors on costs: found where a made-up truth has them, and measured on real models whose weights really are the plan's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from bitrank.measuring import Tables, calibration, measure
+from bitrank.planning import interplay
+from bitrank.planning.costs import Choices, make_problem
+from bitrank.planning.interplay import Added, Bench, calibrated, costs_by_kind, find_factors, kind_of, scaled
+from bitrank.planning.sizes import sizes_of
+from bitrank.profiles import find_profile
+from bitrank.specs import RunSpec, make_spec
+from bitrank_planner import Infeasible, Item, Option, Plan, Problem, exact
+from bitrank_quant.sensitivity import Replay
+
+COSTS = {"int2": (2, 9.0), "int4": (4, 3.0), "int8": (8, 1.0)}
+
+
+def made_up(budget: int = 22) -> Problem:
+    """Four blocks of one kind of matrix, and one embedding twice their size; the last four bytes go to a block or to the embedding."""
+    items = [
+        Item(f"layers.{n}.up", tuple(Option(f, 0, size, cost) for f, (size, cost) in COSTS.items()), "ffn", n, (4, 4)) for n in range(4)
+    ]
+    wide = Item("embedding", tuple(Option(f, 0, 2 * size, 2 * cost) for f, (size, cost) in COSTS.items()), "embedding", None, (8, 4))
+    return Problem((*items, wide), budget)
+
+
+class Truth:
+    """Blocks add ``times`` what their costs say together, the embedding what its cost says; ``asked`` lists the plans."""
+
+    def __init__(self, problem: Problem, times: float) -> None:
+        self.problem, self.times, self.asked = problem, times, list[Plan]()
+
+    def added(self, plan: Plan) -> Added:
+        self.asked.append(plan)
+        alone = costs_by_kind(self.problem, plan)
+        by_kind = {kind: cost * (self.times if kind == "layers.*.up" else 1.0) for kind, cost in alone.items()}
+        return Added(sum(by_kind.values()), by_kind)
+
+
+def factors_of(problem: Problem, truth: Any) -> dict[str, float]:
+    return find_factors(problem, cast(Bench, truth))
+
+
+def test_a_kind_is_a_name_without_its_block() -> None:
+    assert kind_of("model.layers.11.mlp.up_proj") == kind_of("model.layers.2.mlp.up_proj") != kind_of("model.layers.2.mlp.down_proj")
+    assert kind_of("model.embed_tokens") == "model.embed_tokens"
+
+
+def test_the_factors_are_those_of_the_truth() -> None:
+    problem = made_up()
+    truth = Truth(problem, 3.0)
+    factors = factors_of(problem, truth)
+    assert factors["layers.*.up"] / factors["embedding"] == pytest.approx(3.0)
+    plan = exact(scaled(problem, factors))
+    assert plan.cost == pytest.approx(truth.added(plan).whole), "predictions add up to what is measured"
+    assert truth.added(plan).whole < truth.added(exact(problem)).whole, "bytes went from the embedding to the blocks"
+
+
+def test_sums_that_hold_change_no_plan() -> None:
+    problem = made_up()
+    assert exact(scaled(problem, factors_of(problem, Truth(problem, 1.0)))).precision == exact(problem).precision
+
+
+def test_the_best_round_is_kept() -> None:
+    """Whatever later rounds bring, the factors are those whose plan diverged least: here those of the first one."""
+    problem = made_up()
+
+    class Worse(Truth):
+        def added(self, plan: Plan) -> Added:
+            found = super().added(plan)
+            return Added(found.whole * 10 ** len(self.asked), found.by_kind)
+
+    factors = factors_of(problem, Worse(problem, 3.0))
+    assert factors["layers.*.up"] == pytest.approx(factors["embedding"])
+
+
+def test_noise_is_bounded() -> None:
+    """A kind that adds nothing, or far more than all others, gets a quarter or four times the factor of all together at the most."""
+    problem = made_up()
+    factors = factors_of(problem, Truth(problem, 1e6))
+    assert factors["layers.*.up"] / factors["embedding"] <= 16
+
+
+def test_a_plan_that_adds_nothing_leaves_costs_alone() -> None:
+    problem = made_up()
+    free = interplay.scaled(problem, {"layers.*.up": 0.0, "embedding": 0.0})
+    assert set(factors_of(free, Truth(free, 1.0)).values()) == {1.0}
+
+
+def test_a_budget_below_the_smallest_plan_is_told() -> None:
+    with pytest.raises(Infeasible):
+        factors_of(made_up(3), Truth(made_up(3), 1.0))
+
+
+@pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])
+def spec(request: pytest.FixtureRequest) -> RunSpec:
+    return make_spec(find_profile("smoke"), "B-FP", request.param)
+
+
+@pytest.fixture(scope="module")
+def tables(spec: RunSpec) -> Tables:
+    return measure(spec)
+
+
+def problem_of(spec: RunSpec, tables: Tables, above: float = 1.3) -> Problem:
+    """Bytes for so many times the smallest plan: where errors are large."""
+    sizes, choices = sizes_of(spec), Choices(ranks=(2, 4))
+    smallest = make_problem(tables, sizes, 10**9, choices).smallest
+    return make_problem(tables, sizes, int(above * smallest), choices)
+
+
+def test_what_a_plan_adds_is_measured_with_its_weights_in_place(spec: RunSpec, tables: Tables) -> None:
+    plan = exact(problem_of(spec, tables))
+    ready = calibration(spec)
+    replay = Replay(ready.model, ready.few, ready.loss)
+    bench = Bench(spec, tables, repairs=False)
+    added = bench.added(plan)
+    for name, text in plan.precision.items():
+        weight = ready.model.get_submodule(name).weight
+        fmt = interplay.parse_format(text)
+        weight.data = fmt.decode(fmt.encode(weight.data), tuple(weight.shape), weight.dtype)
+    assert added.whole == pytest.approx(replay.judged_from(None, first=True)[1], rel=1e-6)
+    assert added.by_kind.keys() == {kind_of(name) for name in plan.precision}
+    assert bench.added(plan) == added, "the model was as before"
+
+
+def test_repaired_weights_diverge_less() -> None:
+    """Of the decoder: the tiny classifier, whose head alone was ever fitted, has next to nothing to lose."""
+    spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
+    tables = measure(spec)
+    plan = exact(problem_of(spec, tables))
+    assert Bench(spec, tables, repairs=True).added(plan).whole < Bench(spec, tables, repairs=False).added(plan).whole
+
+
+def test_calibrating_leaves_the_model_as_it_was_and_is_done_once(spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(spec, tables, 1.31)
+    bench = Bench(spec, tables, repairs=True)
+    before = {name: weight.clone() for name, weight in bench._kept.items()}
+    find_factors(problem, bench)
+    assert all(torch.equal(bench._modules[name].weight, weight) for name, weight in before.items())
+
+    told: list[str] = []
+    first, seconds = calibrated(problem, tables, spec, True, told.append)
+    monkeypatch.setattr(interplay, "Bench", _refused)
+    assert calibrated(problem, tables, spec, True) == (first, seconds)
+    assert len(told) in {0, interplay.ROUNDS + 1}  # none where an earlier test run filled the cache
+    assert [item.name for item in first.items] == [item.name for item in problem.items]
+
+
+_refused: Callable[..., Any] = lambda *_: pytest.fail("calibrated again")  # noqa: E731
