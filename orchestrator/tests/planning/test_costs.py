@@ -8,21 +8,10 @@ from bitrank.measuring import Tables, measure
 from bitrank.planning.costs import Choices, believed, costs, make_problem
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.sizes import Sizes, sizes_of
-from bitrank.profiles import find_profile
-from bitrank.specs import RunSpec, make_spec
+from bitrank.specs import RunSpec
 from bitrank_planner import Infeasible, PlanError, exact
 
 CHOICES = Choices(ranks=(2, 4, 8))
-
-
-@pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])
-def spec(request: pytest.FixtureRequest) -> RunSpec:
-    return make_spec(find_profile("smoke"), "B-FP", request.param)
-
-
-@pytest.fixture(scope="module")
-def tables(spec: RunSpec) -> Tables:
-    return measure(spec)
 
 
 @pytest.fixture(scope="module")

@@ -97,16 +97,6 @@ def test_a_budget_below_the_smallest_plan_is_told() -> None:
         factors_of(made_up(3), Truth(made_up(3), 1.0))
 
 
-@pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])
-def spec(request: pytest.FixtureRequest) -> RunSpec:
-    return make_spec(find_profile("smoke"), "B-FP", request.param)
-
-
-@pytest.fixture(scope="module")
-def tables(spec: RunSpec) -> Tables:
-    return measure(spec)
-
-
 def problem_of(spec: RunSpec, tables: Tables, above: float = 1.3) -> Problem:
     """Bytes for so many times the smallest plan: where errors are large."""
     sizes, choices = sizes_of(spec), Choices(ranks=(2, 4))
