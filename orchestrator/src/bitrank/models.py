@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from bitrank_adapters import fuse
 from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
-from bitrank_trainer import register_attention
+from bitrank_quant import decoder
+from bitrank_quant.decoders import Decode
+from bitrank_trainer import narrow_last_block, register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
@@ -85,6 +88,12 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
         return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
     filler = Filler(empty, source, device, dtype, spec.seed)
     return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest)
+
+
+def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
+    """Let an adapted ``model`` compute by the fused products and norms, and its last block only what is read of it, in place."""
+    fuse(model, decode)
+    narrow_last_block(model)
 
 
 def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any, words: dict[str, Any], device: str, seed: int) -> Loaded:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitrank_adapters import fuse
 from bitrank_adapters.norms import is_norm
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
-from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, narrow_last_block, register_attention, trainable
+from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, register_attention, trainable
 from torch import nn
 
 from bitrank.configs import find_config
-from bitrank.models import locate
+from bitrank.models import fuse_model, locate
 from bitrank.passes import LiveBytes, full_batch
 from bitrank.skeleton import StandIn, fresh_modules, skeleton, stand_in
 from bitrank.specs import RunSpec
@@ -84,8 +83,7 @@ def _fuse(model: Any, device: str) -> None:
         for module in model.modules():
             if is_norm(module):
                 module.to_empty(device="cpu")
-    fuse(model, _decoder)
-    narrow_last_block(model)
+    fuse_model(model, _decoder)
 
 
 def _decoder(layer: nn.Module) -> Decode | None:

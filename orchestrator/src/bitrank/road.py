@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitrank_adapters import adapter_bytes, fuse
+from bitrank_adapters import adapter_bytes
 from bitrank_data import TokenSplit
-from bitrank_quant import decoder, stored_bytes
+from bitrank_quant import stored_bytes
 from bitrank_trainer import (
     DTYPES,
     OBJECTIVES,
@@ -17,7 +17,6 @@ from bitrank_trainer import (
     choose_device,
     choose_dtype,
     evaluate,
-    narrow_last_block,
     peak_memory_mib,
     pin_threads,
     train,
@@ -27,7 +26,7 @@ from bitrank_trainer import (
 from bitrank.configs import find_config
 from bitrank.material import load_material
 from bitrank.memory import tensor_safe, within_limit
-from bitrank.models import open_model
+from bitrank.models import fuse_model, open_model
 from bitrank.plans import make_plans, store_base
 from bitrank.record import Record
 from bitrank.samples import leave_samples
@@ -60,8 +59,7 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     model.to(device)
     start.write(model)
     if spec.fused:
-        fuse(model, decoder)
-        narrow_last_block(model)
+        fuse_model(model)
     record.ready()
     settings, material = tensor_safe(settings, material, spec, model, applied, device, record.emit)
     objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]

@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from bitrank_adapters import ResidualStart, fuse
+from bitrank_adapters import ResidualStart
 from bitrank_planner import SEARCHES, Found, Plan, Problem
-from bitrank_quant import decoder
 from bitrank_trainer import (
     DTYPES,
     OBJECTIVES,
@@ -24,13 +23,12 @@ from bitrank_trainer import (
     choose_device,
     choose_dtype,
     evaluate,
-    narrow_last_block,
     train,
 )
 
 from bitrank.material import load_material
 from bitrank.measuring import Tables
-from bitrank.models import open_model
+from bitrank.models import fuse_model, open_model
 from bitrank.plans import store_base
 from bitrank.rules import GivenRanks
 from bitrank.schedule import settings_for
@@ -73,8 +71,7 @@ class ShortRun:
         model.to(device)
         start.write(model)
         if spec.fused:
-            fuse(model, decoder)
-            narrow_last_block(model)
+            fuse_model(model)
         objective = (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
         settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
         task = Task(
