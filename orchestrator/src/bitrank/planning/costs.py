@@ -11,6 +11,8 @@ picks the matrices whose chance was kindest (EXPERIMENTS.md has the figures). It
 *Learning.* G_i is the task gradient. A step of spectral norm η within rank r lowers the loss by η Σ_{k≤r} σ_k(G_i) to first order (the
 dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is
 one number for all matrices, chosen on validation data (see EXPERIMENTS.md), and 0 leaves the term out.
+
+These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interplay`).
 """
 
 from __future__ import annotations
