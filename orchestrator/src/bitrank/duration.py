@@ -24,8 +24,9 @@ from bitrank.states import StoredRun, read_runs
 from bitrank.store import check_file, store_uri
 from bitrank.workload import Workload
 
-# The share of the processor's peak that a run reaches: 41 % for B-FP on the sentences (benchmarks/RESULTS.md, `training`).
-_SHARE = 0.41
+# The share of this machine's products that runs reach, of all products of their blocks: bf16 by B-FP on the sentences, fp32 the middle of
+# five configs on both models (EXPERIMENTS.md; benchmarks/RESULTS.md, `training`). What else a device computes in is taken to be as bf16.
+_SHARE, _SHARES = 0.41, {torch.float32: 0.54}
 _SETUP = 15.0  # seconds from the start of the process to a model that can train, on the machine of that table
 _SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0  # seconds: without instructions for a dtype one product is enough
 _FIRST = ("query", "key", "value", "q_proj", "k_proj", "v_proj")  # below the first block's nothing is trained: no product for their input
@@ -46,8 +47,9 @@ def duration(spec: RunSpec, work: Workload, model: Any, device: str, dtype: torc
     speed = _products_per_second(spec.threads, device, dtype)
     blocks, head = block_matrices(model), _head(model)
     flops = work.train_tokens * training_flops(blocks, head) + work.judged_tokens * 2 * (_weights(blocks) + head)
-    basis = f"work per token at {_SHARE:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s in {_name(dtype)} measured now"
-    return Duration(_SETUP + flops / (_SHARE * speed), basis)
+    share = _SHARES.get(dtype, _SHARE)
+    basis = f"work per token at {share:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s in {_name(dtype)} measured now"
+    return Duration(_SETUP + flops / (share * speed), basis)
 
 
 def training_flops(blocks: Sequence[WeightMatrix], head: int) -> int:

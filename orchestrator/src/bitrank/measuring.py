@@ -20,7 +20,16 @@ import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, LossSum, Moments, Replay, measure_errors, measure_moments
-from bitrank_trainer import DTYPES, choose_device, choose_dtype, keep_memory, peak_memory_mib, pin_threads, release_memory
+from bitrank_trainer import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    keep_memory,
+    narrow_last_block,
+    peak_memory_mib,
+    pin_threads,
+    release_memory,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,12 +38,12 @@ from bitrank.heads import fit_head, loss_sum
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "5"  # of what is measured and how it lies on disk
+VERSION = "6"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
-_GRAPH_TOKENS = {"classification": 256, "language-modelling": 128}  # of a batch whose graph is kept: a graph grows with it, tables do not
+_GRAPH_TOKENS = {"classification": 512, "language-modelling": 128}  # of a batch whose graph is kept: a graph grows with it, tables do not
 _HEAD_SEQUENCES = 1024
 
 
@@ -135,6 +144,7 @@ def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
         matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
         moments = measure_moments(Replay(ready.model, ready.many, ready.loss), matrices, told)
         release_memory()
+        narrow_last_block(ready.model)  # from here on only what the model answers counts
         replay = Replay(ready.model, ready.few, ready.loss)
         errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())

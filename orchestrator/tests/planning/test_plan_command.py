@@ -64,6 +64,15 @@ def test_searches_evaluate_and_go_on(planner: str, capsys: Any) -> None:
     assert again["precision"] == first["precision"] and again["planning_seconds"] == first["planning_seconds"]
 
 
+def test_a_search_for_something_else_begins_anew(capsys: Any) -> None:
+    words = ("--task", "toy_sentences", "--budget", "10bits", "--planner", "random", "--evaluations", "3", "--steps", "2")
+    first = planned(capsys, *words)
+    pinned = planned(capsys, *words, "--pin", "query=:2")
+    assert {rank for name, rank in pinned["ranks"].items() if "query" in name} == {2}
+    trained = planned(capsys, *words, "--set", "learning_rate=0.01")
+    assert trained["planning_seconds"] != first["planning_seconds"]
+
+
 def test_what_people_see(capsys: Any) -> None:
     capsys.readouterr()
     assert main(["plan", *SMOKE, "--task", "toy_articles", "--budget", "12bits", "--matrices"]) == 0

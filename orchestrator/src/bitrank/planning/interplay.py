@@ -25,6 +25,7 @@ from bitrank_planner import Plan, Problem, exact
 from bitrank_quant import parse_format
 from bitrank_quant.reference import encode_in_parts
 from bitrank_quant.sensitivity import Replay
+from bitrank_trainer import narrow_last_block
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -125,6 +126,7 @@ class Bench:
     def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
         self._tables, self._repairs = tables, repairs
         ready = calibration(spec)
+        narrow_last_block(ready.model)  # only what the model answers counts
         self._replay = Replay(ready.model, ready.few, ready.loss)
         self._modules: dict[str, Any] = {m.name: ready.model.get_submodule(m.name) for m in tables.matrices if m.tied_to is None}
         self._kept = {name: module.weight.data for name, module in self._modules.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,12 +79,18 @@ def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambd
     if wanted.planner in PLANNERS:
         plan = PLANNERS[wanted.planner](problem, tables)
         return Made(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
-    words = f"{wanted.planner}-{budget}-{wanted.evaluations}x{wanted.steps}-s{spec.seed}-{Path(spec.model).name}-{spec.task_name}"
     found = search(
         wanted.planner, problem, spec, tables, evaluations=wanted.evaluations, steps=wanted.steps,
-        journal=cache_dir() / "searches" / f"{words}.jsonl", told=told,
+        journal=_journal(problem, spec, wanted), told=told,
     )  # fmt: skip
     return Made(replace(found.plan, solver=wanted.planner), problem, sizes, tables, calibrating + found.seconds)
+
+
+def _journal(problem: Problem, spec: RunSpec, wanted: Wanted) -> Path:
+    """Where a search is kept, under all that its evaluations depend on: asked for something else, it begins anew."""
+    told_by = f"{problem!r} {spec.spec_id} {wanted.evaluations} {wanted.steps}"
+    key = hashlib.sha256(told_by.encode()).hexdigest()[:16]
+    return cache_dir() / "searches" / f"{wanted.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
 
 
 def matched(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -11,7 +11,7 @@ over all tokens, so that none is free), and a column's is the mean squared gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +83,7 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
         told(", ".join(block or "outside the blocks" for block in blocks))
         done |= _linear_stage(replay, blocks[0], [m for m in linear if replay.block_of(m.name) in blocks])
     heads = {m.tied_to: m for m in matrices if m.tied_to is not None}
-    for matrix in owned:
-        if matrix.role == "embedding":
-            done[matrix.name] = _embedding(replay, matrix, heads.get(matrix.name))
+    done |= _embeddings(replay, [m for m in owned if m.role == "embedding"], heads)
     for name, moments in done.items():
         if not all(torch.isfinite(part).all() for pair in moments.weights() for part in pair):
             raise QuantError(f"the gradients of {name} on the calibration data are not finite; check weights and data")
@@ -157,31 +155,50 @@ def _moments(module: nn.Module, sums: _Sums, units: int) -> Moments:
     )
 
 
-def _embedding(replay: Replay, matrix: WeightMatrix, head: WeightMatrix | None) -> Moments:
-    """A table's rows by how often they are looked up, its columns by the gradient of what comes out; a tied head by its own moments."""
-    table = replay.model.get_submodule(matrix.name)
-    counts_V, column_D = torch.zeros(matrix.shape[0]), torch.zeros(matrix.shape[1])
-    state = {"positions": 0, "units": 0}
+def _embeddings(replay: Replay, tables: Sequence[WeightMatrix], heads: Mapping[str, WeightMatrix]) -> dict[str, Moments]:
+    """Tables' rows by how often they are looked up, their columns by the gradient of what comes out; tied heads by their own moments.
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        counts_V.add_(torch.bincount(inputs[0].flatten().cpu(), minlength=matrix.shape[0]).float())
-        state["positions"] += inputs[0].numel()
-        leaf = output.detach().requires_grad_()
-        leaf.register_hook(_add_squares(column_D))
-        return leaf
-
-    handle = table.register_forward_hook(hook)
+    One pass for all of them: each table's output is a leaf of the same graph.
+    """
+    if not tables:
+        return {}
+    seen = {table.name: _Lookups(table.shape) for table in tables}
+    units = 0
+    hooks = [replay.model.get_submodule(name).register_forward_hook(lookups.hook) for name, lookups in seen.items()]
     try:
         for loss, count in replay.losses_from(None, first=True):
             loss.backward()
-            state["units"] += count
+            units += count
     finally:
-        handle.remove()
-    tied = _head(replay, head) if head is not None else (torch.zeros(0), torch.zeros(0))
-    frequency_V = (counts_V + 1 / len(counts_V)) / (state["positions"] + 1)
-    weight = weight_of(table).float()
-    none = torch.zeros(0)
-    return Moments(frequency_V, column_D / state["units"], none, none, 0.0, float(weight.norm()), *tied)
+        for hook in hooks:
+            hook.remove()
+    empty = torch.zeros(0)
+    tied = {table: _head(replay, head) for table, head in heads.items()}
+    norms = {name: float(weight_of(replay.model.get_submodule(name)).float().norm()) for name in seen}
+    return {
+        name: Moments(found.frequency_V(), found.column_D / units, empty, empty, 0.0, norms[name], *tied.get(name, (empty, empty)))
+        for name, found in seen.items()
+    }
+
+
+class _Lookups:
+    """What one table gathers over the batches: how often each row is looked up, and the squared gradients of what comes out."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
+        self.positions = 0
+
+    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """As a forward hook: count, and let a graph begin at the output."""
+        self.counts_V += torch.bincount(inputs[0].flatten().cpu(), minlength=len(self.counts_V)).float()
+        self.positions += inputs[0].numel()
+        leaf = output.detach().requires_grad_()
+        leaf.register_hook(_add_squares(self.column_D))
+        return leaf
+
+    def frequency_V(self) -> Tensor:
+        """The share of each row in all lookups, one more lookup being spread over all rows."""
+        return (self.counts_V + 1 / len(self.counts_V)) / (self.positions + 1)
 
 
 def _head(replay: Replay, head: WeightMatrix) -> tuple[Tensor, Tensor]:
