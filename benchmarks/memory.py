@@ -3,7 +3,8 @@
     python benchmarks/memory.py [--rounds 1] [--steps 8] [--configs B-FP,B-Q4] [--limit 1610612736]
 
 Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test before training is in it.
-*Loading* is the peak when the model is ready to train, held against stored bytes + the largest matrix in fp32, and a tenth.
+*Loading* is the peak while the base is read and quantized, over what was resident when the model stood without weights (``loading.py``),
+held against stored bytes + the largest matrix in fp32, and a tenth.
 The limit is RLIMIT_DATA: the operating system refuses private writable memory (heap, arrays, quantized weights) beyond it, touched or
 not. Pages of shared libraries do not count there, so the whole resident peak is shown beside it.
 """
@@ -62,8 +63,14 @@ def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> F
     words = ("--task", task, "--config", config, "--steps", steps, "--threads", threads, "--until", "tested", *more)
     windows = ("--set", "test_windows=1", "--set", "validation_windows=1") if task == "wiki_articles" else ()
     found = fresh(script("ours.py", *words, *windows))[0]
-    over = {"over_mib": found["peak_mib"] - found["import_mib"], "loading_mib": found["ready_mib"] - found["import_mib"]}
-    return {**found, **over, "bound_mib": 1.1 * (found["stored_mib"] + found["largest_fp32_mib"])}
+    return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
+
+
+def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
+    """A whole run, and what loading its base takes alone."""
+    loading = fresh(script("loading.py", "--task", task, "--config", config))[0]
+    bound = 1.1 * (loading["stored_mib"] + loading["largest_fp32_mib"])
+    return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
 
 
 def _peer(task: str, config: str, steps: int, threads: int) -> Figures:
@@ -72,7 +79,7 @@ def _peer(task: str, config: str, steps: int, threads: int) -> Figures:
 
 
 def _sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], partial[Figures]]:
-    sides = {(config, "ours"): partial(_whole, task, config, steps, threads) for config in configs}
+    sides = {(config, "ours"): partial(_ours, task, config, steps, threads) for config in configs}
     against = dict.fromkeys(config if config in PEERS else "B-FP" for config in configs)
     return sides | {(config, "tuned"): partial(_peer, task, config, steps, threads) for config in against}
 

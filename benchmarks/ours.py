@@ -164,13 +164,9 @@ def _end(job: Job) -> dict[str, Any]:
     result = result_of(job.folder)
     if result is None:
         return {}
-    plan = json.loads((job.folder / "plan.json").read_text())
-    largest = max(matrix["shape"][0] * matrix["shape"][1] for matrix in plan["matrices"])
     return {
         "quality": result.get("eval/acc", result.get("eval/ppl")),
         "end_mib": result["mem/peak_mib"],
-        "stored_mib": result["model/mib"],
-        "largest_fp32_mib": largest * 4 / 2**20,
         "setup_s": result["time/setup_s"],
         "total_s": result["time/total_s"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitrank import weights
 from bitrank.models import locate, open_model
 from bitrank.specs import RunSpec
 from bitrank_quant import apply_precision, block_matrices
@@ -18,8 +19,10 @@ def opened(model: str, kind: str | None = None):
     return open_model(spec, 2, "cpu", torch.bfloat16)
 
 
+@pytest.mark.parametrize("part", [weights._PART, 100], ids=["whole", "in parts"])
 @pytest.mark.parametrize("name", list(KINDS))
-def test_filled_equals_loaded_at_once(name) -> None:
+def test_filled_equals_loaded_at_once(name, part, monkeypatch) -> None:
+    monkeypatch.setattr(weights, "_PART", part)  # 100 numbers: several rows of every matrix, or one
     auto = AutoModelForSequenceClassification if KINDS[name] == "classification" else AutoModelForCausalLM
     torch.manual_seed(3)
     expected = auto.from_pretrained(locate(name), dtype=torch.bfloat16)
@@ -50,8 +53,8 @@ def test_no_two_planned_matrices_are_there_unquantized(name) -> None:
 
     def fill(module: str) -> None:
         loaded.fill(module)
-        weights = {m: getattr(loaded.model.get_submodule(m), "weight", None) for m in plan}
-        seen.append([m for m, w in weights.items() if isinstance(w, torch.nn.Parameter) and not w.is_meta])
+        held = {m: getattr(loaded.model.get_submodule(m), "weight", None) for m in plan}
+        seen.append([m for m, w in held.items() if isinstance(w, torch.nn.Parameter) and not w.is_meta])
 
     apply_precision(loaded.model, plan, device="cpu", fill=fill)
     assert seen == [[matrix] for matrix in plan]

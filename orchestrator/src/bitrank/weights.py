@@ -8,6 +8,7 @@ matched as transformers does: with or without the prefix of the base model, and 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 _SWEEP = 2**24  # bytes read between two times that freed memory is handed back
+_PART = 2**20  # numbers read at a time
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,20 @@ class Filler:
                 setattr(module, attribute, filled)
 
     def _read(self, parameter: str) -> Tensor:
+        """A large matrix a few rows at a time: what is read is mapped, and would lie beside its copy until the file is closed."""
         path, key = self._source.places[parameter]
-        # Opened anew each time: pages of an open file would count as this process's memory.
         with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor.to(self._device, self._dtype, copy=True)
+            shape = file.get_slice(key).get_shape()
+            if math.prod(shape) <= _PART:
+                tensor: Tensor = file.get_tensor(key)
+                return tensor.to(self._device, self._dtype, copy=True)
+        whole = torch.empty(shape, dtype=self._dtype, device=self._device)
+        rows = max(1, _PART // math.prod(shape[1:]))
+        for start in range(0, shape[0], rows):
+            # Opened anew each time: pages of an open file would count as this process's memory.
+            with safe_open(path, framework="pt") as file:
+                whole[start : start + rows] = file.get_slice(key)[start : start + rows]
+        return whole
 
 
 def find_source(model: Any, folder: Path) -> Source | None:
