@@ -139,14 +139,18 @@ def _task(spec: RunSpec) -> TokenisedTask:
 
 def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
     started = time.monotonic()
+
+    def swept(matrix: str) -> None:
+        release_memory()  # what is kept from pass to pass falls to pieces over hundreds of them, and would grow
+        told(matrix)
+
     with whole_machine():
         ready = calibration(spec)
         matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
-        moments = measure_moments(Replay(ready.model, ready.many, ready.loss), matrices, told)
-        release_memory()
+        moments = measure_moments(Replay(ready.model, ready.many, ready.loss), matrices, swept)
         narrow_last_block(ready.model)  # from here on only what the model answers counts
         replay = Replay(ready.model, ready.few, ready.loss)
-        errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=told)
+        errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=swept)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 

@@ -32,7 +32,8 @@ BLOCKS = {
     "bert": [f"bert.encoder.layer.{n}.{part}" for n in range(2)
              for part in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")],
     "gpt2": [f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")],
-    "llama": [f"model.layers.{n}.{part}" for n in range(2) for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")],
+    "llama": [f"model.layers.{n}.{part}" for n in range(2)
+              for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")],
 }  # fmt: skip
 
 

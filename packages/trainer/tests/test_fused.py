@@ -44,7 +44,9 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("build", [llama, gpt2, bert])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_attention_equals_eager(build, dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("kept", [0, 2], ids=["made again", "kept"])
+def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_KEPT", kept)
     ids, mask = padded()
     results = []
     for name in ("eager", register_attention()):
@@ -56,6 +58,16 @@ def test_attention_equals_eager(build, dtype, tolerance: float) -> None:
     (plain, plain_grad), (fused, fused_grad) = results
     assert (fused - plain).norm() < tolerance * plain.norm()
     assert (fused_grad - plain_grad).norm() < tolerance * plain_grad.norm()
+
+
+@pytest.mark.parametrize(("length", "kept"), [(8, True), (9, False)])
+def test_probabilities_are_kept_where_they_are_no_more_than_q(length: int, kept: bool) -> None:
+    shapes: list[torch.Size] = []
+    q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
+    mask = torch.zeros(1, 1, length, length)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape) or tensor, lambda tensor: tensor):
+        attention.attention(torch.nn.Module(), q, k, v, mask)[0].sum().backward()
+    assert (torch.Size((4, 2 * length, length)) in shapes) is kept
 
 
 def test_attention_with_dropout_drops() -> None:

@@ -2,7 +2,8 @@
 
 At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled, masked and
 normalised in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
-probabilities are kept for the backward pass. Numbers equal the ``eager`` attention of transformers to rounding.
+probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Numbers equal the
+``eager`` attention of transformers to rounding.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 NAME = "bitrank"
+_KEPT = 1  # times the size of a head: with more keys the probabilities are larger than q
 
 
 def register_attention() -> str:
@@ -58,19 +60,17 @@ class _Attention(torch.autograd.Function):
         shared = key.shape[1]
         query_GTD = query.reshape(batch * shared, -1, size)
         key_SD, value_SD = key.reshape(batch * shared, -1, size), value.reshape(batch * shared, -1, size)
-        # In fp32: torch's 16-bit softmax is five times slower on rows that do not fill its vectors.
-        scores = torch.bmm(query_GTD, key_SD.transpose(1, 2)).float().mul_(scale)
-        if mask is not None:
-            scores.view(batch, heads, length, -1).add_(mask)
-        chances = torch.softmax(scores, -1, out=scores).to(query.dtype)
-        ctx.save_for_backward(query_GTD, key_SD, value_SD, chances)
-        ctx.scale, ctx.heads = scale, heads
+        chances = _chances(query_GTD, key_SD, mask, scale, batch, heads)
+        kept = chances if key_SD.shape[1] <= _KEPT * size else None
+        ctx.save_for_backward(query_GTD, key_SD, value_SD, mask, kept)
+        ctx.scale = scale
         return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_GTD, key_SD, value_SD, chances = ctx.saved_tensors
+        query_GTD, key_SD, value_SD, mask, kept = ctx.saved_tensors
         batch, length, heads, size = grads[0].shape
+        chances = _chances(query_GTD, key_SD, mask, ctx.scale, batch, heads) if kept is None else kept
         grad_GTD = grads[0].transpose(1, 2).reshape(query_GTD.shape)
         grad_value = torch.bmm(chances.transpose(1, 2), grad_GTD)
         grad_chances = torch.bmm(grad_GTD, value_SD.transpose(1, 2)).float()
@@ -79,3 +79,13 @@ class _Attention(torch.autograd.Function):
         grad_query = torch.bmm(grad_scores, key_SD).view(batch, heads, length, size)
         grad_key = torch.bmm(grad_scores.transpose(1, 2), query_GTD)
         return grad_query, grad_key.view(batch, -1, *key_SD.shape[1:]), grad_value.view(batch, -1, *value_SD.shape[1:]), None, None
+
+
+def _chances(query_GTD: Tensor, key_SD: Tensor, mask: Tensor | None, scale: float, batch: int, heads: int) -> Tensor:
+    """Each row's share of attention to every key (B · keys, G · T, S), in the dtype of the query."""
+    # In fp32: torch's 16-bit softmax is five times slower on rows that do not fill its vectors.
+    scores = torch.bmm(query_GTD, key_SD.transpose(1, 2)).float().mul_(scale)
+    if mask is not None:
+        length = query_GTD.shape[0] * query_GTD.shape[1] // (batch * heads)
+        scores.view(batch, heads, length, -1).add_(mask)
+    return torch.softmax(scores, -1, out=scores).to(query_GTD.dtype)
