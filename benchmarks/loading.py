@@ -21,7 +21,7 @@ from bitrank.profiles import find_profile
 from bitrank.specs import make_spec
 from bitrank.starts import starting_point
 from bitrank_quant import stored_bytes
-from bitrank_trainer import DTYPES, choose_dtype, peak_memory_mib, release_memory
+from bitrank_trainer import DTYPES, choose_dtype, peak_memory_mib, pin_threads, release_memory
 
 _MIB = 2**20
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     arguments = parser.parse_args()
     spec = make_spec(find_profile("laptop"), arguments.config, arguments.task, {})
+    pin_threads(spec.threads)
     dtype = DTYPES[choose_dtype("cpu")]
     loaded = open_model(spec, 2, "cpu", dtype)
     plans = make_plans(find_config(spec.config, spec.plan, spec.tuned), loaded)

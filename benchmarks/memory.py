@@ -15,6 +15,9 @@ import argparse
 import sys
 from functools import partial
 
+from bitrank.environment import run_environment
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
 from harness import (
     STEPS,
     Figures,
@@ -68,7 +71,8 @@ def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> F
 
 def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
     """A whole run, and what loading its base takes alone."""
-    loading = fresh(script("loading.py", "--task", task, "--config", config))[0]
+    spec = make_spec(find_profile("laptop"), config, task, {"threads": threads})
+    loading = fresh(script("loading.py", "--task", task, "--config", config), environment=run_environment(spec))[0]
     bound = 1.1 * (loading["stored_mib"] + loading["largest_fp32_mib"])
     return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
 

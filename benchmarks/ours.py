@@ -160,7 +160,7 @@ def speed(train: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _end(job: Job) -> dict[str, Any]:
-    """Quality and sizes of a run that went to its end; nothing of one that did not."""
+    """Quality and times of a run that went to its end; nothing of one that did not."""
     result = result_of(job.folder)
     if result is None:
         return {}

@@ -15,8 +15,10 @@ from bitrank_data import build_once, cache_dir
 
 from bitrank.environment import run_environment
 from bitrank.errors import UserError
+from bitrank.imports import quick_imports
 from bitrank.specs import RunSpec, read_spec, write_spec
 
+_VERSION = "2"  # of how a run imports
 # All that bitrank.road imports before it has a model, and that are large.
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "optimum-quanto", "scipy", "numpy", "pyarrow", "tokenizers")
 
@@ -35,7 +37,7 @@ def baseline(spec: RunSpec) -> Baseline:
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
     fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit is None)  # these two set threads and heap
-    said = [sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
+    said = [_VERSION, sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
     place = build_once(cache_dir() / "baselines" / key, lambda folder: _measure_apart(spec, folder))
     return Baseline(**json.loads((place / "baseline.json").read_text()))
@@ -58,11 +60,12 @@ def _version(name: str) -> str:
 
 
 def _measure(spec_path: Path, answer: Path) -> None:
-    from bitrank_trainer.meters import peak_memory_mib, release_memory, resident_bytes
+    with quick_imports():
+        from bitrank_trainer.meters import peak_memory_mib, release_memory, resident_bytes
 
-    import bitrank.road  # noqa: F401 - its imports are what is measured
-    from bitrank.material import load_material
-    from bitrank.models import load_tokenizer
+        import bitrank.road  # noqa: F401 - its imports are what is measured
+        from bitrank.material import load_material
+        from bitrank.models import load_tokenizer
 
     spec = read_spec(spec_path)
     imports = int(peak_memory_mib() * 2**20)

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+from bitrank.imports import quick_imports
 from bitrank.ranks import failure_path, launch
 
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
@@ -51,13 +52,14 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import that an optional kernel package is absent
-    from bitrank_trainer import Joined, Sharded, choose_device, join, leave
+    with quick_imports():
+        from bitrank_trainer import Joined, Sharded, choose_device, join, leave
 
-    from bitrank.follower import open_record
-    from bitrank.models import locate
-    from bitrank.notices import hear_warnings
-    from bitrank.road import travel
-    from bitrank.specs import read_spec
+        from bitrank.follower import open_record
+        from bitrank.models import locate
+        from bitrank.notices import hear_warnings
+        from bitrank.road import travel
+        from bitrank.specs import read_spec
 
     spec = read_spec(folder / "spec.json")
     locate(spec.model)  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only

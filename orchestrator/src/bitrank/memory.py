@@ -27,6 +27,8 @@ from bitrank.material import Material
 from bitrank.notices import notice
 from bitrank.specs import RunSpec
 
+_MADE = 4  # tensors of one size that a layer's backward pass holds at once: a value made again, its gradient, and what lies between
+
 
 def within_limit(
     settings: TrainSettings,
@@ -48,12 +50,26 @@ def within_limit(
     chosen = folder / "micro_tokens.txt"
     if not processes.told(chosen.exists()):
         longest = longest_sequence(material.train_batches(0), spec.max_length)
-        tokens = min(processes.gather(fitting_tokens(model, objective, longest, device, spec.memory_limit)))
+        passing = _passing(model, spec, device)
+        tokens = min(processes.gather(fitting_tokens(model, objective, longest, device, spec.memory_limit, passing)))
         if processes.first:
             chosen.write_text(str(tokens))
         processes.wait()
     tokens = int(chosen.read_text())
     return replace(settings, micro_tokens=min(tokens, settings.micro_tokens or tokens))
+
+
+def _passing(model: nn.Module, spec: RunSpec, device: str) -> int:
+    """Bytes that the backward pass of one of the longest sequences makes and drops: a layer's attention scores and widest activation,
+    their gradients, and what of them is made again."""
+    shapes = shapes_of(model, spec.fused, _itemsize(spec, device))
+    sizes = tensor_bytes(shapes, 1, spec.max_length)
+    return _MADE * (sizes["attention scores"] + sizes["activations"])
+
+
+def _itemsize(spec: RunSpec, device: str) -> int:
+    """Bytes of a number that the run computes with."""
+    return DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype].itemsize
 
 
 def tensor_safe(
@@ -71,8 +87,7 @@ def tensor_safe(
     """
     if not (spec.mps_safe or device == "mps"):
         return settings, material
-    itemsize = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype].itemsize
-    shapes = shapes_of(model, spec.fused, itemsize, any(done.format == "llm-int8" for done in applied.values()))
+    shapes = shapes_of(model, spec.fused, _itemsize(spec, device), any(done.format == "llm-int8" for done in applied.values()))
     length = int(material.task.splits["train"].lengths_N.max())
     tokens = safe_tokens(shapes, spec.batch_size, length, MPS_BYTES)
     judged = int(max(material.validation.lengths_N.max(), material.test.lengths_N.max()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.errors import UserError
+from bitrank.imports import quick_imports
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec, parse_setting
 
@@ -46,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Plan, show, save."""
-    from bitrank.planning.outlined import is_outline
+    with quick_imports():
+        from bitrank.planning.making import make_plan  # noqa: F401 - all that planning needs
+        from bitrank.planning.outlined import is_outline
 
     if arguments.model is not None and is_outline(arguments.model):
         return _outlined(arguments)

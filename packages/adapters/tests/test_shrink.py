@@ -110,8 +110,11 @@ def test_it_says_once_what_was_cut_and_how(make, blocks, ids) -> None:
         assert torch.equal(now[name], before[name].index_select(axis, kept))
 
 
-def test_a_matrix_that_falls_to_zero_loses_its_adapter(make, blocks, ids) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_matrix_that_falls_to_zero_loses_its_adapter(make, blocks, ids, fused: bool) -> None:
     model, hook = shrinking(make, blocks)
+    if fused:
+        fuse(model)
     train(model, hook, ids, 1, hook.freeze_step - 1)
     pattern = {f"{name}.lora_E.default": [False] * 6 for name in blocks["llama"]}
     pattern[f"{blocks['llama'][0]}.lora_E.default"] = [True, False, True, False, False, False]

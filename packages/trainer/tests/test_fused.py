@@ -67,7 +67,8 @@ def test_probabilities_are_kept_where_they_are_no_more_than_q(length: int, kept:
     mask = torch.zeros(1, 1, length, length)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape) or tensor, lambda tensor: tensor):
         attention.attention(torch.nn.Module(), q, k, v, mask)[0].sum().backward()
-    assert (torch.Size((4, 2 * length, length)) in shapes) is kept
+    others = {8: 1}.get(length, 0)  # the query's shape is the same at 8 keys
+    assert shapes.count(torch.Size((4, 2 * length, length))) == others + kept
 
 
 def test_attention_with_dropout_drops() -> None:

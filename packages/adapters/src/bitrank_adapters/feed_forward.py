@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from bitrank_adapters.products import ADAPTER, Decode, factors, product, thin_gradients
 
 # Their feed-forward part is down(act(gate(x)) · up(x)), and output(act(intermediate(x))).
-_GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
-_BERT_LIKE = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer")
+_GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
+_BERT_LIKE = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer"}
 
 
 class Activation(Protocol):
@@ -65,10 +65,10 @@ def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | 
     """
     for module in model.modules():
         part: Any = module
-        kind = type(module).__name__
-        if kind in _GATED and _is_silu(part.act_fn) and (decode := _decoded(part.down_proj, decoder)):
+        kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
+        if kinds & _GATED and _is_silu(part.act_fn) and (decode := _decoded(part.down_proj, decoder)):
             part.forward = partial(_gated, part, decode)
-        if kind in _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := _decoded(part.output.dense, decoder)):
+        if kinds & _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := _decoded(part.output.dense, decoder)):
             part.feed_forward_chunk = partial(_bert, part, decode)
 
 
@@ -100,7 +100,7 @@ def _bert(block: Any, decode: Decode, attended_BTD: Tensor) -> Tensor:
 
 def _activated(layer: Any, decode: Decode, activation: type[Activation], *inputs: Tensor) -> Tensor:
     """``layer`` on the activation's value, by the fused product unless its adapter is off or merged."""
-    if layer.disable_adapters or layer.merged:
+    if getattr(layer, "disable_adapters", True) or layer.merged:  # a matrix whose ranks were all pruned has lost its adapter
         plain: Tensor = layer(activation.value(*inputs))
         return plain
     rows = [part.reshape(-1, part.shape[-1]) for part in inputs]
@@ -123,10 +123,11 @@ class Activated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        thin, inputs_NI = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        thin_NR, down_16, up_RO, *inputs_NI = ctx.saved_tensors  # once: what unpacks them may do so only once
+        thin = (thin_NR, down_16, up_RO)
         grad_NR, grad_down, grad_up = thin_gradients(ctx.activation.value(*inputs_NI), thin, ctx.scale, grads[0])
         given: tuple[Tensor | None, ...] = (None,) * len(inputs_NI)
         if any(ctx.needs_input_grad[6:]):
-            grad_x = (grads[0] @ ctx.decode()).addmm_(grad_NR, thin[1])
+            grad_x = (grads[0] @ ctx.decode()).addmm_(grad_NR, down_16)
             given = ctx.activation.gradients(grad_x, *inputs_NI)
         return None, None, None, grad_down, grad_up, None, *given

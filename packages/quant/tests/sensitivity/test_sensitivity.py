@@ -84,6 +84,32 @@ def test_replay_from_any_block_is_the_whole_model(measured: dict[str, Any]) -> N
         assert replay.loss_from(block) == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
 
 
+def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(measured: dict[str, Any]) -> None:
+    model, moments = measured["model"], measured["moments"]
+    tables = [name for name, matrix in measured["matrices"].items() if matrix.role == "embedding"]
+    assert len(tables) == (1 if type(model).__name__ == "LlamaForCausalLM" else 3)
+    for name in tables:
+        table, seen = model.get_submodule(name), []
+        counts_V, column_D, units = torch.zeros(table.weight.shape[0]), torch.zeros(table.weight.shape[1]), 0
+
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, seen: list[Any] = seen) -> Tensor:
+            seen.append((inputs[0], output.detach().requires_grad_()))
+            return seen[-1][1]
+
+        handle = table.register_forward_hook(keep)
+        for batch in batches():
+            loss, count = loss_sum(model, batch)
+            ids, leaf = seen.pop()
+            (grad,) = torch.autograd.grad(loss, leaf)
+            column_D += grad.flatten(0, -2).square().sum(0)
+            for place in ids.flatten().tolist():
+                counts_V[place] += 1
+            units += count
+        handle.remove()
+        assert torch.allclose(moments[name].column_I, column_D / units, rtol=1e-5)
+        assert torch.allclose(moments[name].row_O, (counts_V + 1 / len(counts_V)) / (counts_V.sum() + 1), rtol=1e-5)
+
+
 def test_gradient_spectrum_is_that_of_autograd(measured: dict[str, Any]) -> None:
     for name in linear(measured):
         wanted = torch.linalg.svdvals(gradient_of(measured["model"], name).double())

@@ -62,7 +62,7 @@ class _Attention(torch.autograd.Function):
         key_SD, value_SD = key.reshape(batch * shared, -1, size), value.reshape(batch * shared, -1, size)
         chances = _chances(query_GTD, key_SD, mask, scale, batch, heads)
         kept = chances if key_SD.shape[1] <= _KEPT * size else None
-        ctx.save_for_backward(query_GTD, key_SD, value_SD, mask, kept)
+        ctx.save_for_backward(query_GTD, key_SD, value_SD, mask if kept is None else None, kept)
         ctx.scale = scale
         return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
 

@@ -1,6 +1,7 @@
 """Passes small enough for the memory at hand: a batch is cut into micro-batches whose gradients add up to the whole batch's.
 
-How much a pass needs is measured, not modelled: the tensors that one sequence's graph keeps for its backward pass are counted.
+What a pass keeps is measured, not modelled: the tensors of one sequence's graph are counted. What its backward pass makes and drops on
+top is for the caller to say.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
         yield {key: value[:, :longest] if value.ndim == 2 else value for key, value in part.items()}
 
 
-def fitting_tokens(model: nn.Module, objective: Objective, batch: Batch, device: str, limit: int) -> int:
+def fitting_tokens(model: nn.Module, objective: Objective, batch: Batch, device: str, limit: int, passing: int = 0) -> int:
     """Padded tokens of one pass so that the whole process stays under ``limit`` bytes of resident memory.
 
-    ``batch`` is one sequence of the greatest length. Raises :class:`TrainError` with the least limit that would do.
+    ``batch`` is one sequence of the greatest length; ``passing`` the bytes that its backward pass makes anew and drops.
+    Raises :class:`TrainError` with the least limit that would do.
     """
     width = batch["input_ids"].shape[1]
-    each = kept_bytes(model, objective, batch, device) * _SLACK
+    each = (kept_bytes(model, objective, batch, device) + passing) * _SLACK
     fixed = resident_bytes() + _PASSING + _LATER * sum(p.numel() for p in trainable(model).values())
     if (rows := int((limit - fixed) // each)) < 1:
         raise TrainError(
