@@ -25,8 +25,8 @@ from bitrank.store import check_file, store_uri
 from bitrank.workload import Workload
 
 # The share of this machine's products that runs reach, all products of all blocks counted: bf16 by B-FP on the sentences before their last
-# block was narrowed, so a little low; fp32 the middle of five configs on both models (`training` in benchmarks/RESULTS.md, whose work leaves
-# out what a classifier's last block is spared). What else a device computes in is taken to be as bf16.
+# block was narrowed, so a little low; fp32 the middle of five configs on both models (`training` in benchmarks/RESULTS.md, which leaves out
+# what a classifier's last block is spared). What else a device computes in is taken to be as bf16.
 _SHARE, _SHARES = 0.41, {torch.float32: 0.54}
 _SETUP = 15.0  # seconds from the start of the process to a model that can train, on the machine of that table
 _SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0  # seconds: without instructions for a dtype one product is enough

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank.measuring import Tables, measure
-from bitrank.planning.costs import Choices, believed, costs, make_problem
+from bitrank.planning.costs import Choices, believed, costs, make_problem, unmeasured
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.sizes import Sizes, sizes_of
 from bitrank.specs import RunSpec
@@ -41,6 +41,14 @@ def test_a_cost_is_its_formula(tables: Tables) -> None:
 def test_where_no_divergence_was_measured_the_fisher_form_is_believed(tables: Tables) -> None:
     errors = tables.errors[tables.matrices[0].name]["int8"]
     assert errors.far is None and believed(errors) == errors.fisher > 0
+
+
+def test_unmeasured_tables_believe_the_fisher_form_wherever_there_is_one(tables: Tables) -> None:
+    blind = unmeasured(tables)
+    for name, formats in tables.errors.items():
+        for fmt, errors in formats.items():
+            assert believed(blind.errors[name][fmt]) == (errors.fisher if errors.fisher > 0 else errors.far), (name, fmt)
+    assert blind.moments == tables.moments and blind.base == tables.base
 
 
 def test_embeddings_get_bits_and_no_rank(tables: Tables, sizes: Sizes) -> None:

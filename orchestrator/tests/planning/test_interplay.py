@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -43,7 +44,7 @@ class Truth:
 
 
 def factors_of(problem: Problem, truth: Any) -> dict[str, float]:
-    return find_factors(problem, cast(Bench, truth))
+    return find_factors(problem, cast(Bench, truth))[1]
 
 
 def test_a_kind_is_a_name_without_its_block() -> None:
@@ -135,11 +136,29 @@ def test_calibrating_leaves_the_model_as_it_was_and_is_done_once(spec: RunSpec, 
     assert all(torch.equal(bench._modules[name].weight, weight) for name, weight in before.items())
 
     told: list[str] = []
-    first, seconds = calibrated(problem, tables, spec, True, told.append)
+    first, seconds = calibrated([problem], tables, spec, True, told.append)
     monkeypatch.setattr(interplay, "Bench", _refused)
-    assert calibrated(problem, tables, spec, True) == (first, seconds)
+    assert calibrated([problem], tables, spec, True) == (first, seconds)
     assert len(told) in {0, interplay.ROUNDS + 1}  # none where an earlier test run filled the cache
     assert [item.name for item in first.items] == [item.name for item in problem.items]
+
+
+def test_of_several_costs_those_are_kept_whose_plan_diverged_least(
+    spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = problem_of(spec, tables, 1.32)
+    other = scaled(problem, {kind_of(item.name): 2.0 for item in problem.items})
+    found = iter([(3.0, 1.5), (1.0, 5.0), (2.0, 7.0)])
+
+    def find(one: Problem, *_: Any) -> tuple[float, dict[str, float]]:
+        whole, factor = next(found)
+        return whole, {kind_of(item.name): factor for item in one.items}
+
+    monkeypatch.setattr(interplay, "find_factors", find)
+    monkeypatch.setattr(interplay, "Bench", lambda *_: None)
+    monkeypatch.setattr(interplay, "cache_dir", lambda: tmp_path)
+    kept, _ = calibrated([problem, other, problem], tables, spec, True)
+    assert kept == scaled(other, {kind_of(item.name): 5.0 for item in problem.items})
 
 
 _refused: Callable[..., Any] = lambda *_: pytest.fail("calibrated again")  # noqa: E731

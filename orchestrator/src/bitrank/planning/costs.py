@@ -12,13 +12,14 @@ picks the matrices whose chance was kindest (EXPERIMENTS.md has the figures). It
 dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is
 one number for all matrices, chosen on validation data (see EXPERIMENTS.md), and 0 leaves the term out.
 
-These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interplay`).
+These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interplay`), with them and
+with those of :func:`unmeasured` tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from bitrank_planner import Item, Option, PlanError, Problem
@@ -87,6 +88,15 @@ def costs(matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], 
         repaired = tail_R[min(rank, len(tail_R) - 1)] if choices.repairs and len(tail_R) else errors.fisher
         lost.append(float(pull * repaired + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
     return lost
+
+
+def unmeasured(tables: Tables) -> Tables:
+    """``tables`` as if no matrix had been quantized alone: the Fisher form is believed wherever there is one."""
+    errors = {
+        name: {fmt: replace(error, far=None) if error.fisher > 0 else error for fmt, error in formats.items()}
+        for name, formats in tables.errors.items()
+    }
+    return replace(tables, errors=errors)
 
 
 def believed(errors: FormatErrors) -> float:

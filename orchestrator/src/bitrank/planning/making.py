@@ -15,7 +15,7 @@ from bitrank_trainer import pin_threads
 from bitrank.errors import UserError, unknown
 from bitrank.measuring import Tables, measure
 from bitrank.planning.budgets import parse_budget
-from bitrank.planning.costs import Choices, make_problem
+from bitrank.planning.costs import Choices, make_problem, unmeasured
 from bitrank.planning.interplay import calibrated
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.searching import search
@@ -73,7 +73,8 @@ def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambd
     tables = measure(spec, told)
     problem, calibrating = make_problem(tables, sizes, budget, wanted.choices, wanted.max_trainable), 0.0
     if wanted.planner in _BY_COST:
-        problem, calibrating = calibrated(problem, tables, spec, wanted.choices.repairs, told)
+        by_fisher = make_problem(unmeasured(tables), sizes, budget, wanted.choices, wanted.max_trainable)
+        problem, calibrating = calibrated((problem, by_fisher), tables, spec, wanted.choices.repairs, told)
     problem = problem.pinned(matched(wanted.pins or {}, [item.name for item in problem.items]))
     started = time.monotonic()
     if wanted.planner in PLANNERS:
