@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import Table
 
 _MIB = 2**20
-_COSTS = ["config", "task", "planned_bytes", "measuring_s", "choosing_s", "predicted_nats"]
+_COSTS = ["config", "task", "budget", "planned_bytes", "measuring_s", "choosing_s", "predicted_nats"]
+
+_PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]
 
 
 def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
     """Write ``report.md`` and a CSV file per task into ``folder``; the report's text.
 
-    ``references`` are configs that every other arm is compared with (those without a finished run are left out), ``costs`` the JSON
-    file that tells what each plan took to make. Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    ``references`` are configs, one a budget, that the arms of their budget are compared with (those without a finished run are left out),
+    ``costs`` the JSON file that tells what each plan took to make. Raises :class:`~bitrank_analysis.errors.AnalysisError` as
+    :func:`load_study` does.
     """
     study = load_study(open_store(store), experiment)
     spent = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
@@ -41,6 +45,7 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
 def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of ``task`` (and reference it is compared with): quality over seeds, bytes, seconds, and the paired comparison.
 
+    Arms planned for a reference's budget are one family of tests, and what was planned for none (``budget`` is NaN) another one.
     ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference; a reference stands alone with NaN. ``total_s``
     is planning and one training together.
     """
@@ -53,10 +58,23 @@ def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.Dat
     arms = arms.merge(spent[spent["task"] == task].drop(columns="task"), on="config", how="left")
     arms["plan_s"] = arms["measuring_s"].fillna(0.0) + arms["choosing_s"].fillna(0.0)
     arms["total_s"] = arms["plan_s"] + arms["train_s"]
-    pairs = compare(study, task, references)[["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]]
+    pairs = _pairs(study, task, references, arms)
     return arms.merge(pairs, left_on="config", right_on="candidate", how="left").drop(columns="candidate").sort_values(
         ["baseline", "quality"], ascending=[True, not bool(runs["higher_is_better"].iloc[0])], na_position="first", ignore_index=True
     )  # fmt: skip
+
+
+def _pairs(study: Study, task: str, references: Sequence[str], arms: pd.DataFrame) -> pd.DataFrame:
+    """Each reference against the arms of its budget, and against those of none."""
+    found = []
+    for reference in references:
+        budget = arms.loc[arms["config"] == reference, "budget"].iloc[0]
+        for family in (arms["budget"] == budget, arms["budget"].isna()):
+            members = {*arms.loc[family, "config"]} - {reference}
+            if members:
+                part = study.runs[study.runs["config"].isin([reference, *members])]
+                found.append(compare(replace(study, runs=part), task, [reference])[_PAIR])
+    return pd.concat(found) if found else pd.DataFrame(columns=_PAIR)
 
 
 def _shown(frame: pd.DataFrame) -> Table:
@@ -92,11 +110,20 @@ def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
     told = []
     for reference in references:
         rows = frame[frame["baseline"] == reference]
-        beaten, ahead = rows[rows["verdict"] == "worse"], rows[rows["verdict"] == "better"]
-        rest = len(rows) - len(beaten) - len(ahead)
-        names = f" ({words.listed(list(ahead['config']))})" if len(ahead) else ""
-        told.append(
-            f"After Holm, {reference} beats {len(beaten)} of {len(rows)} other arms, is beaten by {len(ahead)}{names}, and stands "
-            f"unresolved or equivalent with {rest}."
-        )
+        mine = float(frame.loc[frame["config"] == reference, "held_bytes"].iloc[0])
+        equal, own = rows[rows["budget"].notna()], rows[rows["budget"].isna()]
+        if len(equal):
+            told.append(f"At equal bytes, after Holm, {reference} {_outcome(equal)}.")
+        if len(own):
+            times = own["held_bytes"] / mine
+            told.append(
+                f"Beside what was not planned for this budget ({times.min():.1f} to {times.max():.1f} times its bytes) it {_outcome(own)}."
+            )
     return told
+
+
+def _outcome(rows: pd.DataFrame) -> str:
+    beaten, ahead = rows[rows["verdict"] == "worse"], rows[rows["verdict"] == "better"]
+    names = f" ({words.listed(list(ahead['config']))})" if len(ahead) else ""
+    rest = len(rows) - len(beaten) - len(ahead)
+    return f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{names}, and stands unresolved or equivalent with {rest}"
