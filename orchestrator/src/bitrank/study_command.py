@@ -14,8 +14,8 @@ from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, parse_setting
 
 EXAMPLES = """examples:
-  bitrank study allocators --quick              one seed, one budget, half the steps: under 40 minutes on two cores
-  bitrank study allocators                      three budgets, three seeds, all arms: a night and more; resumable
+  bitrank study allocators --quick              one seed, one budget, half the steps: about an hour on two cores
+  bitrank study allocators                      three budgets, three seeds, all arms: a night; resumable
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
 kill it at any time; the same command goes on. The report lies in RESULTS/NAME/report.md"""

@@ -61,7 +61,7 @@ STUDIES: dict[str, PlannerStudy] = {
         "3 bits on the less critical half", "exact", ("exact", "three_bits_on_least_sensitive", "uniform"), ("4bits",)
     ),
 }
-# Half the steps, one seed, one budget: under 40 minutes on two cores.
+# Half the steps, one seed, one budget: about an hour on two cores without bf16.
 QUICK: dict[str, Any] = {"budgets": ("3.25bits",), "seeds": (0,), "evaluations": 8, "tries": 5}
 QUICK_STEPS = {"classification": 160, "language-modelling": 15}
 
