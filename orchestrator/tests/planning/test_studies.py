@@ -34,7 +34,7 @@ def test_a_tiny_study_plans_trains_and_compares(tmp_path: Path, monkeypatch: pyt
     said = capsys.readouterr().out
     folder = Path("results/three-bits-quick")
     report = (folder / "report.md").read_text()
-    assert report in said and "exact-9bits" in report and "adalora-9bits" in report and "After Holm, exact-9bits" in report
+    assert report in said and "exact-9bits" in report and "adalora-9bits" in report and "At equal bytes, after Holm, exact-9bits" in report
     plans = {path.stem: json.loads(path.read_text()) for path in (folder / "plans/toy_sentences").glob("*.json")}
     assert plans["exact-9bits"]["init"] == "lq-lora" and plans["exact-9bits"]["bytes"] <= plans["exact-9bits"]["budget"]
     rank = plans["adalora-9bits"]["adaptive"]["target_r"]
