@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from bitrank.events import read_events
 
 SMOKE = ("matrix", "--profile", "smoke")
@@ -34,12 +37,18 @@ def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Pat
     raise AssertionError(f"no run reached {count} × {event}")
 
 
-def kill_children_of(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
-    import psutil
+def run_processes(pid: int) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """The processes of runs below ``pid``, each with its command line; what ends while it is looked at is none."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more
+            words = child.cmdline()
+            if "bitrank.child" in words:
+                yield child, words
 
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "bitrank.child" in " ".join(child.cmdline()):
-            os.kill(child.pid, number)
+
+def kill_children_of(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    for child, _ in list(run_processes(process.pid)):
+        os.kill(child.pid, number)
 
 
 def store_runs(cwd: Path, profile: str = "smoke") -> list[dict[str, Any]]:

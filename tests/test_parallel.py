@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from bitrank.events import read_events
-from study_tools import SMOKE, bitrank, start, store_runs, wait_for
+from study_tools import SMOKE, bitrank, run_processes, start, store_runs, wait_for
 
 TWO = ("--processes", "2", "--jobs", "1")
 RUNS = ("B-FP toy_sentences s0", "B-FP toy_articles s0", "Joint-1 toy_sentences s0", "Joint-1 toy_articles s0")
@@ -117,8 +117,7 @@ def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path) -> N
 
 def ranks_of(process: Any) -> list[psutil.Process]:
     """The processes of the run under way, by their rank."""
-    words = ((child, child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True))
-    ranked = {int(line[4]): child for child, line in words if "bitrank.child" in line and len(line) > 4}
+    ranked = {int(words[4]): child for child, words in run_processes(process.pid) if len(words) > 4}
     return [ranked[rank] for rank in sorted(ranked)]
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from bitrank.specs import read_spec
 from server_tools import leases, postgres, stored_runs, tracking_server
-from study_tools import SMOKE, bitrank, numbers, store_runs
+from study_tools import SMOKE, bitrank, numbers, run_processes, store_runs
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'bitrank[ray]'")
 WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", "--set", "steps=100")
@@ -63,9 +63,8 @@ class Place:
     def worker_of(self, run: dict[str, Any]) -> psutil.Process:
         """The worker process of ``run``, by the process of the run that it started."""
         for node in self.cluster.worker_nodes:
-            for process in psutil.Process(raylet_of(node)).children(recursive=True):
-                words = process.cmdline()
-                if "bitrank.child" in words and read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
+            for process, words in run_processes(raylet_of(node)):
+                if read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
                     return process.parent()
         raise AssertionError(f"nobody runs {run['name']}")
 
