@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from bitrank.configs import CONFIGS
-from bitrank.heads import fit_head, loss_sum
+from bitrank.heads import fit_head, judged
 from bitrank.measuring import FORMATS, Tables, calibration_batches, measure
 from bitrank.models import load_tokenizer, open_model
 from bitrank.planning.costs import believed
@@ -104,7 +104,7 @@ def find_truth(spec: RunSpec, plans: list[dict[str, str]]) -> Truth:
     torch.set_num_threads(cores())
     model = _model(spec, task)
     count, offset = _HALF[spec.kind]
-    halves = [Replay(model, calibration_batches(task, count, offset + half * count), loss_sum(spec.kind, "cpu")) for half in (0, 1)]
+    halves = [Replay(model, calibration_batches(task, count, offset + half * count), judged(spec.kind, "cpu")) for half in (0, 1)]
     kept = {name: model.get_submodule(name).weight.clone() for name in plans[0]}
     found = np.zeros((2, 2, len(plans)))
     for number, plan in enumerate(plans):

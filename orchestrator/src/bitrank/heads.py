@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from bitrank_data import Batch
-from bitrank_quant.sensitivity import Replay
+from bitrank_quant.sensitivity import Judged, Replay
 from bitrank_trainer import PLAIN_OBJECTIVES
 from torch import nn
 
@@ -14,15 +14,9 @@ _STEPS = 50
 _DECAY = 1e-4  # of ½‖weights‖²: a few hundred features tell a thousand sentences apart without learning anything
 
 
-def loss_sum(kind: str, device: str) -> Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]:
-    """A model and a batch → the loss in nats summed over what is judged, and how much that is."""
-    objective = PLAIN_OBJECTIVES[kind]
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-        units = objective.weight(batch)
-        return objective.loss(model, batch, device) * units, units
-
-    return loss
+def judged(kind: str, device: str) -> Judged:
+    """What a model answers to a batch of this kind of task, and what is right."""
+    return partial(PLAIN_OBJECTIVES[kind].judged, device=device)
 
 
 def fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch], device: str) -> None:
@@ -34,7 +28,7 @@ def fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch]
     parameters = [p for head in heads for p in head.parameters()]
     body = str(model.base_model_prefix)
     inside = any(name.startswith(f"{body}.") for name in fresh)
-    replay = Replay(model, batches, loss_sum(kind, device), blocks=None if inside else [body])
+    replay = Replay(model, batches, judged(kind, device), blocks=None if inside else [body])
     kept = [p.dtype for p in parameters]
     for head in heads:
         head.float()

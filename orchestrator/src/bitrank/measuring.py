@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
 from bitrank_quant import WeightMatrix, parse_format, weight_matrices
-from bitrank_quant.sensitivity import FormatErrors, LossSum, Moments, Replay, measure_errors, measure_moments
+from bitrank_quant.sensitivity import FormatErrors, Judged, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import (
     DTYPES,
     choose_device,
@@ -34,14 +34,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bitrank.errors import UserError
-from bitrank.heads import fit_head, loss_sum
+from bitrank.heads import fit_head, judged
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "6"  # of what is measured and how it lies on disk
+VERSION = "7"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
-_TRIED = {"classification": 64, "language-modelling": 2}  # of these, for what each matrix and format adds: a pass for every one
+_TRIED = {"classification": 64, "language-modelling": 1}  # of these, for what each matrix and format adds: a pass for every one
+_JOINT = {"classification": 64, "language-modelling": 2}  # of these, for what a whole plan adds: few passes, and every error counts in each
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
 _GRAPH_TOKENS = {"classification": 512, "language-modelling": 128}  # of a batch whose graph is kept: a graph grows with it, tables do not
 _HEAD_SEQUENCES = 1024
@@ -105,13 +106,14 @@ def whole_machine() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A model ready to be measured, and what to measure it on: ``many`` sequences in small batches for moments, ``few`` for what changes
-    add. ``fresh`` names the modules that no file had; they are fitted."""
+    """A model ready to be measured, and what to measure it on: ``many`` sequences in small batches for moments, ``few`` for what a change
+    of one matrix adds, ``joint`` for what a whole plan does. ``fresh`` names the modules that no file had; they are fitted."""
 
     model: nn.Module
-    loss: LossSum
+    judged: Judged
     many: list[Batch]
     few: list[Batch]
+    joint: list[Batch]
     fresh: list[str]
 
 
@@ -126,8 +128,8 @@ def calibration(spec: RunSpec) -> Calibration:
     if loaded.fresh:
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
     many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
-    few = calibration_batches(task, min(count, _TRIED[task.kind]))
-    return Calibration(model, loss_sum(spec.kind, device), many, few, loaded.fresh)
+    few, joint = (calibration_batches(task, min(count, some[task.kind])) for some in (_TRIED, _JOINT))
+    return Calibration(model, judged(spec.kind, device), many, few, joint, loaded.fresh)
 
 
 def _task(spec: RunSpec) -> TokenisedTask:
@@ -147,9 +149,9 @@ def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
     with whole_machine():
         ready = calibration(spec)
         matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
-        moments = measure_moments(Replay(ready.model, ready.many, ready.loss), matrices, swept)
+        moments = measure_moments(Replay(ready.model, ready.many, ready.judged), matrices, swept)
         narrow_last_block(ready.model)  # from here on only what the model answers counts
-        replay = Replay(ready.model, ready.few, ready.loss)
+        replay = Replay(ready.model, ready.few, ready.judged)
         errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=swept)
     return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 

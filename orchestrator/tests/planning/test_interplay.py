@@ -108,7 +108,7 @@ def problem_of(spec: RunSpec, tables: Tables, above: float = 1.3) -> Problem:
 def test_what_a_plan_adds_is_measured_with_its_weights_in_place(spec: RunSpec, tables: Tables) -> None:
     plan = exact(problem_of(spec, tables))
     ready = calibration(spec)
-    replay = Replay(ready.model, ready.few, ready.loss)
+    replay = Replay(ready.model, ready.joint, ready.judged)
     bench = Bench(spec, tables, repairs=False)
     added = bench.added(plan)
     for name, text in plan.precision.items():

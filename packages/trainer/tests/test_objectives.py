@@ -36,6 +36,16 @@ def test_perplexity_is_the_exponential_of_nats_per_predicted_token(make) -> None
     assert sum(row["tokens"] for row in rows) == int((targets != -100).sum())
 
 
+@pytest.mark.parametrize(("kind", "model"), [("classification", "classification"), ("language-modelling", "lm")])
+def test_what_is_judged_gives_the_loss(make, kind: str, model: str) -> None:
+    objective, data = OBJECTIVES[kind], batch(0, lm=model == "lm")
+    with torch.no_grad():
+        logits_NC, labels_N = objective.judged(make(model).eval(), data, "cpu")
+        loss = float(objective.loss(make(model).eval(), data, "cpu"))
+    assert len(logits_NC) == len(labels_N) and int((labels_N >= 0).sum()) == objective.weight(data)
+    assert float(F.cross_entropy(logits_NC, labels_N)) == pytest.approx(loss, rel=1e-6)
+
+
 def test_evaluation_keeps_the_mode_and_the_random_state(make) -> None:
     model = make("classification").train()
     before = torch.get_rng_state()

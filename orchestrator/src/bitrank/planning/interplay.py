@@ -134,7 +134,7 @@ class Bench:
         self._tables, self._repairs = tables, repairs
         ready = calibration(spec)
         narrow_last_block(ready.model)  # only what the model answers counts
-        self._replay = Replay(ready.model, ready.few, ready.loss)
+        self._replay = Replay(ready.model, ready.joint, ready.judged)
         self._modules: dict[str, Any] = {m.name: ready.model.get_submodule(m.name) for m in tables.matrices if m.tied_to is None}
         self._kept = {name: module.weight.data for name, module in self._modules.items()}
         self._planned: dict[str, tuple[tuple[str, int], Tensor]] = {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitrank_quant import QuantError, parse_format, weight_matrices
 from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
-from bitrank_quant.sensitivity.answers import LIKELIEST, answers, divergence
+from bitrank_quant.sensitivity.answers import LIKELIEST, Answers, answers, judge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -39,11 +39,17 @@ def batches(count: int = 3) -> list[Tensor]:
     return [torch.randint(3, 97, (4, 10), generator=generator) for _ in range(count)]
 
 
-def loss_sum(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
-    logits = model(input_ids=ids_BL).logits.float()
+def judged(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(input_ids=ids_BL).logits
     if logits.ndim == 2:
-        return F.cross_entropy(logits, ids_BL[:, 0] % 2, reduction="sum"), len(ids_BL)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="sum"), ids_BL[:, 1:].numel()
+        return logits, ids_BL[:, 0] % 2
+    return logits.flatten(0, 1), F.pad(ids_BL[:, 1:], (0, 1), value=-100).flatten()
+
+
+def loss_sum(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
+    logits_NC, labels_N = judged(model, ids_BL)
+    keep_N = labels_N != -100
+    return F.cross_entropy(logits_NC[keep_N].float(), labels_N[keep_N], reduction="sum"), int(keep_N.sum())
 
 
 def mean_loss(model: nn.Module) -> float:
@@ -55,7 +61,7 @@ def mean_loss(model: nn.Module) -> float:
 def measured(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     model = request.param()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    replay = Replay(model, batches(), loss_sum)
+    replay = Replay(model, batches(), judged)
     matrices = [m for m in weight_matrices(model) if m.name != "classifier"]
     moments = measure_moments(replay, matrices)
     errors = measure_errors(replay, matrices, FORMATS, moments)
@@ -169,12 +175,17 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
     """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the likeliest of many."""
     model, fmt = measured["model"], FORMATS[0]
     ids = torch.cat(batches())
-    before = model(input_ids=ids).logits.double().log_softmax(-1).flatten(0, -2)
+    counts_N = judged(model, ids)[1] >= 0
+
+    def log_probabilities() -> Tensor:
+        return judged(model, ids)[0][counts_N].double().log_softmax(-1)
+
+    before = log_probabilities()
     for name, by_format in measured["errors"].items():
         weight = model.get_submodule(name).weight
         kept = weight.clone()
         weight.copy_(fmt.decode(fmt.encode(weight), tuple(weight.shape), weight.dtype))
-        after = model(input_ids=ids).logits.double().log_softmax(-1).flatten(0, -2)
+        after = log_probabilities()
         weight.copy_(kept)
         wanted = float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
         far = by_format[str(fmt)].far
@@ -182,6 +193,10 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
         if before.shape[1] == 2:
             assert far == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
         assert by_format["int8"].far is None and by_format["bf16"].far == 0.0
+
+
+def far(kept: Answers, logits_NC: Tensor) -> float:
+    return judge(kept, logits_NC, torch.zeros(len(logits_NC), dtype=torch.long))[1]
 
 
 @given(st.integers(2, 200), st.floats(1e-4, 2.0), st.integers(0, 10**6))
@@ -192,11 +207,25 @@ def test_divergence_is_never_negative_and_a_lower_bound(classes: int, size: floa
     kept = answers(logits_NC)
     p, q = logits_NC.double().log_softmax(-1), other_NC.double().log_softmax(-1)
     whole = float(F.kl_div(q, p, log_target=True, reduction="sum"))
-    assert -ROUNDING <= divergence(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
+    assert -ROUNDING <= far(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
     # The sums are rounded to fp32: another rounding each for five positions.
-    assert divergence(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=5 * ROUNDING), "a shift of all logits changes no answer"
+    assert far(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=5 * ROUNDING), "a shift of all logits changes no answer"
     if classes <= LIKELIEST:
-        assert divergence(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
+        assert far(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_classes_are_judged_in_blocks_like_few(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before_NC, after_NC = (torch.randn(50, 300, generator=generator).to(dtype) for _ in range(2))
+    labels_N = torch.randint(0, 300, (50,), generator=generator).where(torch.arange(50) % 7 > 0, -100)
+    whole = judge(answers(before_NC), after_NC, labels_N)
+    monkeypatch.setattr("bitrank_quant.sensitivity.answers._BLOCK", 1000)  # three positions at a time
+    assert judge(answers(before_NC), after_NC, labels_N) == pytest.approx(whole, rel=1e-12)
+    assert whole[0] == pytest.approx(float(F.cross_entropy(after_NC.float(), labels_N, reduction="sum")), rel=1e-5)
+    judged_N = labels_N >= 0
+    alone = judge(answers(before_NC[judged_N]), after_NC[judged_N], labels_N[judged_N])
+    assert alone == pytest.approx(whole, rel=1e-12), "where nothing is judged nothing counts"
 
 
 def test_padding_is_no_answer() -> None:
@@ -204,15 +233,15 @@ def test_padding_is_no_answer() -> None:
     mask_BL = torch.ones_like(ids_BL)
     mask_BL[:, 7:] = 0
 
-    def padded(model: nn.Module, ids: Tensor) -> tuple[Tensor, int]:
-        logits = model(input_ids=ids, attention_mask=mask_BL).logits
-        return logits[mask_BL.bool()].logsumexp(-1).sum(), int(mask_BL.sum())
+    def padded(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+        labels_BL = F.pad(ids[:, 1:].where(mask_BL[:, 1:] > 0, -100), (0, 1), value=-100)
+        return model(input_ids=ids, attention_mask=mask_BL).logits.flatten(0, 1), labels_BL.flatten()
 
     replay = Replay(model, [ids_BL], padded)
     changed = ids_BL.clone()
     changed[:, 7:] = 5
     replay.batches = [changed]
-    assert replay.judged_from(None, first=True)[1] == pytest.approx(0.0, abs=1e-9)
+    assert replay.judged_from(None, first=True) == (pytest.approx(replay.base, rel=1e-6), pytest.approx(0.0, abs=1e-9))
 
 
 def test_a_tied_head_counts_twice() -> None:
@@ -221,7 +250,7 @@ def test_a_tied_head_counts_twice() -> None:
         model = llama(tied)
         if not tied:
             model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.clone(), requires_grad=False)  # type: ignore[union-attr,operator]
-        moments = measure_moments(Replay(model, batches(), loss_sum), weight_matrices(model))
+        moments = measure_moments(Replay(model, batches(), judged), weight_matrices(model))
         tables.append(moments["model.embed_tokens"].weights() + ([] if tied else moments["lm_head"].weights()))
     for (row_O, column_I), (other_O, other_I) in zip(*tables, strict=True):
         assert torch.allclose(row_O, other_O, rtol=1e-4) and torch.allclose(column_I, other_I, rtol=1e-4)
@@ -229,8 +258,8 @@ def test_a_tied_head_counts_twice() -> None:
 
 def test_data_that_cannot_be_measured_on_are_refused() -> None:
     with pytest.raises(QuantError, match="nothing to measure on"):
-        Replay(llama(), [], loss_sum)
+        Replay(llama(), [], judged)
     broken = llama()
     broken.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(QuantError, match="expected a finite number"):
-        Replay(broken, batches(), loss_sum)
+        Replay(broken, batches(), judged)

@@ -37,6 +37,9 @@ class Objective(Protocol):
     def weight(self, batch: Batch) -> int:
         """What the mean in :meth:`loss` is over: sequences, or predicted tokens."""
 
+    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        """Logits (positions, classes) of the whole batch, and the right class of each position: −100 where nothing is judged."""
+
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         """One row per sequence: index, loss (nats, summed over the sequence), tokens, and what the objective adds."""
 
@@ -56,6 +59,9 @@ class Classification:
 
     def weight(self, batch: Batch) -> int:
         return len(batch["labels"])
+
+    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        return _logits(model, batch, device), _tensor(batch["labels"], device)
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         labels_B = _tensor(batch["labels"], device)
@@ -92,6 +98,11 @@ class LanguageModelling:
 
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"][:, 1:] != -100).sum())
+
+    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        output: Any = model(**_decoder_inputs(batch, device))
+        labels_BT = np.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100)  # nothing is known of what follows the last
+        return output.logits.flatten(0, 1), _tensor(labels_BT, device).flatten()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
         targets_N = _targets(batch, device)

@@ -2,7 +2,7 @@
 
 Three steps, each streamed block by block so that the 16-bit model and one block's work space are all that is in memory:
 
-    replay = Replay(model, batches, loss)                      what every block gives, kept once
+    replay = Replay(model, batches, judged)                    what every block gives, kept once
     moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient
     tables = measure_errors(replay, matrices, formats, moments)  by matrix and format: weight errors, tails, added loss, divergence
 
@@ -11,6 +11,6 @@ Nothing is trained, and the model is left as it was.
 
 from bitrank_quant.sensitivity.errors import FormatErrors, measure_errors
 from bitrank_quant.sensitivity.moments import Moments, measure_moments
-from bitrank_quant.sensitivity.replay import LossSum, Replay
+from bitrank_quant.sensitivity.replay import Judged, Replay
 
-__all__ = ["FormatErrors", "LossSum", "Moments", "Replay", "measure_errors", "measure_moments"]
+__all__ = ["FormatErrors", "Judged", "Moments", "Replay", "measure_errors", "measure_moments"]

@@ -105,7 +105,21 @@ def _linear_stage(replay: Replay, block: str | None, matrices: list[WeightMatrix
         for loss, count in replay.losses_from(block):
             loss.backward()
             units += count
-    return {m.name: _moments(replay.model.get_submodule(m.name), sums[m.name], units) for m in matrices}
+    spectra = _Spectra()
+    return {m.name: _moments(replay.model.get_submodule(m.name), sums[m.name], units, spectra) for m in matrices}
+
+
+class _Spectra:
+    """Eigenvalues of inputs' second moments: once for neighbours that share an input, as query, key and value do."""
+
+    def __init__(self) -> None:
+        self._last = (torch.zeros(0), torch.zeros(0))
+
+    def of(self, input_II: Tensor) -> Tensor:
+        """The :data:`SPECTRUM` largest, largest first. fp32 is enough: they are shares of their sum."""
+        if not torch.equal(self._last[0], input_II):
+            self._last = (input_II, torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu())
+        return self._last[1].clone()  # files hold no tensor twice
 
 
 @contextmanager
@@ -138,7 +152,7 @@ def _start_graph(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
 
 
-def _moments(module: nn.Module, sums: _Sums, units: int) -> Moments:
+def _moments(module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
     gradient_OI = sums.gradient_OI / units
     weight_OI = weight_of(module).float()
     input_II = sums.input_II / sums.positions
@@ -147,7 +161,7 @@ def _moments(module: nn.Module, sums: _Sums, units: int) -> Moments:
         row_O=(sums.row_O / units).cpu(),
         column_I=input_II.diagonal().clone().cpu(),
         gradient_K=singular_values(gradient_OI)[:SPECTRUM].float().cpu(),
-        input_K=torch.linalg.eigvalsh(input_II.double()).flip(0).clamp_min(0)[:SPECTRUM].float().cpu(),
+        input_K=spectra.of(input_II),
         importance=float((weight_OI * gradient_OI).abs().mean()),
         norm=float(weight_OI.norm()),
         head_row_O=empty,

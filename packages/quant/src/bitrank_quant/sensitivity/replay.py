@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bitrank_quant.errors import QuantError
-from bitrank_quant.sensitivity.answers import Answers, answers, divergence
+from bitrank_quant.sensitivity.answers import Answers, answers, judge
 
-LossSum = Callable[[nn.Module, Any], tuple[Tensor, int]]
-"""A model and a batch → the loss in nats summed over what is judged (tokens or sequences), and how many they are."""
+Judged = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
+"""A model and a batch → its logits (positions, classes), and the right class of each position: −100 where nothing is judged."""
 
 _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 
@@ -30,20 +31,20 @@ class Replay:
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: LossSum, blocks: Sequence[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Any], judged: Judged, blocks: Sequence[str] | None = None) -> None:
         if not batches:
             raise QuantError("there is nothing to measure on: expected one calibration batch or more, got none")
-        self.model, self.batches, self._loss = model, batches, loss
+        self.model, self.batches, self._judged = model, batches, judged
         named = _layers(model) if blocks is None else blocks
         self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
         self._given: list[dict[str, Any]] = []
         self._answers: list[Answers] = []
-        with torch.no_grad(), self._hearing(lambda logits_NC: self._answers.append(answers(logits_NC))):
+        with torch.no_grad():
             for batch in batches:
                 self._given.append({})
                 with self._watching(self._given[-1]):
-                    loss(model, batch)
+                    self._answers.append(answers(judged(model, batch)[0]))
         self.base = self.loss_from(None)
         if not torch.isfinite(torch.tensor(self.base)):
             raise QuantError(f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data")
@@ -56,41 +57,28 @@ class Replay:
     def loss_from(self, block: str | None) -> float:
         """Mean loss in nats when everything from ``block`` on is computed (None: what comes after the last block)."""
         with torch.no_grad():
-            return _mean([(float(part), count) for part, count in self.losses_from(block)])
+            parts = [(float(part), count) for part, count in self.losses_from(block)]
+        return sum(part for part, _ in parts) / sum(count for _, count in parts)
 
     def judged_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
         :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed; ``first`` as in :meth:`losses_from`."""
-        far: list[tuple[float, int]] = []
-
-        def compare(logits_NC: Tensor) -> None:
-            far.append((divergence(self._answers[len(far)], logits_NC), len(logits_NC)))
-
-        with torch.no_grad(), self._hearing(compare):
-            parts = [(float(loss), count) for loss, count in self.losses_from(block, first)]
-        return _mean(parts), _mean(far)
+        with torch.no_grad():
+            answered = zip(self._answers, self._from(block, first), strict=True)
+            parts = [(*judge(kept, logits_NC, labels_N), _count(labels_N)) for kept, (logits_NC, labels_N) in answered]
+        units = sum(count for _, _, count in parts)
+        return sum(loss for loss, _, _ in parts) / units, sum(far for _, far, _ in parts) / units
 
     def losses_from(self, block: str | None, first: bool = False) -> Iterator[tuple[Tensor, int]]:
-        """Summed loss and count, batch by batch; ``first`` computes everything, embeddings too."""
+        """Loss in nats, summed over what is judged, and how much that is, batch by batch; ``first`` computes everything, embeddings too."""
+        for logits_NC, labels_N in self._from(block, first):
+            yield F.cross_entropy(logits_NC.float(), labels_N, reduction="sum"), _count(labels_N)
+
+    def _from(self, block: str | None, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
         skipped = [] if first else self.order if block is None else self.order[: self.order.index(block)]
         for batch, given in zip(self.batches, self._given, strict=True):
             with self._handing_out({name: given[name] for name in skipped}):
-                yield self._loss(self.model, batch)
-
-    @contextmanager
-    def _hearing(self, told: Callable[[Tensor], None]) -> Iterator[None]:
-        """Give the logits (positions, classes) of every call of the model to ``told``, padding left out."""
-
-        def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            logits = output.logits.detach()
-            mask = kwargs.get("attention_mask") if logits.ndim == 3 else None
-            told(logits.flatten(0, -2) if mask is None else logits[mask.bool()])
-
-        handle = self.model.register_forward_hook(hook, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+                yield self._judged(self.model, batch)
 
     @contextmanager
     def _watching(self, given: dict[str, Any]) -> Iterator[None]:
@@ -121,8 +109,8 @@ class Replay:
                 del module.forward
 
 
-def _mean(parts: Sequence[tuple[float, int]]) -> float:
-    return sum(part for part, _ in parts) / sum(count for _, count in parts)
+def _count(labels_N: Tensor) -> int:
+    return int((labels_N >= 0).sum())
 
 
 def _layers(model: nn.Module) -> list[str]:
