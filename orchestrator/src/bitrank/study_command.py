@@ -14,7 +14,7 @@ from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, parse_setting
 
 EXAMPLES = """examples:
-  bitrank study allocators --quick              one seed, one budget, half the steps: about an hour on two cores
+  bitrank study allocators --quick              one seed, one budget, a third of the steps
   bitrank study allocators                      three budgets, three seeds, all arms: a night; resumable
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
@@ -25,7 +25,7 @@ WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offlin
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The words of ``bitrank study``."""
     parser.add_argument("name", help="allocators, frozen-rank, eight-bits or three-bits")
-    parser.add_argument("--quick", action="store_true", help="one seed, one budget, half the steps")
+    parser.add_argument("--quick", action="store_true", help="one seed, one budget, a third of the steps")
     parser.add_argument("--profile", default="laptop", help="whose tasks, models and settings (default: laptop)")
     parser.add_argument("--tasks", type=_words, help="comma-separated")
     parser.add_argument("--budgets", type=_words, help="comma-separated")
@@ -46,7 +46,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     import dataclasses
 
     from bitrank.executor import choose_slots
-    from bitrank.planning.studies import QUICK_STEPS, find_study, planning_costs, profile_of, study_specs
+    from bitrank.planning.studies import find_study, planning_costs, profile_of, study_specs
     from bitrank.study import Options, run_study, show
 
     study = find_study(arguments.name, arguments.quick)
@@ -59,11 +59,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
         given["configs"] = ()
     study = dataclasses.replace(study, **given)
     base = find_profile(arguments.profile)
-    profile = profile_of(f"{arguments.name}{'-quick' if arguments.quick else ''}", base)
-    if arguments.quick:
-        profile = dataclasses.replace(
-            profile, by_kind={kind: _shorter(words, QUICK_STEPS[kind]) for kind, words in profile.by_kind.items()}
-        )
+    profile = profile_of(arguments.name, base, arguments.quick)
     folder = arguments.results / profile.name
     settings = dict(parse_setting(text) for text in arguments.set)
     tasks = arguments.tasks or list(base.tasks)
@@ -82,8 +78,3 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _shorter(words: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A profile's fields with fewer steps, validated once half-way and once at the end."""
-    return {**words, "steps": min(steps, words.get("steps") or steps), "eval_every": max(1, steps // 2)}

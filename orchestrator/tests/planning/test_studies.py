@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from bitrank.cli import main
 from bitrank.planning.making import NAMES
-from bitrank.planning.studies import ADALORA, STUDIES, find_study
+from bitrank.planning.studies import ADALORA, STUDIES, find_study, profile_of
+from bitrank.profiles import find_profile
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
 WORDS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
@@ -21,6 +22,17 @@ def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
     assert set(study.arms) <= {*NAMES, *ADALORA} and study.reference in study.arms
     quick = find_study(name, quick=True)
     assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
+
+
+def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
+    laptop, smoke, paper = (profile_of("allocators", find_profile(name), quick=True) for name in ("laptop", "smoke", "paper"))
+    assert laptop.name == "allocators-quick" and laptop.by_kind["classification"]["steps"] == 100
+    articles = laptop.by_kind["language-modelling"]
+    assert [articles[key] for key in ("steps", "eval_every", "test_windows", "validation_windows")] == [10, 10, 1, 1]
+    assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are fewer already"
+    assert "test_windows" not in paper.by_kind["language-modelling"], "texts that are tested whole stay whole"
+    whole = profile_of("allocators", find_profile("laptop"), quick=False)
+    assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
 
 
 def test_an_unknown_study_is_told(capsys: Any) -> None:
