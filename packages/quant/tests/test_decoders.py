@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_quant import BACKENDS, decoder, parse_format
+from bitrank_quant.decoders import _bitsandbytes_on_cpu
+from bitrank_quant.kernels import kernels_status
 from torch import nn
 
 HELD = [("bitsandbytes", "nf4"), ("bitsandbytes", "nf4-dq"), ("bitsandbytes", "fp4"), ("quanto", "int8"), ("quanto", "int4-g64"),
@@ -23,6 +25,24 @@ def test_the_decoded_matrix_is_what_the_layer_multiplies_by(backend: str, name: 
     x_NI = torch.randn(16, 128, dtype=torch.bfloat16)
     expected, got = layer(x_NI).float(), (x_NI @ weight_OI.T).float()
     assert (got - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["nf4", "nf4-dq", "fp4", "fp4-dq"])
+@pytest.mark.parametrize("shape", [(64, 128), (33, 192), (600, 64), (16, 96)])
+def test_codes_of_bitsandbytes_are_read_as_it_reads_them(name: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    generator = torch.Generator().manual_seed(1)
+    linear = nn.Linear(shape[1], shape[0], bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator))
+    layer = BACKENDS["bitsandbytes"].make(linear.to(dtype), parse_format(name), dtype)
+    wanted = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    mine = _bitsandbytes_on_cpu(layer.weight.data, layer.weight.quant_state)
+    if not kernels_status().startswith("compiled") or shape[1] % 64:
+        assert mine is None
+        mine = decoder(layer)()
+    torch.testing.assert_close(mine, wanted, rtol=torch.finfo(dtype).eps, atol=0)  # one rounding apart at most, where it has AVX-512
 
 
 def test_an_unquantized_layer_gives_its_own_weight() -> None:

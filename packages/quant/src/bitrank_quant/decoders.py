@@ -71,8 +71,27 @@ def _weight(layer: nn.Linear) -> Tensor:
 def _bitsandbytes_4bit(layer: Any) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
-    made: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return made.to(layer.compute_dtype)
+    codes, state = layer.weight.data, layer.weight.quant_state
+    made: Tensor | None = _bitsandbytes_on_cpu(codes, state)
+    return (dequantize_4bit(codes, state) if made is None else made).to(layer.compute_dtype)
+
+
+def _bitsandbytes_on_cpu(codes: Tensor, state: Any) -> Tensor | None:
+    """The matrix by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and the two wait for each other's cores.
+
+    None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
+    """
+    if codes.device.type != "cpu" or len(state.shape) != 2 or state.shape[1] % state.blocksize:
+        return None
+    absmax_N = _nested(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    return kernels.codebook(codes.flatten(), state.code, absmax_N, state.blocksize, tuple(state.shape), state.dtype)
+
+
+def _nested(codes_N: Tensor, state: Any) -> Tensor:
+    """8-bit codes into a table of 256 numbers, with an absmax a block; the last block may be short."""
+    values_N = state.code[codes_N.int()]
+    blocks = state.absmax.repeat_interleave(state.blocksize)[: len(values_N)]
+    return values_N * blocks
 
 
 def _quanto(layer: Any) -> Tensor:
