@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bitrank.cli import main
 from bitrank.planning.making import NAMES
-from bitrank.planning.studies import ADALORA, STUDIES, find_study, profile_of
+from bitrank.planning.studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
 from bitrank.profiles import find_profile
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
@@ -33,6 +33,15 @@ def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
     assert "test_windows" not in paper.by_kind["language-modelling"], "texts that are tested whole stay whole"
     whole = profile_of("allocators", find_profile("laptop"), quick=False)
     assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
+
+
+def test_no_search_is_left_alone_at_the_end() -> None:
+    wanted = [(arm, "3.25bits", task) for task in ("movie_sentences", "wiki_articles") for arm in ("exact", "bayes", "random")]
+    ordered = _longest_first(wanted, {"movie_sentences": "classification", "wiki_articles": "language-modelling"})
+    assert sorted(ordered) == sorted(wanted)
+    assert [(arm, task) for arm, _, task in ordered[:4]] == [
+        (arm, task) for task in ("wiki_articles", "movie_sentences") for arm in ("bayes", "random")
+    ]
 
 
 def test_an_unknown_study_is_told(capsys: Any) -> None:

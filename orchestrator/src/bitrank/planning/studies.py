@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from bitrank_planner import SEARCHES
+
 from bitrank.child import exit_with_parent
 from bitrank.configs import CONFIGS
 from bitrank.errors import unknown
@@ -93,18 +95,26 @@ def study_specs(
     study: PlannerStudy, profile: Profile, tasks: Sequence[str], overrides: dict[str, Any], folder: Path, jobs: int, told: Any = print
 ) -> list[RunSpec]:
     """Every run of ``study``: plans are made (or found in ``folder``) first, ``jobs`` at a time. Plans that cannot be made are told."""
+    measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
     wanted = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=exit_with_parent) as pool:
-        for task in tasks:  # measured once, before everybody wants it
-            pool.submit(_measured, make_spec(profile, "B-FP", task, overrides)).result()
-        paths = list(pool.map(_planned, *zip(*[(study, profile, *cell, overrides, folder) for cell in wanted], strict=True)))
+        for spec in measured.values():  # once, before everybody wants it
+            pool.submit(_measured, spec).result()
+        order = _longest_first(wanted, {task: spec.kind for task, spec in measured.items()})
+        coming = {cell: pool.submit(_planned, study, profile, *cell, overrides, folder) for cell in order}
+        paths = {cell: coming[cell].result() for cell in wanted}
     made = []
-    for (arm, budget, task), path in zip(wanted, paths, strict=True):
+    for (arm, budget, task), path in paths.items():
         told(f"{arm} at {budget} for {task}: {path}")
         if isinstance(path, Path):
             made.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))
     made += [make_spec(profile, config, task, overrides) for task in tasks for config in study.configs]
     return [replace(spec, seed=seed) for seed in study.seeds for spec in made]
+
+
+def _longest_first(wanted: Sequence[tuple[str, str, str]], kinds: dict[str, str]) -> list[tuple[str, str, str]]:
+    """The order to plan in, so that no search is left alone at the end: searches first, and a language model's before a classifier's."""
+    return sorted(wanted, key=lambda cell: (cell[0] not in SEARCHES, kinds[cell[2]] != "language-modelling"))
 
 
 def _measured(spec: RunSpec) -> None:
