@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, decoder, parse_format
+from bitrank_quant import BACKENDS, decoder, parse_format, stored_weight
 from bitrank_quant.decoders import _bitsandbytes_on_cpu
 from bitrank_quant.kernels import kernels_status
 from torch import nn
@@ -43,6 +43,21 @@ def test_codes_of_bitsandbytes_are_read_as_it_reads_them(name: str, dtype: torch
         assert mine is None
         mine = decoder(layer)()
     torch.testing.assert_close(mine, wanted, rtol=torch.finfo(dtype).eps, atol=0)  # one rounding apart at most, where it has AVX-512
+
+
+@pytest.mark.parametrize(("backend", "name"), [held for held in HELD if held[1] != "bf16"])
+def test_matrices_are_decoded_into_one_room_and_told_in_one_of_their_own(backend: str, name: str) -> None:
+    if not kernels_status().startswith("compiled"):
+        pytest.skip("plain torch makes a new matrix each time")
+    torch.manual_seed(0)
+    linears = [nn.Linear(128, rows, bias=False, dtype=torch.bfloat16).requires_grad_(False) for rows in (96, 64)]
+    layers = [BACKENDS[backend].make(linear, parse_format(name), torch.bfloat16) for linear in linears]
+    large, small = (decoder(layer) for layer in layers)
+    assert large is not None and small is not None
+    own = [stored_weight(layer) for layer in layers]
+    room = large().data_ptr()
+    assert torch.equal(large(), own[0]) and torch.equal(small(), own[1]) and small().data_ptr() == room
+    assert torch.equal(large(), own[0]) and room not in {weight.data_ptr() for weight in own}
 
 
 def test_an_unquantized_layer_gives_its_own_weight() -> None:

@@ -1,6 +1,8 @@
 """How the matrix of a linear layer is decoded into its compute dtype, whoever stores it.
 
-For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and keeps nothing.
+For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and keeps nothing. All such
+matrices are decoded into the same room, one after another: made anew each, thousands a second, they would leave holes between what
+autograd keeps, and the process would grow.
 """
 
 from __future__ import annotations
@@ -19,10 +21,19 @@ from bitrank_quant.formats import Int8Row
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
 
 Decode = Callable[[], Tensor]
+_rooms: dict[torch.dtype, Tensor] = {}
+
+
+def _room(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The room that this process has for one decoded matrix, as large as the largest there was."""
+    count = shape[0] * shape[1]
+    if dtype not in _rooms or _rooms[dtype].numel() < count:
+        _rooms[dtype] = torch.empty(count, dtype=dtype)
+    return _rooms[dtype][:count].view(shape)
 
 
 def decoder(layer: nn.Module) -> Decode | None:
-    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype.
+    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype, good until the next matrix is decoded by one.
 
     None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too, and layers of a kind
     unknown here may do anything.
@@ -30,12 +41,12 @@ def decoder(layer: nn.Module) -> Decode | None:
     kind = type(layer).__name__
     if isinstance(layer, QuantLinear):
         rounds_activations = isinstance(layer.quantized.fmt, Int8Row) and layer.quantized.fmt.activations
-        return None if rounds_activations else layer.quantized.decode
+        return None if rounds_activations else partial(layer.quantized.decode, room=_room)
     if type(layer) is nn.Linear:
         return partial(_weight, layer)
     if kind == "Linear4bit":
-        return partial(_bitsandbytes_4bit, layer)
-    return partial(_quanto, layer) if kind == "QLinear" else None
+        return partial(_bitsandbytes_4bit, layer, _room)
+    return partial(_quanto, layer, _room) if kind == "QLinear" else None
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
@@ -51,10 +62,13 @@ def stored_weight(layer: nn.Module) -> Tensor:
         return layer.weight.detach()
     if isinstance(layer, Conv1D):
         return layer.weight.detach().T
-    decode = decoder(layer)
-    if decode is None:
-        raise QuantError(f"cannot tell the weight of a {type(layer).__name__}; expected a linear layer of torch, bitsandbytes or quanto")
-    return decode().detach()
+    if type(layer) is nn.Linear:
+        return layer.weight.detach()
+    if type(layer).__name__ == "Linear4bit":
+        return _bitsandbytes_4bit(layer).detach()
+    if type(layer).__name__ == "QLinear":
+        return _quanto(layer).detach()
+    raise QuantError(f"cannot tell the weight of a {type(layer).__name__}; expected a linear layer of torch, bitsandbytes or quanto")
 
 
 def _bitsandbytes_8bit(layer: Any) -> Tensor:
@@ -68,15 +82,15 @@ def _weight(layer: nn.Linear) -> Tensor:
     return layer.weight
 
 
-def _bitsandbytes_4bit(layer: Any) -> Tensor:
+def _bitsandbytes_4bit(layer: Any, room: kernels.Room = None) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     codes, state = layer.weight.data, layer.weight.quant_state
-    made: Tensor | None = _bitsandbytes_on_cpu(codes, state)
+    made: Tensor | None = _bitsandbytes_on_cpu(codes, state, room)
     return (dequantize_4bit(codes, state) if made is None else made).to(layer.compute_dtype)
 
 
-def _bitsandbytes_on_cpu(codes: Tensor, state: Any) -> Tensor | None:
+def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -> Tensor | None:
     """The matrix by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and the two wait for each other's cores.
 
     None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
@@ -84,7 +98,7 @@ def _bitsandbytes_on_cpu(codes: Tensor, state: Any) -> Tensor | None:
     if codes.device.type != "cpu" or len(state.shape) != 2 or state.shape[1] % state.blocksize:
         return None
     absmax_N = _nested(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-    return kernels.codebook(codes.flatten(), state.code, absmax_N, state.blocksize, tuple(state.shape), state.dtype)
+    return kernels.codebook(codes.flatten(), state.code, absmax_N, state.blocksize, tuple(state.shape), state.dtype, room)
 
 
 def _nested(codes_N: Tensor, state: Any) -> Tensor:
@@ -94,21 +108,21 @@ def _nested(codes_N: Tensor, state: Any) -> Tensor:
     return values_N * blocks
 
 
-def _quanto(layer: Any) -> Tensor:
+def _quanto(layer: Any, room: kernels.Room = None) -> Tensor:
     weight = layer.weight
-    if (fast := _quanto_on_cpu(weight)) is not None:
+    if (fast := _quanto_on_cpu(weight, room)) is not None:
         return fast
     made: Tensor = weight.dequantize()
     return made
 
 
-def _quanto_on_cpu(weight: Any) -> Tensor | None:
+def _quanto_on_cpu(weight: Any, room: kernels.Room) -> Tensor | None:
     """The matrix by our kernels when ``weight`` is stored in one of the two layouts that they read."""
     kind, shape = type(weight).__name__, tuple(weight.shape)
     if weight.axis != 0 or len(shape) != 2:
         return None
     if kind == "WeightQBytesTensor" and weight._data.dtype == torch.int8:
-        return kernels.int8_rows(weight._data, weight._scale, weight.dtype)
+        return kernels.int8_rows(weight._data, weight._scale, weight.dtype, room)
     if kind == "WeightQBitsTensor" and weight._shift.dtype.is_floating_point:
-        return kernels.quanto(weight._data._data, weight._scale, weight._shift, weight._data.bits, shape, weight.dtype)
+        return kernels.quanto(weight._data._data, weight._scale, weight._shift, weight._data.bits, shape, weight.dtype, room)
     return None

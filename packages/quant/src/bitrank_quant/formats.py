@@ -51,7 +51,8 @@ class Format(Protocol):
 
     def encode(self, weight_OI: Tensor) -> Tensors: ...
 
-    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor: ...
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
+        """The matrix; where a kernel decodes it, in what ``room`` gives."""
 
     def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
         """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up."""
@@ -83,7 +84,7 @@ class Float:
     def encode(self, weight_OI: Tensor) -> Tensors:
         return {"weight": weight_OI.detach().to(self.dtype).contiguous()}
 
-    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
         return tensors["weight"].to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
@@ -114,8 +115,8 @@ class Int8Row:
         codes_OI = (weight_OI / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
         return {"codes": codes_OI, "scale": scale_O}
 
-    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype)
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
+        made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype, room)
         if made is not None:
             return made
         # int8 codes are exact in bf16 and fp16, so only the scaled product is rounded.
@@ -156,8 +157,8 @@ class Affine:
         codes_GB = ((groups_GB - minimum_G.float()[:, None]) / scale_G.float()[:, None]).round().clamp(0, top)
         return {"codes": pack_bits(codes_GB.to(torch.uint8).flatten(), self.bits), "scale": scale_G, "minimum": minimum_G}
 
-    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        made = kernels.affine(tensors["codes"], tensors["scale"], tensors["minimum"], self.bits, self.block, shape, dtype)
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
+        made = kernels.affine(tensors["codes"], tensors["scale"], tensors["minimum"], self.bits, self.block, shape, dtype, room)
         if made is not None:
             return made
         count = tensors["scale"].numel() * self.block
@@ -200,10 +201,10 @@ class Codebook:
         scales = encode_dynamic_8bit(absmax_N) if self.double_quant else {"absmax": absmax_N}
         return {"codes": pack_bits(codes, 4), **scales}
 
-    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
         absmax_N = self._absmax(tensors)
         book = CODEBOOKS[self.name].to(absmax_N.device)
-        made = kernels.codebook(tensors["codes"], book, absmax_N, self.block, shape, dtype)
+        made = kernels.codebook(tensors["codes"], book, absmax_N, self.block, shape, dtype, room)
         if made is not None:
             return made
         codes = unpack_bits(tensors["codes"], 4, absmax_N.numel() * self.block)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bitrank_quant.codebooks import encode_dynamic_8bit
 from bitrank_quant.formats import Codebook, Format, Int8Row, Tensors
+from bitrank_quant.kernels import Room
 
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 
@@ -67,9 +68,9 @@ class QuantWeight(nn.Module):
     def tensors(self) -> Tensors:
         return dict(self.named_buffers())
 
-    def decode(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix (out, in) in ``dtype`` (default: the compute dtype)."""
-        return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype)
+    def decode(self, dtype: torch.dtype | None = None, room: Room = None) -> Tensor:
+        """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``room`` as :meth:`Format.decode` takes it."""
+        return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype, room)
 
     def decode_rows(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (any shape) → (*ids.shape, in)."""

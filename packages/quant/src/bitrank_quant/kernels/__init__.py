@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from bitrank_quant.packing import packed_bytes
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum of decode.c
 _GRAIN = 1 << 17  # weights below which a second thread costs more than it does
+Room = Callable[[tuple[int, int], torch.dtype], Tensor] | None
+"""Gives the (contiguous CPU) tensor that a matrix is decoded into; None: a new one."""
 _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "bitrank_affine": (_P, _N, _I, _P, _P, _N, _N, _N, _I, _I, _P),
@@ -42,34 +45,38 @@ def kernels_status() -> str:
 
 
 def affine(
-    codes: Tensor, scale_G: Tensor, minimum_G: Tensor, bits: int, block: int, shape: tuple[int, int], dtype: torch.dtype
+    codes: Tensor, scale_G: Tensor, minimum_G: Tensor, bits: int, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
 ) -> Tensor | None:
     """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum per block of a row."""
     groups = shape[0] * -(-shape[1] // block)
     needed = [(codes, torch.uint8, packed_bytes(groups * block, bits)), *((t, torch.bfloat16, groups) for t in (scale_G, minimum_G))]
     if not _fits(dtype, *needed):
         return None
-    return _call("bitrank_affine", shape, dtype, _at(codes), codes.numel(), bits, _at(scale_G), _at(minimum_G), block, *shape)
+    return _call("bitrank_affine", shape, dtype, room, _at(codes), codes.numel(), bits, _at(scale_G), _at(minimum_G), block, *shape)
 
 
-def codebook(codes: Tensor, book: Tensor, absmax_N: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+def codebook(
+    codes: Tensor, book: Tensor, absmax_N: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+) -> Tensor | None:
     """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a row."""
     groups = shape[0] * -(-shape[1] // block)
     needed = [(codes, torch.uint8, packed_bytes(groups * block, 4)), (book, torch.float32, 16), (absmax_N, torch.float32, groups)]
     if not _fits(dtype, *needed):
         return None
-    return _call("bitrank_codebook", shape, dtype, _at(codes), codes.numel(), _at(book), _at(absmax_N), block, *shape)
+    return _call("bitrank_codebook", shape, dtype, room, _at(codes), codes.numel(), _at(book), _at(absmax_N), block, *shape)
 
 
-def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype) -> Tensor | None:
+def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None) -> Tensor | None:
     """``code · scale`` with one scale a row, which is rounded to ``dtype`` first."""
     if codes_OI.dim() != 2 or not _fits(dtype, (codes_OI, torch.int8, codes_OI.numel()), (scale_O, scale_O.dtype, codes_OI.shape[0])):
         return None
     scale_O = scale_O.to(dtype).float()
-    return _call("bitrank_rows", (codes_OI.shape[0], codes_OI.shape[1]), dtype, _at(codes_OI), _at(scale_O), *codes_OI.shape)
+    return _call("bitrank_rows", (codes_OI.shape[0], codes_OI.shape[1]), dtype, room, _at(codes_OI), _at(scale_O), *codes_OI.shape)
 
 
-def quanto(packed_LB: Tensor, scale_G: Tensor, shift_G: Tensor, bits: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+def quanto(
+    packed_LB: Tensor, scale_G: Tensor, shift_G: Tensor, bits: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+) -> Tensor | None:
     """quanto's groups along rows, ``code · scale − shift``: (lines, block) bytes, each with codes of groups ``lines`` apart.
 
     quanto multiplies and subtracts in ``dtype``, so the product is rounded as well as the difference.
@@ -79,13 +86,13 @@ def quanto(packed_LB: Tensor, scale_G: Tensor, shift_G: Tensor, bits: int, shape
     if not fits or groups * block != shape[0] * shape[1] or lines != -(-groups * bits // 8):
         return None
     scale_G, shift_G = scale_G.float(), shift_G.float()
-    return _call("bitrank_quanto", shape, dtype, _at(packed_LB), bits, _at(scale_G), _at(shift_G), groups, lines, block)
+    return _call("bitrank_quanto", shape, dtype, room, _at(packed_LB), bits, _at(scale_G), _at(shift_G), groups, lines, block)
 
 
-def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, *arguments: int) -> Tensor:
+def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *arguments: int) -> Tensor:
     built = _built()
     assert isinstance(built, Built)  # _fits has asked
-    made = torch.empty(shape, dtype=dtype)
+    made = torch.empty(shape, dtype=dtype) if room is None else room(shape, dtype)
     threads = torch.get_num_threads() if made.numel() >= _GRAIN else 1
     getattr(built.library, name)(*arguments, _KINDS[dtype], threads, _at(made))
     return made
