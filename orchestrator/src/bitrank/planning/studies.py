@@ -57,10 +57,10 @@ STUDIES: dict[str, PlannerStudy] = {
         "frozen non-uniform ranks against adaptive ones", "adalora", ("adalora", "two_stage", "gradient_probe", "uniform"), ("=B-Q4",)
     ),
     "eight-bits": PlannerStudy(
-        "which matrices get 8 bits", "exact", ("exact", "edges_high", "attention_high_ffn_low", "ffn_high_attention_low"), ("=Joint-3",)
+        "which matrices get 8 bits", "exact", ("exact", "edges_high", "attention_high_ffn_low", "ffn_high_attention_low"), ("7bits",)
     ),
     "three-bits": PlannerStudy(
-        "3 bits on the less critical half", "exact", ("exact", "three_bits_on_least_sensitive", "uniform"), ("4bits",)
+        "3 bits on the less critical half", "exact", ("exact", "three_bits_on_least_sensitive", "uniform"), ("4.5bits",)
     ),
 }
 # A third of the steps, one seed, one budget, one window of each article to validate and test on.
