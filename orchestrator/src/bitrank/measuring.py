@@ -82,11 +82,13 @@ def tables_place(spec: RunSpec) -> Path:
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
 
-def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None) -> list[Batch]:
+def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None, of: int | None = None) -> list[Batch]:
     """``count`` training sequences after the first ``offset`` of a fixed shuffle, in batches of similar length, ``tokens`` in each or as
-    many as a pass without a graph carries well."""
+    many as a pass without a graph carries well. With ``of`` they are the longest among so many: one alone must not be a text's last words.
+    """
     train = task.splits["train"]
-    chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + count]
+    chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + (of or count)]
+    chosen = chosen[np.argsort(-train.lengths_N[chosen], kind="stable")][:count] if of else chosen
     return list(evaluation_batches(train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]))
 
 
@@ -128,7 +130,9 @@ def calibration(spec: RunSpec) -> Calibration:
     if loaded.fresh:
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
     many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
-    few, joint = (calibration_batches(task, min(count, some[task.kind])) for some in (_TRIED, _JOINT))
+    whole = min(count, _JOINT[task.kind])
+    joint = calibration_batches(task, whole)
+    few = calibration_batches(task, min(count, _TRIED[task.kind]), of=whole)
     return Calibration(model, judged(spec.kind, device), many, few, joint, loaded.fresh)
 
 

@@ -11,6 +11,7 @@ from bitrank.cli import main
 from bitrank.planning.making import NAMES
 from bitrank.planning.studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
 from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
 WORDS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
@@ -31,6 +32,8 @@ def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
     assert [articles[key] for key in ("steps", "eval_every", "test_windows", "validation_windows")] == [10, 10, 1, 1]
     assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are fewer already"
     assert "test_windows" not in paper.by_kind["language-modelling"], "texts that are tested whole stay whole"
+    spec = make_spec(paper, "B-FP", "movie_sentences")
+    assert (spec.steps, spec.epochs) == (100, None), "a profile that counts epochs counts steps then"
     whole = profile_of("allocators", find_profile("laptop"), quick=False)
     assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
 

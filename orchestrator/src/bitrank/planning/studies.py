@@ -88,7 +88,7 @@ def _shorter(kind: str, words: dict[str, Any]) -> dict[str, Any]:
     """A profile's fields with fewer steps, validated at the end alone, on the first window of each text where windows are counted."""
     steps = min(_QUICK_STEPS[kind], words.get("steps") or _QUICK_STEPS[kind])
     windows = dict.fromkeys(words.keys() & {"test_windows", "validation_windows"}, 1)
-    return {**words, "steps": steps, "eval_every": steps, **windows}
+    return {**words, "epochs": None, "steps": steps, "eval_every": steps, **windows}
 
 
 def study_specs(
@@ -101,10 +101,12 @@ def study_specs(
         for spec in measured.values():  # once, before everybody wants it
             pool.submit(_measured, spec).result()
         order = _longest_first(wanted, {task: spec.kind for task, spec in measured.items()})
-        coming = {cell: pool.submit(_planned, study, profile, *cell, overrides, folder) for cell in order}
-        paths = {cell: coming[cell].result() for cell in wanted}
+        paths = dict(
+            zip(order, pool.map(_planned, *zip(*[(study, profile, *cell, overrides, folder) for cell in order], strict=True)), strict=True)
+        )
     made = []
-    for (arm, budget, task), path in paths.items():
+    for arm, budget, task in wanted:
+        path = paths[arm, budget, task]
         told(f"{arm} at {budget} for {task}: {path}")
         if isinstance(path, Path):
             made.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))

@@ -31,8 +31,9 @@ def plain_decoder(layer: nn.Module) -> Decode | None:
 def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder) -> None:
     """Let every adapted layer, every feed-forward part and every norm of ``model`` use its fused form.
 
-    ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype; None when the layer's product is
-    not that of a decoded matrix. Such layers keep their own base product, and layers with adapter dropout keep PEFT's path.
+    ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
+    when the layer's product is not that of a decoded matrix. Such layers keep their own base product, and layers with adapter dropout
+    keep PEFT's path.
     """
     for _, layer in adapted(model):
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Decode = Callable[[], Tensor]
-"""Gives the (out, in) matrix of a base layer in the compute dtype."""
+"""Gives the (out, in) matrix of a base layer in the compute dtype, good until the next one is decoded: whoever asks is an autograd
+function, multiplies by it at once and saves it never."""
 ADAPTER = "default"
 
 

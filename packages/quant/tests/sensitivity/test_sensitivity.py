@@ -123,6 +123,26 @@ def test_gradient_spectrum_is_that_of_autograd(measured: dict[str, Any]) -> None
         assert torch.allclose(found, wanted[: len(found)], rtol=1e-3, atol=1e-6 * float(wanted[0])), name
 
 
+def test_input_spectrum_is_that_of_each_matrix_own_inputs(measured: dict[str, Any]) -> None:
+    model, seen = measured["model"], {}
+    names = linear(measured)
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _m, inputs, _o, name=name: seen[name].append(inputs[0].flatten(0, -2)))
+        for name in names
+    ]
+    seen = {name: [] for name in names}
+    for batch in batches():
+        model(input_ids=batch)
+    for hook in hooks:
+        hook.remove()
+    for name in names:
+        x_NI = torch.cat(seen[name]).double()
+        wanted_K = torch.linalg.eigvalsh(x_NI.T @ x_NI / len(x_NI)).flip(0)
+        found_K = measured["moments"][name].input_K.double()
+        assert len(found_K) == min(128, len(wanted_K))
+        assert torch.allclose(found_K, wanted_K[: len(found_K)], rtol=1e-4, atol=1e-5 * float(wanted_K[0])), name
+
+
 def test_importance_and_norm(measured: dict[str, Any]) -> None:
     for name in linear(measured)[:3]:
         weight = measured["model"].get_submodule(name).weight

@@ -113,13 +113,14 @@ class _Spectra:
     """Eigenvalues of inputs' second moments: once for neighbours that share an input, as query, key and value do."""
 
     def __init__(self) -> None:
-        self._last = (torch.zeros(0), torch.zeros(0))
+        self._input_II: Tensor | None = None
+        self._values_K = torch.zeros(0)
 
     def of(self, input_II: Tensor) -> Tensor:
         """The :data:`SPECTRUM` largest, largest first. fp32 is enough: they are shares of their sum."""
-        if not torch.equal(self._last[0], input_II):
-            self._last = (input_II, torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu())
-        return self._last[1].clone()  # files hold no tensor twice
+        if self._input_II is None or not torch.equal(self._input_II, input_II):
+            self._input_II, self._values_K = input_II, torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu()
+        return self._values_K.clone()  # files hold no tensor twice
 
 
 @contextmanager

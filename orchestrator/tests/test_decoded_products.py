@@ -1,0 +1,61 @@
+"""Fused products of quantized bases, whose matrices are decoded one after another into one room, against each layer's own product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_quant import BACKENDS, block_matrices, decoder, decoders, parse_format
+from bitrank_quant.kernels import kernels_status
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+HELD = {"bitsandbytes": ("nf4-dq", "nf4", "fp4"), "torch": ("int3-g64", "int8", "nf4-dq"), "quanto": ("int8", "int4-g64", "int8")}
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
+                                        num_key_value_heads=2)).eval()  # fmt: skip
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
+                                                    num_attention_heads=4)).eval()  # fmt: skip
+
+
+def trained(make: Any, backend: str, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of a model whose blocks lie in several formats, and the gradients of its adapters."""
+    model = make()
+    names = [matrix.name for matrix in block_matrices(model)]
+    for number, name in enumerate(names):
+        layer = model.get_submodule(name)
+        made = BACKENDS[backend].make(layer.requires_grad_(False), parse_format(HELD[backend][number % 3]), torch.float32)
+        model.set_submodule(name, made)
+    adapted = attach_lora(model, uniform_ranks(names, 4), scale=1.3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    if fused:
+        fuse(adapted, decoder)
+    logits = adapted(input_ids=torch.randint(0, 50, (2, 9), generator=generator)).logits
+    logits.square().mean().backward()
+    return logits.detach(), {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+@pytest.mark.parametrize("backend", HELD)
+@pytest.mark.parametrize("make", [llama, bert])
+def test_one_room_serves_matrices_of_all_shapes_and_formats(make: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "_rooms", {})  # it grows on the way, from a query's matrix to a feed-forward part's
+    logits, gradients = trained(make, backend, fused=True)
+    assert bool(decoders._rooms) == kernels_status().startswith("compiled")
+    plain_logits, plain_gradients = trained(make, backend, fused=False)
+    assert torch.allclose(logits, plain_logits, atol=1e-4) and gradients.keys() == plain_gradients.keys()
+    scale = max(float(gradient.norm()) for gradient in plain_gradients.values())
+    for name, gradient in plain_gradients.items():
+        assert float((gradients[name] - gradient).norm()) < 1e-4 * scale, name
