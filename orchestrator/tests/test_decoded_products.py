@@ -12,7 +12,7 @@ from bitrank_quant.kernels import kernels_status
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-HELD = {"bitsandbytes": ("nf4-dq", "nf4", "fp4"), "torch": ("int3-g64", "int8", "nf4-dq"), "quanto": ("int8", "int4-g64", "int8")}
+HELD = {"bitsandbytes": ("nf4-dq", "nf4", "fp4"), "torch": ("int3-g64", "bf16", "nf4-dq"), "quanto": ("int8", "int4-g64", "int8")}
 
 
 def llama() -> nn.Module:

@@ -60,6 +60,16 @@ def test_matrices_are_decoded_into_one_room_and_told_in_one_of_their_own(backend
     assert torch.equal(large(), own[0]) and room not in {weight.data_ptr() for weight in own}
 
 
+def test_16_bits_that_are_multiplied_in_32_go_into_the_room_too() -> None:
+    linear = nn.Linear(128, 64, bias=False).requires_grad_(False)
+    layer = BACKENDS["torch"].make(linear, parse_format("bf16"), torch.float32)
+    decode = decoder(layer)
+    assert decode is not None
+    room = decode().data_ptr()
+    assert decode().data_ptr() == room and torch.equal(decode(), linear.weight.bfloat16().float())
+    assert stored_weight(layer).data_ptr() != room
+
+
 def test_an_unquantized_layer_gives_its_own_weight() -> None:
     linear = nn.Linear(8, 4)
     decode = decoder(linear)

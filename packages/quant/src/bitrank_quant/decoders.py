@@ -1,8 +1,9 @@
 """How the matrix of a linear layer is decoded into its compute dtype, whoever stores it.
 
 For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and keeps nothing. What our
-kernels decode on a CPU goes into one room for each dtype, one matrix after another: made anew each, thousands a second, they would
-leave holes between what autograd keeps, and the process would grow. Autograd does not see the room change, so nothing may be saved of it.
+kernels decode on a CPU, and what lies there in 16 bits and is multiplied in 32, goes into one room for each dtype, one matrix after
+another: made anew each, thousands a second, they would leave holes between what autograd keeps, and the process would grow. Autograd
+does not see the room change, so nothing may be saved of it.
 """
 
 from __future__ import annotations

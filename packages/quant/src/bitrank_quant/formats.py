@@ -52,7 +52,7 @@ class Format(Protocol):
     def encode(self, weight_OI: Tensor) -> Tensors: ...
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
-        """The matrix; where a kernel decodes it, in what ``room`` gives."""
+        """The matrix; where it is made on a CPU, in what ``room`` gives, but for what plain torch makes of codes."""
 
     def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
         """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up."""
@@ -85,7 +85,10 @@ class Float:
         return {"weight": weight_OI.detach().to(self.dtype).contiguous()}
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
-        return tensors["weight"].to(dtype)
+        weight_OI = tensors["weight"]
+        if room is None or weight_OI.dtype == dtype or weight_OI.device.type != "cpu" or torch.compiler.is_compiling():
+            return weight_OI.to(dtype)
+        return room(shape, dtype).copy_(weight_OI)
 
     def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
         return _take_rows(tensors, ids_N, rows)
