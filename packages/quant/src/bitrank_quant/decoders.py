@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant import kernels
+from bitrank_quant.codebooks import decode_dynamic_8bit
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Int8Row
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
@@ -98,15 +99,10 @@ def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -
     """
     if codes.device.type != "cpu" or len(state.shape) != 2 or state.shape[1] % state.blocksize:
         return None
-    absmax_N = _nested(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    absmax_N = state.absmax
+    if state.nested:
+        absmax_N = decode_dynamic_8bit({"absmax": state.absmax, "outer": state.state2.absmax, "offset": state.offset})
     return kernels.codebook(codes.flatten(), state.code, absmax_N, state.blocksize, tuple(state.shape), state.dtype, room)
-
-
-def _nested(codes_N: Tensor, state: Any) -> Tensor:
-    """8-bit codes into a table of 256 numbers, with an absmax a block; the last block may be short."""
-    values_N = state.code[codes_N.int()]
-    blocks = state.absmax.repeat_interleave(state.blocksize)[: len(values_N)]
-    return values_N * blocks
 
 
 def _quanto(layer: Any, room: kernels.Room = None) -> Tensor:

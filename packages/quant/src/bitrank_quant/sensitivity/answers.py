@@ -38,9 +38,9 @@ def answers(logits_NC: Tensor) -> Answers:
     """What to keep of ``logits_NC`` (positions, classes)."""
     ids, logp = [], []
     for rows in _blocks(logits_NC):
-        top = logits_NC[rows].float().topk(min(LIKELIEST, logits_NC.shape[1]), dim=1)
-        ids.append(top.indices)
-        logp.append(_log_probabilities(logits_NC[rows].float(), top.indices))
+        some_NC = logits_NC[rows].float()
+        ids.append(some_NC.topk(min(LIKELIEST, some_NC.shape[1]), dim=1).indices)
+        logp.append(_log_probabilities(some_NC, ids[-1]))
     return Answers(torch.cat(ids), torch.cat(logp), logits_NC.shape[1])
 
 
