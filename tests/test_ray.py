@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from server_tools import leases, postgres, stored_runs, tracking_server
 from study_tools import SMOKE, bitrank, numbers, run_processes, store_runs
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'bitrank[ray]'")
-WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", "--set", "steps=100")
+LONG = ("--set", "steps=400", "--set", "checkpoint_every=20", "--set", "eval_every=50")  # seconds of steps to be lost in
+WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", *LONG)
 # Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than after half a minute.
 RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
        "RAY_health_check_period_ms": "500",
@@ -60,13 +61,28 @@ class Place:
         runs = [(run["name"], run["status"], run["tags"]) for run in self.runs()]
         raise AssertionError(f"no run came so far: {runs}; the driver said: {driver.communicate()[0]}")
 
-    def worker_of(self, run: dict[str, Any]) -> psutil.Process:
-        """The worker process of ``run``, by the process of the run that it started."""
+    def worker_of(self, run: dict[str, Any]) -> psutil.Process | None:
+        """The worker process of ``run``, by the process of the run that it started; None when nobody runs it."""
         for node in self.cluster.worker_nodes:
             for process, words in run_processes(raylet_of(node)):
-                if read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
-                    return process.parent()
-        raise AssertionError(f"nobody runs {run['name']}")
+                with suppress(FileNotFoundError):  # it ends, and its folder went
+                    if read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
+                        return process.parent()
+        return None
+
+    def wait_for_worker(
+        self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool]
+    ) -> tuple[dict[str, Any], psutil.Process]:
+        """The first run of which ``what`` holds while it is at work, and its worker: the record says RUNNING for longer than a run runs."""
+        workers: dict[str, psutil.Process] = {}
+
+        def at_work(run: dict[str, Any]) -> bool:
+            if what(run) and (worker := self.worker_of(run)):
+                workers[run["id"]] = worker
+            return run["id"] in workers
+
+        run = self.wait_for(driver, at_work)
+        return run, workers[run["id"]]
 
 
 def raylet_of(node: Any) -> int:
@@ -125,8 +141,7 @@ Straight = Callable[..., dict[str, dict[str, Any]]]
 @pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
 def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straight, task: str, victim: str) -> None:
     driver = place.start("--tasks", task)
-    run = place.wait_for(driver, lambda run: has_snapshot(run) and run["tags"]["task"] == task)
-    worker = place.worker_of(run)
+    run, worker = place.wait_for_worker(driver, lambda run: has_snapshot(run) and run["tags"]["task"] == task)
     node = next(n for n in place.cluster.worker_nodes if worker.ppid() == raylet_of(n))
     os.kill(worker.pid if victim == "worker" else raylet_of(node), signal.SIGKILL)
     said, _ = driver.communicate(timeout=900)
@@ -151,10 +166,10 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
     assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
 
     driver = place.start(*words)
-    place.wait_for(
+    _, worker = place.wait_for_worker(
         driver, lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
     )
-    os.kill(place.worker_of(run).pid, signal.SIGKILL)
+    os.kill(worker.pid, signal.SIGKILL)
     said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 1 and "lost its worker 1 times" in said and "Traceback" not in said, said
     lost = place.run(run["id"])
