@@ -97,20 +97,22 @@ def test_nf4_in_bf16(tmp_path: Path) -> None:
     assert points(two, "eval/loss") == pytest.approx(points(one, "eval/loss"), abs=ROUNDING_16)
 
 
-def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path) -> None:
-    """FSDP, AdaLoRA on a 16-bit base, both tasks; and a base in few bits is refused."""
-    words = ("--configs", "B-Ada", "--set", "dtype=bf16")
+@pytest.mark.parametrize("task", ["toy_articles", pytest.param("toy_sentences", marks=pytest.mark.slow)])
+def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path, task: str) -> None:
+    """FSDP, AdaLoRA on a 16-bit base."""
+    words = ("--configs", "B-Ada", "--tasks", task, "--set", "dtype=bf16")
     for place in ("whole", "sharded"):
         (tmp_path / place).mkdir()
-    whole, sharded = study(tmp_path / "whole", *words), study(tmp_path / "sharded", *words, *TWO, "--shard")
-    for name, run in whole.items():
-        for key in ("train/loss", "train/rank", "val/loss", "eval/loss"):
-            assert points(sharded[name], key) == pytest.approx(points(run, key), abs=ROUNDING_16), key
-        assert points(sharded[name], "model/mib") == points(run, "model/mib")
-    said = [artifacts(tmp_path / place, runs["B-Ada toy_articles s0"]) / "continuations.json" for place, runs in
-            (("whole", whole), ("sharded", sharded))]  # fmt: skip
-    assert [row["prompt"] for row in json.loads(said[0].read_text())] == [row["prompt"] for row in json.loads(said[1].read_text())]
+    (whole,), (sharded,) = study(tmp_path / "whole", *words).values(), study(tmp_path / "sharded", *words, *TWO, "--shard").values()
+    for key in ("train/loss", "train/rank", "val/loss", "eval/loss"):
+        assert points(sharded, key) == pytest.approx(points(whole, key), abs=ROUNDING_16), key
+    assert points(sharded, "model/mib") == points(whole, "model/mib")
+    if task == "toy_articles":
+        said = [artifacts(tmp_path / place, run) / "continuations.json" for place, run in (("whole", whole), ("sharded", sharded))]
+        assert [row["prompt"] for row in json.loads(said[0].read_text())] == [row["prompt"] for row in json.loads(said[1].read_text())]
 
+
+def test_a_base_in_few_bits_is_not_shared_out(tmp_path: Path) -> None:
     done = bitrank(*SMOKE, "--configs", "B-Q4", "--tasks", "toy_articles", *TWO, "--shard", cwd=tmp_path, timeout=1200)
     assert done.returncode == 2 and "only weights that are multiplied as they are stored can be shared out" in done.stdout
 
@@ -121,7 +123,10 @@ def ranks_of(process: Any) -> list[psutil.Process]:
     return [ranked[rank] for rank in sorted(ranked)]
 
 
-@pytest.mark.parametrize("victim", ["rank 1", "rank 0", "invocation", "terminate"])
+_OTHERS = [pytest.param(victim, marks=pytest.mark.slow) for victim in ("rank 0", "terminate")]
+
+
+@pytest.mark.parametrize("victim", ["rank 1", "invocation", *_OTHERS])
 def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
     tmp_path: Path, studies: dict[int, dict[str, dict[str, Any]]], victim: str
 ) -> None:

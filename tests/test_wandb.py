@@ -126,7 +126,7 @@ def cut(cwd: Path, how: str) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("how", "ended"), [("child", 137), ("terminate", 143)])
+@pytest.mark.parametrize(("how", "ended"), [("child", 137), pytest.param("terminate", 143, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int) -> None:
     cut(tmp_path, how)
     again = bitrank(*ONE, cwd=tmp_path)
@@ -168,7 +168,7 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("first", [(), ("--wandb",)], ids=["without", "with"])
+@pytest.mark.parametrize("first", [pytest.param((), id="without", marks=pytest.mark.slow), pytest.param(("--wandb",), id="with")])
 def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_path: Path, first: tuple[str, ...]) -> None:
     """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has no file at all."""
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
@@ -214,7 +214,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("how", ["child", "parent"])
+@pytest.mark.parametrize("how", ["child", pytest.param("parent", marks=pytest.mark.slow)])
 def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
     cut(tmp_path, how)
     ((name, kept),) = server.runs.items()
