@@ -5,6 +5,8 @@
 Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test before training is in it.
 *Loading* is the peak while the base is read and quantized, over what was resident when the model stood without weights (``loading.py``),
 held against stored bytes + the largest matrix in fp32, and a tenth.
+Our runs take their memory from tcmalloc where it is installed; the tuned peer, as its docs have it, from the C library, and once more
+from tcmalloc.
 The limit is RLIMIT_DATA: the operating system refuses private writable memory (heap, arrays, quantized weights) beyond it, touched or
 not. Pages of shared libraries do not count there, so the whole resident peak is shown beside it.
 """
@@ -15,6 +17,7 @@ import argparse
 import sys
 from functools import partial
 
+from bitrank.allocator import find_tcmalloc, heap_environment
 from bitrank.environment import run_environment
 from bitrank.profiles import find_profile
 from bitrank.specs import make_spec
@@ -39,6 +42,7 @@ from harness import (
 from training import PEERS, peer
 
 _GIB = 2**30
+_SAME = "tuned, with tcmalloc"
 
 
 def main() -> int:
@@ -77,28 +81,34 @@ def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
     return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
 
 
-def _peer(task: str, config: str, steps: int, threads: int) -> Figures:
-    found = peer("tuned", task, config, steps, threads)
+def _peer(task: str, config: str, steps: int, threads: int, preloaded: bool) -> Figures:
+    found = peer("tuned", task, config, steps, threads, environment=heap_environment(limited=False) if preloaded else {})
     return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
 
 
 def _sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], partial[Figures]]:
     sides = {(config, "ours"): partial(_ours, task, config, steps, threads) for config in configs}
     against = dict.fromkeys(config if config in PEERS else "B-FP" for config in configs)
-    return sides | {(config, "tuned"): partial(_peer, task, config, steps, threads) for config in against}
+    kinds = {"tuned": False} | ({_SAME: True} if find_tcmalloc() else {})
+    peers = {(config, kind): partial(_peer, task, config, steps, threads, same) for config in against for kind, same in kinds.items()}
+    return sides | peers
 
 
 def _table(found: dict[tuple[str, str], list[Figures]]) -> str:
-    head = ("config", "ours, peak MiB", "over imports", "tuned, peak MiB", "over imports", "÷ tuned", "loading", "loading ÷ bound")
+    head = ("config", "ours, peak MiB", "over imports", "tuned, peak MiB", "over imports", "÷ tuned", "÷ tuned with tcmalloc",
+            "loading", "loading ÷ bound")  # fmt: skip
     rows = []
     for config in [config for config, side in found if side == "ours"]:
-        mine, tuned = found[config, "ours"], found[config if config in PEERS else "B-FP", "tuned"]
+        against = config if config in PEERS else "B-FP"
+        mine, tuned, same = found[config, "ours"], found[against, "tuned"], found.get((against, _SAME))
         rows.append(
             [config if config in PEERS else f"{config} †"]
             + [figure_cell(side, key) for side in (mine, tuned) for key in ("peak_mib", "over_mib")]
-            + [ratio_cell(mine, tuned, "over_mib"), figure_cell(mine, "loading_mib"), _loading(mine)]
+            + [ratio_cell(mine, tuned, "over_mib"), ratio_cell(mine, same, "over_mib") if same else "–"]
+            + [figure_cell(mine, "loading_mib"), _loading(mine)]
         )
-    return table(head, rows) + "\n\n÷ tuned: of the peaks over imports. † against the tuned peer of B-FP."
+    told = "ours take their memory from tcmalloc" if find_tcmalloc() else "there is no tcmalloc here"
+    return f"{table(head, rows)}\n\n÷ tuned: of the peaks over imports; {told}. † against the tuned peer of B-FP."
 
 
 def _loading(rounds: list[Figures]) -> str:

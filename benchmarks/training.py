@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 
 from harness import (
     STEPS,
@@ -56,11 +58,14 @@ def ours(task: str, config: str, steps: int, threads: int, processes: int = 1, s
     return fresh(script("ours.py", *words, "--processes", processes))[0]
 
 
-def peer(kind: str, task: str, config: str, steps: int, threads: int, processes: int = 1, seed: int = 0, until: str = "trained") -> Figures:
-    """The peer's figures; with ``processes`` at the same time their sum."""
+def peer(
+    kind: str, task: str, config: str, steps: int, threads: int, processes: int = 1, seed: int = 0, until: str = "trained",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Figures:  # fmt: skip
+    """The peer's figures; with ``processes`` at the same time their sum. ``environment`` is set beside the number of threads."""
     words = ("--peer", kind, "--task", task, "--config", config, "--steps", steps, "--threads", threads, "--until", until)
     commands = [script("peers.py", *words, "--seed", seed + number) for number in range(processes)]
-    return together(fresh(*commands, environment={"OMP_NUM_THREADS": str(threads)}))
+    return together(fresh(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
 
 
 def sides_of(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:

@@ -30,11 +30,12 @@ COPY docker/strip.sh docker/
 RUN bash docker/strip.sh /opt/bitrank rocm
 
 FROM ${BASE}
-# libgomp1 serves bitsandbytes. EXTRA_PACKAGES="gcc libc6-dev" adds a compiler: low-bit weights are then decoded by compiled code.
+# libgomp1 serves bitsandbytes; runs take their memory from tcmalloc.
+# EXTRA_PACKAGES="gcc libc6-dev" adds a compiler: low-bit weights are then decoded by compiled code.
 ARG EXTRA_PACKAGES=""
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 ${EXTRA_PACKAGES} \
+    && apt-get install -y --no-install-recommends libgomp1 libtcmalloc-minimal4 ${EXTRA_PACKAGES} \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /bin/bash bitrank \
     && install -d -m 1777 /cache /study

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from bitrank_data import build_once, cache_dir
 
+from bitrank.allocator import find_tcmalloc
 from bitrank.environment import run_environment
 from bitrank.errors import UserError
 from bitrank.imports import quick_imports
@@ -37,7 +38,7 @@ def baseline(spec: RunSpec) -> Baseline:
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
     fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit is None)  # these two set threads and heap
-    said = [_VERSION, sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
+    said = [_VERSION, sys.version, str(find_tcmalloc()), *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
     place = build_once(cache_dir() / "baselines" / key, lambda folder: _measure_apart(spec, folder))
     return Baseline(**json.loads((place / "baseline.json").read_text()))

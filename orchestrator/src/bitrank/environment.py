@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import platform
 
+from bitrank.allocator import heap_environment
 from bitrank.specs import RunSpec
 
 
 def run_environment(spec: RunSpec) -> dict[str, str]:
-    """The run's environment: how its C library keeps memory, and how its threads wait.
+    """The run's environment: who keeps its memory, and how its threads wait.
 
-    Big temporaries would be mapped and unmapped at each step if the heap did not keep them; under a memory limit it must not.
     Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
     that sleep at once lose a third of their speed. oneDNN keeps compiled products of 1,024 shapes unless told otherwise: half a
     megabyte each, and every length of sentence is a shape.
     """
-    keep, trim = ("268435456", "1073741824") if spec.memory_limit is None else ("1048576", "16777216")
-    heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
     waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     return {
         **mps_environment(spec.device),
         **os.environ,
-        **heap,
+        **heap_environment(spec.memory_limit is not None),
         **waiting,
         **threads,
         "TOKENIZERS_PARALLELISM": "false",

@@ -16,6 +16,7 @@ from bitrank_adapters import check_ranks
 from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
 from bitrank_trainer import DTYPES, choose_device, choose_dtype
 
+from bitrank.allocator import find_tcmalloc
 from bitrank.baseline import baseline
 from bitrank.configs import find_config
 from bitrank.duration import Duration, duration
@@ -39,6 +40,7 @@ PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
 # What is left, -13 to +7 % of a peak, is how activations happen to lie; one shape after another is foretold too low since blocks keep less
 # (benchmarks/RESULTS.md, `forecast`).
 SLACK_SAME, SLACK_VARIED = 0.25, 0.9
+SLACK_TCMALLOC = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,14 @@ def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
     products = steps[0].products * len(work.train) + judged[0].products * len(work.judged) if compiles else 0
     compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
     activations = max(done.peak for done in (*steps, *judged))
-    slack = SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
-    return activations, CODE_PAGES + compiled + int(slack * activations)
+    return activations, CODE_PAGES + compiled + int(_slack(work) * activations)
+
+
+def _slack(work: Workload) -> float:
+    """How far the heap grows past what is alive, as a share of a pass's peak."""
+    if find_tcmalloc() is not None:
+        return SLACK_TCMALLOC
+    return SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,18 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Hand back to the system what the C library keeps of freed memory (glibc; elsewhere nothing is kept for long)."""
+    """Hand back to the system what the allocator keeps of freed memory (glibc and tcmalloc; elsewhere nothing is kept for long)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+        if allocator() == "tcmalloc":
+            ctypes.CDLL(None).MallocExtension_ReleaseFreeMemory()
+
+
+def allocator() -> str:
+    """Who hands out this process's memory: ``tcmalloc`` where it was preloaded, else ``system``, the C library's own."""
+    preloaded = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory")
+    return "tcmalloc" if preloaded else "system"
 
 
 def device_memory_mib(device: str) -> float:
