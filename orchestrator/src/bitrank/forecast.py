@@ -35,9 +35,9 @@ CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFil
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
 # glibc's heap grows past what is alive: an aligned block that is freed does not fit the next of the same size. Of one shape after another
-# by about six tenths of a pass's peak (0.2 to 0.8 over eleven runs of SmolLM2, which differ by chance); when lengths vary by nine tenths.
+# by about six tenths of a pass's peak (0.45 to 0.8 over twelve runs of SmolLM2, which differ by chance); when lengths vary by nine tenths.
 # tcmalloc has classes of sizes, and nothing was to be added: twelve runs were foretold 0.7 to 4.2 % too low (benchmarks/RESULTS.md).
-SLACK_SAME, SLACK_VARIED, SLACK_TCMALLOC = 0.6, 0.9, 0.0
+SLACK_SAME, SLACK_VARIED = 0.6, 0.9
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
 def _slack(work: Workload) -> float:
     """How far the heap grows past what is alive, as a share of a pass's peak."""
     if find_tcmalloc() is not None:
-        return SLACK_TCMALLOC
+        return 0.0
     return SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
 
 
