@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bitrank.allocator import find_tcmalloc
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 FIGURES = HERE / "figures"
@@ -163,9 +165,10 @@ def machine_words(found: Figures) -> str:
     """One line for a section: where its figures come from."""
     peaks = " and ".join(f"{name} {speed:,.0f}" for name, speed in found["gflops"].items())
     without = "" if "bf16" in found["gflops"] else " (no bf16 instructions)"
+    heap = "tcmalloc" if find_tcmalloc() else "the C library"
     return (
         f"{found['hardware']}; {found['threads']} threads; matrix products of 2048³ measured here: {peaks} GFLOP/s; runs compute in "
-        f"{found['dtype']}{without}; {found['versions']}; load before the start {found['load']:.1f}."
+        f"{found['dtype']}{without}; {found['versions']}; ours take their memory from {heap}; load before the start {found['load']:.1f}."
     )
 
 

@@ -5,8 +5,7 @@
 Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test before training is in it.
 *Loading* is the peak while the base is read and quantized, over what was resident when the model stood without weights (``loading.py``),
 held against stored bytes + the largest matrix in fp32, and a tenth.
-Our runs take their memory from tcmalloc where it is installed; the tuned peer, as its docs have it, from the C library, and once more
-from tcmalloc.
+Our runs take their memory from tcmalloc where it is installed; the tuned peer from the C library, and once more from tcmalloc.
 The limit is RLIMIT_DATA: the operating system refuses private writable memory (heap, arrays, quantized weights) beyond it, touched or
 not. Pages of shared libraries do not count there, so the whole resident peak is shown beside it.
 """
@@ -107,8 +106,7 @@ def _table(found: dict[tuple[str, str], list[Figures]]) -> str:
             + [ratio_cell(mine, tuned, "over_mib"), ratio_cell(mine, same, "over_mib") if same else "–"]
             + [figure_cell(mine, "loading_mib"), _loading(mine)]
         )
-    told = "ours take their memory from tcmalloc" if find_tcmalloc() else "there is no tcmalloc here"
-    return f"{table(head, rows)}\n\n÷ tuned: of the peaks over imports; {told}. † against the tuned peer of B-FP."
+    return f"{table(head, rows)}\n\n÷ tuned: of the peaks over imports. † against the tuned peer of B-FP."
 
 
 def _loading(rounds: list[Figures]) -> str:

@@ -65,7 +65,7 @@ class Place:
         """The worker process of ``run``, by the process of the run that it started; None when nobody runs it."""
         for node in self.cluster.worker_nodes:
             for process, words in run_processes(raylet_of(node)):
-                with suppress(FileNotFoundError):  # it ends, and its folder went
+                with suppress(FileNotFoundError, psutil.NoSuchProcess):  # it ended, and its folder went
                     if read_spec(Path(words[-1]) / "spec.json").spec_id == run["tags"]["spec_id"]:
                         return process.parent()
         return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bitrank.allocator import find_tcmalloc, heap_environment, tcmalloc_status
+from bitrank.allocator import find_tcmalloc, heap_environment, heap_words
+from bitrank.baseline import baseline
 from bitrank.doctor import software
 from bitrank.environment import run_environment
 from bitrank.profiles import find_profile
@@ -27,6 +27,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found.touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.delenv("BITRANK_TCMALLOC", raising=False)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
     return found
 
 
@@ -36,18 +37,36 @@ def test_it_is_preloaded_after_what_the_user_preloads(library: Path, monkeypatch
     monkeypatch.setenv("LD_PRELOAD", theirs)
     environment = run_environment(SPEC)
     assert environment["LD_PRELOAD"] == ":".join([*theirs.replace(":", " ").split(), str(library)])
-    assert not [name for name in environment if name.startswith("MALLOC_") and name not in os.environ]
-    assert str(library) in tcmalloc_status()
+    assert str(library) in heap_words()
     monkeypatch.setenv("LD_PRELOAD", environment["LD_PRELOAD"])
     assert run_environment(SPEC)["LD_PRELOAD"] == environment["LD_PRELOAD"], "a run within a run preloads it once"
 
 
+@linux
+def test_an_allocator_that_the_user_preloads_is_the_runs(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/opt/libjemalloc.so.2")
+    assert find_tcmalloc() is None and run_environment(SPEC)["LD_PRELOAD"] == "/opt/libjemalloc.so.2"
+    monkeypatch.setenv("LD_PRELOAD", "/a.so /opt/libtcmalloc.so.4")
+    assert find_tcmalloc() == Path("/opt/libtcmalloc.so.4") and run_environment(SPEC)["LD_PRELOAD"] == "/a.so:/opt/libtcmalloc.so.4"
+
+
+@linux
+def test_a_folder_that_the_loader_cannot_read_is_passed_over(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaced = tmp_path / "my python"
+    (spaced / "lib").mkdir(parents=True)
+    (spaced / "lib" / library.name).touch()
+    monkeypatch.setattr(sys, "prefix", str(spaced))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    assert find_tcmalloc() == library
+
+
 def test_it_is_not_looked_for_when_it_is_not_wanted(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
-    assert find_tcmalloc() is None and "BITRANK_TCMALLOC=0" in tcmalloc_status()
+    assert find_tcmalloc() is None and "BITRANK_TCMALLOC=0" in heap_words()
+    assert not software._allocator().install, "it was turned off, and may well be there"
 
 
-def test_without_it_the_c_librarys_heap_keeps_what_is_freed_but_for_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glibcs_heap_keeps_what_is_freed_but_for_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
     free, bound = heap_environment(limited=False), heap_environment(limited=True)
     assert set(free) == set(bound) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
@@ -56,14 +75,18 @@ def test_without_it_the_c_librarys_heap_keeps_what_is_freed_but_for_a_limit(monk
 
 @linux
 def test_the_doctor_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software, "find_tcmalloc", lambda: None)
-    assert software.programs()["allocator"].install == "sudo apt-get install libtcmalloc-minimal4"
+    monkeypatch.delenv("BITRANK_TCMALLOC", raising=False)
+    for part in ("bitrank.doctor.software.find_tcmalloc", "bitrank.allocator.find_tcmalloc"):
+        monkeypatch.setattr(part, lambda: None)
+    found = software._allocator()
+    assert found.state.startswith("runs take their memory from the C library: ")
+    assert found.install == "sudo apt-get install libtcmalloc-minimal4"
 
 
 # Blocks of one size with another between each two of them; those between are freed and as many are asked for again.
 _HOLES = """
 import torch
-from bitrank_trainer import allocator, peak_memory_mib
+from bitrank_trainer import has_tcmalloc, peak_memory_mib
 kept, between = [], []
 for _ in range(96):
     kept.append(torch.ones(2**18))
@@ -72,18 +95,37 @@ before = peak_memory_mib()
 for _ in range(8):
     between.clear()
     between = [torch.ones(2**18) for _ in range(96)]
-print(allocator(), peak_memory_mib() - before)
+print(has_tcmalloc(), peak_memory_mib() - before)
 """
 
 
-@pytest.mark.skipif(find_tcmalloc() is None, reason="no tcmalloc here: apt-get install libtcmalloc-minimal4")
-def test_with_it_what_is_freed_serves_the_next_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def growth() -> tuple[str, float]:
-        done = subprocess.run([sys.executable, "-c", _HOLES], env=run_environment(SPEC), capture_output=True, text=True, check=True)
-        name, grown = done.stdout.split()
-        return name, float(grown)
+needed = pytest.mark.skipif(find_tcmalloc() is None, reason=f"runs take their memory from {heap_words()}")
 
-    name, grown = growth()
-    assert name == "tcmalloc" and grown < 4, "96 MiB were freed"
+
+def _growth() -> tuple[str, float]:
+    """Who served a process with a run's environment, and how many MiB it grew by when 96 were freed and asked for again."""
+    done = subprocess.run([sys.executable, "-c", _HOLES], env=run_environment(SPEC), capture_output=True, text=True, check=True)
+    from_tcmalloc, grown = done.stdout.split()
+    return from_tcmalloc, float(grown)
+
+
+@needed
+def test_with_it_what_is_freed_serves_the_next_of_its_size() -> None:
+    from_tcmalloc, grown = _growth()
+    assert from_tcmalloc == "True" and grown < 4
+
+
+@pytest.mark.skipif(platform.libc_ver() != ("glibc", "2.36"), reason="what was seen with glibc 2.36")
+def test_without_it_the_heap_grows_by_what_was_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
-    assert growth()[0] == "system"
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    from_tcmalloc, grown = _growth()
+    assert from_tcmalloc == "False" and grown > 48
+
+
+@needed
+def test_what_a_run_takes_before_its_model_is_measured_with_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    with_it = baseline(SPEC)
+    monkeypatch.setenv("BITRANK_TCMALLOC", "0")
+    assert baseline(SPEC) != with_it

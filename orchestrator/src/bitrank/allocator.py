@@ -10,35 +10,55 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import sysconfig
 from pathlib import Path
 
 _NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
+_OTHERS = ("jemalloc", "mimalloc", "tbbmalloc", "hoard")
 _SILENT = str(2**62)  # bytes of a block of which tcmalloc says on stderr that it is large
 
 
 def find_tcmalloc() -> Path | None:
-    """The library of tcmalloc on this Linux, this Python's own folders first; None where there is none, or ``BITRANK_TCMALLOC=0``."""
-    if platform.system() != "Linux" or os.environ.get("BITRANK_TCMALLOC") == "0":
+    """The tcmalloc that runs take their memory from: the one that the user preloads, or the first in this Python's folders and the
+    system's. None on other systems than Linux, with ``BITRANK_TCMALLOC=0``, and where the user preloads another allocator."""
+    if platform.system() != "Linux" or is_refused():
         return None
-    system = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
+    preloaded = _preloaded()
+    if theirs := [name for name in preloaded if "tcmalloc" in Path(name).name]:
+        return Path(theirs[0])
+    if any(other in Path(name).name for name in preloaded for other in _OTHERS):
+        return None
+    system = (f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     folders = [Path(sys.prefix) / "lib", Path(sys.base_prefix) / "lib", *map(Path, system)]
-    return next((folder / name for folder in folders for name in _NAMES if (folder / name).exists()), None)
+    found = (folder / name for folder in folders for name in _NAMES if (folder / name).exists())
+    return next((path for path in found if not set(" :") & set(str(path))), None)  # the loader splits its list there
+
+
+def is_refused() -> bool:
+    """Whether ``BITRANK_TCMALLOC=0`` is set."""
+    return os.environ.get("BITRANK_TCMALLOC") == "0"
 
 
 def heap_environment(limited: bool) -> dict[str, str]:
-    """How a run's heap is kept. Big temporaries would be mapped and unmapped at each step if glibc's heap did not keep them; under a
-    memory limit (``limited``) it must not. What the user preloads stays preloaded."""
-    if (library := find_tcmalloc()) is not None:
-        preloaded = [*os.environ.get("LD_PRELOAD", "").replace(":", " ").split(), str(library)]
-        return {"LD_PRELOAD": ":".join(dict.fromkeys(preloaded)), "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": _SILENT}
+    """How a run's heap is kept. What the user preloads stays preloaded.
+
+    glibc is told too, should the loader pass tcmalloc over: big temporaries would be mapped and unmapped at each step if its heap did not
+    keep them; under a memory limit (``limited``) it must not. tcmalloc reuses what it keeps and needs no telling.
+    """
     keep, trim = ("1048576", "16777216") if limited else ("268435456", "1073741824")
-    return {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
+    heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
+    if (library := find_tcmalloc()) is None:
+        return heap
+    preloaded = dict.fromkeys([*_preloaded(), str(library)])
+    return {**heap, "LD_PRELOAD": ":".join(preloaded), "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": _SILENT}
 
 
-def tcmalloc_status() -> str:
-    """One sentence for ``bitrank doctor``."""
+def heap_words() -> str:
+    """Where runs on this machine take their memory from, in a few words."""
     if (library := find_tcmalloc()) is not None:
-        return f"runs take their memory from tcmalloc ({library})"
-    if os.environ.get("BITRANK_TCMALLOC") == "0":
-        return "runs take their memory from the C library, as BITRANK_TCMALLOC=0 says"
-    return "runs take their memory from the C library"
+        return f"tcmalloc ({library})"
+    return "the C library, as BITRANK_TCMALLOC=0 says" if is_refused() else "the C library"
+
+
+def _preloaded() -> list[str]:
+    return os.environ.get("LD_PRELOAD", "").replace(":", " ").split()

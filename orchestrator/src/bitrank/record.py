@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from bitrank_data import TokenSplit
 from bitrank_quant import Applied, WeightMatrix
-from bitrank_trainer import Evaluation, Processes, Progress, allocator, device_memory_mib, peak_memory_mib
+from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
@@ -64,7 +64,7 @@ class Record:
         ours = ("bitrank", "bitrank-data", "bitrank-planner", "bitrank-quant", "bitrank-adapters", "bitrank-trainer")
         tags = {f"version.{name}": _version(name) for name in (*ours, *libraries)}
         tags |= {"device": device, "dtype": str(dtype).removeprefix("torch."), "threads": str(threads), "hardware": hardware(device)}
-        tags["allocator"] = allocator()
+        tags["allocator"] = "tcmalloc" if has_tcmalloc() else "system"
         self.emit({"event": "machine", "tags": tags})
 
     def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib
@@ -43,6 +45,33 @@ def test_kept_memory_is_not_mapped_again() -> None:
         return int(subprocess.run([sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < faults() / 4
+
+
+_RELEASED = """
+import torch
+from bitrank_trainer import has_tcmalloc, release_memory
+from bitrank_trainer.meters import resident_bytes
+held = [torch.ones(2**18) for _ in range(256)]
+del held
+before = resident_bytes()
+release_memory()
+print(has_tcmalloc(), before - resident_bytes())
+"""
+_TCMALLOC = next((str(path) for path in Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")), None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it asks glibc and tcmalloc")
+@pytest.mark.parametrize("preloaded", ["", *([_TCMALLOC] if _TCMALLOC else [])])
+def test_what_is_freed_is_handed_back(preloaded: str) -> None:
+    kept = {
+        "MALLOC_MMAP_THRESHOLD_": str(2**28),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "TCMALLOC_RELEASE_RATE": "0",
+        "LD_PRELOAD": preloaded,
+    }
+    done = subprocess.run([sys.executable, "-c", _RELEASED], env={**os.environ, **kept, "LD_PRELOAD": preloaded}, capture_output=True, text=True, check=True)
+    from_tcmalloc, released = done.stdout.split()
+    assert from_tcmalloc == str(bool(preloaded)) and int(released) > 200 * 2**20, "256 MiB were freed"
 
 
 def test_devices() -> None:

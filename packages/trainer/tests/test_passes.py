@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,7 +152,7 @@ _LIMITED = """
 import json, resource, sys, torch
 from types import SimpleNamespace
 import numpy as np
-from bitrank_trainer import OBJECTIVES, NoHook, Task, TrainSettings, train
+from bitrank_trainer import OBJECTIVES, NoHook, Task, TrainSettings, has_tcmalloc, train
 from pathlib import Path
 
 class Wide(torch.nn.Module):
@@ -177,20 +178,29 @@ def go(folder):
     return losses, [e["message"] for e in events if e["event"] == "out_of_memory"]
 
 torch.set_num_threads(1)
-whole, none = go(sys.argv[1] + "/a")
-import ctypes; ctypes.CDLL("libc.so.6").malloc_trim(0)
-now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + 200 * 2**20,) * 2)
-cut, told = go(sys.argv[1] + "/b")
-print(json.dumps([whole, none, cut, told]))
+if "limited" in sys.argv:
+    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 200 * 2**20,) * 2)
+print(json.dumps([has_tcmalloc(), *go(sys.argv[1])]))
 """
+TCMALLOC = next((str(path) for path in Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")), None)
+_PRELOADED = pytest.param(TCMALLOC, marks=pytest.mark.skipif(TCMALLOC is None, reason="needs apt-get install libtcmalloc-minimal4"))
+
+
+def _go(folder: Path, preloaded: str | None, *words: str) -> tuple[list[float], list[str]]:
+    """Losses, and what was told, of one training in a process of its own."""
+    command, environment = [sys.executable, "-c", _LIMITED, str(folder), *words], {**os.environ, "LD_PRELOAD": preloaded or ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    from_tcmalloc, losses, told = json.loads(done.stdout.splitlines()[-1])
+    assert from_tcmalloc == bool(preloaded)
+    return losses, told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds a process's memory on Linux alone")
-def test_a_process_at_its_real_limit_gets_through(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preloaded", [None, _PRELOADED], ids=["system", "tcmalloc"])
+def test_a_process_at_its_real_limit_gets_through(tmp_path: Path, preloaded: str | None) -> None:
     """A pass keeps some 256 MiB, and the system gives 200 more: the allocator fails for real, and half the batch fits."""
-    done = subprocess.run([sys.executable, "-c", _LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    whole, none, cut, told = json.loads(done.stdout.splitlines()[-1])
+    (whole, none), (cut, told) = _go(tmp_path / "whole", preloaded), _go(tmp_path / "cut", preloaded, "limited")
     assert none == [] and told and told[0].startswith("out of memory at step 1 with 16 × 128 tokens")
     assert cut == pytest.approx(whole, rel=1e-4)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from bitrank.allocator import find_tcmalloc, tcmalloc_status
+from bitrank.allocator import find_tcmalloc, heap_words, is_refused
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets", "mlflow", "gguf")
 _TEX = ("pdflatex", "bibtex", "latexmk", "pdffonts", "aspell")
@@ -91,17 +91,17 @@ def _compiler() -> Found:
     return Found(f"{here} (decoding low bits, quanto)") if here else Found("missing (decoding low bits, quanto)", command)
 
 
-def _tcmalloc() -> Found:
-    """Linux alone has the trouble that it cures."""
-    if platform.system() != "Linux" or find_tcmalloc() is not None:
-        return Found(tcmalloc_status())
-    command = "sudo apt-get install libtcmalloc-minimal4"
-    return Found(f"{tcmalloc_status()}: a third more of it than from tcmalloc", command)
+def _allocator() -> Found:
+    """Linux alone has the trouble that tcmalloc cures."""
+    if platform.system() != "Linux" or is_refused() or find_tcmalloc() is not None:
+        return Found(f"runs take their memory from {heap_words()}")
+    more = f"runs take their memory from {heap_words()}: on a CPU half again above imports of what they take from tcmalloc"
+    return Found(more, "sudo apt-get install libtcmalloc-minimal4")
 
 
 _LOOKS: dict[str, Callable[[], Found]] = {
     "compiler": _compiler,
-    "allocator": _tcmalloc,
+    "allocator": _allocator,
     "TeX": _tex,
     "containers": _engine,
     "Ray": _library("ray", "ray", "runs on several machines", "ray"),

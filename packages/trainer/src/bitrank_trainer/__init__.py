@@ -9,7 +9,7 @@ from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, c
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
 from bitrank_trainer.memory_errors import is_out_of_memory
-from bitrank_trainer.meters import Throughput, allocator, device_memory_mib, keep_memory, peak_memory_mib, release_memory
+from bitrank_trainer.meters import Throughput, device_memory_mib, has_tcmalloc, keep_memory, peak_memory_mib, release_memory
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
@@ -44,13 +44,13 @@ __all__ = [
     "Throughput",
     "TrainError",
     "TrainSettings",
-    "allocator",
     "available_devices",
     "choose_device",
     "choose_dtype",
     "device_memory_mib",
     "evaluate",
     "fitting_tokens",
+    "has_tcmalloc",
     "is_out_of_memory",
     "join",
     "keep_memory",

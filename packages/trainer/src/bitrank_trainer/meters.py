@@ -56,14 +56,13 @@ def release_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        if allocator() == "tcmalloc":
+        if has_tcmalloc():
             ctypes.CDLL(None).MallocExtension_ReleaseFreeMemory()
 
 
-def allocator() -> str:
-    """Who hands out this process's memory: ``tcmalloc`` where it was preloaded, else ``system``, the C library's own."""
-    preloaded = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory")
-    return "tcmalloc" if preloaded else "system"
+def has_tcmalloc() -> bool:
+    """Whether gperftools' tcmalloc was preloaded into this process (Linux)."""
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory")
 
 
 def device_memory_mib(device: str) -> float:
