@@ -69,7 +69,9 @@ def test_what_is_freed_is_handed_back(preloaded: str) -> None:
         "TCMALLOC_RELEASE_RATE": "0",
         "LD_PRELOAD": preloaded,
     }
-    done = subprocess.run([sys.executable, "-c", _RELEASED], env={**os.environ, **kept, "LD_PRELOAD": preloaded}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _RELEASED], env={**os.environ, **kept, "LD_PRELOAD": preloaded}, capture_output=True, text=True, check=True
+    )
     from_tcmalloc, released = done.stdout.split()
     assert from_tcmalloc == str(bool(preloaded)) and int(released) > 200 * 2**20, "256 MiB were freed"
 
