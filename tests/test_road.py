@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from bitrank.allocator import find_tcmalloc
 from bitrank.configs import CONFIGS
 from peft import PeftModel
 from study_tools import SMOKE, bitrank, store_runs
@@ -37,6 +38,7 @@ def test_every_run_is_recorded_whole(study: Path) -> None:
         assert {"train/loss", "train/grad_norm", "train/lr", "train/rank", "val/loss"} <= curves
         assert ("train/reg" in curves) == (run["tags"]["config"] in {"B-Ada", "Joint-1", "Joint-2"})
         assert {"cell", "family", "spec_id", "hardware", "version.torch", "version.bitrank-quant", "stored_as"} <= set(run["tags"])
+        assert run["tags"]["allocator"] == ("tcmalloc" if find_tcmalloc() else "system")
 
 
 def test_adaptive_arms_end_at_their_budget(study: Path) -> None:
