@@ -1,8 +1,8 @@
 """Who hands out a run's memory: gperftools' tcmalloc where Linux has it, else the C library.
 
-PyTorch asks for blocks aligned to 64 bytes. glibc (2.36) cuts each from a larger one, and a block that was freed does not fit the next of
-the same size: the heap grew to half again of what was alive at once, and by another amount in every run. tcmalloc has classes of
-sizes, all of them aligned. The numbers of a run do not depend on it.
+PyTorch asks for blocks aligned to 64 bytes. glibc (2.36) cuts each from a larger one, and a block that was freed need not fit the next of
+the same size, by chance of where the heap begins: it grew to half again of what was alive at once, and by another amount in every run.
+tcmalloc has classes of sizes, all of them aligned. The numbers of a run do not depend on it.
 """
 
 from __future__ import annotations

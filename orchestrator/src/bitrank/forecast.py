@@ -34,7 +34,7 @@ CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFil
 # executor's environment, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
-# The C library's heap grows past what is alive: in glibc's an aligned block that is freed does not fit the next of the same size. Of one
+# The C library's heap grows past what is alive: in glibc's an aligned block that is freed need not fit the next of the same size. Of one
 # shape after another by about six tenths of a pass's peak (0.40 to 0.59 over six cut runs of SmolLM2, 0.45 to 0.81 over twelve others:
 # chance). When lengths vary by nine tenths: a whole run of B-FP on the sentences grew from 573 to 1,381 MiB, 1,368 by this share.
 # tcmalloc has classes of sizes, and nothing was to be added in fp32 (benchmarks/RESULTS.md, `forecast`); with bf16 products compiled

