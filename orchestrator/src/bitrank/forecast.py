@@ -37,9 +37,10 @@ PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
 # The C library's heap grows past what is alive: in glibc's an aligned block that is freed need not fit the next of the same size. Of one
 # shape after another by about six tenths of a pass's peak (0.40 to 0.59 over six cut runs of SmolLM2, 0.45 to 0.81 over twelve others:
 # chance). When lengths vary by nine tenths: a whole run of B-FP on the sentences grew from 573 to 1,381 MiB, 1,368 by this share.
-# tcmalloc has classes of sizes, and nothing was to be added in fp32 (benchmarks/RESULTS.md, `forecast`); with bf16 products compiled
-# between its blocks it was not measured.
+# tcmalloc has classes of sizes: 0.02 to 0.15 of one shape after another, 0.13 to 0.3 of many, over twelve cut runs and six whole ones in
+# fp32; with bf16 products compiled between its blocks it was not measured.
 SLACK_SAME, SLACK_VARIED = 0.6, 0.9
+SLACK_SAME_TCMALLOC, SLACK_VARIED_TCMALLOC = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,8 @@ def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
 
 def _slack(work: Workload) -> float:
     """How far the heap grows past what is alive, as a share of a pass's peak."""
-    if find_tcmalloc() is not None:
-        return 0.0
-    return SLACK_SAME if len(work.train) == 1 else SLACK_VARIED
+    same, varied = (SLACK_SAME, SLACK_VARIED) if find_tcmalloc() is None else (SLACK_SAME_TCMALLOC, SLACK_VARIED_TCMALLOC)
+    return same if len(work.train) == 1 else varied
 
 
 @dataclass(frozen=True)
