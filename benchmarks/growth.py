@@ -120,7 +120,7 @@ def main() -> int:
 
 _NOTE = """B-FP; one thing varied at a time. *steps*: one long run, cost per token in each quarter of it (memory is its peak, one for all).
 *sentences*: files of a user's own with that many rows, a fifth of them not trained on. *adapted matrices*: the topmost ones.
-The planner's growth is not here (it is not part of this version); that of the store is in the section `analysis`."""
+The planner's growth is in the section `planner`, that of the store in `analysis` and `scaling`."""
 
 
 def _sides(axes: list[str], tasks: list[str], steps: int | None, threads: int, folder: Path) -> dict[tuple[str, str, int], Any]:
