@@ -25,16 +25,16 @@ def test_a_child_does_not_inherit_its_parents_peak() -> None:
     del held
 
 
+# Not tensors: their blocks are aligned, and whether one that was freed fits the next is chance with glibc.
 _FAULTS = """
-import resource, sys, torch
+import resource, sys
 from bitrank_trainer import keep_memory
-torch.set_num_threads(1)
 if "keep" in sys.argv:
     keep_memory()
-torch.zeros(2**24)
+b"x" * 2**26
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.zeros(2**24)
+for size in range(2**26, 2**26 + 8):  # of eight sizes, else Python would keep the constant
+    b"x" * size
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -44,7 +44,7 @@ def test_kept_memory_is_not_mapped_again() -> None:
     def faults(*words: str) -> int:
         return int(subprocess.run([sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True).stdout)
 
-    assert faults("keep") < faults() / 2  # what was freed may not fit the first one after it
+    assert faults("keep") < faults() / 4
 
 
 _RELEASED = """
