@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bitrank.allocator import find_tcmalloc
+from bitrank.cores import usable_cores
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -141,7 +142,7 @@ def together(parts: Sequence[Figures]) -> Figures:
     """Figures of processes that ran at the same time: speeds and memory add up, times are the longest."""
     if len(parts) == 1:
         return parts[0]
-    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "import_mib")}
+    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "device_mib", "import_mib")}
     return {**parts[0], **added, "seconds": max(part["seconds"] for part in parts), "processes": len(parts)}
 
 
@@ -167,16 +168,15 @@ def machine_words(found: Figures) -> str:
     without = "" if "bf16" in found["gflops"] else " (no bf16 instructions)"
     heap = "tcmalloc" if find_tcmalloc() else "the C library"
     return (
-        f"{found['hardware']}; {found['threads']} threads; matrix products of 2048³ measured here: {peaks} GFLOP/s; runs compute in "
-        f"{found['dtype']}{without}; {found['versions']}; ours take their memory from {heap}; load before the start {found['load']:.1f}."
+        f"{found['hardware']}; {found['threads']} threads; matrix products of {found['side']}³ measured here: {peaks} GFLOP/s; "
+        f"runs compute in {found['dtype']}{without}; {found['versions']}; ours take their memory from {heap}; "
+        f"load before the start {found['load']:.1f}."
     )
 
 
 def cores() -> int:
-    """Cores to use: the physical ones."""
-    import psutil
-
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    """Cores to use: those that a run would take (``taskset -c 0,1 python benchmarks/…`` gives it two)."""
+    return usable_cores()
 
 
 def options(

@@ -2,8 +2,9 @@
 
     python benchmarks/machine.py [--threads 2]
 
-The peak is the best of several products of 2048 × 2048 matrices with the same number of threads as the runs, in fp32, and in bf16 where
-the processor has instructions for it (without them such a product is a hundred times slower, and no run takes it). Work per trained token,
+The peak is the best of several products of square matrices (2048 on a processor, with the same number of threads as the runs; 8192 on an
+accelerator) on the device that runs choose, in fp32, and in bf16 where the hardware has instructions for it (without them such a product
+is a hundred times slower, and no run takes it). Work per trained token,
 for adapters on frozen matrices: 2·P forward, with P the weights of all block matrices; 2·P' backward to the inputs, with P' those
 whose input carries a gradient (the first block's query, key and value have none: nothing below them is trained); no product for
 gradients of frozen weights. A language model adds 2·d·V forward and 2·d·V backward for its head. A classifier that reads the first
@@ -24,11 +25,11 @@ import torch
 from bitrank.models import locate
 from bitrank.record import hardware
 from bitrank_quant import block_matrices
-from bitrank_trainer import DTYPES, choose_dtype
+from bitrank_trainer import DTYPES, choose_device, choose_dtype
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-_SIDE, _TRIES = 2048, 8
+_SIDE, _ACCELERATOR_SIDE, _TRIES = 2048, 8192, 8
 _MODELS = {"movie_sentences": ("minilm", AutoModelForSequenceClassification), "wiki_articles": ("smollm2", AutoModelForCausalLM)}
 _FIRST = ("query", "key", "value", "q_proj", "k_proj", "v_proj")
 
@@ -39,12 +40,15 @@ def main() -> None:
     threads = parser.parse_args().threads
     load = os.getloadavg()[0]
     torch.set_num_threads(threads)
+    device = choose_device()
     libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto")
     found = {
-        "hardware": hardware("cpu"),
+        "hardware": hardware(device),
         "threads": threads,
-        "dtype": choose_dtype("cpu"),
-        "gflops": {name: gflops(DTYPES[name]) for name in sorted({choose_dtype("cpu"), "fp32"})},
+        "device": device,
+        "side": _SIDE if device == "cpu" else _ACCELERATOR_SIDE,
+        "dtype": choose_dtype(device),
+        "gflops": {name: gflops(DTYPES[name], device) for name in sorted({choose_dtype(device), "fp32"})},
         "flops_per_token": {task: flops_per_token(task) for task in _MODELS},
         "versions": ", ".join(f"{name} {version(name)}" for name in libraries),
         "load": load,
@@ -52,16 +56,25 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def gflops(dtype: torch.dtype) -> float:
+def gflops(dtype: torch.dtype, device: str = "cpu") -> float:
     """The best of several products, in 10⁹ operations a second (a multiplication and an addition are two)."""
-    left, right = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
-    out = torch.empty(_SIDE, _SIDE, dtype=dtype)
+    side = _SIDE if device == "cpu" else _ACCELERATOR_SIDE
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(side, side, dtype=dtype, device=device)
     best = math.inf
     for _ in range(_TRIES):
+        _wait_for(device)
         started = time.perf_counter()
         torch.mm(left, right, out=out)
+        _wait_for(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * _SIDE**3 / best / 1e9
+    return 2 * side**3 / best / 1e9
+
+
+def _wait_for(device: str) -> None:
+    """An accelerator is told what to do and works on; the clock may stop only when it has done it."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def empty_model(task: str) -> PreTrainedModel:

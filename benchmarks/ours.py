@@ -131,6 +131,7 @@ def figures_of(job: Job) -> dict[str, Any]:
         "import_mib": machine["live"]["peak_mib"],
         "ready_mib": phases["zero-shot"]["live"]["peak_mib"],
         "peak_mib": train[-1]["live"]["peak_mib"],
+        "device_mib": max(event["live"]["device_mib"] for event in train),
         "ready_at_s": (phases["zero-shot"]["time_ms"] - begun) / 1000,
         "imported_at_s": (machine["time_ms"] - begun) / 1000,
         "first_step_at_s": (train[0]["time_ms"] - begun) / 1000,

@@ -3,10 +3,10 @@
     python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2 [--until tested]
 
 ``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and for 4 bits
-``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights where the
-processor multiplies them fast (elsewhere fp32), sentences grouped by length, no dropout, plain attention (the fastest on a CPU at these
-lengths). Model, texts, split, tokens, batch, steps, learning rate
-and schedule are those of our run's spec, and both sides are judged by the same function.
+``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights where the hardware
+multiplies them fast (elsewhere fp32) and there lengths padded to multiples of 8, sentences grouped by length, no dropout, plain
+attention on a CPU (the fastest there at these lengths). Device, model, texts, split, tokens, batch, steps, learning rate and schedule
+are those of our run, and both sides are judged by the same function.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bitrank.models import load_tokenizer, locate
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec
 from bitrank_data import TokenSplit
-from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_dtype, evaluate, peak_memory_mib
+from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, device_memory_mib, evaluate, peak_memory_mib
 from datasets import Dataset
 from harness import WARM_UP
 from peft import AdaLoraConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -118,11 +118,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
-    place, dtype = locate(spec.model), DTYPES[choose_dtype("cpu")] if tuned else torch.float32
+    place, dtype = locate(spec.model), DTYPES[choose_dtype(choose_device())] if tuned else torch.float32
     config = AutoConfig.from_pretrained(place)
     words: dict[str, Any] = {"config": config, "dtype": dtype}
     if tuned:
-        words["attn_implementation"] = "eager"
+        words["attn_implementation"] = "eager" if choose_device() == "cpu" else "sdpa"
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
@@ -170,14 +170,18 @@ def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder:
         max_grad_norm=spec.clip,
         train_sampling_strategy="group_by_length" if tuned else "random",
         seed=spec.seed,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        use_cpu=choose_device() == "cpu",
+        dataloader_pin_memory=choose_device() == "cuda",
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    collate = DataCollatorWithPadding(tokenizer) if classification else DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    multiple = 8 if tuned and choose_dtype(choose_device()) != "fp32" else None
+    if classification:
+        collate: Any = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+    else:
+        collate = DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=multiple)
     clock = Clock()
     train = _dataset(material.task.splits["train"], classification)
     callbacks = [clock, *([Allocate()] if spec.config == "B-Ada" else [])]
@@ -197,13 +201,17 @@ def _figures(clock: Clock, trainer: Timed, baseline: float) -> dict[str, Any]:
     tokens, seconds, steps = tokens1 - tokens0, time1 - time0, len(clock.points) - WARM_UP
     speed = {"tok_s": tokens / seconds, "wall_tok_s": tokens / seconds, "step_s": seconds / steps, "tokens": tokens, "seconds": seconds}
     loss = next(entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry)
-    return {**speed, "steps": steps, "mean_loss": loss, "import_mib": baseline, "peak_mib": peak_memory_mib()}
+    return {**speed, "steps": steps, "mean_loss": loss, "import_mib": baseline, **_memory()}
+
+
+def _memory() -> dict[str, float]:
+    return {"peak_mib": peak_memory_mib(), "device_mib": device_memory_mib(choose_device())}
 
 
 def _quality(model: Any, spec: RunSpec, material: Material) -> float:
     """Accuracy or perplexity on the test set, by the function that judges our runs."""
     model.eval()
-    metrics = evaluate(model, material.batches_of(material.test), PLAIN_OBJECTIVES[spec.kind], "cpu").metrics
+    metrics = evaluate(model, material.batches_of(material.test), PLAIN_OBJECTIVES[spec.kind], choose_device()).metrics
     quality = metrics["acc"] if spec.kind == "classification" else metrics["ppl"]
     assert math.isfinite(quality)
     return quality

@@ -108,19 +108,21 @@ _NOTE = """Tokens are real ones, without padding. *tuned* and *default* are ours
 Ours and *tuned* compute in the runs' dtype, *default* in fp32. *of peak*: work per token × our tokens/s ÷ the peak above of that dtype;
 work per token = 2·P + 2·P' for frozen block matrices (P' leaves out the first block's query, key and value; both leave out what a
 classifier's last block need not do), and 4·d·V for a language model's head; adapters, attention and norms are not counted.
-† no peer mixes formats: against the peers of B-FP. *two processes*: B-FP twice at once, one thread each, speeds added."""
+Peaks are of the process on a CPU, of what is allocated on an accelerator. † no peer mixes formats: against the peers of B-FP.
+*two processes*: B-FP twice at once, one thread each, speeds added."""
 
 
 def speed_table(found: Found, here: Figures, task: str) -> str:
     """One row a config: tokens/s of each side, ratios, share of the peak, memory."""
     head = ("config", "ours tok/s", "tuned tok/s", "default tok/s", "÷ tuned", "÷ default", "of peak", "peak MiB ours / tuned")
+    held = "peak_mib" if here["device"] == "cpu" else "device_mib"
     work = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config in dict.fromkeys(config for config, side in found if side == "ours"):
         against = config if (config, "tuned") in found else "B-FP"
         mine, tuned = found[config, "ours"], found[against, "tuned"]
         default = found.get((against, "default"))
-        memory = " / ".join(figure_cell(side, "peak_mib").partition(" (")[0] for side in (mine, tuned))
+        memory = " / ".join(figure_cell(side, held).partition(" (")[0] for side in (mine, tuned))
         rows.append([
             f"{config}{'' if against == config else ' †'}",
             *(figure_cell(side, "wall_tok_s") if side else "–" for side in (mine, tuned, default)),

@@ -72,7 +72,7 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
 
 
 def test_processes_at_the_same_time_add_up() -> None:
-    part = {"tokens": 10.0, "tok_s": 5.0, "wall_tok_s": 4.0, "peak_mib": 100.0, "import_mib": 40.0, "seconds": 2.0}
+    part = {"tokens": 10.0, "tok_s": 5.0, "wall_tok_s": 4.0, "peak_mib": 100.0, "device_mib": 0.0, "import_mib": 40.0, "seconds": 2.0}
     both = harness.together([part, {**part, "seconds": 3.0}])
     assert (both["tok_s"], both["wall_tok_s"], both["peak_mib"], both["seconds"], both["processes"]) == (10.0, 8.0, 200.0, 3.0, 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from bitrank.environment import mps_environment, run_environment
 from bitrank.events import read_events
+from bitrank.material import load_material
 from bitrank.notices import hear_warnings
 from bitrank.profiles import PROFILES
 from bitrank.record import Record
@@ -29,6 +31,29 @@ def go(folder: Path, config: str = "B-FP", task: str = "toy_sentences", **change
     spec = make_spec(SMOKE, config, task, {"steps": 12, "dtype": "fp32", "log_every": 1, "batch_size": 8, **changes})
     travel(spec, folder, Record(folder, ALONE), ALONE)
     return read_events(folder / "events.jsonl"), json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
+def test_padding_to_a_multiple_changes_no_number(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for multiple in (1, 8):
+        monkeypatch.setattr("bitrank.material.width_multiple", lambda device, dtype, multiple=multiple: multiple)
+        found.append(go(tmp_path / str(multiple), task=task))
+    (plain, plain_result), (padded, padded_result) = found
+    assert losses(padded) == pytest.approx(losses(plain), rel=1e-4)
+    metric = next(key for key in plain_result if key in {"eval/acc", "eval/ppl"})
+    assert padded_result[metric] == pytest.approx(plain_result[metric], rel=1e-3)
+
+
+def test_only_compiled_shapes_are_padded() -> None:
+    def widths(**changes: Any) -> set[int]:
+        material = load_material(make_spec(SMOKE, "B-FP", "toy_sentences", {"device": "cpu", "batch_size": 2, **changes}))
+        return {batch["input_ids"].shape[1] for batch in islice(material.train_batches(0), 60)}
+
+    exact, padded = widths(dtype="fp32"), widths(dtype="bf16")
+    assert any(width % 8 for width in exact) and len(padded) < len(exact)
+    assert all(width % 8 == 0 or width == max(exact) for width in padded)
+    assert widths(dtype="bf16", fused=False) == exact
 
 
 def losses(events: list[dict[str, Any]]) -> list[float]:

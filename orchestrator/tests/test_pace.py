@@ -16,7 +16,7 @@ def test_a_second_of_layers_is_counted() -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_layers_are_counted_in_the_dtype_that_runs_take(dtype: str, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
+    monkeypatch.setattr("bitrank.pace.usable_cores", lambda: 2)
     monkeypatch.setattr("bitrank_trainer.choose_dtype", lambda device: dtype)
     monkeypatch.setattr("bitrank.pace._paces", lambda threads, dtype: asked.append(dtype) or [1.0])
     assert f"a second in {dtype}" in measure_pace()["one run on 2 threads"]
@@ -24,12 +24,12 @@ def test_layers_are_counted_in_the_dtype_that_runs_take(dtype: str, monkeypatch)
 
 
 def test_the_choice_follows_the_faster_way(monkeypatch) -> None:
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: 2)
+    monkeypatch.setattr("bitrank.pace.usable_cores", lambda: 2)
     for paces, choice in (({2: 10.0, 1: 8.0}, "--jobs 2"), ({2: 20.0, 1: 8.0}, "--jobs 1")):
         monkeypatch.setattr("bitrank.pace._paces", lambda threads, dtype, paces=paces: [paces[count] for count in threads])
         assert measure_pace()["faster"].startswith(choice)
 
 
 def test_one_core_leaves_nothing_to_choose(monkeypatch) -> None:
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: 1)
+    monkeypatch.setattr("bitrank.pace.usable_cores", lambda: 1)
     assert measure_pace() == {"choice": "one core: one run at a time"}

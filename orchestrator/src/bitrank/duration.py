@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from bitrank_quant import WeightMatrix, block_matrices
 
+from bitrank.cores import usable_cores
 from bitrank.record import hardware
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, read_runs
@@ -78,7 +78,7 @@ def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> lis
     if not uri.startswith("sqlite:///") or not database.exists():
         return []
     check_file(database)
-    threads = spec.threads or max(1, (psutil.cpu_count(logical=False) or 1) // spec.processes)  # as bitrank_trainer.pin_threads counts
+    threads = spec.threads or max(1, usable_cores() // spec.processes)  # as bitrank_trainer.pin_threads counts
     same = {
         "model": spec.model, "task": spec.task_name, "device": device, "dtype": _name(dtype), "threads": str(threads),
         "hardware": hardware(device),

@@ -16,6 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bitrank.attempt import Attempt, Job
+from bitrank.cores import usable_cores
 from bitrank.environment import is_apple
 from bitrank.interrupts import Interrupted, Signals
 from bitrank.lease import ELSEWHERE, Elsewhere
@@ -81,7 +82,7 @@ def choose_slots(specs: Sequence[RunSpec]) -> int:
     threads = {spec.threads and spec.threads * spec.processes for spec in specs}
     if None in threads or not threads or _has_accelerator():
         return 1
-    cores = psutil.cpu_count(logical=False) or 1
+    cores = usable_cores()
     carried = int(psutil.virtual_memory().available / (RUN_BYTES * max(spec.processes for spec in specs)))
     return max(1, min(cores // max(thread for thread in threads if thread), carried, len(specs)))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, open_task, spread_windows, tokenise, training_batches
+from bitrank_trainer import DTYPES, choose_device, choose_dtype, width_multiple
 
 from bitrank.models import load_tokenizer
 from bitrank.specs import RunSpec
@@ -15,7 +16,8 @@ _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every ten
 
 @dataclass(frozen=True)
 class Material:
-    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so."""
+    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so. Batches are
+    padded to a ``multiple`` of tokens."""
 
     task: TokenisedTask
     validation: TokenSplit
@@ -23,22 +25,30 @@ class Material:
     batch_size: int
     seed: int
     evaluation_tokens: int = _EVALUATION_TOKENS
+    multiple: int = 1
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
         """Endless training batches after the first ``skip``; the same for every config of a seed."""
         train = self.task.splits["train"]
-        return training_batches(train, self.task.kind, self.task.pad_id, self.batch_size, self.seed, skip)
+        return training_batches(train, self.task.kind, self.task.pad_id, self.batch_size, self.seed, skip, self.multiple)
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
         """Every sequence of ``split`` once."""
-        return evaluation_batches(split, self.task.kind, self.task.pad_id, self.evaluation_tokens)
+        return evaluation_batches(split, self.task.kind, self.task.pad_id, self.evaluation_tokens, self.multiple)
 
 
 def load_material(spec: RunSpec) -> Material:
     """The task of ``spec``, tokenised for its model (from the cache when it is there)."""
     task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
-    validation = _capped(task, "validation", spec.validation_windows)
-    return Material(task, validation, _capped(task, "test", spec.test_windows), spec.batch_size, spec.seed)
+    validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
+    return Material(task, validation, test, spec.batch_size, spec.seed, multiple=_multiple(spec))
+
+
+def _multiple(spec: RunSpec) -> int:
+    if not spec.fused:
+        return 1
+    device = choose_device(spec.device)
+    return width_multiple(device, DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype])
 
 
 def _capped(task: TokenisedTask, split: str, windows: int | None) -> TokenSplit:

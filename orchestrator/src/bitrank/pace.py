@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-import psutil
+from bitrank.cores import usable_cores
 
 _SECONDS = 2.0
 
@@ -20,7 +20,7 @@ def measure_pace() -> dict[str, str]:
     """Layers a second of one process with all cores, and of one process a core, and what to do about it."""
     from bitrank_trainer import choose_dtype
 
-    cores = psutil.cpu_count(logical=False) or 1
+    cores = usable_cores()
     if cores == 1:
         return {"choice": "one core: one run at a time"}
     dtype = choose_dtype("cpu")

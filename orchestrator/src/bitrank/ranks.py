@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
+from bitrank.cores import usable_cores
 
 _POLL = 0.05  # seconds
 
@@ -55,7 +55,7 @@ def _start(folder: Path, rank: int, count: int, meeting: Path) -> subprocess.Pop
 def _environment(count: int) -> dict[str, str]:
     """Ranks speak over the loopback interface alone, and share the machine's cores out unless their number is given."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
-    cores = max(1, (psutil.cpu_count(logical=False) or 1) // count)
+    cores = max(1, usable_cores() // count)
     return {"OMP_NUM_THREADS": str(cores), **os.environ, "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 

@@ -63,3 +63,18 @@ def test_windows_are_spread_over_each_document() -> None:
     few = spread_windows(split, 3)
     assert few.ids == ["a", "a", "a", "b"] and len(few) == 4
     assert len(spread_windows(split, 100)) == 10  # the last, shorter window of a long document is left out
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 300))
+def test_padding_to_a_multiple_adds_masked_tokens_alone(lengths: list[int], multiple: int, limit: int) -> None:
+    split = split_of(lengths)
+    for batch in evaluation_batches(split, "language-modelling", 9, limit, multiple):
+        rows, width = batch["input_ids"].shape
+        assert width % multiple == 0 or width == max(lengths), "a multiple, unless no sequence is that long"
+        assert rows * width <= limit or rows == 1
+        for row, index in enumerate(batch["index"]):
+            sequence = split.sequence(int(index))
+            assert batch["input_ids"][row].tolist() == [*sequence.tolist(), *[9] * (width - len(sequence))]
+            assert batch["attention_mask"][row].sum() == len(sequence)
+    plain, padded = (next(training_batches(split, "classification", 0, 4, seed=3, multiple=m)) for m in (1, multiple))
+    assert plain["index"].tolist() == padded["index"].tolist()

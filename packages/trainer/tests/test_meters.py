@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib
+import torch
+from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib, width_multiple
 
 _CHILD = "from bitrank_trainer.meters import peak_memory_mib; import sys; print(peak_memory_mib())"
 
@@ -86,8 +87,20 @@ def test_devices() -> None:
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp16")])
 def test_an_accelerator_without_bf16_computes_in_fp16(monkeypatch, bf16: bool, expected: str) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: bf16)
     assert choose_dtype("cuda") == choose_dtype("mps") == expected
+
+
+def test_lengths_are_padded_where_shapes_are_compiled() -> None:
+    assert [width_multiple("cpu", dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)] == [8, 8, 1]
+    assert width_multiple("cuda", torch.bfloat16) == width_multiple("cuda", torch.float32) == 8
+    assert width_multiple("mps", torch.bfloat16) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets of CPUs are Linux's")
+def test_a_process_takes_no_more_threads_than_it_has_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    counted = f"import os; os.sched_setaffinity(0, [{core}]); from bitrank_trainer import pin_threads; print(pin_threads(), pin_threads(3))"
+    done = subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3"], "one by itself, as many as it was told otherwise"

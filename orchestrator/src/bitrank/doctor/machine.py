@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from bitrank.cores import usable_cores
 from bitrank.environment import mps_environment
 
 _GIB = 2**30
@@ -37,7 +38,8 @@ def threads() -> dict[str, Any]:
     import torch
 
     asked = os.environ.get("OMP_NUM_THREADS")
-    cores = {"physical_cores": psutil.cpu_count(logical=False), "logical_cores": psutil.cpu_count(), "torch": torch.get_num_threads()}
+    physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
+    cores = {"physical_cores": physical, "logical_cores": logical, "usable_cores": usable_cores(), "torch": torch.get_num_threads()}
     return cores | ({"OMP_NUM_THREADS": asked} if asked else {})
 
 

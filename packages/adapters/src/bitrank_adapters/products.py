@@ -78,9 +78,13 @@ def thin_gradients(x_NI: Tensor, thin: Sequence[Tensor], scale: float, grad_NO: 
     """The gradients of the thin product (N, rank), of ``down`` and of ``up``, the last two in fp32; ``thin`` as of :func:`product`."""
     thin_NR, _, up_RO = thin
     grad_NR = grad_NO @ up_RO.T
-    return grad_NR, (grad_NR.T @ x_NI).float(), (thin_NR.T @ grad_NO).T.float() * scale
+    # Laid out as ``up`` is, so that autograd takes it as it comes instead of copying it.
+    grad_up_OR = torch.empty(up_RO.shape[::-1], dtype=torch.float32, device=up_RO.device)
+    grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
+    return grad_NR, (grad_NR.T @ x_NI).float(), grad_up_OR
 
 
 def turned(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``scale · up`` as (rank, out), rows whole: the backward pass multiplies by it four times as fast as by columns of ``up``."""
-    return (up_OR.T * scale).to(dtype).contiguous()
+    made_RO = torch.empty(up_OR.shape[::-1], dtype=dtype, device=up_OR.device)
+    return torch.mul(up_OR.T, scale, out=made_RO)

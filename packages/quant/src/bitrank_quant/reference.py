@@ -66,7 +66,8 @@ class QuantWeight(nn.Module):
 
     @property
     def tensors(self) -> Tensors:
-        return dict(self.named_buffers())
+        # Asked for at every product: torch's walk over a module and its children takes longer than some decodings.
+        return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
     def decode(self, dtype: torch.dtype | None = None, room: Room = None) -> Tensor:
         """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``room`` as :meth:`Format.decode` takes it."""

@@ -5,7 +5,7 @@ from bitrank_trainer.checkpoints import Progress
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.evaluation import Evaluation, evaluate
 from bitrank_trainer.first_position import narrow_last_block
-from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads
+from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads, width_multiple
 from bitrank_trainer.hooks import NoHook, RankHook
 from bitrank_trainer.loop import Task, train
 from bitrank_trainer.memory_errors import is_out_of_memory
@@ -68,4 +68,5 @@ __all__ = [
     "tensor_bytes",
     "train",
     "trainable",
+    "width_multiple",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from pathlib import Path
 
 import psutil
@@ -43,6 +45,13 @@ def choose_dtype(device: str) -> str:
     return "bf16" if cpu_has_bf16() else "fp32"
 
 
+def width_multiple(device: str, dtype: torch.dtype) -> int:
+    """What padded lengths should be a multiple of: 8 where every new shape is compiled before it is multiplied (16-bit products of a CPU,
+    attention of a CUDA device), 1 elsewhere: padding is work."""
+    compiled = device == "cuda" or (device == "cpu" and dtype != torch.float32)
+    return 8 if compiled else 1
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU has bf16 multiply instructions (AVX-512 BF16, AMX, or Arm's)."""
     if platform.system() == "Darwin":
@@ -55,8 +64,13 @@ def cpu_has_bf16() -> bool:
 
 
 def pin_threads(threads: int | None = None, processes: int = 1) -> int:
-    """Use ``threads`` CPU threads, by default one per physical core, shared out among the run's ``processes``; results depend on the
-    number, so it is recorded."""
-    count = threads or max(1, (psutil.cpu_count(logical=False) or 1) // processes)
+    """Use ``threads`` CPU threads, by default one per physical core that this process may use, shared out among the run's ``processes``;
+    results depend on the number, so it is recorded."""
+    count = threads or max(1, _cores() // processes)
     torch.set_num_threads(count)
     return count
+
+
+def _cores() -> int:
+    physical = psutil.cpu_count(logical=False) or 1
+    return min(physical, len(os.sched_getaffinity(0))) if sys.platform == "linux" else physical

@@ -48,7 +48,7 @@ class Passes:
         while True:
             try:
                 loss = self._all(model, batches, progress.micro_tokens or self._tokens)
-                return self._processes.sum_gradients(list(trainable(model).values()), loss)
+                return self._processes.sum_gradients(model, loss)
             except Exception as error:
                 # One of several processes must not change its passes alone: the others would wait for it for ever.
                 if not is_out_of_memory(error) or (torch.distributed.is_available() and torch.distributed.is_initialized()):

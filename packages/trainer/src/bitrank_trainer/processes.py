@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_trainer.errors import TrainError
+from bitrank_trainer.optimizer import trainable
 
 T = TypeVar("T")
 
@@ -55,8 +56,8 @@ class Processes:
     def share_out(self, model: nn.Module) -> None:
         """Keep of the frozen base what falls to this process, if the run wants it so."""
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replace the gradients of ``parameters`` by their sums over all processes; the sum of the scalar ``loss``."""
+    def sum_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """Replace the gradients of what is trained of ``model`` by their sums over all processes; the sum of the scalar ``loss``."""
         return loss
 
     def agree(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -92,9 +93,10 @@ class Joined(Processes):
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
         return ((batch, True) for batch in islice(batches, self.rank, None, self.count))
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    def sum_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
         from accelerate.utils import reduce
 
+        parameters = list(trainable(model).values())
         here = torch.tensor([p.grad is not None for p in parameters], device=loss.device, dtype=torch.float32)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         whole = torch.cat([loss.float().view(1), here, *(grad.float().flatten() for grad in grads)])
