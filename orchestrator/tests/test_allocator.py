@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -115,3 +116,20 @@ def test_what_a_run_takes_before_its_model_is_measured_with_each(monkeypatch: py
     with_it = baseline(SPEC)
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
     assert baseline(SPEC) != with_it
+
+
+_PLAN = ["plan", "--task", "toy_sentences", "--model", "tiny-bert", "--budget", "3bits"]
+
+
+_MODULE, _SCRIPT = [sys.executable, "-m", "bitrank"], [str(Path(sys.executable).with_name("bitrank"))]
+
+
+@needed
+@pytest.mark.parametrize(("start", "refused"), [(_MODULE, False), (_SCRIPT, False), (_SCRIPT, True)])
+def test_planning_takes_its_memory_from_tcmalloc(start: list[str], refused: bool, tmp_path: Path) -> None:
+    """What is mapped into the process when it has loaded torch."""
+    told = "import bitrank_quant, pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
+    (tmp_path / "sitecustomize.py").write_text(f"import atexit\n\n\n@atexit.register\ndef tell() -> None:\n    {told}\n")
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path), "BITRANK_TCMALLOC": "0" if refused else "1"}
+    done = subprocess.run([*start, *_PLAN], env=surroundings, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert [line for line in done.stdout.splitlines() if line in {"True", "False"}] == [str(not refused)], "told once, at the one end"

@@ -53,6 +53,16 @@ def heap_environment(limited: bool) -> dict[str, str]:
     return {**heap, "LD_PRELOAD": ":".join(preloaded), "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": _SILENT}
 
 
+def adopt() -> None:
+    """Start this program once more, as the same process, with its memory from tcmalloc, unless it is there already or not to be had.
+
+    For commands that hold a model themselves. Must come before anything is worth keeping.
+    """
+    library = find_tcmalloc()
+    if library is not None and str(library) not in _preloaded():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **heap_environment(limited=False)})
+
+
 def heap_words() -> str:
     """Where runs on this machine take their memory from, in a few words."""
     if (library := find_tcmalloc()) is not None:

@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from bitrank import examples, executors, merge_command, plan_command, study_command
+from bitrank.allocator import adopt
 from bitrank.configs import CONFIGS
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
 from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, parse_setting
 
+_HOLDING = ("plan", "study", "merge")  # commands that load a model into this very process
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code."""
     arguments = _parser().parse_args(argv)
+    if argv is None and arguments.command in _HOLDING:
+        adopt()
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported; the executor's environment says why
     from bitrank.interrupts import Interrupted
 
@@ -45,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bitrank", description="How many bits and how much LoRA rank each weight matrix gets, trained and compared."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_matrix(commands)
     _add_run(commands)
     plan_command.add_options(
