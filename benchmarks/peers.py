@@ -28,7 +28,16 @@ from bitrank.models import load_tokenizer, locate
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec
 from bitrank_data import TokenSplit
-from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, device_memory_mib, evaluate, peak_memory_mib
+from bitrank_trainer import (
+    DTYPES,
+    PLAIN_OBJECTIVES,
+    choose_device,
+    choose_dtype,
+    device_memory_mib,
+    evaluate,
+    peak_memory_mib,
+    width_multiple,
+)
 from datasets import Dataset
 from harness import WARM_UP
 from peft import AdaLoraConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -177,7 +186,7 @@ def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder:
         report_to="none",
         disable_tqdm=True,
     )
-    multiple = 8 if tuned and choose_dtype(choose_device()) != "fp32" else None
+    multiple = width_multiple(choose_device(), DTYPES[choose_dtype(choose_device())]) if tuned else None
     if classification:
         collate: Any = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
     else:

@@ -118,7 +118,11 @@ def test_what_a_run_takes_before_its_model_is_measured_with_each(monkeypatch: py
     assert baseline(SPEC) != with_it
 
 
-_PLAN = ["plan", "--task", "toy_sentences", "--model", "tiny-bert", "--budget", "3bits"]
+_PLAN = ["plan", "--task", "toy_sentences", "--model", "tiny-bert", "--budget", "8bits"]
+
+
+def _plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in {"LD_PRELOAD", "BITRANK_TCMALLOC_TRIED"}}
 
 
 _MODULE, _SCRIPT = [sys.executable, "-m", "bitrank"], [str(Path(sys.executable).with_name("bitrank"))]
@@ -128,8 +132,21 @@ _MODULE, _SCRIPT = [sys.executable, "-m", "bitrank"], [str(Path(sys.executable).
 @pytest.mark.parametrize(("start", "refused"), [(_MODULE, False), (_SCRIPT, False), (_SCRIPT, True)])
 def test_planning_takes_its_memory_from_tcmalloc(start: list[str], refused: bool, tmp_path: Path) -> None:
     """What is mapped into the process when it has loaded torch."""
-    told = "import bitrank_quant, pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
+    told = "import pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
     (tmp_path / "sitecustomize.py").write_text(f"import atexit\n\n\n@atexit.register\ndef tell() -> None:\n    {told}\n")
-    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path), "BITRANK_TCMALLOC": "0" if refused else "1"}
+    surroundings = {**_plain_environment(), "PYTHONPATH": str(tmp_path), "BITRANK_TCMALLOC": "0" if refused else "1"}
     done = subprocess.run([*start, *_PLAN], env=surroundings, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert [line for line in done.stdout.splitlines() if line in {"True", "False"}] == [str(not refused)], "told once, at the one end"
+
+
+@needed
+def test_a_loader_that_takes_the_library_away_is_asked_once(tmp_path: Path) -> None:
+    """A Python whose start forgets what is preloaded, as one with privileges does."""
+    forgetful = tmp_path / "python"
+    forgetful.write_text(f'#!/bin/sh\necho "started $3" >> "{tmp_path}/starts"\nunset LD_PRELOAD\nexec "{sys.executable}" "$@"\n')
+    forgetful.chmod(0o755)
+    asked = f"import sys; sys.executable = {str(forgetful)!r}; from bitrank.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [forgetful, "-c", asked, *_PLAN], env=_plain_environment(), capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert "bits by block" in done.stdout and (tmp_path / "starts").read_text().split().count("plan") == 2

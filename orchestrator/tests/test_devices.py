@@ -35,11 +35,14 @@ def go(folder: Path, config: str = "B-FP", task: str = "toy_sentences", **change
 
 @pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
 def test_padding_to_a_multiple_changes_no_number(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    found, widths = [], []
     for multiple in (1, 8):
+        spec = make_spec(SMOKE, "B-FP", task, {"dtype": "fp32", "batch_size": 8})
         monkeypatch.setattr("bitrank.material.width_multiple", lambda device, dtype, multiple=multiple: multiple)
         found.append(go(tmp_path / str(multiple), task=task))
+        widths.append([batch["input_ids"].shape[1] for batch in islice(load_material(spec).train_batches(0), 12)])
     (plain, plain_result), (padded, padded_result) = found
+    assert widths[0] != widths[1], "some batch was padded"
     assert losses(padded) == pytest.approx(losses(plain), rel=1e-4)
     metric = next(key for key in plain_result if key in {"eval/acc", "eval/ppl"})
     assert padded_result[metric] == pytest.approx(plain_result[metric], rel=1e-3)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from bitrank.cores import usable_cores
 from bitrank.pace import layers_per_second, measure_pace
+from bitrank_trainer import pin_threads
 
 
 def test_a_second_of_layers_is_counted() -> None:
@@ -28,6 +34,16 @@ def test_the_choice_follows_the_faster_way(monkeypatch) -> None:
     for paces, choice in (({2: 10.0, 1: 8.0}, "--jobs 2"), ({2: 20.0, 1: 8.0}, "--jobs 1")):
         monkeypatch.setattr("bitrank.pace._paces", lambda threads, dtype, paces=paces: [paces[count] for count in threads])
         assert measure_pace()["faster"].startswith(choice)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets of CPUs are Linux's")
+def test_cores_are_those_that_may_be_used_here_and_in_the_trainer() -> None:
+    before = torch.get_num_threads()
+    assert usable_cores() == pin_threads() <= len(os.sched_getaffinity(0))
+    torch.set_num_threads(before)
+    core = min(os.sched_getaffinity(0))
+    counted = f"import os; os.sched_setaffinity(0, [{core}]); from bitrank.cores import usable_cores; print(usable_cores())"
+    assert subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_one_core_leaves_nothing_to_choose(monkeypatch) -> None:

@@ -7,6 +7,7 @@ tcmalloc has classes of sizes, all of them aligned. The numbers of a run do not 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 _NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _OTHERS = ("jemalloc", "mimalloc", "tbbmalloc", "hoard")
+_TRIED = "BITRANK_TCMALLOC_TRIED"
 _SILENT = str(2**62)  # bytes of a block of which tcmalloc says on stderr that it is large
 
 
@@ -56,11 +58,15 @@ def heap_environment(limited: bool) -> dict[str, str]:
 def adopt() -> None:
     """Start this program once more, as the same process, with its memory from tcmalloc, unless it is there already or not to be had.
 
-    For commands that hold a model themselves. Must come before anything is worth keeping.
+    For commands that hold a model themselves. Must come before anything is worth keeping. Whoever runs this program from within another
+    (a notebook, ``runpy``) is left as it is, and where the loader takes the library away again it is tried once.
     """
     library = find_tcmalloc()
-    if library is not None and str(library) not in _preloaded():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **heap_environment(limited=False)})
+    from_a_shell = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
+    if library is None or str(library) in _preloaded() or _TRIED in os.environ or not from_a_shell:
+        return
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **heap_environment(limited=False), _TRIED: "1"})
 
 
 def heap_words() -> str:

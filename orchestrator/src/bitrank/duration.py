@@ -25,8 +25,8 @@ from bitrank.store import check_file, store_uri
 from bitrank.workload import Workload
 
 # The share of this machine's products that runs reach, all products of all blocks counted: bf16 by B-FP on the sentences before their last
-# block was narrowed, so a little low; fp32 the middle of five configs on both models (`training` in benchmarks/RESULTS.md, which leaves out
-# what a classifier's last block is spared). What else a device computes in is taken to be as bf16.
+# block was narrowed, so a little low; fp32 the middle of five configs on both models when products ran at 180 GFLOP/s, without what a
+# classifier's last block is spared. What else a device computes in is taken to be as bf16.
 _SHARE, _SHARES = 0.41, {torch.float32: 0.54}
 _SETUP = 15.0  # seconds from the start of the process to a model that can train, on the machine of that table
 _SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0  # seconds: without instructions for a dtype one product is enough
@@ -63,7 +63,8 @@ def training_flops(blocks: Sequence[WeightMatrix], head: int) -> int:
 
 
 def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Duration:
-    """Speeds count real tokens and the work padded ones: with batches of similar length they are within a few percent."""
+    """Speeds count real tokens and the work padded ones: with batches of similar length they are within a few percent, and where
+    widths are padded to multiples the time is told some tenth too long."""
     same = [run for run in runs if run.tags.get("config") == spec.config]
     runs = same or runs
     train, judge, setup = (median(run.figures[key] for run in runs) for key in ("speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"))

@@ -8,15 +8,16 @@ import platform
 from bitrank.allocator import heap_environment
 from bitrank.specs import RunSpec
 
+_SHAPES, _FEWER = 256, 128
+
 
 def run_environment(spec: RunSpec) -> dict[str, str]:
     """The run's environment: who keeps its memory, and how its threads wait.
 
     Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
-    that sleep at once lose a third of their speed. oneDNN keeps compiled products of 1,024 shapes unless told otherwise, half a
-    megabyte each: 256 are those of eight lengths of sentence, to which 16-bit batches are padded.
+    that sleep at once lose a third of their speed. What oneDNN keeps is :func:`kept_shapes`.
     """
-    waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
+    waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept_shapes(spec))}
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     return {
         **mps_environment(spec.device),
@@ -27,6 +28,15 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def kept_shapes(spec: RunSpec) -> int:
+    """Of how many shapes oneDNN keeps the compiled product: half a megabyte each, and 1,024 unless told otherwise.
+
+    A model of BERT's kind meets some twenty shapes a width, and 16-bit batches are padded to few widths. Batches that a memory limit cuts
+    have every width, and no memory to spare for it.
+    """
+    return _FEWER if spec.memory_limit is not None or not spec.fused else _SHAPES
 
 
 def mps_environment(device: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from bitrank.allocator import find_tcmalloc
 from bitrank.baseline import baseline
 from bitrank.configs import find_config
 from bitrank.duration import Duration, duration
+from bitrank.environment import kept_shapes
 from bitrank.held import base_bytes
 from bitrank.rehearsal import Stage, bare, rehearse
 from bitrank.rules import AdaptiveRank
@@ -30,10 +31,10 @@ _MIB = 2**20
 # Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
 CODE_PAGES = 21 * _MIB  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
 # Compiled products, of 16-bit matrices: MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a
-# quarter of a MiB each: heap in use grew by 230 MiB over about 900 shapes with oneDNN's own cache nearly off. That cache, of 128 in the
-# executor's environment, took 36 MiB more.
+# quarter of a MiB each: heap in use grew by 230 MiB over about 900 shapes with oneDNN's own cache nearly off. That cache, of
+# 128 then, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
-PRIMITIVE, PRIMITIVES = 3 * _MIB // 10, 128
+PRIMITIVE = 3 * _MIB // 10
 # The C library's heap grows past what is alive: in glibc's an aligned block that is freed need not fit the next of the same size. Of one
 # shape after another by about six tenths of a pass's peak (0.40 to 0.59 over six cut runs of SmolLM2, 0.45 to 0.81 over twelve others:
 # chance). When lengths vary by nine tenths: a whole run of B-FP on the sentences grew from 573 to 1,381 MiB, 1,368 by this share.
@@ -96,7 +97,7 @@ def _of_plan(
     adapted = _adapted(spec, model, fresh, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
     stage = rehearse(spec, model, fresh, precision, ranks, work.steps, device, dtype)
-    activations, overhead = _passes(stage, work, dtype != torch.float32)
+    activations, overhead = _passes(stage, work, kept_shapes(spec) if dtype != torch.float32 else None)
     imports = 0
     if device == "cpu":
         before = baseline(spec)
@@ -111,11 +112,11 @@ def _of_plan(
     )  # fmt: skip
 
 
-def _passes(stage: Stage, work: Workload, compiles: bool) -> tuple[int, int]:
-    """Activations, and what libraries and the heap take on top; ``compiles`` where products are compiled for their shapes."""
+def _passes(stage: Stage, work: Workload, kept: int | None) -> tuple[int, int]:
+    """Activations, and what libraries and the heap take on top; ``kept`` are oneDNN's shapes, None where no product is compiled."""
     steps, judged = [stage.step(shape) for shape in heaviest(work.train)], [stage.judge(shape) for shape in heaviest(work.judged)]
-    products = steps[0].products * len(work.train) + judged[0].products * len(work.judged) if compiles else 0
-    compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, PRIMITIVES)
+    products = steps[0].products * len(work.train) + judged[0].products * len(work.judged) if kept else 0
+    compiled = PRODUCT * min(products, PRODUCTS) + PRIMITIVE * min(products, kept or 0)
     activations = max(done.peak for done in (*steps, *judged))
     return activations, CODE_PAGES + compiled + int(_slack(work) * activations)
 

@@ -94,8 +94,8 @@ def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens
 
 @contextmanager
 def whole_machine() -> Iterator[None]:
-    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on who asked first. And freed
-    memory is kept from pass to pass."""
+    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on the run that asked first.
+    And freed memory is kept from pass to pass."""
     before = torch.get_num_threads()
     pin_threads()
     keep_memory()

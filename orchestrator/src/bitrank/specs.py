@@ -28,7 +28,8 @@ class RunSpec:
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
-    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products; ``init`` is one of
+    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products and pads nothing beyond the
+    longest; ``init`` is one of
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
     ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
     batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.

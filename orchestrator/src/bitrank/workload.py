@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from bitrank_data import Batch
-from bitrank_data.batches import training_order
+from bitrank_data import Batch, TokenSplit
+from bitrank_data.batches import training_order, widths
 
 from bitrank.material import load_material
 from bitrank.schedule import settings_for
 from bitrank.specs import RunSpec
 
-Shape = tuple[int, int]  # sequences, and tokens of the longest of them
+Shape = tuple[int, int]  # sequences, and tokens that each is padded to
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def workload(spec: RunSpec, device: str) -> Workload:
     material = load_material(spec)
     train = material.task.splits["train"]
     settings = settings_for(spec, len(train), device)
-    shapes = _training(train.lengths_N, spec, settings.steps * settings.accumulation)
+    shapes = _training(train, spec, settings.steps * settings.accumulation, material.multiple)
     validation, test = ([_shape(b) for b in material.batches_of(split)] for split in (material.validation, material.test))
     validations = -(-settings.steps // settings.eval_every)
     return Workload(
@@ -57,12 +56,12 @@ def workload(spec: RunSpec, device: str) -> Workload:
     )
 
 
-def _training(lengths_N: np.ndarray, spec: RunSpec, batches: int) -> list[Shape]:
+def _training(train: TokenSplit, spec: RunSpec, batches: int, multiple: int) -> list[Shape]:
     """The shapes of the first ``batches`` training batches."""
     shapes: list[Shape] = []
-    epoch = 0
+    lengths_N, width, epoch = train.lengths_N, widths(train, multiple), 0
     while len(shapes) < batches:
-        shapes += [(len(b), int(lengths_N[b].max())) for b in training_order(lengths_N, spec.batch_size, spec.seed, epoch)]
+        shapes += [(len(b), width(int(lengths_N[b].max()))) for b in training_order(lengths_N, spec.batch_size, spec.seed, epoch)]
         epoch += 1
     return shapes[:batches]
 

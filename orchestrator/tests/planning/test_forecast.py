@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_the_longest_sequence_counts_beside_the_fullest_batch(monkeypatch: pytes
     assert heaviest([(32, 20), (32, 10)]) == {(32, 20)}
     work = workload(spec_of("toy_sentences"), "cpu")
     assert heaviest(work.train) <= work.train
+
+
+@pytest.mark.parametrize(("task", "dtype"), [("toy_sentences", "fp32"), ("toy_sentences", "bf16"), ("toy_articles", "bf16")])
+def test_the_work_is_that_of_the_batches_that_come(task: str, dtype: str) -> None:
+    spec = spec_of(task, dtype=dtype, batch_size=2, device="cpu")
+    work, material = workload(spec, "cpu"), load_material(spec)
+    come = [batch["input_ids"].shape for batch in islice(material.train_batches(0), work.steps)]
+    assert work.train == set(come) and work.train_tokens == sum(rows * width for rows, width in come)
 
 
 def test_one_long_sentence_may_hold_more_than_many_short_ones() -> None:

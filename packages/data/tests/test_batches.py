@@ -70,11 +70,15 @@ def test_padding_to_a_multiple_adds_masked_tokens_alone(lengths: list[int], mult
     split = split_of(lengths)
     for batch in evaluation_batches(split, "language-modelling", 9, limit, multiple):
         rows, width = batch["input_ids"].shape
-        assert width % multiple == 0 or width == max(lengths), "a multiple, unless no sequence is that long"
+        longest = max(len(split.sequence(int(index))) for index in batch["index"])
+        assert width == min(max(lengths), longest + -longest % multiple), "the next multiple, unless no sequence is that long"
         assert rows * width <= limit or rows == 1
         for row, index in enumerate(batch["index"]):
             sequence = split.sequence(int(index))
             assert batch["input_ids"][row].tolist() == [*sequence.tolist(), *[9] * (width - len(sequence))]
             assert batch["attention_mask"][row].sum() == len(sequence)
-    plain, padded = (next(training_batches(split, "classification", 0, 4, seed=3, multiple=m)) for m in (1, multiple))
-    assert plain["index"].tolist() == padded["index"].tolist()
+    plain, padded = (list(islice(training_batches(split, "classification", 0, 4, 3, multiple=m), 9)) for m in (1, multiple))
+    for before, after in zip(plain, padded, strict=True):
+        width = before["input_ids"].shape[1]
+        assert before["index"].tolist() == after["index"].tolist()
+        assert after["input_ids"].shape[1] == min(max(lengths), width + -width % multiple)

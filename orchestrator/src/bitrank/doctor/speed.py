@@ -9,7 +9,7 @@ _SECONDS = 0.5
 
 
 def gflops(dtype: str, device: str) -> float | str:
-    """GFLOP/s of square products over half a second (at least one product), or the reason why there are none."""
+    """GFLOP/s of square products over half a second (at least one product, or 32 on an accelerator), or the reason why there are none."""
     try:
         return round(_measured(dtype, device), 1)
     except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here

@@ -2,13 +2,13 @@
 
 Sequences are shuffled, cut into pools of fifty batches, sorted by length inside a pool, batched, and the batches shuffled
 again: nearly no padding, nearly random order. Every configuration sees the same batches in the same order for the same seed.
-Where hardware likes few different shapes, a batch is padded on to the next ``multiple`` of tokens, never beyond the longest sequence.
+Where hardware likes few different shapes, a batch is padded on to the next ``multiple`` of tokens (:func:`widths`).
 Position in training is (epoch, batch), so an interrupted run continues where it was without replaying anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -36,21 +36,21 @@ def training_batches(
     split: TokenSplit, kind: Kind, pad_id: int, batch_size: int, seed: int, skip: int = 0, multiple: int = 1
 ) -> Iterator[Batch]:
     """Endless batches, epoch after epoch; the first ``skip`` are passed over without being made."""
-    per_epoch = -(-len(split) // batch_size)
+    per_epoch, width = -(-len(split) // batch_size), widths(split, multiple)
     epoch, offset = divmod(skip, per_epoch)
     while True:
         for indices in training_order(split.lengths_N, batch_size, seed, epoch)[offset:]:
-            yield collate(split, indices, kind, pad_id, multiple)
+            yield collate(split, indices, kind, pad_id, width)
         epoch, offset = epoch + 1, 0
 
 
 def evaluation_batches(split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int, multiple: int = 1) -> Iterator[Batch]:
     """Every sequence once, longest first, batches of at most ``batch_tokens`` padded tokens (one sequence at least)."""
     order = np.argsort(-split.lengths_N, kind="stable")
-    start = 0
+    lengths_N, width, start = split.lengths_N, widths(split, multiple), 0
     while start < len(order):
-        size = max(1, batch_tokens // _width(split, int(split.lengths_N[order[start]]), multiple))
-        yield collate(split, order[start : start + size], kind, pad_id, multiple)
+        size = max(1, batch_tokens // width(int(lengths_N[order[start]])))
+        yield collate(split, order[start : start + size], kind, pad_id, width)
         start += size
 
 
@@ -66,22 +66,22 @@ def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
     return split.select(np.asarray(chosen))
 
 
-def collate(split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, multiple: int = 1) -> Batch:
-    """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,).
+def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
+    """How wide a batch of ``split`` is, by the length of its longest sequence: the next ``multiple``, but no more than the longest of all,
+    since a model may have no positions beyond it."""
+    if multiple == 1:
+        return lambda length: length
+    longest = int(split.lengths_N.max(initial=0))
+    return lambda length: min(-(-length // multiple) * multiple, longest)
 
-    T is the length of the longest of them, or the next ``multiple`` of it, but no more than the longest of the whole split.
-    """
+
+def collate(split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]) -> Batch:
+    """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,); T by ``width``."""
     sequences = [split.sequence(int(i)) for i in indices]
-    width = _width(split, max(len(sequence) for sequence in sequences), multiple)
-    ids_BT = np.full((len(sequences), width), pad_id, dtype=np.int64)
-    mask_BT = np.zeros((len(sequences), width), dtype=np.int64)
+    shape = len(sequences), width(max(len(sequence) for sequence in sequences))
+    ids_BT, mask_BT = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence)] = sequence
         mask_BT[row, : len(sequence)] = 1
     labels = split.labels_N[indices] if kind == "classification" else np.where(mask_BT == 1, ids_BT, IGNORED)
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
-
-
-def _width(split: TokenSplit, length: int, multiple: int) -> int:
-    # A model may have no positions beyond the longest sequence that it was cut to.
-    return min(-(-length // multiple) * multiple, max(length, int(split.lengths_N.max())))

@@ -46,10 +46,9 @@ def choose_dtype(device: str) -> str:
 
 
 def width_multiple(device: str, dtype: torch.dtype) -> int:
-    """What padded lengths should be a multiple of: 8 where every new shape is compiled before it is multiplied (16-bit products of a CPU,
-    attention of a CUDA device), 1 elsewhere: padding is work."""
-    compiled = device == "cuda" or (device == "cpu" and dtype != torch.float32)
-    return 8 if compiled else 1
+    """What padded lengths should be a multiple of: 8 where every new shape is compiled or planned for before it is multiplied (16-bit
+    products of a CPU, 16-bit attention of a CUDA device), 1 elsewhere: padding is work."""
+    return 8 if device in {"cpu", "cuda"} and dtype != torch.float32 else 1
 
 
 def cpu_has_bf16() -> bool:
