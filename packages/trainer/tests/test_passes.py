@@ -204,3 +204,30 @@ def test_a_process_at_its_real_limit_gets_through(tmp_path: Path, preloaded: str
     (whole, none), (cut, told) = _go(tmp_path / "whole", preloaded), _go(tmp_path / "cut", preloaded, "limited")
     assert none == [] and told and told[0].startswith("out of memory at step 1 with 16 × 128 tokens")
     assert cut == pytest.approx(whole, rel=1e-4)
+
+
+_FULL = """
+import resource, sys, torch
+from pathlib import Path
+from bitrank_trainer.checkpoints import load_weights, save_weights
+
+model, path = torch.nn.Linear(1024, 1024), Path(sys.argv[1]) / "best.safetensors"
+want = model.weight.detach().clone()
+save_weights(model, path)
+model.weight.data.zero_()
+torch.empty(2**18)  # once 1 MiB came back, glibc's heap holds such blocks itself
+blocks = [torch.empty(2**17) for _ in range(200)]
+del blocks[:-1]  # 100 MiB that the heap keeps
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now, now))
+load_weights(model, path)
+assert torch.equal(model.weight, want)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds a process's memory on Linux alone")
+@pytest.mark.parametrize("preloaded", [None, _PRELOADED], ids=["system", "tcmalloc"])
+def test_the_best_weights_come_back_when_nothing_more_can_be_mapped(tmp_path: Path, preloaded: str | None) -> None:
+    environment = {**os.environ, "LD_PRELOAD": preloaded or "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", _FULL, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from bitrank_trainer.hooks import RankHook
@@ -52,8 +52,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put parameters saved by :func:`save_weights` back, in place."""
-    saved = load_file(path)
+    """Put parameters saved by :func:`save_weights` back, in place.
+
+    Read into memory that training has given back to the allocator, not mapped: a process at its limit has no address space left to map.
+    """
+    saved = load(path.read_bytes())
     with torch.no_grad():
         for name, parameter in trainable(model).items():
             parameter.copy_(saved[name])
