@@ -23,6 +23,7 @@ def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
     assert set(study.arms) <= {*NAMES, *ADALORA} and study.reference in study.arms
     quick = find_study(name, quick=True)
     assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
+    assert set(quick.configs) <= set(study.configs) and quick.arms == study.arms
 
 
 def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
