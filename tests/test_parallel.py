@@ -123,10 +123,10 @@ def ranks_of(process: Any) -> list[psutil.Process]:
     return [ranked[rank] for rank in sorted(ranked)]
 
 
-_OTHERS = [pytest.param(victim, marks=pytest.mark.slow) for victim in ("rank 0", "terminate")]
+_OTHERS = [pytest.param(victim, marks=pytest.mark.slow) for victim in ("rank 0", "invocation", "terminate")]
 
 
-@pytest.mark.parametrize("victim", ["rank 1", "invocation", *_OTHERS])
+@pytest.mark.parametrize("victim", ["rank 1", *_OTHERS])
 def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
     tmp_path: Path, studies: dict[int, dict[str, dict[str, Any]]], victim: str
 ) -> None:

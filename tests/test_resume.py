@@ -24,8 +24,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[s
     ("config", "task", "how"),
     [
         ("B-FP", "toy_articles", "child"),
-        ("B-Q4", "toy_articles", "parent"),
-        ("B-Ada", "toy_articles", "child"),
+        pytest.param("B-Q4", "toy_articles", "parent", marks=pytest.mark.slow),
+        pytest.param("B-Ada", "toy_articles", "child", marks=pytest.mark.slow),
         ("Joint-1", "toy_sentences", "parent"),
         ("B-FP", "toy_sentences", "interrupt"),
         ("Joint-1", "toy_articles", "terminate"),

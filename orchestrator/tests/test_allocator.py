@@ -129,7 +129,7 @@ _MODULE, _SCRIPT = [sys.executable, "-m", "bitrank"], [str(Path(sys.executable).
 
 
 @needed
-@pytest.mark.parametrize(("start", "refused"), [(_MODULE, False), (_SCRIPT, False), (_SCRIPT, True)])
+@pytest.mark.parametrize(("start", "refused"), [pytest.param(_MODULE, False, marks=pytest.mark.slow), (_SCRIPT, False), (_SCRIPT, True)])
 def test_planning_takes_its_memory_from_tcmalloc(start: list[str], refused: bool, tmp_path: Path) -> None:
     """What is mapped into the process when it has loaded torch."""
     told = "import pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
