@@ -7,16 +7,14 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
 import time
 import traceback
-import warnings
 from pathlib import Path
 
-from bitrank.imports import quick_imports
+from bitrank.imports import quick_imports, quiet_libraries
 from bitrank.ranks import failure_path, launch
 
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
@@ -49,9 +47,7 @@ def _run(folder: Path, rank: int, count: int, meeting: Path) -> int:
 
 
 def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import that an optional kernel package is absent
+    quiet_libraries()
     with quick_imports():
         from bitrank_trainer import Joined, Sharded, choose_device, join, leave
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +35,14 @@ def quick_imports() -> Iterator[None]:
         if searching:
             gc.freeze()
             gc.enable()
+
+
+def quiet_libraries() -> None:
+    """Leave out what libraries tell each other's authors, and nobody at the terminal can act on: PEFT asks transformers by old names, and
+    bitsandbytes says at import that an optional package of kernels is absent."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _import_bitsandbytes() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitrank.errors import UserError
+from bitrank.imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` loads no torch
     from bitrank.merging import Audit, Merged
@@ -43,6 +44,7 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.out} exists already; give --out a folder that does not")
     if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):
         raise UserError(f"--max-loss must be a number of nats of 0 or more, got {arguments.max_loss}")
+    quiet_libraries()
     from bitrank.merging import merge
     from bitrank.runs import find_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.errors import UserError
-from bitrank.imports import quick_imports
+from bitrank.imports import quick_imports, quiet_libraries
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec, parse_setting
 
@@ -47,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Plan, show, save."""
+    quiet_libraries()
     with quick_imports():
         from bitrank.planning.making import make_plan  # noqa: F401 - all that planning needs
         from bitrank.planning.outlined import is_outline

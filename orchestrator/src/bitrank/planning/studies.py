@@ -20,6 +20,7 @@ from bitrank_planner import SEARCHES
 from bitrank.child import exit_with_parent
 from bitrank.configs import CONFIGS
 from bitrank.errors import unknown
+from bitrank.imports import quiet_libraries
 from bitrank.planning.files import plan_data, save_plan
 from bitrank.planning.making import Wanted, make_plan
 from bitrank.profiles import Profile
@@ -102,7 +103,7 @@ def study_specs(
     """Every run of ``study``: plans are made (or found in ``folder``) first, ``jobs`` at a time. Plans that cannot be made are told."""
     measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
     wanted = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=exit_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) as pool:
         for spec in measured.values():  # once, before everybody wants it
             pool.submit(_measured, spec).result()
         order = _longest_first(wanted, {task: spec.kind for task, spec in measured.items()})
@@ -122,6 +123,11 @@ def study_specs(
 def _longest_first(wanted: Sequence[tuple[str, str, str]], kinds: dict[str, str]) -> list[tuple[str, str, str]]:
     """The order to plan in, so that no search is left alone at the end: searches first, and a language model's before a classifier's."""
     return sorted(wanted, key=lambda cell: (cell[0] not in SEARCHES, kinds[cell[2]] != "language-modelling"))
+
+
+def _begin() -> None:
+    exit_with_parent()
+    quiet_libraries()
 
 
 def _measured(spec: RunSpec) -> None:
