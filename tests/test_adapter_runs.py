@@ -150,11 +150,13 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
         (["{run}", "--out", "{new}", "--into", "quantized"], "no matrix of this run is quantized"),
         (["{run}", "--out", "{new}", "--task", "toy_articles"], "knows its task and model"),
-        (["{new}", "--out", "{new}"], "holds no adapter"),
+        (["51094bc69d19", "--out", "{new}"], "there is no folder 51094bc69d19: give a run's, which its spec id names in the store"),
+        (["{empty}", "--out", "{new}"], "holds no adapter"),
     ],
 )
 def test_wrong_words(runs, tmp_path, capsys, words: list[str], message: str) -> None:
-    places = {"run": runs("lora"), "new": tmp_path / "new"}
+    places = {"run": runs("lora"), "new": tmp_path / "new", "empty": tmp_path / "empty"}
+    places["empty"].mkdir()
     assert main(["merge", *(word.format(**places) for word in words)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
