@@ -29,7 +29,8 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a run's folder, or an adapter's")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--into", choices=["16bit", "quantized"], default="16bit",
-                        help="16bit: for stock transformers, in the dtype that runs compute in; quantized: each matrix in its own format (default: 16bit)")  # fmt: skip
+                        help="16bit: for stock transformers, in the dtype that runs compute in; quantized: each matrix in its own format "
+                        "(default: 16bit)")  # fmt: skip
     parser.add_argument("--max-loss", type=float, default=_MAX_LOSS, metavar="NATS",
                         help="refuse when merging adds more than this to the validation loss (default: %(default)s)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="write whatever it costs")
