@@ -74,7 +74,7 @@ ui: install ## the MLflow UI on 127.0.0.1 with the saved views (PORT)
 test-run: install ## a quick run of everything on tiny random models
 	@$(VENV)/bin/bitrank matrix --profile smoke --store $(STORE) $(ARGS)
 
-bench: install ## speed and memory beside those of peers, into benchmarks/RESULTS.md: about an hour (BENCH=training, ARGS)
+bench: install ## speed and memory beside those of peers, into benchmarks/RESULTS.md: an hour or two (BENCH=training, ARGS)
 	@failed=; for script in $(BENCH); do echo "== $$script"; $(PY) benchmarks/$$script.py $(ARGS) || failed="$$failed $$script"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

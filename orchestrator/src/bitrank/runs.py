@@ -38,7 +38,7 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     Raises :class:`UserError` when there is neither.
     """
     if not source.is_dir():
-        raise UserError(f"there is no folder {source}: give a run's, which its spec id names in the store (runs/work/…), or an adapter's")
+        raise UserError(f"there is no folder {source}: give a run's, which its spec id names in the store's folder work, or an adapter's")
     adapter = source if (source / "adapter_config.json").is_file() else source / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{source} holds no adapter: expected a run's folder with spec.json, plan.json and adapter/, or an adapter")
