@@ -25,7 +25,7 @@ WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offlin
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The words of ``bitrank study``."""
     parser.add_argument("name", help="allocators, frozen-rank, eight-bits or three-bits")
-    parser.add_argument("--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches, configs of fixed rank")
+    parser.add_argument("--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches")
     parser.add_argument("--profile", default="laptop", help="whose tasks, models and settings (default: laptop)")
     parser.add_argument("--tasks", type=_words, help="comma-separated")
     parser.add_argument("--budgets", type=_words, help="comma-separated")
