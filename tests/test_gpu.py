@@ -16,7 +16,7 @@ from bitrank.profiles import PROFILES
 from bitrank.record import Record
 from bitrank.road import travel
 from bitrank.specs import make_spec
-from bitrank_quant import BACKENDS, FORMATS, available_overrides, choose_backend, override_for, parse_format, try_format, weight_matrices
+from bitrank_quant import BACKENDS, FORMATS, available_overrides, choose_backend, override_for, parse_format, try_format
 from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
 from bitrank_trainer import ALONE, FIRST_SCALE, OBJECTIVES, NoHook, Task, TrainSettings, available_devices, choose_dtype, train
 from study_tools import bitrank, store_runs
@@ -61,10 +61,9 @@ def test_a_model_is_measured_on_the_accelerator() -> None:
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     ready = calibration(spec)
     assert next(ready.model.parameters()).device.type == DEVICE
-    matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
-    moments = measure_moments(Replay(ready.model, ready.many, ready.judged), matrices)
+    moments = measure_moments(Replay(ready.model, ready.many, ready.judged), ready.matrices)
     formats = [parse_format(text) for text in ("int3-g64", "nf4-dq")]
-    errors = measure_errors(Replay(ready.model, ready.few, ready.judged), matrices, formats, moments)
+    errors = measure_errors(Replay(ready.model, ready.few, ready.judged), ready.matrices, formats, moments)
     assert all(error.far is not None and error.far > -1e-5 and error.fisher > 0 for found in errors.values() for error in found.values())
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
-from bitrank_quant import WeightMatrix, parse_format, weight_matrices
+from bitrank_quant import WeightMatrix, apply_precision, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Judged, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import (
     DTYPES,
@@ -38,7 +38,7 @@ from bitrank.heads import fit_head, judged
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "7"  # of what is measured and how it lies on disk
+VERSION = "8"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 1}  # of these, for what each matrix and format adds: a pass for every one
@@ -109,21 +109,26 @@ def whole_machine() -> Iterator[None]:
 @dataclass(frozen=True)
 class Calibration:
     """A model ready to be measured, and what to measure it on: ``many`` sequences in small batches for moments, ``few`` for what a change
-    of one matrix adds, ``joint`` for what a whole plan does. ``fresh`` names the modules that no file had; they are fitted."""
+    of one matrix adds, ``joint`` for what a whole plan does. ``matrices`` are those that a file had weights for; the others are fitted."""
 
     model: nn.Module
     judged: Judged
+    matrices: list[WeightMatrix]
     many: list[Batch]
     few: list[Batch]
     joint: list[Batch]
-    fresh: list[str]
 
 
 def calibration(spec: RunSpec) -> Calibration:
-    """The whole model of ``spec`` in its compute dtype, frozen, and calibration data of its task. Raises as :func:`measure` does."""
+    """The whole model of ``spec``, frozen, and calibration data of its task. Its matrices are held in 16 bits, as a run in full precision
+    holds them, whatever it computes in. Raises as :func:`measure` does."""
     task = _task(spec)
     device = choose_device(spec.device)
-    loaded = open_model(spec, len(task.classes), device, DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype])
+    dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
+    loaded = open_model(spec, len(task.classes), device, dtype)
+    matrices = [m for m in weight_matrices(loaded.model) if m.name not in loaded.fresh]
+    bits = {m.name: "bf16" for m in matrices if m.tied_to is None}
+    apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
@@ -133,7 +138,7 @@ def calibration(spec: RunSpec) -> Calibration:
     whole = min(count, _JOINT[task.kind])
     joint = calibration_batches(task, whole)
     few = calibration_batches(task, min(count, _TRIED[task.kind]), of=whole)
-    return Calibration(model, judged(spec.kind, device), many, few, joint, loaded.fresh)
+    return Calibration(model, judged(spec.kind, device), matrices, many, few, joint)
 
 
 def _task(spec: RunSpec) -> TokenisedTask:
@@ -152,12 +157,11 @@ def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
 
     with whole_machine():
         ready = calibration(spec)
-        matrices = [m for m in weight_matrices(ready.model) if m.name not in ready.fresh]
-        moments = measure_moments(Replay(ready.model, ready.many, ready.judged), matrices, swept)
+        moments = measure_moments(Replay(ready.model, ready.many, ready.judged), ready.matrices, swept)
         narrow_last_block(ready.model)  # from here on only what the model answers counts
         replay = Replay(ready.model, ready.few, ready.judged)
-        errors = measure_errors(replay, matrices, [parse_format(text) for text in FORMATS], moments, told=swept)
-    return Tables(matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
+        errors = measure_errors(replay, ready.matrices, [parse_format(text) for text in FORMATS], moments, told=swept)
+    return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 
 def _write(folder: Path, tables: Tables) -> None:

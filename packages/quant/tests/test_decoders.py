@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, decoder, parse_format, stored_weight
+from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, parse_format, stored_weight
 from bitrank_quant.decoders import _bitsandbytes_on_cpu
 from bitrank_quant.kernels import kernels_status
 from torch import nn
@@ -25,6 +25,27 @@ def test_the_decoded_matrix_is_what_the_layer_multiplies_by(backend: str, name: 
     x_NI = torch.randn(16, 128, dtype=torch.bfloat16)
     expected, got = layer(x_NI).float(), (x_NI @ weight_OI.T).float()
     assert (got - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for backend, name in HELD if backend == "torch"])
+def test_a_large_matrix_is_multiplied_by_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
+    """Forward and backward, as by the whole of it; a matrix that is there already in the dtype of the product is not cut."""
+    torch.manual_seed(0)
+    weight_OI, bias_O, x_NI = torch.randn(150, 128).bfloat16(), torch.randn(150).to(dtype), torch.randn(7, 128).to(dtype)
+    layer = QuantLinear(QuantWeight(weight_OI, parse_format(name), dtype), bias_O)
+    results = []
+    for together in (2**20, 128 * 64):
+        monkeypatch.setattr("bitrank_quant.reference._PRODUCT", together)
+        x_NI.grad, cut = None, len(layer.quantized.parts(dtype))
+        assert cut == (1 if together == 2**20 or (name, dtype) == ("bf16", torch.bfloat16) else 3)
+        y_NO = layer(x_NI.requires_grad_())
+        y_NO.backward(torch.ones_like(y_NO))
+        assert x_NI.grad is not None
+        results.append((y_NO.detach().float(), x_NI.grad.float()))
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    for whole, parts in zip(*results, strict=True):
+        assert (whole - parts).norm() <= rounding * whole.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

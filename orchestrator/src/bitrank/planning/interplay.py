@@ -19,22 +19,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bitrank_adapters import best_low_rank
 from bitrank_data import build_once, cache_dir
 from bitrank_planner import Plan, Problem, exact
-from bitrank_quant import parse_format
-from bitrank_quant.reference import encode_in_parts
-from bitrank_quant.sensitivity import Replay
+from bitrank_quant import QuantWeight, parse_format
+from bitrank_quant.sensitivity import Modules, Replay, compute_dtype, modules_of, over, put, weight_of
 from bitrank_trainer import narrow_last_block
-from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from bitrank.measuring import Tables, calibration, tables_place, whole_machine
 from bitrank.specs import RunSpec
 
-VERSION = "2"  # of what is measured and how it lies on disk
+VERSION = "3"  # of what is measured and how it lies on disk
 ROUNDS = 2
 _FAR = 4.0  # a kind's factor is at most so many times that of all matrices together, and at least its inverse: the rest is noise
 Factors = dict[str, float]
@@ -128,55 +124,57 @@ def costs_by_kind(problem: Problem, plan: Plan) -> dict[str, float]:
 
 
 class Bench:
-    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the model, and the plan's matrices beside it."""
+    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the model in 16 bits, and the plan's matrices
+    beside it: in their formats, or in 16 bits where something is repaired."""
 
     def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
         self._tables, self._repairs = tables, repairs
         ready = calibration(spec)
         narrow_last_block(ready.model)  # only what the model answers counts
-        self._replay = Replay(ready.model, ready.joint, ready.judged)
-        self._modules: dict[str, Any] = {m.name: ready.model.get_submodule(m.name) for m in tables.matrices if m.tied_to is None}
-        self._kept = {name: module.weight.data for name, module in self._modules.items()}
-        self._planned: dict[str, tuple[tuple[str, int], Tensor]] = {}
+        self._model, self._replay = ready.model, Replay(ready.model, ready.joint, ready.judged)
+        self._kept = {m.name: modules_of(ready.model, m.name, ready.matrices) for m in ready.matrices if m.tied_to is None}
+        self._planned: dict[str, tuple[tuple[str, int], Modules]] = {}
 
     def added(self, plan: Plan) -> Added:
         """What ``plan`` adds. The model is as it was afterwards."""
         kinds: dict[str, list[str]] = defaultdict(list)
-        for name in self._modules:
+        for name in self._kept:
             kinds[kind_of(name)].append(name)
         try:
-            for name in self._modules:
-                self._modules[name].weight.data = self._as_planned(name, plan.precision[name], plan.ranks.get(name, 0))
+            for name in self._kept:
+                put(self._model, self._as_planned(name, plan.precision[name], plan.ranks.get(name, 0)))
             whole = self._far()
             return Added(whole, {kind: whole - self._without(names) for kind, names in kinds.items()})
         finally:
-            self._put_back(self._modules)
+            self._put_back(self._kept)
 
     def _without(self, names: Iterable[str]) -> float:
-        planned = {name: self._modules[name].weight.data for name in names}
-        self._put_back(planned)
+        self._put_back(names)
         far = self._far()
-        for name, weight in planned.items():
-            self._modules[name].weight.data = weight
+        for name in names:
+            put(self._model, self._planned[name][1])
         return far
 
     def _put_back(self, names: Iterable[str]) -> None:
         for name in names:
-            self._modules[name].weight.data = self._kept[name]
+            put(self._model, self._kept[name])
 
     def _far(self) -> float:
         return self._replay.judged_from(None, first=True)[1]
 
-    def _as_planned(self, name: str, text: str, rank: int) -> Tensor:
-        """The matrix in its format, with the best repair of ``rank`` on top, as it lies in the module; made anew only when it changes."""
+    def _as_planned(self, name: str, text: str, rank: int) -> Modules:
+        """The matrix in its format, with the best repair of ``rank`` on top; made anew only when it changes."""
         if name not in self._planned or self._planned[name][0] != (text, rank):
-            module = self._modules[name]
-            turned = isinstance(module, Conv1D)
-            weight_OI = self._kept[name].T if turned else self._kept[name]
-            fmt, moments = parse_format(text), self._tables.moments[name]
-            made_OI = fmt.decode(encode_in_parts(fmt, weight_OI), (weight_OI.shape[0], weight_OI.shape[1]), weight_OI.dtype)
-            if rank and self._repairs:
-                lost_OI = weight_OI.float() - made_OI.float()
-                made_OI = (made_OI.float() + best_low_rank(lost_OI, rank, (moments.row_O, moments.column_I)).product()).to(weight_OI.dtype)
-            self._planned[name] = ((text, rank), made_OI.T if turned else made_OI)
+            self._planned[name] = ((text, rank), over(self._stored(name, text, rank), self._kept[name]))
         return self._planned[name][1]
+
+    def _stored(self, name: str, text: str, rank: int) -> QuantWeight:
+        module = self._kept[name][name]
+        weight_OI, dtype = weight_of(module), compute_dtype(module)
+        stored = QuantWeight(weight_OI, parse_format(text), dtype)
+        if not (rank and self._repairs):
+            return stored
+        made_OI, moments = stored.decode().float(), self._tables.moments[name]
+        lost_OI = weight_OI.float() - made_OI
+        made_OI += best_low_rank(lost_OI, rank, (moments.row_O, moments.column_I)).product()
+        return QuantWeight(made_OI, parse_format("bf16"), dtype)

@@ -54,8 +54,8 @@ class Format(Protocol):
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
         """The matrix; where it is made on a CPU, in what ``room`` gives, but for what plain torch makes of codes."""
 
-    def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
-        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up."""
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up, or neighbours."""
 
     def nbytes(self, shape: tuple[int, int]) -> int: ...
 
@@ -90,7 +90,7 @@ class Float:
             return weight_OI.to(dtype)
         return room(shape, dtype).copy_(weight_OI)
 
-    def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
         return _take_rows(tensors, ids_N, rows)
 
     def nbytes(self, shape: tuple[int, int]) -> int:
@@ -125,7 +125,7 @@ class Int8Row:
         # int8 codes are exact in bf16 and fp16, so only the scaled product is rounded.
         return tensors["codes"].to(dtype).mul_(tensors["scale"].to(dtype)[:, None])
 
-    def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
         return _take_rows(tensors, ids_N, rows)
 
     def nbytes(self, shape: tuple[int, int]) -> int:
@@ -170,7 +170,7 @@ class Affine:
         values_GB = torch.addcmul(tensors["minimum"].float()[:, None], codes_GB.float(), tensors["scale"].float()[:, None])
         return _unblock(values_GB, shape).to(dtype)
 
-    def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
         return _take_rows(tensors, ids_N, rows)
 
     def nbytes(self, shape: tuple[int, int]) -> int:
@@ -214,7 +214,7 @@ class Codebook:
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return _unblock(values_NB, shape).to(dtype)
 
-    def rows(self, tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
         # Nested scales are not aligned to rows: decode them first (1/16 of the codes' bytes).
         return _take_rows({"codes": tensors["codes"], "absmax": self._absmax(tensors)}, ids_N, rows)
 
@@ -263,7 +263,7 @@ def nearest(values: Tensor, book: Tensor) -> Tensor:
     return order[torch.bucketize(values, middles)].to(torch.uint8)
 
 
-def _take_rows(tensors: Tensors, ids_N: Tensor, rows: int) -> Tensors:
+def _take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
     """Rows of tensors that each hold the same number of elements per row; the shape of the rest is kept flat or 2-D."""
     taken = {}
     for name, tensor in tensors.items():

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_quant.codebooks import encode_dynamic_8bit
-from bitrank_quant.formats import Codebook, Format, Int8Row, Tensors
+from bitrank_quant.formats import Codebook, Float, Format, Int8Row, Tensors
 from bitrank_quant.kernels import Room
 
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
-
-
 _PART = 2**20  # weights encoded at once
+_PRODUCT = 2**20  # weights decoded at once for a product on a CPU: 4 MiB in fp32, which are still in its cache when they are multiplied by
 
 
 def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
@@ -72,6 +71,21 @@ class QuantWeight(nn.Module):
     def decode(self, dtype: torch.dtype | None = None, room: Room = None) -> Tensor:
         """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``room`` as :meth:`Format.decode` takes it."""
         return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype, room)
+
+    def parts(self, dtype: torch.dtype) -> list[slice]:
+        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them."""
+        rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
+        as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
+        if as_it_is or next(iter(self.tensors.values())).device.type != "cpu":
+            step = rows
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def decode_part(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Some neighbouring rows of the matrix in ``dtype``."""
+        if part.stop - part.start == self.shape[0]:
+            return self.decode(dtype)
+        rows = self.fmt.rows(self.tensors, part, self.shape[0])
+        return self.fmt.decode(rows, (part.stop - part.start, self.shape[1]), dtype)
 
     def decode_rows(self, ids: Tensor) -> Tensor:
         """Rows ``ids`` (any shape) → (*ids.shape, in)."""
@@ -134,13 +148,30 @@ class _DecodedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
         ctx.quantized = quantized
-        return F.linear(input, quantized.decode(input.dtype), bias)
+        parts = quantized.parts(input.dtype)
+        if len(parts) == 1:
+            return F.linear(input, quantized.decode(input.dtype), bias)
+        y_NO = input.new_empty(len(input), quantized.shape[0])
+        for part in parts:
+            torch.mm(input, quantized.decode_part(part, input.dtype).T, out=y_NO[:, part])
+        return y_NO if bias is None else y_NO.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return grads[0] @ ctx.quantized.decode(grads[0].dtype), None, None
+        return _back(grads[0], ctx.quantized), None, None
+
+
+def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
+    """∂/∂x of ``y = x Wᵀ``; sums over parts are made in fp32."""
+    parts = quantized.parts(grad_NO.dtype)
+    if len(parts) == 1:
+        return grad_NO @ quantized.decode(grad_NO.dtype)
+    total_NI = grad_NO.new_zeros(len(grad_NO), quantized.shape[1], dtype=torch.float32)
+    for part in parts:
+        total_NI += grad_NO[:, part] @ quantized.decode_part(part, grad_NO.dtype)
+    return total_NI.to(grad_NO.dtype)
 
 
 class _LlmInt8(torch.autograd.Function):

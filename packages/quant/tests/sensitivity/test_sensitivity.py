@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from bitrank_quant import QuantError, parse_format, weight_matrices
-from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
+from bitrank_quant import QuantError, apply_precision, parse_format, weight_matrices
+from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments, weight_of
 from bitrank_quant.sensitivity.answers import LIKELIEST, Answers, answers, judge
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 FORMATS = [parse_format(text) for text in ("int2-g64", "int4-g64", "nf4", "int8", "bf16")]
 
@@ -32,6 +42,35 @@ def bert() -> nn.Module:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4)
     return BertForSequenceClassification(config).eval().requires_grad_(False)
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=3, n_head=4, n_positions=32)).eval().requires_grad_(False)
+
+
+def roberta() -> nn.Module:
+    """Two linear layers after the blocks, one on top of the other."""
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    return RobertaForSequenceClassification(config).eval().requires_grad_(False)
+
+
+class Forked(nn.Module):
+    """A Llama whose blocks each get a little of the embeddings too: they do not simply follow one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = llama()
+        for layer in self.inner.model.layers:  # type: ignore[union-attr]
+            layer.register_forward_pre_hook(self._more)
+
+    def _more(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0] * 1.0 + 0.1 * self._embedded, *args[1:])
+
+    def forward(self, input_ids: Tensor) -> Any:
+        self._embedded = self.inner.model.embed_tokens(input_ids)  # type: ignore[union-attr,operator]
+        return self.inner(inputs_embeds=self._embedded)
 
 
 def batches(count: int = 3) -> list[Tensor]:
@@ -141,6 +180,73 @@ def test_input_spectrum_is_that_of_each_matrix_own_inputs(measured: dict[str, An
         found_K = measured["moments"][name].input_K.double()
         assert len(found_K) == min(128, len(wanted_K))
         assert torch.allclose(found_K, wanted_K[: len(found_K)], rtol=1e-4, atol=1e-5 * float(wanted_K[0])), name
+
+
+def keep(seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    seen[name] = output
+
+
+@pytest.mark.parametrize("make", [llama, bert, gpt2, roberta, Forked])
+def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
+    """Rows of every linear matrix, from one graph through the whole model; also where blocks do not follow one another."""
+    model = make().eval()
+    replay = Replay(model, batches(), judged)
+    assert replay.chained == (make is not Forked)
+    matrices = weight_matrices(model)
+    moments = measure_moments(replay, matrices)
+    owned = [m.name for m in matrices if m.tied_to is None]
+    assert list(moments) == owned
+    names = [m.name for m in matrices if m.tied_to is None and m.role != "embedding"]
+    wanted = {name: torch.zeros(len(moments[name].row_O)) for name in names}
+    units = 0
+    for batch in batches():
+        seen: dict[str, Tensor] = {}
+        tables = [model.get_submodule(m.name) for m in matrices if m.role == "embedding"]
+        hooks = [table.register_forward_hook(lambda *called: called[2].requires_grad_()) for table in tables]
+        hooks += [model.get_submodule(name).register_forward_hook(partial(keep, seen, name)) for name in names]
+        loss, count = loss_sum(model, batch)
+        for name, grad in zip(names, torch.autograd.grad(loss, [seen[name] for name in names]), strict=True):
+            wanted[name] += grad.flatten(0, -2).square().sum(0)
+        units += count
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        assert torch.allclose(moments[name].row_O, wanted[name] / units, rtol=1e-3, atol=1e-5 * float(wanted[name].max() / units)), name
+
+
+def test_a_matrix_that_the_task_does_not_use_is_named() -> None:
+    model = llama()
+    model.spare = nn.Linear(8, 8)
+    with pytest.raises(QuantError, match="no gradient of the loss reaches spare"):
+        measure_moments(Replay(model, batches(), judged), weight_matrices(model))
+
+
+@pytest.mark.parametrize("make", [llama, bert, gpt2])
+def test_a_model_held_in_16_bits_is_measured_as_one_held_in_32(make: Any) -> None:
+    """Of weights that 16 bits hold exactly. What is held is not made wider, and what the model holds is as before afterwards."""
+    found = []
+    for narrow in (False, True):
+        model = make()
+        matrices = weight_matrices(model)
+        for matrix in matrices:
+            weight = model.get_submodule(matrix.name).weight
+            weight.data = weight.data.bfloat16().float()
+        if narrow:
+            apply_precision(model, {m.name: "bf16" for m in matrices if m.tied_to is None}, compute_dtype=torch.float32)
+        before = {name: module for name, module in model.named_modules() if not list(module.children())}
+        replay = Replay(model, batches(), judged)
+        moments = measure_moments(replay, matrices)
+        found.append((moments, measure_errors(replay, matrices, FORMATS, moments)))
+        assert {name: module for name, module in model.named_modules() if not list(module.children())} == before
+        if narrow:
+            assert all(weight_of(model.get_submodule(m.name)).dtype == torch.bfloat16 for m in matrices)
+    for wide, narrow in zip(*(errors.items() for _, errors in found), strict=True):
+        for text in map(str, FORMATS):
+            one, other = wide[1][text], narrow[1][text]
+            assert wide[0] == narrow[0] and one.nbytes == other.nbytes
+            assert (one.plain, one.input, one.fisher) == pytest.approx((other.plain, other.input, other.fisher), rel=1e-4)
+            assert (one.added or 0.0, one.far or 0.0) == pytest.approx((other.added or 0.0, other.far or 0.0), abs=2e-6)
+            assert torch.allclose(one.tail_R, other.tail_R, rtol=1e-3, atol=1e-9)
 
 
 def test_importance_and_norm(measured: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """How much each weight matrix minds being stored in fewer bits, what rank can repair of it, and what rank can learn.
 
-Three steps, each streamed block by block so that the 16-bit model and one block's work space are all that is in memory:
+Three steps, each streamed block by block so that the model as it is held and one block's work space are all that is in memory, beside what
+blocks gave (a hidden state for each position and block):
 
     replay = Replay(model, batches, judged)                    what every block gives, kept once
     moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient
@@ -10,7 +11,21 @@ Nothing is trained, and the model is left as it was.
 """
 
 from bitrank_quant.sensitivity.errors import FormatErrors, measure_errors
-from bitrank_quant.sensitivity.moments import Moments, measure_moments
+from bitrank_quant.sensitivity.moments import Moments, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Judged, Replay
+from bitrank_quant.sensitivity.swaps import Modules, compute_dtype, modules_of, over, put
 
-__all__ = ["FormatErrors", "Judged", "Moments", "Replay", "measure_errors", "measure_moments"]
+__all__ = [
+    "FormatErrors",
+    "Judged",
+    "Modules",
+    "Moments",
+    "Replay",
+    "compute_dtype",
+    "measure_errors",
+    "measure_moments",
+    "modules_of",
+    "over",
+    "put",
+    "weight_of",
+]

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.formats import Float, Format
 from bitrank_quant.matrices import WeightMatrix
-from bitrank_quant.reference import encode_in_parts
+from bitrank_quant.reference import QuantWeight
 from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, singular_values, weight_of
 from bitrank_quant.sensitivity.replay import Replay
+from bitrank_quant.sensitivity.swaps import Modules, compute_dtype, modules_of, over, put
 
 
 @dataclass(frozen=True)
@@ -56,31 +55,40 @@ def measure_errors(
     done: dict[str, dict[str, FormatErrors]] = {}
     for matrix in (m for m in matrices if m.tied_to is None):
         told(matrix.name)
-        done[matrix.name] = {str(fmt): _one(replay, matrix, fmt, moments[matrix.name], measured(fmt)) for fmt in formats}
+        modules = modules_of(replay.model, matrix.name, matrices)
+        done[matrix.name] = {str(fmt): _one(replay, matrix, modules, fmt, moments[matrix.name], measured(fmt)) for fmt in formats}
     return done
 
 
-def _one(replay: Replay, matrix: WeightMatrix, fmt: Format, moments: Moments, measured: bool) -> FormatErrors:
+def _one(replay: Replay, matrix: WeightMatrix, modules: Modules, fmt: Format, moments: Moments, measured: bool) -> FormatErrors:
     if isinstance(fmt, Float):
         tail_R = torch.zeros(0 if matrix.role == "embedding" else min(SPECTRUM, *matrix.shape) + 1)
         return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0, 0.0)
-    module: Any = replay.model.get_submodule(matrix.name)
-    weight_OI = weight_of(module)
-    stored_OI = fmt.decode(encode_in_parts(fmt, weight_OI), matrix.shape, weight_OI.dtype)
-    added, far = _measured(replay, matrix, module, stored_OI) if measured else (None, None)
-    # An embedding may be half of a model, so few copies of it are held: what was stored becomes the error, and that its square.
-    delta_OI = stored_OI.float().sub_(weight_OI)
-    tail_R = torch.zeros(0) if matrix.role == "embedding" else _tail(delta_OI, moments)
-    square_OI = delta_OI.square_()
+    weight_OI = weight_of(modules[matrix.name])
+    stored = QuantWeight(weight_OI, fmt, compute_dtype(modules[matrix.name]))
+    added, far = _measured(replay, matrix, modules, stored) if measured else (None, None)
+    plain, by_input, fisher = _weight_errors(weight_OI, stored, moments)
     return FormatErrors(
         nbytes=fmt.nbytes(matrix.shape),
-        plain=float(square_OI.sum()),
-        input=float((square_OI @ moments.column_I.to(square_OI)).sum()),
-        fisher=0.5 * sum(float(row_O.to(square_OI) @ square_OI @ column_I.to(square_OI)) for row_O, column_I in moments.weights()),
-        tail_R=tail_R,
+        plain=plain,
+        input=by_input,
+        fisher=fisher,
+        tail_R=torch.zeros(0) if matrix.role == "embedding" else _tail(stored.decode().float().sub_(weight_OI), moments),
         added=added,
         far=far,
     )
+
+
+def _weight_errors(weight_OI: Tensor, stored: QuantWeight, moments: Moments) -> tuple[float, float, float]:
+    """The three errors of the weights, some rows at a time: an embedding may be half of a model, and is not made wider as a whole."""
+    plain = by_input = fisher = 0.0
+    for part in stored.parts(torch.float32):
+        square_PI = stored.decode_part(part, stored.compute_dtype).float().sub_(weight_OI[part]).square_()
+        plain += float(square_PI.sum())
+        by_input += float((square_PI @ moments.column_I.to(square_PI)).sum())
+        for row_O, column_I in moments.weights():
+            fisher += 0.5 * float(row_O[part].to(square_PI) @ square_PI @ column_I.to(square_PI))
+    return plain, by_input, fisher
 
 
 def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
@@ -91,12 +99,11 @@ def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
     return tail[: SPECTRUM + 1].float().cpu()
 
 
-def _measured(replay: Replay, matrix: WeightMatrix, module: Any, stored_OI: Tensor) -> tuple[float, float]:
-    """Loss added and divergence when this matrix alone holds ``stored_OI``; the model is as it was afterwards."""
-    kept = module.weight.data
+def _measured(replay: Replay, matrix: WeightMatrix, modules: Modules, stored: QuantWeight) -> tuple[float, float]:
+    """Loss added and divergence when this matrix alone is ``stored``; the model is as it was afterwards."""
     try:
-        module.weight.data = stored_OI.T if isinstance(module, Conv1D) else stored_OI
+        put(replay.model, over(stored, modules))
         loss, far = replay.judged_from(replay.block_of(matrix.name), first=matrix.role == "embedding")
         return loss - replay.base, far
     finally:
-        module.weight.data = kept
+        put(replay.model, modules)

@@ -7,12 +7,15 @@ For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units,
 over the N positions that the layer sees: the diagonals of both Kronecker factors (Martens and Grosse 2015). An error Δ of the weights
 is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding a row's weight is how often its token comes (with one count spread
 over all tokens, so that none is free), and a column's is the mean squared gradient of the output.
+
+One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
+computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +25,11 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
+from bitrank_quant.reference import QuantEmbedding, QuantLinear
 from bitrank_quant.sensitivity.replay import Replay
 
 SPECTRUM = 128  # singular values kept
-_TOGETHER = 3  # blocks measured in one pass: what they take together stays below a small model's embedding in fp32
+_ROWS = 1024  # of a table looked at together
 
 
 @dataclass(frozen=True)
@@ -73,40 +77,50 @@ class _Sums:
 def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Callable[[str], None] = lambda _: None) -> dict[str, Moments]:
     """The moments of every matrix that is not a tied head, by name. ``told`` hears which block is being measured.
 
-    Raises :class:`QuantError` when a gradient is not finite.
+    Where blocks do not simply follow one another (:attr:`Replay.chained`) all is gathered in one pass, and held at once. Raises
+    :class:`QuantError` when a gradient is not finite, or none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
-    linear = [m for m in owned if m.role != "embedding"]
-    done: dict[str, Moments] = {}
-    stages: list[list[str | None]] = [*_groups(replay.order), [None]]
-    for blocks in stages:
-        told(", ".join(block or "outside the blocks" for block in blocks))
-        done |= _linear_stage(replay, blocks[0], [m for m in linear if replay.block_of(m.name) in blocks])
-    heads = {m.tied_to: m for m in matrices if m.tied_to is not None}
-    done |= _embeddings(replay, [m for m in owned if m.role == "embedding"], heads)
+    inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
+    chained = bool(replay.order) and replay.chained and not any(m.role == "embedding" for found in inside.values() for m in found)
+    rest = [m for m in owned if not chained or replay.block_of(m.name) is None]
+    outside = _Outside(replay.model, rest, [m for m in matrices if m.tied_to is not None])
+    if chained:
+        done = _swept(replay, inside, outside, told)
+    else:
+        with outside.gathering(tables=True):
+            replay.back_through_all()
+        done = {}
+    done |= outside.moments(replay)
     for name, moments in done.items():
         if not all(torch.isfinite(part).all() for pair in moments.weights() for part in pair):
             raise QuantError(f"the gradients of {name} on the calibration data are not finite; check weights and data")
     return {m.name: done[m.name] for m in owned}
 
 
-def _groups(order: list[str]) -> list[list[str | None]]:
-    """Blocks that share a pass: each holds a gradient and an input moment for each of its matrices while the pass lasts."""
-    return [list(order[start : start + _TOGETHER]) for start in range(0, len(order), _TOGETHER)]
+def _swept(
+    replay: Replay, inside: Mapping[str, Sequence[WeightMatrix]], outside: _Outside, told: Callable[[str], None]
+) -> dict[str, Moments]:
+    """The moments of what lies inside the blocks, from the last block to the first; what lies outside them gathers on the way."""
+    done: dict[str, Moments] = {}
+    told("after the blocks")
+    with outside.gathering(tables=False):
+        gradients = replay.back_from_loss()
+    for block in reversed(replay.order):
+        told(block)
+        sums = {m.name: _Sums() for m in inside[block]}
+        with _hooked(replay.model, {name: _watch(part) for name, part in sums.items()}):
+            gradients = replay.back_through(block, gradients)
+        done |= _finished(replay, sums)
+    told("before the blocks")
+    with outside.gathering(tables=True):
+        replay.back_to_start(gradients)
+    return done
 
 
-def _linear_stage(replay: Replay, block: str | None, matrices: list[WeightMatrix]) -> dict[str, Moments]:
-    """Linear matrices of a few blocks, ``block`` the first of them, in one pass: the backward pass ends where it begins."""
-    if not matrices:
-        return {}
-    sums = {m.name: _Sums() for m in matrices}
-    units = 0
-    with _gathering(replay.model, sums, replay.model.get_submodule(block) if block else None):
-        for loss, count in replay.losses_from(block):
-            loss.backward()
-            units += count
+def _finished(replay: Replay, sums: Mapping[str, _Sums]) -> dict[str, Moments]:
     spectra = _Spectra()
-    return {m.name: _moments(replay.model.get_submodule(m.name), sums[m.name], units, spectra) for m in matrices}
+    return {name: _moments(name, replay.model.get_submodule(name), part, replay.units, spectra) for name, part in sums.items()}
 
 
 class _Spectra:
@@ -124,36 +138,30 @@ class _Spectra:
 
 
 @contextmanager
-def _gathering(model: nn.Module, sums: dict[str, _Sums], block: nn.Module | None) -> Iterator[None]:
-    """Give each named module's input and output gradient to its sums; the block's input starts the graph."""
-    hooks = [model.get_submodule(name).register_forward_hook(_watch(part)) for name, part in sums.items()]
-    if block is not None:
-        hooks.append(block.register_forward_pre_hook(_start_graph, with_kwargs=True))
-    else:
-        hooks += [model.get_submodule(name).register_forward_pre_hook(_start_graph, with_kwargs=True) for name in sums]
+def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """A forward hook on each named module, for a while."""
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _watch(sums: _Sums) -> Callable[..., None]:
+    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it."""
+
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x_NI = inputs[0].detach().flatten(0, -2)
-        output.register_hook(lambda grad: sums.add(x_NI, grad.detach().flatten(0, -2)))
+        if output.requires_grad:
+            x_NI = inputs[0].detach().flatten(0, -2)
+            output.register_hook(lambda grad: sums.add(x_NI, grad.detach().flatten(0, -2)))
 
     return hook
 
 
-def _start_graph(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The first tensor that goes in as a leaf that wants a gradient, so that a graph exists though every weight is frozen."""
-    if args:
-        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
-
-
-def _moments(module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
+def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
+    if not sums.positions:
+        raise QuantError(f"no gradient of the loss reaches {name}: the task does not use it, so nothing can be measured of it")
     gradient_OI = sums.gradient_OI / units
     weight_OI = weight_of(module).float()
     input_II = sums.input_II / sums.positions
@@ -170,30 +178,35 @@ def _moments(module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> M
     )
 
 
-def _embeddings(replay: Replay, tables: Sequence[WeightMatrix], heads: Mapping[str, WeightMatrix]) -> dict[str, Moments]:
-    """Tables' rows by how often they are looked up, their columns by the gradient of what comes out; tied heads by their own moments.
+class _Outside:
+    """What lies outside the blocks: linear matrices, tables and tied heads, those before the blocks and those after them.
 
-    One pass for all of them: each table's output is a leaf of the same graph.
+    Tables' rows are weighted by how often they are looked up, their columns by the gradient of what comes out; tied heads have moments of
+    their own.
     """
-    if not tables:
-        return {}
-    seen = {table.name: _Lookups(table.shape) for table in tables}
-    units = 0
-    hooks = [replay.model.get_submodule(name).register_forward_hook(lookups.hook) for name, lookups in seen.items()]
-    try:
-        for loss, count in replay.losses_from(None, first=True):
-            loss.backward()
-            units += count
-    finally:
-        for hook in hooks:
-            hook.remove()
-    empty = torch.zeros(0)
-    tied = {table: _head(replay, head) for table, head in heads.items()}
-    norms = {name: float(weight_of(replay.model.get_submodule(name)).float().norm()) for name in seen}
-    return {
-        name: Moments(found.frequency_V(), found.column_D / units, empty, empty, 0.0, norms[name], *tied.get(name, (empty, empty)))
-        for name, found in seen.items()
-    }
+
+    def __init__(self, model: nn.Module, matrices: Sequence[WeightMatrix], heads: Sequence[WeightMatrix]) -> None:
+        self._model = model
+        self._linear = {m.name: _Sums() for m in matrices if m.role != "embedding"}
+        self._tables = {m.name: _Lookups(m.shape) for m in matrices if m.role == "embedding"}
+        self._heads = {str(m.tied_to): (m.name, _HeadSums(m.shape)) for m in heads}
+
+    def gathering(self, tables: bool) -> AbstractContextManager[None]:
+        """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be counted once."""
+        hooks: dict[str, Callable[..., Any]] = {name: _watch(sums) for name, sums in self._linear.items()}
+        hooks |= {name: sums.hook for name, sums in self._heads.values()}
+        return _hooked(self._model, hooks | ({name: lookups.hook for name, lookups in self._tables.items()} if tables else {}))
+
+    def moments(self, replay: Replay) -> dict[str, Moments]:
+        found = {name: self._table(name, lookups, replay.units) for name, lookups in self._tables.items()}
+        return found | _finished(replay, self._linear)
+
+    def _table(self, name: str, lookups: _Lookups, units: int) -> Moments:
+        empty = torch.zeros(0)
+        weight_VD = weight_of(self._model.get_submodule(name))
+        norm = sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5  # a table is not made wider as a whole
+        head = self._heads[name][1].pair(units) if name in self._heads else (empty, empty)
+        return Moments(lookups.frequency_V(), lookups.column_D / units, empty, empty, 0.0, norm, *head)
 
 
 class _Lookups:
@@ -216,40 +229,40 @@ class _Lookups:
         return (self.counts_V + 1 / len(self.counts_V)) / (self.positions + 1)
 
 
-def _head(replay: Replay, head: WeightMatrix) -> tuple[Tensor, Tensor]:
-    """Row and column moments of a tied head, without the (vocabulary, in) gradient that nobody asks for."""
-    row_O, column_I = torch.zeros(head.shape[0]), torch.zeros(head.shape[1])
-    seen = {"positions": 0, "units": 0}
+class _HeadSums:
+    """What a tied head gathers: row and column moments, without the (vocabulary, in) gradient that nobody asks for."""
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x_NI = inputs[0].detach().flatten(0, -2)
-        column_I.add_(x_NI.float().square().sum(0).cpu())
-        seen["positions"] += len(x_NI)
-        output.register_hook(_add_squares(row_O))
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._row_O, self._column_I = torch.zeros(shape[0]), torch.zeros(shape[1])
+        self._positions = 0
 
-    module = replay.model.get_submodule(head.name)
-    hooks = [module.register_forward_hook(hook), module.register_forward_pre_hook(_start_graph, with_kwargs=True)]
-    try:
-        for loss, count in replay.losses_from(None):
-            loss.backward()
-            seen["units"] += count
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return row_O / seen["units"], column_I / seen["positions"]
+    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """As a forward hook, in passes whose gradient comes through the head."""
+        if output.requires_grad:
+            x_NI = inputs[0].detach().flatten(0, -2)
+            self._column_I += x_NI.float().square().sum(0).cpu()
+            self._positions += len(x_NI)
+            output.register_hook(_add_squares(self._row_O))
+
+    def pair(self, units: int) -> tuple[Tensor, Tensor]:
+        return self._row_O / units, self._column_I / self._positions
 
 
 def _add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
     """A gradient hook that adds the squares of each column to ``total_O``. It gives nothing back: the gradient stays what it is."""
 
     def hook(grad: Tensor) -> None:
-        total_O.add_(grad.detach().float().flatten(0, -2).square().sum(0).cpu())
+        norm_O = torch.linalg.vector_norm(grad.detach().flatten(0, -2), dim=0, dtype=torch.float32)  # a vocabulary's gradient is not copied
+        total_O.add_(norm_O.square().cpu())
 
     return hook
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding."""
+    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding, as it is held: what lies in 16 bits is not made wider."""
+    if isinstance(module, (QuantLinear, QuantEmbedding)):
+        held: Tensor | None = module.quantized.tensors.get("weight")
+        return module.quantized.decode() if held is None else held
     weight: Tensor = module.weight.detach()  # type: ignore[union-attr,assignment,operator]
     return weight.T if isinstance(module, Conv1D) else weight
 

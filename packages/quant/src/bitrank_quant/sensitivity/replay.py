@@ -1,7 +1,10 @@
-"""Run a model again from one of its blocks on.
+"""Run a model again from one of its blocks on, or one of its blocks alone.
 
-What each block gives for the calibration batches is kept (16 bits a hidden unit and block). To see what a change inside one block
-does, the blocks before it need not be computed: they hand out what they gave before. On average that halves the cost.
+What each block gives for the calibration batches is kept, in the compute dtype. To see what a change inside one block does, the blocks
+before it need not be computed: they hand out what they gave before. On average that halves the cost. To see the gradients inside one
+block, nothing else is computed at all: it is called again as it was called, and given the gradient of what it gives
+(:meth:`Replay.back_from_loss`, :meth:`Replay.back_through`, :meth:`Replay.back_to_start`), so that there is never more than one block's
+graph.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import Cache
 
 from bitrank_quant.errors import QuantError
 from bitrank_quant.sensitivity.answers import Answers, answers, judge
@@ -21,11 +26,34 @@ from bitrank_quant.sensitivity.answers import Answers, answers, judge
 Judged = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """A model and a batch → its logits (positions, classes), and the right class of each position: −100 where nothing is judged."""
 
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a block: what it was given beside the hidden states, those, and what it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def hidden(self) -> Tensor:
+        return _first(self.args, self.kwargs)
+
+    def on(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """What ``block`` gives for other hidden states."""
+        if self.args:
+            return _states(block(hidden, *self.args[1:], **self.kwargs))
+        return _states(block(**{**self.kwargs, "hidden_states": hidden}))
+
+
 _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 
 
 class Replay:
-    """``model`` on ``batches``, from any block on. ``order`` lists the block modules as the model runs them.
+    """``model`` on ``batches``, from any block on. ``order`` lists the blocks as the model runs them, ``units`` counts what is judged.
+
+    ``chained`` says that each block is called once, on what the one before it gave: a loss then reaches a block only through the next one,
+    and gradients can be carried from block to block. What else a block is given (masks, positions) counts as constant.
 
     ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
@@ -38,14 +66,18 @@ class Replay:
         named = _layers(model) if blocks is None else blocks
         self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
-        self._given: list[dict[str, Any]] = []
+        self.chained, self.units, total = True, 0, 0.0
+        self._given: list[dict[str, _Call]] = []
         self._answers: list[Answers] = []
         with torch.no_grad():
             for batch in batches:
                 self._given.append({})
                 with self._watching(self._given[-1]):
-                    self._answers.append(answers(judged(model, batch)[0]))
-        self.base = self.loss_from(None)
+                    logits_NC, labels_N = judged(model, batch)
+                self._answers.append(answers(logits_NC))
+                self.units += _count(labels_N)
+                total += float(_loss(logits_NC, labels_N))
+        self.base = total / self.units if self.units else float("nan")
         if not torch.isfinite(torch.tensor(self.base)):
             raise QuantError(f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data")
 
@@ -62,35 +94,81 @@ class Replay:
 
     def judged_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
-        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed; ``first`` as in :meth:`losses_from`."""
+        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed; with ``first`` all of it."""
         with torch.no_grad():
             answered = zip(self._answers, self._from(block, first), strict=True)
             parts = [(*judge(kept, logits_NC, labels_N), _count(labels_N)) for kept, (logits_NC, labels_N) in answered]
         units = sum(count for _, _, count in parts)
         return sum(loss for loss, _, _ in parts) / units, sum(far for _, far, _ in parts) / units
 
-    def losses_from(self, block: str | None, first: bool = False) -> Iterator[tuple[Tensor, int]]:
-        """Loss in nats, summed over what is judged, and how much that is, batch by batch; ``first`` computes everything, embeddings too."""
-        for logits_NC, labels_N in self._from(block, first):
-            yield F.cross_entropy(logits_NC.float(), labels_N, reduction="sum"), _count(labels_N)
+    def losses_from(self, block: str | None) -> Iterator[tuple[Tensor, int]]:
+        """Loss in nats, summed over what is judged, and how much that is, batch by batch; ``block`` as in :meth:`loss_from`."""
+        for logits_NC, labels_N in self._from(block, first=False):
+            yield _loss(logits_NC, labels_N), _count(labels_N)
+
+    def back_from_loss(self) -> list[Tensor]:
+        """Back-propagate the summed loss to what the last block gives; its gradient there, batch by batch."""
+        found, last = [], self.order[-1]
+        for batch, given in zip(self.batches, self._given, strict=True):
+            outputs = {name: given[name].output for name in self.order}
+            leaf = _states(outputs[last]).detach().requires_grad_()
+            with self._handing_out({**outputs, last: _with_states(outputs[last], leaf)}):
+                self._back(batch)
+            found.append(_gradient(leaf))
+        return found
+
+    def back_through_all(self) -> None:
+        """Back-propagate the summed loss through the whole model, to leaves that hooks have put there."""
+        for batch in self.batches:
+            self._back(batch)
+
+    def back_through(self, block: str, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """From the gradients of what ``block`` gives those of what it is given, batch by batch. It is computed again, alone."""
+        found = []
+        for given, gradient in zip(self._given, gradients, strict=True):
+            leaf = given[block].hidden.detach().requires_grad_()
+            given[block].on(self._blocks[block], leaf).backward(gradient)
+            found.append(_gradient(leaf))
+        return found
+
+    def back_to_start(self, gradients: Sequence[Tensor]) -> None:
+        """From the gradients of what the first block is given to what lies before the blocks: to leaves that hooks have put there."""
+        entered: list[Tensor] = []
+        first = self._blocks[self.order[0]]
+        hook = first.register_forward_pre_hook(lambda _, args, kwargs: entered.append(_first(args, kwargs)), with_kwargs=True)
+        try:
+            for batch, given, gradient in zip(self.batches, self._given, gradients, strict=True):
+                with self._handing_out({name: given[name].output for name in self.order}):
+                    self._judged(self.model, batch)
+                if (states := entered.pop()).requires_grad:  # else nothing before the blocks is watched
+                    states.backward(gradient)
+        finally:
+            hook.remove()
+
+    def _back(self, batch: Any) -> None:
+        logits_NC, labels_N = self._judged(self.model, batch)
+        logits_NC.backward(_loss_gradient(logits_NC.detach(), labels_N))
 
     def _from(self, block: str | None, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
         skipped = [] if first else self.order if block is None else self.order[: self.order.index(block)]
         for batch, given in zip(self.batches, self._given, strict=True):
-            with self._handing_out({name: given[name] for name in skipped}):
+            with self._handing_out({name: given[name].output for name in skipped}):
                 yield self._judged(self.model, batch)
 
     @contextmanager
-    def _watching(self, given: dict[str, Any]) -> Iterator[None]:
+    def _watching(self, given: dict[str, _Call]) -> Iterator[None]:
         def keep(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 if name not in self.order:
                     self.order.append(name)
-                given[name] = output
+                before = next(reversed(given.values()), None)
+                follows = before is None or _states(before.output) is _first(args, kwargs)
+                self.chained = self.chained and follows and name not in given
+                given[name] = _Call(*_without_cache(args, kwargs), output)
 
             return hook
 
-        hooks = [module.register_forward_hook(keep(name)) for name, module in self._blocks.items()]
+        hooks = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in self._blocks.items()]
         try:
             yield
         finally:
@@ -109,8 +187,49 @@ class Replay:
                 del module.forward
 
 
+def _loss(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
+
+
 def _count(labels_N: Tensor) -> int:
     return int((labels_N >= 0).sum())
+
+
+def _states(output: Any) -> Tensor:
+    """The hidden states in what a block gives: all of it, or the first of several things."""
+    states: Tensor = output if isinstance(output, Tensor) else output[0]
+    return states
+
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    return states if isinstance(output, Tensor) else (states, *output[1:])
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a block is called with."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def _without_cache(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A cache of keys and values has room for one call: a second one would find its own keys there."""
+    kept = tuple(None if isinstance(value, Cache) else value for value in args)
+    return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _loss_gradient(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """∂/∂logits of the cross entropy in nats, summed over the positions whose label is not negative: softmax less the right class.
+
+    Written out, since autograd's way holds three tensors of the logits' size, and a vocabulary's are the largest of all.
+    """
+    gradient_NC = torch.softmax(logits_NC, dim=1, dtype=torch.float32)
+    gradient_NC.scatter_add_(1, labels_N.clamp_min(0)[:, None], gradient_NC.new_full((len(labels_N), 1), -1.0))
+    gradient_NC[labels_N < 0] = 0.0
+    return gradient_NC.to(logits_NC.dtype)
 
 
 def _layers(model: nn.Module) -> list[str]:
