@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
-from bitrank_quant import WeightMatrix, apply_precision, parse_format, weight_matrices
+from bitrank_quant import WeightMatrix, apply_precision, float_format, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Judged, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import (
     DTYPES,
@@ -120,14 +120,14 @@ class Calibration:
 
 
 def calibration(spec: RunSpec) -> Calibration:
-    """The whole model of ``spec``, frozen, and calibration data of its task. Its matrices are held in 16 bits, as a run in full precision
-    holds them, whatever it computes in. Raises as :func:`measure` does."""
+    """The whole model of ``spec``, frozen, and calibration data of its task. Its matrices are held in 16 bits where their file does,
+    whatever is computed in. Raises as :func:`measure` does."""
     task = _task(spec)
     device = choose_device(spec.device)
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
     loaded = open_model(spec, len(task.classes), device, dtype)
     matrices = [m for m in weight_matrices(loaded.model) if m.name not in loaded.fresh]
-    bits = {m.name: "bf16" for m in matrices if m.tied_to is None}
+    bits = {m.name: _held(loaded.filed(m.name), dtype) for m in matrices if m.tied_to is None}
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
@@ -139,6 +139,11 @@ def calibration(spec: RunSpec) -> Calibration:
     joint = calibration_batches(task, whole)
     few = calibration_batches(task, min(count, _TRIED[task.kind]), of=whole)
     return Calibration(model, judged(spec.kind, device), matrices, many, few, joint)
+
+
+def _held(filed: torch.dtype, computed: torch.dtype) -> str:
+    """The format to hold a matrix in: its file's where that has 16 bits, else what is computed in: a run has no more."""
+    return str(float_format(filed if filed.itemsize == 2 < computed.itemsize else computed))
 
 
 def _task(spec: RunSpec) -> TokenisedTask:

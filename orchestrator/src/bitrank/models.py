@@ -26,14 +26,15 @@ from transformers.utils import logging as transformers_logging
 from bitrank.errors import UserError
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
-from bitrank.weights import Filler, find_source
+from bitrank.weights import Filler, Source, find_source
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model in the compute dtype, its tokenizer, the names of freshly made modules (to be trained whole), and its size.
 
-    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights may be on the ``meta`` device.
+    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights may be on the ``meta`` device. ``filed`` tells in which
+    dtype a module's weight was filed.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Loaded:
     parameters: int
     fill: Callable[[str], None]
     fill_rest: Callable[[], None]
+    filed: Callable[[str], torch.dtype]
 
 
 def locate(name: str) -> str:
@@ -87,7 +89,8 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     if (source := find_source(empty, folder)) is None:
         return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
     filler = Filler(empty, source, device, dtype, spec.seed)
-    return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest)
+    filed = partial(_filed, source)
+    return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest, filed)
 
 
 def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
@@ -104,7 +107,12 @@ def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any,
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_cannot_load(name, error)) from error
     fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None)
+    # What it was before it was cast is not told.
+    return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None, lambda _: words["dtype"])
+
+
+def _filed(source: Source, module: str) -> torch.dtype:
+    return source.dtype_of(f"{module}.weight")
 
 
 def _folder(name: str) -> Path:

@@ -31,6 +31,13 @@ class Source:
     places: dict[str, tuple[Path, str]]
     fresh: list[str]
 
+    def dtype_of(self, parameter: str) -> torch.dtype:
+        """The dtype in which a file holds ``parameter``."""
+        path, key = self.places[parameter]
+        with safe_open(path, framework="pt") as file:
+            dtype: torch.dtype = file.get_slice(key)[:0].dtype
+        return dtype
+
 
 class Filler:
     """Gives a model on the ``meta`` device its weights. A parameter that several modules share stays shared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from bitrank.measuring import Tables, calibration, measure
+from bitrank.models import locate
 from bitrank.planning import interplay
 from bitrank.planning.costs import Choices, make_problem
 from bitrank.planning.interplay import Added, Bench, calibrated, costs_by_kind, find_factors, kind_of, scaled
@@ -19,6 +21,7 @@ from bitrank.specs import RunSpec, make_spec
 from bitrank_planner import Infeasible, Item, Option, Plan, Problem, exact
 from bitrank_quant import Format, QuantEmbedding, QuantLinear, parse_format
 from bitrank_quant.sensitivity import Replay, compute_dtype, weight_of
+from safetensors.torch import load_file, save_file
 
 COSTS = {"int2": (2, 9.0), "int4": (4, 3.0), "int8": (8, 1.0)}
 
@@ -105,6 +108,23 @@ def problem_of(spec: RunSpec, tables: Tables, above: float = 1.3) -> Problem:
     sizes, choices = sizes_of(spec), Choices(ranks=(2, 4))
     smallest = make_problem(tables, sizes, 10**9, choices).smallest
     return make_problem(tables, sizes, int(above * smallest), choices)
+
+
+@pytest.mark.parametrize("filed", [torch.bfloat16, torch.float32])
+def test_a_model_is_held_in_16_bits_where_its_file_is(tmp_path: Path, filed: torch.dtype) -> None:
+    """And no narrower: a run that computes in fp32 quantizes what an fp32 file holds to the last bit."""
+    folder = tmp_path / "model"
+    shutil.copytree(locate("tiny-llama"), folder)
+    file = folder / "model.safetensors"
+    save_file({name: tensor.to(filed) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    ready = calibration(make_spec(find_profile("smoke"), "B-FP", "toy_articles", {"model": str(folder), "dtype": "fp32"}))
+    filed_tensors = load_file(file)
+    for matrix in ready.matrices:
+        module = ready.model.get_submodule(matrix.name)
+        weight = weight_of(module)
+        assert (weight.dtype, compute_dtype(module)) == (filed, torch.float32), matrix.name
+        if matrix.tied_to is None:
+            assert torch.equal(weight, filed_tensors[f"{matrix.name}.weight"])
 
 
 def hold(module: Any, fmt: Format) -> None:

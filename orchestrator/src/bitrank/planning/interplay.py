@@ -23,7 +23,7 @@ from pathlib import Path
 from bitrank_adapters import best_low_rank
 from bitrank_data import build_once, cache_dir
 from bitrank_planner import Plan, Problem, exact
-from bitrank_quant import QuantWeight, parse_format
+from bitrank_quant import QuantWeight, float_format, parse_format
 from bitrank_quant.sensitivity import Modules, Replay, compute_dtype, modules_of, over, put, weight_of
 from bitrank_trainer import narrow_last_block
 
@@ -124,8 +124,8 @@ def costs_by_kind(problem: Problem, plan: Plan) -> dict[str, float]:
 
 
 class Bench:
-    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the model in 16 bits, and the plan's matrices
-    beside it: in their formats, or in 16 bits where something is repaired."""
+    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the plan's matrices beside those of the model:
+    in their formats, or as the model's are held where something is repaired."""
 
     def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
         self._tables, self._repairs = tables, repairs
@@ -177,4 +177,4 @@ class Bench:
         made_OI, moments = stored.decode().float(), self._tables.moments[name]
         lost_OI = weight_OI.float() - made_OI
         made_OI += best_low_rank(lost_OI, rank, (moments.row_O, moments.column_I)).product()
-        return QuantWeight(made_OI, parse_format("bf16"), dtype)
+        return QuantWeight(made_OI, float_format(weight_OI.dtype), dtype)

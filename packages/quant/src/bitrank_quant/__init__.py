@@ -6,7 +6,7 @@ from bitrank_quant.choice import available_overrides, check_fits, choose_backend
 from bitrank_quant.decoders import decoder, stored_weight
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
-from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, parse_format
+from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, float_format, parse_format
 from bitrank_quant.kernels import kernels_status
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
@@ -41,6 +41,7 @@ __all__ = [
     "check_fits",
     "choose_backend",
     "decoder",
+    "float_format",
     "kernels_status",
     "load_quantized",
     "override_for",

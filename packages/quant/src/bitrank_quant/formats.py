@@ -256,6 +256,14 @@ def parse_format(text: str) -> Format:
     raise QuantError(f"unknown format {text!r}; nearest: {', '.join(near)} (also int<2-8>-g<size>, nf4-g<size>[-dq])")
 
 
+def float_format(dtype: torch.dtype) -> Float:
+    """The floating-point format that holds ``dtype``. Raises :class:`QuantError` where there is none."""
+    for name, held in _FLOATS.items():
+        if held == dtype:
+            return Float(name)
+    raise QuantError(f"no format holds {dtype}; there are {', '.join(_FLOATS)}")
+
+
 def nearest(values: Tensor, book: Tensor) -> Tensor:
     """Index (uint8) of the nearest entry of ``book`` for each of ``values``; ties go to the lower entry."""
     order = book.argsort()
