@@ -40,7 +40,7 @@ def fit_head(model: nn.Module, fresh: list[str], kind: str, batches: list[Batch]
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         total, units = torch.zeros((), device=device), 0
-        for loss, count in replay.losses_from(None):
+        for loss, count in replay.losses():
             loss.backward()
             total, units = total + loss.detach(), units + count
         for parameter in parameters:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from bitrank.errors import UserError
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
-from bitrank.weights import Filler, Source, find_source
+from bitrank.weights import Filler, find_source
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     if (source := find_source(empty, folder)) is None:
         return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
     filler = Filler(empty, source, device, dtype, spec.seed)
-    filed = partial(_filed, source)
+
+    def filed(module: str) -> torch.dtype:
+        return source.dtype_of(f"{module}.weight")
+
     return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest, filed)
 
 
@@ -109,10 +112,6 @@ def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any,
     fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     # What it was before it was cast is not told.
     return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None, lambda _: words["dtype"])
-
-
-def _filed(source: Source, module: str) -> torch.dtype:
-    return source.dtype_of(f"{module}.weight")
 
 
 def _folder(name: str) -> Path:

@@ -27,6 +27,13 @@ def test_the_decoded_matrix_is_what_the_layer_multiplies_by(backend: str, name: 
     assert (got - expected).norm() < 0.01 * expected.norm()
 
 
+def test_rows_that_end_within_a_byte_are_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitrank_quant.reference._PRODUCT", 120)
+    x_NI = torch.randn(5, 12)
+    layer = QuantLinear(QuantWeight(torch.randn(151, 12), parse_format("int3-g4"), torch.float32), None)
+    assert torch.equal(layer(x_NI), x_NI @ layer.weight.T)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for backend, name in HELD if backend == "torch"])
 def test_a_large_matrix_is_multiplied_by_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:

@@ -24,7 +24,8 @@ from bitrank_adapters import best_low_rank
 from bitrank_data import build_once, cache_dir
 from bitrank_planner import Plan, Problem, exact
 from bitrank_quant import QuantWeight, float_format, parse_format
-from bitrank_quant.sensitivity import Modules, Replay, compute_dtype, modules_of, over, put, weight_of
+from bitrank_quant.apply import over, put
+from bitrank_quant.sensitivity import Modules, Replay, compute_dtype, modules_of, weight_of
 from bitrank_trainer import narrow_last_block
 
 from bitrank.measuring import Tables, calibration, tables_place, whole_machine

@@ -8,7 +8,7 @@ share its bytes).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -126,9 +126,7 @@ def _store_shared(
 ) -> dict[str, Applied]:
     """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
-    replace_module(model, name, QuantEmbedding(quantized, module.padding_idx))  # type: ignore[arg-type]
-    for head in heads:
-        replace_module(model, head, QuantLinear(quantized, model.get_submodule(head).bias))  # type: ignore[arg-type]
+    put(model, over(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
     return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
 
 
@@ -144,6 +142,23 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
     linear.weight = nn.Parameter(conv.weight.detach().T.contiguous(), requires_grad=conv.weight.requires_grad)
     linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=conv.bias.requires_grad)
     return linear
+
+
+def over(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Modules that compute as ``modules`` do (a matrix's own and those of heads tied to it), over another weight."""
+    return {name: _over(weight, module) for name, module in modules.items()}
+
+
+def _over(weight: QuantWeight, module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Embedding):
+        return QuantEmbedding(weight, module.padding_idx)
+    return QuantLinear(weight, module.bias)  # type: ignore[arg-type]
+
+
+def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put ``modules`` in their places in ``model``."""
+    for name, module in modules.items():
+        replace_module(model, name, module)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

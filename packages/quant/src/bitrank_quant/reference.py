@@ -73,10 +73,12 @@ class QuantWeight(nn.Module):
         return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype, room)
 
     def parts(self, dtype: torch.dtype) -> list[slice]:
-        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them."""
+        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them, as where
+        a row ends within a byte."""
         rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
         as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
-        if as_it_is or next(iter(self.tensors.values())).device.type != "cpu":
+        codes = next(iter(self.tensors.values()))
+        if as_it_is or codes.device.type != "cpu" or codes.numel() % rows:
             step = rows
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 

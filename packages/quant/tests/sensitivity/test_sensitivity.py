@@ -126,7 +126,7 @@ def test_replay_from_any_block_is_the_whole_model(measured: dict[str, Any]) -> N
     replay = measured["replay"]
     assert len(replay.order) == 4
     for block in (*replay.order, None):
-        assert replay.loss_from(block) == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
+        assert replay.judged_from(block)[0] == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
 
 
 def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(measured: dict[str, Any]) -> None:

@@ -10,10 +10,9 @@ blocks gave (a hidden state for each position and block):
 Nothing is trained, and the model is left as it was.
 """
 
-from bitrank_quant.sensitivity.errors import FormatErrors, measure_errors
-from bitrank_quant.sensitivity.moments import Moments, measure_moments, weight_of
+from bitrank_quant.sensitivity.errors import FormatErrors, Modules, measure_errors, modules_of
+from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Judged, Replay
-from bitrank_quant.sensitivity.swaps import Modules, compute_dtype, modules_of, over, put
 
 __all__ = [
     "FormatErrors",
@@ -25,7 +24,5 @@ __all__ = [
     "measure_errors",
     "measure_moments",
     "modules_of",
-    "over",
-    "put",
     "weight_of",
 ]

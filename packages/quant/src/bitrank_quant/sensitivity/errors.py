@@ -11,18 +11,20 @@ far     divergence of the answers with this matrix alone quantized, in nats: add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bitrank_quant.apply import over, put
 from bitrank_quant.formats import Float, Format
 from bitrank_quant.matrices import WeightMatrix
 from bitrank_quant.reference import QuantWeight
-from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, singular_values, weight_of
+from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, compute_dtype, singular_values, weight_of
 from bitrank_quant.sensitivity.replay import Replay
-from bitrank_quant.sensitivity.swaps import Modules, compute_dtype, modules_of, over, put
+
+Modules = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class FormatErrors:
     tail_R: Tensor
     added: float | None
     far: float | None
+
+
+def modules_of(model: nn.Module, matrix: str, matrices: Iterable[WeightMatrix]) -> dict[str, nn.Module]:
+    """The modules that hold ``matrix``: its own, and the heads tied to it."""
+    return {m.name: model.get_submodule(m.name) for m in matrices if matrix in (m.name, m.tied_to)}
 
 
 def measure_errors(

@@ -267,6 +267,14 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """What a linear layer, ``Conv1D`` or embedding multiplies in, or gives."""
+    if isinstance(module, (QuantLinear, QuantEmbedding)):
+        return module.quantized.compute_dtype
+    dtype: torch.dtype = module.weight.dtype  # type: ignore[union-attr,assignment]
+    return dtype
+
+
 def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Singular values, largest first: roots of the eigenvalues of the smaller Gram matrix, many times cheaper than an SVD.
 

@@ -86,24 +86,19 @@ class Replay:
         hit = _BLOCK.match(matrix)
         return hit[0] if hit and hit[0] in self._blocks else None
 
-    def loss_from(self, block: str | None) -> float:
-        """Mean loss in nats when everything from ``block`` on is computed (None: what comes after the last block)."""
-        with torch.no_grad():
-            parts = [(float(part), count) for part, count in self.losses_from(block)]
-        return sum(part for part, _ in parts) / sum(count for _, count in parts)
-
     def judged_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
-        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed; with ``first`` all of it."""
+        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed (None: what comes
+        after the last block); with ``first`` all of it."""
         with torch.no_grad():
             answered = zip(self._answers, self._from(block, first), strict=True)
             parts = [(*judge(kept, logits_NC, labels_N), _count(labels_N)) for kept, (logits_NC, labels_N) in answered]
         units = sum(count for _, _, count in parts)
         return sum(loss for loss, _, _ in parts) / units, sum(far for _, far, _ in parts) / units
 
-    def losses_from(self, block: str | None) -> Iterator[tuple[Tensor, int]]:
-        """Loss in nats, summed over what is judged, and how much that is, batch by batch; ``block`` as in :meth:`loss_from`."""
-        for logits_NC, labels_N in self._from(block, first=False):
+    def losses(self) -> Iterator[tuple[Tensor, int]]:
+        """Loss in nats, summed over what is judged, and how much that is, batch by batch, when what comes after the blocks is computed."""
+        for logits_NC, labels_N in self._from(None, first=False):
             yield _loss(logits_NC, labels_N), _count(labels_N)
 
     def back_from_loss(self) -> list[Tensor]:
