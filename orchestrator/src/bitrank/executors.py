@@ -41,8 +41,12 @@ class Executor:
 
 def _run_here(jobs: Sequence[Job], tracker: Tracking, how: Execution, changed: Changed) -> None:
     from bitrank.executor import choose_slots, run_all
+    from bitrank.preparing import preparing
 
-    run_all(jobs, tracker, how.jobs or choose_slots([job.spec for job in jobs]), changed)
+    specs = [job.spec for job in jobs]
+    slots = how.jobs or choose_slots(specs)
+    with preparing(specs, slots):
+        run_all(jobs, tracker, slots, changed)
 
 
 def _check_ray(how: Execution, store: str) -> None:

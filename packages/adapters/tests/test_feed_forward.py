@@ -125,7 +125,7 @@ def test_nothing_below_wants_a_gradient(make: Callable[..., Any]) -> None:
     plain, model = (filled(attach_lora(make("bert", torch.float32), {"bert.encoder.layer.0.output.dense": 2})) for _ in range(2))
     fuse(model)
     layer = next(module for name, module in model.named_modules() if name.endswith("layer.0.output.dense"))
-    assert feed_forward._decoded(layer, fused.plain_decoder) is not None
+    assert feed_forward.decoded(layer, fused.plain_decoder) is not None
     grads = []
     for one in (plain.eval(), model.eval()):
         one(input_ids=torch.arange(4, 24).view(2, 10)).logits.square().mean().backward()

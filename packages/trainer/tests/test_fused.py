@@ -142,16 +142,15 @@ def head_gradient(dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch
     return hidden.grad, hidden.detach(), head.weight, targets
 
 
-def test_lifting_the_gradient_changes_no_bit_of_bf16() -> None:
-    """Against the formula without it: chances divided by the positions, rounded, multiplied."""
+def test_the_gradient_of_the_head_is_divided_last() -> None:
+    """By the positions, bit by bit: chances rounded, multiplied, then divided."""
     got, hidden, weight, targets = head_gradient(torch.bfloat16, 0.37)
     chances = torch.log_softmax((hidden @ weight.T).float(), -1).exp_()
     chances.scatter_add_(1, targets[:, None], chances.new_full((300, 1), -1.0))
-    chances /= 300
-    assert torch.equal(got, (chances.to(torch.bfloat16) @ weight) * torch.tensor(0.37))
+    assert torch.equal(got, (chances.to(torch.bfloat16) @ weight) * (torch.tensor(0.37) / 300))
 
 
-def test_lifting_the_gradient_saves_it_in_fp16() -> None:
+def test_dividing_last_saves_the_gradient_in_fp16() -> None:
     exact, *_ = head_gradient(torch.float32, 2.0**10)
     got, *_ = head_gradient(torch.float16, 2.0**10)
     assert float((got.float() - exact).norm() / exact.norm()) < 0.005

@@ -23,6 +23,9 @@ _GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 _BERT_LIKE = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer"}
 
 
+Gradients = Callable[[Tensor], tuple[Tensor, ...]]
+
+
 class Activation(Protocol):
     """A function of one or two tensors of one shape (N, in)."""
 
@@ -30,7 +33,8 @@ class Activation(Protocol):
     def value(*inputs_NI: Tensor) -> Tensor: ...
 
     @staticmethod
-    def gradients(grad_NI: Tensor, *inputs_NI: Tensor) -> tuple[Tensor, ...]: ...
+    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
+        """The value, and what turns its gradient, which it may overwrite, into those of the inputs."""
 
 
 class Gelu:
@@ -41,8 +45,8 @@ class Gelu:
         return F.gelu(inputs_NI[0])
 
     @staticmethod
-    def gradients(grad_NI: Tensor, *inputs_NI: Tensor) -> tuple[Tensor, ...]:
-        return (torch.ops.aten.gelu_backward(grad_NI, inputs_NI[0]),)
+    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
+        return F.gelu(inputs_NI[0]), lambda grad_NI: (torch.ops.aten.gelu_backward(grad_NI, inputs_NI[0]),)
 
 
 class SwiGlu:
@@ -53,9 +57,15 @@ class SwiGlu:
         return F.silu(inputs_NI[0]).mul_(inputs_NI[1])
 
     @staticmethod
-    def gradients(grad_NI: Tensor, *inputs_NI: Tensor) -> tuple[Tensor, ...]:
+    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
         gate_NI, up_NI = inputs_NI
-        return torch.ops.aten.silu_backward(grad_NI * up_NI, gate_NI), F.silu(gate_NI).mul_(grad_NI)
+        opened_NI = F.silu(gate_NI)  # once for the value and for the gradient of up
+
+        def gradients(grad_NI: Tensor) -> tuple[Tensor, Tensor]:
+            grad_up_NI = opened_NI.mul_(grad_NI)
+            return torch.ops.aten.silu_backward(grad_NI.mul_(up_NI), gate_NI), grad_up_NI
+
+        return opened_NI * up_NI, gradients
 
 
 def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]) -> None:
@@ -66,13 +76,13 @@ def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | 
     for module in model.modules():
         part: Any = module
         kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
-        if kinds & _GATED and _is_silu(part.act_fn) and (decode := _decoded(part.down_proj, decoder)):
+        if kinds & _GATED and _is_silu(part.act_fn) and (decode := decoded(part.down_proj, decoder)):
             part.forward = partial(_gated, part, decode)
-        if kinds & _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := _decoded(part.output.dense, decoder)):
+        if kinds & _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := decoded(part.output.dense, decoder)):
             part.feed_forward_chunk = partial(_bert, part, decode)
 
 
-def _decoded(layer: Any, decoder: Callable[[nn.Module], Decode | None]) -> Decode | None:
+def decoded(layer: Any, decoder: Callable[[nn.Module], Decode | None]) -> Decode | None:
     """The decoder of an adapted layer without dropout; None where there is none."""
     if ADAPTER not in getattr(layer, "lora_dropout", {}) or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return None
@@ -125,9 +135,11 @@ class Activated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         thin_NR, down_16, up_RO, *inputs_NI = ctx.saved_tensors  # once: what unpacks them may do so only once
         thin = (thin_NR, down_16, up_RO)
-        grad_NR, grad_down, grad_up = thin_gradients(ctx.activation.value(*inputs_NI), thin, ctx.scale, grads[0])
+        value_NI, gradients = ctx.activation.again(*inputs_NI)
+        grad_NR, grad_down, grad_up = thin_gradients(value_NI, thin, ctx.scale, grads[0])
+        del value_NI
         given: tuple[Tensor | None, ...] = (None,) * len(inputs_NI)
         if any(ctx.needs_input_grad[6:]):
             grad_x = (grads[0] @ ctx.decode()).addmm_(grad_NR, down_16)
-            given = ctx.activation.gradients(grad_x, *inputs_NI)
+            given = gradients(grad_x)
         return None, None, None, grad_down, grad_up, None, *given

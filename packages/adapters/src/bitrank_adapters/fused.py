@@ -21,6 +21,7 @@ from bitrank_adapters.controllers import adapted
 from bitrank_adapters.feed_forward import fuse_feed_forward
 from bitrank_adapters.norms import fuse_norms
 from bitrank_adapters.products import ADAPTER, Adapted, Decode, LowRank, factors
+from bitrank_adapters.shared_input import share_inputs
 
 
 def plain_decoder(layer: nn.Module) -> Decode | None:
@@ -29,7 +30,7 @@ def plain_decoder(layer: nn.Module) -> Decode | None:
 
 
 def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder) -> None:
-    """Let every adapted layer, every feed-forward part and every norm of ``model`` use its fused form.
+    """Let every adapted layer, layers that share their input, every feed-forward part and every norm of ``model`` use its fused form.
 
     ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
     when the layer's product is not that of a decoded matrix. Such layers keep their own base product, and layers with adapter dropout
@@ -39,6 +40,7 @@ def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
             layer.forward = partial(_forward, layer, layer.forward, decoder(layer.base_layer))
     fuse_feed_forward(model, decoder)
+    share_inputs(model, decoder)
     fuse_norms(model)
 
 

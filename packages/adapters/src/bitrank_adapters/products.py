@@ -78,10 +78,13 @@ def thin_gradients(x_NI: Tensor, thin: Sequence[Tensor], scale: float, grad_NO: 
     """The gradients of the thin product (N, rank), of ``down`` and of ``up``, the last two in fp32; ``thin`` as of :func:`product`."""
     thin_NR, _, up_RO = thin
     grad_NR = grad_NO @ up_RO.T
-    # Laid out as ``up`` is, so that autograd takes it as it comes instead of copying it.
-    grad_up_OR = torch.empty(up_RO.shape[::-1], dtype=torch.float32, device=up_RO.device)
-    grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
-    return grad_NR, (grad_NR.T @ x_NI).float(), grad_up_OR
+    return grad_NR, (grad_NR.T @ x_NI).float(), up_gradient(thin_NR, grad_NO, scale)
+
+
+def up_gradient(thin_NR: Tensor, grad_NO: Tensor, scale: float) -> Tensor:
+    """The gradient of ``up`` (out, rank) in fp32, laid out as ``up`` is, so that autograd takes it as it comes instead of copying it."""
+    grad_up_OR = torch.empty((grad_NO.shape[1], thin_NR.shape[1]), dtype=torch.float32, device=grad_NO.device)
+    return grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
 
 
 def turned(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

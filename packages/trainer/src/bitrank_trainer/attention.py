@@ -88,4 +88,5 @@ def _chances(query_GTD: Tensor, key_SD: Tensor, mask: Tensor | None, scale: floa
     if mask is not None:
         length = query_GTD.shape[0] * query_GTD.shape[1] // (batch * heads)
         scores.view(batch, heads, length, -1).add_(mask)
-    return torch.softmax(scores, -1, out=scores).to(query_GTD.dtype)
+    # Not in place: rows that do not fill whole vectors would take twice as long.
+    return torch.softmax(scores, -1).to(query_GTD.dtype)

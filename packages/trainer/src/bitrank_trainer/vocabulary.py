@@ -78,25 +78,30 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor) -> Tensor:
         weight_VD = head.weight  # a quantized head decodes here, once for both passes
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        # Mostly undone in the backward pass: chances over hundreds of positions would vanish in fp16 before any loss scale comes. A power
-        # of two, so that it changes no other dtype's numbers.
-        lifted = 2.0 ** (len(hidden_ND).bit_length() - 1)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        rooms = _rooms(hidden_ND, weight_VD)
         for start, stop in _blocks(len(hidden_ND), len(weight_VD)):
-            logits_BV = (hidden_ND[start:stop] @ weight_VD.T).float()
+            product_BV, logits_BV = (room[: stop - start] for room in rooms)
+            torch.mm(hidden_ND[start:stop], weight_VD.T, out=product_BV)
+            logs_BV = torch.log_softmax(logits_BV.copy_(product_BV), -1, out=logits_BV)
             targets_B1 = targets_N[start:stop, None]
-            logs_BV = torch.log_softmax(logits_BV, -1, out=logits_BV)
             total -= logs_BV.gather(1, targets_B1).sum()
             if grad_ND is not None:
                 chances_BV = logs_BV.exp_()
                 chances_BV.scatter_add_(1, targets_B1, chances_BV.new_full(targets_B1.shape, -1.0))
-                chances_BV /= len(hidden_ND) / lifted
-                torch.mm(chances_BV.to(weight_VD.dtype), weight_VD, out=grad_ND[start:stop])
+                torch.mm(product_BV.copy_(chances_BV), weight_VD, out=grad_ND[start:stop])
         ctx.save_for_backward(grad_ND)
-        ctx.lifted = lifted
         return total / len(hidden_ND)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * (grads[0] / ctx.lifted), None, None
+        # Of the mean: divided here, where a loss scale is there too. Divided before, chances over hundreds of positions vanish in fp16.
+        return grad_ND * (grads[0] / len(grad_ND)), None, None
+
+
+def _rooms(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each block's product goes, in its own dtype, and its logits in fp32: the same place where these are one dtype."""
+    positions, vocabulary = min(len(hidden_ND), block_positions(len(weight_VD))), len(weight_VD)
+    product_BV = hidden_ND.new_empty((positions, vocabulary))
+    return product_BV, product_BV if product_BV.dtype == torch.float32 else product_BV.new_empty(product_BV.shape, dtype=torch.float32)

@@ -1,0 +1,57 @@
+"""What later runs need is made while the first ones run, in a process of its own that ends with them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from bitrank.preparing import preparing
+from bitrank.profiles import PROFILES
+from bitrank.specs import make_spec
+
+SENTENCES, ARTICLES = (make_spec(PROFILES["smoke"], "B-FP", task) for task in ("toy_sentences", "toy_articles"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def wait_for_tokens(cache: Path, task: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(cache.glob(f"tokens/{task}-*/meta.json")):
+        assert time.monotonic() < deadline, sorted(cache.rglob("*"))
+        time.sleep(0.05)
+
+
+def test_models_and_tokens_of_later_runs_are_made_and_no_others(cache: Path) -> None:
+    with preparing([SENTENCES, ARTICLES, replace(ARTICLES, seed=1)], slots=1):
+        wait_for_tokens(cache, "toy_articles")
+    assert [path.name for path in (cache / "models").glob("[!.]*")] == [f"{ARTICLES.model}-1"]
+    assert not list(cache.glob("tokens/toy_sentences-*"))
+
+
+def test_what_cannot_be_made_is_left_to_the_run_that_needs_it(cache: Path) -> None:
+    with preparing([SENTENCES, replace(SENTENCES, model="./nowhere"), ARTICLES], slots=1):
+        wait_for_tokens(cache, "toy_articles")
+
+
+def test_its_process_ends_with_the_block(cache: Path) -> None:
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyError), preparing([SENTENCES, ARTICLES], slots=1):
+        started = set(psutil.Process().children()) - before
+        raise KeyError
+    assert len(started) == 1 and not any(process.is_running() for process in started)
+    assert not list(cache.rglob(".*.*/"))  # nothing half made
+
+
+@pytest.mark.parametrize(("specs", "slots"), [([SENTENCES, replace(SENTENCES, seed=1)], 1), ([SENTENCES, ARTICLES], 2), ([ARTICLES], 1)])
+def test_no_process_where_all_begin_at_once_or_need_the_same(specs: list[object], slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with preparing(specs, slots):  # type: ignore[arg-type]
+        pass
