@@ -82,7 +82,7 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     config = _config(name, kind, classes, spec.dropout, tokenizer)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     words = {"dtype": dtype, "attn_implementation": _attention(device, spec.fused)}
-    folder = _folder(name)
+    folder = folder_of(name)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         empty: Any = auto.from_config(config, **words)
     empty.tie_weights()
@@ -114,7 +114,7 @@ def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any,
     return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None, lambda _: words["dtype"])
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """The local folder of model ``name``; a hub model's files are fetched into the hub's own cache."""
     place = locate(name)
     if Path(place).is_dir():
@@ -130,7 +130,7 @@ def _folder(name: str) -> Path:
 def weights_fingerprint(name: str) -> str:
     """A hash of the files that make up model ``name``: its configuration and its weights."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in _folder(name).iterdir() if path.suffix in {".safetensors", ".json"}):
+    for path in sorted(path for path in folder_of(name).iterdir() if path.suffix in {".safetensors", ".json"}):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,13 +1,13 @@
-"""What later runs need is fetched and made ready while the first ones train: assets from the network, a converted model, tokens.
+"""What later runs need is fetched and made ready while the first ones train: assets, weights from a hub, a converted model, tokens.
 
-``python -m bitrank.preparing`` reads specs from its input. It yields the processor to runs, and a run that needs what
-is still being made waits for it, as for another run's. Where something cannot be made, the run that needs it says why: here it is passed
-over.
+``python -m bitrank.preparing`` reads specs from its input. It yields processor and memory to runs, and a run that needs what is still
+being made waits for it, as for another run's. Where something cannot be made, the run that needs it says why: here it is passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -29,24 +29,26 @@ _NICE = 10  # a tenth of a core beside runs that take all of it: enough to be do
 
 @contextmanager
 def preparing(specs: Sequence[RunSpec], slots: int) -> Iterator[None]:
-    """Inside, what ``specs`` need is made ready in their order, but for the first ``slots`` of them, which start at once by themselves."""
+    """Inside, what ``specs`` need and was never made ready here is, in their order, but for what the first ``slots`` of them begin with.
+
+    Not where runs have a memory limit: there nothing may run beside them.
+    """
     begun = {_material(spec) for spec in specs[:slots]}
-    later = list({_material(spec): spec for spec in specs[slots:] if _material(spec) not in begun}.values())
-    if not later:
+    later = {_material(spec): spec for spec in specs[slots:] if _material(spec) not in begun and not _mark(spec).exists()}
+    if not later or any(spec.memory_limit for spec in specs):
         yield
         return
     process = subprocess.Popen(
         [sys.executable, "-m", "bitrank.preparing"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=run_environment(later[0]), start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=run_environment(specs[0]), start_new_session=True,
     )  # fmt: skip
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(json.dumps([asdict(spec) for spec in later]).encode())
+            pipe.write(json.dumps([asdict(spec) for spec in later.values()]).encode())
         yield
     finally:
-        process.terminate()
-        process.wait()
+        _end(process)
 
 
 def main() -> int:
@@ -57,24 +59,46 @@ def main() -> int:
     quiet_libraries()
     with quick_imports():
         from bitrank.material import load_material
-        from bitrank.models import locate
+        from bitrank.models import folder_of
     for spec in specs:
         with contextlib.suppress(Exception):
-            locate(spec.model)
+            folder_of(spec.model)
             load_material(spec)
+            _mark(spec).parent.mkdir(exist_ok=True)
+            _mark(spec).touch()
     return 0
 
 
 def _yield_to_runs() -> None:
     if hasattr(os, "nice"):
         os.nice(_NICE)
-    with contextlib.suppress(OSError):  # Linux shares the processor out among sessions first, each with a niceness of its own
-        Path("/proc/self/autogroup").write_text(str(_NICE))
+    for name, value in (
+        ("autogroup", _NICE),  # Linux shares the processor out among sessions first, each with a niceness of its own
+        ("oom_score_adj", 1000),  # where memory runs out, this process ends before any run does
+    ):
+        with contextlib.suppress(OSError):
+            Path("/proc/self", name).write_text(str(value))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _material(spec: RunSpec) -> tuple[Any, ...]:
-    """What :func:`~bitrank.models.locate` and :func:`~bitrank.material.load_material` make for ``spec``, by what it is made of."""
+    """What :func:`~bitrank.models.folder_of` and :func:`~bitrank.material.load_material` make for ``spec``, by what it is made of."""
     return spec.model, spec.task, spec.data, spec.max_length
+
+
+def _mark(spec: RunSpec) -> Path:
+    """The file that says that its material was made ready here once. Whoever empties the cache otherwise costs a run its wait, no more."""
+    from bitrank_data import cache_dir
+
+    return cache_dir() / "prepared" / hashlib.sha256(repr(_material(spec)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -144,7 +144,9 @@ def test_a_layer_asked_for_something_else_computes_that(make: Callable[..., Any]
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_gradients_are_the_same_when_blocks_are_computed_again(make: Callable[..., Any], ids: Tensor, name: str) -> None:
+def test_gradients_are_the_same_when_blocks_are_computed_again(
+    make: Callable[..., Any], ids: Tensor, name: str, together: list[int]
+) -> None:
     grads = []
     for again in (False, True):
         model = attach(make, name).train()
@@ -152,5 +154,32 @@ def test_gradients_are_the_same_when_blocks_are_computed_again(make: Callable[..
         if again:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         grads.append(run(model, ids)[1])
+    assert len(together) == 3 * 2 * GROUPS[name]
     assert grads[0].keys() == grads[1].keys()
     assert all(torch.allclose(grads[0][key], grads[1][key], atol=1e-6) for key in grads[0])
+
+
+def test_extra_arguments_reach_the_layer(make: Callable[..., Any], ids: Tensor) -> None:
+    """PEFT names an adapter for each row by them: here none for the first."""
+    model, plain = attach(make, "bert"), attach(make, "bert")
+    fuse(model)
+    x = torch.randn(2, 3, 32)
+    adapters = ["__base__", "default"]
+    for one in (model, plain):
+        part = one.get_base_model().bert.encoder.layer[0].attention.self
+        key = part.key.forward
+        part.key.forward = lambda x, key=key: key(x, adapter_names=adapters)
+    got, expected = (one.get_base_model().bert.encoder.layer[0].attention.self(x)[0] for one in (model, plain))
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not torch.allclose(got, attach(make, "bert").get_base_model().bert.encoder.layer[0].attention.self(x)[0], atol=1e-3)
+
+
+def test_a_layer_that_lost_its_adapter_after_fusing_is_left_alone(make: Callable[..., Any], ids: Tensor, together: list[int]) -> None:
+    """As when AdaLoRA has pruned all ranks of a matrix: the group computes apart."""
+    model, plain = attach(make, "bert"), attach(make, "bert")
+    fuse(model)
+    for one in (model, plain):
+        for block in one.get_base_model().bert.encoder.layer:
+            block.attention.self.key = block.attention.self.key.base_layer
+    assert torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
+    assert not together

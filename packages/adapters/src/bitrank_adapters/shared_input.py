@@ -50,7 +50,7 @@ def _share(part: Any, names: Sequence[str], decodes: Sequence[Decode]) -> None:
 
 def _hand_out(ready: _Ready, name: str, alone: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     source, made = ready.pop(name, (None, None))
-    out: Tensor = made if made is not None and source is x else alone(x, *args, **kwargs)
+    out: Tensor = made if made is not None and source is x and not args and not kwargs else alone(x, *args, **kwargs)
     return out
 
 

@@ -1,7 +1,7 @@
 """Plain softmax attention for short sequences as one autograd function.
 
-At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled, masked and
-normalised in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
+At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled and masked
+in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
 probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Numbers equal the
 ``eager`` attention of transformers to rounding.
 """

@@ -18,7 +18,7 @@ from bitrank_trainer.meters import resident_bytes
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import trainable
 
-_PASSING = 3 * 2**25  # bytes of what a pass makes and drops, mostly one block of logits in fp32, its 16-bit source and its gradient
+_PASSING = 3 * 2**25  # bytes of what a pass makes and drops, mostly one block of logits in fp32 and in 16 bits; tests make the former twice
 _SLACK = 1.25  # what allocators take above the tensors they serve
 _LATER = 12  # bytes a trainable number takes after the first step: its gradient and two moments
 

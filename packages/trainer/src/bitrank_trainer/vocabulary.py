@@ -96,8 +96,9 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        # Of the mean: divided here, where a loss scale is there too. Divided before, chances over hundreds of positions vanish in fp16.
-        return grad_ND * (grads[0] / len(grad_ND)), None, None
+        # Of the mean: divided here, where a loss scale is there too; divided before, chances over hundreds of positions vanish in fp16. In
+        # fp32, since accelerators round a factor to the dtype of what it multiplies.
+        return grad_ND.float().mul_(grads[0] / len(grad_ND)).to(grad_ND.dtype), None, None
 
 
 def _rooms(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
