@@ -1,10 +1,11 @@
 """An adapted layer as one autograd function: base and low-rank product together, nothing saved but what backward needs.
 
-PEFT computes ``base(x) + scale · up(down(x))`` as separate nodes of the graph, each with its own copies. Here W is frozen, so its
-only gradient is the one for x; the thin products run in the compute dtype; sums are made in place; x and the thin product are all
-that is kept, and of feed-forward parts not even x (:mod:`~bitrank_adapters.feed_forward`). Layers that share their input compute together
-(:mod:`~bitrank_adapters.shared_input`). A quantized W is decoded in both passes and kept in neither. :func:`fuse` changes how adapted layers compute, not what they hold: saving, loading and merging are PEFT's. In fp32 it
-equals PEFT's path to rounding; in bf16 it differs by bf16's rounding of the thin product.
+PEFT computes ``base(x) + scale · up(down(x))`` as separate nodes of the graph, each with its own copies. Here W is frozen, so its only
+gradient is the one for x; the thin products run in the compute dtype; sums are made in place; x and the thin product are all that is
+kept, and of feed-forward parts not even x (:mod:`~bitrank_adapters.feed_forward`). Layers that share their input compute together
+(:mod:`~bitrank_adapters.shared_input`). A quantized W is decoded in both passes and kept in neither. :func:`fuse` changes how adapted
+layers compute, not what they hold: saving, loading and merging are PEFT's. In fp32 it equals PEFT's path to rounding; in bf16 it differs
+by bf16's rounding of the thin product.
 """
 
 from __future__ import annotations
