@@ -33,11 +33,10 @@ def share_inputs(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]
     Where one of them is not adapted, has dropout or is not decoded, all of them stay as they are.
     """
     for module in model.modules():
-        known = [_SHARING[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _SHARING]
-        for names in known[:1]:
-            decodes = [decode for name in names if (decode := decoded(getattr(module, name), decoder))]
-            if len(decodes) == len(names):
-                _share(module, names, decodes)
+        names = next((_SHARING[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _SHARING), ())
+        decodes = [decode for name in names if (decode := decoded(getattr(module, name), decoder))]
+        if names and len(decodes) == len(names):
+            _share(module, names, decodes)
 
 
 def _share(part: Any, names: Sequence[str], decodes: Sequence[Decode]) -> None:
