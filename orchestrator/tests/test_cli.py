@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
 import subprocess
@@ -89,6 +90,15 @@ def test_list_before_anything_ran_makes_no_store(capsys, tmp_path) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 12 and {row["state"] for row in rows} == {"new"}
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("set_by_the_user", [None, "7"])
+def test_what_a_command_that_computes_itself_keeps_is_bounded(capsys, monkeypatch, tmp_path, set_by_the_user: str | None) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", set_by_the_user or "")
+    if set_by_the_user is None:
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    assert main(["plan", "--task", "toy_sentences", "--budget", "a lot"]) == 2
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == (set_by_the_user or "128")
 
 
 def test_the_front_of_the_command_line_loads_no_torch() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 from bitrank import examples, executors, merge_command, plan_command, study_command
 from bitrank.allocator import adopt
 from bitrank.configs import CONFIGS
+from bitrank.environment import set_own_environment
 from bitrank.errors import UserError, is_user_error
 from bitrank.profiles import PROFILES, find_profile
 from bitrank.specs import SETTABLE, RunSpec, make_spec, matrix, parse_bytes, parse_setting
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None and arguments.command in _HOLDING:
         adopt()
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported; the executor's environment says why
+    set_own_environment()
     from bitrank.interrupts import Interrupted
 
     try:

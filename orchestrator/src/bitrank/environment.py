@@ -8,7 +8,15 @@ import platform
 from bitrank.allocator import heap_environment
 from bitrank.specs import RunSpec
 
+_SPINS = "20000"
 _SHAPES, _FEWER = 256, 128
+
+
+def set_own_environment() -> None:
+    """What a command that computes itself (``plan``, ``study``, ``merge``) needs before torch is imported: how threads wait, and fewer kept
+    shapes than a run, as their batches have many widths and are met a few times only. What the user has set stays."""
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_FEWER))
 
 
 def run_environment(spec: RunSpec) -> dict[str, str]:
@@ -17,7 +25,7 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
     Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
     that sleep at once lose a third of their speed. What oneDNN keeps is :func:`kept_shapes`.
     """
-    waiting = {"GOMP_SPINCOUNT": "20000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept_shapes(spec))}
+    waiting = {"GOMP_SPINCOUNT": _SPINS, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept_shapes(spec))}
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     return {
         **mps_environment(spec.device),

@@ -134,6 +134,7 @@ def calibration(spec: RunSpec) -> Calibration:
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
     if loaded.fresh:
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
+        release_memory()
     many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
     whole = min(count, _JOINT[task.kind])
     joint = calibration_batches(task, whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitrank_quant import BACKENDS, Affine, Codebook, Format, Int8Row, QuantWeight, decoder, kernels, kernels_status, parse_format
+from bitrank_quant.codebooks import decode_dynamic_8bit, dynamic_map_8bit, encode_dynamic_8bit
 from bitrank_quant.kernels import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,18 @@ def test_two_threads_give_what_one_gives(text: str, dtype: torch.dtype) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(got, expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 3000), st.integers(0, 2900), st.integers(1, 3000), st.integers(0, 2**31))
+def test_nested_scales_are_those_of_torch(count: int, first: int, length: int, seed: int) -> None:
+    """All of them, and neighbours that begin and end anywhere in a block of 256."""
+    absmax_N = torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 5
+    tensors, part = encode_dynamic_8bit(absmax_N), slice(min(first, count), min(first + length, count))
+    fast = kernels.nested_scales(tensors["absmax"][part], dynamic_map_8bit(), tensors["outer"], tensors["offset"], part.start)
+    assert fast is not None
+    assert torch.equal(fast, plain(lambda: decode_dynamic_8bit(tensors, part)))
+    assert torch.equal(fast, decode_dynamic_8bit(tensors)[part])
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")

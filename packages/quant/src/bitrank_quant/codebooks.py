@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitrank_quant import kernels
+
 _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
         -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
@@ -46,7 +48,11 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
     return {"absmax": codes_N.clone(), "outer": outer_M, "offset": offset}
 
 
-def decode_dynamic_8bit(tensors: dict[str, Tensor]) -> Tensor:
-    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored."""
-    outer_N = tensors["outer"].repeat_interleave(_SCALE_BLOCK)[: tensors["absmax"].numel()]
-    return _DYNAMIC.to(outer_N.device)[tensors["absmax"].int()] * outer_N + tensors["offset"]
+def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(None)) -> Tensor:
+    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours, or those at some places."""
+    codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
+    book = _DYNAMIC.to(outer_M.device)
+    if isinstance(at, slice) and (made := kernels.nested_scales(codes_N, book, outer_M, offset, at.start or 0)) is not None:
+        return made
+    places_N = torch.arange(tensors["absmax"].numel(), device=outer_M.device)[at] if isinstance(at, slice) else at
+    return book[codes_N.int()] * outer_M[places_N // _SCALE_BLOCK] + offset

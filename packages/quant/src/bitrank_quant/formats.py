@@ -215,8 +215,16 @@ class Codebook:
         return _unblock(values_NB, shape).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-        # Nested scales are not aligned to rows: decode them first (1/16 of the codes' bytes).
-        return _take_rows({"codes": tensors["codes"], "absmax": self._absmax(tensors)}, ids_N, rows)
+        codes = _take_rows({"codes": tensors["codes"]}, ids_N, rows)
+        if not self.double_quant:
+            return codes | _take_rows({"absmax": tensors["absmax"]}, ids_N, rows)
+        # The blocks of nested scales do not end where rows do, so those of the rows are decoded here.
+        per_row = tensors["absmax"].numel() // rows
+        if isinstance(ids_N, slice):
+            start, stop, _ = ids_N.indices(rows)
+            return codes | {"absmax": decode_dynamic_8bit(tensors, slice(start * per_row, stop * per_row))}
+        places_NB = ids_N[:, None] * per_row + torch.arange(per_row, device=ids_N.device)
+        return codes | {"absmax": decode_dynamic_8bit(tensors, places_NB.flatten())}
 
     def _absmax(self, tensors: Tensors) -> Tensor:
         return decode_dynamic_8bit(tensors) if "outer" in tensors else tensors["absmax"]

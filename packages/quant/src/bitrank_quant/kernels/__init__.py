@@ -1,4 +1,4 @@
-"""Fast decoding on the CPU: one small C file behind four functions. Each gives the matrix, or None when plain torch has to do it.
+"""Fast decoding on the CPU: one small C file behind five functions. Each gives what is decoded, or None when plain torch has to do it.
 
 Plain torch does it on other devices, under a compiler that traces (it fuses the decoding itself), in other output types, where no C
 compiler is found, and with ``BITRANK_KERNELS=0``. The numbers are the same to the last bit, so nothing else depends on who did it.
@@ -26,6 +26,7 @@ _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "bitrank_affine": (_P, _N, _I, _P, _P, _N, _N, _N, _I, _I, _P),
     "bitrank_codebook": (_P, _N, _P, _P, _N, _N, _N, _I, _I, _P),
+    "bitrank_nested": (_P, _P, _P, _P, _N, _N, _P),
     "bitrank_rows": (_P, _P, _N, _N, _I, _I, _P),
     "bitrank_quanto": (_P, _I, _P, _P, _N, _N, _N, _I, _I, _P),
 }
@@ -66,6 +67,18 @@ def codebook(
     return _call("bitrank_codebook", shape, dtype, room, _at(codes), codes.numel(), _at(book), _at(absmax_N), block, *shape)
 
 
+def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0) -> Tensor | None:
+    """``book[code] · outer + offset`` in fp32: 256 entries in ``book``, one outer scale for 256 codes, of which ``codes_N`` are those
+    from ``first`` on."""
+    count = codes_N.numel()
+    needed = [(codes_N, torch.uint8, count), (book, torch.float32, 256), (outer_M, torch.float32, outer_M.numel())]
+    if not _fits(torch.float32, *needed, (offset, torch.float32, 1)) or first + count > 256 * outer_M.numel():
+        return None
+    made = torch.empty(count)
+    _library().bitrank_nested(_at(codes_N), _at(book), _at(outer_M), _at(offset), first, count, _at(made))
+    return made
+
+
 def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None) -> Tensor | None:
     """``code · scale`` with one scale a row, which is rounded to ``dtype`` first."""
     if codes_OI.dim() != 2 or not _fits(dtype, (codes_OI, torch.int8, codes_OI.numel()), (scale_O, scale_O.dtype, codes_OI.shape[0])):
@@ -90,12 +103,16 @@ def quanto(
 
 
 def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *arguments: int) -> Tensor:
-    built = _built()
-    assert isinstance(built, Built)  # _fits has asked
     made = torch.empty(shape, dtype=dtype) if room is None else room(shape, dtype)
     threads = torch.get_num_threads() if made.numel() >= _GRAIN else 1
-    getattr(built.library, name)(*arguments, _KINDS[dtype], threads, _at(made))
+    getattr(_library(), name)(*arguments, _KINDS[dtype], threads, _at(made))
     return made
+
+
+def _library() -> ctypes.CDLL:
+    built = _built()
+    assert isinstance(built, Built)  # _fits has asked
+    return built.library
 
 
 def _fits(dtype: torch.dtype, *needed: tuple[Tensor, torch.dtype, int]) -> bool:

@@ -178,6 +178,16 @@ void bitrank_codebook(const uint8_t *codes, int64_t bytes, const float *book, co
     all_rows(&m, rows, kind, threads, out);
 }
 
+/* Nested scales: book[code] * outer + offset, 256 codes to an outer scale; `first` is the place of the first code among them all. */
+void bitrank_nested(const uint8_t *restrict codes, const float *restrict book, const float *restrict outer, const float *offset,
+                    int64_t first, int64_t n, float *restrict out) {
+    for (int64_t i = 0, end; i < n; i = end) {
+        float scale = outer[(first + i) / 256], plus = *offset;
+        end = least(n, (first + i) / 256 * 256 + 256 - first);
+        for (int64_t j = i; j < end; j++) out[j] = book[codes[j]] * scale + plus;
+    }
+}
+
 /* code * scale; int8 codes, one fp32 scale a row that already is a number of the output type. */
 void bitrank_rows(const int8_t *codes, const float *scale, int64_t rows, int64_t columns, int kind, int threads, uint8_t *out) {
     (void)threads;
