@@ -1,24 +1,30 @@
 """Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can ask for, and mixed plans.
 
-    python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq,int8@quanto] [--tasks movie_sentences]
+    python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto] [--tasks movie_sentences]
 
-Each run trains LoRA of rank 8 on all block matrices; only the stored format differs, given as a plan file. Batches are the same in
-every run, so step times compare. ``Joint-2`` and ``Joint-3`` here are the bits of those configs with rank 8. What a backend serves
-but no ``--quant-backend`` asks for (nf4 in plain torch, int2 in quanto) is not timed: no run uses it.
+LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each format and 16 bits take turns
+step by step in one process (``turns.py``): the machine is not the same for two runs. ``bf16`` against itself tells how far off a ratio
+may be. ``Joint-2`` and ``Joint-3`` here are the bits of those configs with rank 8. What a backend serves but no ``--quant-backend`` asks
+for (nf4 in plain torch, int2 in quanto) is not timed: no run uses it.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from bitrank.configs import CONFIGS
+from bitrank.environment import run_environment
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
 from bitrank_quant import block_matrices, weight_matrices
 from harness import (
-    STEPS,
+    WARM_UP,
     Figures,
     alternate,
     cores,
@@ -28,7 +34,6 @@ from harness import (
     machine,
     machine_words,
     options,
-    ratio_cell,
     script,
     table,
     write_section,
@@ -45,6 +50,8 @@ ROWS = {
     "Joint-2": ("Joint-2", "auto"),
     "Joint-3": ("Joint-3", "auto"),
 }
+# Steps of each side, of which the first WARM_UP are not counted.
+STEPS = {"movie_sentences": 43, "wiki_articles": 11}
 
 
 def main() -> int:
@@ -58,15 +65,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for task in arguments.tasks:
             steps = arguments.steps or STEPS[task]
-            sides = {row: partial(_time, row, task, steps, threads, Path(folder)) for row in dict.fromkeys(["bf16", *arguments.configs])}
+            sides = {row: partial(_in_turns, row, task, steps, threads, Path(folder)) for row in arguments.configs}
             found = alternate(sides, arguments.rounds)
-            parts.append(f"### `{task}`, {steps} steps, {arguments.rounds} rounds\n\n{_table(found)}")
+            parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
             everything |= {f"{task} {row}": rounds for row, rounds in found.items()}
     text = [
         "## A training step by format",
         machine_words(here),
         *parts,
-        "*÷ bf16*: time of a step over that in bf16, median (range) over rounds.",
+        "Medians over steps: milliseconds, and the time of a step over that of the bf16 step beside it, in turn in one process; over\n"
+        "rounds the median (range). *half of the steps*: the quartiles of the last round's ratios. bf16 against itself tells the noise.",
     ]
     write_section("formats", "\n\n".join(text), arguments.results)
     return leave(everything)
@@ -85,19 +93,40 @@ def plan(row: str, task: str) -> dict[str, dict[str, object]]:
     return {"precision": precision, "ranks": dict.fromkeys(blocks, 8)}
 
 
-def _time(row: str, task: str, steps: int, threads: int, folder: Path) -> Figures:
-    path = folder / f"{row.replace('@', '-')}-{task}.json"
-    path.write_text(json.dumps(plan(row, task)))
-    words = ("--plan", path, "--task", task, "--steps", steps, "--threads", threads, "--set", f"quant_backend={ROWS[row][1]}")
-    return fresh(script("ours.py", *words))[0]
+def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Figures:
+    paths = {name: folder / f"{name.replace('@', '-')}-{task}.json" for name in ("bf16", row)}
+    for name, path in paths.items():
+        path.write_text(json.dumps(plan(name, task)))
+    words = ("--task", task, "--steps", steps, "--threads", threads, "--set-other", f"quant_backend={ROWS[row][1]}")
+    environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
+    found = fresh(script("turns.py", paths["bf16"], paths[row], *words), environment=environment)[0]
+    return figures(found["seconds"][WARM_UP:], found["other"][WARM_UP:])
+
+
+def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
+    """Of the seconds of steps side by side: both medians, and the quartiles of ``other`` over ``sixteen``, pair by pair.
+
+    Raises ``ValueError`` when the sides do not match, or there are fewer than two steps.
+    """
+    ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
+    if len(ratios) < 2:
+        raise ValueError(f"quartiles need two steps or more after {WARM_UP} for warming up, got {len(ratios)}; give --steps {WARM_UP + 2}")
+    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"step_s": statistics.median(other), "bf16_s": statistics.median(sixteen), "ratio": ratio, "low": low, "high": high}
 
 
 def _table(found: dict[str, list[Figures]]) -> str:
     rows = [
-        [row, figure_cell(rounds, "step_s", 1, 1000), ratio_cell(rounds, found["bf16"], "step_s"), figure_cell(rounds, "peak_mib")]
+        [
+            row,
+            figure_cell(rounds, "step_s", 1, 1000),
+            figure_cell(rounds, "bf16_s", 1, 1000),
+            figure_cell(rounds, "ratio", 2),
+            f"{figure_cell(rounds[-1:], 'low', 2)}–{figure_cell(rounds[-1:], 'high', 2)}",
+        ]
         for row, rounds in found.items()
     ]
-    return table(("format", "ms a step", "÷ bf16", "peak MiB"), rows)
+    return table(("format", "ms a step", "bf16 beside it", "÷ bf16", "half of the steps"), rows)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -69,6 +71,50 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
     assert [figures["tok_s"] for figures in found["a"]] == [1.0, 6.0]
     assert harness.ratio_cell(found["a"], found["c"], "tok_s") == "failed: no memory"
     assert harness.leave(found) == 1 and harness.leave({"a": found["a"]}) == 0
+
+
+def test_loops_in_turns_do_a_step_each_and_only_their_own_time_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns_script, seen = load("turns"), list[tuple[str, int]]()
+
+    def trained(loop: Any) -> None:
+        for batch in loop._in_turns(iter(range(100)), accumulation=2):
+            seen.append((loop._spec, batch))
+
+    monkeypatch.setattr(turns_script.Loop, "_train", trained)
+    turns = turns_script.Turns(2)
+    loops = [turns_script.Loop(number, name, steps, turns, tmp_path) for number, (name, steps) in enumerate([("a", 2), ("b", 3)])]
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(loop.run) for loop in loops]:
+            done.result(timeout=30)
+    a, b = ([(name, batch) for batch in range(6)] for name in "ab")
+    assert seen == [*a[:2], *b[:2], *a[2:4], *b[2:4], *b[4:6]]
+    assert [len(loop.seconds) for loop in loops] == [2, 3]
+
+
+def test_a_loop_that_fails_lets_the_other_go_on_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns_script = load("turns")
+
+    def trained(loop: Any) -> None:
+        for _ in loop._in_turns(iter(range(9)), accumulation=1):
+            if loop._spec == "bad":
+                raise ValueError("out of luck")
+
+    monkeypatch.setattr(turns_script.Loop, "_train", trained)
+    turns = turns_script.Turns(2)
+    bad, good = (turns_script.Loop(number, name, 4, turns, tmp_path) for number, name in enumerate(["bad", "good"]))
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(loop.run) for loop in (bad, good)]
+        assert found[1].result(timeout=30) is None and len(good.seconds) == 4
+        with pytest.raises(ValueError, match="out of luck"):
+            found[0].result()
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=20), st.floats(0.1, 10))
+def test_a_format_that_takes_twice_as_long_at_every_step_has_the_ratio_two(seconds: list[float], factor: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        found = load("formats").figures(seconds, [factor * second for second in seconds])
+    assert found["low"] == pytest.approx(factor) and found["ratio"] == pytest.approx(factor) and found["high"] == pytest.approx(factor)
 
 
 def test_processes_at_the_same_time_add_up() -> None:
