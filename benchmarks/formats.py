@@ -3,7 +3,7 @@
     python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto] [--tasks movie_sentences]
 
 LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each format and 16 bits take turns
-step by step in one process (``turns.py``): the machine is not the same for two runs. ``bf16`` against itself tells how far off a ratio
+step by step (``turns.py``): the machine is not the same for two runs. ``bf16`` against itself tells how far off a ratio
 may be. ``Joint-2`` and ``Joint-3`` here are the bits of those configs with rank 8. What a backend serves but no ``--quant-backend`` asks
 for (nf4 in plain torch, int2 in quanto) is not timed: no run uses it.
 """
@@ -29,7 +29,6 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
     leave,
     machine,
     machine_words,
@@ -39,6 +38,7 @@ from harness import (
     write_section,
 )
 from machine import empty_model
+from turns import in_turns
 
 # Row → (format or config of the plan, --quant-backend).
 ROWS = {
@@ -55,10 +55,12 @@ STEPS = {"movie_sentences": 43, "wiki_articles": 11}
 
 
 def main() -> int:
-    parser = options(__doc__, rounds=1, configs=list(ROWS))
+    parser = options(__doc__, rounds=1, configs=list(ROWS), steps=STEPS)
     arguments = parser.parse_args()
     if unknown := set(arguments.configs) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
+    if arguments.steps and arguments.steps < WARM_UP + 2:
+        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
     threads = cores()
     here, parts = machine(threads), list[str]()
     everything: dict[str, list[Figures]] = {}
@@ -73,7 +75,7 @@ def main() -> int:
         "## A training step by format",
         machine_words(here),
         *parts,
-        "Medians over steps: milliseconds, and the time of a step over that of the bf16 step beside it, in turn in one process; over\n"
+        "Medians over steps: milliseconds, and the time of a step over that of the bf16 step beside it, in turn; over\n"
         "rounds the median (range). *half of the steps*: the quartiles of the last round's ratios. bf16 against itself tells the noise.",
     ]
     write_section("formats", "\n\n".join(text), arguments.results)
@@ -97,20 +99,16 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
     paths = {name: folder / f"{name.replace('@', '-')}-{task}.json" for name in ("bf16", row)}
     for name, path in paths.items():
         path.write_text(json.dumps(plan(name, task)))
-    words = ("--task", task, "--steps", steps, "--threads", threads, "--set-other", f"quant_backend={ROWS[row][1]}")
+    words = ("--task", task, "--steps", steps, "--threads", threads, "--set")
+    commands = [script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)]
     environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
-    found = fresh(script("turns.py", paths["bf16"], paths[row], *words), environment=environment)[0]
-    return figures(found["seconds"][WARM_UP:], found["other"][WARM_UP:])
+    sixteen, other = in_turns(commands, steps, environment)
+    return figures(sixteen[WARM_UP:], other[WARM_UP:])
 
 
 def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
-    """Of the seconds of steps side by side: both medians, and the quartiles of ``other`` over ``sixteen``, pair by pair.
-
-    Raises ``ValueError`` when the sides do not match, or there are fewer than two steps.
-    """
+    """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over ``sixteen``, pair by pair."""
     ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
-    if len(ratios) < 2:
-        raise ValueError(f"quartiles need two steps or more after {WARM_UP} for warming up, got {len(ratios)}; give --steps {WARM_UP + 2}")
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"step_s": statistics.median(other), "bf16_s": statistics.median(sixteen), "ratio": ratio, "low": low, "high": high}
 

@@ -180,12 +180,17 @@ def cores() -> int:
 
 
 def options(
-    about: str | None, *, rounds: int, configs: Sequence[str] = CONFIGS, tasks: Sequence[str] = tuple(STEPS)
+    about: str | None,
+    *,
+    rounds: int,
+    configs: Sequence[str] = CONFIGS,
+    tasks: Sequence[str] = tuple(STEPS),
+    steps: Mapping[str, int] = STEPS,
 ) -> argparse.ArgumentParser:
     """A parser with the words that every script knows: ``--rounds --steps --configs --tasks``."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
-    parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {STEPS})")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {dict(steps)})")
     parser.add_argument("--configs", type=_words, default=list(configs), help=f"comma-separated (default: {','.join(configs)})")
     parser.add_argument("--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")

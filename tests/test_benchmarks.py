@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import sqlite3
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -28,14 +29,15 @@ def load(name: str) -> ModuleType:
     return module
 
 
-harness = load("harness")
-
-
 @cache
-def growing() -> ModuleType:
+def script(name: str) -> ModuleType:
+    """One of the scripts that import their neighbours by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        return load("growing")
+        return load(name)
+
+
+harness = script("harness")
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -73,47 +75,62 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
     assert harness.leave(found) == 1 and harness.leave({"a": found["a"]}) == 0
 
 
-def test_loops_in_turns_do_a_step_each_and_only_their_own_time_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    turns_script, seen = load("turns"), list[tuple[str, int]]()
+def test_a_side_waits_before_every_step_and_counts_its_own_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two batches a step, three steps asked for; the clock goes on by 1 for a batch made, 10 for one trained on, 1000 while waiting."""
+    turns, clock, trained = script("turns"), [0.0], list[int]()
 
-    def trained(loop: Any) -> None:
-        for batch in loop._in_turns(iter(range(100)), accumulation=2):
-            seen.append((loop._spec, batch))
+    def waited() -> str:
+        clock[0] += 1000
+        return lines.pop(0)
 
-    monkeypatch.setattr(turns_script.Loop, "_train", trained)
-    turns = turns_script.Turns(2)
-    loops = [turns_script.Loop(number, name, steps, turns, tmp_path) for number, (name, steps) in enumerate([("a", 2), ("b", 3)])]
-    with ThreadPoolExecutor(2) as threads:
-        for done in [threads.submit(loop.run) for loop in loops]:
-            done.result(timeout=30)
-    a, b = ([(name, batch) for batch in range(6)] for name in "ab")
-    assert seen == [*a[:2], *b[:2], *a[2:4], *b[2:4], *b[4:6]]
-    assert [len(loop.seconds) for loop in loops] == [2, 3]
+    def made() -> Iterator[int]:
+        for number in range(100):
+            clock[0] += 1
+            yield number
 
-
-def test_a_loop_that_fails_lets_the_other_go_on_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    turns_script = load("turns")
-
-    def trained(loop: Any) -> None:
-        for _ in loop._in_turns(iter(range(9)), accumulation=1):
-            if loop._spec == "bad":
-                raise ValueError("out of luck")
-
-    monkeypatch.setattr(turns_script.Loop, "_train", trained)
-    turns = turns_script.Turns(2)
-    bad, good = (turns_script.Loop(number, name, 4, turns, tmp_path) for number, name in enumerate(["bad", "good"]))
-    with ThreadPoolExecutor(2) as threads:
-        found = [threads.submit(loop.run) for loop in (bad, good)]
-        assert found[1].result(timeout=30) is None and len(good.seconds) == 4
-        with pytest.raises(ValueError, match="out of luck"):
-            found[0].result()
+    lines = ["\n", "\n", "\n", ""]
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(turns.sys, "stdin", SimpleNamespace(readline=waited))
+    with pytest.raises(turns.Enough):
+        for batch in turns.each_in_turn(made(), accumulation=2):
+            clock[0] += 10
+            trained.append(batch)
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said == [{"ready": True}, *[{"seconds": 22.0}] * 3] and trained == list(range(6))
 
 
+_SIDE = """
+import sys
+print("not a figure")
+print('{"ready": true}', flush=True)
+for number, _ in enumerate(sys.stdin):
+    with open(sys.argv[1], "a") as order:
+        print(sys.argv[2], file=order)
+    if sys.argv[2] == "bad" and number == 1:
+        sys.exit("out of luck")
+    print('{"seconds": %d}' % number, flush=True)
+"""
+
+
+def test_sides_take_turns_step_by_step_and_begin_every_other(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    found = script("turns").in_turns([["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, os.environ)
+    assert found == [[0, 1, 2], [0, 1, 2]] and order.read_text().split() == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    turns = script("turns")
+    with pytest.raises(turns.SideFailed, match="ended with code 1"):
+        turns.in_turns([["-c", _SIDE, str(tmp_path / "order"), name] for name in ("a", "bad")], 3, os.environ)
+    assert "out of luck" in capfd.readouterr().err
+
+
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=20), st.floats(0.1, 10))
-def test_a_format_that_takes_twice_as_long_at_every_step_has_the_ratio_two(seconds: list[float], factor: float) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        found = load("formats").figures(seconds, [factor * second for second in seconds])
+def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(seconds: list[float], factor: float) -> None:
+    found = script("formats").figures(seconds, [factor * second for second in seconds])
     assert found["low"] == pytest.approx(factor) and found["ratio"] == pytest.approx(factor) and found["high"] == pytest.approx(factor)
 
 
@@ -164,14 +181,14 @@ def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
 @settings(deadline=None)  # the first loads the plotting libraries
 @given(fixed=st.floats(0.1, 1e3), each=st.floats(1e-6, 10), sizes=st.lists(st.integers(1, 10**5), min_size=2, max_size=5, unique=True))
 def test_a_line_through_points_on_a_line_is_that_line(fixed: float, each: float, sizes: list[int]) -> None:
-    line = growing().fit({runs: fixed + each * runs for runs in sizes})
+    line = script("growing").fit({runs: fixed + each * runs for runs in sizes})
     assert line.at(100_000) == pytest.approx(fixed + each * 100_000, rel=1e-6) and line.off < 1e-6
 
 
 def test_a_line_says_how_far_it_misses() -> None:
     with pytest.raises(ValueError, match="two sizes"):
-        growing().fit({100: 1.0})
-    assert growing().fit({1: 1.0, 2: 1.0, 3: 9.0}).off > 0.2
+        script("growing").fit({100: 1.0})
+    assert script("growing").fit({1: 1.0, 2: 1.0, 3: 9.0}).off > 0.2
 
 
 def test_events_are_sent_together_that_fall_into_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +210,10 @@ def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) 
         log.events([{"time_ms": step, "step": step, "metrics": {"train/loss": 1 / step}} for step in (1, 2, 3)])
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for runs in (2, 3, 7):
-        growing().copy_runs(database, runs)
+        script("growing").copy_runs(database, runs)
         found = read_runs(tmp_path / "mlflow.db", "bitrank-smoke")
         assert len(found) == runs == len(tracker.runs()) and {run.figures["train/loss"] for run in found.values()} == {1 / 3}
         with sqlite3.connect(tmp_path / "mlflow.db") as store:
             assert store.execute("SELECT count(*), count(DISTINCT run_uuid) FROM metrics").fetchone() == (3 * runs, runs)
     with pytest.raises(ValueError, match="at most 3 runs"):
-        growing().copy_runs(database, 3)
+        script("growing").copy_runs(database, 3)

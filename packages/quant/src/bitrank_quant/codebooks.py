@@ -49,10 +49,13 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
 
 
 def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(None)) -> Tensor:
-    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours, or those at some places."""
+    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a step), or those at some places,
+    which count from 0."""
     codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
     book = _DYNAMIC.to(outer_M.device)
-    if isinstance(at, slice) and (made := kernels.nested_scales(codes_N, book, outer_M, offset, at.start or 0)) is not None:
-        return made
-    places_N = torch.arange(tensors["absmax"].numel(), device=outer_M.device)[at] if isinstance(at, slice) else at
-    return book[codes_N.int()] * outer_M[places_N // _SCALE_BLOCK] + offset
+    if isinstance(at, slice):
+        start, stop, _ = at.indices(tensors["absmax"].numel())
+        if (made := kernels.nested_scales(codes_N, book, outer_M, offset, start)) is not None:
+            return made
+        at = torch.arange(start, stop, device=outer_M.device)
+    return book[codes_N.int()] * outer_M[at // _SCALE_BLOCK] + offset

@@ -223,7 +223,7 @@ class Codebook:
         if isinstance(ids_N, slice):
             start, stop, _ = ids_N.indices(rows)
             return codes | {"absmax": decode_dynamic_8bit(tensors, slice(start * per_row, stop * per_row))}
-        places_NB = ids_N[:, None] * per_row + torch.arange(per_row, device=ids_N.device)
+        places_NB = ids_N[:, None] % rows * per_row + torch.arange(per_row, device=ids_N.device)
         return codes | {"absmax": decode_dynamic_8bit(tensors, places_NB.flatten())}
 
     def _absmax(self, tensors: Tensors) -> Tensor:

@@ -72,9 +72,9 @@ def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor
     from ``first`` on."""
     count = codes_N.numel()
     needed = [(codes_N, torch.uint8, count), (book, torch.float32, 256), (outer_M, torch.float32, outer_M.numel())]
-    if not _fits(torch.float32, *needed, (offset, torch.float32, 1)) or first + count > 256 * outer_M.numel():
+    if not _fits(torch.float32, *needed, (offset, torch.float32, 1)) or not 0 <= first <= 256 * outer_M.numel() - count:
         return None
-    made = torch.empty(count)
+    made = torch.empty(count, dtype=torch.float32, device="cpu")
     _library().bitrank_nested(_at(codes_N), _at(book), _at(outer_M), _at(offset), first, count, _at(made))
     return made
 
@@ -103,7 +103,7 @@ def quanto(
 
 
 def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *arguments: int) -> Tensor:
-    made = torch.empty(shape, dtype=dtype) if room is None else room(shape, dtype)
+    made = torch.empty(shape, dtype=dtype, device="cpu") if room is None else room(shape, dtype)
     threads = torch.get_num_threads() if made.numel() >= _GRAIN else 1
     getattr(_library(), name)(*arguments, _KINDS[dtype], threads, _at(made))
     return made
