@@ -1,4 +1,4 @@
-"""``decode.c`` (with ``codes.h``) compiled once per machine and kept in the cache folder.
+"""C files of this folder, compiled once per machine and kept in the cache folder.
 
 The file's name holds a hash of the source, of the compiler and of the CPU it compiles for (the compiler's own predefined macros tell
 both), so nothing stale is ever loaded. A digest beside it says whether it is whole: loading half a library can kill the process.
@@ -24,12 +24,27 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-SOURCE = Path(__file__).with_name("decode.c")
-_SOURCES = (SOURCE, SOURCE.with_name("codes.h"))
 _COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math")
 _TARGETS = (("-march=native",), ("-mcpu=native",), ())  # how x86 and ARM compilers call "this CPU"
 _PATIENCE_S = 120
+
+
+@dataclass(frozen=True)
+class Source:
+    """A C file, what it includes, and flags of its own."""
+
+    name: str
+    header: str
+    flags: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        return Path(__file__).with_name(f"{self.name}.c"), Path(__file__).with_name(self.header)
+
+
+DECODE = Source("decode", "codes.h", ("-ffp-contract=off",))  # a product and a sum in one would round once where torch rounds twice
+ROWS = Source("rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi"))  # vectors wider than the CPU's are passed nowhere: all is inlined
 
 
 class BuildError(Exception):
@@ -45,19 +60,20 @@ class Built:
     openmp: str | None
 
 
-def load() -> Built:
-    """The library, compiled now unless the cache holds it. Raises :class:`BuildError` when that cannot be."""
+def load(source: Source = DECODE) -> Built:
+    """The library of ``source``, compiled now unless the cache holds it. Raises :class:`BuildError` when that cannot be."""
     compiler = find_compiler()
     target, macros = _target(compiler)
     openmp = torch_openmp()
+    flags = (*_FLAGS, *source.flags)
     key = hashlib.sha256(
-        b"\0".join([*(path.read_bytes() for path in _SOURCES), macros, " ".join(_FLAGS).encode(), str(openmp and openmp.name).encode()])
+        b"\0".join([*(path.read_bytes() for path in source.paths), macros, " ".join(flags).encode(), str(openmp and openmp.name).encode()])
     )
     try:
-        place = cache_folder() / f"decode-{key.hexdigest()[:16]}.so"
+        place = cache_folder() / f"{source.name}-{key.hexdigest()[:16]}.so"
         with FileLock(place.with_suffix(".lock")):
             if not _whole(place):
-                _build(place, [*compiler, *_FLAGS, *target], openmp)
+                _build(place, source.paths[0], [*compiler, *flags, *target], openmp)
         shared = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))["openmp"]
         return Built(ctypes.CDLL(str(place)), Path(compiler[0]).name, shared)
     except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
@@ -104,22 +120,22 @@ def _whole(place: Path) -> bool:
         return False
 
 
-def _build(place: Path, command: list[str], openmp: Path | None) -> None:
-    """Compile beside ``place`` and move into it, then the digest: a build that dies leaves nothing that counts as whole."""
+def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -> None:
+    """Compile ``source`` beside ``place`` and move into it, then the digest: a build that dies leaves nothing that counts as whole."""
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
-        shared = _compile(command, openmp, made)
+        shared = _compile(source, command, openmp, made)
         said = made.with_suffix(".json")
         said.write_text(json.dumps({"sha256": hashlib.sha256(made.read_bytes()).hexdigest(), "openmp": shared}), encoding="utf-8")
         made.replace(place)
         said.replace(place.with_suffix(".json"))
 
 
-def _compile(command: list[str], openmp: Path | None, made: Path) -> str | None:
-    """Compile to ``made``; the name of the OpenMP runtime that it came to use. Raises :class:`BuildError`."""
+def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) -> str | None:
+    """Compile ``source`` to ``made``; the name of the OpenMP runtime that it came to use. Raises :class:`BuildError`."""
     for runtime in dict.fromkeys((openmp, None)):
         threads = ["-fopenmp"] if runtime else []
-        done = _run([*command, *threads, "-c", str(SOURCE), "-o", f"{made}.o"])
+        done = _run([*command, *threads, "-c", str(source), "-o", f"{made}.o"])
         if done.returncode == 0:
             # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they would fail at a call.
             checked = ["-Wl,-z,defs"] if runtime else []
