@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, attention, register_attention, vocabulary
+from plain_rows import PlainRows
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -45,11 +46,12 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("build", [llama, gpt2, bert])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("kept", [0, 2], ids=["made again", "kept"])
-def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, monkeypatch) -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["plain", "given passes"])
+def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, given: bool, monkeypatch) -> None:
     monkeypatch.setattr(attention, "_KEPT", kept)
     ids, mask = padded()
-    results = []
-    for name in ("eager", register_attention()):
+    results, rows = [], PlainRows()
+    for name in ("eager", register_attention(rows if given else None)):
         model = build(name, dtype)
         out = model(input_ids=ids, attention_mask=mask)
         values = (out.logits if hasattr(out, "logits") else out.last_hidden_state).float()[mask.bool()]
@@ -58,6 +60,15 @@ def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, monke
     (plain, plain_grad), (fused, fused_grad) = results
     assert (fused - plain).norm() < tolerance * plain.norm()
     assert (fused_grad - plain_grad).norm() < tolerance * plain_grad.norm()
+    if given:
+        assert rows.asked.count("softmax_") == (2 if kept else 4) and rows.asked.count("softmax_gradient_") == 2
+
+
+def test_a_mask_by_head_goes_the_plain_way() -> None:
+    rows, module = PlainRows(), torch.nn.Module()
+    q, mask = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 6)
+    given, _ = attention.attention(module, q, q, q, mask, rows=rows)
+    assert torch.equal(given, attention.attention(module, q, q, q, mask)[0]) and not rows.asked
 
 
 @pytest.mark.parametrize(("length", "kept"), [(8, True), (9, False)])

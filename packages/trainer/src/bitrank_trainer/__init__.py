@@ -14,6 +14,7 @@ from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, 
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
 from bitrank_trainer.processes import ALONE, Joined, Processes, join, leave
+from bitrank_trainer.rotary import fuse_rotary
 from bitrank_trainer.scaling import FIRST_SCALE
 from bitrank_trainer.settings import TrainSettings
 from bitrank_trainer.sharding import Sharded
@@ -50,6 +51,7 @@ __all__ = [
     "device_memory_mib",
     "evaluate",
     "fitting_tokens",
+    "fuse_rotary",
     "has_tcmalloc",
     "is_out_of_memory",
     "join",
