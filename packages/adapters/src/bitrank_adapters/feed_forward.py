@@ -9,6 +9,7 @@ that a block keeps, at no product more. It changes no number.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_adapters.products import ADAPTER, Decode, factors, product, thin_gradients
+from bitrank_adapters.rows import Rows
 
 # Their feed-forward part is down(act(gate(x)) · up(x)), and output(act(intermediate(x))).
 _GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
@@ -29,36 +31,39 @@ Gradients = Callable[[Tensor], tuple[Tensor, ...]]
 class Activation(Protocol):
     """A function of one or two tensors of one shape (N, in)."""
 
-    @staticmethod
-    def value(*inputs_NI: Tensor) -> Tensor: ...
+    def value(self, *inputs_NI: Tensor) -> Tensor: ...
 
-    @staticmethod
-    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
+    def again(self, *inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
         """The value, and what turns its gradient, which it may overwrite, into those of the inputs."""
 
 
 class Gelu:
     """x Φ(x) (Hendrycks and Gimpel 2016), by the error function."""
 
-    @staticmethod
-    def value(*inputs_NI: Tensor) -> Tensor:
+    def value(self, *inputs_NI: Tensor) -> Tensor:
         return F.gelu(inputs_NI[0])
 
-    @staticmethod
-    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
+    def again(self, *inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
         return F.gelu(inputs_NI[0]), lambda grad_NI: (torch.ops.aten.gelu_backward(grad_NI, inputs_NI[0]),)
 
 
+@dataclass(frozen=True)
 class SwiGlu:
-    """silu(gate) · up (Shazeer 2020)."""
+    """silu(gate) · up (Shazeer 2020), by compiled passes where they serve."""
 
-    @staticmethod
-    def value(*inputs_NI: Tensor) -> Tensor:
+    rows: Rows | None = None
+
+    def value(self, *inputs_NI: Tensor) -> Tensor:
+        # Autograd does not see compiled passes; inside of a function, which says its own gradient, it does not look.
+        if self.rows and not torch.is_grad_enabled() and self.rows.serves(*inputs_NI):
+            return self.rows.swiglu(*inputs_NI)
         return F.silu(inputs_NI[0]).mul_(inputs_NI[1])
 
-    @staticmethod
-    def again(*inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
+    def again(self, *inputs_NI: Tensor) -> tuple[Tensor, Gradients]:
         gate_NI, up_NI = inputs_NI
+        rows = self.rows
+        if rows and rows.serves(gate_NI, up_NI):
+            return rows.swiglu(gate_NI, up_NI), lambda grad_NI: rows.swiglu_gradients_(grad_NI, gate_NI, up_NI)
         opened_NI = F.silu(gate_NI)  # once for the value and for the gradient of up
 
         def gradients(grad_NI: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ class SwiGlu:
         return opened_NI * up_NI, gradients
 
 
-def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]) -> None:
+def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | None], rows: Rows | None = None) -> None:
     """Let the feed-forward parts of ``model`` that are known and whose last layer is adapted keep less, in place.
 
     Others stay as they are: other kinds of block, other activations, adapter dropout, a base layer that is not decoded.
@@ -77,7 +82,7 @@ def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | 
         part: Any = module
         kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
         if kinds & _GATED and _is_silu(part.act_fn) and (decode := decoded(part.down_proj, decoder)):
-            part.forward = partial(_gated, part, decode)
+            part.forward = partial(_gated, part, decode, SwiGlu(rows))
         if kinds & _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := decoded(part.output.dense, decoder)):
             part.feed_forward_chunk = partial(_bert, part, decode)
 
@@ -97,18 +102,18 @@ def _is_gelu(activation: Any) -> bool:
     return type(activation).__name__ == "GELUActivation" and activation.act is F.gelu
 
 
-def _gated(part: Any, decode: Decode, x: Tensor) -> Tensor:
-    return _activated(part.down_proj, decode, SwiGlu, part.gate_proj(x), part.up_proj(x))
+def _gated(part: Any, decode: Decode, activation: Activation, x: Tensor) -> Tensor:
+    return _activated(part.down_proj, decode, activation, part.gate_proj(x), part.up_proj(x))
 
 
 def _bert(block: Any, decode: Decode, attended_BTD: Tensor) -> Tensor:
     output = block.output
-    found_BTD = _activated(output.dense, decode, Gelu, block.intermediate.dense(attended_BTD))
+    found_BTD = _activated(output.dense, decode, Gelu(), block.intermediate.dense(attended_BTD))
     out_BTD: Tensor = output.LayerNorm(output.dropout(found_BTD) + attended_BTD)
     return out_BTD
 
 
-def _activated(layer: Any, decode: Decode, activation: type[Activation], *inputs: Tensor) -> Tensor:
+def _activated(layer: Any, decode: Decode, activation: Activation, *inputs: Tensor) -> Tensor:
     """``layer`` on the activation's value, by the fused product unless its adapter is off or merged."""
     if getattr(layer, "disable_adapters", True) or layer.merged:  # a matrix whose ranks were all pruned has lost its adapter
         plain: Tensor = layer(activation.value(*inputs))
@@ -123,7 +128,7 @@ class Activated(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, activation: type[Activation], decode: Decode, bias: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float,
+        ctx: Any, activation: Activation, decode: Decode, bias: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float,
         *inputs_NI: Tensor,
     ) -> Tensor:  # fmt: skip
         out_NO, thin = product(activation.value(*inputs_NI), decode, bias, down_RI, up_OR, scale)

@@ -22,6 +22,7 @@ from bitrank_adapters.controllers import adapted
 from bitrank_adapters.feed_forward import fuse_feed_forward
 from bitrank_adapters.norms import fuse_norms
 from bitrank_adapters.products import ADAPTER, Adapted, Decode, LowRank, factors
+from bitrank_adapters.rows import Rows
 from bitrank_adapters.shared_input import share_inputs
 
 
@@ -30,19 +31,19 @@ def plain_decoder(layer: nn.Module) -> Decode | None:
     return (lambda: layer.weight) if type(layer) is nn.Linear else None
 
 
-def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder) -> None:
+def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder, rows: Rows | None = None) -> None:
     """Let every adapted layer, layers that share their input, every feed-forward part and every norm of ``model`` use its fused form.
 
     ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
     when the layer's product is not that of a decoded matrix. Such layers keep their own base product, and layers with adapter dropout
-    keep PEFT's path.
+    keep PEFT's path. ``rows`` are compiled passes over rows, for the tensors that they serve.
     """
     for _, layer in adapted(model):
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
             layer.forward = partial(_forward, layer, layer.forward, decoder(layer.base_layer))
-    fuse_feed_forward(model, decoder)
+    fuse_feed_forward(model, decoder, rows)
     share_inputs(model, decoder)
-    fuse_norms(model)
+    fuse_norms(model, rows)
 
 
 def _forward(layer: Any, plain: Any, decode: Decode | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

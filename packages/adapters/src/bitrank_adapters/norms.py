@@ -1,7 +1,8 @@
 """Norm layers that compute in fp32 whatever dtype flows through (k-bit preparation, as in QLoRA).
 
 Their frozen weights are kept in fp32, their input and output stay in the model's dtype. Two ways give the same numbers: the plain
-one casts, normalises and casts back; the fused one does it in a pass and keeps only the 16-bit input for the backward pass.
+one casts, normalises and casts back; the fused one does it in a pass and keeps only the 16-bit input for the backward pass. RMS norms take
+compiled passes where there are some.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bitrank_adapters.rows import Rows
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -27,7 +30,7 @@ def norms_in_fp32(model: nn.Module) -> None:
             module.forward = partial(_plain, type(module).forward, module)  # type: ignore[method-assign]
 
 
-def fuse_norms(model: nn.Module) -> None:
+def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
     """One pass for every frozen norm on a CPU; elsewhere, and where weights are trained, the plain way stays."""
     for module in model.modules():
         if not is_norm(module) or any(p.requires_grad or p.device.type != "cpu" for p in module.parameters()):
@@ -35,7 +38,7 @@ def fuse_norms(model: nn.Module) -> None:
         if isinstance(module, nn.LayerNorm):
             module.forward = partial(_layer_norm, module)  # type: ignore[method-assign]
         elif type(module).__name__ in _LLAMA_LIKE:
-            module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]
+            module.forward = partial(_rms_norm, module, rows)  # type: ignore[method-assign]
 
 
 # Their formula is weight · x / √(mean x² + eps); others add one to the weight (Gemma) or differ in kind.
@@ -52,8 +55,9 @@ def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
-def _rms_norm(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = _RmsNorm.apply(x, module.weight, module.variance_epsilon)
+def _rms_norm(module: Any, rows: Rows | None, x: Tensor) -> Tensor:
+    compiled = rows if rows is not None and rows.serves(x) and module.weight.dtype == torch.float32 else None
+    out: Tensor = _RmsNorm.apply(x, module.weight, module.variance_epsilon, compiled)
     return out
 
 
@@ -61,16 +65,24 @@ class _RmsNorm(torch.autograd.Function):
     """``w · x / √(mean x² + eps)`` over the last axis (Zhang and Sennrich 2019); gradient for x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x_32 = x.float()
-        scale = torch.linalg.vector_norm(x_32, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, rows: Rows | None) -> Tensor:
+        made, scale = rows.rms_norm(x, weight_D, eps) if rows else _normed(x, weight_D, eps)
         ctx.save_for_backward(x, scale, weight_D)
-        return torch.mul(x_32, scale).mul_(weight_D).to(x.dtype)
+        ctx.rows = rows
+        return made
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale, weight_D = ctx.saved_tensors
+        if ctx.rows:
+            return ctx.rows.rms_norm_gradient(grads[0], x, weight_D, scale), None, None, None
         unit = x.float().mul_(scale)
         grad = grads[0].float().mul_(weight_D)
         along = torch.linalg.vecdot(grad, unit).unsqueeze_(-1).div_(x.shape[-1])
-        return grad.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None
+        return grad.addcmul_(unit, along, value=-1).mul_(scale).to(x.dtype), None, None, None
+
+
+def _normed(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x_32 = x.float()
+    scale = torch.linalg.vector_norm(x_32, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x_32, scale).mul_(weight_D).to(x.dtype), scale
