@@ -16,7 +16,8 @@ from bitrank_adapters import fuse
 from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
-from bitrank_trainer import narrow_last_block, register_attention
+from bitrank_quant.kernels import rows
+from bitrank_trainer import fuse_rotary, narrow_last_block, register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
@@ -81,7 +82,7 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     tokenizer = load_tokenizer(name)
     config = _config(name, kind, classes, spec.dropout, tokenizer)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
-    words = {"dtype": dtype, "attn_implementation": _attention(device, spec.fused)}
+    words = {"dtype": dtype, "attn_implementation": attention_for(device, spec.fused)}
     folder = folder_of(name)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         empty: Any = auto.from_config(config, **words)
@@ -98,7 +99,8 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
 
 def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
     """Let an adapted ``model`` compute by the fused products and norms, and its last block only what is read of it, in place."""
-    fuse(model, decode)
+    fuse_rotary(model, rows)
+    fuse(model, decode, rows)
     narrow_last_block(model)
 
 
@@ -159,9 +161,9 @@ def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer
     return config
 
 
-def _attention(device: str, fused: bool) -> str:
+def attention_for(device: str, fused: bool) -> str:
     """CUDA has kernels of its own; elsewhere the plain formula is the fastest at the lengths of a laptop."""
-    return "sdpa" if device == "cuda" else register_attention() if fused else "eager"
+    return "sdpa" if device == "cuda" else register_attention(rows) if fused else "eager"
 
 
 def _smollm2() -> Path:

@@ -10,11 +10,11 @@ import torch
 from bitrank_adapters.norms import is_norm
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
-from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, register_attention, trainable
+from bitrank_trainer import OBJECTIVES, PLAIN_OBJECTIVES, Objective, trainable
 from torch import nn
 
 from bitrank.configs import find_config
-from bitrank.models import fuse_model, locate
+from bitrank.models import attention_for, fuse_model, locate
 from bitrank.passes import LiveBytes, full_batch
 from bitrank.skeleton import StandIn, fresh_modules, skeleton, stand_in
 from bitrank.specs import RunSpec
@@ -56,7 +56,7 @@ class Stage:
 
 def bare(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """The model of ``spec`` before any plan, and the names of its fresh modules."""
-    attention = "sdpa" if device == "cuda" else register_attention() if spec.fused else "eager"
+    attention = attention_for(device, spec.fused)
     place = locate(spec.model)
     model = skeleton(place, spec.kind, classes, dtype, attention, spec.dropout)
     return model, fresh_modules(model, place, spec.kind)
