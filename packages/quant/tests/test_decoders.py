@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, parse_format, stored_weight
+from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, decoders, parse_format, stored_weight
 from bitrank_quant.decoders import _bitsandbytes_on_cpu
 from bitrank_quant.kernels import kernels_status
 from torch import nn
@@ -86,6 +86,42 @@ def test_matrices_are_decoded_into_one_room_and_told_in_one_of_their_own(backend
     room = large().data_ptr()
     assert torch.equal(large(), own[0]) and torch.equal(small(), own[1]) and small().data_ptr() == room
     assert torch.equal(large(), own[0]) and room not in {weight.data_ptr() for weight in own}
+
+
+@pytest.mark.parametrize(("backend", "name"), HELD)
+def test_what_a_layer_holds_may_change_between_two_calls(backend: str, name: str) -> None:
+    """In place, by other memory under the same parameter or buffer, and by another of them."""
+    torch.manual_seed(0)
+    linears = [nn.Linear(128, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
+    layer, other, third = (BACKENDS[backend].make(linear, parse_format(name), torch.bfloat16) for linear in linears)
+    decode, wanted = decoder(layer), [stored_weight(held).clone() for held in (layer, other, third)]
+    assert decode is not None and torch.equal(decode(), wanted[0])
+    if backend == "torch":
+        for key, tensor in other.quantized.tensors.items():
+            getattr(layer.quantized, key).data = tensor
+        assert torch.equal(decode(), wanted[1])
+        for key, tensor in third.quantized.tensors.items():
+            setattr(layer.quantized, key, tensor)
+        assert torch.equal(decode(), wanted[2])
+        for key, tensor in other.quantized.tensors.items():
+            getattr(layer.quantized, key).copy_(tensor)
+        assert torch.equal(decode(), wanted[1])
+        return
+    if backend == "bitsandbytes":
+        layer.weight.data, layer.weight.quant_state = other.weight.data, other.weight.quant_state
+        assert torch.equal(decode(), wanted[1])
+    layer.weight = third.weight
+    assert torch.equal(decode(), wanted[2])
+
+
+def test_a_larger_room_replaces_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "_rooms", {})
+    small = decoders._room((2, 3), torch.bfloat16)
+    assert decoders._room((2, 3), torch.bfloat16) is small and decoders._room((3, 2), torch.bfloat16).data_ptr() == small.data_ptr()
+    large = decoders._room((2, 4), torch.bfloat16)
+    again = decoders._room((2, 3), torch.bfloat16)
+    assert again.data_ptr() == large.data_ptr() != small.data_ptr() and again.shape == (2, 3)
+    assert decoders._room((1, 1), torch.float32).dtype == torch.float32
 
 
 def test_16_bits_that_are_multiplied_in_32_go_into_the_room_too() -> None:

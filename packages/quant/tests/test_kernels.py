@@ -36,7 +36,7 @@ def _compiler(kernel_cache: Path) -> None:
 def plain(function: Callable[[], torch.Tensor]) -> torch.Tensor:
     """What ``function`` gives without kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITRANK_KERNELS", "0")
+        patch.setattr(kernels, "_switched_off", lambda: True)  # a process reads its environment once
         return function()
 
 
@@ -97,7 +97,7 @@ def test_older_cpus_get_the_same_numbers(target: str, tmp_path: Path, monkeypatc
     built = kernels.bound(build.load())
     monkeypatch.setattr(kernels, "_built", lambda: built)
     weight = torch.randn(9, 1111, generator=torch.Generator().manual_seed(0))
-    for text in ("int8", "nf4", "fp4-g100", *(f"int{bits}-g{group}" for bits in range(2, 9) for group in (7, 64))):
+    for text in ("int8", "nf4", "nf4-dq", "fp4-g100", "fp4-g5-dq", *(f"int{bits}-g{group}" for bits in range(2, 9) for group in (7, 64))):
         for dtype in DTYPES:
             got, expected = both(parse_format(text), weight, dtype)
             assert torch.equal(got, expected), (text, dtype)
@@ -114,6 +114,20 @@ def test_rounding_is_that_of_torch_for_every_kind_of_number(dtype: torch.dtype) 
     assert made is not None
     assert torch.equal(made[:, 0].isnan(), absmax_N.isnan())
     assert torch.equal(made[:, 0].nan_to_num(7.0), absmax_N.to(dtype).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_scale_of_a_row_is_rounded_as_torch_rounds_it(stored: torch.dtype, dtype: torch.dtype) -> None:
+    """Every 16-bit pattern as a scale in each type, into each."""
+    patterns = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16 if stored == torch.float32 else torch.float16)
+    scale_O = (patterns.float() * 1.00390625).to(stored)  # so that fp32 has more digits than 16 bits keep
+    codes_OI = torch.tensor([[-127, 1, 3]], dtype=torch.int8).repeat(len(scale_O), 1)
+    made = kernels.int8_rows(codes_OI, scale_O, dtype)
+    assert made is not None
+    expected = codes_OI.to(dtype).mul_(scale_O.to(dtype)[:, None])
+    assert torch.equal(made.isnan(), expected.isnan())
+    assert torch.equal(made.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -150,6 +164,15 @@ def test_what_the_kernels_cannot_read_is_left_to_torch() -> None:
     assert call(parts["codes"][:-1], torch.bfloat16) is None
     assert call(parts["codes"].repeat_interleave(2)[::2], torch.bfloat16) is None
     assert call(parts["codes"].to("meta"), torch.bfloat16) is None
+    codes, scale = torch.ones(2, 2, dtype=torch.int8), torch.ones(2)
+    assert kernels.int8_rows(codes, scale, torch.bfloat16) is not None
+    assert kernels.int8_rows(codes, scale.double(), torch.bfloat16) is None
+    assert kernels.int8_rows(codes, scale.requires_grad_(), torch.bfloat16) is None
+    scales = torch.zeros(8, dtype=torch.uint8), torch.zeros(256), torch.zeros(1), torch.zeros(())
+    for wrong, tensor in ((0, scales[0][:7]), (1, scales[1][:16]), (2, scales[2][:0]), (3, scales[3].double())):
+        nested = (*scales[:wrong], tensor, *scales[wrong + 1 :])
+        assert kernels.nested_codebook(parts["codes"], torch.zeros(16), nested, 64, (4, 128), torch.bfloat16) is None
+    assert kernels.nested_codebook(parts["codes"], torch.zeros(16), scales, 64, (4, 128), torch.bfloat16) is not None
     assert fmt.decode(parts, (4, 128), torch.float64).dtype == torch.float64
 
 
@@ -224,7 +247,10 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch:
         build.load()
 
 
-def test_the_switch_turns_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITRANK_KERNELS", "0")
-    assert kernels_status() == "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
-    assert kernels.int8_rows(torch.zeros(2, 2, dtype=torch.int8), torch.ones(2), torch.bfloat16) is None
+def test_the_switch_turns_them_off() -> None:
+    code = (
+        "import torch; from bitrank_quant import kernels; "
+        "print(kernels.int8_rows(torch.zeros(2, 2, dtype=torch.int8), torch.ones(2), torch.bfloat16), kernels.kernels_status())"
+    )
+    assert in_a_process(code, BITRANK_KERNELS="0") == "None plain torch decodes low-bit weights: BITRANK_KERNELS=0"
+    assert in_a_process(code, BITRANK_KERNELS="1").startswith("tensor")

@@ -33,7 +33,7 @@ def dynamic_map_8bit() -> Tensor:
     return torch.tensor(sorted(values))
 
 
-_DYNAMIC = dynamic_map_8bit()
+DYNAMIC_8BIT = dynamic_map_8bit()
 _SCALE_BLOCK = 256
 
 
@@ -43,7 +43,7 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
     centred_MB = torch.nn.functional.pad(absmax_N - offset, (0, -absmax_N.numel() % _SCALE_BLOCK)).view(-1, _SCALE_BLOCK)
     outer_M = centred_MB.abs().amax(1)
     scaled_MB = centred_MB / outer_M.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    book = _DYNAMIC.to(absmax_N.device)
+    book = DYNAMIC_8BIT.to(absmax_N.device)
     codes_N = torch.bucketize(scaled_MB, (book[1:] + book[:-1]) / 2).to(torch.uint8).flatten()[: absmax_N.numel()]
     return {"absmax": codes_N.clone(), "outer": outer_M, "offset": offset}
 
@@ -52,7 +52,7 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
     """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a step), or those at some places,
     which count from 0."""
     codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
-    book = _DYNAMIC.to(outer_M.device)
+    book = DYNAMIC_8BIT.to(outer_M.device)
     if isinstance(at, slice):
         start, stop, _ = at.indices(tensors["absmax"].numel())
         if (made := kernels.nested_scales(codes_N, book, outer_M, offset, start)) is not None:

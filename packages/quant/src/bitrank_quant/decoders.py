@@ -17,21 +17,32 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant import kernels
-from bitrank_quant.codebooks import decode_dynamic_8bit
+from bitrank_quant.codebooks import DYNAMIC_8BIT
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats import Int8Row
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
 
 Decode = Callable[[], Tensor]
-_rooms: dict[torch.dtype, Tensor] = {}
+# Weights of bitsandbytes and quanto have every look at them pass through Python (`__torch_function__`), 2 µs each, but in here.
+_unwatched = torch._C.DisableTorchFunctionSubclass
+_rooms: dict[torch.dtype, dict[tuple[int, ...], Tensor]] = {}
+"""One memory for each dtype, whole under (), and the views of it by shape: models have few, and to make one anew takes 3 µs."""
 
 
 def _room(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The room that this process has for one decoded matrix, as large as the largest there was."""
+    views = _rooms.get(dtype)
+    view = None if views is None else views.get(shape)
+    return _view(shape, dtype) if view is None else view
+
+
+def _view(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     count = shape[0] * shape[1]
-    if dtype not in _rooms or _rooms[dtype].numel() < count:
-        _rooms[dtype] = torch.empty(count, dtype=dtype)
-    return _rooms[dtype][:count].view(shape)
+    if dtype not in _rooms or _rooms[dtype][()].numel() < count:
+        _rooms[dtype] = {(): torch.empty(count, dtype=dtype)}  # without the views of a smaller one, which would keep it
+    views = _rooms[dtype]
+    views[shape] = views[()][:count].view(shape)
+    return views[shape]
 
 
 def decoder(layer: nn.Module) -> Decode | None:
@@ -85,11 +96,15 @@ def _weight(layer: nn.Linear) -> Tensor:
 
 
 def _bitsandbytes_4bit(layer: Any, room: kernels.Room = None) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
+    weight = layer._parameters["weight"]
+    with _unwatched():
+        codes: Tensor = weight.data
+    made: Tensor | None = _bitsandbytes_on_cpu(codes, weight.quant_state, room)
+    if made is None:
+        from bitsandbytes.functional import dequantize_4bit
 
-    codes, state = layer.weight.data, layer.weight.quant_state
-    made: Tensor | None = _bitsandbytes_on_cpu(codes, state, room)
-    return (dequantize_4bit(codes, state) if made is None else made).to(layer.compute_dtype)
+        made = dequantize_4bit(codes, weight.quant_state)
+    return made if made.dtype == layer.compute_dtype else made.to(layer.compute_dtype)
 
 
 def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -> Tensor | None:
@@ -97,16 +112,17 @@ def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -
 
     None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
     """
-    if codes.device.type != "cpu" or len(state.shape) != 2 or state.shape[1] % state.blocksize:
+    shape, block = state.shape, state.blocksize
+    if len(shape) != 2 or shape[1] % block:
         return None
-    absmax_N = state.absmax
-    if state.nested:
-        absmax_N = decode_dynamic_8bit({"absmax": state.absmax, "outer": state.state2.absmax, "offset": state.offset})
-    return kernels.codebook(codes.flatten(), state.code, absmax_N, state.blocksize, tuple(state.shape), state.dtype, room)
+    if not state.nested:
+        return kernels.codebook(codes, state.code, state.absmax, block, shape, state.dtype, room)
+    scales = state.absmax, DYNAMIC_8BIT, state.state2.absmax, state.offset
+    return kernels.nested_codebook(codes, state.code, scales, block, shape, state.dtype, room)
 
 
 def _quanto(layer: Any, room: kernels.Room = None) -> Tensor:
-    weight = layer.weight
+    weight = layer._parameters["weight"]
     if (fast := _quanto_on_cpu(weight, room)) is not None:
         return fast
     made: Tensor = weight.dequantize()
@@ -115,11 +131,13 @@ def _quanto(layer: Any, room: kernels.Room = None) -> Tensor:
 
 def _quanto_on_cpu(weight: Any, room: kernels.Room) -> Tensor | None:
     """The matrix by our kernels when ``weight`` is stored in one of the two layouts that they read."""
-    kind, shape = type(weight).__name__, tuple(weight.shape)
+    kind, data = type(weight).__name__, weight._data
+    with _unwatched():
+        shape, dtype = weight.shape, weight.dtype
     if weight.axis != 0 or len(shape) != 2:
         return None
-    if kind == "WeightQBytesTensor" and weight._data.dtype == torch.int8:
-        return kernels.int8_rows(weight._data, weight._scale, weight.dtype, room)
-    if kind == "WeightQBitsTensor" and weight._shift.dtype.is_floating_point:
-        return kernels.quanto(weight._data._data, weight._scale, weight._shift, weight._data.bits, shape, weight.dtype, room)
+    if kind == "WeightQBytesTensor":
+        return kernels.int8_rows(data, weight._scale, dtype, room)
+    if kind == "WeightQBitsTensor":
+        return kernels.quanto(data._data, weight._scale, weight._shift, data.bits, shape, dtype, room)
     return None

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bitrank_quant import kernels
-from bitrank_quant.codebooks import CODEBOOKS, decode_dynamic_8bit, encode_dynamic_8bit
+from bitrank_quant.codebooks import CODEBOOKS, DYNAMIC_8BIT, decode_dynamic_8bit, encode_dynamic_8bit
 from bitrank_quant.errors import QuantError
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
@@ -205,12 +205,17 @@ class Codebook:
         return {"codes": pack_bits(codes, 4), **scales}
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, room: kernels.Room = None) -> Tensor:
-        absmax_N = self._absmax(tensors)
-        book = CODEBOOKS[self.name].to(absmax_N.device)
-        made = kernels.codebook(tensors["codes"], book, absmax_N, self.block, shape, dtype, room)
+        codes, book, absmax_N, nested = tensors["codes"], CODEBOOKS[self.name], tensors["absmax"], "outer" in tensors
+        if nested:
+            scales = absmax_N, DYNAMIC_8BIT, tensors["outer"], tensors["offset"]
+            made = kernels.nested_codebook(codes, book, scales, self.block, shape, dtype, room)
+        else:
+            made = kernels.codebook(codes, book, absmax_N, self.block, shape, dtype, room)
         if made is not None:
             return made
-        codes = unpack_bits(tensors["codes"], 4, absmax_N.numel() * self.block)
+        absmax_N = decode_dynamic_8bit(tensors) if nested else absmax_N
+        book = book.to(absmax_N.device)
+        codes = unpack_bits(codes, 4, absmax_N.numel() * self.block)
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return _unblock(values_NB, shape).to(dtype)
 
@@ -225,9 +230,6 @@ class Codebook:
             return codes | {"absmax": decode_dynamic_8bit(tensors, slice(start * per_row, stop * per_row))}
         places_NB = ids_N[:, None] % rows * per_row + torch.arange(per_row, device=ids_N.device)
         return codes | {"absmax": decode_dynamic_8bit(tensors, places_NB.flatten())}
-
-    def _absmax(self, tensors: Tensors) -> Tensor:
-        return decode_dynamic_8bit(tensors) if "outer" in tensors else tensors["absmax"]
 
     def nbytes(self, shape: tuple[int, int]) -> int:
         blocks = _block_count(shape, self.block)

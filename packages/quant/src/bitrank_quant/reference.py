@@ -70,7 +70,8 @@ class QuantWeight(nn.Module):
 
     def decode(self, dtype: torch.dtype | None = None, room: Room = None) -> Tensor:
         """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``room`` as :meth:`Format.decode` takes it."""
-        return self.fmt.decode(self.tensors, self.shape, dtype or self.compute_dtype, room)
+        held: Any = self._buffers  # as they are: a copy of the dictionary would be made at every product
+        return self.fmt.decode(held, self.shape, dtype or self.compute_dtype, room)
 
     def parts(self, dtype: torch.dtype) -> list[slice]:
         """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them, as where

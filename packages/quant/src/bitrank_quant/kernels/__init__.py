@@ -1,7 +1,10 @@
-"""Fast decoding on the CPU: one small C file behind five functions. Each gives what is decoded, or None when plain torch has to do it.
+"""Fast decoding on the CPU: one small C file behind six functions. Each gives what is decoded, or None when plain torch has to do it.
 
 Plain torch does it on other devices, under a compiler that traces (it fuses the decoding itself), in other output types, where no C
 compiler is found, and with ``BITRANK_KERNELS=0``. The numbers are the same to the last bit, so nothing else depends on who did it.
+
+A step decodes hundreds of small matrices, some of them in 20 µs, so what is asked before each call is little and cheap: no copies of
+scales, no views, no look-up in the environment.
 """
 
 from __future__ import annotations
@@ -19,15 +22,19 @@ from bitrank_quant.kernels.build import BuildError, Built, load
 from bitrank_quant.packing import packed_bytes
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum of decode.c
+_PLAIN = (Tensor, torch.nn.Parameter)
 _GRAIN = 1 << 17  # weights below which a second thread costs more than it does
 Room = Callable[[tuple[int, int], torch.dtype], Tensor] | None
 """Gives the (contiguous CPU) tensor that a matrix is decoded into; None: a new one."""
+Nested = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scales in 8 bits: their codes, the book of 256 fp32 entries, one fp32 outer scale for 256 codes, and the fp32 offset."""
 _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "bitrank_affine": (_P, _N, _I, _P, _P, _N, _N, _N, _I, _I, _P),
     "bitrank_codebook": (_P, _N, _P, _P, _N, _N, _N, _I, _I, _P),
+    "bitrank_nested_codebook": (_P, _P, _P, _P, _P, _P, _N, _P, _N, _N, _N, _I, _I, _P),
     "bitrank_nested": (_P, _P, _P, _P, _N, _N, _P),
-    "bitrank_rows": (_P, _P, _N, _N, _I, _I, _P),
+    "bitrank_rows": (_P, _P, _I, _N, _N, _I, _I, _P),
     "bitrank_quanto": (_P, _I, _P, _P, _N, _N, _N, _I, _I, _P),
 }
 
@@ -49,42 +56,67 @@ def affine(
     codes: Tensor, scale_G: Tensor, minimum_G: Tensor, bits: int, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
 ) -> Tensor | None:
     """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum per block of a row."""
-    groups = shape[0] * -(-shape[1] // block)
-    needed = [(codes, torch.uint8, packed_bytes(groups * block, bits)), *((t, torch.bfloat16, groups) for t in (scale_G, minimum_G))]
-    if not _fits(dtype, *needed):
+    rows, columns = shape
+    groups = rows * -(-columns // block)
+    count = packed_bytes(groups * block, bits)
+    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(scale_G, torch.bfloat16, groups)):
         return None
-    return _call("bitrank_affine", shape, dtype, room, _at(codes), codes.numel(), bits, _at(scale_G), _at(minimum_G), block, *shape)
+    if not _fits(minimum_G, torch.bfloat16, groups):
+        return None
+    given = codes.data_ptr(), count, bits, scale_G.data_ptr(), minimum_G.data_ptr(), block, rows, columns
+    return _call("bitrank_affine", shape, dtype, room, *given)
 
 
 def codebook(
     codes: Tensor, book: Tensor, absmax_N: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
 ) -> Tensor | None:
     """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a row."""
-    groups = shape[0] * -(-shape[1] // block)
-    needed = [(codes, torch.uint8, packed_bytes(groups * block, 4)), (book, torch.float32, 16), (absmax_N, torch.float32, groups)]
-    if not _fits(dtype, *needed):
+    rows, columns = shape
+    groups = rows * -(-columns // block)
+    count = packed_bytes(groups * block, 4)
+    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(book, torch.float32, 16)):
         return None
-    return _call("bitrank_codebook", shape, dtype, room, _at(codes), codes.numel(), _at(book), _at(absmax_N), block, *shape)
+    if not _fits(absmax_N, torch.float32, groups):
+        return None
+    given = codes.data_ptr(), count, book.data_ptr(), absmax_N.data_ptr(), block, rows, columns
+    return _call("bitrank_codebook", shape, dtype, room, *given)
+
+
+def nested_codebook(
+    codes: Tensor, book: Tensor, nested: Nested, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+) -> Tensor | None:
+    """:func:`codebook` with nested scales in place of absmax."""
+    rows, columns = shape
+    groups = rows * -(-columns // block)
+    count = packed_bytes(groups * block, 4)
+    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(book, torch.float32, 16) and _nested_fits(nested, groups)):
+        return None
+    absmax_N = nested[2].new_empty(groups)
+    scales = [t.data_ptr() for t in (*nested, absmax_N)]
+    given = codes.data_ptr(), count, book.data_ptr(), block, rows, columns
+    return _call("bitrank_nested_codebook", shape, dtype, room, *scales, *given)
 
 
 def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0) -> Tensor | None:
-    """``book[code] · outer + offset`` in fp32: 256 entries in ``book``, one outer scale for 256 codes, of which ``codes_N`` are those
-    from ``first`` on."""
+    """``book[code] · outer + offset`` in fp32, of the ``codes_N`` from ``first`` on; the rest as of :data:`Nested`."""
     count = codes_N.numel()
-    needed = [(codes_N, torch.uint8, count), (book, torch.float32, 256), (outer_M, torch.float32, outer_M.numel())]
-    if not _fits(torch.float32, *needed, (offset, torch.float32, 1)) or not 0 <= first <= 256 * outer_M.numel() - count:
+    if not (_ready(torch.float32) and first >= 0 and _nested_fits((codes_N, book, outer_M, offset), count, first)):
         return None
     made = torch.empty(count, dtype=torch.float32, device="cpu")
-    _library().bitrank_nested(_at(codes_N), _at(book), _at(outer_M), _at(offset), first, count, _at(made))
+    given = codes_N.data_ptr(), book.data_ptr(), outer_M.data_ptr(), offset.data_ptr(), first, count
+    _function("bitrank_nested")(*given, made.data_ptr())
     return made
 
 
 def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None) -> Tensor | None:
     """``code · scale`` with one scale a row, which is rounded to ``dtype`` first."""
-    if codes_OI.dim() != 2 or not _fits(dtype, (codes_OI, torch.int8, codes_OI.numel()), (scale_O, scale_O.dtype, codes_OI.shape[0])):
+    if codes_OI.dim() != 2:
         return None
-    scale_O = scale_O.to(dtype).float()
-    return _call("bitrank_rows", (codes_OI.shape[0], codes_OI.shape[1]), dtype, room, _at(codes_OI), _at(scale_O), *codes_OI.shape)
+    (rows, columns), kind = codes_OI.shape, scale_O.dtype
+    if not (_ready(dtype) and kind in _KINDS and _fits(codes_OI, torch.int8, rows * columns) and _fits(scale_O, kind, rows)):
+        return None
+    given = codes_OI.data_ptr(), scale_O.data_ptr(), _KINDS[kind], rows, columns
+    return _call("bitrank_rows", (rows, columns), dtype, room, *given)
 
 
 def quanto(
@@ -95,37 +127,58 @@ def quanto(
     quanto multiplies and subtracts in ``dtype``, so the product is rounded as well as the difference.
     """
     groups, (lines, block) = scale_G.numel(), packed_LB.shape
-    fits = _fits(dtype, (packed_LB, torch.uint8, lines * block), *((t, dtype, groups) for t in (scale_G, shift_G)))
-    if not fits or groups * block != shape[0] * shape[1] or lines != -(-groups * bits // 8):
+    if groups * block != shape[0] * shape[1] or lines != -(-groups * bits // 8):
         return None
-    scale_G, shift_G = scale_G.float(), shift_G.float()
-    return _call("bitrank_quanto", shape, dtype, room, _at(packed_LB), bits, _at(scale_G), _at(shift_G), groups, lines, block)
+    if not (_ready(dtype) and _fits(packed_LB, torch.uint8, lines * block) and _fits(scale_G, dtype, groups)):
+        return None
+    if not _fits(shift_G, dtype, groups):
+        return None
+    given = packed_LB.data_ptr(), bits, scale_G.data_ptr(), shift_G.data_ptr(), groups, lines, block
+    return _call("bitrank_quanto", shape, dtype, room, *given)
 
 
-def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *arguments: int) -> Tensor:
+def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *given: int) -> Tensor:
     made = torch.empty(shape, dtype=dtype, device="cpu") if room is None else room(shape, dtype)
-    threads = torch.get_num_threads() if made.numel() >= _GRAIN else 1
-    getattr(_library(), name)(*arguments, _KINDS[dtype], threads, _at(made))
+    threads = torch.get_num_threads() if shape[0] * shape[1] >= _GRAIN else 1
+    _function(name)(*given, _KINDS[dtype], threads, made.data_ptr())
     return made
 
 
-def _library() -> ctypes.CDLL:
+def _function(name: str) -> Any:
     built = _built()
-    assert isinstance(built, Built)  # _fits has asked
-    return built.library
+    assert isinstance(built, Built)  # _ready has asked
+    return getattr(built.library, name)
 
 
-def _fits(dtype: torch.dtype, *needed: tuple[Tensor, torch.dtype, int]) -> bool:
-    """Whether the kernels are there and may read ``needed``: plain contiguous CPU tensors of this type and this many elements."""
-    if torch.compiler.is_compiling() or dtype not in _KINDS:
-        return False
-    return all(_plain(t) and t.dtype == kind and t.numel() == count for t, kind, count in needed) and _usable()
+def _ready(dtype: torch.dtype) -> bool:
+    """Whether the kernels are there and may be asked for ``dtype``."""
+    return not torch.compiler.is_compiling() and dtype in _KINDS and _usable()
 
 
-def _plain(tensor: Tensor) -> bool:
-    # Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
+def _fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
+    """Whether the kernels may read ``tensor``: a plain contiguous one on the CPU, of this type and this many elements.
+
+    Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
+    """
     return (
-        type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.requires_grad
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.dtype is dtype
+        and tensor.numel() == count
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+    )
+
+
+def _nested_fits(scales: Nested, count: int, first: int = 0) -> bool:
+    codes_N, book, outer_M, offset = scales
+    outer = outer_M.numel()
+    return (
+        first + count <= 256 * outer
+        and _fits(codes_N, torch.uint8, count)
+        and _fits(book, torch.float32, 256)
+        and _fits(outer_M, torch.float32, outer)
+        and _fits(offset, torch.float32, 1)
     )
 
 
@@ -133,6 +186,7 @@ def _usable() -> bool:
     return not _switched_off() and isinstance(_built(), Built)
 
 
+@cache
 def _switched_off() -> bool:
     return os.environ.get("BITRANK_KERNELS") == "0"
 
@@ -151,7 +205,3 @@ def bound(built: Built) -> Built:
         function: Any = getattr(built.library, name)
         function.argtypes, function.restype = arguments, None
     return built
-
-
-def _at(tensor: Tensor) -> int:
-    return tensor.data_ptr()

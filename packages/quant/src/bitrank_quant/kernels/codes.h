@@ -69,6 +69,26 @@ static void store(void *out, const float *in, int64_t n, int kind) {
     else memcpy(out, in, (size_t)n * 4);
 }
 
+/* Exact, subnormals and infinities too. */
+INLINE float from_fp16(uint16_t half) {
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &bits, 4);
+    value *= 0x1p112f;
+    memcpy(&bits, &value, 4);
+    if (value >= 65536.0f) bits |= 0x7f800000u;
+    bits |= (uint32_t)(half & 0x8000) << 16;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* The inverse of `store`, exact. */
+static void fetch(float *restrict out, const void *restrict in, int64_t n, int kind) {
+    const uint16_t *halves = in;
+    if (kind == FP32) memcpy(out, in, (size_t)n * 4);
+    else for (int64_t i = 0; i < n; i++) out[i] = kind == BF16 ? from_bf16(halves[i]) : from_fp16(halves[i]);
+}
+
 /* Eight codes of `bits` bits in the low bits of a word, moved apart into eight bytes: halves, quarters, eighths. One instruction
  * does it on CPUs of the last ten years; the first two Zen run it as a program of their own, slowly. */
 INLINE uint64_t spread(uint64_t word, int bits) {

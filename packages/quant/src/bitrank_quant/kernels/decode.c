@@ -188,39 +188,40 @@ void bitrank_nested(const uint8_t *restrict codes, const float *restrict book, c
     }
 }
 
-/* code * scale; int8 codes, one fp32 scale a row that already is a number of the output type. */
-void bitrank_rows(const int8_t *codes, const float *scale, int64_t rows, int64_t columns, int kind, int threads, uint8_t *out) {
-    (void)threads;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-#endif
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t at = row * columns; at < (row + 1) * columns; at += CHUNK) {
-            float values[CHUNK];
-            int64_t n = least(CHUNK, (row + 1) * columns - at);
-            for (int64_t i = 0; i < n; i++) values[i] = (float)codes[at + i] * scale[row];
-            store(out + at * width(kind), values, n, kind);
-        }
+/* A matrix and its nested scales, which go into `absmax`: in one call, as a call takes as long as they do. */
+void bitrank_nested_codebook(const uint8_t *scales, const float *scale_book, const float *outer, const float *offset, float *absmax,
+                             const uint8_t *codes, int64_t bytes, const float *book, int64_t block, int64_t rows, int64_t columns,
+                             int kind, int threads, void *out) {
+    bitrank_nested(scales, scale_book, outer, offset, 0, rows * ((columns + block - 1) / block), absmax);
+    bitrank_codebook(codes, bytes, book, absmax, block, rows, columns, kind, threads, out);
 }
 
-/* Exact, subnormals and infinities too. */
-INLINE float from_fp16(uint16_t half) {
-    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &bits, 4);
-    value *= 0x1p112f;
-    memcpy(&bits, &value, 4);
-    if (value >= 65536.0f) bits |= 0x7f800000u;
-    bits |= (uint32_t)(half & 0x8000) << 16;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
+/* To the output type and back; at most 16 * TABLES values. */
 static void round_values(float *restrict values, int64_t n, int kind) {
     uint16_t halves[16 * TABLES];
     if (kind == FP32) return;
     store(halves, values, n, kind);
-    for (int64_t i = 0; i < n; i++) values[i] = kind == BF16 ? from_bf16(halves[i]) : from_fp16(halves[i]);
+    fetch(values, halves, n, kind);
+}
+
+/* code * scale; int8 codes, one scale a row, which is rounded to the output type first. */
+void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int64_t rows, int64_t columns, int kind, int threads,
+                  uint8_t *out) {
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#endif
+    for (int64_t row = 0; row < rows; row++) {
+        float scale;
+        fetch(&scale, (const uint8_t *)scales + row * width(scale_kind), 1, scale_kind);
+        round_values(&scale, 1, kind);
+        for (int64_t at = row * columns; at < (row + 1) * columns; at += CHUNK) {
+            float values[CHUNK];
+            int64_t n = least(CHUNK, (row + 1) * columns - at);
+            for (int64_t i = 0; i < n; i++) values[i] = (float)codes[at + i] * scale;
+            store(out + at * width(kind), values, n, kind);
+        }
+    }
 }
 
 INLINE void quanto_values(float *restrict values, const float *restrict scale, const float *restrict shift, int64_t groups, int kind) {
@@ -240,10 +241,10 @@ INLINE void one_group(const uint8_t *packed, int low, int mask, const Tables *ta
     }
 }
 
-/* quanto: code * scale - shift, the product rounded to the output type as well. Groups lie one below the other; the first `lines` of
- * them fill the low bits of the bytes, the next `lines` the bits above, and so on. */
-void bitrank_quanto(const uint8_t *packed, int bits, const float *scale, const float *shift, int64_t groups, int64_t lines, int64_t size,
-                    int kind, int threads, uint8_t *out) {
+/* quanto: code * scale - shift, all in the output type, so the product is rounded as well. Groups lie one below the other; the first
+ * `lines` of them fill the low bits of the bytes, the next `lines` the bits above, and so on. */
+void bitrank_quanto(const uint8_t *packed, int bits, const uint8_t *scale, const uint8_t *shift, int64_t groups, int64_t lines,
+                    int64_t size, int kind, int threads, uint8_t *out) {
     (void)threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -251,7 +252,10 @@ void bitrank_quanto(const uint8_t *packed, int bits, const float *scale, const f
     for (int64_t first = 0; first < groups; first += TABLES) {
         Tables tables;
         int64_t count = least(TABLES, groups - first);
-        quanto_values(tables.values, scale + first, shift + first, count, kind);
+        float scales[TABLES], shifts[TABLES];
+        fetch(scales, scale + first * width(kind), count, kind);
+        fetch(shifts, shift + first * width(kind), count, kind);
+        quanto_values(tables.values, scales, shifts, count, kind);
         fill(&tables, count, kind);
         for (int64_t b = 0, g = first; b < count; b++, g++) {
             const uint8_t *line = packed + g % lines * size;
