@@ -10,7 +10,7 @@ import torch
 from bitrank.models import attention_for, fuse_model
 from bitrank_adapters import attach_lora, uniform_ranks
 from bitrank_adapters.norms import norms_in_fp32
-from bitrank_quant import block_matrices
+from bitrank_quant import block_matrices, kernels
 from bitrank_quant.kernels import rows
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -74,7 +74,7 @@ def test_a_model_is_the_same_to_rounding(
     in_a_llama = {"rms": 7, "rms_gradient": 6, "swiglu": 6, "swiglu_gradient": 3, "rotate": 12}
     assert called == {**attended, **(in_a_llama if make is llama else {})}
     called.clear()
-    monkeypatch.setenv("BITRANK_KERNELS", "0")
+    monkeypatch.setattr(kernels, "switched_off", lambda: True)
     plain = trained(make, dtype, fused=True)
     assert not called
     for other in (plain, trained(make, dtype, fused=False)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitrank_quant import kernels
 from bitrank_quant.kernels import build, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,7 +148,7 @@ def test_older_cpus_get_these_numbers_to_rounding(target: str, tmp_path: Path, m
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_TARGETS", ((f"-march={target}",),))
     older = rows.bound(build.load(build.ROWS).library)
-    monkeypatch.setattr(rows, "_library", lambda: older)
+    monkeypatch.setattr(rows, "_built", lambda: older)
     for dtype, expected in new.items():
         for found, one in zip(every_pass(dtype), expected, strict=True):
             near(found, one, one.dtype, times=2)
@@ -201,10 +202,12 @@ def test_what_they_cannot_read_is_not_served(monkeypatch: pytest.MonkeyPatch) ->
     assert rows.serves(x) and rows.serves(x.bfloat16()) and rows.serves(torch.nn.Parameter(x), x)
     served: list[Any] = [x.half(), x.double(), x.as_subclass(_Own)]
     assert not any(rows.serves(tensor) for tensor in served) and not rows.serves(x, x.bfloat16())
-    monkeypatch.setenv("BITRANK_KERNELS", "0")
+    monkeypatch.setattr(kernels, "switched_off", lambda: True)
     assert not rows.serves(x)
 
 
 def test_without_a_library_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_library", lambda: None)
+    assert kernels.kernels_status().endswith("passes over rows as well")
+    monkeypatch.setattr(rows, "_built", lambda: "no room left")
     assert not rows.serves(torch.zeros(3))
+    assert kernels.kernels_status().endswith("passes over rows are plain torch's: no room left")

@@ -40,8 +40,11 @@ _ARGUMENTS = {
 
 
 def kernels_status() -> str:
-    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why. Compiles if need be."""
-    if _switched_off():
+    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why; and who works on rows between
+    products. Compiles if need be."""
+    from bitrank_quant.kernels import rows  # which asks this module whether it is switched off
+
+    if switched_off():
         return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
     built = _built()
     if isinstance(built, str):
@@ -49,7 +52,9 @@ def kernels_status() -> str:
     threads = (
         f"on the threads of torch ({built.openmp})" if built.openmp else "on one thread: torch has no libgomp that this compiler can use"
     )
-    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}"
+    why = rows.missing()
+    between = "passes over rows as well" if why is None else f"passes over rows are plain torch's: {why}"
+    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}; {between}"
 
 
 def affine(
@@ -183,11 +188,12 @@ def _nested_fits(scales: Nested, count: int, first: int = 0) -> bool:
 
 
 def _usable() -> bool:
-    return not _switched_off() and isinstance(_built(), Built)
+    return not switched_off() and isinstance(_built(), Built)
 
 
 @cache
-def _switched_off() -> bool:
+def switched_off() -> bool:
+    """Whether the user wants plain torch; a process reads its environment once."""
     return os.environ.get("BITRANK_KERNELS") == "0"
 
 

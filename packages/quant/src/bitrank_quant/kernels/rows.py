@@ -9,13 +9,13 @@ device, where memory is foretold, they make what they would make on a CPU, witho
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitrank_quant import kernels
 from bitrank_quant.kernels.build import ROWS, BuildError, load
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}  # the enum of vectors.h
@@ -39,7 +39,13 @@ def serves(*tensors: Tensor) -> bool:
         return False
     # Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == kind and t.device.type in ("cpu", "meta") for t in tensors)
-    return plain and os.environ.get("BITRANK_KERNELS") != "0" and _library() is not None
+    return plain and not kernels.switched_off() and missing() is None
+
+
+def missing() -> str | None:
+    """Why there is no compiled library, as the end of a sentence; None where there is one. Compiles if need be."""
+    built = _built()
+    return built if isinstance(built, str) else None
 
 
 def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
@@ -121,19 +127,18 @@ def _dense(tensor: Tensor) -> Tensor:
 def _call(name: str, of: Tensor, *arguments: float | None) -> None:
     if of.device.type == "meta":
         return
-    library = _library()
-    assert library is not None  # serves has asked
+    library = _built()
+    assert not isinstance(library, str)  # serves has asked
     threads = torch.get_num_threads() if of.numel() >= _GRAIN else 1
     getattr(library, name)(*arguments, _KINDS[of.dtype], threads)
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled library; None where there is none, of which ``kernels_status`` says why."""
+def _built() -> ctypes.CDLL | str:
     try:
         return bound(load(ROWS).library)
-    except BuildError:
-        return None
+    except BuildError as reason:
+        return str(reason)
 
 
 def bound(library: ctypes.CDLL) -> ctypes.CDLL:
