@@ -57,3 +57,40 @@ def test_fusing_changes_no_parameter(make, blocks) -> None:
     fuse(model)
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
     assert len(adapted(model)) == len(blocks["llama"])
+
+
+class Sometimes:
+    """Decodes a layer whose product is that of its matrix at times only."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.layer, self.now, self.decoded = layer, True, 0
+
+    def applies(self) -> bool:
+        return self.now
+
+    def __call__(self) -> torch.Tensor:
+        self.decoded += 1
+        return self.layer.weight
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_base_that_is_not_to_be_decoded_now_makes_its_own_product(make, blocks, ids, name: str) -> None:
+    """Alone, beside layers of the same input, and after an activation."""
+    plain, model = (attach(make, blocks, name, "lora", torch.float32) for _ in range(2))
+    decodes: list[Sometimes] = []
+
+    def decoder(layer: torch.nn.Module) -> Sometimes | None:
+        decodes.append(Sometimes(layer))
+        return decodes[-1]
+
+    fuse(model, decoder)
+    expected, gradients = run(plain, ids)
+    for now in (True, False):
+        for decode in decodes:
+            decode.now, decode.decoded = now, 0
+        model.zero_grad()
+        logits, found = run(model, ids)
+        assert torch.allclose(logits, expected, atol=1e-5)
+        scale = max(float(grad.norm()) for grad in gradients.values())
+        assert all(float((found[key] - grad).norm()) < 1e-4 * scale for key, grad in gradients.items())
+        assert bool(sum(decode.decoded for decode in decodes)) == now

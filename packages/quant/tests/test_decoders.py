@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, decoders, parse_format, stored_weight
+from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, decoders, kernels, parse_format, stored_weight
 from bitrank_quant.decoders import _bitsandbytes_on_cpu
 from bitrank_quant.kernels import kernels_status
 from torch import nn
@@ -142,6 +142,52 @@ def test_an_unquantized_layer_gives_its_own_weight() -> None:
 
 def test_layers_that_multiply_in_their_own_way_have_none() -> None:
     linear = nn.Linear(64, 64, dtype=torch.bfloat16).requires_grad_(False)
-    for backend in ("torch", "bitsandbytes"):
-        assert decoder(BACKENDS[backend].make(linear, parse_format("llm-int8"), torch.bfloat16)) is None
+    assert decoder(BACKENDS["torch"].make(linear, parse_format("llm-int8"), torch.bfloat16)) is None
     assert decoder(nn.Conv1d(4, 4, 1)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_llm_int8_of_bitsandbytes_trains_by_its_decoded_matrix(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradient, outlier columns or none, bit by bit what bitsandbytes makes of the same layer in training on a CPU."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "_switched_off", lambda: True)
+    torch.manual_seed(0)
+    linear = nn.Linear(192, 96, dtype=dtype).requires_grad_(False)
+    layer = BACKENDS["bitsandbytes"].make(linear, parse_format("llm-int8"), dtype)
+    decode = decoder(layer)
+    assert decode is not None and decode.applies()
+    x_NI = torch.randn(40, 192).to(dtype)
+    x_NI[:, 7] *= 20  # an outlier column
+    x_NI.requires_grad_()
+    before = decode().clone()
+    expected = layer(x_NI)
+    assert torch.equal(nn.functional.linear(x_NI, decode(), layer.bias), expected)
+    (gradient,) = torch.autograd.grad(expected, x_NI, expected.detach())
+    assert torch.equal(expected.detach() @ decode(), gradient)
+    assert torch.equal(decode(), before)  # its codes have moved from the weight to the state of its products
+
+
+def test_llm_int8_of_bitsandbytes_evaluates_in_its_own_way() -> None:
+    """It rounds activations to 8 bits outside outlier columns, and the decoder says that it is not asked for."""
+    torch.manual_seed(0)
+    linear = nn.Linear(192, 96, bias=False).requires_grad_(False)
+    layer = BACKENDS["bitsandbytes"].make(linear, parse_format("llm-int8"), torch.float32)
+    decode = decoder(layer)
+    assert decode is not None
+    x_NI = torch.randn(40, 192)
+    x_NI[:, 7] *= 20
+    exact = x_NI @ decode().T
+    evaluated = layer.eval()(x_NI)
+    assert not decode.applies() and 1e-4 < (evaluated - exact).norm() / exact.norm() < 0.02
+    layer.train()
+    assert decode.applies() and torch.equal(x_NI @ decode().T, exact)
+    layer.state.CB = layer.state.CB.to("meta")  # elsewhere than on a CPU it rounds them in training too
+    assert not decode.applies()
+
+
+def test_a_layer_of_bitsandbytes_that_others_made_keeps_its_own_product() -> None:
+    """Nobody has said what dtype it computes in."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    assert decoder(Linear8bitLt(64, 64, has_fp16_weights=False)) is None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_adapters.products import ADAPTER, Decode, factors, product, thin_gradients
+from bitrank_adapters.products import ADAPTER, Decode, applies, factors, product, thin_gradients
 from bitrank_adapters.rows import Rows
 
 # Their feed-forward part is down(act(gate(x)) · up(x)), and output(act(intermediate(x))).
@@ -114,8 +114,9 @@ def _bert(block: Any, decode: Decode, attended_BTD: Tensor) -> Tensor:
 
 
 def _activated(layer: Any, decode: Decode, activation: Activation, *inputs: Tensor) -> Tensor:
-    """``layer`` on the activation's value, by the fused product unless its adapter is off or merged."""
-    if getattr(layer, "disable_adapters", True) or layer.merged:  # a matrix whose ranks were all pruned has lost its adapter
+    """``layer`` on the activation's value, by the fused product unless its adapter is off or merged or its base multiplies otherwise."""
+    # A matrix whose ranks were all pruned has lost its adapter.
+    if getattr(layer, "disable_adapters", True) or layer.merged or not applies(decode):
         plain: Tensor = layer(activation.value(*inputs))
         return plain
     rows = [part.reshape(-1, part.shape[-1]) for part in inputs]

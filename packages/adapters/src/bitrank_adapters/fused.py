@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bitrank_adapters.controllers import adapted
 from bitrank_adapters.feed_forward import fuse_feed_forward
 from bitrank_adapters.norms import fuse_norms
-from bitrank_adapters.products import ADAPTER, Adapted, Decode, LowRank, factors
+from bitrank_adapters.products import ADAPTER, Adapted, Decode, LowRank, applies, factors
 from bitrank_adapters.rows import Rows
 from bitrank_adapters.shared_input import share_inputs
 
@@ -35,8 +35,9 @@ def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain
     """Let every adapted layer, layers that share their input, every feed-forward part and every norm of ``model`` use its fused form.
 
     ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
-    when the layer's product is not that of a decoded matrix. Such layers keep their own base product, and layers with adapter dropout
-    keep PEFT's path. ``rows`` are compiled passes over rows, for the tensors that they serve.
+    when the layer's product is not that of a decoded matrix. Such layers keep their own base product, as do those whose decoder has a
+    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path. ``rows`` are compiled passes over rows,
+    for the tensors that they serve.
     """
     for _, layer in adapted(model):
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
@@ -52,7 +53,7 @@ def _forward(layer: Any, plain: Any, decode: Decode | None, x: Tensor, *args: An
         return out
     down_RI, up_OR, scale = factors(layer)
     rows_NI = x.reshape(-1, x.shape[-1])
-    if decode is None:
+    if decode is None or not applies(decode):
         rows_NO = LowRank.apply(rows_NI, layer.base_layer(rows_NI), down_RI, up_OR, scale)
     else:
         rows_NO = Adapted.apply(rows_NI, decode, layer.base_layer.bias, down_RI, up_OR, scale)

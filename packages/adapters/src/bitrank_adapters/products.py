@@ -18,6 +18,12 @@ function, multiplies by it at once and saves it never."""
 ADAPTER = "default"
 
 
+def applies(decode: Decode | None) -> bool:
+    """Whether the product of a base layer is that of its decoded matrix now. Some are in training alone; what decodes them has a method
+    of this name."""
+    return decode is not None and (not hasattr(decode, "applies") or decode.applies())
+
+
 def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
     """(rank, in), (out, rank) and the factor on their product, for LoRA and for AdaLoRA's P Λ Q."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]

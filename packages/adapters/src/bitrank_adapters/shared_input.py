@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_adapters.feed_forward import decoded
-from bitrank_adapters.products import Decode, factors, turned, up_gradient
+from bitrank_adapters.products import Decode, applies, factors, turned, up_gradient
 
 # Classes whose forward takes the hidden states first and gives them to these layers.
 _SHARING = {
@@ -58,7 +58,7 @@ def _together(
 ) -> Any:
     layers = [getattr(part, name) for name in names]
     # A matrix whose ranks were all pruned has lost its adapter.
-    if not any(getattr(layer, "disable_adapters", True) or layer.merged for layer in layers):
+    if not any(getattr(layer, "disable_adapters", True) or layer.merged for layer in layers) and all(map(applies, decodes)):
         ready.update(zip(names, ((hidden_states, out) for out in _products(layers, decodes, hidden_states)), strict=True))
     try:
         return plain(hidden_states, *args, **kwargs)

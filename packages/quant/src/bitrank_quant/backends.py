@@ -50,7 +50,7 @@ class Backend:
 def _bnb_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
     _quiet_bitsandbytes()
     if isinstance(fmt, Int8Row):
-        return _bnb_8bit(linear)
+        return _bnb_8bit(linear, compute_dtype)
     assert isinstance(fmt, Codebook)
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -65,7 +65,7 @@ def _bnb_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> n
     return made.to(linear.weight.device)
 
 
-def _bnb_8bit(linear: nn.Linear) -> nn.Module:
+def _bnb_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
     made = Linear8bitLt(
@@ -74,6 +74,7 @@ def _bnb_8bit(linear: nn.Linear) -> nn.Module:
     # bitsandbytes quantizes from fp16; weights far outside its range would become inf, the cast below would say so.
     made.weight = Int8Params(linear.weight.detach().contiguous(), requires_grad=False, has_fp16_weights=False)
     made.bias = _frozen(linear.bias)
+    made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself goes by its input
     return made.to(linear.weight.device)
 
 

@@ -49,7 +49,7 @@ def decoder(layer: nn.Module) -> Decode | None:
     """A function that gives the (out, in) matrix of ``layer`` in its compute dtype, good until the next matrix is decoded by one.
 
     None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too, and layers of a kind
-    unknown here may do anything.
+    unknown here may do anything. Where it is that at times only, what is given has a method ``applies`` that tells (:class:`InTraining`).
     """
     kind = type(layer).__name__
     if isinstance(layer, QuantLinear):
@@ -59,7 +59,27 @@ def decoder(layer: nn.Module) -> Decode | None:
         return partial(_weight, layer)
     if kind == "Linear4bit":
         return partial(_bitsandbytes_4bit, layer, _room)
+    if kind == "Linear8bitLt":
+        return InTraining(layer) if hasattr(layer, "compute_dtype") else None
     return partial(_quanto, layer, _room) if kind == "QLinear" else None
+
+
+class InTraining:
+    """The matrix of bitsandbytes' LLM.int8(), which on a CPU rounds activations in evaluations alone: while it trains it multiplies by
+    this very matrix, which it makes in two passes into new memory."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def applies(self) -> bool:
+        codes_OI = _held_8bit(self.layer).CB
+        return self.layer.training and codes_OI is not None and codes_OI.is_cpu
+
+    def __call__(self) -> Tensor:
+        held, dtype = _held_8bit(self.layer), self.layer.compute_dtype
+        scale_O = held.SCB.mul(1.0 / 127.0)
+        made = kernels.int8_rows(held.CB, scale_O, dtype, _room, exact=True)
+        return held.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
@@ -85,10 +105,15 @@ def stored_weight(layer: nn.Module) -> Tensor:
 
 
 def _bitsandbytes_8bit(layer: Any) -> Tensor:
-    """Codes and scales lie with the weight until the first call, with the matmul's state after it."""
-    held = layer.weight if getattr(layer.weight, "SCB", None) is not None else layer.state
+    held = _held_8bit(layer)
     made: Tensor = held.CB.float() * held.SCB.float()[:, None] / 127
     return made
+
+
+def _held_8bit(layer: Any) -> Any:
+    """Codes and scales lie with the weight until bitsandbytes' first product, with the state of its products after it."""
+    weight = layer._parameters["weight"]
+    return weight if getattr(weight, "SCB", None) is not None else layer.state
 
 
 def _weight(layer: nn.Linear) -> Tensor:
