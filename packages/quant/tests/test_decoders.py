@@ -151,7 +151,7 @@ def test_layers_that_multiply_in_their_own_way_have_none() -> None:
 def test_llm_int8_of_bitsandbytes_trains_by_its_decoded_matrix(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradient, outlier columns or none, bit by bit what bitsandbytes makes of the same layer in training on a CPU."""
     if not compiled:
-        monkeypatch.setattr(kernels, "_switched_off", lambda: True)
+        monkeypatch.setattr(kernels, "switched_off", lambda: True)
     torch.manual_seed(0)
     linear = nn.Linear(192, 96, dtype=dtype).requires_grad_(False)
     layer = BACKENDS["bitsandbytes"].make(linear, parse_format("llm-int8"), dtype)
