@@ -14,7 +14,7 @@ SLOW    ?=
 # Test processes: most tests start runs of one thread each.
 WORKERS ?= auto
 # What `make bench` measures, in this order.
-BENCH   ?= startup training formats memory forecast planner growth analysis study
+BENCH   ?= startup training paired bound formats memory forecast planner growth analysis study
 
 PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q

@@ -102,8 +102,8 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
     words = ("--task", task, "--steps", steps, "--threads", threads, "--set")
     commands = [script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)]
     environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
-    sixteen, other = in_turns(commands, steps, environment)
-    return figures(sixteen[WARM_UP:], other[WARM_UP:])
+    sixteen, other = ([step["seconds"] for step in side[WARM_UP:]] for side in in_turns(commands, steps, [environment] * 2))
+    return figures(sixteen, other)
 
 
 def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:

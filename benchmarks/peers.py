@@ -6,7 +6,8 @@
 ``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights where the hardware
 multiplies them fast (elsewhere fp32) and there lengths padded to multiples of 8, sentences grouped by length, no dropout, plain
 attention on a CPU (the fastest there at these lengths). Device, model, texts, split, tokens, batch, steps, learning rate and schedule
-are those of our run, and both sides are judged by the same function.
+are those of our run, and both sides are judged by the same function. With ``--turns`` it waits for its turn before every step, as
+``turns.py`` does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +54,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from turns import Enough, Turn
 
 CONFIGS = ("B-FP", "B-Q4", "B-Ada")
 # All linear layers inside the blocks: BERT's by a pattern that leaves the pooler out, Llama's by their names.
@@ -84,6 +87,22 @@ class Clock(TrainerCallback):
         self.points.append((self.trainer.tokens, time.perf_counter()))
 
 
+class InTurns(TrainerCallback):
+    """Waits before the first step and after each, and tells what the step was."""
+
+    def __init__(self) -> None:
+        self.trainer: Timed | None = None
+        self._turn, self._tokens = Turn(), 0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._turn.ready()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        assert self.trainer is not None
+        self._turn.tokens, self._tokens = self.trainer.tokens - self._tokens, self.trainer.tokens
+        self._turn.over()
+
+
 class Allocate(TrainerCallback):
     """AdaLoRA's call after each optimizer step, while its gradients are there, as PEFT's documentation asks."""
 
@@ -104,11 +123,22 @@ def main() -> None:
     model = _adapted(_load(spec, tuned, len(material.task.classes)), spec, tuned)
     with tempfile.TemporaryDirectory() as folder:
         trainer, clock = _trainer(model, spec, material, tuned, folder)
+        if arguments.turns:
+            _train_in_turns(trainer)
+            return
         trainer.train()
     figures = _figures(clock, trainer, baseline)
     if arguments.until == "tested":
         figures["quality"] = _quality(model, spec, material)
     print(json.dumps(figures))
+
+
+def _train_in_turns(trainer: Timed) -> None:
+    turns = InTurns()
+    turns.trainer = trainer
+    trainer.add_callback(turns)
+    with suppress(Enough):
+        trainer.train()
 
 
 def _arguments() -> argparse.Namespace:
@@ -120,6 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", choices=["trained", "tested"], default="trained")
+    parser.add_argument("--turns", action="store_true", help="wait for a line before every step")
     arguments = parser.parse_args()
     if arguments.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}: the first {WARM_UP} are a warm-up")

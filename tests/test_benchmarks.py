@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,10 +86,10 @@ def test_a_side_waits_before_every_step_and_counts_its_own_time(
         clock[0] += 1000
         return lines.pop(0)
 
-    def made() -> Iterator[int]:
+    def made() -> Iterator[dict[str, np.ndarray]]:
         for number in range(100):
             clock[0] += 1
-            yield number
+            yield {"attention_mask": np.ones((1, number))}
 
     lines = ["\n", "\n", "\n", ""]
     monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
@@ -96,9 +97,10 @@ def test_a_side_waits_before_every_step_and_counts_its_own_time(
     with pytest.raises(turns.Enough):
         for batch in turns.each_in_turn(made(), accumulation=2):
             clock[0] += 10
-            trained.append(batch)
+            trained.append(batch["attention_mask"].size)
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert said == [{"ready": True}, *[{"seconds": 22.0}] * 3] and trained == list(range(6))
+    steps = [{"seconds": 22.0, "tokens": tokens} for tokens in (0 + 1, 2 + 3, 4 + 5)]
+    assert said == [{"ready": True}, *steps] and trained == list(range(6))
 
 
 _SIDE = """
@@ -116,14 +118,14 @@ for number, _ in enumerate(sys.stdin):
 
 def test_sides_take_turns_step_by_step_and_begin_every_other(tmp_path: Path) -> None:
     order = tmp_path / "order"
-    found = script("turns").in_turns([["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, os.environ)
-    assert found == [[0, 1, 2], [0, 1, 2]] and order.read_text().split() == ["a", "b", "b", "a", "a", "b"]
+    found = script("turns").in_turns([["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, [os.environ] * 2)
+    assert found == [[{"seconds": number} for number in range(3)]] * 2 and order.read_text().split() == ["a", "b", "b", "a", "a", "b"]
 
 
 def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     turns = script("turns")
     with pytest.raises(turns.SideFailed, match="ended with code 1"):
-        turns.in_turns([["-c", _SIDE, str(tmp_path / "order"), name] for name in ("a", "bad")], 3, os.environ)
+        turns.in_turns([["-c", _SIDE, str(tmp_path / "order"), name] for name in ("a", "bad")], 3, [os.environ] * 2)
     assert "out of luck" in capfd.readouterr().err
 
 
@@ -132,6 +134,31 @@ def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(seconds: list[float], factor: float) -> None:
     found = script("formats").figures(seconds, [factor * second for second in seconds])
     assert found["low"] == pytest.approx(factor) and found["ratio"] == pytest.approx(factor) and found["high"] == pytest.approx(factor)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 999), st.floats(0.01, 10)), min_size=2, max_size=20), st.floats(0.1, 10))
+def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(steps: list[tuple[int, float]], factor: float) -> None:
+    theirs = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in steps]
+    ours = [{**step, "seconds": step["seconds"] / factor} for step in theirs]
+    found = script("paired").figures(ours, theirs)
+    assert all(found[name] == pytest.approx(factor) for name in ("ratio", "low", "high"))
+    assert found["tok_s"] == pytest.approx(factor * found["tuned_tok_s"])
+
+
+def test_a_peer_waits_before_each_of_its_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    peers, lines = script("peers"), ["\n", "\n", ""]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(readline=lambda: lines.pop(0)))
+    turns = peers.InTurns()
+    turns.trainer = SimpleNamespace(tokens=0)
+    turns.on_train_begin()
+    turns.trainer.tokens = 7
+    turns.on_step_end()
+    turns.trainer.tokens = 12
+    with pytest.raises(peers.Enough):
+        turns.on_step_end()
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("tokens") for line in said] == [None, 7, 5] and said[0] == {"ready": True}
 
 
 def test_processes_at_the_same_time_add_up() -> None:
@@ -217,3 +244,46 @@ def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) 
             assert store.execute("SELECT count(*), count(DISTINCT run_uuid) FROM metrics").fetchone() == (3 * runs, runs)
     with pytest.raises(ValueError, match="at most 3 runs"):
         script("growing").copy_runs(database, 3)
+
+
+def test_a_step_is_written_down_by_kind() -> None:
+    """A product with a decoded matrix, one with factors, attention's, a pass over rows; views and what is inside of a pass are not told."""
+    import torch
+    from torch import nn
+
+    alone = script("alone")
+    written, layer = alone.Written(), nn.Linear(6, 4, bias=False).requires_grad_(False)
+    decode, passes = written.decoder(layer), alone.WrittenRows(written)
+    x, factor, heads = torch.ones(3, 6), torch.ones(6, 2), torch.ones(2, 3, 3)
+    decode()  # before it is entered: known, not told
+    with written, torch.no_grad():
+        weight = decode()
+        made = x @ weight.T
+        thin = x.view(3, 6) @ factor
+        torch.bmm(heads, heads)
+        passes.swiglu(made, made.neg())
+    assert [kind for kind, _ in written.calls] == ["decoding", "base", "thin", "attention", "rest", "rows"]
+    assert not torch.equal(thin, torch.zeros_like(thin))
+    again = [call() for _, call in written.calls]
+    assert torch.equal(again[1], made) and torch.equal(again[2], thin)
+    spent = alone.alone(written.calls)
+    assert list(spent) == list(alone.KINDS) and all(seconds >= 0 for seconds in spent.values())
+
+
+def test_a_measured_step_is_of_the_middling_batch() -> None:
+    alone, figures = script("alone"), dict[str, object]()
+    widths = [8 * number for number in (3, 1, 2, 9, 4, 5, 6, 7, 8, 10, 15, 11, 12, 13, 14)]
+    batches = ({"input_ids": np.ones((4, width)), "attention_mask": np.ones((4, width)), "labels": np.ones(4)} for width in widths)
+    written, given = alone.Written(), list[tuple[tuple[int, ...], bool]]()
+    with pytest.raises(alone.Enough):
+        for batch in alone.stages(batches, written, figures):
+            given.append((batch["input_ids"].shape, written._writing))
+    repeated = alone._WARM_UP + alone._STEPS
+    assert given == [((4, 64), False)] * repeated + [((4, 64), True)] + [((1, 8), False)] * repeated
+    assert (figures["rows"], figures["width"], figures["tokens"]) == (4, 64, 256) and {"step_s", "small_s"} <= figures.keys()
+
+
+def test_a_bound_is_the_speed_of_the_operations_alone() -> None:
+    found = script("bound").speeds({"tokens": 1000, "step_s": 0.2, "alone_s": 0.1}, tuned=2500.0, peak=1e-5)
+    assert (found["now"], found["most"]) == (2.0, 4.0) and (found["used"], found["usable"]) == pytest.approx((0.05, 0.1))
+    assert script("bound").speeds({"failed": "no memory"}, 1.0, 1.0) == {"failed": "no memory"}

@@ -1,0 +1,193 @@
+"""What a training step is made of: one step, and each of its operations alone. One JSON line of figures.
+
+    python benchmarks/alone.py --config B-FP --task movie_sentences --threads 2 [--set key=value]
+
+A batch of middling width is trained on again and again, which gives the seconds of a step. Then everything that one such step asks of
+torch, and of compiled code for decodings and passes over rows, is written down, and called again with the very tensors that it had:
+several times each on end, of which the least counts. So caches are warm, Python's way from one to the next is not in it, and what a call
+itself costs (that of an operation that does nothing) is taken off. Last, a step of one row of 8 tokens: what a step costs whatever it
+is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from bitrank import models
+from bitrank_quant import decoder
+from bitrank_quant.kernels import rows
+from paced import paced_spec, train_paced
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from turns import Enough
+
+_DRAWN, _WARM_UP, _STEPS, _TRIES = 15, 4, 12, 4
+_SMALL = (1, 8)  # rows and tokens of the smallest step
+_PRODUCTS = ("mm", "addmm", "addmm_")
+KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
+Call = tuple[str, Callable[[], object]]
+
+
+class Written(TorchDispatchMode):
+    """Writes down, while it is entered, each operation that works on numbers, with its tensors, under its kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._bases: set[int] = set()
+        self._writing = self._within = False
+
+    def __enter__(self) -> Self:
+        self._writing = True
+        entered: Self = super().__enter__()
+        return entered
+
+    def __exit__(self, *reason: object) -> None:
+        self._writing = False
+        super().__exit__(*reason)
+
+    def decoder(self, layer: Any) -> Callable[[], Tensor] | None:
+        """The decoder of ``layer``, whose calls are written down whole."""
+        decode = decoder(layer)
+        if decode is None:
+            return None
+
+        def told() -> Tensor:
+            weight_OI: Tensor = self.whole("decoding", decode)
+            self._bases.add(weight_OI.untyped_storage().data_ptr())
+            return weight_OI
+
+        return told
+
+    def whole(self, kind: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` gives; written down as one operation, whatever it does inside."""
+        if not self._writing:
+            return call()
+        self.calls.append((kind, call))
+        self._within = True
+        try:
+            return call()
+        finally:
+            self._within = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        words = kwargs or {}
+        if not self._within and works(func):
+            self.calls.append((self._kind(func, args), lambda: func(*args, **words)))
+        return func(*args, **words)
+
+    def _kind(self, func: Any, args: Any) -> str:
+        name = func.overloadpacket.__name__
+        if name == "bmm":
+            return "attention"
+        if name not in _PRODUCTS:
+            return "rest"
+        held = any(isinstance(a, Tensor) and a.untyped_storage().data_ptr() in self._bases for a in args)
+        return "base" if held else "thin"
+
+
+class WrittenRows:
+    """The compiled passes over rows, each written down whole."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(rows, name)
+        if name == "serves":
+            return function  # type: ignore[no-any-return]
+        return lambda *args, **words: self._written.whole("rows", lambda: function(*args, **words))
+
+
+def works(func: Any) -> bool:
+    """Whether ``func`` computes or copies numbers: no view, no memory that is only asked for."""
+    return (
+        not func.is_view
+        and torch.Tag.inplace_view not in func.tags
+        and not func.overloadpacket.__name__.startswith(("empty", "new_empty", "_unsafe_view", "detach"))
+    )
+
+
+def alone(calls: list[Call]) -> dict[str, float]:
+    """Seconds of each kind: the sum over ``calls`` of the least of several goes, less that of an empty call."""
+    nothing = torch.zeros(())
+    empty = _least(lambda: torch.ops.aten.alias.default(nothing))
+    found = dict.fromkeys(KINDS, 0.0)
+    with torch.no_grad():
+        for kind, call in calls:
+            found[kind] += max(0.0, _least(call) - empty)
+    return found
+
+
+def _least(call: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(_TRIES):
+        begun = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def stages(batches: Iterator[Any], written: Written, figures: dict[str, Any]) -> Iterator[Any]:
+    """The batches of a training that is measured: see the head of this file. Raises :class:`Enough` at its end."""
+    drawn = sorted((next(batches) for _ in range(_DRAWN)), key=lambda batch: batch["input_ids"].size)
+    middling = drawn[len(drawn) // 2]
+    rows, width = _SMALL
+    small = {key: value[:rows, :width] if value.ndim > 1 else value[:rows] for key, value in middling.items()}
+    figures |= {
+        "tokens": int(middling["attention_mask"].sum()),
+        "rows": len(middling["input_ids"]),
+        "width": middling["input_ids"].shape[1],
+    }
+    yield from _timed(middling, figures, "step_s")
+    with written:
+        yield middling
+    yield from _timed(small, figures, "small_s")
+    raise Enough
+
+
+def _timed(batch: Any, figures: dict[str, Any], name: str) -> Iterator[Any]:
+    found = []
+    for _ in range(_WARM_UP + _STEPS):
+        begun = time.perf_counter()
+        yield batch
+        found.append(time.perf_counter() - begun)
+    figures[name] = statistics.median(found[_WARM_UP:])
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    arguments.steps = 2 * (_WARM_UP + _STEPS) + 1
+    spec = paced_spec(arguments)
+    written, figures = Written(), dict[str, Any]()
+    models.rows = WrittenRows(written)  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder, suppress(Enough):
+        train_paced(spec, Path(folder), lambda batches, _: stages(batches, written, figures), written.decoder)
+    figures |= {f"{kind}_s": seconds for kind, seconds in alone(written.calls).items()}
+    figures |= {"alone_s": sum(figures[f"{kind}_s"] for kind in KINDS), "calls": len(written.calls)}
+    print(json.dumps({**figures, "called": Counter(kind for kind, _ in written.calls)}))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

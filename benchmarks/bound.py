@@ -1,0 +1,106 @@
+"""Where does a training step's time go, and how fast could it be of the operations that it is made of?
+
+    python benchmarks/bound.py [--configs B-FP,Joint-2] [--tasks movie_sentences] [--rounds 1]
+
+``alone.py`` gives the time of a step and of each of its operations alone, the tuned peer of ``training.py`` its speed. Were every operation
+as fast within a step as alone, with warm caches and with no Python between, a step would take what they sum up to: no arrangement of the
+same operations is faster. What that is in peers and in shares of the machine's peak is the most that could be had.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import partial
+
+from bitrank.environment import run_environment
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
+from harness import (
+    STEPS,
+    Figures,
+    Side,
+    again,
+    alternate,
+    cores,
+    figure_cell,
+    fresh,
+    leave,
+    machine,
+    machine_words,
+    options,
+    script,
+    table,
+    write_section,
+)
+from training import PEERS, peer
+
+KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
+_NOTE = """Milliseconds of one step, of a batch of middling width; median (range) over rounds. *alone*: the sum of all its operations, each
+called again with its own tensors, the least of several goes. *base*: products with frozen matrices, a language model's head among them;
+*thin*: products of adapters; *attention*: q·kᵀ and the like; *decoding*: low-bit matrices; *rows*: compiled passes between products;
+*rest*: all others. *8 tokens*: a step of one row of 8 tokens, most of which is Python and the calling of operations. What a step takes
+beyond *alone* is that, and caches: within a step an operation finds its numbers further away than when it has just been called with them.
+*now* and *at most*: tokens/s over those of the tuned peer (of B-FP where †), and work per token × tokens/s ÷ the peak above, with the time
+of the step and of *alone*."""
+
+
+def main() -> int:
+    arguments = options(__doc__, rounds=1).parse_args()
+    threads = cores()
+    here, parts = machine(threads), list[str]()
+    everything: dict[tuple[str, ...], list[Figures]] = {}
+    for task in arguments.tasks:
+        found = alternate(sides(task, arguments.configs, arguments.steps or STEPS[task], threads), arguments.rounds)
+        here = again(here)
+        parts.append(f"### `{task}`\n\n{bounds(found, here, task)}")
+        everything |= {(task, *key): rounds for key, rounds in found.items()}
+    write_section("bound", "\n\n".join(["## A step's operations alone", machine_words(here), *parts, _NOTE]), arguments.results)
+    return leave(everything)
+
+
+def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:
+    """(config, ``alone`` or ``tuned``) → what to run."""
+    peers = dict.fromkeys(config if config in PEERS else "B-FP" for config in configs)
+    return {(config, "alone"): partial(alone, task, config, threads) for config in configs} | {
+        (config, "tuned"): partial(peer, "tuned", task, config, steps, threads) for config in peers
+    }
+
+
+def alone(task: str, config: str, threads: int) -> Figures:
+    """The figures of ``alone.py``, in a run's environment."""
+    environment = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
+    return fresh(script("alone.py", "--config", config, "--task", task, "--threads", threads), environment=environment)[0]
+
+
+def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str) -> str:
+    """One row a config: its step, the parts of it alone, and what is and could be had."""
+    head = ("config", "step", "alone", *KINDS, "8 tokens", "÷ tuned now", "at most", "of peak now", "at most")
+    peak = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
+    rows = []
+    for config, side in found:
+        if side != "alone":
+            continue
+        against = config if config in PEERS else "B-FP"
+        tuned = [figures.get("wall_tok_s", math.nan) for figures in found[against, "tuned"]]
+        mine = [speeds(one, theirs, peak) for one, theirs in zip(found[config, side], tuned, strict=True)]
+        parts = ("step_s", "alone_s", *(f"{kind}_s" for kind in KINDS), "small_s")
+        rows.append([
+            f"{config}{'' if against == config else ' †'}",
+            *(figure_cell(mine, name, 1, 1000) for name in parts),
+            *(figure_cell(mine, name, 2) for name in ("now", "most")),
+            *(f"{figure_cell(mine, name, 1, 100)} %" for name in ("used", "usable")),
+        ])  # fmt: skip
+    return table(head, rows)
+
+
+def speeds(mine: Figures, tuned: float, peak: float) -> Figures:
+    """``mine`` with its tokens/s, now and at most, over ``tuned`` tokens/s and, by ``peak`` seconds a token, over the machine's peak."""
+    if "failed" in mine:
+        return mine
+    now, most = mine["tokens"] / mine["step_s"], mine["tokens"] / mine["alone_s"]
+    return {**mine, "now": now / tuned, "most": most / tuned, "used": now * peak, "usable": most * peak}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

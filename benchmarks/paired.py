@@ -1,0 +1,99 @@
+"""How fast do we train against the tuned peer, when both take turns step by step?
+
+    python benchmarks/paired.py [--rounds 1] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
+
+``training.py`` runs one side after the other, and a machine that is shared may be a third slower for one of them. Here each step of ours
+stands beside one of the peer's. Same model, texts, batch, steps and threads; both load, wait and train in processes of their own.
+Joint-2 and Joint-3 have no peer that does the same, so they are held against the tuned peer of B-FP.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from bitrank.environment import run_environment
+from bitrank.profiles import find_profile
+from bitrank.specs import make_spec
+from harness import (
+    WARM_UP,
+    Figures,
+    alternate,
+    cores,
+    figure_cell,
+    leave,
+    machine,
+    machine_words,
+    options,
+    script,
+    table,
+    write_section,
+)
+from training import PEERS
+from turns import in_turns
+
+# Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches, the longest first.
+STEPS = {"movie_sentences": 53, "wiki_articles": 19}
+
+
+def main() -> int:
+    parser = options(__doc__, rounds=1, steps=STEPS)
+    arguments = parser.parse_args()
+    if arguments.steps and arguments.steps < WARM_UP + 2:
+        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
+    threads = cores()
+    here, parts = machine(threads), list[str]()
+    everything: dict[str, list[Figures]] = {}
+    for task in arguments.tasks:
+        steps = arguments.steps or STEPS[task]
+        found = alternate({config: partial(pair, config, task, steps, threads) for config in arguments.configs}, arguments.rounds)
+        parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
+        everything |= {f"{task} {config}": rounds for config, rounds in found.items()}
+    note = (
+        "Real tokens/s over all counted steps of a side, and their ratio; over rounds the median (range). *quartiles*: of the ratios of\n"
+        "steps side by side, of the last round. † against the peer of B-FP."
+    )
+    write_section("training-paired", "\n\n".join(["## Training speed, step by step", machine_words(here), *parts, note]), arguments.results)
+    return leave(everything)
+
+
+def pair(config: str, task: str, steps: int, threads: int) -> Figures:
+    """Both sides' figures of one race."""
+    against = config if config in PEERS else "B-FP"
+    words = ("--task", task, "--steps", steps, "--threads", threads)
+    commands = [
+        script("turns.py", "--config", config, *words),
+        script("peers.py", "--turns", "--peer", "tuned", "--config", against, *words),
+    ]
+    ours = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
+    theirs = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return figures(*(side[WARM_UP:] for side in in_turns(commands, steps, [ours, theirs])))
+
+
+def figures(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Figures:
+    """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps' own ratios."""
+    mine, tuned = (sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side) for side in (ours, theirs))
+    steps = [a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
+    return {"tok_s": mine, "tuned_tok_s": tuned, "ratio": mine / tuned, "low": low, "high": high}
+
+
+def _table(found: dict[str, list[Figures]]) -> str:
+    rows = [
+        [
+            f"{config}{'' if config in PEERS else ' †'}",
+            figure_cell(rounds, "tok_s"),
+            figure_cell(rounds, "tuned_tok_s"),
+            figure_cell(rounds, "ratio", 2),
+            f"{figure_cell(rounds[-1:], 'low', 2)}–{figure_cell(rounds[-1:], 'high', 2)}",
+        ]
+        for config, rounds in found.items()
+    ]
+    return table(("config", "ours tok/s", "tuned tok/s", "÷ tuned", "quartiles"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
