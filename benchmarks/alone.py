@@ -5,8 +5,8 @@
 A batch of middling width is trained on again and again, which gives the seconds of a step. Then everything that one such step asks of
 torch, and of compiled code for decodings and passes over rows, is written down, and called again with the very tensors that it had:
 several times each on end, of which the least counts. So caches are warm, Python's way from one to the next is not in it, and what a call
-itself costs (that of an operation that does nothing) is taken off. Last, a step of one row of 8 tokens: what a step costs whatever it
-is given.
+itself costs (that of an operation that does nothing) is taken off. They are called in the order of the step too, each once, so that caches
+are what they are there. Last, a step of one row of 8 tokens: what a step costs whatever it is given.
 """
 
 from __future__ import annotations
@@ -130,6 +130,18 @@ def alone(calls: list[Call]) -> dict[str, float]:
     return found
 
 
+def in_order(calls: list[Call]) -> float:
+    """Seconds of ``calls`` one after another, each once, as in the step but without Python's way between: the median of several goes."""
+    found = []
+    with torch.no_grad():
+        for _ in range(_TRIES + 1):
+            begun = time.perf_counter()
+            for _, call in calls:
+                call()
+            found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+
 def _least(call: Callable[[], object]) -> float:
     best = float("inf")
     for _ in range(_TRIES):
@@ -174,6 +186,7 @@ def main() -> int:
     models.rows = WrittenRows(written)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder, suppress(Enough):
         train_paced(spec, Path(folder), lambda batches, _: stages(batches, written, figures), written.decoder)
+    figures["ordered_s"] = in_order(written.calls)
     figures |= {f"{kind}_s": seconds for kind, seconds in alone(written.calls).items()}
     figures |= {"alone_s": sum(figures[f"{kind}_s"] for kind in KINDS), "calls": len(written.calls)}
     print(json.dumps({**figures, "called": Counter(kind for kind, _ in written.calls)}))

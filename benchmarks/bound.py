@@ -36,13 +36,15 @@ from harness import (
 from training import PEERS, peer
 
 KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
-_NOTE = """Milliseconds of one step, of a batch of middling width; median (range) over rounds. *alone*: the sum of all its operations, each
-called again with its own tensors, the least of several goes. *base*: products with frozen matrices, a language model's head among them;
+_NOTE = """Milliseconds of one step, of a batch of middling width; median (range) over rounds. *in order*: all its operations called
+again one after another, without autograd and models between; what a step drops on its way is kept here and its memory not used again, so
+a language model's can take longer than in the step. *alone*: the sum of all its operations, each called again
+with its own tensors, the least of several goes. *base*: products with frozen matrices, a language model's head among them;
 *thin*: products of adapters; *attention*: q·kᵀ and the like; *decoding*: low-bit matrices; *rows*: compiled passes between products;
 *rest*: all others. *8 tokens*: a step of one row of 8 tokens, most of which is Python and the calling of operations. What a step takes
 beyond *alone* is that, and caches: within a step an operation finds its numbers further away than when it has just been called with them.
-*now* and *at most*: tokens/s over those of the tuned peer (of B-FP where †), and work per token × tokens/s ÷ the peak above, with the time
-of the step and of *alone*."""
+*now*, *in order* and *at most*: tokens/s over those of the tuned peer (of B-FP where †), and work per token × tokens/s ÷ the peak above,
+with the time of the step, *in order* and *alone*."""
 
 
 def main() -> int:
@@ -75,7 +77,7 @@ def alone(task: str, config: str, threads: int) -> Figures:
 
 def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str) -> str:
     """One row a config: its step, the parts of it alone, and what is and could be had."""
-    head = ("config", "step", "alone", *KINDS, "8 tokens", "÷ tuned now", "at most", "of peak now", "at most")
+    head = ("config", "step", "in order", "alone", *KINDS, "8 tokens", "÷ tuned now", "in order", "at most", "of peak now", "at most")
     peak = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config, side in found:
@@ -84,11 +86,11 @@ def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str
         against = config if config in PEERS else "B-FP"
         tuned = [figures.get("wall_tok_s", math.nan) for figures in found[against, "tuned"]]
         mine = [speeds(one, theirs, peak) for one, theirs in zip(found[config, side], tuned, strict=True)]
-        parts = ("step_s", "alone_s", *(f"{kind}_s" for kind in KINDS), "small_s")
+        parts = ("step_s", "ordered_s", "alone_s", *(f"{kind}_s" for kind in KINDS), "small_s")
         rows.append([
             f"{config}{'' if against == config else ' †'}",
             *(figure_cell(mine, name, 1, 1000) for name in parts),
-            *(figure_cell(mine, name, 2) for name in ("now", "most")),
+            *(figure_cell(mine, name, 2) for name in ("now", "ordered", "most")),
             *(f"{figure_cell(mine, name, 1, 100)} %" for name in ("used", "usable")),
         ])  # fmt: skip
     return table(head, rows)
@@ -98,8 +100,8 @@ def speeds(mine: Figures, tuned: float, peak: float) -> Figures:
     """``mine`` with its tokens/s, now and at most, over ``tuned`` tokens/s and, by ``peak`` seconds a token, over the machine's peak."""
     if "failed" in mine:
         return mine
-    now, most = mine["tokens"] / mine["step_s"], mine["tokens"] / mine["alone_s"]
-    return {**mine, "now": now / tuned, "most": most / tuned, "used": now * peak, "usable": most * peak}
+    now, ordered, most = (mine["tokens"] / mine[f"{name}_s"] for name in ("step", "ordered", "alone"))
+    return {**mine, "now": now / tuned, "ordered": ordered / tuned, "most": most / tuned, "used": now * peak, "usable": most * peak}
 
 
 if __name__ == "__main__":
