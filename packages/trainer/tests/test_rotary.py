@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FunctionType, MethodType
 from typing import Any
 
 import pytest
@@ -66,6 +67,17 @@ def test_other_models_keep_their_own() -> None:
     fuse_rotary(gpt, rows)
     trained(gpt)
     assert modeling_llama.apply_rotary_pos_emb is before and not rows.asked
+
+
+def test_another_rotation_under_the_same_name_is_left() -> None:
+    model, rows = llama(), PlainRows()
+    named = {**modeling_llama.__dict__, "__name__": "somebody.elses_code"}
+    for layer in model.model.layers:
+        forward = type(layer.self_attn).forward
+        layer.self_attn.forward = MethodType(FunctionType(forward.__code__, named, forward.__name__, forward.__defaults__), layer.self_attn)
+    fuse_rotary(model, rows)
+    trained(model)
+    assert not rows.asked
 
 
 def test_what_is_not_served_goes_the_plain_way() -> None:

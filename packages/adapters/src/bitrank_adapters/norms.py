@@ -56,7 +56,8 @@ def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _rms_norm(module: Any, rows: Rows | None, x: Tensor) -> Tensor:
-    compiled = rows if rows is not None and rows.serves(x) and module.weight.dtype == torch.float32 else None
+    weight = module.weight
+    compiled = rows if rows is not None and rows.serves(x) and rows.serves(weight) and weight.dtype == torch.float32 else None
     out: Tensor = _RmsNorm.apply(x, module.weight, module.variance_epsilon, compiled)
     return out
 

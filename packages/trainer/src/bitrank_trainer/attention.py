@@ -43,10 +43,18 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout and module.training:
         return _with_dropout(query, key, value, attention_mask, scale, dropout), None
-    by_head = attention_mask is not None and attention_mask.shape[1] > 1
-    compiled = rows if rows is not None and rows.serves(query) and not by_head else None
+    compiled = rows if rows is not None and scale > 0 and rows.serves(query) and _is_read(attention_mask, query, key) else None
     out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, compiled)
     return out, None
+
+
+def _is_read(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
+    """Whether compiled passes read ``mask`` as torch would broadcast it: no cast that makes its least number infinite, none by head."""
+    if mask is None:
+        return True
+    batch, _, length, _ = query.shape
+    whole = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] in (1, length) and mask.shape[3] == key.shape[2]
+    return whole and mask.dtype == query.dtype
 
 
 def _with_dropout(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -29,7 +29,9 @@ def fuse_rotary(model: nn.Module, rows: Rows) -> None:
         forward = module.forward
         if kinds.isdisjoint(_ATTENTIONS) or not isinstance(forward, MethodType) or not isinstance(forward.__func__, FunctionType):
             continue
-        if _NAME in forward.__func__.__code__.co_names:
+        # Code from elsewhere may turn in another way under that name.
+        ours = forward.__func__.__globals__.get("__name__", "").startswith("transformers.models.")
+        if ours and _NAME in forward.__func__.__code__.co_names:
             module.forward = MethodType(_with_own(forward.__func__, rows), module)  # type: ignore[method-assign]
 
 
@@ -45,7 +47,8 @@ def _with_own(forward: FunctionType, rows: Rows) -> FunctionType:
 def _rotated(
     rows: Rows, plain: Plain, query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    whole = cosine.dim() == 3 and cosine.shape[-1] == query.shape[-1] and query.shape[-1] % 2 == 0
+    batch, _, length, size = query.shape
+    whole = cosine.shape == sine.shape and cosine.shape in ((1, length, size), (batch, length, size)) and size % 2 == 0
     if args or kwargs or not whole or not rows.serves(query, key, cosine, sine):
         return plain(query, key, cosine, sine, *args, **kwargs)
     return _Rotary.apply(query, cosine, sine, rows), _Rotary.apply(key, cosine, sine, rows)
