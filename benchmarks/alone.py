@@ -26,7 +26,6 @@ from typing import Any, Self
 import torch
 from bitrank import models
 from bitrank_quant import decoder
-from bitrank_quant.kernels import rows
 from paced import paced_spec, train_paced
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +35,7 @@ _DRAWN, _WARM_UP, _STEPS, _TRIES = 15, 4, 12, 4
 _SMALL = (1, 8)  # rows and tokens of the smallest step
 _PRODUCTS = ("mm", "addmm", "addmm_")
 KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
+_COMPILED = models.ROWS
 Call = tuple[str, Callable[[], object]]
 
 
@@ -104,7 +104,7 @@ class WrittenRows:
         self._written = written
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        function = getattr(rows, name)
+        function = getattr(_COMPILED, name)
         if name == "serves":
             return function  # type: ignore[no-any-return]
         return lambda *args, **words: self._written.whole("rows", lambda: function(*args, **words))
@@ -183,7 +183,7 @@ def main() -> int:
     arguments.steps = 2 * (_WARM_UP + _STEPS) + 1
     spec = paced_spec(arguments)
     written, figures = Written(), dict[str, Any]()
-    models.rows = WrittenRows(written)  # type: ignore[assignment]
+    models.ROWS = WrittenRows(written)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder, suppress(Enough):
         train_paced(spec, Path(folder), lambda batches, _: stages(batches, written, figures), written.decoder)
     figures["ordered_s"] = in_order(written.calls)

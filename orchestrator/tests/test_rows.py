@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 from typing import Any
 
@@ -27,8 +29,7 @@ def bert(attention: str) -> nn.Module:
     return BertForSequenceClassification(BertConfig(**SIZES, **quiet, attn_implementation=attention))
 
 
-def trained(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradients of all adapters in one."""
+def adapted_model(make: Any, dtype: torch.dtype, fused: bool) -> Any:
     torch.manual_seed(0)
     model = make(attention_for("cpu", fused)).to(dtype)
     norms_in_fp32(model)
@@ -40,7 +41,13 @@ def trained(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     if fused:
         fuse_model(adapted)
-    ids = torch.randint(1, 50, (3, 21), generator=generator)
+    return adapted
+
+
+def trained(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradients of all adapters in one."""
+    adapted = adapted_model(make, dtype, fused)
+    ids = torch.randint(1, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     mask[0, 13:] = 0
     logits = adapted(input_ids=ids, attention_mask=mask).logits.float()
@@ -80,3 +87,21 @@ def test_a_model_is_the_same_to_rounding(
     for other in (plain, trained(make, dtype, fused=False)):
         for found, expected in zip(compiled, other, strict=True):
             assert float((found - expected).norm()) < tolerance * float(expected.norm())
+
+
+def test_generation_goes_on_from_its_cache(called: Counter[str]) -> None:
+    """One position at a time, more keys than queries; sentences of two lengths."""
+    ids = torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    words = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    made = [adapted_model(llama, torch.float32, fused).eval().generate(ids, **words) for fused in (True, False)]
+    assert torch.equal(*made) and called["rotate"] == 8 * 2 * 3 and called["softmax"] == 8 * 3
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_a_model_with_compiled_passes_can_be_copied_and_pickled(make: Any) -> None:
+    model, ids = adapted_model(make, torch.float32, fused=True).eval(), torch.arange(1, 9)[None]
+    logits = model(input_ids=ids).logits
+    assert torch.equal(copy.deepcopy(model)(input_ids=ids).logits, logits)
+    assert torch.allclose(pickle.loads(pickle.dumps(model))(input_ids=ids).logits, logits, atol=1e-5)

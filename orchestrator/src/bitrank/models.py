@@ -16,7 +16,7 @@ from bitrank_adapters import fuse
 from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
-from bitrank_quant.kernels import rows
+from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_trainer import fuse_rotary, narrow_last_block, register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -28,6 +28,8 @@ from bitrank.errors import UserError
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
 from bitrank.weights import Filler, find_source
+
+ROWS = CompiledRows()
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
 
 def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
     """Let an adapted ``model`` compute by the fused products and norms, and its last block only what is read of it, in place."""
-    fuse_rotary(model, rows)
-    fuse(model, decode, rows)
+    fuse_rotary(model, ROWS)
+    fuse(model, decode, ROWS)
     narrow_last_block(model)
 
 
@@ -163,7 +165,7 @@ def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer
 
 def attention_for(device: str, fused: bool) -> str:
     """CUDA has kernels of its own; elsewhere the plain formula is the fastest at the lengths of a laptop."""
-    return "sdpa" if device == "cuda" else register_attention(rows) if fused else "eager"
+    return "sdpa" if device == "cuda" else register_attention(ROWS) if fused else "eager"
 
 
 def _smollm2() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bitrank_adapters import attach_lora, fuse, uniform_ranks
-from bitrank_adapters.norms import norms_in_fp32
+from bitrank_adapters.norms import _RmsNorm, norms_in_fp32
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,6 +91,15 @@ def test_autograd_goes_through_a_part_without_its_adapter(make: Callable[..., An
             layer.mlp.down_proj.enable_adapters(False)
         results.append(trained_below(model, ids))
     assert (results[1] - results[0]).norm() < 1e-5 * results[0].norm()
+
+
+def test_a_second_derivative_is_refused_not_left_out() -> None:
+    """Autograd does not look into compiled passes."""
+    x = torch.randn(3, 8, requires_grad=True)
+    normed = _RmsNorm.apply(x, torch.ones(8), 1e-6, PlainRows())
+    (first,) = torch.autograd.grad(normed.pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def trained_below(model: Any, ids: Tensor) -> Tensor:

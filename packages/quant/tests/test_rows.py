@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 DTYPES = {torch.float32: 3e-7, torch.bfloat16: 2.0**-8}  # half a unit in the last place of bf16 is 2⁻⁹
 KINDS = st.sampled_from(list(DTYPES))
-MASKS = st.sampled_from(["none", "keys", "rows", "one"])
+MASKS = st.sampled_from(["none", "keys", "rows", "one", "all keys alike", "expanded"])
+SCALES = st.sampled_from([0.3, 0.0, -0.3])
 SEEDS = st.integers(0, 2**31)
 
 
@@ -33,10 +34,11 @@ def draw(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor
     return [(torch.randn(shape, generator=generator) * 2).to(dtype) for shape in shapes]
 
 
-def near(found: Tensor, exact: Tensor, dtype: torch.dtype, times: float = 1.0) -> None:
-    assert found.dtype == dtype and found.shape == exact.shape
+def near(found: Tensor, exact: Tensor, dtype: torch.dtype, times: float = 1.0) -> bool:
+    """Of that type and of ``exact``'s shape, and off by no more than rounding, ``times`` over."""
     bound = times * DTYPES[dtype]
-    torch.testing.assert_close(found.double(), exact.double(), rtol=bound, atol=bound * float(exact.abs().max()))
+    same = found.dtype == dtype and found.shape == exact.shape
+    return same and torch.allclose(found.double(), exact.double(), rtol=bound, atol=bound * float(exact.abs().max()))
 
 
 def gradients(exact: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -49,25 +51,28 @@ def gradients(exact: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor
     st.integers(1, 4),
     st.integers(1, 5),
     st.integers(1, 70),
-    st.sampled_from(["none", "keys", "rows", "one"]),
+    MASKS,
+    SCALES,
     KINDS,
     SEEDS,
 )
-def test_softmax(batch: int, heads: int, length: int, keys: int, masked: str, dtype: torch.dtype, seed: int) -> None:
+def test_softmax(batch: int, heads: int, length: int, keys: int, masked: str, scale: float, dtype: torch.dtype, seed: int) -> None:
     scores, grad = draw(seed, dtype, (batch * heads, length, keys), (batch * heads, length, keys))
     mask = None
     if masked != "none":
-        shape = (1 if masked == "one" else batch, 1, 1 if masked == "keys" else length, keys)
+        by_row, by_key = masked not in ("keys", "expanded"), masked != "all keys alike"
+        shape = (1 if masked == "one" else batch, 1, length if by_row else 1, keys if by_key else 1)
         hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
         mask = torch.zeros(shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        mask = mask.expand(batch, 1, length, keys) if masked == "expanded" else mask
     leaf = scores.double().requires_grad_()
-    shifted = leaf.view(batch, heads, length, keys) * 0.3
+    shifted = leaf.view(batch, heads, length, keys) * scale
     exact = torch.softmax(shifted if mask is None else (shifted + mask.double()), -1).view(scores.shape)
-    shares = rows.softmax_(scores.clone(), mask, 0.3, length, heads)
-    near(shares, exact.detach(), dtype)
+    shares = rows.softmax_(scores.clone(), mask, scale, length, heads)
+    assert near(shares, exact.detach(), dtype)
     # The gradient from the shares that it is given, as torch takes it.
-    expected = torch._softmax_backward_data(grad.double(), shares.double(), -1, torch.float64) * 0.3
-    near(rows.softmax_gradient_(grad.clone(), shares, 0.3), expected, dtype, times=4)
+    expected = torch._softmax_backward_data(grad.double(), shares.double(), -1, torch.float64) * scale
+    assert near(rows.softmax_gradient_(grad.clone(), shares, scale), expected, dtype, times=4)
 
 
 @settings(deadline=None, max_examples=100)
@@ -78,7 +83,7 @@ def test_rms_norm(batch: int, length: int, size: int, dtype: torch.dtype, seed: 
     leaf = x.double().requires_grad_()
     exact = weight.double() * leaf * torch.rsqrt(leaf.square().mean(-1, keepdim=True) + 1e-5)
     found, scale = rows.rms_norm(x, weight, 1e-5)
-    near(found, exact.detach(), dtype)
+    assert near(found, exact.detach(), dtype)
     assert scale.dtype == torch.float32 and scale.shape == (batch, length, 1)
     (expected,) = gradients(exact, [leaf], grad)
     # Where the parts cancel, the error is that of the larger part.
@@ -92,9 +97,9 @@ def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
     gate, up, grad = draw(seed, dtype, *[(count, size)] * 3)
     leaves = [gate.double().requires_grad_(), up.double().requires_grad_()]
     exact = F.silu(leaves[0]) * leaves[1]
-    near(rows.swiglu(gate, up), exact.detach(), dtype)
+    assert near(rows.swiglu(gate, up), exact.detach(), dtype)
     for found, expected in zip(rows.swiglu_gradients_(grad.clone(), gate, up), gradients(exact, leaves, grad), strict=True):
-        near(found, expected, dtype, times=2)
+        assert near(found, expected, dtype, times=2)
 
 
 @settings(deadline=None, max_examples=100)
@@ -108,11 +113,36 @@ def test_rotary_positions(batch: int, heads: int, length: int, half: int, shared
     turned = torch.cat([-leaf[..., half:], leaf[..., :half]], -1)
     exact = leaf * cosine.double()[:, None] + turned * sine.double()[:, None]
     found = rows.rotate(x.transpose(1, 2), cosine, sine)
-    near(found, exact.detach(), dtype, times=2)
+    assert near(found, exact.detach(), dtype, times=2)
     assert found.is_contiguous()
     back = rows.rotate(grad, cosine, sine, back=True)
-    near(back, gradients(exact, [leaf], grad)[0], dtype, times=2)
+    assert near(back, gradients(exact, [leaf], grad)[0], dtype, times=2)
     assert back.transpose(1, 2).is_contiguous()
+
+
+def test_a_mask_of_another_shape_is_refused_as_torch_does() -> None:
+    with pytest.raises(RuntimeError, match="expanded size"):
+        rows.softmax_(torch.randn(8, 4, 5), torch.zeros(2, 1, 4, 9), 1.0, 4, 4)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same numbers, of a row not side by side."""
+    return tensor.repeat_interleave(2, -1)[..., ::2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_numbers_need_not_lie_side_by_side(dtype: torch.dtype) -> None:
+    x, y, z = draw(0, dtype, *[(4, 6, 34)] * 3)
+    weight, (cosine, sine) = torch.rand(34), draw(1, dtype, (1, 6, 34), (1, 6, 34))
+    normed, scale = rows.rms_norm(x, weight, 1e-6)
+    assert torch.equal(rows.rms_norm(spread(x), weight, 1e-6)[0], normed)
+    assert torch.equal(rows.rms_norm_gradient(spread(y), spread(x), weight, scale), rows.rms_norm_gradient(y, x, weight, scale))
+    assert torch.equal(rows.swiglu(spread(x), spread(y)), rows.swiglu(x, y))
+    apart, together = rows.swiglu_gradients_(spread(z), spread(x), spread(y)), rows.swiglu_gradients_(z.clone(), x, y)
+    assert all(torch.equal(*pair) for pair in zip(apart, together, strict=True))
+    for back in (False, True):
+        turned = rows.rotate(x[None], cosine, sine, back=back)
+        assert torch.equal(rows.rotate(spread(x)[None], spread(cosine), spread(sine), back=back), turned)
 
 
 def every_pass(dtype: torch.dtype) -> list[Tensor]:
@@ -121,14 +151,18 @@ def every_pass(dtype: torch.dtype) -> list[Tensor]:
     weight = draw(1, torch.float32, (133,))[0]
     q, cosine, sine = draw(2, dtype, (3, 5, 61, 66), (1, 61, 66), (1, 61, 66))
     normed, scale = rows.rms_norm(x, weight, 1e-6)
-    shares = rows.softmax_(x.clone(), None, 0.5, 9, 1)
-    made = [normed, scale, rows.rms_norm_gradient(y, x, weight, scale), shares, rows.softmax_gradient_(y.clone(), shares, 0.5)]
+    mask = torch.zeros(3, 1, 3, 133, dtype=dtype, device=x.device)
+    mask[1:, :, :2, :50] = -9.0
+    shares = rows.softmax_(x[:36].clone(), mask, 0.5, 3, 36)  # by sequence, head and position
+    made = [normed, scale, rows.rms_norm_gradient(y, x, weight, scale), shares, rows.softmax_gradient_(y[:36].clone(), shares, 0.5)]
     made += [rows.swiglu(x, y), *rows.swiglu_gradients_(z.clone(), x, y)]
     return [*made, rows.rotate(q, cosine, sine), rows.rotate(q, cosine, sine, back=True)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_threads_give_what_one_gives(dtype: torch.dtype) -> None:
+    if build.load(build.ROWS).openmp is None:
+        pytest.skip("compiled for one thread here")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -151,7 +185,7 @@ def test_older_cpus_get_these_numbers_to_rounding(target: str, tmp_path: Path, m
     monkeypatch.setattr(rows, "_built", lambda: older)
     for dtype, expected in new.items():
         for found, one in zip(every_pass(dtype), expected, strict=True):
-            near(found, one, one.dtype, times=2)
+            assert near(found, one, one.dtype, times=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -160,26 +194,36 @@ def test_what_is_not_a_number_stays_in_sight(bad: float, dtype: torch.dtype) -> 
     """A run that diverges is told by it."""
     x = torch.ones(2, 33, dtype=dtype)
     x[0, 17] = bad
+    one = torch.ones_like(x)
     passes: list[Callable[[Tensor], Tensor]] = [
         lambda x: rows.softmax_(x.clone(), None, 1.0, 1, 1),
         lambda x: rows.rms_norm(x, torch.ones(33), 1e-6)[0],
         lambda x: rows.swiglu(x, torch.ones_like(x)),
         lambda x: rows.swiglu(torch.ones_like(x), x),
+        lambda x: rows.softmax_gradient_(x.clone(), one / 33, 1.0),
+        lambda x: rows.rms_norm_gradient(x, one, torch.ones(33), torch.ones(2, 1)),
+        lambda x: rows.swiglu_gradients_(x.clone(), one, one)[0],
+        lambda x: rows.rotate(x[None, None, :, 1:], one[None, :, 1:], one[None, :, 1:]),
     ]
     plain: list[Callable[[Tensor], Tensor]] = [
         lambda x: torch.softmax(x, -1),
         lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),
         lambda x: F.silu(x),
         lambda x: F.silu(torch.ones_like(x)) * x,
+        lambda x: torch._softmax_backward_data(x.float(), one.float() / 33, -1, torch.float32),
+        lambda x: x - x.mean(-1, keepdim=True),
+        lambda x: x.clone(),
+        lambda x: (x[:, 1:] + torch.cat([-x[:, 17:], x[:, 1:17]], -1))[None, None],
     ]
     for compiled, torchs in zip(passes, plain, strict=True):
         assert torch.equal(compiled(x).isfinite(), torchs(x).isfinite())
 
 
-def test_a_row_with_every_key_hidden_is_torchs() -> None:
-    scores, mask = torch.randn(2, 3, 5), torch.full((2, 1, 3, 5), torch.finfo(torch.float32).min)
-    expected = torch.softmax(scores + mask[:, 0], -1)
-    torch.testing.assert_close(rows.softmax_(scores, mask, 1.0, 3, 1), expected)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_with_every_key_hidden_is_torchs(dtype: torch.dtype) -> None:
+    scores, mask = torch.randn(2, 3, 5).to(dtype), torch.full((2, 1, 3, 5), torch.finfo(dtype).min, dtype=dtype)
+    expected = torch.softmax(scores.float() + mask[:, 0].float(), -1)
+    assert near(rows.softmax_(scores, mask, 1.0, 3, 1), expected, dtype)
 
 
 def test_on_paper_shapes_alone_are_made() -> None:
@@ -199,7 +243,7 @@ class _Own(Tensor):
 
 def test_what_they_cannot_read_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(3)
-    assert rows.serves(x) and rows.serves(x.bfloat16()) and rows.serves(torch.nn.Parameter(x), x)
+    assert rows.serves(x) and rows.serves(x.bfloat16()) and rows.serves(x.to("meta")) and rows.serves(torch.nn.Parameter(x), x)
     served: list[Any] = [x.half(), x.double(), x.as_subclass(_Own)]
     assert not any(rows.serves(tensor) for tensor in served) and not rows.serves(x, x.bfloat16())
     monkeypatch.setattr(kernels, "switched_off", lambda: True)

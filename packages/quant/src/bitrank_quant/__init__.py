@@ -3,11 +3,15 @@
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision
 from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override
 from bitrank_quant.choice import available_overrides, check_fits, choose_backend, override_for, passed_over
+from bitrank_quant.codebooks import Codebook
 from bitrank_quant.decoders import decoder, stored_weight
 from bitrank_quant.errors import QuantError
+from bitrank_quant.floats import Float, float_format
 from bitrank_quant.footprint import Footprint, stored_bytes
-from bitrank_quant.formats import FORMATS, Affine, Codebook, Float, Format, Int8Row, float_format, parse_format
+from bitrank_quant.formats import FORMATS, parse_format
+from bitrank_quant.integers import Affine, Int8Row
 from bitrank_quant.kernels import kernels_status
+from bitrank_quant.layout import Format
 from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.saved import load_quantized, save_quantized, to_reference

@@ -19,7 +19,9 @@ from bitrank_quant.backends import BACKENDS, Override
 from bitrank_quant.choice import check_fits, choose_backend, override_for
 from bitrank_quant.decoders import stored_weight
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats import Float, Format, parse_format
+from bitrank_quant.floats import Float
+from bitrank_quant.formats import parse_format
+from bitrank_quant.layout import Format
 from bitrank_quant.matrices import tied_heads, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 

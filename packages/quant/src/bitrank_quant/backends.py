@@ -19,7 +19,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bitrank_quant.formats import Affine, Codebook, Format, Int8Row
+from bitrank_quant.codebooks import Codebook
+from bitrank_quant.integers import Affine, Int8Row
+from bitrank_quant.layout import Format
 from bitrank_quant.reference import QuantLinear, QuantWeight
 
 MakeLinear = Callable[[nn.Linear, Format, torch.dtype], nn.Module]

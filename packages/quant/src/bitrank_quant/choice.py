@@ -10,7 +10,9 @@ import torch
 
 from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats import Float, Format, parse_format
+from bitrank_quant.floats import Float
+from bitrank_quant.formats import parse_format
+from bitrank_quant.layout import Format
 from bitrank_quant.trials import tried
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant import kernels
 from bitrank_quant.codebooks import DYNAMIC_8BIT
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats import Int8Row
+from bitrank_quant.integers import Int8Row
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
 
 Decode = Callable[[], Tensor]

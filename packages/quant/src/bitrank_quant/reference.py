@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_quant.codebooks import encode_dynamic_8bit
-from bitrank_quant.formats import Codebook, Float, Format, Int8Row, Tensors
+from bitrank_quant.codebooks import Codebook, encode_dynamic_8bit
+from bitrank_quant.floats import Float
+from bitrank_quant.integers import Int8Row
 from bitrank_quant.kernels import Room
+from bitrank_quant.layout import Format, Tensors
 
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 _PART = 2**20  # weights encoded at once

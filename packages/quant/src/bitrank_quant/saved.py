@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitrank_quant.apply import replace_module
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats import Float, parse_format
+from bitrank_quant.floats import Float
+from bitrank_quant.formats import parse_format
 from bitrank_quant.matrices import tied_heads, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 

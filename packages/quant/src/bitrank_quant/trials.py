@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bitrank_quant.backends import BACKENDS, Backend
-from bitrank_quant.formats import Format, parse_format
+from bitrank_quant.formats import parse_format
+from bitrank_quant.layout import Format
 
 _OUT, _IN, _ROWS = 64, 128, 16
 _TOLERANCE = 0.05  # of the output's and the gradient's norm: int8 activations and quanto's own choice of scales stay under it

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -43,18 +44,14 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout and module.training:
         return _with_dropout(query, key, value, attention_mask, scale, dropout), None
-    compiled = rows if rows is not None and scale > 0 and rows.serves(query) and _is_read(attention_mask, query, key) else None
+    compiled = rows if rows is not None and rows.serves(query) and _is_read(attention_mask, query) else None
     out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, compiled)
     return out, None
 
 
-def _is_read(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
-    """Whether compiled passes read ``mask`` as torch would broadcast it: no cast that makes its least number infinite, none by head."""
-    if mask is None:
-        return True
-    batch, _, length, _ = query.shape
-    whole = mask.shape[0] in (1, batch) and mask.shape[1] == 1 and mask.shape[2] in (1, length) and mask.shape[3] == key.shape[2]
-    return whole and mask.dtype == query.dtype
+def _is_read(mask: Tensor | None, query: Tensor) -> bool:
+    """Whether compiled passes read ``mask``: one for all heads, in the type of the scores."""
+    return mask is None or (mask.shape[1] == 1 and mask.dtype == query.dtype)
 
 
 def _with_dropout(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -81,6 +78,7 @@ class _Attention(torch.autograd.Function):
         return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query_GTD, key_SD, value_SD, mask, kept = ctx.saved_tensors
         batch, length, heads, size = grads[0].shape

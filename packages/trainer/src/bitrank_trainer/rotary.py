@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from bitrank_trainer.rows import Rows
 
@@ -64,5 +65,6 @@ class _Rotary(Function):
         return rows.rotate(x_BHTD, cosine, sine)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.rows.rotate(grads[0], *ctx.saved_tensors, back=True), None, None, None

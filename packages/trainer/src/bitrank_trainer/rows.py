@@ -14,7 +14,7 @@ class Rows(Protocol):
 
     def softmax_(self, scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
         """``softmax(scale · scores + mask)`` over the last axis, in place, of contiguous scores that lie by sequence, by head (``heads``
-        of a sequence) and by position (``length`` of a head); ``mask`` is (sequences or 1, 1, ``length`` or 1, keys)."""
+        of a sequence) and by position (``length`` of a head); ``mask``, in their type, is expanded to (sequences, 1, ``length``, keys)."""
 
     def softmax_gradient_(self, grad_URS: Tensor, shares_URS: Tensor, scale: float) -> Tensor:
         """The gradient of the scores from that of their shares, in its place; both contiguous."""

@@ -11,8 +11,9 @@
 INLINE void softmax_row(void *s, int64_t at, int64_t keys, float scale, const void *mask, int64_t mask_at, float *row, int kind) {
     vf top = splat(-INFINITY), sum = splat(0);
     for (int64_t j = 0; j < keys; j += LANES) {
-        vf v = some(s, at + j, keys - j, -INFINITY, kind) * scale;
+        vf v = some(s, at + j, keys - j, 0, kind) * scale;
         if (mask) v += some(mask, mask_at + j, keys - j, 0, kind);
+        if (keys - j < LANES) v = first(v, keys - j, -INFINITY);
         *(vf *)(row + j) = v;
         top = pick(v > top, v, top);
     }

@@ -51,15 +51,15 @@ def missing() -> str | None:
 def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
     """``softmax(scale · scores + mask)`` over the last axis, in place, of contiguous scores.
 
-    Rows lie by sequence, by head (``heads`` of a sequence) and by position (``length`` of a head); ``mask`` is (sequences or 1, 1,
-    ``length`` or 1, keys).
+    Rows lie by sequence, by head (``heads`` of a sequence) and by position (``length`` of a head); ``mask``, in the type of the scores, is
+    expanded to (sequences, 1, ``length``, keys). Raises ``RuntimeError``, as torch does, when it cannot be.
     """
     keys, rows = scores_URS.shape[-1], scores_URS.numel() // scores_URS.shape[-1]
     at, by_sequence, by_row = None, 0, 0
     if mask is not None:
-        mask = _dense(mask.to(scores_URS.dtype))
-        at = mask.data_ptr()
-        by_sequence, by_row = (mask.stride(axis) if mask.shape[axis] > 1 else 0 for axis in (0, 2))
+        assert mask.dtype == scores_URS.dtype  # a cast could make its least number infinite
+        mask = _dense(mask.expand(rows // (heads * length), 1, length, keys))
+        at, by_sequence, by_row = mask.data_ptr(), mask.stride(0), mask.stride(2)
     _call("bitrank_softmax", scores_URS, scores_URS.data_ptr(), rows, keys, length, heads, scale, at, by_sequence, by_row)
     return scores_URS
 
@@ -147,3 +147,16 @@ def bound(library: ctypes.CDLL) -> ctypes.CDLL:
         function: Any = getattr(library, name)
         function.argtypes, function.restype = (*arguments, _I, _I), None
     return library
+
+
+class CompiledRows:
+    """The passes as one value, which those who are handed it can copy and pickle, as a module cannot be."""
+
+    serves = staticmethod(serves)
+    softmax_ = staticmethod(softmax_)
+    softmax_gradient_ = staticmethod(softmax_gradient_)
+    rms_norm = staticmethod(rms_norm)
+    rms_norm_gradient = staticmethod(rms_norm_gradient)
+    swiglu = staticmethod(swiglu)
+    swiglu_gradients_ = staticmethod(swiglu_gradients_)
+    rotate = staticmethod(rotate)

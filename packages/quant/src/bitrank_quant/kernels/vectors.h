@@ -79,6 +79,12 @@ INLINE void keep_some(void *to, int64_t at, int64_t n, vf value, int kind) {
     else keep_part(to, at, n, value, kind);
 }
 
+/* The first n lanes, `other` in the rest. */
+INLINE vf first(vf value, int64_t n, float other) {
+    vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return pick(lane < (int32_t)n, value, splat(other));
+}
+
 /* Over the lanes, halving: eight, four, two, one. */
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));

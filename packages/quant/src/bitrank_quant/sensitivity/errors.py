@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_quant.apply import over, put
-from bitrank_quant.formats import Float, Format
+from bitrank_quant.floats import Float
+from bitrank_quant.layout import Format
 from bitrank_quant.matrices import WeightMatrix
 from bitrank_quant.reference import QuantWeight
 from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, compute_dtype, singular_values, weight_of
