@@ -38,7 +38,7 @@ from harness import (
     write_section,
 )
 from machine import empty_model
-from turns import in_turns
+from turns import in_turns, parsed
 
 # Row → (format or config of the plan, --quant-backend).
 ROWS = {
@@ -56,11 +56,9 @@ STEPS = {"movie_sentences": 43, "wiki_articles": 23}
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=list(ROWS), steps=STEPS)
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if unknown := set(arguments.configs) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
-    if arguments.steps and arguments.steps < WARM_UP + 2:
-        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
     threads = cores()
     here, parts = machine(threads), list[str]()
     everything: dict[str, list[Figures]] = {}

@@ -33,17 +33,14 @@ from harness import (
     write_section,
 )
 from training import PEERS
-from turns import in_turns
+from turns import in_turns, parsed
 
 # Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches, the longest first.
 STEPS = {"movie_sentences": 53, "wiki_articles": 19}
 
 
 def main() -> int:
-    parser = options(__doc__, rounds=1, steps=STEPS)
-    arguments = parser.parse_args()
-    if arguments.steps and arguments.steps < WARM_UP + 2:
-        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
+    arguments = parsed(options(__doc__, rounds=1, steps=STEPS))
     threads = cores()
     here, parts = machine(threads), list[str]()
     everything: dict[str, list[Figures]] = {}

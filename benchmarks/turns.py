@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import Figures, SideFailed
+from harness import WARM_UP, Figures, SideFailed
 
 
 def main() -> int:
@@ -72,6 +72,14 @@ class Turn:
         if not sys.stdin.readline():
             raise Enough
         self.tokens, self._begun = 0, time.perf_counter()
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a script whose sides take turns: quartiles need two counted steps or more."""
+    arguments = parser.parse_args()
+    if arguments.steps and arguments.steps < WARM_UP + 2:
+        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
+    return arguments
 
 
 def in_turns(commands: Sequence[Sequence[str]], steps: int, environments: Sequence[Mapping[str, str]]) -> list[list[Figures]]:
