@@ -179,6 +179,7 @@ def test_shares_make_up_the_batch(rows: int, count: int, kind: str) -> None:
     assert sorted(np.concatenate([share["index"] for share in shares])) == sorted(whole["index"])
     assert sum(OBJECTIVES[kind].weight(share) for share in shares) == OBJECTIVES[kind].weight(whole)
     assert sum(int(share["attention_mask"].sum()) for share in shares) == int(whole["attention_mask"].sum())
+    assert all(share["attention_mask"].shape[1] == whole["attention_mask"].shape[1] for share in shares)
     assert ALONE.mine(whole) is whole
 
 

@@ -42,7 +42,7 @@ class Processes:
         return self.first
 
     def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """This process's rows of ``batch``, as wide as their longest sequence; there may be none."""
+        """This process's rows of ``batch``; there may be none."""
         return batch
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -85,10 +85,9 @@ class Joined(Processes):
         self.rank, self.count = rank, count
 
     def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        # Batches are sorted by length: every so many rows give all the same amount of work.
-        part = {key: value[self.rank :: self.count] for key, value in batch.items()}
-        longest = int(part["attention_mask"].sum(1).max(initial=0))
-        return {key: value[:, :longest] if value.ndim == 2 else value for key, value in part.items()}
+        # Batches are sorted by length: every so many rows give all the same amount of work. Shares keep the batch's width: cut to their
+        # own longest row they would be as many shapes as lengths, and each is compiled anew.
+        return {key: value[self.rank :: self.count] for key, value in batch.items()}
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
         return ((batch, True) for batch in islice(batches, self.rank, None, self.count))
