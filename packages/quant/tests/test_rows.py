@@ -156,8 +156,8 @@ def test_numbers_need_not_lie_side_by_side(dtype: torch.dtype) -> None:
     apart, together = rows.swiglu_gradients_(spread(z), spread(x), spread(y)), rows.swiglu_gradients_(z.clone(), x, y)
     assert all(torch.equal(*pair) for pair in zip(apart, together, strict=True))
     for back in (False, True):
-        turned = rows.rotate(x[None], cosine, sine, back=back)
-        assert torch.equal(rows.rotate(spread(x)[None], spread(cosine), spread(sine), back=back), turned)
+        contiguous = rows.rotate(x[None], cosine, sine, back=back)
+        assert torch.equal(rows.rotate(spread(x)[None], spread(cosine), spread(sine), back=back), contiguous)
 
 
 def every_pass(dtype: torch.dtype) -> list[Tensor]:
