@@ -7,8 +7,9 @@ import io
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
-from bitrank_analysis import AnalysisError, query
+from bitrank_analysis import AnalysisError, open_store, query
 
 SQL = 'SELECT run_name AS name, "m.eval/acc" AS acc, NULL AS none FROM wide ORDER BY 1'
 
@@ -63,3 +64,52 @@ def test_bad_sql_says_what_is_wrong(uri: str, sql: str, said: str) -> None:
 def test_an_unknown_format_lists_the_known(uri: str) -> None:
     with pytest.raises(AnalysisError, match="unknown format 'xml'; expected one of table, csv, json"):
         query(uri, "SELECT 1", "xml")
+
+
+def test_no_statement_reads_or_writes_another_file(uri: str, tmp_path: Path) -> None:
+    secret = tmp_path.parent / "secret.txt"
+    secret.write_text("secret")
+    store = (tmp_path / "mlflow.db").read_bytes()
+    for sql in (
+        f"SELECT * FROM read_text('{secret}')",
+        f"SELECT * FROM read_text('{tmp_path}/artifacts/../../secret.txt')",
+        f"SELECT * FROM read_blob('{tmp_path}/mlflow.db')",
+        f"SELECT * FROM glob('{tmp_path.parent}/*')",
+        f"COPY (SELECT 1) TO '{tmp_path}/mlflow.db' (USE_TMP_FILE false)",
+        f"EXPLAIN ANALYZE COPY (SELECT 1) TO '{tmp_path}/mlflow.db' (USE_TMP_FILE false)",
+        f"EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO '{tmp_path}/artifacts/new.csv'",
+        f"ATTACH '{tmp_path}/mlflow.db' AS other",
+        f"EXPORT DATABASE '{tmp_path}/out'",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+        "CREATE TABLE t AS SELECT 1",
+        "SELECT 1; COPY (SELECT 1) TO 'x.csv'",
+    ):
+        with pytest.raises(AnalysisError):
+            query(uri, sql)
+    assert (tmp_path / "mlflow.db").read_bytes() == store
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name in {"out", "new.csv"}) == []
+
+
+def test_statements_that_read_are_answered(uri: str) -> None:
+    for sql in (
+        "DESCRIBE runs",
+        "SHOW TABLES",
+        "SUMMARIZE SELECT 1 AS a",
+        "FROM runs",
+        "WITH a AS (SELECT 1 AS b) SELECT * FROM a",
+        "EXPLAIN SELECT * FROM runs",
+        "explain analyze SELECT * FROM runs",
+        "EXPLAIN (SELECT 1)",
+    ):
+        assert query(uri, sql)
+
+
+def test_the_connection_of_reports_opens_no_other_file(uri: str, tmp_path: Path) -> None:
+    database = open_store(uri)
+    outside = tmp_path / "outside.csv"
+    with pytest.raises(duckdb.PermissionException):
+        database.execute(f"COPY (SELECT 1) TO '{outside}'")
+    with pytest.raises(duckdb.InvalidInputException):
+        database.execute("SET enable_external_access = true")
+    assert not outside.exists()

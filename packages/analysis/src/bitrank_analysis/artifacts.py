@@ -101,7 +101,7 @@ def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[st
 
 
 def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
-    read = f"SELECT run_id, content FROM read_text({_list(paths)}) t JOIN raw.files f ON f.path = t.filename"
+    read = f"SELECT run_id, content FROM read_text({sql_list(paths)}) t JOIN raw.files f ON f.path = t.filename"
     database.execute(
         f"CREATE VIEW raw.{name} AS {read if paths else 'SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS content WHERE false'}"
     )
@@ -124,7 +124,7 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
 def _predictions_sql(paths: list[str]) -> str:
     if not paths:
         return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
-    rows = f"read_parquet({_list(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
+    rows = f"read_parquet({sql_list(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
     return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {rows}"
 
 
@@ -136,5 +136,6 @@ def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
     return True
 
 
-def _list(paths: list[str]) -> str:
+def sql_list(paths: list[str]) -> str:
+    """A DuckDB list literal of texts."""
     return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"

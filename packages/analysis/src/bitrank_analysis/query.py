@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
@@ -16,19 +17,22 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.store import open_store
 
 _WIDEST = 60  # characters of one cell in a table; csv and json keep all
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=[A-Za-z(])", re.IGNORECASE)
 Rows = list[tuple[Any, ...]]
 
 
 def query(uri: str, sql: str, format: str = "table") -> str:
     """The answer of the store at ``uri`` to one ``sql`` statement, as ``table``, ``csv`` or ``json`` (a list of objects).
 
+    Only statements that read are run: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE) and EXPLAIN of them.
     NULL is empty in a table and in CSV; NaN and infinities are ``null`` in JSON, which has no word for them. Raises
-    :class:`AnalysisError` on an unknown format, a store that cannot be read, and SQL that DuckDB refuses.
+    :class:`AnalysisError` on an unknown format, a store that cannot be read, any other kind of statement, and SQL that DuckDB refuses.
     """
     if format not in FORMATS:
         raise AnalysisError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     database = open_store(uri)
     try:
+        check_reads(database, sql)
         answer = database.sql(sql)
         if answer is None:
             raise AnalysisError("expected a statement that answers with rows, such as SELECT * FROM runs")
@@ -36,6 +40,18 @@ def query(uri: str, sql: str, format: str = "table") -> str:
     except duckdb.Error as error:
         said = str(error).strip()
         raise AnalysisError(f"the store does not understand this SQL: {said}\nviews: {', '.join(_views(database))}") from error
+
+
+def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise :class:`AnalysisError` unless ``sql`` is one statement that reads; EXPLAIN ANALYZE runs its statement, so that is checked."""
+    statements = database.extract_statements(sql)
+    if len(statements) != 1:
+        raise AnalysisError(f"expected a statement that answers with rows, such as SELECT * FROM runs; got {len(statements)} statements")
+    explained = _EXPLAIN.match(sql)
+    inner = database.extract_statements(sql[explained.end() :]) if explained else statements
+    if [statement.type for statement in inner] != [duckdb.StatementType.SELECT]:
+        kinds = ", ".join(statement.type.name for statement in inner) or "nothing"
+        raise AnalysisError(f"the store is read-only here: expected SELECT, DESCRIBE or EXPLAIN of a SELECT, got {kinds}")
 
 
 def _views(database: duckdb.DuckDBPyConnection) -> list[str]:

@@ -14,7 +14,7 @@ import duckdb
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from bitrank_analysis.artifacts import create_artifact_views
+from bitrank_analysis.artifacts import create_artifact_views, sql_list
 from bitrank_analysis.errors import AnalysisError
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
@@ -61,8 +61,8 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with params as ``p.<key>``, tags as
     ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files: ``predictions`` (run_id and the columns of predictions.parquet),
     ``ranks`` (run_id, matrix, step, rank, final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role,
-    layer, shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file, reason). Raises
-    :class:`AnalysisError` when there is no MLflow store.
+    layer, shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file, reason). The connection
+    can open no other file and no network address, and its settings are locked. Raises :class:`AnalysisError` when there is no MLflow store.
     """
     database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     database.execute("CREATE SCHEMA raw")
@@ -81,8 +81,24 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     database.execute(_VIEWS)
     _create_wide(database)
     url = _url(uri)
-    create_artifact_views(database, Path(url.database or "").resolve().parent if url.get_backend_name() == "sqlite" else None)
+    beside = Path(url.database or "").resolve().parent if url.get_backend_name() == "sqlite" else None
+    create_artifact_views(database, beside)
+    _lock(database, beside)
     return database
+
+
+def _lock(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
+    """Allow the connection no file but the runs' artifacts, for good: no other file, no network, no extension, no setting.
+
+    A store's own artifact folder is allowed as a whole; files of runs that keep them elsewhere are allowed one by one.
+    """
+    folder = f"{beside}/artifacts/" if beside else None
+    paths = [path for (path,) in database.sql("SELECT path FROM raw.files").fetchall()]
+    elsewhere = [path for path in paths if folder is None or not path.startswith(folder)]
+    database.execute(f"SET allowed_directories = {sql_list([folder] if folder else [])}")
+    database.execute(f"SET allowed_paths = {sql_list(elsewhere)}")
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
 
 
 def _connect(uri: str) -> tuple[Any, dict[str, str]]:
