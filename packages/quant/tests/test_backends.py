@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -127,13 +128,18 @@ def test_a_cpu_serves_all_but_the_cuda_overrides() -> None:
     assert available_overrides("cpu") == [name for name in OVERRIDES if not name.startswith("cuda")]
 
 
-def test_a_killed_build_of_quanto_does_not_hang_the_next_process() -> None:
+def test_quanto_builds_in_the_cache_and_a_killed_build_does_not_hang_the_next_process(tmp_path: Path) -> None:
     """torch's extension loader waits for a lock file for ever; one is planted as a killed build would leave it."""
     quanto = pytest.importorskip("optimum.quanto")
-    folder = Path(quanto.__file__).parent / "library" / "extensions" / "cpp" / "build"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "lock").touch()
+    installed = sorted(Path(quanto.__file__).parent.rglob("build/*"))
     code = "from bitrank_quant import BACKENDS, parse_format, probe; print(probe(BACKENDS['quanto'], parse_format('int4-g64'), 'cpu'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout.splitlines()[-1] == "None"
-    assert not (folder / "lock").exists()
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, timeout=300, check=True, env=os.environ | {"BITRANK_CACHE": str(tmp_path)},
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == "None"
+        (folder,) = tmp_path.glob("kernels/quanto-*/quanto_cpp")
+        assert list(folder.glob("*.so")) and not (folder / "lock").exists()
+        (folder / "lock").touch()
+    assert sorted(Path(quanto.__file__).parent.rglob("build/*")) == installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -247,6 +248,61 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "file"))
     with pytest.raises(build.BuildError, match="cannot be kept"):
         build.load()
+
+
+def _planted(folder: Path) -> Path:
+    """A library built by this user in ``folder``."""
+    folder.mkdir(mode=0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITRANK_CACHE", str(folder))
+        build.load()
+    return next((folder / "kernels").glob("decode-*.so"))
+
+
+def test_a_library_that_others_may_write_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _planted(tmp_path / "cache")
+    before = library.stat().st_ino
+    library.chmod(0o666)
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
+    build.load()
+    assert library.stat().st_ino != before
+    assert library.stat().st_mode & 0o077 == 0
+
+
+def test_a_cache_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _planted(tmp_path / "cache")
+    library.parent.chmod(0o777)
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(build.BuildError, match=r"other users may write to .*chmod 700"):
+        build.load()
+
+
+def test_a_cache_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _planted(tmp_path / "cache")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/kernels").symlink_to(library.parent)
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "other"))
+    with pytest.raises(build.BuildError, match="is a symbolic link"):
+        build.load()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files to another user")
+@pytest.mark.parametrize("given", ["folder", "library", "digest"])
+def test_what_another_user_planted_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """The planted library carries its own right digest; its owner is what tells it apart."""
+    library = _planted(tmp_path / "cache")
+    digest = library.with_suffix(".json")
+    library.write_bytes(b"\x7fELF planted")
+    digest.write_text(json.dumps({"sha256": hashlib.sha256(library.read_bytes()).hexdigest(), "openmp": None}))
+    os.chown({"folder": library.parent, "library": library, "digest": digest}[given], 65534, 65534)
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
+    if given == "folder":
+        with pytest.raises(build.BuildError, match="belongs to user 65534"):
+            build.load()
+    else:
+        build.load()
+        assert library.read_bytes()[:4] == b"\x7fELF" and b"planted" not in library.read_bytes()[:20]
+        assert library.stat().st_uid == os.getuid()
 
 
 def test_the_switch_turns_them_off() -> None:

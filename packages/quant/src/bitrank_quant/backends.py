@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from bitrank_quant.codebooks import Codebook
 from bitrank_quant.integers import Affine, Int8Row
+from bitrank_quant.kernels.build import cache_folder, check_private
 from bitrank_quant.layout import Format
 from bitrank_quant.reference import QuantLinear, QuantWeight
 
@@ -96,18 +96,23 @@ def _quanto_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -
 
 @cache
 def _build_quanto_extension(device: str) -> None:
-    """Let quanto compile its unpacking code for ``device``, one process at a time.
+    """Let quanto compile its unpacking code for ``device`` into the cache folder, one process at a time.
 
-    A build that was killed leaves a lock file behind, and every later process would wait for it for ever. Under a lock that the
-    operating system releases with its holder, a lock file that is there is a dead one.
+    quanto itself would compile into its installed package, which may be read-only or shared. A build that was killed leaves a lock
+    file, and later processes would wait for it for ever; under a lock that the operating system releases with its holder, such a file
+    belongs to a dead process and is removed.
     """
     from optimum import quanto
+    from optimum.quanto.library.extensions import extension
 
-    extensions = Path(quanto.__file__).parent / "library" / "extensions"
-    digest = hashlib.sha256(str(extensions).encode()).hexdigest()[:12]
-    with FileLock(Path(tempfile.gettempdir()) / f"bitrank-quanto-{digest}.lock"):
-        for dead in extensions.glob("*/build/lock"):
-            dead.unlink()
+    version = hashlib.sha256(f"{quanto.__version__} {torch.__version__} {Path(quanto.__file__)}".encode()).hexdigest()[:16]
+    folder = cache_folder() / f"quanto-{version}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    check_private(folder)
+    with FileLock(folder / "building.lock"):
+        for name, built in extension._extensions.items():
+            built.build_directory = str(folder / name)
+            Path(built.build_directory, "lock").unlink(missing_ok=True)
         with torch.random.fork_rng(devices=[]):
             packed = quanto.nn.QLinear.from_module(nn.Linear(128, 8).to(device), weights=quanto.qint4)
         packed.freeze()

@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -81,10 +82,30 @@ def load(source: Source = DECODE) -> Built:
 
 
 def cache_folder() -> Path:
-    """``$BITRANK_CACHE`` or the platform's cache folder, its part for kernels; made if it is not there."""
+    """The part for kernels of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700 if absent.
+
+    Raises :class:`BuildError` when another user owns the folder or may write to it: a library in it would run with this user's rights.
+    """
     folder = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank")) / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_private(folder)
     return folder
+
+
+def check_private(path: Path) -> None:
+    """Raise :class:`BuildError` unless this user owns ``path`` and nobody else may write to it. Windows keeps no such modes."""
+    if not hasattr(os, "getuid"):
+        return
+    state = path.lstat()
+    if state.st_uid != os.getuid():
+        raise BuildError(
+            f"{path} belongs to user {state.st_uid}, not to this user ({os.getuid()}), and code in it would run as this user; "
+            "remove it or set BITRANK_CACHE to a folder of your own"
+        )
+    if stat.S_ISLNK(state.st_mode):
+        raise BuildError(f"{path} is a symbolic link, and its target may change hands; remove it, or link the cache folder as a whole")
+    if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f"other users may write to {path}, and code in it would run as this user; run `chmod 700 {path.parent}`")
 
 
 def find_compiler() -> list[str]:
@@ -113,10 +134,13 @@ def _target(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
 
 
 def _whole(place: Path) -> bool:
+    """Whether ``place`` is this user's own and has the digest that was written when it was built."""
     try:
+        check_private(place)
+        check_private(place.with_suffix(".json"))
         said = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         return said["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, BuildError):
         return False
 
 
@@ -127,6 +151,8 @@ def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -
         shared = _compile(source, command, openmp, made)
         said = made.with_suffix(".json")
         said.write_text(json.dumps({"sha256": hashlib.sha256(made.read_bytes()).hexdigest(), "openmp": shared}), encoding="utf-8")
+        for path in (made, said):
+            path.chmod(0o600)  # a umask of 002 would let the group write, and check_private would refuse the file
         made.replace(place)
         said.replace(place.with_suffix(".json"))
 
