@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bitrank_data import DataError, Example, Source, Texts, open_task, tokenise
-from bitrank_data.tokens import _valid
+from bitrank_data import DataError, Example, Source, Texts, damaged, open_task, tokenise
 
 
 def test_classification_keeps_one_sequence_per_example(tokenizer) -> None:
@@ -74,9 +73,9 @@ def test_a_broken_cache_is_noticed_and_rebuilt(tokenizer, cache, damage: str) ->
         (place / "tokens.safetensors").unlink()
     else:
         (place / "meta.json").write_text("{")
-    assert not _valid(place)
+    assert damaged() == [place]
     assert np.array_equal(tokenise(source, tokenizer, 8).splits["train"].tokens, expected)
-    assert _valid(place)
+    assert damaged() == []
 
 
 def _fill(cache: str, results: object, tokenizer: object) -> None:

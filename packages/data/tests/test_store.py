@@ -1,0 +1,83 @@
+"""A folder of the cache holds what was built: a changed file is noticed when the folder is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from bitrank_data import build_once, damaged
+
+CONTENT = {"weights.bin": b"0123456789" * 100, "deep/config.json": b"{}"}
+
+
+@pytest.fixture
+def builds(cache: Path) -> list[int]:
+    """How often the folder was built, as the length of a list."""
+    return []
+
+
+def build(place: Path, builds: list[int]) -> Path:
+    def write(folder: Path) -> None:
+        builds.append(1)
+        for name, content in CONTENT.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+
+    return build_once(place, write)
+
+
+def content(place: Path) -> dict[str, bytes]:
+    return {name: (place / name).read_bytes() for name in CONTENT}
+
+
+def test_an_unchanged_folder_is_built_once(cache: Path, builds: list[int]) -> None:
+    place = build(cache / "models/m", builds)
+    build(place, builds)
+    assert len(builds) == 1 and content(place) == CONTENT and damaged() == []
+
+
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "more"])
+def test_a_folder_with_other_content_is_built_again(
+    cache: Path, builds: list[int], name: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = build(cache / "models/m", builds)
+    path = place / name
+    if damage == "flip":
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path.with_name("other.safetensors").write_bytes(b"planted")
+    build(place, builds)
+    assert len(builds) == 2 and content(place) == CONTENT
+    assert not path.with_name("other.safetensors").exists()
+    assert "has other content than was built" in capsys.readouterr().err
+
+
+def test_a_copy_with_other_times_is_read_and_kept(cache: Path, builds: list[int]) -> None:
+    place = build(cache / "models/m", builds)
+    for name in CONTENT:
+        os.utime(place / name, ns=(1, 1))
+    build(place, builds)
+    assert len(builds) == 1 and damaged() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"weights.bin": 3}'])
+def test_a_damaged_record_means_building_again(cache: Path, builds: list[int], text: str) -> None:
+    place = build(cache / "models/m", builds)
+    (place / ".digest").write_text(text)
+    build(place, builds)
+    assert len(builds) == 2 and content(place) == CONTENT
+
+
+def test_a_full_check_finds_a_change_that_kept_size_and_time(cache: Path, builds: list[int]) -> None:
+    place = build(cache / "models/m", builds)
+    path = place / "weights.bin"
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert damaged() == [place]
