@@ -13,6 +13,7 @@ from bitrank.doctor import software
 from bitrank.doctor.formats import try_formats
 from bitrank.doctor.machine import devices, memory
 from bitrank.doctor.speed import gflops
+from bitrank_data import build_once
 
 
 def test_it_tells_everything_as_json_and_as_a_table(capsys) -> None:
@@ -107,3 +108,15 @@ def test_a_library_that_is_absent_gets_its_command() -> None:
 def test_no_secret_of_the_environment_is_told(capsys, monkeypatch) -> None:
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "do-not-tell")
     assert "do-not-tell" not in str(software.programs())
+
+
+def test_verify_names_the_damaged_folder_and_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    place = build_once(tmp_path / "models" / "m", lambda folder: (folder / "weights").write_text("12345"))
+    assert main(["doctor", "--verify"]) == 0
+    assert "every file is as it was built" in capsys.readouterr().out
+    before = (place / "weights").stat()
+    (place / "weights").write_text("54321")
+    os.utime(place / "weights", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert main(["doctor", "--verify", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["damaged"] == [str(place)]

@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor = _add(commands, "doctor", "hardware, dtypes, backends that work here, assets, what is missing", examples.DOCTOR, _doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--verify", action="store_true", help="only read every file of the cache and compare it with its digest")
     ui = _add(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", examples.UI, _ui)
     ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
     ui.add_argument("--profile", default="laptop", help="whose experiment the printed links open (default: laptop)")
@@ -272,6 +273,8 @@ def _sql(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments.json)
     from bitrank.doctor import examine, print_report
 
     report = examine()
@@ -280,6 +283,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         print_report(report)
     return 0
+
+
+def _verify(as_json: bool) -> int:
+    from bitrank_data import cache_dir, damaged
+
+    found = [str(folder) for folder in damaged()]
+    if as_json:
+        print(json.dumps({"cache": str(cache_dir()), "damaged": found}, indent=1))
+    else:
+        lines = [f"{folder}: other content than was built; the next command that opens it builds it again" for folder in found]
+        print("\n".join(lines or [f"{cache_dir()}: every file is as it was built"]))
+    return 1 if found else 0
 
 
 def _ui(arguments: argparse.Namespace) -> int:

@@ -32,7 +32,8 @@ PAPER = """examples:
   bitrank paper --configs B-FP,B-Q4,Joint-2 --out draft/generated"""
 DOCTOR = """examples:
   bitrank doctor
-  bitrank doctor --json"""
+  bitrank doctor --json
+  bitrank doctor --verify"""
 UI = """examples:
   bitrank ui
   bitrank ui --port 5001 --store /data/runs"""
