@@ -118,7 +118,7 @@ def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(tra
     folder = tmp_path / "run"
     (folder / "checkpoint" / "step-00000004").mkdir(parents=True)
     (folder / "checkpoint" / "step-00000004" / "state.safetensors").write_bytes(b"four")
-    (folder / "checkpoint" / "best.safetensors").write_bytes(b"best")
+    (folder / "checkpoint" / "best-00000004.safetensors").write_bytes(b"best")
     (folder / "events.jsonl").write_text('{"event": "checkpoint", "step": 4}\n')
     (folder / "micro_tokens.txt").write_text("512")
     kept = Snapshots(tracker.client, run_id, folder)

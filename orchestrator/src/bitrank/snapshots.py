@@ -51,9 +51,9 @@ class Snapshots:
             with contextlib.suppress(FileNotFoundError):  # a newer one has replaced it
                 _link(self._folder / "checkpoint" / name, self._taken / "checkpoint" / name)
                 break
-        best = self._folder / "checkpoint" / "best.safetensors"
-        if best.exists():
-            os.link(best, self._taken / "checkpoint" / best.name)
+        for best in (self._folder / "checkpoint").glob("best-*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # dropped since: no kept checkpoint refers to it
+                os.link(best, self._taken / "checkpoint" / best.name)
         for path in (self._folder / file for file in _FILES):
             if path.exists():
                 shutil.copyfile(path, self._taken / path.name)

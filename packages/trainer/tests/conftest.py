@@ -10,7 +10,7 @@ from tiny_problem import TinyClassifier, TinyLm
 from torch import nn
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Callable[[str], nn.Module]:
     def build(kind: str = "classification") -> nn.Module:
         torch.manual_seed(0)

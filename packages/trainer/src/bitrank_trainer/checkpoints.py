@@ -1,14 +1,19 @@
 """All that is needed to continue exactly, in safetensors and JSON, whole or not at all.
 
-A checkpoint is a folder named after its step, written under another name and renamed when it is complete; only then is the
-one before it removed. A kill at any moment leaves at least the last complete one. Of several processes the first writes, when all
-have handed in their random state; everything else is the same in each of them, so another number of processes can continue.
+A checkpoint is a folder named after its step, written under another name, flushed to the disk and renamed when it is complete. The
+one before it is kept. ``digest.json`` holds the sha256 of each file and of the best weights so far: a checkpoint with other content
+(a power cut, a bad disk, an edit) is never restored; training continues from the one before it, or from the beginning. Of several
+processes the first writes, when all have handed in their random state; everything else is the same in each of them, so another
+number of processes can continue.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,11 +49,22 @@ class Progress:
     micro_tokens: int | None = None
 
 
+_KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
+_DIGEST = "digest.json"
+
+
+def best_weights(folder: Path, progress: Progress) -> Path:
+    """Where the weights of the best validation so far are kept."""
+    return folder / f"best-{progress.best_step:08d}.safetensors"
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The trainable parameters of ``model`` at ``path``, written whole."""
+    """The trainable parameters of ``model`` at ``path``, written whole and flushed to the disk."""
     making = path.with_suffix(".tmp")
     save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, making)
+    _flush(making)
     making.replace(path)
+    _flush(path.parent)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -86,23 +102,103 @@ def _write(
     tensors |= random
     save_file({key: value.contiguous() for key, value in tensors.items()}, making / "state.safetensors")
     (making / "progress.json").write_text(json.dumps({"progress": vars(progress), "hook": hook_text}))
+    files = [making / "state.safetensors", making / "progress.json"]
+    if progress.best_step:
+        files.append(best_weights(folder, progress))
+    (making / _DIGEST).write_text(json.dumps({path.name: _sha256(path) for path in files}))
+    for path in (*making.iterdir(), making):
+        _flush(path)
     shutil.rmtree(place, ignore_errors=True)
     making.rename(place)
-    for old in folder.glob("step-*"):
-        if old != place:
-            shutil.rmtree(old)
+    _flush(folder)
+    drop_old(folder, progress)
+
+
+def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:
+    """Remove all checkpoints under ``folder`` but the newest ``keep``, and best weights that none of these refers to."""
+    places = sorted(folder.glob("step-*"))
+    for old in places[:-keep]:
+        shutil.rmtree(old)
+    needed = {best_weights(folder, progress).name}
+    for place in places[-keep:]:
+        needed |= set(_digests(place))
+    for path in folder.glob("best-*.safetensors"):
+        if path.name not in needed:
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Wait until ``path``, a file or the names in a folder, is on the disk. Windows cannot open folders and keeps them by itself."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(place: Path) -> dict[str, str]:
+    """File name → sha256 of everything that the checkpoint ``place`` needs; empty when the list itself is missing or damaged."""
+    try:
+        listed = json.loads((place / _DIGEST).read_text())
+        return {str(name): str(digest) for name, digest in listed.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _damage(place: Path) -> str | None:
+    """What is wrong with the checkpoint ``place``, None when it holds what was written."""
+    digests = _digests(place)
+    if not {"state.safetensors", "progress.json"} <= digests.keys():
+        return f"{_DIGEST} is missing or damaged"
+    for name, digest in digests.items():
+        path = place.parent / name if name.startswith("best-") else place / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _sha256(path) != digest:
+            return f"{name} has other content than was written"
+    return None
+
+
+def _newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that holds what was written. ``report`` gets a sentence when a newer one does not."""
+    damaged = []
+    for place in sorted(folder.glob("step-*"), reverse=True):
+        problem = _damage(place)
+        if problem is None:
+            if damaged:
+                report(f"{'; '.join(damaged)}; training continues from {place.name}")
+            return place
+        damaged.append(f"the checkpoint {place.name} is damaged: {problem}")
+    if damaged:
+        report(f"{'; '.join(damaged)}; training starts from the beginning")
+    return None
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, processes: Processes = ALONE
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    hook: RankHook,
+    processes: Processes = ALONE,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Progress:
-    """Restore the newest checkpoint under ``folder`` into everything given; a fresh :class:`Progress` when there is none."""
-    places = sorted(folder.glob("step-*"))
-    if not places:
+    """Restore the newest undamaged checkpoint under ``folder`` into everything given; a new :class:`Progress` when there is none.
+
+    ``report`` is called with a sentence when a checkpoint is damaged.
+    """
+    place = _newest_whole(folder, report)
+    if place is None:
         _restore_random({}, processes.rank)
         return Progress()
-    tensors = load_file(places[-1] / "state.safetensors")
-    saved = json.loads((places[-1] / "progress.json").read_text())
+    tensors = load_file(place / "state.safetensors")
+    saved = json.loads((place / "progress.json").read_text())
     held = {key: value.to(_device(model)) for key, value in _part(tensors, "hook").items()}
     hook.restore(held, saved["hook"])  # first: it may cut parameters to the shapes that were saved
     follow(model, optimizer, hook)

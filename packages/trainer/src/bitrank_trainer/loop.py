@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bitrank_trainer.checkpoints import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from bitrank_trainer.checkpoints import (
+    Progress,
+    best_weights,
+    drop_old,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from bitrank_trainer.errors import Diverged, TrainError
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.meters import Throughput
@@ -52,7 +60,11 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
         raise TrainError("the model has no trainable parameter; attach adapters first")
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = named_adamw(model, settings.learning_rate, settings.weight_decay)
-    progress = load_checkpoint(folder, model, optimizer, hook, task.processes)
+
+    def report(sentence: str) -> None:
+        emit({"event": "damaged_checkpoint", "tags": {"damaged_checkpoint": sentence[:500]}, "message": sentence})
+
+    progress = load_checkpoint(folder, model, optimizer, hook, task.processes, report)
     task.processes.agree(list(trainable(model).values()))
     batches = task.batches(progress.step * settings.accumulation)
     scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)
@@ -63,7 +75,9 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
         _watch(progress, logs)
         _after(model, task, hook, settings, optimizer, folder, progress, logs, emit)
     if progress.best_step:
-        load_weights(model, folder / "best.safetensors")
+        load_weights(model, best_weights(folder, progress))
+    if task.processes.first:
+        drop_old(folder, progress, keep=1)
     return progress
 
 
@@ -155,4 +169,4 @@ def _keep_best(model: nn.Module, task: Task, folder: Path, progress: Progress, m
         progress.best_score, progress.best_step = score, progress.step
         progress.history = metrics
         if task.processes.first:
-            save_weights(model, folder / "best.safetensors")
+            save_weights(model, best_weights(folder, progress))
