@@ -22,6 +22,7 @@ from bitrank.child import BAD_INPUT, DIVERGED
 from bitrank.environment import run_environment
 from bitrank.events import EventTail
 from bitrank.logs import Log
+from bitrank.process.run_folder import result_of
 from bitrank.specs import RunSpec, write_spec
 from bitrank.states import State
 
@@ -106,7 +107,7 @@ class Attempt:
         job, code = self.job, self._process.returncode
         failure = _read(job.folder / "failure.json")
         tags = {"exit_code": str(code)}
-        if code == 0 and (job.folder / "result.json").exists():
+        if code == 0 and result_of(job.folder) is not None:
             job.status, status = "finished", "FINISHED"
         elif code < 0:
             job.status, status, job.message = "killed", "KILLED", f"killed by {signal.Signals(-code).name}"

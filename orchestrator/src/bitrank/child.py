@@ -14,7 +14,9 @@ import time
 import traceback
 from pathlib import Path
 
+from bitrank.errors import UserError
 from bitrank.imports import quick_imports, quiet_libraries
+from bitrank.process.run_folder import RESULT, is_complete
 from bitrank.ranks import failure_path, launch
 
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
@@ -23,12 +25,17 @@ FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 def main(folder: Path) -> int:
     """Run the road in ``folder``. A run that is complete already does nothing."""
     exit_with_parent()
-    if (folder / "result.json").exists():
+    if is_complete(folder):
         return 0
-    count = json.loads((folder / "spec.json").read_text())["processes"]
+    (folder / RESULT).unlink(missing_ok=True)
+    failure_path(folder, 0).unlink(missing_ok=True)
+    try:
+        count = int(json.loads((folder / "spec.json").read_text())["processes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{folder / 'spec.json'} is damaged ({error}); run the same `bitrank` command again: it writes the file again"
+        return _fail(failure_path(folder, 0), UserError(reason))
     if count > 1:
         return launch(folder, count)
-    failure_path(folder, 0).unlink(missing_ok=True)
     return _run(folder, 0, 1, folder)
 
 
@@ -67,6 +74,8 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
 
 
 def _fail(path: Path, error: Exception) -> int:
+    from bitrank_data import write_atomically
+
     from bitrank.advice import advise
     from bitrank.errors import is_user_error
 
@@ -75,7 +84,7 @@ def _fail(path: Path, error: Exception) -> int:
     code = DIVERGED if diverged else BAD_INPUT if is_user_error(error) else FAILED
     failure = {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc(), "code": code}
     failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    path.write_text(json.dumps(failure, indent=1))
+    write_atomically(path, json.dumps(failure, indent=1))
     return code
 
 

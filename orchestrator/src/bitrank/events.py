@@ -6,6 +6,22 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
+_MISSING = "a line of events.jsonl is damaged; the points that it held are missing in the curves"
+_DAMAGED: dict[str, Any] = {"event": "damaged_line", "message": _MISSING, "tags": {"damaged_events": _MISSING}}
+
+
+def parse_lines(content: bytes) -> list[dict[str, Any]]:
+    """The events in ``content``, whole lines. A damaged line (a power cut, a bad disk) becomes an event that says so, without points."""
+    return [_parse(line) for line in content.split(b"\n")[:-1]]
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        event = dict(json.loads(line))
+        return event if isinstance(event.get("event"), str) and isinstance(event.get("time_ms"), int) else _DAMAGED
+    except (ValueError, TypeError):
+        return _DAMAGED
+
 
 def open_events(path: Path) -> TextIO:
     """The events file opened to append; a line that a crash tore is cut off first."""
@@ -22,8 +38,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """The whole events at ``path``; none when it is not there."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return parse_lines(path.read_bytes())
 
 
 class EventTail:
@@ -41,4 +56,4 @@ class EventTail:
             content = handle.read()
         whole = content.rfind(b"\n") + 1
         self._at += whole
-        return [json.loads(line) for line in content[:whole].splitlines()]
+        return parse_lines(content[:whole])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from bitrank_data import write_atomically
 from bitrank_quant import Applied
 from bitrank_trainer import (
     DTYPES,
@@ -48,15 +49,25 @@ def within_limit(
     if spec.memory_limit is None:
         return settings
     chosen = folder / "micro_tokens.txt"
-    if not processes.told(chosen.exists()):
+    if not processes.told(_kept_tokens(chosen) is not None):
         longest = longest_sequence(material.train_batches(0), spec.max_length)
         passing = _passing(model, spec, device)
         tokens = min(processes.gather(fitting_tokens(model, objective, longest, device, spec.memory_limit, passing)))
         if processes.first:
-            chosen.write_text(str(tokens))
+            write_atomically(chosen, f"{tokens}\n")
         processes.wait()
-    tokens = int(chosen.read_text())
-    return replace(settings, micro_tokens=min(tokens, settings.micro_tokens or tokens))
+    kept = _kept_tokens(chosen)
+    assert kept is not None
+    return replace(settings, micro_tokens=min(kept, settings.micro_tokens or kept))
+
+
+def _kept_tokens(path: Path) -> int | None:
+    """The bound that an earlier attempt wrote; None when it is missing or torn. A whole one ends with a line break."""
+    try:
+        text = path.read_text()
+        return int(text) if text.endswith("\n") else None
+    except (OSError, ValueError):
+        return None
 
 
 def _passing(model: nn.Module, spec: RunSpec, device: str) -> int:

@@ -6,7 +6,9 @@ batches and closes the run. So memory figures are the training's own, and a cras
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
@@ -21,13 +23,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from bitrank_data import TokenSplit
+from bitrank_data import TokenSplit, write_atomically
 from bitrank_quant import Applied, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
 from bitrank.notices import backends_passed_over, notice
+from bitrank.process.run_folder import seal
 
 MIB = 1024**2
 
@@ -39,6 +42,7 @@ class Record:
         self._folder, self._processes = folder, processes
         self._result: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
+        self._checkpoints = _past_checkpoints(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
         self._device, self._dtype = "cpu", torch.float32
         self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
@@ -52,6 +56,10 @@ class Record:
         live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak}
         self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
         self._events.flush()
+        os.fsync(self._events.fileno())  # before the checkpoint that follows: after a power cut its step must not lack its points
+        if event["event"] == "resumed" and event["step"] not in self._checkpoints:
+            gap = f"events.jsonl ends before step {event['step']}, where training continues: the curves have a gap"
+            self.emit(notice("missing_events", gap))
 
     def phase(self, name: str) -> None:
         self.emit({"event": "phase", "phase": name})
@@ -70,7 +78,7 @@ class Record:
     def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:
         """Both plans, before anything is applied."""
         plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
-        (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
         formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
 
@@ -78,7 +86,7 @@ class Record:
         """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""
         plan = json.loads((self._folder / "plan.json").read_text())
         plan["applied"] = {name: asdict(done) for name, done in applied.items()}
-        (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
         count = sum(p.numel() for p in trained.values())
         self._result |= {
             "model/mib": base / MIB,
@@ -94,9 +102,11 @@ class Record:
     def zero_shot(self, judge: Callable[[], Evaluation]) -> None:
         """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
         path = self._folder / "zero_shot.json"
-        if not self._processes.told(path.exists()):
-            path.write_text(json.dumps(judge().metrics))
-        self._result |= {f"zero/{name}": value for name, value in json.loads(path.read_text()).items()}
+        metrics = _read_figures(path)
+        if not self._processes.told(metrics is not None):
+            metrics = judge().metrics
+            write_atomically(path, json.dumps({"metrics": metrics, "sha256": _digest(metrics)}))
+        self._result |= {f"zero/{name}": value for name, value in (metrics or {}).items()}
 
     def adapter(self, hook: Any) -> None:
         """The adapter that ``hook`` looks after, in PEFT's own format (safetensors)."""
@@ -104,7 +114,7 @@ class Record:
 
     def samples(self, rows: list[dict[str, str]]) -> None:
         """What a language model says, as ``continuations.json``."""
-        (self._folder / "continuations.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_atomically(self._folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False))
 
     def ready(self) -> None:
         """Set-up is over: from the start of the process, imports included, to a model that can train."""
@@ -117,7 +127,7 @@ class Record:
         """Test figures, predictions, ranks, ``held`` bytes of adapters; ``result.json`` comes last and says that the run is complete."""
         write_predictions(final, split, self._folder / "predictions.parquet", texts)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
-        (self._folder / "ranks.json").write_text(json.dumps({"final": ranks, "over_time": over_time}, indent=1))
+        write_atomically(self._folder / "ranks.json", json.dumps({"final": ranks, "over_time": over_time}, indent=1))
         self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
         self._result |= {
             "lora/rank": sum(ranks.values()),
@@ -146,9 +156,7 @@ class Record:
         return {**here, "mem/sum_peak_mib": sum(p for p, _ in peaks), "mem/sum_device_mib": sum(d for _, d in peaks)}
 
     def _close(self) -> None:
-        making = self._folder / "result.tmp"
-        making.write_text(json.dumps(self._result, indent=1))
-        making.replace(self._folder / "result.json")
+        seal(self._folder, self._result)
         self.emit({"event": "done"})
 
 
@@ -181,12 +189,29 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def _read_figures(path: Path) -> dict[str, float] | None:
+    """The metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged, so that they are made again."""
+    try:
+        kept = json.loads(path.read_text())
+        return dict(kept["metrics"]) if kept["sha256"] == _digest(kept["metrics"]) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _digest(metrics: Mapping[str, float]) -> str:
+    return hashlib.sha256(json.dumps(metrics).encode()).hexdigest()
+
+
 def _past_ranks(path: Path) -> dict[int, dict[str, int]]:
     return {event["step"]: event["ranks"] for event in read_events(path) if event["event"] == "ranks"}
 
 
+def _past_checkpoints(path: Path) -> set[int]:
+    return {event["step"] for event in read_events(path) if event["event"] == "checkpoint"}
+
+
 def _past_peak(path: Path, which: str) -> float:
-    return float(np.max([event["live"][which] for event in read_events(path)], initial=0.0))
+    return float(np.max([event["live"][which] for event in read_events(path) if "live" in event], initial=0.0))
 
 
 def _version(name: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from bitrank_data import write_atomically
 
 from bitrank.errors import UserError
 from bitrank.specs import RunSpec
@@ -26,14 +27,6 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def result_of(folder: Path) -> dict[str, Any] | None:
-    """The figures that the run in ``folder`` left; None when it is not complete."""
-    try:
-        return dict(json.loads((folder / "result.json").read_text()))
-    except (OSError, ValueError):
-        return None
-
-
 def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
     """Write ``results_<config>_<task>.json``, ``all_results.json`` and ``experiment_summary.csv`` for (spec, figures, state) triples.
 
@@ -45,11 +38,11 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
         for spec, figures, state in runs:
             known[spec.spec_id] = {"spec_id": spec.spec_id, "state": state, "spec": asdict(spec), "results": figures}
         entries = list(known.values())
-        _write(folder / "all_results.json", json.dumps(entries, indent=1))
+        write_atomically(folder / "all_results.json", json.dumps(entries, indent=1))
         for config, task in dict.fromkeys((spec.config, spec.task_name) for spec, _, _ in runs):
             cell = [e for e in entries if (e["spec"]["config"], _task(e)) == (config, task)]
-            _write(folder / f"results_{config}_{task}.json", json.dumps({"config": config, "task": task, "runs": cell}, indent=1))
-        _write(folder / "experiment_summary.csv", _csv(entries))
+            write_atomically(folder / f"results_{config}_{task}.json", json.dumps({"config": config, "task": task, "runs": cell}, indent=1))
+        write_atomically(folder / "experiment_summary.csv", _csv(entries))
     except OSError as error:
         raise UserError(f"cannot write results to {folder}: {error.strerror}; give another folder with --results") from error
 
@@ -74,9 +67,3 @@ def _read_all(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(path.read_text()))
     except (OSError, ValueError):
         return []
-
-
-def _write(path: Path, text: str) -> None:
-    making = path.with_name(f".{path.name}.{os.getpid()}")
-    making.write_text(text, encoding="utf-8")
-    making.replace(path)

@@ -15,7 +15,8 @@ from bitrank.display import Progress, console, results_table
 from bitrank.executors import EXECUTORS, Execution
 from bitrank.lease import ELSEWHERE
 from bitrank.logs import Tracking, open_tracking
-from bitrank.results import result_of, write_results
+from bitrank.process.run_folder import result_of
+from bitrank.results import write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
 from bitrank.store import store_uri

@@ -6,7 +6,6 @@ has already are not logged twice, whatever a crash left half done: events are re
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitrank.errors import UserError
 from bitrank.events import read_events
 from bitrank.lease import Lease
+from bitrank.process.run_folder import result_of
 from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _BATCH = 900  # MLflow takes 1,000 entries a call
-_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "failure.json", "log.txt")
+_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "digests.json",
+          "failure.json", "log.txt")  # fmt: skip
 _PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
            "rank", "init_r", "target_r", "quant_backend", "processes")  # fmt: skip
 
@@ -118,7 +119,7 @@ class RunLog:
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
         """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the status."""
         self.events(read_events(folder / "events.jsonl"))
-        result = json.loads((folder / "result.json").read_text()) if status == "FINISHED" else {}
+        result = (result_of(folder) or {}) if status == "FINISHED" else {}
         now = int(time.time() * 1000)
         self._send([_metric(key, value, now, 0) for key, value in result.items() if self._new(key, 0)], dict(tags))
         for name in _FILES:

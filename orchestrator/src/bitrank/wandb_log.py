@@ -10,7 +10,6 @@ The axis of the charts is the metric ``step``: W&B's own numbers must rise, and 
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.events import read_events
+from bitrank.process.run_folder import result_of
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun
 from bitrank.tracking import RunLog, Tracker, tags_of
@@ -173,7 +173,7 @@ class WandbLog:
     def _close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
         self._events(read_events(folder / "events.jsonl"))
         if status == "FINISHED":
-            self._metrics(json.loads((folder / "result.json").read_text()), 0)
+            self._metrics(result_of(folder) or {}, 0)
         self._run.summary.update({"status": status, **tags})
         self._run.finish(exit_code=_exit_code(status, tags))
 

@@ -22,8 +22,8 @@ from bitrank.configs import find_config
 from bitrank.errors import UserError, is_user_error
 from bitrank.interrupts import Interrupted, Signals
 from bitrank.lease import Elsewhere, Lease
+from bitrank.process.run_folder import result_of
 from bitrank.provenance import shared_code
-from bitrank.results import result_of
 from bitrank.snapshots import Snapshots
 from bitrank.specs import RunSpec
 from bitrank.states import code_of, state_of

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitrank_data import write_atomically
 from bitrank_planner import Plan
 
 from bitrank.errors import UserError
@@ -29,9 +30,7 @@ def plan_data(plan: Plan, sizes: Sizes, budget: int, init: str) -> dict[str, Any
 
 def save_plan(data: dict[str, Any], path: Path) -> None:
     """Write ``data`` to ``path``, whole. Raises :class:`UserError` when that cannot be done."""
-    making = path.with_name(f".{path.name}.making")
     try:
-        making.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        making.replace(path)
+        write_atomically(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write the plan to {path}: {error.strerror}; give another path with --save") from error

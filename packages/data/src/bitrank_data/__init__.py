@@ -5,7 +5,7 @@ from bitrank_data.assets import present as asset_present
 from bitrank_data.batches import Batch, evaluation_batches, spread_windows, training_batches, training_order
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, Source, Texts
-from bitrank_data.store import build_once, cache_dir, damaged
+from bitrank_data.store import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
 from bitrank_data.tokens import TokenisedTask, TokenSplit, tokenise
 
@@ -28,9 +28,11 @@ __all__ = [
     "cache_dir",
     "damaged",
     "evaluation_batches",
+    "flush",
     "open_task",
     "spread_windows",
     "tokenise",
     "training_batches",
     "training_order",
+    "write_atomically",
 ]

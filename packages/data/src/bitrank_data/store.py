@@ -58,6 +58,26 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
     return place
 
 
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``path`` so that a reader, also after a power cut, finds the old content or all of the new (text in UTF-8)."""
+    making = path.with_name(f".{path.name}.{os.getpid()}")
+    making.write_bytes(content.encode() if isinstance(content, str) else content)
+    flush(making)
+    making.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until ``path`` is on the disk: a file's content, or the names in a folder (Windows keeps those by itself)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def damaged() -> list[Path]:
     """The folders of the cache whose files differ from what was built. Reads every byte of the cache."""
     records = sorted(cache_dir().glob(f"*/*/{_RECORD}"))

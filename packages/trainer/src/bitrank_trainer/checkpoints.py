@@ -168,7 +168,7 @@ def _damage(place: Path) -> str | None:
 
 def _newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that holds what was written. ``report`` gets a sentence when a newer one does not."""
-    damaged = []
+    damaged: list[str] = []
     for place in sorted(folder.glob("step-*"), reverse=True):
         problem = _damage(place)
         if problem is None:

@@ -65,6 +65,8 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
         emit({"event": "damaged_checkpoint", "tags": {"damaged_checkpoint": sentence[:500]}, "message": sentence})
 
     progress = load_checkpoint(folder, model, optimizer, hook, task.processes, report)
+    if progress.step:
+        emit({"event": "resumed", "step": progress.step})
     task.processes.agree(list(trainable(model).values()))
     batches = task.batches(progress.step * settings.accumulation)
     scaling = Scaling(optimizer, task.device, settings.loss_scale, progress)

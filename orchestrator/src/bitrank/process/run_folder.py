@@ -1,0 +1,77 @@
+"""The files that a run leaves in its folder: written whole, and checked before they count.
+
+``result.json`` is written last, after ``digests.json`` with the sha256 of every other final file and of itself. A run is complete when
+all of them have that content; anything else (a power cut, a bad disk, an edit) makes it incomplete, and it is continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitrank_data import flush, write_atomically
+
+RESULT, DIGESTS, ADAPTER = "result.json", "digests.json", "adapter"
+_SEALED = ("spec.json", "plan.json", "zero_shot.json", "ranks.json", "predictions.parquet", "continuations.json")
+
+
+def seal(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write ``result.json``: from now on the run in ``folder`` is complete."""
+    content = json.dumps(result, indent=1).encode()
+    digests = {name: _sha256(folder / name) for name in _final_files(folder)}
+    for name in digests:
+        flush(folder / name)
+    digests[RESULT] = hashlib.sha256(content).hexdigest()
+    write_atomically(folder / DIGESTS, json.dumps(digests, indent=1))
+    write_atomically(folder / RESULT, content)
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """The figures that the run in ``folder`` left; None when it is not complete or its figures are not those that were written."""
+    digests = _read_json(folder / DIGESTS)
+    try:
+        content = (folder / RESULT).read_bytes()
+    except OSError:
+        return None
+    if digests.get(RESULT) != hashlib.sha256(content).hexdigest():
+        return None
+    return dict(json.loads(content))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of the complete run in ``folder``; None when all hold what was written."""
+    digests = _read_json(folder / DIGESTS)
+    if RESULT not in digests:
+        return f"{DIGESTS} is missing or damaged"
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != digest:
+            return f"{name} has other content than was written"
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run in ``folder`` ended and all its files hold what was written."""
+    return (folder / RESULT).is_file() and damage(folder) is None
+
+
+def _final_files(folder: Path) -> list[str]:
+    adapter = sorted(path for path in (folder / ADAPTER).rglob("*") if path.is_file())
+    inside = [path.relative_to(folder).as_posix() for path in adapter]
+    return [name for name in _SEALED if (folder / name).is_file()] + inside
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
