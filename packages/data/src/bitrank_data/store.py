@@ -9,6 +9,7 @@ files only where these differ; :func:`damaged` always reads. A folder with other
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -104,11 +105,12 @@ def _unchanged(place: Path) -> bool:
         return True
     try:
         found = _digests(place)
-        if {name: kept[2] for name, kept in record.items()} != {name: kept[2] for name, kept in found.items()}:
-            return False
-        _write(place)
     except OSError:
         return False
+    if {name: kept[2] for name, kept in record.items()} != {name: kept[2] for name, kept in found.items()}:
+        return False
+    with contextlib.suppress(OSError):  # a read-only cache is read again next time
+        _write(place)
     return True
 
 
