@@ -18,7 +18,7 @@ from bitrank.logs import Tracking, open_tracking
 from bitrank.results import result_of, write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
-from bitrank.store import store_uri
+from bitrank.store import Store
 
 _COMPLETE = {"done", "stale"}
 
@@ -35,9 +35,7 @@ class Options:
     @property
     def work(self) -> Path:
         """Where runs keep their files while they run."""
-        uri = store_uri(self.store)
-        local = uri.startswith("sqlite:///")
-        return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
+        return Store.parse(self.store).work
 
 
 def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
@@ -83,7 +81,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print("Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False)
-    screen.print(f"results: {options.results}   store: {store_uri(options.store)}   UI: make ui", highlight=False, soft_wrap=True)
+    screen.print(f"results: {options.results}   store: {Store.parse(options.store).uri}   UI: make ui", highlight=False, soft_wrap=True)
 
 
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:

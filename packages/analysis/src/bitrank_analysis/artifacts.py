@@ -6,6 +6,7 @@ broken, is a row of ``unread``; it is never just absent. A file that is not ther
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -92,7 +93,7 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
         raise AnalysisError(f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again")
     if not rows:
         raise AnalysisError(f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one")
-    return database.from_parquet(rows[0][0])
+    return database.from_parquet(_pattern(rows[0][0]))
 
 
 def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[str, str, str]]) -> None:
@@ -130,11 +131,16 @@ def _predictions_sql(paths: list[str]) -> str:
 
 def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
     try:
-        database.execute("SELECT count(*) FROM parquet_schema(?)", [path]).fetchall()
+        database.execute("SELECT count(*) FROM parquet_schema(?)", [_pattern(path)]).fetchall()
     except duckdb.Error:
         return False
     return True
 
 
 def _list(paths: list[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+    """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a class of their own."""
+    return "[" + ", ".join("'" + _pattern(path).replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
