@@ -54,7 +54,9 @@ class Store:
             return cls._of_database(_database_of(text))
         if "://" in text:
             expected = ", ".join(("sqlite:///", *_SERVER))
-            raise UserError(f"cannot use the store {text!r}; expected a folder or a URI that starts with {expected}")
+            raise UserError(
+                f"cannot use the store {text!r}; expected a folder or a URI that starts with {expected}"
+            )
         return cls._of_database(Path(text).resolve() / "mlflow.db")
 
     @classmethod
@@ -79,9 +81,13 @@ def _database_of(uri: str) -> Path:
 
     path = make_url(uri).database
     if not path or path == ":memory:":
-        raise UserError(f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as sqlite:///runs/mlflow.db")
+        raise UserError(
+            f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as sqlite:///runs/mlflow.db"
+        )
     if path.startswith("file:"):
-        raise UserError(f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of mlflow.db")
+        raise UserError(
+            f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of mlflow.db"
+        )
     return Path(path).resolve()
 
 
@@ -121,7 +127,9 @@ def _make_folder(path: Path) -> None:
         with path.with_suffix(".lock").open("ab"):
             pass
     except OSError as error:
-        raise UserError(f"cannot write the store {path}: {error.strerror}; give another with --store") from error
+        raise UserError(
+            f"cannot write the store {path}: {error.strerror}; give another with --store"
+        ) from error
 
 
 def check_file(path: Path) -> None:
@@ -133,11 +141,15 @@ def check_file(path: Path) -> None:
         return
     try:
         with read_only(path) as database:
-            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = {
+                row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path} is no MLflow store: {error}; give another with --store") from error
     if tables and not {"runs", "experiments", "metrics"} <= tables:
-        raise UserError(f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); give another with --store")
+        raise UserError(
+            f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); give another with --store"
+        )
 
 
 def _reached(client: MlflowClient, uri: str) -> MlflowClient:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from bitrank.attempt import Job
 from bitrank.display import Progress, console, results_table
 from bitrank.executors import EXECUTORS, Execution
+from bitrank.inputs import ask_hub
 from bitrank.lease import ELSEWHERE
 from bitrank.logs import Tracking, open_tracking
 from bitrank.results import result_of, write_results
@@ -47,7 +48,7 @@ def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job
 
 def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
     """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
-    tracker, jobs = look(specs, options)
+    tracker, jobs = look([ask_hub(spec) for spec in specs], options)
     for job in jobs:
         again = options.force or job.state.name == "outdated"
         if again and job.state.run_id is not None and job.status != "elsewhere":
