@@ -16,7 +16,14 @@ from bitrank import provenance
 from bitrank.configs import CONFIGS
 from bitrank.provenance import CHANGES_NO_NUMBER, RUN, code_files, code_id, git_state, reachable
 
-LIBRARIES = ("bitrank_data", "bitrank_quant", "bitrank_adapters", "bitrank_trainer", "bitrank_planner", "bitrank_analysis")
+LIBRARIES = (
+    "bitrank_data",
+    "bitrank_quant",
+    "bitrank_adapters",
+    "bitrank_trainer",
+    "bitrank_planner",
+    "bitrank_analysis",
+)
 _PRINT_CODE = "from bitrank.provenance import code_hash, shared_code; print(shared_code(), code_hash('bitrank.measuring'))"
 
 
@@ -78,7 +85,9 @@ def files_reachable_from(path: Path) -> set[Path]:
             top, *parts = name.split(".")
             for depth in range(len(parts) + 1):
                 place = roots[top].joinpath(*parts[:depth])
-                waiting += [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
+                waiting += [
+                    file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()
+                ]
     return found
 
 
@@ -91,7 +100,9 @@ def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
 
 def test_every_module_loaded_with_the_road_is_hashed_or_listed_as_harmless() -> None:
     ours = f"import sys, {RUN}\nfor m in list(sys.modules.values()):\n    if m.__name__.startswith('bitrank'): print(m.__file__)"
-    loaded = subprocess.run([sys.executable, "-c", ours], capture_output=True, text=True, check=True).stdout.splitlines()
+    loaded = subprocess.run(
+        [sys.executable, "-c", ours], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
     assert len(loaded) > 50
     assert {Path(file) for file in loaded} <= set(code_files(RUN).values()) | listed
@@ -116,7 +127,9 @@ def checkout(tmp_path: Path) -> Callable[[], list[str]]:
 
     def hashes() -> list[str]:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-        done = subprocess.run([sys.executable, "-c", _PRINT_CODE], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _PRINT_CODE], env=environment, capture_output=True, text=True, check=True
+        )
         return done.stdout.split()
 
     return hashes
@@ -138,11 +151,15 @@ def test_an_edit_changes_the_hashes_of_the_code_that_uses_it(
 ) -> None:
     before = checkout()
     path = tmp_path / "src" / file
-    path.write_text(path.read_text() + "\n// \n" if path.suffix == ".c" else path.read_text() + "\n# edited\n")
+    path.write_text(
+        path.read_text() + "\n// \n" if path.suffix == ".c" else path.read_text() + "\n# edited\n"
+    )
     assert [old != new for old, new in zip(before, checkout(), strict=True)] == expected
 
 
-def test_a_new_module_in_a_new_folder_counts_once_a_run_imports_it(checkout: Callable[[], list[str]], tmp_path: Path) -> None:
+def test_a_new_module_in_a_new_folder_counts_once_a_run_imports_it(
+    checkout: Callable[[], list[str]], tmp_path: Path
+) -> None:
     folder = tmp_path / "src" / "bitrank" / "deeper"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -168,7 +185,9 @@ def test_hashes_do_not_depend_on_where_the_code_is_installed(checkout: Callable[
         ("4f1c-dirty", {"git_commit": "4f1c", "dirty": "true", "mlflow.source.git.commit": "4f1c"}),
     ],
 )
-def test_an_image_says_its_own_commit(monkeypatch: pytest.MonkeyPatch, told: str, tags: dict[str, str]) -> None:
+def test_an_image_says_its_own_commit(
+    monkeypatch: pytest.MonkeyPatch, told: str, tags: dict[str, str]
+) -> None:
     """There is neither git nor a checkout in an image."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("BITRANK_COMMIT", told)

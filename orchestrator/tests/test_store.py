@@ -39,8 +39,14 @@ def test_every_reader_finds_what_was_written(name: str, tmp_path: Path) -> None:
     assert analysis.sql("SELECT * FROM unread").fetchall() == []
     fetched = tracker.client.download_artifacts(log.run_id, "spec.json", str(made))
     assert json.loads(Path(fetched).read_text()) == {"seed": 7}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({name, "work"}), "nothing is written elsewhere"
-    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in folder.iterdir()} == {"mlflow.db", "mlflow.lock", "artifacts"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({name, "work"}), (
+        "nothing is written elsewhere"
+    )
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in folder.iterdir()} == {
+        "mlflow.db",
+        "mlflow.lock",
+        "artifacts",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +69,9 @@ def test_forms_of_a_plain_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["mysql://x/y", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true"])
+@pytest.mark.parametrize(
+    "text", ["mysql://x/y", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true"]
+)
 def test_other_stores_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="cannot use the store"):
         Store.parse(text)

@@ -47,7 +47,9 @@ def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True) 
 def _files(root: Path, counts: Callable[[Path], bool]) -> dict[str, Path]:
     if root.is_file():
         return {"": root}
-    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file() and counts(path)}
+    found = {
+        path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file() and counts(path)
+    }
     return dict(sorted(found.items()))
 
 

@@ -133,6 +133,9 @@ def _hub_commit(kind: Literal["models", "datasets"], repository: str) -> str | N
     ask = HfApi().model_info if kind == "models" else HfApi().dataset_info
     try:
         commit = ask(repository, timeout=_HUB_SECONDS).sha
-    except (OSError, ValueError):  # not reachable, no such repository, or no such name: the run itself says so when it loads
+    except (
+        OSError,
+        ValueError,
+    ):  # not reachable, no such repository, or no such name: the run itself says so when it loads
         return None
     return f"hub:{commit}" if commit else None

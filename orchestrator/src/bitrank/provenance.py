@@ -94,7 +94,9 @@ def reachable(*modules: str) -> dict[str, Path]:
         found[name] = path
         package = name.rpartition(".")[0]
         waiting += [package] if package else []  # importing a module imports its package first
-        if name.startswith(f"{_OWN}."):  # the package itself offers the whole project to other programs, which runs do not use
+        if name.startswith(
+            f"{_OWN}."
+        ):  # the package itself offers the whole project to other programs, which runs do not use
             waiting += _imports(name, path)
     return found
 
