@@ -24,7 +24,9 @@ LIBRARIES = (
     "bitrank_planner",
     "bitrank_analysis",
 )
-_PRINT_CODE = "from bitrank.provenance import code_hash, shared_code; print(shared_code(), code_hash('bitrank.measuring'))"
+_PRINT_CODE = (
+    "from bitrank.provenance import code_hash, shared_code; print(shared_code(), code_hash('bitrank.measuring'))"
+)
 
 
 @pytest.fixture
@@ -58,7 +60,10 @@ def test_a_rule_changed_makes_only_its_arms_stale(rules) -> None:
 
 
 def imported_by(path: Path) -> set[str]:
-    """Every dotted name of ours that a file imports when it runs, wherever in it. Written apart from the code under test."""
+    """Every dotted name of ours that a file imports when it runs, wherever in it.
+
+    Written apart from the code under test.
+    """
     names: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for block in ast.walk(tree):
@@ -99,7 +104,8 @@ def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
 
 
 def test_every_module_loaded_with_the_road_is_hashed_or_listed_as_harmless() -> None:
-    ours = f"import sys, {RUN}\nfor m in list(sys.modules.values()):\n    if m.__name__.startswith('bitrank'): print(m.__file__)"
+    ours = f"import sys, {RUN}\nfor name in list(sys.modules):\n    if name.startswith('bitrank'):"
+    ours += " print(sys.modules[name].__file__)"
     loaded = subprocess.run(
         [sys.executable, "-c", ours], capture_output=True, text=True, check=True
     ).stdout.splitlines()

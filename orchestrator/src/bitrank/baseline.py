@@ -39,7 +39,8 @@ def baseline(spec: RunSpec) -> Baseline:
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
     inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
-    fields = (*inputs, spec.max_length, spec.threads, spec.memory_limit is None)  # the last two set threads and heap
+    sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
+    fields = (*inputs, spec.max_length, *sets_threads_and_heap)
     libraries = [f"{name} {_version(name)}" for name in _LIBRARIES]
     said = [code_hash("bitrank.baseline"), sys.version, str(find_tcmalloc()), *libraries, *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]

@@ -1,7 +1,9 @@
-"""Hashes of files by content, remembered so that a folder of many gigabytes is read once and not at every command.
+"""Hashes of files by content, remembered so that a folder of many gigabytes is read once and not at every
+command.
 
-A remembered hash counts as long as no file was added, removed or touched: its size, times of modification and of change, and inode
-are the same. The time of change (``ctime``) cannot be set by programs, so a copy that keeps the old time of modification is noticed.
+A remembered hash counts as long as no file was added, removed or touched: its size, times of modification and
+of change, and inode are the same. The time of change (``ctime``) cannot be set by programs, so a copy that
+keeps the old time of modification is noticed.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from typing import Any
 
 from bitrank_data import DataError, cache_dir
 
-# Two writes within one tick of a file system's clock leave the same times, and some clocks tick every two seconds. A hash of a file
-# that was touched so recently is not remembered.
+# Two writes within one tick of a file system's clock leave the same times, and some clocks tick every two
+# seconds. A hash of a file that was touched so recently is not remembered.
 _TICK = 2.0  # seconds
 
 
 def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True) -> str:
-    """64 hex digits over the content of ``root``: a file, or all files below a folder for which ``counts`` is true, with their names.
+    """64 hex digits over the content of ``root``: a file, or all files below a folder for which ``counts`` is
+    true, with their names.
 
-    It does not depend on where ``root`` is or what it is called. Raises ``OSError`` when something cannot be read.
+    It does not depend on where ``root`` is or what it is called. Raises ``OSError`` when something cannot be
+    read.
     """
     files = _files(root, counts)
     state = [[name, *_state_of(path)] for name, path in files.items()]
@@ -74,7 +78,9 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _place(root: Path) -> Path | None:
-    """Where the hash of ``root`` is remembered; None when there is no cache to write to, which only costs time."""
+    """Where the hash of ``root`` is remembered; None when there is no cache to write to, which only costs
+    time.
+    """
     try:
         folder = cache_dir() / "digests"
         folder.mkdir(exist_ok=True)

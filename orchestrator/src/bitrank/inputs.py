@@ -1,16 +1,17 @@
 """What a run reads from outside its code, by content: the digests of its data and of its model.
 
-The id of a run depends on content and not on paths. A path only locates content: the same path may hold other data tomorrow, and the
-same data may be moved. So a spec keeps the path, for the run to open, and the digest, for its id. Edited files make another run, and
-files that were moved or copied make the same one.
+The id of a run depends on content and not on paths. A path only locates content: the same path may hold other
+data tomorrow, and the same data may be moved. So a spec keeps the path, for the run to open, and the digest,
+for its id. Edited files make another run, and files that were moved or copied make the same one.
 
 A digest says where its certainty comes from:
 
 - ``content:…`` hashes files of the user's own: a data file, a folder given with ``--data``, a model folder;
 - ``pinned:…`` repeats the hash that an embedded task or model is pinned by, so nothing is read;
 - ``code:…`` hashes the code that makes a tiny test model;
-- ``hub:…`` is the commit of a repository on the Hugging Face hub. Without a copy in the hub's cache it is known only once the hub was
-  asked, which :func:`ask_hub` does before runs start; ``bitrank list`` asks nobody.
+- ``hub:…`` is the commit of a repository on the Hugging Face hub. Without a copy in the hub's cache it is
+  known only once the hub was asked, which :func:`ask_hub` does before runs start; ``bitrank list`` asks
+  nobody.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 _CONTENT = "content:"
 _HUB_SECONDS = 10.0  # to wait for the hub's answer
-# Weights, configuration and tokenizer: whatever of a model folder may be loaded. Notes and pictures beside them do not count.
+# Weights, configuration and tokenizer: whatever of a model folder may be loaded. Notes and pictures beside
+# them do not count.
 _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
@@ -49,7 +51,9 @@ def data_digest(task: str, data: str | None = None) -> str | None:
 
 
 def model_digest(name: str) -> str | None:
-    """The digest of the model ``name`` (see :func:`bitrank.models.locate`); None when only the hub knows it or there is none."""
+    """The digest of the model ``name`` (see :func:`bitrank.models.locate`); None when only the hub knows it
+    or there is none.
+    """
     if name in ASSETS:
         return f"pinned:{ASSETS[name].sha256}"
     if name in TINY:
@@ -67,7 +71,9 @@ def is_content(digest: str | None) -> bool:
 
 
 def located(text: str) -> str:
-    """``text`` as an absolute path when it names a file or folder that exists, else as it is (a name, a hub id, a wrong path)."""
+    """``text`` as an absolute path when it names a file or folder that exists, else as it is (a name, a hub
+    id, a wrong path).
+    """
     path = Path(text).expanduser()
     return str(path.absolute()) if path.exists() else text
 
@@ -75,14 +81,17 @@ def located(text: str) -> str:
 def check_inputs(spec: RunSpec) -> None:
     """Raise :class:`UserError` when data or model of ``spec`` are others now than when the spec was made.
 
-    Call it after they were read: then what was read is what the id says. Specs of before digests were kept are not checked.
+    Call it after they were read: then what was read is what the id says. Specs of before digests were kept
+    are not checked.
     """
     _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data))
     _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
 
 
 def check_plan(spec: RunSpec) -> None:
-    """Raise :class:`UserError` when the config or plan file of ``spec`` describes another arm now than when the spec was made."""
+    """Raise :class:`UserError` when the config or plan file of ``spec`` describes another arm now than when
+    the spec was made.
+    """
     from bitrank.configs import find_config
 
     if not spec.arm:
@@ -90,8 +99,8 @@ def check_plan(spec: RunSpec) -> None:
     now = find_config(spec.config, spec.plan, spec.tuned).as_data()
     if json.loads(json.dumps(now)) != json.loads(json.dumps(spec.arm)):
         raise UserError(
-            f"{spec.plan or spec.config} changed after this run was requested: it describes another arm now. Run the same command again: "
-            "it makes a new run"
+            f"{spec.plan or spec.config} changed after this run was requested: it describes another arm now. "
+            "Run the same command again: it makes a new run"
         )
 
 
@@ -102,8 +111,8 @@ def _compare(what: str, expected: str | None, found: str | None) -> None:
         return  # the hub's cache has no copy yet
     now = f"its digest now is {_short(found)}" if found else "it is gone"
     raise UserError(
-        f"{what} changed after this run was requested: expected {_short(expected)}, and {now}. Put the old content back, or run the "
-        "same command again: it makes a new run on what is there now"
+        f"{what} changed after this run was requested: expected {_short(expected)}, and {now}. "
+        "Put the old content back, or run the same command again: it makes a new run on what is there now"
     )
 
 
@@ -117,7 +126,9 @@ def _is_loaded(path: Path) -> bool:
 
 
 def ask_hub(spec: RunSpec) -> RunSpec:
-    """``spec`` with the commits of what it reads from the hub, asked for where no copy is cached; as it is when the hub is silent."""
+    """``spec`` with the commits of what it reads from the hub, asked for where no copy is cached; as it is
+    when the hub is silent.
+    """
     missing: dict[str, Any] = {}
     if spec.data_digest is None and spec.data is None and spec.task in HUB_TASKS:
         missing["data_digest"] = _hub_commit("datasets", hub_repository(spec.task))

@@ -1,7 +1,7 @@
 """Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
 
-The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured them. Nothing is trained but
-a head that has no weights yet: its gradients would say nothing about the task, so it is fitted to frozen features first.
+The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
+them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so it is fitted to frozen features first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch import nn
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
 from bitrank.inputs import model_digest
-from bitrank.models import load_tokenizer, open_model, weights_fingerprint
+from bitrank.models import folder_of, load_tokenizer, open_model, weights_fingerprint
 from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 
@@ -85,7 +85,8 @@ def tables_place(spec: RunSpec) -> Path:
 
 
 def _model_of(spec: RunSpec) -> str:
-    """The content of the model; of one from the hub, once its files are here."""
+    """The content of the model."""
+    folder_of(spec.model)  # fetches a model from the hub, whose commit is known then
     return model_digest(spec.model) or weights_fingerprint(spec.model)
 
 

@@ -58,7 +58,8 @@ def locate(name: str) -> str:
     if name == "smollm2":
         return str(_smollm2())
     if name in TINY:
-        return str(build_once(cache_dir() / "models" / f"{name}-{code_hash('bitrank.tiny')[:8]}", partial(build_tiny, name)))
+        place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.tiny')[:8]}"
+        return str(build_once(place, partial(build_tiny, name)))
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")

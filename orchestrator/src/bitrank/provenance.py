@@ -1,8 +1,9 @@
 """Which code made a result: the git commit, and a hash of the source files that can change a number.
 
-The files are found by following imports, lazy ones included, so a module that a run starts to use is hashed without being listed
-anywhere. Of the libraries (``bitrank_quant`` and its like) every file counts, compiled sources too. :data:`CHANGES_NO_NUMBER` names
-the exceptions. Caches of measurements use the same hash, over the modules that measure.
+The files are found by following imports, lazy ones included, so a module that a run starts to use is hashed
+without being listed anywhere. Of the libraries (``bitrank_quant`` and its like) every file counts, compiled
+sources too. :data:`CHANGES_NO_NUMBER` names the exceptions. Caches of measurements use the same hash, over
+the modules that measure.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ CHANGES_NO_NUMBER = {
     "bitrank.notices": "the wording of notices",
     "bitrank.profiles": "its values become fields of the spec, and so part of its id",
     "bitrank.provenance": "names the code, and runs none of it",
-    "bitrank.rules": "hashed rule by rule in code_id, so that a new rule leaves the results of others as they are",
+    "bitrank.rules": "hashed rule by rule in code_id, so that a new rule leaves results of others as they are",
     "bitrank.specs": "its values are the spec, and so part of its id",
 }
 
 
 def code_id(*rules: object) -> str:
-    """Twelve hex digits over every source file that can change a number of a run with ``rules``; results of other code are *stale*.
+    """Twelve hex digits over every source file that can change a number of a run with ``rules``; results of
+    other code are *stale*.
 
-    Of the rules only those of this arm count, so that a config added beside it leaves its results as they are.
+    Of the rules only those of this arm count, so that a config added beside it leaves its results as they
+    are.
     """
     return code_hash(RUN, rules=frozenset(type(rule).__name__ for rule in rules))[:12]
 
@@ -49,10 +52,11 @@ def shared_code() -> str:
 
 
 def code_hash(*modules: str, rules: frozenset[str] = frozenset()) -> str:
-    """A hash of the sources of ``modules`` and of all of this project's code that they import, directly or not.
+    """A hash of the sources of ``modules`` and of all of this project's code that they import, directly or
+    not.
 
-    ``rules`` names the classes of ``rules.py`` that take part. The hash depends on names and contents of files, not on where they are
-    installed or in which order they are found.
+    ``rules`` names the classes of ``rules.py`` that take part. The hash depends on names and contents of
+    files, not on where they are installed or in which order they are found.
     """
     shared = _files_hash(modules)
     return hashlib.sha256((shared + _rules_code(rules)).encode()).hexdigest() if rules else shared
@@ -68,7 +72,9 @@ def _files_hash(modules: tuple[str, ...]) -> str:
 
 
 def code_files(*modules: str) -> dict[str, Path]:
-    """Every file that counts for :func:`code_hash` of ``modules``, by a name that is the same wherever the project is installed."""
+    """Every file that counts for :func:`code_hash` of ``modules``, by a name that is the same wherever the
+    project is installed.
+    """
     files: dict[str, Path] = {}
     for name, path in reachable(*modules).items():
         package = name.partition(".")[0]
@@ -131,7 +137,9 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The source file of ``module``, found without importing anything; None when no such module exists (a name inside one)."""
+    """The source file of ``module``, found without importing anything; None when no such module exists (a
+    name inside one).
+    """
     top, *parts = module.split(".")
     root = _root(top)
     if root is None:
@@ -182,7 +190,9 @@ def _rules_code(names: frozenset[str]) -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout, or from an image that was told its own; else nothing."""
+    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout, or from an image that was told
+    its own; else nothing.
+    """
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     dirty = bool(commit and _git(here, "status", "--porcelain", "--untracked-files=no"))

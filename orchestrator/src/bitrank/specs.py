@@ -1,8 +1,8 @@
 """A run as a typed value, and the matrix of runs as a list of them.
 
-A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the same run, so a
-finished one is not run again. Data, models and plans count by their content: paths are in the spec and not in its id (see
-:mod:`bitrank.inputs`).
+A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the
+same run, so a finished one is not run again. Data, models and plans count by their content: paths are in the
+spec and not in its id (see :mod:`bitrank.inputs`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class RunSpec:
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
     ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
     batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.
-    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest`` say which content it is.
+    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest`` say
+    which content it is.
     """
 
     config: str
@@ -90,7 +91,8 @@ class RunSpec:
     def spec_id(self) -> str:
         """Twelve hex digits: the hash of the whole spec, with the content of files in place of their paths.
 
-        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names alone count.
+        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names alone
+        count.
         """
         counted = {key: value for key, value in asdict(self).items() if key not in self._locators}
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
@@ -164,8 +166,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["steps"] = None
     tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_config(config, plan, tuned).as_data()
-    digests = {"data_digest": data_digest(task, chosen.get("data")), "model_digest": model_digest(chosen["model"])}
-    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen, **digests))
+    chosen |= {"data_digest": data_digest(task, chosen.get("data")), "model_digest": model_digest(chosen["model"])}
+    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
 
 def check(spec: RunSpec) -> RunSpec:
@@ -235,8 +237,9 @@ def parse_bytes(text: str) -> int:
 
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config. A run that is named twice is there once."""
-    made = {(task, config): make_spec(profile, config, task, overrides) for task in tasks for config in configs}
+    """Every run of the study: task by task, seed by seed, config by config. What is named twice is run once."""
+    cells = [(task, config) for task in tasks for config in configs]
+    made = {(task, config): make_spec(profile, config, task, overrides) for task, config in cells}
     specs = [replace(made[task, config], seed=seed) for task in tasks for seed in seeds for config in configs]
     return list({spec.spec_id: spec for spec in specs}.values())
 

@@ -1,7 +1,8 @@
 """The MLflow store: where it keeps what, created once under a lock, checked before anything runs.
 
-Two processes that create a SQLite store together break it, so it is created here, before any run starts. The default store is
-``runs/mlflow.db`` with artifacts in ``runs/artifacts``; a URI names another, such as a tracking server.
+Two processes that create a SQLite store together break it, so it is created here, before any run starts. The
+default store is ``runs/mlflow.db`` with artifacts in ``runs/artifacts``; a URI names another, such as a
+tracking server.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 _SERVER = ("http://", "https://")
-# A path of these characters alone reads the same with and without percent-decoding, so its URI needs no quoting.
+# A path of these characters alone reads the same with and without percent-decoding, so its URI needs no
+# quoting.
 _PLAIN = re.compile(r"[\w/.~@+,=: -]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Store:
-    """One store in every form that code needs. No other code takes a ``sqlite:///`` URI apart or puts one together.
+    """One store in every form that code needs. No other code takes a ``sqlite:///`` URI apart or puts one
+    together.
 
-    ``uri`` is MLflow's tracking URI, quoted once. ``database`` is the SQLite file and ``artifact_uri`` the ``file://`` URI of the
-    folder that holds the artifacts; both are None for a server, which decides for itself. ``work`` is the folder of the files of
-    runs in progress.
+    ``uri`` is MLflow's tracking URI, quoted once. ``database`` is the SQLite file and ``artifact_uri`` the
+    ``file://`` URI of the folder that holds the artifacts; both are None for a server, which decides for
+    itself. ``work`` is the folder of the files of runs in progress.
     """
 
     uri: str
@@ -45,8 +48,8 @@ class Store:
     def parse(cls, text: str) -> Store:
         """The store that ``text`` names: a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
 
-        A folder is taken literally, whatever characters its name has. A SQLite URI is read as MLflow reads it. Raises
-        :class:`UserError` for any other URI.
+        A folder is taken literally, whatever characters its name has. A SQLite URI is read as MLflow reads
+        it. Raises :class:`UserError` for any other URI.
         """
         if text.startswith(_SERVER):
             return cls(text, None, None, Path("runs").resolve() / "work")
@@ -61,7 +64,8 @@ class Store:
 
     @classmethod
     def _of_database(cls, path: Path) -> Store:
-        # MLflow percent-decodes file paths too, so artifacts need a file:// URI, which quotes every character once.
+        # MLflow percent-decodes file paths too, so artifacts need a file:// URI, which quotes every character
+        # once.
         return cls(_uri_of(path), path, (path.parent / "artifacts").as_uri(), path.parent / "work")
 
 
@@ -71,8 +75,8 @@ def _uri_of(path: Path) -> str:
         return f"sqlite:///{text}"
     from sqlalchemy.engine import URL
 
-    # SQLAlchemy quotes what it will unquote itself. With the driver named, MLflow does not create the parent folder: it would
-    # create the one with the quoted name, an empty folder beside the real one.
+    # SQLAlchemy quotes what it will unquote itself. With the driver named, MLflow does not create the parent
+    # folder: it would create the one with the quoted name, an empty folder beside the real one.
     return URL.create("sqlite+pysqlite", database=text).render_as_string()
 
 
@@ -82,11 +86,13 @@ def _database_of(uri: str) -> Path:
     path = make_url(uri).database
     if not path or path == ":memory:":
         raise UserError(
-            f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as sqlite:///runs/mlflow.db"
+            f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as "
+            "sqlite:///runs/mlflow.db"
         )
     if path.startswith("file:"):
         raise UserError(
-            f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of mlflow.db"
+            f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of "
+            "mlflow.db"
         )
     return Path(path).resolve()
 
@@ -148,7 +154,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} is no MLflow store: {error}; give another with --store") from error
     if tables and not {"runs", "experiments", "metrics"} <= tables:
         raise UserError(
-            f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); give another with --store"
+            f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); "
+            "give another with --store"
         )
 
 

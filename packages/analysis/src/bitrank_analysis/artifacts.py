@@ -138,7 +138,8 @@ def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
 
 
 def _list(paths: list[str]) -> str:
-    """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a class of their own."""
+    """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a
+    class of their own."""
     return "[" + ", ".join("'" + _pattern(path).replace("'", "''") + "'" for path in paths) + "]"
 
 

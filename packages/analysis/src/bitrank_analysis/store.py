@@ -100,7 +100,8 @@ def _connect(place: Path | URL) -> tuple[Any, dict[str, str]]:
 
 
 def _place(uri: str) -> Path | URL:
-    """The SQLite file of the store, or the address of its Postgres. A folder is taken literally, whatever characters its name has."""
+    """The SQLite file of the store, or the address of its Postgres. A folder is taken literally, whatever
+    characters its name has."""
     if "://" not in uri:
         return Path(uri).resolve() / "mlflow.db"
     try:

@@ -34,7 +34,10 @@ def hub_repository(name: str) -> str:
 
 def _fingerprint(name: str, folder: Path | None) -> str:
     if folder is None:
-        return f"hub:{_HUB[name]}@{cached_commit('datasets', hub_repository(name))}"
+        repository, config = _HUB[name]
+        if cached_commit("datasets", repository) is None:
+            _dataset(name, None, ())  # fetched here, because only what was fetched is known by its commit
+        return f"hub:{repository}:{config}@{cached_commit('datasets', repository)}"
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():

@@ -7,7 +7,8 @@ from typing import Literal
 
 
 def cached_commit(kind: Literal["models", "datasets"], repository: str) -> str | None:
-    """The commit of the copy that a loader would use without the hub; None when the hub's cache on this machine has none.
+    """The commit of the copy that a loader would use without the hub; None when the hub's cache on this
+    machine has none.
 
     That is the commit which the branch ``main`` had when the hub was last asked, else the newest copy.
     """
