@@ -1,7 +1,8 @@
 """Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
 
 The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
-them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so it is fitted to frozen features first.
+them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so it
+is fitted to frozen features first.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
-from bitrank.inputs import model_digest
+from bitrank.inputs import check_inputs, model_digest
 from bitrank.models import folder_of, load_tokenizer, open_model, weights_fingerprint
 from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
@@ -67,7 +68,13 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
     Raises :class:`UserError` when the task has fewer than two training examples to measure on.
     """
     _task(spec)
-    return _read(build_once(tables_place(spec), lambda folder: _write(folder, _measured(spec, told))))
+
+    def build(folder: Path) -> None:
+        tables = _measured(spec, told)
+        check_inputs(spec)  # files may have been written meanwhile; the tables are kept under the digests of before
+        _write(folder, tables)
+
+    return _read(build_once(tables_place(spec), build))
 
 
 def is_measured(spec: RunSpec) -> bool:
@@ -76,7 +83,7 @@ def is_measured(spec: RunSpec) -> bool:
 
 
 def tables_place(spec: RunSpec) -> Path:
-    """Where the tables lie: under a hash of the model's files, the task's text and how they are measured."""
+    """Where the tables lie: under a hash of the model's files, the task's text and the code that measures."""
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.measuring")
     told_by = (_model_of(spec), source.fingerprint(), str(spec.max_length), *FORMATS, code)

@@ -35,8 +35,8 @@ class RunSpec:
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
     ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
     batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.
-    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest`` say
-    which content it is.
+    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest``
+    say which content it is.
     """
 
     config: str
