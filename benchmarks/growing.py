@@ -73,10 +73,18 @@ def _value(table: str, column: str) -> str:
     return column
 
 
+def _file_of(database: str) -> Path:
+    from bitrank.store import Store
+
+    path = Store.parse(database).database
+    assert path is not None, "a SQLite store is a file"
+    return path
+
+
 def database_bytes(database: str) -> int:
     """What the tables and indexes of a store take: the SQLite file with its log written back, or what Postgres says of the database."""
-    if database.startswith("sqlite:///"):
-        path = Path(database.removeprefix("sqlite:///"))
+    if database.startswith("sqlite"):
+        path = _file_of(database)
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return path.stat().st_size

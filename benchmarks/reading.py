@@ -27,7 +27,7 @@ def read_times(uri: str, database: str, profile: str, served: Callable[[], float
     ways = {"states": uri}
     if uri == database:
         ways["list"] = uri
-    if uri == database or not database.startswith("sqlite:///"):
+    if uri == database or not database.startswith("sqlite"):
         ways["report"] = database
     found = {}
     for what, store in ways.items():
@@ -48,8 +48,11 @@ def _states(store: str, profile: str) -> int:
 def _list(store: str, profile: str) -> int:
     """What ``bitrank list`` asks of a SQLite store."""
     from bitrank.states import read_runs
+    from bitrank.store import Store
 
-    return len(read_runs(Path(store.removeprefix("sqlite:///")), f"bitrank-{profile}"))
+    database = Store.parse(store).database
+    assert database is not None, "only a SQLite store is read directly"
+    return len(read_runs(database, f"bitrank-{profile}"))
 
 
 def _report(store: str, profile: str) -> int:

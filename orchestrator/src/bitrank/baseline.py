@@ -17,9 +17,10 @@ from bitrank.allocator import find_tcmalloc
 from bitrank.environment import run_environment
 from bitrank.errors import UserError
 from bitrank.imports import quick_imports
+from bitrank.inputs import data_digest, model_digest
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec, read_spec, write_spec
 
-_VERSION = "2"  # of how a run imports
 # All that bitrank.road imports before it has a model, and that are large.
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "optimum-quanto", "scipy", "numpy", "pyarrow", "tokenizers")
 
@@ -37,8 +38,11 @@ def baseline(spec: RunSpec) -> Baseline:
 
     Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
     """
-    fields = (spec.model, spec.task, spec.data, spec.max_length, spec.threads, spec.memory_limit is None)  # these two set threads and heap
-    said = [_VERSION, sys.version, str(find_tcmalloc()), *(f"{name} {_version(name)}" for name in _LIBRARIES), *map(str, fields)]
+    inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
+    sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
+    fields = (*inputs, spec.max_length, *sets_threads_and_heap)
+    libraries = [f"{name} {_version(name)}" for name in _LIBRARIES]
+    said = [code_hash("bitrank.baseline"), sys.version, str(find_tcmalloc()), *libraries, *map(str, fields)]
     key = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
     place = build_once(cache_dir() / "baselines" / key, lambda folder: _measure_apart(spec, folder))
     return Baseline(**json.loads((place / "baseline.json").read_text()))

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ from bitrank.cores import usable_cores
 from bitrank.record import hardware
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, read_runs
-from bitrank.store import check_file, store_uri
+from bitrank.store import Store, check_file
 from bitrank.workload import Workload
 
 # The share of this machine's products that runs reach, all products of all blocks counted: bf16 by B-FP on the sentences before their last
@@ -74,9 +73,8 @@ def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Durati
 
 
 def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> list[StoredRun]:
-    uri = store_uri(store)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not database.exists():
+    database = Store.parse(store).database
+    if database is None or not database.exists():
         return []
     check_file(database)
     threads = spec.threads or max(1, usable_cores() // spec.processes)  # as bitrank_trainer.pin_threads counts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from bitrank.specs import RunSpec
 from bitrank.states import State, read_runs, state_of
-from bitrank.store import check_file, store_uri
+from bitrank.store import Store, check_file
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
@@ -41,14 +40,13 @@ def table(listed: Sequence[dict[str, Any]]) -> Table:
 
 
 def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
-    uri, profile = store_uri(store), specs[0].profile
-    if not uri.startswith("sqlite:///"):
+    database, profile = Store.parse(store).database, specs[0].profile
+    if database is None:
         from bitrank.store import open_store
         from bitrank.tracking import Tracker
 
         runs = Tracker(open_store(store), store, profile).runs()
     else:
-        database = Path(uri.removeprefix("sqlite:///"))
         check_file(database)
         runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
     return [state_of(spec, runs) for spec in specs]

@@ -1,7 +1,8 @@
 """Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
 
-The tables are kept in the cache under a hash of the model's files, the task's text and how they were measured. Nothing is trained but
-a head that has no weights yet: its gradients would say nothing about the task, so it is fitted to frozen features first.
+The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
+them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so it
+is fitted to frozen features first.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
-from bitrank.models import load_tokenizer, open_model, weights_fingerprint
+from bitrank.inputs import check_inputs, model_digest
+from bitrank.models import folder_of, load_tokenizer, open_model, weights_fingerprint
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 
-VERSION = "8"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 1}  # of these, for what each matrix and format adds: a pass for every one
@@ -66,7 +68,13 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
     Raises :class:`UserError` when the task has fewer than two training examples to measure on.
     """
     _task(spec)
-    return _read(build_once(tables_place(spec), lambda folder: _write(folder, _measured(spec, told))))
+
+    def build(folder: Path) -> None:
+        tables = _measured(spec, told)
+        check_inputs(spec)  # files may have been written meanwhile; the tables are kept under the digests of before
+        _write(folder, tables)
+
+    return _read(build_once(tables_place(spec), build))
 
 
 def is_measured(spec: RunSpec) -> bool:
@@ -75,11 +83,18 @@ def is_measured(spec: RunSpec) -> bool:
 
 
 def tables_place(spec: RunSpec) -> Path:
-    """Where the tables lie: under a hash of the model's files, the task's text and how they are measured."""
+    """Where the tables lie: under a hash of the model's files, the task's text and the code that measures."""
     source = open_task(spec.task, spec.data)
-    told_by = (weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)
+    code = code_hash("bitrank.measuring")
+    told_by = (_model_of(spec), source.fingerprint(), str(spec.max_length), *FORMATS, code)
     key = hashlib.sha256("\0".join(told_by).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
+
+
+def _model_of(spec: RunSpec) -> str:
+    """The content of the model."""
+    folder_of(spec.model)  # fetches a model from the hub, whose commit is known then
+    return model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
 def calibration_batches(task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None, of: int | None = None) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from bitrank.errors import UserError
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
 from bitrank.weights import Filler, find_source
@@ -56,7 +58,8 @@ def locate(name: str) -> str:
     if name == "smollm2":
         return str(_smollm2())
     if name in TINY:
-        return str(build_once(cache_dir() / "models" / f"{name}-1", partial(build_tiny, name)))
+        place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.tiny')[:8]}"
+        return str(build_once(place, partial(build_tiny, name)))
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")
@@ -170,7 +173,8 @@ def attention_for(device: str, fused: bool) -> str:
 
 def _smollm2() -> Path:
     """SmolLM2 in hub format, converted once from its GGUF file: loading then takes a moment, and little memory."""
-    place = cache_dir() / "models" / f"smollm2-{ASSETS['smollm2'].sha256[:12]}-1"
+    converter = hashlib.sha256(inspect.getsource(_convert_smollm2).encode()).hexdigest()[:8]
+    place = cache_dir() / "models" / f"smollm2-{ASSETS['smollm2'].sha256[:12]}-{converter}"
     return build_once(place, _convert_smollm2)
 
 

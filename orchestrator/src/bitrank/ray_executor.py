@@ -22,7 +22,7 @@ from bitrank.executors import Execution
 from bitrank.interrupts import Interrupted, Signals
 from bitrank.lease import is_held
 from bitrank.states import State
-from bitrank.store import store_uri
+from bitrank.store import Store
 from bitrank.tracking import Tracker
 from bitrank.worker import order_for
 
@@ -39,7 +39,7 @@ def check(how: Execution, store: str) -> None:
         raise UserError(f"--executor ray needs Ray; install it with: {sys.executable} -m pip install 'bitrank[ray]'")
     if how.wandb:
         raise UserError("--wandb is written on the machine that trains, and --executor ray trains on others; give one of the two")
-    if not store_uri(store).startswith(("http://", "https://")):
+    if Store.parse(store).database is not None:
         raise UserError(
             f"--executor ray needs a tracking server as its store, and {store} is a file that other machines cannot write; {_SERVER}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from bitrank_quant import weight_matrices
 
 from bitrank.errors import UserError
+from bitrank.inputs import check_inputs
 from bitrank.models import Loaded
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec, read_spec
@@ -47,7 +48,9 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
         if task or model:
             raise UserError(f"{home} is a run and knows its task and model; leave --task and --model out")
         plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
-        return FinishedRun(read_spec(home / "spec.json"), adapter, plan["precision"], plan["ranks"])
+        spec = read_spec(home / "spec.json")
+        check_inputs(spec)
+        return FinishedRun(spec, adapter, plan["precision"], plan["ranks"])
     if not (task and model):
         raise UserError(f"{adapter} is an adapter without its run: say --model (its 16-bit base) and --task (what to judge it on)")
     return FinishedRun(make_spec(find_profile("laptop"), "B-FP", task, {"model": model}), adapter, None, {})

@@ -1,7 +1,8 @@
 """A run as a typed value, and the matrix of runs as a list of them.
 
-A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the same run, so a
-finished one is not run again.
+A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the
+same run, so a finished one is not run again. Data, models and plans count by their content: paths are in the
+spec and not in its id (see :mod:`bitrank.inputs`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bitrank_data import open_task
+from bitrank_data import TASKS, open_task
 
 from bitrank.configs import find_config, read_plan
 from bitrank.errors import UserError, unknown
+from bitrank.inputs import data_digest, is_content, located, model_digest
 from bitrank.profiles import Profile
 
 
@@ -33,6 +35,8 @@ class RunSpec:
     :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
     ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
     batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.
+    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest``
+    say which content it is.
     """
 
     config: str
@@ -75,6 +79,8 @@ class RunSpec:
     mps_safe: bool = False
     processes: int = 1
     shard: bool = False
+    data_digest: str | None = None
+    model_digest: str | None = None
 
     @property
     def tuned(self) -> dict[str, int]:
@@ -83,13 +89,37 @@ class RunSpec:
 
     @property
     def spec_id(self) -> str:
-        """Twelve hex digits: the hash of the whole spec."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hex digits: the hash of the whole spec, with the content of files in place of their paths.
+
+        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names alone
+        count.
+        """
+        counted = {key: value for key, value in asdict(self).items() if key not in self._locators}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def _locators(self) -> set[str]:
+        """The fields that say only where content is that other fields describe."""
+        left_out = {key for key in _DIGESTS if getattr(self, key) is None}
+        if self.data_digest is not None:
+            left_out.add("data")
+        if is_content(self.data_digest) and self.reads_file:
+            left_out.add("task")
+        if is_content(self.model_digest):
+            left_out.add("model")
+        if self.plan is not None and self.arm:
+            left_out.add("plan")
+        return left_out
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether the task is a user's own file."""
+        return "/" in self.task or bool(Path(self.task).suffix)
 
     @property
     def task_name(self) -> str:
         """The task as it is shown: a user's file by its stem."""
-        return Path(self.task).stem if "/" in self.task or Path(self.task).suffix else self.task
+        return Path(self.task).stem if self.reads_file else self.task
 
     @property
     def run_name(self) -> str:
@@ -102,7 +132,8 @@ class RunSpec:
 
 
 # Fields that `--set key=value` may not touch: they have their own words, or follow from others.
-_FIXED = {"config", "task", "profile", "kind", "arm"}
+_DIGESTS = ("data_digest", "model_digest")
+_FIXED = {"config", "task", "profile", "kind", "arm", *_DIGESTS}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
              "checkpoint_every", "threads", "processes", "memory_limit", "rank", "init_r", "target_r", "init_rounds")  # fmt: skip
@@ -122,6 +153,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
     for key in given:
         if key not in SETTABLE:
             raise unknown("key", key, SETTABLE)
+    task = located(task) if task not in TASKS else task
+    given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
@@ -133,6 +166,7 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["steps"] = None
     tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_config(config, plan, tuned).as_data()
+    chosen |= {"data_digest": data_digest(task, chosen.get("data")), "model_digest": model_digest(chosen["model"])}
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
 
@@ -203,8 +237,11 @@ def parse_bytes(text: str) -> int:
 
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config."""
-    return [replace(make_spec(profile, config, task, overrides), seed=seed) for task in tasks for seed in seeds for config in configs]
+    """Every run of the study: task by task, seed by seed, config by config. What is named twice is run once."""
+    cells = [(task, config) for task in tasks for config in configs]
+    made = {(task, config): make_spec(profile, config, task, overrides) for task, config in cells}
+    specs = [replace(made[task, config], seed=seed) for task in tasks for seed in seeds for config in configs]
+    return list({spec.spec_id: spec for spec in specs}.values())
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -12,6 +12,7 @@ from bitrank.configs import find_config
 from bitrank.errors import UserError
 from bitrank.provenance import code_id
 from bitrank.specs import RunSpec
+from bitrank.store import read_only
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
     Raises :class:`UserError` when ``database`` is no MLflow store.
     """
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
+        with closing(read_only(database)) as store:
             found = {run_id: StoredRun(run_id, status, {}, {}) for run_id, status in store.execute(_RUNS, (experiment,))}
             for run_id, key, value in store.execute("SELECT run_uuid, key, value FROM tags"):
                 if run_id in found:

@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 from bitrank.attempt import Job
 from bitrank.display import Progress, console, results_table
 from bitrank.executors import EXECUTORS, Execution
+from bitrank.inputs import ask_hub
 from bitrank.lease import ELSEWHERE
 from bitrank.logs import Tracking, open_tracking
 from bitrank.process.run_folder import result_of
 from bitrank.results import write_results
 from bitrank.specs import RunSpec
 from bitrank.states import State, state_of
-from bitrank.store import store_uri
+from bitrank.store import Store
 
 _COMPLETE = {"done", "stale"}
 
@@ -36,9 +37,7 @@ class Options:
     @property
     def work(self) -> Path:
         """Where runs keep their files while they run."""
-        uri = store_uri(self.store)
-        local = uri.startswith("sqlite:///")
-        return (Path(uri.removeprefix("sqlite:///")).parent if local else Path("runs").resolve()) / "work"
+        return Store.parse(self.store).work
 
 
 def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
@@ -50,7 +49,7 @@ def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job
 
 def run_study(specs: Sequence[RunSpec], options: Options) -> list[Job]:
     """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
-    tracker, jobs = look(specs, options)
+    tracker, jobs = look([ask_hub(spec) for spec in specs], options)
     for job in jobs:
         again = options.force or job.state.name == "outdated"
         if again and job.state.run_id is not None and job.status != "elsewhere":
@@ -84,7 +83,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print("Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False)
-    screen.print(f"results: {options.results}   store: {store_uri(options.store)}   UI: make ui", highlight=False, soft_wrap=True)
+    screen.print(f"results: {options.results}   store: {Store.parse(options.store).uri}   UI: make ui", highlight=False, soft_wrap=True)
 
 
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:

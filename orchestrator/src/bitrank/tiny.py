@@ -1,22 +1,12 @@
-"""Tiny random models in hub format with a word tokenizer: what smoke tests run on. They know nothing."""
+"""Tiny random models in hub format with a word tokenizer: what smoke tests run on. They know nothing.
+
+Libraries are imported when a model is built: the command line asks for the names alone.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 _WORDS = (
     "the", "is", "and", ".", "film", "story", "cast", "score", "plot", "ending", "scene", "script",
@@ -28,12 +18,16 @@ _TOKENS: dict[str, Any] = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bo
 
 
 def _bert() -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
     return BertForSequenceClassification(
         BertConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64)
     ).bert
 
 
 def _llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     return LlamaForCausalLM(
         LlamaConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                     intermediate_size=128, max_position_embeddings=64, tie_word_embeddings=True)
@@ -41,6 +35,8 @@ def _llama() -> Any:
 
 
 def _gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     return GPT2LMHeadModel(GPT2Config(**_TOKENS, n_embd=64, n_layer=3, n_head=4, n_positions=64))
 
 
@@ -49,6 +45,11 @@ TINY = {"tiny-bert": _bert, "tiny-llama": _llama, "tiny-gpt2": _gpt2}
 
 def build_tiny(name: str, folder: Path) -> None:
     """Write the tiny model ``name`` (one of :data:`TINY`) and its tokenizer into ``folder``, always the same weights."""
+    import torch
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         TINY[name]().save_pretrained(folder)

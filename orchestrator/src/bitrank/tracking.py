@@ -20,7 +20,7 @@ from bitrank.process.run_folder import result_of
 from bitrank.provenance import git_state, shared_code
 from bitrank.specs import RunSpec
 from bitrank.states import StoredRun, code_of
-from bitrank.store import artifact_root
+from bitrank.store import Store
 from bitrank.views import save_views
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _BATCH = 900  # MLflow takes 1,000 entries a call
 _FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "digests.json",
           "failure.json", "log.txt")  # fmt: skip
 _PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
-           "rank", "init_r", "target_r", "quant_backend", "processes")  # fmt: skip
+           "rank", "init_r", "target_r", "quant_backend", "processes", "data_digest", "model_digest")  # fmt: skip
 
 
 class Tracker:
@@ -39,7 +39,8 @@ class Tracker:
 
     def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
         self.client, self.store = client, store
-        self.experiment_id = _experiment(client, f"bitrank-{profile}", artifact_root(store))
+        self._place = Store.parse(store)
+        self.experiment_id = _experiment(client, f"bitrank-{profile}", self._place.artifact_uri)
 
     def runs(self) -> dict[str, StoredRun]:
         """The newest run of each spec_id."""
@@ -60,7 +61,7 @@ class Tracker:
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
         """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by the locks of their folders."""
-        return nullcontext() if artifact_root(self.store) else Lease(self.client, self.experiment_id, spec_id)
+        return nullcontext() if self._place.database else Lease(self.client, self.experiment_id, spec_id)
 
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
         """The log of a new run, or of the interrupted run ``run_id``."""

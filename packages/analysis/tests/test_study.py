@@ -76,6 +76,30 @@ def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path)
     assert "Trained with other settings than most runs of their task: D movies s0 (steps=20)." in study.notes
 
 
+def test_runs_on_edited_data_are_not_compared_with_those_on_the_old(maker, tmp_path: Path) -> None:
+    old, new = {"data_digest": "content:aa"}, {"data_digest": "content:bb"}
+    maker.run("A", metrics={"eval/acc": 0.9}, params=old)
+    maker.run("B", metrics={"eval/acc": 0.9}, params=old)
+    newest = maker.run("A", metrics={"eval/acc": 0.5}, params=new)
+    maker.run("C", status="FAILED", params={"data_digest": "content:cc"})
+    before_digests = maker.run("D", metrics={"eval/acc": 0.7})
+    other_task = maker.run("A", "wiki", metrics={"eval/acc": 0.7}, params=old)
+    study = study_of(tmp_path)
+    assert list(study.runs["run_id"]) == [newest, before_digests, other_task]
+    assert ("B", "movies", 0, "FINISHED", "finished on other data than the newest run of its task") in list(
+        study.missing.itertuples(index=False, name=None)
+    )
+    said = "Runs left out because their data differs from that of the newest run of their task: 2."
+    assert said in study.notes
+
+
+def test_a_model_folder_is_known_by_its_content(maker, tmp_path: Path) -> None:
+    for config, path, digest in (("A", "/a/m", "1" * 64), ("B", "/moved/m", "1" * 64), ("C", "/a/m", "2" * 64)):
+        params = {"model": path, "model_digest": f"content:{digest}"}
+        maker.run(config, metrics={"eval/acc": 0.5}, params=params)
+    assert list(study_of(tmp_path).runs["settings"]) == ["", "", "model=content:222222222222"]
+
+
 def test_results_of_older_code_are_stale(maker, tmp_path: Path) -> None:
     """Each arm has rules of its own; what all arms share must be the same in all."""
     maker.run("A", metrics={"eval/acc": 0.5}, tags={"code": "a1", "shared_code": "old"})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import datasets
 import pytest
-from bitrank_data import DataError, open_task
+from bitrank_data import DataError, cached_commit, open_task
 from bitrank_data.hub import wikitext_articles
 
 
@@ -54,3 +56,31 @@ def test_the_fingerprint_follows_the_files(sst2) -> None:
     before = open_task("sst2", str(sst2)).fingerprint()
     (sst2 / "note.txt").write_text("changed")
     assert open_task("sst2", str(sst2)).fingerprint() != before
+
+
+def test_tokens_of_hub_data_are_known_by_the_commit_that_was_fetched(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    main = tmp_path / "datasets--stanfordnlp--sst2" / "refs" / "main"
+    fetched = []
+
+    def fetch(path: str, config: str | None) -> dict[str, object]:
+        fetched.append(path)
+        main.parent.mkdir(parents=True)
+        main.write_text("8d51")
+        return {"train": None, "validation": None}
+
+    monkeypatch.setattr("datasets.load_dataset", fetch)
+    source = open_task("sst2")
+    assert source.fingerprint() == source.fingerprint() == "hub:stanfordnlp/sst2:None@8d51"
+    assert fetched == ["stanfordnlp/sst2"]
+    main.write_text("ffff")
+    assert source.fingerprint().endswith("@ffff")
+
+
+def test_without_a_branch_the_newest_copy_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for age, commit in enumerate(("old", "older")):
+        (copy := tmp_path / "models--a--b" / "snapshots" / commit).mkdir(parents=True)
+        os.utime(copy, (1000 - age, 1000 - age))
+    assert cached_commit("models", "a/b") == "old"
+    assert cached_commit("models", "a/c") is None

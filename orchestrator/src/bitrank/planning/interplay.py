@@ -29,9 +29,9 @@ from bitrank_quant.sensitivity import Modules, Replay, compute_dtype, modules_of
 from bitrank_trainer import narrow_last_block
 
 from bitrank.measuring import Tables, calibration, tables_place, whole_machine
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 
-VERSION = "3"  # of what is measured and how it lies on disk
 ROUNDS = 2
 _FAR = 4.0  # a kind's factor is at most so many times that of all matrices together, and at least its inverse: the rest is noise
 Factors = dict[str, float]
@@ -59,7 +59,8 @@ def calibrated(
     what quantization lost. Raises :class:`~bitrank_planner.PlanError` when no plan fits.
     """
     model = tables_place(spec).name
-    key = hashlib.sha256(f"{VERSION} {problems!r} {repairs}".encode()).hexdigest()[:16]
+    code = code_hash("bitrank.planning.interplay")
+    key = hashlib.sha256(f"{code} {problems!r} {repairs}".encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
         started = time.monotonic()

@@ -20,6 +20,7 @@ from bitrank.planning.interplay import calibrated
 from bitrank.planning.planners import PLANNERS
 from bitrank.planning.searching import search
 from bitrank.planning.sizes import Sizes, sizes_of
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 
 NAMES = (*PLANNERS, *SEARCHES)
@@ -89,7 +90,8 @@ def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambd
 
 def _journal(problem: Problem, spec: RunSpec, wanted: Wanted) -> Path:
     """Where a search is kept, under all that its evaluations depend on: asked for something else, it begins anew."""
-    told_by = f"{problem!r} {spec.spec_id} {wanted.evaluations} {wanted.steps}"
+    code = code_hash("bitrank.planning.searching", rules=frozenset({"GivenRanks"}))
+    told_by = f"{problem!r} {spec.spec_id} {wanted.evaluations} {wanted.steps} {code}"
     key = hashlib.sha256(told_by.encode()).hexdigest()[:16]
     return cache_dir() / "searches" / f"{wanted.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
 

@@ -2,11 +2,13 @@
 
 A study is a line in :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.making`), ``adalora`` or ``adalora-loftq``: the
 uniform plan's formats with AdaLoRA moving rank around the uniform plan's, pruned ranks removed, so that it ends at the same bytes. Plans
-lie as JSON under the results, with what they cost to make; one that is there already is not made again.
+lie as JSON under the results, with what they cost to make; one that is there already, for the same data, model,
+settings and code, is not made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,12 +20,13 @@ from typing import Any
 from bitrank_planner import SEARCHES
 
 from bitrank.child import exit_with_parent
-from bitrank.configs import CONFIGS
+from bitrank.configs import CONFIGS, read_plan
 from bitrank.errors import unknown
 from bitrank.imports import quiet_libraries
 from bitrank.planning.files import plan_data, save_plan
 from bitrank.planning.making import Wanted, make_plan
 from bitrank.profiles import Profile
+from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec, make_spec
 
 ADALORA = {"adalora": "default", "adalora-loftq": "loftq"}
@@ -141,9 +144,10 @@ def _planned(
 ) -> Path | str:
     """The path of the arm's plan; the reason when none can be made."""
     path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
-    if path.exists():
-        return path
     spec = make_spec(profile, "B-FP", task, overrides)
+    made_for = _made_for(spec, study, arm, budget)
+    if path.exists() and read_plan(path).get("made_for") == made_for:
+        return path
     planner = "uniform" if arm in ADALORA else arm
     try:
         made = make_plan(spec, Wanted(budget, planner, evaluations=study.evaluations, steps=study.tries))
@@ -155,9 +159,17 @@ def _planned(
         data |= {"planner": arm, "adaptive": {"init_r": round(_HEADROOM * rank), "target_r": rank, "shrink": True}}
     measuring = 0.0 if planner == "uniform" else made.tables.seconds
     data["planning_seconds"] = {"measuring": measuring, "choosing": made.choosing}
+    data["made_for"] = made_for
     path.parent.mkdir(parents=True, exist_ok=True)
     save_plan(data, path)
     return path
+
+
+def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
+    """A hash of all that a plan depends on. A plan for edited data, or by other code, is not this arm's plan."""
+    code = code_hash("bitrank.planning.making")
+    parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:

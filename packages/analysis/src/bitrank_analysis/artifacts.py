@@ -6,6 +6,7 @@ broken, is a row of ``unread``; it is never just absent. A file that is not ther
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -92,7 +93,7 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
         raise AnalysisError(f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again")
     if not rows:
         raise AnalysisError(f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one")
-    return database.from_parquet(rows[0][0])
+    return database.from_parquet(_pattern(rows[0][0]))
 
 
 def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[str, str, str]]) -> None:
@@ -101,7 +102,7 @@ def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[st
 
 
 def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
-    read = f"SELECT run_id, content FROM read_text({sql_list(paths)}) t JOIN raw.files f ON f.path = t.filename"
+    read = f"SELECT run_id, content FROM read_text({_paths(paths)}) t JOIN raw.files f ON f.path = t.filename"
     database.execute(
         f"CREATE VIEW raw.{name} AS {read if paths else 'SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS content WHERE false'}"
     )
@@ -124,18 +125,28 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
 def _predictions_sql(paths: list[str]) -> str:
     if not paths:
         return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
-    rows = f"read_parquet({sql_list(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
+    rows = f"read_parquet({_paths(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
     return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {rows}"
 
 
 def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
     try:
-        database.execute("SELECT count(*) FROM parquet_schema(?)", [path]).fetchall()
+        database.execute("SELECT count(*) FROM parquet_schema(?)", [_pattern(path)]).fetchall()
     except duckdb.Error:
         return False
     return True
 
 
-def sql_list(paths: list[str]) -> str:
+def sql_list(texts: list[str]) -> str:
     """A DuckDB list literal of texts."""
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
+
+
+def _paths(paths: list[str]) -> str:
+    """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a
+    class of their own."""
+    return sql_list([_pattern(path) for path in paths])
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)

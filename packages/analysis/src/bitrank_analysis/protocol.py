@@ -30,7 +30,17 @@ def unusual_settings(database: duckdb.DuckDBPyConnection, runs: pd.DataFrame) ->
 
 def _settings(database: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    names = ", ".join(f"'{name}'" for name in SETTINGS)
+    names = ", ".join(f"'{name}'" for name in (*SETTINGS, "model_digest"))
     for run_id, key, value in database.sql(f"SELECT run_id, key, value FROM params WHERE key IN ({names})").fetchall():
         found.setdefault(run_id, {})[key] = value
+    for values in found.values():
+        if "model_digest" in values:
+            _name_by_content(values)
     return found
+
+
+def _name_by_content(values: dict[str, str]) -> None:
+    """A model folder of the user's own is known by its content: where it was makes no difference."""
+    digest = values.pop("model_digest")
+    if digest.startswith("content:"):
+        values["model"] = digest[: len("content:") + 12]

@@ -66,7 +66,8 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     """
     database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     database.execute("CREATE SCHEMA raw")
-    source, options = _connect(uri)
+    place = _place(uri)
+    source, options = _connect(place)
     try:
         with source, source.cursor() as cursor:
             if options:
@@ -80,8 +81,7 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
         raise AnalysisError(f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}") from error
     database.execute(_VIEWS)
     _create_wide(database)
-    url = _url(uri)
-    beside = Path(url.database or "").resolve().parent if url.get_backend_name() == "sqlite" else None
+    beside = place.parent if isinstance(place, Path) else None
     create_artifact_views(database, beside)
     _lock(database, beside)
     return database
@@ -101,32 +101,32 @@ def _lock(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
     database.execute("SET lock_configuration = true")
 
 
-def _connect(uri: str) -> tuple[Any, dict[str, str]]:
-    url = _url(uri)
-    if url.get_backend_name() == "sqlite":
+def _connect(place: Path | URL) -> tuple[Any, dict[str, str]]:
+    if isinstance(place, Path):
         import adbc_driver_sqlite.dbapi as sqlite
 
-        path = Path(url.database or "").resolve()
-        if not path.is_file():
-            raise AnalysisError(f"there is no store at {path}; run `make matrix` first, or give another store")
-        return sqlite.connect(f"file:{path}?mode=ro"), {"adbc.sqlite.query.batch_rows": "65536"}
+        if not place.is_file():
+            raise AnalysisError(f"there is no store at {place}; run `make matrix` first, or give another store")
+        return sqlite.connect(f"{place.as_uri()}?mode=ro"), {"adbc.sqlite.query.batch_rows": "65536"}
     try:
         import adbc_driver_postgresql.dbapi as postgresql
     except ImportError as error:
         raise AnalysisError("reading Postgres needs: pip install 'bitrank-analysis[postgres]'") from error
-    return postgresql.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)), {}
+    return postgresql.connect(place.set(drivername="postgresql").render_as_string(hide_password=False)), {}
 
 
-def _url(uri: str) -> URL:
+def _place(uri: str) -> Path | URL:
+    """The SQLite file of the store, or the address of its Postgres. A folder is taken literally, whatever
+    characters its name has."""
     if "://" not in uri:
-        return make_url(f"sqlite:///{Path(uri).resolve() / 'mlflow.db'}")
+        return Path(uri).resolve() / "mlflow.db"
     try:
         url = make_url(uri)
     except ArgumentError as error:
         raise AnalysisError(f"cannot read the store URI {uri!r}") from error
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
         raise AnalysisError(f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://")
-    return url
+    return Path(url.database or "").resolve() if url.get_backend_name() == "sqlite" else url
 
 
 def _create_wide(database: duckdb.DuckDBPyConnection) -> None:

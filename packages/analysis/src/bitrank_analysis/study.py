@@ -67,12 +67,14 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     finals = _finals(database, experiment)
     rows = pd.DataFrame([_row(run, finals.get(run["run_id"], {})) for run in tagged.to_dict("records")])
     rows["stale"] = _stale(rows)
+    other_data = _read_other_data(database, rows)
+    rows.loc[other_data, "problem"] = "finished on other data than the newest run of its task"
     good = rows[rows["problem"] == ""]
     good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
     usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
     runs = usual_last.drop_duplicates(_CELL, keep="last").sort_values(["task", "config", "seed"]).reset_index(drop=True)
     every_run = database.execute("SELECT count(*) FROM runs WHERE experiment = ?", [experiment]).fetchall()[0][0]
-    notes = _notes(every_run - len(rows), len(good) - len(runs), runs)
+    notes = _notes(every_run - len(rows), len(good) - len(runs), int(other_data.sum()), runs)
     return Study(experiment, runs.drop(columns=["problem", "status", "shared_code"]), _missing(rows, runs), database, notes)
 
 
@@ -84,6 +86,19 @@ def _stale(rows: pd.DataFrame) -> pd.Series:
     other_arm = rows["code"] != rows.groupby("config")["code"].transform("last")
     told = rows.loc[rows["shared_code"] != "", "shared_code"]
     return other_arm if told.empty else other_arm | ((rows["shared_code"] != "") & (rows["shared_code"] != told.iloc[-1]))
+
+
+def _read_other_data(database: duckdb.DuckDBPyConnection, rows: pd.DataFrame) -> pd.Series:
+    """Runs that could be compared, but whose data had other content than that of the newest such run of their
+    task.
+
+    Examples are paired by their ids, and a row number of an edited file names another example than before. Runs
+    of before digests were kept count as having read the same.
+    """
+    found = database.sql("SELECT run_id, value FROM params WHERE key = 'data_digest'").fetchall()
+    digests = rows["run_id"].map(dict(found)).where(rows["problem"] == "")
+    newest = digests.groupby(rows["task"]).transform("last")  # the last that is known
+    return digests.notna() & (digests != newest)
 
 
 def _tagged(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
@@ -157,11 +172,12 @@ def _missing(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([(*cell, *newest.get(cell, absent)) for cell in grid if cell not in done], columns=[*_CELL, "status", "reason"])
 
 
-def _notes(foreign: int, doubled: int, runs: pd.DataFrame) -> tuple[str, ...]:
+def _notes(foreign: int, doubled: int, other_data: int, runs: pd.DataFrame) -> tuple[str, ...]:
     stale = list(runs.loc[runs["stale"], "run_name"])
     odd = [f"{run.run_name} ({run.settings})" for run in runs.itertuples() if run.settings]
     said = {
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
+        f"Runs left out because their data differs from that of the newest run of their task: {other_data}.": other_data,
         f"Runs left out for another of the same config, task and seed that is newer or has the usual settings: {doubled}.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(stale)}.": len(stale),

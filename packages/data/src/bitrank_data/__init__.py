@@ -5,6 +5,8 @@ from bitrank_data.assets import present as asset_present
 from bitrank_data.batches import Batch, evaluation_batches, spread_windows, training_batches, training_order
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, Source, Texts
+from bitrank_data.hub import hub_repository
+from bitrank_data.hub_cache import cached_commit
 from bitrank_data.store import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
 from bitrank_data.tokens import TokenisedTask, TokenSplit, tokenise
@@ -26,9 +28,11 @@ __all__ = [
     "asset_present",
     "build_once",
     "cache_dir",
+    "cached_commit",
     "damaged",
     "evaluation_batches",
     "flush",
+    "hub_repository",
     "open_task",
     "spread_windows",
     "tokenise",

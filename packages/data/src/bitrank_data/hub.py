@@ -15,6 +15,7 @@ from typing import Any
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, Example, Source, Texts, split_off
+from bitrank_data.hub_cache import cached_commit
 
 _HUB = {"sst2": ("stanfordnlp/sst2", None), "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 _VALIDATION = 1000
@@ -26,9 +27,17 @@ def hub_source(name: str, folder: Path | None = None) -> Source:
     return Source(name, kind, partial(_fingerprint, name, folder), partial(load, folder))  # type: ignore[arg-type]
 
 
+def hub_repository(name: str) -> str:
+    """The repository of datasets on the hub that holds task ``name``."""
+    return _HUB[name][0]
+
+
 def _fingerprint(name: str, folder: Path | None) -> str:
     if folder is None:
-        return f"hub:{_HUB[name]}"
+        repository, config = _HUB[name]
+        if cached_commit("datasets", repository) is None:
+            _dataset(name, None, ())  # fetched here, because only what was fetched is known by its commit
+        return f"hub:{repository}:{config}@{cached_commit('datasets', repository)}"
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, Example, Kind, Source
 from bitrank_data.store import build_once, cache_dir
 
-VERSION = "1"  # of the layout on disk and of the way texts are cut
 _BATCH = 1000
 
 
@@ -92,8 +92,18 @@ def _key(source: Source, tokenizer: Any, max_length: int) -> str:
     for passing in ("truncation", "padding"):
         state.pop(passing, None)  # left behind by the last call, no part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
-    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, str(max_length), VERSION))
+    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, str(max_length), _code()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A hash of this package's sources: what other code read, split or cut is not used again."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _write(folder: Path, source: Source, tokenizer: Any, max_length: int) -> None:
