@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bitrank.process.run_folder import seal
 from bitrank.profiles import find_profile
 from bitrank.specs import make_spec
 from bitrank.wandb_log import WandbTracker
@@ -148,7 +149,7 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
     folder.mkdir(parents=True)
     events = [{"event": "train", "step": step, "metrics": {"train/loss": 1 / step, "train/lr": step / 7}} for step in range(1, 400)]
     (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
-    (folder / "result.json").write_text(json.dumps({"eval/loss": 0.25}))
+    seal(folder, {"eval/loss": 0.25})
     for status in ("KILLED", "FINISHED"):
         said: list[str] = []
         log = WandbTracker(folder.parent, said.append).open(spec, "a" * 32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bitrank.errors import UserError
+from bitrank.process.run_folder import seal
 from bitrank.profiles import PROFILES
 from bitrank.specs import make_spec
 from bitrank.states import read_runs
@@ -26,8 +27,8 @@ def test_every_reader_finds_what_was_written(name: str, tmp_path: Path) -> None:
     log = tracker.open(spec, None)
     made = tmp_path / "work"
     made.mkdir()
-    (made / "result.json").write_text(json.dumps({"eval/acc": 0.5}))
     (made / "spec.json").write_text(json.dumps({"seed": 7}))
+    seal(made, {"eval/acc": 0.5})
     log.close(made, "FINISHED", {})
 
     place = Store.parse(str(folder))

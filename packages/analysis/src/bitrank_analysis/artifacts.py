@@ -93,7 +93,7 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
         raise AnalysisError(f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again")
     if not rows:
         raise AnalysisError(f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one")
-    return database.from_parquet(_pattern(rows[0][0]))
+    return database.from_parquet(pattern_of(rows[0][0]))
 
 
 def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[str, str, str]]) -> None:
@@ -131,7 +131,7 @@ def _predictions_sql(paths: list[str]) -> str:
 
 def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
     try:
-        database.execute("SELECT count(*) FROM parquet_schema(?)", [_pattern(path)]).fetchall()
+        database.execute("SELECT count(*) FROM parquet_schema(?)", [pattern_of(path)]).fetchall()
     except duckdb.Error:
         return False
     return True
@@ -145,8 +145,9 @@ def sql_list(texts: list[str]) -> str:
 def _paths(paths: list[str]) -> str:
     """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a
     class of their own."""
-    return sql_list([_pattern(path) for path in paths])
+    return sql_list([pattern_of(path) for path in paths])
 
 
-def _pattern(path: str) -> str:
+def pattern_of(path: str) -> str:
+    """The pattern that matches the file ``path`` alone."""
     return re.sub(r"[*?\[]", r"[\g<0>]", path)

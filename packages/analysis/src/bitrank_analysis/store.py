@@ -14,7 +14,7 @@ import duckdb
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from bitrank_analysis.artifacts import create_artifact_views, sql_list
+from bitrank_analysis.artifacts import create_artifact_views, pattern_of, sql_list
 from bitrank_analysis.errors import AnalysisError
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
@@ -95,10 +95,15 @@ def _lock(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
     folder = f"{beside}/artifacts/" if beside else None
     paths = [path for (path,) in database.sql("SELECT path FROM raw.files").fetchall()]
     elsewhere = [path for path in paths if folder is None or not path.startswith(folder)]
-    database.execute(f"SET allowed_directories = {sql_list([folder] if folder else [])}")
-    database.execute(f"SET allowed_paths = {sql_list(elsewhere)}")
+    # A path with characters of a pattern is asked for as the pattern that matches it alone, and both forms are checked.
+    database.execute(f"SET allowed_directories = {sql_list(_both_forms([folder] if folder else []))}")
+    database.execute(f"SET allowed_paths = {sql_list(_both_forms(elsewhere))}")
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
+
+
+def _both_forms(paths: list[str]) -> list[str]:
+    return list(dict.fromkeys([*paths, *map(pattern_of, paths)]))
 
 
 def _connect(place: Path | URL) -> tuple[Any, dict[str, str]]:
