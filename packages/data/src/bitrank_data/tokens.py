@@ -2,13 +2,18 @@
 
 Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into windows of
 ``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document for paired tests.
+
+Special tokens are those that the tokenizer adds by itself (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma: BOS; GPT-2: none).
+In language modelling every window begins with what the tokenizer puts before a text (BOS), as the model saw each training
+sequence begin so; what it puts after a text (EOS, by some) follows the last window of a document. BOS counts in ``max_length``
+and is never predicted; with it the first token of a window is, so no token of a document goes unpredicted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,12 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, Example, Kind, Source
+from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
 from bitrank_data.store import build_once, cache_dir
 
-VERSION = "1"  # of the layout on disk and of the way texts are cut
+VERSION = "2"  # of the layout on disk and of the way texts are cut
 _BATCH = 1000
+_PROBES = 1000  # tokens of the vocabulary that are tried as a text
 
 
 @dataclass(frozen=True)
@@ -62,21 +68,64 @@ class TokenisedTask:
     classes: tuple[str, ...]
     splits: dict[str, TokenSplit]
     pad_id: int
+    report: DataReport = field(default_factory=DataReport)
 
 
-def tokenise(source: Source, tokenizer: Any, max_length: int) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole."""
-    key = _key(source, tokenizer, max_length)
-    place = build_once(
-        cache_dir() / "tokens" / f"{source.name}-{key[:16]}", lambda folder: _write(folder, source, tokenizer, max_length), _valid
-    )
+@dataclass(frozen=True)
+class Cutting:
+    """How texts become sequences: the most tokens of one, and the special tokens before and after a text (none: plain text)."""
+
+    max_length: int
+    special_tokens: bool = True
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+def tokenise(source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True) -> TokenisedTask:
+    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole.
+
+    ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a split has nothing to
+    learn from, or ``max_length`` has no room beside the special tokens.
+    """
+    before, after = added_tokens(tokenizer) if special_tokens else ((), ())
+    cutting = Cutting(max_length, special_tokens, before, after)
+    if max_length <= len(before) + len(after):
+        added = len(before) + len(after)
+        raise DataError(f"max_length {max_length} has no room for text beside {added} special tokens; give {added + 1} or more")
+    key = _key(source, tokenizer, cutting)
+    place = cache_dir() / "tokens" / f"{source.name}-{key[:16]}"
+    build_once(place, lambda folder: _write(folder, source, tokenizer, cutting), _valid)
     meta = json.loads((place / "meta.json").read_text())
     arrays = load_arrays((place / "tokens.safetensors").read_bytes())
     splits = {
         split: TokenSplit(arrays[f"{split}.tokens"], arrays[f"{split}.offsets"], arrays[f"{split}.labels"], meta["ids"][split])
         for split in SPLITS
     }
-    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer))
+    report = DataReport(meta["counts"], tuple(meta["notes"]))
+    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer), report)
+
+
+def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that ``tokenizer`` puts before and after a text, found on one that it has a token for.
+
+    Raises :class:`DataError` when it has none, or special tokens change those of the text.
+    """
+    special = set(tokenizer.all_special_tokens)
+    candidates = ("a", "the", *(token for token in list(tokenizer.get_vocab())[:_PROBES] if token not in special))
+    for probe in candidates:
+        plain = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        if plain:
+            break
+    else:
+        raise DataError(f"the tokenizer gives no token for {', '.join(candidates[:4])}, …; give the model its own tokenizer")
+    whole = list(tokenizer(probe)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    raise DataError(
+        f"the tokenizer gives {probe!r} the ids {plain} without special tokens and {whole} with them, so it is unclear which "
+        "it adds; give special_tokens=false"
+    )
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -87,31 +136,60 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def _key(source: Source, tokenizer: Any, max_length: int) -> str:
+def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
     """Hash of all that the tokens depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     for passing in ("truncation", "padding"):
         state.pop(passing, None)  # left behind by the last call, no part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
-    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, str(max_length), VERSION))
+    # Kept beside the vocabulary by transformers, and used in each call.
+    options = [str(getattr(tokenizer, name, None)) for name in ("truncation_side", "split_special_tokens")]
+    how = json.dumps(asdict(cutting), sort_keys=True)
+    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, VERSION))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(folder: Path, source: Source, tokenizer: Any, max_length: int) -> None:
+def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> None:
     texts = source.load()
     arrays: dict[str, np.ndarray] = {}
     ids: dict[str, list[str]] = {}
+    lost: dict[str, int] = {}
     for split in SPLITS:
-        packed = _tokenise_split(texts.splits[split], tokenizer, max_length, source.kind)
+        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, source.kind)
         if not len(packed):
             raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
+        _refuse_absent(source.name, split, packed, texts.classes)
         arrays |= {f"{split}.tokens": packed.tokens, f"{split}.offsets": packed.offsets, f"{split}.labels": packed.labels_N}
         ids[split] = packed.ids
+        lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
     blob = save_arrays(arrays)
     (folder / "tokens.safetensors").write_bytes(blob)
-    meta = {"sha256": hashlib.sha256(blob).hexdigest(), "classes": texts.classes, "ids": ids}
+    report = texts.report + DataReport(lost, _lost_notes(lost, cutting.max_length))
+    meta = {
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "classes": texts.classes,
+        "ids": ids,
+        "counts": report.counts,
+        "notes": report.notes,
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
+    """A class that a split lacks cannot be learned, or is not measured."""
+    absent = sorted(set(range(len(classes))) - set(packed.labels_N.tolist()))
+    if absent:
+        raise DataError(f"{name}: the class {classes[absent[0]]!r} has no text in {split}; add texts of this class there")
+
+
+def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
+    notes = []
+    if cut := lost.get("texts_cut"):
+        notes.append(f"{cut} of {lost['texts']} texts are longer than max_length {max_length} and were cut there")
+    if empty := lost.get("texts_without_tokens"):
+        notes.append(f"{empty} texts have too few tokens to learn from and were left out")
+    return tuple(notes)
 
 
 def _valid(place: Path) -> bool:
@@ -123,33 +201,49 @@ def _valid(place: Path) -> bool:
         return False
 
 
-def _tokenise_split(examples: list[Example], tokenizer: Any, max_length: int, kind: Kind) -> TokenSplit:
+def _tokenise_split(
+    examples: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind
+) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
+    """The sequences of ``examples``, and how many texts were there, were cut, and gave no sequence."""
     sequences: list[np.ndarray] = []
     ids: list[str] = []
     labels: list[int] = []
+    counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        for example, tokens in zip(batch, _encode(batch, tokenizer, max_length, kind), strict=True):
-            for piece in _pieces(tokens, max_length, kind):
-                sequences.append(piece)
-                ids.append(example.id)
-                labels += [example.label] if example.label is not None else []
-    return _pack(sequences, np.asarray(labels, dtype=np.int64), ids)
+        encoded, cut = _encode(batch, tokenizer, cutting, kind)
+        counts["texts_cut"] += cut
+        for example, tokens in zip(batch, encoded, strict=True):
+            pieces = _pieces(tokens, cutting, kind)
+            counts["texts_without_tokens"] += not pieces
+            sequences += pieces
+            ids += [example.id] * len(pieces)
+            labels += [example.label] * len(pieces) if example.label is not None else []
+    return _pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
 
 
-def _encode(batch: list[Example], tokenizer: Any, max_length: int, kind: Kind) -> list[list[int]]:
+def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[list[list[int]], int]:
+    """Token ids of each text, whole for language modelling and cut for classification; and how many were cut."""
     texts = [example.text for example in batch]
-    if kind == "classification":
-        return list(tokenizer(texts, truncation=True, max_length=max_length)["input_ids"])
-    # Longer than the model's window on purpose: the windows are cut below, so no warning is due.
-    return list(tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    # Longer than the model's window on purpose: windows are cut below, so no warning is due.
+    add = cutting.special_tokens and kind == "classification"
+    whole = list(tokenizer(texts, add_special_tokens=add, truncation=False, verbose=False)["input_ids"])
+    cut = sum(len(tokens) > cutting.max_length for tokens in whole) if kind == "classification" else 0
+    if not cut:
+        return whole, 0
+    words = {"add_special_tokens": add, "truncation": True, "max_length": cutting.max_length}
+    return list(tokenizer(texts, **words)["input_ids"]), cut
 
 
-def _pieces(tokens: list[int], max_length: int, kind: Kind) -> list[np.ndarray]:
-    array = np.asarray(tokens, dtype=np.int32)
+def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]:
+    """The sequences of one text: itself for classification, its windows for language modelling, none where nothing is predicted."""
     if kind == "classification":
-        return [array] if len(array) else []
-    windows = [array[start : start + max_length] for start in range(0, len(array), max_length)]
+        text = len(tokens) - len(cutting.before) - len(cutting.after)
+        return [np.asarray(tokens, dtype=np.int32)] if text > 0 else []
+    if not tokens:
+        return []
+    body, room = [*tokens, *cutting.after], cutting.max_length - len(cutting.before)
+    windows = [np.asarray([*cutting.before, *body[start : start + room]], dtype=np.int32) for start in range(0, len(body), room)]
     return [window for window in windows if len(window) > 1]  # one token alone predicts nothing
 
 
