@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
+from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task
 from bitrank_quant import WeightMatrix, apply_precision, float_format, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Judged, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import (
@@ -35,10 +35,11 @@ from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
-from bitrank.models import load_tokenizer, open_model, weights_fingerprint
+from bitrank.material import tokenised
+from bitrank.models import open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "8"  # of what is measured and how it lies on disk
+VERSION = "9"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 1}  # of these, for what each matrix and format adds: a pass for every one
@@ -77,7 +78,8 @@ def is_measured(spec: RunSpec) -> bool:
 def tables_place(spec: RunSpec) -> Path:
     """Where the tables lie: under a hash of the model's files, the task's text and how they are measured."""
     source = open_task(spec.task, spec.data)
-    told_by = (weights_fingerprint(spec.model), source.fingerprint(), str(spec.max_length), *FORMATS, VERSION)
+    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
+    told_by = (weights_fingerprint(spec.model), source.fingerprint(), length, *FORMATS, VERSION)
     key = hashlib.sha256("\0".join(told_by).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
@@ -148,7 +150,7 @@ def _held(filed: torch.dtype, computed: torch.dtype) -> str:
 
 
 def _task(spec: RunSpec) -> TokenisedTask:
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    task = tokenised(spec)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
     return task
