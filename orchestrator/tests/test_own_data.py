@@ -1,4 +1,6 @@
-"""A user's own file in a run: special tokens of the model's tokenizer, all windows judged, and what was left out in the record."""
+"""A user's own file in a run: special tokens of the model's tokenizer, all windows judged, and what was left
+out in the record.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The longest sequence that a model takes, against what plain transformers computes, and what a run says of a longer one."""
+"""The longest sequence that a model takes, against what plain transformers computes, and what a run says of a
+longer one.
+"""
 
 from __future__ import annotations
 

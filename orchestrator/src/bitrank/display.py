@@ -52,7 +52,8 @@ class Progress:
         for said in job.notices:
             if (job.spec.task, said) not in self._noted:
                 self._noted.add((job.spec.task, said))
-                self._console.print(f"{job.spec.task_name}: note: {said}", highlight=False, markup=False, soft_wrap=True)
+                line = f"{job.spec.task_name}: note: {said}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, job: Job) -> None:
         state, now = f"{job.status} {job.phase}", time.monotonic()

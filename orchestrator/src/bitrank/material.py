@@ -50,7 +50,10 @@ class Material:
 
 
 def load_material(spec: RunSpec) -> Material:
-    """The task of ``spec``, tokenised for its model (from the cache when it is there). Raises as :func:`tokenised` does."""
+    """The task of ``spec``, tokenised for its model (from the cache when it is there).
+
+    Raises as :func:`tokenised` does.
+    """
     task = tokenised(spec)
     validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
     multiple, report = _multiple(spec), _report(spec, task, test)
@@ -58,12 +61,15 @@ def load_material(spec: RunSpec) -> Material:
 
 
 def tokenised(spec: RunSpec) -> TokenisedTask:
-    """The tokens of the task of ``spec`` for its model, with a note where its sequences are longer than the model was made for.
+    """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the model
+    was trained on.
 
-    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data package's error.
+    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data
+    package's error.
     """
     too_long = check_length(spec)
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length, spec.special_tokens)
+    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
+    task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens)
     return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task
 
 
@@ -74,8 +80,9 @@ def _report(spec: RunSpec, task: TokenisedTask, test: TokenSplit) -> DataReport:
     judged, whole = _targets(test), _targets(task.splits["test"])
     shares = DataReport({"test_tokens": whole, "test_tokens_judged": judged})
     if judged < whole:
-        said = f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged: at most {spec.test_windows} windows"
-        shares += DataReport(notes=(f"{said} of {spec.max_length} tokens of each document",))
+        share = f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged"
+        windows = f"at most {spec.test_windows} windows of {spec.max_length} tokens of each document"
+        shares += DataReport(notes=(f"{share}: {windows}",))
     return task.report + shares
 
 

@@ -14,8 +14,8 @@ from bitrank.errors import unknown
 
 @dataclass(frozen=True)
 class Profile:
-    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each kind of task, and for
-    single tasks beside."""
+    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each kind
+    of task, and for single tasks beside."""
 
     name: str
     about: str

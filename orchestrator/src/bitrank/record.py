@@ -68,7 +68,7 @@ class Record:
         self.emit({"event": "machine", "tags": tags})
 
     def data(self, report: DataReport) -> None:
-        """What was left out of the data, before anything is trained on it: counted, and said in one sentence after another."""
+        """What was left out of the data, before anything is trained on it: the counts, and a notice."""
         self._result |= {f"data/{name}": count for name, count in report.counts.items()}
         if report.notes:
             self.emit(notice("data", "; ".join(report.notes)))

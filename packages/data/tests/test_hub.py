@@ -64,7 +64,7 @@ def test_copies_of_a_sentence_are_not_in_train_and_validation(tmp_path) -> None:
     seen = {name: {example.text for example in texts.splits[name]} for name in ("train", "validation")}
     assert not seen["train"] & seen["validation"]
     assert {name: len(part) for name, part in texts.splits.items()} == {"train": 54, "validation": 6, "test": 12}
-    assert texts.report.notes == ("12 of 12 test sentences also stand in the training data, as in the original",)
+    assert texts.report.notes == ("12 of 12 test sentences are also in the training data, as in the original",)
 
 
 @pytest.mark.parametrize(("row", "message"), [({"label": -1}, "has the label -1"), ({"sentence": None}, "has no sentence")])

@@ -1,4 +1,6 @@
-"""Data files as people have them: each is read rightly, or refused with its row and a remedy; rows left out are counted."""
+"""Data files as people have them: each is read rightly, or refused with its row and a remedy; rows left out
+are counted.
+"""
 
 from __future__ import annotations
 

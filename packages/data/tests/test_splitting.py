@@ -67,7 +67,9 @@ def test_texts_are_equal_after_unicode_case_and_space_normalization() -> None:
 
 
 def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> None:
-    """Twenty sentences with random labels, twenty copies of each: no test text was seen in training, and each is tested once."""
+    """Twenty sentences with random labels, twenty copies of each: no test text was seen in training, and each
+    is tested once.
+    """
     toss = random.Random(0)
     labels = [toss.randint(0, 1) for _ in range(20)]
     rows = [{"text": f"Sentence {n}" if copy % 2 else f"sentence  {n}", "label": labels[n]} for n in range(20) for copy in range(20)]
@@ -104,7 +106,8 @@ def test_too_few_different_documents_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "x.jsonl", [{"text": f"document {n % 2}"} for n in range(100)])
 
 
-# Digests over (id, text, label) of each split: results of the study with embedded tasks stay comparable while these hold.
+# Digests over (id, text, label) of each split: results of the study with embedded tasks stay comparable while
+# these hold.
 TOY = {
     "toy_sentences": "bcb625f1ba27b16a",
     "toy_articles": "ebb830d86f8fd610",

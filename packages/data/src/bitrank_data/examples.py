@@ -23,7 +23,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What reading and cutting changed: ``counts`` by name, and ``notes``, a sentence each for the user. Nothing changed: both empty."""
+    """What reading and cutting did to the data: ``counts`` by name, and ``notes``, a sentence each for the user."""
 
     counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -60,7 +60,8 @@ def stable_order(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
 def split_off(examples: Sequence[Example], test: int, validation: int) -> dict[str, list[Example]]:
     """The first ``test`` of ``examples`` in stable order, the next ``validation``, and the rest as train.
 
-    For examples whose texts differ; where texts may repeat, :mod:`bitrank_data.splitting` keeps copies together.
+    For examples whose texts differ; where texts may repeat, :mod:`bitrank_data.splitting` keeps copies
+    together.
     """
     shuffled = stable_order(examples, lambda example: f"{example.id}\t{example.text}")
     return {

@@ -1,8 +1,9 @@
-"""A user's own file as a task: CSV, JSON lines or Parquet with a column ``text``, and ``label`` for classification.
+"""A user's own file as a task: CSV, JSON lines or Parquet with a column ``text``, and ``label`` for
+classification.
 
-Different texts are split 80 / 10 / 10 by the hash of their content (:mod:`bitrank_data.splitting`), so the same texts give the same
-split everywhere and equal texts are in one split. Rows without text are left out and counted; a label that is missing or no class is
-an error with its row.
+Different texts are split 80 / 10 / 10 by the hash of their content (:mod:`bitrank_data.splitting`), so the
+same texts give the same split everywhere and equal texts are in one split. Rows without text are left out and
+counted; a label that is missing or no class is an error with its row.
 """
 
 from __future__ import annotations
@@ -18,28 +19,38 @@ from bitrank_data.labels import read_classes
 from bitrank_data.readers import READERS, Row, Table, doubled, read_table, shown
 from bitrank_data.splitting import split_by_text
 
-# Raise when the same file gives other examples or splits: cached tokens and measurements of the old ones are not used again.
+# Raise when the same file gives other examples or splits: cached tokens and measurements of the old ones are
+# not used again.
 CUT = "2"
 _MIN_ROWS = 10
 _EXPECTED = "Expected 'text' and 'label' for classification, 'text' alone for language modelling"
-# Names under which people keep labels. With one of them and no 'label' a file is not plain text for language modelling.
-_LIKE_LABEL = {"label", "labels", "class", "classes", "target", "targets", "category", "categories", "sentiment", "y"}
-# Kinds of files that this process has read: a study opens the same file for every run. Texts are not kept, as they may be large.
+# Names under which people keep labels. With one of them and no 'label' a file is not plain text for language
+# modelling.
+_LIKE_LABEL = {
+    "label", "labels", "class", "classes", "target", "targets", "category", "categories", "sentiment", "y",
+}  # fmt: skip
+# Kinds of files that this process has read: a study opens the same file for every run. Texts are not kept, as
+# they may be large.
 _KINDS: dict[tuple[str, str], Kind] = {}
-_CONVERSATIONS = ("messages", "conversations", "prompt", "completion", "instruction", "output", "response", "chosen")
+_CONVERSATIONS = (
+    "messages", "conversations", "prompt", "completion", "instruction", "output", "response", "chosen",
+)  # fmt: skip
 
 
 def file_source(path: Path) -> Source:
-    """A task from the file at ``path``, read and split here: a file that cannot be used is refused before any run starts.
+    """A task from the file at ``path``, read and split here: a file that cannot be used is refused before any
+    run starts.
 
-    Raises :class:`DataError` when it is missing, of another type, has no column ``text``, or a row that cannot be used.
+    Raises :class:`DataError` when it is missing, of another type, has no column ``text``, or a row that
+    cannot be used.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; give the path of a {', '.join(READERS)} file in it")
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path.name}: expected one of {', '.join(READERS)}, got {path.suffix or 'no suffix'!r}")
+        suffix = path.suffix or "no suffix"
+        raise DataError(f"{path.name}: expected one of {', '.join(READERS)}, got {suffix!r}")
     content = _bytes_of(path)
     digest = hashlib.sha256(content).hexdigest()
     key = path.name, digest
@@ -73,15 +84,16 @@ def _check_columns(name: str, columns: Sequence[str]) -> None:
     near = [column for column in columns if column.strip().casefold() in _LIKE_LABEL]
     if near and "label" not in columns:
         raise DataError(
-            f"{name} has a column {near[0]!r} but none called 'label'; {found}. {_EXPECTED}: rename {near[0]!r} to 'label', "
-            "or remove it for language modelling"
+            f"{name} has a column {near[0]!r} but none called 'label'; {found}. {_EXPECTED}: rename "
+            f"{near[0]!r} to 'label', or remove it for language modelling"
         )
 
 
 def _remedy(name: str, columns: Sequence[str]) -> str:
     conversations = [column for column in columns if column in _CONVERSATIONS]
     if conversations:
-        return "chat, prompt and completion, and instruction files are not supported: write each example as one text"
+        kinds = "chat, prompt and completion, and instruction files"
+        return f"{kinds} are not supported: write each example as one text"
     if near := [column for column in columns if column.strip().casefold() == "text"]:
         return f"rename {near[0]!r} to 'text'"
     if name.lower().endswith(".csv"):
@@ -96,15 +108,17 @@ def _texts(path: Path, content: bytes) -> Texts:
     rows = [row for row in table.rows if _has_text(name, row)]
     if len(rows) < _MIN_ROWS:
         empty = f" with text ({len(table.rows) - len(rows)} without)" if len(rows) < len(table.rows) else ""
-        raise DataError(f"{name} has {len(rows)} rows{empty}; at least {_MIN_ROWS} are needed for three splits")
+        needed = f"at least {_MIN_ROWS} are needed for three splits"
+        raise DataError(f"{name} has {len(rows)} rows{empty}; {needed}")
     classes: tuple[str, ...] = ()
     labels: Sequence[int | None] = [None] * len(rows)
     report = _reading(table, rows)
     if kind == "classification":
         classes, labels, notes = read_classes(name, rows)
         report += DataReport(notes=notes)
-    examples = [Example(f"{row.number - 1}", row.text, label) for row, label in zip(rows, labels, strict=True)]
-    by_id = {example.id: row for example, row in zip(examples, rows, strict=True)}
+    by_id = {f"{row.number - 1}": row for row in rows}
+    pairs = zip(by_id.items(), labels, strict=True)
+    examples = [Example(id_, row.text, label) for (id_, row), label in pairs]
     try:
         splits, splitting = split_by_text(examples, lambda id_: by_id[id_].where, classes)
     except DataError as error:
@@ -122,7 +136,8 @@ def _has_text(name: str, row: Row) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{name}: the text of {row.where} has half of a surrogate pair ({error.reason}); remove it") from error
+        problem = f"has half of a surrogate pair ({error.reason}); remove it"
+        raise DataError(f"{name}: the text of {row.where} {problem}") from error
     if "\0" in text:
         raise DataError(f"{name}: the text of {row.where} has a NUL character; remove it")
     return text.strip() not in ("", "nan", "NaN", "<NA>")
@@ -132,7 +147,8 @@ def _instead_of_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return "a list, expected text; chat messages are not supported: write each example as one text"
     if isinstance(value, dict):
-        return f"an object with {shown(list(value))}, expected text; put the field with the text into a column 'text'"
+        remedy = "put the field with the text into a column 'text'"
+        return f"an object with {shown(list(value))}, expected text; {remedy}"
     if isinstance(value, bytes):
         return "bytes, expected text; decode the column and save it as text"
     return f"{value!r}, of type {type(value).__name__}, expected text; put it in quotes where it is text"

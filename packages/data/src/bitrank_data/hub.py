@@ -1,8 +1,9 @@
 """``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
 
-SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training sentences, chosen once,
-are the validation set, all copies of a sentence together. The official sentences are kept: how many of the test set also stand
-in train is noted. WikiText-2 is cut into articles at its level-one headings; an article keeps its number as id.
+SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training
+sentences, chosen once, are the validation set, all copies of a sentence together. The official sentences are
+kept: how many of the test set are also in train is noted. WikiText-2 is cut into articles at its level-one
+headings; an article keeps its number as id.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bitrank_data.splitting import groups_of, text_key
 
 _HUB = {"sst2": ("stanfordnlp/sst2", None), "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 _VALIDATION = 1000
-# Raise when the way a hub task is cut changes: cached tokens and measurements of the old cut are not used again.
+# Raise when the way a hub task is cut changes: cached tokens and measurements of the old cut are not reused.
 CUT = "2"
 
 
@@ -49,8 +50,9 @@ def _sst2(folder: Path | None) -> Texts:
         parts["validation" if len(parts["validation"]) < wanted else "train"] += group
     trained = {text_key(example.text) for example in train}
     shared = sum(text_key(example.text) in trained for example in test)
-    notes = (f"{shared} of {len(test)} test sentences also stand in the training data, as in the original",) if shared else ()
-    return Texts("classification", parts, ("negative", "positive"), DataReport({"test_texts_in_train": shared}, notes))
+    said = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
+    report = DataReport({"test_texts_in_train": shared}, (said,) if shared else ())
+    return Texts("classification", parts, ("negative", "positive"), report)
 
 
 def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
@@ -60,7 +62,8 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DataError(f"sst2: row {number + 1} of {split} has no sentence; remove it")
         if label not in (0, 1):
-            raise DataError(f"sst2: row {number + 1} of {split} has the label {label!r}, expected 0 or 1; remove it")
+            problem = f"has the label {label!r}, expected 0 or 1; remove it"
+            raise DataError(f"sst2: row {number + 1} of {split} {problem}")
         examples.append(Example(f"sst2-{split}-{number}", sentence.strip(), int(label)))
     return examples
 

@@ -1,7 +1,8 @@
 """Classes from the labels of a user's file, with nothing guessed: a label is a class or the file is refused.
 
-Text, whole numbers and booleans are classes. ``1`` and ``1.0`` are one class. Spellings that only a reader can judge (``Pos`` beside
-``pos``), missing labels, several labels in one row, and numbers that look like a regression target are refused.
+Text, whole numbers and booleans are classes. ``1`` and ``1.0`` are one class. Spellings that only a reader
+can judge (``Pos`` beside ``pos``), missing labels, several labels in one row, and numbers that look like a
+regression target are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from bitrank_data.errors import DataError
 from bitrank_data.readers import Row
 
-_MOST_FRACTIONS = 20  # half stars from 0 to 5 are classes; more values with fractions than these are measurements
+# Half stars from 0 to 5 are classes; more different values with fractions than these are measurements.
+_MOST_FRACTIONS = 20
 _MISSING = {"", "nan", "NaN", "<NA>"}  # as spreadsheets and pandas write a missing value
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -33,8 +35,8 @@ def read_classes(name: str, rows: Sequence[Row]) -> tuple[tuple[str, ...], list[
     classes = tuple(sorted(first, key=_by_number))
     if len(classes) < 2:
         raise DataError(
-            f"{name}: classification needs two classes or more, every label is {classes[0]!r}. Add examples of another "
-            "class, or remove the column 'label' for language modelling"
+            f"{name}: classification needs two classes or more, every label is {classes[0]!r}. Add examples "
+            "of another class, or remove the column 'label' for language modelling"
         )
     index = {label: number for number, label in enumerate(classes)}
     notes = (*_rewritten(rows, labels), *_minus_one(labels))
@@ -47,8 +49,8 @@ def _refuse_missing(name: str, rows: Sequence[Row]) -> None:
         return
     others = f" (nor have {len(missing) - 1} other rows)" if len(missing) > 1 else ""
     raise DataError(
-        f"{name}: {missing[0].where} has no label{others}. Give every row a label or remove the rows without one; "
-        "for language modelling remove the column 'label'"
+        f"{name}: {missing[0].where} has no label{others}. Give every row a label or remove the rows "
+        "without one; for language modelling remove the column 'label'"
     )
 
 
@@ -65,7 +67,8 @@ def _class_of(name: str, row: Row) -> str:
         return str(label)
     if isinstance(label, float):
         if math.isinf(label):
-            raise DataError(f"{name}: {row.where} has the label {label}, which is no class; give whole numbers or text")
+            problem = f"has the label {label}, which is no class; give whole numbers or text"
+            raise DataError(f"{name}: {row.where} {problem}")
         return str(int(label)) if label.is_integer() else str(label)
     if isinstance(label, str):
         text = label.strip()
@@ -83,10 +86,10 @@ def _class_of(name: str, row: Row) -> str:
 def _refuse_fractions(name: str, first: dict[str, Row]) -> None:
     fractions = [label for label in first if _NUMBER.fullmatch(label) and not float(label).is_integer()]
     if len(fractions) > _MOST_FRACTIONS:
-        example = fractions[0]
+        example = f"{first[fractions[0]].where}: {fractions[0]}"
         raise DataError(
-            f"{name}: the labels are {len(first)} different numbers, with fractions ({first[example].where}: {example}). Regression is "
-            "not supported: round or bin them to a few classes"
+            f"{name}: the labels are {len(first)} different numbers, with fractions ({example}). "
+            "Regression is not supported: round or bin them to a few classes"
         )
 
 
@@ -95,11 +98,9 @@ def _refuse_spellings(name: str, first: dict[str, Row]) -> None:
     for label in first:
         key = float(label) if _NUMBER.fullmatch(label) else label.casefold()
         if key in seen:
-            other = seen[key]
-            raise DataError(
-                f"{name}: the labels {other!r} ({first[other].where}) and {label!r} ({first[label].where}) differ in spelling "
-                "alone; write one of them everywhere, or give them different names"
-            )
+            both = " and ".join(f"{one!r} ({first[one].where})" for one in (seen[key], label))
+            remedy = "write one of them everywhere, or give them different names"
+            raise DataError(f"{name}: the labels {both} differ in spelling alone; {remedy}")
         seen[key] = label
 
 
@@ -116,7 +117,8 @@ def _minus_one(labels: Sequence[str]) -> tuple[str, ...]:
     count = labels.count("-1")
     if not count or "0" not in labels:
         return ()
-    return (f"label -1 ({count} rows) is trained on as a class; where it means 'not labelled', remove these rows",)
+    remedy = "where it means 'not labelled', remove these rows"
+    return (f"label -1 ({count} rows) is trained on as a class; {remedy}",)
 
 
 def _by_number(label: str) -> tuple[int, float, str]:

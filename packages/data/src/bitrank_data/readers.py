@@ -1,7 +1,9 @@
-"""Read CSV, JSON-lines and Parquet files strictly: every row as it was written, or an error that names the row.
+"""Read CSV, JSON-lines and Parquet files strictly: every row as it was written, or an error that names the
+row.
 
-Nothing is guessed from single values here: a CSV cell is text, a JSON or Parquet value keeps its type. The ``csv`` module in
-its strict mode finds open quotes and stray ones, which pandas and pyarrow read on over, and it keeps no type inference.
+Nothing is guessed from single values here: a CSV cell is text, a JSON or Parquet value keeps its type. The
+``csv`` module in its strict mode finds open quotes and stray ones, which pandas and pyarrow read on over, and
+it keeps no type inference.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its number from 1 (a CSV header is none), its line in the file where lines are known, and the two values in use.
+    """One row: its number from 1 (a CSV header is none), its line in the file where lines are known, and the
+    two values in use.
 
     A value that the row lacks is None.
     """
@@ -46,7 +49,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file. ``columns`` are all of its columns, of JSON lines those of any row; ``notes`` say how it was read."""
+    """All rows of a file. ``columns`` are all of its columns, of JSON lines those of any row; ``notes`` say
+    how it was read.
+    """
 
     columns: list[str]
     rows: list[Row]
@@ -54,7 +59,9 @@ class Table:
 
 
 def read_table(path: Path, content: bytes) -> Table:
-    """The rows in ``content``, read by the suffix of ``path``. Raises :class:`DataError` with the row, and what to do."""
+    """The rows in ``content``, read by the suffix of ``path``. Raises :class:`DataError` with the row, and
+    what to do.
+    """
     read = READERS[path.suffix.lower()]
     try:
         return read(path.name, content)
@@ -71,11 +78,12 @@ def _decoded(name: str, content: bytes) -> tuple[str, tuple[str, ...]]:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
-            raise DataError(f"{name} begins with the mark of {encoding} but is not {encoding}; save it as UTF-8") from error
+            begins = f"{name} begins with the mark of {encoding} but is not {encoding}"
+            raise DataError(f"{begins}; save it as UTF-8") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name} is not UTF-8: line {line} has the byte {content[error.start]:#04x}. Save it as UTF-8; where it is "
-            f"Latin-1: iconv -f LATIN1 -t UTF-8 {name}"
+            f"{name} is not UTF-8: line {line} has the byte {content[error.start]:#04x}. Save it as UTF-8; "
+            f"where it is Latin-1: iconv -f LATIN1 -t UTF-8 {name}"
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -86,7 +94,8 @@ def _decoded(name: str, content: bytes) -> tuple[str, tuple[str, ...]]:
 def _read_csv(name: str, content: bytes) -> Table:
     text, notes = _decoded(name, content)
     if not text.strip():
-        raise DataError(f"{name} has 0 rows: it is empty. Expected a header, text or text,label, and one line for each example")
+        expected = "a header, text or text,label, and one line for each example"
+        raise DataError(f"{name} has 0 rows: it is empty. Expected {expected}")
     delimiter = _delimiter(text)
     if delimiter != ",":
         notes += (f"fields are separated by {_DELIMITERS[delimiter]}",)
@@ -114,7 +123,8 @@ def _delimiter(text: str) -> str:
 
 def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The line that each record begins at, and its fields; empty lines are no records."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a document may be longer than the limit of 128 KiB
+    # A document may be longer than the module's limit of 128 KiB.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number, line = 0, 1
     while True:
@@ -149,20 +159,24 @@ def _uneven(name: str, where: str, got: int, header: list[str], delimiter: str) 
 def _read_jsonl(name: str, content: bytes) -> Table:
     text, notes = _decoded(name, content)
     if not text.strip():
-        raise DataError(f'{name} has 0 rows: it is empty. Expected lines such as {{"text": "a sentence", "label": 1}}')
+        expected = 'lines such as {"text": "a sentence", "label": 1}'
+        raise DataError(f"{name} has 0 rows: it is empty. Expected {expected}")
     columns: dict[str, None] = {}
     rows = []
     for number, (line, value) in enumerate(_objects(name, text), 1):
         where = f"row {number}" if line is None else f"row {number} (line {line})"
         if not isinstance(value, dict):
-            raise DataError(f'{name}: {where} is no JSON object but {_kind(value)}; expected {{"text": …, "label": …}}')
+            expected = '{"text": …, "label": …}'
+            raise DataError(f"{name}: {where} is no JSON object but {_kind(value)}; expected {expected}")
         columns.update(dict.fromkeys(value))
         rows.append(Row(number, line, value.get("text"), value.get("label")))
     return Table(list(columns), rows, notes)
 
 
 def _objects(name: str, text: str) -> Iterable[tuple[int | None, Any]]:
-    """The line and value of each row: one JSON value a line, or one array over the whole file, whose rows have no lines."""
+    """The line and value of each row: one JSON value a line, or one array over the whole file, whose rows
+    have no lines.
+    """
     if text.lstrip().startswith("["):
         try:
             return [(None, value) for value in json.loads(text, object_pairs_hook=_unique)]
@@ -179,7 +193,8 @@ def _lines(name: str, text: str) -> Iterator[tuple[int, Any]]:
         try:
             yield line, json.loads(content, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} cannot be read as jsonl: line {line}: {error}. Write one JSON object a line") from error
+            where = f"{name} cannot be read as jsonl: line {line}: {error}"
+            raise DataError(f"{where}. Write one JSON object a line") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

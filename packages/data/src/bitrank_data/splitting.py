@@ -1,8 +1,9 @@
 """Three splits by the content of texts: equal texts are never in two of them.
 
-Two texts are equal when they are so after Unicode normalization (NFKC), case folding and joining runs of white space to one space;
-this decides splits only, and models see texts as they were written. The order is that of the SHA-256 of the normalized text: a split
-depends on the texts alone, not on their order or number in the file.
+Two texts are equal when they are so after Unicode normalization (NFKC), case folding and joining runs of
+white space to one space; this decides splits only, and models see texts as they were written. The order is
+that of the SHA-256 of the normalized text: a split depends on the texts alone, not on their order or number
+in the file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from bitrank_data.examples import DataReport, Example
 
 _SPLITS = 3
 Group = list[Example]  # examples of one text
+Place = Callable[[str], str]  # from an example's id to the row that messages name
 Split = tuple[dict[str, list[Example]], DataReport]
 
 
@@ -33,11 +35,13 @@ def groups_of(examples: Sequence[Example]) -> list[Group]:
     return [groups[key] for key in sorted(groups, key=lambda key: hashlib.sha256(key.encode()).digest())]
 
 
-def split_by_text(examples: Sequence[Example], place: Callable[[str], str], classes: Sequence[str] = ()) -> Split:
-    """About 80 / 10 / 10 % of the different texts, of each class where there are classes: every split has every class.
+def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[str] = ()) -> Split:
+    """About 80 / 10 / 10 % of the different texts, of each class where there are classes: every split has
+    every class.
 
-    Training keeps every copy of a text. Validation and test keep one for each label, so that a text counts once when models are
-    compared. ``place`` names the row of an example id. Raises :class:`DataError` when a class has fewer than three texts.
+    Training keeps every copy of a text. Validation and test keep one for each label, so that a text counts
+    once when models are compared. ``place`` names the row of an example id. Raises :class:`DataError` when a
+    class has fewer than three texts.
     """
     groups = groups_of(examples)
     held_out = {"test": set[int](), "validation": set[int]()}
@@ -46,7 +50,8 @@ def split_by_text(examples: Sequence[Example], place: Callable[[str], str], clas
             first = place(next(example.id for example in examples if example.label == label))
             if label is None:
                 raise DataError(_too_few("there are", len(places), first, "needed"))
-            raise DataError(_too_few(f"the class {classes[label]!r} has", len(places), first, "needed of each class"))
+            what = f"the class {classes[label]!r} has"
+            raise DataError(_too_few(what, len(places), first, "needed of each class"))
         tenth = max(1, (len(places) + 5) // 10)
         held_out["test"].update(places[:tenth])
         held_out["validation"].update(places[tenth : 2 * tenth])
@@ -59,7 +64,9 @@ def split_by_text(examples: Sequence[Example], place: Callable[[str], str], clas
 
 
 def _by_class(groups: Sequence[Group]) -> dict[int | None, list[int]]:
-    """Places of the groups of each class; a text of several labels counts for the most frequent, of equals the first class."""
+    """Places of the groups of each class; a text of several labels counts for the most frequent, of equals
+    the first class.
+    """
     places: dict[int | None, list[int]] = {}
     for number, group in enumerate(groups):
         counts = Counter(example.label for example in group)
@@ -77,8 +84,8 @@ def _one_for_each_label(group: Group) -> Group:
 
 def _too_few(what: str, texts: int, where: str, needed: str) -> str:
     return (
-        f"{what} {texts} different texts (the first in {where}); {_SPLITS} or more are {needed}, so that training, validation "
-        "and test have one each. Add different texts, or remove these rows"
+        f"{what} {texts} different texts (the first in {where}); {_SPLITS} or more are {needed}, so that "
+        "training, validation and test have one each. Add different texts, or remove these rows"
     )
 
 
@@ -89,15 +96,18 @@ def _refuse_absent(splits: dict[str, list[Example]], classes: Sequence[str]) -> 
         absent = [name for label, name in enumerate(classes) if label not in present]
         if absent:
             raise DataError(
-                f"the class {absent[0]!r} has no text in {split}: its texts carry another label more often. Correct the labels of "
-                "equal texts, or remove the class"
+                f"the class {absent[0]!r} has no text in {split}: its texts carry another label more often. "
+                "Correct the labels of equal texts, or remove the class"
             )
 
 
 def _report(
-    examples: Sequence[Example], groups: Sequence[Group], splits: dict[str, list[Example]], place: Callable[[str], str],
+    examples: Sequence[Example],
+    groups: Sequence[Group],
+    splits: dict[str, list[Example]],
+    place: Place,
     classes: Sequence[str],
-) -> DataReport:  # fmt: skip
+) -> DataReport:
     repeats = len(examples) - len(groups)
     left_out = len(examples) - sum(len(part) for part in splits.values())
     conflicts = [group for group in groups if len({example.label for example in group}) > 1]
@@ -105,12 +115,14 @@ def _report(
     notes = []
     if repeats:
         notes.append(
-            f"{repeats} rows repeat the text of another row: equal texts are in one split, and {left_out} repeats were left out of "
-            "validation and test"
+            f"{repeats} rows repeat the text of another row: equal texts are in one split, and {left_out} "
+            "repeats were left out of validation and test"
         )
     if conflicts:
-        one = conflicts[0]
-        other = next(example for example in one if example.label != one[0].label)
-        pair = " and ".join(f"{place(e.id)} {classes[e.label]!r}" for e in (one[0], other) if e.label is not None)
-        notes.append(f"{len(conflicts)} texts have different labels in different rows (such as {pair}); all are kept")
+        one, *others = conflicts[0]
+        other = next(example for example in others if example.label != one.label)
+        both = [(place(example.id), classes[example.label or 0]) for example in (one, other)]
+        pair = " and ".join(f"{where} {label!r}" for where, label in both)
+        several = f"{len(conflicts)} texts have different labels in different rows"
+        notes.append(f"{several} (such as {pair}); all are kept")
     return DataReport(counts, tuple(notes))

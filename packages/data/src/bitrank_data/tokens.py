@@ -1,12 +1,14 @@
 """Texts tokenised once and kept on disk under a hash of data, tokenizer, length and code version.
 
-Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into windows of
-``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document for paired tests.
+Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into
+windows of ``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document
+for paired tests.
 
-Special tokens are those that the tokenizer adds by itself (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma: BOS; GPT-2: none).
-In language modelling every window begins with what the tokenizer puts before a text (BOS), as the model saw each training
-sequence begin so; what it puts after a text (EOS, by some) follows the last window of a document. BOS counts in ``max_length``
-and is never predicted; with it the first token of a window is, so no token of a document goes unpredicted.
+Special tokens are those that the tokenizer adds by itself (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma:
+BOS; GPT-2: none). In language modelling every window begins with what the tokenizer puts before a text (BOS),
+as the model saw each training sequence begin so; what it puts after a text (EOS, by some) follows the last
+window of a document. BOS counts in ``max_length`` and is never predicted; with it the first token of a window
+is, so no token of a document goes unpredicted.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
 from bitrank_data.store import build_once, cache_dir
 
 VERSION = "2"  # of the layout on disk and of the way texts are cut
+Encoded = list[list[int]]
 _BATCH = 1000
 _PROBES = 1000  # tokens of the vocabulary that are tried as a text
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Token sequences of one split. Sequence i is ``tokens[offsets[i]:offsets[i + 1]]`` and belongs to example ``ids[i]``.
+    """Token sequences of one split. Sequence i is ``tokens[offsets[i]:offsets[i + 1]]`` and belongs to
+    example ``ids[i]``.
 
     ``labels_N`` is empty for language modelling.
     """
@@ -73,7 +77,9 @@ class TokenisedTask:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How texts become sequences: the most tokens of one, and the special tokens before and after a text (none: plain text)."""
+    """How texts become sequences: the most tokens of one, and the special tokens before and after a text
+    (none: plain text).
+    """
 
     max_length: int
     special_tokens: bool = True
@@ -82,16 +88,18 @@ class Cutting:
 
 
 def tokenise(source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole.
+    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and
+    whole.
 
-    ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a split has nothing to
-    learn from, or ``max_length`` has no room beside the special tokens.
+    ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a
+    split has nothing to learn from, or ``max_length`` has no room beside the special tokens.
     """
     before, after = added_tokens(tokenizer) if special_tokens else ((), ())
     cutting = Cutting(max_length, special_tokens, before, after)
     if max_length <= len(before) + len(after):
         added = len(before) + len(after)
-        raise DataError(f"max_length {max_length} has no room for text beside {added} special tokens; give {added + 1} or more")
+        room = f"max_length {max_length} has no room for text beside {added} special tokens"
+        raise DataError(f"{room}; give {added + 1} or more")
     key = _key(source, tokenizer, cutting)
     place = cache_dir() / "tokens" / f"{source.name}-{key[:16]}"
     build_once(place, lambda folder: _write(folder, source, tokenizer, cutting), _valid)
@@ -111,20 +119,22 @@ def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Raises :class:`DataError` when it has none, or special tokens change those of the text.
     """
     special = set(tokenizer.all_special_tokens)
-    candidates = ("a", "the", *(token for token in list(tokenizer.get_vocab())[:_PROBES] if token not in special))
+    vocabulary = list(tokenizer.get_vocab())[:_PROBES]
+    candidates = ("a", "the", *(token for token in vocabulary if token not in special))
     for probe in candidates:
         plain = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
         if plain:
             break
     else:
-        raise DataError(f"the tokenizer gives no token for {', '.join(candidates[:4])}, …; give the model its own tokenizer")
+        tried = ", ".join(candidates[:4])
+        raise DataError(f"the tokenizer gives no token for {tried}, …; give the model its own tokenizer")
     whole = list(tokenizer(probe)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return tuple(whole[:start]), tuple(whole[start + len(plain) :])
     raise DataError(
-        f"the tokenizer gives {probe!r} the ids {plain} without special tokens and {whole} with them, so it is unclear which "
-        "it adds; give special_tokens=false"
+        f"the tokenizer gives {probe!r} the ids {plain} without special tokens and {whole} with them, so it "
+        "is unclear which it adds; give special_tokens=false"
     )
 
 
@@ -160,7 +170,8 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
         if not len(packed):
             raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
         _refuse_absent(source.name, split, packed, texts.classes)
-        arrays |= {f"{split}.tokens": packed.tokens, f"{split}.offsets": packed.offsets, f"{split}.labels": packed.labels_N}
+        parts = {"tokens": packed.tokens, "offsets": packed.offsets, "labels": packed.labels_N}
+        arrays |= {f"{split}.{part}": array for part, array in parts.items()}
         ids[split] = packed.ids
         lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
     blob = save_arrays(arrays)
@@ -180,13 +191,16 @@ def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str
     """A class that a split lacks cannot be learned, or is not measured."""
     absent = sorted(set(range(len(classes))) - set(packed.labels_N.tolist()))
     if absent:
-        raise DataError(f"{name}: the class {classes[absent[0]]!r} has no text in {split}; add texts of this class there")
+        missing = classes[absent[0]]
+        remedy = "add texts of this class there"
+        raise DataError(f"{name}: the class {missing!r} has no text in {split}; {remedy}")
 
 
 def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
     notes = []
     if cut := lost.get("texts_cut"):
-        notes.append(f"{cut} of {lost['texts']} texts are longer than max_length {max_length} and were cut there")
+        beyond = f"longer than max_length {max_length} and were cut there"
+        notes.append(f"{cut} of {lost['texts']} texts are {beyond}")
     if empty := lost.get("texts_without_tokens"):
         notes.append(f"{empty} texts have too few tokens to learn from and were left out")
     return tuple(notes)
@@ -222,7 +236,7 @@ def _tokenise_split(
     return _pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
 
 
-def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[list[list[int]], int]:
+def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[Encoded, int]:
     """Token ids of each text, whole for language modelling and cut for classification; and how many were cut."""
     texts = [example.text for example in batch]
     # Longer than the model's window on purpose: windows are cut below, so no warning is due.
@@ -236,15 +250,18 @@ def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) 
 
 
 def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]:
-    """The sequences of one text: itself for classification, its windows for language modelling, none where nothing is predicted."""
+    """The sequences of one text: itself for classification, its windows for language modelling, none where
+    nothing is predicted.
+    """
     if kind == "classification":
         text = len(tokens) - len(cutting.before) - len(cutting.after)
         return [np.asarray(tokens, dtype=np.int32)] if text > 0 else []
     if not tokens:
         return []
     body, room = [*tokens, *cutting.after], cutting.max_length - len(cutting.before)
-    windows = [np.asarray([*cutting.before, *body[start : start + room]], dtype=np.int32) for start in range(0, len(body), room)]
-    return [window for window in windows if len(window) > 1]  # one token alone predicts nothing
+    windows = [[*cutting.before, *body[start : start + room]] for start in range(0, len(body), room)]
+    # One token alone predicts nothing.
+    return [np.asarray(window, dtype=np.int32) for window in windows if len(window) > 1]
 
 
 def _pack(sequences: list[np.ndarray], labels_N: np.ndarray, ids: list[str]) -> TokenSplit:
