@@ -55,7 +55,7 @@ class Job:
         shown = event["event"] in {"train", "validation", "phase"}
         if shown:
             self.events.append(event)
-        return shown
+        return shown or "message" in event
 
 
 class Attempt:

@@ -27,6 +27,7 @@ class Progress:
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._said: dict[str, tuple[str, float]] = {}
+        self._noted: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -39,10 +40,20 @@ class Progress:
 
     def changed(self, job: Job | None) -> None:
         """Show the news of ``job``; None refreshes the clocks."""
+        if job is not None:
+            self._notes(job)
         if self._live:
             self._live.update(self._table(), refresh=True)
         elif job is not None:
             self._line(job)
+
+    def _notes(self, job: Job) -> None:
+        """Print each notice when it comes; runs of one task often have the same, which is printed once."""
+        for said in job.notices:
+            if (job.spec.task, said) not in self._noted:
+                self._noted.add((job.spec.task, said))
+                line = f"{job.spec.task_name}: note: {said}"
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, job: Job) -> None:
         state, now = f"{job.status} {job.phase}", time.monotonic()

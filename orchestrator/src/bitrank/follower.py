@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitrank_data import TokenSplit
+from bitrank_data import DataReport, TokenSplit
 from bitrank_quant import Applied, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, peak_memory_mib
 from torch import nn
@@ -24,6 +24,8 @@ class Follower(Record):
     def emit(self, event: Mapping[str, object]) -> None: ...
 
     def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None: ...
+
+    def data(self, report: DataReport) -> None: ...
 
     def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None: ...
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, open_task, spread_windows, tokenise, training_batches
+from bitrank_data import (
+    Batch,
+    DataReport,
+    TokenisedTask,
+    TokenSplit,
+    evaluation_batches,
+    open_task,
+    spread_windows,
+    tokenise,
+    training_batches,
+)
 from bitrank_trainer import DTYPES, choose_device, choose_dtype, width_multiple
 
 from bitrank.models import load_tokenizer
+from bitrank.positions import check_length
 from bitrank.specs import RunSpec
 
 _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every tensor of it is small enough
@@ -26,6 +37,7 @@ class Material:
     seed: int
     evaluation_tokens: int = _EVALUATION_TOKENS
     multiple: int = 1
+    report: DataReport = field(default_factory=DataReport)
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
         """Endless training batches after the first ``skip``; the same for every config of a seed."""
@@ -38,10 +50,45 @@ class Material:
 
 
 def load_material(spec: RunSpec) -> Material:
-    """The task of ``spec``, tokenised for its model (from the cache when it is there)."""
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    """The task of ``spec``, tokenised for its model (from the cache when it is there).
+
+    Raises as :func:`tokenised` does.
+    """
+    task = tokenised(spec)
     validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
-    return Material(task, validation, test, spec.batch_size, spec.seed, multiple=_multiple(spec))
+    multiple, report = _multiple(spec), _report(spec, task, test)
+    return Material(task, validation, test, spec.batch_size, spec.seed, multiple=multiple, report=report)
+
+
+def tokenised(spec: RunSpec) -> TokenisedTask:
+    """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the model
+    was trained on.
+
+    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data
+    package's error.
+    """
+    too_long = check_length(spec)
+    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
+    task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens)
+    return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task
+
+
+def _report(spec: RunSpec, task: TokenisedTask, test: TokenSplit) -> DataReport:
+    """What was left out of the task, and which share of the test split's predicted tokens is judged."""
+    if task.kind == "classification":
+        return task.report
+    judged, whole = _targets(test), _targets(task.splits["test"])
+    shares = DataReport({"test_tokens": whole, "test_tokens_judged": judged})
+    if judged < whole:
+        share = f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged"
+        windows = f"at most {spec.test_windows} windows of {spec.max_length} tokens of each document"
+        shares += DataReport(notes=(f"{share}: {windows}",))
+    return task.report + shares
+
+
+def _targets(split: TokenSplit) -> int:
+    """Predicted tokens: all of each sequence but the first."""
+    return int((split.lengths_N - 1).sum())
 
 
 def _multiple(spec: RunSpec) -> int:

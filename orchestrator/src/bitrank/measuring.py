@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task, tokenise
+from bitrank_data import Batch, TokenisedTask, build_once, cache_dir, evaluation_batches, open_task
 from bitrank_quant import WeightMatrix, apply_precision, float_format, parse_format, weight_matrices
 from bitrank_quant.sensitivity import FormatErrors, Judged, Moments, Replay, measure_errors, measure_moments
 from bitrank_trainer import (
@@ -37,7 +37,8 @@ from torch import nn
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
 from bitrank.inputs import check_inputs, model_digest
-from bitrank.models import folder_of, load_tokenizer, open_model, weights_fingerprint
+from bitrank.material import tokenised
+from bitrank.models import folder_of, open_model, weights_fingerprint
 from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 
@@ -86,7 +87,8 @@ def tables_place(spec: RunSpec) -> Path:
     """Where the tables lie: under a hash of the model's files, the task's text and the code that measures."""
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.measuring")
-    told_by = (_model_of(spec), source.fingerprint(), str(spec.max_length), *FORMATS, code)
+    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
+    told_by = (_model_of(spec), source.fingerprint(), length, *FORMATS, code)
     key = hashlib.sha256("\0".join(told_by).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
@@ -163,7 +165,7 @@ def _held(filed: torch.dtype, computed: torch.dtype) -> str:
 
 
 def _task(spec: RunSpec) -> TokenisedTask:
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    task = tokenised(spec)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
     return task

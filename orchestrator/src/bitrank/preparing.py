@@ -91,7 +91,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _material(spec: RunSpec) -> tuple[Any, ...]:
     """What :func:`~bitrank.models.folder_of` and :func:`~bitrank.material.load_material` make for ``spec``, by what it is made of."""
-    return spec.model, spec.task, spec.data, spec.max_length, spec.model_digest, spec.data_digest
+    words = (spec.model, spec.task, spec.data, spec.max_length, spec.special_tokens)
+    return *words, spec.model_digest, spec.data_digest
 
 
 def _mark(spec: RunSpec) -> Path:

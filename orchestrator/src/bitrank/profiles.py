@@ -14,13 +14,23 @@ from bitrank.errors import unknown
 
 @dataclass(frozen=True)
 class Profile:
-    """Tasks and seeds of a study matrix, and for each kind of task the fields of a spec that differ from its defaults."""
+    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each kind
+    of task, and for single tasks beside."""
 
     name: str
     about: str
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
+    by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def fields_for(self, kind: str, task: str) -> dict[str, Any]:
+        """The fields of a spec for ``task``, which is of ``kind``."""
+        return {**self.by_kind[kind], **self.by_task.get(task, {})}
+
+
+# Of these long texts two windows of each document are judged; a user's own files are judged whole.
+_TWO_WINDOWS = {"test_windows": 2, "validation_windows": 2}
 
 
 PROFILES: dict[str, Profile] = {
@@ -39,9 +49,9 @@ PROFILES: dict[str, Profile] = {
                 "language-modelling": {
                     "model": "smollm2", "threads": 1, "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
                     "log_every": 1, "eval_every": 15, "checkpoint_every": 10, "dropout": 0.0,
-                    "test_windows": 2, "validation_windows": 2,
                 },
             },
+            dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles"), _TWO_WINDOWS),
         ),
         Profile(
             "paper",

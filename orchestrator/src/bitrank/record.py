@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from bitrank_data import TokenSplit, write_atomically
+from bitrank_data import DataReport, TokenSplit, write_atomically
 from bitrank_quant import Applied, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
@@ -74,6 +74,12 @@ class Record:
         tags |= {"device": device, "dtype": str(dtype).removeprefix("torch."), "threads": str(threads), "hardware": hardware(device)}
         tags["allocator"] = "tcmalloc" if has_tcmalloc() else "system"
         self.emit({"event": "machine", "tags": tags})
+
+    def data(self, report: DataReport) -> None:
+        """What was left out of the data, before anything is trained on it: the counts, and a notice."""
+        self._result |= {f"data/{name}": count for name, count in report.counts.items()}
+        if report.notes:
+            self.emit(notice("data", "; ".join(report.notes)))
 
     def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:
         """Both plans, before anything is applied."""

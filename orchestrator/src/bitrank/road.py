@@ -46,6 +46,7 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     check_inputs(spec)
     record.phase("loading")
     material = load_material(spec)
+    record.data(material.report)
     loaded = open_model(spec, len(material.task.classes), device, dtype)
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)

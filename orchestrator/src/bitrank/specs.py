@@ -29,6 +29,7 @@ class RunSpec:
 
     ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
+    ``special_tokens`` False leaves out what the tokenizer adds to a text (BOS, [CLS], [SEP]);
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
     process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products and pads nothing beyond the
     longest; ``init`` is one of
@@ -62,6 +63,7 @@ class RunSpec:
     init_r: int | None = None
     target_r: int | None = None
     max_length: int = 128
+    special_tokens: bool = True
     test_windows: int | None = None
     validation_windows: int | None = None
     log_every: int = 50
@@ -159,7 +161,7 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
     planned = {"init": read_plan(Path(plan)).get("init", "default")} if plan else {}
-    chosen = {**profile.by_kind[source.kind], **planned, **given}
+    chosen = {**profile.fields_for(source.kind, task), **planned, **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:

@@ -74,9 +74,10 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     """The final table, what failed and why, and where everything lies."""
     screen = console()
     screen.print(results_table(_rows(jobs)))
+    for said, names in _noted(jobs).items():
+        runs = names[0] if len(names) == 1 else f"{len(names)} runs"
+        screen.print(f"{runs}: note: {said}", highlight=False, markup=False, soft_wrap=True)
     for job in jobs:
-        for said in dict.fromkeys(job.notices):
-            screen.print(f"{job.spec.run_name}: note: {said}", highlight=False, markup=False, soft_wrap=True)
         if job.message and not job.done:
             screen.print(f"{job.spec.run_name}: {job.status}: {job.message}", highlight=False, markup=False, soft_wrap=True)
     complete = sum(job.status in {"finished", "done", "stale"} for job in jobs)
@@ -84,6 +85,15 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print("Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False)
     screen.print(f"results: {options.results}   store: {Store.parse(options.store).uri}   UI: make ui", highlight=False, soft_wrap=True)
+
+
+def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Each notice, and the names of the runs that gave it."""
+    names: dict[str, list[str]] = {}
+    for job in jobs:
+        for said in dict.fromkeys(job.notices):
+            names.setdefault(said, []).append(job.spec.run_name)
+    return names
 
 
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:

@@ -30,9 +30,11 @@ def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
     laptop, smoke, paper = (profile_of("allocators", find_profile(name), quick=True) for name in ("laptop", "smoke", "paper"))
     assert laptop.name == "allocators-quick" and laptop.by_kind["classification"]["steps"] == 100
     articles = laptop.by_kind["language-modelling"]
-    assert [articles[key] for key in ("steps", "eval_every", "test_windows", "validation_windows")] == [10, 10, 1, 1]
+    assert [articles[key] for key in ("steps", "eval_every")] == [10, 10]
+    embedded = make_spec(laptop, "B-FP", "wiki_articles")
+    assert (embedded.steps, embedded.test_windows, embedded.validation_windows) == (10, 1, 1)
     assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are fewer already"
-    assert "test_windows" not in paper.by_kind["language-modelling"], "texts that are tested whole stay whole"
+    assert make_spec(paper, "B-FP", "wikitext2").test_windows is None, "texts that are tested whole stay whole"
     spec = make_spec(paper, "B-FP", "movie_sentences")
     assert (spec.steps, spec.epochs) == (100, None), "a profile that counts epochs counts steps then"
     whole = profile_of("allocators", find_profile("laptop"), quick=False)

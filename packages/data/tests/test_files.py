@@ -54,7 +54,7 @@ def test_the_split_does_not_depend_on_the_order_of_rows_of_other_texts(tmp_path)
         ("x.csv", b"sentence,label\n" + b"a,1\n" * 20, "no column 'text'; found sentence, label"),
         ("x.csv", b"", "0 rows"),
         ("x.csv", b"text,label\n" + b"a,1\n" * 20, "two classes or more, every label is '1'"),
-        ("x.csv", b"text,label\n" + b"a,\n" * 20, "row 1 has no label"),
+        ("x.csv", b"text,label\n" + b"a,\n" * 20, r"row 1 \(line 2\) has no label"),
         ("x.csv", b"text,label\nbl\xf6d,1\n" * 20, "not UTF-8"),
         ("x.jsonl", b"{not json\n" * 20, "cannot be read as jsonl"),
         ("x.parquet", b"this is no parquet file", "cannot be read as parquet"),

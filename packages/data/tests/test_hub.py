@@ -84,3 +84,24 @@ def test_without_a_branch_the_newest_copy_counts(tmp_path, monkeypatch: pytest.M
         os.utime(copy, (1000 - age, 1000 - age))
     assert cached_commit("models", "a/b") == "old"
     assert cached_commit("models", "a/c") is None
+
+
+def test_copies_of_a_sentence_are_not_in_train_and_validation(tmp_path) -> None:
+    rows = {"sentence": [f"Film {n % 30} " for n in range(60)], "label": [n % 2 for n in range(60)]}
+    part = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict(train=part, validation=part.select(range(12))).save_to_disk(tmp_path / "sst2")
+    texts = open_task("sst2", str(tmp_path / "sst2")).load()
+    seen = {name: {example.text for example in texts.splits[name]} for name in ("train", "validation")}
+    assert not seen["train"] & seen["validation"]
+    assert {name: len(part) for name, part in texts.splits.items()} == {"train": 54, "validation": 6, "test": 12}
+    assert texts.report.notes == ("12 of 12 test sentences are also in the training data, as in the original",)
+
+
+@pytest.mark.parametrize(("row", "message"), [({"label": -1}, "has the label -1"), ({"sentence": None}, "has no sentence")])
+def test_rows_without_label_or_sentence_are_refused(tmp_path, row: dict, message: str) -> None:
+    rows = [{"sentence": f"film {n}", "label": n % 2} for n in range(20)]
+    rows[4] |= row
+    part = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict(train=part, validation=part).save_to_disk(tmp_path / "sst2")
+    with pytest.raises(DataError, match=f"row 5 of train {message}"):
+        open_task("sst2", str(tmp_path / "sst2")).load()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from bitrank_data import DataError, Example, Source, Texts, damaged, open_task, tokenise
+from bitrank_data import DataError, Example, Source, Texts, TokenisedTask, damaged, open_task, tokenise
+from bitrank_data.tokens import added_tokens
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers.models import BPE, WordLevel
+from transformers import PreTrainedTokenizerFast
 
 
 def test_classification_keeps_one_sequence_per_example(tokenizer) -> None:
@@ -115,3 +120,98 @@ def test_a_read_only_cache_says_what_to_do(tokenizer, tmp_path, monkeypatch) -> 
 
 def test_examples_are_plain_values() -> None:
     assert Example("a", "b") == Example("a", "b", None)
+
+
+def with_special(template: str) -> PreTrainedTokenizerFast:
+    """A word tokenizer that adds special tokens by ``template``: [BOS] is 1 and [EOS] is 2."""
+    words = Tokenizer(WordLevel({word: n for n, word in enumerate(["[UNK]", "[BOS]", "[EOS]", "a", "b", "c"])}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]", pad_token="[EOS]")
+
+
+def source_of(*texts: str, kind: str = "language-modelling") -> Source:
+    label = 0 if kind == "classification" else None
+    examples = [Example(str(n), text, label) for n, text in enumerate(texts)]
+    splits = {"train": examples, "validation": examples, "test": examples}
+    fingerprint = " ".join(texts)
+    return Source("mine", kind, lambda: fingerprint, lambda: Texts(kind, splits, ("only",) if label == 0 else ()))  # type: ignore[arg-type]
+
+
+def sequences(task: TokenisedTask, split: str = "test") -> list[list[int]]:
+    return [task.splits[split].sequence(n).tolist() for n in range(len(task.splits[split]))]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("$A", [[3, 4, 5, 3], [4, 5, 3, 4]]),
+        ("[BOS] $A", [[1, 3, 4, 5], [1, 3, 4, 5], [1, 3, 4, 5]]),
+        ("[BOS] $A [EOS]", [[1, 3, 4, 5], [1, 3, 4, 5], [1, 3, 4, 5], [1, 2]]),
+        ("$A [EOS]", [[3, 4, 5, 3], [4, 5, 3, 4], [5, 2]]),
+    ],
+)
+def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(template: str, expected: list[list[int]]) -> None:
+    task = tokenise(source_of("a b c a b c a b c"), with_special(template), 4)
+    assert sequences(task) == expected
+
+
+def test_with_bos_every_token_of_a_document_is_predicted_once() -> None:
+    words = "a b c b a c c a b b a"
+    for length in range(2, 14):
+        task = tokenise(source_of(words), with_special("[BOS] $A"), length)
+        targets = [token for window in sequences(task) for token in window[1:]]
+        assert targets == with_special("$A")(words)["input_ids"]
+        assert max(task.splits["test"].lengths_N) <= length
+
+
+def test_without_special_tokens_no_window_has_one() -> None:
+    tokenizer = with_special("[BOS] $A [EOS]")
+    task = tokenise(source_of("a b c a b"), tokenizer, 3, special_tokens=False)
+    assert sequences(task) == [[3, 4, 5], [3, 4]]
+    plain = tokenise(source_of("a b", kind="classification"), tokenizer, 8, special_tokens=False)
+    assert sequences(plain) == [[3, 4]]
+
+
+def test_the_key_holds_the_special_tokens_and_how_texts_are_cut(cache: Path) -> None:
+    source, tokenizer = source_of("a b c a b", kind="classification"), with_special("[BOS] $A")
+    for special in (True, False, True):
+        tokenise(source, tokenizer, 4, special_tokens=special)
+    assert len(list((cache / "tokens").glob("mine-*"))) == 2
+    tokenizer.truncation_side = "left"
+    assert sequences(tokenise(source, tokenizer, 4)) == [[1, 5, 3, 4]]
+    tokenise(source, with_special("$A"), 4)
+    assert len(list((cache / "tokens").glob("mine-*"))) == 4
+
+
+def test_texts_longer_than_the_limit_are_counted() -> None:
+    task = tokenise(source_of("a b c a", "a b", kind="classification"), with_special("[BOS] $A [EOS]"), 4)
+    assert sequences(task) == [[1, 3, 4, 2], [1, 3, 4, 2]]
+    assert task.report.counts["texts_cut"] == 3 and task.report.counts["texts"] == 6, "one of two in each of three splits"
+    assert task.report.notes == ("3 of 6 texts are longer than max_length 4 and were cut there",)
+
+
+def test_texts_that_teach_nothing_are_counted() -> None:
+    task = tokenise(source_of("a b", "a"), with_special("$A"), 4)
+    assert sequences(task) == [[3, 4]]
+    assert task.report.counts["texts_without_tokens"] == 3
+    assert sequences(tokenise(source_of("a b", "a"), with_special("[BOS] $A"), 4)) == [[1, 3, 4], [1, 3]]
+
+
+def test_a_length_without_room_for_text_is_refused() -> None:
+    with pytest.raises(DataError, match="max_length 2 has no room for text beside 2 special tokens; give 3 or more"):
+        tokenise(source_of("a b"), with_special("[BOS] $A [EOS]"), 2)
+
+
+def test_what_a_tokenizer_adds_is_found_without_a_token_for_the_probe(tokenizer: PreTrainedTokenizerFast) -> None:
+    words = Tokenizer(BPE({"[BOS]": 0, "[EOS]": 1, "w": 2}, []))  # drops characters that it has no token for
+    words.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 0), ("[EOS]", 1)])
+    assert added_tokens(PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]")) == ((0,), (1,))
+    assert added_tokens(tokenizer) == ((), ())
+
+
+def test_a_class_that_a_split_lacks_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    both = [Example("0", "good film", 1), Example("1", "bad film", 0)]
+    texts = Texts("classification", {"train": both, "validation": both[:1], "test": both}, ("no", "yes"))
+    with pytest.raises(DataError, match="the class 'no' has no text in validation"):
+        tokenise(Source("mine", "classification", lambda: "0", lambda: texts), tokenizer, 8)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitrank_data import open_task, tokenise
 from bitrank_quant import WeightMatrix
 from bitrank_trainer import DTYPES, choose_device, choose_dtype
 
 from bitrank.configs import Config
 from bitrank.held import held_bytes
-from bitrank.models import load_tokenizer, locate
+from bitrank.material import tokenised
+from bitrank.models import locate
 from bitrank.outline import Outline, outline
 from bitrank.specs import RunSpec
 
@@ -59,5 +59,5 @@ def sizes_of(spec: RunSpec) -> Sizes:
     """The sizes in the model of ``spec``. Its ``config.json`` is read, no weight."""
     device = choose_device(spec.device)
     dtype = choose_dtype(device) if spec.dtype == "auto" else spec.dtype
-    classes = len(tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length).classes)
+    classes = len(tokenised(spec).classes)
     return Sizes(outline(locate(spec.model), spec.kind, classes, DTYPES[dtype]), spec.quant_backend, device, dtype)

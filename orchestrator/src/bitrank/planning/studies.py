@@ -90,14 +90,20 @@ def profile_of(name: str, profile: Profile, quick: bool) -> Profile:
     """``profile`` as the study called ``name`` runs it: in an experiment of its own, and with shorter runs when it is ``quick``."""
     if not quick:
         return replace(profile, name=name)
-    return replace(profile, name=f"{name}-quick", by_kind={kind: _shorter(kind, words) for kind, words in profile.by_kind.items()})
+    by_kind = {kind: _shorter(kind, fields) for kind, fields in profile.by_kind.items()}
+    by_task = {task: _one_window(fields) for task, fields in profile.by_task.items()}
+    return replace(profile, name=f"{name}-quick", by_kind=by_kind, by_task=by_task)
 
 
 def _shorter(kind: str, words: dict[str, Any]) -> dict[str, Any]:
-    """A profile's fields with fewer steps, validated at the end alone, on the first window of each text where windows are counted."""
+    """A profile's fields with fewer steps, validated at the end alone."""
     steps = min(_QUICK_STEPS[kind], words.get("steps") or _QUICK_STEPS[kind])
-    windows = dict.fromkeys(words.keys() & {"test_windows", "validation_windows"}, 1)
-    return {**words, "epochs": None, "steps": steps, "eval_every": steps, **windows}
+    return {**words, "epochs": None, "steps": steps, "eval_every": steps}
+
+
+def _one_window(fields: dict[str, Any]) -> dict[str, Any]:
+    """A task's fields with the first window of each text alone, where windows are counted."""
+    return {**fields, **dict.fromkeys(fields.keys() & {"test_windows", "validation_windows"}, 1)}
 
 
 def study_specs(

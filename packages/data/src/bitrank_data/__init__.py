@@ -4,7 +4,7 @@ from bitrank_data.assets import ASSETS, Asset, asset_dir
 from bitrank_data.assets import present as asset_present
 from bitrank_data.batches import Batch, evaluation_batches, spread_windows, training_batches, training_order
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example, Source, Texts
+from bitrank_data.examples import DataReport, Example, Source, Texts
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.store import build_once, cache_dir, damaged, flush, write_atomically
@@ -19,6 +19,7 @@ __all__ = [
     "Asset",
     "Batch",
     "DataError",
+    "DataReport",
     "Example",
     "Source",
     "Texts",

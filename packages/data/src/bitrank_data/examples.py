@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 Kind = Literal["classification", "language-modelling"]
@@ -22,12 +22,24 @@ class Example:
 
 
 @dataclass(frozen=True)
+class DataReport:
+    """What reading and cutting did to the data: ``counts`` by name, and ``notes``, a sentence each for the user."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: DataReport) -> DataReport:
+        return DataReport({**self.counts, **other.counts}, (*self.notes, *other.notes))
+
+
+@dataclass(frozen=True)
 class Texts:
     """All examples of a task by split; ``classes`` names the labels in order (empty for plain text)."""
 
     kind: Kind
     splits: dict[str, list[Example]]
     classes: tuple[str, ...] = ()
+    report: DataReport = field(default_factory=DataReport)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,11 @@ def stable_order(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
 
 
 def split_off(examples: Sequence[Example], test: int, validation: int) -> dict[str, list[Example]]:
-    """The first ``test`` of ``examples`` in stable order, the next ``validation``, and the rest as train."""
+    """The first ``test`` of ``examples`` in stable order, the next ``validation``, and the rest as train.
+
+    For examples whose texts differ; where texts may repeat, :mod:`bitrank_data.splitting` keeps copies
+    together.
+    """
     shuffled = stable_order(examples, lambda example: f"{example.id}\t{example.text}")
     return {
         "test": shuffled[:test],

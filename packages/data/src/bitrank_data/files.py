@@ -1,104 +1,164 @@
-"""A user's own file as a task: CSV, JSON lines or Parquet with a column ``text``, and ``label`` for classification.
+"""A user's own file as a task: CSV, JSON lines or Parquet with a column ``text``, and ``label`` for
+classification.
 
-Rows are split 80 / 10 / 10 by the hash of their text, so the same file gives the same split everywhere.
+Different texts are split 80 / 10 / 10 by the hash of their content (:mod:`bitrank_data.splitting`), so the
+same texts give the same split everywhere and equal texts are in one split. Rows without text are left out and
+counted; a label that is missing or no class is an error with its row.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example, Source, Texts, split_off
+from bitrank_data.examples import DataReport, Example, Kind, Source, Texts
+from bitrank_data.labels import read_classes
+from bitrank_data.readers import READERS, Row, Table, doubled, read_table, shown
+from bitrank_data.splitting import split_by_text
 
 _MIN_ROWS = 10
+_EXPECTED = "Expected 'text' and 'label' for classification, 'text' alone for language modelling"
+# Names under which people keep labels. With one of them and no 'label' a file is not plain text for language
+# modelling.
+_LIKE_LABEL = {
+    "label", "labels", "class", "classes", "target", "targets", "category", "categories", "sentiment", "y",
+}  # fmt: skip
+# Kinds of files that this process has read: a study opens the same file for every run. Texts are not kept, as
+# they may be large.
+_KINDS: dict[tuple[str, str], Kind] = {}
+_CONVERSATIONS = (
+    "messages", "conversations", "prompt", "completion", "instruction", "output", "response", "chosen",
+)  # fmt: skip
 
 
 def file_source(path: Path) -> Source:
-    """A task from the file at ``path``. Raises :class:`DataError` when it is missing, of another type, or has no column ``text``."""
+    """A task from the file at ``path``, read and split here: a file that cannot be used is refused before any
+    run starts.
+
+    Raises :class:`DataError` when it is missing, of another type, has no column ``text``, or a row that
+    cannot be used.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the path of a {', '.join(READERS)} file in it")
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    if path.suffix.lower() not in _READERS:
-        raise DataError(f"{path.name}: expected one of {', '.join(_READERS)}, got {path.suffix or 'no suffix'!r}")
-    rows = _read(path)
-    columns = list(rows[0])
+    if path.suffix.lower() not in READERS:
+        suffix = path.suffix or "no suffix"
+        raise DataError(f"{path.name}: expected one of {', '.join(READERS)}, got {suffix!r}")
+    content = _bytes_of(path)
+    digest = hashlib.sha256(content).hexdigest()
+    key = path.name, digest
+    if key in _KINDS:
+        return Source(path.stem, _KINDS[key], lambda: digest, partial(_read_again, path, digest))
+    texts = _texts(path, content)
+    _KINDS[key] = texts.kind
+    return Source(path.stem, texts.kind, lambda: digest, lambda: texts)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_again(path: Path, digest: str) -> Texts:
+    content = _bytes_of(path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{path} was changed while it was in use; run the same command again")
+    return _texts(path, content)
+
+
+def _check_columns(name: str, columns: Sequence[str]) -> None:
+    found = f"found {shown(list(columns))}" if columns else "found none"
+    if twice := doubled(list(columns)):
+        raise DataError(f"{name} has two columns {twice[0]!r} ({found}); rename or remove one")
     if "text" not in columns:
-        raise DataError(f"{path.name} has no column 'text'; found {', '.join(columns)}. Rename the column that holds the text.")
-    kind = "classification" if "label" in columns else "language-modelling"
-    load = partial(_labelled if kind == "classification" else _plain, path.name, rows)
-    return Source(path.stem, kind, lambda: hashlib.sha256(path.read_bytes()).hexdigest(), load)  # type: ignore[arg-type]
+        raise DataError(f"{name} has no column 'text'; {found}. {_EXPECTED}; {_remedy(name, columns)}")
+    near = [column for column in columns if column.strip().casefold() in _LIKE_LABEL]
+    if near and "label" not in columns:
+        raise DataError(
+            f"{name} has a column {near[0]!r} but none called 'label'; {found}. {_EXPECTED}: rename "
+            f"{near[0]!r} to 'label', or remove it for language modelling"
+        )
 
 
-def _labelled(name: str, rows: list[dict[str, Any]]) -> Texts:
-    labels = [row["label"] for row in rows]
-    if any(label is None or label == "" for label in labels):
-        raise DataError(f"{name}: row {labels.index(next(x for x in labels if x in (None, ''))) + 1} has no label")
-    classes = sorted({str(label) for label in labels}, key=_by_number)
-    if len(classes) < 2:
-        raise DataError(f"{name}: classification needs two classes or more, every label is {classes[0]!r}")
-    index = {label: number for number, label in enumerate(classes)}
-    examples = [Example(f"{n}", str(row["text"]), index[str(row["label"])]) for n, row in enumerate(rows)]
-    return Texts("classification", _split(examples), tuple(classes))
+def _remedy(name: str, columns: Sequence[str]) -> str:
+    conversations = [column for column in columns if column in _CONVERSATIONS]
+    if conversations:
+        kinds = "chat, prompt and completion, and instruction files"
+        return f"{kinds} are not supported: write each example as one text"
+    if near := [column for column in columns if column.strip().casefold() == "text"]:
+        return f"rename {near[0]!r} to 'text'"
+    if name.lower().endswith(".csv"):
+        return "rename the column that holds the text, or add a header line if the file has none"
+    return "rename the column that holds the text"
 
 
-def _plain(name: str, rows: list[dict[str, Any]]) -> Texts:
-    return Texts("language-modelling", _split([Example(f"{n}", str(row["text"])) for n, row in enumerate(rows)]))
-
-
-def _split(examples: list[Example]) -> dict[str, list[Example]]:
-    tenth = max(1, len(examples) // 10)
-    return split_off(examples, test=tenth, validation=tenth)
-
-
-def _by_number(label: str) -> tuple[int, float, str]:
-    """Numeric labels in numeric order, before the others."""
-    try:
-        return 0, float(label), label
-    except ValueError:
-        return 1, 0.0, label
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = _READERS[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"{path.name} cannot be read as {path.suffix[1:]}: {error}") from error
+def _texts(path: Path, content: bytes) -> Texts:
+    name, table = path.name, read_table(path, content)
+    _check_columns(name, table.columns)
+    kind: Kind = "classification" if "label" in table.columns else "language-modelling"
+    rows = [row for row in table.rows if _has_text(name, row)]
     if len(rows) < _MIN_ROWS:
-        raise DataError(f"{path.name} has {len(rows)} rows; at least {_MIN_ROWS} are needed for three splits")
-    return rows
+        empty = f" with text ({len(table.rows) - len(rows)} without)" if len(rows) < len(table.rows) else ""
+        needed = f"at least {_MIN_ROWS} are needed for three splits"
+        raise DataError(f"{name} has {len(rows)} rows{empty}; {needed}")
+    classes: tuple[str, ...] = ()
+    labels: Sequence[int | None] = [None] * len(rows)
+    report = _reading(table, rows)
+    if kind == "classification":
+        classes, labels, notes = read_classes(name, rows)
+        report += DataReport(notes=notes)
+    by_id = {f"{row.number - 1}": row for row in rows}
+    pairs = zip(by_id.items(), labels, strict=True)
+    examples = [Example(id_, row.text, label) for (id_, row), label in pairs]
+    try:
+        splits, splitting = split_by_text(examples, lambda id_: by_id[id_].where, classes)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return Texts(kind, splits, classes, report + splitting)
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        return list(csv.DictReader(handle))
+def _has_text(name: str, row: Row) -> bool:
+    """Whether a row's text is not empty. Raises :class:`DataError` when it is no text."""
+    text = row.text
+    if text is None or (isinstance(text, float) and text != text):
+        return False
+    if not isinstance(text, str):
+        raise DataError(f"{name}: the text of {row.where} is {_instead_of_text(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"has half of a surrogate pair ({error.reason}); remove it"
+        raise DataError(f"{name}: the text of {row.where} {problem}") from error
+    if "\0" in text:
+        raise DataError(f"{name}: the text of {row.where} has a NUL character; remove it")
+    return text.strip() not in ("", "nan", "NaN", "<NA>")
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no JSON object")
-            rows.append(row)
-    return rows
+def _instead_of_text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "a list, expected text; chat messages are not supported: write each example as one text"
+    if isinstance(value, dict):
+        remedy = "put the field with the text into a column 'text'"
+        return f"an object with {shown(list(value))}, expected text; {remedy}"
+    if isinstance(value, bytes):
+        return "bytes, expected text; decode the column and save it as text"
+    return f"{value!r}, of type {type(value).__name__}, expected text; put it in quotes where it is text"
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+def _reading(table: Table, rows: Sequence[Row]) -> DataReport:
+    """What reading left out, of rows and of columns."""
+    notes = list(table.notes)
+    if unused := [column for column in table.columns if column not in ("text", "label")]:
+        notes.append(f"columns that are not used: {shown(unused)}")
+    empty = len(table.rows) - len(rows)
+    if empty:
+        kept = {row.number for row in rows}
+        first = next(row.where for row in table.rows if row.number not in kept)
+        notes.append(f"{empty} of {len(table.rows)} rows have no text and were left out (the first: {first})")
+    return DataReport({"rows": len(table.rows), "rows_without_text": empty}, tuple(notes))

@@ -1,7 +1,9 @@
 """``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
 
-SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training sentences, chosen once,
-are the validation set. WikiText-2 is cut into articles at its level-one headings; an article keeps its number as id.
+SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training
+sentences, chosen once, are the validation set, all copies of a sentence together. The official sentences are
+kept: how many of the test set are also in train is noted. WikiText-2 is cut into articles at its level-one
+headings; an article keeps its number as id.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, Example, Source, Texts, split_off
+from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
 from bitrank_data.hub_cache import cached_commit
+from bitrank_data.splitting import groups_of, text_key
 
 _HUB = {"sst2": ("stanfordnlp/sst2", None), "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 _VALIDATION = 1000
@@ -47,15 +50,35 @@ def _fingerprint(name: str, folder: Path | None) -> str:
 
 def _sst2(folder: Path | None) -> Texts:
     data = _dataset("sst2", folder, ("sentence", "label"))
-    train = [Example(f"sst2-train-{n}", row["sentence"].strip(), int(row["label"])) for n, row in enumerate(data["train"])]
-    test = [Example(f"sst2-validation-{n}", row["sentence"].strip(), int(row["label"])) for n, row in enumerate(data["validation"])]
-    parts = split_off(train, test=0, validation=min(_VALIDATION, len(train) // 10))
-    return Texts("classification", {**parts, "test": test}, ("negative", "positive"))
+    train, test = (_sentences(data[split], split) for split in ("train", "validation"))
+    wanted = min(_VALIDATION, len(train) // 10)
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": test}
+    for group in groups_of(train):
+        parts["validation" if len(parts["validation"]) < wanted else "train"] += group
+    trained = {text_key(example.text) for example in train}
+    shared = sum(text_key(example.text) in trained for example in test)
+    said = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
+    report = DataReport({"test_texts_in_train": shared}, (said,) if shared else ())
+    return Texts("classification", parts, ("negative", "positive"), report)
+
+
+def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
+    examples = []
+    for number, row in enumerate(rows):
+        sentence, label = row["sentence"], row["label"]
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise DataError(f"sst2: row {number + 1} of {split} has no sentence; remove it")
+        if label not in (0, 1):
+            problem = f"has the label {label!r}, expected 0 or 1; remove it"
+            raise DataError(f"sst2: row {number + 1} of {split} {problem}")
+        examples.append(Example(f"sst2-{split}-{number}", sentence.strip(), int(label)))
+    return examples
 
 
 def _wikitext2(folder: Path | None) -> Texts:
     data = _dataset("wikitext2", folder, ("text",))
-    splits = {split: wikitext_articles((row["text"] for row in data[split]), split) for split in SPLITS}
+    # A missing line is an empty one: in this layout lines without text separate paragraphs.
+    splits = {split: wikitext_articles((row["text"] or "" for row in data[split]), split) for split in SPLITS}
     return Texts("language-modelling", splits)
 
 

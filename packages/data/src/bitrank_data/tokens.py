@@ -1,14 +1,21 @@
 """Texts tokenised once and kept on disk under a hash of data, tokenizer, length and code version.
 
-Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into windows of
-``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document for paired tests.
+Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into
+windows of ``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document
+for paired tests.
+
+Special tokens are those that the tokenizer adds by itself (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma:
+BOS; GPT-2: none). In language modelling every window begins with what the tokenizer puts before a text (BOS),
+as the model saw each training sequence begin so; what it puts after a text (EOS, by some) follows the last
+window of a document. BOS counts in ``max_length`` and is never predicted; with it the first token of a window
+is, so no token of a document goes unpredicted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +25,18 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, Example, Kind, Source
+from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
 from bitrank_data.store import build_once, cache_dir
 
+Encoded = list[list[int]]
 _BATCH = 1000
+_PROBES = 1000  # tokens of the vocabulary that are tried as a text
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Token sequences of one split. Sequence i is ``tokens[offsets[i]:offsets[i + 1]]`` and belongs to example ``ids[i]``.
+    """Token sequences of one split. Sequence i is ``tokens[offsets[i]:offsets[i + 1]]`` and belongs to
+    example ``ids[i]``.
 
     ``labels_N`` is empty for language modelling.
     """
@@ -62,19 +72,70 @@ class TokenisedTask:
     classes: tuple[str, ...]
     splits: dict[str, TokenSplit]
     pad_id: int
+    report: DataReport = field(default_factory=DataReport)
 
 
-def tokenise(source: Source, tokenizer: Any, max_length: int) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole."""
-    key = _key(source, tokenizer, max_length)
-    place = build_once(cache_dir() / "tokens" / f"{source.name}-{key[:16]}", lambda folder: _write(folder, source, tokenizer, max_length))
+@dataclass(frozen=True)
+class Cutting:
+    """How texts become sequences: the most tokens of one, and the special tokens before and after a text
+    (none: plain text).
+    """
+
+    max_length: int
+    special_tokens: bool = True
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+def tokenise(source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True) -> TokenisedTask:
+    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and
+    whole.
+
+    ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a
+    split has nothing to learn from, or ``max_length`` has no room beside the special tokens.
+    """
+    before, after = added_tokens(tokenizer) if special_tokens else ((), ())
+    cutting = Cutting(max_length, special_tokens, before, after)
+    if max_length <= len(before) + len(after):
+        added = len(before) + len(after)
+        room = f"max_length {max_length} has no room for text beside {added} special tokens"
+        raise DataError(f"{room}; give {added + 1} or more")
+    key = _key(source, tokenizer, cutting)
+    place = cache_dir() / "tokens" / f"{source.name}-{key[:16]}"
+    build_once(place, lambda folder: _write(folder, source, tokenizer, cutting))
     meta = json.loads((place / "meta.json").read_text())
     arrays = load_arrays((place / "tokens.safetensors").read_bytes())
     splits = {
         split: TokenSplit(arrays[f"{split}.tokens"], arrays[f"{split}.offsets"], arrays[f"{split}.labels"], meta["ids"][split])
         for split in SPLITS
     }
-    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer))
+    report = DataReport(meta["counts"], tuple(meta["notes"]))
+    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer), report)
+
+
+def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that ``tokenizer`` puts before and after a text, found on one that it has a token for.
+
+    Raises :class:`DataError` when it has none, or special tokens change those of the text.
+    """
+    special = set(tokenizer.all_special_tokens)
+    vocabulary = list(tokenizer.get_vocab())[:_PROBES]
+    candidates = ("a", "the", *(token for token in vocabulary if token not in special))
+    for probe in candidates:
+        plain = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        if plain:
+            break
+    else:
+        tried = ", ".join(candidates[:4])
+        raise DataError(f"the tokenizer gives no token for {tried}, …; give the model its own tokenizer")
+    whole = list(tokenizer(probe)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    raise DataError(
+        f"the tokenizer gives {probe!r} the ids {plain} without special tokens and {whole} with them, so it "
+        "is unclear which it adds; give special_tokens=false"
+    )
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -85,14 +146,17 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def _key(source: Source, tokenizer: Any, max_length: int) -> str:
+def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
     """Hash of all that the tokens depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     for passing in ("truncation", "padding"):
         state.pop(passing, None)  # left behind by the last call, no part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
-    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, str(max_length), _code()))
+    # Kept beside the vocabulary by transformers, and used in each call.
+    options = [str(getattr(tokenizer, name, None)) for name in ("truncation_side", "split_special_tokens")]
+    how = json.dumps(asdict(cutting), sort_keys=True)
+    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, _code()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -106,49 +170,97 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _write(folder: Path, source: Source, tokenizer: Any, max_length: int) -> None:
+def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> None:
     texts = source.load()
     arrays: dict[str, np.ndarray] = {}
     ids: dict[str, list[str]] = {}
+    lost: dict[str, int] = {}
     for split in SPLITS:
-        packed = _tokenise_split(texts.splits[split], tokenizer, max_length, source.kind)
+        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, source.kind)
         if not len(packed):
             raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
-        arrays |= {f"{split}.tokens": packed.tokens, f"{split}.offsets": packed.offsets, f"{split}.labels": packed.labels_N}
+        _refuse_absent(source.name, split, packed, texts.classes)
+        parts = {"tokens": packed.tokens, "offsets": packed.offsets, "labels": packed.labels_N}
+        arrays |= {f"{split}.{part}": array for part, array in parts.items()}
         ids[split] = packed.ids
+        lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
     (folder / "tokens.safetensors").write_bytes(save_arrays(arrays))
-    meta = {"classes": texts.classes, "ids": ids}
+    report = texts.report + DataReport(lost, _lost_notes(lost, cutting.max_length))
+    meta = {
+        "classes": texts.classes,
+        "ids": ids,
+        "counts": report.counts,
+        "notes": report.notes,
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _tokenise_split(examples: list[Example], tokenizer: Any, max_length: int, kind: Kind) -> TokenSplit:
+def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
+    """A class that a split lacks cannot be learned, or is not measured."""
+    absent = sorted(set(range(len(classes))) - set(packed.labels_N.tolist()))
+    if absent:
+        missing = classes[absent[0]]
+        remedy = "add texts of this class there"
+        raise DataError(f"{name}: the class {missing!r} has no text in {split}; {remedy}")
+
+
+def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
+    notes = []
+    if cut := lost.get("texts_cut"):
+        beyond = f"longer than max_length {max_length} and were cut there"
+        notes.append(f"{cut} of {lost['texts']} texts are {beyond}")
+    if empty := lost.get("texts_without_tokens"):
+        notes.append(f"{empty} texts have too few tokens to learn from and were left out")
+    return tuple(notes)
+
+
+def _tokenise_split(
+    examples: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind
+) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
+    """The sequences of ``examples``, and how many texts were there, were cut, and gave no sequence."""
     sequences: list[np.ndarray] = []
     ids: list[str] = []
     labels: list[int] = []
+    counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        for example, tokens in zip(batch, _encode(batch, tokenizer, max_length, kind), strict=True):
-            for piece in _pieces(tokens, max_length, kind):
-                sequences.append(piece)
-                ids.append(example.id)
-                labels += [example.label] if example.label is not None else []
-    return _pack(sequences, np.asarray(labels, dtype=np.int64), ids)
+        encoded, cut = _encode(batch, tokenizer, cutting, kind)
+        counts["texts_cut"] += cut
+        for example, tokens in zip(batch, encoded, strict=True):
+            pieces = _pieces(tokens, cutting, kind)
+            counts["texts_without_tokens"] += not pieces
+            sequences += pieces
+            ids += [example.id] * len(pieces)
+            labels += [example.label] * len(pieces) if example.label is not None else []
+    return _pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
 
 
-def _encode(batch: list[Example], tokenizer: Any, max_length: int, kind: Kind) -> list[list[int]]:
+def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[Encoded, int]:
+    """Token ids of each text, whole for language modelling and cut for classification; and how many were cut."""
     texts = [example.text for example in batch]
-    if kind == "classification":
-        return list(tokenizer(texts, truncation=True, max_length=max_length)["input_ids"])
-    # Longer than the model's window on purpose: the windows are cut below, so no warning is due.
-    return list(tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    # Longer than the model's window on purpose: windows are cut below, so no warning is due.
+    add = cutting.special_tokens and kind == "classification"
+    whole = list(tokenizer(texts, add_special_tokens=add, truncation=False, verbose=False)["input_ids"])
+    cut = sum(len(tokens) > cutting.max_length for tokens in whole) if kind == "classification" else 0
+    if not cut:
+        return whole, 0
+    words = {"add_special_tokens": add, "truncation": True, "max_length": cutting.max_length}
+    return list(tokenizer(texts, **words)["input_ids"]), cut
 
 
-def _pieces(tokens: list[int], max_length: int, kind: Kind) -> list[np.ndarray]:
-    array = np.asarray(tokens, dtype=np.int32)
+def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]:
+    """The sequences of one text: itself for classification, its windows for language modelling, none where
+    nothing is predicted.
+    """
     if kind == "classification":
-        return [array] if len(array) else []
-    windows = [array[start : start + max_length] for start in range(0, len(array), max_length)]
-    return [window for window in windows if len(window) > 1]  # one token alone predicts nothing
+        text = len(tokens) - len(cutting.before) - len(cutting.after)
+        return [np.asarray(tokens, dtype=np.int32)] if text > 0 else []
+    if not tokens:
+        return []
+    body, room = [*tokens, *cutting.after], cutting.max_length - len(cutting.before)
+    windows = [[*cutting.before, *body[start : start + room]] for start in range(0, len(body), room)]
+    # One token alone predicts nothing.
+    return [np.asarray(window, dtype=np.int32) for window in windows if len(window) > 1]
 
 
 def _pack(sequences: list[np.ndarray], labels_N: np.ndarray, ids: list[str]) -> TokenSplit:

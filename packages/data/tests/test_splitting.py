@@ -1,0 +1,136 @@
+"""Equal texts are never in two splits, every split has every class, and the order of rows does not matter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from bitrank_data import DataError, Example, Texts, open_task
+from bitrank_data.splitting import split_by_text, text_key
+from hypothesis import given
+from hypothesis import strategies as st
+
+LABELLED = st.lists(st.tuples(st.sampled_from([f"text {n}" for n in range(30)]), st.integers(0, 1)), min_size=1, max_size=200)
+
+
+def examples_of(rows: list[tuple[str, int]]) -> list[Example]:
+    return [Example(str(n), text, label) for n, (text, label) in enumerate(rows)]
+
+
+def load(path: Path, rows: list[dict]) -> Texts:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return open_task(str(path)).load()
+
+
+@given(LABELLED)
+def test_no_text_is_in_two_splits_and_no_split_lacks_a_class(rows: list[tuple[str, int]]) -> None:
+    try:
+        splits, report = split_by_text(examples_of(rows), lambda id_: f"row {id_}", ("a", "b"))
+    except DataError as error:
+        assert "different texts" in str(error) or "carry another label more often" in str(error)
+        return
+    keys = {split: {text_key(example.text) for example in part} for split, part in splits.items()}
+    assert not keys["train"] & keys["validation"] | keys["train"] & keys["test"] | keys["validation"] & keys["test"]
+    assert all({example.label for example in part} == {0, 1} for part in splits.values())
+    kept = sum(len(part) for part in splits.values())
+    assert kept + report.counts["repeats_left_out"] == len(rows), "each row is in a split or counted"
+    assert report.counts["repeated_rows"] == len(rows) - len({text for text, _ in rows})
+    for split in ("validation", "test"):
+        seen = [(text_key(example.text), example.label) for example in splits[split]]
+        assert len(seen) == len(set(seen))
+
+
+def test_the_order_of_rows_does_not_change_the_splits(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n % 30}", "label": n % 3 % 2} for n in range(60)]
+    first = load(tmp_path / "a.jsonl", rows)
+    random.Random(0).shuffle(rows)
+    again = load(tmp_path / "b.jsonl", rows)
+    for split, part in first.splits.items():
+        assert sorted((e.text, e.label) for e in part) == sorted((e.text, e.label) for e in again.splits[split])
+
+
+def test_a_tenth_of_the_texts_of_each_class_validates_and_tests(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "common" if n % 10 else "rare"} for n in range(300)]
+    texts = load(tmp_path / "x.jsonl", rows)
+    for split, expected in {"train": (216, 24), "validation": (27, 3), "test": (27, 3)}.items():
+        labels = [example.label for example in texts.splits[split]]
+        assert (labels.count(0), labels.count(1)) == expected
+
+
+def test_texts_are_equal_after_unicode_case_and_space_normalization() -> None:
+    assert text_key("  Stra\u00dfe\u00a0 \n A") == text_key("STRASSE a")
+    assert text_key("e\u0301") == text_key("\u00e9")
+    assert text_key("a b") != text_key("ab")
+
+
+def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> None:
+    """Twenty sentences with random labels, twenty copies of each: no test text was seen in training, and each
+    is tested once.
+    """
+    toss = random.Random(0)
+    labels = [toss.randint(0, 1) for _ in range(20)]
+    rows = [{"text": f"Sentence {n}" if copy % 2 else f"sentence  {n}", "label": labels[n]} for n in range(20) for copy in range(20)]
+    texts = load(tmp_path / "x.jsonl", rows)
+    seen = {text_key(example.text) for example in texts.splits["train"]}
+    assert not [example for example in texts.splits["test"] if text_key(example.text) in seen]
+    assert len(texts.splits["test"]) == len({text_key(example.text) for example in texts.splits["test"]})
+    assert texts.report.counts["repeated_rows"] == 380
+    assert any("380 rows repeat the text of another row" in note for note in texts.report.notes)
+
+
+def test_training_keeps_copies_and_its_labels(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n % 30}", "label": n % 2} for n in range(90)]
+    texts = load(tmp_path / "x.jsonl", rows)
+    assert len(texts.splits["train"]) == 66 and len(texts.splits["test"]) == len(texts.splits["validation"]) == 4
+    assert texts.report.counts["repeats_left_out"] == 16 and texts.report.counts["conflicting_texts"] == 0
+
+
+def test_labels_that_contradict_each_other_are_counted_and_named(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(40)] + [{"text": "TEXT 7", "label": 0}]
+    texts = load(tmp_path / "x.jsonl", rows)
+    assert texts.report.counts["conflicting_texts"] == 1
+    expected = "1 texts have different labels in different rows (such as row 8 (line 8) '1' and row 41 (line 41) '0'); all are kept"
+    assert expected in texts.report.notes
+
+
+def test_copies_of_a_document_are_one_document_in_validation_and_test(tmp_path: Path) -> None:
+    texts = load(tmp_path / "x.jsonl", [{"text": f"document {n % 20}"} for n in range(100)])
+    assert {split: len(part) for split, part in texts.splits.items()} == {"train": 80, "validation": 2, "test": 2}
+
+
+def test_too_few_different_documents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are 2 different texts"):
+        load(tmp_path / "x.jsonl", [{"text": f"document {n % 2}"} for n in range(100)])
+
+
+# Digests over (id, text, label) of each split: results of the study with embedded tasks stay comparable while
+# these hold.
+TOY = {
+    "toy_sentences": "bcb625f1ba27b16a",
+    "toy_articles": "ebb830d86f8fd610",
+}
+REAL = {
+    "movie_sentences": "75a70ca5d62de23a",
+    "wiki_articles": "818ea279ac5f0777",
+}
+
+
+def digest_of(task: str) -> str:
+    splits = open_task(task).load().splits
+    rows = [(split, example.id, example.text, example.label) for split in sorted(splits) for example in splits[split]]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("task", TOY)
+def test_the_splits_of_toy_tasks_are_what_they_were(task: str) -> None:
+    assert digest_of(task) == TOY[task]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", REAL)
+def test_the_splits_of_embedded_tasks_are_what_they_were(task: str) -> None:
+    """Needs the network: fetches the text asset."""
+    assert digest_of(task) == REAL[task]
