@@ -1,0 +1,110 @@
+"""``reference/names.md``: everything that is chosen by name, from the registries themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from find import find
+
+_SHAPE = (768, 768)
+
+
+def names_page() -> str:
+    """The page as Markdown."""
+    parts = [
+        "# Names",
+        "",
+        "Everything that a command line or a plan file chooses by name. This page is generated from the registries in the code.",
+        "",
+        *_configs(),
+        *_formats(),
+        *_backends(),
+        *_planners(),
+        *_tasks(),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    shown = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *shown, ""]
+
+
+def _configs() -> list[str]:
+    configs = find("bitrank.spec.configs:CONFIGS", "bitrank.configs:CONFIGS")
+    rows = [(f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`") for name, config in configs.items()]
+    return ["## Configs", "", "`--config`, `--configs`.", "", *_table(("name", "family", "precision rule", "rank rule"), rows)]
+
+
+def _formats() -> list[str]:
+    formats = find("bitrank_quant:FORMATS")
+    size = _SHAPE[0] * _SHAPE[1]
+    rows = [
+        (f"`{name}`", str(fmt.bits), str(fmt.block or "–"), f"{8 * fmt.nbytes(_SHAPE) / size:.3f}") for name, fmt in formats.items()
+    ]
+    head = ("name", "bits of a code", "block", "stored bits a weight, 768 × 768")
+    return [
+        "## Number formats",
+        "",
+        "In plan files, `--formats` and `--pin`. Besides these names: `int<2–8>-g<size>`, `nf4-g<size>`, `fp4-g<size>`, each of the last two",
+        "also with `-dq`.",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _backends() -> list[str]:
+    backends, overrides, formats = (find(f"bitrank_quant:{name}") for name in ("BACKENDS", "OVERRIDES", "FORMATS"))
+    served = [
+        (f"`{name}`", ", ".join(backend.devices), ", ".join(text for text, fmt in formats.items() if backend.serves(fmt)))
+        for name, backend in backends.items()
+    ]
+    shown = [(f"`{name}`", o.format or "the plan's", o.backend or "the first that serves it", o.device or "any") for name, o in overrides.items()]
+    return [
+        "## Backends",
+        "",
+        "In order of preference.",
+        "",
+        *_table(("name", "devices", "formats"), served),
+        "## `--quant-backend`",
+        "",
+        *_table(("name", "format of low-bit matrices", "backend", "device"), shown),
+    ]
+
+
+def _planners() -> list[str]:
+    planners = find("bitrank.planning.planners:PLANNERS")
+    searches = find("bitrank_planner:SEARCHES")
+    studies = find("bitrank.planning.planner_studies:STUDIES", "bitrank.planning.studies:STUDIES")
+    executors = find("bitrank.execution.registry:EXECUTORS", "bitrank.executors:EXECUTORS")
+    rows = [(f"`{name}`", study.about, study.reference, ", ".join(study.budgets)) for name, study in studies.items()]
+    return [
+        "## Planners",
+        "",
+        "`bitrank plan --planner`. Without training: " + ", ".join(f"`{name}`" for name in planners) + ".",
+        "",
+        "With short trainings: " + ", ".join(f"`{name}`" for name in searches) + ".",
+        "",
+        "## Studies of planners",
+        "",
+        *_table(("name", "question", "reference", "budgets"), rows),
+        "## Executors",
+        "",
+        *_table(("name", "where runs are executed"), [(f"`{name}`", executor.about) for name, executor in executors.items()]),
+    ]
+
+
+def _tasks() -> list[str]:
+    tasks, assets = find("bitrank_data:TASKS"), find("bitrank_data:ASSETS")
+    rows = [(f"`{name}`", str(asset.megabytes)) for name, asset in assets.items()]
+    return [
+        "## Tasks",
+        "",
+        ", ".join(f"`{name}`" for name in tasks) + ", or the path of a `.csv`, `.jsonl` or `.parquet` file.",
+        "",
+        "## Assets",
+        "",
+        "Fetched from PyPI by exact version and hash.",
+        "",
+        *_table(("name", "MB"), rows),
+    ]

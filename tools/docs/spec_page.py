@@ -1,0 +1,110 @@
+"""``reference/spec.md``: every field of a run's spec, from the dataclass itself.
+
+A field's row takes what the field says: its metadata (``about`` or ``help`` or ``doc``, ``unit``, and ``check`` or ``choices``), else the
+comment behind it or the comment lines above it in the source. A field that says nothing gets an empty cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from find import find
+
+_ABOUT = ("about", "help", "doc", "comment", "meaning")
+_LIMITS = ("check", "choices", "range", "limits")
+
+
+def spec_page() -> str:
+    """The page as Markdown."""
+    spec = find("bitrank.spec.run_spec:RunSpec", "bitrank.specs:RunSpec")
+    settable = find("bitrank.spec.run_spec:SETTABLE", "bitrank.spec.parse:SETTABLE", "bitrank.specs:SETTABLE")
+    profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.profiles:PROFILES")
+    comments = _comments(inspect.getsource(spec))
+    types = typing.get_type_hints(spec)
+    lines = [
+        "# Run spec",
+        "",
+        "A spec holds everything that decides the numbers of one run. Its id (`spec_id`) is the hash of all fields. `--set KEY=VALUE` sets a",
+        "field marked *settable*; the other fields have options of their own or follow from them. This page is generated from `RunSpec`.",
+        "",
+        *_prose(inspect.getdoc(spec) or ""),
+        "",
+        "| field | type | default | settable | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for field in dataclasses.fields(spec):
+        cells = (
+            f"`{field.name}`",
+            f"`{_type(types[field.name])}`",
+            _default(field),
+            "yes" if field.name in settable else "",
+            _meaning(field.metadata, comments.get(field.name, "")),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", *_profiles(profiles), ""])
+
+
+def _prose(docstring: str) -> list[str]:
+    """The docstring in Markdown: Sphinx roles and double backquotes as code."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", docstring)
+    return text.replace("``", "`").splitlines()
+
+
+def _type(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    return "required" if field.default_factory is dataclasses.MISSING else f"`{field.default_factory()!r}`"
+
+
+def _meaning(metadata: Mapping[str, Any], comment: str) -> str:
+    about = next((str(metadata[key]) for key in _ABOUT if metadata.get(key)), comment)
+    unit = f" Unit: {metadata['unit']}." if metadata.get("unit") else ""
+    limits = next((metadata[key] for key in _LIMITS if metadata.get(key)), "")
+    shown = limits.__doc__ if callable(limits) else limits
+    if isinstance(shown, (tuple, list)):
+        shown = ", ".join(f"`{item}`" for item in shown)
+    return about + unit + (f" Allowed: {shown}." if shown else "")
+
+
+def _comments(source: str) -> dict[str, str]:
+    """Field → the comment lines above it and the comment behind it."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in source.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            above.append(stripped.lstrip("# "))
+            continue
+        if match := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
+            found[match[1]] = " ".join([*above, match[2] or ""]).strip()
+        above = []
+    return found
+
+
+def _profiles(profiles: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Profiles",
+        "",
+        "A profile names tasks and seeds, and for each kind of task the fields that differ from the defaults above.",
+        "",
+    ]
+    for profile in profiles.values():
+        seeds = ", ".join(str(seed) for seed in profile.seeds)
+        lines += [f"### {profile.name}", "", f"{profile.about}. Tasks: {', '.join(profile.tasks)}. Seeds: {seeds}.", ""]
+        kinds = profile.by_kind
+        keys = list(dict.fromkeys(key for fields in kinds.values() for key in fields))
+        lines += ["| field | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+        for key in keys:
+            cells = [f"`{fields[key]}`" if key in fields else "" for fields in kinds.values()]
+            lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+        lines += [""]
+    return lines
