@@ -1,4 +1,4 @@
-"""Draw the README's figure, quality against bytes, from the tables of the last paper build. Usage: quality_figure.py [OUT.svg].
+"""Draw quality against bytes, the README's figure, from the last paper build. Usage: quality_figure.py [OUT]
 
 Reads ``paper/generated/tables/arms-<task>.csv``; run it after ``make paper`` has written new ones.
 """
@@ -34,28 +34,31 @@ def panel(task: str) -> alt.LayerChart:
     frame = pd.read_csv(TABLES / f"arms-{task}.csv")
     frame[["quality", "low", "high"]] *= factor
     same_size = frame["model_mib"].round(1).duplicated()
-    frame.loc[same_size, "model_mib"] += 0.012 * frame["model_mib"].max()  # configs of one size are drawn side by side
+    # Draw configs of one size side by side.
+    frame.loc[same_size, "model_mib"] += 0.012 * frame["model_mib"].max()
     quality = alt.Y("quality:Q", title=title, scale=alt.Scale(zero=False, reverse=reverse))
+    low = alt.Y("low:Q", title=title, scale=quality["scale"])
     base = alt.Chart(frame).encode(
         x=alt.X("model_mib:Q", title="stored model, MiB", scale=alt.Scale(zero=True, nice=True)),
         color=alt.Color("config:N", title=None, legend=None, scale=alt.Scale(scheme="tableau10")),
     )
     layers: list[alt.Chart] = [
-        base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", scale=quality["scale"], title=title), y2="high:Q"),
+        base.mark_rule(strokeWidth=1.5).encode(y=low, y2="high:Q"),
         base.mark_point(filled=True, size=70).encode(y=quality, shape=alt.Shape("config:N", legend=None)),
     ]
     for row in frame.to_dict("records"):
         right, down = SHIFTS.get((task, row["config"]), (9, 4))
-        label = alt.Chart(pd.DataFrame([row])).mark_text(align="left" if right > 0 else "right", dx=right, dy=down, fontSize=11)
+        side = "left" if right > 0 else "right"
+        label = alt.Chart(pd.DataFrame([row])).mark_text(align=side, dx=right, dy=down, fontSize=11)
         layers.append(label.encode(x="model_mib:Q", y=quality, text="config:N"))
     return alt.layer(*layers).properties(width=330, height=240)
 
 
 def main(out: Path) -> int:
     """Write the figure to ``out``."""
-    chart = alt.hconcat(*(panel(task) for task in PANELS), spacing=36).configure(
-        background="white", font="sans-serif", axis=alt.AxisConfig(titleFontWeight="normal", labelFontSize=11, titleFontSize=12)
-    )
+    axis = alt.AxisConfig(titleFontWeight="normal", labelFontSize=11, titleFontSize=12)
+    panels = alt.hconcat(*(panel(task) for task in PANELS), spacing=36)
+    chart = panels.configure(background="white", font="sans-serif", axis=axis)
     chart.save(str(out))
     return 0
 

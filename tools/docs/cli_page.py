@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 from find import find
 
+_BUILDERS = ("build_parser", "make_parser", "_parser")
+
 
 def cli_page() -> str:
     """The page as Markdown."""
-    build: Callable[[], argparse.ArgumentParser] = find(
-        "bitrank.cli.main:build_parser", "bitrank.cli.main:_parser", "bitrank.cli:build_parser", "bitrank.cli:_parser"
-    )
+    places = (f"{module}:{name}" for module in ("bitrank.cli.main", "bitrank.cli") for name in _BUILDERS)
+    build: Callable[[], argparse.ArgumentParser] = find(*places)
     parser = build()
     commands, summaries = _commands(parser)
     lines = [
@@ -27,8 +28,8 @@ def cli_page() -> str:
         "|---|---|",
         *(f"| [`bitrank {name}`](#bitrank-{name}) | {_cell(summaries[name])} |" for name in commands),
         "",
-        "Exit codes: 0 when everything asked for is done, 1 when something failed, 2 for bad input (one message that says what was expected,",
-        "what was given and what to do), 128 + *n* when signal *n* stopped the command.",
+        "Exit codes: 0 when everything asked for is done, 1 when something failed, 2 for bad input (one",
+        "message: expected, got, what to do), 128 + *n* when signal *n* stopped the command.",
         "",
     ]
     for name, command in commands.items():

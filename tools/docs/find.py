@@ -7,9 +7,9 @@ from typing import Any
 
 
 def find(*places: str) -> Any:
-    """The first of ``places`` (``module:attribute``) that exists. Raises :class:`LookupError` with all of them when none does.
+    """The first of ``places`` (``module:attribute``) that exists. Raises :class:`LookupError` when none does.
 
-    A reference page names a module's new place and its former one while files move, so that the site builds on both sides of a move.
+    Pages name a module's place and its former one while files move, so that the site builds before and after.
     """
     for place in places:
         module_name, _, attribute = place.partition(":")

@@ -1,6 +1,6 @@
 """What mkdocs calls while it builds the site: adds the generated reference pages, and tidies docstrings.
 
-Reference pages are made from the code at build time, so they cannot disagree with it. They exist only in the site, never as files.
+Reference pages are made from the code at build time, so they cannot disagree with it. They are no files of docs/.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 from cli_page import cli_page
+from mkdocs.structure.files import File, Files
 from modules_page import modules_page
 from names_page import names_page
 from spec_page import spec_page
@@ -23,12 +22,12 @@ GENERATED: dict[str, Callable[[], str]] = {
     "reference/names.md": names_page,
     "reference/api/bitrank.md": modules_page,
 }
-# Docstrings use Sphinx roles such as :class:`~bitrank.errors.UserError`; the site prints the last name as code.
+# Docstrings use Sphinx roles such as :class:`~bitrank.errors.UserError`; print the last name as code.
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):<code>~?(?:[\w.]+\.)?(\w+)</code>")
 
 
 def on_config(config: Any) -> Any:
-    """Replace a folder in the navigation by its pages, ``index.md`` first, so that a new page needs no entry."""
+    """Replace folders in the navigation by their pages, ``index.md`` first: a new page needs no entry."""
     root = Path(config.docs_dir)
     for entry in config.nav:
         for title, value in entry.items() if isinstance(entry, dict) else ():

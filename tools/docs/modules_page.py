@@ -1,4 +1,4 @@
-"""``reference/api/bitrank.md``: the orchestrator's modules, each with the first paragraph of its docstring. Nothing is imported."""
+"""``reference/api/bitrank.md``: the orchestrator's modules with the starts of their docstrings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ def modules_page() -> str:
     lines = [
         "# bitrank (orchestrator)",
         "",
-        "Modules by folder, with the first paragraph of each docstring. This page is generated from the sources;",
+        "Modules by folder, with the first paragraph of each docstring, generated from the sources.",
         "[Architecture](../../architecture.md) says how they fit together.",
         "",
     ]
     folders = sorted({path.parent for path in SOURCE.rglob("*.py")})
     for folder in folders:
         name = ".".join(("bitrank", *folder.relative_to(SOURCE).parts))
-        lines += [f"## {name}", "", *_first_paragraph(folder / "__init__.py"), "", "| module | about |", "|---|---|"]
+        lines += [f"## {name}", "", *_first_paragraph(folder / "__init__.py"), ""]
+        lines += ["| module | about |", "|---|---|"]
         modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
         for path in modules:
             about = " ".join(_first_paragraph(path)).replace("|", "\\|")

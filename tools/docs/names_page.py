@@ -14,7 +14,7 @@ def names_page() -> str:
     parts = [
         "# Names",
         "",
-        "Everything that a command line or a plan file chooses by name. This page is generated from the registries in the code.",
+        "Everything that a command line or a plan file chooses by name, generated from the registries.",
         "",
         *_configs(),
         *_formats(),
@@ -26,40 +26,51 @@ def names_page() -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    shown = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *shown, ""]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _configs() -> list[str]:
     configs = find("bitrank.spec.configs:CONFIGS", "bitrank.configs:CONFIGS")
-    rows = [(f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`") for name, config in configs.items()]
-    return ["## Configs", "", "`--config`, `--configs`.", "", *_table(("name", "family", "precision rule", "rank rule"), rows)]
+    rows = []
+    for name, config in configs.items():
+        rows.append((f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`"))
+    head = ("name", "family", "precision rule", "rank rule")
+    return ["## Configs", "", "`--config`, `--configs`.", "", *_table(head, rows)]
 
 
 def _formats() -> list[str]:
     formats = find("bitrank_quant:FORMATS")
     size = _SHAPE[0] * _SHAPE[1]
-    rows = [
-        (f"`{name}`", str(fmt.bits), str(fmt.block or "–"), f"{8 * fmt.nbytes(_SHAPE) / size:.3f}") for name, fmt in formats.items()
-    ]
+    rows = []
+    for name, fmt in formats.items():
+        stored = 8 * fmt.nbytes(_SHAPE) / size
+        rows.append((f"`{name}`", str(fmt.bits), str(fmt.block or "–"), f"{stored:.3f}"))
     head = ("name", "bits of a code", "block", "stored bits a weight, 768 × 768")
     return [
         "## Number formats",
         "",
-        "In plan files, `--formats` and `--pin`. Besides these names: `int<2–8>-g<size>`, `nf4-g<size>`, `fp4-g<size>`, each of the last two",
-        "also with `-dq`.",
+        "In plan files, `--formats` and `--pin`. Besides these names: `int<2–8>-g<size>`, `nf4-g<size>` and",
+        "`fp4-g<size>`, each of the last two also with `-dq`.",
         "",
         *_table(head, rows),
     ]
 
 
 def _backends() -> list[str]:
-    backends, overrides, formats = (find(f"bitrank_quant:{name}") for name in ("BACKENDS", "OVERRIDES", "FORMATS"))
-    served = [
-        (f"`{name}`", ", ".join(backend.devices), ", ".join(text for text, fmt in formats.items() if backend.serves(fmt)))
-        for name, backend in backends.items()
-    ]
-    shown = [(f"`{name}`", o.format or "the plan's", o.backend or "the first that serves it", o.device or "any") for name, o in overrides.items()]
+    registries = ("BACKENDS", "OVERRIDES", "FORMATS")
+    backends, overrides, formats = (find(f"bitrank_quant:{name}") for name in registries)
+    served = []
+    for name, backend in backends.items():
+        names = [text for text, fmt in formats.items() if backend.serves(fmt)]
+        served.append((f"`{name}`", ", ".join(backend.devices), ", ".join(names)))
+    shown = []
+    for name, entry in overrides.items():
+        backend = entry.backend or "the first that serves it"
+        shown.append((f"`{name}`", entry.format or "the plan's", backend, entry.device or "any"))
     return [
         "## Backends",
         "",
@@ -77,7 +88,10 @@ def _planners() -> list[str]:
     searches = find("bitrank_planner:SEARCHES")
     studies = find("bitrank.planning.planner_studies:STUDIES", "bitrank.planning.studies:STUDIES")
     executors = find("bitrank.execution.registry:EXECUTORS", "bitrank.executors:EXECUTORS")
-    rows = [(f"`{name}`", study.about, study.reference, ", ".join(study.budgets)) for name, study in studies.items()]
+    rows = []
+    for name, study in studies.items():
+        rows.append((f"`{name}`", study.about, study.reference, ", ".join(study.budgets)))
+    where = [(f"`{name}`", executor.about) for name, executor in executors.items()]
     return [
         "## Planners",
         "",
@@ -90,7 +104,7 @@ def _planners() -> list[str]:
         *_table(("name", "question", "reference", "budgets"), rows),
         "## Executors",
         "",
-        *_table(("name", "where runs are executed"), [(f"`{name}`", executor.about) for name, executor in executors.items()]),
+        *_table(("name", "where runs are executed"), where),
     ]
 
 

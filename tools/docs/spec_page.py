@@ -1,7 +1,7 @@
 """``reference/spec.md``: every field of a run's spec, from the dataclass itself.
 
-A field's row takes what the field says: its metadata (``about`` or ``help`` or ``doc``, ``unit``, and ``check`` or ``choices``), else the
-comment behind it or the comment lines above it in the source. A field that says nothing gets an empty cell.
+The meaning of a field comes from its metadata (``about``, ``help`` or ``doc``; ``unit``; ``check`` or ``choices``),
+else from the comment behind it or the comment lines above it in the source. Without any of them the cell is empty.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def spec_page() -> str:
     lines = [
         "# Run spec",
         "",
-        "A spec holds everything that decides the numbers of one run. Its id (`spec_id`) is the hash of all fields. `--set KEY=VALUE` sets a",
-        "field marked *settable*; the other fields have options of their own or follow from them. This page is generated from `RunSpec`.",
+        "A spec holds everything that decides the numbers of one run. Its id (`spec_id`) is the hash of all",
+        "fields. `--set KEY=VALUE` sets a field marked *settable*; the other fields have their own options or",
+        "follow from them. This page is generated from `RunSpec`.",
         "",
         *_prose(inspect.getdoc(spec) or ""),
         "",
@@ -94,12 +95,13 @@ def _profiles(profiles: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Profiles",
         "",
-        "A profile names tasks and seeds, and for each kind of task the fields that differ from the defaults above.",
+        "A profile names tasks and seeds, and for each kind of task the fields that differ from defaults.",
         "",
     ]
     for profile in profiles.values():
         seeds = ", ".join(str(seed) for seed in profile.seeds)
-        lines += [f"### {profile.name}", "", f"{profile.about}. Tasks: {', '.join(profile.tasks)}. Seeds: {seeds}.", ""]
+        tasks = ", ".join(profile.tasks)
+        lines += [f"### {profile.name}", "", f"{profile.about}. Tasks: {tasks}. Seeds: {seeds}.", ""]
         kinds = profile.by_kind
         keys = list(dict.fromkeys(key for fields in kinds.values() for key in fields))
         lines += ["| field | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
