@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _ACTION = r'run(?: slow)?|file|append|insert (after|before) "([^\n]+)"'
 _BLOCK = re.compile(rf"^<!-- ({_ACTION})(?:: (\S+))? -->\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Documents name places of the layout in docs/architecture.md; this maps them to the former places of files that
+# Documents name places of the layout in docs/architecture.md; this maps them to former places of files that
 # have not moved yet. Remove an entry once its file has moved.
 FORMER = {
     "bitrank/spec/": "bitrank/",

@@ -24,7 +24,7 @@ SHIFTS = {
     ("movie_sentences", "Joint-3"): (9, -8),
     ("movie_sentences", "Joint-1"): (9, 12),
     ("wiki_articles", "Joint-3"): (9, -6),
-    ("wiki_articles", "B-Q4"): (-9, -6),
+    ("wiki_articles", "B-Q4"): (-2, -38),
 }
 
 

@@ -1,6 +1,6 @@
 """What mkdocs calls while it builds the site: adds the generated reference pages, and tidies docstrings.
 
-Reference pages are made from the code at build time, so they cannot disagree with it. They are no files of docs/.
+Reference pages are made from the code at build time, so they cannot disagree with it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):<code>~?(?:[\w.]+\.)
 
 def on_config(config: Any) -> Any:
     """Replace folders in the navigation by their pages, ``index.md`` first: a new page needs no entry."""
-    root = Path(config.docs_dir)
-    for entry in config.nav:
+    _expand(config.nav, Path(config.docs_dir))
+    return config
+
+
+def _expand(entries: list[Any], root: Path) -> None:
+    for entry in entries:
         for title, value in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(value, str) and (root / value).is_dir():
+            if isinstance(value, list):
+                _expand(value, root)
+            elif (root / value).is_dir():
                 pages = sorted(path.relative_to(root).as_posix() for path in (root / value).glob("*.md"))
                 entry[title] = sorted(pages, key=lambda page: not page.endswith("/index.md"))
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -1,7 +1,8 @@
 """``reference/spec.md``: every field of a run's spec, from the dataclass itself.
 
-The meaning of a field comes from its metadata (``about``, ``help`` or ``doc``; ``unit``; ``check`` or ``choices``),
-else from the comment behind it or the comment lines above it in the source. Without any of them the cell is empty.
+The meaning of a field comes from its metadata (``about``, ``help`` or ``doc``; ``unit``; ``check`` or
+``choices``), else from the comment behind it or the comment lines above it in the source. Without any of them
+the cell is empty.
 """
 
 from __future__ import annotations
@@ -30,24 +31,21 @@ def spec_page() -> str:
         "# Run spec",
         "",
         "A spec holds everything that decides the numbers of one run. Its id (`spec_id`) is the hash of all",
-        "fields. `--set KEY=VALUE` sets a field marked *settable*; the other fields have their own options or",
+        "fields. `--set KEY=VALUE` sets a field marked *settable*; other fields have their own options or",
         "follow from them. This page is generated from `RunSpec`.",
         "",
         *_prose(inspect.getdoc(spec) or ""),
         "",
-        "| field | type | default | settable | meaning |",
-        "|---|---|---|---|---|",
     ]
+    rows = [("field", "type", "default", "settable", "meaning"), ("---",) * 5]
     for field in dataclasses.fields(spec):
-        cells = (
-            f"`{field.name}`",
-            f"`{_type(types[field.name])}`",
-            _default(field),
-            "yes" if field.name in settable else "",
-            _meaning(field.metadata, comments.get(field.name, "")),
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, "", *_profiles(profiles), ""])
+        kind, may_set = _type(types[field.name]), "yes" if field.name in settable else ""
+        meaning = _meaning(field.metadata, comments.get(field.name, ""))
+        rows.append((f"`{field.name}`", f"`{kind}`", _default(field), may_set, meaning))
+    if not any(row[-1] for row in rows[2:]):
+        rows = [row[:-1] for row in rows]  # no field says anything: leave out the empty column
+    table = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, *table, "", *_profiles(profiles), ""])
 
 
 def _prose(docstring: str) -> list[str]:
@@ -57,7 +55,8 @@ def _prose(docstring: str) -> list[str]:
 
 
 def _type(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    return text.replace(" | ", " or ")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
