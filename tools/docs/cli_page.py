@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 
+from cells import table
 from find import find
 
 _BUILDERS = ("build_parser", "make_parser", "_parser")
@@ -13,10 +13,9 @@ _BUILDERS = ("build_parser", "make_parser", "_parser")
 
 def cli_page() -> str:
     """The page as Markdown."""
-    places = (f"{module}:{name}" for module in ("bitrank.cli.main", "bitrank.cli") for name in _BUILDERS)
-    build: Callable[[], argparse.ArgumentParser] = find(*places)
-    parser = build()
+    parser = find_parser()
     commands, summaries = _commands(parser)
+    links = [(f"[`bitrank {name}`](#bitrank-{name})", summaries[name]) for name in commands]
     lines = [
         "# Command line",
         "",
@@ -24,10 +23,7 @@ def cli_page() -> str:
         "",
         parser.description or "",
         "",
-        "| command | purpose |",
-        "|---|---|",
-        *(f"| [`bitrank {name}`](#bitrank-{name}) | {_cell(summaries[name])} |" for name in commands),
-        "",
+        *table(("command", "purpose"), links),
         "Exit codes: 0 when everything asked for is done, 1 when something failed, 2 for bad input (one",
         "message: expected, got, what to do), 128 + *n* when signal *n* stopped the command.",
         "",
@@ -35,6 +31,13 @@ def cli_page() -> str:
     for name, command in commands.items():
         lines += _section(name, command)
     return "\n".join(lines)
+
+
+def find_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    places = (f"{module}:{name}" for module in ("bitrank.cli.main", "bitrank.cli") for name in _BUILDERS)
+    build: Callable[[], argparse.ArgumentParser] = find(*places)
+    return build()
 
 
 def _commands(parser: argparse.ArgumentParser) -> tuple[dict[str, argparse.ArgumentParser], dict[str, str]]:
@@ -51,13 +54,11 @@ def _section(name: str, parser: argparse.ArgumentParser) -> list[str]:
     optional = [a for a in parser._actions if a.option_strings and a.dest != "help"]
     lines = [f"## bitrank {name}", "", _sentence(parser.description or ""), ""]
     if positional:
-        lines += ["| argument | meaning |", "|---|---|"]
-        lines += [f"| `{a.metavar or a.dest}` | {_help(parser, a)} |" for a in positional]
-        lines += [""]
+        rows = [(f"`{a.metavar or a.dest}`", _help(parser, a)) for a in positional]
+        lines += table(("argument", "meaning"), rows)
     if optional:
-        lines += ["| option | meaning |", "|---|---|"]
-        lines += [f"| `{_option(a)}` | {_help(parser, a)} |" for a in optional]
-        lines += [""]
+        rows = [(f"`{_option(a)}`", _help(parser, a)) for a in optional]
+        lines += table(("option", "meaning"), rows)
     if parser.epilog:
         lines += ["```text", parser.epilog.strip(), "```", ""]
     return lines
@@ -67,7 +68,7 @@ def _option(action: argparse.Action) -> str:
     names = ", ".join(action.option_strings)
     if action.nargs == 0:
         return names
-    choices = "\\|".join(str(choice) for choice in action.choices) if action.choices else ""
+    choices = "|".join(str(choice) for choice in action.choices) if action.choices else ""
     return f"{names} {action.metavar or choices or action.dest.upper()}"
 
 
@@ -75,11 +76,7 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """The help text with ``%(default)s`` and the like filled in, as argparse prints it."""
     text = parser._get_formatter()._expand_help(action) if action.help else ""
     required = action.option_strings and action.required
-    return _cell(text) + (" **Required.**" if required else "")
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
+    return text + (" **Required.**" if required else "")
 
 
 def _sentence(text: str) -> str:

@@ -5,6 +5,7 @@ Reference pages are made from the code at build time, so they cannot disagree wi
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,10 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 # Docstrings use Sphinx roles such as :class:`~bitrank.errors.UserError`; print the last name as code.
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):<code>~?(?:[\w.]+\.)?(\w+)</code>")
+
+
+# Reading the registries imports bitsandbytes, which warns about optional kernels.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def on_config(config: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from cells import table
+
 SOURCE = Path(__file__).resolve().parents[2] / "orchestrator" / "src" / "bitrank"
 
 
@@ -21,12 +23,9 @@ def modules_page() -> str:
     for folder in folders:
         name = ".".join(("bitrank", *folder.relative_to(SOURCE).parts))
         lines += [f"## {name}", "", *_first_paragraph(folder / "__init__.py"), ""]
-        lines += ["| module | about |", "|---|---|"]
         modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-        for path in modules:
-            about = " ".join(_first_paragraph(path)).replace("|", "\\|")
-            lines.append(f"| `{path.stem}` | {about} |")
-        lines += [""]
+        rows = [(f"`{path.stem}`", " ".join(_first_paragraph(path))) for path in modules]
+        lines += table(("module", "about"), rows)
     return "\n".join(lines)
 
 

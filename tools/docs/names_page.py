@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
+from cells import table
 from find import find
 
 _SHAPE = (768, 768)
@@ -25,21 +24,13 @@ def names_page() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [cell.replace("|", "\\|") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
 def _configs() -> list[str]:
     configs = find("bitrank.spec.configs:CONFIGS", "bitrank.configs:CONFIGS")
     rows = []
     for name, config in configs.items():
         rows.append((f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`"))
     head = ("name", "family", "precision rule", "rank rule")
-    return ["## Configs", "", "`--config`, `--configs`.", "", *_table(head, rows)]
+    return ["## Configs", "", "`--config`, `--configs`.", "", *table(head, rows)]
 
 
 def _formats() -> list[str]:
@@ -56,7 +47,7 @@ def _formats() -> list[str]:
         "In plan files, `--formats` and `--pin`. Besides these names: `int<2–8>-g<size>`, `nf4-g<size>` and",
         "`fp4-g<size>`, each of the last two also with `-dq`.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
     ]
 
 
@@ -76,10 +67,10 @@ def _backends() -> list[str]:
         "",
         "In order of preference.",
         "",
-        *_table(("name", "devices", "formats"), served),
+        *table(("name", "devices", "formats"), served),
         "## `--quant-backend`",
         "",
-        *_table(("name", "format of low-bit matrices", "backend", "device"), shown),
+        *table(("name", "format of low-bit matrices", "backend", "device"), shown),
     ]
 
 
@@ -101,10 +92,10 @@ def _planners() -> list[str]:
         "",
         "## Studies of planners",
         "",
-        *_table(("name", "question", "reference", "budgets"), rows),
+        *table(("name", "question", "reference", "budgets"), rows),
         "## Executors",
         "",
-        *_table(("name", "where runs are executed"), where),
+        *table(("name", "where runs are executed"), where),
     ]
 
 
@@ -120,5 +111,5 @@ def _tasks() -> list[str]:
         "",
         "Fetched from PyPI by exact version and hash.",
         "",
-        *_table(("name", "MB"), rows),
+        *table(("name", "MB"), rows),
     ]

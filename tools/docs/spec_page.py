@@ -11,9 +11,10 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from cells import table
 from find import find
 
 _ABOUT = ("about", "help", "doc", "comment", "meaning")
@@ -25,8 +26,6 @@ def spec_page() -> str:
     spec = find("bitrank.spec.run_spec:RunSpec", "bitrank.specs:RunSpec")
     settable = find("bitrank.spec.run_spec:SETTABLE", "bitrank.spec.parse:SETTABLE", "bitrank.specs:SETTABLE")
     profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.profiles:PROFILES")
-    comments = _comments(inspect.getsource(spec))
-    types = typing.get_type_hints(spec)
     lines = [
         "# Run spec",
         "",
@@ -37,15 +36,20 @@ def spec_page() -> str:
         *_prose(inspect.getdoc(spec) or ""),
         "",
     ]
-    rows = [("field", "type", "default", "settable", "meaning"), ("---",) * 5]
+    return "\n".join([*lines, *field_table(spec, settable), *_profiles(profiles), ""])
+
+
+def field_table(spec: type, settable: Collection[str]) -> list[str]:
+    """A table with a row for each field of the dataclass ``spec``; those named in ``settable`` are marked."""
+    comments, types = _comments(inspect.getsource(spec)), typing.get_type_hints(spec)
+    head, rows = ("field", "type", "default", "settable", "meaning"), []
     for field in dataclasses.fields(spec):
         kind, may_set = _type(types[field.name]), "yes" if field.name in settable else ""
         meaning = _meaning(field.metadata, comments.get(field.name, ""))
         rows.append((f"`{field.name}`", f"`{kind}`", _default(field), may_set, meaning))
-    if not any(row[-1] for row in rows[2:]):
-        rows = [row[:-1] for row in rows]  # no field says anything: leave out the empty column
-    table = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, *table, "", *_profiles(profiles), ""])
+    if not any(row[-1] for row in rows):  # leave out an empty column
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return table(head, rows)
 
 
 def _prose(docstring: str) -> list[str]:
@@ -103,9 +107,9 @@ def _profiles(profiles: Mapping[str, Any]) -> list[str]:
         lines += [f"### {profile.name}", "", f"{profile.about}. Tasks: {tasks}. Seeds: {seeds}.", ""]
         kinds = profile.by_kind
         keys = list(dict.fromkeys(key for fields in kinds.values() for key in fields))
-        lines += ["| field | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+        rows = []
         for key in keys:
-            cells = [f"`{fields[key]}`" if key in fields else "" for fields in kinds.values()]
-            lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
-        lines += [""]
+            values = [f"`{fields[key]}`" if key in fields else "" for fields in kinds.values()]
+            rows.append((f"`{key}`", *values))
+        lines += table(("field", *kinds), rows)
     return lines
