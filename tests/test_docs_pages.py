@@ -1,14 +1,20 @@
-"""Generated reference pages hold what the code holds: every command and option, every field, every name."""
+"""Documents agree with the code: generated pages hold every option, field and name; shown commands are valid."""
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-PAGES = Path(__file__).resolve().parents[1] / "tools" / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "tools" / "docs"
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "orchestrator" / "README.md"]
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^(?:\w+=\S+ )*(?:\.venv/bin/)?bitrank (.+)$", re.MULTILINE)
 pytest.importorskip("mkdocs", reason="the tools of `make docs` are not installed")
 
 
@@ -79,3 +85,35 @@ def test_module_page_has_every_module_of_the_orchestrator() -> None:
     page = modules_page()
     modules = {path.stem for path in SOURCE.rglob("*.py")} - {"__init__"}
     assert all(f"| `{name}` |" in page for name in modules)
+
+
+def _shell_lines() -> list[tuple[str, str]]:
+    """(document, shell text) of every sh block, with continued lines joined."""
+    found = []
+    for path in DOCUMENTS:
+        for text in SHELL.findall(path.read_text()):
+            found.append((path.name, text.replace("\\\n", " ")))
+    return found
+
+
+def test_every_bitrank_command_in_documents_is_valid() -> None:
+    from cli_page import find_parser
+
+    parser, count = find_parser(), 0
+    for name, text in _shell_lines():
+        for line in COMMAND.findall(text):
+            words = shlex.split(line.partition(" | ")[0], comments=True)
+            words = [word for word in words if word != "…"]
+            try:
+                parser.parse_args(words)
+            except SystemExit as error:
+                pytest.fail(f"{name}: bitrank {line} is not valid ({error})")
+            count += 1
+    assert count > 30, "commands are found"
+
+
+def test_every_make_target_in_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in _shell_lines():
+        for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
+            assert target in targets, f"{name}: make {target}"
