@@ -1,4 +1,4 @@
-"""Documents agree with the code: generated pages hold every option, field and name; shown commands are valid."""
+"""Documents agree with the code: generated pages are complete, and shown commands are valid."""
 
 from __future__ import annotations
 
