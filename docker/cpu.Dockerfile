@@ -1,4 +1,4 @@
-# bitrank on a CPU: this checkout with its pinned libraries and the CPU build of torch. docs/docker.md says how to build and run it.
+# bitrank on a CPU: this checkout with its pinned libraries and the CPU build of torch. docs/guides/docker.md says how to build and run it.
 # Any base with Python 3.11 or newer as `python3`, its venv, and apt-get will do.
 ARG BASE=python:3.11-slim-bookworm
 

@@ -38,7 +38,7 @@ clean() {
     [ -n "${VERIFY_FOLDER:-}" ] || rm -rf "$folder"
 }
 
-# Traps that each of these words avoids are told in docs/docker.md.
+# Traps that each of these words avoids are told in docs/guides/docker.md.
 build_base() {
     "${podman[@]}" image exists localhost/python:bookworm && return
     say "base image: Debian's Python"

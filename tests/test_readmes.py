@@ -1,36 +1,45 @@
-"""The first example of each package's README runs as it stands, and so does the seventh config of the README at the root."""
+"""The first example of each package's README runs as written, and so does the config of the root README."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from guide_blocks import ROOT, Block, SourceCopy, blocks_of, python_blocks
 
-ROOT = Path(__file__).resolve().parents[1]
+PATTERNS = ("*.md", "packages/*/README.md", "orchestrator/README.md", "benchmarks/README.md", "docs/**/*.md")
+PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
+# Written by hooks while the site is built.
+REFERENCE = ROOT / "docs" / "reference"
+GENERATED = {REFERENCE / name for name in ("cli.md", "spec.md", "names.md", "api/bitrank.md")}
 
 
 @pytest.mark.parametrize("name", ["data", "planner", "quant", "adapters", "trainer"])
-def test_the_first_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "packages" / name / "README.md").read_text()
-    match = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert match is not None
-    exec(compile(match[1], f"{name}/README.md", "exec"), {"__name__": "readme"})
+def test_first_example_of_a_package_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = python_blocks((ROOT / "packages" / name / "README.md").read_text())[0]
+    exec(compile(code, f"{name}/README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip()
 
 
-def test_the_seventh_config_is_these_two_snippets(tmp_path: Path) -> None:
-    """Pasted where the README says, into a copy of the orchestrator, and nothing else."""
-    text = (ROOT / "README.md").read_text().partition("### A seventh config")[2].partition("\n## ")[0]
-    rule, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    shutil.copytree(ROOT / "orchestrator" / "src" / "bitrank", tmp_path / "bitrank")
-    rules, configs = tmp_path / "bitrank" / "rules.py", tmp_path / "bitrank" / "configs.py"
-    rules.write_text(f"{rules.read_text()}\n\n{rule}")
-    configs.write_text(configs.read_text().replace("CONFIGS: dict[str, Config] = {\n", f"CONFIGS: dict[str, Config] = {{\n{line}"))
-    words = [sys.executable, "-m", "bitrank", "list", "--configs", "Deep-8", "--store", str(tmp_path / "runs")]
-    listed = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=120)
-    assert listed.stdout.count("Deep-8") == 2
+def test_config_of_the_readme_is_its_two_blocks_and_nothing_else(tmp_path: Path) -> None:
+    blocks = blocks_of((ROOT / "README.md").read_text())
+    assert [block.action for block in blocks] == ["append", "after"]
+    listed = Block("run", "", "", "sh", "bitrank list --configs Deep-8")
+    assert SourceCopy(tmp_path).follow([*blocks, listed], slow=False).count("Deep-8") == 2
+
+
+def test_readme_is_a_page_that_is_read_in_minutes() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 6 * 1024
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_name_files_that_exist(page: Path) -> None:
+    """Links between pages of the site to headings are checked by ``mkdocs build --strict``."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        path = (page.parent / unquote(target.partition("#")[0])).resolve()
+        assert path in GENERATED or path.exists(), f"{page.name} links to {target}"

@@ -1,0 +1,131 @@
+"""Code blocks of Markdown pages, and how a test follows them in a copy of the sources.
+
+A block is followed when the line before it is a comment that says how:
+
+    <!-- run -->, <!-- run slow -->                    execute it (python or sh)
+    <!-- file: PATH -->, <!-- append: PATH -->         write it to a new file; add it to the end of one
+    <!-- insert after "TEXT": PATH -->, … before …     add it beside the first line that contains TEXT
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_ACTION = r'run(?: slow)?|file|append|insert (after|before) "([^\n]+)"'
+_BLOCK = re.compile(rf"^<!-- ({_ACTION})(?:: (\S+))? -->\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# Documents name places of the layout in docs/architecture.md; this maps them to former places of files that
+# have not moved yet. Remove an entry once its file has moved.
+FORMER = {
+    "bitrank/spec/": "bitrank/",
+    "bitrank_quant/formats/parse.py": "bitrank_quant/formats.py",
+    "bitrank_quant/formats/": "bitrank_quant/",
+    "bitrank_quant/backends/registry.py": "bitrank_quant/backends.py",
+    "bitrank_quant/backends/": "bitrank_quant/",
+    "bitrank_quant.formats.base": "bitrank_quant.layout",
+    "bitrank_quant.formats.integer": "bitrank_quant.integers",
+    "bitrank_quant.formats.ternary": "bitrank_quant.ternary",
+    "bitrank_quant.backends.reference": "bitrank_quant.reference",
+    "from bitrank_quant.backends import scaled": "from bitrank_quant import scaled",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its text, what to do with it (such as ``run slow``, ``file`` or ``after``), and where."""
+
+    action: str
+    anchor: str
+    path: str
+    language: str
+    text: str
+
+
+def blocks_of(markdown: str) -> list[Block]:
+    """The blocks of a page that say how they are followed, in order."""
+    found = []
+    for match in _BLOCK.finditer(markdown):
+        action, side, anchor, path, language, text = match.groups()
+        found.append(Block(side or action, anchor or "", path or "", language, text))
+    return found
+
+
+def python_blocks(markdown: str) -> list[str]:
+    """Every python block of ``markdown``, marked or not."""
+    return _PYTHON.findall(markdown)
+
+
+class SourceCopy:
+    """The sources in a folder of their own, and the command ``bitrank`` from them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder / "tree", folder / "work"
+        sources = [ROOT / "orchestrator" / "src", *sorted(ROOT.glob("packages/*/src"))]
+        ignored = shutil.ignore_patterns("__pycache__")
+        for source in sources:
+            shutil.copytree(source, self.folder / source.relative_to(ROOT), ignore=ignored)
+        command = folder / "bin" / "bitrank"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bitrank "$@"\n')
+        command.chmod(0o755)
+        self.work.mkdir()
+        copies = os.pathsep.join(str(self.folder / source.relative_to(ROOT)) for source in sources)
+        path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {**os.environ, "PYTHONPATH": copies, "PATH": path}
+
+    def follow(self, blocks: Iterable[Block], slow: bool) -> str:
+        """Do what every block says, those marked slow only if ``slow``; what executed blocks printed."""
+        printed = ""
+        for block in blocks:
+            if block.action == "run" or (block.action == "run slow" and slow):
+                printed += self.run(block)
+            elif block.path:
+                self.write(block)
+        return printed
+
+    def run(self, block: Block) -> str:
+        """Execute one block in the work folder."""
+        shells = {"python": [sys.executable, "-"], "sh": ["bash", "-euo", "pipefail", "-s"]}
+        command, text = shells[block.language], self.placed(block.text)
+        place = {"cwd": self.work, "env": self.environment, "timeout": 600}
+        done = subprocess.run(command, input=text, text=True, capture_output=True, check=False, **place)
+        assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def write(self, block: Block) -> None:
+        """Put one block where it says."""
+        path, text = self.folder / self.placed(block.path), self.placed(block.text)
+        if block.action == "file":
+            assert not path.exists(), f"{path} exists already"
+            path.write_text(text)
+            return
+        there = path.read_text()
+        if block.action == "append":
+            path.write_text(f"{there}\n\n{text}")
+            return
+        lines = there.splitlines(keepends=True)
+        place = next((number for number, line in enumerate(lines) if block.anchor in line), None)
+        assert place is not None, f"{block.path} has no line with {block.anchor!r}"
+        lines.insert(place + (block.action == "after"), text)
+        path.write_text("".join(lines))
+
+    def placed(self, text: str) -> str:
+        """``text`` with places that the sources do not have yet replaced by their former ones."""
+        for place, former in FORMER.items():
+            if not self._exists(place):
+                text = text.replace(place, former)
+        return text
+
+    def _exists(self, place: str) -> bool:
+        """Whether the folder or module that ``place`` names is in the new layout."""
+        folder = re.search(r"(bitrank\w*)[./](spec|formats|backends)", place)
+        assert folder is not None
+        return any(self.folder.glob(f"**/{folder[1]}/{folder[2]}/__init__.py"))

@@ -1,0 +1,119 @@
+"""Documents agree with the code: generated pages are complete, and shown commands are valid."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "tools" / "docs"
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "orchestrator" / "README.md"]
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^(?:\w+=\S+ )*(?:\.venv/bin/)?bitrank (.+)$", re.MULTILINE)
+pytest.importorskip("mkdocs", reason="the tools of `make docs` are not installed")
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folder comes first for one test; mkdocs does the same for hooks."""
+    monkeypatch.setattr(sys, "path", [str(PAGES), *sys.path])
+
+
+def test_command_line_page_has_every_command_and_option() -> None:
+    from cli_page import cli_page, find_parser
+
+    page = cli_page()
+    commands = next(action.choices for action in find_parser()._actions if action.dest == "command")
+    for name, parser in commands.items():
+        assert f"## bitrank {name}\n" in page
+        section = page.partition(f"## bitrank {name}\n")[2].partition("\n## ")[0]
+        options = {text for action in parser._actions for text in action.option_strings} - {"-h", "--help"}
+        assert all(option in section for option in options)
+
+
+def test_spec_page_has_every_field_and_profile() -> None:
+    from find import find
+    from spec_page import spec_page
+
+    page = spec_page()
+    spec = find("bitrank.spec.run_spec:RunSpec", "bitrank.specs:RunSpec")
+    profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.profiles:PROFILES")
+    assert all(f"| `{name}` |" in page for name in spec.__dataclass_fields__)
+    assert all(f"### {name}\n" in page for name in profiles)
+
+
+METADATA = {"about": "Compute type.", "unit": "bits", "choices": ("auto", "fp32")}
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    # Longest sequence.
+    length: int = 128  # in tokens
+    dtype: str = field(default="auto", metadata=METADATA)
+
+
+def test_field_says_what_its_metadata_or_its_comment_says() -> None:
+    from spec_page import field_table
+
+    table = field_table(Sample, {"length"})
+    assert table[2:-1] == [
+        "| `name` | `str` | required |  |  |",
+        "| `length` | `int` | `128` | yes | Longest sequence. in tokens |",
+        "| `dtype` | `str` | `'auto'` |  | Compute type. Unit: bits. Allowed: `auto`, `fp32`. |",
+    ]
+
+
+def test_names_page_has_every_registered_name() -> None:
+    from bitrank_data import TASKS
+    from bitrank_planner import SEARCHES
+    from bitrank_quant import BACKENDS, FORMATS, OVERRIDES
+    from names_page import names_page
+
+    page = names_page()
+    assert all(f"`{name}`" in page for name in (*FORMATS, *BACKENDS, *OVERRIDES, *TASKS, *SEARCHES))
+
+
+def test_module_page_has_every_module_of_the_orchestrator() -> None:
+    from modules_page import SOURCE, modules_page
+
+    page = modules_page()
+    modules = {path.stem for path in SOURCE.rglob("*.py")} - {"__init__"}
+    assert all(f"| `{name}` |" in page for name in modules)
+
+
+def _shell_lines() -> list[tuple[str, str]]:
+    """(document, shell text) of every sh block, with continued lines joined."""
+    found = []
+    for path in DOCUMENTS:
+        for text in SHELL.findall(path.read_text()):
+            found.append((path.name, text.replace("\\\n", " ")))
+    return found
+
+
+def test_every_bitrank_command_in_documents_is_valid() -> None:
+    from cli_page import find_parser
+
+    parser, count = find_parser(), 0
+    for name, text in _shell_lines():
+        for line in COMMAND.findall(text):
+            words = shlex.split(line.partition(" | ")[0], comments=True)
+            words = [word for word in words if word != "…"]
+            try:
+                parser.parse_args(words)
+            except SystemExit as error:
+                pytest.fail(f"{name}: bitrank {line} is not valid ({error})")
+            count += 1
+    assert count > 30, "commands are found"
+
+
+def test_every_make_target_in_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in _shell_lines():
+        for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
+            assert target in targets, f"{name}: make {target}"
