@@ -38,7 +38,7 @@ from bitrank.heads import fit_head, judged
 from bitrank.models import load_tokenizer, open_model, weights_fingerprint
 from bitrank.specs import RunSpec
 
-VERSION = "8"  # of what is measured and how it lies on disk
+VERSION = "9"  # of what is measured and how it lies on disk
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
 _TRIED = {"classification": 64, "language-modelling": 1}  # of these, for what each matrix and format adds: a pass for every one

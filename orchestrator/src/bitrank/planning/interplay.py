@@ -31,7 +31,7 @@ from bitrank_trainer import narrow_last_block
 from bitrank.measuring import Tables, calibration, tables_place, whole_machine
 from bitrank.specs import RunSpec
 
-VERSION = "3"  # of what is measured and how it lies on disk
+VERSION = "4"  # of what is measured and how it lies on disk
 ROUNDS = 2
 _FAR = 4.0  # a kind's factor is at most so many times that of all matrices together, and at least its inverse: the rest is noise
 Factors = dict[str, float]
