@@ -118,7 +118,7 @@ def test_rounding_is_that_of_torch_for_every_kind_of_number(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_scale_of_a_row_is_not_rounded_before_it_multiplies(stored: torch.dtype, dtype: torch.dtype) -> None:
+def test_a_row_scale_is_not_rounded_before_it_multiplies(stored: torch.dtype, dtype: torch.dtype) -> None:
     """Every 16-bit pattern as a scale in each type, into each."""
     patterns = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16 if stored == torch.float32 else torch.float16)
     scale_O = (patterns.float() * 1.00390625).to(stored)  # so that fp32 has more digits than 16 bits keep

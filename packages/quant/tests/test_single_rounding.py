@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_quant import BACKENDS, FORMATS, Affine, Codebook, Format, Int8Row, QuantWeight, decoder, kernels, parse_format
+from bitrank_quant import (
+    BACKENDS,
+    FORMATS,
+    Affine,
+    Codebook,
+    Format,
+    Int8Row,
+    QuantWeight,
+    decoder,
+    kernels,
+    parse_format,
+)
 from bitrank_quant.floats import Float
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +54,14 @@ def test_16_bit_decoding_is_the_fp32_decoding_rounded(
 
 
 @settings(deadline=None, max_examples=150)
-@given(ANY_FORMAT, st.integers(1, 6), st.integers(1, 300), st.sampled_from(HALVES), st.floats(1e-6, 1e3), st.integers(0, 2**31))
+@given(
+    ANY_FORMAT,
+    st.integers(1, 6),
+    st.integers(1, 300),
+    st.sampled_from(HALVES),
+    st.floats(1e-6, 1e3),
+    st.integers(0, 2**31),
+)
 def test_any_format_of_any_shape_and_size_rounds_once(
     fmt: Format, rows: int, columns: int, dtype: torch.dtype, size: float, seed: int
 ) -> None:
@@ -53,7 +71,9 @@ def test_any_format_of_any_shape_and_size_rounds_once(
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
-def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rounding the scale first adds an error of its own, of the whole row alike."""
     monkeypatch.setattr(kernels, "switched_off", lambda: not compiled)
     weight_OI = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
@@ -72,12 +92,19 @@ def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(compiled: bo
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("given_in", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("text", ["nf4", "nf4-dq", "fp4", "llm-int8"])
-def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(text: str, given_in: torch.dtype, compute: torch.dtype) -> None:
+def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(
+    text: str, given_in: torch.dtype, compute: torch.dtype
+) -> None:
     """Whatever type the weight came in; the same codes in fp32 are the reference."""
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=given_in).requires_grad_(False)
     linear.weight.copy_(weights())
-    layers = {dtype: BACKENDS["bitsandbytes"].make(linear, parse_format(text), dtype).train() for dtype in (torch.float32, compute)}
-    decoded = {dtype: decode().clone() for dtype, layer in layers.items() if (decode := decoder(layer)) is not None}
+    layers = {
+        dtype: BACKENDS["bitsandbytes"].make(linear, parse_format(text), dtype).train()
+        for dtype in (torch.float32, compute)
+    }
+    decoded = {
+        dtype: decode().clone() for dtype, layer in layers.items() if (decode := decoder(layer)) is not None
+    }
     assert torch.equal(decoded[compute], decoded[torch.float32].to(compute))
     x_NI = torch.randn(4, SHAPE[1], generator=torch.Generator().manual_seed(1)).to(compute)
     assert layers[compute](x_NI).dtype == compute

@@ -132,9 +132,11 @@ def _bitsandbytes_4bit(layer: Any, room: kernels.Room = None) -> Tensor:
     return made if made.dtype == dtype else made.to(dtype)
 
 
-def _bitsandbytes_on_cpu(codes: Tensor, state: Any, dtype: torch.dtype, room: kernels.Room = None) -> Tensor | None:
-    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and the two wait for each
-    other's cores.
+def _bitsandbytes_on_cpu(
+    codes: Tensor, state: Any, dtype: torch.dtype, room: kernels.Room = None
+) -> Tensor | None:  # fmt: skip
+    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and
+    the two wait for each other's cores.
 
     None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
     """

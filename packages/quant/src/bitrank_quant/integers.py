@@ -34,7 +34,8 @@ class Int8Row:
         made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype, room)
         if made is not None:
             return made
-        # fp32 inside: a scale rounded to 16 bits first would shift its whole row, and the product would round again.
+        # fp32 inside: a scale rounded to 16 bits first would shift its whole row, and the product would round
+        # again.
         return (tensors["codes"].float() * tensors["scale"][:, None]).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
