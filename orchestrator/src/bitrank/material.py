@@ -9,6 +9,7 @@ from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, o
 from bitrank_trainer import DTYPES, choose_device, choose_dtype, width_multiple
 
 from bitrank.models import load_tokenizer
+from bitrank.schedule import step_parts, step_sequences
 from bitrank.specs import RunSpec
 
 _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every tensor of it is small enough
@@ -17,7 +18,7 @@ _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every ten
 @dataclass(frozen=True)
 class Material:
     """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so. Batches are
-    padded to a ``multiple`` of tokens."""
+    padded to a ``multiple`` of tokens. ``batch_size`` sequences make an optimizer step, and come in ``parts``."""
 
     task: TokenisedTask
     validation: TokenSplit
@@ -26,11 +27,14 @@ class Material:
     seed: int
     evaluation_tokens: int = _EVALUATION_TOKENS
     multiple: int = 1
+    parts: int = 1
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
-        """Endless training batches after the first ``skip``; the same for every config of a seed."""
-        train = self.task.splits["train"]
-        return training_batches(train, self.task.kind, self.task.pad_id, self.batch_size, self.seed, skip, self.multiple)
+        """Endless parts of training batches after the first ``skip``; the same for every config of a seed."""
+        train, task = self.task.splits["train"], self.task
+        return training_batches(
+            train, task.kind, task.pad_id, self.batch_size, self.seed, skip, self.multiple, self.parts
+        )  # fmt: skip
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
         """Every sequence of ``split`` once."""
@@ -41,7 +45,10 @@ def load_material(spec: RunSpec) -> Material:
     """The task of ``spec``, tokenised for its model (from the cache when it is there)."""
     task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
     validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
-    return Material(task, validation, test, spec.batch_size, spec.seed, multiple=_multiple(spec))
+    parts = step_parts(spec, choose_device(spec.device))
+    return Material(
+        task, validation, test, step_sequences(spec), spec.seed, multiple=_multiple(spec), parts=parts
+    )  # fmt: skip
 
 
 def _multiple(spec: RunSpec) -> int:
