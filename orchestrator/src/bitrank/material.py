@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches, open_task, spread_windows, tokenise, training_batches
 from bitrank_trainer import DTYPES, choose_device, choose_dtype, width_multiple
 
-from bitrank.models import load_tokenizer
+from bitrank.models import load_config, load_tokenizer
+from bitrank.padding import padding_of
 from bitrank.schedule import step_parts, step_sequences
 from bitrank.specs import RunSpec
 
@@ -43,7 +44,9 @@ class Material:
 
 def load_material(spec: RunSpec) -> Material:
     """The task of ``spec``, tokenised for its model (from the cache when it is there)."""
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    tokenizer = load_tokenizer(spec.model)
+    padding = padding_of(tokenizer, load_config(spec.model))
+    task = tokenise(open_task(spec.task, spec.data), tokenizer, spec.max_length, padding)
     validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
     parts = step_parts(spec, choose_device(spec.device))
     return Material(

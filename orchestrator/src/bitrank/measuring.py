@@ -35,7 +35,8 @@ from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.heads import fit_head, judged
-from bitrank.models import load_tokenizer, open_model, weights_fingerprint
+from bitrank.models import load_config, load_tokenizer, open_model, weights_fingerprint
+from bitrank.padding import padding_of
 from bitrank.specs import RunSpec
 
 VERSION = "9"  # of what is measured and how it lies on disk
@@ -148,7 +149,9 @@ def _held(filed: torch.dtype, computed: torch.dtype) -> str:
 
 
 def _task(spec: RunSpec) -> TokenisedTask:
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    tokenizer = load_tokenizer(spec.model)
+    padding = padding_of(tokenizer, load_config(spec.model))
+    task = tokenise(open_task(spec.task, spec.data), tokenizer, spec.max_length, padding)
     if len(task.splits["train"]) < 2:
         raise UserError(f"{spec.task} has {len(task.splits['train'])} training example: measuring needs two or more")
     return task

@@ -7,7 +7,7 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, Source, Texts
 from bitrank_data.store import build_once, cache_dir
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
-from bitrank_data.tokens import TokenisedTask, TokenSplit, tokenise
+from bitrank_data.tokens import TokenisedTask, TokenSplit, pad_id, tokenise
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "cache_dir",
     "evaluation_batches",
     "open_task",
+    "pad_id",
     "spread_windows",
     "tokenise",
     "training_batches",

@@ -64,8 +64,11 @@ class TokenisedTask:
     pad_id: int
 
 
-def tokenise(source: Source, tokenizer: Any, max_length: int) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole."""
+def tokenise(source: Source, tokenizer: Any, max_length: int, padding: int | None = None) -> TokenisedTask:
+    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole.
+
+    ``padding`` is the id that pads, where the model has a say in it; else it is that of :func:`pad_id`.
+    """
     key = _key(source, tokenizer, max_length)
     place = build_once(
         cache_dir() / "tokens" / f"{source.name}-{key[:16]}", lambda folder: _write(folder, source, tokenizer, max_length), _valid
@@ -76,13 +79,19 @@ def tokenise(source: Source, tokenizer: Any, max_length: int) -> TokenisedTask:
         split: TokenSplit(arrays[f"{split}.tokens"], arrays[f"{split}.offsets"], arrays[f"{split}.labels"], meta["ids"][split])
         for split in SPLITS
     }
-    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer))
+    padding = pad_id(tokenizer) if padding is None else padding
+    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, padding)
 
 
-def pad_id(tokenizer: Any) -> int:
-    """The id that fills up short sequences; masked everywhere, so any id serves when the tokenizer has none."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
+def pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
+    """The id that fills up short sequences: the tokenizer's padding token, else its end of sequence, else its unknown
+    token, else 0; the first that is below ``vocabulary``, the number of ids that the model knows.
+
+    It is masked everywhere, so any id serves. But it must be one the model can look up, and a tokenizer may have had a
+    token added that its model never got a row for.
+    """
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if candidate is not None and (vocabulary is None or candidate < vocabulary):
             return int(candidate)
     return 0
 
