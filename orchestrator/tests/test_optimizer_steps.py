@@ -1,4 +1,5 @@
-"""What an optimizer step is made of: the same sequences and the same mean, however a spec and a device cut it."""
+"""What an optimizer step is made of: the same sequences and the same mean, however a spec and a device cut
+it."""
 
 from __future__ import annotations
 
@@ -43,9 +44,8 @@ def go(folder: Path, config: str, task: str, **changes: Any) -> dict[str, list[f
     folder.mkdir()
     given = {"steps": 3, "dtype": "fp32", "log_every": 1, "eval_every": 3, "device": "cpu", **changes}
     travel(make_spec(SMOKE, config, task, given), folder, Record(folder, ALONE), ALONE)
-    trained = [
-        event["metrics"] for event in read_events(folder / "events.jsonl") if event["event"] == "train"
-    ]
+    events = read_events(folder / "events.jsonl")
+    trained = [event["metrics"] for event in events if event["event"] == "train"]
     return {name: [step[name] for step in trained] for name in ("train/loss", "train/grad_norm")}
 
 
@@ -57,13 +57,17 @@ def spec_of(**fields: Any) -> RunSpec:
 @pytest.mark.parametrize("config", ["B-FP", "B-Ada"])
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 def test_batch_size_times_accumulation_is_one_batch(
-    config: str, fused: bool, documents: str, tmp_path: Path
+    config: str,
+    fused: bool,
+    documents: str,
+    tmp_path: Path,
 ) -> None:
-    """On language modelling, where a mean of means weighs tokens of short texts more. AdaLoRA adds a penalty."""
-    runs = [
-        go(tmp_path / f"{size}x{times}", config, documents, batch_size=size, accumulation=times, fused=fused)
-        for size, times in CUTS
-    ]
+    """On language modelling, where a mean of means weighs tokens of short texts more. AdaLoRA adds a
+    penalty."""
+    runs = []
+    for size, times in CUTS:
+        folder = tmp_path / f"{size}x{times}"
+        runs.append(go(folder, config, documents, batch_size=size, accumulation=times, fused=fused))
     for run in runs[1:]:
         assert run["train/loss"] == pytest.approx(runs[0]["train/loss"], rel=1e-5)
         assert run["train/grad_norm"] == pytest.approx(runs[0]["train/grad_norm"], rel=1e-4)
@@ -71,7 +75,10 @@ def test_batch_size_times_accumulation_is_one_batch(
 
 @pytest.mark.parametrize("task", ["toy_sentences", "documents"])
 def test_bounded_tensors_leave_accumulated_steps_as_they_are(
-    task: str, documents: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str,
+    documents: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = documents if task == "documents" else task
     whole = go(tmp_path / "whole", "B-FP", name, batch_size=8)
@@ -93,7 +100,8 @@ def test_an_epoch_is_the_same_steps_whole_and_in_the_halves_of_a_cpu(task: str, 
 @pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 50}], ids=str)
 @pytest.mark.parametrize("accumulation", [0, 1, 2, 3])
 def test_steps_and_their_sequences_are_the_same_on_every_device(
-    length: dict[str, int], accumulation: int
+    length: dict[str, int],
+    accumulation: int,
 ) -> None:
     spec = spec_of(**length, batch_size=8, accumulation=accumulation)
     assert step_sequences(spec) == 8 * max(1, accumulation)

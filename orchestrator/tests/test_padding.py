@@ -1,4 +1,5 @@
-"""One id pads in batches, configuration and generation, whatever the tokenizer offers, and no prediction depends on it."""
+"""One id pads in batches, configuration and generation, whatever the tokenizer offers, and no prediction
+depends on it."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ IDS: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "Bert": SIZES,
@@ -91,7 +93,11 @@ def make_model(tmp_path: Path) -> Callable[..., str]:
     """A tiny model with strong random weights and its tokenizer, as a folder in hub format."""
 
     def make(
-        family: str, tokens: str = "pad", ends: bool = True, extra: tuple[str, ...] = (), **config: Any
+        family: str,
+        tokens: str = "pad",
+        ends: bool = True,
+        extra: tuple[str, ...] = (),
+        **config: Any,
     ) -> str:
         folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
         torch.manual_seed(0)
@@ -144,9 +150,8 @@ def built(spec: RunSpec, material: Material) -> Any:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1:
                 seed = sum(name.encode())
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.2
-                )
+                generator = torch.Generator().manual_seed(seed)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     if spec.fused:
         fuse_model(model)
     return model
@@ -156,7 +161,11 @@ def built(spec: RunSpec, material: Material) -> Any:
 @pytest.mark.parametrize("tokens", TOKENIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_do_not_depend_on_batch_mates(
-    family: str, tokens: str, fused: bool, make_model: Callable[..., str], reviews: str
+    family: str,
+    tokens: str,
+    fused: bool,
+    make_model: Callable[..., str],
+    reviews: str,
 ) -> None:
     """The whole model of a run on a user's file: every row alone, and in batches of 400 padded tokens."""
     spec = spec_for(make_model(family, tokens), reviews, fused=fused)
@@ -178,7 +187,11 @@ def test_predictions_do_not_depend_on_batch_mates(
 @pytest.mark.parametrize("filed", [None, PAD, 5, -1], ids=str)
 @pytest.mark.parametrize("tokens", TOKENIZERS)
 def test_configuration_and_batches_hold_the_id_that_pads(
-    tokens: str, filed: int | None, kind: str, make_model: Callable[..., str], reviews: str
+    tokens: str,
+    filed: int | None,
+    kind: str,
+    make_model: Callable[..., str],
+    reviews: str,
 ) -> None:
     """Whatever the model's own configuration says."""
     task = reviews if kind == "classification" else "toy_articles"
@@ -194,7 +207,8 @@ def test_configuration_and_batches_hold_the_id_that_pads(
 
 
 def test_a_padding_token_without_a_row_in_the_model_is_not_looked_up(
-    make_model: Callable[..., str], reviews: str
+    make_model: Callable[..., str],
+    reviews: str,
 ) -> None:
     """Added to the tokenizer and never to the model: its id is one too large."""
     folder = make_model("Llama", "unk alone", extra=("<fill>",))
@@ -202,13 +216,13 @@ def test_a_padding_token_without_a_row_in_the_model_is_not_looked_up(
     material = load_material(spec_for(folder, reviews))
     assert material.task.pad_id == UNKNOWN
     said = padding_message(load_tokenizer(folder), load_config(folder))
-    assert said is not None and said.startswith(
-        "the model cannot take the tokenizer's padding id 18: short sequences are"
-    )
+    assert said is not None
+    assert said.startswith("the model cannot take the tokenizer's padding id 18: short sequences are")
 
 
 def test_positions_counted_from_the_padding_id_stay_as_they_were_trained(
-    make_model: Callable[..., str], reviews: str
+    make_model: Callable[..., str],
+    reviews: str,
 ) -> None:
     """RoBERTa counts from its configuration's id: with the tokenizer's, every position would be another."""
     folder = make_model("Roberta", "pad", pad_token_id=2)
@@ -226,7 +240,10 @@ def test_positions_counted_from_the_padding_id_stay_as_they_were_trained(
 
 @pytest.mark.parametrize("tokens", ["eos alone", "unk alone", "nothing"])
 def test_the_chosen_id_is_stated_in_the_events_of_a_run(
-    tokens: str, make_model: Callable[..., str], reviews: str, tmp_path: Path
+    tokens: str,
+    make_model: Callable[..., str],
+    reviews: str,
+    tmp_path: Path,
 ) -> None:
     folder, model = tmp_path / "run", make_model("Llama", tokens)
     folder.mkdir()
@@ -234,9 +251,8 @@ def test_the_chosen_id_is_stated_in_the_events_of_a_run(
     (said,) = [e for e in read_events(folder / "events.jsonl") if "padding" in e.get("tags", {})]
     token = load_tokenizer(model).convert_ids_to_tokens(EXPECTED[tokens])
     assert said["message"] == said["tags"]["padding"]
-    assert said["message"].startswith(
-        f"the tokenizer has no padding token: short sequences are filled with id {EXPECTED[tokens]} ({token!r})"
-    )
+    filled = f"short sequences are filled with id {EXPECTED[tokens]} ({token!r})"
+    assert said["message"].startswith(f"the tokenizer has no padding token: {filled}")
 
 
 @pytest.mark.parametrize("tokens", ["pad", "pad is eos"])

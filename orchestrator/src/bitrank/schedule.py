@@ -16,10 +16,11 @@ def step_sequences(spec: RunSpec) -> int:
 
 
 def step_parts(spec: RunSpec, device: str) -> int:
-    """In how many parts those sequences go through the model; gradients add up over them, so this costs or saves memory.
+    """In how many parts those sequences go through the model; gradients add up over them, so this costs or
+    saves memory.
 
-    By epochs a CPU takes two unless the spec says how many: half the activations, the same step to rounding. Every part
-    still has a sequence for each process.
+    By epochs a CPU takes two unless the spec says how many: half the activations, the same step to rounding.
+    Every part still has a sequence for each process.
     """
     if spec.accumulation:
         return spec.accumulation

@@ -36,9 +36,11 @@ def test_skipping_continues_where_it_was(skip: int) -> None:
 
 
 @given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=90), st.integers(1, 9), st.integers(1, 9), st.integers(0, 3)
+    st.lists(st.integers(1, 60), min_size=1, max_size=90), *[st.integers(1, 9)] * 2, st.integers(0, 3)
 )  # fmt: skip
-def test_parts_hold_the_sequences_of_the_whole_batch(lengths: list[int], size: int, parts: int, epoch: int) -> None:
+def test_parts_hold_the_sequences_of_the_whole_batch(
+    lengths: list[int], size: int, parts: int, epoch: int
+) -> None:  # fmt: skip
     """Exactly so many for each batch, none larger than its share, whatever is left for the last one."""
     whole = training_order(np.asarray(lengths), size, 1, epoch)
     cut = training_parts(np.asarray(lengths), size, 1, epoch, parts)
@@ -50,7 +52,8 @@ def test_parts_hold_the_sequences_of_the_whole_batch(lengths: list[int], size: i
 
 @given(st.integers(0, 70), st.sampled_from(["classification", "language-modelling"]))
 def test_skipped_parts_continue_where_they_were_and_may_be_empty(skip: int, kind: str) -> None:
-    """Nine sequences in steps of eight: the second step of an epoch has one sequence and three empty parts."""
+    """Nine sequences in steps of eight: the second step of an epoch has one sequence and three empty
+    parts."""
     split = split_of([3 + n % 7 for n in range(9)])
     straight = list(islice(training_batches(split, kind, 0, 8, seed=1, parts=4), 75))
     continued = islice(training_batches(split, kind, 0, 8, seed=1, skip=skip, parts=4), 75 - skip)

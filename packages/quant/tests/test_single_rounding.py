@@ -41,7 +41,10 @@ def weights(shape: tuple[int, int] = SHAPE, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
 def test_16_bit_decoding_is_the_fp32_decoding_rounded(
-    fmt: Format, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    fmt: Format,
+    dtype: torch.dtype,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "switched_off", lambda: not compiled)
     quantized = QuantWeight(weights(), fmt, dtype)
@@ -63,7 +66,12 @@ def test_16_bit_decoding_is_the_fp32_decoding_rounded(
     st.integers(0, 2**31),
 )
 def test_any_format_of_any_shape_and_size_rounds_once(
-    fmt: Format, rows: int, columns: int, dtype: torch.dtype, size: float, seed: int
+    fmt: Format,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    size: float,
+    seed: int,
 ) -> None:
     encoded = fmt.encode(weights((rows, columns), seed) * size)
     exact = fmt.decode(encoded, (rows, columns), torch.float32)
@@ -72,7 +80,8 @@ def test_any_format_of_any_shape_and_size_rounds_once(
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
 def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rounding the scale first adds an error of its own, of the whole row alike."""
     monkeypatch.setattr(kernels, "switched_off", lambda: not compiled)
@@ -93,18 +102,20 @@ def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(
 @pytest.mark.parametrize("given_in", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("text", ["nf4", "nf4-dq", "fp4", "llm-int8"])
 def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(
-    text: str, given_in: torch.dtype, compute: torch.dtype
+    text: str,
+    given_in: torch.dtype,
+    compute: torch.dtype,
 ) -> None:
     """Whatever type the weight came in; the same codes in fp32 are the reference."""
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=given_in).requires_grad_(False)
     linear.weight.copy_(weights())
-    layers = {
-        dtype: BACKENDS["bitsandbytes"].make(linear, parse_format(text), dtype).train()
-        for dtype in (torch.float32, compute)
-    }
-    decoded = {
-        dtype: decode().clone() for dtype, layer in layers.items() if (decode := decoder(layer)) is not None
-    }
+    make, fmt = BACKENDS["bitsandbytes"].make, parse_format(text)
+    layers = {dtype: make(linear, fmt, dtype).train() for dtype in (torch.float32, compute)}
+    decoded: dict[torch.dtype, Tensor] = {}
+    for dtype, layer in layers.items():
+        decode = decoder(layer)
+        assert decode is not None
+        decoded[dtype] = decode().clone()
     assert torch.equal(decoded[compute], decoded[torch.float32].to(compute))
     x_NI = torch.randn(4, SHAPE[1], generator=torch.Generator().manual_seed(1)).to(compute)
     assert layers[compute](x_NI).dtype == compute
@@ -112,7 +123,8 @@ def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_int8_of_quanto_rounds_its_product_once(dtype: torch.dtype) -> None:
-    """quanto keeps the scale itself in 16 bits; its 4-bit layers round product and difference, and are decoded as quanto does it."""
+    """quanto keeps the scale itself in 16 bits; its 4-bit layers round product and difference, and are
+    decoded as quanto does it."""
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=dtype).requires_grad_(False)
     layer = BACKENDS["quanto"].make(linear, parse_format("int8"), dtype)
     decode = decoder(layer)

@@ -71,7 +71,8 @@ def work(job: Job, processes: Processes) -> None:
 
     def batches(skip: int):
         stop = None if job.stop_after is None else job.stop_after - skip
-        each = (batch(n, SIZES[n % len(SIZES)], lm=lm) for n in range(2 * skip if job.joined else skip, 10**6))
+        first = 2 * skip if job.joined else skip
+        each = (batch(n, SIZES[n % len(SIZES)], lm=lm) for n in range(first, 10**6))
         return islice(map(_one, each, each) if job.joined else each, stop)
 
     def validate() -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""An optimizer step is the same however its sequences are cut into batches and passes: the mean is over all their units."""
+"""An optimizer step is the same however its sequences are cut into batches and passes: the mean is over all
+their units."""
 
 from __future__ import annotations
 
@@ -37,10 +38,9 @@ class TokensSquared:
     metric, higher_is_better = "acc", True
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        logits_BC = model(
-            torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"])
-        ).logits
-        weight_B = torch.from_numpy(batch["attention_mask"]).sum(1) ** 2
+        mask_BT = torch.from_numpy(batch["attention_mask"])
+        logits_BC = model(torch.from_numpy(batch["input_ids"]), mask_BT).logits
+        weight_B = mask_BT.sum(1) ** 2
         return (logits_BC.square().sum(1) * weight_B).sum() / weight_B.sum()
 
     def weight(self, batch: Batch) -> int:
@@ -92,9 +92,8 @@ def collated(rows: Sequence[Batch]) -> Batch:
     width = max(len(row["input_ids"]) for row in rows)
 
     def wide(key: str, filler: int) -> np.ndarray:
-        return np.stack(
-            [np.pad(row[key], (0, width - len(row[key])), constant_values=filler) for row in rows]
-        )
+        parts = (row[key] for row in rows)
+        return np.stack([np.pad(part, (0, width - len(part)), constant_values=filler) for part in parts])
 
     lm = rows[0]["labels"].ndim == 1
     return {
@@ -111,7 +110,8 @@ def cut_up(rows: Sequence[Batch], cut: Sequence[int]) -> list[Batch]:
 
 
 def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tuple[dict[str, float], Tensor]:
-    """Figures of the first step when the eight sequences come in batches of these sizes, and the weights after it."""
+    """Figures of the first step when the eight sequences come in batches of these sizes, and the weights
+    after it."""
     make, objective = KINDS[kind]
     torch.manual_seed(0)
     model, rows = make(), sequences("language" in kind)
@@ -127,7 +127,9 @@ def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tu
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_times_accumulation_is_the_step_of_one_batch(
-    kind: str, cut: list[int], tmp_path: Path
+    kind: str,
+    cut: list[int],
+    tmp_path: Path,
 ) -> None:
     whole, weights = one_step(kind, [8], tmp_path / "whole")
     figures, after = one_step(kind, cut, tmp_path / "cut")
@@ -141,7 +143,10 @@ def test_batches_times_accumulation_is_the_step_of_one_batch(
 @pytest.mark.parametrize("cut", [[8], [2, 2, 2, 2], [7, 1]], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_cuts_loss_scale_and_clipping_leave_the_step_as_it_is(
-    kind: str, cut: list[int], settings: dict[str, Any], tmp_path: Path
+    kind: str,
+    cut: list[int],
+    settings: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     """Clipping comes after all passes; so does the division by the loss scale."""
     kept = {"clip": settings["clip"]} if "clip" in settings else {}
@@ -158,10 +163,8 @@ def test_the_logged_loss_is_nats_per_predicted_token_of_the_step(kind: str, tmp_
     torch.manual_seed(0)
     model, rows = make(), sequences(lm=True)
     with torch.no_grad():
-        nats = sum(
-            float(objective.loss(model, collated([row]), "cpu")) * (len(row["input_ids"]) - 1)
-            for row in rows[:-1]
-        )
+        means = [float(objective.loss(model, collated([row]), "cpu")) for row in rows[:-1]]
+    nats = sum(mean * (length - 1) for mean, length in zip(means, LENGTHS[:-1], strict=True))
     figures, _ = one_step(kind, [3, 5], tmp_path)
     assert figures["train/loss"] == pytest.approx(nats / sum(length - 1 for length in LENGTHS), rel=1e-6)
 
@@ -183,7 +186,8 @@ class Penalised(NoHook):
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_the_penalty_of_a_hook_counts_once_however_the_step_is_cut(cut: list[int], tmp_path: Path) -> None:
-    """As AdaLoRA's orthogonality term: its gradient is that of the penalty alone, not a share of it for each batch."""
+    """As AdaLoRA's orthogonality term: its gradient is that of the penalty alone, not a share of it for each
+    batch."""
     grads: list[Tensor] = []
     model = _classifier()
     weight = nn.Parameter(torch.zeros(4))

@@ -27,14 +27,16 @@ TOKENS: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
 }  # fmt: skip
 NARROW: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The name of a family in transformers, the sizes of a small one, and the attention functions that it takes."""
+    """The name of a family in transformers, the sizes of a small one, and the attention functions that it
+    takes."""
 
     family: str
     sizes: dict[str, Any]
@@ -60,6 +62,7 @@ _OPT = {
     "ffn_dim": 48,
     "word_embed_proj_dim": 32,
 }
+_GEMMA = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
 _SHORT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LOCAL = {
     "attention_types": [[["global", "local"], 1]],
@@ -77,9 +80,7 @@ ENCODERS = {
 DECODERS = {
     "llama": Architecture("Llama", SIZES),
     "mistral, window": Architecture("Mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": 4}),
-    "gemma 2": Architecture(
-        "Gemma2", {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}, fused=False
-    ),
+    "gemma 2": Architecture("Gemma2", _GEMMA, fused=False),
     "gpt2": Architecture("GPT2", NARROW),
     "gpt-bigcode": Architecture("GPTBigCode", NARROW, fused=False),
     "gpt-neo": Architecture("GPTNeo", _LOCAL, fused=False),
@@ -133,14 +134,15 @@ def judged(model: nn.Module, batch: dict[str, np.ndarray]) -> torch.Tensor:
 @pytest.mark.parametrize("pad", [PAD, EOS, 5], ids=["own", "end of sequence", "a word"])
 @pytest.mark.parametrize(("architecture", "attention"), cases(ALL))
 def test_padded_row_gives_the_same_logits_as_alone(
-    architecture: Architecture, attention: str, pad: int
+    architecture: Architecture,
+    attention: str,
+    pad: int,
 ) -> None:
     model = architecture.make("ModelForSequenceClassification", attention, pad_token_id=pad)
     rows = sequences()
     if hasattr(getattr(model, "roberta", None), "embeddings"):
-        rows = [
-            np.where(row == pad, 6, row) for row in rows
-        ]  # it counts positions from this id: none of its texts holds it
+        # It counts positions from this id: none of its texts holds it.
+        rows = [np.where(row == pad, 6, row) for row in rows]
     together = judged(model, collated(rows, pad, lm=False))
     alone = torch.cat([judged(model, collated([row], pad, lm=False)) for row in rows])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
@@ -149,9 +151,11 @@ def test_padded_row_gives_the_same_logits_as_alone(
 
 @pytest.mark.parametrize(("architecture", "attention"), cases(DECODERS))
 def test_last_real_token_is_read_as_plain_transformers_reads_a_lone_row(
-    architecture: Architecture, attention: str
+    architecture: Architecture,
+    attention: str,
 ) -> None:
-    """The reference pads nothing and is told of no padding, so that it takes the last token whatever that is."""
+    """The reference pads nothing and is told of no padding, so that it takes the last token whatever that
+    is."""
     model = architecture.make("ModelForSequenceClassification", attention, pad_token_id=EOS)
     found = judged(model, collated(sequences(), EOS, lm=False))
     reference = architecture.make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
@@ -184,7 +188,10 @@ def test_narrowed_last_block_leaves_padding_out_too(name: str) -> None:
 @pytest.mark.parametrize("pad", [PAD, EOS], ids=["own", "end of sequence"])
 @pytest.mark.parametrize(("architecture", "attention"), cases(DECODERS))
 def test_padded_text_loses_as_many_nats_as_alone(
-    architecture: Architecture, attention: str, pad: int, objectives: dict[str, Any]
+    architecture: Architecture,
+    attention: str,
+    pad: int,
+    objectives: dict[str, Any],
 ) -> None:
     """An end-of-sequence token that is part of the text is predicted, also where it pads."""
     model = architecture.make("ModelForCausalLM", attention, pad_token_id=pad).requires_grad_(False)

@@ -111,7 +111,8 @@ def test_two_uneven_batches_take_the_step_of_both_as_one(
 ) -> None:  # fmt: skip
     whole, cut = outcomes[f"one joined {kind}"], outcomes[f"{processes} {kind}"]
     for key in ("train/loss", "train/grad_norm", "train/reg"):
-        assert cut.curve("train", key) == pytest.approx(whole.curve("train", key), abs=ROUNDING, rel=ROUNDING), key
+        expected = pytest.approx(whole.curve("train", key), abs=ROUNDING, rel=ROUNDING)
+        assert cut.curve("train", key) == expected, key
     assert close(whole.weights[0], cut.weights[0])
 
 

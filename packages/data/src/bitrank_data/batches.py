@@ -37,8 +37,9 @@ def training_parts(
 ) -> list[np.ndarray]:  # fmt: skip
     """The batches of :func:`training_order`, each cut into exactly ``parts`` of nearly equal size.
 
-    Which sequences make a batch does not depend on the number of parts: gradients that are accumulated over the parts
-    are those of the whole batch. An epoch's last batch may have fewer sequences than parts; those left over are empty.
+    Which sequences make a batch does not depend on the number of parts: gradients that are accumulated over
+    the parts are those of the whole batch. An epoch's last batch may have fewer sequences than parts; those
+    left over are empty.
     """
     return [
         part

@@ -65,7 +65,8 @@ class TokenisedTask:
 
 
 def tokenise(source: Source, tokenizer: Any, max_length: int, padding: int | None = None) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and whole.
+    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and
+    whole.
 
     ``padding`` is the id that pads, where the model has a say in it; else it is that of :func:`pad_id`.
     """
@@ -84,11 +85,11 @@ def tokenise(source: Source, tokenizer: Any, max_length: int, padding: int | Non
 
 
 def pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
-    """The id that fills up short sequences: the tokenizer's padding token, else its end of sequence, else its unknown
-    token, else 0; the first that is below ``vocabulary``, the number of ids that the model knows.
+    """The id that fills up short sequences: the tokenizer's padding token, else its end of sequence, else its
+    unknown token, else 0; the first that is below ``vocabulary``, the number of ids that the model knows.
 
-    It is masked everywhere, so any id serves. But it must be one the model can look up, and a tokenizer may have had a
-    token added that its model never got a row for.
+    It is masked everywhere, so any id serves. But it must be one the model can look up, and a tokenizer may
+    have had a token added that its model never got a row for.
     """
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
         if candidate is not None and (vocabulary is None or candidate < vocabulary):

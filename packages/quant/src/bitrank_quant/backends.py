@@ -65,8 +65,8 @@ def _bnb_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> n
     # lose its gradients without a word.
     made.support_avx512bf16_for_cpu = False
     made = made.to(linear.weight.device)
-    # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two roundings
-    # where these differ.
+    # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two
+    # roundings where these differ.
     made.weight.quant_state.dtype = compute_dtype
     return made
 

@@ -135,8 +135,8 @@ def _bitsandbytes_4bit(layer: Any, room: kernels.Room = None) -> Tensor:
 def _bitsandbytes_on_cpu(
     codes: Tensor, state: Any, dtype: torch.dtype, room: kernels.Room = None
 ) -> Tensor | None:  # fmt: skip
-    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and
-    the two wait for each other's cores.
+    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second
+    pool, and the two wait for each other's cores.
 
     None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
     """

@@ -412,9 +412,11 @@ def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
         return logits.flatten(0, 1), labels_BL.flatten()
 
     matrices = [m for m in weight_matrices(model) if "position" not in m.name and "wpe" not in m.name]
-    together, wanted = (measure_moments(Replay(model, given, answered, real=real), matrices) for given in ([padded], apart))
+    together = measure_moments(Replay(model, [padded], answered, real=real), matrices)
+    wanted = measure_moments(Replay(model, apart, answered, real=real), matrices)
     for name, moments in together.items():
         for key, value in vars(moments).items():
             got, expected = torch.as_tensor(value), torch.as_tensor(getattr(wanted[name], key))
-            size = float(expected.abs().max()) if expected.numel() else 0.0  # of a spectrum: small eigenvalues are noise
+            # Of a spectrum: small eigenvalues are noise.
+            size = float(expected.abs().max()) if expected.numel() else 0.0
             assert torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * size), (name, key)

@@ -1,9 +1,10 @@
 """A decoder that classifies reads its last real token, and the attention mask says which one that is.
 
 Decoders of transformers compute logits at every position and take those of the last token whose id is not
-``config.pad_token_id``. That is another token as soon as a text ends in the id that pads: tokenizers that pad with their
-end-of-sequence token, or have no padding token at all, make it so. Inside :func:`read_last_token` the logits of the last
-token under the mask stand at every position, so that the model's own choice finds them wherever it looks.
+``config.pad_token_id``. That is another token as soon as a text ends in the id that pads: tokenizers that pad
+with their end-of-sequence token, or have no padding token at all, make it so. Inside :func:`read_last_token`
+the logits of the last token under the mask stand at every position, so that the model's own choice finds them
+wherever it looks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def read_last_token(model: nn.Module, mask_BT: np.ndarray, device: str) -> Itera
 
 
 def last_token_head(model: nn.Module) -> nn.Module | None:
-    """The head of a classifier that takes the last token that is not ``config.pad_token_id``; None for other models."""
+    """The head of a classifier that takes the last token that is not ``config.pad_token_id``; None for other
+    models."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()

@@ -135,7 +135,8 @@ PLAIN_OBJECTIVES: dict[str, Objective] = {**OBJECTIVES, "language-modelling": La
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     mask_BT = batch["attention_mask"]
     with read_last_token(model, mask_BT, device):
-        output: Any = model(input_ids=_tensor(batch["input_ids"], device), attention_mask=_tensor(mask_BT, device))
+        ids_BT = _tensor(batch["input_ids"], device)
+        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device))
     return output.logits.float()
 
 

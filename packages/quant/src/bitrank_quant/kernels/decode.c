@@ -205,8 +205,8 @@ static void round_values(float *restrict values, int64_t n, int kind) {
 }
 
 /* code * scale; int8 codes, one scale a row, of whatever type it is stored in. */
-void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int64_t rows, int64_t columns, int kind,
-                  int threads, uint8_t *out) {
+void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int64_t rows, int64_t columns,
+                  int kind, int threads, uint8_t *out) {
     (void)threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)

@@ -4,10 +4,10 @@ For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units,
 
     F_oi ≈ row_o · column_i,    row_o = (1/U) Σ_n (∂Σloss/∂y_no)²,    column_i = (1/N) Σ_n x_ni²
 
-over the N positions that the layer sees, padding left out: the diagonals of both Kronecker factors (Martens and
-Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding a row's weight
-is how often its token comes (with one count spread over all tokens, so that none is free), and a column's is the mean
-squared gradient of the output.
+over the N positions that the layer sees, padding left out: the diagonals of both Kronecker factors (Martens
+and Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding
+a row's weight is how often its token comes (with one count spread over all tokens, so that none is free), and
+a column's is the mean squared gradient of the output.
 
 One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
 computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
@@ -151,7 +151,8 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
 
 
 def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
-    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it. Padding is left out."""
+    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it.
+    Padding is left out."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
@@ -195,7 +196,8 @@ class _Outside:
 
     def gathering(self, replay: Replay, tables: bool) -> AbstractContextManager[None]:
         """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be counted once."""
-        hooks: dict[str, Callable[..., Any]] = {name: _watch(sums, replay) for name, sums in self._linear.items()}
+        hooks: dict[str, Callable[..., Any]] = {}
+        hooks |= {name: _watch(sums, replay) for name, sums in self._linear.items()}
         hooks |= {name: partial(sums.hook, replay) for name, sums in self._heads.values()}
         if tables:
             hooks |= {name: partial(lookups.hook, replay) for name, lookups in self._tables.items()}

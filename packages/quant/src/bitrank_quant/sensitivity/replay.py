@@ -59,8 +59,8 @@ class Replay:
     and gradients can be carried from block to block. What else a block is given (masks, positions) counts as constant.
 
     ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
-    ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for those who gather over positions
-    (:meth:`tokens_of`); by default all do.
+    ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for those who gather over
+    positions (:meth:`tokens_of`); by default all do.
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
     """
 
@@ -92,7 +92,8 @@ class Replay:
             raise QuantError(f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data")
 
     def tokens_of(self, values_N: Tensor) -> Tensor:
-        """Those of ``values_N``, one for each position of the batch in progress, whose position holds a token.
+        """Those of ``values_N``, one for each position of the batch in progress, whose position holds a
+        token.
 
         All of them where there are not as many as positions, such as one vector for each sequence.
         """
