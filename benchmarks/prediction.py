@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from bitrank.configs import CONFIGS
 from bitrank.heads import fit_head, judged
+from bitrank.material import tokenised
 from bitrank.measuring import FORMATS, Tables, calibration_batches, measure
-from bitrank.models import load_tokenizer, open_model
+from bitrank.models import open_model
 from bitrank.planning.costs import believed
 from bitrank.profiles import find_profile
 from bitrank.specs import RunSpec, make_spec
-from bitrank_data import TokenisedTask, open_task, tokenise
+from bitrank_data import TokenisedTask
 from bitrank_quant import parse_format
 from bitrank_quant.reference import encode_in_parts
 from bitrank_quant.sensitivity import Replay
@@ -100,7 +101,7 @@ def random_plan(tables: Tables, seed: int) -> dict[str, str]:
 
 def find_truth(spec: RunSpec, plans: list[dict[str, str]]) -> Truth:
     """Every plan's matrices decoded from their formats in place of the original ones, and judged."""
-    task = tokenise(open_task(spec.task, spec.data), load_tokenizer(spec.model), spec.max_length)
+    task = tokenised(spec)
     torch.set_num_threads(cores())
     model = _model(spec, task)
     count, offset = _HALF[spec.kind]

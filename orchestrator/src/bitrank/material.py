@@ -18,8 +18,10 @@ from bitrank_data import (
 )
 from bitrank_trainer import DTYPES, choose_device, choose_dtype, width_multiple
 
-from bitrank.models import load_tokenizer
+from bitrank.models import load_config, load_tokenizer
+from bitrank.padding import padding_of
 from bitrank.positions import check_length
+from bitrank.schedule import step_parts, step_sequences
 from bitrank.specs import RunSpec
 
 _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every tensor of it is small enough
@@ -28,7 +30,8 @@ _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every ten
 @dataclass(frozen=True)
 class Material:
     """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so. Batches are
-    padded to a ``multiple`` of tokens."""
+    padded to a ``multiple`` of tokens. ``batch_size`` sequences make an optimizer step, and come in
+    ``parts``."""
 
     task: TokenisedTask
     validation: TokenSplit
@@ -37,12 +40,15 @@ class Material:
     seed: int
     evaluation_tokens: int = _EVALUATION_TOKENS
     multiple: int = 1
+    parts: int = 1
     report: DataReport = field(default_factory=DataReport)
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
-        """Endless training batches after the first ``skip``; the same for every config of a seed."""
-        train = self.task.splits["train"]
-        return training_batches(train, self.task.kind, self.task.pad_id, self.batch_size, self.seed, skip, self.multiple)
+        """Endless parts of training batches after the first ``skip``; the same for every config of a seed."""
+        train, task = self.task.splits["train"], self.task
+        return training_batches(
+            train, task.kind, task.pad_id, self.batch_size, self.seed, skip, self.multiple, self.parts
+        )  # fmt: skip
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
         """Every sequence of ``split`` once."""
@@ -56,8 +62,12 @@ def load_material(spec: RunSpec) -> Material:
     """
     task = tokenised(spec)
     validation, test = _capped(task, "validation", spec.validation_windows), _capped(task, "test", spec.test_windows)
+    parts = step_parts(spec, choose_device(spec.device))
     multiple, report = _multiple(spec), _report(spec, task, test)
-    return Material(task, validation, test, spec.batch_size, spec.seed, multiple=multiple, report=report)
+    sequences = step_sequences(spec)
+    return Material(
+        task, validation, test, sequences, spec.seed, multiple=multiple, parts=parts, report=report
+    )
 
 
 def tokenised(spec: RunSpec) -> TokenisedTask:
@@ -69,7 +79,8 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     """
     too_long = check_length(spec)
     source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
-    task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens)
+    padding = padding_of(tokenizer, load_config(spec.model))
+    task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)
     return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task
 
 

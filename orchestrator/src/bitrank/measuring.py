@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,20 @@ def _measured(spec: RunSpec, told: Callable[[str], None]) -> Tables:
         release_memory()  # what is kept from pass to pass falls to pieces over hundreds of them, and would grow
         told(matrix)
 
+    device = choose_device(spec.device)
     with whole_machine():
         ready = calibration(spec)
-        moments = measure_moments(Replay(ready.model, ready.many, ready.judged), ready.matrices, swept)
+        replay = Replay(ready.model, ready.many, ready.judged, real=partial(real_positions, device=device))
+        moments = measure_moments(replay, ready.matrices, swept)
         narrow_last_block(ready.model)  # from here on only what the model answers counts
         replay = Replay(ready.model, ready.few, ready.judged)
         errors = measure_errors(replay, ready.matrices, [parse_format(text) for text in FORMATS], moments, told=swept)
     return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
+
+
+def real_positions(batch: Batch, device: str) -> torch.Tensor:
+    """Which positions (B, T) of ``batch`` hold tokens and not padding."""
+    return torch.from_numpy(batch["attention_mask"]).bool().to(device)
 
 
 def _write(folder: Path, tables: Tables) -> None:

@@ -100,10 +100,11 @@ def tensor_safe(
         return settings, material
     shapes = shapes_of(model, spec.fused, _itemsize(spec, device), any(done.format == "llm-int8" for done in applied.values()))
     length = int(material.task.splits["train"].lengths_N.max())
-    tokens = safe_tokens(shapes, spec.batch_size, length, MPS_BYTES)
+    rows = -(-material.batch_size // material.parts)
+    tokens = safe_tokens(shapes, rows, length, MPS_BYTES)
     judged = int(max(material.validation.lengths_N.max(), material.test.lengths_N.max()))
     judging = safe_tokens(shapes, -(-material.evaluation_tokens // judged), judged, MPS_BYTES)
-    emit(notice("mps_safe", _told(shapes, spec.batch_size, length, tokens)))
+    emit(notice("mps_safe", _told(shapes, rows, length, tokens)))
     return replace(settings, micro_tokens=tokens), replace(material, evaluation_tokens=judging or material.evaluation_tokens)
 
 

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from bitrank.errors import UserError
+from bitrank.padding import set_padding
 from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
@@ -85,13 +86,14 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     """
     name, kind = spec.model, spec.kind
     tokenizer = load_tokenizer(name)
-    config = _config(name, kind, classes, spec.dropout, tokenizer)
+    config = _config(name, kind, classes, spec.dropout)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     words = {"dtype": dtype, "attn_implementation": attention_for(device, spec.fused)}
     folder = folder_of(name)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         empty: Any = auto.from_config(config, **words)
     empty.tie_weights()
+    set_padding(empty, tokenizer)
     if (source := find_source(empty, folder)) is None:
         return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
     filler = Filler(empty, source, device, dtype, spec.seed)
@@ -116,6 +118,7 @@ def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any,
         model, info = auto.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True, **words)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_cannot_load(name, error)) from error
+    set_padding(model, tokenizer)
     fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     # What it was before it was cast is not told.
     return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None, lambda _: words["dtype"])
@@ -148,17 +151,20 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _config(name: str, kind: str, classes: int, dropout: float | None, tokenizer: Any) -> Any:
+def load_config(name: str) -> Any:
+    """The configuration of model ``name`` as it was filed. Raises :class:`UserError` when there is none."""
     try:
-        config = AutoConfig.from_pretrained(locate(name))
+        return AutoConfig.from_pretrained(locate(name))
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(name, error)) from error
+
+
+def _config(name: str, kind: str, classes: int, dropout: float | None) -> Any:
+    config = load_config(name)
     if kind == "language-modelling" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(f"{name} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2")
     if kind == "classification":
         config.num_labels = classes
-        if config.pad_token_id is None:
-            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if dropout is not None:
         for key, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in key or "pdrop" in key):

@@ -28,6 +28,8 @@ from bitrank.inputs import check_inputs, check_plan
 from bitrank.material import load_material
 from bitrank.memory import tensor_safe, within_limit
 from bitrank.models import fuse_model, open_model
+from bitrank.notices import notice
+from bitrank.padding import padding_message
 from bitrank.plans import make_plans, store_base
 from bitrank.record import Record
 from bitrank.samples import leave_samples
@@ -48,6 +50,8 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     material = load_material(spec)
     record.data(material.report)
     loaded = open_model(spec, len(material.task.classes), device, dtype)
+    if said := padding_message(loaded.tokenizer, loaded.model.config):
+        record.emit(notice("padding", said))
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)
     record.plan(plans.bits, plans.ranks, plans.free)

@@ -39,7 +39,7 @@ def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) ->
             attention_mask=torch.ones_like(prompts_PT),
             max_new_tokens=_NEW,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_token_id=model.config.pad_token_id,
         )
     model.train(was_training)
     given = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)

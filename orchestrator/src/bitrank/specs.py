@@ -27,7 +27,10 @@ from bitrank.profiles import Profile
 class RunSpec:
     """One run. Sizes are in sequences, lengths in tokens, ``*_every`` in optimizer steps.
 
-    ``steps`` or ``epochs`` says how long to train; ``accumulation`` 0 means 2 on a CPU when training by epochs, else 1; ``dropout``
+    ``steps`` or ``epochs`` says how long to train. An optimizer step takes ``accumulation`` batches of
+    ``batch_size`` sequences and minimises the mean over all their sequences (or predicted tokens): 2 × 4 is
+    the step that 8 × 1 is. With ``accumulation`` 0 a step is one batch on every device; a CPU that trains by
+    epochs computes it in two halves, to save memory, which changes nothing but rounding. ``dropout``
     None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
     ``special_tokens`` False leaves out what the tokenizer adds to a text (BOS, [CLS], [SEP]);
     ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bitrank_data import Batch, TokenSplit
-from bitrank_data.batches import training_order, widths
+import numpy as np
+from bitrank_data import Batch
+from bitrank_data.batches import training_parts, widths
 
-from bitrank.material import load_material
+from bitrank.material import Material, load_material
 from bitrank.schedule import settings_for
 from bitrank.specs import RunSpec
 
@@ -43,7 +45,7 @@ def workload(spec: RunSpec, device: str) -> Workload:
     material = load_material(spec)
     train = material.task.splits["train"]
     settings = settings_for(spec, len(train), device)
-    shapes = _training(train, spec, settings.steps * settings.accumulation, material.multiple)
+    shapes = _training(material, settings.steps * settings.accumulation)
     validation, test = ([_shape(b) for b in material.batches_of(split)] for split in (material.validation, material.test))
     validations = -(-settings.steps // settings.eval_every)
     return Workload(
@@ -56,14 +58,16 @@ def workload(spec: RunSpec, device: str) -> Workload:
     )
 
 
-def _training(train: TokenSplit, spec: RunSpec, batches: int, multiple: int) -> list[Shape]:
-    """The shapes of the first ``batches`` training batches."""
-    shapes: list[Shape] = []
-    lengths_N, width, epoch = train.lengths_N, widths(train, multiple), 0
-    while len(shapes) < batches:
-        shapes += [(len(b), width(int(lengths_N[b].max()))) for b in training_order(lengths_N, spec.batch_size, spec.seed, epoch)]
-        epoch += 1
-    return shapes[:batches]
+def _training(material: Material, count: int) -> list[Shape]:
+    """The shapes of the first ``count`` parts of training batches, without the empty ones."""
+    train = material.task.splits["train"]
+    lengths_N, width = train.lengths_N, widths(train, material.multiple)
+    parts: list[np.ndarray] = []
+    for epoch in itertools.count():
+        parts += training_parts(lengths_N, material.batch_size, material.seed, epoch, material.parts)
+        if len(parts) >= count:
+            break
+    return [(len(part), width(int(lengths_N[part].max()))) for part in parts[:count] if len(part)]
 
 
 def _shape(batch: Batch) -> Shape:

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 from bitrank_data import evaluation_batches, spread_windows, training_batches, training_order
+from bitrank_data.batches import training_parts
 from bitrank_data.tokens import _pack
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,34 @@ def test_skipping_continues_where_it_was(skip: int) -> None:
     continued = islice(training_batches(split, "classification", 0, 4, seed=1, skip=skip), 45 - skip)
     for a, b in zip(straight[skip:], continued, strict=True):
         assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=90), *[st.integers(1, 9)] * 2, st.integers(0, 3)
+)  # fmt: skip
+def test_parts_hold_the_sequences_of_the_whole_batch(
+    lengths: list[int], size: int, parts: int, epoch: int
+) -> None:  # fmt: skip
+    """Exactly so many for each batch, none larger than its share, whatever is left for the last one."""
+    whole = training_order(np.asarray(lengths), size, 1, epoch)
+    cut = training_parts(np.asarray(lengths), size, 1, epoch, parts)
+    assert len(cut) == parts * len(whole)
+    assert max(len(part) for part in cut) <= -(-size // parts)
+    for number, batch in enumerate(whole):
+        assert np.concatenate(cut[parts * number : parts * (number + 1)]).tolist() == batch.tolist()
+
+
+@given(st.integers(0, 70), st.sampled_from(["classification", "language-modelling"]))
+def test_skipped_parts_continue_where_they_were_and_may_be_empty(skip: int, kind: str) -> None:
+    """Nine sequences in steps of eight: the second step of an epoch has one sequence and three empty
+    parts."""
+    split = split_of([3 + n % 7 for n in range(9)])
+    straight = list(islice(training_batches(split, kind, 0, 8, seed=1, parts=4), 75))
+    continued = islice(training_batches(split, kind, 0, 8, seed=1, skip=skip, parts=4), 75 - skip)
+    for a, b in zip(straight[skip:], continued, strict=True):
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert sorted(len(part["index"]) for part in straight[:8]) == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert all(part["input_ids"].ndim == 2 for part in straight)
 
 
 def test_length_groups_leave_little_padding() -> None:

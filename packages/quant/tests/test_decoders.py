@@ -66,7 +66,7 @@ def test_codes_of_bitsandbytes_are_read_as_it_reads_them(name: str, dtype: torch
     linear.weight.copy_(torch.randn(shape, generator=generator) * torch.rand(shape[0], 1, generator=generator))
     layer = BACKENDS["bitsandbytes"].make(linear.to(dtype), parse_format(name), dtype)
     wanted = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    mine = _bitsandbytes_on_cpu(layer.weight.data, layer.weight.quant_state)
+    mine = _bitsandbytes_on_cpu(layer.weight.data, layer.weight.quant_state, dtype)
     if not kernels_status().startswith("compiled") or shape[1] % 64:
         assert mine is None
         mine = decoder(layer)()

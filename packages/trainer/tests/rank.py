@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from bitrank_trainer import (
     OBJECTIVES,
@@ -42,6 +43,7 @@ class Job:
     deep: bool = False
     dropout: float = 0.0
     micro_tokens: int | None = None
+    joined: bool = False  # the two batches of a step as one
 
 
 class Penalised(NoHook):
@@ -52,6 +54,10 @@ class Penalised(NoHook):
 
     def penalty(self) -> torch.Tensor:
         return 0.01 * sum(p.square().sum() for p in self._parameters)
+
+
+def _one(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([first[key], second[key]]) for key in first}
 
 
 def work(job: Job, processes: Processes) -> None:
@@ -65,14 +71,17 @@ def work(job: Job, processes: Processes) -> None:
 
     def batches(skip: int):
         stop = None if job.stop_after is None else job.stop_after - skip
-        return islice((batch(n, SIZES[n % len(SIZES)], lm=lm) for n in range(skip, 10**6)), stop)
+        first = 2 * skip if job.joined else skip
+        each = (batch(n, SIZES[n % len(SIZES)], lm=lm) for n in range(first, 10**6))
+        return islice(map(_one, each, each) if job.joined else each, stop)
 
     def validate() -> dict[str, float]:
         return evaluate(model, [batch(n, lm=lm) for n in range(30, 35)], objective, "cpu", processes).metrics
 
     events: list[dict[str, object]] = [{"event": "held", "frozen": held}]
-    settings = TrainSettings(steps=20, learning_rate=1e-2, log_every=1, eval_every=5, checkpoint_every=3, accumulation=2,
-                             clip=0.5, micro_tokens=job.micro_tokens)  # fmt: skip
+    accumulation = 1 if job.joined else 2
+    settings = TrainSettings(steps=20, learning_rate=1e-2, log_every=1, eval_every=5, checkpoint_every=3,
+                             accumulation=accumulation, clip=0.5, micro_tokens=job.micro_tokens)  # fmt: skip
     task = Task(objective, batches, validate, "cpu", processes)
     try:
         train(model, task, Penalised(model), settings, Path(job.folder), events.append)

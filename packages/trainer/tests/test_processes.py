@@ -72,6 +72,7 @@ def outcomes(place: Path) -> dict[str, Outcome]:
         "dropout continued": {"dropout": 0.2, "folder": "dropout cut"},
     }
     one = {f"one {kind}": {"kind": kind} for kind in KINDS} | {
+        **{f"one joined {kind}": {"kind": kind, "joined": True} for kind in KINDS},
         "two continued by one": {"folder": "2 to 1"},
         "one cut": {"stop_after": 17, "folder": "1 to 2"},
     }
@@ -101,6 +102,18 @@ def test_two_processes_train_as_one(outcomes: dict[str, Outcome], place: Path, k
     assert two.curve("validation", "val/loss") == pytest.approx(one.curve("validation", "val/loss"), abs=ROUNDING)
     assert same(*two.weights) and close(one.weights[0], two.weights[0])
     assert [path.name for path in (place / f"two {kind}").glob("step-*")] == ["step-00000020"]
+
+
+@pytest.mark.parametrize("processes", ["one", "two"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_uneven_batches_take_the_step_of_both_as_one(
+    outcomes: dict[str, Outcome], kind: str, processes: str
+) -> None:  # fmt: skip
+    whole, cut = outcomes[f"one joined {kind}"], outcomes[f"{processes} {kind}"]
+    for key in ("train/loss", "train/grad_norm", "train/reg"):
+        expected = pytest.approx(whole.curve("train", key), abs=ROUNDING, rel=ROUNDING)
+        assert cut.curve("train", key) == expected, key
+    assert close(whole.weights[0], cut.weights[0])
 
 
 def test_passes_cut_for_memory_change_nothing(outcomes: dict[str, Outcome]) -> None:

@@ -45,7 +45,7 @@ class ShortRun:
 
     def __init__(self, spec: RunSpec, tables: Tables, steps: int) -> None:
         self._spec = replace(spec, steps=steps, epochs=None)
-        self._material = load_material(spec)
+        self._material = load_material(self._spec)
         validation = self._material.validation
         self._judged = validation.select(np.arange(min(len(validation), _JUDGED[spec.kind])))
         self._weights = {name: (moments.row_O, moments.column_I) for name, moments in tables.moments.items()}
@@ -64,7 +64,7 @@ class ShortRun:
         loaded = open_model(spec, len(self._material.task.classes), device, self._dtype)
         start = ResidualStart(plan.ranks, rounds=spec.init_rounds, weights=self._weights)
         store_base(spec, loaded, plan.precision, start, device, self._dtype)
-        settings = settings_for(spec, len(self._material.task.splits["train"]), device)
+        settings = settings_for(spec, len(self._material.task.splits["train"]), device, self._dtype)
         model, hook = GivenRanks(plan.ranks).attach(
             loaded.model, plan.ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed
         )

@@ -9,7 +9,7 @@ from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.store import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
-from bitrank_data.tokens import TokenisedTask, TokenSplit, tokenise
+from bitrank_data.tokens import TokenisedTask, TokenSplit, pad_id, tokenise
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "flush",
     "hub_repository",
     "open_task",
+    "pad_id",
     "spread_windows",
     "tokenise",
     "training_batches",

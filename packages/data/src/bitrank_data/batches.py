@@ -32,14 +32,34 @@ def training_order(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int
     return [batches[i] for i in random.permutation(len(batches))]
 
 
+def training_parts(
+    lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int, parts: int
+) -> list[np.ndarray]:  # fmt: skip
+    """The batches of :func:`training_order`, each cut into exactly ``parts`` of nearly equal size.
+
+    Which sequences make a batch does not depend on the number of parts: gradients that are accumulated over
+    the parts are those of the whole batch. An epoch's last batch may have fewer sequences than parts; those
+    left over are empty.
+    """
+    return [
+        part
+        for batch in training_order(lengths_N, batch_size, seed, epoch)
+        for part in np.array_split(batch, parts)
+    ]  # fmt: skip
+
+
 def training_batches(
-    split: TokenSplit, kind: Kind, pad_id: int, batch_size: int, seed: int, skip: int = 0, multiple: int = 1
-) -> Iterator[Batch]:
-    """Endless batches, epoch after epoch; the first ``skip`` are passed over without being made."""
-    per_epoch, width = -(-len(split) // batch_size), widths(split, multiple)
+    split: TokenSplit, kind: Kind, pad_id: int, batch_size: int, seed: int, skip: int = 0, multiple: int = 1,
+    parts: int = 1,
+) -> Iterator[Batch]:  # fmt: skip
+    """Endless batches, epoch after epoch, each in ``parts`` (:func:`training_parts`).
+
+    The first ``skip`` parts are passed over without being made.
+    """
+    per_epoch, width = -(-len(split) // batch_size) * parts, widths(split, multiple)
     epoch, offset = divmod(skip, per_epoch)
     while True:
-        for indices in training_order(split.lengths_N, batch_size, seed, epoch)[offset:]:
+        for indices in training_parts(split.lengths_N, batch_size, seed, epoch, parts)[offset:]:
             yield collate(split, indices, kind, pad_id, width)
         epoch, offset = epoch + 1, 0
 
@@ -78,7 +98,7 @@ def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
 def collate(split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]) -> Batch:
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,); T by ``width``."""
     sequences = [split.sequence(int(i)) for i in indices]
-    shape = len(sequences), width(max(len(sequence) for sequence in sequences))
+    shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))
     ids_BT, mask_BT = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence)] = sequence

@@ -87,10 +87,13 @@ class Cutting:
     after: tuple[int, ...] = ()
 
 
-def tokenise(source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True) -> TokenisedTask:
+def tokenise(
+    source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True, padding: int | None = None
+) -> TokenisedTask:
     """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and
     whole.
 
+    ``padding`` is the id that pads, where the model has a say in it; else it is that of :func:`pad_id`.
     ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a
     split has nothing to learn from, or ``max_length`` has no room beside the special tokens.
     """
@@ -110,7 +113,8 @@ def tokenise(source: Source, tokenizer: Any, max_length: int, special_tokens: bo
         for split in SPLITS
     }
     report = DataReport(meta["counts"], tuple(meta["notes"]))
-    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, pad_id(tokenizer), report)
+    padding = pad_id(tokenizer) if padding is None else padding
+    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, padding, report)
 
 
 def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -138,10 +142,15 @@ def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     )
 
 
-def pad_id(tokenizer: Any) -> int:
-    """The id that fills up short sequences; masked everywhere, so any id serves when the tokenizer has none."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
+def pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
+    """The id that fills up short sequences: the tokenizer's padding token, else its end of sequence, else its
+    unknown token, else 0; the first that is below ``vocabulary``, the number of ids that the model knows.
+
+    It is masked everywhere, so any id serves. But it must be one the model can look up, and a tokenizer may
+    have had a token added that its model never got a row for.
+    """
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if candidate is not None and (vocabulary is None or candidate < vocabulary):
             return int(candidate)
     return 0
 

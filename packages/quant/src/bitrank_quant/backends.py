@@ -64,7 +64,11 @@ def _bnb_linear(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> n
     # On the CPU an evaluation would repack the codes into a layout that has no backward pass, and training after it would
     # lose its gradients without a word.
     made.support_avx512bf16_for_cpu = False
-    return made.to(linear.weight.device)
+    made = made.to(linear.weight.device)
+    # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two
+    # roundings where these differ.
+    made.weight.quant_state.dtype = compute_dtype
+    return made
 
 
 def _bnb_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:

@@ -78,7 +78,7 @@ class InTraining:
     def __call__(self) -> Tensor:
         held, dtype = _held_8bit(self.layer), self.layer.compute_dtype
         scale_O = held.SCB.mul(1.0 / 127.0)
-        made = kernels.int8_rows(held.CB, scale_O, dtype, _room, exact=True)
+        made = kernels.int8_rows(held.CB, scale_O, dtype, _room)
         return held.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
 
 
@@ -121,19 +121,22 @@ def _weight(layer: nn.Linear) -> Tensor:
 
 
 def _bitsandbytes_4bit(layer: Any, room: kernels.Room = None) -> Tensor:
-    weight = layer._parameters["weight"]
+    weight, dtype = layer._parameters["weight"], layer.compute_dtype
     with _unwatched():
         codes: Tensor = weight.data
-    made: Tensor | None = _bitsandbytes_on_cpu(codes, weight.quant_state, room)
+    made: Tensor | None = _bitsandbytes_on_cpu(codes, weight.quant_state, dtype, room)
     if made is None:
         from bitsandbytes.functional import dequantize_4bit
 
         made = dequantize_4bit(codes, weight.quant_state)
-    return made if made.dtype == layer.compute_dtype else made.to(layer.compute_dtype)
+    return made if made.dtype == dtype else made.to(dtype)
 
 
-def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -> Tensor | None:
-    """The matrix by our kernels, which run on torch's threads: bitsandbytes brings a second pool, and the two wait for each other's cores.
+def _bitsandbytes_on_cpu(
+    codes: Tensor, state: Any, dtype: torch.dtype, room: kernels.Room = None
+) -> Tensor | None:  # fmt: skip
+    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second
+    pool, and the two wait for each other's cores.
 
     None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
     """
@@ -141,9 +144,9 @@ def _bitsandbytes_on_cpu(codes: Tensor, state: Any, room: kernels.Room = None) -
     if len(shape) != 2 or shape[1] % block:
         return None
     if not state.nested:
-        return kernels.codebook(codes, state.code, state.absmax, block, shape, state.dtype, room)
+        return kernels.codebook(codes, state.code, state.absmax, block, shape, dtype, room)
     scales = state.absmax, DYNAMIC_8BIT, state.state2.absmax, state.offset
-    return kernels.nested_codebook(codes, state.code, scales, block, shape, state.dtype, room)
+    return kernels.nested_codebook(codes, state.code, scales, block, shape, dtype, room)
 
 
 def _quanto(layer: Any, room: kernels.Room = None) -> Tensor:

@@ -34,8 +34,9 @@ class Int8Row:
         made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype, room)
         if made is not None:
             return made
-        # int8 codes are exact in bf16 and fp16, so only the scaled product is rounded.
-        return tensors["codes"].to(dtype).mul_(tensors["scale"].to(dtype)[:, None])
+        # fp32 inside: a scale rounded to 16 bits first would shift its whole row, and the product would round
+        # again.
+        return (tensors["codes"].float() * tensors["scale"][:, None]).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
         return take_rows(tensors, ids_N, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -389,3 +389,34 @@ def test_data_that_cannot_be_measured_on_are_refused() -> None:
     broken.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(QuantError, match="expected a finite number"):
         Replay(broken, batches(), judged)
+
+
+@pytest.mark.parametrize("make", [bert, llama, gpt2], ids=["bert", "llama", "gpt2"])
+def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
+    """Texts of two lengths measured in one padded batch, and each length in a batch of its own."""
+    model, generator = make(), torch.Generator().manual_seed(4)
+    short_BL, long_BL = (torch.randint(3, 97, (2, length), generator=generator) for length in (5, 11))
+    padded = torch.cat([F.pad(short_BL, (0, 6)), long_BL]), torch.tensor([5, 5, 11, 11])
+    apart = [(short_BL, torch.tensor([5, 5])), (long_BL, torch.tensor([11, 11]))]
+
+    def real(batch: tuple[Tensor, Tensor]) -> Tensor:
+        ids_BL, length_B = batch
+        return torch.arange(ids_BL.shape[1]) < length_B[:, None]
+
+    def answered(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        mask_BL, (ids_BL, _) = real(batch), batch
+        logits = model(input_ids=ids_BL, attention_mask=mask_BL.long()).logits
+        if logits.ndim == 2:
+            return logits, ids_BL[:, 0] % 2
+        labels_BL = F.pad(ids_BL[:, 1:].masked_fill(~mask_BL[:, 1:], -100), (0, 1), value=-100)
+        return logits.flatten(0, 1), labels_BL.flatten()
+
+    matrices = [m for m in weight_matrices(model) if "position" not in m.name and "wpe" not in m.name]
+    together = measure_moments(Replay(model, [padded], answered, real=real), matrices)
+    wanted = measure_moments(Replay(model, apart, answered, real=real), matrices)
+    for name, moments in together.items():
+        for key, value in vars(moments).items():
+            got, expected = torch.as_tensor(value), torch.as_tensor(getattr(wanted[name], key))
+            # Of a spectrum: small eigenvalues are noise.
+            size = float(expected.abs().max()) if expected.numel() else 0.0
+            assert torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * size), (name, key)

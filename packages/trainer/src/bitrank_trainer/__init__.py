@@ -7,6 +7,7 @@ from bitrank_trainer.evaluation import Evaluation, evaluate
 from bitrank_trainer.first_position import narrow_last_block
 from bitrank_trainer.hardware import DTYPES, available_devices, choose_device, choose_dtype, pin_threads, width_multiple
 from bitrank_trainer.hooks import NoHook, RankHook
+from bitrank_trainer.last_position import last_token_head, read_last_token
 from bitrank_trainer.loop import Task, train
 from bitrank_trainer.memory_errors import is_out_of_memory
 from bitrank_trainer.meters import Throughput, device_memory_mib, has_tcmalloc, keep_memory, peak_memory_mib, release_memory
@@ -57,12 +58,14 @@ __all__ = [
     "join",
     "keep_memory",
     "kept_bytes",
+    "last_token_head",
     "leave",
     "longest_sequence",
     "micro_batches",
     "narrow_last_block",
     "peak_memory_mib",
     "pin_threads",
+    "read_last_token",
     "register_attention",
     "release_memory",
     "safe_tokens",

@@ -40,7 +40,9 @@ _SMOOTH = 0.9
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop trains on. ``batches(skip)`` starts after ``skip`` micro-batches; ``validate()`` gives metrics by name. Of several
+    """What the loop trains on. ``batches(skip)`` starts after ``skip`` batches, of which
+    ``settings.accumulation`` make a step (some may have no rows); ``validate()`` gives metrics by name. Of
+    several
     ``processes`` each is given the same batches and takes its rows of them."""
 
     objective: Objective

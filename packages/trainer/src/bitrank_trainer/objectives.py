@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitrank_trainer.last_position import read_last_token
 from bitrank_trainer.vocabulary import head_loss, head_scores, split_head
 
 Batch = Mapping[str, np.ndarray]
@@ -132,7 +133,10 @@ PLAIN_OBJECTIVES: dict[str, Objective] = {**OBJECTIVES, "language-modelling": La
 
 
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
-    output: Any = model(input_ids=_tensor(batch["input_ids"], device), attention_mask=_tensor(batch["attention_mask"], device))
+    mask_BT = batch["attention_mask"]
+    with read_last_token(model, mask_BT, device):
+        ids_BT = _tensor(batch["input_ids"], device)
+        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device))
     return output.logits.float()
 
 

@@ -39,10 +39,16 @@ class Passes:
         self._shape = (0, 0)
 
     def gradient(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> Tensor:
-        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss, detached. Of several
-        processes each takes its rows, and all end with the same sums.
+        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss,
+        detached.
 
-        The parameters must come without gradients. Raises :class:`TrainError` when one sequence alone does not fit.
+        The mean is over all that the objective counts (sequences, predicted tokens) in all ``batches``
+        together, however they are cut into passes and shared out: a mean of the batches' means would weigh a
+        token by its neighbours' number. Of several processes each takes its rows, and all end with the same
+        sums.
+
+        The parameters must come without gradients. Raises :class:`TrainError` when one sequence alone does
+        not fit, or nothing in ``batches`` has a target.
         """
         states = random_states(self._device)
         while True:
@@ -61,13 +67,19 @@ class Passes:
 
     def _all(self, model: nn.Module, batches: Sequence[Batch], tokens: int | None) -> Tensor:
         loss = torch.zeros((), device=self._device)
+        total = sum(self._objective.weight(batch) for batch in batches)
+        if not total:
+            raise TrainError(
+                "no sequence of this optimizer step has anything to predict: expected labels, or two tokens "
+                "or more for a language model. Leave such sequences out"
+            )
         for batch in batches:
-            weight = self._objective.weight(batch) * len(batches)
             # No rows for this process, or none with a target: no pass.
             parts = [part for part in micro_batches(self._processes.mine(batch), tokens) if self._objective.weight(part)]
             for part, counts in self._processes.even(parts, partial(_spare, batch, self._objective)):
                 self._shape = part["input_ids"].shape
-                share = self._objective.loss(model, part, self._device) * (counts * self._objective.weight(part) / weight)
+                weight = counts * self._objective.weight(part) / total
+                share = self._objective.loss(model, part, self._device) * weight
                 self._scaling.backward(share)
                 loss += share.detach()
         return loss

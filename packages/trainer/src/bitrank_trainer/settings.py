@@ -12,7 +12,9 @@ from bitrank_trainer.errors import TrainError
 class TrainSettings:
     """Optimizer steps and their sizes. AdamW, linear warm-up, cosine decay to zero, gradients clipped by norm.
 
-    ``steps`` counts optimizer steps; each averages ``accumulation`` micro-batches. ``eval_every`` and ``checkpoint_every`` are in
+    ``steps`` counts optimizer steps; each takes ``accumulation`` batches and minimises the mean over all
+    their sequences or predicted tokens, as one batch of them all would. ``eval_every`` and
+    ``checkpoint_every`` are in
     optimizer steps; ``log_every`` too (the first and the last step are always logged). ``micro_tokens`` bounds the padded tokens of
     one pass: larger batches are cut, with the same gradient. ``loss_scale`` is the first factor on the loss of an fp16 model (see
     :mod:`~bitrank_trainer.scaling`); None scales nothing.

@@ -67,8 +67,9 @@ def block_positions(vocabulary: int) -> int:
 
 
 def _blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
+    """Starts and ends; one empty block where there is no position, as in a batch of one-token texts."""
     size = block_positions(vocabulary)
-    return [(start, min(start + size, positions)) for start in range(0, positions, size)]
+    return [(start, min(start + size, positions)) for start in range(0, max(1, positions), size)]
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -17,7 +17,7 @@ from bitrank_analysis.paper.latex import tabular
 Rows = list[list[str]]
 _SETTINGS = {
     "model": "Model", "steps": "Optimizer steps", "epochs": "Epochs", "batch_size": "Batch (sequences)",
-    "accumulation": "Accumulation (0: by length and device)",
+    "accumulation": "Accumulation (0: a step is one batch)",
     "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip", "weight_decay": "Weight decay",
     "dropout": "LoRA dropout", "adapter_scale": "Adapter scale", "max_length": "Longest sequence (tokens)", "threads": "Threads a run",
 }  # fmt: skip

@@ -34,7 +34,7 @@ _ARGUMENTS = {
     "bitrank_codebook": (_P, _N, _P, _P, _N, _N, _N, _I, _I, _P),
     "bitrank_nested_codebook": (_P, _P, _P, _P, _P, _P, _N, _P, _N, _N, _N, _I, _I, _P),
     "bitrank_nested": (_P, _P, _P, _P, _N, _N, _P),
-    "bitrank_rows": (_P, _P, _I, _I, _N, _N, _I, _I, _P),
+    "bitrank_rows": (_P, _P, _I, _N, _N, _I, _I, _P),
     "bitrank_quanto": (_P, _I, _P, _P, _N, _N, _N, _I, _I, _P),
 }
 
@@ -113,15 +113,14 @@ def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor
     return made
 
 
-def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None, exact: bool = False) -> Tensor | None:
-    """``code · scale`` with one scale a row, which is rounded to ``dtype`` first unless ``exact``."""
+def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None) -> Tensor | None:
+    """``code · scale`` with one scale a row, multiplied in fp32 and rounded once, to ``dtype``."""
     if codes_OI.dim() != 2:
         return None
     (rows, columns), kind = codes_OI.shape, scale_O.dtype
     if not (_ready(dtype) and kind in _KINDS and _fits(codes_OI, torch.int8, rows * columns) and _fits(scale_O, kind, rows)):
         return None
-    rounded = _KINDS[torch.float32 if exact else dtype]
-    given = codes_OI.data_ptr(), scale_O.data_ptr(), _KINDS[kind], rounded, rows, columns
+    given = codes_OI.data_ptr(), scale_O.data_ptr(), _KINDS[kind], rows, columns
     return _call("bitrank_rows", (rows, columns), dtype, room, *given)
 
 

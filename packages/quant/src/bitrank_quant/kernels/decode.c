@@ -204,9 +204,9 @@ static void round_values(float *restrict values, int64_t n, int kind) {
     fetch(values, halves, n, kind);
 }
 
-/* code * scale; int8 codes, one scale a row, which is rounded to `rounded` first. */
-void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int rounded, int64_t rows, int64_t columns, int kind,
-                  int threads, uint8_t *out) {
+/* code * scale; int8 codes, one scale a row, of whatever type it is stored in. */
+void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int64_t rows, int64_t columns,
+                  int kind, int threads, uint8_t *out) {
     (void)threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -214,7 +214,6 @@ void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int r
     for (int64_t row = 0; row < rows; row++) {
         float scale;
         fetch(&scale, (const uint8_t *)scales + row * width(scale_kind), 1, scale_kind);
-        round_values(&scale, 1, rounded);
         for (int64_t at = row * columns; at < (row + 1) * columns; at += CHUNK) {
             float values[CHUNK];
             int64_t n = least(CHUNK, (row + 1) * columns - at);

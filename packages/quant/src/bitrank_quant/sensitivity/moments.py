@@ -4,9 +4,10 @@ For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units,
 
     F_oi ≈ row_o · column_i,    row_o = (1/U) Σ_n (∂Σloss/∂y_no)²,    column_i = (1/N) Σ_n x_ni²
 
-over the N positions that the layer sees: the diagonals of both Kronecker factors (Martens and Grosse 2015). An error Δ of the weights
-is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding a row's weight is how often its token comes (with one count spread
-over all tokens, so that none is free), and a column's is the mean squared gradient of the output.
+over the N positions that the layer sees, padding left out: the diagonals of both Kronecker factors (Martens
+and Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding
+a row's weight is how often its token comes (with one count spread over all tokens, so that none is free), and
+a column's is the mean squared gradient of the output.
 
 One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
 computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +90,7 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
     if chained:
         done = _swept(replay, inside, outside, told)
     else:
-        with outside.gathering(tables=True):
+        with outside.gathering(replay, tables=True):
             replay.back_through_all()
         done = {}
     done |= outside.moments(replay)
@@ -104,16 +106,16 @@ def _swept(
     """The moments of what lies inside the blocks, from the last block to the first; what lies outside them gathers on the way."""
     done: dict[str, Moments] = {}
     told("after the blocks")
-    with outside.gathering(tables=False):
+    with outside.gathering(replay, tables=False):
         gradients = replay.back_from_loss()
     for block in reversed(replay.order):
         told(block)
         sums = {m.name: _Sums() for m in inside[block]}
-        with _hooked(replay.model, {name: _watch(part) for name, part in sums.items()}):
+        with _hooked(replay.model, {name: _watch(part, replay) for name, part in sums.items()}):
             gradients = replay.back_through(block, gradients)
         done |= _finished(replay, sums)
     told("before the blocks")
-    with outside.gathering(tables=True):
+    with outside.gathering(replay, tables=True):
         replay.back_to_start(gradients)
     return done
 
@@ -148,13 +150,14 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
             handle.remove()
 
 
-def _watch(sums: _Sums) -> Callable[..., None]:
-    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it."""
+def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
+    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it.
+    Padding is left out."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
-            x_NI = inputs[0].detach().flatten(0, -2)
-            output.register_hook(lambda grad: sums.add(x_NI, grad.detach().flatten(0, -2)))
+            x_NI = replay.tokens_of(inputs[0].detach().flatten(0, -2))
+            output.register_hook(lambda grad: sums.add(x_NI, replay.tokens_of(grad.detach().flatten(0, -2))))
 
     return hook
 
@@ -191,11 +194,14 @@ class _Outside:
         self._tables = {m.name: _Lookups(m.shape) for m in matrices if m.role == "embedding"}
         self._heads = {str(m.tied_to): (m.name, _HeadSums(m.shape)) for m in heads}
 
-    def gathering(self, tables: bool) -> AbstractContextManager[None]:
+    def gathering(self, replay: Replay, tables: bool) -> AbstractContextManager[None]:
         """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be counted once."""
-        hooks: dict[str, Callable[..., Any]] = {name: _watch(sums) for name, sums in self._linear.items()}
-        hooks |= {name: sums.hook for name, sums in self._heads.values()}
-        return _hooked(self._model, hooks | ({name: lookups.hook for name, lookups in self._tables.items()} if tables else {}))
+        hooks: dict[str, Callable[..., Any]] = {}
+        hooks |= {name: _watch(sums, replay) for name, sums in self._linear.items()}
+        hooks |= {name: partial(sums.hook, replay) for name, sums in self._heads.values()}
+        if tables:
+            hooks |= {name: partial(lookups.hook, replay) for name, lookups in self._tables.items()}
+        return _hooked(self._model, hooks)
 
     def moments(self, replay: Replay) -> dict[str, Moments]:
         found = {name: self._table(name, lookups, replay.units) for name, lookups in self._tables.items()}
@@ -216,10 +222,11 @@ class _Lookups:
         self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
         self.positions = 0
 
-    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(self, replay: Replay, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """As a forward hook: count, and let a graph begin at the output."""
-        self.counts_V += torch.bincount(inputs[0].flatten().cpu(), minlength=len(self.counts_V)).float()
-        self.positions += inputs[0].numel()
+        ids_N = replay.tokens_of(inputs[0].flatten())
+        self.counts_V += torch.bincount(ids_N.cpu(), minlength=len(self.counts_V)).float()
+        self.positions += len(ids_N)
         leaf = output.detach().requires_grad_()
         leaf.register_hook(_add_squares(self.column_D))
         return leaf
@@ -236,10 +243,10 @@ class _HeadSums:
         self._row_O, self._column_I = torch.zeros(shape[0]), torch.zeros(shape[1])
         self._positions = 0
 
-    def hook(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(self, replay: Replay, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """As a forward hook, in passes whose gradient comes through the head."""
         if output.requires_grad:
-            x_NI = inputs[0].detach().flatten(0, -2)
+            x_NI = replay.tokens_of(inputs[0].detach().flatten(0, -2))
             self._column_I += x_NI.float().square().sum(0).cpu()
             self._positions += len(x_NI)
             output.register_hook(_add_squares(self._row_O))

@@ -26,6 +26,9 @@ from bitrank_quant.sensitivity.answers import Answers, answers, judge
 Judged = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """A model and a batch → its logits (positions, classes), and the right class of each position: −100 where nothing is judged."""
 
+Real = Callable[[Any], Tensor | None]
+"""A batch → which of its positions (B, T) hold tokens and not padding; None: all."""
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -56,13 +59,20 @@ class Replay:
     and gradients can be carried from block to block. What else a block is given (masks, positions) counts as constant.
 
     ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
+    ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for those who gather over
+    positions (:meth:`tokens_of`); by default all do.
     Raises :class:`QuantError` when there is no batch, or the loss is not finite.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], judged: Judged, blocks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], judged: Judged, blocks: Sequence[str] | None = None,
+        real: Real = lambda batch: None,
+    ) -> None:  # fmt: skip
         if not batches:
             raise QuantError("there is nothing to measure on: expected one calibration batch or more, got none")
         self.model, self.batches, self._judged = model, batches, judged
+        self._real = [real(batch) for batch in batches]
+        self._now: Tensor | None = None
         named = _layers(model) if blocks is None else blocks
         self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
@@ -80,6 +90,16 @@ class Replay:
         self.base = total / self.units if self.units else float("nan")
         if not torch.isfinite(torch.tensor(self.base)):
             raise QuantError(f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data")
+
+    def tokens_of(self, values_N: Tensor) -> Tensor:
+        """Those of ``values_N``, one for each position of the batch in progress, whose position holds a
+        token.
+
+        All of them where there are not as many as positions, such as one vector for each sequence.
+        """
+        if self._now is None or len(values_N) != self._now.numel():
+            return values_N
+        return values_N[self._now.flatten()]
 
     def block_of(self, matrix: str) -> str | None:
         """The block that ``matrix`` lies in; None for embeddings and what comes after the blocks."""
@@ -104,7 +124,8 @@ class Replay:
     def back_from_loss(self) -> list[Tensor]:
         """Back-propagate the summed loss to what the last block gives; its gradient there, batch by batch."""
         found, last = [], self.order[-1]
-        for batch, given in zip(self.batches, self._given, strict=True):
+        for batch, given, real in zip(self.batches, self._given, self._real, strict=True):
+            self._now = real
             outputs = {name: given[name].output for name in self.order}
             leaf = _states(outputs[last]).detach().requires_grad_()
             with self._handing_out({**outputs, last: _with_states(outputs[last], leaf)}):
@@ -114,13 +135,15 @@ class Replay:
 
     def back_through_all(self) -> None:
         """Back-propagate the summed loss through the whole model, to leaves that hooks have put there."""
-        for batch in self.batches:
+        for batch, real in zip(self.batches, self._real, strict=True):
+            self._now = real
             self._back(batch)
 
     def back_through(self, block: str, gradients: Sequence[Tensor]) -> list[Tensor]:
         """From the gradients of what ``block`` gives those of what it is given, batch by batch. It is computed again, alone."""
         found = []
-        for given, gradient in zip(self._given, gradients, strict=True):
+        for given, gradient, real in zip(self._given, gradients, self._real, strict=True):
+            self._now = real
             leaf = given[block].hidden.detach().requires_grad_()
             given[block].on(self._blocks[block], leaf).backward(gradient)
             found.append(_gradient(leaf))
@@ -132,7 +155,9 @@ class Replay:
         first = self._blocks[self.order[0]]
         hook = first.register_forward_pre_hook(lambda _, args, kwargs: entered.append(_first(args, kwargs)), with_kwargs=True)
         try:
-            for batch, given, gradient in zip(self.batches, self._given, gradients, strict=True):
+            steps = zip(self.batches, self._given, gradients, self._real, strict=True)
+            for batch, given, gradient, real in steps:
+                self._now = real
                 with self._handing_out({name: given[name].output for name in self.order}):
                     self._judged(self.model, batch)
                 if (states := entered.pop()).requires_grad:  # else nothing before the blocks is watched

@@ -1,0 +1,211 @@
+"""An optimizer step is the same however its sequences are cut into batches and passes: the mean is over all
+their units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bitrank_trainer import (
+    OBJECTIVES,
+    PLAIN_OBJECTIVES,
+    NoHook,
+    Objective,
+    Row,
+    Task,
+    TrainError,
+    TrainSettings,
+    train,
+    trainable,
+)
+from tiny_problem import TinyClassifier, TinyLm
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Batch = dict[str, np.ndarray]
+LENGTHS = (3, 24, 4, 20, 2, 17, 5, 1)  # one token alone has no target
+CUTS = ([8], [4, 4], [2, 2, 2, 2], [1] * 8, [5, 3], [1, 7], [7, 1])
+
+
+class TokensSquared:
+    """An objective of another kind: it counts the tokens of a sequence, squared."""
+
+    metric, higher_is_better = "acc", True
+
+    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
+        mask_BT = torch.from_numpy(batch["attention_mask"])
+        logits_BC = model(torch.from_numpy(batch["input_ids"]), mask_BT).logits
+        weight_B = mask_BT.sum(1) ** 2
+        return (logits_BC.square().sum(1) * weight_B).sum() / weight_B.sum()
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch["attention_mask"].sum(1) ** 2).sum())
+
+    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
+        raise NotImplementedError
+
+    def metrics(self, rows: list[Row]) -> dict[str, float]:
+        raise NotImplementedError
+
+
+def _llama() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, pad_token_id=0, tie_word_embeddings=False, **sizes))
+    model.lm_head.requires_grad_(False)  # so that head and loss go by blocks of positions
+    return model
+
+
+def _classifier() -> nn.Module:
+    model = TinyClassifier()
+    model.dropout.p = 0.0
+    return model
+
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], Objective]] = {
+    "classification": (_classifier, OBJECTIVES["classification"]),
+    "language modelling": (TinyLm, PLAIN_OBJECTIVES["language-modelling"]),
+    "language modelling, fused head": (_llama, OBJECTIVES["language-modelling"]),
+    "another objective": (_classifier, TokensSquared()),
+}
+
+
+def sequences(lm: bool) -> list[Batch]:
+    """Eight sequences of very different lengths."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(1, 20, length) for length in LENGTHS]
+    labels = ids if lm else [np.asarray(number % 2) for number in range(len(ids))]
+    return [
+        {"input_ids": row, "attention_mask": np.ones_like(row), "labels": label, "index": np.asarray(number)}
+        for number, (row, label) in enumerate(zip(ids, labels, strict=True))
+    ]
+
+
+def collated(rows: Sequence[Batch]) -> Batch:
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def wide(key: str, filler: int) -> np.ndarray:
+        parts = (row[key] for row in rows)
+        return np.stack([np.pad(part, (0, width - len(part)), constant_values=filler) for part in parts])
+
+    lm = rows[0]["labels"].ndim == 1
+    return {
+        "input_ids": wide("input_ids", 0),
+        "attention_mask": wide("attention_mask", 0),
+        "labels": wide("labels", -100) if lm else np.stack([row["labels"] for row in rows]),
+        "index": np.stack([row["index"] for row in rows]),
+    }
+
+
+def cut_up(rows: Sequence[Batch], cut: Sequence[int]) -> list[Batch]:
+    """Batches of these sizes, one after the other."""
+    return [collated(rows[start:stop]) for start, stop in pairwise(np.cumsum([0, *cut]))]
+
+
+def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tuple[dict[str, float], Tensor]:
+    """Figures of the first step when the eight sequences come in batches of these sizes, and the weights
+    after it."""
+    make, objective = KINDS[kind]
+    torch.manual_seed(0)
+    model, rows = make(), sequences("language" in kind)
+    batches = cut_up(rows, cut)
+    events: list[dict[str, Any]] = []
+    task = Task(objective, lambda skip: iter(batches), lambda: {"acc": 0.0, "loss": 0.0})
+    plan = TrainSettings(steps=1, learning_rate=1e-3, weight_decay=0.0, accumulation=len(cut), **settings)
+    train(model, task, NoHook(), plan, folder, events.append)
+    figures = next(event["metrics"] for event in events if event["event"] == "train")
+    return figures, torch.cat([p.detach().flatten() for p in trainable(model).values()])
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_times_accumulation_is_the_step_of_one_batch(
+    kind: str,
+    cut: list[int],
+    tmp_path: Path,
+) -> None:
+    whole, weights = one_step(kind, [8], tmp_path / "whole")
+    figures, after = one_step(kind, cut, tmp_path / "cut")
+    for name in ("train/loss", "train/grad_norm"):
+        assert figures[name] == pytest.approx(whole[name], rel=2e-6), name
+    # AdamW divides a gradient by its own size, which magnifies rounding where there is next to none.
+    assert torch.allclose(after, weights, atol=2e-5)
+
+
+@pytest.mark.parametrize("settings", [{"micro_tokens": 30}, {"loss_scale": 1024.0}, {"clip": 0.01}], ids=str)
+@pytest.mark.parametrize("cut", [[8], [2, 2, 2, 2], [7, 1]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_cuts_loss_scale_and_clipping_leave_the_step_as_it_is(
+    kind: str,
+    cut: list[int],
+    settings: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """Clipping comes after all passes; so does the division by the loss scale."""
+    kept = {"clip": settings["clip"]} if "clip" in settings else {}
+    whole, weights = one_step(kind, [8], tmp_path / "whole", **kept)
+    figures, after = one_step(kind, cut, tmp_path / "cut", **settings)
+    for name in ("train/loss", "train/grad_norm"):
+        assert figures[name] == pytest.approx(whole[name], rel=2e-6), name
+    assert torch.allclose(after, weights, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["language modelling", "language modelling, fused head"])
+def test_the_logged_loss_is_nats_per_predicted_token_of_the_step(kind: str, tmp_path: Path) -> None:
+    make, objective = KINDS[kind]
+    torch.manual_seed(0)
+    model, rows = make(), sequences(lm=True)
+    with torch.no_grad():
+        means = [float(objective.loss(model, collated([row]), "cpu")) for row in rows[:-1]]
+    nats = sum(mean * (length - 1) for mean, length in zip(means, LENGTHS[:-1], strict=True))
+    figures, _ = one_step(kind, [3, 5], tmp_path)
+    assert figures["train/loss"] == pytest.approx(nats / sum(length - 1 for length in LENGTHS), rel=1e-6)
+
+
+def test_a_step_with_nothing_to_predict_is_an_error(tmp_path: Path) -> None:
+    alone = collated([sequences(lm=True)[-1]])
+    task = Task(OBJECTIVES["language-modelling"], lambda skip: iter([alone, alone]), dict)
+    with pytest.raises(TrainError, match="no sequence of this optimizer step has anything to predict"):
+        train(TinyLm(), task, NoHook(), TrainSettings(steps=1, accumulation=2), tmp_path, lambda event: None)
+
+
+class Penalised(NoHook):
+    def __init__(self, weight: nn.Parameter) -> None:
+        self._weight = weight
+
+    def penalty(self) -> Tensor:
+        return 3.0 * self._weight.sum()
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_penalty_of_a_hook_counts_once_however_the_step_is_cut(cut: list[int], tmp_path: Path) -> None:
+    """As AdaLoRA's orthogonality term: its gradient is that of the penalty alone, not a share of it for each
+    batch."""
+    grads: list[Tensor] = []
+    model = _classifier()
+    weight = nn.Parameter(torch.zeros(4))
+    model.register_parameter("apart", weight)
+
+    class Kept(Penalised):
+        def after_step(self, step: int) -> None:
+            assert weight.grad is not None
+            grads.append(weight.grad.clone())
+
+    batches = cut_up(sequences(lm=False), cut)
+    task = Task(OBJECTIVES["classification"], lambda skip: iter(batches), lambda: {"acc": 0.0, "loss": 0.0})
+    train(
+        model,
+        task,
+        Kept(weight),
+        TrainSettings(steps=1, accumulation=len(cut), clip=1e9),
+        tmp_path,
+        lambda event: None,
+    )
+    assert torch.equal(grads[0], torch.full((4,), 3.0))
