@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank import weights
+from bitrank import checkpoint
+from bitrank.errors import UserError
 from bitrank.models import locate, open_model
 from bitrank.specs import RunSpec
 from bitrank_quant import apply_precision, block_matrices
@@ -19,10 +20,10 @@ def opened(model: str, kind: str | None = None):
     return open_model(spec, 2, "cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize("part", [weights._PART, 100], ids=["whole", "in parts"])
+@pytest.mark.parametrize("part", [checkpoint.PART, 100], ids=["whole", "in parts"])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_filled_equals_loaded_at_once(name, part, monkeypatch) -> None:
-    monkeypatch.setattr(weights, "_PART", part)  # 100 numbers: several rows of every matrix, or one
+    monkeypatch.setattr(checkpoint, "PART", part)  # 100 numbers: several rows of every matrix, or one
     auto = AutoModelForSequenceClassification if KINDS[name] == "classification" else AutoModelForCausalLM
     torch.manual_seed(3)
     expected = auto.from_pretrained(locate(name), dtype=torch.bfloat16)
@@ -80,14 +81,12 @@ def test_old_names_of_norms_and_missing_prefixes_are_found(tmp_path) -> None:
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 
-def test_unknown_names_are_left_to_transformers(tmp_path) -> None:
-    """A file whose names match nothing is loaded whole, as transformers does it, which draws what it cannot find."""
+def test_files_whose_names_match_nothing_are_refused(tmp_path) -> None:
     import shutil
 
     folder = tmp_path / "strange"
     shutil.copytree(locate("tiny-llama"), folder)
     tensors = {key.replace("layers", "strata"): value for key, value in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    loaded = opened(str(folder), "language-modelling")
-    assert not any(p.is_meta for p in loaded.model.parameters())
-    assert loaded.fresh
+    with pytest.raises(UserError, match=r"lack model\.layers\.0\."):
+        opened(str(folder), "language-modelling")

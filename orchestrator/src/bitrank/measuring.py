@@ -125,7 +125,7 @@ def calibration(spec: RunSpec) -> Calibration:
     task = _task(spec)
     device = choose_device(spec.device)
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
-    loaded = open_model(spec, len(task.classes), device, dtype)
+    loaded = open_model(spec, task.classes, device, dtype)
     matrices = [m for m in weight_matrices(loaded.model) if m.name not in loaded.fresh]
     bits = {m.name: _held(loaded.filed(m.name), dtype) for m in matrices if m.tied_to is None}
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)

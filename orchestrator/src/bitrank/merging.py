@@ -8,6 +8,7 @@ audit says how much. The loss is taken on the validation split, since it decides
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,11 @@ def merge(run: FinishedRun, into: str) -> Merged:
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
     pin_threads(spec.threads)
     material = load_material(spec)
-    loaded = open_model(spec, len(material.task.classes), device, dtype)
+    loaded = open_model(spec, material.task.classes, device, dtype)
     applied = store_base(spec, loaded, run.bits(loaded), starting_point(spec, run.ranks), device, dtype)
     model = _with_adapter(loaded, adapter).to(device)
     before = _judge(model, spec, material, device)
-    merged, matrices = WAYS[into](_Base(spec, model, loaded, applied, adapter, device, dtype, len(material.task.classes)))
+    merged, matrices = WAYS[into](_Base(spec, model, loaded, applied, adapter, device, dtype, material.task.classes))
     return Merged(merged, loaded.tokenizer, Audit(into, before, _judge(merged, spec, material, device), matrices))
 
 
@@ -90,7 +91,7 @@ class _Base:
     adapter: SavedAdapter
     device: str
     dtype: torch.dtype
-    classes: int
+    classes: Sequence[str]
 
     def wanted(self, name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """(W_q, W_q + scale · B A) of one matrix, in fp32."""
