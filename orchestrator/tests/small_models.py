@@ -12,7 +12,22 @@ import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "story", "good", "bad", "bright", "dull", "house", "tree", "river")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "the",
+    "film",
+    "story",
+    "good",
+    "bad",
+    "bright",
+    "dull",
+    "house",
+    "tree",
+    "river",
+)
 _TOKENS = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 _SIZES = {
     "hidden_size": 32,
@@ -43,7 +58,15 @@ def _bart() -> dict[str, Any]:
     layers = {f"{side}_layers": 2 for side in ("encoder", "decoder")}
     heads = {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
     widths = {f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")}
-    return {**_TOKENS, **layers, **heads, **widths, "d_model": 32, "max_position_embeddings": 64, "decoder_start_token_id": 3}
+    return {
+        **_TOKENS,
+        **layers,
+        **heads,
+        **widths,
+        "d_model": 32,
+        "max_position_embeddings": 64,
+        "decoder_start_token_id": 3,
+    }
 
 
 ARCHITECTURES = {
@@ -140,7 +163,11 @@ def write(folder: Path, name: str, change: Callable[[Any], None] = lambda _: Non
         for parameter in model.parameters():
             parameter.normal_(0, 0.1)  # norms and biases too: what is not read shows
         change(model)
-    part = getattr(model, made.part) if made.part and "num_labels" not in values and "id2label" not in values else model
+    part = (
+        getattr(model, made.part)
+        if made.part and "num_labels" not in values and "id2label" not in values
+        else model
+    )
     part.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
@@ -150,5 +177,7 @@ def write_tokenizer(folder: Path) -> None:
     """A tokenizer of whole words."""
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]")
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
+    )
     made.save_pretrained(folder)

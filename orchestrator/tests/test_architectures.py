@@ -22,7 +22,9 @@ CASES = {
 
 
 def opened(folder: Path, kind: str = "language-modelling") -> None:
-    open_model(RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, fused=False, steps=1), 2, "cpu", None)  # type: ignore[arg-type]
+    open_model(
+        RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, fused=False, steps=1), 2, "cpu", None
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -37,7 +39,10 @@ def test_task_that_an_architecture_cannot_do_is_refused_by_run_and_plan(name: st
 
 def test_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
-    config = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    config = {
+        "model_type": "strange",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="needs Python code from its own folder"):
         opened(folder)

@@ -19,7 +19,9 @@ CLASSES = ("bad", "good")
 LM = "language-modelling"
 
 
-def opened(folder: Path, kind: str, classes: tuple[str, ...] = CLASSES, dtype: torch.dtype = torch.bfloat16) -> Loaded:
+def opened(
+    folder: Path, kind: str, classes: tuple[str, ...] = CLASSES, dtype: torch.dtype = torch.bfloat16
+) -> Loaded:
     spec = RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, seed=3, fused=False, steps=1)
     return open_model(spec, classes if kind == "classification" else (), "cpu", dtype)
 
@@ -28,7 +30,9 @@ def reference(folder: Path, kind: str, dtype: torch.dtype = torch.bfloat16) -> A
     torch.manual_seed(3)
     if kind == LM:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, num_labels=2, ignore_mismatched_sizes=True)
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=dtype, num_labels=2, ignore_mismatched_sizes=True
+    )
 
 
 def assert_equal(loaded: Loaded, expected: Any) -> None:
@@ -36,10 +40,14 @@ def assert_equal(loaded: Loaded, expected: Any) -> None:
     loaded.fill_rest()
     got, want = loaded.model.state_dict(), expected.state_dict()
     assert got.keys() == want.keys()
-    different = [key for key in want if not torch.equal(got[key], want[key]) or got[key].dtype != want[key].dtype]
+    different = [
+        key for key in want if not torch.equal(got[key], want[key]) or got[key].dtype != want[key].dtype
+    ]
     assert different == []
     buffers = dict(expected.named_buffers())
-    assert [name for name, value in loaded.model.named_buffers() if not torch.equal(value, buffers[name])] == []
+    assert [
+        name for name, value in loaded.model.named_buffers() if not torch.equal(value, buffers[name])
+    ] == []
     assert loaded.parameters == sum(parameter.numel() for parameter in expected.parameters())
 
 
@@ -61,7 +69,9 @@ def test_language_model_equals_from_pretrained(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_classifier_equals_from_pretrained_and_new_modules_are_those_that_it_reports(name: str, tmp_path: Path) -> None:
+def test_classifier_equals_from_pretrained_and_new_modules_are_those_that_it_reports(
+    name: str, tmp_path: Path
+) -> None:
     loaded = opened(write(tmp_path / name, name), "classification")
     torch.manual_seed(3)
     expected, info = AutoModelForSequenceClassification.from_pretrained(
@@ -108,7 +118,9 @@ def test_tied_head_stored_twice_with_equal_values_is_tied(tmp_path: Path) -> Non
 
 def test_embedding_stored_under_its_heads_name_alone_is_tied(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama_tied")
-    change_tensors(folder, lambda t: {key.replace("model.embed_tokens", "lm_head"): value for key, value in t.items()})
+    change_tensors(
+        folder, lambda t: {key.replace("model.embed_tokens", "lm_head"): value for key, value in t.items()}
+    )
     loaded = opened(folder, LM)
     assert loaded.filed("model.embed_tokens") is torch.float32
     assert_equal(loaded, reference(folder, LM))
@@ -134,13 +146,17 @@ def test_single_file_comes_before_an_index_as_in_from_pretrained(tmp_path: Path)
     assert loaded.model.model.embed_tokens.weight.any()
 
 
-@pytest.mark.parametrize(("values", "named"), [({"vocab_size": 20}, "embed_tokens"), ({"intermediate_size": 48}, "mlp")])
+@pytest.mark.parametrize(
+    ("values", "named"), [({"vocab_size": 20}, "embed_tokens"), ({"intermediate_size": 48}, "mlp")]
+)
 def test_weights_of_another_shape_than_the_config_are_refused_by_name(
     values: dict[str, int], named: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "m", "llama")
     change_config(folder, **values)
-    with pytest.raises(UserError, match=rf"do not fit its config.json: .*{named}.*\[.*\] there and \[.*\] by its config"):
+    with pytest.raises(
+        UserError, match=rf"do not fit its config.json: .*{named}.*\[.*\] there and \[.*\] by its config"
+    ):
         opened(folder, LM)
     with pytest.raises(RuntimeError):
         reference(folder, LM)
@@ -185,7 +201,11 @@ def test_head_for_another_number_of_classes_is_drawn_anew(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["bert", "electra", "bart"])
 def test_stored_head_is_kept_and_trained_when_its_labels_are_the_datas(name: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "m", name, **_labels("Bad", "GOOD")) if name != "bart" else _bart_classifier(tmp_path / "m")
+    folder = (
+        write(tmp_path / "m", name, **_labels("Bad", "GOOD"))
+        if name != "bart"
+        else _bart_classifier(tmp_path / "m")
+    )
     loaded = opened(folder, "classification")
     assert loaded.new_modules == []
     assert loaded.fresh == {
@@ -225,14 +245,19 @@ def test_model_carries_the_labels_of_the_data(tmp_path: Path) -> None:
 
 
 def _labels(*names: str) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def _bart_classifier(folder: Path) -> Path:
     from small_models import ARCHITECTURES, write_tokenizer
     from transformers import BartConfig, BartForSequenceClassification
 
-    BartForSequenceClassification(BartConfig(**ARCHITECTURES["bart"].values, **_labels("bad", "good"))).save_pretrained(folder)
+    BartForSequenceClassification(
+        BartConfig(**ARCHITECTURES["bart"].values, **_labels("bad", "good"))
+    ).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 
@@ -240,7 +265,7 @@ def _bart_classifier(folder: Path) -> Path:
 def test_config_that_names_a_quantization_is_refused_with_its_method(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UserError, match="quantized already.*quant_method gptq.*dequantize"):
+    with pytest.raises(UserError, match=r"quantized already.*quant_method gptq.*dequantize"):
         opened(folder, LM)
 
 
@@ -272,7 +297,7 @@ def test_folder_with_pickled_weights_alone_is_refused_with_the_remedy(tmp_path: 
 def test_folder_without_weights_and_a_lost_shard_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="has no weights: expected model.safetensors"):
+    with pytest.raises(UserError, match=r"has no weights: expected model.safetensors"):
         opened(folder, LM)
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

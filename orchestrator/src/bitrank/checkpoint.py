@@ -71,7 +71,11 @@ class StoredTensor:
         rows = max(1, PART // max(1, math.prod(self.shape[1:])))
         for start in range(0, self.shape[0] if self.shape else 1, rows):
             with safe_open(self.path, framework="pt") as file:
-                part: Tensor = file.get_slice(self.key)[start : start + rows] if self.shape else file.get_tensor(self.key)
+                part: Tensor = (
+                    file.get_slice(self.key)[start : start + rows]
+                    if self.shape
+                    else file.get_tensor(self.key)
+                )
                 yield part.clone()
 
     def meta(self) -> Tensor:
@@ -130,7 +134,11 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
             transformers_explicit_filename=named,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf"})
+        others = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf"}
+        )
         if others:
             raise UserError(
                 f"{folder} has its weights in {others[0]}, but bitrank reads safetensors only: load it once with transformers and "
@@ -164,7 +172,9 @@ def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
     refuse_quantized(folder, info.unexpected_keys, {key: tensor.dtype for key, tensor in tensors.items()})
     if info.conversion_errors:
         name, reason = next(iter(info.conversion_errors.items()))
-        raise UserError(f"{folder}: transformers cannot convert the stored weights of {name}: {reason.strip().splitlines()[-1]}")
+        raise UserError(
+            f"{folder}: transformers cannot convert the stored weights of {name}: {reason.strip().splitlines()[-1]}"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     absent = info.missing_keys & parameters.keys()
     mismatched = {name: (tuple(stored), tuple(expected)) for name, stored, expected in info.mismatched_keys}
@@ -191,7 +201,9 @@ def _try(model: Any, tensors: dict[str, StoredTensor], loading: LoadStateDictCon
     """What transformers reports when it loads tensors of these names and shapes into a copy of ``model``."""
     trial = copy.deepcopy(model)  # it gets empty tensors even in place of buffers, which are real
     with one_after_another():
-        info, _ = convert_and_load_state_dict_in_model(trial, {key: tensor.meta() for key, tensor in tensors.items()}, loading)
+        info, _ = convert_and_load_state_dict_in_model(
+            trial, {key: tensor.meta() for key, tensor in tensors.items()}, loading
+        )
     trial._adjust_missing_and_unexpected_keys(info)
     return info
 
@@ -220,7 +232,9 @@ def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
                 yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)
 
 
-def _groups(model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictConfig) -> dict[str, list[str]]:
+def _groups(
+    model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictConfig
+) -> dict[str, list[str]]:
     """{parameter: keys it is made of}, by transformers' renaming, key after key in the order of its loading function."""
     mapping = config.weight_mapping or []
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -231,7 +245,9 @@ def _groups(model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictC
     for key in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
         if name not in state and key in state:
-            name, pattern = rename_source_key(key, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=state)
+            name, pattern = rename_source_key(
+                key, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=state
+            )
         patterns = targets_of[pattern].target_patterns if pattern is not None else [""]
         for target in (name.replace(patterns[0], other) if patterns[0] else name for other in patterns):
             if target in state:
@@ -282,7 +298,11 @@ def heads_of(model: Any) -> list[str]:
 def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | None:
     """The head that gives one number a class: the last one with so many rows."""
     rows = {name: getattr(model.get_submodule(name), "weight", None) for name in heads}
-    fitting = [name for name, weight in rows.items() if weight is not None and weight.ndim == 2 and len(weight) == classes]
+    fitting = [
+        name
+        for name, weight in rows.items()
+        if weight is not None and weight.ndim == 2 and len(weight) == classes
+    ]
     return fitting[-1] if fitting else None
 
 
@@ -300,7 +320,9 @@ def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> 
     wrong = [f"{key} is {list(is_)} there and {list(should)} by its config" for key, (is_, should) in sorted(checkpoint.mismatched.items())
              if not may_be_new(key)]  # fmt: skip
     if wrong:
-        raise UserError(f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one model")
+        raise UserError(
+            f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one model"
+        )
     absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
     if absent:
         raise UserError(

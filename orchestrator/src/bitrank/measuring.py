@@ -132,7 +132,7 @@ def calibration(spec: RunSpec) -> Calibration:
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
-    if loaded.fresh:
+    if loaded.new_modules:  # a head that the checkpoint brings is measured as it is
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
         release_memory()
     many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])

@@ -109,9 +109,10 @@ class _Base:
 def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """The base with ``adapter`` as plain LoRA, its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
-    if lacking := [head for head in loaded.fresh if f"{head}.weight" not in adapter.whole]:
+    heads = _trained_heads(loaded, adapter)
+    if lacking := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(f"neither the model nor the adapter has weights for {lacking[0]!r}; give the run that trained it")
-    model = attach_lora(loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=loaded.fresh)
+    model = attach_lora(loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=heads)
     with torch.no_grad():
         for name, layer in adapted(model):
             layer.lora_A["default"].weight.copy_(parts[name].down_RI)
@@ -120,6 +121,11 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
             if ".modules_to_save.default" in name:
                 parameter.copy_(adapter.whole[name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")])
     return model
+
+
+def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
+    """Heads that ``adapter`` brings; one that the checkpoint has and the adapter lacks was not trained."""
+    return [head for head in loaded.fresh if f"{head}.weight" in adapter.whole]
 
 
 def _judge(model: Any, spec: RunSpec, material: Material, device: str) -> dict[str, float]:
@@ -182,7 +188,7 @@ def _followers(model: nn.Module) -> set[str]:
 
 def _put_heads(model: Any, base: _Base) -> None:
     """Modules that were trained whole, in the compute dtype."""
-    for head in base.loaded.fresh:
+    for head in _trained_heads(base.loaded, base.adapter):
         trained = model.get_submodule(head)
         plain = trained if not hasattr(trained, "modules_to_save") else trained.original_module
         plain.to(base.dtype)._forward_pre_hooks.clear()

@@ -35,7 +35,9 @@ def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[st
                 raise UserError(f"{name} is quantized already ({library}: it holds {key}); {_REMEDY}")
     codes = next((key for key, dtype in dtypes.items() if key.endswith("weight") and _is_code(dtype)), None)
     if codes:
-        raise UserError(f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; {_REMEDY}")
+        raise UserError(
+            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; {_REMEDY}"
+        )
 
 
 def refuse_quantized_config(name: object, config: Any) -> None:
@@ -43,7 +45,9 @@ def refuse_quantized_config(name: object, config: Any) -> None:
     text = getattr(config, "get_text_config", lambda: config)()
     stored = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
     if stored:
-        method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        method = (
+            stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        )
         raise UserError(f"{name} is quantized already: its config.json says quant_method {method}; {_REMEDY}")
 
 

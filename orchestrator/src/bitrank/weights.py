@@ -72,7 +72,9 @@ class Filler:
             self.fill(name)
         self._read_buffers()
         self._draw()
-        self._model._weight_conversions = [rule for rule in self._loading.weight_mapping or [] if rule.was_used()]
+        self._model._weight_conversions = [
+            rule for rule in self._loading.weight_mapping or [] if rule.was_used()
+        ]
         self._model.to(self._device)
         release_memory()
 
@@ -101,7 +103,9 @@ class Filler:
         with one_after_another():
             info, _ = convert_and_load_state_dict_in_model(view, tensors, self._loading)  # type: ignore[arg-type]
         if info.missing_keys or info.conversion_errors:
-            raise RuntimeError(f"{sorted(info.missing_keys)} could be matched but not loaded: {info.conversion_errors}")
+            raise RuntimeError(
+                f"{sorted(info.missing_keys)} could be matched but not loaded: {info.conversion_errors}"
+            )
         return targets
 
     def _read_buffers(self) -> None:
@@ -125,7 +129,9 @@ class Filler:
             owner = self._model.get_submodule(name.rpartition(".")[0])
             empty = getattr(owner, name.rpartition(".")[2])
             if empty.is_meta:
-                drawn = nn.Parameter(torch.empty_like(empty, device=self._device), requires_grad=empty.requires_grad)
+                drawn = nn.Parameter(
+                    torch.empty_like(empty, device=self._device), requires_grad=empty.requires_grad
+                )
                 setattr(owner, name.rpartition(".")[2], drawn)
         torch.manual_seed(self._seed)
         self._model.initialize_weights()
