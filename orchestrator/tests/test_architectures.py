@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from bitrank.configs import find_config
 from bitrank.errors import UserError
-from bitrank.models import open_model, weights_fingerprint
+from bitrank.models import Loaded, open_model, weights_fingerprint
 from bitrank.outline import outline
+from bitrank.plans import make_plans
 from bitrank.specs import RunSpec
 from small_models import write
 
@@ -21,10 +24,9 @@ CASES = {
 }
 
 
-def opened(folder: Path, kind: str = "language-modelling") -> None:
-    open_model(
-        RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, fused=False, steps=1), 2, "cpu", None
-    )  # type: ignore[arg-type]
+def opened(folder: Path, kind: str = "language-modelling") -> Loaded:
+    spec = RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, fused=False, steps=1)
+    return open_model(spec, 2, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -33,6 +35,25 @@ def test_task_that_an_architecture_cannot_do_is_refused_by_run_and_plan(name: st
     kind, sentence = CASES[name]
     with pytest.raises(UserError, match=sentence):
         opened(folder, kind)
+    with pytest.raises(UserError, match=sentence):
+        outline(str(folder), kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("mamba", "language-modelling", "has state-space layers .mamba."),
+        ("mamba2", "language-modelling", "has state-space layers .mamba2."),
+        ("albert", "classification", "has no row of blocks of its own .albert."),
+    ],
+)
+def test_model_without_matrices_to_plan_is_refused_by_run_and_plan(
+    name: str, kind: str, sentence: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / name, name)
+    loaded = opened(folder, kind)
+    with pytest.raises(UserError, match=sentence):
+        make_plans(find_config("B-Q4"), loaded)
     with pytest.raises(UserError, match=sentence):
         outline(str(folder), kind)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bitrank_quant import block_matrices
+from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -60,6 +62,21 @@ def check_task(name: str, config: Any, kind: str) -> None:
         raise UserError(
             f"{name} cannot do language modelling: transformers has no causal language model for {family}; "
             "give a decoder such as smollm2 or gpt2"
+        )
+
+
+def check_adaptable(name: str, model: nn.Module) -> None:
+    """Raises :class:`UserError` when ``model`` has matrices that a plan cannot name, or that are used outside of their layers."""
+    family = getattr(getattr(model, "config", None), "model_type", "")
+    if any(parameter.rpartition(".")[2] == "A_log" for parameter, _ in model.named_parameters()):
+        raise UserError(
+            f"{name} has state-space layers ({family}), whose kernels multiply by weights outside of their linear layers, "
+            "where neither a format nor an adapter would apply; give a transformer such as smollm2 or gpt2"
+        )
+    if not block_matrices(model):
+        raise UserError(
+            f"{name} has no row of blocks of its own ({family}): plans name matrices by block, and a model whose layers "
+            "share one block, such as ALBERT, has none; give another, such as minilm"
         )
 
 

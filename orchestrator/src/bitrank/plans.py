@@ -8,6 +8,7 @@ import torch
 from bitrank_adapters import ResidualStart, check_ranks
 from bitrank_quant import Applied, WeightMatrix, apply_precision, block_matrices, weight_matrices
 
+from bitrank.architectures import check_adaptable
 from bitrank.configs import Config
 from bitrank.models import Loaded
 from bitrank.specs import RunSpec
@@ -23,7 +24,9 @@ class Plans:
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
-    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix."""
+    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix,
+    and :class:`~bitrank.errors.UserError` for a model without matrices that a plan can name."""
+    check_adaptable(loaded.model.config.name_or_path, loaded.model)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)

@@ -96,5 +96,5 @@ def test_saved_model_loads_again_with_the_same_codes(folder: Path, tmp_path: Pat
 
 
 def test_plan_for_another_model_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(QuantError, match="names 'model.layers.9.mlp.up_proj', which is no weight matrix"):
+    with pytest.raises(QuantError, match=r"names 'model.layers.9.mlp.up_proj', which is no weight matrix"):
         load(folder, quantization_config=BitrankConfig({"model.layers.9.mlp.up_proj": "int8"}))
