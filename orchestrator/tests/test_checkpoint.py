@@ -1,4 +1,6 @@
-"""What is loaded equals what ``from_pretrained`` loads, for every architecture and for files that do not fit; or it is refused."""
+"""What is loaded equals what ``from_pretrained`` loads, for every architecture and for files that do not fit;
+or it is refused.
+"""
 
 from __future__ import annotations
 
@@ -164,10 +166,15 @@ def test_weights_of_another_shape_than_the_config_are_refused_by_name(
 
 @pytest.mark.parametrize(
     ("name", "lost", "kind"),
-    [("llama", "model.norm.weight", LM), ("llama", "lm_head.weight", LM), ("llama", "model.layers.1.mlp.up_proj.weight", LM),
-     ("llama", "model.norm.weight", "classification"), ("bert", "encoder.layer.1.output.dense.bias", "classification"),
-     ("bert", "embeddings.LayerNorm.weight", "classification")],
-)  # fmt: skip
+    [
+        ("llama", "model.norm.weight", LM),
+        ("llama", "lm_head.weight", LM),
+        ("llama", "model.layers.1.mlp.up_proj.weight", LM),
+        ("llama", "model.norm.weight", "classification"),
+        ("bert", "encoder.layer.1.output.dense.bias", "classification"),
+        ("bert", "embeddings.LayerNorm.weight", "classification"),
+    ],
+)
 def test_missing_part_of_a_model_is_refused_by_name(name: str, lost: str, kind: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "m", name)
     change_tensors(folder, lambda t: {key: value for key, value in t.items() if key != lost})
@@ -208,11 +215,14 @@ def test_stored_head_is_kept_and_trained_when_its_labels_are_the_datas(name: str
     )
     loaded = opened(folder, "classification")
     assert loaded.new_modules == []
-    assert loaded.fresh == {
-        "bert": ["classifier"],
-        "electra": ["classifier.dense", "classifier.out_proj"],
-        "bart": ["classification_head.dense", "classification_head.out_proj"],
-    }[name]  # fmt: skip
+    assert (
+        loaded.fresh
+        == {
+            "bert": ["classifier"],
+            "electra": ["classifier.dense", "classifier.out_proj"],
+            "bart": ["classification_head.dense", "classification_head.out_proj"],
+        }[name]
+    )
     assert_equal(loaded, reference(folder, "classification"))
 
 

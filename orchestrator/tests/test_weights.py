@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitrank import checkpoint
+from bitrank import stored_tensors
 from bitrank.errors import UserError
 from bitrank.models import locate, open_model
 from bitrank.specs import RunSpec
@@ -25,10 +25,10 @@ def opened(model: str, kind: str | None = None):
     return open_model(spec, 2, "cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize("part", [checkpoint.PART, 100], ids=["whole", "in parts"])
+@pytest.mark.parametrize("part", [stored_tensors.PART, 100], ids=["whole", "in parts"])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_filled_equals_loaded_at_once(name, part, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "PART", part)  # 100 numbers: several rows of every matrix, or one
+    monkeypatch.setattr(stored_tensors, "PART", part)  # 100 numbers: several rows of every matrix, or one
     auto = AutoModelForSequenceClassification if KINDS[name] == "classification" else AutoModelForCausalLM
     torch.manual_seed(3)
     expected = auto.from_pretrained(locate(name), dtype=torch.bfloat16)

@@ -1,26 +1,25 @@
-"""Which tensor of a checkpoint becomes which parameter of a model, decided by transformers before any weight is read.
+"""Which tensor of a checkpoint becomes which parameter of a model, decided by transformers before any weight
+is read.
 
-The model is planned from names and shapes, so three questions come before loading: which parameters no file has, which have
-another shape, and which of two tied parameters the files hold. ``from_pretrained`` answers them only afterwards. Here
-transformers' own loading function runs once over tensors without data (on the ``meta`` device), with its own choice of files,
-renaming, conversion and shape checks. Its answer is kept, and :class:`~bitrank.weights.Filler` reads the same tensors later.
+The model is planned from names and shapes, so three questions come before loading: which parameters no file
+has, which have another shape, and which of two tied parameters the files hold. ``from_pretrained`` answers
+them only afterwards. Here transformers' own loading function runs once over tensors without data (on the
+``meta`` device), with its own choice of files, renaming, conversion and shape checks. Its answer is kept, and
+:class:`~bitrank.weights.Filler` reads the same tensors later.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -29,69 +28,24 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_checkpoint_files
+from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from bitrank.errors import UserError
-from bitrank.quantized_checkpoints import SAVED_BY_BITRANK, refuse_quantized, refuse_quantized_config
-
-PART = 2**20  # numbers read at a time
-_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a safetensors file, read when it is indexed, as transformers indexes a slice of an open file.
-
-    The file is opened for each read: pages of an open file count as this process's memory. ``cast`` is the dtype to give while
-    reading, so that a large tensor is never in memory in both dtypes; None keeps the file's.
-    """
-
-    path: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    cast: torch.dtype | None = None
-
-    def __getitem__(self, _: object) -> Tensor:
-        dtype = self.cast or self.dtype
-        if math.prod(self.shape) <= PART:
-            with safe_open(self.path, framework="pt") as file:
-                small: Tensor = file.get_tensor(self.key)
-            return small.to(dtype, copy=True)
-        whole = torch.empty(self.shape, dtype=dtype)
-        row = 0
-        for part in self.parts():
-            whole[row : row + len(part)] = part
-            row += len(part)
-        return whole
-
-    def parts(self) -> Iterator[Tensor]:
-        """The tensor in the file's dtype, some rows at a time; a scalar is one part."""
-        rows = max(1, PART // max(1, math.prod(self.shape[1:])))
-        for start in range(0, self.shape[0] if self.shape else 1, rows):
-            with safe_open(self.path, framework="pt") as file:
-                part: Tensor = (
-                    file.get_slice(self.key)[start : start + rows]
-                    if self.shape
-                    else file.get_tensor(self.key)
-                )
-                yield part.clone()
-
-    def meta(self) -> Tensor:
-        """Its shape and dtype without data."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+from bitrank.quantized_checkpoints import refuse_quantized, refuse_quantized_config
+from bitrank.stored_tensors import StoredTensor, stored_tensors, weight_files
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The tensors of one model's files and where they go.
 
-    ``groups`` maps a parameter (or buffer) to the keys it is made of; parameters that are cut from one stored tensor share them.
-    ``missing`` and ``mismatched`` are parameters that no file has, or has in another shape (file's, model's). ``unused`` are keys
-    that the model has no place for. ``untied`` are parameters that the config ties to another one, but that the files hold with
-    other values; ``tied_missing`` are the others that the config ties and :meth:`tie` may overwrite. ``loading`` is what
-    transformers' loading function needs: its rules for this model keep a memory of the keys that they have seen.
+    ``groups`` maps a parameter (or buffer) to the keys it is made of; parameters that are cut from one stored
+    tensor share them. ``missing`` and ``mismatched`` are parameters that no file has, or has in another shape
+    (file's, model's). ``unused`` are keys that the model has no place for. ``untied`` are parameters that the
+    config ties to another one, but that the files hold with other values; ``tied_missing`` are the others
+    that the config ties and :meth:`tie` may overwrite. ``loading`` is what transformers' loading function
+    needs: its rules for this model keep a memory of the keys that they have seen.
     """
 
     files: list[Path]
@@ -105,7 +59,9 @@ class Checkpoint:
     loading: LoadStateDictConfig
 
     def tie(self, model: Any) -> None:
-        """Tie the parameters of ``model`` as transformers does after loading: a tie that the files contradict is dropped."""
+        """Tie the parameters of ``model`` as transformers does after loading: a tie that the files contradict
+        is dropped.
+        """
         for name in self.untied:
             model.all_tied_weights_keys.pop(name, None)
         if self.untied:
@@ -117,51 +73,15 @@ class Checkpoint:
         return self.tensors[self.groups[parameter][0]].dtype
 
 
-def weight_files(folder: Path, config: Any = None) -> list[Path]:
-    """The files that transformers would load from ``folder``: one safetensors file before a sharded one.
-
-    Raises :class:`UserError` when there is none, or only formats that can run code when they are read.
-    """
-    if (folder / SAVED_BY_BITRANK).is_file():
-        raise UserError(
-            f"{folder} holds a model that bitrank has quantized (merge --into quantized): open it with "
-            "bitrank_quant.load_quantized, or merge --into 16bit to train further"
-        )
-    named = getattr(config, "transformers_weights", None)
-    try:
-        found, _ = _get_resolved_checkpoint_files(
-            folder, variant=None, gguf_file=None, use_safetensors=True, user_agent=None, is_remote_code=False,
-            transformers_explicit_filename=named,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        others = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf"}
-        )
-        if others:
-            raise UserError(
-                f"{folder} has its weights in {others[0]}, but bitrank reads safetensors only: load it once with transformers and "
-                "write it with model.save_pretrained(folder)"
-            ) from error
-        raise UserError(
-            f"{folder} has no weights: expected model.safetensors, or model.safetensors.index.json with all the files that it names"
-        ) from error
-    paths = [Path(file) for file in found or []]
-    absent = [path.name for path in paths if not path.is_file()]
-    if absent:
-        raise UserError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch the folder again")
-    return paths
-
-
 def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
-    """Match the files in ``folder`` with ``model``, whose weights may be on the ``meta`` device and are left as they are.
+    """Match the files in ``folder`` with ``model``, whose weights may be on the ``meta`` device and are left
+    as they are.
 
     Raises :class:`UserError` for weights that are stored as codes, and for a conversion that fails.
     """
     refuse_quantized_config(folder, model.config)
     files = weight_files(folder, model.config)
-    tensors = dict(_tensors(files))
+    tensors = dict(stored_tensors(files))
     loading = LoadStateDictConfig(
         device_map={"": "meta"},
         dtype=dtype,
@@ -172,9 +92,8 @@ def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
     refuse_quantized(folder, info.unexpected_keys, {key: tensor.dtype for key, tensor in tensors.items()})
     if info.conversion_errors:
         name, reason = next(iter(info.conversion_errors.items()))
-        raise UserError(
-            f"{folder}: transformers cannot convert the stored weights of {name}: {reason.strip().splitlines()[-1]}"
-        )
+        last = reason.strip().splitlines()[-1]
+        raise UserError(f"{folder}: transformers cannot convert the stored weights of {name}: {last}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     absent = info.missing_keys & parameters.keys()
     mismatched = {name: (tuple(stored), tuple(expected)) for name, stored, expected in info.mismatched_keys}
@@ -223,19 +142,12 @@ def one_after_another() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no dictionary
-                part = file.get_slice(key)
-                dtype = part[:0].dtype if part.get_shape() else file.get_tensor(key).dtype
-                yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)
-
-
 def _groups(
     model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictConfig
 ) -> dict[str, list[str]]:
-    """{parameter: keys it is made of}, by transformers' renaming, key after key in the order of its loading function."""
+    """{parameter: keys it is made of}, by transformers' renaming, key after key in the order of its loading
+    function.
+    """
     mapping = config.weight_mapping or []
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -258,7 +170,9 @@ def _groups(
 def _ties(
     model: Any, groups: dict[str, list[str]], tensors: dict[str, StoredTensor], missing: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Ties that the files contradict, and parameters that a tie may overwrite: missing ones and copies with the same values."""
+    """Ties that the files contradict, and parameters that a tie may overwrite: missing ones and copies with
+    the same values.
+    """
     untied, free = set[str](), set(missing)
     for name, source in model.all_tied_weights_keys.items():
         if name in missing or source in missing:
@@ -284,53 +198,3 @@ def _also_tied(ties: dict[str, str], found: set[str], untied: set[str]) -> set[s
         if name not in untied:
             rings[source] |= {name, source}
     return {name for ring in rings.values() if ring & found for name in ring}
-
-
-def heads_of(model: Any) -> list[str]:
-    """Modules with parameters outside the body of a classifier, which are trained whole; heads tied to an embedding are none."""
-    body = f"{model.base_model_prefix}."
-    shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name.startswith(body)}
-    own = ((name, list(module.parameters(recurse=False))) for name, module in model.named_modules())
-    outside = [(name, parts) for name, parts in own if parts and name and not f"{name}.".startswith(body)]
-    return [name for name, parts in outside if not any(id(p) in shared for p in parts)]
-
-
-def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | None:
-    """The head that gives one number a class: the last one with so many rows."""
-    rows = {name: getattr(model.get_submodule(name), "weight", None) for name in heads}
-    fitting = [
-        name
-        for name, weight in rows.items()
-        if weight is not None and weight.ndim == 2 and len(weight) == classes
-    ]
-    return fitting[-1] if fitting else None
-
-
-def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
-    """Raises :class:`UserError` when a part is missing, or has another shape, that must not be drawn at random.
-
-    Only a classifier may have new modules: those outside its body, and the body's pooler, which language models lack.
-    """
-    heads = set(heads_of(model)) if kind == "classification" else set[str]()
-
-    def may_be_new(parameter: str) -> bool:
-        module = parameter.rpartition(".")[0]
-        return module in heads or (kind == "classification" and "pooler" in module.split("."))
-
-    wrong = [f"{key} is {list(is_)} there and {list(should)} by its config" for key, (is_, should) in sorted(checkpoint.mismatched.items())
-             if not may_be_new(key)]  # fmt: skip
-    if wrong:
-        raise UserError(
-            f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one model"
-        )
-    absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
-    if absent:
-        raise UserError(
-            f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must not be drawn at random; "
-            "give complete weights, or the config.json that belongs to them"
-        )
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -24,10 +24,12 @@ from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.utils import logging as transformers_logging
 
 from bitrank.architectures import check_folder, check_task, config_of
-from bitrank.checkpoint import Checkpoint, check_complete, heads_of, logits_of, read_checkpoint, weight_files
+from bitrank.checkpoint import Checkpoint, read_checkpoint
+from bitrank.completeness import check_complete, heads_of, logits_of
 from bitrank.errors import UserError
 from bitrank.labels import class_names, row_order
 from bitrank.specs import RunSpec
+from bitrank.stored_tensors import weight_files
 from bitrank.tiny import TINY, build_tiny
 from bitrank.weights import Filler
 
@@ -107,8 +109,10 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     checkpoint.tie(empty)
     head = _head(empty, checkpoint, stored, labels) if kind == "classification" else _Head()
     filler = Filler(empty, checkpoint, device, spec.seed, head.redrawn, head.rows)
-    new = [module for module, _ in empty.named_modules() if module in _owners(filler.new_parameters)]
-    fresh = [module for module, _ in empty.named_modules() if module in {*head.modules, *new}]
+    drawn = {name.rpartition(".")[0] for name in filler.new_parameters}
+    new = [module for module, _ in empty.named_modules() if module in drawn]
+    trained = {*head.modules, *new}
+    fresh = [module for module, _ in empty.named_modules() if module in trained]
 
     def filed(module: str) -> torch.dtype:
         return checkpoint.dtype_of(filler.stored_name(f"{module}.weight"))
@@ -151,10 +155,6 @@ def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: li
         return _Head(heads)
     said = f"rows of {last} are put into the order of the data's labels: {theirs} in the checkpoint, {', '.join(labels)} here"
     return _Head(heads, rows={last: order}, said=said)
-
-
-def _owners(parameters: set[str]) -> set[str]:
-    return {name.rpartition(".")[0] for name in parameters}
 
 
 def _notices(checkpoint: Checkpoint, new: list[str], head: _Head) -> list[str]:

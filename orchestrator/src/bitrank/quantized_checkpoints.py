@@ -1,4 +1,6 @@
-"""Checkpoints whose weights are codes already: recognised and refused by name, never cast as if codes were weights."""
+"""Checkpoints whose weights are codes already: recognised and refused by name, never cast as if codes were
+weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from bitrank.errors import UserError
 _BESIDE = {
     "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
     "bitsandbytes": r"\.(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$",
-    "float8 or compressed-tensors": r"\.(weight_scale|weight_scale_inv|weight_packed|input_scale|weight_zero_point)$",
+    "float8 or compressed-tensors": r"\.(weight_(scale|scale_inv|packed|zero_point)|input_scale)$",
     "MXFP4": r"_(blocks|scales)$",
     "quanto": r"\.weight\._(data|scale|shift)$",
     "HQQ": r"\.(W_q|meta)$",
@@ -22,13 +24,15 @@ _BESIDE = {
 }
 SAVED_BY_BITRANK = "quantized.safetensors"  # as bitrank_quant.save_quantized names it
 _REMEDY = (
-    "give the original in 16 or 32 bits, or write one: load it with transformers, call model.dequantize() if its format offers that, "
-    "and save it with model.save_pretrained(folder)"
+    "give the original in 16 or 32 bits, or write one: load it with transformers, call model.dequantize() if "
+    "its format offers that, and save it with model.save_pretrained(folder)"
 )
 
 
 def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raises :class:`UserError` when keys that the model does not expect, or the stored ``dtypes`` of weights, show codes."""
+    """Raises :class:`UserError` when keys that the model does not expect, or the stored ``dtypes`` of
+    weights, show codes.
+    """
     for key in sorted(unexpected):
         for library, pattern in _BESIDE.items():
             if re.search(pattern, key):
@@ -36,7 +40,8 @@ def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[st
     codes = next((key for key, dtype in dtypes.items() if key.endswith("weight") and _is_code(dtype)), None)
     if codes:
         raise UserError(
-            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; {_REMEDY}"
+            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; "
+            f"{_REMEDY}"
         )
 
 

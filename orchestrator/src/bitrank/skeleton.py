@@ -20,7 +20,8 @@ from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.pytorch_utils import Conv1D
 
 from bitrank.architectures import check_task, config_of
-from bitrank.checkpoint import check_complete, heads_of, read_checkpoint
+from bitrank.checkpoint import read_checkpoint
+from bitrank.completeness import check_complete, heads_of
 
 
 def skeleton(

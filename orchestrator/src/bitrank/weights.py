@@ -1,13 +1,15 @@
-"""Weights from safetensors files into a model that has none yet, one module at a time, by transformers' own loading function.
+"""Weights from safetensors files into a model that has none yet, one module at a time, by transformers' own
+loading function.
 
-``from_pretrained`` holds the whole model in 16 bits before anything can be quantized. Here the model is built without weights,
-the plan is made from names and shapes, and each matrix is read, quantized and freed before the next one is read. Which tensor
-becomes which parameter is transformers' decision (:mod:`bitrank.checkpoint`), and its function converts and places it.
+``from_pretrained`` holds the whole model in 16 bits before anything can be quantized. Here the model is built
+without weights, the plan is made from names and shapes, and each matrix is read, quantized and freed before
+the next one is read. Which tensor becomes which parameter is transformers' decision
+(:mod:`bitrank.checkpoint`), and its function converts and places it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +28,8 @@ _SWEEP = 2**24  # bytes read between two times that freed memory is handed back
 class Filler:
     """Gives a model on the ``meta`` device its weights. A parameter that several modules share stays shared.
 
-    Parameters in ``redrawn`` are drawn although a file has them. ``rows`` maps a module to the order in which its rows are
-    wanted (a classifier whose classes come in another order).
+    Parameters in ``redrawn`` are drawn although a file has them. ``rows`` maps a module to the order in which
+    its rows are wanted (a classifier whose classes come in another order).
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Filler:
         device: str,
         seed: int,
         redrawn: Iterable[str] = (),
-        rows: dict[str, Sequence[int]] | None = None,
+        rows: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._model, self._checkpoint, self._device, self._seed = model, checkpoint, device, seed
         self._drawn = {*checkpoint.missing, *checkpoint.mismatched, *redrawn}
@@ -79,7 +81,9 @@ class Filler:
         release_memory()
 
     def _read(self, ring: Ring) -> None:
-        """Load the one parameter of ``ring`` through a name that the files have, and all that is cut from the same tensors."""
+        """Load the one parameter of ``ring`` through a name that the files have, and all that is cut from the
+        same tensors.
+        """
         stored = [name for name in ring if name in self._checkpoint.groups and name not in self._drawn]
         if not stored:
             return
@@ -87,7 +91,7 @@ class Filler:
             filled = self._model.get_parameter_or_buffer(name)
             self._reorder(name, filled)
             self._unswept += filled.nbytes
-            # Forgotten at once: a module that is replaced by a quantized one must take its 16-bit weights with it.
+            # Forgotten at once: a module that a quantized one replaces must take its 16-bit weights with it.
             shared = self._rings.pop(name, {})
             for other, (module, attribute) in shared.items():
                 self._rings.pop(other, None)
@@ -101,7 +105,7 @@ class Filler:
         view = _View(self._model, targets)
         tensors = {key: self._checkpoint.tensors[key] for key in keys}
         with one_after_another():
-            info, _ = convert_and_load_state_dict_in_model(view, tensors, self._loading)  # type: ignore[arg-type]
+            info, _ = convert_and_load_state_dict_in_model(view, tensors, self._loading)
         if info.missing_keys or info.conversion_errors:
             raise RuntimeError(
                 f"{sorted(info.missing_keys)} could be matched but not loaded: {info.conversion_errors}"
@@ -119,10 +123,12 @@ class Filler:
             filled.data = filled.data[list(order)]
 
     def _draw(self) -> None:
-        """Draw parameters as ``from_pretrained`` draws those that it misses: by the model's own rule, in its order of modules."""
+        """Draw parameters as ``from_pretrained`` draws those that it misses: by the model's own rule, in its
+        order of modules.
+        """
         new = {name.rpartition(".")[0] for name in self._drawn}
         for name, module in self._model.named_modules():
-            # Some models draw a layer when they meet the module around it. Parameters that were loaded are passed over.
+            # Some models draw a layer when they meet the module around it. Loaded parameters are passed over.
             around = name == "" or any(f"{part}.".startswith(f"{name}.") for part in new)
             module._is_hf_initialized = not (new and around)
         for name in self._drawn:
@@ -142,7 +148,7 @@ def _full(module: str, attribute: str) -> str:
 
 
 def _rings(model: nn.Module) -> dict[str, Ring]:
-    """Every parameter by every name it has: the names that share it, with the module and attribute of each."""
+    """Every parameter by each of its names: all names that share it, with module and attribute of each."""
     by_identity: dict[int, Ring] = {}
     for name, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -153,8 +159,8 @@ def _rings(model: nn.Module) -> dict[str, Ring]:
 class _View:
     """A model as transformers' loading function sees it, with the parameters ``names`` alone.
 
-    The function lists the whole model's state at each call. That is slow for many calls, and quantized modules of other
-    libraries encode their state whenever it is listed.
+    The function lists the whole model's state at each call. That is slow for many calls, and quantized
+    modules of other libraries encode their state whenever it is listed.
     """
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:

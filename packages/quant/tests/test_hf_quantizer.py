@@ -1,4 +1,6 @@
-"""A plan given to ``from_pretrained``: the same model as the plan applied afterwards, saved and loaded again by transformers."""
+"""A plan given to ``from_pretrained``: the same model as the plan applied afterwards, saved and loaded again
+by transformers.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""A precision plan as a quantizer of transformers: ``from_pretrained(folder, quantization_config=BitrankConfig(plan))``.
+"""A precision plan as a quantizer of transformers: ``from_pretrained(folder,
+quantization_config=BitrankConfig(plan))``.
 
-Each matrix is encoded as transformers' own loader reads it, so names, conversions and ties are the loader's. ``save_pretrained``
-writes codes and scales, and ``from_pretrained`` reads them again in any program that has imported this module; without the
-import transformers warns that it does not know the method and starts from random weights. Only plain torch holds the matrices:
-the layers of other libraries have file formats of their own.
+Each matrix is encoded as transformers' own loader reads it, so names, conversions and ties are the loader's.
+``save_pretrained`` writes codes and scales, and ``from_pretrained`` reads them again in any program that has
+imported this module; without the import transformers warns that it does not know the method and starts from
+random weights. Only plain torch holds the matrices: the layers of other libraries have file formats of their
+own.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ class BitrankConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """A precision plan, ``{module name: format text}``; modules that it does not name stay in 16 bits."""
 
     def __init__(self, plan: PrecisionPlan | None = None, **_: Any) -> None:
-        self.quant_method = METHOD  # type: ignore[assignment]
+        self.quant_method = METHOD
         self.plan = {name: str(parse_format(text)) for name, text in (plan or {}).items()}
 
 
 @register_quantizer(METHOD)
 class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Encodes linear matrices while they are read, and embeddings, which heads may be tied to, once they are."""
+    """Encodes linear matrices while they are read, and embeddings, which heads may share, afterwards."""
 
     def __init__(self, quantization_config: BitrankConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -81,12 +83,12 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
                 module = model.get_submodule(name)
                 self._tied[name] = (embedding, module)
                 put(model, {name: _Waiting(getattr(module, "bias", None))})
-        for name, tensors in codes.items():
-            weight = QuantWeight.of(tensors, parse_format(self.plan[name]), shapes[name], self.dtype)
-            put(model, over(weight, {name: model.get_submodule(name)}))
-            _keep_as_loaded(model.get_submodule(name))
+        for matrix, tensors in codes.items():
+            weight = QuantWeight.of(tensors, parse_format(self.plan[matrix]), shapes[matrix], self.dtype)
+            put(model, over(weight, {matrix: model.get_submodule(matrix)}))
+            _keep_as_loaded(model.get_submodule(matrix))
 
-    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: Any, param_name: str, **_options: Any) -> bool:
         """Whether this parameter is a linear matrix of the plan that nothing is tied to."""
         name, _, attribute = param_name.rpartition(".")
         fmt = parse_format(self.plan[name]) if name in self.plan else None
