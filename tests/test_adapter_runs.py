@@ -15,7 +15,7 @@ from bitrank.models import locate
 from bitrank.runs import find_run
 from bitrank_quant import load_quantized
 from bitrank_trainer import DTYPES, choose_dtype
-from peft import PeftModel
+from peft import AutoPeftModelForSequenceClassification, PeftModel
 from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -119,6 +119,28 @@ def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_fi
     assert torch.allclose(again, logits(merge(find_run(folder), "quantized").model), atol=0.02)
     with pytest.raises(OSError):  # no loader may take it for a plain model
         AUTO[spec["task"]].from_pretrained(out)
+
+
+def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(runs, tmp_path, monkeypatch) -> None:
+    folder, out = runs("mixed"), tmp_path / "merged"
+    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((folder / "adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    adapted = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "adapter"), num_labels=2)
+    assert adapted.base_model.model.classifier.modules_to_save.default.weight.shape[0] == 2
+    merged = AutoModelForSequenceClassification.from_pretrained(out)
+    assert set(merged.config.id2label.values()) == {"negative", "positive"}
+    assert merged.config.label2id == {label: number for number, label in merged.config.id2label.items()}
+
+
+def test_modules_drawn_at_random_are_in_the_plan_file_and_in_the_output(runs) -> None:
+    folder = runs("mixed")
+    assert json.loads((folder / "plan.json").read_text())["new_modules"] == ["classifier"]
+    notices = [event["message"] for event in read_events(folder / "events.jsonl") if event["event"] == "notice"]
+    assert any("newly initialised, trained whole: classifier" in message for message in notices)
+    assert json.loads((runs("lora") / "plan.json").read_text())["new_modules"] == []
 
 
 def test_a_merge_that_costs_too_much_is_refused(runs, tmp_path, capsys) -> None:

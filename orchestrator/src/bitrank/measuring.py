@@ -143,14 +143,14 @@ def calibration(spec: RunSpec) -> Calibration:
     task = _task(spec)
     device = choose_device(spec.device)
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
-    loaded = open_model(spec, len(task.classes), device, dtype)
+    loaded = open_model(spec, task.classes, device, dtype)
     matrices = [m for m in weight_matrices(loaded.model) if m.name not in loaded.fresh]
     bits = {m.name: _held(loaded.filed(m.name), dtype) for m in matrices if m.tied_to is None}
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
-    if loaded.fresh:
+    if loaded.new_modules:  # a head that the checkpoint brings is measured as it is
         fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, _HEAD_SEQUENCES, offset=count), device)
         release_memory()
     many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])

@@ -8,6 +8,7 @@ audit says how much. The loss is taken on the validation split, since it decides
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,11 @@ def merge(run: FinishedRun, into: str) -> Merged:
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
     pin_threads(spec.threads)
     material = load_material(spec)
-    loaded = open_model(spec, len(material.task.classes), device, dtype)
+    loaded = open_model(spec, material.task.classes, device, dtype)
     applied = store_base(spec, loaded, run.bits(loaded), starting_point(spec, run.ranks), device, dtype)
     model = _with_adapter(loaded, adapter).to(device)
     before = _judge(model, spec, material, device)
-    merged, matrices = WAYS[into](_Base(spec, model, loaded, applied, adapter, device, dtype, len(material.task.classes)))
+    merged, matrices = WAYS[into](_Base(spec, model, loaded, applied, adapter, device, dtype, material.task.classes))
     return Merged(merged, loaded.tokenizer, Audit(into, before, _judge(merged, spec, material, device), matrices))
 
 
@@ -90,7 +91,7 @@ class _Base:
     adapter: SavedAdapter
     device: str
     dtype: torch.dtype
-    classes: int
+    classes: Sequence[str]
 
     def wanted(self, name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """(W_q, W_q + scale · B A) of one matrix, in fp32."""
@@ -108,9 +109,10 @@ class _Base:
 def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """The base with ``adapter`` as plain LoRA, its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
-    if lacking := [head for head in loaded.fresh if f"{head}.weight" not in adapter.whole]:
+    heads = _trained_heads(loaded, adapter)
+    if lacking := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(f"neither the model nor the adapter has weights for {lacking[0]!r}; give the run that trained it")
-    model = attach_lora(loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=loaded.fresh)
+    model = attach_lora(loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=heads)
     with torch.no_grad():
         for name, layer in adapted(model):
             layer.lora_A["default"].weight.copy_(parts[name].down_RI)
@@ -119,6 +121,11 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
             if ".modules_to_save.default" in name:
                 parameter.copy_(adapter.whole[name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")])
     return model
+
+
+def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
+    """Heads that ``adapter`` brings; one that the checkpoint has and the adapter lacks was not trained."""
+    return [head for head in loaded.fresh if f"{head}.weight" in adapter.whole]
 
 
 def _judge(model: Any, spec: RunSpec, material: Material, device: str) -> dict[str, float]:
@@ -181,7 +188,7 @@ def _followers(model: nn.Module) -> set[str]:
 
 def _put_heads(model: Any, base: _Base) -> None:
     """Modules that were trained whole, in the compute dtype."""
-    for head in base.loaded.fresh:
+    for head in _trained_heads(base.loaded, base.adapter):
         trained = model.get_submodule(head)
         plain = trained if not hasattr(trained, "modules_to_save") else trained.original_module
         plain.to(base.dtype)._forward_pre_hooks.clear()

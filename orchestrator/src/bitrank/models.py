@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,33 @@ from bitrank_quant.decoders import Decode
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_trainer import fuse_rotary, narrow_last_block, register_attention
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.utils import logging as transformers_logging
 
+from bitrank.architectures import check_folder, check_task, config_of
+from bitrank.checkpoint import Checkpoint, read_checkpoint
+from bitrank.completeness import check_complete, heads_of, logits_of
 from bitrank.errors import UserError
+from bitrank.labels import class_names, row_order
 from bitrank.padding import set_padding
 from bitrank.provenance import code_hash
 from bitrank.specs import RunSpec
+from bitrank.stored_tensors import weight_files
 from bitrank.tiny import TINY, build_tiny
-from bitrank.weights import Filler, find_source
+from bitrank.weights import Filler
 
 ROWS = CompiledRows()
+_TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in the compute dtype, its tokenizer, the names of freshly made modules (to be trained whole), and its size.
+    """A model in the compute dtype, its tokenizer, the names of modules to be trained whole (a classifier's head), and its size.
 
-    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights may be on the ``meta`` device. ``filed`` tells in which
-    dtype a module's weight was filed.
+    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights are on the ``meta`` device. ``filed`` gives the
+    dtype in which a module's weight is stored. ``new_modules`` are those of ``fresh`` that are drawn from the seed, and
+    ``notices`` what a user should know about the weights.
     """
 
     model: nn.Module
@@ -50,6 +56,8 @@ class Loaded:
     fill: Callable[[str], None]
     fill_rest: Callable[[], None]
     filed: Callable[[str], torch.dtype]
+    new_modules: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def locate(name: str) -> str:
@@ -74,34 +82,98 @@ def load_tokenizer(name: str) -> Any:
     _quiet()
     place = locate(name)
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if Path(place).is_dir():
+            raise UserError(
+                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a tokenizer that "
+                "transformers knows, beside its config.json; copy them from the model that it was made from"
+            ) from error
         raise UserError(_cannot_load(name, error)) from error
 
 
-def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> Loaded:
-    """The model of ``spec`` for its kind of task, without its weights yet. Fresh heads are drawn from the spec's seed.
+def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: torch.dtype) -> Loaded:
+    """The model of ``spec`` for its kind of task, without its weights yet. New heads are drawn from the spec's seed.
 
-    Raises :class:`UserError` when it cannot be loaded, or is an encoder asked to do language modelling.
+    ``classes`` are the names of a classifier's classes, or how many there are. A head that the checkpoint brings is kept when
+    its label names are these, in whatever order; else its last layer is drawn anew. It is trained whole in either case.
+    Raises :class:`UserError` when the model cannot be loaded, or cannot do such tasks.
     """
-    name, kind = spec.model, spec.kind
+    name, kind, labels = spec.model, spec.kind, class_names(classes)
     tokenizer = load_tokenizer(name)
-    config = _config(name, kind, classes, spec.dropout)
+    config, stored = _config(name, kind, labels, spec.dropout)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
-    words = {"dtype": dtype, "attn_implementation": attention_for(device, spec.fused)}
     folder = folder_of(name)
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        empty: Any = auto.from_config(config, **words)
-    empty.tie_weights()
+    check_folder(folder)
+    attention = attention_for(device, spec.fused)
+    with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False):
+        empty: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    checkpoint = read_checkpoint(empty, folder, dtype)
+    check_complete(checkpoint, empty, name, kind)
+    checkpoint.tie(empty)
     set_padding(empty, tokenizer)
-    if (source := find_source(empty, folder)) is None:
-        return _load_whole(auto, name, folder, tokenizer, config, words, device, spec.seed)
-    filler = Filler(empty, source, device, dtype, spec.seed)
+    head = _head(empty, checkpoint, stored, labels) if kind == "classification" else _Head()
+    filler = Filler(empty, checkpoint, device, spec.seed, head.redrawn, head.rows)
+    drawn = {name.rpartition(".")[0] for name in filler.new_parameters}
+    new = [module for module, _ in empty.named_modules() if module in drawn]
+    trained = {*head.modules, *new}
+    fresh = [module for module, _ in empty.named_modules() if module in trained]
 
     def filed(module: str) -> torch.dtype:
-        return source.dtype_of(f"{module}.weight")
+        return checkpoint.dtype_of(filler.stored_name(f"{module}.weight"))
 
-    return Loaded(empty.eval(), tokenizer, source.fresh, _size(empty), filler.fill, filler.rest, filed)
+    return Loaded(
+        model=empty.eval(),
+        tokenizer=tokenizer,
+        fresh=fresh,
+        parameters=_size(empty),
+        fill=filler.fill,
+        fill_rest=filler.rest,
+        filed=filed,
+        new_modules=new,
+        notices=_notices(checkpoint, new, head),
+    )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A classifier's head: its modules, parameters to draw although a file has them, the order of rows to take, and why."""
+
+    modules: list[str] = field(default_factory=list)
+    redrawn: set[str] = field(default_factory=set)
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    said: str = ""
+
+
+def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: list[str]) -> _Head:
+    heads = heads_of(model)
+    last = logits_of(model, heads, len(labels))
+    filed = {name for name in checkpoint.groups if last and name.rpartition(".")[0] == last}
+    if last is None or not filed:
+        return _Head(heads)
+    order = row_order(stored, labels)
+    theirs = ", ".join(stored[number] for number in sorted(stored))
+    if order is None:
+        said = f"{last} is drawn anew: the checkpoint's labels ({theirs}) are not those of the data ({', '.join(labels)})"
+        return _Head(heads, redrawn=filed, said=said)
+    if order == sorted(order):
+        return _Head(heads)
+    said = f"rows of {last} are put into the order of the data's labels: {theirs} in the checkpoint, {', '.join(labels)} here"
+    return _Head(heads, rows={last: order}, said=said)
+
+
+def _notices(checkpoint: Checkpoint, new: list[str], head: _Head) -> list[str]:
+    notices = [head.said] if head.said else []
+    if new:
+        notices.append(f"newly initialised, trained whole: {', '.join(new)}")
+    if checkpoint.untied:
+        notices.append(
+            f"not tied, though config.json says so, as the files hold other values: {', '.join(sorted(checkpoint.untied))}"
+        )
+    if checkpoint.unused:
+        more = f" and {len(checkpoint.unused) - 5} more" if len(checkpoint.unused) > 5 else ""
+        notices.append(f"stored but not used by this model: {', '.join(checkpoint.unused[:5])}{more}")
+    return notices
 
 
 def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
@@ -109,19 +181,6 @@ def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decode
     fuse_rotary(model, ROWS)
     fuse(model, decode, ROWS)
     narrow_last_block(model)
-
-
-def _load_whole(auto: Any, name: str, folder: Path, tokenizer: Any, config: Any, words: dict[str, Any], device: str, seed: int) -> Loaded:
-    """By transformers itself, which knows older ways of naming weights, and holds the whole model in 16 bits while it loads."""
-    torch.manual_seed(seed)
-    try:
-        model, info = auto.from_pretrained(folder, config=config, use_safetensors=True, output_loading_info=True, **words)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(_cannot_load(name, error)) from error
-    set_padding(model, tokenizer)
-    fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    # What it was before it was cast is not told.
-    return Loaded(model.to(device), tokenizer, fresh, _size(model), lambda _: None, lambda: None, lambda _: words["dtype"])
 
 
 def folder_of(name: str) -> Path:
@@ -138,9 +197,15 @@ def folder_of(name: str) -> Path:
 
 
 def weights_fingerprint(name: str) -> str:
-    """A hash of the files that make up model ``name``: its configuration and its weights."""
+    """A hash of the files that make up model ``name``: those that are loaded of its weights, its configuration, its tokenizer.
+
+    Raises :class:`UserError` when the folder has no weights that can be loaded.
+    """
+    folder = folder_of(name)
+    weights = weight_files(folder, config_of(name, str(folder)))
+    texts = [path for path in folder.iterdir() if path.is_file() and path.suffix in _TEXTS]
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder_of(name).iterdir() if path.suffix in {".safetensors", ".json"}):
+    for path in sorted({*weights, *texts}):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -152,24 +217,27 @@ def _size(model: nn.Module) -> int:
 
 
 def load_config(name: str) -> Any:
-    """The configuration of model ``name`` as it was filed. Raises :class:`UserError` when there is none."""
-    try:
-        return AutoConfig.from_pretrained(locate(name))
-    except (OSError, ValueError) as error:
-        raise UserError(_cannot_load(name, error)) from error
+    """The configuration of model ``name`` as it is stored. Raises :class:`UserError` when there is none."""
+    return config_of(name, locate(name))
 
 
-def _config(name: str, kind: str, classes: int, dropout: float | None) -> Any:
-    config = load_config(name)
-    if kind == "language-modelling" and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise UserError(f"{name} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2")
+def _config(name: str, kind: str, labels: list[str], dropout: float | None) -> tuple[Any, dict[int, str]]:
+    """The configuration for a task of ``kind``, and the label names that the checkpoint was trained with."""
+    place = locate(name)
+    config = config_of(name, place)
+    check_task(name, config, kind)
+    if Path(place).is_dir():
+        config.name_or_path = str(Path(place).resolve())  # an adapter names its base by it, and is read from elsewhere
+    stored = dict(config.id2label or {})
     if kind == "classification":
-        config.num_labels = classes
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
     if dropout is not None:
         for key, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
                 setattr(config, key, dropout)
-    return config
+    return config, stored
 
 
 def attention_for(device: str, fused: bool) -> str:

@@ -11,6 +11,7 @@ import torch
 from bitrank_quant import WeightMatrix, weight_matrices
 from bitrank_quant.matrices import tied_heads
 
+from bitrank.architectures import check_adaptable
 from bitrank.held import rest_bytes
 from bitrank.skeleton import fresh_modules, skeleton
 
@@ -38,6 +39,7 @@ def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.
     Raises :class:`~bitrank.errors.UserError` when there is none, or it is an encoder's and ``kind`` is language modelling.
     """
     model = skeleton(place, kind, classes, dtype)
+    check_adaptable(place, model)
     fresh = fresh_modules(model, place, kind)
     matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in fresh]
     return Outline(

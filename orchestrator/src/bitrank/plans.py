@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from bitrank_adapters import ResidualStart, check_ranks
 from bitrank_quant import Applied, WeightMatrix, apply_precision, block_matrices, weight_matrices
 
+from bitrank.architectures import check_adaptable
 from bitrank.configs import Config
 from bitrank.models import Loaded
 from bitrank.specs import RunSpec
@@ -23,7 +25,10 @@ class Plans:
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
-    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix."""
+    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix,
+    and :class:`~bitrank.errors.UserError` for a model without matrices that a plan can name."""
+    config_of_model: Any = loaded.model.config
+    check_adaptable(config_of_model.name_or_path, loaded.model)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)

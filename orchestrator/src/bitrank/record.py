@@ -81,9 +81,21 @@ class Record:
         if report.notes:
             self.emit(notice("data", "; ".join(report.notes)))
 
-    def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:
-        """Both plans, before anything is applied."""
-        plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
+    def notices(self, kind: str, messages: Sequence[str]) -> None:
+        """Sentences to show and to keep under one tag; none when there are none."""
+        if messages:
+            self.emit(notice(kind, "; ".join(messages)))
+
+    def plan(
+        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], new_modules: Sequence[str] = ()
+    ) -> None:
+        """Both plans, before anything is applied, and the modules that no file had weights for."""
+        plan = {
+            "precision": bits,
+            "ranks": ranks,
+            "matrices": [asdict(matrix) for matrix in matrices],
+            "new_modules": list(new_modules),
+        }
         write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
         formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})

@@ -49,12 +49,13 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     record.phase("loading")
     material = load_material(spec)
     record.data(material.report)
-    loaded = open_model(spec, len(material.task.classes), device, dtype)
+    loaded = open_model(spec, material.task.classes, device, dtype)
     if said := padding_message(loaded.tokenizer, loaded.model.config):
         record.emit(notice("padding", said))
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)
-    record.plan(plans.bits, plans.ranks, plans.free)
+    record.plan(plans.bits, plans.ranks, plans.free, loaded.new_modules)
+    record.notices("weights", loaded.notices)
 
     start = starting_point(spec, plans.ranks)
     applied = store_base(spec, loaded, plans.bits, start, device, dtype)

@@ -15,13 +15,13 @@ from bitrank_quant import Float, parse_format
 from bitrank_quant.matrices import tied_heads
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.pytorch_utils import Conv1D
 
-from bitrank.errors import UserError
-from bitrank.weights import find_source
+from bitrank.architectures import check_task, config_of
+from bitrank.checkpoint import read_checkpoint
+from bitrank.completeness import check_complete, heads_of
 
 
 def skeleton(
@@ -39,10 +39,18 @@ def skeleton(
         config.num_hidden_layers = depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:depth]
-    with no_init_weights(), init_empty_weights(include_buffers=False), _Unfilled():
-        model: Any = _auto(config, kind).from_config(config, dtype=dtype, attn_implementation=attention)
-    model.tie_weights()
+    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
+    with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
+        model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    if _has_weights(place):
+        read_checkpoint(model, Path(place), dtype).tie(model)
+    else:
+        model.tie_weights()
     return model.eval()
+
+
+def _has_weights(place: str) -> bool:
+    return Path(place).is_dir() and any(Path(place).glob("*.safetensors*"))
 
 
 class _Unfilled(TorchFunctionMode):
@@ -56,17 +64,19 @@ class _Unfilled(TorchFunctionMode):
 
 
 def fresh_modules(model: Any, place: str, kind: str) -> list[str]:
-    """Names of the modules that will be drawn anew and trained whole.
+    """Names of the modules that will be trained whole: a classifier's modules outside its body, and, where ``place`` has files,
+    those of its body that they lack.
 
-    By the names in the weights' files where ``place`` has some; else a classifier's modules outside the body count as fresh.
+    Raises :class:`~bitrank.errors.UserError` when the files lack a part that must not be drawn at random.
     """
-    if Path(place).is_dir() and any(Path(place).glob("*.safetensors*")) and (source := find_source(model, Path(place))) is not None:
-        return source.fresh
-    if kind != "classification":
-        return []
-    body = f"{model.base_model_prefix}."
-    names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False)) and not name.startswith(body)]
-    return [name for name in names if name not in tied_heads(model)]
+    missing = set[str]()
+    if _has_weights(place):
+        checkpoint = read_checkpoint(model, Path(place), model.dtype)
+        check_complete(checkpoint, model, place, kind)
+        missing = {name.rpartition(".")[0] for name in (*checkpoint.missing, *checkpoint.mismatched)}
+    if kind == "classification":
+        missing.update(heads_of(model))
+    return [name for name, _ in model.named_modules() if name in missing]
 
 
 class StandIn(nn.Linear):
@@ -145,24 +155,10 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _auto(config: Any, kind: str) -> Any:
-    if kind == "classification":
-        return AutoModelForSequenceClassification
-    return AutoModelForCausalLM if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForSeq2SeqLM
-
-
 def read_config(place: str, kind: str, classes: int = 2, dropout: float | None = None) -> Any:
     """The configuration at ``place`` for a task of ``kind``. Raises as :func:`skeleton` does."""
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot read a model's config from {place!r}: {reason} Give a config.json, its folder, or a hub id") from error
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if kind == "language-modelling" and encoder:
-        raise UserError(
-            f"{place} is a {config.model_type} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2"
-        )
+    config = config_of(place, place)
+    check_task(place, config, kind)
     if kind == "classification":
         config.num_labels = classes
         if config.pad_token_id is None:

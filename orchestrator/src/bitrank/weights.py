@@ -1,137 +1,179 @@
-"""Weights from safetensors files into a model that has none yet, one module at a time.
+"""Weights from safetensors files into a model that has none yet, one module at a time, by transformers' own
+loading function.
 
-``from_pretrained`` holds the whole model in 16 bits before anything can be quantized. Here the model is built without weights,
-the plan is made from names and shapes, and each matrix is read, quantized and forgotten before the next one is read. Names are
-matched as transformers does: with or without the prefix of the base model, and with the old names of LayerNorm's weights.
+``from_pretrained`` holds the whole model in 16 bits before anything can be quantized. Here the model is built
+without weights, the plan is made from names and shapes, and each matrix is read, quantized and freed before
+the next one is read. Which tensor becomes which parameter is transformers' decision
+(:mod:`bitrank.checkpoint`), and its function converts and places it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from bitrank_trainer import release_memory
-from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+
+from bitrank.checkpoint import Checkpoint, one_after_another
+
+Ring = dict[str, tuple[nn.Module, str]]
 
 _SWEEP = 2**24  # bytes read between two times that freed memory is handed back
-_PART = 2**20  # numbers read at a time
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the tensors of one model lie: parameter name → (file, key); and the modules that no file has, in module order."""
-
-    places: dict[str, tuple[Path, str]]
-    fresh: list[str]
-
-    def dtype_of(self, parameter: str) -> torch.dtype:
-        """The dtype in which a file holds ``parameter``."""
-        path, key = self.places[parameter]
-        with safe_open(path, framework="pt") as file:
-            dtype: torch.dtype = file.get_slice(key)[:0].dtype
-        return dtype
 
 
 class Filler:
-    """Gives a model on the ``meta`` device its weights. A parameter that several modules share stays shared."""
+    """Gives a model on the ``meta`` device its weights. A parameter that several modules share stays shared.
 
-    def __init__(self, model: nn.Module, source: Source, device: str, dtype: torch.dtype, seed: int) -> None:
-        self._model, self._source, self._device, self._dtype, self._seed = model, source, device, dtype, seed
+    Parameters in ``redrawn`` are drawn although a file has them. ``rows`` maps a module to the order in which
+    its rows are wanted (a classifier whose classes come in another order).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        device: str,
+        seed: int,
+        redrawn: Iterable[str] = (),
+        rows: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self._model, self._checkpoint, self._device, self._seed = model, checkpoint, device, seed
+        self._drawn = {*checkpoint.missing, *checkpoint.mismatched, *redrawn}
+        self._rows = rows or {}
+        self._loading = replace(checkpoint.loading, device_map={"": device})
         self._unswept = 0
-        self._owners: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in model.modules():
-            for attribute, parameter in module.named_parameters(recurse=False):
-                self._owners.setdefault(id(parameter), []).append((module, attribute))
+        self._rings = _rings(model)
+        self._names = {name: list(ring) for name, ring in self._rings.items()}
+
+    @property
+    def new_parameters(self) -> set[str]:
+        """The parameters that are drawn from the seed."""
+        return set(self._drawn)
+
+    def stored_name(self, parameter: str) -> str:
+        """The name by which the files hold ``parameter``, which may be tied to it."""
+        return next(name for name in self._names[parameter] if name in self._checkpoint.groups)
 
     def fill(self, name: str) -> None:
         """Read the parameters of module ``name`` alone, if it has none yet."""
         if self._unswept > _SWEEP:
             release_memory()
             self._unswept = 0
-        module = self._model.get_submodule(name)
-        for attribute, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                self._put(parameter, self._read(f"{name}.{attribute}" if name else attribute))
+        for attribute, parameter in list(self._model.get_submodule(name).named_parameters(recurse=False)):
+            ring = self._rings.get(_full(name, attribute))
+            if parameter.is_meta and ring:
+                self._read(ring)
 
     def rest(self) -> None:
-        """Fill all that is still empty; modules that no file has are drawn as their model draws them, from the seed."""
+        """Fill all that is still empty; what no file has is drawn as its model draws it, from the seed."""
         for name, _ in list(self._model.named_modules()):
-            if not any(name == fresh or name.startswith(f"{fresh}.") for fresh in self._source.fresh):
-                self.fill(name)
-        torch.manual_seed(self._seed)
-        for name in self._source.fresh:
-            module = self._model.get_submodule(name)
-            module.to_empty(device=self._device)
-            self._model._init_weights(module)  # type: ignore[operator]
+            self.fill(name)
+        self._read_buffers()
+        self._draw()
+        self._model._weight_conversions = [
+            rule for rule in self._loading.weight_mapping or [] if rule.was_used()
+        ]
         self._model.to(self._device)
         release_memory()
 
-    def _put(self, empty: nn.Parameter, tensor: Tensor) -> None:
-        self._unswept += tensor.nbytes
-        filled = nn.Parameter(tensor, requires_grad=empty.requires_grad)
-        # Forgotten at once: a module that is replaced by a quantized one must take its 16-bit weights with it.
-        for module, attribute in self._owners.pop(id(empty)):
-            if getattr(module, attribute) is empty:
+    def _read(self, ring: Ring) -> None:
+        """Load the one parameter of ``ring`` through a name that the files have, and all that is cut from the
+        same tensors.
+        """
+        stored = [name for name in ring if name in self._checkpoint.groups and name not in self._drawn]
+        if not stored:
+            return
+        for name in self._load(stored[0]):
+            filled = self._model.get_parameter_or_buffer(name)
+            self._reorder(name, filled)
+            self._unswept += filled.nbytes
+            # Forgotten at once: a module that a quantized one replaces must take its 16-bit weights with it.
+            shared = self._rings.pop(name, {})
+            for other, (module, attribute) in shared.items():
+                self._rings.pop(other, None)
                 setattr(module, attribute, filled)
 
-    def _read(self, parameter: str) -> Tensor:
-        """A large matrix a few rows at a time: what is read is mapped, and would lie beside its copy until the file is closed."""
-        path, key = self._source.places[parameter]
-        with safe_open(path, framework="pt") as file:
-            shape = file.get_slice(key).get_shape()
-            if math.prod(shape) <= _PART:
-                tensor: Tensor = file.get_tensor(key)
-                return tensor.to(self._device, self._dtype, copy=True)
-        whole = torch.empty(shape, dtype=self._dtype, device=self._device)
-        rows = max(1, _PART // math.prod(shape[1:]))
-        for start in range(0, shape[0], rows):
-            # Opened anew each time: pages of an open file would count as this process's memory.
-            with safe_open(path, framework="pt") as file:
-                whole[start : start + rows] = file.get_slice(key)[start : start + rows]
-        return whole
+    def _load(self, name: str) -> list[str]:
+        """Convert and place the tensors that ``name`` is made of; all parameters that come from them."""
+        groups = self._checkpoint.groups
+        keys = set(groups[name])
+        targets = [other for other, parts in groups.items() if not keys.isdisjoint(parts)]
+        view = _View(self._model, targets)
+        tensors = {key: self._checkpoint.tensors[key] for key in keys}
+        with one_after_another():
+            info, _ = convert_and_load_state_dict_in_model(view, tensors, self._loading)
+        if info.missing_keys or info.conversion_errors:
+            raise RuntimeError(
+                f"{sorted(info.missing_keys)} could be matched but not loaded: {info.conversion_errors}"
+            )
+        return targets
+
+    def _read_buffers(self) -> None:
+        buffers = dict(self._model.named_buffers())
+        for name in [name for name in self._checkpoint.groups if name in buffers]:
+            self._load(name)
+
+    def _reorder(self, parameter: str, filled: Tensor) -> None:
+        order = self._rows.get(parameter.rpartition(".")[0])
+        if order is not None:
+            filled.data = filled.data[list(order)]
+
+    def _draw(self) -> None:
+        """Draw parameters as ``from_pretrained`` draws those that it misses: by the model's own rule, in its
+        order of modules.
+        """
+        new = {name.rpartition(".")[0] for name in self._drawn}
+        for name, module in self._model.named_modules():
+            # Some models draw a layer when they meet the module around it. Loaded parameters are passed over.
+            around = name == "" or any(f"{part}.".startswith(f"{name}.") for part in new)
+            module._is_hf_initialized = not (new and around)
+        for name in self._drawn:
+            owner = self._model.get_submodule(name.rpartition(".")[0])
+            empty = getattr(owner, name.rpartition(".")[2])
+            if empty.is_meta:
+                drawn = nn.Parameter(
+                    torch.empty_like(empty, device=self._device), requires_grad=empty.requires_grad
+                )
+                setattr(owner, name.rpartition(".")[2], drawn)
+        torch.manual_seed(self._seed)
+        self._model.initialize_weights()
 
 
-def find_source(model: Any, folder: Path) -> Source | None:
-    """Where the weights of ``model`` lie in ``folder``; None when they are not stored under names that match one to one."""
-    keys = dict(_keys(folder))
-    places, missing = {}, []
-    shared = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in shared.items():
-        key = next((candidate for candidate in _names(name, model.base_model_prefix) if candidate in keys), None)
-        if key is not None:
-            places[name] = (keys[key], key)
-        else:
-            missing.append((name, parameter))
-    found = {id(shared[name]) for name in places}
-    fresh = sorted({name.rpartition(".")[0] for name, parameter in missing if id(parameter) not in found})
-    if any(re.search(r"\.\d+\.|embed", name) for name in fresh):
-        return None  # parts of the body itself are missing: another naming than transformers' own
-    for name, parameter in missing:  # a tied head has no key of its own
-        twin = next((other for other in places if shared[other] is parameter), None)
-        if twin is not None:
-            places[name] = places[twin]
-    order = [name for name, _ in model.named_modules() if name in fresh]
-    return Source(places, order)
+def _full(module: str, attribute: str) -> str:
+    return f"{module}.{attribute}" if module else attribute
 
 
-def _keys(folder: Path) -> Iterator[tuple[str, Path]]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        yield from ((key, folder / file) for key, file in json.loads(index.read_text())["weight_map"].items())
-    elif (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            yield from ((key, folder / "model.safetensors") for key in file.keys())  # noqa: SIM118 - no dictionary
+def _rings(model: nn.Module) -> dict[str, Ring]:
+    """Every parameter by each of its names: all names that share it, with module and attribute of each."""
+    by_identity: dict[int, Ring] = {}
+    for name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            by_identity.setdefault(id(parameter), {})[_full(name, attribute)] = (module, attribute)
+    return {name: ring for ring in by_identity.values() for name in ring}
 
 
-def _names(parameter: str, prefix: str) -> list[str]:
-    """The keys under which ``parameter`` may be stored."""
-    names = [parameter, parameter.removeprefix(f"{prefix}."), f"{prefix}.{parameter}"]
-    old = [name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for name in names]
-    return names + old
+class _View:
+    """A model as transformers' loading function sees it, with the parameters ``names`` alone.
+
+    The function lists the whole model's state at each call. That is slow for many calls, and quantized
+    modules of other libraries encode their state whenever it is listed.
+    """
+
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        self._model, self._names = model, names
+        self.base_model_prefix, self.config = model.base_model_prefix, model.config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return {name: self._model.get_parameter_or_buffer(name) for name in self._names}
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """None is moved between devices here."""
+        return iter(())

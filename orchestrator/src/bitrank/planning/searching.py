@@ -61,7 +61,7 @@ class ShortRun:
 
     def _trained(self, plan: Plan, folder: Path) -> float:
         spec, device = self._spec, self._device
-        loaded = open_model(spec, len(self._material.task.classes), device, self._dtype)
+        loaded = open_model(spec, self._material.task.classes, device, self._dtype)
         start = ResidualStart(plan.ranks, rounds=spec.init_rounds, weights=self._weights)
         store_base(spec, loaded, plan.precision, start, device, self._dtype)
         settings = settings_for(spec, len(self._material.task.splits["train"]), device, self._dtype)

@@ -11,8 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.norms import norms_in_fp32
@@ -111,6 +115,8 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
         torch.manual_seed(seed)  # the same start in every arm, whatever was drawn before
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(peft_model, PeftModel)
+    # Set afterwards: given before, PEFT would choose modules to train whole by names of its own.
+    peft_model.peft_config["default"].task_type = task_type(model)
     for name, parameter in peft_model.named_parameters():
         if ".ranknum." in name:
             # A count, not a weight: PEFT leaves it trainable when the base is 16-bit, and the adapter's scale would drift.
@@ -122,6 +128,14 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
     for head in heads:
         _head_in_fp32(peft_model, head)
     return peft_model
+
+
+def task_type(model: nn.Module) -> TaskType | None:
+    """PEFT's name for the task of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
+    kind = type(model).__name__
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
+        return TaskType.SEQ_CLS
+    return TaskType.CAUSAL_LM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:

@@ -59,6 +59,7 @@ def save_as_lora(model: PeftModel, folder: Path) -> None:
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = up * (effective_scale(layer) / scale)
     made = lora_config(ranks, scale, list(config.modules_to_save or []))
     made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
+    made.task_type = config.task_type
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
     made.save_pretrained(str(folder))

@@ -1,0 +1,26 @@
+"""The classes of a classifier that a checkpoint brings along, matched with those of the user's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def class_names(classes: int | Sequence[str]) -> list[str]:
+    """The names of ``classes``; a bare number of them is named 0, 1, …"""
+    return [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
+
+
+def row_order(stored: Mapping[int, str] | None, names: Sequence[str]) -> list[int] | None:
+    """For each class the row of a stored head that speaks of it; None when the names do not tell.
+
+    Letter case and blanks do not count, and transformers' default name LABEL_3 is the class named 3.
+    """
+    rows = {_plain(name): int(number) for number, name in (stored or {}).items()}
+    wanted = [_plain(name) for name in names]
+    if len(rows) != len(names) or set(rows) != set(wanted):
+        return None
+    return [rows[name] for name in wanted]
+
+
+def _plain(name: str) -> str:
+    return str(name).strip().casefold().removeprefix("label_")
