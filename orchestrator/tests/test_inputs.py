@@ -251,3 +251,19 @@ def test_the_hub_is_asked_before_a_run_for_what_is_not_cached(
 
 def test_a_missing_file_has_no_digest(tmp_path: Path) -> None:
     assert data_digest(str(tmp_path / "none.csv")) is None
+
+
+def test_a_file_that_was_written_while_it_was_read_stops_the_run(tmp_path: Path) -> None:
+    import torch
+    from bitrank.configs import find_config
+    from bitrank.models import open_model
+    from bitrank.plans import make_plans, store_base
+    from bitrank_adapters import ResidualStart
+
+    path = write_reviews(tmp_path / "reviews.csv")
+    spec = spec_of(path)
+    loaded = open_model(spec, 2, "cpu", torch.float32)
+    plans = make_plans(find_config("B-FP"), loaded)
+    write_reviews(path, "fine")
+    with pytest.raises(UserError, match=r"reviews\.csv changed after this run was requested"):
+        store_base(spec, loaded, plans.bits, ResidualStart({}), "cpu", torch.float32)
