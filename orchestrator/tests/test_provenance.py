@@ -25,7 +25,7 @@ LIBRARIES = (
     "bitrank_analysis",
 )
 _PRINT_CODE = (
-    "from bitrank.provenance import code_hash, shared_code; print(shared_code(), code_hash('bitrank.measuring'))"
+    "from bitrank.provenance import code_hash, shared_code\nprint(shared_code(), code_hash('bitrank.measuring'))"
 )
 
 

@@ -91,8 +91,8 @@ class RunSpec:
     def spec_id(self) -> str:
         """Twelve hex digits: the hash of the whole spec, with the content of files in place of their paths.
 
-        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names alone
-        count.
+        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names
+        alone count.
         """
         counted = {key: value for key, value in asdict(self).items() if key not in self._locators}
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
@@ -166,7 +166,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["steps"] = None
     tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_config(config, plan, tuned).as_data()
-    chosen |= {"data_digest": data_digest(task, chosen.get("data")), "model_digest": model_digest(chosen["model"])}
+    chosen["data_digest"] = data_digest(task, chosen.get("data"))
+    chosen["model_digest"] = model_digest(chosen["model"])
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
 
@@ -237,7 +238,7 @@ def parse_bytes(text: str) -> int:
 
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config. What is named twice is run once."""
+    """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once."""
     cells = [(task, config) for task in tasks for config in configs]
     made = {(task, config): make_spec(profile, config, task, overrides) for task, config in cells}
     specs = [replace(made[task, config], seed=seed) for task in tasks for seed in seeds for config in configs]

@@ -79,7 +79,7 @@ def _uri_of(path: Path) -> str:
     # folder: it would create the one with the quoted name, an empty folder beside the real one.
     uri = URL.create("sqlite+pysqlite", database=text).render_as_string()
     if make_url(uri).database != text:  # before version 2.1 a question mark ended the path
-        raise UserError(f"cannot use the store {text!r} with this SQLAlchemy; update it to 2.1, or give another path")
+        raise UserError(f"cannot use the store {text!r}: its path needs SQLAlchemy 2.1; update it or move it")
     return uri
 
 
