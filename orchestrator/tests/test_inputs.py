@@ -18,6 +18,7 @@ from bitrank.specs import RunSpec, make_spec, matrix, read_spec, write_spec
 from bitrank.states import state_of
 from bitrank.store import open_store
 from bitrank.tracking import Tracker
+from bitrank_data import DataError
 
 SMOKE, PAPER = PROFILES["smoke"], PROFILES["paper"]
 PLAN = {"precision": {"a": "nf4"}, "ranks": {"a": 8}}
@@ -102,6 +103,17 @@ def test_relative_paths_are_resolved(place: Path) -> None:
     spec = spec_of("./reviews.csv", model="model")
     assert (spec.task, spec.model) == (str(place / "reviews.csv"), str(place / "model"))
     assert (spec.task_name, spec.run_name) == ("reviews", "B-FP reviews s0")
+
+
+def test_embedded_names_come_before_folders_of_the_same_name(place: Path) -> None:
+    for name in ("minilm", "tiny-bert", "wikipedia"):
+        write_model(place / name)
+    embedded = [spec_of("toy_sentences", model=name).model for name in ("minilm", "tiny-bert")]
+    assert embedded == ["minilm", "tiny-bert"]
+    own = spec_of("toy_sentences", model="wikipedia")
+    assert own.model == str(place / "wikipedia") and str(own.model_digest).startswith("content:")
+    with pytest.raises(DataError, match="unknown task 'wikipedia'"):
+        spec_of("wikipedia")
 
 
 def test_embedded_tasks_and_models_are_known_by_their_pins_and_not_read(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bitrank_data import TASKS, open_task
+from bitrank_data import open_task
 
 from bitrank.configs import find_config, read_plan
 from bitrank.errors import UserError, unknown
@@ -114,7 +114,7 @@ class RunSpec:
     @property
     def reads_file(self) -> bool:
         """Whether the task is a user's own file."""
-        return "/" in self.task or bool(Path(self.task).suffix)
+        return _is_path(self.task)
 
     @property
     def task_name(self) -> str:
@@ -129,6 +129,11 @@ class RunSpec:
     def cell(self) -> str:
         """What to average seeds over."""
         return f"{self.config} · {self.task_name}"
+
+
+def _is_path(task: str) -> bool:
+    """Whether a task is given as a file, as :func:`~bitrank_data.open_task` tells files from names."""
+    return "/" in task or bool(Path(task).suffix)
 
 
 # Fields that `--set key=value` may not touch: they have their own words, or follow from others.
@@ -153,7 +158,7 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
     for key in given:
         if key not in SETTABLE:
             raise unknown("key", key, SETTABLE)
-    task = located(task) if task not in TASKS else task
+    task = located(task) if _is_path(task) else task
     given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
