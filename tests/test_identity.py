@@ -142,7 +142,7 @@ def test_a_store_on_an_odd_path_serves_every_command(tmp_path: Path) -> None:
     report = bitrank("report", *words, "--out", str(tmp_path / "report"), cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert (
-        "B-FP" in (tmp_path / "report" / "index.html").read_text() and "cannot be read" not in report.stdout
+        "B-FP" in (tmp_path / "report" / "report.html").read_text() and "cannot be read" not in report.stdout
     )
 
     folder = Path(store)

@@ -18,6 +18,7 @@ from bitrank.specs import RunSpec, make_spec, matrix, read_spec, write_spec
 from bitrank.states import state_of
 from bitrank.store import open_store
 from bitrank.tracking import Tracker
+from bitrank_data import DataError
 
 SMOKE, PAPER = PROFILES["smoke"], PROFILES["paper"]
 PLAN = {"precision": {"a": "nf4"}, "ranks": {"a": 8}}
@@ -102,6 +103,17 @@ def test_relative_paths_are_resolved(place: Path) -> None:
     spec = spec_of("./reviews.csv", model="model")
     assert (spec.task, spec.model) == (str(place / "reviews.csv"), str(place / "model"))
     assert (spec.task_name, spec.run_name) == ("reviews", "B-FP reviews s0")
+
+
+def test_embedded_names_come_before_folders_of_the_same_name(place: Path) -> None:
+    for name in ("minilm", "tiny-bert", "wikipedia"):
+        write_model(place / name)
+    embedded = [spec_of("toy_sentences", model=name).model for name in ("minilm", "tiny-bert")]
+    assert embedded == ["minilm", "tiny-bert"]
+    own = spec_of("toy_sentences", model="wikipedia")
+    assert own.model == str(place / "wikipedia") and str(own.model_digest).startswith("content:")
+    with pytest.raises(DataError, match="unknown task 'wikipedia'"):
+        spec_of("wikipedia")
 
 
 def test_embedded_tasks_and_models_are_known_by_their_pins_and_not_read(
@@ -251,3 +263,19 @@ def test_the_hub_is_asked_before_a_run_for_what_is_not_cached(
 
 def test_a_missing_file_has_no_digest(tmp_path: Path) -> None:
     assert data_digest(str(tmp_path / "none.csv")) is None
+
+
+def test_a_file_that_was_written_while_it_was_read_stops_the_run(tmp_path: Path) -> None:
+    import torch
+    from bitrank.configs import find_config
+    from bitrank.models import open_model
+    from bitrank.plans import make_plans, store_base
+    from bitrank_adapters import ResidualStart
+
+    path = write_reviews(tmp_path / "reviews.csv")
+    spec = spec_of(path)
+    loaded = open_model(spec, 2, "cpu", torch.float32)
+    plans = make_plans(find_config("B-FP"), loaded)
+    write_reviews(path, "fine")
+    with pytest.raises(UserError, match=r"reviews\.csv changed after this run was requested"):
+        store_base(spec, loaded, plans.bits, ResidualStart({}), "cpu", torch.float32)

@@ -24,9 +24,8 @@ LIBRARIES = (
     "bitrank_planner",
     "bitrank_analysis",
 )
-_PRINT_CODE = (
-    "from bitrank.provenance import code_hash, shared_code; print(shared_code(), code_hash('bitrank.measuring'))"
-)
+_IMPORT = "from bitrank.provenance import code_hash, shared_code"
+_PRINT_CODE = f"{_IMPORT}\nprint(shared_code(), code_hash('bitrank.measuring'))"
 
 
 @pytest.fixture

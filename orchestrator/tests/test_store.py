@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bitrank.errors import UserError
+from bitrank.listing import rows
 from bitrank.process.run_folder import seal
 from bitrank.profiles import PROFILES
 from bitrank.specs import make_spec
 from bitrank.states import read_runs
 from bitrank.store import Store, check_file, open_store
 from bitrank.tracking import Tracker
+from bitrank_analysis import load_study
 from bitrank_analysis import open_store as open_for_analysis
 
 NAMES = ("plain", "two words", "a#b", "what?", "50%", "a%20b", "a%23b", "[x]", "ü & co;=+", "?uri=true#x%3F")
@@ -84,3 +87,23 @@ def test_a_file_of_another_program_is_refused_under_any_path(tmp_path: Path) -> 
         database.execute("CREATE TABLE songs (name TEXT)")
     with pytest.raises(UserError, match="is a SQLite file but no MLflow store"):
         check_file(path)
+
+
+def test_a_store_of_before_digests_and_file_uris_is_still_read_and_listed(tmp_path: Path) -> None:
+    store = str(tmp_path / "runs")
+    client = open_store(store)
+    client.create_experiment(
+        "bitrank-smoke", artifact_location=str(tmp_path / "runs" / "artifacts" / "bitrank-smoke")
+    )
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    old = replace(spec, data_digest=None, model_digest=None)
+    log = Tracker(client, store, "smoke").open(old, None)
+    (tmp_path / "result.json").write_text(json.dumps({"eval/acc": 0.5, "time/total_s": 9.0}))
+    (tmp_path / "spec.json").write_text(json.dumps({"seed": 7}))
+    log.close(tmp_path, "FINISHED", {})
+
+    stated = {row["spec_id"]: (row["state"], row["seconds"]) for row in rows([old, spec], store)}
+    assert stated == {old.spec_id: ("done", 9.0), spec.spec_id: ("new", 9.0)}
+    study = load_study(open_for_analysis(store))
+    assert list(study.runs["run_id"]) == [log.run_id]
+    assert study.database.sql("SELECT spec->>'seed' FROM specs").fetchall() == [("7",)]

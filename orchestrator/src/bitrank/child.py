@@ -59,12 +59,15 @@ def _travel(folder: Path, rank: int, count: int, meeting: Path) -> None:
         from bitrank_trainer import Joined, Sharded, choose_device, join, leave
 
         from bitrank.follower import open_record
+        from bitrank.inputs import check_inputs, check_plan
         from bitrank.models import locate
         from bitrank.notices import hear_warnings
         from bitrank.road import travel
         from bitrank.specs import read_spec
 
     spec = read_spec(folder / "spec.json")
+    check_plan(spec)
+    check_inputs(spec)  # early, to refuse without loading anything; store_base checks again when all is read
     locate(spec.model)  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only
     processes = join(choose_device(spec.device), rank, count, meeting, Sharded if spec.shard else Joined)
     record = open_record(folder, processes)

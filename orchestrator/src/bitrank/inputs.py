@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bitrank.specs import RunSpec
 
 _CONTENT = "content:"
+_EMBEDDED = ("minilm", "smollm2")  # come before a folder of the same name, as in bitrank.models.locate
 _HUB_SECONDS = 10.0  # to wait for the hub's answer
 # Weights, configuration and tokenizer: whatever of a model folder may be loaded. Notes and pictures beside
 # them do not count.
@@ -54,7 +55,7 @@ def model_digest(name: str) -> str | None:
     """The digest of the model ``name`` (see :func:`bitrank.models.locate`); None when only the hub knows it
     or there is none.
     """
-    if name in ASSETS:
+    if name in _EMBEDDED:
         return f"pinned:{ASSETS[name].sha256}"
     if name in TINY:
         return f"code:{code_hash('bitrank.tiny')}"
@@ -71,11 +72,14 @@ def is_content(digest: str | None) -> bool:
 
 
 def located(text: str) -> str:
-    """``text`` as an absolute path when it names a file or folder that exists, else as it is (a name, a hub
-    id, a wrong path).
+    """``text`` as an absolute path when it names a file or folder that exists.
+
+    Names of embedded models, which come first, and all that does not exist (a hub id, a wrong path) stay as they
+    are.
     """
     path = Path(text).expanduser()
-    return str(path.absolute()) if path.exists() else text
+    named = text in _EMBEDDED or text in TINY
+    return str(path.absolute()) if path.exists() and not named else text
 
 
 def check_inputs(spec: RunSpec) -> None:

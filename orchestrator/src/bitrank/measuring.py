@@ -1,8 +1,8 @@
 """Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
 
 The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
-them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so it
-is fitted to frozen features first.
+them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so
+it is fitted to frozen features first.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(spec: RunSpec, told: Callable[[str], None] = lambda _: None) -> Tabl
 
     def build(folder: Path) -> None:
         tables = _measured(spec, told)
-        check_inputs(spec)  # files may have been written meanwhile; the tables are kept under the digests of before
+        check_inputs(spec)  # the tables are kept under digests from before files were read
         _write(folder, tables)
 
     return _read(build_once(tables_place(spec), build))

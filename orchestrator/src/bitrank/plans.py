@@ -11,6 +11,7 @@ from bitrank_quant import Applied, WeightMatrix, apply_precision, block_matrices
 
 from bitrank.architectures import check_adaptable
 from bitrank.configs import Config
+from bitrank.inputs import check_inputs
 from bitrank.models import Loaded
 from bitrank.specs import RunSpec
 
@@ -39,8 +40,12 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
 def store_base(
     spec: RunSpec, loaded: Loaded, bits: dict[str, str], start: ResidualStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """Read the base one matrix at a time and store each as ``bits`` says, less what ``start`` gives to its adapter."""
+    """Read the base one matrix at a time; store each as ``bits`` says, less what ``start`` gives to its adapter.
+
+    Raises :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
+    """
     words = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
     applied = apply_precision(loaded.model, bits, **words, fill=loaded.fill, split=start.split)  # type: ignore[arg-type]
     loaded.fill_rest()
+    check_inputs(spec)  # all is read by now; a file that was written meanwhile may have been read in two states
     return applied

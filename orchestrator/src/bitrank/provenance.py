@@ -31,7 +31,7 @@ CHANGES_NO_NUMBER = {
     "bitrank.notices": "the wording of notices",
     "bitrank.profiles": "its values become fields of the spec, and so part of its id",
     "bitrank.provenance": "names the code, and runs none of it",
-    "bitrank.rules": "hashed rule by rule in code_id, so that a new rule leaves results of others as they are",
+    "bitrank.rules": "hashed rule by rule in code_id, so that a new rule leaves other results as they are",
     "bitrank.specs": "its values are the spec, and so part of its id",
 }
 

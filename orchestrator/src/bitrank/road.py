@@ -24,7 +24,6 @@ from bitrank_trainer import (
 )  # fmt: skip
 
 from bitrank.configs import find_config
-from bitrank.inputs import check_inputs, check_plan
 from bitrank.material import load_material
 from bitrank.memory import tensor_safe, within_limit
 from bitrank.models import fuse_model, open_model
@@ -44,8 +43,6 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     dtype = DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype]
     record.machine(device, dtype, pin_threads(spec.threads, processes.count), peak_memory_mib())
 
-    check_plan(spec)
-    check_inputs(spec)
     record.phase("loading")
     material = load_material(spec)
     record.data(material.report)
@@ -59,7 +56,6 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
 
     start = starting_point(spec, plans.ranks)
     applied = store_base(spec, loaded, plans.bits, start, device, dtype)
-    check_inputs(spec)  # again, now that all is read: a file may have been written while it was read
     settings = settings_for(spec, len(material.task.splits["train"]), device, dtype)
     model, hook = config.rank.attach(
         loaded.model, plans.ranks, total_steps=settings.steps, scale=spec.adapter_scale, heads=loaded.fresh, seed=spec.seed

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bitrank_data import TASKS, open_task
+from bitrank_data import open_task
 
 from bitrank.configs import find_config, read_plan
 from bitrank.errors import UserError, unknown
@@ -96,8 +96,8 @@ class RunSpec:
     def spec_id(self) -> str:
         """Twelve hex digits: the hash of the whole spec, with the content of files in place of their paths.
 
-        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names alone
-        count.
+        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names
+        alone count.
         """
         counted = {key: value for key, value in asdict(self).items() if key not in self._locators}
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
@@ -119,7 +119,7 @@ class RunSpec:
     @property
     def reads_file(self) -> bool:
         """Whether the task is a user's own file."""
-        return "/" in self.task or bool(Path(self.task).suffix)
+        return _is_path(self.task)
 
     @property
     def task_name(self) -> str:
@@ -134,6 +134,11 @@ class RunSpec:
     def cell(self) -> str:
         """What to average seeds over."""
         return f"{self.config} · {self.task_name}"
+
+
+def _is_path(task: str) -> bool:
+    """Whether a task is given as a file, as :func:`~bitrank_data.open_task` tells files from names."""
+    return "/" in task or bool(Path(task).suffix)
 
 
 # Fields that `--set key=value` may not touch: they have their own words, or follow from others.
@@ -158,7 +163,7 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
     for key in given:
         if key not in SETTABLE:
             raise unknown("key", key, SETTABLE)
-    task = located(task) if task not in TASKS else task
+    task = located(task) if _is_path(task) else task
     given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
@@ -171,7 +176,8 @@ def make_spec(profile: Profile, config: str, task: str, overrides: Mapping[str, 
         chosen["steps"] = None
     tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_config(config, plan, tuned).as_data()
-    chosen |= {"data_digest": data_digest(task, chosen.get("data")), "model_digest": model_digest(chosen["model"])}
+    chosen["data_digest"] = data_digest(task, chosen.get("data"))
+    chosen["model_digest"] = model_digest(chosen["model"])
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
 
 
@@ -242,7 +248,7 @@ def parse_bytes(text: str) -> int:
 
 
 def matrix(profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config. What is named twice is run once."""
+    """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once."""
     cells = [(task, config) for task in tasks for config in configs]
     made = {(task, config): make_spec(profile, config, task, overrides) for task, config in cells}
     specs = [replace(made[task, config], seed=seed) for task in tasks for seed in seeds for config in configs]

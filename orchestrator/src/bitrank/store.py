@@ -73,11 +73,14 @@ def _uri_of(path: Path) -> str:
     text = str(path)
     if _PLAIN.fullmatch(text):
         return f"sqlite:///{text}"
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, make_url
 
     # SQLAlchemy quotes what it will unquote itself. With the driver named, MLflow does not create the parent
     # folder: it would create the one with the quoted name, an empty folder beside the real one.
-    return URL.create("sqlite+pysqlite", database=text).render_as_string()
+    uri = URL.create("sqlite+pysqlite", database=text).render_as_string()
+    if make_url(uri).database != text:  # before version 2.1 a question mark ended the path
+        raise UserError(f"cannot use the store {text!r}: its path needs SQLAlchemy 2.1; update it or move it")
+    return uri
 
 
 def _database_of(uri: str) -> Path:

@@ -84,7 +84,8 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print("Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False)
-    screen.print(f"results: {options.results}   store: {Store.parse(options.store).uri}   UI: make ui", highlight=False, soft_wrap=True)
+    store = Store.parse(options.store).uri
+    screen.print(f"results: {options.results}   store: {store}   UI: make ui", highlight=False, soft_wrap=True)
 
 
 def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:

@@ -31,7 +31,8 @@ _BATCH = 900  # MLflow takes 1,000 entries a call
 _FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "digests.json",
           "failure.json", "log.txt")  # fmt: skip
 _PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
-           "rank", "init_r", "target_r", "quant_backend", "processes", "data_digest", "model_digest")  # fmt: skip
+           "rank", "init_r", "target_r", "quant_backend", "processes",
+           "data_digest", "model_digest")  # fmt: skip
 
 
 class Tracker:

@@ -58,7 +58,7 @@ def test_the_fingerprint_follows_the_files(sst2) -> None:
     assert open_task("sst2", str(sst2)).fingerprint() != before
 
 
-def test_tokens_of_hub_data_are_known_by_the_commit_that_was_fetched(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_is_known_by_the_commit_that_was_fetched(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     main = tmp_path / "datasets--stanfordnlp--sst2" / "refs" / "main"
     fetched = []

@@ -2,8 +2,8 @@
 
 A study is a line in :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.making`), ``adalora`` or ``adalora-loftq``: the
 uniform plan's formats with AdaLoRA moving rank around the uniform plan's, pruned ranks removed, so that it ends at the same bytes. Plans
-lie as JSON under the results, with what they cost to make; one that is there already, for the same data, model,
-settings and code, is not made again.
+lie as JSON under the results, with what they cost to make; one that is there already, for the same data,
+model, settings and code, is not made again.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _planned(
 
 
 def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
-    """A hash of all that a plan depends on. A plan for edited data, or by other code, is not this arm's plan."""
+    """A hash of all that a plan depends on: one for edited data, or by other code, is not this arm's plan."""
     code = code_hash("bitrank.planning.making")
     parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

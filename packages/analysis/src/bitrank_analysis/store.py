@@ -111,7 +111,8 @@ def _connect(place: Path | URL) -> tuple[Any, dict[str, str]]:
         import adbc_driver_sqlite.dbapi as sqlite
 
         if not place.is_file():
-            raise AnalysisError(f"there is no store at {place}; run `make matrix` first, or give another store")
+            remedy = "run `make matrix` first, or give another store"
+            raise AnalysisError(f"there is no store at {place}; {remedy}")
         return sqlite.connect(f"{place.as_uri()}?mode=ro"), {"adbc.sqlite.query.batch_rows": "65536"}
     try:
         import adbc_driver_postgresql.dbapi as postgresql

@@ -92,8 +92,8 @@ def _read_other_data(database: duckdb.DuckDBPyConnection, rows: pd.DataFrame) ->
     """Runs that could be compared, but whose data had other content than that of the newest such run of their
     task.
 
-    Examples are paired by their ids, and a row number of an edited file names another example than before. Runs
-    of before digests were kept count as having read the same.
+    Examples are paired by their ids, and a row number of an edited file names another example than before.
+    Runs of before digests were kept count as having read the same.
     """
     found = database.sql("SELECT run_id, value FROM params WHERE key = 'data_digest'").fetchall()
     digests = rows["run_id"].map(dict(found)).where(rows["problem"] == "")
@@ -177,7 +177,7 @@ def _notes(foreign: int, doubled: int, other_data: int, runs: pd.DataFrame) -> t
     odd = [f"{run.run_name} ({run.settings})" for run in runs.itertuples() if run.settings]
     said = {
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
-        f"Runs left out because their data differs from that of the newest run of their task: {other_data}.": other_data,
+        f"Runs left out because their task has a newer run on other data: {other_data}.": other_data,
         f"Runs left out for another of the same config, task and seed that is newer or has the usual settings: {doubled}.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(stale)}.": len(stale),
