@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from bitrank.cli import main
 from bitrank.material import load_material
 from bitrank.measuring import tables_place
@@ -85,6 +86,24 @@ def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(tmp_path: Path
     assert all(2 not in plain.test.sequence(n) for n in range(len(plain.test)))
     predicted = [token for window in windows for token in window[1:]]
     assert predicted == [token for n in range(len(plain.test)) for token in plain.test.sequence(n).tolist()]
+
+
+def test_the_loss_of_windows_with_bos_is_that_of_plain_transformers(tmp_path: Path, with_bos: str) -> None:
+    spec = spec_of(documents(tmp_path / "mine.jsonl"), model=with_bos)
+    material = load_material(spec)
+    tokenizer, model = AutoTokenizer.from_pretrained(with_bos), AutoModelForCausalLM.from_pretrained(with_bos).eval()
+    nats, targets = 0.0, 0
+    for document in dict.fromkeys(material.test.ids):
+        tokens = tokenizer(SENTENCE * (int(document) + 1), add_special_tokens=False)["input_ids"]
+        for start in range(0, len(tokens), 15):
+            window = torch.tensor([[2, *tokens[start : start + 15]]])
+            with torch.no_grad():
+                loss = model(input_ids=window, labels=window).loss
+            nats += float(loss) * (window.shape[1] - 1)
+            targets += window.shape[1] - 1
+    found = evaluate(model, material.batches_of(material.test), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    assert sum(row["tokens"] for row in found.rows) == targets
+    assert found.metrics["loss"] == pytest.approx(nats / targets, rel=1e-5)
 
 
 def test_measurements_with_and_without_special_tokens_are_kept_apart(with_bos: str) -> None:
