@@ -26,7 +26,11 @@ class Follower(Record):
     def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None: ...
 
     def plan(
-        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], new_modules: Sequence[str] = ()
+        self,
+        bits: dict[str, str],
+        ranks: dict[str, int],
+        matrices: list[WeightMatrix],
+        new_modules: Sequence[str] = (),
     ) -> None: ...
 
     def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None: ...

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _DECIDES = ("bitrank_data", "bitrank_quant", "bitrank_adapters", "bitrank_trainer")
-_OWN = ("road.py", "models.py", "weights.py", "checkpoint.py", "completeness.py", "labels.py", "stored_tensors.py",
-        "material.py", "measuring.py", "memory.py", "plans.py", "samples.py", "schedule.py", "starts.py",
+_OWN = ("road.py", "models.py", "weights.py", "checkpoint.py", "completeness.py", "labels.py",
+        "stored_tensors.py", "material.py", "measuring.py", "memory.py", "plans.py", "samples.py", "schedule.py", "starts.py",
         "tiny.py")  # fmt: skip
 
 
