@@ -77,7 +77,7 @@ def check_adaptable(name: str, model: nn.Module) -> None:
     if any(parameter.rpartition(".")[2] == "A_log" for parameter, _ in model.named_parameters()):
         raise UserError(
             f"{name} has state-space layers ({family}), whose kernels multiply by weights outside of their "
-            "linear layers, where neither a format nor an adapter would apply; give a transformer such as gpt2"
+            "linear layers, where no format and no adapter would apply; give a transformer such as gpt2"
         )
     if not block_matrices(model):
         raise UserError(

@@ -62,8 +62,8 @@ def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> 
     absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
     if absent:
         raise UserError(
-            f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must not "
-            "be drawn at random; give complete weights, or the config.json that belongs to them"
+            f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must "
+            "not be drawn at random; give complete weights, or the config.json that belongs to them"
         )
 
 

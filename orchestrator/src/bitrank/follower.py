@@ -28,7 +28,11 @@ class Follower(Record):
     def data(self, report: DataReport) -> None: ...
 
     def plan(
-        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], new_modules: Sequence[str] = ()
+        self,
+        bits: dict[str, str],
+        ranks: dict[str, int],
+        matrices: list[WeightMatrix],
+        new_modules: Sequence[str] = (),
     ) -> None: ...
 
     def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None: ...

@@ -42,11 +42,12 @@ _TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in the compute dtype, its tokenizer, the names of modules to be trained whole (a classifier's head), and its size.
+    """A model in the compute dtype, its tokenizer, and its size. ``fresh`` names the modules to train whole (a
+    classifier's head).
 
-    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights are on the ``meta`` device. ``filed`` gives the
-    dtype in which a module's weight is stored. ``new_modules`` are those of ``fresh`` that are drawn from the seed, and
-    ``notices`` what a user should know about the weights.
+    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights are on the ``meta`` device.
+    ``filed`` gives the dtype in which a module's weight is stored. ``new_modules`` are those of ``fresh`` that are
+    drawn from the seed. ``notices`` are sentences about the weights for the user.
     """
 
     model: nn.Module
@@ -86,17 +87,17 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         if Path(place).is_dir():
             raise UserError(
-                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a tokenizer that "
-                "transformers knows, beside its config.json; copy them from the model that it was made from"
+                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a tokenizer "
+                "that transformers knows, beside its config.json; copy them from the model that it was made from"
             ) from error
         raise UserError(_cannot_load(name, error)) from error
 
 
 def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: torch.dtype) -> Loaded:
-    """The model of ``spec`` for its kind of task, without its weights yet. New heads are drawn from the spec's seed.
+    """The model of ``spec`` for its kind of task, without its weights yet. New heads are drawn from its seed.
 
-    ``classes`` are the names of a classifier's classes, or how many there are. A head that the checkpoint brings is kept when
-    its label names are these, in whatever order; else its last layer is drawn anew. It is trained whole in either case.
+    ``classes`` are the names of a classifier's classes, or how many there are. A head that the checkpoint brings is
+    kept when its label names are these, in whatever order; else its last layer is new. It is always trained whole.
     Raises :class:`UserError` when the model cannot be loaded, or cannot do such tasks.
     """
     name, kind, labels = spec.model, spec.kind, class_names(classes)
@@ -137,7 +138,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
 
 @dataclass(frozen=True)
 class _Head:
-    """A classifier's head: its modules, parameters to draw although a file has them, the order of rows to take, and why."""
+    """A classifier's head: its modules, stored parameters to draw anew, the order of rows to take, and why."""
 
     modules: list[str] = field(default_factory=list)
     redrawn: set[str] = field(default_factory=set)
@@ -152,13 +153,13 @@ def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: li
     if last is None or not filed:
         return _Head(heads)
     order = row_order(stored, labels)
-    theirs = ", ".join(stored[number] for number in sorted(stored))
+    theirs, ours = ", ".join(stored[number] for number in sorted(stored)), ", ".join(labels)
     if order is None:
-        said = f"{last} is drawn anew: the checkpoint's labels ({theirs}) are not those of the data ({', '.join(labels)})"
+        said = f"{last} is new: the checkpoint's labels ({theirs}) are not those of the data ({ours})"
         return _Head(heads, redrawn=filed, said=said)
     if order == sorted(order):
         return _Head(heads)
-    said = f"rows of {last} are put into the order of the data's labels: {theirs} in the checkpoint, {', '.join(labels)} here"
+    said = f"rows of {last} are put into the data's order of labels: {theirs} in the checkpoint, {ours} here"
     return _Head(heads, rows={last: order}, said=said)
 
 
@@ -167,9 +168,8 @@ def _notices(checkpoint: Checkpoint, new: list[str], head: _Head) -> list[str]:
     if new:
         notices.append(f"newly initialised, trained whole: {', '.join(new)}")
     if checkpoint.untied:
-        notices.append(
-            f"not tied, though config.json says so, as the files hold other values: {', '.join(sorted(checkpoint.untied))}"
-        )
+        names = ", ".join(sorted(checkpoint.untied))
+        notices.append(f"not tied, though config.json says so, as the files hold other values: {names}")
     if checkpoint.unused:
         more = f" and {len(checkpoint.unused) - 5} more" if len(checkpoint.unused) > 5 else ""
         notices.append(f"stored but not used by this model: {', '.join(checkpoint.unused[:5])}{more}")
@@ -197,7 +197,7 @@ def folder_of(name: str) -> Path:
 
 
 def weights_fingerprint(name: str) -> str:
-    """A hash of the files that make up model ``name``: those that are loaded of its weights, its configuration, its tokenizer.
+    """A hash of the files that make up model ``name``: weights that are loaded, configuration, tokenizer.
 
     Raises :class:`UserError` when the folder has no weights that can be loaded.
     """
@@ -227,7 +227,8 @@ def _config(name: str, kind: str, labels: list[str], dropout: float | None) -> t
     config = config_of(name, place)
     check_task(name, config, kind)
     if Path(place).is_dir():
-        config.name_or_path = str(Path(place).resolve())  # an adapter names its base by it, and is read from elsewhere
+        # An adapter names its base by it, and is read from elsewhere.
+        config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})
     if kind == "classification":
         config.num_labels = len(labels)

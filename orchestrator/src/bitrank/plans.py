@@ -26,8 +26,11 @@ class Plans:
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
-    """What ``config`` gives to the matrices of a model. Raises the adapters' error for a rank that does not fit its matrix,
-    and :class:`~bitrank.errors.UserError` for a model without matrices that a plan can name."""
+    """What ``config`` gives to the matrices of a model.
+
+    Raises the adapters' error for a rank that does not fit its matrix, and :class:`~bitrank.errors.UserError` for a
+    model without matrices that a plan can name.
+    """
     config_of_model: Any = loaded.model.config
     check_adaptable(config_of_model.name_or_path, loaded.model)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.fresh]

@@ -87,7 +87,11 @@ class Record:
             self.emit(notice(kind, "; ".join(messages)))
 
     def plan(
-        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], new_modules: Sequence[str] = ()
+        self,
+        bits: dict[str, str],
+        ranks: dict[str, int],
+        matrices: list[WeightMatrix],
+        new_modules: Sequence[str] = (),
     ) -> None:
         """Both plans, before anything is applied, and the modules that no file had weights for."""
         plan = {

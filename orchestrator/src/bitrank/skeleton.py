@@ -64,8 +64,8 @@ class _Unfilled(TorchFunctionMode):
 
 
 def fresh_modules(model: Any, place: str, kind: str) -> list[str]:
-    """Names of the modules that will be trained whole: a classifier's modules outside its body, and, where ``place`` has files,
-    those of its body that they lack.
+    """Names of the modules that will be trained whole: a classifier's modules outside its body, and, where ``place``
+    has files, those of its body that they lack.
 
     Raises :class:`~bitrank.errors.UserError` when the files lack a part that must not be drawn at random.
     """
