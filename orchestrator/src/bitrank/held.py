@@ -23,8 +23,9 @@ from bitrank_quant import (
     choose_backend,
     override_for,
     parse_format,
+    readers_of_weights,
+    tied_modules,
 )  # fmt: skip
-from bitrank_quant.matrices import tied_heads
 from torch import Tensor, nn
 
 _BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4  # bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32
@@ -35,8 +36,8 @@ _GROUP = 64
 def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: str, dtype: torch.dtype, shared: bool = False) -> int:
     """Bytes of ``matrix`` in the format ``text``, scales and code books counted, its bias not.
 
-    ``shared`` says that heads are tied to it: like embeddings, such a matrix is always held by plain torch. Raises the quant package's
-    error for a format or backend that cannot be served.
+    ``shared`` says that plain torch must hold it (:func:`held_by_torch`), as it holds every embedding. Raises the quant package's error
+    for a format or backend that cannot be served.
     """
     override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
@@ -47,6 +48,11 @@ def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: s
     backend = override.backend or choose_backend(fmt, device, dtype).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
     return backend_bytes(backend, fmt, matrix.shape, dtype)
+
+
+def held_by_torch(model: nn.Module) -> frozenset[str]:
+    """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share their weights, or read them."""
+    return frozenset(tied_modules(model).values()) | readers_of_weights(model)
 
 
 def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
@@ -63,10 +69,10 @@ def base_bytes(
     model: nn.Module, precision: Mapping[str, str], matrices: list[WeightMatrix], *, quant_backend: str, device: str, dtype: torch.dtype
 ) -> int:
     """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in ``model`` (a skeleton)."""
-    tied = set(tied_heads(model).values())
+    by_torch = held_by_torch(model)
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
     words: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
-    held = sum(held_bytes(m, precision[name], **words, shared=name in tied) for name, m in planned.items())
+    held = sum(held_bytes(m, precision[name], **words, shared=name in by_torch) for name, m in planned.items())
     return held + rest_bytes(model, set(planned))
 
 

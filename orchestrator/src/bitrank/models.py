@@ -17,7 +17,7 @@ from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
 from bitrank_quant.kernels.rows import CompiledRows
-from bitrank_trainer import fuse_rotary, narrow_last_block, register_attention
+from bitrank_trainer import fuse_rotary, implementation, narrow_last_block, register_attention
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights
@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from bitrank.errors import UserError
+from bitrank.skeleton import class_of
 from bitrank.specs import RunSpec
 from bitrank.tiny import TINY, build_tiny
 from bitrank.weights import Filler, find_source
@@ -84,7 +85,8 @@ def open_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> 
     tokenizer = load_tokenizer(name)
     config = _config(name, kind, classes, spec.dropout, tokenizer)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
-    words = {"dtype": dtype, "attn_implementation": attention_for(device, spec.fused)}
+    attention = implementation(class_of(auto, config), attention_for(device, spec.fused))
+    words = {"dtype": dtype, "attn_implementation": attention}
     folder = folder_of(name)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         empty: Any = auto.from_config(config, **words)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import torch
 from bitrank_quant import Applied, choose_backend, parse_format, passed_over
+from bitrank_trainer import OwnAttention
 
 Emit = Callable[[Mapping[str, object]], None]
 _CPU_INSTEAD = re.compile(r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU")
@@ -32,7 +33,8 @@ def backends_passed_over(applied: Mapping[str, Applied], device: str, dtype: tor
 
 @contextmanager
 def hear_warnings(emit: Emit) -> Iterator[None]:
-    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each operation. It is logged as before."""
+    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each operation, and so does the trainer's
+    that a model's own attention computes. They are logged as before."""
     plain, heard = warnings.showwarning, set[str]()
 
     def show(
@@ -42,6 +44,8 @@ def hear_warnings(emit: Emit) -> Iterator[None]:
         if match and match[1] not in heard:
             heard.add(match[1])
             emit(notice("mps_fallback", f"missing on MPS and computed on the CPU, which is slower: {', '.join(sorted(heard))}"))
+        if issubclass(category, OwnAttention):
+            emit(notice("attention", str(message)))
         plain(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

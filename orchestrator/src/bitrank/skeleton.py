@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from bitrank_quant import Float, parse_format
-from bitrank_quant.matrices import tied_heads
+from bitrank_quant import Float, QuantEmbedding, parse_format, tied_modules
+from bitrank_quant.matrices import followers
+from bitrank_trainer import implementation
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -39,8 +41,10 @@ def skeleton(
         config.num_hidden_layers = depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:depth]
+    auto = _auto(config, kind)
+    attention = implementation(class_of(auto, config), attention)
     with no_init_weights(), init_empty_weights(include_buffers=False), _Unfilled():
-        model: Any = _auto(config, kind).from_config(config, dtype=dtype, attn_implementation=attention)
+        model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     return model.eval()
 
@@ -66,7 +70,7 @@ def fresh_modules(model: Any, place: str, kind: str) -> list[str]:
         return []
     body = f"{model.base_model_prefix}."
     names = [name for name, module in model.named_modules() if list(module.parameters(recurse=False)) and not name.startswith(body)]
-    return [name for name in names if name not in tied_heads(model)]
+    return [name for name in names if name not in tied_modules(model)]
 
 
 class StandIn(nn.Linear):
@@ -87,19 +91,22 @@ class StandIn(nn.Linear):
         return made.view(*input.shape[:-1], self.out_features)
 
 
-class StandInEmbedding(nn.Embedding):
-    """The same of an embedding: the rows that are looked up are made."""
+class NoCodes(nn.Module):
+    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding stays as it does over codes."""
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings, self.embedding_dim, self.dtype, self.padding_idx = rows, width, dtype, None
+        super().__init__()
+        self.shape, self.compute_dtype = (rows, width), dtype
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codes": torch.empty(0, dtype=self.compute_dtype, device="meta")}
 
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.empty(*input.shape, self.embedding_dim, dtype=self.dtype, device="meta")
+    def decode(self) -> Tensor:
+        return torch.empty(*self.shape, dtype=self.compute_dtype, device="meta")
+
+    def decode_rows(self, ids: Tensor) -> Tensor:
+        return torch.empty(*ids.shape, self.shape[1], dtype=self.compute_dtype, device="meta")
 
 
 class _Product(torch.autograd.Function):
@@ -117,19 +124,20 @@ class _Product(torch.autograd.Function):
 
 def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype) -> None:
     """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer."""
-    tied = tied_heads(model)
+    tied, sharing = tied_modules(model), followers(model)
     for name, text in precision.items():
         if name in tied:
             continue
         fmt = parse_format(text)
         plain = isinstance(fmt, Float) and fmt.dtype == dtype
-        for part in (name, *(head for head, embedding in tied.items() if embedding == name)):
+        for part in (name, *sharing.get(name, [])):
             _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
 
 
 def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return module if plain else StandInEmbedding(module.num_embeddings, module.embedding_dim, dtype)
+        codes: Any = NoCodes(module.num_embeddings, module.embedding_dim, dtype)
+        return module if plain else QuantEmbedding.instead_of(module, codes)
     into, out = tuple(module.weight.shape) if isinstance(module, Conv1D) else tuple(module.weight.shape)[::-1]
     if not plain:
         return StandIn(out, into, module.bias, dtype)
@@ -143,6 +151,15 @@ def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def class_of(auto: Any, config: Any) -> type[nn.Module] | None:
+    """The class that ``auto`` builds from ``config``; None where transformers itself has none for it."""
+    try:
+        found: type[nn.Module] = _get_model_class(config, auto._model_mapping)
+    except KeyError:
+        return None
+    return found
 
 
 def _auto(config: Any, kind: str) -> Any:
