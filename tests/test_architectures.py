@@ -44,6 +44,8 @@ def decoded(name: str, quantized: Any) -> Any:
 def adapted(model: Any, fused: bool) -> Any:
     """``model`` with random adapters on every matrix of its blocks, or of the whole model where it shares one block."""
     blocks = block_matrices(model) or [m for m in weight_matrices(model) if m.role == "other"]
+    if model.config.model_type.startswith("mamba"):
+        blocks = [m for m in blocks if not m.name.endswith("out_proj")]  # PEFT refuses to adapt these
     made = attach_lora(model, uniform_ranks([m.name for m in blocks], 3), scale=1.3)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -68,7 +70,7 @@ def answers(name: str, model: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 def assert_equal(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
     assert float((found[0] - expected[0]).norm()) < TOLERANCE * float(expected[0].norm())
-    assert found[1].keys() == expected[1].keys() and len(found[1]) > 4
+    assert found[1].keys() == expected[1].keys() and len(found[1]) >= 4
     for name, gradient in expected[1].items():
         scale = max(float(gradient.norm()), 1e-3)
         assert float((found[1][name] - gradient).norm()) < 10 * TOLERANCE * scale, name

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -30,6 +30,11 @@ class WeightMatrix:
     layer: int | None
     shape: tuple[int, int]
     tied_to: str | None = None
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether LoRA may adapt it: inside a block, and larger than an adapter of rank 1 (gates of one output are not)."""
+        return self.layer is not None and self.role != "embedding" and min(self.shape) > 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
 
 
 def block_matrices(model: nn.Module) -> list[WeightMatrix]:
-    """The linear matrices inside the transformer blocks: those that QLoRA quantizes and LoRA adapts."""
-    return [matrix for matrix in weight_matrices(model) if matrix.layer is not None and matrix.role != "embedding"]
+    """The linear matrices inside the transformer blocks that LoRA adapts."""
+    return [matrix for matrix in weight_matrices(model) if matrix.adaptable]
 
 
 def _matrices(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -116,11 +121,18 @@ def _modules_left(model: nn.Module) -> dict[str, str]:
 
 
 def _describe(name: str, module: nn.Module, tied_to: str | None) -> WeightMatrix:
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    shape = tuple(weight.shape)[::-1] if isinstance(module, Conv1D) else tuple(weight.shape)
+    shape = _shape(module)
     block = re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.", name)
     layer = int(block[1]) if block else None
-    return WeightMatrix(name, _role(name, module, layer), layer, (int(shape[0]), int(shape[1])), tied_to)
+    return WeightMatrix(name, _role(name, module, layer), layer, shape, tied_to)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(out, in) of a matrix; libraries store a quantized one in another shape."""
+    if isinstance(module, nn.Linear):
+        return int(module.out_features), int(module.in_features)
+    rows, columns = module.weight.shape
+    return (int(columns), int(rows)) if isinstance(module, Conv1D) else (int(rows), int(columns))
 
 
 def _role(name: str, module: nn.Module, layer: int | None) -> str:
