@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from bitrank_data import TokenSplit
-from bitrank_quant import Applied, WeightMatrix
+from bitrank_quant import Applied, LeftOut, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, peak_memory_mib
 from torch import nn
 
@@ -25,7 +25,9 @@ class Follower(Record):
 
     def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None: ...
 
-    def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None: ...
+    def plan(
+        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], left: Sequence[LeftOut] = (), parameters: int = 0
+    ) -> None: ...
 
     def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None: ...
 

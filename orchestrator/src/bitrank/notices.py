@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 import torch
-from bitrank_quant import Applied, choose_backend, parse_format, passed_over
+from bitrank_quant import Applied, LeftOut, choose_backend, parse_format, passed_over
 from bitrank_trainer import OwnAttention
 
+_LISTED = 3  # kinds of tensors that are named
 Emit = Callable[[Mapping[str, object]], None]
 _CPU_INSTEAD = re.compile(r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU")
 
@@ -29,6 +30,19 @@ def backends_passed_over(applied: Mapping[str, Applied], device: str, dtype: tor
         if fmt.bits < 16 and choose_backend(fmt, device, dtype).name == backend:
             said += [f"{text} is held by {backend}: {name} cannot ({reason})" for name, reason in passed_over(fmt, device, dtype).items()]
     return "; ".join(said) or None
+
+
+def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
+    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a plan can name them all."""
+    if not left:
+        return None
+    kinds: dict[str, str] = {}
+    for one in left:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", one.name), one.reason)
+    listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
+    more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
+    share = sum(one.numbers for one in left) / parameters
+    return f"{share:.1%} of the weights stay in 16 bits, whatever the plan, and get no adapter: {', '.join(listed)}{more}"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.
     return Outline(
         matrices=matrices,
         parameters=sum(p.numel() for p in model.parameters()),
-        fixed=rest_bytes(model, {m.name for m in matrices}),
+        fixed=rest_bytes(model, {m.name for m in matrices}, fresh),
         trained=sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters()),
         model_type=model.config.model_type,
         shared=held_by_torch(model),

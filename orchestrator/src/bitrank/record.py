@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bitrank_data import TokenSplit
-from bitrank_quant import Applied, WeightMatrix
+from bitrank_quant import Applied, LeftOut, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
-from bitrank.notices import backends_passed_over, notice
+from bitrank.notices import backends_passed_over, notice, told_left_out
 
 MIB = 1024**2
 
@@ -67,12 +67,17 @@ class Record:
         tags["allocator"] = "tcmalloc" if has_tcmalloc() else "system"
         self.emit({"event": "machine", "tags": tags})
 
-    def plan(self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix]) -> None:
-        """Both plans, before anything is applied."""
+    def plan(
+        self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], left: Sequence[LeftOut] = (), parameters: int = 0
+    ) -> None:
+        """Both plans, before anything is applied; and what no plan can name of a model with so many ``parameters``."""
         plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
+        plan["left_in_16_bits"] = {one.name: asdict(one) for one in left}
         (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))
         formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
+        if said := told_left_out(left, parameters):
+            self.emit(notice("left_in_16_bits", said))
 
     def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
         """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""

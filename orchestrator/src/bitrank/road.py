@@ -46,7 +46,7 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
     loaded = open_model(spec, len(material.task.classes), device, dtype)
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)
-    record.plan(plans.bits, plans.ranks, plans.free)
+    record.plan(plans.bits, plans.ranks, plans.free, plans.left, loaded.parameters)
 
     start = starting_point(spec, plans.ranks)
     applied = store_base(spec, loaded, plans.bits, start, device, dtype)

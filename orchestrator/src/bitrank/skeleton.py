@@ -6,12 +6,13 @@ that the same code that will train can be run over shapes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from bitrank_quant import Float, QuantEmbedding, parse_format, tied_modules
+from bitrank_quant import Float, QuantEmbedding, hold_in_16_bits, left_out, parse_format, tied_modules
 from bitrank_quant.matrices import followers
 from bitrank_trainer import implementation
 from torch import Tensor, nn
@@ -122,8 +123,9 @@ class _Product(torch.autograd.Function):
         return (grads[0] @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
 
 
-def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype) -> None:
-    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer."""
+def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype, fresh: Collection[str] = ()) -> None:
+    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer, and
+    what no plan can name is held in 16 bits, but for ``fresh`` modules."""
     tied, sharing = tied_modules(model), followers(model)
     for name, text in precision.items():
         if name in tied:
@@ -132,6 +134,7 @@ def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype) ->
         plain = isinstance(fmt, Float) and fmt.dtype == dtype
         for part in (name, *sharing.get(name, [])):
             _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
+    hold_in_16_bits(model, left_out(model, fresh))
 
 
 def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:

@@ -15,6 +15,7 @@ from bitrank_quant.layout import Format
 from bitrank_quant.matrices import LeftOut, WeightMatrix, block_matrices, left_out, tied_modules, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.saved import load_quantized, save_quantized, to_reference
+from bitrank_quant.sixteen import hold_in_16_bits
 from bitrank_quant.trials import Trial, probe, try_format
 from bitrank_quant.understood import readers_of_weights
 
@@ -48,6 +49,7 @@ __all__ = [
     "choose_backend",
     "decoder",
     "float_format",
+    "hold_in_16_bits",
     "kernels_status",
     "left_out",
     "load_quantized",
