@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bitrank_adapters.known import hooked, known_kind
+from bitrank_adapters.known import hooked, known_kind, replaced
 from bitrank_adapters.products import ADAPTER, Decode, applies, factors, product, thin_gradients
 from bitrank_adapters.rows import Rows
 
@@ -107,12 +107,12 @@ def _is_bert_like(block: Any) -> bool:
 
 def _is_silu(activation: Any) -> bool:
     silu = isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
-    return silu and "forward" not in vars(activation) and not hooked(activation)
+    return silu and not replaced(activation) and not hooked(activation)
 
 
 def _is_gelu(activation: Any) -> bool:
     gelu = type(activation).__name__ == "GELUActivation" and activation.act is F.gelu
-    return gelu and "forward" not in vars(activation) and not hooked(activation)
+    return gelu and not replaced(activation) and not hooked(activation)
 
 
 def _gated(part: Any, decode: Decode, activation: Activation, x: Tensor) -> Tensor:

@@ -12,19 +12,24 @@ from typing import Any
 from torch import nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_OURS = "transformers.models."
 
 
-def known_kind(module: nn.Module, names: Collection[str], method: str = "forward", replaced: bool = False) -> str | None:
+def known_kind(module: nn.Module, names: Collection[str], method: str = "forward") -> str | None:
     """The name among ``names`` of the transformers class that ``module`` is, with that class's own ``method``; None if it is none.
 
-    Sharding gives a block a class of its own, which inherits the method. With ``replaced`` another method may have been put on the module.
+    Sharding gives a block a class of its own, which inherits the method; a fused form may have been put on the module before.
     """
     for kind in type(module).__mro__:
-        if kind.__name__ in names and kind.__module__.startswith(_OURS):
+        if kind.__name__ in names and kind.__module__.startswith("transformers.models."):
             inherited = getattr(type(module), method) is getattr(kind, method)
-            return kind.__name__ if inherited and (replaced or method not in vars(module)) else None
+            return kind.__name__ if inherited and not replaced(module, method) else None
     return None
+
+
+def replaced(module: nn.Module, method: str = "forward") -> bool:
+    """Whether a ``method`` that is no fused form of ours was put on ``module`` itself."""
+    found = vars(module).get(method)
+    return found is not None and not _defined_in(found).startswith("bitrank_")
 
 
 def hooked(*modules: Any) -> bool:
@@ -33,4 +38,9 @@ def hooked(*modules: Any) -> bool:
 
 
 def _foreign(hook: Any) -> bool:
-    return not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("torch.distributed")
+    return not _defined_in(hook).startswith("torch.distributed")
+
+
+def _defined_in(function: Any) -> str:
+    """The module that defines ``function``, or what a partial one calls."""
+    return str(getattr(getattr(function, "func", function), "__module__", ""))

@@ -34,7 +34,7 @@ def share_inputs(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]
     Where one of them is not adapted, has dropout or is not decoded, all of them stay as they are.
     """
     for module in model.modules():
-        names = _SHARING.get(known_kind(module, _SHARING, replaced=True) or "", ())
+        names = _SHARING.get(known_kind(module, _SHARING) or "", ())
         decodes = [decode for name in names if (decode := decoded(getattr(module, name), decoder))]
         if names and len(decodes) == len(names):
             _share(module, names, decodes)

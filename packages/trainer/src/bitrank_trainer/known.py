@@ -10,8 +10,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def unchanged(*modules: nn.Module) -> bool:
-    """Whether all of ``modules`` are of transformers' or torch's own classes, with their own forward passes and without hooks."""
-    return all(_is_library(module) and "forward" not in vars(module) and not hooked(module) for module in modules)
+    """Whether all of ``modules`` are of transformers' or torch's own classes, with their own forward passes or fused forms of ours, and
+    without hooks."""
+    return all(_is_library(module) and not replaced(module) and not hooked(module) for module in modules)
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether a forward pass that is no fused form of ours was put on ``module`` itself."""
+    found = vars(module).get("forward")
+    return found is not None and not _defined_in(found).startswith("bitrank_")
 
 
 def hooked(module: nn.Module) -> bool:
@@ -25,4 +32,9 @@ def _is_library(module: nn.Module) -> bool:
 
 
 def _foreign(hook: Any) -> bool:
-    return not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("torch.distributed")
+    return not _defined_in(hook).startswith("torch.distributed")
+
+
+def _defined_in(function: Any) -> str:
+    """The module that defines ``function``, or what a partial one calls."""
+    return str(getattr(getattr(function, "func", function), "__module__", ""))

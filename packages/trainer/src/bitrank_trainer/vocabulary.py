@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_trainer.known import hooked, unchanged
+from bitrank_trainer.known import hooked, replaced, unchanged
 
 _BLOCK_BYTES = 2**25  # of fp32 logits held at once
 # Their head is one matrix product after the body, and nothing else. Others scale or cap their logits.
@@ -38,7 +38,7 @@ def split_head(model: nn.Module) -> Parts | None:
     if type(inner).__name__ not in _PLAIN_HEADS or not unchanged(inner) or hooked(model):
         return None
     head: Any = inner.get_output_embeddings()
-    if "forward" in vars(head) or hooked(head):
+    if replaced(head) or hooked(head):
         return None
     whole = type(head) is nn.Linear or isinstance(getattr(type(head), "weight", None), property)  # a property decodes
     if not whole or head.bias is not None or any(parameter.requires_grad for parameter in head.parameters()):
