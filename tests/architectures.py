@@ -1,12 +1,11 @@
 """Tiny random models of many architectures, made in memory: what differs between them is wiring, not quality.
 
-Each maker takes the keywords of its configuration that a test wants (``attn_implementation``). Dropout is off, so that a model in training
-gives the same numbers twice.
+Each maker takes the keywords of its configuration that a test wants (``attn_implementation``). Dropout is
+off, so that a model in training gives the same numbers twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +21,32 @@ _BODY = {**_IDS, **_SIZE}
 _GQA = {**_BODY, "num_key_value_heads": 2}
 _WIDE = {**_GQA, "head_dim": 32}
 _GPT2 = {**_IDS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
-_LOCAL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64}
+_LOCAL = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 _T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
 _BART = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 64, "decoder_start_token_id": 3,
 }  # fmt: skip
-_CAPPED = {"sliding_window": 8, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 32}
+_CAPPED = {
+    "sliding_window": 8,
+    "final_logit_softcapping": 5.0,
+    "attn_logit_softcapping": 2.0,
+    "query_pre_attn_scalar": 32,
+}
 _ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _MAMBA = {**_IDS, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}
-_EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32}
+_EXPERTS = {
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 32,
+}
 
 # name: (architecture, configuration)
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,7 +127,8 @@ def build(name: str, attention: str = "eager") -> Any:
 
 
 def inputs(name: str) -> dict[str, Tensor]:
-    """Three sequences of different lengths, padded on the right, longer than the sliding windows; those of a decoder beside them."""
+    """Three sequences of different lengths, padded on the right, longer than the sliding windows; those of a
+    decoder beside them."""
     generator = torch.Generator().manual_seed(2)
     ids_BT = torch.randint(4, VOCABULARY, (3, 14), generator=generator)
     mask_BT = torch.ones_like(ids_BT)

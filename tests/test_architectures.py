@@ -1,4 +1,5 @@
-"""Every architecture in every way that it is stored and computed, against plain transformers on the same weights.
+"""Every architecture in every way that it is stored and computed, against plain transformers on the same
+weights.
 
 The reference of a quantized model is a plain one that holds the decoded weights.
 """
@@ -17,7 +18,11 @@ from bitrank_trainer import implementation
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-FORMATS = {"fp": ("fp32", "fp32"), "int8": ("int8", "int8"), "nf4": ("nf4", "fp32")}  # of linear matrices and of tables
+FORMATS = {
+    "fp": ("fp32", "fp32"),
+    "int8": ("int8", "int8"),
+    "nf4": ("nf4", "fp32"),
+}  # of linear matrices and of tables
 TOLERANCE = 3e-4  # of the norm: fp32 rounding through two random blocks
 
 
@@ -42,7 +47,8 @@ def decoded(name: str, quantized: Any) -> Any:
 
 
 def adapted(model: Any, fused: bool) -> Any:
-    """``model`` with random adapters on every matrix of its blocks, or of the whole model where it shares one block."""
+    """``model`` with random adapters on every matrix of its blocks, or of the whole model where it shares one
+    block."""
     blocks = block_matrices(model) or [m for m in weight_matrices(model) if m.role == "other"]
     if model.config.model_type.startswith("mamba"):
         blocks = [m for m in blocks if not m.name.endswith("out_proj")]  # PEFT refuses to adapt these

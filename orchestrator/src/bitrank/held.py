@@ -37,8 +37,8 @@ _GROUP = 64
 def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: str, dtype: torch.dtype, shared: bool = False) -> int:
     """Bytes of ``matrix`` in the format ``text``, scales and code books counted, its bias not.
 
-    ``shared`` says that plain torch must hold it (:func:`held_by_torch`), as it holds every embedding. Raises the quant package's error
-    for a format or backend that cannot be served.
+    ``shared`` says that plain torch must hold it (:func:`held_by_torch`), as it holds every embedding. Raises
+    the quant package's error for a format or backend that cannot be served.
     """
     override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
@@ -52,7 +52,8 @@ def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: s
 
 
 def held_by_torch(model: nn.Module) -> frozenset[str]:
-    """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share their weights, or read them."""
+    """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share
+    their weights, or read them."""
     return frozenset(tied_modules(model).values()) | readers_of_weights(model)
 
 
@@ -70,8 +71,8 @@ def base_bytes(
     model: nn.Module, precision: Mapping[str, str], matrices: list[WeightMatrix], *, quant_backend: str, device: str, dtype: torch.dtype,
     fresh: Collection[str] = (),
 ) -> int:  # fmt: skip
-    """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in ``model`` (a skeleton), of which
-    ``fresh`` modules will be trained."""
+    """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in
+    ``model`` (a skeleton), of which ``fresh`` modules will be trained."""
     by_torch = held_by_torch(model)
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
     words: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
@@ -80,8 +81,8 @@ def base_bytes(
 
 
 def rest_bytes(model: nn.Module, without: set[str], fresh: Collection[str] = ()) -> int:
-    """Bytes of ``model`` but for the weights of the modules named in ``without``. Tensors that modules share count once; those that no plan
-    can name are held in 16 bits, but for ``fresh`` modules."""
+    """Bytes of ``model`` but for the weights of the modules named in ``without``. Tensors that modules share
+    count once; those that no plan can name are held in 16 bits, but for ``fresh`` modules."""
     taken = {id(model.get_submodule(name).weight) for name in without}
     narrow = {id(model.get_parameter(one.name)) for one in left_out(model, fresh)}
     sizes: dict[int, int] = {}

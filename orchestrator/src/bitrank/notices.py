@@ -33,7 +33,8 @@ def backends_passed_over(applied: Mapping[str, Applied], device: str, dtype: tor
 
 
 def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
-    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a plan can name them all."""
+    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a
+    plan can name them all."""
     if not left:
         return None
     kinds: dict[str, str] = {}
@@ -47,8 +48,8 @@ def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
 
 @contextmanager
 def hear_warnings(emit: Emit) -> Iterator[None]:
-    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each operation, and so does the trainer's
-    that a model's own attention computes. They are logged as before."""
+    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each
+    operation, and so does the trainer's that a model's own attention computes. They are logged as before."""
     plain, heard = warnings.showwarning, set[str]()
 
     def show(

@@ -20,8 +20,8 @@ class Outline:
 
     ``parameters`` counts shared ones once; ``fixed`` is what the base keeps beside the matrices (norms in fp32, the rest in the compute
     dtype), so that ``fixed`` + the matrices' bytes is the stored base. ``trained`` numbers of fresh heads come on top of adapters, in fp32.
-    ``shared`` names the matrices that plain torch must hold, whatever the backend: other modules share or read their weights. ``left``
-    are the tensors that no plan can name.
+    ``shared`` names the matrices that plain torch must hold, whatever the backend: other modules share or
+    read their weights. ``left`` are the tensors that no plan can name.
     """
 
     matrices: list[WeightMatrix]

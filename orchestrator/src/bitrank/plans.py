@@ -24,8 +24,8 @@ from bitrank.specs import RunSpec
 
 @dataclass(frozen=True)
 class Plans:
-    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and those that share the weight of
-    another one. ``left`` are the tensors that no plan can name."""
+    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and
+    those that share the weight of another one. ``left`` are the tensors that no plan can name."""
 
     bits: dict[str, str]
     ranks: dict[str, int]
@@ -45,8 +45,8 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
 def store_base(
     spec: RunSpec, loaded: Loaded, bits: dict[str, str], start: ResidualStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """Read the base one matrix at a time and store each as ``bits`` says, less what ``start`` gives to its adapter; then the tensors that
-    no plan can name, in 16 bits."""
+    """Read the base one matrix at a time and store each as ``bits`` says, less what ``start`` gives to its
+    adapter; then the tensors that no plan can name, in 16 bits."""
     words = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
     applied = apply_precision(loaded.model, bits, **words, fill=loaded.fill, split=start.split)  # type: ignore[arg-type]
     loaded.fill_rest()

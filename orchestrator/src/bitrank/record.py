@@ -70,7 +70,8 @@ class Record:
     def plan(
         self, bits: dict[str, str], ranks: dict[str, int], matrices: list[WeightMatrix], left: Sequence[LeftOut] = (), parameters: int = 0
     ) -> None:
-        """Both plans, before anything is applied; and what no plan can name of a model with so many ``parameters``."""
+        """Both plans, before anything is applied; and what no plan can name of a model with so many
+        ``parameters``."""
         plan = {"precision": bits, "ranks": ranks, "matrices": [asdict(matrix) for matrix in matrices]}
         plan["left_in_16_bits"] = {one.name: asdict(one) for one in left}
         (self._folder / "plan.json").write_text(json.dumps(plan, indent=1))

@@ -93,7 +93,8 @@ class StandIn(nn.Linear):
 
 
 class NoCodes(nn.Module):
-    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding stays as it does over codes."""
+    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding
+    stays as it does over codes."""
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -124,8 +125,8 @@ class _Product(torch.autograd.Function):
 
 
 def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype, fresh: Collection[str] = ()) -> None:
-    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer, and
-    what no plan can name is held in 16 bits, but for ``fresh`` modules."""
+    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names
+    becomes a linear layer, and what no plan can name is held in 16 bits, but for ``fresh`` modules."""
     tied, sharing = tied_modules(model), followers(model)
     for name, text in precision.items():
         if name in tied:

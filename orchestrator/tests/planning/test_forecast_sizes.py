@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitrank.cli import main
 from bitrank.configs import find_config
-from bitrank.held import backend_bytes, base_bytes, held_bytes
+from bitrank.held import backend_bytes, base_bytes, held_by_torch, held_bytes
 from bitrank.models import locate, open_model
 from bitrank.outline import outline
 from bitrank.plans import make_plans, store_base
@@ -19,7 +19,6 @@ from bitrank.specs import RunSpec, make_spec
 from bitrank.starts import starting_point
 from bitrank_adapters import adapter_bytes
 from bitrank_quant import BACKENDS, FORMATS, QuantError, WeightMatrix, parse_format, stored_bytes, weight_matrices
-from bitrank.held import held_by_torch
 from torch import nn
 
 TASKS = ("toy_sentences", "toy_articles")

@@ -96,7 +96,8 @@ def decoded(layer: Any, decoder: Callable[[nn.Module], Decode | None]) -> Decode
 
 
 def _is_bert_like(block: Any) -> bool:
-    """Whether ``block`` is a BERT's with GELU, and its two halves are what such a block is made of, without hooks."""
+    """Whether ``block`` is a BERT's with GELU, and its two halves are what such a block is made of, without
+    hooks."""
     kind = known_kind(block, _BERT_LIKE, "feed_forward_chunk")
     if kind is None or not _is_gelu(block.intermediate.intermediate_act_fn):
         return False

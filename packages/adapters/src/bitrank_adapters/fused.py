@@ -37,8 +37,9 @@ def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain
 
     ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
     when the layer's product is not that of a decoded matrix. Such layers keep their own base product, as do those whose decoder has a
-    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path, as do those with hooks on what a fused
-    form would not call. ``rows`` are compiled passes over rows, for the tensors that they serve.
+    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path, as do those
+    with hooks on what a fused form would not call. ``rows`` are compiled passes over rows, for the tensors
+    that they serve.
     """
     for _, layer in adapted(model):
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity) and not hooked(*list(layer.modules())[1:]):

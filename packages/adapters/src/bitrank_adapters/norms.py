@@ -42,13 +42,14 @@ def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
         if not _is_own(module):
             continue
         if type(module).forward is nn.LayerNorm.forward:  # some subclasses add one to the weight, or normalise another axis
-            module.forward = partial(_layer_norm, module)  # type: ignore[method-assign]
+            module.forward = partial(_layer_norm, module)  # type: ignore[method-assign,arg-type]
         elif type(module).__name__ in _LLAMA_LIKE and type(module).__module__.startswith("transformers.models."):
             module.forward = partial(_rms_norm, module, rows)  # type: ignore[method-assign]
 
 
 def _is_own(module: nn.Module) -> bool:
-    """Whether the forward pass of ``module`` is that of its class, in fp32 or not; another one may have been put on it before."""
+    """Whether the forward pass of ``module`` is that of its class, in fp32 or not; another one may have been
+    put on it before."""
     forward: Any = vars(module).get("forward")
     if forward is None:
         return True

@@ -1,8 +1,9 @@
 """Apply a precision plan to a model, module by module.
 
 A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not name stay as they are.
-Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their subclasses (whose own forward pass stays), modules
-that share a weight (they follow its owner and share its bytes), and hooks (they move to the module that takes the place).
+Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their subclasses (whose own
+forward pass stays), modules that share a weight (they follow its owner and share its bytes), and hooks (they
+move to the module that takes the place).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from bitrank_quant.understood import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
-# For a matrix whose weight is read by another module: plain torch gives it decoded, libraries give their codes.
+# For a matrix whose weight is read by another module: plain torch gives it decoded, libraries give their
+# codes.
 _DECODED = Override(None, "torch", None)
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
           "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
@@ -151,7 +153,8 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
 
 
 def over(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Modules that compute as ``modules`` do (a matrix's own and those that share its weight), over another weight."""
+    """Modules that compute as ``modules`` do (a matrix's own and those that share its weight), over another
+    weight."""
     return {name: _over(weight, module) for name, module in modules.items()}
 
 
@@ -162,8 +165,8 @@ def _over(weight: QuantWeight, module: nn.Module) -> nn.Module:
 
 
 def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
-    """``after`` with the hooks of ``before``, in whose place it is put. Where it has none of its own the two share them, so that a
-    handle that removes a hook still does."""
+    """``after`` with the hooks of ``before``, in whose place it is put. Where it has none of its own the two
+    share them, so that a handle that removes a hook still does."""
     for name in _HOOKS:
         held, own = before.__dict__[name], after.__dict__[name]
         if own:

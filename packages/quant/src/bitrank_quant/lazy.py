@@ -1,7 +1,8 @@
 """The weight of a quantized embedding as a tensor that is decoded only if its numbers are needed.
 
-Subclasses of ``nn.Embedding`` ask their weight for its dtype or device at every call (Gemma's, BART's), and some modules look rows up
-in the weight of another one. Neither may decode a whole table: it can be half of a model.
+Subclasses of ``nn.Embedding`` ask their weight for its dtype or device at every call (Gemma's, BART's), and
+some modules look rows up in the weight of another one. Neither may decode a whole table: it can be half of a
+model.
 """
 
 from __future__ import annotations
@@ -28,22 +29,28 @@ _HARMLESS = {Tensor.requires_grad_}
 
 
 class LazyWeight(Tensor):
-    """A (rows, width) matrix that stands for ``quantized``: facts about it are free, ``F.embedding`` decodes the rows it looks up, and
-    everything else decodes the whole matrix. Writing to it raises :class:`QuantError`: the codes would not change."""
+    """A (rows, width) matrix that stands for ``quantized``: facts about it are free, ``F.embedding`` decodes
+    the rows it looks up, and everything else decodes the whole matrix. Writing to it raises
+    :class:`QuantError`: the codes would not change."""
 
     _quantized: QuantWeight
 
     @staticmethod
-    def __new__(cls, quantized: QuantWeight) -> LazyWeight:
+    def __new__(cls: type[LazyWeight], quantized: QuantWeight) -> LazyWeight:
         device = next(iter(quantized.tensors.values())).device
-        words = {"dtype": quantized.compute_dtype, "device": device, "requires_grad": False}
-        made: LazyWeight = Tensor._make_wrapper_subclass(cls, quantized.shape, **words)  # type: ignore[attr-defined]
+        made: LazyWeight = Tensor._make_wrapper_subclass(
+            cls, quantized.shape, dtype=quantized.compute_dtype, device=device, requires_grad=False
+        )
         made._quantized = quantized
         return made
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
         if func in _FACTS or func in _HARMLESS:
@@ -54,8 +61,12 @@ class LazyWeight(Tensor):
         return cls.__torch_dispatch__(func, types, args, named)
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = str(getattr(func, "__name__", func))
         if args and isinstance(args[0], LazyWeight) and (name == "__setitem__" or (name[-1] == "_" != name[-2:-1])):
@@ -68,5 +79,6 @@ def _is_look_up(
     ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, norm_type: Any = 2.0,
     scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> bool:  # fmt: skip
-    """Whether ``F.embedding`` with these arguments gives rows of ``weight`` as they are. How its gradient is scaled does not matter."""
+    """Whether ``F.embedding`` with these arguments gives rows of ``weight`` as they are. How its gradient is
+    scaled does not matter."""
     return isinstance(weight, LazyWeight) and max_norm is None

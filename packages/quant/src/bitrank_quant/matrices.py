@@ -33,7 +33,8 @@ class WeightMatrix:
 
     @property
     def adaptable(self) -> bool:
-        """Whether LoRA may adapt it: inside a block, and larger than an adapter of rank 1 (gates of one output are not)."""
+        """Whether LoRA may adapt it: inside a block, and larger than an adapter of rank 1 (gates of one
+        output are not)."""
         return self.layer is not None and self.role != "embedding" and min(self.shape) > 1
 
 
@@ -49,20 +50,22 @@ class LeftOut:
 def weight_matrices(model: nn.Module) -> list[WeightMatrix]:
     """Every linear, ``Conv1D`` and embedding matrix of ``model`` that can be quantized, in module order.
 
-    Modules that share one weight (a head and its embedding, the tables of an encoder and its decoder) are all listed; each but the
-    owner has ``tied_to``. Modules whose forward pass is not known are absent: see :func:`left_out`.
+    Modules that share one weight (a head and its embedding, the tables of an encoder and its decoder) are all
+    listed; each but the owner has ``tied_to``. Modules whose forward pass is not known are absent: see
+    :func:`left_out`.
     """
     tied, left = tied_modules(model), _modules_left(model)
     return [_describe(name, module, tied.get(name)) for name, module in _matrices(model) if name not in left]
 
 
 def tied_modules(model: nn.Module) -> dict[str, str]:
-    """Modules that share the weight of another one: {name: owner}. The owner is the first embedding, or else the first module."""
+    """Modules that share the weight of another one: {name: owner}. The owner is the first embedding, or else
+    the first module."""
     groups: dict[int, list[str]] = {}
     for name, module in _matrices(model):
         if (held := _held(module)) is not None:
             groups.setdefault(id(held), []).append(name)
-    tied = {}
+    tied: dict[str, str] = {}
     for names in groups.values():
         tables = [name for name in names if isinstance(model.get_submodule(name), nn.Embedding)]
         owner = (tables or names)[0]
@@ -79,8 +82,9 @@ def followers(model: nn.Module) -> dict[str, list[str]]:
 
 
 def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
-    """Tensors of two dimensions or more that no plan can name, largest first: modules whose forward pass is not known, and weights that
-    lie in no linear layer or embedding, such as the three-dimensional ones of experts. Modules named in ``without`` do not count."""
+    """Tensors of two dimensions or more that no plan can name, largest first: modules whose forward pass is
+    not known, and weights that lie in no linear layer or embedding, such as the three-dimensional ones of
+    experts. Modules named in ``without`` do not count."""
     left = _modules_left(model)
     seen = {id(_held(module)) for name, module in _matrices(model) if name not in left}
     found = []
@@ -104,13 +108,15 @@ def _matrices(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _held(module: nn.Module) -> object:
-    """What holds the weight of ``module``: its parameter, or the codes of a quantized one. Two modules with the same share it."""
+    """What holds the weight of ``module``: its parameter, or the codes of a quantized one. Two modules with
+    the same share it."""
     quantized = module._modules.get("quantized")
     return module._parameters.get("weight") if quantized is None else quantized
 
 
 def _modules_left(model: nn.Module) -> dict[str, str]:
-    """{module: reason} of the matrices that stay as they are; with one of them stay all that share its weight."""
+    """{module: reason} of the matrices that stay as they are; with one of them stay all that share its
+    weight."""
     found = {name: reason for name, module in _matrices(model) if (reason := why_left(module)) is not None}
     for owner, others in followers(model).items():
         group = [owner, *others]

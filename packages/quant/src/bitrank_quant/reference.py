@@ -149,13 +149,15 @@ class QuantEmbedding(nn.Embedding):
     def instead_of(module: nn.Embedding, quantized: QuantWeight) -> QuantEmbedding:
         """An embedding that computes as ``module`` does, over ``quantized`` instead of its weight.
 
-        It keeps everything else: attributes, buffers, children, hooks, and the forward pass of its class. A subclass reaches ours by
-        ``super().forward``, so what it does with ids before a look-up and with rows after one still happens.
+        It keeps everything else: attributes, buffers, children, hooks, and the forward pass of its class. A
+        subclass reaches ours by ``super().forward``, so what it does with ids before a look-up and with rows
+        after one still happens.
         """
-        made: QuantEmbedding = _without_weight(module, _table_class(kind_replaced(module)))  # type: ignore[assignment]
+        kind: Any = kind_replaced(module)
+        made: Any = _without_weight(module, _table_class(kind))
         made._modules.pop("quantized", None)
         made.quantized = quantized
-        return made
+        return made  # type: ignore[no-any-return]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -176,21 +178,21 @@ def kind_replaced(module: nn.Embedding) -> type[nn.Embedding]:
 
 
 @cache
-def _table_class(kind: type[nn.Embedding]) -> type[QuantEmbedding]:
+def _table_class(kind: Any) -> type[QuantEmbedding]:
     """``kind`` with our look-up under its ``super().forward``, and our ``weight``."""
     if kind is nn.Embedding:
         return QuantEmbedding
     return type(f"Quant{kind.__name__}", (kind, QuantEmbedding), {"replaces": kind, "__module__": __name__})
 
 
-def _empty_table(kind: type[nn.Embedding]) -> QuantEmbedding:
+def _empty_table(kind: Any) -> QuantEmbedding:
     made = _table_class(kind)
     return made.__new__(made)
 
 
 def _without_weight(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """A shallow copy of ``module`` as a ``kind`` that has no parameter ``weight``. Hooks are the same objects, so that a handle
-    removes them from both."""
+    """A shallow copy of ``module`` as a ``kind`` that has no parameter ``weight``. Hooks are the same
+    objects, so that a handle removes them from both."""
     made = kind.__new__(kind)
     made.__dict__.update(module.__dict__)
     for name in ("_parameters", "_buffers", "_modules"):

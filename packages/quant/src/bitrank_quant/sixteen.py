@@ -1,9 +1,10 @@
 """Tensors that no plan can name, held in 16 bits where a model computes in 32.
 
-A plan of 16 bits everywhere would otherwise be half true: experts, the largest part of a mixture of experts, are three-dimensional
-parameters, lie in no linear layer, and would stay in the compute dtype. Here such a parameter becomes a 16-bit buffer of the same name, and
-the module gets a class of its own that decodes it when its forward pass reads it. Of a decoded tensor autograd keeps nothing: what it saves
-of one is a place in the buffer, decoded again in the backward pass.
+A plan of 16 bits everywhere would otherwise be half true: experts, the largest part of a mixture of experts,
+are three-dimensional parameters, lie in no linear layer, and would stay in the compute dtype. Here such a
+parameter becomes a 16-bit buffer of the same name, and the module gets a class of its own that decodes it
+when its forward pass reads it. Of a decoded tensor autograd keeps nothing: what it saves of one is a place in
+the buffer, decoded again in the backward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _Kept = tuple[Tensor, torch.Size, tuple[int, ...], int, torch.dtype]
 
 
 def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Store the tensors ``left`` of ``model`` in ``dtype``, in place, where they take more; modules compute in the dtype they had."""
+    """Store the tensors ``left`` of ``model`` in ``dtype``, in place, where they take more; modules compute
+    in the dtype they had."""
     for one in left:
         module_name, _, attribute = one.name.rpartition(".")
         module = model.get_submodule(module_name)
@@ -32,15 +34,22 @@ def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtyp
         del module._parameters[attribute]
         module._buffers[attribute] = parameter.detach().to(dtype)
         module._decoded_dtype = parameter.dtype  # type: ignore[assignment]
-        held = (*getattr(type(module), "held", ()), attribute)
-        module.__class__ = _holding(getattr(type(module), "replaces", type(module)), held)
+        kind: Any = type(module)
+        held = (*getattr(kind, "held", ()), attribute)
+        module.__class__ = _holding(kind.replaces if hasattr(kind, "held") else kind, held)
 
 
 @cache
-def _holding(kind: type[nn.Module], held: tuple[str, ...]) -> type[nn.Module]:
+def _holding(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
     """``kind`` with the attributes ``held`` decoded from buffers of the same name."""
     members: dict[str, Any] = {name: property(partial(_decode, name=name)) for name in held}
-    members |= {"held": held, "replaces": kind, "forward": _forward, "__reduce__": _reduce, "__module__": __name__}
+    members |= {
+        "held": held,
+        "replaces": kind,
+        "forward": _forward,
+        "__reduce__": _reduce,
+        "__module__": __name__,
+    }
     return type(kind.__name__, (kind,), members)
 
 
@@ -53,6 +62,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return self.replaces.forward(self, *args, **kwargs)
     finally:
         del self.__dict__["_decoded"]
+        decoded.clear()  # the graph keeps the hooks, and they keep this
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
@@ -60,7 +70,7 @@ def _reduce(self: Any) -> tuple[Any, ...]:
     return _empty, (self.replaces, self.held), self.__dict__
 
 
-def _empty(kind: type[nn.Module], held: tuple[str, ...]) -> nn.Module:
+def _empty(kind: Any, held: tuple[str, ...]) -> nn.Module:
     made = _holding(kind, held)
     return made.__new__(made)
 
@@ -77,7 +87,7 @@ def _decode(module: Any, name: str) -> Tensor:
 def _pack(buffers: dict[str, Tensor], decoded: dict[str, Tensor], saved: Tensor) -> Tensor | _Kept:
     for name, whole in decoded.items():
         if saved.untyped_storage()._cdata == whole.untyped_storage()._cdata:
-            return buffers[name], saved.shape, saved.stride(), saved.storage_offset(), saved.dtype
+            return buffers[name], saved.shape, saved.stride(), int(saved.storage_offset()), saved.dtype
     return saved
 
 

@@ -1,8 +1,9 @@
 """Which modules may be replaced by quantized ones, and why the others may not.
 
-A quantized layer computes as the module in its place does only if that module's forward pass is known: a plain product, or a look-up that
-a subclass makes by ``super().forward`` and does something with. A module whose forward pass is not known keeps its weight; which ones
-these are is reported (:func:`~bitrank_quant.matrices.left_out`), so that no number changes unseen.
+A quantized layer computes as the module in its place does only if that module's forward pass is known: a
+plain product, or a look-up that a subclass makes by ``super().forward`` and does something with. A module
+whose forward pass is not known keeps its weight; which ones these are is reported
+(:func:`~bitrank_quant.matrices.left_out`), so that no number changes unseen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import dis
 import inspect
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -22,13 +25,15 @@ _PLAIN_PRODUCTS = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Whether ``module`` holds one weight matrix: a linear layer, a ``Conv1D`` or an embedding, or a subclass of one."""
+    """Whether ``module`` holds one weight matrix: a linear layer, a ``Conv1D`` or an embedding, or a subclass
+    of one."""
     return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
 
 
 def why_left(module: nn.Module) -> str | None:
-    """Why a quantized layer cannot stand in for ``module``, a linear layer, ``Conv1D`` or embedding; None when it can."""
-    kind = type(module)
+    """Why a quantized layer cannot stand in for ``module``, a linear layer, ``Conv1D`` or embedding; None
+    when it can."""
+    kind: Any = type(module)
     if "forward" in vars(module):
         return "its forward pass was replaced"
     if module._parameters.get("weight") is None and "quantized" not in module._modules:
@@ -45,13 +50,16 @@ def why_left(module: nn.Module) -> str | None:
 
 
 def readers_of_weights(model: nn.Module) -> set[str]:
-    """Names of the modules whose ``weight`` their parent reads itself, besides calling them: it must be a decoded matrix.
+    """Names of the modules whose ``weight`` their parent reads itself, besides calling them: it must be a
+    decoded matrix.
 
-    T5 casts the input of ``wo`` to the dtype of its weight, for instance, and codes of bitsandbytes are uint8.
+    T5 casts the input of ``wo`` to the dtype of its weight, for instance, and codes of bitsandbytes are
+    uint8.
     """
     found = set()
     for name, parent in model.named_modules():
-        for child in _children_read(type(parent)):
+        kind: Any = type(parent)
+        for child in _children_read(kind):
             if child in parent._modules:
                 found.add(f"{name}.{child}" if name else child)
     return found
@@ -62,7 +70,7 @@ def _is_quantized(kind: type[nn.Module]) -> bool:
 
 
 @cache
-def _looks_up(kind: type[nn.Module]) -> bool:
+def _looks_up(kind: Any) -> bool:
     """Whether every forward pass between ``kind`` and ``nn.Embedding`` calls that of its parent class."""
     between = kind.__mro__[: kind.__mro__.index(nn.Embedding)]
     return all(_calls_parent(vars(cls)["forward"]) for cls in between if "forward" in vars(cls) and not _is_quantized(cls))
@@ -74,9 +82,9 @@ def _calls_parent(forward: object) -> bool:
 
 
 @cache
-def _children_read(kind: type[nn.Module]) -> frozenset[str]:
-    """Attributes whose ``weight`` a method of ``kind`` reads, as in ``self.wo.weight.dtype``. Methods of torch's own classes, and those
-    that set weights up, do not count."""
+def _children_read(kind: Any) -> frozenset[str]:
+    """Attributes whose ``weight`` a method of ``kind`` reads, as in ``self.wo.weight.dtype``. Methods of
+    torch's own classes, and those that set weights up, do not count."""
     found: set[str] = set()
     for cls in kind.__mro__:
         if cls.__module__.startswith("torch."):
@@ -89,6 +97,6 @@ def _children_read(kind: type[nn.Module]) -> frozenset[str]:
 
 def _weights_read(method: FunctionType) -> Iterator[str]:
     instructions = [step for step in dis.get_instructions(method) if step.opname not in ("CACHE", "EXTENDED_ARG")]
-    for first, second in zip(instructions, instructions[1:], strict=False):
+    for first, second in pairwise(instructions):
         if first.opname == second.opname == "LOAD_ATTR" and second.argval == "weight":
             yield first.argval

@@ -5,7 +5,8 @@ in place, heads that share keys are multiplied together instead of repeating the
 probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Between the products
 compiled passes work where there are some. Numbers equal the ``eager`` attention of transformers to rounding.
 
-Models whose attention is another one keep their own: what is done where is decided by :mod:`~bitrank_trainer.own_attention`.
+Models whose attention is another one keep their own: what is done where is decided by
+:mod:`~bitrank_trainer.own_attention`.
 """
 
 from __future__ import annotations
@@ -40,13 +41,11 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(B, heads, T, D), and keys and values (B, heads or fewer, S, D), → (B, T, heads, D). ``attention_mask`` is added to scores.
 
-    A module whose eager attention is another formula, or that gives keywords unknown here, is computed by its own, with a notice.
-    Dropout takes the graph of single operations, since it needs a mask to be kept.
+    A module whose eager attention is another formula, or that gives keywords unknown here, is computed by its
+    own, with a notice. Dropout takes the graph of single operations, since it needs a mask to be kept.
     """
     if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, textbook)) is not None:
-        made: tuple[Tensor, Tensor | None] = own(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        made: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
         return made
     return textbook(module, query, key, value, attention_mask, scaling, dropout, rows), None
 

@@ -10,8 +10,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def unchanged(*modules: nn.Module) -> bool:
-    """Whether all of ``modules`` are of transformers' or torch's own classes, with their own forward passes or fused forms of ours, and
-    without hooks."""
+    """Whether all of ``modules`` are of transformers' or torch's own classes, with their own forward passes
+    or fused forms of ours, and without hooks."""
     return all(_is_library(module) and not replaced(module) and not hooked(module) for module in modules)
 
 
@@ -22,7 +22,8 @@ def replaced(module: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether ``module`` has a hook; those of sharding do not count, since they only gather what is computed with."""
+    """Whether ``module`` has a hook; those of sharding do not count, since they only gather what is computed
+    with."""
     return any(_foreign(hook) for name in _HOOKS for hook in getattr(module, name).values())
 
 

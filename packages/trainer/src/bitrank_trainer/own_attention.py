@@ -1,9 +1,11 @@
-"""Where the plain formula of :mod:`~bitrank_trainer.attention` is not what a model computes, and its own attention takes over.
+"""Where the plain formula of :mod:`~bitrank_trainer.attention` is not what a model computes, and its own
+attention takes over.
 
-Models differ by what they add to scores (T5's position bias), by what they do to them (Gemma 2 caps them) and by what they add to
-the softmax (attention sinks), and tell that by keywords, or keep it in the module. A keyword that is unknown here and not None means the
-model's own ``eager_attention_forward``. Without such a keyword that function is tried once on a few random numbers for each module: only
-where the plain formula gives what it gives does the plain formula take its place. Either way is said once by a :class:`OwnAttention`
+Models differ by what they add to scores (T5's position bias), by what they do to them (Gemma 2 caps them) and
+by what they add to the softmax (attention sinks), and tell that by keywords, or keep it in the module. A
+keyword that is unknown here and not None means the model's own ``eager_attention_forward``. Without such a
+keyword that function is tried once on a few random numbers for each module: only where the plain formula
+gives what it gives does the plain formula take its place. Either way is said once by a :class:`OwnAttention`
 warning, as the own attention is slower and keeps more.
 """
 
@@ -23,7 +25,8 @@ from bitrank_trainer.errors import TrainError
 
 Attend = Callable[..., Any]
 _EAGER = "eager_attention_forward"
-# What eager attentions of transformers are given and do not read: the mask says it already, or another implementation needs it.
+# What eager attentions of transformers are given and do not read: the mask says it already, or another
+# implementation needs it.
 _UNREAD = frozenset(
     ("position_ids", "cache_position", "is_causal", "sliding_window", "use_cache", "num_items_in_batch", "return_dict",
      "output_hidden_states", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -39,17 +42,14 @@ class OwnAttention(UserWarning):
 
 
 def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
-    """The ``attn_implementation`` to build a model of ``model_class`` with: ``wanted`` where its code looks attentions up by name and
-    supports that one, else ``eager``, which is said by a warning."""
+    """The ``attn_implementation`` to build a model of ``model_class`` with: ``wanted`` where its code looks
+    attentions up by name and supports that one, else ``eager``, which is said by a warning."""
     if model_class is None or wanted == "eager":
         return "eager"
     names = vars(sys.modules[model_class.__module__])
     by_table = any(name.endswith("_ATTENTION_CLASSES") for name in names)
     by_name = "ALL_ATTENTION_FUNCTIONS" in names and not by_table
-    if wanted == "sdpa":
-        served = bool(getattr(model_class, "_supports_sdpa", False))
-    else:
-        served = by_name
+    served = bool(getattr(model_class, "_supports_sdpa", False)) if wanted == "sdpa" else by_name
     if served:
         return wanted
     _say(f"{model_class.__name__} has attention layers of its own, without {wanted!r}: built with 'eager', which is slower")
@@ -57,10 +57,12 @@ def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
 
 
 def own_attention(module: nn.Module, heads: int, shared: int, given: Mapping[str, Any], plain: Attend) -> Attend | None:
-    """The eager attention of ``module`` where it is not the ``plain`` formula, by the keywords ``given`` or by what it computes of
-    ``heads`` queries that share ``shared`` keys; None where the plain formula may be used.
+    """The eager attention of ``module`` where it is not the ``plain`` formula, by the keywords ``given`` or
+    by what it computes of ``heads`` queries that share ``shared`` keys; None where the plain formula may be
+    used.
 
-    Raises :class:`TrainError` for a keyword that is unknown here where the file that defines ``module`` has no eager attention.
+    Raises :class:`TrainError` for a keyword that is unknown here where the file that defines ``module`` has
+    no eager attention.
     """
     unknown = [name for name, value in given.items() if value is not None and value is not False and name not in _UNREAD]
     if unknown:
@@ -78,15 +80,16 @@ def own_attention(module: nn.Module, heads: int, shared: int, given: Mapping[str
 
 
 def eager_attention(module: nn.Module) -> Attend | None:
-    """The function that ``module`` attends with by default, from the file that holds its forward pass; None where it has none."""
+    """The function that ``module`` attends with by default, from the file that holds its forward pass; None
+    where it has none."""
     forward: Any = inspect.unwrap(type(module).forward)
     found: Attend | None = getattr(forward, "__globals__", {}).get(_EAGER)
     return found
 
 
 def _is_plain(module: nn.Module, heads: int, shared: int, plain: Attend) -> bool:
-    """Whether the eager attention of ``module`` gives what ``plain`` gives, tried on random numbers and a mask that hides some keys.
-    A module without one has nothing to differ from."""
+    """Whether the eager attention of ``module`` gives what ``plain`` gives, tried on random numbers and a
+    mask that hides some keys. A module without one has nothing to differ from."""
     own = eager_attention(module)
     if own is None:
         return True

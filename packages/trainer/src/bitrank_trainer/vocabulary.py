@@ -30,8 +30,8 @@ class Parts:
 
 
 def split_head(model: nn.Module) -> Parts | None:
-    """Body and head of ``model`` (adapted or not); None when its head is trained or does more than one product, or there are hooks that
-    the two alone would pass by."""
+    """Body and head of ``model`` (adapted or not); None when its head is trained or does more than one
+    product, or there are hooks that the two alone would pass by."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()

@@ -1,7 +1,8 @@
 """What an embedding looks up: which rows, and the gradients that reach them.
 
-A subclass of ``nn.Embedding`` may make ids of its inputs and change the rows it looked up (Gemma scales them). So the look-up itself is
-watched, inside the module's forward pass, and not what goes into the module or comes out of it.
+A subclass of ``nn.Embedding`` may make ids of its inputs and change the rows it looked up (Gemma scales
+them). So the look-up itself is watched, inside the module's forward pass, and not what goes into the module
+or comes out of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from bitrank_quant.reference import QuantEmbedding, kind_replaced
 
 
 class Lookups:
-    """What one table gathers over the batches: how often each row is looked up, and the squared gradients of what comes out."""
+    """What one table gathers over the batches: how often each row is looked up, and the squared gradients of
+    what comes out."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
@@ -62,7 +64,8 @@ def _watching(module: nn.Embedding, lookups: Lookups) -> type[nn.Embedding]:
 
 
 def add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
-    """A gradient hook that adds the squares of each column to ``total_O``. It gives nothing back: the gradient stays what it is."""
+    """A gradient hook that adds the squares of each column to ``total_O``. It gives nothing back: the
+    gradient stays what it is."""
 
     def hook(grad: Tensor) -> None:
         norm_O = torch.linalg.vector_norm(grad.detach().flatten(0, -2), dim=0, dtype=torch.float32)  # a vocabulary's gradient is not copied

@@ -6,7 +6,8 @@ For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units,
 
 over the N positions that the layer sees: the diagonals of both Kronecker factors (Martens and Grosse 2015). An error Δ of the weights
 is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding a row's weight is how often its token comes (with one count spread
-over all tokens, so that none is free), and a column's is the mean squared gradient of the rows that were looked up.
+over all tokens, so that none is free), and a column's is the mean squared gradient of the rows that were
+looked up.
 
 One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
 computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
