@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from bitrank_data import DataReport, TokenSplit
-from bitrank_quant import Applied, WeightMatrix
+from bitrank_quant import Applied, LeftOut, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, peak_memory_mib
 from torch import nn
 
@@ -32,6 +32,8 @@ class Follower(Record):
         bits: dict[str, str],
         ranks: dict[str, int],
         matrices: list[WeightMatrix],
+        left: Sequence[LeftOut] = (),
+        parameters: int = 0,
         new_modules: Sequence[str] = (),
     ) -> None: ...
 

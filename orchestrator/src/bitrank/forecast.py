@@ -93,7 +93,7 @@ def _of_plan(
     device: str, dtype: torch.dtype, took: Duration,
 ) -> Forecast:  # fmt: skip
     matrices = weight_matrices(model)
-    stored = base_bytes(model, precision, matrices, quant_backend=spec.quant_backend, device=device, dtype=dtype)
+    stored = base_bytes(model, precision, matrices, quant_backend=spec.quant_backend, device=device, dtype=dtype, fresh=fresh)
     adapted = _adapted(spec, model, fresh, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
     stage = rehearse(spec, model, fresh, precision, ranks, work.steps, device, dtype)

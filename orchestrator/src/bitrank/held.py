@@ -7,7 +7,7 @@ arithmetic, and tests hold it against layers that were really built.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from bitrank_quant import (
     WeightMatrix,
     check_fits,
     choose_backend,
+    left_out,
     override_for,
     parse_format,
+    readers_of_weights,
+    tied_modules,
 )  # fmt: skip
-from bitrank_quant.matrices import tied_heads
 from torch import Tensor, nn
 
 _BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4  # bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32
@@ -35,8 +37,8 @@ _GROUP = 64
 def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: str, dtype: torch.dtype, shared: bool = False) -> int:
     """Bytes of ``matrix`` in the format ``text``, scales and code books counted, its bias not.
 
-    ``shared`` says that heads are tied to it: like embeddings, such a matrix is always held by plain torch. Raises the quant package's
-    error for a format or backend that cannot be served.
+    ``shared`` says that plain torch must hold it (:func:`held_by_torch`), as it holds every embedding. Raises
+    the quant package's error for a format or backend that cannot be served.
     """
     override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
@@ -47,6 +49,12 @@ def held_bytes(matrix: WeightMatrix, text: str, *, quant_backend: str, device: s
     backend = override.backend or choose_backend(fmt, device, dtype).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
     return backend_bytes(backend, fmt, matrix.shape, dtype)
+
+
+def held_by_torch(model: nn.Module) -> frozenset[str]:
+    """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share
+    their weights, or read them."""
+    return frozenset(tied_modules(model).values()) | readers_of_weights(model)
 
 
 def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
@@ -60,23 +68,28 @@ def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torc
 
 
 def base_bytes(
-    model: nn.Module, precision: Mapping[str, str], matrices: list[WeightMatrix], *, quant_backend: str, device: str, dtype: torch.dtype
-) -> int:
-    """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in ``model`` (a skeleton)."""
-    tied = set(tied_heads(model).values())
+    model: nn.Module, precision: Mapping[str, str], matrices: list[WeightMatrix], *, quant_backend: str, device: str, dtype: torch.dtype,
+    fresh: Collection[str] = (),
+) -> int:  # fmt: skip
+    """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in
+    ``model`` (a skeleton), of which ``fresh`` modules will be trained."""
+    by_torch = held_by_torch(model)
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
     words: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
-    held = sum(held_bytes(m, precision[name], **words, shared=name in tied) for name, m in planned.items())
-    return held + rest_bytes(model, set(planned))
+    held = sum(held_bytes(m, precision[name], **words, shared=name in by_torch) for name, m in planned.items())
+    return held + rest_bytes(model, set(planned), fresh)
 
 
-def rest_bytes(model: nn.Module, without: set[str]) -> int:
-    """Bytes of ``model`` but for the weights of the modules named in ``without``. Tensors that modules share count once."""
+def rest_bytes(model: nn.Module, without: set[str], fresh: Collection[str] = ()) -> int:
+    """Bytes of ``model`` but for the weights of the modules named in ``without``. Tensors that modules share
+    count once; those that no plan can name are held in 16 bits, but for ``fresh`` modules."""
     taken = {id(model.get_submodule(name).weight) for name in without}
+    narrow = {id(model.get_parameter(one.name)) for one in left_out(model, fresh)}
     sizes: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             size = 4 if is_norm(module) else parameter.element_size()
+            size = min(size, 2) if id(parameter) in narrow else size
             sizes[id(parameter)] = parameter.numel() * size
     return sum(size for key, size in sizes.items() if key not in taken) + _buffers(model)
 

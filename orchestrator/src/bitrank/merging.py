@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from bitrank_adapters import SavedAdapter, adapted, attach_lora, read_adapter
-from bitrank_quant import Applied, QuantLinear, parse_format, stored_weight, to_reference
+from bitrank_quant import Applied, QuantLinear, left_out, parse_format, stored_weight, tied_modules, to_reference
 from bitrank_trainer import DTYPES, PLAIN_OBJECTIVES, choose_device, choose_dtype, evaluate, pin_threads
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -143,6 +143,9 @@ def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
             target: Any = fresh.model.get_submodule(name)
             target.weight.copy_(wanted_OI.T if isinstance(target, Conv1D) else wanted_OI)
             audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(target))
+        for one in left_out(fresh.model, fresh.fresh):  # the run held these in 16 bits
+            tensor = fresh.model.get_parameter(one.name)
+            tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
         _put_heads(fresh.model, base)
     return fresh.model, audits
 
@@ -176,14 +179,8 @@ def _layers(base: _Base) -> dict[str, nn.Module]:
     held = dict(adapted(base.model))
     quantized = [name for name, done in base.applied.items() if parse_format(done.format).bits < 16]
     inner = base.model.base_model.model
-    owned = dict.fromkeys([*held, *(name for name in quantized if name not in _followers(inner))])
+    owned = dict.fromkeys([*held, *(name for name in quantized if name not in tied_modules(inner))])
     return {name: held[name].base_layer if name in held else inner.get_submodule(name) for name in owned}
-
-
-def _followers(model: nn.Module) -> set[str]:
-    """Heads over the codes of an embedding: they follow it."""
-    codes = {id(m.quantized) for m in model.modules() if isinstance(m, nn.Embedding) and hasattr(m, "quantized")}
-    return {name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(getattr(m, "quantized", None)) in codes}
 
 
 def _put_heads(model: Any, base: _Base) -> None:

@@ -18,7 +18,7 @@ from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
 from bitrank_quant import decoder
 from bitrank_quant.decoders import Decode
 from bitrank_quant.kernels.rows import CompiledRows
-from bitrank_trainer import fuse_rotary, narrow_last_block, register_attention
+from bitrank_trainer import fuse_rotary, implementation, narrow_last_block, register_attention
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.initialization import no_init_weights, no_tie_weights
@@ -31,6 +31,7 @@ from bitrank.errors import UserError
 from bitrank.labels import class_names, row_order
 from bitrank.padding import set_padding
 from bitrank.provenance import code_hash
+from bitrank.skeleton import class_of
 from bitrank.specs import RunSpec
 from bitrank.stored_tensors import weight_files
 from bitrank.tiny import TINY, build_tiny
@@ -106,7 +107,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     folder = folder_of(name)
     check_folder(folder)
-    attention = attention_for(device, spec.fused)
+    attention = implementation(class_of(auto, config), attention_for(device, spec.fused))
     with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False):
         empty: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
     checkpoint = read_checkpoint(empty, folder, dtype)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 import torch
-from bitrank_quant import Applied, choose_backend, parse_format, passed_over
+from bitrank_quant import Applied, LeftOut, choose_backend, parse_format, passed_over
+from bitrank_trainer import OwnAttention
 
+_LISTED = 3  # kinds of tensors that are named
 Emit = Callable[[Mapping[str, object]], None]
 _CPU_INSTEAD = re.compile(r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU")
 
@@ -30,9 +32,24 @@ def backends_passed_over(applied: Mapping[str, Applied], device: str, dtype: tor
     return "; ".join(said) or None
 
 
+def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
+    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a
+    plan can name them all."""
+    if not left:
+        return None
+    kinds: dict[str, str] = {}
+    for one in left:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", one.name), one.reason)
+    listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
+    more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
+    share = sum(one.numbers for one in left) / parameters
+    return f"{share:.1%} of the weights stay in 16 bits, whatever the plan, and get no adapter: {', '.join(listed)}{more}"
+
+
 @contextmanager
 def hear_warnings(emit: Emit) -> Iterator[None]:
-    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each operation. It is logged as before."""
+    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each
+    operation, and so does the trainer's that a model's own attention computes. They are logged as before."""
     plain, heard = warnings.showwarning, set[str]()
 
     def show(
@@ -42,6 +59,8 @@ def hear_warnings(emit: Emit) -> Iterator[None]:
         if match and match[1] not in heard:
             heard.add(match[1])
             emit(notice("mps_fallback", f"missing on MPS and computed on the CPU, which is slower: {', '.join(sorted(heard))}"))
+        if issubclass(category, OwnAttention):
+            emit(notice("attention", str(message)))
         plain(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

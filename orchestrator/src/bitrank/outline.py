@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from bitrank_quant import WeightMatrix, weight_matrices
-from bitrank_quant.matrices import tied_heads
+from bitrank_quant import LeftOut, WeightMatrix, left_out, weight_matrices
 
 from bitrank.architectures import check_adaptable
-from bitrank.held import rest_bytes
+from bitrank.held import held_by_torch, rest_bytes
 from bitrank.skeleton import fresh_modules, skeleton
 
 
@@ -22,7 +21,8 @@ class Outline:
 
     ``parameters`` counts shared ones once; ``fixed`` is what the base keeps beside the matrices (norms in fp32, the rest in the compute
     dtype), so that ``fixed`` + the matrices' bytes is the stored base. ``trained`` numbers of fresh heads come on top of adapters, in fp32.
-    ``shared`` names the embeddings that a head is tied to.
+    ``shared`` names the matrices that plain torch must hold, whatever the backend: other modules share or
+    read their weights. ``left`` are the tensors that no plan can name.
     """
 
     matrices: list[WeightMatrix]
@@ -31,6 +31,7 @@ class Outline:
     trained: int
     model_type: str
     shared: frozenset[str]
+    left: tuple[LeftOut, ...]
 
 
 def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.bfloat16) -> Outline:
@@ -45,8 +46,9 @@ def outline(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.
     return Outline(
         matrices=matrices,
         parameters=sum(p.numel() for p in model.parameters()),
-        fixed=rest_bytes(model, {m.name for m in matrices}),
+        fixed=rest_bytes(model, {m.name for m in matrices}, fresh),
         trained=sum(p.numel() for name in fresh for p in model.get_submodule(name).parameters()),
         model_type=model.config.model_type,
-        shared=frozenset(tied_heads(model).values()),
+        shared=held_by_torch(model),
+        left=tuple(left_out(model, fresh)),
     )

@@ -86,7 +86,7 @@ def _measured(arguments: argparse.Namespace) -> int:
         "time to train": f"{parts.seconds:.0f} s ({parts.basis})",
         "planning took": f"{made.tables.seconds:.0f} s to measure (once, at most {made.tables.peak_mib:,.0f} MiB), "
         f"{made.choosing:.1f} s to choose",
-    }
+    } | _left_out(made.sizes, data)
     return _show(arguments, made.plan, made.problem.items, shown, data, save_plan)
 
 
@@ -116,8 +116,19 @@ def _outlined(arguments: argparse.Namespace) -> int:
         "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, libraries not counted: weights "
         f"{_mib(parts.weights)}, adapters {_mib(parts.adapters)}, gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}",
-    }
+    } | _left_out(sizes, data)
     return _show(arguments, plan, problem.items, shown, data, save_plan)
+
+
+def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
+    """The line on tensors that no plan can name; ``data`` gets them too."""
+    from dataclasses import asdict
+
+    from bitrank.notices import told_left_out
+
+    data["left_in_16_bits"] = {one.name: asdict(one) for one in sizes.outline.left}
+    said = told_left_out(sizes.outline.left, sizes.parameters)
+    return {"left out": said} if said else {}
 
 
 def _show(arguments: argparse.Namespace, plan: Any, items: Any, shown: dict[str, str], data: dict[str, Any], save: Any) -> int:

@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from bitrank_adapters import ResidualStart, check_ranks
-from bitrank_quant import Applied, WeightMatrix, apply_precision, block_matrices, weight_matrices
+from bitrank_quant import (
+    Applied,
+    LeftOut,
+    WeightMatrix,
+    apply_precision,
+    block_matrices,
+    hold_in_16_bits,
+    left_out,
+    weight_matrices,
+)  # fmt: skip
 
 from bitrank.architectures import check_adaptable
 from bitrank.configs import Config
@@ -18,11 +27,13 @@ from bitrank.specs import RunSpec
 
 @dataclass(frozen=True)
 class Plans:
-    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and heads tied to an embedding."""
+    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and
+    those that share the weight of another one. ``left`` are the tensors that no plan can name."""
 
     bits: dict[str, str]
     ranks: dict[str, int]
     free: list[WeightMatrix]
+    left: list[LeftOut]
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
@@ -37,18 +48,20 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.bits(free), config.rank.ranks(blocks)
     check_ranks(ranks, {m.name: m.shape for m in blocks})
-    return Plans(bits, ranks, free)
+    return Plans(bits, ranks, free, left_out(loaded.model, loaded.fresh))
 
 
 def store_base(
     spec: RunSpec, loaded: Loaded, bits: dict[str, str], start: ResidualStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """Read the base one matrix at a time; store each as ``bits`` says, less what ``start`` gives to its adapter.
+    """Read the base one matrix at a time and store each as ``bits`` says, less what ``start`` gives to its
+    adapter; then the tensors that no plan can name, in 16 bits.
 
     Raises :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
     """
     words = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
     applied = apply_precision(loaded.model, bits, **words, fill=loaded.fill, split=start.split)  # type: ignore[arg-type]
     loaded.fill_rest()
+    hold_in_16_bits(loaded.model, left_out(loaded.model, loaded.fresh))
     check_inputs(spec)  # all is read by now; a file that was written meanwhile may have been read in two states
     return applied

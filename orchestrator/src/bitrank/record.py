@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bitrank_data import DataReport, TokenSplit, write_atomically
-from bitrank_quant import Applied, WeightMatrix
+from bitrank_quant import Applied, LeftOut, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
 from bitrank.events import open_events, read_events
-from bitrank.notices import backends_passed_over, notice
+from bitrank.notices import backends_passed_over, notice, told_left_out
 from bitrank.process.run_folder import seal
 
 MIB = 1024**2
@@ -91,18 +91,24 @@ class Record:
         bits: dict[str, str],
         ranks: dict[str, int],
         matrices: list[WeightMatrix],
+        left: Sequence[LeftOut] = (),
+        parameters: int = 0,
         new_modules: Sequence[str] = (),
     ) -> None:
-        """Both plans, before anything is applied, and the modules that no file had weights for."""
+        """Both plans, before anything is applied; what no plan can name of a model with so many ``parameters``;
+        and the modules that no file had weights for."""
         plan = {
             "precision": bits,
             "ranks": ranks,
             "matrices": [asdict(matrix) for matrix in matrices],
+            "left_in_16_bits": {one.name: asdict(one) for one in left},
             "new_modules": list(new_modules),
         }
         write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
         formats = sorted(set(bits.values()))
         self.emit({"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))})
+        if said := told_left_out(left, parameters):
+            self.emit(notice("left_in_16_bits", said))
 
     def model(self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int) -> None:
         """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""

@@ -67,7 +67,7 @@ def rehearse(
     dtype: torch.dtype,
 ) -> Stage:  # fmt: skip
     """``bare_model`` with the plan done to it, in place, as the road does it to a real one."""
-    stand_in(bare_model, dict(precision), dtype)
+    stand_in(bare_model, dict(precision), dtype, fresh)
     bare_model.to("meta")
     rule = find_config(spec.config, spec.plan, spec.tuned).rank
     model, _ = rule.attach(bare_model, dict(ranks), total_steps=steps, scale=spec.adapter_scale, heads=fresh, seed=spec.seed)

@@ -51,7 +51,7 @@ def travel(spec: RunSpec, folder: Path, record: Record, processes: Processes) ->
         record.emit(notice("padding", said))
     config = find_config(spec.config, spec.plan, spec.tuned)
     plans = make_plans(config, loaded)
-    record.plan(plans.bits, plans.ranks, plans.free, loaded.new_modules)
+    record.plan(plans.bits, plans.ranks, plans.free, plans.left, loaded.parameters, loaded.new_modules)
     record.notices("weights", loaded.notices)
 
     start = starting_point(spec, plans.ranks)

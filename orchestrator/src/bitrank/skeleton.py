@@ -6,17 +6,21 @@ that the same code that will train can be run over shapes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from bitrank_quant import Float, parse_format
-from bitrank_quant.matrices import tied_heads
+from bitrank_quant import Float, QuantEmbedding, hold_in_16_bits, left_out, parse_format, tied_modules
+from bitrank_quant.matrices import followers
+from bitrank_trainer import implementation
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights, no_tie_weights
+from transformers.models.auto.auto_factory import _get_model_class
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from bitrank.architectures import check_task, config_of
@@ -39,7 +43,8 @@ def skeleton(
         config.num_hidden_layers = depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:depth]
-    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
+    auto = _auto(config, kind)
+    attention = implementation(class_of(auto, config), attention)
     with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
         model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
     if _has_weights(place):
@@ -97,19 +102,23 @@ class StandIn(nn.Linear):
         return made.view(*input.shape[:-1], self.out_features)
 
 
-class StandInEmbedding(nn.Embedding):
-    """The same of an embedding: the rows that are looked up are made."""
+class NoCodes(nn.Module):
+    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding
+    stays as it does over codes."""
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings, self.embedding_dim, self.dtype, self.padding_idx = rows, width, dtype, None
+        super().__init__()
+        self.shape, self.compute_dtype = (rows, width), dtype
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codes": torch.empty(0, dtype=self.compute_dtype, device="meta")}
 
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.empty(*input.shape, self.embedding_dim, dtype=self.dtype, device="meta")
+    def decode(self) -> Tensor:
+        return torch.empty(*self.shape, dtype=self.compute_dtype, device="meta")
+
+    def decode_rows(self, ids: Tensor) -> Tensor:
+        return torch.empty(*ids.shape, self.shape[1], dtype=self.compute_dtype, device="meta")
 
 
 class _Product(torch.autograd.Function):
@@ -125,21 +134,24 @@ class _Product(torch.autograd.Function):
         return (grads[0] @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
 
 
-def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype) -> None:
-    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names becomes a linear layer."""
-    tied = tied_heads(model)
+def stand_in(model: nn.Module, precision: dict[str, str], dtype: torch.dtype, fresh: Collection[str] = ()) -> None:
+    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names
+    becomes a linear layer, and what no plan can name is held in 16 bits, but for ``fresh`` modules."""
+    tied, sharing = tied_modules(model), followers(model)
     for name, text in precision.items():
         if name in tied:
             continue
         fmt = parse_format(text)
         plain = isinstance(fmt, Float) and fmt.dtype == dtype
-        for part in (name, *(head for head, embedding in tied.items() if embedding == name)):
+        for part in (name, *sharing.get(name, [])):
             _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
+    hold_in_16_bits(model, left_out(model, fresh))
 
 
 def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return module if plain else StandInEmbedding(module.num_embeddings, module.embedding_dim, dtype)
+        codes: Any = NoCodes(module.num_embeddings, module.embedding_dim, dtype)
+        return module if plain else QuantEmbedding.instead_of(module, codes)
     into, out = tuple(module.weight.shape) if isinstance(module, Conv1D) else tuple(module.weight.shape)[::-1]
     if not plain:
         return StandIn(out, into, module.bias, dtype)
@@ -153,6 +165,21 @@ def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def class_of(auto: Any, config: Any) -> type[nn.Module] | None:
+    """The class that ``auto`` builds from ``config``; None where transformers itself has none for it."""
+    try:
+        found: type[nn.Module] = _get_model_class(config, auto._model_mapping)
+    except KeyError:
+        return None
+    return found
+
+
+def _auto(config: Any, kind: str) -> Any:
+    if kind == "classification":
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForSeq2SeqLM
 
 
 def read_config(place: str, kind: str, classes: int = 2, dropout: float | None = None) -> Any:

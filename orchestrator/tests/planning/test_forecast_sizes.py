@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitrank.cli import main
 from bitrank.configs import find_config
-from bitrank.held import backend_bytes, base_bytes, held_bytes
+from bitrank.held import backend_bytes, base_bytes, held_by_torch, held_bytes
 from bitrank.models import locate, open_model
 from bitrank.outline import outline
 from bitrank.plans import make_plans, store_base
@@ -19,7 +19,6 @@ from bitrank.specs import RunSpec, make_spec
 from bitrank.starts import starting_point
 from bitrank_adapters import adapter_bytes
 from bitrank_quant import BACKENDS, FORMATS, QuantError, WeightMatrix, parse_format, stored_bytes, weight_matrices
-from bitrank_quant.matrices import tied_heads
 from torch import nn
 
 TASKS = ("toy_sentences", "toy_articles")
@@ -71,7 +70,7 @@ def test_the_outline_is_that_of_the_built_model(task: str, tmp_path: Path) -> No
     built.fill_rest()
     told = outline(place, spec.kind, 2, torch.float32)
     assert told.matrices == [m for m in weight_matrices(built.model) if m.tied_to is None and m.name not in built.fresh]
-    assert told.shared == set(tied_heads(built.model).values())
+    assert told.shared == held_by_torch(built.model)
     assert told.parameters == built.parameters == sum(p.numel() for p in built.model.parameters())
     assert told.trained == sum(p.numel() for name in built.fresh for p in built.model.get_submodule(name).parameters())
     assert told.model_type == built.model.config.model_type

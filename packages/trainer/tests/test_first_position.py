@@ -86,3 +86,17 @@ def test_other_models_stay_as_they_are(model, config, words: dict) -> None:
     before = [module.forward for module in built.modules()]
     assert not narrow_last_block(built)
     assert [module.forward for module in built.modules()] == before
+
+
+@pytest.mark.parametrize("part", ["bert", "bert.encoder.layer.1", "bert.encoder.layer.1.attention.self", "bert.encoder.layer.1.output"])
+def test_a_block_that_a_hook_watches_stays_whole(part: str) -> None:
+    model = build(BertForSequenceClassification, BertConfig)
+    model.get_submodule(part).register_forward_hook(lambda *_: None)
+    assert not narrow_last_block(model)
+
+
+def test_a_block_with_another_forward_pass_stays_whole() -> None:
+    model = build(BertForSequenceClassification, BertConfig)
+    attention = model.bert.encoder.layer[-1].attention
+    attention.self.forward = attention.self.forward.__func__.__get__(attention.self)
+    assert not narrow_last_block(model)

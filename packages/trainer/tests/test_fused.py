@@ -136,6 +136,17 @@ def test_a_head_that_trains_or_does_more_keeps_its_own_way() -> None:
         type(model).__name__ = saved
 
 
+@pytest.mark.parametrize("part", ["", "lm_head"])
+def test_a_head_that_a_hook_watches_keeps_its_own_way(part: str) -> None:
+    model = llama("eager").requires_grad_(False)
+    handle = model.get_submodule(part).register_forward_hook(lambda _, args, output: output)
+    assert vocabulary.split_head(model) is None
+    handle.remove()
+    assert vocabulary.split_head(model) is not None
+    model.lm_head.forward = lambda x: x
+    assert vocabulary.split_head(model) is None
+
+
 def test_head_loss_skips_padding() -> None:
     head = torch.nn.Linear(8, 20, bias=False).requires_grad_(False)
     hidden = torch.randn(6, 8, requires_grad=True)

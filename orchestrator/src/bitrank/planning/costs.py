@@ -60,7 +60,7 @@ def make_problem(tables: Tables, sizes: Sizes, budget: int, choices: Choices, ma
 
 def adaptable(matrix: WeightMatrix) -> bool:
     """Whether ``matrix`` may get an adapter: a linear matrix inside the transformer blocks."""
-    return matrix.layer is not None and matrix.role != "embedding"
+    return matrix.adaptable
 
 
 def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choices) -> tuple[Option, ...]:

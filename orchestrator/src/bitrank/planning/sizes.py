@@ -50,7 +50,7 @@ class Sizes:
 
     def of_config(self, config: Config) -> int:
         """The whole model as ``config`` would store it, with the adapters it starts with."""
-        blocks = [matrix for matrix in self.outline.matrices if matrix.layer is not None and matrix.role != "embedding"]
+        blocks = [matrix for matrix in self.outline.matrices if matrix.adaptable]
         bits, ranks = config.precision.bits(self.outline.matrices), config.rank.ranks(blocks)
         return self.fixed + sum(self.of_matrix(name, bits[name], ranks.get(name, 0)) for name in self.matrices)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bitrank_adapters.known import hooked, known_kind, replaced
 from bitrank_adapters.products import ADAPTER, Decode, applies, factors, product, thin_gradients
 from bitrank_adapters.rows import Rows
 
@@ -81,26 +82,38 @@ def fuse_feed_forward(model: nn.Module, decoder: Callable[[nn.Module], Decode | 
     """
     for module in model.modules():
         part: Any = module
-        kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
-        if kinds & _GATED and _is_silu(part.act_fn) and (decode := decoded(part.down_proj, decoder)):
+        if known_kind(part, _GATED) and _is_silu(part.act_fn) and (decode := decoded(part.down_proj, decoder)):
             part.forward = partial(_gated, part, decode, SwiGlu(rows))
-        if kinds & _BERT_LIKE and _is_gelu(part.intermediate.intermediate_act_fn) and (decode := decoded(part.output.dense, decoder)):
+        if _is_bert_like(part) and (decode := decoded(part.output.dense, decoder)):
             part.feed_forward_chunk = partial(_bert, part, decode)
 
 
 def decoded(layer: Any, decoder: Callable[[nn.Module], Decode | None]) -> Decode | None:
-    """The decoder of an adapted layer without dropout; None where there is none."""
+    """The decoder of an adapted layer without dropout and without hooks; None where there is none."""
     if ADAPTER not in getattr(layer, "lora_dropout", {}) or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return None
-    return decoder(layer.base_layer)
+    return None if hooked(*layer.modules()) else decoder(layer.base_layer)
+
+
+def _is_bert_like(block: Any) -> bool:
+    """Whether ``block`` is a BERT's with GELU, and its two halves are what such a block is made of, without
+    hooks."""
+    kind = known_kind(block, _BERT_LIKE, "feed_forward_chunk")
+    if kind is None or not _is_gelu(block.intermediate.intermediate_act_fn):
+        return False
+    name = kind.removesuffix("Layer")
+    halves = known_kind(block.intermediate, {f"{name}Intermediate"}) and known_kind(block.output, {f"{name}Output"})
+    return bool(halves) and not hooked(block.intermediate, block.output)
 
 
 def _is_silu(activation: Any) -> bool:
-    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+    silu = isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+    return silu and not replaced(activation) and not hooked(activation)
 
 
 def _is_gelu(activation: Any) -> bool:
-    return type(activation).__name__ == "GELUActivation" and activation.act is F.gelu
+    gelu = type(activation).__name__ == "GELUActivation" and activation.act is F.gelu
+    return gelu and not replaced(activation) and not hooked(activation)
 
 
 def _gated(part: Any, decode: Decode, activation: Activation, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bitrank_adapters.controllers import adapted
 from bitrank_adapters.feed_forward import fuse_feed_forward
+from bitrank_adapters.known import hooked
 from bitrank_adapters.norms import fuse_norms
 from bitrank_adapters.products import ADAPTER, Adapted, Decode, LowRank, applies, factors
 from bitrank_adapters.rows import Rows
@@ -36,11 +37,12 @@ def fuse(model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain
 
     ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
     when the layer's product is not that of a decoded matrix. Such layers keep their own base product, as do those whose decoder has a
-    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path. ``rows`` are compiled passes over rows,
-    for the tensors that they serve.
+    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path, as do those
+    with hooks on what a fused form would not call. ``rows`` are compiled passes over rows, for the tensors
+    that they serve.
     """
     for _, layer in adapted(model):
-        if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
+        if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity) and not hooked(*list(layer.modules())[1:]):
             layer.forward = partial(_forward, layer, layer.forward, decoder(layer.base_layer))
     fuse_feed_forward(model, decoder, rows)
     share_inputs(model, decoder)

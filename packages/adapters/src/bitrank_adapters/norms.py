@@ -28,7 +28,10 @@ def norms_in_fp32(model: nn.Module) -> None:
     for module in model.modules():
         if is_norm(module):
             module.float()
-            module.forward = partial(_plain, type(module).forward, module)  # type: ignore[method-assign]
+            before: Any = vars(module).get("forward")
+            if isinstance(before, partial) and before.func is _plain:
+                continue
+            module.forward = partial(_plain, before or partial(type(module).forward, module))  # type: ignore[method-assign]
 
 
 def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
@@ -36,18 +39,30 @@ def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
     for module in model.modules():
         if not is_norm(module) or any(p.requires_grad or p.device.type != "cpu" for p in module.parameters()):
             continue
-        if isinstance(module, nn.LayerNorm):
-            module.forward = partial(_layer_norm, module)  # type: ignore[method-assign]
-        elif type(module).__name__ in _LLAMA_LIKE:
+        if not _is_own(module):
+            continue
+        if type(module).forward is nn.LayerNorm.forward:  # some subclasses add one to the weight, or normalise another axis
+            module.forward = partial(_layer_norm, module)  # type: ignore[method-assign,arg-type]
+        elif type(module).__name__ in _LLAMA_LIKE and type(module).__module__.startswith("transformers.models."):
             module.forward = partial(_rms_norm, module, rows)  # type: ignore[method-assign]
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether the forward pass of ``module`` is that of its class, in fp32 or not; another one may have been
+    put on it before."""
+    forward: Any = vars(module).get("forward")
+    if forward is None:
+        return True
+    inner = forward.args[0] if isinstance(forward, partial) and forward.func is _plain else None
+    return isinstance(inner, partial) and inner.func is type(module).forward
 
 
 # Their formula is weight · x / √(mean x² + eps); others add one to the weight (Gemma) or differ in kind.
 _LLAMA_LIKE = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm")
 
 
-def _plain(forward: Any, module: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = forward(module, x.float())
+def _plain(forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    out: Tensor = forward(x.float(), *args, **kwargs)
     return out.to(x.dtype)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_adapters.feed_forward import decoded
+from bitrank_adapters.known import known_kind
 from bitrank_adapters.products import Decode, applies, factors, turned, up_gradient
 
 # Classes whose forward takes the hidden states first and gives them to these layers.
@@ -33,7 +34,7 @@ def share_inputs(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]
     Where one of them is not adapted, has dropout or is not decoded, all of them stay as they are.
     """
     for module in model.modules():
-        names = next((_SHARING[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _SHARING), ())
+        names = _SHARING.get(known_kind(module, _SHARING) or "", ())
         decodes = [decode for name in names if (decode := decoded(getattr(module, name), decoder))]
         if names and len(decodes) == len(names):
             _share(module, names, decodes)

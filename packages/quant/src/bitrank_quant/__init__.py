@@ -12,10 +12,12 @@ from bitrank_quant.formats import FORMATS, parse_format
 from bitrank_quant.integers import Affine, Int8Row
 from bitrank_quant.kernels import kernels_status
 from bitrank_quant.layout import Format
-from bitrank_quant.matrices import WeightMatrix, block_matrices, weight_matrices
+from bitrank_quant.matrices import LeftOut, WeightMatrix, block_matrices, left_out, tied_modules, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.saved import load_quantized, save_quantized, to_reference
+from bitrank_quant.sixteen import hold_in_16_bits
 from bitrank_quant.trials import Trial, probe, try_format
+from bitrank_quant.understood import readers_of_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Footprint",
     "Format",
     "Int8Row",
+    "LeftOut",
     "Override",
     "PrecisionPlan",
     "QuantEmbedding",
@@ -46,15 +49,19 @@ __all__ = [
     "choose_backend",
     "decoder",
     "float_format",
+    "hold_in_16_bits",
     "kernels_status",
+    "left_out",
     "load_quantized",
     "override_for",
     "parse_format",
     "passed_over",
     "probe",
+    "readers_of_weights",
     "save_quantized",
     "stored_bytes",
     "stored_weight",
+    "tied_modules",
     "to_reference",
     "try_format",
     "weight_matrices",

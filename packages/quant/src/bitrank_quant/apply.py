@@ -1,8 +1,9 @@
 """Apply a precision plan to a model, module by module.
 
 A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not name stay as they are.
-Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings, and heads tied to an embedding (they follow it and
-share its bytes).
+Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their subclasses (whose own
+forward pass stays), modules that share a weight (they follow its owner and share its bytes), and hooks (they
+move to the module that takes the place).
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ from bitrank_quant.errors import QuantError
 from bitrank_quant.floats import Float
 from bitrank_quant.formats import parse_format
 from bitrank_quant.layout import Format
-from bitrank_quant.matrices import tied_heads, weight_matrices
+from bitrank_quant.matrices import followers, left_out, tied_modules, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.understood import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
+# For a matrix whose weight is read by another module: plain torch gives it decoded, libraries give their
+# codes.
+_DECODED = Override(None, "torch", None)
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+          "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,21 +75,19 @@ def apply_precision(
     override = override_for(quant_backend, device, compute_dtype)
     formats = {name: _effective(parse_format(text), override) for name, text in plan.items()}
     _check_names(model, formats)
-    tied = tied_heads(model)
+    tied, heads_of, read = tied_modules(model), followers(model), readers_of_weights(model)
     _check_tied(formats, tied)
-    heads_of: dict[str, list[str]] = {}
-    for head, embedding in tied.items():
-        heads_of.setdefault(embedding, []).append(head)
     for matrix in weight_matrices(model):
         alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
-        if matrix.name in formats and alone:
+        if matrix.name in formats and alone and matrix.name not in read:
             fmt = formats[matrix.name]
             check_fits(_backend(fmt, override, device, compute_dtype), fmt, matrix.shape, matrix.name)
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():
         if name not in tied:
             fill(name)
-            applied |= _store(model, name, fmt, heads_of.get(name, []), override, compute_dtype, split)
+            only = _DECODED if name in read else override
+            applied |= _store(model, name, fmt, heads_of.get(name, []), only, compute_dtype, split)
     _tell_peft(model, applied)
     return applied
 
@@ -96,7 +101,7 @@ def _store(
 ) -> dict[str, Applied]:
     module = model.get_submodule(name)
     if isinstance(module, Conv1D):
-        module = _linear_from_conv1d(module)
+        module = keep_hooks(module, _linear_from_conv1d(module))
         replace_module(model, name, module)
     assert isinstance(module, (nn.Linear, nn.Embedding))
     if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == compute_dtype:
@@ -111,7 +116,8 @@ def _store(
 
     if not isinstance(fmt, Float):
         module = _linear(split(name, module.weight.detach(), stored), module.bias)
-    replace_module(model, name, make(module, fmt, compute_dtype))
+    made = make(module, fmt, compute_dtype)  # type: ignore[arg-type]
+    replace_module(model, name, keep_hooks(model.get_submodule(name), made))
     return {name: Applied(str(fmt), backend)}
 
 
@@ -147,14 +153,28 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
 
 
 def over(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Modules that compute as ``modules`` do (a matrix's own and those of heads tied to it), over another weight."""
+    """Modules that compute as ``modules`` do (a matrix's own and those that share its weight), over another
+    weight."""
     return {name: _over(weight, module) for name, module in modules.items()}
 
 
 def _over(weight: QuantWeight, module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding(weight, module.padding_idx)
-    return QuantLinear(weight, module.bias)  # type: ignore[arg-type]
+        return QuantEmbedding.instead_of(module, weight)
+    return keep_hooks(module, QuantLinear(weight, module.bias))  # type: ignore[arg-type]
+
+
+def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
+    """``after`` with the hooks of ``before``, in whose place it is put. Where it has none of its own the two
+    share them, so that a handle that removes a hook still does."""
+    for name in _HOOKS:
+        held, own = before.__dict__[name], after.__dict__[name]
+        if own:
+            own.update(held)
+        else:
+            after.__dict__[name] = held
+    after._is_full_backward_hook = before._is_full_backward_hook
+    return after
 
 
 def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -174,6 +194,9 @@ def _check_names(model: nn.Module, formats: dict[str, Format]) -> None:
     for name in formats:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
+            left = next((one for one in left_out(model) if one.name == f"{name}.weight"), None)
+            if left is not None:
+                raise QuantError(f"the plan names {name!r}, which stays in 16 bits ({left.reason}); leave it out of the plan")
             raise QuantError(f"the plan names {name!r}, which is no weight matrix of this model; nearest: {', '.join(near)}")
 
 

@@ -21,6 +21,7 @@ from bitrank_quant.codebooks import DYNAMIC_8BIT
 from bitrank_quant.errors import QuantError
 from bitrank_quant.integers import Int8Row
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
+from bitrank_quant.understood import why_left
 
 Decode = Callable[[], Tensor]
 # Weights of bitsandbytes and quanto have every look at them pass through Python (`__torch_function__`), 2 µs each, but in here.
@@ -91,16 +92,14 @@ def stored_weight(layer: nn.Module) -> Tensor:
         return layer.quantized.decode()
     if type(layer).__name__ == "Linear8bitLt":
         return _bitsandbytes_8bit(layer)
-    if type(layer) is nn.Embedding:
-        return layer.weight.detach()
     if isinstance(layer, Conv1D):
         return layer.weight.detach().T
-    if type(layer) is nn.Linear:
-        return layer.weight.detach()
     if type(layer).__name__ == "Linear4bit":
         return _bitsandbytes_4bit(layer).detach()
     if type(layer).__name__ == "QLinear":
         return _quanto(layer).detach()
+    if isinstance(layer, (nn.Linear, nn.Embedding)) and why_left(layer) is None:
+        return layer.weight.detach()
     raise QuantError(f"cannot tell the weight of a {type(layer).__name__}; expected a linear layer of torch, bitsandbytes or quanto")
 
 

@@ -7,6 +7,7 @@ kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bitrank_quant.floats import Float
 from bitrank_quant.integers import Int8Row
 from bitrank_quant.kernels import Room
 from bitrank_quant.layout import Format, Tensors
+from bitrank_quant.lazy import LazyWeight
 
 _OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 _PART = 2**20  # weights encoded at once
@@ -129,7 +131,12 @@ class QuantLinear(nn.Linear):
 
 
 class QuantEmbedding(nn.Embedding):
-    """A frozen embedding over a :class:`QuantWeight`: only the rows that are looked up get decoded."""
+    """A frozen embedding over a :class:`QuantWeight`: only the rows that are looked up get decoded.
+
+    For a subclass of ``nn.Embedding`` see :meth:`instead_of`.
+    """
+
+    replaces: type[nn.Embedding] = nn.Embedding  # the class of the module in whose place it stands
 
     def __init__(self, quantized: QuantWeight, padding_idx: int | None) -> None:
         nn.Module.__init__(self)
@@ -138,13 +145,60 @@ class QuantEmbedding(nn.Embedding):
         self.scale_grad_by_freq, self.sparse = False, False
         self.quantized = quantized
 
+    @staticmethod
+    def instead_of(module: nn.Embedding, quantized: QuantWeight) -> QuantEmbedding:
+        """An embedding that computes as ``module`` does, over ``quantized`` instead of its weight.
+
+        It keeps everything else: attributes, buffers, children, hooks, and the forward pass of its class. A
+        subclass reaches ours by ``super().forward``, so what it does with ids before a look-up and with rows
+        after one still happens.
+        """
+        kind: Any = kind_replaced(module)
+        made: Any = _without_weight(module, _table_class(kind))
+        made._modules.pop("quantized", None)
+        made.quantized = quantized
+        return made  # type: ignore[no-any-return]
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The decoded table; made anew at each access."""
-        return self.quantized.decode()
+        """The table, decoded if its numbers are needed (see :mod:`~bitrank_quant.lazy`)."""
+        return LazyWeight(self.quantized)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.quantized.decode_rows(input)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Classes made here have no name that a pickle could find them by.
+        return _empty_table, (self.replaces,), self.__dict__
+
+
+def kind_replaced(module: nn.Embedding) -> type[nn.Embedding]:
+    """The class of ``module``, or of the one that it replaced."""
+    return module.replaces if isinstance(module, QuantEmbedding) else type(module)
+
+
+@cache
+def _table_class(kind: Any) -> type[QuantEmbedding]:
+    """``kind`` with our look-up under its ``super().forward``, and our ``weight``."""
+    if kind is nn.Embedding:
+        return QuantEmbedding
+    return type(f"Quant{kind.__name__}", (kind, QuantEmbedding), {"replaces": kind, "__module__": __name__})
+
+
+def _empty_table(kind: Any) -> QuantEmbedding:
+    made = _table_class(kind)
+    return made.__new__(made)
+
+
+def _without_weight(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A shallow copy of ``module`` as a ``kind`` that has no parameter ``weight``. Hooks are the same
+    objects, so that a handle removes them from both."""
+    made = kind.__new__(kind)
+    made.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[name] = dict(module.__dict__[name])
+    made._parameters.pop("weight", None)
+    return made
 
 
 class _DecodedLinear(torch.autograd.Function):

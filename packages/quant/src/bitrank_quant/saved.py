@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bitrank_quant.apply import replace_module
+from bitrank_quant.apply import over, put
 from bitrank_quant.errors import QuantError
 from bitrank_quant.floats import Float
 from bitrank_quant.formats import parse_format
-from bitrank_quant.matrices import tied_heads, weight_matrices
+from bitrank_quant.matrices import followers, tied_modules, weight_matrices
 from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 
 _WEIGHTS, _FORMATS = "quantized.safetensors", "formats.json"
@@ -59,26 +59,17 @@ def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = 
         tensors = load_file(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
         raise QuantError(f"{folder} holds no quantized model: expected {_WEIGHTS} and {_FORMATS} ({error})") from error
-    shapes, tied = {m.name: m.shape for m in weight_matrices(model)}, tied_heads(model)
+    shapes, tied, sharing = {m.name: m.shape for m in weight_matrices(model)}, tied_modules(model), followers(model)
     if strange := [name for name in formats if name not in shapes]:
         raise QuantError(f"{folder} holds the matrix {strange[0]!r}, which this model lacks; build the model from the folder's config.json")
     for name, text in formats.items():
         prefix = f"{name}.quantized."
         codes = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-        heads = [head for head, embedding in tied.items() if embedding == name]
-        _put(model, name, heads, QuantWeight.of(codes, parse_format(text), shapes[name], compute_dtype))
+        owner = tied.get(name, name)
+        modules = {part: model.get_submodule(part) for part in (owner, *sharing.get(owner, []))}
+        put(model, over(QuantWeight.of(codes, parse_format(text), shapes[name], compute_dtype), modules))
     _put_rest(model, tensors, folder)
     return model
-
-
-def _put(model: nn.Module, name: str, heads: list[str], quantized: QuantWeight) -> None:
-    module = model.get_submodule(name)
-    if isinstance(module, nn.Embedding):
-        replace_module(model, name, QuantEmbedding(quantized, module.padding_idx))
-    else:
-        replace_module(model, name, QuantLinear(quantized, module.bias))  # type: ignore[arg-type]
-    for head in heads:
-        replace_module(model, head, QuantLinear(quantized, model.get_submodule(head).bias))  # type: ignore[arg-type]
 
 
 def _put_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -420,3 +423,21 @@ def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
             # Of a spectrum: small eigenvalues are noise.
             size = float(expected.abs().max()) if expected.numel() else 0.0
             assert torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * size), (name, key)
+
+
+def test_moments_of_a_table_are_those_of_its_look_ups() -> None:
+    """Gemma scales what it looked up: gradients of rows are larger by that factor than those of what comes
+    out."""
+    torch.manual_seed(0)
+    config = GemmaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+                         intermediate_size=32, tie_word_embeddings=False)  # fmt: skip
+    model = GemmaForCausalLM(config).eval().requires_grad_(False)
+    table = model.model.embed_tokens
+    plain = copy.deepcopy(model)
+    plain.model.embed_tokens = nn.Embedding.from_pretrained(4.0 * table.weight)
+    found, expected = ({m.name: m for m in weight_matrices(one)} for one in (model, plain))
+    assert found == expected
+    ours, theirs = (measure_moments(Replay(one, batches(), judged), list(found.values()))["model.embed_tokens"] for one in (model, plain))
+    assert torch.equal(ours.row_O, theirs.row_O)
+    torch.testing.assert_close(ours.column_I, 16.0 * theirs.column_I)
+    assert type(model.model.embed_tokens) is type(table) and "Gemma" in type(table).__name__

@@ -14,6 +14,7 @@ from bitrank_trainer.meters import Throughput, device_memory_mib, has_tcmalloc, 
 from bitrank_trainer.micro import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.objectives import OBJECTIVES, PLAIN_OBJECTIVES, Classification, LanguageModelling, Objective, Row
 from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.own_attention import OwnAttention, implementation
 from bitrank_trainer.processes import ALONE, Joined, Processes, join, leave
 from bitrank_trainer.rotary import fuse_rotary
 from bitrank_trainer.scaling import FIRST_SCALE
@@ -36,6 +37,7 @@ __all__ = [
     "LanguageModelling",
     "NoHook",
     "Objective",
+    "OwnAttention",
     "Processes",
     "Progress",
     "RankHook",
@@ -54,6 +56,7 @@ __all__ = [
     "fitting_tokens",
     "fuse_rotary",
     "has_tcmalloc",
+    "implementation",
     "is_out_of_memory",
     "join",
     "keep_memory",

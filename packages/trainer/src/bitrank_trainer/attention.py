@@ -4,6 +4,9 @@ At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled
 in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
 probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Between the products
 compiled passes work where there are some. Numbers equal the ``eager`` attention of transformers to rounding.
+
+Models whose attention is another one keep their own: what is done where is decided by
+:mod:`~bitrank_trainer.own_attention`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from bitrank_trainer.own_attention import own_attention
 from bitrank_trainer.rows import Rows
 
 NAME = "bitrank"
@@ -34,19 +38,29 @@ def register_attention(rows: Rows | None = None) -> str:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
     dropout: float = 0.0, rows: Rows | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(B, heads, T, D), and keys and values (B, heads or fewer, S, D), → (B, T, heads, D). ``attention_mask`` is added to scores.
 
-    Dropout takes the graph of single operations, since it needs a mask to be kept. Raises NotImplementedError for capped scores.
+    A module whose eager attention is another formula, or that gives keywords unknown here, is computed by its
+    own, with a notice. Dropout takes the graph of single operations, since it needs a mask to be kept.
     """
-    if kwargs.get("softcap") is not None:
-        raise NotImplementedError("this model caps its attention scores: use attn_implementation='eager'")
+    if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, textbook)) is not None:
+        made: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return made
+    return textbook(module, query, key, value, attention_mask, scaling, dropout, rows), None
+
+
+def textbook(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(q kᵀ · scaling + mask) v, (B, T, heads, D); ``scaling`` is D^−½ where none is given."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout and module.training:
-        return _with_dropout(query, key, value, attention_mask, scale, dropout), None
+        return _with_dropout(query, key, value, attention_mask, scale, dropout)
     compiled = rows if rows is not None and rows.serves(query) and _is_read(attention_mask, query) else None
     out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, compiled)
-    return out, None
+    return out
 
 
 def _is_read(mask: Tensor | None, query: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bitrank_trainer.attention import NAME
+from bitrank_trainer.known import hooked, unchanged
 
 # Their heads read position 0 of the last hidden states, and their blocks are built as BERT's is.
 _FIRST_READERS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
@@ -33,7 +34,12 @@ def narrow_last_block(model: nn.Module) -> bool:
         return False
     if config._attn_implementation not in _ATTENTION or config.chunk_size_feed_forward:
         return False
-    attention = getattr(inner, inner.base_model_prefix).encoder.layer[-1].attention
+    body = getattr(inner, inner.base_model_prefix)
+    last = body.encoder.layer[-1]
+    attention = last.attention
+    # A hook on any of these would see the first position alone, or nothing.
+    if not unchanged(inner, attention, attention.self, attention.self.dropout) or any(map(hooked, (body, body.encoder, *last.modules()))):
+        return False
     attention.forward = partial(_attend_once, attention, ALL_ATTENTION_FUNCTIONS[config._attn_implementation])
     return True
 

@@ -42,6 +42,7 @@ def _with_own(forward: FunctionType, rows: Rows) -> FunctionType:
     named = {**forward.__globals__, _NAME: partial(_rotated, rows, plain)}
     made = FunctionType(forward.__code__, named, forward.__name__, forward.__defaults__, forward.__closure__)
     made.__kwdefaults__ = forward.__kwdefaults__
+    made.__module__ = __name__  # it is a fused form of ours, whatever file its code is from
     return made
 
 

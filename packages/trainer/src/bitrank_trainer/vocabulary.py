@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitrank_trainer.known import hooked, replaced, unchanged
+
 _BLOCK_BYTES = 2**25  # of fp32 logits held at once
 # Their head is one matrix product after the body, and nothing else. Others scale or cap their logits.
 _PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "GPTNeoForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "OPTForCausalLM")
@@ -28,13 +30,16 @@ class Parts:
 
 
 def split_head(model: nn.Module) -> Parts | None:
-    """Body and head of ``model`` (adapted or not); None when its head is trained, or does more than one product."""
+    """Body and head of ``model`` (adapted or not); None when its head is trained or does more than one
+    product, or there are hooks that the two alone would pass by."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    if type(inner).__name__ not in _PLAIN_HEADS:
+    if type(inner).__name__ not in _PLAIN_HEADS or not unchanged(inner) or hooked(model):
         return None
     head: Any = inner.get_output_embeddings()
+    if replaced(head) or hooked(head):
+        return None
     whole = type(head) is nn.Linear or isinstance(getattr(type(head), "weight", None), property)  # a property decodes
     if not whole or head.bias is not None or any(parameter.requires_grad for parameter in head.parameters()):
         return None

@@ -7,7 +7,7 @@ For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units,
 over the N positions that the layer sees, padding left out: the diagonals of both Kronecker factors (Martens
 and Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding
 a row's weight is how often its token comes (with one count spread over all tokens, so that none is free), and
-a column's is the mean squared gradient of the output.
+a column's is the mean squared gradient of the rows that were looked up.
 
 One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
 computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
@@ -16,7 +16,7 @@ computed again for its own gradients and then forgotten, so that no more is held
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
 from bitrank_quant.reference import QuantEmbedding, QuantLinear
+from bitrank_quant.sensitivity.lookups import Lookups, add_squares, watched_lookups
 from bitrank_quant.sensitivity.replay import Replay
 
 SPECTRUM = 128  # singular values kept
@@ -188,52 +189,36 @@ class _Outside:
     their own.
     """
 
-    def __init__(self, model: nn.Module, matrices: Sequence[WeightMatrix], heads: Sequence[WeightMatrix]) -> None:
+    def __init__(self, model: nn.Module, matrices: Sequence[WeightMatrix], sharing: Sequence[WeightMatrix]) -> None:
         self._model = model
+        heads = [m for m in sharing if m.role != "embedding"]
         self._linear = {m.name: _Sums() for m in matrices if m.role != "embedding"}
-        self._tables = {m.name: _Lookups(m.shape) for m in matrices if m.role == "embedding"}
+        self._tables = {m.name: Lookups(m.shape) for m in matrices if m.role == "embedding"}
+        self._looking = dict(self._tables)  # the modules that look up; several may share a table
+        self._looking |= {m.name: self._tables[str(m.tied_to)] for m in sharing if m.role == "embedding"}
         self._heads = {str(m.tied_to): (m.name, _HeadSums(m.shape)) for m in heads}
 
-    def gathering(self, replay: Replay, tables: bool) -> AbstractContextManager[None]:
-        """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be counted once."""
+    @contextmanager
+    def gathering(self, replay: Replay, tables: bool) -> Iterator[None]:
+        """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be
+        counted once."""
         hooks: dict[str, Callable[..., Any]] = {}
         hooks |= {name: _watch(sums, replay) for name, sums in self._linear.items()}
         hooks |= {name: partial(sums.hook, replay) for name, sums in self._heads.values()}
-        if tables:
-            hooks |= {name: partial(lookups.hook, replay) for name, lookups in self._tables.items()}
-        return _hooked(self._model, hooks)
+        looking = self._looking if tables else {}
+        with _hooked(self._model, hooks), watched_lookups(self._model, looking, replay.tokens_of):
+            yield
 
     def moments(self, replay: Replay) -> dict[str, Moments]:
         found = {name: self._table(name, lookups, replay.units) for name, lookups in self._tables.items()}
         return found | _finished(replay, self._linear)
 
-    def _table(self, name: str, lookups: _Lookups, units: int) -> Moments:
+    def _table(self, name: str, lookups: Lookups, units: int) -> Moments:
         empty = torch.zeros(0)
         weight_VD = weight_of(self._model.get_submodule(name))
         norm = sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5  # a table is not made wider as a whole
         head = self._heads[name][1].pair(units) if name in self._heads else (empty, empty)
         return Moments(lookups.frequency_V(), lookups.column_D / units, empty, empty, 0.0, norm, *head)
-
-
-class _Lookups:
-    """What one table gathers over the batches: how often each row is looked up, and the squared gradients of what comes out."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
-        self.positions = 0
-
-    def hook(self, replay: Replay, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """As a forward hook: count, and let a graph begin at the output."""
-        ids_N = replay.tokens_of(inputs[0].flatten())
-        self.counts_V += torch.bincount(ids_N.cpu(), minlength=len(self.counts_V)).float()
-        self.positions += len(ids_N)
-        leaf = output.detach().requires_grad_()
-        leaf.register_hook(_add_squares(self.column_D))
-        return leaf
-
-    def frequency_V(self) -> Tensor:
-        """The share of each row in all lookups, one more lookup being spread over all rows."""
-        return (self.counts_V + 1 / len(self.counts_V)) / (self.positions + 1)
 
 
 class _HeadSums:
@@ -249,20 +234,10 @@ class _HeadSums:
             x_NI = replay.tokens_of(inputs[0].detach().flatten(0, -2))
             self._column_I += x_NI.float().square().sum(0).cpu()
             self._positions += len(x_NI)
-            output.register_hook(_add_squares(self._row_O))
+            output.register_hook(add_squares(self._row_O))
 
     def pair(self, units: int) -> tuple[Tensor, Tensor]:
         return self._row_O / units, self._column_I / self._positions
-
-
-def _add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
-    """A gradient hook that adds the squares of each column to ``total_O``. It gives nothing back: the gradient stays what it is."""
-
-    def hook(grad: Tensor) -> None:
-        norm_O = torch.linalg.vector_norm(grad.detach().flatten(0, -2), dim=0, dtype=torch.float32)  # a vocabulary's gradient is not copied
-        total_O.add_(norm_O.square().cpu())
-
-    return hook
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -1,0 +1,84 @@
+"""The weight of a quantized embedding as a tensor that is decoded only if its numbers are needed.
+
+Subclasses of ``nn.Embedding`` ask their weight for its dtype or device at every call (Gemma's, BART's), and
+some modules look rows up in the weight of another one. Neither may decode a whole table: it can be half of a
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from bitrank_quant.errors import QuantError
+
+if TYPE_CHECKING:
+    from bitrank_quant.reference import QuantWeight
+
+_unwatched = torch._C.DisableTorchFunctionSubclass
+_FACTS = {
+    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "is_meta", "requires_grad", "layout")),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size, Tensor.__len__),
+}  # fmt: skip
+_HARMLESS = {Tensor.requires_grad_}
+
+
+class LazyWeight(Tensor):
+    """A (rows, width) matrix that stands for ``quantized``: facts about it are free, ``F.embedding`` decodes
+    the rows it looks up, and everything else decodes the whole matrix. Writing to it raises
+    :class:`QuantError`: the codes would not change."""
+
+    _quantized: QuantWeight
+
+    @staticmethod
+    def __new__(cls: type[LazyWeight], quantized: QuantWeight) -> LazyWeight:
+        device = next(iter(quantized.tensors.values())).device
+        made: LazyWeight = Tensor._make_wrapper_subclass(
+            cls, quantized.shape, dtype=quantized.compute_dtype, device=device, requires_grad=False
+        )
+        made._quantized = quantized
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if func in _FACTS or func in _HARMLESS:
+            with _unwatched():
+                return func(*args, **named)
+        if func is F.embedding and _is_look_up(*args, **named):
+            return args[1]._quantized.decode_rows(args[0])
+        return cls.__torch_dispatch__(func, types, args, named)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = str(getattr(func, "__name__", func))
+        if args and isinstance(args[0], LazyWeight) and (name == "__setitem__" or (name[-1] == "_" != name[-2:-1])):
+            raise QuantError(f"a quantized table cannot be changed in place ({name}): leave it in 16 bits")
+        decoded = tree_map_only(LazyWeight, lambda weight: weight._quantized.decode(), (args, kwargs or {}))
+        return func(*decoded[0], **decoded[1])
+
+
+def _is_look_up(
+    ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, norm_type: Any = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> bool:  # fmt: skip
+    """Whether ``F.embedding`` with these arguments gives rows of ``weight`` as they are. How its gradient is
+    scaled does not matter."""
+    return isinstance(weight, LazyWeight) and max_norm is None

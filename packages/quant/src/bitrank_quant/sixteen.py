@@ -1,0 +1,98 @@
+"""Tensors that no plan can name, held in 16 bits where a model computes in 32.
+
+A plan of 16 bits everywhere would otherwise be half true: experts, the largest part of a mixture of experts,
+are three-dimensional parameters, lie in no linear layer, and would stay in the compute dtype. Here such a
+parameter becomes a 16-bit buffer of the same name, and the module gets a class of its own that decodes it
+when its forward pass reads it. Of a decoded tensor autograd keeps nothing: what it saves of one is a place in
+the buffer, decoded again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from bitrank_quant.matrices import LeftOut
+
+_Kept = tuple[Tensor, torch.Size, tuple[int, ...], int, torch.dtype]
+
+
+def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Store the tensors ``left`` of ``model`` in ``dtype``, in place, where they take more; modules compute
+    in the dtype they had."""
+    for one in left:
+        module_name, _, attribute = one.name.rpartition(".")
+        module = model.get_submodule(module_name)
+        parameter = module._parameters.get(attribute)
+        if parameter is None or not parameter.is_floating_point() or parameter.element_size() <= dtype.itemsize:
+            continue
+        del module._parameters[attribute]
+        module._buffers[attribute] = parameter.detach().to(dtype)
+        module._decoded_dtype = parameter.dtype  # type: ignore[assignment]
+        kind: Any = type(module)
+        held = (*getattr(kind, "held", ()), attribute)
+        module.__class__ = _holding(kind.replaces if hasattr(kind, "held") else kind, held)
+
+
+@cache
+def _holding(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
+    """``kind`` with the attributes ``held`` decoded from buffers of the same name."""
+    members: dict[str, Any] = {name: property(partial(_decode, name=name)) for name in held}
+    members |= {
+        "held": held,
+        "replaces": kind,
+        "forward": _forward,
+        "__reduce__": _reduce,
+        "__module__": __name__,
+    }
+    return type(kind.__name__, (kind,), members)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward pass of the class that was replaced, over decoded tensors."""
+    decoded: dict[str, Tensor] = {}
+    self.__dict__["_decoded"] = decoded
+    try:
+        with saved_tensors_hooks(partial(_pack, self._buffers, decoded), _unpack):
+            return self.replaces.forward(self, *args, **kwargs)
+    finally:
+        del self.__dict__["_decoded"]
+        decoded.clear()  # the graph keeps the hooks, and they keep this
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    # Classes made here have no name that a pickle could find them by.
+    return _empty, (self.replaces, self.held), self.__dict__
+
+
+def _empty(kind: Any, held: tuple[str, ...]) -> nn.Module:
+    made = _holding(kind, held)
+    return made.__new__(made)
+
+
+def _decode(module: Any, name: str) -> Tensor:
+    """The tensor in the compute dtype: once in a forward pass, and anew at every read outside of one."""
+    decoded = module.__dict__.get("_decoded", {})
+    if name not in decoded:
+        decoded[name] = module._buffers[name].to(module._decoded_dtype)
+    found: Tensor = decoded[name]
+    return found
+
+
+def _pack(buffers: dict[str, Tensor], decoded: dict[str, Tensor], saved: Tensor) -> Tensor | _Kept:
+    for name, whole in decoded.items():
+        if saved.untyped_storage()._cdata == whole.untyped_storage()._cdata:
+            return buffers[name], saved.shape, saved.stride(), int(saved.storage_offset()), saved.dtype
+    return saved
+
+
+def _unpack(kept: Tensor | _Kept) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    buffer, shape, strides, offset, dtype = kept
+    return buffer.as_strided(shape, strides, offset).to(dtype)

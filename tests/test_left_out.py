@@ -1,0 +1,99 @@
+"""What no plan can name: a mixture of experts in a run, in a forecast and in a plan."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import architectures
+import pytest
+import torch
+from bitrank.cli import main
+from bitrank.configs import find_config
+from bitrank.events import read_events
+from bitrank.held import base_bytes
+from bitrank.models import open_model
+from bitrank.notices import hear_warnings, told_left_out
+from bitrank.outline import outline
+from bitrank.plans import make_plans, store_base
+from bitrank.profiles import find_profile
+from bitrank.record import Record
+from bitrank.skeleton import skeleton
+from bitrank.specs import make_spec
+from bitrank.starts import starting_point
+from bitrank.tiny import build_tiny
+from bitrank_quant import LeftOut, stored_bytes, weight_matrices
+from bitrank_trainer import ALONE, OwnAttention
+
+EXPERTS = 2 * 4 * (256 * 64 + 64 * 128)  # in two blocks; their routers are 4 × 64 each
+ROUTERS = 2 * 4 * 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts with the tokenizer of the tiny models."""
+    made = tmp_path_factory.mktemp("mixtral")
+    build_tiny("tiny-llama", made)
+    (made / "model.safetensors").unlink()
+    architectures.build("mixtral").save_pretrained(made)
+    return made
+
+
+def spec_of(folder: Path, config: str) -> Any:
+    return make_spec(find_profile("smoke"), config, "toy_articles", {"model": str(folder), "dtype": "fp32"})
+
+
+@pytest.mark.parametrize(("config", "bits"), [("B-FP", 16.0), ("B-Q4", 15.0)])
+def test_experts_take_16_bits_and_are_named(folder: Path, config: str, bits: float) -> None:
+    spec = spec_of(folder, config)
+    loaded = open_model(spec, 0, "cpu", torch.float32)
+    plans = make_plans(find_config(config), loaded)
+    assert sum(one.numbers for one in plans.left) == EXPERTS + ROUTERS
+    assert plans.left[0].reason == "3 dimensions, in a MixtralExperts"
+    store_base(spec, loaded, plans.bits, starting_point(spec, plans.ranks), "cpu", torch.float32)
+    held = stored_bytes(loaded.model).total
+    assert held * 8 / loaded.parameters == pytest.approx(bits, abs=0.3)
+    bare = skeleton(str(folder), spec.kind, 2, torch.float32)
+    words = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
+    assert base_bytes(bare, plans.bits, weight_matrices(bare), **words) == held
+    assert list(outline(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
+
+
+def test_a_run_writes_them_down_and_says_them(folder: Path, tmp_path: Path) -> None:
+    loaded = open_model(spec_of(folder, "B-FP"), 0, "cpu", torch.float32)
+    plans = make_plans(find_config("B-FP"), loaded)
+    Record(tmp_path, ALONE).plan(plans.bits, plans.ranks, plans.free, plans.left, loaded.parameters)
+    left = json.loads((tmp_path / "plan.json").read_text())["left_in_16_bits"]
+    assert list(left) == [one.name for one in plans.left] and left[plans.left[0].name]["numbers"] == plans.left[0].numbers
+    (said,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "notice"]
+    assert said["message"].startswith("86.6% of the weights stay in 16 bits")
+
+
+def test_the_outline_of_a_plan_names_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(folder / "config.json"), "--budget", "15.9bits"]
+    assert main([*words, "--json"]) == 0
+    left = json.loads(capsys.readouterr().out)["left_in_16_bits"]
+    assert sum(one["numbers"] for one in left.values()) == EXPERTS + ROUTERS
+    assert main(words) == 0
+    assert "86.6% of the weights stay in 16 bits" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_left_out_is_told_by_kind_and_share() -> None:
+    left = [LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions") for n in range(9) for part in ("up", "down")]
+    assert told_left_out(left, 6000) == (
+        "90.0% of the weights stay in 16 bits, whatever the plan, and get no adapter: layers.*.experts.up (3 dimensions), "
+        "layers.*.experts.down (3 dimensions)"
+    )
+    assert told_left_out([], 6000) is None
+    many = [LeftOut(f"part{n}", 1, "x") for n in range(5)]
+    assert str(told_left_out(many, 10)).endswith("part2 (x) and 2 more")
+
+
+def test_an_attention_of_a_models_own_becomes_a_notice() -> None:
+    told: list[Any] = []
+    with warnings.catch_warnings(), hear_warnings(told.append):
+        warnings.simplefilter("always")
+        warnings.warn("T5Attention attends with the keyword 'position_bias'", OwnAttention, stacklevel=1)
+    assert [(one["event"], one["message"]) for one in told] == [("notice", "T5Attention attends with the keyword 'position_bias'")]
