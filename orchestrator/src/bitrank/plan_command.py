@@ -95,10 +95,10 @@ def _measured(arguments: argparse.Namespace) -> int:
 
 
 def _outlined(arguments: argparse.Namespace) -> int:
-    from bitrank.planning.files import plan_data, save_plan
-    from bitrank.planning.outlined import outlined_problem, training_memory
     from bitrank_planner import Effort
 
+    from bitrank.planning.files import plan_data, save_plan
+    from bitrank.planning.outlined import outlined_problem, training_memory
     from bitrank.planning.planners import plan_by
     from bitrank.planning.showing import proven
 

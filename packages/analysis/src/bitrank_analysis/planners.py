@@ -134,9 +134,7 @@ def _outcome(rows: pd.DataFrame) -> str:
         return f"differs from {len(apart)} of {len(rows)} on the examples of one seed, {sides}; {rest} are not told apart"
     beaten, ahead = rows[rows["verdict"] == WORSE], rows[rows["verdict"] == BETTER]
     rest = len(rows) - len(beaten) - len(ahead)
-    return (
-        f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{_named(ahead)}, and stands unresolved or equivalent with {rest}"
-    )
+    return f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{_named(ahead)}, and stands unresolved or equivalent with {rest}"
 
 
 def _ahead(rows: pd.DataFrame) -> pd.DataFrame:

@@ -38,9 +38,7 @@ def arms(generator: np.random.Generator, n: int, right: float, gap: float = 0.0,
 NOISES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
     "documents": lambda generator, tokens: generator.normal(0, 0.03, len(tokens)),
     "tokens": lambda generator, tokens: generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens),
-    "both": lambda generator, tokens: (
-        generator.normal(0, 0.03, len(tokens)) + generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens)
-    ),
+    "both": lambda generator, tokens: generator.normal(0, 0.03, len(tokens)) + generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens),
     "heavy": lambda generator, tokens: 0.03 * generator.standard_t(3, len(tokens)),
 }
 

@@ -34,9 +34,7 @@ def classifiers(
     return arms_of(answers_ASN.astype(float), np.ones(n), "acc")
 
 
-def language_models(
-    generator: np.random.Generator, spread: float, gains: Gains = SAME, n: int = 30, seeds: int = 3
-) -> dict[str, Arm]:
+def language_models(generator: np.random.Generator, spread: float, gains: Gains = SAME, n: int = 30, seeds: int = 3) -> dict[str, Arm]:
     """Log-perplexities with their gain; an arm is better on some documents in all its runs, and on others in one."""
     tokens_N = np.maximum(np.rint(np.exp(generator.normal(np.log(900), 1.2, n))), 5)
     shape = (len(CONFIGS), seeds)

@@ -136,9 +136,7 @@ class _Program:
         distance = float(self._cost_X[best_N].sum()) - bound
         return np.flatnonzero(reduced_X <= distance + noise) if distance > GAP * abs(bound) + noise else np.array([], dtype=int)
 
-    def _branched(
-        self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None
-    ) -> tuple[np.ndarray, float] | None:
+    def _branched(self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None) -> tuple[np.ndarray, float] | None:
         """The best plan among the options ``core`` (X indices), to the gap, and the bound then proven.
 
         A plan's cost lies between ``bound`` and that plus ``distance``. ``best_N`` is the plan to improve on. Outside the core no plan
@@ -268,9 +266,7 @@ def _milp(
     if options["time_limit"] <= 0.0:
         return _Branched(None, -np.inf, ended=False)
     with silenced():
-        found = milp(
-            cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=options
-        )
+        found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=options)
     if found.status == _STOPPED or _LIMITED in found.message:
         bound = -np.inf if found.mip_dual_bound is None else float(found.mip_dual_bound)
         return _Branched(None if found.x is None else np.rint(found.x).astype(int), bound, ended=False)

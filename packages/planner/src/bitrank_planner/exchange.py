@@ -32,8 +32,8 @@ def exchange(
 ) -> np.ndarray | None:
     """One option per item (N indices into X) within the limits, by exchanges from ``start_N``, which may be above them.
 
-    Stops when no time is ``left`` (seconds, asked before each exchange), at a cost within ``gap``, relative, of ``bound``, or when no pair lowers the cost any more, nor with ``fours`` two pairs at once.
-    None when no pair brings ``start_N`` within the limits.
+    Stops when no time is ``left`` (seconds, asked before each exchange), at a cost within ``gap``, relative, of ``bound``, or when no
+    pair lowers the cost any more, nor with ``fours`` two pairs at once. None when no pair brings ``start_N`` within the limits.
     """
     chosen_N = start_N.copy()
     count = len(start_N) + _MOVES // 2  # the chosen ones, whose reduced cost is zero, are among them

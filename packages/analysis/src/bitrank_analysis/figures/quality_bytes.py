@@ -69,9 +69,7 @@ def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str
 def _title(points: pd.DataFrame, evidence: Evidence, cost: str) -> str:
     if len(points) == 1:
         return f"One arm only, {points['config'].iloc[0]}: no front of {cost} to draw"
-    sure, unresolved = (
-        [str(name) for name in points[points["membership"] == word].sort_values("x")["config"]] for word in (ON, OPEN)
-    )
+    sure, unresolved = ([str(name) for name in points[points["membership"] == word].sort_values("x")["config"]] for word in (ON, OPEN))
     front = f"the front of {cost} and {words.name(evidence.metric)}"
     doubt = f"unresolved for {words.listed(unresolved)}" if unresolved else ""
     if not sure:

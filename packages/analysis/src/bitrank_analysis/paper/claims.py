@@ -54,9 +54,7 @@ def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -
             "configs."
         )
     if verdict == ALIKE:
-        return (
-            f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is no verdict on the configs."
-        )
+        return f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is no verdict on the configs."
     if verdict == UNRESOLVED:
         remains = "remains" if len(group) == 1 else "remain"
         return f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within {margin} is shown."

@@ -156,7 +156,8 @@ def _factorial(task: Evidence) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in task.factorial.to_dict("records"):
         name = f"{task.task}/factorial/{row['effect']}"
-        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in ("estimate", "low", "high") if _known(row[key])}
+        known = [key for key in ("estimate", "low", "high") if _known(row[key])]
+        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in known}
         found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm")}
         found[f"{name}/verdict"] = row["verdict"]
     return found

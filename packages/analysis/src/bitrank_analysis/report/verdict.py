@@ -107,7 +107,8 @@ def _how_sure(evidence: Sequence[Evidence]) -> str:
     )
     if not parts:
         return f"How sure: nothing was compared, and {tail}."
-    return f"How sure: p values are corrected (Holm) over the comparisons of each task, which is a family of its own; {'; '.join(parts)}; {tail}."
+    family = "p values are corrected (Holm) over the comparisons of each task, which is a family of its own"
+    return f"How sure: {family}; {'; '.join(parts)}; {tail}."
 
 
 def _power(task: Evidence) -> str:

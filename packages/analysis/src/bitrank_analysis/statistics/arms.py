@@ -20,7 +20,8 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
 
     Accuracy: the mean over seeds, with Wilson's interval for n examples (with several seeds this is wide rather than narrow: averaging
     seeds can only lessen an example's variance). Perplexity: of the mean log-perplexity, with the interval that inverts sign flips of
-    documents (NaN for fewer than six: their flips allow no test at 5 %). ``zero`` is the same mean of the quality before training, NaN where it was not measured.
+    documents (NaN for fewer than six: their flips allow no test at 5 %).
+    ``zero`` is the same mean of the quality before training, NaN where it was not measured.
     """
     runs = study.runs[study.runs["task"] == task]
     return pd.DataFrame([_row(arm, runs[runs["config"] == config], alpha) for config, arm in load_arms(study, task).items()])

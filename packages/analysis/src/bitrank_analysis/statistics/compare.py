@@ -148,9 +148,7 @@ def _perplexity(gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, asked
     return row | {"effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z"}
 
 
-def _both_sources(
-    found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None
-) -> dict[str, Any]:
+def _both_sources(found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None) -> dict[str, Any]:
     low, high = found.interval(asked.alpha)
     family_low, family_high = found.interval(asked.alpha / asked.family)
     return {

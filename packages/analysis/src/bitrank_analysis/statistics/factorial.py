@@ -47,18 +47,14 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     return _frame(rows, notes if len(seeds) > 1 else [*notes, ONE_SEED], alpha)
 
 
-def contrast(
-    values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None
-) -> Confidence:
+def contrast(values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None) -> Confidence:
     """One effect from four paired values (4, N), averaged over seeds, in the order of ``CELLS``; ``bounded`` values lie in [0, 1]."""
     values_N = np.asarray(CONTRASTS[effect], dtype=np.float64) @ values_4N
     span = float(np.abs(CONTRASTS[effect]).sum() / 2)
     return of_bounded(values_N, span, seeds) if bounded else of_documents(values_N, weights_N, seeds)
 
 
-def _effect(
-    effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float
-) -> dict[str, object]:
+def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float) -> dict[str, object]:
     values_4SN, weights_N = np.stack([arm.over(seeds) for arm in four]), four[0].weights_N
     per_seed_S = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
     size = float(np.square(CONTRASTS[effect]).sum())
