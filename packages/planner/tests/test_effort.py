@@ -98,8 +98,9 @@ def test_the_bound_holds_for_every_plan(problem: Problem, nodes: int | None) -> 
     costs = [other.cost for other in every_plan(problem) if problem.fits(other)]
     slack = 1e-9 * max(1.0, *(abs(cost) for cost in costs))
     assert problem.fits(plan) and plan.bound is not None and plan.bound <= min(costs) + slack
-    if nodes is None and plan.cost > 0:
-        assert plan.gap is not None and plan.gap <= 2 * GAP
+    if nodes is None:
+        rounding = 1e-12 * sum(max(abs(option.cost) for option in item.options) for item in problem.items)
+        assert plan.cost - plan.bound <= 2 * GAP * abs(plan.cost) + rounding
 
 
 def test_a_search_that_ended_by_itself_is_the_one_without_a_limit() -> None:

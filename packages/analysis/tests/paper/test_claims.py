@@ -182,8 +182,8 @@ def test_descriptions_are_told_only_where_measured(maker: Any, tmp_path: Path) -
     harm, memory = descriptions(evidence)
     assert harm.startswith("Before any training, NF4 moves perplexity from 40.00 (B-FP) to 44.80 (B-Q4);")
     assert (
-        memory
-        == "B-Q4 stores 24.0 MiB less than B-FP, and training it peaks within 53 MiB of it, which is what repeats differ by (means over runs, no test)."
+        memory == "B-Q4 stores 24.0 MiB less than B-FP, and training it peaks within 53 MiB of it, which is what repeats differ by "
+        "(means over runs, no test)."
     )
     unmeasured = replace(evidence, arms=evidence.arms.assign(zero=math.nan, peak_mib=math.nan))
     assert descriptions(unmeasured) == []
