@@ -38,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "repairs what quantization lost (default: lq-lora)")  # fmt: skip
     parser.add_argument("--evaluations", type=int, default=24, help="plans that a search may try (default: 24)")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="what exact, bits-only and rank-only may search for (a format); then "
+                        "the best plan so far comes with its proven gap (default: 60)")  # fmt: skip
     parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
     parser.add_argument("--store", default="runs", help="where finished runs tell how long training takes (default: runs)")
     parser.add_argument("--matrices", action="store_true", help="list every matrix too")
@@ -63,12 +65,13 @@ def _measured(arguments: argparse.Namespace) -> int:
     from bitrank.forecast import forecast
     from bitrank.planning.files import plan_data, save_plan
     from bitrank.planning.making import Wanted, make_plan
+    from bitrank.planning.showing import proven
 
     given = {"model": arguments.model} if arguments.model else {}
     spec = make_spec(find_profile(arguments.profile), "B-FP", arguments.task, given | dict(parse_setting(text) for text in arguments.set))
     wanted = Wanted(
         arguments.budget, arguments.planner, _choices(arguments), arguments.max_trainable, _pins(arguments.pin), arguments.evaluations,
-        arguments.steps,
+        arguments.steps, arguments.seconds,
     )  # fmt: skip
     made = make_plan(spec, wanted, _told)
     data = plan_data(made.plan, made.sizes, made.problem.budget, arguments.init)
@@ -80,6 +83,7 @@ def _measured(arguments: argparse.Namespace) -> int:
         f"({8 * made.plan.nbytes / made.sizes.parameters:.2f} bits a parameter)",
         "trainable": f"{made.plan.trainable:,} numbers",
         "added loss": f"{made.plan.cost:.4f} nats, of {made.tables.base:.4f} measured in 16 bits",
+        **proven(made.plan, arguments.seconds),
         "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, gradients "
         f"{_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, activations {_mib(parts.activations)}, "
         f"process {_mib(parts.imports + parts.overhead)}",
@@ -91,9 +95,12 @@ def _measured(arguments: argparse.Namespace) -> int:
 
 
 def _outlined(arguments: argparse.Namespace) -> int:
+    from bitrank_planner import Effort
+
     from bitrank.planning.files import plan_data, save_plan
     from bitrank.planning.outlined import outlined_problem, training_memory
-    from bitrank.planning.planners import PLANNERS
+    from bitrank.planning.planners import plan_by
+    from bitrank.planning.showing import proven
 
     if arguments.planner not in {"exact", "greedy", "uniform", "bits-only", "rank-only"}:
         raise UserError(
@@ -106,13 +113,14 @@ def _outlined(arguments: argparse.Namespace) -> int:
     from bitrank.planning.making import matched
 
     problem = problem.pinned(matched(_pins(arguments.pin), [item.name for item in problem.items]))
-    plan = PLANNERS[arguments.planner](problem, None)  # type: ignore[arg-type]
+    plan = plan_by(arguments.planner, problem, None, Effort(arguments.seconds))  # type: ignore[arg-type]
     parts = training_memory(spec, plan)
     data = plan_data(plan, sizes, problem.budget, arguments.init) | {"forecast": vars(parts), "sensitivities": "prior"}
     shown = {
         "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes ({8 * plan.nbytes / sizes.parameters:.2f} bits a parameter of "
         f"{sizes.parameters:,})",
         "added loss": f"{plan.cost:.3f} nats by prior (nothing was measured: see bitrank.prior)",
+        **proven(plan, arguments.seconds),
         "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, libraries not counted: weights "
         f"{_mib(parts.weights)}, adapters {_mib(parts.adapters)}, gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}",

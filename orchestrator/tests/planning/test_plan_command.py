@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bitrank.cli import main
+from bitrank.planning.showing import proven
 from bitrank.planning.sizes import sizes_of
 from bitrank.profiles import find_profile
 from bitrank.specs import make_spec
+from bitrank_planner import Plan
 
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
 
@@ -53,6 +56,25 @@ def test_pins_hold(capsys: Any) -> None:
     assert {data["precision"][n] for n in data["precision"] if "down_proj" in n} == {"int8"}
     assert {r for n, r in data["ranks"].items() if "down_proj" in n} == {4}
     assert {r for n, r in data["ranks"].items() if "q_proj" in n} == {2}
+
+
+def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
+    words = ("--task", "toy_sentences", "--budget", "12bits")
+    for planner in ("exact", "rank-only"):
+        data = planned(capsys, *words, "--planner", planner)
+        assert 0 <= data["proven_gap"] <= 1e-6 and data["proven_lower_bound"] <= data["predicted_added_loss"]
+    assert planned(capsys, *words, "--planner", "greedy")["proven_gap"] is None
+    assert main(["plan", *SMOKE, *words]) == 0
+    assert "no plan of the kind has less" in capsys.readouterr().out
+    assert "expected seconds above 0" in refused(capsys, *words, "--seconds", "0")
+
+
+def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:
+    plan = Plan("exact", {}, {}, 10, 2.0, 0, (), bound=1.9)
+    assert proven(plan, 60.0) == {
+        "proven": "no plan of the kind has less than 1.9000 nats: at most 5 % to gain; 60 seconds of search ended first"
+    }
+    assert proven(replace(plan, bound=None), 60.0) == {}
 
 
 @pytest.mark.parametrize("planner", ["nsga2", "bayes", "random", "anneal"])

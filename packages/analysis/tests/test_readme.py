@@ -21,4 +21,4 @@ def test_the_first_example_runs(new_maker, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     exec(compile(match[1], "README.md", "exec"), {"__name__": "readme"})
     said = capsys.readouterr().out
-    assert "unresolved" in said and "worse" in said and "interaction" in said and "One seed was run" in said
+    assert "unresolved" in said and "differs on" in said and "interaction" in said and "One seed was run" in said

@@ -14,12 +14,18 @@ from bitrank.planning.sizes import Sizes
 
 
 def plan_data(plan: Plan, sizes: Sizes, budget: int, init: str) -> dict[str, Any]:
-    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its adapters are meant to start."""
+    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its adapters are meant to start.
+
+    ``proven_lower_bound`` is an added loss that no plan of the kind is predicted to fall below, ``proven_gap`` what a better one could
+    save at most, relative; both None where the planner proves nothing.
+    """
     return {
         "planner": plan.solver,
         "budget": budget,
         "bytes": plan.nbytes,
         "predicted_added_loss": plan.cost,
+        "proven_lower_bound": plan.bound,
+        "proven_gap": plan.gap,
         "trainable": plan.trainable,
         "init": init,
         "precision": plan.precision,

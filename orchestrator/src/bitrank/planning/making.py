@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitrank_data import cache_dir
-from bitrank_planner import SEARCHES, Plan, Problem
+from bitrank_planner import SEARCHES, Effort, Plan, Problem
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError, unknown
@@ -17,7 +17,7 @@ from bitrank.measuring import Tables, measure
 from bitrank.planning.budgets import parse_budget
 from bitrank.planning.costs import Choices, make_problem, unmeasured
 from bitrank.planning.interplay import calibrated
-from bitrank.planning.planners import PLANNERS
+from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.searching import search
 from bitrank.planning.sizes import Sizes, sizes_of
 from bitrank.provenance import code_hash
@@ -32,7 +32,7 @@ Pins = Mapping[str, tuple[str | None, int | None]]
 class Wanted:
     """What a plan is asked to be: ``planner`` by name, ``budget`` in words, ``pins`` by a part of a module's name.
 
-    ``evaluations`` plans of ``steps`` optimizer steps are what a search may look at.
+    ``evaluations`` plans of ``steps`` optimizer steps are what a search may look at, ``seconds`` what the exact planner may take.
     """
 
     budget: str
@@ -42,6 +42,7 @@ class Wanted:
     pins: Pins | None = None
     evaluations: int = 24
     steps: int = 10
+    seconds: float = Effort.seconds
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def make_plan(spec: RunSpec, wanted: Wanted, told: Callable[[str], None] = lambd
     problem = problem.pinned(matched(wanted.pins or {}, [item.name for item in problem.items]))
     started = time.monotonic()
     if wanted.planner in PLANNERS:
-        plan = PLANNERS[wanted.planner](problem, tables)
+        plan = plan_by(wanted.planner, problem, tables, Effort(wanted.seconds))
         return Made(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     found = search(
         wanted.planner, problem, spec, tables, evaluations=wanted.evaluations, steps=wanted.steps,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from bitrank_planner import Item, Plan, PlanError, Problem, bits_only, exact, greedy, rank_only
+from bitrank_planner import Effort, Item, Plan, PlanError, Problem, bits_only, exact, greedy, rank_only
 from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, at_budget
 
 from bitrank.measuring import Tables
@@ -24,14 +24,24 @@ def uniform(problem: Problem, tables: Tables) -> Plan:
     return _best((_one_pair(problem, fmt, rank) for fmt in _formats(problem) for rank in _ranks(problem)), problem, "uniform")
 
 
-def bits(problem: Problem, tables: Tables) -> Plan:
-    """The exact plan with rank 8 everywhere: what choosing bits alone is worth."""
-    return replace(exact(bits_only(problem, FIXED_RANK)), solver="bits-only")
+def joint(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+    """The exact plan."""
+    return exact(problem, effort)
 
 
-def ranks(problem: Problem, tables: Tables) -> Plan:
-    """The exact plan with one format everywhere, the best one: what choosing ranks alone is worth."""
-    return _best((_solved(rank_only(problem, fmt)) for fmt in _formats(problem)), problem, "rank-only")
+def bits(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+    """The exact plan with rank 8 everywhere: what choosing bits alone is worth. Its bound is of plans of this kind."""
+    return replace(exact(bits_only(problem, FIXED_RANK), effort), solver="bits-only")
+
+
+def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+    """The exact plan with one format everywhere, the best one: what choosing ranks alone is worth. Each format has the whole effort.
+
+    Its bound is of plans of this kind.
+    """
+    plans = [plan for fmt in _formats(problem) if (plan := _solved(rank_only(problem, fmt), effort)) is not None]
+    bounds = [plan.bound for plan in plans if plan.bound is not None]
+    return replace(_best(plans, problem, "rank-only"), bound=min(bounds, default=None))
 
 
 def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
@@ -43,9 +53,9 @@ def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
     return plan if problem.fits(plan) else None
 
 
-def _solved(problem: Problem) -> Plan | None:
+def _solved(problem: Problem, effort: Effort | None) -> Plan | None:
     try:
-        return exact(problem)
+        return exact(problem, effort)
     except PlanError:
         return None
 
@@ -121,7 +131,7 @@ def _ranks(problem: Problem) -> list[int]:
 
 
 PLANNERS: dict[str, Planner] = {
-    "exact": lambda problem, tables: exact(problem),
+    "exact": joint,
     "greedy": lambda problem, tables: greedy(problem),
     "uniform": uniform,
     "bits-only": bits,
@@ -131,3 +141,11 @@ PLANNERS: dict[str, Planner] = {
     **{name: partial(_by_rank_rule, name) for name in RANK_HEURISTICS if name != "uniform"},
     **{name: partial(_by_precision_rule, name) for name in PRECISION_HEURISTICS if name != "all_in"},
 }
+_SEARCHED: dict[str, Callable[[Problem, Tables, Effort], Plan]] = {"exact": joint, "bits-only": bits, "rank-only": ranks}
+
+
+def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort) -> Plan:
+    """The plan of the planner called ``name``; ``effort`` is for those that search."""
+    if name in _SEARCHED:
+        return _SEARCHED[name](problem, tables, effort)
+    return PLANNERS[name](problem, tables)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from bitrank_planner import Item, Plan
+from bitrank_planner import GAP, Item, Plan
 from bitrank_quant import parse_format
 from rich.console import Group, RenderableType
 from rich.style import Style
@@ -31,6 +31,18 @@ def plan_view(plan: Plan, items: Sequence[Item], predicted: Mapping[str, str]) -
         Text(),
         _predicted(plan, predicted),
     )
+
+
+def proven(plan: Plan, seconds: float) -> dict[str, str]:
+    """What the planner has proven of the added loss, as a row; none where it proves nothing."""
+    if plan.gap is None or plan.bound is None:
+        return {}
+    if plan.gap <= GAP:
+        return {"proven": f"no plan of the kind has less (to {GAP:.0e} of it)"}
+    return {
+        "proven": f"no plan of the kind has less than {plan.bound:.4f} nats: at most {100 * plan.gap:.2g} % to gain; {seconds:g} seconds "
+        "of search ended first"
+    }
 
 
 def plan_lines(plan: Plan, items: Sequence[Item]) -> Table:

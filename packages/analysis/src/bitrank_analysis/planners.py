@@ -12,6 +12,7 @@ import pandas as pd
 
 from bitrank_analysis import words
 from bitrank_analysis.statistics.compare import compare
+from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import Table
@@ -123,7 +124,24 @@ def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
 
 
 def _outcome(rows: pd.DataFrame) -> str:
-    beaten, ahead = rows[rows["verdict"] == "worse"], rows[rows["verdict"] == "better"]
-    names = f" ({words.listed(list(ahead['config']))})" if len(ahead) else ""
+    """Counts of won and lost comparisons; with one seed, counts of the arms that differ and on which side they are."""
+    apart = rows[rows["verdict"] == DIFFERS]
+    if len(apart):
+        ahead = _ahead(apart)
+        behind = len(apart) - len(ahead)
+        sides = f"ahead of {behind} and behind {len(ahead)}{_named(ahead)}"
+        rest = len(rows) - len(apart)
+        return f"differs from {len(apart)} of {len(rows)} on the examples of one seed, {sides}; {rest} are not told apart"
+    beaten, ahead = rows[rows["verdict"] == WORSE], rows[rows["verdict"] == BETTER]
     rest = len(rows) - len(beaten) - len(ahead)
-    return f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{names}, and stands unresolved or equivalent with {rest}"
+    return f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{_named(ahead)}, and stands unresolved or equivalent with {rest}"
+
+
+def _ahead(rows: pd.DataFrame) -> pd.DataFrame:
+    """The arms whose difference from the reference is on the better side."""
+    gain = rows["difference"].where(rows["metric"] == "acc", -rows["difference"])
+    return rows[gain > 0]
+
+
+def _named(rows: pd.DataFrame) -> str:
+    return f" ({words.listed(list(rows['config']))})" if len(rows) else ""

@@ -129,7 +129,10 @@ def _comparisons(evidence: Evidence) -> Table:
         "tost_p_holm": ("p equal (Holm)", words.p_value),
         "verdict": ("Verdict", str),
     }
-    return _table(evidence, "comparisons", f"Paired differences in {words.name(evidence.metric)}", evidence.comparisons, heads)
+    several = not evidence.comparisons.empty and (evidence.comparisons["seeds"] > 1).any()
+    over = "examples and seeds together" if several else "examples"
+    caption = f"Paired differences in {words.name(evidence.metric)}, intervals over {over}"
+    return _table(evidence, "comparisons", caption, evidence.comparisons, heads)
 
 
 def _front(evidence: Evidence) -> Table:
@@ -142,10 +145,10 @@ def _front(evidence: Evidence) -> Table:
         "cost": ("Cost", str),
         "x": ("Value", _fixed(1)),
         "quality": ("Quality", lambda value: words.quality(value, evidence.metric)),
-        "on_front": ("On the front", lambda value: "yes" if value else "no"),
+        "membership": ("On the front", str),
         "probability": ("Probability", _fixed(2)),
     }
-    return _table(evidence, "pareto", "Fronts of cost and quality; probability over the bootstrap", frame, heads)
+    return _table(evidence, "pareto", "Fronts of cost and quality; probability over resamples", frame, heads)
 
 
 def _factorial(evidence: Evidence) -> Table:
@@ -160,6 +163,7 @@ def _factorial(evidence: Evidence) -> Table:
         "high": ("95 % high", as_change),
         "p": ("p", words.p_value),
         "p_holm": ("p (Holm)", words.p_value),
+        "verdict": ("Verdict", str),
     }
     return _table(evidence, "factorial", f"Rank by precision, in {words.unit(evidence.metric)}", evidence.factorial, heads)
 

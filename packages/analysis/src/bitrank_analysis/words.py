@@ -31,7 +31,9 @@ def margin(value: float, metric: str) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero has no sign."""
+    """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero has no sign, and what could not be had is a dash."""
+    if math.isnan(value):
+        return NOTHING
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else ("−" if value < 0 else "+") + text
 

@@ -16,6 +16,7 @@ from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.figures import FIGURES, Figure, draw_all, save, spec, style
 from bitrank_analysis.figures.memory import memory_parts
 from bitrank_analysis.figures.theme import side_by_side
+from bitrank_analysis.statistics.verdicts import DIFFERS
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -64,6 +65,25 @@ def test_titles_follow_the_verdicts(evidence: dict[str, Evidence]) -> None:
     verdicts = ["better" if row.candidate == "Joint-2" and row.baseline == "B-FP" else "unresolved" for row in rows.itertuples()]
     one = replace(evidence["movies"], comparisons=rows.assign(verdict=verdicts))
     assert FIGURES["forest"](one).title == "Joint-2 better than B-FP; nothing resolved against B-Q4"
+    seed = replace(evidence["movies"], comparisons=rows.assign(verdict=[word.replace("better", DIFFERS) for word in verdicts]))
+    assert FIGURES["forest"](seed).title == ("On these examples, with one seed: Joint-2 apart from B-FP; nothing resolved against B-Q4")
+
+
+def test_the_front_title_tells_sure_from_open(evidence: dict[str, Evidence]) -> None:
+    front = evidence["movies"].memory_front
+    names = list(front.sort_values("x")["config"])
+
+    def title(*membership: str) -> str:
+        words = dict(zip(names, membership, strict=True))
+        marked = front.assign(membership=front["config"].map(words))
+        return FIGURES["quality-memory"](replace(evidence["movies"], memory_front=marked)).title
+
+    assert title("yes", "unresolved", *["no"] * 4) == (f"{names[0]} is on the front of peak memory and accuracy; unresolved for {names[1]}")
+    assert title("unresolved", "unresolved", *["no"] * 4).startswith(
+        "No arm is surely on the front of peak memory and accuracy; unresolved"
+    )
+    assert "peak memory varies by" in FIGURES["quality-memory"](evidence["movies"]).note
+    assert "varies by" not in FIGURES["quality-bytes"](evidence["movies"]).note
 
 
 def test_the_parts_of_memory_add_up_to_the_peak(evidence: dict[str, Evidence]) -> None:

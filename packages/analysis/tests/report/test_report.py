@@ -16,6 +16,7 @@ from bitrank_analysis.report import collect, write_report
 from bitrank_analysis.report.page import page
 from bitrank_analysis.report.side_by_side import disagreements, side_by_side
 from bitrank_analysis.report.verdict import verdict
+from bitrank_analysis.statistics.verdicts import ALIKE, DIFFERS, UNRESOLVED
 from studies import add_study
 
 
@@ -73,7 +74,9 @@ def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 30 + [False] * 10)
     maker.classifier("B-Q4", [True] * 12 + [False] * 28)
     report = collect(load_study(open_store(str(tmp_path))))
-    assert report.verdict[0].startswith("Against B-FP, on movies B-Q4 is worse (−45.0 points of accuracy")
+    assert report.verdict[0].startswith("Against B-FP, on movies, on the examples of one seed, B-Q4 (−45.0 points of accuracy")
+    assert report.verdict[0].endswith(" differs: what another seed would give is not known.")
+    assert not any(word in " ".join(report.verdict) for word in (" better", " worse", " as good"))
     drawn = {figure.name for figure in report.sections[0].figures}
     assert {"forest-movies", "quality-bytes-movies", "recovery-movies"} <= drawn
     assert not drawn & {"loss-movies", "memory-movies", "parameters-movies", "bits-map-movies", "rank-map-movies", "rank-layers-movies"}
@@ -132,8 +135,28 @@ def test_the_sentence_follows_the_verdicts(movies: Evidence) -> None:
     )
 
 
+def test_what_one_seed_shows_is_told_in_words_of_its_own(movies: Evidence) -> None:
+    assert judged(movies, Joint_2=(DIFFERS, 0.02), Joint_3=(DIFFERS, -0.03)) == (
+        "Against B-FP, on movies, on the examples of one seed, Joint-2 (+2.0 points of accuracy, 95 % interval +1.0 to +3.0) in 40 % fewer "
+        "stored bytes and Joint-3 (−3.0 points of accuracy, 95 % interval −4.0 to −2.0) in 40 % fewer stored bytes differ: what another "
+        "seed would give is not known."
+    )
+    assert judged(movies, Joint_2=(ALIKE, 0.001), Joint_3=(UNRESOLVED, 0.004)) == (
+        "Against B-FP, on movies, on the examples of one seed, Joint-2 is level within 1 point of accuracy (+0.1 points of accuracy, 95 % "
+        "interval −0.9 to +1.1) in 40 % fewer stored bytes, and Joint-3 is unresolved: what another seed would give is not known."
+    )
+
+
+def test_verdicts_have_the_colours_of_their_kind(maker: Any, tmp_path: Path) -> None:
+    """What one seed shows is not printed as a success or a failure."""
+    maker.classifier("B-FP", [True] * 30 + [False] * 10)
+    maker.classifier("B-Q4", [True] * 12 + [False] * 28)
+    html = page(collect(load_study(open_store(str(tmp_path)))))
+    assert f'<td class="verdict one-seed">{DIFFERS}</td>' in html and 'class="verdict worse"' not in html
+
+
 def test_lower_perplexity_is_the_better_one(maker: Any, tmp_path: Path) -> None:
-    add_study(maker, arms=("B-FP", "Joint-1", "Joint-2"), tasks=("wiki",))
+    add_study(maker, arms=("B-FP", "Joint-1", "Joint-2"), tasks=("wiki",), seeds=3)
     first = verdict([of(tmp_path, "wiki")])[0]
     assert "Joint-2" in first and "Joint-2 and Joint-1 are worse, the least so Joint-2 (+" in first
 

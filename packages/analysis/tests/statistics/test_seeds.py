@@ -1,4 +1,4 @@
-"""Seeds as blocks, the exact sign-flip test, and Holm."""
+"""The interval over seeds of one arm, the moderated spread of all arms, and Holm."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from bitrank_analysis import AnalysisError
-from bitrank_analysis.statistics.accuracy import Paired, mcnemar_exact
+from bitrank_analysis.statistics.examples import Arm
 from bitrank_analysis.statistics.families import holm
-from bitrank_analysis.statistics.seeds import equivalence, over_seeds, sign_flip
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
+from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
+from bitrank_analysis.statistics.seeds import over_seeds
+from scipy import special, stats
+from statsmodels.stats.multitest import multipletests
 
 
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_with_one_seed_the_sign_flip_is_mcnemar(gain: int, loss: int, same: int) -> None:
-    differences = np.array([1] * gain + [-1] * loss + [0] * same, dtype=np.int64)
-    assert sign_flip(differences) == pytest.approx(mcnemar_exact(Paired(same, gain, loss, 0)))
-
-
-@settings(max_examples=25)
-@given(st.lists(st.integers(-5, 5), min_size=2, max_size=9))
-def test_with_several_it_is_scipys_exact_permutation_test(differences: list[int]) -> None:
-    peer = stats.permutation_test((np.array(differences),), lambda x, axis: np.abs(x.sum(axis=axis)), permutation_type="samples",
-                                  vectorized=True, n_resamples=np.inf, alternative="greater")  # fmt: skip
-    assert sign_flip(np.array(differences)) == pytest.approx(peer.pvalue)
+def arm(name: str, qualities: list[float], seeds: tuple[int, ...] | None = None) -> Arm:
+    """An arm whose runs have these qualities, on two examples that both weigh one."""
+    values_SN = np.repeat(np.array(qualities)[:, None], 2, axis=1)
+    return Arm(name, "acc", seeds or tuple(range(len(qualities))), values_SN, np.ones(2))
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -36,11 +27,83 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert all(math.isnan(limit) for limit in over_seeds(np.array([0.01])))
 
 
-def test_equivalence_over_seed_means() -> None:
-    assert equivalence(np.zeros(1000), 0.01) < 0.05 < equivalence(np.zeros(100), 0.01)
-    assert equivalence(np.full(1000, 0.2), 0.01) > 0.99
-    with pytest.raises(AnalysisError, match="margin between 0 and 1"):
-        equivalence(np.zeros(10), 2.0)
+def test_arms_that_spread_alike_are_pooled() -> None:
+    qualities_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.86, 0.87], [0.81, 0.81, 0.83], [0.85, 0.87, 0.83]])
+    spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(qualities_AS)])
+    assert spread is not None and spread.prior_df == math.inf
+    assert (spread.residual_df, spread.variance) == pytest.approx((8, qualities_AS.var(axis=1, ddof=1).mean()))
+    found = spread.error(qualities_AS[1] - qualities_AS[0], size=2.0)
+    assert (found.error, found.df) == pytest.approx((math.sqrt(2 * spread.variance / 3), 8))
+
+
+def test_what_a_seed_does_to_all_arms_alike_is_taken_out_where_it_shows() -> None:
+    values_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.85, 0.85], [0.70, 0.72, 0.75]]) + np.array([0.0, 0.3, -0.1])
+    apart = values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
+    spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(values_AS)])
+    assert spread is not None and spread.residual_df == pytest.approx(4)
+    assert spread.variance == pytest.approx((apart**2).sum() / 4, rel=0.5)
+    assert spread.variance < 0.02 * values_AS.var(axis=1, ddof=1).mean()
+
+
+def test_one_collapsed_run_does_not_widen_the_arms_beside_it() -> None:
+    spread = seed_spread([arm("a", [0.86, 0.861, 0.859]), arm("b", [0.80, 0.80, 0.798]), arm("c", [0.862, 0.86, 0.50])])
+    assert spread is not None
+    steady = spread.error(np.array([-0.06, -0.061, -0.061]), size=2.0)
+    collapsed = spread.error(np.array([0.002, -0.001, -0.359]), size=2.0)
+    assert steady.error < 0.01 and collapsed.error > 0.1
+
+
+def test_one_collapsed_run_leaves_every_comparison_its_own_spread() -> None:
+    """Pooled over twenty arms, the collapsed run's variance would be a twentieth of its own, and its arm would be surely worse."""
+    generator = np.random.default_rng(0)
+    arms = [arm(str(n), list(0.85 + generator.normal(0, 0.005, 3))) for n in range(19)]
+    collapsed = [0.85, 0.86, 0.50]
+    spread = seed_spread([*arms, arm("collapsed", collapsed)])
+    assert spread is not None and spread.prior_df < math.inf
+    values_AS = np.stack([*(one.values_SN[:, 0] for one in arms), np.array(collapsed)])
+    apart = values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
+    pooled = SeedSpread(float((apart**2).sum()) / 38, math.inf, 38.0)  # of a block design
+    differences = values_AS[-1] - values_AS[0]
+
+    def p(spread: SeedSpread) -> float:
+        found = spread.error(differences, size=2.0)
+        return float(2 * stats.t.sf(abs(differences.mean()) / found.error, found.df))
+
+    assert p(pooled) < 0.01 and p(spread) > 0.1
+
+
+def test_the_moderated_variance_is_smyths() -> None:
+    """Smyth (2004), section 6.2, by hand: the mean and the excess variance of log variances, by digamma and trigamma."""
+    qualities = [[0.0, 0.1, 0.2], [0.0, 0.0, 0.01], [0.3, 0.29, 0.1], [0.5, 0.52, 0.5], [0.2, 0.2, 0.6]]
+    values_AS = np.array(qualities)
+    spread = seed_spread([arm(str(n), row) for n, row in enumerate(qualities)])
+    log_A = np.log(values_AS.var(axis=1, ddof=1)) - special.digamma(1.0)
+    excess = log_A.var(ddof=1) - special.polygamma(1, 1.0)
+    assert spread is not None and excess > 0
+    assert special.polygamma(1, spread.prior_df / 2) == pytest.approx(excess)
+    expected = log_A.mean() + special.digamma(spread.prior_df / 2) - math.log(spread.prior_df / 2)
+    assert spread.variance == pytest.approx(math.exp(expected))
+    differences = values_AS[1] - values_AS[0]
+    found = SeedSpread(0.02, 3.0, 8.0).error(differences, size=2.0)
+    moderated = (3 * 0.04 + 2 * differences.var(ddof=1)) / 5
+    assert (found.error, found.df) == pytest.approx((math.sqrt(moderated / 3), 5))
+
+
+def test_one_seed_has_no_spread_and_arms_of_one_seed_are_left_out() -> None:
+    assert seed_spread([arm("a", [0.8]), arm("b", [0.9])]) is None
+    two = [arm("a", [0.80, 0.83, 0.79]), arm("b", [0.84, 0.85, 0.85])]
+    assert seed_spread([*two, arm("c", [0.1])]) == seed_spread(two)
+
+
+def test_runs_that_do_not_differ_at_all_have_no_spread() -> None:
+    spread = seed_spread([arm("a", [0.8, 0.8]), arm("b", [0.9, 0.9])])
+    assert spread is not None
+    assert spread.error(np.array([0.1, 0.1]), size=2.0).error == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [[0.2], [0.01, 0.02, 0.02, 0.9, 0.012], list(np.linspace(0.0, 0.05, 12))])
+def test_holm_is_statsmodels(p: list[float]) -> None:
+    assert holm(np.array(p)) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_holm_by_hand_and_with_a_gap() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bitrank_planner.errors import Infeasible, PlanError
-from bitrank_planner.exact import GAP, exact
+from bitrank_planner.exact import GAP, Effort, exact
 from bitrank_planner.greedy import greedy
 from bitrank_planner.knobs import bits_only, rank_only
 from bitrank_planner.problem import Item, Option, Plan, Problem
@@ -18,6 +18,7 @@ __all__ = [
     "GAP",
     "SEARCHES",
     "SOLVERS",
+    "Effort",
     "Found",
     "Infeasible",
     "Item",

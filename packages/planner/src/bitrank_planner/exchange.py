@@ -7,6 +7,8 @@ as in the subset-sum algorithm of Horowitz and Sahni (1974): pairs sorted by byt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 _MOVES = 1500  # options that are tried in pairs: those of least reduced cost
@@ -26,16 +28,19 @@ def exchange(
     rows_LX: np.ndarray,
     limits_L: np.ndarray,
     fours: bool,
+    left: Callable[[], float],
 ) -> np.ndarray | None:
     """One option per item (N indices into X) within the limits, by exchanges from ``start_N``, which may be above them.
 
-    Stops at a cost within ``gap``, relative, of ``bound``, or when no pair lowers the cost any more, nor with ``fours`` two pairs at once.
-    None when no pair brings ``start_N`` within the limits.
+    Stops when no time is ``left`` (seconds, asked before each exchange), at a cost within ``gap``, relative, of ``bound``, or when no
+    pair lowers the cost any more, nor with ``fours`` two pairs at once. None when no pair brings ``start_N`` within the limits.
     """
     chosen_N = start_N.copy()
     count = len(start_N) + _MOVES // 2  # the chosen ones, whose reduced cost is zero, are among them
     tried = np.sort(np.argsort(reduced_X, kind="stable")[:count])
     for _ in range(_PASSES):
+        if left() <= 0.0:
+            break
         slack_L = limits_L - rows_LX[:, chosen_N].sum(axis=1)
         fits = bool((slack_L >= 0).all())
         if fits and cost_X[chosen_N].sum() - bound <= gap * abs(bound):
@@ -54,7 +59,11 @@ def exchange(
             return chosen_N if fits else None
         for option in tried_now[pair[0]]:
             chosen_N[item_X[option]] = option
-    return chosen_N if fits else None
+    return chosen_N if _fits(chosen_N, rows_LX, limits_L) else None
+
+
+def _fits(chosen_N: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> bool:
+    return bool((rows_LX[:, chosen_N].sum(axis=1) <= limits_L).all())
 
 
 def _best_four(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -120,7 +120,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """A chosen format and rank for every matrix, and what the problem says of them. ``ranks`` leaves out matrices without an adapter."""
+    """A chosen format and rank for every matrix, and what the problem says of them. ``ranks`` leaves out matrices without an adapter.
+
+    ``bound`` is what the solver has proven that no plan of its problem can cost less than; None from a solver that proves nothing.
+    """
 
     solver: str
     precision: dict[str, str]
@@ -129,6 +132,15 @@ class Plan:
     cost: float
     trainable: int
     choices: tuple[int, ...]
+    bound: float | None = field(default=None, compare=False)
+
+    @property
+    def gap(self) -> float | None:
+        """How much a better plan could save at most, relative to this plan's cost; None where nothing is proven."""
+        if self.bound is None:
+            return None
+        saved = self.cost - self.bound
+        return saved / abs(self.cost) if self.cost else (0.0 if saved <= 0 else math.inf)
 
 
 def worth_having(item: Item, trainable: bool = False) -> list[int]:

@@ -9,7 +9,15 @@ from bitrank_analysis import words
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape
+from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE, short
 
+_SAID = {
+    BETTER: "better than",
+    AS_GOOD: "as good as",
+    DIFFERS: "apart from",
+    ALIKE: "level with",
+    WORSE: "worse than",
+}
 _SIDES = ("difference", "low", "high", "seed_low", "seed_high")
 
 
@@ -20,14 +28,15 @@ def forest(evidence: Evidence) -> Figure:
         raise AnalysisError(
             f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}"
         )
-    rows = pairs.assign(**{side: [words.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES})
+    changes = {side: [words.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
+    rows = pairs.assign(**changes, said=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]])
     margin = words.change(float(pairs["margin"].iloc[0]), evidence.metric)
     baselines = list(dict.fromkeys(rows["baseline"]))
     panels = [_panel(rows[rows["baseline"] == name], evidence, margin, last=name == baselines[-1]) for name in baselines]
     chart = alt.vconcat(*panels, spacing=8).resolve_scale(x="shared", color="shared", shape="shared")
     better = "right" if evidence.higher_is_better else "left"
-    seeds = "; thin bars: over seeds" if rows["seed_low"].notna().any() else ""
-    intervals = f"difference with 95 % interval over examples{seeds}"
+    several = rows["seed_low"].notna().any()
+    intervals = f"difference with 95 % interval over examples{' and seeds; thin bars: over seeds alone' if several else ''}"
     note = f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
     return Figure("forest", _title(pairs), chart, note)
 
@@ -49,7 +58,7 @@ def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) ->
         alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(style="guide").encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y, color=hue),
         base.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=hue, shape=form, tooltip=tips),
-        base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="verdict:N"),
+        base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="said:N"),
     ]
     seeded = rows.dropna(subset=["seed_low", "seed_high"])
     if len(seeded):
@@ -60,16 +69,19 @@ def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) ->
 
 
 def _title(pairs: pd.DataFrame) -> str:
-    if (pairs["verdict"] == "unresolved").all():
+    if (pairs["verdict"] == UNRESOLVED).all():
         return f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown to be small"
-    return "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in dict.fromkeys(pairs["baseline"]))
+    baselines = dict.fromkeys(pairs["baseline"])
+    title = "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in baselines)
+    one_seed = pairs["verdict"].isin((DIFFERS, ALIKE)).any()
+    return f"On these examples, with one seed: {title}" if one_seed else title
 
 
 def _against(rows: pd.DataFrame, baseline: str) -> str:
     """The verdicts against one baseline in words."""
-    named = {
-        verdict: [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]] for verdict in ("better", "as good as", "worse")
-    }
-    said = {"better": "better than", "as good as": "as good as", "worse": "worse than"}
-    told = [f"{words.listed(names)} {said[verdict]} {baseline}" for verdict, names in named.items() if names]
+    told = []
+    for verdict, said in _SAID.items():
+        names = [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]]
+        if names:
+            told.append(f"{words.listed(names)} {said} {baseline}")
     return ", ".join(told) if told else f"nothing resolved against {baseline}"

@@ -9,8 +9,7 @@ from bitrank_analysis import words
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape, side_by_side
-
-_SURE = 0.95
+from bitrank_analysis.statistics.pareto import ON, OPEN
 
 
 def quality_bytes(evidence: Evidence) -> Figure:
@@ -33,8 +32,11 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = ", small points single seeds" if evidence.seeds > 1 else ""
+    share = front.attrs.get("size_share", 0.0)
+    varies = f"; {cost} varies by {100 * share:.1f} % between runs (standard deviation)" if share else ""
     note = (
-        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front; arms of one size stand side by side."
+        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the means as measured"
+        f"{varies}; arms of one size stand side by side."
     )
     return Figure(f"quality-{'bytes' if column == 'model_mib' else 'memory'}", _title(points, evidence, cost), chart, note)
 
@@ -65,13 +67,12 @@ def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str
 
 
 def _title(points: pd.DataFrame, evidence: Evidence, cost: str) -> str:
-    front = points[points["on_front"]]
-    sure = [str(name) for name in front[front["probability"] >= _SURE]["config"]]
-    best = front.sort_values("quality", ascending=not evidence.higher_is_better).iloc[0]
     if len(points) == 1:
-        return f"One arm only, {best['config']}: no front of {cost} to draw"
-    names = words.listed([str(name) for name in front.sort_values("x")["config"]])
-    verb = "is" if len(front) == 1 else "are"
-    doubt = f"; only {words.listed(sure)} surely" if sure and len(sure) < len(front) else ""
-    doubt = "; none surely" if not sure else doubt
-    return f"{names} {verb} on the front of {cost} and {words.name(evidence.metric)}{doubt}"
+        return f"One arm only, {points['config'].iloc[0]}: no front of {cost} to draw"
+    sure, unresolved = ([str(name) for name in points[points["membership"] == word].sort_values("x")["config"]] for word in (ON, OPEN))
+    front = f"the front of {cost} and {words.name(evidence.metric)}"
+    doubt = f"unresolved for {words.listed(unresolved)}" if unresolved else ""
+    if not sure:
+        return f"No arm is surely on {front}; {doubt}"
+    said = f"{words.listed(sure)} {'is' if len(sure) == 1 else 'are'} on {front}"
+    return f"{said}; {doubt}" if doubt else said

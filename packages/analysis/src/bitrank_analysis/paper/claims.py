@@ -10,10 +10,18 @@ import pandas as pd
 from bitrank_analysis import words
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.statistics import ONE_SEED
+from bitrank_analysis.statistics.pareto import ON, OPEN
+from bitrank_analysis.statistics.verdicts import (
+    ALIKE,
+    AS_GOOD,
+    BETTER,
+    DIFFERS,
+    UNRESOLVED,
+    VERDICTS,
+    WORSE,
+)
 
 ALPHA = 0.05
-# Verdicts in the order in which they are told. Nothing is said of a verdict that no arm has.
-_VERDICTS = ("better", "as good as", "worse", "unresolved")
 _EFFECTS = {"rank": "adaptive instead of fixed rank", "precision": "NF4 instead of 16 bits"}
 
 
@@ -25,7 +33,7 @@ def claims(task: Evidence) -> list[str]:
 
 def _against(task: Evidence, baseline: str) -> list[str]:
     rows = _rows(task, baseline)
-    groups = {verdict: rows[rows["verdict"] == verdict] for verdict in _VERDICTS} if len(rows) else {}
+    groups = {verdict: rows[rows["verdict"] == verdict] for verdict in VERDICTS} if len(rows) else {}
     return [_verdict(task, baseline, verdict, group) for verdict, group in groups.items() if len(group)]
 
 
@@ -39,10 +47,18 @@ def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -
     arms = words.listed([f"{row['candidate']} ({evidence_of(task, row)})" for _, row in group.iterrows()])
     are = "is" if len(group) == 1 else "are"
     margin = words.margin(float(group["margin"].iloc[0]), task.metric)
-    if verdict == "unresolved":
+    if verdict == DIFFERS:
+        differ = "differs" if len(group) == 1 else "differ"
+        return (
+            f"In {words.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one seed that is no verdict on the "
+            "configs."
+        )
+    if verdict == ALIKE:
+        return f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is no verdict on the configs."
+    if verdict == UNRESOLVED:
         remains = "remains" if len(group) == 1 else "remain"
         return f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within {margin} is shown."
-    if verdict == "as good as":
+    if verdict == AS_GOOD:
         return f"Within {margin}, {arms} {are} as good as {baseline}."
     return f"In {words.name(task.metric)}, {arms} {are} {verdict} than {baseline}."
 
@@ -51,11 +67,11 @@ def evidence_of(task: Evidence, row: pd.Series) -> str:
     """The test behind one verdict: difference and interval, the p that decided, and the bytes saved where the arm is not worse."""
     told = [_interval(task, row["difference"], row["low"], row["high"])]
     if not math.isnan(row["seed_low"]):
-        told.append(f"over {int(row['seeds'])} seeds [{_range(task, row)}]")
+        told.append(f"seeds alone, of {int(row['seeds'])}, [{_range(task, row)}]")
     differs, equal = f"p {_p(row['p_holm'])}", f"equivalence p {_p(row['tost_p_holm'])}"
-    told += {"as good as": [equal], "unresolved": [differs, equal]}.get(row["verdict"], [differs])
+    told += {AS_GOOD: [equal], ALIKE: [equal], UNRESOLVED: [differs, equal]}.get(row["verdict"], [differs])
     told += [_doubt(row)]
-    told += [_bytes(task, row)] if row["verdict"] != "worse" else []
+    told += [_bytes(task, row)] if row["verdict"] != WORSE else []
     return "; ".join(part for part in told if part)
 
 
@@ -69,10 +85,9 @@ def _range(task: Evidence, row: pd.Series) -> str:
 
 
 def _doubt(row: pd.Series) -> str:
-    """A difference over examples can be smaller than what seeds do, or than what matters."""
-    if row["p_holm"] < ALPHA and row["seed_low"] <= 0 <= row["seed_high"]:
-        return "the interval over seeds includes zero"
-    return "a difference within the margin of equivalence" if row["equivalent"] and row["verdict"] in ("better", "worse") else ""
+    """A difference can be smaller than what matters."""
+    differs = row["verdict"] in (BETTER, WORSE, DIFFERS)
+    return "a difference within the margin of equivalence" if row["equivalent"] and differs else ""
 
 
 def _bytes(task: Evidence, row: pd.Series) -> str:
@@ -87,9 +102,16 @@ def factorial_claims(task: Evidence) -> list[str]:
 
 
 def _effect(task: Evidence, row: pd.Series) -> str:
-    seeds = "" if math.isnan(row["seed_low"]) else f"; over {int(row['seeds'])} seeds [{_range(task, row)}]"
+    several = not math.isnan(row["seed_low"])
+    seeds = f"; seeds alone, of {int(row['seeds'])}, [{_range(task, row)}]" if several else ""
     test = f"({_interval(task, row['estimate'], row['low'], row['high'])}{seeds}; p {_p(row['p_holm'])})"
-    resolved = bool(row["resolved"])
+    resolved = row["verdict"] != UNRESOLVED
+    if row["verdict"] == DIFFERS:
+        what = _EFFECTS.get(row["effect"], "rank and precision together beyond the sum of both")
+        return (
+            f"Over the factorial, {what} moves {words.name(task.metric)} on these examples {test}; with one seed that is no verdict on "
+            "the configs."
+        )
     if row["effect"] == "interaction":
         return f"Rank and precision {'interact' if resolved else 'show no resolved interaction'} {test}."
     what = _EFFECTS[row["effect"]]
@@ -100,14 +122,20 @@ def _effect(task: Evidence, row: pd.Series) -> str:
 
 
 def _front(task: Evidence) -> list[str]:
-    """Which arms are on the measured front, each with the share of resamples that leave it there."""
-    front = task.front[task.front["on_front"]] if len(task.front) > 1 else task.front.iloc[:0]
-    if front.empty:
+    """Which arms are on the front, and of which that is open, each with the share of resamples that leave it there."""
+    if len(task.front) < 2:
         return []
-    names = words.listed([f"{row.config} ({row.probability:.2f})" for row in front.itertuples()])
-    stand = "stands" if len(front) == 1 else "stand"
-    where = f"On the front of stored bytes and {words.name(task.metric)} {stand} {names}"
-    return [f"{where}; in brackets, the share of bootstrap resamples that keep the arm there."]
+    told = []
+    for word, stand in ((ON, "surely"), (OPEN, "perhaps")):
+        rows = task.front[task.front["membership"] == word]
+        names = words.listed([f"{row.config} ({row.probability:.2f})" for row in rows.itertuples()])
+        if names:
+            told.append(f"{stand} {names}")
+    over = "examples and seeds" if task.seeds > 1 else "the examples of one seed"
+    return [
+        f"On the front of stored bytes and {words.name(task.metric)}: {'; '.join(told)}. In brackets is the share of resamples of {over} "
+        "that keep the arm there; surely stands for 0.95 and more."
+    ]
 
 
 def _power(task: Evidence) -> list[str]:
@@ -117,7 +145,8 @@ def _power(task: Evidence) -> list[str]:
         return []
     size = f"{abs(words.change(float(rows['detectable'].median()), task.metric)):.1f} {words.unit(task.metric)}"
     found = f"The {words.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times in five"
-    seen = f"{found} (median over the comparisons, before correction)."
+    between = "between these trained models, " if (rows["seeds"] == 1).all() else ""
+    seen = f"{found} ({between}median over the comparisons, before correction)."
     return [seen, *_reach(task, rows)]
 
 
@@ -142,11 +171,11 @@ def seed_claims(task: Evidence) -> list[str]:
     counts = sorted({int(count) for count in task.comparisons["seeds"]})
     if counts == [1]:
         return [ONE_SEED]
-    some = " Some pairs have one seed and no such interval." if counts[0] == 1 else ""
+    some = " Pairs with one seed have tests and intervals over examples alone." if counts[0] == 1 else ""
     several = words.listed([str(count) for count in counts if count > 1])
     return [
-        f"Intervals over examples are for the mean of {several} seeds; those over seeds have as many observations as seeds, and are wide."
-        f"{some}"
+        f"With {several} seeds, tests and intervals hold both sources of variation, examples and seeds; the spread over seeds is "
+        f"estimated from all arms together.{some}"
     ]
 
 
@@ -157,7 +186,7 @@ def headline(evidence: Sequence[Evidence]) -> list[str]:
 
 def _short(task: Evidence, baseline: str) -> str:
     rows = _rows(task, baseline)
-    groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in _VERDICTS}
+    groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in VERDICTS}
     told = [f"{verdict} for {words.listed(names)}" for verdict, names in groups.items() if names]
     where = f"{task.task} ({words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {_examples(task)})"
     return f"Against {baseline} on {where}, the verdict is {'; '.join(told)}."
@@ -166,7 +195,7 @@ def _short(task: Evidence, baseline: str) -> str:
 def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
     """What the study says of its question, whether arms that choose bits and rank together win: one sentence for each baseline.
 
-    ``joint`` names those arms. Only better and as good count as won, and worse as lost.
+    ``joint`` names those arms. Only better and as good count as won, and worse as lost; what one seed shows counts as neither.
     """
     return [sentence for baseline in BASELINES for sentence in _answer(evidence, joint, baseline)]
 
@@ -175,7 +204,7 @@ def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -
     pairs = [(task, row) for task in evidence for _, row in _rows(task, baseline).iterrows() if row["candidate"] in joint]
     if not pairs:
         return []
-    by_verdict = {v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v] for v in _VERDICTS}
+    by_verdict = {v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v] for v in VERDICTS}
     told = [f"{verdict} in {len(names)} ({words.listed(names)})" for verdict, names in by_verdict.items() if names]
     tests = words.count(len(pairs), "comparison")
     return [f"Of the {tests} of a joint arm with {baseline}, the verdict is {words.listed(told)}."]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from bitrank_analysis import words
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.statistics.measured_sizes import size_spread
 
 
 def descriptions(task: Evidence) -> list[str]:
@@ -35,13 +38,17 @@ def _memory(task: Evidence) -> list[str]:
     if saved < 0.05:
         return []
     return [
-        f"{small['config']} stores {saved:,.1f} MiB less than {large['config']}, and training it peaks {_peak(small, large)} "
+        f"{small['config']} stores {saved:,.1f} MiB less than {large['config']}, and training it peaks {_peak(task, small, large)} "
         "(means over runs, no test)."
     ]
 
 
-def _peak(small: pd.Series, large: pd.Series) -> str:
+def _peak(task: Evidence, small: pd.Series, large: pd.Series) -> str:
+    """The gap between two peaks, unless repeats of one config differ by as much."""
     gap = small["peak_mib"] - large["peak_mib"]
-    if abs(gap) < 0.5:
-        return "at the same memory"
+    spread = size_spread(task.runs, "peak_mib")
+    assert spread is not None  # peaks vary
+    error = spread.share * math.hypot(small["peak_mib"] / math.sqrt(small["seeds"]), large["peak_mib"] / math.sqrt(large["seeds"]))
+    if abs(gap) < 2 * error:
+        return f"within {2 * error:,.0f} MiB of it, which is what repeats differ by"
     return f"{abs(gap):,.0f} MiB {'higher' if gap > 0 else 'lower'}"

@@ -13,6 +13,7 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import adaptive, final_ranks
 from bitrank_analysis.matrices import module_order
 from bitrank_analysis.paper.latex import tabular
+from bitrank_analysis.statistics.verdicts import short
 
 Rows = list[list[str]]
 _SETTINGS = {
@@ -54,7 +55,7 @@ def comparisons_table(evidence: Sequence[Evidence]) -> str:
         "Against",
         "Difference",
         "95 % interval",
-        *(["over seeds"] if several else []),
+        *(["seeds alone"] if several else []),
         "p",
         "p (Holm)",
         "p equal (Holm)",
@@ -80,7 +81,7 @@ def _pair(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
         _interval(task, row["low"], row["high"]),
         *seeds,
         *ps,
-        row["verdict"],
+        short(row["verdict"]),
     ]
 
 
@@ -90,19 +91,20 @@ def factorial_table(evidence: Sequence[Evidence]) -> str:
     if not crossed:
         return ""
     several = any((task.factorial["seeds"] > 1).any() for task in crossed)
-    head = ["Effect", "Estimate", "95 % interval", *(["over seeds"] if several else []), "p", "p (Holm)"]
+    head = ["Effect", "Estimate", "95 % interval", *(["seeds alone"] if several else []), "p", "p (Holm)", "Verdict"]
     groups = [
         (f"{task.task}: in {words.unit(task.metric)}", [_effect(task, row, several) for row in task.factorial.to_dict("records")])
         for task in crossed
     ]
-    return tabular(f"lrr{'r' if several else ''}rr", head, groups)
+    return tabular(f"lrr{'r' if several else ''}rrl", head, groups)
 
 
 def _effect(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
     names = {"rank": "rank: adaptive − fixed", "precision": "precision: NF4 − 16-bit", "interaction": "interaction"}
     seeds = [_interval(task, row["seed_low"], row["seed_high"])] if several else []
     ps = [words.p_value(row[key]) for key in ("p", "p_holm")]
-    return [names[row["effect"]], _change(task, row["estimate"]), _interval(task, row["low"], row["high"]), *seeds, *ps]
+    interval = _interval(task, row["low"], row["high"])
+    return [names[row["effect"]], _change(task, row["estimate"]), interval, *seeds, *ps, short(row["verdict"])]
 
 
 def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:

@@ -13,6 +13,7 @@ from bitrank_analysis import words
 from bitrank_analysis.evidence import Evidence, config_order
 from bitrank_analysis.statistics import accuracy, perplexity
 from bitrank_analysis.statistics.pareto import RESAMPLES as FRONT_RESAMPLES
+from bitrank_analysis.statistics.signflips import SUBSETS
 from bitrank_analysis.study import Study
 
 _SPELLED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -66,7 +67,7 @@ def _statistics(evidence: Sequence[Evidence]) -> dict[str, str]:
     smallest = {task.metric: words.margin(margin, task.metric) for task in evidence for margin in _margins(task)}
     return {
         "statistics/alpha": "5 %",
-        "statistics/bootstrap": f"{perplexity.RESAMPLES:,}",
+        "statistics/sign-flips": f"{SUBSETS:,}",
         "statistics/front-bootstrap": f"{FRONT_RESAMPLES:,}",
         "statistics/margin/acc": smallest.get("acc", words.margin(accuracy.MARGIN, "acc")),
         "statistics/margin/ppl": smallest.get("ppl", words.margin(perplexity.MARGIN, "ppl")),
@@ -155,8 +156,10 @@ def _factorial(task: Evidence) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in task.factorial.to_dict("records"):
         name = f"{task.task}/factorial/{row['effect']}"
-        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in ("estimate", "low", "high")}
+        known = [key for key in ("estimate", "low", "high") if _known(row[key])]
+        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in known}
         found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm")}
+        found[f"{name}/verdict"] = row["verdict"]
     return found
 
 

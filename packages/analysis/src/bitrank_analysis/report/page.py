@@ -14,7 +14,17 @@ from markupsafe import Markup
 from bitrank_analysis.figures import PAGE, bare_spec, config
 from bitrank_analysis.figures.save import VEGA_LITE
 from bitrank_analysis.report.build import Report, told
+from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
+# Verdict → its class in the style sheet. What one seed shows has the colour of no result.
+_STYLES = {
+    BETTER: "better",
+    WORSE: "worse",
+    AS_GOOD: "as-good-as",
+    UNRESOLVED: "unresolved",
+    DIFFERS: "one-seed",
+    ALIKE: "one-seed",
+}
 # Tables that a reader opens when wanted; the first two stand open.
 _FOLDED = ("pareto", "factorial", "plans", "ranks")
 
@@ -30,6 +40,7 @@ def page(report: Report) -> str:
         report=report,
         told=told(report.sections),
         folded=_FOLDED,
+        verdict_styles=_STYLES,
         version=version("bitrank-analysis"),
         style=Markup(templates.get_template("page.css").render()),
         script=Markup(templates.get_template("page.js").render()),

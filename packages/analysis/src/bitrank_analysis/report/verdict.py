@@ -9,9 +9,17 @@ import pandas as pd
 
 from bitrank_analysis import words
 from bitrank_analysis.evidence import BASELINES, Evidence
+from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 # Verdict of a comparison → how a sentence says it; the first that holds for an arm is told with its figures.
-_CLAIMS = {"better": "better", "as good as": "as good", "unresolved": "unresolved", "worse": "worse"}
+_CLAIMS = {
+    BETTER: "better",
+    AS_GOOD: "as good",
+    DIFFERS: "apart",
+    ALIKE: "level",
+    UNRESOLVED: "unresolved",
+    WORSE: "worse",
+}
 
 
 def verdict(evidence: Sequence[Evidence]) -> list[str]:
@@ -36,7 +44,9 @@ def _clause(task: Evidence, baseline: str) -> str:
     groups = {claim: ranked[ranked["verdict"] == claim] for claim in _CLAIMS}
     shown = [claim for claim, group in groups.items() if len(group)]
     told = [_group(task, groups[claim], claim, measured=claim == shown[0]) for claim in shown]
-    nothing = "no arm is shown to be better or as good: " if shown[0] == "unresolved" else ""
+    if {DIFFERS, ALIKE} & set(shown):
+        return f"{where}, on the examples of one seed, {', and '.join(told)}: what another seed would give is not known"
+    nothing = "no arm is shown to be better or as good: " if shown[0] == UNRESOLVED else ""
     return f"{where} {nothing}{', and '.join(told)}"
 
 
@@ -44,12 +54,20 @@ def _group(task: Evidence, group: pd.DataFrame, claim: str, measured: bool) -> s
     """The arms with one verdict, ``group`` from best to worst; ``measured`` adds the figures of the best of them."""
     names = [str(name) for name in group["candidate"]]
     best = group.iloc[0]
-    within = f" within {words.margin(float(best['margin']), task.metric)}" if claim == "as good as" else ""
+    if claim == DIFFERS:
+        return _apart(task, group)
+    within = f" within {words.margin(float(best['margin']), task.metric)}" if claim in (AS_GOOD, ALIKE) else ""
     said = f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {_CLAIMS[claim]}{within}"
     if not measured:
         return said
-    first = "" if len(names) == 1 else f", {'the least so' if claim == 'worse' else 'the best of them'} {best['candidate']}"
+    first = "" if len(names) == 1 else f", {'the least so' if claim == WORSE else 'the best of them'} {best['candidate']}"
     return f"{said}{first} {_by(best)}{_saving(task, best)}"
+
+
+def _apart(task: Evidence, group: pd.DataFrame) -> str:
+    """Arms that differ on the examples of one seed, each with its difference and interval: there is no best of them."""
+    told = [f"{row['candidate']} {_by(row)}{_saving(task, row)}" for _, row in group.iterrows()]
+    return f"{words.listed(told)} {'differs' if len(told) == 1 else 'differ'}"
 
 
 def _by(row: pd.Series) -> str:
@@ -85,11 +103,12 @@ def _how_sure(evidence: Sequence[Evidence]) -> str:
     tail = (
         "with one seed, the intervals speak of other examples for these trained models and cannot tell what another seed would give"
         if seeds == {1}
-        else f"with up to {max(seeds)} seeds, an interval over seeds stands beside the one over examples in the table"
+        else f"with up to {max(seeds)} seeds, tests and intervals hold both sources of variation, examples and seeds"
     )
     if not parts:
         return f"How sure: nothing was compared, and {tail}."
-    return f"How sure: p values are corrected (Holm) over each task's comparisons; {'; '.join(parts)}; {tail}."
+    family = "p values are corrected (Holm) over the comparisons of each task, which is a family of its own"
+    return f"How sure: {family}; {'; '.join(parts)}; {tail}."
 
 
 def _power(task: Evidence) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
+from bitrank_analysis.statistics.confidence import of_documents
 from bitrank_analysis.statistics.examples import Arm, load_arms
-from bitrank_analysis.statistics.perplexity import bca
 from bitrank_analysis.statistics.seeds import over_seeds
 from bitrank_analysis.study import Study
 
@@ -19,8 +19,9 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     over seeds of model_mib, bits, peak_mib, import_mib, adapter_params, trainable_percent, rank, train_tok_s and seconds.
 
     Accuracy: the mean over seeds, with Wilson's interval for n examples (with several seeds this is wide rather than narrow: averaging
-    seeds can only lessen an example's variance). Perplexity: of the mean log-perplexity, with the BCa bootstrap over documents (NaN
-    for fewer than two). ``zero`` is the same mean of the quality before training, NaN where it was not measured.
+    seeds can only lessen an example's variance). Perplexity: of the mean log-perplexity, with the interval that inverts sign flips of
+    documents (NaN for fewer than six: their flips allow no test at 5 %).
+    ``zero`` is the same mean of the quality before training, NaN where it was not measured.
     """
     runs = study.runs[study.runs["task"] == task]
     return pd.DataFrame([_row(arm, runs[runs["config"] == config], alpha) for config, arm in load_arms(study, task).items()])
@@ -34,7 +35,7 @@ def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
         return float(low), float(high)
     if arm.n < 2:
         return float("nan"), float("nan")
-    low, high = bca(mean_N, arm.weights_N, alpha)
+    low, high = of_documents(mean_N, arm.weights_N).interval(alpha)
     return float(np.exp(low)), float(np.exp(high))
 
 

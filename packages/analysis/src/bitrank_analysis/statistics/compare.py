@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.statistics import accuracy, perplexity, seeds
+from bitrank_analysis.statistics import accuracy, perplexity
+from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
 from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
-from bitrank_analysis.statistics.intervals import Estimate, Floats, padded_estimate, t_estimate
+from bitrank_analysis.statistics.intervals import Floats
+from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
+from bitrank_analysis.statistics.seeds import ONE_SEED
+from bitrank_analysis.statistics.verdicts import verdict
 from bitrank_analysis.study import Study
 
 NAN = float("nan")
 COLUMNS = [
     "task", "metric", "candidate", "baseline", "seeds", "n", "candidate_quality", "baseline_quality", "difference", "ratio", "low", "high",
-    "ratio_low", "ratio_high", "boot_low", "boot_high", "seed_low", "seed_high", "p", "p_holm", "test", "effect", "effect_name",
+    "ratio_low", "ratio_high", "family_low", "family_high", "seed_low", "seed_high", "p", "p_holm", "test", "effect", "effect_name",
     "discordant_gain", "discordant_loss", "least_significant", "detectable", "tost_p", "tost_p_holm", "tost_best_p", "margin", "verdict",
     "equivalent",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every row is worked out with; ``family`` is the number of rows."""
+
+    alpha: float
+    margins: tuple[float, float]
+    spread: SeedSpread | None
+    family: int
 
 
 def compare(
@@ -30,30 +47,47 @@ def compare(
     alpha: float = 0.05,
     margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
 ) -> pd.DataFrame:
-    """Every arm of ``task`` against each of ``baselines``, over the seeds that both have; two baselines meet once. All rows are one
-    family: ``p_holm`` and ``tost_p_holm`` are corrected over it.
+    """Every arm of ``task`` against each of ``baselines``, over the seeds that both have; two baselines meet once.
+
+    All rows are one family: ``p_holm`` is corrected over it, and so is ``tost_p_holm``. Another task is another family.
 
     ``difference`` is candidate − baseline: of accuracy (0–1), or of log-perplexity in nats (``ratio`` = exp of it; below zero is
-    better). ``low high`` are its interval over examples or documents, ``boot_low boot_high`` the BCa one (perplexity), ``seed_low
-    seed_high`` the one over seeds (NaN with one). ``discordant_gain`` and ``_loss`` count examples, summed over seeds, that only the
+    better). With several seeds ``p``, ``low high`` and ``tost_p`` hold both sources of variation, examples and seeds
+    (:mod:`~bitrank_analysis.statistics.confidence`); with one seed examples alone. ``family_low family_high`` is the same interval
+    at α over the number of rows: all of them hold together, and one that leaves out zero is a verdict. ``seed_low seed_high`` is
+    what seeds alone would do (NaN with one). ``discordant_gain`` and ``_loss`` count examples, summed over seeds, that only the
     candidate or only the baseline got right. ``least_significant`` is the smallest accuracy difference that could have been significant
     with as many discordant pairs, before correction; ``detectable`` the one found with 80 % power; ``tost_best_p`` the p that TOST would
-    give with this much disagreement and no difference at all: where it is not below α, "as good as" is out of reach. ``verdict``:
-    better or worse when p_holm < α, as good as when tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved.
-    With several seeds a verdict needs the interval over seeds as well: it must leave out zero, or lie within the margin.
+    give with this much disagreement and no difference at all: where it is not below α, "as good as" is out of reach.
+
+    ``verdict`` is one of :mod:`~bitrank_analysis.statistics.verdicts`: better or worse when p_holm < α, as good as when
+    tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved; with one seed, by words of its own.
 
     ``margins`` are those of TOST: accuracy, and log ratio of perplexity. Empty with a reason in ``attrs["notes"]`` when nothing can be
     paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
     """
     arms = load_arms(study, task)
-    rows, notes = [], []
+    table = compare_arms(arms, baselines, alpha, margins).assign(task=task)[COLUMNS]
+    table.attrs["notes"] += _notes(list(arms), baselines, table, task, alpha)
+    return table
+
+
+def compare_arms(
+    arms: Mapping[str, Arm],
+    baselines: Sequence[str],
+    alpha: float = 0.05,
+    margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
+) -> pd.DataFrame:
+    """:func:`compare` of arms that are in memory already; ``task`` is left empty."""
+    pairs, notes = [], []
     for baseline, candidate in _pairs(list(arms), baselines):
         shared = common_seeds(arms[candidate], arms[baseline])
         if shared:
-            rows.append({**_row(arms[candidate], arms[baseline], shared, alpha, margins), "task": task})
+            pairs.append((arms[candidate], arms[baseline], shared))
         else:
             notes.append(f"{candidate} and {baseline} have no seed in common, so they are not compared.")
-    return _judged(rows, notes + _notes(list(arms), baselines, rows, task), alpha)
+    asked = _Asked(alpha, margins, seed_spread(arms.values()), len(pairs))
+    return _judged([_row(*pair, asked) for pair in pairs], notes, alpha)
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
@@ -62,75 +96,98 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
     return [(base, config) for n, base in enumerate(order) for config in configs if config not in order[: n + 1]]
 
 
-def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], alpha: float, margins: tuple[float, float]) -> dict[str, object]:
+def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(f"{candidate.config} and {baseline.config} share one example; expected two or more to compare over")
     gaps_SN = candidate.over(shared) - baseline.over(shared)
-    seed_low, seed_high = seeds.over_seeds(gaps_SN.sum(axis=1) / candidate.weights_N.sum(), alpha)
+    per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
+    seeds = asked.spread.error(per_seed_S, size=2.0) if asked.spread and len(shared) > 1 else None
     row: dict[str, object] = dict.fromkeys(COLUMNS, NAN)
     row |= {"metric": candidate.metric, "candidate": candidate.config, "baseline": baseline.config, "seeds": len(shared), "n": candidate.n}
     row |= {"candidate_quality": candidate.quality(shared), "baseline_quality": baseline.quality(shared)}
-    row |= {"seed_low": seed_low, "seed_high": seed_high}
+    row |= {"difference": float(per_seed_S.mean())}
+    if seeds:
+        half = float(stats.t.ppf(1 - asked.alpha / 2, seeds.df)) * seeds.error
+        row |= {"seed_low": per_seed_S.mean() - half, "seed_high": per_seed_S.mean() + half}
     if candidate.metric == "acc":
-        return row | _accuracy(candidate.over(shared), baseline.over(shared), alpha, margins[0])
-    return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, alpha, margins[1])
+        return row | _accuracy(candidate.over(shared), baseline.over(shared), seeds, asked)
+    return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, seeds, asked)
 
 
-def _accuracy(candidate_SN: Floats, baseline_SN: Floats, alpha: float, margin: float) -> dict[str, object]:
-    """McNemar and Newcombe with one seed; with several their like over seed-averaged differences."""
+def _accuracy(candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, asked: _Asked) -> dict[str, object]:
+    """McNemar and Newcombe with one seed; with several, examples by the padded normal, and seeds."""
     gaps_SN = candidate_SN - baseline_SN
-    count, n = gaps_SN.shape
     gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
-    row: dict[str, object] = {"difference": float(gaps_SN.mean()), "discordant_gain": gain, "discordant_loss": loss, "margin": margin}
+    row: dict[str, object] = {"discordant_gain": gain, "discordant_loss": loss, "margin": asked.margins[0]}
     row |= {"effect": gain / (gain + loss) - 0.5 if gain + loss else NAN, "effect_name": "Cohen's g"}
-    if count == 1:
-        pairs = accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0)
-        low, high = accuracy.newcombe(pairs, alpha)
-        least = accuracy.smallest_significant(gain + loss, alpha)
-        return row | {
-            "low": low, "high": high, "p": accuracy.mcnemar_exact(pairs), "test": "McNemar, exact",
-            "detectable": accuracy.detectable((gain + loss) / n, n, alpha), "tost_p": accuracy.equivalence(pairs, margin),
-            "tost_best_p": accuracy.best_equivalence(gain + loss, n, margin), "least_significant": NAN if least is None else least / n,
-        }  # fmt: skip
-    mean_N, found = gaps_SN.mean(axis=0), padded_estimate(gaps_SN.mean(axis=0), alpha)
-    share = float((mean_N**2).mean())  # the second moment takes the place of the share of discordant pairs, which it is with one seed
-    return row | {
-        "low": found.low, "high": found.high, "p": seeds.sign_flip(gaps_SN.sum(axis=0).round().astype(np.int64)),
-        "test": "sign flips of seed means, exact", "detectable": accuracy.detectable(share, n, alpha),
-        "tost_p": seeds.equivalence(mean_N, margin), "tost_best_p": seeds.equivalence(mean_N - mean_N.mean(), margin),
+    if len(gaps_SN) == 1:
+        return row | _one_seed_of_accuracy(accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), asked)
+    return row | _both_sources(of_bounded(gaps_SN.mean(axis=0), seeds=seeds), asked, asked.margins[0], "normal over examples", seeds)
+
+
+def _one_seed_of_accuracy(pairs: accuracy.Paired, asked: _Asked) -> dict[str, object]:
+    discordant, margin = pairs.gain + pairs.loss, asked.margins[0]
+    low, high = accuracy.newcombe(pairs, asked.alpha)
+    family_low, family_high = accuracy.newcombe(pairs, asked.alpha / asked.family)
+    least = accuracy.smallest_significant(discordant, asked.alpha)
+    return {
+        "low": low, "high": high, "family_low": family_low, "family_high": family_high,
+        "p": accuracy.mcnemar_exact(pairs), "test": "McNemar, exact",
+        "detectable": accuracy.detectable(discordant / pairs.n, pairs.n, asked.alpha),
+        "least_significant": NAN if least is None else least / pairs.n,
+        "tost_p": accuracy.equivalence(pairs, margin),
+        "tost_best_p": accuracy.best_equivalence(discordant, pairs.n, margin),
     }  # fmt: skip
 
 
-def _perplexity(gaps_N: Floats, tokens_N: Floats, alpha: float, margin: float) -> dict[str, object]:
-    found: Estimate = t_estimate(gaps_N, tokens_N, alpha)
-    boot_low, boot_high = perplexity.bca(gaps_N, tokens_N, alpha)
+def _perplexity(gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, asked: _Asked) -> dict[str, object]:
+    row = _both_sources(of_documents(gaps_N, tokens_N, seeds), asked, asked.margins[1], "sign flips of documents", seeds)
+    low, high = float(np.exp(row["low"])), float(np.exp(row["high"]))
+    ratio = float(np.exp(gaps_N.sum() / tokens_N.sum()))
+    row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    return row | {"effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z"}
+
+
+def _both_sources(found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None) -> dict[str, Any]:
+    low, high = found.interval(asked.alpha)
+    family_low, family_high = found.interval(asked.alpha / asked.family)
     return {
-        "difference": found.value, "low": found.low, "high": found.high, "boot_low": boot_low, "boot_high": boot_high,
-        "ratio": float(np.exp(found.value)), "ratio_low": float(np.exp(found.low)), "ratio_high": float(np.exp(found.high)), "p": found.p,
-        "test": "paired t over documents", "effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z",
-        "detectable": perplexity.detectable(gaps_N, tokens_N, alpha), "tost_p": perplexity.equivalence(gaps_N, tokens_N, margin),
-        "margin": margin, "tost_best_p": perplexity.best_equivalence(gaps_N, tokens_N, margin),
+        "low": low, "high": high, "family_low": family_low, "family_high": family_high, "p": found.p,
+        "test": f"{test}, moderated t over seeds" if seeds else test, "detectable": found.detectable(),
+        "tost_p": found.equivalence(margin), "tost_best_p": found.centred().equivalence(margin), "margin": margin,
     }  # fmt: skip
 
 
 def _judged(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"task": object})
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
-    low, high, margin = (table[column].astype(float) for column in ("seed_low", "seed_high", "margin"))
-    differs = (table["p_holm"] < alpha) & seeds.agree(low, high)
-    table["equivalent"] = (table["tost_p_holm"] < alpha) & seeds.agree(low, high, margin)
+    table["equivalent"] = table["tost_p_holm"] < alpha
     wins = (table["difference"].astype(float) > 0) == (table["metric"] == "acc")
-    verdicts = np.where(differs, np.where(wins, "better", "worse"), np.where(table["equivalent"], "as good as", "unresolved"))
-    table["verdict"] = verdicts.astype(object)
+    judged = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
+    table["verdict"] = pd.Series([verdict(*row) for row in judged], dtype=object)
     table.attrs["notes"] = notes
     return table
 
 
-def _notes(configs: list[str], baselines: Sequence[str], rows: list[dict[str, object]], task: str) -> list[str]:
+def _notes(configs: list[str], baselines: Sequence[str], table: pd.DataFrame, task: str, alpha: float) -> list[str]:
     notes = [f"Baseline {name} has no finished run of {task}." for name in baselines if name not in configs]
     if len(configs) == 1:
         notes.append(f"Only {configs[0]} finished {task}; there is nothing to compare it with.")
-    if any(row["seeds"] == 1 for row in rows):
-        notes.append(seeds.ONE_SEED)
-    return notes
+    if (table["seeds"] == 1).any():
+        notes.append(ONE_SEED)
+    return [*notes, *_too_few_documents(table, task, alpha)]
+
+
+def _too_few_documents(table: pd.DataFrame, task: str, alpha: float) -> list[str]:
+    """Sign flips of n documents give no p below 2 / 2ⁿ, which Holm multiplies by the size of the family."""
+    if table.empty or table["metric"].iloc[0] != "ppl":
+        return []
+    count, family = int(table["n"].iloc[0]), len(table)
+    if 2 * family / 2**count < alpha:
+        return []
+    least = next(n for n in range(1, 64) if 2 * family / 2**n < alpha)
+    return [
+        f"The {count} test documents of {task} are too few for a verdict over {family} comparisons, whatever the arms are worth: "
+        f"{least} is the least."
+    ]

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
 from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
-from bitrank_analysis.statistics.intervals import Estimate, Floats, padded_estimate, t_estimate
-from bitrank_analysis.statistics.seeds import agree, over_seeds
+from bitrank_analysis.statistics.intervals import Floats
+from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
+from bitrank_analysis.statistics.seeds import ONE_SEED
+from bitrank_analysis.statistics.verdicts import effect_verdict
 from bitrank_analysis.study import Study
 
 CELLS = {("fixed", "16-bit"): "B-FP", ("adaptive", "16-bit"): "B-Ada", ("fixed", "NF4"): "B-Q4", ("adaptive", "NF4"): "Joint-1"}
 NAME = "rank {fixed, adaptive} × precision {16-bit, NF4}: " + ", ".join(CELLS.values())
 # Weights of B-FP, B-Ada, B-Q4, Joint-1. A main effect is the mean of two differences; the interaction is their difference.
 CONTRASTS = {"rank": (-0.5, 0.5, -0.5, 0.5), "precision": (-0.5, -0.5, 0.5, 0.5), "interaction": (1.0, -1.0, -1.0, 1.0)}
-_COLUMNS = ["effect", "factorial", "metric", "seeds", "n", "estimate", "low", "high", "seed_low", "seed_high", "p", "p_holm", "resolved"]
+_COLUMNS = ["effect", "factorial", "metric", "seeds", "n", "estimate", "low", "high", "seed_low", "seed_high", "p", "p_holm", "verdict"]
 
 
 def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     """Effects of the 2 × 2 on accuracy, or on log-perplexity (nats a token; below zero is better). Columns: effect (rank: adaptive −
-    fixed; precision: NF4 − 16-bit; interaction), factorial (which arms), metric, seeds, n, estimate, low, high (over examples or
-    documents), seed_low, seed_high (NaN with one seed), p, p_holm (over the three), resolved (p_holm < α and, with several seeds, an
-    interval over seeds that leaves out zero).
+    fixed; precision: NF4 − 16-bit; interaction), factorial (which arms), metric, seeds, n, estimate, low, high (with several seeds over
+    examples and seeds, else over examples or documents), seed_low, seed_high (over seeds alone, NaN with one), p, p_holm (over the
+    three), verdict (resolved when p_holm < α, with one seed by another word; else unresolved).
 
     Empty when an arm of the four, or a seed common to them, is missing; ``attrs["notes"]`` says which.
     """
@@ -37,31 +41,37 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     if not seeds:
         why = f"it lacks {', '.join(lacking)}" if lacking else "its four arms have no seed in common"
         return _frame([], [f"The factorial {NAME} needs all four arms; {why}."])
-    rows = [_effect(effect, four, seeds, alpha) for effect in CONTRASTS]
-    return _frame(rows, [f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."], alpha)
+    spread = seed_spread(arms.values())
+    rows = [_effect(effect, four, seeds, spread, alpha) for effect in CONTRASTS]
+    notes = [f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."]
+    return _frame(rows, notes if len(seeds) > 1 else [*notes, ONE_SEED], alpha)
 
 
-def contrast(values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, alpha: float = 0.05) -> Estimate:
-    """One effect from four paired values (4, N) in the order of ``CELLS``. ``bounded`` values lie in [0, 1] and get the padded interval."""
+def contrast(values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None) -> Confidence:
+    """One effect from four paired values (4, N), averaged over seeds, in the order of ``CELLS``; ``bounded`` values lie in [0, 1]."""
     values_N = np.asarray(CONTRASTS[effect], dtype=np.float64) @ values_4N
     span = float(np.abs(CONTRASTS[effect]).sum() / 2)
-    return padded_estimate(values_N, alpha, span) if bounded else t_estimate(values_N, weights_N, alpha)
+    return of_bounded(values_N, span, seeds) if bounded else of_documents(values_N, weights_N, seeds)
 
 
-def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], alpha: float) -> dict[str, object]:
+def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float) -> dict[str, object]:
     values_4SN, weights_N = np.stack([arm.over(seeds) for arm in four]), four[0].weights_N
-    found = contrast(values_4SN.mean(axis=1), weights_N, effect, four[0].metric == "acc", alpha)
-    per_seed = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
-    seed_low, seed_high = over_seeds(per_seed, alpha)
+    per_seed_S = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
+    size = float(np.square(CONTRASTS[effect]).sum())
+    over = spread.error(per_seed_S, size) if spread and len(seeds) > 1 else None
+    half = float(stats.t.ppf(1 - alpha / 2, over.df)) * over.error if over else float("nan")
+    found = contrast(values_4SN.mean(axis=1), weights_N, effect, four[0].metric == "acc", over)
+    low, high = found.interval(alpha)
     return {
         "effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds), "n": len(weights_N), "estimate": found.value,
-        "low": found.low, "high": found.high, "seed_low": seed_low, "seed_high": seed_high, "p": found.p,
+        "low": low, "high": high, "seed_low": found.value - half, "seed_high": found.value + half, "p": found.p,
     }  # fmt: skip
 
 
 def _frame(rows: list[dict[str, object]], notes: list[str], alpha: float = 0.05) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["p_holm"] = holm(frame["p"].to_numpy(dtype=np.float64))
-    frame["resolved"] = (frame["p_holm"] < alpha) & agree(frame["seed_low"].astype(float), frame["seed_high"].astype(float))
+    judged = zip(frame["p_holm"] < alpha, frame["seeds"], strict=True)
+    frame["verdict"] = pd.Series([effect_verdict(*row) for row in judged], dtype=object)
     frame.attrs["notes"] = notes
     return frame

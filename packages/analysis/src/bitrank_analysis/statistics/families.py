@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
 
 from bitrank_analysis.statistics.intervals import Floats
 
@@ -11,7 +10,8 @@ from bitrank_analysis.statistics.intervals import Floats
 def holm(p_K: Floats) -> Floats:
     """Adjusted p (K,) of a family by Holm (1979), *Scand. J. Statist.* 6, 65–70. A NaN is no member and stays NaN."""
     adjusted_K = np.full(len(p_K), np.nan)
-    asked = ~np.isnan(p_K)
-    if asked.any():
-        adjusted_K[asked] = multipletests(p_K[asked], method="holm")[1]
+    asked = np.flatnonzero(~np.isnan(p_K))
+    order = asked[np.argsort(p_K[asked], kind="stable")]
+    steps = p_K[order] * np.arange(len(order), 0, -1)
+    adjusted_K[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted_K

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.statistics.arms import arms as arm_table
-from bitrank_analysis.statistics.examples import load_arms
+from bitrank_analysis.statistics.examples import Arm, load_arms
 from bitrank_analysis.statistics.intervals import Floats
+from bitrank_analysis.statistics.measured_sizes import size_spread
+from bitrank_analysis.statistics.moderation import seed_spread
 from bitrank_analysis.study import Study
 
 SIZES = ("model_mib", "peak_mib")
 RESAMPLES = 4000
+SURE = 0.95
+ON, OFF, OPEN = "yes", "no", "unresolved"
 
 
 def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.DataFrame:
-    """Columns: config, x (MiB, mean over seeds), quality, low, high, on_front, probability; ordered by x.
+    """Columns: config, x (MiB, mean over seeds), x_low, x_high, quality, low, high, on_front, probability, membership; ordered by x.
 
-    ``probability`` is the share of bootstrap resamples of examples (or documents), the same for all arms, in which the arm is on the
-    front; x is held as measured. Raises :class:`AnalysisError` for another ``x`` than those in ``SIZES``, and when it was not measured.
+    ``probability`` is the share of resamples in which the arm is on the front. Resampled are the examples (or documents), the same for
+    all arms; with several seeds what seeds do to each arm; and a size that varies between runs
+    (:mod:`~bitrank_analysis.statistics.measured_sizes`), whose 95 % range is ``x_low`` to ``x_high``. ``on_front`` is the front of the
+    means as measured, ``membership`` what can be said: yes from a probability of 0.95, no up to 0.05, else unresolved.
+    ``attrs["size_share"]`` is the relative spread of x between runs, 0 for one that does not vary.
+
+    Raises :class:`AnalysisError` for another ``x`` than those in ``SIZES``, and when it was not measured.
     """
     if x not in SIZES:
         raise AnalysisError(f"expected x to be one of {', '.join(SIZES)}, got {x!r}")
@@ -28,26 +39,54 @@ def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.D
     if table[x].isna().any():
         raise AnalysisError(f"{x} was not recorded for {', '.join(table.loc[table[x].isna(), 'config'])}; run them again")
     chosen = [loaded[config] for config in table["config"]]
-    values_AN = np.stack([arm.values_SN.mean(axis=0) for arm in chosen])
     better = 1.0 if chosen[0].metric == "acc" else -1.0
-    x_A, weights_N = table[x].to_numpy(dtype=np.float64), chosen[0].weights_N
-    drawn_BA = better * resampled(values_AN, weights_N, RESAMPLES, seed)
+    x_A = table[x].to_numpy(dtype=np.float64)
+    spread = size_spread(study.runs[study.runs["task"] == task], x)
+    generator = np.random.default_rng(seed)
+    runs_A = table["seeds"].to_numpy(dtype=np.float64)
+    x_BA = spread.draws(x_A, runs_A, RESAMPLES, generator) if spread else np.broadcast_to(x_A, (RESAMPLES, len(x_A)))
     front = table[["config", x, "quality", "low", "high"]].rename(columns={x: "x"})
-    front["on_front"] = on_front(x_A, better * (values_AN.sum(axis=1) / weights_N.sum())[None, :])[0]
-    front["probability"] = on_front(x_A, drawn_BA).mean(axis=0)
-    return front.sort_values(["x", "config"]).reset_index(drop=True)
+    front.insert(2, "x_low", np.quantile(x_BA, 0.025, axis=0))
+    front.insert(3, "x_high", np.quantile(x_BA, 0.975, axis=0))
+    measured_A = np.array([arm.values_SN.mean(axis=0).sum() / arm.weights_N.sum() for arm in chosen])
+    front["on_front"] = on_front(x_A, better * measured_A[None, :])[0]
+    front["probability"] = on_front(x_BA, better * _qualities(chosen, loaded, seed)).mean(axis=0)
+    front["membership"] = pd.Series([_membership(share) for share in front["probability"]], dtype=object)
+    front = front.sort_values(["x", "config"]).reset_index(drop=True)
+    front.attrs["size_share"] = spread.share if spread else 0.0
+    return front
+
+
+def _membership(probability: float) -> str:
+    if probability >= SURE:
+        return ON
+    return OFF if probability <= 1 - SURE else OPEN
+
+
+def _qualities(chosen: Sequence[Arm], loaded: Mapping[str, Arm], seed: int) -> Floats:
+    """Accuracy or log-perplexity of each arm (B, A) on other examples, and with other seeds where several were run."""
+    values_AN = np.stack([arm.values_SN.mean(axis=0) for arm in chosen])
+    drawn_BA = resampled(values_AN, chosen[0].weights_N, RESAMPLES, seed)
+    spread = seed_spread(loaded.values())
+    generator = np.random.default_rng([seed, 1])
+    for column, arm in enumerate(chosen):
+        if spread and len(arm.seeds) > 1:
+            over = spread.error(arm.values_SN.sum(axis=1) / arm.weights_N.sum(), size=1.0)
+            drawn_BA[:, column] += over.error * generator.standard_t(over.df, size=RESAMPLES)
+    return drawn_BA
 
 
 def on_front(x_A: Floats, quality_BA: Floats) -> NDArray[np.bool_]:
-    """For each of B draws, which of A arms (B, A) no other dominates: smaller x is better, larger quality is better.
+    """For each of B draws, which of A arms (B, A) no other dominates: smaller x (A,) or (B, A) is better, larger quality is better.
 
     One arm dominates another when it is no worse in both and better in one; so equal arms are on the front together.
     """
-    smaller_AA = x_A[:, None] < x_A[None, :]
-    as_small_AA = x_A[:, None] <= x_A[None, :]
+    x_BA = np.broadcast_to(x_A, quality_BA.shape)
+    x_B1A, x_BA1 = x_BA[:, None, :], x_BA[:, :, None]
     quality_B1A, quality_BA1 = quality_BA[:, None, :], quality_BA[:, :, None]
-    dominates_BAA = as_small_AA & (quality_BA1 >= quality_B1A) & (smaller_AA | (quality_BA1 > quality_B1A))
-    return np.asarray(~dominates_BAA.any(axis=1), dtype=np.bool_)
+    no_worse_BAA = (x_BA1 <= x_B1A) & (quality_BA1 >= quality_B1A)
+    better_BAA = (x_BA1 < x_B1A) | (quality_BA1 > quality_B1A)
+    return np.asarray(~(no_worse_BAA & better_BAA).any(axis=1), dtype=np.bool_)
 
 
 def resampled(values_AN: Floats, weights_N: Floats, resamples: int, seed: int) -> Floats:

@@ -1,0 +1,128 @@
+"""A difference as a confidence distribution. Test, interval and equivalence are read from it, so they cannot contradict each other.
+
+Two sources of error are added as independent ones (the Behrens–Fisher convolution):
+
+- *examples*: would the same trained models differ on other examples? Sign flips of documents, or the normal with padded error for
+  right and wrong answers.
+- *seeds*: would other seeds differ? Student's t with the moderated error of :mod:`~bitrank_analysis.statistics.moderation`.
+
+The spread over seeds contains what examples add to it, so that part counts twice: the sum errs on the wide side. With one seed there is
+only the first source, and :mod:`~bitrank_analysis.statistics.verdicts` names such a result otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.statistics.intervals import Floats, padded
+from bitrank_analysis.statistics.signflips import subset_ratios
+
+_GRID_Z = np.linspace(-7.0, 7.0, 281)
+_GRID_WEIGHTS = stats.norm.pdf(_GRID_Z) / stats.norm.pdf(_GRID_Z).sum()
+_SMEARED = 1001  # points that stand for all of them where t smears them anyway
+_Z_ALPHA, _Z_POWER = float(stats.norm.ppf(0.975)), float(stats.norm.ppf(0.8))
+
+
+@dataclass(frozen=True)
+class SeedError:
+    """Standard error over seeds of a mean difference, and the degrees of freedom it was estimated with."""
+
+    error: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """``points_B`` with ``weights_B`` (adding to 1), each smeared by ``error`` times Student's t with ``df`` degrees of freedom.
+
+    ``value`` is the estimate. Without ``error`` the points themselves are the distribution. ``least`` is the smallest p of one side
+    that the data allow: few documents have few sign flips.
+    """
+
+    value: float
+    points_B: Floats
+    weights_B: Floats
+    least: float = 0.0
+    error: float = 0.0
+    df: float = np.inf
+
+    def below(self, limit: float) -> float:
+        """The one-sided p of "the difference is ``limit`` or less"."""
+        return self._share(limit - self.points_B)
+
+    def above(self, limit: float) -> float:
+        """The one-sided p of "the difference is ``limit`` or more"."""
+        return self._share(self.points_B - limit)
+
+    @property
+    def p(self) -> float:
+        """The two-sided p of "there is no difference"."""
+        return min(1.0, 2 * min(self.below(0.0), self.above(0.0)))
+
+    def equivalence(self, margin: float) -> float:
+        """The p of TOST that the difference lies within ±``margin``. Raises :class:`AnalysisError` unless the margin is above 0."""
+        if not margin > 0:
+            raise AnalysisError(f"expected a margin above 0, got {margin}")
+        return min(1.0, max(self.below(-margin), self.above(margin)))
+
+    def centred(self) -> Confidence:
+        """The same distribution around a difference of exactly 0: what these data would say of arms that are equal."""
+        return replace(self, value=0.0, points_B=self.points_B - self.value)
+
+    def interval(self, alpha: float = 0.05) -> tuple[float, float]:
+        """All differences that the test does not reject at ``alpha``; (NaN, NaN) when it cannot reject any."""
+        if self.least >= alpha / 2:
+            return float("nan"), float("nan")
+        tail = (alpha / 2 - self.least) / (1 - self.least)
+        if self.error == 0.0:
+            return self._quantile(tail), -replace(self, points_B=-self.points_B[::-1])._quantile(tail)
+        return self._root(self.below, alpha / 2, tail, -1), self._root(self.above, alpha / 2, tail, 1)
+
+    def detectable(self) -> float:
+        """The difference that is found four times in five at 5 %, from the width of the interval; NaN where there is none."""
+        low, high = self.interval(0.05)
+        return (high - low) / 2 * (_Z_ALPHA + _Z_POWER) / _Z_ALPHA
+
+    def _share(self, room_B: Floats) -> float:
+        inside_B = room_B >= 0 if self.error == 0.0 else self._smear(room_B / self.error)
+        return float(self.least + (1 - self.least) * (self.weights_B @ inside_B))
+
+    def _smear(self, steps_B: Floats) -> Floats:
+        """The distribution function of t, without the checks of :mod:`scipy.stats`: an interval asks for it dozens of times."""
+        return np.asarray(special.ndtr(steps_B) if self.df == np.inf else special.stdtr(self.df, steps_B))
+
+    def _quantile(self, tail: float) -> float:
+        """The first point at which the share of points reaches ``tail``."""
+        reached = np.searchsorted(np.cumsum(self.weights_B), tail * (1 - 1e-12))
+        return float(self.points_B[min(int(reached), len(self.points_B) - 1)])
+
+    def _root(self, share: Callable[[float], float], wanted: float, tail: float, side: int) -> float:
+        """Where ``share`` (``below`` or ``above``) comes to ``wanted``."""
+        reach = side * -float(stats.t.ppf(tail, self.df)) * self.error
+        slack = 1e-6 * self.error
+        first, last = float(self.points_B[0]) + reach - slack, float(self.points_B[-1]) + reach + slack
+        return float(optimize.brentq(lambda limit: share(limit) - wanted, first, last))
+
+
+def of_documents(values_N: Floats, weights_N: Floats, seeds: SeedError | None = None) -> Confidence:
+    """Σ value / Σ weight over documents, values averaged over seeds, by sign flips and the error over ``seeds``."""
+    points_B, least = subset_ratios(values_N, weights_N)
+    value = float(values_N.sum() / weights_N.sum())
+    if seeds is None or seeds.error == 0.0:
+        return Confidence(value, points_B, np.full(len(points_B), 1 / len(points_B)), least)
+    smeared = points_B[np.linspace(0, len(points_B) - 1, min(len(points_B), _SMEARED)).round().astype(int)]
+    return Confidence(value, smeared, np.full(len(smeared), 1 / len(smeared)), least, seeds.error, seeds.df)
+
+
+def of_bounded(values_N: Floats, span: float = 1.0, seeds: SeedError | None = None) -> Confidence:
+    """The mean of values in [−span, span], averaged over seeds, by the padded normal and the error over ``seeds``."""
+    centre, error = padded(values_N, span)
+    value = float(values_N.mean())
+    if seeds is None or seeds.error == 0.0:
+        return Confidence(value, np.array([centre]), np.ones(1), error=error)
+    return Confidence(value, centre + error * _GRID_Z, _GRID_WEIGHTS, error=seeds.error, df=seeds.df)

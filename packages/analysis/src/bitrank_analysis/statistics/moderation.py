@@ -1,0 +1,101 @@
+"""How much seeds move an arm, estimated from all arms of a task together.
+
+Two or three seeds say little about one arm's spread: a t test with two degrees of freedom, corrected over nine comparisons, would never
+find anything. Arms of one task are trained alike, so their spreads are alike unless the data show otherwise. The variance of each
+comparison is therefore drawn toward the one pooled over arms, by as much as the arms' own variances agree: the moderated t of Smyth
+(2004), "Linear models and empirical Bayes methods for assessing differential expression in microarray experiments", *Stat. Appl. Genet.
+Mol. Biol.* 3(1), 3. One collapsed run makes the variances disagree, and then each comparison keeps its own.
+
+What a seed does to all arms alike cancels in their difference. It is taken out where the data show that there is such an effect (an F
+test); otherwise it would spread one collapsed run over all arms of its seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+from bitrank_analysis.statistics.confidence import SeedError
+from bitrank_analysis.statistics.examples import Arm
+from bitrank_analysis.statistics.intervals import Floats
+
+_FLOOR = 1e-5  # of the mean variance: an arm whose seeds happened to tie is not one without spread
+_SHOWN = 0.05  # p of a common effect of seeds, below which it is taken out
+_AGREE = 1e-6  # excess variance of log variances below which the arms count as one population
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """``variance`` of one run of an arm around the arm's mean, as all arms have it; ``prior_df`` is how many observations it is worth
+    beside a comparison's own (infinite: the arms' variances agree), and ``residual_df`` how many it was estimated from."""
+
+    variance: float
+    prior_df: float
+    residual_df: float
+
+    def error(self, contrasts_S: Floats, size: float) -> SeedError:
+        """The error of the mean of per-seed contrasts (S,) of arms, S ≥ 2; ``size`` is the sum of the contrast's squared weights."""
+        own_df, prior = len(contrasts_S) - 1, size * self.variance
+        if self.prior_df == inf:
+            moderated, df = prior, self.residual_df
+        else:
+            own = float(contrasts_S.var(ddof=1))
+            moderated = (self.prior_df * prior + own_df * own) / (self.prior_df + own_df)
+            df = min(self.prior_df + own_df, self.residual_df)
+        return SeedError(sqrt(moderated / len(contrasts_S)), df)
+
+
+def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
+    """The spread over seeds of ``arms``; None when no arm has two seeds."""
+    several = [arm for arm in arms if len(arm.seeds) > 1]
+    if not several:
+        return None
+    quality_C = np.concatenate([arm.values_SN.sum(axis=1) / arm.weights_N.sum() for arm in several])
+    arm_C = np.repeat(np.arange(len(several)), [len(arm.seeds) for arm in several])
+    residual_C, free_C = _residuals(quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds]))
+    residual_df = float(free_C.sum())
+    own_A = np.bincount(arm_C, residual_C**2) / np.maximum(np.bincount(arm_C, free_C), 1e-9)
+    prior_df, prior = _prior(np.asarray(own_A, dtype=np.float64), np.bincount(arm_C) - 1.0)
+    pooled = float((residual_C**2).sum()) / residual_df
+    return SeedSpread(pooled if prior_df == inf else prior, prior_df, residual_df)
+
+
+def _residuals(quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Residuals (C,) of quality around the arm's mean, and the share of a degree of freedom that each keeps.
+
+    Where seeds have a common effect, residuals of quality = arm + seed.
+    """
+    _, block_C = np.unique(seed_C, return_inverse=True)
+    arms_CA, seeds_CS = np.eye(arm_C.max() + 1)[arm_C], np.eye(block_C.max() + 1)[block_C]
+    plain_C, plain_free_C = _least_squares(quality_C, arms_CA)
+    blocked_C, blocked_free_C = _least_squares(quality_C, np.hstack([arms_CA, seeds_CS]))
+    left, spent = float(blocked_free_C.sum()), float((plain_free_C - blocked_free_C).sum())
+    if left < 0.5 or spent < 0.5:
+        return plain_C, plain_free_C
+    rest = float((blocked_C**2).sum())
+    explained = float((plain_C**2).sum()) - rest
+    shown = rest > 0 and stats.f.sf(explained / spent / (rest / left), spent, left) < _SHOWN
+    return (blocked_C, blocked_free_C) if shown else (plain_C, plain_free_C)
+
+
+def _least_squares(quality_C: Floats, design_CP: Floats) -> tuple[Floats, Floats]:
+    hat_CC = design_CP @ np.linalg.pinv(design_CP)
+    return quality_C - hat_CC @ quality_C, 1 - np.diag(hat_CC)
+
+
+def _prior(variance_A: Floats, df_A: Floats) -> tuple[float, float]:
+    """Degrees of freedom and value of the scaled inverse χ² that the arms' variances come from (Smyth 2004, section 6.2)."""
+    if len(variance_A) < 2 or variance_A.mean() == 0.0:
+        return inf, float(variance_A.mean())
+    log_A = np.log(np.maximum(variance_A, _FLOOR * variance_A.mean()))
+    log_A += np.log(df_A / 2) - special.digamma(df_A / 2)
+    excess = float(log_A.var(ddof=1) - special.polygamma(1, df_A / 2).mean())
+    if excess < _AGREE:
+        return inf, float(variance_A.mean())
+    half = float(np.exp(optimize.brentq(lambda log: special.polygamma(1, np.exp(log)) - excess, -10.0, 20.0)))
+    return 2 * half, float(np.exp(log_A.mean() + special.digamma(half) - np.log(half)))
