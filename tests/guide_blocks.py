@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _ACTION = r'run(?: slow)?|file|append|insert (after|before) "([^\n]+)"'
 _BLOCK = re.compile(rf"^<!-- ({_ACTION})(?:: (\S+))? -->\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Documents use the layout and names of docs/architecture.md. For each folder of it that the sources do not have yet, this
-# maps them to former ones. Remove a folder's entry once it is there.
+# Documents use the layout and names of docs/architecture.md. For each folder of it that the sources do not have
+# yet, this maps them to former ones. Remove a folder's entry once it is there.
 FORMER = {
     "bitrank/spec": {
         "bitrank/spec/": "bitrank/",
