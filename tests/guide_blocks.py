@@ -22,19 +22,27 @@ ROOT = Path(__file__).resolve().parents[1]
 _ACTION = r'run(?: slow)?|file|append|insert (after|before) "([^\n]+)"'
 _BLOCK = re.compile(rf"^<!-- ({_ACTION})(?:: (\S+))? -->\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Documents name places of the layout in docs/architecture.md; this maps them to former places of files that
-# have not moved yet. Remove an entry once its file has moved.
+# Documents use the layout and names of docs/architecture.md. For each folder of it that the sources do not have
+# yet, this maps them to former ones. Remove a folder's entry once it is there.
 FORMER = {
-    "bitrank/spec/": "bitrank/",
-    "bitrank_quant/formats/parse.py": "bitrank_quant/formats.py",
-    "bitrank_quant/formats/": "bitrank_quant/",
-    "bitrank_quant/backends/registry.py": "bitrank_quant/backends.py",
-    "bitrank_quant/backends/": "bitrank_quant/",
-    "bitrank_quant.formats.base": "bitrank_quant.layout",
-    "bitrank_quant.formats.integer": "bitrank_quant.integers",
-    "bitrank_quant.formats.ternary": "bitrank_quant.ternary",
-    "bitrank_quant.backends.reference": "bitrank_quant.reference",
-    "from bitrank_quant.backends import scaled": "from bitrank_quant import scaled",
+    "bitrank/spec": {
+        "bitrank/spec/": "bitrank/",
+        "def assign_formats(": "def bits(",
+        "def assign_ranks(": "def ranks(",
+    },
+    "bitrank_quant/formats": {
+        "bitrank_quant/formats/parse.py": "bitrank_quant/formats.py",
+        "bitrank_quant/formats/": "bitrank_quant/",
+        "bitrank_quant.formats.base": "bitrank_quant.layout",
+        "bitrank_quant.formats.integer": "bitrank_quant.integers",
+        "bitrank_quant.formats.ternary": "bitrank_quant.ternary",
+    },
+    "bitrank_quant/backends": {
+        "bitrank_quant/backends/registry.py": "bitrank_quant/backends.py",
+        "bitrank_quant/backends/": "bitrank_quant/",
+        "bitrank_quant.backends.reference": "bitrank_quant.reference",
+        "from bitrank_quant.backends import scaled": "from bitrank_quant import scaled",
+    },
 }
 
 
@@ -118,14 +126,9 @@ class SourceCopy:
         path.write_text("".join(lines))
 
     def placed(self, text: str) -> str:
-        """``text`` with places that the sources do not have yet replaced by their former ones."""
-        for place, former in FORMER.items():
-            if not self._exists(place):
-                text = text.replace(place, former)
+        """``text`` with places and names that the sources do not have yet replaced by their former ones."""
+        for folder, names in FORMER.items():
+            if not any(self.folder.glob(f"**/src/{folder}/__init__.py")):
+                for name, former in names.items():
+                    text = text.replace(name, former)
         return text
-
-    def _exists(self, place: str) -> bool:
-        """Whether the folder or module that ``place`` names is in the new layout."""
-        folder = re.search(r"(bitrank\w*)[./](spec|formats|backends)", place)
-        assert folder is not None
-        return any(self.folder.glob(f"**/{folder[1]}/{folder[2]}/__init__.py"))

@@ -30,6 +30,13 @@ def test_config_of_the_readme_is_its_two_blocks_and_nothing_else(tmp_path: Path)
     assert SourceCopy(tmp_path).follow([*blocks, listed], slow=False).count("Deep-8") == 2
 
 
+@pytest.mark.slow
+def test_config_of_the_readme_trains(tmp_path: Path) -> None:
+    run = "bitrank run --profile smoke --config Deep-8 --task toy_sentences --max-steps 2"
+    blocks = [*blocks_of((ROOT / "README.md").read_text()), Block("run", "", "", "sh", run)]
+    assert "1 of 1 runs are complete" in SourceCopy(tmp_path).follow(blocks, slow=False)
+
+
 def test_readme_is_a_page_that_is_read_in_minutes() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 6 * 1024
 
