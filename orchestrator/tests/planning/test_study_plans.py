@@ -1,0 +1,34 @@
+"""Plans of a study lie on disk and serve again as long as they are for the same data, settings and code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bitrank.planning import studies
+from bitrank.planning.studies import STUDIES
+from bitrank.profiles import PROFILES
+from bitrank.specs import make_spec
+
+SMOKE, STUDY = PROFILES["smoke"], STUDIES["allocators"]
+
+
+@pytest.mark.parametrize(
+    ("made_with", "served"), [({}, True), ({"max_length": 16}, False), ({"model": "tiny-gpt2"}, False)]
+)
+def test_a_plan_made_for_something_else_is_made_again(
+    made_with: dict[str, object], served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "toy_sentences" / "exact-3bits.json"
+    path.parent.mkdir()
+    spec = make_spec(SMOKE, "B-FP", "toy_sentences", made_with)
+    made_for = studies._made_for(spec, STUDY, "exact", "3bits")
+    path.write_text(json.dumps({"precision": {}, "ranks": {}, "made_for": made_for}))
+
+    def refuse(*_: object) -> None:
+        raise ValueError("planned again")
+
+    monkeypatch.setattr(studies, "make_plan", refuse)
+    found = studies._planned(STUDY, SMOKE, "exact", "3bits", "toy_sentences", {}, tmp_path)
+    assert found == (path if served else "no plan: planned again")
