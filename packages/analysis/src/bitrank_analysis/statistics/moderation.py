@@ -60,7 +60,8 @@ def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
     residual_C, free_C = _residuals(quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds]))
     residual_df = float(free_C.sum())
     own_A = np.bincount(arm_C, residual_C**2) / np.maximum(np.bincount(arm_C, free_C), 1e-9)
-    prior_df, prior = _prior(np.asarray(own_A, dtype=np.float64), np.bincount(arm_C).astype(np.float64) - 1.0)
+    own_df_A = np.bincount(arm_C).astype(np.float64) - 1
+    prior_df, prior = _prior(np.asarray(own_A, dtype=np.float64), own_df_A)
     pooled = float((residual_C**2).sum()) / residual_df
     return SeedSpread(pooled if prior_df == inf else prior, prior_df, residual_df)
 
