@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from bitrank import models
+from bitrank.models import fuse
 from bitrank_quant import decoder
 from paced import paced_spec, train_paced
 from torch import Tensor
@@ -35,7 +35,7 @@ _DRAWN, _WARM_UP, _STEPS, _TRIES = 15, 4, 12, 4
 _SMALL = (1, 8)  # rows and tokens of the smallest step
 _PRODUCTS = ("mm", "addmm", "addmm_")
 KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
-_COMPILED = models.ROWS
+_COMPILED = fuse.ROWS
 Call = tuple[str, Callable[[], object]]
 
 
@@ -183,7 +183,7 @@ def main() -> int:
     arguments.steps = 2 * (_WARM_UP + _STEPS) + 1
     spec = paced_spec(arguments)
     written, figures = Written(), dict[str, Any]()
-    models.ROWS = WrittenRows(written)  # type: ignore[assignment]
+    fuse.ROWS = WrittenRows(written)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder, suppress(Enough):
         train_paced(spec, Path(folder), lambda batches, _: stages(batches, written, figures), written.decoder)
     figures["ordered_s"] = in_order(written.calls)

@@ -43,7 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", "--repeats", dest="repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tenth of the runs: does it work at all")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file whose section is replaced (default: benchmarks/RESULTS.md)",
+    )
     arguments = parser.parse_args()
     rows = []
     for runs, points in ((200, 2500), (10_000, 50)):
@@ -65,12 +70,14 @@ def compare(folder: Path, runs: int, points: int, repeats: int) -> list[str]:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, contestant in contestants.items():
-            start = time.perf_counter()
+            init = time.perf_counter()
             found = contestant()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - init)
             assert found == runs, f"{name} found {found} runs of {runs}"
     mine, *others = times.values()
-    compared = [spread(others[0]).text(), paired_ratio(others[0], mine).text()] if others else ["not installed", "–"]
+    compared = (
+        [spread(others[0]).text(), paired_ratio(others[0], mine).text()] if others else ["not installed", "–"]
+    )
     return [f"{runs:,} runs × {points:,} points ({len(KEYS)} keys)", spread(mine).text(3), *compared]
 
 
@@ -102,21 +109,36 @@ def fill(path: Path, runs: int, points: int, made: bool) -> None:
         if not made:
             database.executescript(SCHEMA)
             database.execute("INSERT INTO experiments VALUES (1, 'bench', 'active')")
-        experiment = database.execute("SELECT experiment_id FROM experiments WHERE name = 'bench'").fetchone()[0]
+        experiment = database.execute(
+            "SELECT experiment_id FROM experiments WHERE name = 'bench'"
+        ).fetchone()[0]
         ids = [f"{n:032x}" for n in range(runs)]
         database.executemany(
             "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri, experiment_id, user_id) "
             "VALUES (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'bench')",
-            [(run, f"run {n}", n, n + 1000, f"{path.parent}/artifacts/{run}/artifacts", experiment) for n, run in enumerate(ids)],
+            [
+                (run, f"run {n}", n, n + 1000, f"{path.parent}/artifacts/{run}/artifacts", experiment)
+                for n, run in enumerate(ids)
+            ],
         )
         database.executemany(
-            "INSERT INTO params (run_uuid, key, value) VALUES (?, ?, ?)", [(run, f"param{k}", str(k)) for run in ids for k in range(10)]
+            "INSERT INTO params (run_uuid, key, value) VALUES (?, ?, ?)",
+            [(run, f"param{k}", str(k)) for run in ids for k in range(10)],
         )
         database.executemany(
-            "INSERT INTO tags (run_uuid, key, value) VALUES (?, ?, ?)", [(run, f"tag{k}", f"value {k}") for run in ids for k in range(12)]
+            "INSERT INTO tags (run_uuid, key, value) VALUES (?, ?, ?)",
+            [(run, f"tag{k}", f"value {k}") for run in ids for k in range(12)],
         )
-        columns, steps = "(run_uuid, key, step, timestamp, value, is_nan) VALUES (?, ?, ?, ?, ?, 0)", points // len(KEYS)
-        rows = ((run, key, step, step * 1000, 1 / (step + 1)) for key in KEYS for run in ids for step in range(steps))
+        columns, steps = (
+            "(run_uuid, key, step, timestamp, value, is_nan) VALUES (?, ?, ?, ?, ?, 0)",
+            points // len(KEYS),
+        )
+        rows = (
+            (run, key, step, step * 1000, 1 / (step + 1))
+            for key in KEYS
+            for run in ids
+            for step in range(steps)
+        )
         database.executemany(f"INSERT INTO metrics {columns}", rows)
         last = ((run, key, steps - 1, steps * 1000, 1 / steps) for key in KEYS for run in ids)
         database.executemany(f"INSERT INTO latest_metrics {columns}", last)

@@ -13,9 +13,9 @@ import math
 import sys
 from functools import partial
 
-from bitrank.environment import run_environment
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
+from bitrank.process.environment import run_environment
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from harness import (
     STEPS,
     Figures,
@@ -53,11 +53,17 @@ def main() -> int:
     here, parts = machine(threads), list[str]()
     everything: dict[tuple[str, ...], list[Figures]] = {}
     for task in arguments.tasks:
-        found = alternate(sides(task, arguments.configs, arguments.steps or STEPS[task], threads), arguments.rounds)
+        found = alternate(
+            sides(task, arguments.configs, arguments.steps or STEPS[task], threads), arguments.rounds
+        )
         here = again(here)
         parts.append(f"### `{task}`\n\n{bounds(found, here, task)}")
         everything |= {(task, *key): rounds for key, rounds in found.items()}
-    write_section("bound", "\n\n".join(["## A step's operations alone", machine_words(here), *parts, _NOTE]), arguments.results)
+    write_section(
+        "bound",
+        "\n\n".join(["## A step's operations alone", machine_words(here), *parts, _NOTE]),
+        arguments.results,
+    )
     return leave(everything)
 
 
@@ -72,12 +78,26 @@ def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple
 def alone(task: str, config: str, threads: int) -> Figures:
     """The figures of ``alone.py``, in a run's environment."""
     environment = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
-    return fresh(script("alone.py", "--config", config, "--task", task, "--threads", threads), environment=environment)[0]
+    return fresh(
+        script("alone.py", "--config", config, "--task", task, "--threads", threads), environment=environment
+    )[0]
 
 
 def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str) -> str:
     """One row a config: its step, the parts of it alone, and what is and could be had."""
-    head = ("config", "step", "in order", "alone", *KINDS, "8 tokens", "÷ tuned now", "in order", "at most", "of peak now", "at most")
+    head = (
+        "config",
+        "step",
+        "in order",
+        "alone",
+        *KINDS,
+        "8 tokens",
+        "÷ tuned now",
+        "in order",
+        "at most",
+        "of peak now",
+        "at most",
+    )
     peak = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config, side in found:
@@ -101,7 +121,14 @@ def speeds(mine: Figures, tuned: float, peak: float) -> Figures:
     if "failed" in mine:
         return mine
     now, ordered, most = (mine["tokens"] / mine[f"{name}_s"] for name in ("step", "ordered", "alone"))
-    return {**mine, "now": now / tuned, "ordered": ordered / tuned, "most": most / tuned, "used": now * peak, "usable": most * peak}
+    return {
+        **mine,
+        "now": now / tuned,
+        "ordered": ordered / tuned,
+        "most": most / tuned,
+        "used": now * peak,
+        "usable": most * peak,
+    }
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bitrank.configs import CONFIGS, find_config
-from bitrank.forecast import Forecast, forecast
-from bitrank.planning.sizes import sizes_of
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec, parse_setting
+from bitrank.forecast.forecast import Forecast, forecast
+from bitrank.planning.budget import sizes_of
+from bitrank.spec.configs import CONFIGS, find_config
+from bitrank.spec.parse import parse_setting
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from harness import (
     Figures,
     SideFailed,
@@ -38,7 +39,9 @@ from harness import (
 )
 
 STEPS = {"movie_sentences": 30, "wiki_articles": 6}  # each batch of articles has the same shape
-_WINDOWS = {"wiki_articles": {"test_windows": 1, "validation_windows": 1}}  # of each article: more take longer, and no more memory
+_WINDOWS = {
+    "wiki_articles": {"test_windows": 1, "validation_windows": 1}
+}  # of each article: more take longer, and no more memory
 _PARTS = ("imports", "stored", "adapters", "gradients", "optimizer", "activations", "overhead")
 _NOTE = (
     "*imports* are libraries, tokenizer and tokens; *stored* the base; *overhead* what compiled products, pages of libraries and the heap "
@@ -52,7 +55,13 @@ Run = tuple[str, str]  # task and config
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=tuple(CONFIGS))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs, and of their forecast")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the runs, and of their forecast",
+    )
     arguments = parser.parse_args()
     here, given = machine(cores()), dict(parse_setting(text) for text in arguments.set)
     runs = {
@@ -60,9 +69,13 @@ def main() -> int:
         for task in arguments.tasks
         for config in arguments.configs
     }
-    told = {key: predicted(*run) for key, run in runs.items()}
+    predicted_by = {key: predicted(*run) for key, run in runs.items()}
     found = alternate({key: partial(measured, *run) for key, run in runs.items()}, arguments.rounds)
-    write_section("forecast", f"## Forecast of memory\n\n{machine_words(here)}\n\n{_words(told, found)}", arguments.results)
+    write_section(
+        "forecast",
+        f"## Forecast of memory\n\n{machine_words(here)}\n\n{_words(predicted_by, found)}",
+        arguments.results,
+    )
     return leave(found)
 
 
@@ -77,36 +90,64 @@ def predicted(config: str, task: str, given: Settings) -> Forecast:
     matrices = sizes_of(spec).outline.matrices
     found = find_config(spec.config, spec.plan, spec.tuned)
     blocks = [matrix for matrix in matrices if matrix.layer is not None and matrix.role != "embedding"]
-    return forecast(spec, found.precision.bits(matrices), found.rank.ranks(blocks))
+    return forecast(spec, found.precision.assign_formats(matrices), found.rank.assign_ranks(blocks))
 
 
 def measured(config: str, task: str, given: Settings) -> Figures:
     """MiB of that run, on one thread as the profile has it. Raises :class:`SideFailed`."""
     words = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     found = fresh(
-        script("ours.py", "--config", config, "--task", task, "--steps", given["steps"], "--threads", 1, "--until", "judged", *words)
+        script(
+            "ours.py",
+            "--config",
+            config,
+            "--task",
+            task,
+            "--steps",
+            given["steps"],
+            "--threads",
+            1,
+            "--until",
+            "judged",
+            *words,
+        )
     )[0]
     return {key: found[key] for key in ("import_mib", "ready_mib", "peak_mib")}
 
 
-def _words(told: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
+def _words(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
     head = ("task", "config", *_PARTS, "predicted MiB", "measured MiB", "error")
-    rows = [_row(task, config, told[task, config], found[task, config]) for task, config in told]
-    errors = [abs(error) for key in told if (error := _error(told[key], found[key])) is not None]
-    said = f"Largest error {max(errors):.1%}, mean {statistics.mean(errors):.1%} over {len(errors)} runs." if errors else "No run ended."
+    rows = [
+        _row(task, config, predicted_by[task, config], found[task, config]) for task, config in predicted_by
+    ]
+    errors = [
+        abs(error) for key in predicted_by if (error := _error(predicted_by[key], found[key])) is not None
+    ]
+    said = (
+        f"Largest error {max(errors):.1%}, mean {statistics.mean(errors):.1%} over {len(errors)} runs."
+        if errors
+        else "No run ended."
+    )
     return f"{table(head, rows)}\n\n{said} {_NOTE}"
 
 
-def _row(task: str, config: str, told: Forecast, rounds: Sequence[Figures]) -> list[str]:
-    error = _error(told, rounds)
-    parts = [f"{getattr(told, part) / _MIB:,.0f}" for part in _PARTS]
+def _row(task: str, config: str, predicted_by: Forecast, rounds: Sequence[Figures]) -> list[str]:
+    error = _error(predicted_by, rounds)
+    parts = [f"{getattr(predicted_by, part) / _MIB:,.0f}" for part in _PARTS]
     shown = "–" if error is None else f"{error:+.1%}"
-    return [f"`{task}`", config, *parts, f"{told.peak / _MIB:,.0f}", figure_cell(rounds, "peak_mib"), shown]
+    return [
+        f"`{task}`",
+        config,
+        *parts,
+        f"{predicted_by.peak / _MIB:,.0f}",
+        figure_cell(rounds, "peak_mib"),
+        shown,
+    ]
 
 
-def _error(told: Forecast, rounds: Sequence[Figures]) -> float | None:
+def _error(predicted_by: Forecast, rounds: Sequence[Figures]) -> float | None:
     try:
-        return told.peak / _MIB / statistics.median(values(rounds, "peak_mib")) - 1
+        return predicted_by.peak / _MIB / statistics.median(values(rounds, "peak_mib")) - 1
     except SideFailed:
         return None
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bitrank.configs import CONFIGS
-from bitrank.environment import run_environment
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
+from bitrank.process.environment import run_environment
+from bitrank.spec.configs import CONFIGS
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from bitrank_quant import block_matrices, weight_matrices
 from harness import (
     WARM_UP,
@@ -65,7 +65,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for task in arguments.tasks:
             steps = arguments.steps or STEPS[task]
-            sides = {row: partial(_in_turns, row, task, steps, threads, Path(folder)) for row in arguments.configs}
+            sides = {
+                row: partial(_in_turns, row, task, steps, threads, Path(folder)) for row in arguments.configs
+            }
             found = alternate(sides, arguments.rounds)
             parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
             everything |= {f"{task} {row}": rounds for row, rounds in found.items()}
@@ -86,8 +88,8 @@ def plan(row: str, task: str) -> dict[str, dict[str, object]]:
     model = empty_model(task)
     blocks = [matrix.name for matrix in block_matrices(model)]
     if what in CONFIGS:
-        free = [m for m in weight_matrices(model) if m.role != "head" and m.tied_to is None]
-        precision: dict[str, object] = dict(CONFIGS[what].precision.bits(free))
+        quantizable = [m for m in weight_matrices(model) if m.role != "head" and m.tied_to is None]
+        precision: dict[str, object] = dict(CONFIGS[what].precision.assign_formats(quantizable))
     else:
         precision = dict.fromkeys(blocks, what)
     return {"precision": precision, "ranks": dict.fromkeys(blocks, 8)}
@@ -98,9 +100,13 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
     for name, path in paths.items():
         path.write_text(json.dumps(plan(name, task)))
     words = ("--task", task, "--steps", steps, "--threads", threads, "--set")
-    commands = [script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)]
+    commands = [
+        script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)
+    ]
     environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
-    sixteen, other = ([step["seconds"] for step in side[WARM_UP:]] for side in in_turns(commands, steps, [environment] * 2))
+    sixteen, other = (
+        [step["seconds"] for step in side[WARM_UP:]] for side in in_turns(commands, steps, [environment] * 2)
+    )
     return figures(sixteen, other)
 
 
@@ -108,7 +114,13 @@ def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
     """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over ``sixteen``, pair by pair."""
     ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"step_s": statistics.median(other), "bf16_s": statistics.median(sixteen), "ratio": ratio, "low": low, "high": high}
+    return {
+        "step_s": statistics.median(other),
+        "bf16_s": statistics.median(sixteen),
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+    }
 
 
 def _table(found: dict[str, list[Figures]]) -> str:

@@ -53,7 +53,9 @@ def copy_runs(database: str, runs: int) -> None:
         there = connection.execute(text("SELECT count(*) FROM runs")).scalar_one()
         originals = connection.execute(text(f"SELECT count(*) FROM runs WHERE {_ORIGINAL}")).scalar_one()
         if there > runs:
-            raise ValueError(f"expected at most {runs} runs before copying, found {there}; give larger --runs or fewer --each")
+            raise ValueError(
+                f"expected at most {runs} runs before copying, found {there}; give larger --runs or fewer --each"
+            )
         for copy in range(there // originals, -(-runs // originals)):
             done, upto = max(0, there - copy * originals), min(originals, runs - copy * originals)
             which = f"SELECT run_uuid FROM runs WHERE {_ORIGINAL} ORDER BY run_uuid LIMIT {upto - done} OFFSET {done}"
@@ -74,7 +76,7 @@ def _value(table: str, column: str) -> str:
 
 
 def _file_of(database: str) -> Path:
-    from bitrank.store import Store
+    from bitrank.tracking.store import Store
 
     path = Store.parse(database).database
     assert path is not None, "a SQLite store is a file"
@@ -95,10 +97,16 @@ def database_bytes(database: str) -> int:
     return found
 
 
-def draw(sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]) -> None:
+def draw(
+    sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]
+) -> None:
     """Measured points and their lines up to the horizon, both axes logarithmic: size, and processor time to read."""
     charts = [_panel(sizes, "MiB in the database"), _panel(reads, "CPU seconds to read")]
-    chart = alt.hconcat(*charts).configure_view(stroke=None).configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
+    chart = (
+        alt.hconcat(*charts)
+        .configure_view(stroke=None)
+        .configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
+    )
     FIGURES.mkdir(exist_ok=True)
     chart.save(str(FIGURES / "scaling.png"), scale_factor=2)
     chart.save(str(FIGURES / "scaling.svg"))
@@ -107,7 +115,11 @@ def draw(sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tu
 def _panel(found: Mapping[tuple[str, str], Mapping[int, float]], title: str) -> alt.LayerChart:
     rows: list[dict[str, Any]] = []
     for name, points in found.items():
-        label, line, along = ": ".join(word for word in name if word), fit(points), np.geomspace(min(points), HORIZON, 40)
+        label, line, along = (
+            ": ".join(word for word in name if word),
+            fit(points),
+            np.geomspace(min(points), HORIZON, 40),
+        )
         rows += [{"of": label, "runs": runs, "y": y, "kind": "measured"} for runs, y in points.items()]
         rows += [{"of": label, "runs": int(runs), "y": line.at(int(runs)), "kind": "line"} for runs in along]
     ticks = alt.Axis(format="~s", values=[100, 1000, 10_000, HORIZON])

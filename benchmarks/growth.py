@@ -49,7 +49,10 @@ Points = dict[int, Words]
 
 def _set(key: str, *numbers: int) -> Callable[[Path], dict[str, Points]]:
     """An axis along one key of the spec, for both tasks."""
-    return lambda _: {task: {number: ["--config", "B-FP", "--set", f"{key}={number}"] for number in numbers} for task in TASKS}
+    return lambda _: {
+        task: {number: ["--config", "B-FP", "--set", f"{key}={number}"] for number in numbers}
+        for task in TASKS
+    }
 
 
 def _matrices(folder: Path) -> dict[str, Points]:
@@ -75,7 +78,9 @@ def _sentences(folder: Path) -> dict[str, Points]:
         with path.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["text", "label"])
-            writer.writerows((example.text, ("negative", "positive")[example.label or 0]) for example in examples[:count])
+            writer.writerows(
+                (example.text, ("negative", "positive")[example.label or 0]) for example in examples[:count]
+            )
         found[count] = ["--config", "B-FP", "--task", str(path)]
     return {"movie_sentences": found}
 
@@ -91,7 +96,12 @@ AXES: dict[str, Callable[[Path], dict[str, Points]]] = {
 
 def main() -> int:
     parser = options(__doc__, rounds=1)
-    parser.add_argument("--axes", type=lambda text: text.split(","), default=[*AXES, "steps"], help=f"of: {','.join(AXES)},steps")
+    parser.add_argument(
+        "--axes",
+        type=lambda text: text.split(","),
+        default=[*AXES, "steps"],
+        help=f"of: {','.join(AXES)},steps",
+    )
     arguments = parser.parse_args()
     threads = cores()
     here = machine(threads)
@@ -101,11 +111,24 @@ def main() -> int:
     rows = [[axis, f"`{task}`", f"{at:,}", *_cells(rounds)] for (axis, task, at), rounds in found.items()]
     if "steps" in arguments.axes:
         along = alternate(
-            {("steps", task): partial(_run, task, ["--config", "B-FP"], _long(task, arguments.steps), threads) for task in arguments.tasks},
+            {
+                ("steps", task): partial(
+                    _run, task, ["--config", "B-FP"], _long(task, arguments.steps), threads
+                )
+                for task in arguments.tasks
+            },
             1,
         )
-        found |= {(*key, step): [point] for key, rounds in along.items() for step, point in _intervals(rounds[0]).items()}
-        rows += [["steps", f"`{task}`", f"{at:,}", *_cells(rounds)] for (axis, task, at), rounds in found.items() if axis == "steps"]
+        found |= {
+            (*key, step): [point]
+            for key, rounds in along.items()
+            for step, point in _intervals(rounds[0]).items()
+        }
+        rows += [
+            ["steps", f"`{task}`", f"{at:,}", *_cells(rounds)]
+            for (axis, task, at), rounds in found.items()
+            if axis == "steps"
+        ]
     draw(found)
     text = [
         "## Growth",
@@ -123,19 +146,28 @@ _NOTE = """B-FP; one thing varied at a time. *steps*: one long run, cost per tok
 The planner's growth is in the section `planner`, that of the store in `analysis` and `scaling`."""
 
 
-def _sides(axes: list[str], tasks: list[str], steps: int | None, threads: int, folder: Path) -> dict[tuple[str, str, int], Any]:
+def _sides(
+    axes: list[str], tasks: list[str], steps: int | None, threads: int, folder: Path
+) -> dict[tuple[str, str, int], Any]:
     sides: dict[tuple[str, str, int], Any] = {}
     for axis in axes:
         if axis != "steps":
             for task, points in AXES[axis](folder).items():
                 if task in tasks:
-                    sides |= {(axis, task, at): partial(_run, task, words, steps or STEPS[task], threads) for at, words in points.items()}
+                    sides |= {
+                        (axis, task, at): partial(_run, task, words, steps or STEPS[task], threads)
+                        for at, words in points.items()
+                    }
     return sides
 
 
 def _run(task: str, words: Words, steps: int, threads: int) -> Figures:
     found = fresh(script("ours.py", "--task", task, "--steps", steps, "--threads", threads, *words))[0]
-    return {**found, "token_us": 1e6 * found["seconds"] / found["tokens"], "over_mib": found["peak_mib"] - found["import_mib"]}
+    return {
+        **found,
+        "token_us": 1e6 * found["seconds"] / found["tokens"],
+        "over_mib": found["peak_mib"] - found["import_mib"],
+    }
 
 
 def _long(task: str, steps: int | None) -> int:
@@ -149,7 +181,11 @@ def _intervals(run: Figures) -> dict[int, Figures]:
     points = [point for point in run["points"] if point[0] >= 3]
     marks = [points[round(part * (len(points) - 1) / 4)] for part in range(5)]
     pairs = pairwise(marks)
-    return {b[0]: {"token_us": 1e6 * (b[2] - a[2]) / (b[1] - a[1]), "over_mib": run["over_mib"]} for a, b in pairs if b[1] > a[1]}
+    return {
+        b[0]: {"token_us": 1e6 * (b[2] - a[2]) / (b[1] - a[1]), "over_mib": run["over_mib"]}
+        for a, b in pairs
+        if b[1] > a[1]
+    }
 
 
 def _cells(rounds: list[Figures]) -> list[str]:
@@ -161,9 +197,15 @@ def draw(found: dict[tuple[str, str, int], list[Figures]], folder: Path = FIGURE
     frame = _frame(found)
     rows = []
     for column, title in (("token_us", "µs a token"), ("over_mib", "MiB over imports")):
-        panels = [_panel(frame[frame["axis"] == axis], column, title, axis) for axis in dict.fromkeys(frame["axis"])]
+        panels = [
+            _panel(frame[frame["axis"] == axis], column, title, axis) for axis in dict.fromkeys(frame["axis"])
+        ]
         rows.append(alt.hconcat(*panels).resolve_scale(y="shared"))
-    chart = alt.vconcat(*rows).configure_view(stroke=None).configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
+    chart = (
+        alt.vconcat(*rows)
+        .configure_view(stroke=None)
+        .configure_axis(grid=True, gridOpacity=0.4, labelFontSize=11, titleFontSize=12)
+    )
     folder.mkdir(exist_ok=True)
     chart.save(str(folder / "growth.png"), scale_factor=2)
     chart.save(str(folder / "growth.svg"))
@@ -174,7 +216,9 @@ def _frame(found: dict[tuple[str, str, int], list[Figures]]) -> pd.DataFrame:
     for (axis, task, at), rounds in found.items():
         try:
             pairs = zip(values(rounds, "token_us"), values(rounds, "over_mib"), strict=True)
-            rows += [{"axis": axis, "task": task, "at": at, "token_us": us, "over_mib": mib} for us, mib in pairs]
+            rows += [
+                {"axis": axis, "task": task, "at": at, "token_us": us, "over_mib": mib} for us, mib in pairs
+            ]
         except SideFailed:
             continue
     return pd.DataFrame(rows)
@@ -183,10 +227,19 @@ def _frame(found: dict[tuple[str, str, int], list[Figures]]) -> pd.DataFrame:
 def _panel(frame: pd.DataFrame, column: str, title: str, axis: str) -> alt.LayerChart | alt.FacetChart:
     """Both axes logarithmic, so that a slope is a power; steps are shown as they are, for there flat is the claim."""
     scale = alt.Scale(type="linear" if axis == "steps" else "log", nice=False, padding=12)
-    x = alt.X("at:Q", title=axis, scale=scale, axis=alt.Axis(values=sorted(set(frame["at"].tolist())), format="~s", labelOverlap=True))
+    x = alt.X(
+        "at:Q",
+        title=axis,
+        scale=scale,
+        axis=alt.Axis(values=sorted(set(frame["at"].tolist())), format="~s", labelOverlap=True),
+    )
     y = alt.Y(f"mean({column}):Q", title=title, scale=alt.Scale(type="log", nice=True))
-    base = alt.Chart(frame).encode(x=x, y=y, color=alt.Color("task:N", title=None, legend=alt.Legend(orient="top")))
-    return alt.layer(base.mark_line(), base.mark_point(filled=True, size=40)).properties(width=170, height=150)
+    base = alt.Chart(frame).encode(
+        x=x, y=y, color=alt.Color("task:N", title=None, legend=alt.Legend(orient="top"))
+    )
+    return alt.layer(base.mark_line(), base.mark_point(filled=True, size=40)).properties(
+        width=170, height=150
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from bitrank.allocator import find_tcmalloc
-from bitrank.cores import usable_cores
+from bitrank.process.cores import usable_cores
+from bitrank.process.tcmalloc import find_tcmalloc
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -31,9 +31,7 @@ CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-2", "Joint-3")
 # are faster a token.
 STEPS = {"movie_sentences": 53, "wiki_articles": 8}
 WARM_UP = 3
-_HEAD = (
-    "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. [README.md](README.md) says how to read them.\n"
-)
+_HEAD = "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. [README.md](README.md) says how to read them.\n"
 
 Figures = dict[str, Any]
 Side = Callable[[], Figures]
@@ -83,7 +81,10 @@ def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
                 figures = {"failed": str(failure)}
             found[name].append(figures)
             label = name if isinstance(name, str) else " ".join(map(str, cast(tuple[object, ...], name)))
-            print(f"round {number + 1} of {rounds}: {label}: {_brief(figures)} [{time.perf_counter() - started:.1f} s]", flush=True)
+            print(
+                f"round {number + 1} of {rounds}: {label}: {_brief(figures)} [{time.perf_counter() - started:.1f} s]",
+                flush=True,
+            )
     return found
 
 
@@ -119,7 +120,13 @@ def fresh(*commands: Sequence[str], environment: Mapping[str, str] | None = None
     """
     surroundings = {**os.environ, **(environment or {})}
     started = [
-        subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
+        subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=surroundings,
+        )
         for command in commands
     ]
     try:
@@ -142,7 +149,10 @@ def together(parts: Sequence[Figures]) -> Figures:
     """Figures of processes that ran at the same time: speeds and memory add up, times are the longest."""
     if len(parts) == 1:
         return parts[0]
-    added = {key: sum(part[key] for part in parts) for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "device_mib", "import_mib")}
+    added = {
+        key: sum(part[key] for part in parts)
+        for key in ("tokens", "tok_s", "wall_tok_s", "peak_mib", "device_mib", "import_mib")
+    }
     return {**parts[0], **added, "seconds": max(part["seconds"] for part in parts), "processes": len(parts)}
 
 
@@ -191,9 +201,21 @@ def options(
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
     parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {dict(steps)})")
-    parser.add_argument("--configs", type=_words, default=list(configs), help=f"comma-separated (default: {','.join(configs)})")
-    parser.add_argument("--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    parser.add_argument(
+        "--configs",
+        type=_words,
+        default=list(configs),
+        help=f"comma-separated (default: {','.join(configs)})",
+    )
+    parser.add_argument(
+        "--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file whose section is replaced (default: benchmarks/RESULTS.md)",
+    )
     return parser
 
 
@@ -221,21 +243,35 @@ def replace_section(document: str, name: str, text: str) -> str:
     head, found_opening, rest = document.partition(opening)
     _, found_closing, tail = rest.partition(closing)
     if not found_opening or not found_closing:
-        raise ValueError(f"the section {name} needs {opening} before {closing}, found one alone; mend or delete it by hand")
+        raise ValueError(
+            f"the section {name} needs {opening} before {closing}, found one alone; mend or delete it by hand"
+        )
     return head + section + tail
 
 
 def leave(results: Mapping[Any, Sequence[Figures]]) -> int:
     """Exit code: 1 when a side failed."""
-    failed = {str(name): figures["failed"] for name, rounds in results.items() for figures in rounds if "failed" in figures}
+    failed = {
+        str(name): figures["failed"]
+        for name, rounds in results.items()
+        for figures in rounds
+        if "failed" in figures
+    }
     for name, why in failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _brief(figures: Figures) -> str:
-    shown = {key: value for key, value in figures.items() if isinstance(value, int | float | str) and value is not None}
-    return "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in list(shown.items())[:8])
+    shown = {
+        key: value
+        for key, value in figures.items()
+        if isinstance(value, int | float | str) and value is not None
+    }
+    return "  ".join(
+        f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in list(shown.items())[:8]
+    )
 
 
 def _words(text: str) -> list[str]:

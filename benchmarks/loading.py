@@ -14,12 +14,12 @@ from pathlib import Path
 
 import bitsandbytes  # noqa: F401 - loaded lazily otherwise, and counted as weights
 import optimum.quanto  # noqa: F401
-from bitrank.configs import find_config
-from bitrank.models import open_model
-from bitrank.plans import make_plans, store_base
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
-from bitrank.starts import starting_point
+from bitrank.models.load import open_model
+from bitrank.run.adapter_init import choose_init
+from bitrank.run.plans import make_plans, store_base
+from bitrank.spec.configs import find_config
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from bitrank_quant import stored_bytes
 from bitrank_trainer import DTYPES, choose_dtype, peak_memory_mib, pin_threads, release_memory
 
@@ -36,12 +36,12 @@ def main() -> None:
     dtype = DTYPES[choose_dtype("cpu")]
     loaded = open_model(spec, 2, "cpu", dtype)
     plans = make_plans(find_config(spec.config, spec.plan, spec.tuned), loaded)
-    start = starting_point(spec, plans.ranks)
-    largest = max(matrix.shape[0] * matrix.shape[1] for matrix in plans.free)
+    init = choose_init(spec, plans.ranks)
+    largest = max(matrix.shape[0] * matrix.shape[1] for matrix in plans.quantizable)
     release_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
     before = peak_memory_mib()
-    store_base(spec, loaded, plans.bits, start, "cpu", dtype)
+    store_base(spec, loaded, plans.bits, init, "cpu", dtype)
     print(
         json.dumps({
             "loading_mib": peak_memory_mib() - before,

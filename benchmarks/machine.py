@@ -22,15 +22,18 @@ import time
 from importlib.metadata import version
 
 import torch
-from bitrank.models import locate
-from bitrank.record import hardware
+from bitrank.models.locate import locate
+from bitrank.process.hardware import hardware
 from bitrank_quant import block_matrices
 from bitrank_trainer import DTYPES, choose_device, choose_dtype
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 _SIDE, _ACCELERATOR_SIDE, _TRIES = 2048, 8192, 8
-_MODELS = {"movie_sentences": ("minilm", AutoModelForSequenceClassification), "wiki_articles": ("smollm2", AutoModelForCausalLM)}
+_MODELS = {
+    "movie_sentences": ("minilm", AutoModelForSequenceClassification),
+    "wiki_articles": ("smollm2", AutoModelForCausalLM),
+}
 _FIRST = ("query", "key", "value", "q_proj", "k_proj", "v_proj")
 
 
@@ -80,7 +83,9 @@ def _wait_for(device: str) -> None:
 def empty_model(task: str) -> PreTrainedModel:
     """The model of ``task`` without its weights: names and shapes alone."""
     name, auto = _MODELS[task]
-    config = AutoConfig.from_pretrained(locate(name))  # before the meta device: a model that is not here yet is made from real tensors
+    config = AutoConfig.from_pretrained(
+        locate(name)
+    )  # before the meta device: a model that is not here yet is made from real tensors
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
     return model
@@ -92,9 +97,13 @@ def flops_per_token(task: str) -> int:
     blocks = block_matrices(model)
     if task == "movie_sentences":
         last = max(matrix.layer or 0 for matrix in blocks)
-        blocks = [matrix for matrix in blocks if matrix.layer != last or matrix.name.endswith(("key", "value"))]
+        blocks = [
+            matrix for matrix in blocks if matrix.layer != last or matrix.name.endswith(("key", "value"))
+        ]
     forward = sum(math.prod(matrix.shape) for matrix in blocks)
-    dead = sum(math.prod(matrix.shape) for matrix in blocks if matrix.layer == 0 and matrix.name.endswith(_FIRST))
+    dead = sum(
+        math.prod(matrix.shape) for matrix in blocks if matrix.layer == 0 and matrix.name.endswith(_FIRST)
+    )
     head = model.get_output_embeddings() if task == "wiki_articles" else None
     vocabulary = head.weight.numel() if isinstance(head, nn.Linear) else 0
     return 2 * (forward + vocabulary) + 2 * (forward - dead + vocabulary)

@@ -16,10 +16,10 @@ import argparse
 import sys
 from functools import partial
 
-from bitrank.allocator import find_tcmalloc, heap_environment
-from bitrank.environment import run_environment
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
+from bitrank.process.environment import run_environment
+from bitrank.process.tcmalloc import find_tcmalloc, heap_environment
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from harness import (
     STEPS,
     Figures,
@@ -46,8 +46,12 @@ _SAME = "tuned, with tcmalloc"
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=("B-FP", "B-Q4", "Joint-2"))
-    parser.add_argument("--limit", type=int, default=3 * _GIB // 2, help="bytes of the hard limit (default: 1.5 GiB)")
-    parser.add_argument("--limit-config", default="B-FP", help="config that trains under the limit (default: B-FP)")
+    parser.add_argument(
+        "--limit", type=int, default=3 * _GIB // 2, help="bytes of the hard limit (default: 1.5 GiB)"
+    )
+    parser.add_argument(
+        "--limit-config", default="B-FP", help="config that trains under the limit (default: B-FP)"
+    )
     arguments = parser.parse_args()
     threads = cores()
     everything: dict[str, list[Figures]] = {}
@@ -66,7 +70,19 @@ def main() -> int:
 
 
 def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> Figures:
-    words = ("--task", task, "--config", config, "--steps", steps, "--threads", threads, "--until", "tested", *more)
+    words = (
+        "--task",
+        task,
+        "--config",
+        config,
+        "--steps",
+        steps,
+        "--threads",
+        threads,
+        "--until",
+        "tested",
+        *more,
+    )
     windows = ("--set", "test_windows=1", "--set", "validation_windows=1") if task == "wiki_articles" else ()
     found = fresh(script("ours.py", *words, *windows))[0]
     return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
@@ -75,21 +91,36 @@ def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> F
 def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
     """A whole run, and what loading its base takes alone."""
     spec = make_spec(find_profile("laptop"), config, task, {"threads": threads})
-    loading = fresh(script("loading.py", "--task", task, "--config", config), environment=run_environment(spec))[0]
+    loading = fresh(
+        script("loading.py", "--task", task, "--config", config), environment=run_environment(spec)
+    )[0]
     bound = 1.1 * (loading["stored_mib"] + loading["largest_fp32_mib"])
     return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
 
 
 def _peer(task: str, config: str, steps: int, threads: int, preloaded: bool) -> Figures:
-    found = peer("tuned", task, config, steps, threads, environment=heap_environment(limited=False) if preloaded else {})
+    found = peer(
+        "tuned",
+        task,
+        config,
+        steps,
+        threads,
+        environment=heap_environment(limited=False) if preloaded else {},
+    )
     return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
 
 
-def _sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], partial[Figures]]:
+def _sides(
+    task: str, configs: list[str], steps: int, threads: int
+) -> dict[tuple[str, str], partial[Figures]]:
     sides = {(config, "ours"): partial(_ours, task, config, steps, threads) for config in configs}
     against = dict.fromkeys(config if config in PEERS else "B-FP" for config in configs)
     kinds = {"tuned": False} | ({_SAME: True} if find_tcmalloc() else {})
-    peers = {(config, kind): partial(_peer, task, config, steps, threads, same) for config in against for kind, same in kinds.items()}
+    peers = {
+        (config, kind): partial(_peer, task, config, steps, threads, same)
+        for config in against
+        for kind, same in kinds.items()
+    }
     return sides | peers
 
 
@@ -120,10 +151,18 @@ def _limited(arguments: argparse.Namespace, threads: int) -> tuple[str, dict[str
     """The same training without and with the limit, and how far their loss curves are apart."""
     steps, limit = arguments.steps or STEPS["wiki_articles"], arguments.limit
     run = partial(_whole, "wiki_articles", arguments.limit_config, steps, threads, "--set", "log_every=1")
-    sides = {"unlimited": run, "limited": partial(run, "--set", f"memory_limit={limit}", "--data-limit", limit)}
+    sides = {
+        "unlimited": run,
+        "limited": partial(run, "--set", f"memory_limit={limit}", "--data-limit", limit),
+    }
     found = alternate(sides, 1)
     rows = [
-        [name, figure_cell(rounds, "end_mib"), figure_cell(rounds, "wall_tok_s"), figure_cell(rounds, "loss", 4)]
+        [
+            name,
+            figure_cell(rounds, "end_mib"),
+            figure_cell(rounds, "wall_tok_s"),
+            figure_cell(rounds, "loss", 4),
+        ]
         for name, rounds in found.items()
     ]
     shown = table(("run", "peak MiB, whole run", "tok/s", "last training loss"), rows)

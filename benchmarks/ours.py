@@ -5,7 +5,7 @@
 
 ``--until trained`` ends the run after its last training step and spares it the test before training, ``judged`` does not spare it that
 test; ``tested`` runs it to its end.
-Nothing here trains: specs go to :func:`bitrank.executor.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
+Nothing here trains: specs go to :func:`bitrank.execution.local.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
 nothing, and what runs wrote into their folders is read back.
 """
 
@@ -24,15 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from bitrank.attempt import Job
-from bitrank.events import read_events
-from bitrank.executor import run_all
-from bitrank.interrupts import Interrupted
-from bitrank.profiles import find_profile
-from bitrank.results import result_of
-from bitrank.specs import RunSpec, make_spec, parse_setting
-from bitrank.states import State
-from bitrank.tracking import Tracker
+from bitrank.execution.attempt import Job
+from bitrank.execution.interrupts import Interrupted
+from bitrank.execution.local import run_all
+from bitrank.process.events import read_events
+from bitrank.spec.parse import parse_setting
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.results_files import result_of
+from bitrank.tracking.run_state import State
 from harness import WARM_UP, together
 
 
@@ -71,10 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="runs at the same time, of seeds one after another")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="runs at the same time, of seeds one after another"
+    )
     parser.add_argument("--until", choices=["trained", "judged", "tested"], default="trained")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--data-limit", type=int, help="bytes of private memory that the operating system allows (RLIMIT_DATA)")
+    parser.add_argument(
+        "--data-limit",
+        type=int,
+        help="bytes of private memory that the operating system allows (RLIMIT_DATA)",
+    )
     return parser
 
 
@@ -93,7 +100,9 @@ def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
     if until == "trained":
         for job in jobs:
             job.folder.mkdir()
-            (job.folder / "zero_shot.json").write_text("{}")  # the figures of the test before training are "there already"
+            (job.folder / "zero_shot.json").write_text(
+                "{}"
+            )  # the figures of the test before training are "there already"
 
     def changed(_: Job | None) -> None:
         if until != "tested" and all(_trained(job) for job in jobs):

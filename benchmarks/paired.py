@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from bitrank.environment import run_environment
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
+from bitrank.process.environment import run_environment
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from harness import (
     WARM_UP,
     Figures,
@@ -46,14 +46,21 @@ def main() -> int:
     everything: dict[str, list[Figures]] = {}
     for task in arguments.tasks:
         steps = arguments.steps or STEPS[task]
-        found = alternate({config: partial(pair, config, task, steps, threads) for config in arguments.configs}, arguments.rounds)
+        found = alternate(
+            {config: partial(pair, config, task, steps, threads) for config in arguments.configs},
+            arguments.rounds,
+        )
         parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
         everything |= {f"{task} {config}": rounds for config, rounds in found.items()}
     note = (
         "Real tokens/s over all counted steps of a side, and their ratio; over rounds the median (range). *quartiles*: of the ratios of\n"
         "steps side by side, of the last round. † against the peer of B-FP."
     )
-    write_section("training-paired", "\n\n".join(["## Training speed, step by step", machine_words(here), *parts, note]), arguments.results)
+    write_section(
+        "training-paired",
+        "\n\n".join(["## Training speed, step by step", machine_words(here), *parts, note]),
+        arguments.results,
+    )
     return leave(everything)
 
 
@@ -72,8 +79,13 @@ def pair(config: str, task: str, steps: int, threads: int) -> Figures:
 
 def figures(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Figures:
     """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps' own ratios."""
-    mine, tuned = (sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side) for side in (ours, theirs))
-    steps = [a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=True)]
+    mine, tuned = (
+        sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side)
+        for side in (ours, theirs)
+    )
+    steps = [
+        a["tokens"] / a["seconds"] * b["seconds"] / b["tokens"] for a, b in zip(ours, theirs, strict=True)
+    ]
     low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
     return {"tok_s": mine, "tuned_tok_s": tuned, "ratio": mine / tuned, "low": low, "high": high}
 

@@ -25,10 +25,11 @@ from typing import Any
 
 import bitsandbytes  # noqa: F401 - part of what the peer imports, so part of its baseline
 import torch
-from bitrank.material import Material, load_material
-from bitrank.models import load_tokenizer, locate
-from bitrank.profiles import find_profile
-from bitrank.specs import RunSpec, make_spec
+from bitrank.models.load import load_tokenizer
+from bitrank.models.locate import locate
+from bitrank.run.data import RunData, load_data
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_data import TokenSplit
 from bitrank_trainer import (
     DTYPES,
@@ -116,20 +117,22 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     baseline = peak_memory_mib()
     given = {"steps": arguments.steps, "threads": arguments.threads}
-    spec = replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=arguments.seed)
+    spec = replace(
+        make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=arguments.seed
+    )
     tuned = arguments.peer == "tuned"
-    material = load_material(spec)
+    data = load_data(spec)
     torch.manual_seed(spec.seed)
-    model = _adapted(_load(spec, tuned, len(material.task.classes)), spec, tuned)
+    model = _adapted(_load(spec, tuned, len(data.task.classes)), spec, tuned)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, clock = _trainer(model, spec, material, tuned, folder)
+        trainer, clock = _trainer(model, spec, data, tuned, folder)
         if arguments.turns:
             _train_in_turns(trainer)
             return
         trainer.train()
     figures = _figures(clock, trainer, baseline)
     if arguments.until == "tested":
-        figures["quality"] = _quality(model, spec, material)
+        figures["quality"] = _quality(model, spec, data)
     print(json.dumps(figures))
 
 
@@ -172,7 +175,10 @@ def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["classifier", "lm_head"],  # a fresh classifier has no weight to quantize, and fails
+            llm_int8_skip_modules=[
+                "classifier",
+                "lm_head",
+            ],  # a fresh classifier has no weight to quantize, and fails
         )
     if spec.kind == "classification":
         config.num_labels = classes
@@ -190,11 +196,18 @@ def _adapted(model: Any, spec: RunSpec, tuned: bool) -> Any:
     if spec.config != "B-Ada":
         return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, **common))
     steps = spec.steps or 1
-    schedule = {"tinit": round(0.1 * steps), "tfinal": max(1, round(0.4 * steps)), "deltaT": 5, "total_step": steps}
-    return get_peft_model(model, AdaLoraConfig(init_r=12, target_r=4, lora_alpha=24, orth_reg_weight=0.1, **schedule, **common))
+    schedule = {
+        "tinit": round(0.1 * steps),
+        "tfinal": max(1, round(0.4 * steps)),
+        "deltaT": 5,
+        "total_step": steps,
+    }
+    return get_peft_model(
+        model, AdaLoraConfig(init_r=12, target_r=4, lora_alpha=24, orth_reg_weight=0.1, **schedule, **common)
+    )
 
 
-def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder: str) -> tuple[Timed, Clock]:
+def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str) -> tuple[Timed, Clock]:
     tokenizer = load_tokenizer(spec.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -223,7 +236,7 @@ def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder:
     else:
         collate = DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=multiple)
     clock = Clock()
-    train = _dataset(material.task.splits["train"], classification)
+    train = _dataset(data.task.splits["train"], classification)
     callbacks = [clock, *([Allocate()] if spec.config == "B-Ada" else [])]
     trainer = Timed(model=model, args=words, train_dataset=train, data_collator=collate, callbacks=callbacks)
     clock.trainer = trainer
@@ -232,14 +245,23 @@ def _trainer(model: Any, spec: RunSpec, material: Material, tuned: bool, folder:
 
 def _dataset(split: TokenSplit, labelled: bool) -> Dataset:
     sequences = [split.sequence(number).tolist() for number in range(len(split))]
-    columns: dict[str, Any] = {"input_ids": sequences, "attention_mask": [[1] * len(sequence) for sequence in sequences]}
+    columns: dict[str, Any] = {
+        "input_ids": sequences,
+        "attention_mask": [[1] * len(sequence) for sequence in sequences],
+    }
     return Dataset.from_dict({**columns, "labels": split.labels_N.tolist()} if labelled else columns)
 
 
 def _figures(clock: Clock, trainer: Timed, baseline: float) -> dict[str, Any]:
     (tokens0, time0), (tokens1, time1) = clock.points[WARM_UP - 1], clock.points[-1]
     tokens, seconds, steps = tokens1 - tokens0, time1 - time0, len(clock.points) - WARM_UP
-    speed = {"tok_s": tokens / seconds, "wall_tok_s": tokens / seconds, "step_s": seconds / steps, "tokens": tokens, "seconds": seconds}
+    speed = {
+        "tok_s": tokens / seconds,
+        "wall_tok_s": tokens / seconds,
+        "step_s": seconds / steps,
+        "tokens": tokens,
+        "seconds": seconds,
+    }
     loss = next(entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry)
     return {**speed, "steps": steps, "mean_loss": loss, "import_mib": baseline, **_memory()}
 
@@ -248,10 +270,12 @@ def _memory() -> dict[str, float]:
     return {"peak_mib": peak_memory_mib(), "device_mib": device_memory_mib(choose_device())}
 
 
-def _quality(model: Any, spec: RunSpec, material: Material) -> float:
+def _quality(model: Any, spec: RunSpec, data: RunData) -> float:
     """Accuracy or perplexity on the test set, by the function that judges our runs."""
     model.eval()
-    metrics = evaluate(model, material.batches_of(material.test), PLAIN_OBJECTIVES[spec.kind], choose_device()).metrics
+    metrics = evaluate(
+        model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], choose_device()
+    ).metrics
     quality = metrics["acc"] if spec.kind == "classification" else metrics["ppl"]
     assert math.isfinite(quality)
     return quality

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bitrank.record import hardware
+from bitrank.process.hardware import hardware
 from bitrank_planner import GAP, Item, Option, Problem, exact
 from harness import RESULTS, paired_ratio, spread, table, write_section
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -45,8 +45,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="instances of each size (default: 3)")
     parser.add_argument("--matrices", default="36,126,210,882,2000", help="sizes, comma-separated")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that the plain side may take (default: 60)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds that the plain side may take (default: 60)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file whose section is replaced (default: benchmarks/RESULTS.md)",
+    )
     arguments = parser.parse_args()
     load, rows = os.getloadavg()[0], []
     for matrices in map(int, arguments.matrices.split(",")):
@@ -59,7 +66,9 @@ def main() -> int:
         "the best bound known, the worst of the instances; plain HiGHS also ends at an absolute gap of 1e-6. "
         f"> says that it was stopped after {arguments.limit:.0f} s on some, so that the ratio is at least that."
     )
-    write_section("planner", f"## The exact planner\n\n{where}\n\n{table(head, rows)}\n\n{note}", arguments.results)
+    write_section(
+        "planner", f"## The exact planner\n\n{where}\n\n{table(head, rows)}\n\n{note}", arguments.results
+    )
     return 0
 
 
@@ -68,14 +77,24 @@ def compare(matrices: int, rounds: int, limit: float) -> list[str]:
     ours, theirs = list[Solved](), list[Solved]()
     for seed in range(rounds):
         problem = instance(matrices, seed)
-        sides = [(ours, lambda problem=problem: solve_exact(problem)), (theirs, lambda problem=problem: solve_plain(problem, limit))]
+        sides = [
+            (ours, lambda problem=problem: solve_exact(problem)),
+            (theirs, lambda problem=problem: solve_plain(problem, limit)),
+        ]
         for found, side in sides if seed % 2 == 0 else sides[::-1]:
             found.append(side())
     bounds = [max(a.bound, b.bound) for a, b in zip(ours, theirs, strict=True)]
     stopped = "> " if any(side.seconds >= limit for side in theirs) else ""
     ratio = paired_ratio([side.seconds for side in theirs], [side.seconds for side in ours])
     seconds = [spread([side.seconds for side in found]).text() for found in (ours, theirs)]
-    return [f"{matrices:,}", seconds[0], _gap(ours, bounds), stopped + seconds[1], _gap(theirs, bounds), stopped + ratio.text(1)]
+    return [
+        f"{matrices:,}",
+        seconds[0],
+        _gap(ours, bounds),
+        stopped + seconds[1],
+        _gap(theirs, bounds),
+        stopped + ratio.text(1),
+    ]
 
 
 def _gap(found: Sequence[Solved], bounds: Sequence[float]) -> str:
@@ -86,7 +105,9 @@ def _gap(found: Sequence[Solved], bounds: Sequence[float]) -> str:
 def instance(matrices: int, seed: int) -> Problem:
     """A problem of ``matrices`` matrices, 40 options each."""
     random = np.random.default_rng(seed)
-    items = tuple(_matrix(f"m{number}", SHAPES[number % 7], number // 7, random) for number in range(matrices))
+    items = tuple(
+        _matrix(f"m{number}", SHAPES[number % 7], number // 7, random) for number in range(matrices)
+    )
     return Problem(items, int(BITS * sum(math.prod(item.shape) for item in items) / 8))
 
 
@@ -96,7 +117,15 @@ def _matrix(name: str, shape: tuple[int, int], layer: int, random: np.random.Gen
     for fmt, bits in FORMATS.items():
         for rank in RANKS:
             cost = scale * 4 ** (2.5 - bits) * (1 + rank) ** -slope * float(np.exp(random.normal(0, 0.05)))
-            options.append(Option(fmt, rank, int(bits * math.prod(shape) / 8) + 4 * rank * sum(shape), cost, rank * sum(shape)))
+            options.append(
+                Option(
+                    fmt,
+                    rank,
+                    int(bits * math.prod(shape) / 8) + 4 * rank * sum(shape),
+                    cost,
+                    rank * sum(shape),
+                )
+            )
     return Item(name, tuple(options), "other", layer, shape)
 
 
@@ -112,7 +141,9 @@ def solve_plain(problem: Problem, limit: float) -> Solved:
     options = [(number, option) for number, item in enumerate(problem.items) for option in item.options]
     cost_X = np.array([option.cost for _, option in options])
     bytes_X = np.array([[option.nbytes for _, option in options]], dtype=float)
-    one_each = csr_array((np.ones(len(options)), ([number for number, _ in options], np.arange(len(options)))))
+    one_each = csr_array(
+        (np.ones(len(options)), ([number for number, _ in options], np.arange(len(options))))
+    )
     started = time.perf_counter()
     found = milp(
         cost_X,
@@ -122,7 +153,9 @@ def solve_plain(problem: Problem, limit: float) -> Solved:
         options={"mip_rel_gap": GAP, "time_limit": limit},
     )
     seconds = time.perf_counter() - started
-    relaxed = linprog(cost_X, bytes_X, [problem.available], one_each, np.ones(one_each.shape[0]), method="highs")
+    relaxed = linprog(
+        cost_X, bytes_X, [problem.available], one_each, np.ones(one_each.shape[0]), method="highs"
+    )
     bound = max(relaxed.fun, -math.inf if found.mip_dual_bound is None else found.mip_dual_bound)
     return Solved(seconds, math.inf if found.x is None else float(found.fun), bound)
 

@@ -17,30 +17,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitrank.configs import CONFIGS
-from bitrank.heads import fit_head, judged
-from bitrank.material import tokenised
-from bitrank.measuring import FORMATS, Tables, calibration_batches, measure
-from bitrank.models import open_model
-from bitrank.planning.costs import believed
-from bitrank.profiles import find_profile
-from bitrank.specs import RunSpec, make_spec
+from bitrank.models.load import open_model
+from bitrank.planning.costs import estimated_loss
+from bitrank.run.data import tokenised
+from bitrank.sensitivity.calibration import calibration_batches
+from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
+from bitrank.sensitivity.measure import FORMATS, measure
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.configs import CONFIGS
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_data import TokenisedTask
-from bitrank_quant import parse_format
-from bitrank_quant.reference import encode_in_parts
+from bitrank_quant import encode_in_parts, parse_format
 from bitrank_quant.sensitivity import Replay
 from bitrank_trainer import DTYPES, choose_dtype
 from harness import cores, machine, machine_words, options, table, write_section
 from scipy.stats import spearmanr
 
-_HALF = {"classification": (256, 2000), "language-modelling": (4, 100)}  # sequences, and where the first half lies in the shuffle
+_HALF = {
+    "classification": (256, 2000),
+    "language-modelling": (4, 100),
+}  # sequences, and where the first half lies in the shuffle
 _TASKS = ("movie_sentences", "wiki_articles")
 PREDICTORS: dict[str, Callable[[Any], float]] = {
     "plain": lambda e: e.plain,
     "input": lambda e: e.input,
     "fisher": lambda e: e.fisher,
     "added": lambda e: e.fisher if e.added is None else e.added,
-    "divergence": believed,
+    "divergence": estimated_loss,
 }
 
 
@@ -49,7 +53,7 @@ class Truth:
     """What plans truly add on each half of the held-out data (2, plans), in nats: loss on the labels, and divergence."""
 
     loss_HP: np.ndarray
-    far_HP: np.ndarray
+    divergence_HP: np.ndarray
 
     @staticmethod
     def ceiling(values_HP: np.ndarray) -> float:
@@ -66,7 +70,10 @@ def main() -> int:
     text = [
         "## Predicted and true added loss",
         machine_words(here),
-        table(("task", "predictor", "ρ with added loss", "ρ with divergence", "plans", "true added loss, nats"), rows),
+        table(
+            ("task", "predictor", "ρ with added loss", "ρ with divergence", "plans", "true added loss, nats"),
+            rows,
+        ),
         "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second moments; *fisher* ½ Σ of the\n"
         "diagonal Kronecker Fisher; *added* the loss that each matrix alone adds on the labels of the calibration data; *divergence* that\n"
         "of the answers with each matrix alone quantized, which is what plans are made with. *one half of the truth* predicts the other\n"
@@ -81,14 +88,16 @@ def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
     tables = measure(spec)
     drawn = [random_plan(tables, seed) for seed in range(plans)]
     truth = find_truth(spec, drawn)
-    loss_P, far_P = truth.loss_HP.mean(0), truth.far_HP.mean(0)
+    loss_P, divergence_P = truth.loss_HP.mean(0), truth.divergence_HP.mean(0)
     rest = [str(plans), f"{loss_P.min():.3f} to {loss_P.max():.3f}"]
     rows = []
     for name, predictor in PREDICTORS.items():
-        predicted = [sum(predictor(tables.errors[matrix][fmt]) for matrix, fmt in plan.items()) for plan in drawn]
-        found = (float(spearmanr(predicted, values_P).statistic) for values_P in (loss_P, far_P))
+        predicted = [
+            sum(predictor(tables.errors[matrix][fmt]) for matrix, fmt in plan.items()) for plan in drawn
+        ]
+        found = (float(spearmanr(predicted, values_P).statistic) for values_P in (loss_P, divergence_P))
         rows.append([f"`{spec.task}`", name, *(f"{rho:.3f}" for rho in found), *rest])
-    ceilings = (truth.ceiling(values) for values in (truth.loss_HP, truth.far_HP))
+    ceilings = (truth.ceiling(values) for values in (truth.loss_HP, truth.divergence_HP))
     return [*rows, [f"`{spec.task}`", "one half of the truth", *(f"{rho:.3f}" for rho in ceilings), *rest]]
 
 
@@ -105,16 +114,27 @@ def find_truth(spec: RunSpec, plans: list[dict[str, str]]) -> Truth:
     torch.set_num_threads(cores())
     model = _model(spec, task)
     count, offset = _HALF[spec.kind]
-    halves = [Replay(model, calibration_batches(task, count, offset + half * count), judged(spec.kind, "cpu")) for half in (0, 1)]
+    halves = [
+        Replay(
+            model,
+            calibration_batches(task, count, offset + half * count),
+            logits_and_labels(spec.kind, "cpu"),
+        )
+        for half in (0, 1)
+    ]
     kept = {name: model.get_submodule(name).weight.clone() for name in plans[0]}
     found = np.zeros((2, 2, len(plans)))
     for number, plan in enumerate(plans):
         for name, fmt in plan.items():
             _put(model.get_submodule(name), kept[name], fmt)
         for half, replay in enumerate(halves):
-            loss, far = replay.judged_from(None, first=True)
-            found[:, half, number] = loss - replay.base, far
-        print(f"{spec.task}: plan {number + 1} of {len(plans)} adds {found[0, :, number].mean():.4f} nats", file=sys.stderr, flush=True)
+            loss, divergence = replay.evaluate_from(None, first=True)
+            found[:, half, number] = loss - replay.base, divergence
+        print(
+            f"{spec.task}: plan {number + 1} of {len(plans)} adds {found[0, :, number].mean():.4f} nats",
+            file=sys.stderr,
+            flush=True,
+        )
     return Truth(*found)
 
 
@@ -122,14 +142,18 @@ def _model(spec: RunSpec, task: TokenisedTask) -> Any:
     loaded = open_model(spec, len(task.classes), "cpu", DTYPES[choose_dtype("cpu")])
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
-    if loaded.fresh:
-        fit_head(model, loaded.fresh, spec.kind, calibration_batches(task, 1024, offset=256), "cpu")
+    if loaded.trained_modules:
+        fit_head(model, loaded.trained_modules, spec.kind, calibration_batches(task, 1024, offset=256), "cpu")
     return model
 
 
 def _put(module: Any, weight_OI: torch.Tensor, text: str) -> None:
     fmt = parse_format(text)
-    stored = weight_OI if text == "bf16" else fmt.decode(encode_in_parts(fmt, weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
+    stored = (
+        weight_OI
+        if text == "bf16"
+        else fmt.decode(encode_in_parts(fmt, weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
+    )
     module.weight.data.copy_(stored)
 
 

@@ -39,16 +39,16 @@ def read_times(uri: str, database: str, profile: str, served: Callable[[], float
 
 def _states(store: str, profile: str) -> int:
     """What ``bitrank matrix`` asks first: the newest run of every spec."""
-    from bitrank.store import open_store
-    from bitrank.tracking import Tracker
+    from bitrank.tracking.mlflow_tracker import Tracker
+    from bitrank.tracking.store import open_store
 
     return len(Tracker(open_store(store), store, profile).runs())
 
 
 def _list(store: str, profile: str) -> int:
     """What ``bitrank list`` asks of a SQLite store."""
-    from bitrank.states import read_runs
-    from bitrank.store import Store
+    from bitrank.tracking.run_state import read_runs
+    from bitrank.tracking.store import Store
 
     database = Store.parse(store).database
     assert database is not None, "only a SQLite store is read directly"
@@ -64,8 +64,8 @@ def _report(store: str, profile: str) -> int:
 
 
 _WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
-    "states": (_states, ("mlflow", "bitrank.tracking")),
-    "list": (_list, ("bitrank.states",)),
+    "states": (_states, ("mlflow", "bitrank.tracking.mlflow_tracker")),
+    "list": (_list, ("bitrank.tracking.run_state",)),
     "report": (_report, ("bitrank_analysis",)),
 }
 
@@ -82,7 +82,11 @@ def main() -> int:
     started, cpu = time.perf_counter(), time.process_time()
     runs = read(arguments.store, arguments.profile)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     print(json.dumps({"runs": runs, "seconds": seconds, "cpu": cpu, "peak_mib": peak / 1024}))
     return 0
 

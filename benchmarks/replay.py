@@ -3,9 +3,9 @@
     python benchmarks/replay.py STORE RUN_FOLDER … --writers 4 --runs 10 --first 0
 
 A writer is one machine of a study, a process with a client of its own. It opens each run, sends its events in the batches that a look a
-second would have made of them, and closes it with every file, all through ``bitrank.tracking``. The script prints ``ready`` when all have
-opened the store, waits for a line, lets them begin together, and prints one JSON line for each: seconds of every call of the client by
-name, and processor time. :func:`load` is the side that starts it.
+second would have made of them, and closes it with every file, all through ``bitrank.tracking.mlflow_tracker``. The script prints ``ready``
+when all have opened the store, waits for a line, lets them begin together, and prints one JSON line for each: seconds of every call of the
+client by name, and processor time. :func:`load` is the side that starts it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-from bitrank.events import read_events
-from bitrank.specs import RunSpec, read_spec
-from bitrank.store import open_store
-from bitrank.tracking import Tracker
+from bitrank.process.events import read_events
+from bitrank.spec.run_spec import RunSpec, read_spec
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.store import open_store
 from harness import SideFailed, script
 
 Event = dict[str, Any]
@@ -48,7 +48,12 @@ class Template:
     @property
     def points(self) -> int:
         """Metric points that the store has of it."""
-        seen = {(key, event["step"]) for batch in self.batches for event in batch for key in event.get("metrics", {})}
+        seen = {
+            (key, event["step"])
+            for batch in self.batches
+            for event in batch
+            for key in event.get("metrics", {})
+        }
         return len(seen | {(key, 0) for key in json.loads((self.folder / "result.json").read_text())})
 
 
@@ -56,7 +61,9 @@ def read_template(folder: Path) -> Template:
     """The finished run in ``folder``. Raises ``ValueError`` when it did not finish."""
     if not (folder / "result.json").exists():
         raise ValueError(f"expected the folder of a finished run, got {folder}, which has no result.json")
-    return Template(folder, read_spec(folder / "spec.json"), batches(read_events(folder / "events.jsonl"), FLUSH))
+    return Template(
+        folder, read_spec(folder / "spec.json"), batches(read_events(folder / "events.jsonl"), FLUSH)
+    )
 
 
 def batches(events: Sequence[Event], seconds: float) -> list[list[Event]]:
@@ -111,7 +118,14 @@ class Load:
     cpu: Mapping[str, float]
 
 
-def load(store: str, templates: Sequence[Template], writers: int, runs: int, first: int, cpu: Callable[[], dict[str, float]]) -> Load:
+def load(
+    store: str,
+    templates: Sequence[Template],
+    writers: int,
+    runs: int,
+    first: int,
+    cpu: Callable[[], dict[str, float]],
+) -> Load:
     """``runs`` runs written by ``writers`` processes, with seeds from ``first`` on; ``cpu`` tells what the servers have used so far.
 
     Raises :class:`SideFailed` when a writer fails.
@@ -119,7 +133,9 @@ def load(store: str, templates: Sequence[Template], writers: int, runs: int, fir
     each, folders = max(len(templates), round(runs / writers)), [template.folder for template in templates]
     command = script("replay.py", store, *folders, "--writers", writers, "--runs", each, "--first", first)
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, *command], text=True, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], text=True, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             process.stdout.readline()
@@ -131,7 +147,9 @@ def load(store: str, templates: Sequence[Template], writers: int, runs: int, fir
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         raise SideFailed((error.strip() or "no word").splitlines()[-1])
-    figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]  # MLflow's client speaks too
+    figures = [
+        json.loads(line) for line in out.splitlines() if line.startswith("{")
+    ]  # MLflow's client speaks too
     served = {name: after[name] - before[name] for name in after}
     return Load(
         each * writers,
@@ -155,7 +173,10 @@ def main() -> int:
     fork = get_context("fork")
     together, told = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
     writers = [
-        fork.Process(target=_writer, args=(arguments, templates, arguments.first + number * arguments.runs, together, told))
+        fork.Process(
+            target=_writer,
+            args=(arguments, templates, arguments.first + number * arguments.runs, together, told),
+        )
         for number in range(arguments.writers)
     ]
     for writer in writers:
@@ -168,7 +189,9 @@ def main() -> int:
     return 0
 
 
-def _writer(arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, told: Any) -> None:
+def _writer(
+    arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, told: Any
+) -> None:
     """Open the store, wait for the others twice, write the runs, tell the figures. Whatever fails ends all of them."""
     try:
         client = Timed(open_store(arguments.store))

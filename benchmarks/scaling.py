@@ -70,9 +70,16 @@ def main() -> int:
         for store in _stores(folder, arguments.stores):
             _measure(store, templates, arguments, found)
         text = _text(here, templates, found)
-    draw(found.sizes, {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()})
+    draw(
+        found.sizes,
+        {name: {runs: one["cpu"] for runs, one in points.items()} for name, points in found.reads.items()},
+    )
     write_section("scaling", text, arguments.results)
-    failed = [f"{name}, {writers} writers: {done}" for (name, writers, _), done in found.loads.items() if isinstance(done, str)]
+    failed = [
+        f"{name}, {writers} writers: {done}"
+        for (name, writers, _), done in found.loads.items()
+        if isinstance(done, str)
+    ]
     print(*failed, sep="\n", file=sys.stderr)
     return 1 if failed else 0
 
@@ -81,10 +88,14 @@ def _here() -> str:
     """Where and beside what: no peak of matrix products, for nothing here multiplies."""
     from importlib.metadata import version
 
-    from bitrank.record import hardware
+    from bitrank.process.hardware import hardware
 
     programs = postgres_programs()
-    asked = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True) if programs else None
+    asked = (
+        subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
+        if programs
+        else None
+    )
     database = asked.stdout.strip() if asked else "no Postgres"
     libraries = f"MLflow {version('mlflow')}, SQLite {sqlite3.sqlite_version}, {database}"
     return f"{hardware('cpu')}; {libraries}; load before the start {os.getloadavg()[0]:.1f}."
@@ -92,19 +103,44 @@ def _here() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--template", type=Path, help="folder of a store whose finished runs, one a task, are taken (default: made now)")
-    parser.add_argument("--runs", type=_numbers, default=SIZES, help=f"sizes of the store (default: {','.join(map(str, SIZES))})")
-    parser.add_argument("--writers", type=_numbers, default=LEVELS, help=f"writers at once (default: {','.join(map(str, LEVELS))})")
-    parser.add_argument("--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})")
-    parser.add_argument("--each", type=int, default=32, help="runs written with each number of writers (default: 32)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file whose section is replaced (default: benchmarks/RESULTS.md)")
+    parser.add_argument(
+        "--template",
+        type=Path,
+        help="folder of a store whose finished runs, one a task, are taken (default: made now)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=_numbers,
+        default=SIZES,
+        help=f"sizes of the store (default: {','.join(map(str, SIZES))})",
+    )
+    parser.add_argument(
+        "--writers",
+        type=_numbers,
+        default=LEVELS,
+        help=f"writers at once (default: {','.join(map(str, LEVELS))})",
+    )
+    parser.add_argument(
+        "--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})"
+    )
+    parser.add_argument(
+        "--each", type=int, default=32, help="runs written with each number of writers (default: 32)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file whose section is replaced (default: benchmarks/RESULTS.md)",
+    )
     return parser
 
 
 def _words(text: str) -> tuple[str, ...]:
     names = tuple(word.strip() for word in text.split(","))
     if unknown := set(names) - set(STORES):
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(
+            f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}"
+        )
     return names
 
 
@@ -116,21 +152,40 @@ def _templates(store: Path | None, folder: Path) -> list[Template]:
     """A finished run of each task, with the checkpoint that lies with its artifacts back in its folder, as it is when a run ends."""
     if store is None:
         store = folder / "template"
-        words = ["matrix", "--configs", "Joint-3", "--seeds", "0", "--store", str(store), "--results", str(folder / "results")]
+        words = [
+            "matrix",
+            "--configs",
+            "Joint-3",
+            "--seeds",
+            "0",
+            "--store",
+            str(store),
+            "--results",
+            str(folder / "results"),
+        ]
         subprocess.run([sys.executable, "-m", "bitrank", *words], check=True)
     found: dict[str, Template] = {}
     for path in sorted((store / "work").glob("*/result.json")):
         template = read_template(path.parent)
         found.setdefault(template.spec.task_name, template)
     if not found:
-        sys.exit(f"expected finished runs below {store / 'work'}, found none; give the folder of another store with --template")
+        sys.exit(
+            f"expected finished runs below {store / 'work'}, found none; give the folder of another store with --template"
+        )
     return [_whole(template, store, folder / task) for task, template in sorted(found.items())]
 
 
 def _whole(template: Template, store: Path, folder: Path) -> Template:
     """A copy of the run's folder as it was before its checkpoint went to the artifacts."""
     wanted = (template.folder / "spec.json").read_text()
-    kept = next((path.parent for path in store.glob("artifacts/*/*/artifacts/spec.json") if path.read_text() == wanted), None)
+    kept = next(
+        (
+            path.parent
+            for path in store.glob("artifacts/*/*/artifacts/spec.json")
+            if path.read_text() == wanted
+        ),
+        None,
+    )
     if kept is None:
         sys.exit(f"the artifacts of {template.folder} are not below {store / 'artifacts'}")
     shutil.copytree(template.folder, folder)
@@ -142,7 +197,9 @@ def _whole(template: Template, store: Path, folder: Path) -> Template:
 def _stores(folder: Path, names: Sequence[str]) -> Iterator[Store]:
     """The ways to keep runs that are asked for, one after another; servers end before the next begins."""
     if DIRECT in names:
-        yield Store(DIRECT, _sqlite(folder / "direct"), _sqlite(folder / "direct"), folder / "direct" / "artifacts")
+        yield Store(
+            DIRECT, _sqlite(folder / "direct"), _sqlite(folder / "direct"), folder / "direct" / "artifacts"
+        )
     if SERVED in names:
         database, artifacts = _sqlite(folder / "served"), folder / "served" / "artifacts"
         with tracking_server(database, artifacts) as server:
@@ -162,12 +219,16 @@ def _sqlite(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found) -> None:
+def _measure(
+    store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found
+) -> None:
     """Write with every number of writers, read at every size, then write once more into the largest."""
     _write(store, templates, 1, len(templates), 10**6)  # the tables are made, the server is warm
     written = len(templates)
     for number, writers in enumerate(arguments.writers):
-        found.loads[store.name, writers, written] = done = _write(store, templates, writers, arguments.each, number * 10_000)
+        found.loads[store.name, writers, written] = done = _write(
+            store, templates, writers, arguments.each, number * 10_000
+        )
         written += done.runs if isinstance(done, Load) else 0
     profile = templates[0].spec.profile
     kept = [path.stat().st_size for path in store.artifacts.rglob("*") if path.is_file()]
@@ -176,7 +237,9 @@ def _measure(store: Store, templates: Sequence[Template], arguments: argparse.Na
         copy_runs(store.database, runs)
         found.sizes.setdefault((store.name, ""), {})[runs] = size = database_bytes(store.database) / 2**20
         print(f"{store.name}, {runs:,} runs: {size:.1f} MiB in tables", flush=True)
-        for what, figures in read_times(store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())).items():
+        for what, figures in read_times(
+            store.uri, store.database, profile, lambda: sum(store.cpu_seconds().values())
+        ).items():
             if figures["runs"] != runs:
                 sys.exit(f"{what} of {store.name} found {figures['runs']} runs of {runs}")
             found.reads.setdefault((store.name, what), {})[runs] = figures
@@ -200,8 +263,13 @@ def _write(store: Store, templates: Sequence[Template], writers: int, runs: int,
 
 def _text(here: str, templates: Sequence[Template], found: Found) -> str:
     count, profile = len(templates), templates[0].spec.profile
-    points, sent = (sum(values) / count for values in ([t.points for t in templates], [len(t.batches) for t in templates]))
-    names = sorted({path.name for template in templates for path in template.folder.iterdir()} - {".lock", "events.jsonl"})
+    points, sent = (
+        sum(values) / count for values in ([t.points for t in templates], [len(t.batches) for t in templates])
+    )
+    names = sorted(
+        {path.name for template in templates for path in template.folder.iterdir()}
+        - {".lock", "events.jsonl"}
+    )
     artifacts = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in found.artifacts.items())
     about = (
         f"A run of profile {profile}, the mean of {', '.join(t.spec.run_name for t in templates)}: {points:,.0f} metric points, sent in "
@@ -224,7 +292,10 @@ _LOAD_HEAD = ("store", "runs there", "writers", "runs an hour", "calls a run", "
 
 
 def _loads(found: Found) -> str:
-    rows = [[name, f"{there:,}", str(writers), *_load_cells(done)] for (name, writers, there), done in found.loads.items()]
+    rows = [
+        [name, f"{there:,}", str(writers), *_load_cells(done)]
+        for (name, writers, there), done in found.loads.items()
+    ]
     return table(_LOAD_HEAD, rows)
 
 
@@ -232,7 +303,10 @@ def _load_cells(done: Load | str) -> list[str]:
     if isinstance(done, str):
         return [f"failed: {done[:80]}", *["–"] * 7]
     p95 = quantiles(done.log_batch, n=20)[-1]
-    cpu = [f"{done.cpu[name] / done.runs:.2f}" if name in done.cpu else "–" for name in ("mlflow", "postgres", "writers")]
+    cpu = [
+        f"{done.cpu[name] / done.runs:.2f}" if name in done.cpu else "–"
+        for name in ("mlflow", "postgres", "writers")
+    ]
     return [
         f"{3600 * done.runs / done.seconds:,.0f}", f"{done.calls / done.runs:,.0f}", f"{len(done.log_batch) / done.seconds:,.0f}",
         f"{1000 * median(done.log_batch):,.1f}", f"{1000 * p95:,.1f}", *cpu,
@@ -240,20 +314,38 @@ def _load_cells(done: Load | str) -> list[str]:
 
 
 def _growth(found: Found) -> str:
-    rows = [_growth_cells(f"{name}: MiB in tables and indexes", points) for (name, _), points in found.sizes.items()]
+    rows = [
+        _growth_cells(f"{name}: MiB in tables and indexes", points)
+        for (name, _), points in found.sizes.items()
+    ]
     for unit, key in (("CPU seconds", "cpu"), ("seconds", "seconds"), ("peak MiB", "peak_mib")):
         rows += [
             _growth_cells(f"{name}: {what}, {unit}", {runs: figures[key] for runs, figures in points.items()})
             for (name, what), points in found.reads.items()
         ]
     sizes = next(iter(found.sizes.values()))
-    return table(("what", *(f"{runs:,} runs" for runs in sizes), "line, n runs", "off", f"{HORIZON:,} runs, extrapolated"), rows)
+    return table(
+        (
+            "what",
+            *(f"{runs:,} runs" for runs in sizes),
+            "line, n runs",
+            "off",
+            f"{HORIZON:,} runs, extrapolated",
+        ),
+        rows,
+    )
 
 
 def _growth_cells(name: str, points: dict[int, float]) -> list[str]:
     line = fit(points)
     measured = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in points.values()]
-    return [name, *measured, f"{line.fixed:.3g} + {line.each:.3g}·n", f"{100 * line.off:.0f} %", f"{line.at(HORIZON):,.0f}"]
+    return [
+        name,
+        *measured,
+        f"{line.fixed:.3g} + {line.each:.3g}·n",
+        f"{100 * line.off:.0f} %",
+        f"{line.at(HORIZON):,.0f}",
+    ]
 
 
 if __name__ == "__main__":

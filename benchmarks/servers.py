@@ -40,7 +40,9 @@ class Server:
     def resident_mib(self) -> float:
         """Memory of the process and of all under it; shared pages count once for each."""
         parent = psutil.Process(self.pid)
-        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+        return (
+            sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+        )
 
 
 def postgres_programs() -> Path | None:
@@ -60,8 +62,31 @@ def postgres(programs: Path) -> Iterator[Server]:
     try:
         if as_user:
             shutil.chown(folder, "postgres")
-        _run([*as_user, programs / "initdb", "-D", folder / "data", "-U", user, "--auth=trust", "--encoding=UTF8", "--no-locale"])
-        words = [*as_user, programs / "postgres", "-D", folder / "data", "-p", port, "-k", folder, "-c", "listen_addresses=127.0.0.1"]
+        _run(
+            [
+                *as_user,
+                programs / "initdb",
+                "-D",
+                folder / "data",
+                "-U",
+                user,
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--no-locale",
+            ]
+        )
+        words = [
+            *as_user,
+            programs / "postgres",
+            "-D",
+            folder / "data",
+            "-p",
+            port,
+            "-k",
+            folder,
+            "-c",
+            "listen_addresses=127.0.0.1",
+        ]
         with _process(list(map(str, words)), folder / "log") as process:
             _until(lambda: _accepts(port), process, folder / "log")
             yield Server(f"postgresql+psycopg2://{user}@127.0.0.1:{port}/postgres", process.pid)
@@ -76,7 +101,9 @@ def tracking_server(database: str, artifacts: Path, workers: int = WORKERS) -> I
     artifacts.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(artifacts),
              "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]  # fmt: skip
-    with _process(words, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}) as process:
+    with _process(
+        words, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    ) as process:
         _until(lambda: _answers(f"http://127.0.0.1:{port}/health"), process, log)
         yield Server(f"http://127.0.0.1:{port}", process.pid)
 
@@ -88,13 +115,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(words: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    words: Sequence[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
     try:
         yield process
     finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        family = (
+            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if process.poll() is None
+            else []
+        )
         process.terminate()
         _, alive = psutil.wait_procs(family, timeout=20)
         for left in alive:
@@ -110,7 +145,9 @@ def _until(ready: object, process: subprocess.Popen[bytes], log: Path, seconds: 
     deadline = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} does not answer; its log ends with: {log.read_text()[-500:]}")
+            raise RuntimeError(
+                f"{process.args!r} does not answer; its log ends with: {log.read_text()[-500:]}"
+            )
         time.sleep(0.2)
 
 

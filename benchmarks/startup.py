@@ -29,7 +29,11 @@ from harness import (
 )
 
 _STEPS = 6
-COMMANDS = {"bitrank --help": ["--help"], "bitrank list": ["list"], "bitrank matrix --help": ["matrix", "--help"]}
+COMMANDS = {
+    "bitrank --help": ["--help"],
+    "bitrank list": ["list"],
+    "bitrank matrix --help": ["matrix", "--help"],
+}
 
 
 def main() -> int:
@@ -37,13 +41,19 @@ def main() -> int:
     threads = cores()
     here = machine(threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = alternate({name: partial(_command, words, Path(folder)) for name, words in COMMANDS.items()}, arguments.rounds)
+        found = alternate(
+            {name: partial(_command, words, Path(folder)) for name, words in COMMANDS.items()},
+            arguments.rounds,
+        )
     rows = [[f"`{name}`", figure_cell(rounds, "seconds", 2)] for name, rounds in found.items()]
     cells = [(task, config) for task in arguments.tasks for config in arguments.configs]
     steps = arguments.steps or _STEPS
     runs = alternate({cell: partial(_run, *cell, steps, threads) for cell in cells}, min(arguments.rounds, 2))
     keys = ("imported_at_s", "ready_at_s", "first_step_at_s")
-    set_up = [[f"`{task}` {config}", *(figure_cell(rounds, key, 2) for key in keys)] for (task, config), rounds in runs.items()]
+    set_up = [
+        [f"`{task}` {config}", *(figure_cell(rounds, key, 2) for key in keys)]
+        for (task, config), rounds in runs.items()
+    ]
     text = [
         "## From nothing to the first step",
         machine_words(here),
@@ -58,15 +68,21 @@ def main() -> int:
 def _command(words: list[str], folder: Path) -> Figures:
     """Seconds of ``bitrank`` with ``words``, in a folder without a store."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "bitrank", *words], capture_output=True, text=True, cwd=folder, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "bitrank", *words], capture_output=True, text=True, cwd=folder, check=False
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise SideFailed(f"bitrank {' '.join(words)} ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
+        raise SideFailed(
+            f"bitrank {' '.join(words)} ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
+        )
     return {"seconds": seconds}
 
 
 def _run(task: str, config: str, steps: int, threads: int) -> Figures:
-    return fresh(script("ours.py", "--task", task, "--config", config, "--steps", steps, "--threads", threads))[0]
+    return fresh(
+        script("ours.py", "--task", task, "--config", config, "--steps", steps, "--threads", threads)
+    )[0]
 
 
 if __name__ == "__main__":

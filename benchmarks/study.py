@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bitrank.configs import CONFIGS
-from bitrank.executor import choose_slots
-from bitrank.profiles import find_profile
-from bitrank.specs import matrix
+from bitrank.execution.local import choose_slots
+from bitrank.spec.configs import CONFIGS
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import matrix
 from bitrank_analysis import open_store
 from harness import HERE, cores, machine, machine_words, options, table, write_section
 
@@ -41,7 +41,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             lines.append(
-                _study(Path(folder) / str(len(lines)), _words(arguments.profile, arguments.configs, tasks, slots, arguments.steps), slots)
+                _study(
+                    Path(folder) / str(len(lines)),
+                    _words(arguments.profile, arguments.configs, tasks, slots, arguments.steps),
+                    slots,
+                )
             )
             print(lines[-1], flush=True)
         entries = json.loads((Path(folder) / "0" / "results" / "all_results.json").read_text())
@@ -50,7 +54,15 @@ def main() -> int:
         if arguments.steps is None
         else f" **{arguments.steps} steps instead of the profile's: quality and time say nothing about the study.**"
     )
-    head = ("round", "runs", "slots", "wall s", "Σ run s", "slots empty at the end s", "orchestration and logging")
+    head = (
+        "round",
+        "runs",
+        "slots",
+        "wall s",
+        "Σ run s",
+        "slots empty at the end s",
+        "orchestration and logging",
+    )
     shown = table(head, [[str(number + 1), *line] for number, line in enumerate(lines)])
     text = [f"## The study, profile {profile.name}", machine_words(here) + note, shown, _quality(entries)]
     write_section("study", "\n\n".join(text), arguments.results)
@@ -88,7 +100,14 @@ def _study(folder: Path, words: list[str], slots: int) -> list[str]:
     last = runs[-1][0]
     empty = sum((last - ended).total_seconds() for ended, _ in runs[-slots:])
     share = (wall * slots - took - empty) / (wall * slots)
-    return [str(len(runs)), str(slots), f"{wall:,.0f}", f"{took:,.0f}", f"{empty:,.1f}", f"{100 * share:.1f} %"]
+    return [
+        str(len(runs)),
+        str(slots),
+        f"{wall:,.0f}",
+        f"{took:,.0f}",
+        f"{empty:,.1f}",
+        f"{100 * share:.1f} %",
+    ]
 
 
 def _quality(entries: list[dict[str, Any]]) -> str:
@@ -102,7 +121,9 @@ def _quality(entries: list[dict[str, Any]]) -> str:
             f"`{key[0]}`", key[1], f"{quality:.3f}", f"{stated[key]:.3f}" if key in stated else "–",
             f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}", f"{figures['mem/peak_mib']:,.0f}",
         ])  # fmt: skip
-    return table(("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows)
+    return table(
+        ("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows
+    )
 
 
 def readme_rows(text: str) -> dict[tuple[str, str], float]:

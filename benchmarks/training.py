@@ -46,15 +46,38 @@ Found = dict[tuple[str, str], list[Figures]]
 
 def main() -> int:
     parser = options(__doc__, rounds=2)
-    parser.add_argument("--quality", action="store_true", help="train to the end and test, for every seed of --seeds")
+    parser.add_argument(
+        "--quality", action="store_true", help="train to the end and test, for every seed of --seeds"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="seeds of --quality (default: 0,1,2)")
     arguments = parser.parse_args()
     return _quality(arguments) if arguments.quality else _speed(arguments)
 
 
-def ours(task: str, config: str, steps: int, threads: int, processes: int = 1, seed: int = 0, until: str = "trained") -> Figures:
+def ours(
+    task: str,
+    config: str,
+    steps: int,
+    threads: int,
+    processes: int = 1,
+    seed: int = 0,
+    until: str = "trained",
+) -> Figures:
     """Our figures; with ``processes`` at the same time their sum."""
-    words = ("--task", task, "--config", config, "--steps", steps, "--threads", threads, "--seed", seed, "--until", until)
+    words = (
+        "--task",
+        task,
+        "--config",
+        config,
+        "--steps",
+        steps,
+        "--threads",
+        threads,
+        "--seed",
+        seed,
+        "--until",
+        until,
+    )
     return fresh(script("ours.py", *words, "--processes", processes))[0]
 
 
@@ -63,7 +86,20 @@ def peer(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Figures:  # fmt: skip
     """The peer's figures; with ``processes`` at the same time their sum. ``environment`` is set beside the number of threads."""
-    words = ("--peer", kind, "--task", task, "--config", config, "--steps", steps, "--threads", threads, "--until", until)
+    words = (
+        "--peer",
+        kind,
+        "--task",
+        task,
+        "--config",
+        config,
+        "--steps",
+        steps,
+        "--threads",
+        threads,
+        "--until",
+        until,
+    )
     commands = [script("peers.py", *words, "--seed", seed + number) for number in range(processes)]
     return together(fresh(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
 
@@ -88,7 +124,8 @@ def _speed(arguments: argparse.Namespace) -> int:
     threads = cores()
     before = machine(threads)
     tasks = {
-        task: alternate(sides_of(task, arguments.configs, _steps(arguments, task), threads), arguments.rounds) for task in arguments.tasks
+        task: alternate(sides_of(task, arguments.configs, _steps(arguments, task), threads), arguments.rounds)
+        for task in arguments.tasks
     }
     here = again(before)
     parts = [
@@ -114,7 +151,16 @@ Peaks are of the process on a CPU, of what is allocated on an accelerator. † n
 
 def speed_table(found: Found, here: Figures, task: str) -> str:
     """One row a config: tokens/s of each side, ratios, share of the peak, memory."""
-    head = ("config", "ours tok/s", "tuned tok/s", "default tok/s", "÷ tuned", "÷ default", "of peak", "peak MiB ours / tuned")
+    head = (
+        "config",
+        "ours tok/s",
+        "tuned tok/s",
+        "default tok/s",
+        "÷ tuned",
+        "÷ default",
+        "of peak",
+        "peak MiB ours / tuned",
+    )
     held = "peak_mib" if here["device"] == "cpu" else "device_mib"
     work = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
@@ -142,13 +188,13 @@ def _quality(arguments: argparse.Namespace) -> int:
         steps = arguments.steps or FULL[task]
         found: Found = {}
         for seed in seeds:
-            for key, rounds in alternate(_whole_sides(task, arguments.configs, steps, threads, seed), 1).items():
+            for key, rounds in alternate(
+                _whole_sides(task, arguments.configs, steps, threads, seed), 1
+            ).items():
                 found.setdefault(key, []).extend(rounds)
         parts.append(f"### `{task}`, {steps} steps, seeds {arguments.seeds}\n\n{quality_table(found)}")
         everything |= {f"{task} {config} {side}": rounds for (config, side), rounds in found.items()}
-    note = (
-        "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; one function judges both sides."
-    )
+    note = "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; one function judges both sides."
     write_section(
         "training-quality",
         "\n\n".join(["## Training to the end: quality beside speed", machine_words(here), *parts, note]),
@@ -157,12 +203,16 @@ def _quality(arguments: argparse.Namespace) -> int:
     return leave(everything)
 
 
-def _whole_sides(task: str, configs: list[str], steps: int, threads: int, seed: int) -> dict[tuple[str, str], Side]:
+def _whole_sides(
+    task: str, configs: list[str], steps: int, threads: int, seed: int
+) -> dict[tuple[str, str], Side]:
     sides: dict[tuple[str, str], Side] = {}
     for config in configs:
         sides[config, "ours"] = partial(ours, task, config, steps, threads, seed=seed, until="tested")
         if config in PEERS:
-            sides[config, "tuned"] = partial(peer, "tuned", task, config, steps, threads, seed=seed, until="tested")
+            sides[config, "tuned"] = partial(
+                peer, "tuned", task, config, steps, threads, seed=seed, until="tested"
+            )
     return sides
 
 
@@ -181,7 +231,11 @@ def quality_table(found: Found) -> str:
 
 
 def _difference(ours_: list[Figures], theirs: list[Figures]) -> str:
-    pairs = [b["quality"] - a["quality"] for a, b in zip(theirs, ours_, strict=True) if "quality" in a and "quality" in b]
+    pairs = [
+        b["quality"] - a["quality"]
+        for a, b in zip(theirs, ours_, strict=True)
+        if "quality" in a and "quality" in b
+    ]
     return f"{sum(pairs) / len(pairs):+.4f}" if pairs else "–"
 
 

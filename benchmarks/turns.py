@@ -78,16 +78,26 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments of a script whose sides take turns: quartiles need two counted steps or more."""
     arguments = parser.parse_args()
     if arguments.steps and arguments.steps < WARM_UP + 2:
-        parser.error(f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up")
+        parser.error(
+            f"--steps {arguments.steps}: quartiles need two steps or more after {WARM_UP} for warming up"
+        )
     return arguments
 
 
-def in_turns(commands: Sequence[Sequence[str]], steps: int, environments: Sequence[Mapping[str, str]]) -> list[list[Figures]]:
+def in_turns(
+    commands: Sequence[Sequence[str]], steps: int, environments: Sequence[Mapping[str, str]]
+) -> list[list[Figures]]:
     """Run Python with each of ``commands``, sides of this kind, at the same time but for their steps; ``seconds`` and ``tokens`` of each
     one's steps. Each has its environment, and begins every other step. Raises :class:`SideFailed` when one ends early.
     """
     sides = [
-        subprocess.Popen([sys.executable, *words], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, *words],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         for words, environment in zip(commands, environments, strict=True)
     ]
     found: list[list[Figures]] = [[] for _ in sides]
@@ -123,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", nargs="?", help="a plan file")
     parser.add_argument("--config", default="", help="a config instead of a plan")
     parser.add_argument("--task", required=True)
-    parser.add_argument("--steps", type=int, required=True, help="the most that will be asked for; schedules end there")
+    parser.add_argument(
+        "--steps", type=int, required=True, help="the most that will be asked for; schedules end there"
+    )
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parser

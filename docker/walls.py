@@ -30,7 +30,9 @@ def holes() -> Iterator[str]:
         socket.create_connection(("192.0.2.1", 80), timeout=3)
         yield "the network answers"
     except OSError as error:
-        print(f"network: {error.strerror or error}; interfaces: {', '.join(name for _, name in socket.if_nameindex())}")
+        print(
+            f"network: {error.strerror or error}; interfaces: {', '.join(name for _, name in socket.if_nameindex())}"
+        )
     if {name for _, name in socket.if_nameindex()} - {"lo"}:
         yield "there are network interfaces beside the loopback"
 

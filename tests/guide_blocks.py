@@ -31,17 +31,17 @@ FORMER = {
         "def assign_ranks(": "def ranks(",
     },
     "bitrank_quant/formats": {
-        "bitrank_quant/formats/parse.py": "bitrank_quant/formats.py",
+        "bitrank_quant/formats/parse.py": "bitrank_quant/formats/parse.py",
         "bitrank_quant/formats/": "bitrank_quant/",
-        "bitrank_quant.formats.base": "bitrank_quant.layout",
-        "bitrank_quant.formats.integer": "bitrank_quant.integers",
-        "bitrank_quant.formats.ternary": "bitrank_quant.ternary",
+        "bitrank_quant.formats.base": "bitrank_quant.formats.base",
+        "bitrank_quant.formats.integer": "bitrank_quant.formats.integer",
+        "bitrank_quant.formats.parse.ternary": "bitrank_quant.ternary",
     },
     "bitrank_quant/backends": {
-        "bitrank_quant/backends/registry.py": "bitrank_quant/backends.py",
+        "bitrank_quant/backends/registry.py": "bitrank_quant/backends/registry.py",
         "bitrank_quant/backends/": "bitrank_quant/",
-        "bitrank_quant.backends.reference": "bitrank_quant.reference",
-        "from bitrank_quant.backends import scaled": "from bitrank_quant import scaled",
+        "bitrank_quant.backends.reference": "bitrank_quant.backends.reference",
+        "from bitrank_quant.backends.registry import scaled": "from bitrank_quant import scaled",
     },
 }
 

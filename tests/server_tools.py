@@ -32,7 +32,11 @@ def tracking_server(database: str, folder: Path) -> Iterator[str]:
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
              "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
              "--workers", "1"]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
@@ -58,27 +62,52 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 def postgres() -> Iterator[str]:
     """The URI of an empty database in a Postgres server of its own on 127.0.0.1. Skips where there is none."""
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
-    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
+    programs = max(
+        Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name)
+    )
     programs = programs or (Path(found).parent if (found := shutil.which("initdb")) else None)
     if programs is None:
         pytest.skip("needs Postgres: apt-get install postgresql")
     who: dict[str, Any] = {}
-    folder = Path(tempfile.mkdtemp(prefix="bitrank-postgres-"))  # pytest keeps its own folders from other users
+    folder = Path(
+        tempfile.mkdtemp(prefix="bitrank-postgres-")
+    )  # pytest keeps its own folders from other users
     if os.getuid() == 0:  # and Postgres refuses to be root's
         who = {"user": "postgres", "group": "postgres", "extra_groups": []}
         shutil.chown(folder, "postgres", "postgres")
     data, port = folder / "data", free_port()
-    words = [programs / "initdb", "--pgdata", data, "--username", "bitrank", "--auth", "trust", "--encoding", "UTF8", "--no-sync"]
+    words = [
+        programs / "initdb",
+        "--pgdata",
+        data,
+        "--username",
+        "bitrank",
+        "--auth",
+        "trust",
+        "--encoding",
+        "UTF8",
+        "--no-sync",
+    ]
     subprocess.run(words, cwd=folder, check=True, capture_output=True, **who)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
     control = [programs / "pg_ctl", "--pgdata", data, "--wait"]
     subprocess.run(
-        [*control, "--log", folder / "postgres.log", "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who
+        [*control, "--log", folder / "postgres.log", "-o", options, "start"],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        **who,
     )
     try:
         yield f"postgresql+psycopg2://bitrank@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*control, "--mode", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        subprocess.run(
+            [*control, "--mode", "immediate", "stop"],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **who,
+        )
         shutil.rmtree(folder)
 
 
@@ -92,7 +121,11 @@ def stored_runs(database: str) -> list[dict[str, Any]]:
         def asked(words: str, run_id: str) -> list[Any]:
             return [tuple(row) for row in db.execute(text(words), {"run": run_id})]
 
-        runs = db.execute(text("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time")).fetchall()
+        runs = db.execute(
+            text(
+                "SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
+            )
+        ).fetchall()
         found = [
             {
                 "id": run_id,
@@ -112,6 +145,8 @@ def leases(database: str) -> list[str]:
 
     engine = create_engine(database)
     with engine.connect() as db:
-        held = [key for (key,) in db.execute(text("SELECT key FROM experiment_tags WHERE key LIKE 'lease.%'"))]
+        held = [
+            key for (key,) in db.execute(text("SELECT key FROM experiment_tags WHERE key LIKE 'lease.%'"))
+        ]
     engine.dispose()
     return held

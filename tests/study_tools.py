@@ -13,17 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from bitrank.events import read_events
+from bitrank.process.events import read_events
 
 SMOKE = ("matrix", "--profile", "smoke")
 
 
 def bitrank(*words: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bitrank", *words], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "bitrank", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def start(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "bitrank", *words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bitrank", *words],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Path:
@@ -42,7 +54,7 @@ def run_processes(pid: int) -> Iterator[tuple[psutil.Process, list[str]]]:
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more
             words = child.cmdline()
-            if "bitrank.child" in words:
+            if "bitrank.run" in words:
                 yield child, words
 
 
@@ -56,7 +68,9 @@ def store_runs(cwd: Path, profile: str = "smoke") -> list[dict[str, Any]]:
     import sqlite3
 
     with sqlite3.connect(cwd / "runs" / "mlflow.db") as db:
-        runs = db.execute("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time").fetchall()
+        runs = db.execute(
+            "SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
+        ).fetchall()
         return [
             {
                 "id": run_id,
@@ -64,7 +78,9 @@ def store_runs(cwd: Path, profile: str = "smoke") -> list[dict[str, Any]]:
                 "status": status,
                 "tags": dict(db.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run_id])),
                 "params": dict(db.execute("SELECT key, value FROM params WHERE run_uuid = ?", [run_id])),
-                "points": db.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY key, step", [run_id]).fetchall(),
+                "points": db.execute(
+                    "SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY key, step", [run_id]
+                ).fetchall(),
             }
             for run_id, name, status in runs
         ]

@@ -8,18 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitrank.cli import main
-from bitrank.events import read_events
-from bitrank.merging import merge
-from bitrank.models import locate
-from bitrank.runs import find_run
+from bitrank.cli.main import main
+from bitrank.export.finished_run import find_run
+from bitrank.export.merge import merge
+from bitrank.models.locate import locate
+from bitrank.process.events import read_events
 from bitrank_quant import load_quantized
 from bitrank_trainer import DTYPES, choose_dtype
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-SHRINKING = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "steps=60", "--set", "shrink=true", "--set", "init=loftq")
+SHRINKING = (
+    *SMOKE,
+    "--configs",
+    "Joint-1",
+    "--tasks",
+    "toy_articles",
+    "--set",
+    "steps=60",
+    "--set",
+    "shrink=true",
+    "--set",
+    "init=loftq",
+)
 IDS = torch.randint(4, 26, (3, 9), generator=torch.Generator().manual_seed(0))
 AUTO = {"toy_articles": AutoModelForCausalLM, "toy_sentences": AutoModelForSequenceClassification}
 
@@ -52,14 +64,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
         if name not in made:
             done = bitrank("run", "--profile", "smoke", "--task", *words[name], cwd=cwd)
             assert done.returncode == 0, done.stdout + done.stderr
-            (made[name],) = {path.parent for path in (cwd / "runs/work").glob("*/result.json")} - set(made.values())
+            (made[name],) = {path.parent for path in (cwd / "runs/work").glob("*/result.json")} - set(
+                made.values()
+            )
         return made[name]
 
     return get
 
 
 def test_a_better_start_is_a_better_zero_shot(runs) -> None:
-    zero = {name: json.loads((runs(name) / "zero_shot.json").read_text())["loss"] for name in ("lora", "loftq", "lq-lora")}
+    zero = {
+        name: json.loads((runs(name) / "zero_shot.json").read_text())["loss"]
+        for name in ("lora", "loftq", "lq-lora")
+    }
     assert abs(zero["loftq"] - zero["lora"]) < 0.02 and abs(zero["lq-lora"] - zero["lora"]) < 0.02
 
 
@@ -81,15 +98,27 @@ def test_a_shrunk_run_killed_and_run_again_ends_with_the_same_numbers(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["lora", "loftq", "lq-lora", "mixed", "masked", "conv1d"])
-def test_merged_into_16_bits_is_the_adapted_model_in_stock_transformers(runs, tmp_path, capsys, name: str) -> None:
+def test_merged_into_16_bits_is_the_adapted_model_in_stock_transformers(
+    runs, tmp_path, capsys, name: str
+) -> None:
     folder, out = runs(name), tmp_path / "merged"
     assert main(["merge", str(folder), "--out", str(out)]) == 0
     audit = json.loads((out / "audit.json").read_text())
     best = json.loads((folder / "result.json").read_text())["train/best_step"]
-    (seen,) = [e["metrics"]["val/loss"] for e in read_events(folder / "events.jsonl") if e["event"] == "validation" and e["step"] == best]
-    assert audit["before"]["loss"] == pytest.approx(seen, abs=0.01)  # the run's own validation, with fused products
+    (seen,) = [
+        e["metrics"]["val/loss"]
+        for e in read_events(folder / "events.jsonl")
+        if e["event"] == "validation" and e["step"] == best
+    ]
+    assert audit["before"]["loss"] == pytest.approx(
+        seen, abs=0.01
+    )  # the run's own validation, with fused products
     assert abs(audit["added_loss"]) < 0.01
-    assert all(row["after"] < 0.004 and row["before"] > row["after"] for row in audit["matrices"].values() if row["rank"])
+    assert all(
+        row["after"] < 0.004 and row["before"] > row["after"]
+        for row in audit["matrices"].values()
+        if row["rank"]
+    )
     task = json.loads((folder / "spec.json").read_text())["task"]
     stock = AUTO[task].from_pretrained(out, dtype=torch.bfloat16)
     assert torch.allclose(logits(stock), logits(merge(find_run(folder), "16bit").model), atol=0.02)
@@ -106,12 +135,23 @@ def test_a_16_bit_merge_equals_the_base_with_the_adapter_in_stock_peft(runs, tmp
 
 
 @pytest.mark.parametrize("name", ["loftq", "mixed", "conv1d", "int2"])
-def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_file(runs, tmp_path, capsys, name: str) -> None:
+def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_file(
+    runs, tmp_path, capsys, name: str
+) -> None:
     folder, out = runs(name), tmp_path / "merged"
     assert main(["merge", str(folder), "--out", str(out), "--into", "quantized", "--force"]) == 0
-    formats, plan = json.loads((out / "formats.json").read_text()), json.loads((folder / "plan.json").read_text())
-    low = {name: fmt for name, fmt in formats.items() if fmt != "bf16"}  # where fp32 is computed, 16 bits are a format that is decoded too
-    assert low == {name: done["format"] for name, done in plan["applied"].items() if done["format"] != "bf16" and name != "lm_head"}
+    formats, plan = (
+        json.loads((out / "formats.json").read_text()),
+        json.loads((folder / "plan.json").read_text()),
+    )
+    low = {
+        name: fmt for name, fmt in formats.items() if fmt != "bf16"
+    }  # where fp32 is computed, 16 bits are a format that is decoded too
+    assert low == {
+        name: done["format"]
+        for name, done in plan["applied"].items()
+        if done["format"] != "bf16" and name != "lm_head"
+    }
     spec = json.loads((folder / "spec.json").read_text())
     dtype = DTYPES[choose_dtype("cpu")]
     skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=dtype)
@@ -121,7 +161,9 @@ def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_fi
         AUTO[spec["task"]].from_pretrained(out)
 
 
-def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(runs, tmp_path, monkeypatch) -> None:
+def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(
+    runs, tmp_path, monkeypatch
+) -> None:
     folder, out = runs("mixed"), tmp_path / "merged"
     assert main(["merge", str(folder), "--out", str(out)]) == 0
     monkeypatch.chdir(tmp_path)
@@ -138,7 +180,9 @@ def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(ru
 def test_modules_drawn_at_random_are_in_the_plan_file_and_in_the_output(runs) -> None:
     folder = runs("mixed")
     assert json.loads((folder / "plan.json").read_text())["new_modules"] == ["classifier"]
-    notices = [event["message"] for event in read_events(folder / "events.jsonl") if event["event"] == "notice"]
+    notices = [
+        event["message"] for event in read_events(folder / "events.jsonl") if event["event"] == "notice"
+    ]
     assert any("newly initialised, trained whole: classifier" in message for message in notices)
     assert json.loads((runs("lora") / "plan.json").read_text())["new_modules"] == []
 
@@ -148,7 +192,10 @@ def test_a_merge_that_costs_too_much_is_refused(runs, tmp_path, capsys) -> None:
     words = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
     assert main([*words, "--max-loss", "0"]) == 2
     said = capsys.readouterr()
-    assert "nats to the validation loss, more than --max-loss 0: nothing was written" in said.err and "Audit" in said.out
+    assert (
+        "nats to the validation loss, more than --max-loss 0: nothing was written" in said.err
+        and "Audit" in said.out
+    )
     assert list(tmp_path.iterdir()) == []
     assert main([*words, "--max-loss", "0", "--force"]) == 0
     assert json.loads((out / "audit.json").read_text())["added_loss"] > 0
@@ -161,7 +208,9 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
     shutil.copytree(runs("lora") / "adapter", alone)
     assert main(["merge", str(alone), "--out", str(out)]) == 2
     assert "say --model (its 16-bit base) and --task" in capsys.readouterr().err
-    assert main(["merge", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"]) == 0
+    assert (
+        main(["merge", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"]) == 0
+    )
     assert (out / "model.safetensors").is_file()
 
 
@@ -172,7 +221,10 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
         (["{run}", "--out", "{new}", "--into", "quantized"], "no matrix of this run is quantized"),
         (["{run}", "--out", "{new}", "--task", "toy_articles"], "knows its task and model"),
-        (["51094bc69d19", "--out", "{new}"], "there is no folder 51094bc69d19: give a run's, which its spec id names in the store"),
+        (
+            ["51094bc69d19", "--out", "{new}"],
+            "there is no folder 51094bc69d19: give a run's, which its spec id names in the store",
+        ),
         (["{empty}", "--out", "{new}"], "holds no adapter"),
     ],
 )

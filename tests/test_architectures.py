@@ -11,7 +11,7 @@ from typing import Any
 import architectures
 import pytest
 import torch
-from bitrank.models import attention_for, fuse_model
+from bitrank.models.fuse import attention_for, fuse_model
 from bitrank_adapters import attach_lora, uniform_ranks
 from bitrank_quant import apply_precision, block_matrices, stored_weight, weight_matrices
 from bitrank_trainer import implementation

@@ -118,27 +118,48 @@ for number, _ in enumerate(sys.stdin):
 
 def test_sides_take_turns_step_by_step_and_begin_every_other(tmp_path: Path) -> None:
     order = tmp_path / "order"
-    found = script("turns").in_turns([["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, [os.environ] * 2)
-    assert found == [[{"seconds": number} for number in range(3)]] * 2 and order.read_text().split() == ["a", "b", "b", "a", "a", "b"]
+    found = script("turns").in_turns(
+        [["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, [os.environ] * 2
+    )
+    assert found == [[{"seconds": number} for number in range(3)]] * 2 and order.read_text().split() == [
+        "a",
+        "b",
+        "b",
+        "a",
+        "a",
+        "b",
+    ]
 
 
 def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     turns = script("turns")
     with pytest.raises(turns.SideFailed, match="ended with code 1"):
-        turns.in_turns([["-c", _SIDE, str(tmp_path / "order"), name] for name in ("a", "bad")], 3, [os.environ] * 2)
+        turns.in_turns(
+            [["-c", _SIDE, str(tmp_path / "order"), name] for name in ("a", "bad")], 3, [os.environ] * 2
+        )
     assert "out of luck" in capfd.readouterr().err
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=20), st.floats(0.1, 10))
-def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(seconds: list[float], factor: float) -> None:
+def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(
+    seconds: list[float], factor: float
+) -> None:
     found = script("formats").figures(seconds, [factor * second for second in seconds])
-    assert found["low"] == pytest.approx(factor) and found["ratio"] == pytest.approx(factor) and found["high"] == pytest.approx(factor)
+    assert (
+        found["low"] == pytest.approx(factor)
+        and found["ratio"] == pytest.approx(factor)
+        and found["high"] == pytest.approx(factor)
+    )
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 999), st.floats(0.01, 10)), min_size=2, max_size=20), st.floats(0.1, 10))
-def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(steps: list[tuple[int, float]], factor: float) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 999), st.floats(0.01, 10)), min_size=2, max_size=20), st.floats(0.1, 10)
+)
+def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(
+    steps: list[tuple[int, float]], factor: float
+) -> None:
     theirs = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in steps]
     ours = [{**step, "seconds": step["seconds"] / factor} for step in theirs]
     found = script("paired").figures(ours, theirs)
@@ -146,7 +167,9 @@ def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(steps: list[tu
     assert found["tok_s"] == pytest.approx(factor * found["tuned_tok_s"])
 
 
-def test_a_peer_waits_before_each_of_its_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_waits_before_each_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     peers, lines = script("peers"), ["\n", "\n", ""]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(readline=lambda: lines.pop(0)))
     turns = peers.InTurns()
@@ -162,14 +185,30 @@ def test_a_peer_waits_before_each_of_its_steps(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_processes_at_the_same_time_add_up() -> None:
-    part = {"tokens": 10.0, "tok_s": 5.0, "wall_tok_s": 4.0, "peak_mib": 100.0, "device_mib": 0.0, "import_mib": 40.0, "seconds": 2.0}
+    part = {
+        "tokens": 10.0,
+        "tok_s": 5.0,
+        "wall_tok_s": 4.0,
+        "peak_mib": 100.0,
+        "device_mib": 0.0,
+        "import_mib": 40.0,
+        "seconds": 2.0,
+    }
     both = harness.together([part, {**part, "seconds": 3.0}])
-    assert (both["tok_s"], both["wall_tok_s"], both["peak_mib"], both["seconds"], both["processes"]) == (10.0, 8.0, 200.0, 3.0, 2)
+    assert (both["tok_s"], both["wall_tok_s"], both["peak_mib"], both["seconds"], both["processes"]) == (
+        10.0,
+        8.0,
+        200.0,
+        3.0,
+        2,
+    )
 
 
 def test_a_fresh_process_gives_its_last_json_line(tmp_path: Path) -> None:
     good = tmp_path / "good.py"
-    good.write_text("import sys\nprint('{\"x\": 1}')\nprint('talk')\nprint('{\"x\": 2, \"word\": \"' + sys.argv[1] + '\"}')\n")
+    good.write_text(
+        "import sys\nprint('{\"x\": 1}')\nprint('talk')\nprint('{\"x\": 2, \"word\": \"' + sys.argv[1] + '\"}')\n"
+    )
     bad = tmp_path / "bad.py"
     bad.write_text("raise SystemExit('out of luck')\n")
     assert harness.fresh([str(good), "a"], [str(good), "b"]) == [{"x": 2, "word": "a"}, {"x": 2, "word": "b"}]
@@ -200,13 +239,24 @@ def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(FOLDER))
     study = load("study")
     stated = study.readme_rows((FOLDER.parent / "README.md").read_text())
-    assert {config for task, config in stated if task == "movie_sentences"} == {"B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"}
+    assert {config for task, config in stated if task == "movie_sentences"} == {
+        "B-FP",
+        "B-Q4",
+        "B-Ada",
+        "Joint-1",
+        "Joint-2",
+        "Joint-3",
+    }
     row = "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] | 256.6 | 16.00 | 1.82 | 1680 | 1,457 |"
     assert study.readme_rows(row) == {("wiki_articles", "B-FP"): 22.32}
 
 
 @settings(deadline=None)  # the first loads the plotting libraries
-@given(fixed=st.floats(0.1, 1e3), each=st.floats(1e-6, 10), sizes=st.lists(st.integers(1, 10**5), min_size=2, max_size=5, unique=True))
+@given(
+    fixed=st.floats(0.1, 1e3),
+    each=st.floats(1e-6, 10),
+    sizes=st.lists(st.integers(1, 10**5), min_size=2, max_size=5, unique=True),
+)
 def test_a_line_through_points_on_a_line_is_that_line(fixed: float, each: float, sizes: list[int]) -> None:
     line = script("growing").fit({runs: fixed + each * runs for runs in sizes})
     assert line.at(100_000) == pytest.approx(fixed + each * 100_000, rel=1e-6) and line.off < 1e-6
@@ -225,23 +275,30 @@ def test_events_are_sent_together_that_fall_into_one_second(monkeypatch: pytest.
 
 
 def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) -> None:
-    from bitrank.profiles import find_profile
-    from bitrank.specs import make_spec
-    from bitrank.states import read_runs
-    from bitrank.store import open_store
-    from bitrank.tracking import Tracker
+    from bitrank.spec.profiles import find_profile
+    from bitrank.spec.run_spec import make_spec
+    from bitrank.tracking.mlflow_tracker import Tracker
+    from bitrank.tracking.run_state import read_runs
+    from bitrank.tracking.store import open_store
 
     tracker = Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
     for task in ("toy_sentences", "toy_articles"):
         log = tracker.open(make_spec(find_profile("smoke"), "B-FP", task), None)
-        log.events([{"time_ms": step, "step": step, "metrics": {"train/loss": 1 / step}} for step in (1, 2, 3)])
+        log.events(
+            [{"time_ms": step, "step": step, "metrics": {"train/loss": 1 / step}} for step in (1, 2, 3)]
+        )
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for runs in (2, 3, 7):
         script("growing").copy_runs(database, runs)
         found = read_runs(tmp_path / "mlflow.db", "bitrank-smoke")
-        assert len(found) == runs == len(tracker.runs()) and {run.figures["train/loss"] for run in found.values()} == {1 / 3}
+        assert len(found) == runs == len(tracker.runs()) and {
+            run.figures["train/loss"] for run in found.values()
+        } == {1 / 3}
         with sqlite3.connect(tmp_path / "mlflow.db") as store:
-            assert store.execute("SELECT count(*), count(DISTINCT run_uuid) FROM metrics").fetchone() == (3 * runs, runs)
+            assert store.execute("SELECT count(*), count(DISTINCT run_uuid) FROM metrics").fetchone() == (
+                3 * runs,
+                runs,
+            )
     with pytest.raises(ValueError, match="at most 3 runs"):
         script("growing").copy_runs(database, 3)
 
@@ -267,25 +324,38 @@ def test_a_step_is_written_down_by_kind() -> None:
     again = [call() for _, call in written.calls]
     assert torch.equal(again[1], made) and torch.equal(again[2], thin)
     spent = alone.alone(written.calls)
-    assert list(spent) == list(alone.KINDS) and all(seconds >= 0 for seconds in spent.values()) and alone.in_order(written.calls) > 0
+    assert (
+        list(spent) == list(alone.KINDS)
+        and all(seconds >= 0 for seconds in spent.values())
+        and alone.in_order(written.calls) > 0
+    )
 
 
 def test_a_measured_step_is_of_the_middling_batch() -> None:
     alone, figures = script("alone"), dict[str, object]()
     widths = [8 * number for number in (3, 1, 2, 9, 4, 5, 6, 7, 8, 10, 15, 11, 12, 13, 14)]
-    batches = ({"input_ids": np.ones((4, width)), "attention_mask": np.ones((4, width)), "labels": np.ones(4)} for width in widths)
+    batches = (
+        {"input_ids": np.ones((4, width)), "attention_mask": np.ones((4, width)), "labels": np.ones(4)}
+        for width in widths
+    )
     written, given = alone.Written(), list[tuple[tuple[int, ...], bool]]()
     with pytest.raises(alone.Enough):
         for batch in alone.stages(batches, written, figures):
             given.append((batch["input_ids"].shape, written._writing))
     repeated = alone._WARM_UP + alone._STEPS
     assert given == [((4, 64), False)] * repeated + [((4, 64), True)] + [((1, 8), False)] * repeated
-    assert (figures["rows"], figures["width"], figures["tokens"]) == (4, 64, 256) and {"step_s", "small_s"} <= figures.keys()
+    assert (figures["rows"], figures["width"], figures["tokens"]) == (4, 64, 256) and {
+        "step_s",
+        "small_s",
+    } <= figures.keys()
 
 
 def test_a_bound_is_the_speed_of_the_operations_alone() -> None:
-    found = script("bound").speeds({"tokens": 1000, "step_s": 0.2, "ordered_s": 0.16, "alone_s": 0.1}, tuned=2500.0, peak=1e-5)
-    assert (found["now"], found["ordered"], found["most"]) == (2.0, 2.5, 4.0) and (found["used"], found["usable"]) == pytest.approx(
-        (0.05, 0.1)
+    found = script("bound").speeds(
+        {"tokens": 1000, "step_s": 0.2, "ordered_s": 0.16, "alone_s": 0.1}, tuned=2500.0, peak=1e-5
     )
+    assert (found["now"], found["ordered"], found["most"]) == (2.0, 2.5, 4.0) and (
+        found["used"],
+        found["usable"],
+    ) == pytest.approx((0.05, 0.1))
     assert script("bound").speeds({"failed": "no memory"}, 1.0, 1.0) == {"failed": "no memory"}

@@ -77,7 +77,11 @@ def test_this_checkout_is_installed_with_the_pins(parsed: DockerfileParser) -> N
 
 
 def test_the_build_stops_when_another_torch_came(parsed: DockerfileParser) -> None:
-    asked = {"cpu": "v.cuda is None and v.hip is None", "cuda": "v.cuda is not None", "rocm": "v.hip is not None"}
+    asked = {
+        "cpu": "v.cuda is None and v.hip is None",
+        "cuda": "v.cuda is not None",
+        "rocm": "v.hip is not None",
+    }
     assert f"assert {asked[parsed.hardware]}" in " ".join(values(stages(parsed)[0], "RUN"))
 
 
@@ -95,7 +99,11 @@ def test_cache_and_store_are_volumes_and_nothing_else_is_written(parsed: Dockerf
     final = stages(parsed)[1]
     assert values(final, "VOLUME") == ['["/cache", "/study"]']
     environment = " ".join(values(final, "ENV"))
-    for name, place in {"BITRANK_CACHE": "/cache/bitrank", "HF_HOME": "/cache/huggingface", "HOME": "/cache"}.items():
+    for name, place in {
+        "BITRANK_CACHE": "/cache/bitrank",
+        "HF_HOME": "/cache/huggingface",
+        "HOME": "/cache",
+    }.items():
         assert re.search(rf"(^| ){name}={place}( |$)", environment)
     assert values(final, "WORKDIR") == ["/study"]
 
@@ -117,7 +125,11 @@ def test_the_three_differ_only_in_what_hardware_asks_for() -> None:
 
     def lines(name: str) -> set[str]:
         text = re.sub(r"^#.*\n", "", (FOLDER / f"{name}.Dockerfile").read_text(), flags=re.MULTILINE)
-        text = re.sub(r"assert [^,]*,", "assert", text.replace(f"TORCH={name}", "TORCH=").replace(f"torch-{name}", "torch-"))
+        text = re.sub(
+            r"assert [^,]*,",
+            "assert",
+            text.replace(f"TORCH={name}", "TORCH=").replace(f"torch-{name}", "torch-"),
+        )
         return set(text.replace(f"/opt/bitrank {name}", "/opt/bitrank").splitlines())
 
     assert lines("cuda") ^ lines("cpu") == {
@@ -133,7 +145,9 @@ def test_what_is_copied_reaches_the_engine() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied: set[str] = set()
     for name in HARDWARE:
-        for words in re.findall(r"^COPY (?!--from)(.*)$", (FOLDER / f"{name}.Dockerfile").read_text(), re.MULTILINE):
+        for words in re.findall(
+            r"^COPY (?!--from)(.*)$", (FOLDER / f"{name}.Dockerfile").read_text(), re.MULTILINE
+        ):
             copied |= set(words.split()[:-1])
     assert copied == allowed
     assert all((ROOT / path).exists() for path in copied)
@@ -151,7 +165,10 @@ def healthy() -> ModuleType:
     ("words", "port"),
     [
         ("python /opt/bitrank/bin/bitrank ui --host 0.0.0.0", 5000),
-        ("/sbin/docker-init -- /opt/bitrank/bin/python /opt/bitrank/bin/bitrank ui --host 0.0.0.0 --port 5001", 5001),
+        (
+            "/sbin/docker-init -- /opt/bitrank/bin/python /opt/bitrank/bin/bitrank ui --host 0.0.0.0 --port 5001",
+            5001,
+        ),
         ("python /opt/bitrank/bin/mlflow server --host=0.0.0.0 --port=5002", 5002),
         ("python /opt/bitrank/bin/bitrank matrix --store runs", None),
         ("bash", None),
@@ -208,7 +225,13 @@ def engine(tmp_path: Path) -> Path:
 def call(engine: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {"PATH": f"{engine}:/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
     return subprocess.run(
-        [RUN, *words], cwd=engine.parent, env={**kept, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        [RUN, *words],
+        cwd=engine.parent,
+        env={**kept, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -251,8 +274,14 @@ def test_a_file_as_task_is_mounted_read_only(engine: Path) -> None:
         (["run-all", "--wandb"], ["bitrank:cpu", "matrix", "--wandb"]),
         (["bitrank", "report"], ["bitrank:cpu", "report"]),
         (["shell"], ["--interactive", "--entrypoint", "bash", "bitrank:cpu"]),
-        (["shell", "python", "-c", "print(1)"], ["--interactive", "--entrypoint", "python", "bitrank:cpu", "-c", "print(1)"]),
-        (["ui"], ["--publish", "127.0.0.1:5000:5000", "bitrank:cpu", "ui", "--host", "0.0.0.0", "--port", "5000"]),
+        (
+            ["shell", "python", "-c", "print(1)"],
+            ["--interactive", "--entrypoint", "python", "bitrank:cpu", "-c", "print(1)"],
+        ),
+        (
+            ["ui"],
+            ["--publish", "127.0.0.1:5000:5000", "bitrank:cpu", "ui", "--host", "0.0.0.0", "--port", "5000"],
+        ),
     ],
 )
 def test_the_other_commands(engine: Path, words: list[str], command: list[str]) -> None:
@@ -270,10 +299,17 @@ def test_the_ui_is_published_on_this_machine_alone(engine: Path) -> None:
     [
         (["gpu"], {}, ["--gpus", "all"], "bitrank:cuda"),
         (["gpu"], {"BITRANK_ENGINE": "podman"}, ["--device", "nvidia.com/gpu=all"], "bitrank:cuda"),
-        (["rocm"], {}, ["--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video", "--group-add", "render"], "bitrank:rocm"),
+        (
+            ["rocm"],
+            {},
+            ["--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video", "--group-add", "render"],
+            "bitrank:rocm",
+        ),
     ],
 )
-def test_accelerators_are_handed_in(engine: Path, words: list[str], environment: dict[str, str], devices: list[str], image: str) -> None:
+def test_accelerators_are_handed_in(
+    engine: Path, words: list[str], environment: dict[str, str], devices: list[str], image: str
+) -> None:
     got = asked(engine, *words, "run-all", **environment)
     assert got[-2:] == [image, "matrix"]
     assert " ".join(devices) in " ".join(got)
@@ -281,7 +317,11 @@ def test_accelerators_are_handed_in(engine: Path, words: list[str], environment:
 
 def test_tokens_go_by_name_and_never_by_value(engine: Path) -> None:
     words = asked(engine, "run-all", WANDB_API_KEY="k3y", WANDB_MODE="offline", HF_TOKEN="hf_s3cret")
-    assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == ["WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN"]
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == [
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "HF_TOKEN",
+    ]
     assert not any("k3y" in word or "s3cret" in word for word in words)
     assert "--env" not in asked(engine, "run-all")
 
@@ -289,7 +329,13 @@ def test_tokens_go_by_name_and_never_by_value(engine: Path) -> None:
 def test_podman_keeps_the_callers_user(engine: Path) -> None:
     (engine / "docker").unlink()
     (engine / "dirname").symlink_to("/usr/bin/dirname")  # PATH must not lead to a real docker
-    words = asked(engine, "run-all", BITRANK_ENGINE="podman --root /store", BITRANK_MEMORY="4g", BITRANK_RUN_ARGS="--network none")
+    words = asked(
+        engine,
+        "run-all",
+        BITRANK_ENGINE="podman --root /store",
+        BITRANK_MEMORY="4g",
+        BITRANK_RUN_ARGS="--network none",
+    )
     assert words[:4] == ["podman", "--root", "/store", "run"]
     assert "--user 1000:1001 --userns keep-id" in " ".join(words)
     assert "--memory 4g" in " ".join(words) and "--network none bitrank:cpu matrix" in " ".join(words)
@@ -299,14 +345,28 @@ def test_podman_keeps_the_callers_user(engine: Path) -> None:
 def test_builds(engine: Path) -> None:
     words = asked(engine, "gpu", "build", "--build-arg", "TORCH_BACKEND=cu126")
     assert words[:3] == ["docker", "build", "--build-arg"] and words[3].startswith("COMMIT=")
-    assert words[4:] == ["--file", f"{FOLDER}/cuda.Dockerfile", "--tag", "bitrank:cuda", "--build-arg", "TORCH_BACKEND=cu126", str(ROOT)]
+    assert words[4:] == [
+        "--file",
+        f"{FOLDER}/cuda.Dockerfile",
+        "--tag",
+        "bitrank:cuda",
+        "--build-arg",
+        "TORCH_BACKEND=cu126",
+        str(ROOT),
+    ]
     assert asked(engine, "build", BITRANK_ENGINE="podman")[:4] == ["podman", "build", "--format", "docker"]
 
 
 def test_the_folders_are_the_callers(engine: Path) -> None:
     data = engine.parent / "models"
     data.mkdir()
-    words = asked(engine, "run-all", BITRANK_STORE=str(engine.parent / "elsewhere"), BITRANK_DATA=str(data), BITRANK_CACHE_VOLUME="other")
+    words = asked(
+        engine,
+        "run-all",
+        BITRANK_STORE=str(engine.parent / "elsewhere"),
+        BITRANK_DATA=str(data),
+        BITRANK_CACHE_VOLUME="other",
+    )
     mounts = [words[i + 1] for i, word in enumerate(words) if word == "--mount"]
     assert mounts == [
         "type=volume,source=other,target=/cache",
@@ -330,7 +390,9 @@ def test_the_folders_are_the_callers(engine: Path) -> None:
         (["run-all"], {"BITRANK_ENGINE": "nerdctl"}, "BITRANK_ENGINE names nerdctl, which was not found"),
     ],
 )
-def test_wrong_words_end_with_2_and_say_what_to_do(engine: Path, words: list[str], environment: dict[str, str], said: str) -> None:
+def test_wrong_words_end_with_2_and_say_what_to_do(
+    engine: Path, words: list[str], environment: dict[str, str], said: str
+) -> None:
     done = call(engine, *words, **environment)
     assert done.returncode == 2 and said in done.stderr
     assert not (engine.parent / "asked").exists()
@@ -349,7 +411,17 @@ def test_without_an_engine_it_says_so(engine: Path) -> None:
 def test_help_tells_everything(engine: Path) -> None:
     done = call(engine, "--help")
     assert done.returncode == 0
-    for word in ("build", "run CONFIG TASK", "run-all", "ui", "shell", "cpu|gpu|rocm", "WANDB_API_KEY", "HF_TOKEN", "BITRANK_STORE"):
+    for word in (
+        "build",
+        "run CONFIG TASK",
+        "run-all",
+        "ui",
+        "shell",
+        "cpu|gpu|rocm",
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "BITRANK_STORE",
+    ):
         assert word in done.stdout
 
 
@@ -378,14 +450,34 @@ def test_the_compose_file_is_the_stack_it_says() -> None:
 @pytest.mark.parametrize(
     ("good", "bad", "said"),
     [
-        ("postgres:17-bookworm", "postgres:latest", "postgres: expected an image with a version, got 'postgres:latest'"),
+        (
+            "postgres:17-bookworm",
+            "postgres:latest",
+            "postgres: expected an image with a version, got 'postgres:latest'",
+        ),
         ("postgres:17-bookworm", "postgres", "postgres: expected an image with a version, got 'postgres'"),
-        ('"127.0.0.1:${PORT:-5000}:5000"', '"5000:5000"', "mlflow: the port 5000:5000 is not published on 127.0.0.1"),
+        (
+            '"127.0.0.1:${PORT:-5000}:5000"',
+            '"5000:5000"',
+            "mlflow: the port 5000:5000 is not published on 127.0.0.1",
+        ),
         ("docker/cpu.Dockerfile", "docker/none.Dockerfile", "none.Dockerfile"),
-        ("${BITRANK_POSTGRES_PASSWORD:?export BITRANK_POSTGRES_PASSWORD first}", "hunter2", "PGPASSWORD has its value in the file"),
-        ("${BITRANK_POSTGRES_PASSWORD:?export BITRANK_POSTGRES_PASSWORD first}", "${PASSWORD:-hunter2}", "POSTGRES_PASSWORD has its"),
+        (
+            "${BITRANK_POSTGRES_PASSWORD:?export BITRANK_POSTGRES_PASSWORD first}",
+            "hunter2",
+            "PGPASSWORD has its value in the file",
+        ),
+        (
+            "${BITRANK_POSTGRES_PASSWORD:?export BITRANK_POSTGRES_PASSWORD first}",
+            "${PASSWORD:-hunter2}",
+            "POSTGRES_PASSWORD has its",
+        ),
         ("bitrank@postgres", "bitrank:hunter2@postgres", "a URI with a password in it"),
-        ("[WANDB_API_KEY, HF_TOKEN]", "[WANDB_API_KEY=k3y]", "runner: WANDB_API_KEY has its value in the file"),
+        (
+            "[WANDB_API_KEY, HF_TOKEN]",
+            "[WANDB_API_KEY=k3y]",
+            "runner: WANDB_API_KEY has its value in the file",
+        ),
         ("  artifacts:\n", "", "mlflow: the volume artifacts is not declared"),
         ("mlflow: {condition", "mlfow: {condition", "runner: it waits for mlfow, which is no service"),
     ],
@@ -399,7 +491,9 @@ def test_the_check_finds(checker: ModuleType, good: str, bad: str, said: str) ->
 # ---- scripts
 
 
-@pytest.mark.parametrize("script", [*FOLDER.glob("*.sh"), ROOT / "tools" / "install-torch.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [*FOLDER.glob("*.sh"), ROOT / "tools" / "install-torch.sh"], ids=lambda path: path.name
+)
 def test_scripts_parse(script: Path) -> None:
     parsed = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
     assert (parsed.returncode, parsed.stderr) == (0, "")
@@ -417,23 +511,37 @@ def test_torch_is_asked_for_in_the_right_place(tmp_path: Path) -> None:
     """pip first for cpu and cuda, uv alone for rocm and a named backend, pip alone when it was told where to look."""
     asked_of = tmp_path / "asked"
     for name, code in (("pip", 1), ("python", 0)):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> "{asked_of}"\ncase "$*" in *uv*) exit 0;; esac\nexit {code}\n')
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho {name} "$@" >> "{asked_of}"\ncase "$*" in *uv*) exit 0;; esac\nexit {code}\n'
+        )
         (tmp_path / name).chmod(0o755)
 
     def lines(**given: str) -> list[str]:
         asked_of.write_text("")
-        environment = {"PATH": os.environ["PATH"], "PIP": str(tmp_path / "pip"), "PY": str(tmp_path / "python"), **given}
-        subprocess.run(["bash", "tools/install-torch.sh"], cwd=ROOT, env=environment, capture_output=True, check=False)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PIP": str(tmp_path / "pip"),
+            "PY": str(tmp_path / "python"),
+            **given,
+        }
+        subprocess.run(
+            ["bash", "tools/install-torch.sh"], cwd=ROOT, env=environment, capture_output=True, check=False
+        )
         return asked_of.read_text().splitlines()
 
     def pip(hardware: str, words: str = "") -> str:
         return f"pip install {words}-c constraints.txt -c constraints/torch-{hardware}.txt torch"
 
     def uv(backend: str) -> list[str]:
-        return ["pip install uv", f"python -m uv pip install -q --python {tmp_path}/python --torch-backend {backend} torch==2.13.0"]
+        return [
+            "pip install uv",
+            f"python -m uv pip install -q --python {tmp_path}/python --torch-backend {backend} torch==2.13.0",
+        ]
 
     assert lines(TORCH="cpu") == [pip("cpu"), *uv("cpu")]
     assert lines(TORCH="cuda") == [pip("cuda")]
     assert lines(TORCH="cuda", TORCH_BACKEND="cu126") == uv("cu126")
     assert lines(TORCH="rocm") == uv("rocm7.2")
-    assert lines(TORCH="cpu", TORCH_INDEX_ARGS="--find-links=/wheels") == [pip("cpu", "--find-links=/wheels ")]
+    assert lines(TORCH="cpu", TORCH_INDEX_ARGS="--find-links=/wheels") == [
+        pip("cpu", "--find-links=/wheels ")
+    ]

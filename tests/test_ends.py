@@ -13,7 +13,7 @@ from study_tools import store_runs
 # Run before anything else in the process of the run, and in no other.
 _ENDS = """
 import os, sys
-if "bitrank.child" in sys.orig_argv:
+if "bitrank.run" in sys.orig_argv:
     {what}
 """
 _WORDS = "MPSNDArray.mm:788: failed assertion `[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32'"
@@ -30,9 +30,25 @@ _METAL = f"""print({_WORDS!r}, flush=True)
 )
 def test_the_remedy_is_said_and_kept(tmp_path: Path, what: str, killed: str, remedy: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(_ENDS.format(what=what))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    words = [sys.executable, "-m", "bitrank", "run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "bitrank",
+        "run",
+        "--profile",
+        "smoke",
+        "--config",
+        "B-FP",
+        "--task",
+        "toy_sentences",
+    ]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 1
     assert killed in done.stdout and remedy in done.stdout and "Traceback" not in done.stdout + done.stderr
     (run,) = store_runs(tmp_path)

@@ -10,24 +10,49 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitrank.events import read_events
-from bitrank.measuring import calibration
-from bitrank.profiles import PROFILES
-from bitrank.record import Record
-from bitrank.road import travel
-from bitrank.specs import make_spec
-from bitrank_quant import BACKENDS, FORMATS, available_overrides, choose_backend, override_for, parse_format, try_format
+from bitrank.process.events import read_events
+from bitrank.run.record import Record
+from bitrank.run.road import execute
+from bitrank.sensitivity.calibration import calibration
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec
+from bitrank_quant import (
+    BACKENDS,
+    FORMATS,
+    available_overrides,
+    choose_backend,
+    override_for,
+    parse_format,
+    try_format,
+)
 from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
-from bitrank_trainer import ALONE, FIRST_SCALE, OBJECTIVES, NoHook, Task, TrainSettings, available_devices, choose_dtype, train
+from bitrank_trainer import (
+    ALONE,
+    FIRST_SCALE,
+    OBJECTIVES,
+    NoHook,
+    Task,
+    TrainSettings,
+    available_devices,
+    choose_dtype,
+    train,
+)
 from study_tools import bitrank, store_runs
 
 DEVICE = available_devices()[0]
 CUDA = DEVICE == "cuda"
-pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="no accelerator: torch sees neither CUDA, ROCm nor MPS on this machine")
-only_cuda = pytest.mark.skipif(not CUDA, reason=f"this is for CUDA and ROCm, the accelerator here is {DEVICE}")
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu", reason="no accelerator: torch sees neither CUDA, ROCm nor MPS on this machine"
+)
+only_cuda = pytest.mark.skipif(
+    not CUDA, reason=f"this is for CUDA and ROCm, the accelerator here is {DEVICE}"
+)
 
 SERVED = [
-    (b.name, text) for b in BACKENDS.values() for text, fmt in FORMATS.items() if b.serves(fmt) and fmt.bits < 16 and b.name != "quanto"
+    (b.name, text)
+    for b in BACKENDS.values()
+    for text, fmt in FORMATS.items()
+    if b.serves(fmt) and fmt.bits < 16 and b.name != "quanto"
 ]
 
 
@@ -47,11 +72,13 @@ def test_bitsandbytes_serves_four_and_eight_bits(name: str) -> None:
     assert name in available_overrides("cuda")
 
 
-def go(folder: Path, config: str = "B-FP", task: str = "toy_articles", **changes: Any) -> tuple[list[float], dict[str, float], list[Any]]:
+def go(
+    folder: Path, config: str = "B-FP", task: str = "toy_articles", **changes: Any
+) -> tuple[list[float], dict[str, float], list[Any]]:
     """Losses, result and events of a short run of the road."""
     folder.mkdir()
     spec = make_spec(PROFILES["smoke"], config, task, {"steps": 12, "log_every": 1, **changes})
-    travel(spec, folder, Record(folder, ALONE), ALONE)
+    execute(spec, folder, Record(folder, ALONE), ALONE)
     events = read_events(folder / "events.jsonl")
     losses = [event["metrics"]["train/loss"] for event in events if event["event"] == "train"]
     return losses, json.loads((folder / "result.json").read_text()), events
@@ -61,10 +88,14 @@ def test_a_model_is_measured_on_the_accelerator() -> None:
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     ready = calibration(spec)
     assert next(ready.model.parameters()).device.type == DEVICE
-    moments = measure_moments(Replay(ready.model, ready.many, ready.judged), ready.matrices)
+    moments = measure_moments(Replay(ready.model, ready.many, ready.forward), ready.matrices)
     formats = [parse_format(text) for text in ("int3-g64", "nf4-dq")]
-    errors = measure_errors(Replay(ready.model, ready.few, ready.judged), ready.matrices, formats, moments)
-    assert all(error.far is not None and error.far > -1e-5 and error.fisher > 0 for found in errors.values() for error in found.values())
+    errors = measure_errors(Replay(ready.model, ready.few, ready.forward), ready.matrices, formats, moments)
+    assert all(
+        error.divergence is not None and error.divergence > -1e-5 and error.fisher > 0
+        for found in errors.values()
+        for error in found.values()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -86,10 +117,23 @@ def test_the_accelerator_follows_the_cpu(tmp_path: Path) -> None:
 
 
 @only_cuda
-@pytest.mark.parametrize(("name", "stored"), [("cuda-4bit", "nf4-dq@bitsandbytes"), ("cuda-8bit", "llm-int8@bitsandbytes")])
+@pytest.mark.parametrize(
+    ("name", "stored"), [("cuda-4bit", "nf4-dq@bitsandbytes"), ("cuda-8bit", "llm-int8@bitsandbytes")]
+)
 @pytest.mark.parametrize("config", ["B-Q4", "Joint-1"])
 def test_the_command_line_trains_in_low_bits(tmp_path: Path, config: str, name: str, stored: str) -> None:
-    done = bitrank("run", "--profile", "smoke", "--config", config, "--task", "toy_articles", "--quant-backend", name, cwd=tmp_path)
+    done = bitrank(
+        "run",
+        "--profile",
+        "smoke",
+        "--config",
+        config,
+        "--task",
+        "toy_articles",
+        "--quant-backend",
+        name,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = store_runs(tmp_path)
     assert stored in run["tags"]["stored_as"] and run["tags"]["device"] == "cuda"
@@ -100,7 +144,11 @@ class Wide(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embedding, self.wide, self.head = torch.nn.Embedding(50, 64), torch.nn.Linear(64, 16384), torch.nn.Linear(16384, 2)
+        self.embedding, self.wide, self.head = (
+            torch.nn.Embedding(50, 64),
+            torch.nn.Linear(64, 16384),
+            torch.nn.Linear(16384, 2),
+        )
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         return SimpleNamespace(logits=self.head(torch.tanh(self.wide(self.embedding(input_ids))).mean(1)))
@@ -109,7 +157,12 @@ class Wide(torch.nn.Module):
 def wide_batches(skip: int) -> Any:
     for number in range(skip, 10**6):
         ids = np.random.default_rng(number).integers(0, 50, (64, 128))
-        yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": (ids[:, 0] > 25).astype(int), "index": np.arange(64)}
+        yield {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "labels": (ids[:, 0] > 25).astype(int),
+            "index": np.arange(64),
+        }
 
 
 def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
@@ -118,7 +171,14 @@ def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
     def losses(folder: Path) -> tuple[list[float], list[Any]]:
         events: list[Any] = []
         task = Task(OBJECTIVES["classification"], wide_batches, lambda: {"acc": 0.5, "loss": 1.0}, DEVICE)
-        train(Wide().to(DEVICE), task, NoHook(), TrainSettings(steps=3, learning_rate=1e-3, log_every=1), folder, events.append)
+        train(
+            Wide().to(DEVICE),
+            task,
+            NoHook(),
+            TrainSettings(steps=3, learning_rate=1e-3, log_every=1),
+            folder,
+            events.append,
+        )
         told = [event for event in events if event["event"] == "out_of_memory"]
         return [event["metrics"]["train/loss"] for event in events if event["event"] == "train"], told
 
@@ -138,7 +198,9 @@ def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
 
 def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """The accelerator's own random state is in the checkpoint."""
-    straight, *_ = go(tmp_path / "straight", "B-FP", "toy_sentences", dropout=0.2, steps=10, checkpoint_every=5)
+    straight, *_ = go(
+        tmp_path / "straight", "B-FP", "toy_sentences", dropout=0.2, steps=10, checkpoint_every=5
+    )
     from bitrank_trainer import loop
 
     class Stop(Exception):
@@ -159,7 +221,16 @@ def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path)
     finally:
         loop._after = after
     folder = tmp_path / "cut"
-    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences", {"steps": 10, "log_every": 1, "dropout": 0.2, "checkpoint_every": 5})
-    travel(spec, folder, Record(folder, ALONE), ALONE)
-    losses = [event["metrics"]["train/loss"] for event in read_events(folder / "events.jsonl") if event["event"] == "train"]
+    spec = make_spec(
+        PROFILES["smoke"],
+        "B-FP",
+        "toy_sentences",
+        {"steps": 10, "log_every": 1, "dropout": 0.2, "checkpoint_every": 5},
+    )
+    execute(spec, folder, Record(folder, ALONE), ALONE)
+    losses = [
+        event["metrics"]["train/loss"]
+        for event in read_events(folder / "events.jsonl")
+        if event["event"] == "train"
+    ]
     assert losses == pytest.approx(straight, rel=1e-5)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bitrank.profiles import PROFILES
-from bitrank.specs import make_spec, write_spec
-from bitrank.store import Store, open_store
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.tracking.store import Store, open_store
 from study_tools import bitrank, store_runs
 
 ODD = "a#b 50%20 [x]?"
@@ -74,7 +74,7 @@ def test_a_run_whose_inputs_change_before_it_reads_them_refuses(which: str, tmp_
     else:
         plan.write_text(plan.read_text().replace("4}", "2}"))
     done = subprocess.run(
-        [sys.executable, "-m", "bitrank.child", str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bitrank.run", str(folder)], capture_output=True, text=True, check=False
     )
     failure = json.loads((folder / "failure.json").read_text())
     assert done.returncode == failure["code"] == 2 and failure["kind"] == "UserError"

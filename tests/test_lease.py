@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from bitrank.lease import Elsewhere, Lease, LeaseLost, is_held
-from bitrank.profiles import find_profile
-from bitrank.snapshots import Snapshots
-from bitrank.specs import make_spec
-from bitrank.store import open_store
-from bitrank.tracking import Tracker
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
+from bitrank.tracking.lease import Lease, LeaseLost, RunHeldElsewhere, is_held
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.remote_checkpoints import Snapshots
+from bitrank.tracking.store import open_store
 
 SMOKE = find_profile("smoke")
 
@@ -26,14 +26,16 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 
 
 def leases(tracker: Tracker) -> list[str]:
-    return [key for key in tracker.client.get_experiment(tracker.experiment_id).tags if key.startswith("lease.")]
+    return [
+        key for key in tracker.client.get_experiment(tracker.experiment_id).tags if key.startswith("lease.")
+    ]
 
 
 def test_one_at_a_time_has_the_lease(tracker: Tracker) -> None:
     words = (tracker.client, tracker.experiment_id, "abc")
     with Lease(*words, seconds=3) as first:
         assert len(leases(tracker)) == 1
-        with pytest.raises(Elsewhere), Lease(*words, seconds=1.5):
+        with pytest.raises(RunHeldElsewhere), Lease(*words, seconds=1.5):
             pass
         with Lease(tracker.client, tracker.experiment_id, "abd", seconds=3):
             assert len(leases(tracker)) == 2
@@ -43,7 +45,9 @@ def test_one_at_a_time_has_the_lease(tracker: Tracker) -> None:
 
 
 def test_of_several_who_come_at_once_one_has_the_lease(tracker: Tracker) -> None:
-    tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "holding 7")  # its holder is gone: all wait for it
+    tracker.client.set_experiment_tag(
+        tracker.experiment_id, "lease.abc.0-0-0", "holding 7"
+    )  # its holder is gone: all wait for it
     had, inside, most = [], [], []
 
     def come() -> None:
@@ -54,7 +58,7 @@ def test_of_several_who_come_at_once_one_has_the_lease(tracker: Tracker) -> None
                 time.sleep(4)
                 inside.pop()
                 had.append(True)
-        except Elsewhere:
+        except RunHeldElsewhere:
             had.append(False)
 
     threads = [threading.Thread(target=come) for _ in range(3)]
@@ -73,7 +77,7 @@ def test_a_holder_known_to_be_dead_is_not_waited_for(tracker: Tracker) -> None:
 
 
 def test_a_holder_that_was_a_process_of_this_machine_is_not_waited_for(tracker: Tracker) -> None:
-    command = f"from bitrank.lease import Lease; from bitrank.store import open_store; import os; " \
+    command = f"from bitrank.tracking.lease import Lease; from bitrank.tracking.store import open_store; import os; " \
               f"Lease(open_store({tracker.store!r}), {tracker.experiment_id!r}, 'abc').__enter__(); os._exit(9)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", command], check=False, timeout=120).returncode == 9
     assert len(leases(tracker)) == 1
@@ -89,7 +93,9 @@ def test_a_holder_that_may_live_is_given_time_to_let_go(tracker: Tracker) -> Non
             assert leases(tracker) == [f"lease.abc.{second.holder}"]
 
 
-def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.exceptions import MlflowException
 
     with Lease(tracker.client, tracker.experiment_id, "abc", seconds=1.5) as lease:
@@ -113,7 +119,9 @@ def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(tracker
                 lease.check()
 
 
-def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(tracker: Tracker, tmp_path: Path) -> None:
+def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(
+    tracker: Tracker, tmp_path: Path
+) -> None:
     run_id = tracker.open(make_spec(SMOKE, "B-FP", "toy_sentences"), None).run_id
     folder = tmp_path / "run"
     (folder / "checkpoint" / "step-00000004").mkdir(parents=True)

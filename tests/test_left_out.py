@@ -10,20 +10,20 @@ from typing import Any
 import architectures
 import pytest
 import torch
-from bitrank.cli import main
-from bitrank.configs import find_config
-from bitrank.events import read_events
-from bitrank.held import base_bytes
-from bitrank.models import open_model
-from bitrank.notices import hear_warnings, told_left_out
-from bitrank.outline import outline
-from bitrank.plans import make_plans, store_base
-from bitrank.profiles import find_profile
-from bitrank.record import Record
-from bitrank.skeleton import skeleton
-from bitrank.specs import make_spec
-from bitrank.starts import starting_point
-from bitrank.tiny import build_tiny
+from bitrank.cli.main import main
+from bitrank.forecast.model_shapes import model_shapes
+from bitrank.forecast.stored_size import base_bytes
+from bitrank.models.load import open_model
+from bitrank.models.meta_model import meta_model
+from bitrank.models.tiny import build_tiny
+from bitrank.process.events import read_events
+from bitrank.run.adapter_init import choose_init
+from bitrank.run.notices import report_mps_fallbacks, told_left_out
+from bitrank.run.plans import make_plans, store_base
+from bitrank.run.record import Record
+from bitrank.spec.configs import find_config
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
 from bitrank_quant import LeftOut, stored_bytes, weight_matrices
 from bitrank_trainer import ALONE, OwnAttention
 
@@ -52,21 +52,24 @@ def test_experts_take_16_bits_and_are_named(folder: Path, config: str, bits: flo
     plans = make_plans(find_config(config), loaded)
     assert sum(one.numbers for one in plans.left) == EXPERTS + ROUTERS
     assert plans.left[0].reason == "3 dimensions, in a MixtralExperts"
-    store_base(spec, loaded, plans.bits, starting_point(spec, plans.ranks), "cpu", torch.float32)
+    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
     held = stored_bytes(loaded.model).total
     assert held * 8 / loaded.parameters == pytest.approx(bits, abs=0.3)
-    bare = skeleton(str(folder), spec.kind, 2, torch.float32)
+    bare = meta_model(str(folder), spec.kind, 2, torch.float32)
     words = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
     assert base_bytes(bare, plans.bits, weight_matrices(bare), **words) == held
-    assert list(outline(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
+    assert list(model_shapes(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
 
 
 def test_a_run_writes_them_down_and_says_them(folder: Path, tmp_path: Path) -> None:
     loaded = open_model(spec_of(folder, "B-FP"), 0, "cpu", torch.float32)
     plans = make_plans(find_config("B-FP"), loaded)
-    Record(tmp_path, ALONE).plan(plans.bits, plans.ranks, plans.free, plans.left, loaded.parameters)
+    Record(tmp_path, ALONE).plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
     left = json.loads((tmp_path / "plan.json").read_text())["left_in_16_bits"]
-    assert list(left) == [one.name for one in plans.left] and left[plans.left[0].name]["numbers"] == plans.left[0].numbers
+    assert (
+        list(left) == [one.name for one in plans.left]
+        and left[plans.left[0].name]["numbers"] == plans.left[0].numbers
+    )
     (said,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "notice"]
     assert said["message"].startswith("86.6% of the weights stay in 16 bits")
 
@@ -81,7 +84,11 @@ def test_the_outline_of_a_plan_names_them(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_what_is_left_out_is_told_by_kind_and_share() -> None:
-    left = [LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions") for n in range(9) for part in ("up", "down")]
+    left = [
+        LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions")
+        for n in range(9)
+        for part in ("up", "down")
+    ]
     assert told_left_out(left, 6000) == (
         "90.0% of the weights stay in 16 bits, whatever the plan, and get no adapter: layers.*.experts.up (3 dimensions), "
         "layers.*.experts.down (3 dimensions)"
@@ -93,7 +100,9 @@ def test_what_is_left_out_is_told_by_kind_and_share() -> None:
 
 def test_an_attention_of_a_models_own_becomes_a_notice() -> None:
     told: list[Any] = []
-    with warnings.catch_warnings(), hear_warnings(told.append):
+    with warnings.catch_warnings(), report_mps_fallbacks(told.append):
         warnings.simplefilter("always")
         warnings.warn("T5Attention attends with the keyword 'position_bias'", OwnAttention, stacklevel=1)
-    assert [(one["event"], one["message"]) for one in told] == [("notice", "T5Attention attends with the keyword 'position_bias'")]
+    assert [(one["event"], one["message"]) for one in told] == [
+        ("notice", "T5Attention attends with the keyword 'position_bias'")
+    ]

@@ -62,7 +62,11 @@ def test_constants_are_those_of_the_code() -> None:
 
 def test_every_citation_has_an_entry() -> None:
     entries = re.findall(r"@\w+\{(\w+),", (PAPER / "references.bib").read_text())
-    cited = {key.strip() for keys in re.findall(r"\\cite[tp]?\{(.*?)\}", (PAPER / "main.tex").read_text()) for key in keys.split(",")}
+    cited = {
+        key.strip()
+        for keys in re.findall(r"\\cite[tp]?\{(.*?)\}", (PAPER / "main.tex").read_text())
+        for key in keys.split(",")
+    }
     assert len(entries) == len(set(entries)) and cited == set(entries)
 
 
@@ -78,7 +82,9 @@ def test_every_citation_has_an_entry() -> None:
     ],
 )
 def test_numbers_typed_by_hand_are_found(typed: str, numbers: list[str]) -> None:
-    assert [re.search(r"hand: '(.*?)' in", fault)[1].replace(r"\\", "\\") for fault in check.typed_numbers(typed)] == numbers  # type: ignore[index]
+    assert [
+        re.search(r"hand: '(.*?)' in", fault)[1].replace(r"\\", "\\") for fault in check.typed_numbers(typed)
+    ] == numbers  # type: ignore[index]
 
 
 def test_main_tex_has_no_number_typed_by_hand() -> None:
@@ -103,17 +109,29 @@ def test_fonts_that_are_not_embedded_are_found() -> None:
     bare = "Helvetica                            Type 1            WinAnsi          no  no  no      12  0\n"
     bitmap = "F35                                  Type 3            Custom           yes no  no      14  0\n"
     assert check.font_faults(head + good) == []
-    assert [fault.split()[-1] for fault in check.font_faults(head + good + bare + bitmap)] == ["Helvetica", "F35"]
+    assert [fault.split()[-1] for fault in check.font_faults(head + good + bare + bitmap)] == [
+        "Helvetica",
+        "F35",
+    ]
     assert check.font_faults(head) == ["pdffonts lists no font"]
 
 
 def test_without_tex_the_way_to_get_it_is_said(tmp_path: Path) -> None:
     for program in ("sh", "dirname", "cat", "python3"):
         (tmp_path / program).symlink_to(shutil.which(program) or sys.executable)
-    done = subprocess.run([ROOT / "tools/build_paper.sh", PAPER], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ROOT / "tools/build_paper.sh", PAPER],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "missing pdflatex bibtex latexmk pdffonts aspell." in done.stderr
-    assert "apt-get install --no-install-recommends texlive-latex-recommended" in done.stderr and "docker run" in done.stderr
+    assert (
+        "apt-get install --no-install-recommends texlive-latex-recommended" in done.stderr
+        and "docker run" in done.stderr
+    )
 
 
 @pytest.fixture
@@ -134,9 +152,11 @@ def study(tmp_path: Path) -> Callable[..., Path]:
 
 
 def _spec(run_id: str, maker: Any) -> dict[str, Any]:
-    from bitrank.configs import CONFIGS
+    from bitrank.spec.configs import CONFIGS
 
-    (config,) = maker.sqlite.execute("SELECT value FROM tags WHERE run_uuid = ? AND key = 'config'", [run_id]).fetchone()
+    (config,) = maker.sqlite.execute(
+        "SELECT value FROM tags WHERE run_uuid = ? AND key = 'config'", [run_id]
+    ).fetchone()
     return {"learning_rate": 0.002, "arm": CONFIGS[config].as_data()}
 
 
@@ -153,11 +173,25 @@ def test_the_paper_builds_passes_its_checks_and_packs(
     study: Callable[..., Path], tmp_path: Path, arms: tuple[str, ...], seeds: int
 ) -> None:
     folder = study(arms, seeds)
-    built = subprocess.run([ROOT / "tools/build_paper.sh", folder], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [ROOT / "tools/build_paper.sh", folder], capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
-    packed = subprocess.run([ROOT / "tools/arxiv.sh", folder, tmp_path / "a.tar.gz"], capture_output=True, text=True, check=False)
+    packed = subprocess.run(
+        [ROOT / "tools/arxiv.sh", folder, tmp_path / "a.tar.gz"], capture_output=True, text=True, check=False
+    )
     assert packed.returncode == 0 and "built from itself alone" in packed.stdout, packed.stderr
     macros = folder / "generated/macros.tex"
-    macros.write_text("".join(line for line in macros.read_text().splitlines(keepends=True) if "{study/runs}" not in line))
-    stopped = subprocess.run([ROOT / "tools/build_paper.sh", folder], capture_output=True, text=True, check=False, env={**os.environ})
-    assert stopped.returncode == 1 and "the store gave no value `study/runs'" in stopped.stderr.replace("\n", "")
+    macros.write_text(
+        "".join(line for line in macros.read_text().splitlines(keepends=True) if "{study/runs}" not in line)
+    )
+    stopped = subprocess.run(
+        [ROOT / "tools/build_paper.sh", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ},
+    )
+    assert stopped.returncode == 1 and "the store gave no value `study/runs'" in stopped.stderr.replace(
+        "\n", ""
+    )

@@ -11,11 +11,16 @@ from typing import Any
 
 import psutil
 import pytest
-from bitrank.events import read_events
+from bitrank.process.events import read_events
 from study_tools import SMOKE, bitrank, run_processes, start, store_runs, wait_for
 
 TWO = ("--processes", "2", "--jobs", "1")
-RUNS = ("B-FP toy_sentences s0", "B-FP toy_articles s0", "Joint-1 toy_sentences s0", "Joint-1 toy_articles s0")
+RUNS = (
+    "B-FP toy_sentences s0",
+    "B-FP toy_articles s0",
+    "Joint-1 toy_sentences s0",
+    "Joint-1 toy_articles s0",
+)
 ROUNDING = 2e-5  # nats after twenty steps in fp32
 ROUNDING_16 = 3e-2  # the same in bf16, whose eighth bit is 0.004
 
@@ -47,43 +52,71 @@ def artifacts(cwd: Path, run: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_curves_and_figures_are_those_of_one_process(studies: dict[int, dict[str, dict[str, Any]]], name: str) -> None:
+def test_curves_and_figures_are_those_of_one_process(
+    studies: dict[int, dict[str, dict[str, Any]]], name: str
+) -> None:
     one, two = studies[1][name], studies[2][name]
-    curves = {key for key, step, _ in one["points"] if step and not key.startswith(("time/", "speed/", "mem/"))}
+    curves = {
+        key for key, step, _ in one["points"] if step and not key.startswith(("time/", "speed/", "mem/"))
+    }
     assert {"train/loss", "train/grad_norm", "train/rank", "val/loss"} <= curves
     for key in curves:
         assert points(two, key) == pytest.approx(points(one, key), abs=ROUNDING, rel=ROUNDING), key
     assert len(points(two, "train/loss")) == 11  # the first and every second of twenty
-    for key in ("eval/loss", "zero/loss", "lora/rank", "lora/params", "model/mib", "train/tokens", "train/best_step"):
+    for key in (
+        "eval/loss",
+        "zero/loss",
+        "lora/rank",
+        "lora/params",
+        "model/mib",
+        "train/tokens",
+        "train/best_step",
+    ):
         assert points(two, key) == pytest.approx(points(one, key), abs=ROUNDING), key
 
 
 @pytest.mark.parametrize("name", RUNS[2:])
-def test_the_same_ranks_are_pruned(studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str) -> None:
-    ranks = [json.loads((artifacts(places[count], studies[count][name]) / "ranks.json").read_text()) for count in (1, 2)]
+def test_the_same_ranks_are_pruned(
+    studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str
+) -> None:
+    ranks = [
+        json.loads((artifacts(places[count], studies[count][name]) / "ranks.json").read_text())
+        for count in (1, 2)
+    ]
     assert ranks[0] == ranks[1]
     assert len(set(ranks[0]["final"].values())) > 1, "nothing was chosen: this proves nothing"
-    hooks = [artifacts(places[count], studies[count][name]) / "checkpoint/step-00000020/progress.json" for count in (1, 2)]
+    hooks = [
+        artifacts(places[count], studies[count][name]) / "checkpoint/step-00000020/progress.json"
+        for count in (1, 2)
+    ]
     masks = [json.loads(json.loads(path.read_text())["hook"]) for path in hooks]
     assert masks[0] == masks[1] and any(not all(mask) for mask in masks[0].values())
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_one_process_writes(studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str) -> None:
+def test_one_process_writes(
+    studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str
+) -> None:
     run = studies[2][name]
     keys = [(key, step) for key, step, _ in run["points"]]
     assert len(keys) == len(set(keys)) and run["status"] == "FINISHED" and run["params"]["processes"] == "2"
     events = places[2] / "runs/work" / run["tags"]["spec_id"] / "events.jsonl"
     said = Counter((event["event"], event.get("step"), event.get("phase")) for event in read_events(events))
     assert set(said.values()) == {1}, "an event was written twice"
-    assert {path.name for path in events.parent.iterdir() if "failure" in path.name or "rank" in path.name} == {"ranks.json"}
-    left = [{path.name for path in artifacts(places[count], studies[count][name]).iterdir()} for count in (1, 2)]
+    assert {
+        path.name for path in events.parent.iterdir() if "failure" in path.name or "rank" in path.name
+    } == {"ranks.json"}
+    left = [
+        {path.name for path in artifacts(places[count], studies[count][name]).iterdir()} for count in (1, 2)
+    ]
     assert left[0] == left[1]
 
 
 def test_memory_is_told_of_the_first_and_of_all(studies: dict[int, dict[str, dict[str, Any]]]) -> None:
     for name in RUNS:
-        first, all_of_them = (points(studies[2][name], key)[0] for key in ("mem/peak_mib", "mem/sum_peak_mib"))
+        first, all_of_them = (
+            points(studies[2][name], key)[0] for key in ("mem/peak_mib", "mem/sum_peak_mib")
+        )
         assert 1.5 * first < all_of_them < 2.5 * first
         assert not points(studies[1][name], "mem/sum_peak_mib")
 
@@ -92,7 +125,9 @@ def test_nf4_in_bf16(tmp_path: Path) -> None:
     words = ("--configs", "B-Q4", "--tasks", "toy_articles", "--set", "dtype=bf16")
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
-    (one,), (two,) = (study(tmp_path / place, *words, *more).values() for place, more in (("one", ()), ("two", TWO)))
+    (one,), (two,) = (
+        study(tmp_path / place, *words, *more).values() for place, more in (("one", ()), ("two", TWO))
+    )
     assert points(two, "train/loss") == pytest.approx(points(one, "train/loss"), abs=ROUNDING_16)
     assert points(two, "eval/loss") == pytest.approx(points(one, "eval/loss"), abs=ROUNDING_16)
 
@@ -103,18 +138,31 @@ def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path, task
     words = ("--configs", "B-Ada", "--tasks", task, "--set", "dtype=bf16")
     for place in ("whole", "sharded"):
         (tmp_path / place).mkdir()
-    (whole,), (sharded,) = study(tmp_path / "whole", *words).values(), study(tmp_path / "sharded", *words, *TWO, "--shard").values()
+    (whole,), (sharded,) = (
+        study(tmp_path / "whole", *words).values(),
+        study(tmp_path / "sharded", *words, *TWO, "--shard").values(),
+    )
     for key in ("train/loss", "train/rank", "val/loss", "eval/loss"):
         assert points(sharded, key) == pytest.approx(points(whole, key), abs=ROUNDING_16), key
     assert points(sharded, "model/mib") == points(whole, "model/mib")
     if task == "toy_articles":
-        said = [artifacts(tmp_path / place, run) / "continuations.json" for place, run in (("whole", whole), ("sharded", sharded))]
-        assert [row["prompt"] for row in json.loads(said[0].read_text())] == [row["prompt"] for row in json.loads(said[1].read_text())]
+        said = [
+            artifacts(tmp_path / place, run) / "continuations.json"
+            for place, run in (("whole", whole), ("sharded", sharded))
+        ]
+        assert [row["prompt"] for row in json.loads(said[0].read_text())] == [
+            row["prompt"] for row in json.loads(said[1].read_text())
+        ]
 
 
 def test_a_base_in_few_bits_is_not_shared_out(tmp_path: Path) -> None:
-    done = bitrank(*SMOKE, "--configs", "B-Q4", "--tasks", "toy_articles", *TWO, "--shard", cwd=tmp_path, timeout=1200)
-    assert done.returncode == 2 and "only weights that are multiplied as they are stored can be shared out" in done.stdout
+    done = bitrank(
+        *SMOKE, "--configs", "B-Q4", "--tasks", "toy_articles", *TWO, "--shard", cwd=tmp_path, timeout=1200
+    )
+    assert (
+        done.returncode == 2
+        and "only weights that are multiplied as they are stored can be shared out" in done.stdout
+    )
 
 
 def ranks_of(process: Any) -> list[psutil.Process]:
@@ -141,7 +189,9 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
         process.send_signal(signal.SIGKILL if victim == "invocation" else signal.SIGTERM)
     assert process.wait(timeout=120) == {"invocation": -signal.SIGKILL, "terminate": 143}.get(victim, 1)
     psutil.wait_procs(ranks, timeout=30)
-    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), "a rank outlived its run"
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), (
+        "a rank outlived its run"
+    )
     assert not (folder / "result.json").exists()
     if victim != "invocation":  # else nobody is left to take back what a rank says of its lost connection
         assert not list(folder.glob("failure*.json"))
@@ -164,8 +214,12 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
         (["--shard"], "give processes=2 or more, got 1"),
     ],
 )
-def test_more_processes_than_rows_are_refused_before_anything_runs(tmp_path: Path, words: list[str], message: str) -> None:
-    done = bitrank("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", *words, cwd=tmp_path)
+def test_more_processes_than_rows_are_refused_before_anything_runs(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = bitrank(
+        "run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", *words, cwd=tmp_path
+    )
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 

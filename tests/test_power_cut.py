@@ -19,7 +19,7 @@ FIGURES = ("eval/", "zero/", "model/", "lora/", "train/best_step", "train/tokens
 CONTINUE = """
 import json, shutil, sys
 from pathlib import Path
-from bitrank import child
+from bitrank.run import __main__ as child
 child.exit_with_parent = lambda: None
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 for name, share in cases:
@@ -42,7 +42,9 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in result.items() if key.startswith(FIGURES)}
 
 
-def continue_copies(folder: Path, cases: list[tuple[str, float]]) -> list[tuple[str, float, int, dict[str, Any], list[str]]]:
+def continue_copies(
+    folder: Path, cases: list[tuple[str, float]]
+) -> list[tuple[str, float, int, dict[str, Any], list[str]]]:
     done = subprocess.run(
         [sys.executable, "-c", CONTINUE, str(folder), json.dumps(cases)],
         capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -61,7 +63,9 @@ def files_of(folder: Path) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole run, with its last checkpoint as it was before the store took it."""
     cwd = tmp_path_factory.mktemp("finished")
-    done = bitrank(*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4", cwd=cwd)
+    done = bitrank(
+        *SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4", cwd=cwd
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (cwd / "runs/work").glob("*/result.json")
     return folder.parent
@@ -87,8 +91,19 @@ def test_a_cut_file_of_an_interrupted_run_changes_no_number(tmp_path: Path, fini
 
 def test_a_cut_file_of_a_finished_run_makes_it_run_again(finished: Path) -> None:
     expected = figures(json.loads((finished / "result.json").read_text()))
-    names = [name for name in files_of(finished) if name not in ("events.jsonl", "failure.json", "micro_tokens.txt")]
-    assert {"result.json", "digests.json", "plan.json", "ranks.json", "predictions.parquet", "zero_shot.json"} <= set(names)
+    names = [
+        name
+        for name in files_of(finished)
+        if name not in ("events.jsonl", "failure.json", "micro_tokens.txt")
+    ]
+    assert {
+        "result.json",
+        "digests.json",
+        "plan.json",
+        "ranks.json",
+        "predictions.parquet",
+        "zero_shot.json",
+    } <= set(names)
     for name, share, code, result, said in continue_copies(finished, [(name, 0.7) for name in names]):
         assert code == 0, (name, share, said)
         assert figures(result) == expected, name

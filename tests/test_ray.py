@@ -15,12 +15,19 @@ from typing import Any
 
 import psutil
 import pytest
-from bitrank.specs import read_spec
+from bitrank.spec.run_spec import read_spec
 from server_tools import leases, postgres, stored_runs, tracking_server
 from study_tools import SMOKE, bitrank, numbers, run_processes, store_runs
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'bitrank[ray]'")
-LONG = ("--set", "steps=400", "--set", "checkpoint_every=20", "--set", "eval_every=50")  # seconds of steps to be lost in
+LONG = (
+    "--set",
+    "steps=400",
+    "--set",
+    "checkpoint_every=20",
+    "--set",
+    "eval_every=50",
+)  # seconds of steps to be lost in
 WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", *LONG)
 # Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than after half a minute.
 RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
@@ -38,11 +45,22 @@ class Place:
     cwd: Path
 
     def words(self, *more: str) -> tuple[str, ...]:
-        return (*WORDS, "--executor", "ray", "--store", self.store, "--ray-address", self.cluster.address, *more)
+        return (
+            *WORDS,
+            "--executor",
+            "ray",
+            "--store",
+            self.store,
+            "--ray-address",
+            self.cluster.address,
+            *more,
+        )
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bitrank", *self.words(*more)]
-        return subprocess.Popen(command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def runs(self) -> list[dict[str, Any]]:
         return stored_runs(self.database)
@@ -50,7 +68,9 @@ class Place:
     def run(self, run_id: str) -> dict[str, Any]:
         return next(run for run in self.runs() if run["id"] == run_id)
 
-    def wait_for(self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool], timeout: float = 400) -> dict[str, Any]:
+    def wait_for(
+        self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool], timeout: float = 400
+    ) -> dict[str, Any]:
         """The first run of which ``what`` holds, while ``driver`` runs."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and driver.poll() is None:
@@ -106,7 +126,9 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if request.param == "postgres":
             database = stack.enter_context(postgres())
         store = stack.enter_context(tracking_server(database, folder))
-        cluster = Cluster(True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False})
+        cluster = Cluster(
+            True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        )
         stack.callback(cluster.shutdown)
         for _ in range(2):
             cluster.add_node(num_cpus=1, memory=4 * 2**30, node_ip_address="127.0.0.1")
@@ -130,7 +152,9 @@ def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]
     assert {run["status"] for run in runs} == {"FINISHED"}
     for run in runs:
         expected = straight[run["name"]]
-        assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]], run["name"]
+        assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]], run[
+            "name"
+        ]
         assert numbers(run) == numbers(expected), run["name"]
         assert "snapshot" not in run["tags"]
 
@@ -138,8 +162,13 @@ def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]
 Straight = Callable[..., dict[str, dict[str, Any]]]
 
 
-@pytest.mark.parametrize(("task", "victim"), [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)])
-def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straight, task: str, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "victim"),
+    [("toy_sentences", "worker"), pytest.param("toy_articles", "machine", marks=pytest.mark.slow)],
+)
+def test_a_lost_worker_loses_and_doubles_no_point(
+    place: Place, straight: Straight, task: str, victim: str
+) -> None:
     driver = place.start("--tasks", task)
     run, worker = place.wait_for_worker(driver, lambda run: has_snapshot(run) and run["tags"]["task"] == task)
     node = next(n for n in place.cluster.worker_nodes if worker.ppid() == raylet_of(n))
@@ -155,7 +184,9 @@ def test_a_lost_worker_loses_and_doubles_no_point(place: Place, straight: Straig
 
 
 @pytest.mark.slow
-def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(place: Place, straight: Straight) -> None:
+def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(
+    place: Place, straight: Straight
+) -> None:
     words = ("--tasks", "toy_articles", "--configs", "B-FP", "--seeds", "1", "--retries", "0")
     driver = place.start(*words)
     run = place.wait_for(driver, lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
@@ -167,7 +198,12 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(p
 
     driver = place.start(*words)
     _, worker = place.wait_for_worker(
-        driver, lambda found: found["id"] == run["id"] and found["status"] == "RUNNING" and len(found["points"]) > len(stopped["points"])
+        driver,
+        lambda found: (
+            found["id"] == run["id"]
+            and found["status"] == "RUNNING"
+            and len(found["points"]) > len(stopped["points"])
+        ),
     )
     os.kill(worker.pid, signal.SIGKILL)
     said, _ = driver.communicate(timeout=900)

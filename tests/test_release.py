@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def check(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, ROOT / "tools/check_release.py", folder], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, ROOT / "tools/check_release.py", folder], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_changelog_must_have_the_version(tmp_path: Path) -> None:

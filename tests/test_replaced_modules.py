@@ -148,14 +148,22 @@ def test_a_weight_shared_with_an_unknown_forward_pass_stays_too() -> None:
     model["head"].weight = model["table"].weight
     assert weight_matrices(model) == []
     (left,) = left_out(model)
-    assert left.name == "table.weight" and left.reason.startswith("it shares its weight with head: the forward pass of Doubled")
+    assert left.name == "table.weight" and left.reason.startswith(
+        "it shares its weight with head: the forward pass of Doubled"
+    )
 
 
 def test_the_lazy_weight_of_a_table_is_its_decoded_matrix() -> None:
-    table = QuantEmbedding.instead_of(nn.Embedding(10, 64), QuantWeight(torch.randn(10, 64), parse_format("int8"), torch.float32))
+    table = QuantEmbedding.instead_of(
+        nn.Embedding(10, 64), QuantWeight(torch.randn(10, 64), parse_format("int8"), torch.float32)
+    )
     whole, ids = table.quantized.decode(), torch.tensor([[1, 9], [3, 3]])
-    assert table.weight.shape == whole.shape and table.weight.dtype == torch.float32 and len(table.weight) == 10
-    assert torch.equal(F.embedding(ids, table.weight), whole[ids]) and torch.equal(table.weight[ids], whole[ids])
+    assert (
+        table.weight.shape == whole.shape and table.weight.dtype == torch.float32 and len(table.weight) == 10
+    )
+    assert torch.equal(F.embedding(ids, table.weight), whole[ids]) and torch.equal(
+        table.weight[ids], whole[ids]
+    )
     assert torch.equal(table.weight.T, whole.T) and torch.equal(whole @ table.weight.T, whole @ whole.T)
     assert torch.equal(F.linear(whole, table.weight), F.linear(whole, whole))
     with pytest.raises(QuantError, match="cannot be changed in place"):
@@ -187,7 +195,9 @@ def test_a_shared_table_is_one_item_and_stored_once(name: str) -> None:
     prefix = "" if name == "t5" else "model."
     sharing = {m.name: m.tied_to for m in weight_matrices(model) if m.tied_to is not None}
     owner = f"{prefix}shared"
-    assert sharing == dict.fromkeys((f"{prefix}encoder.embed_tokens", f"{prefix}decoder.embed_tokens", "lm_head"), owner)
+    assert sharing == dict.fromkeys(
+        (f"{prefix}encoder.embed_tokens", f"{prefix}decoder.embed_tokens", "lm_head"), owner
+    )
     before = stored_bytes(model).total
     applied = apply_precision(model, {owner: "int8"}, compute_dtype=torch.float32)
     assert set(applied) == {owner, *sharing} and {done.format for done in applied.values()} == {"int8"}
@@ -206,7 +216,9 @@ def test_a_weight_that_its_parent_reads_is_decoded_by_plain_torch() -> None:
     backends = {name: done.backend for name, done in applied.items()}
     assert {backends[name] for name in backends if name.endswith(".wo")} == {"torch"}
     assert {backends[name] for name in backends if name.endswith(".wi")} == {"bitsandbytes"}
-    assert not readers_of_weights(architectures.build("llama")) and not readers_of_weights(architectures.build("bert"))
+    assert not readers_of_weights(architectures.build("llama")) and not readers_of_weights(
+        architectures.build("bert")
+    )
 
 
 def test_look_ups_of_every_module_that_shares_a_table_count() -> None:
@@ -218,7 +230,9 @@ def test_look_ups_of_every_module_that_shares_a_table_count() -> None:
 
     found = measure_moments(Replay(model, [given], judged), weight_matrices(model))
     ids_BT = given["input_ids"]
-    counts_V = torch.bincount(torch.cat([ids_BT, shift_tokens_right(ids_BT, 0, 3)]).flatten(), minlength=architectures.VOCABULARY)
+    counts_V = torch.bincount(
+        torch.cat([ids_BT, shift_tokens_right(ids_BT, 0, 3)]).flatten(), minlength=architectures.VOCABULARY
+    )
     expected_V = (counts_V + 1 / architectures.VOCABULARY) / (2 * ids_BT.numel() + 1)
     torch.testing.assert_close(found["model.shared"].row_O, expected_V)
     assert bool((found["model.shared"].column_I > 0).all())

@@ -38,14 +38,18 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         ("Joint-1", "toy_articles", "terminate"),
     ],
 )
-def test_killed_and_run_again_ends_with_the_same_numbers(tmp_path: Path, straight, config: str, task: str, how: str) -> None:
+def test_killed_and_run_again_ends_with_the_same_numbers(
+    tmp_path: Path, straight, config: str, task: str, how: str
+) -> None:
     words = (*SMOKE, "--configs", config, "--tasks", task)
     process = start(*words, cwd=tmp_path)
     folder = wait_for(tmp_path, "checkpoint")
     if how == "child":
         kill_children_of(process)
     else:
-        process.send_signal({"parent": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how])
+        process.send_signal(
+            {"parent": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how]
+        )
     code = process.wait(timeout=60)
     assert code == {"child": 1, "parent": -signal.SIGKILL, "interrupt": 130, "terminate": 143}[how]
     assert not (folder / "result.json").exists(), "the run was over before the signal came: it proves nothing"

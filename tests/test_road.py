@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from bitrank.allocator import find_tcmalloc
-from bitrank.configs import CONFIGS
+from bitrank.process.tcmalloc import find_tcmalloc
+from bitrank.spec.configs import CONFIGS
 from peft import PeftModel
 from study_tools import SMOKE, bitrank, store_runs
 from transformers import AutoModelForCausalLM
@@ -37,39 +37,71 @@ def test_every_run_is_recorded_whole(study: Path) -> None:
         curves = {key for key, step, _ in run["points"] if step > 0}
         assert {"train/loss", "train/grad_norm", "train/lr", "train/rank", "val/loss"} <= curves
         assert ("train/reg" in curves) == (run["tags"]["config"] in {"B-Ada", "Joint-1", "Joint-2"})
-        assert {"cell", "family", "spec_id", "hardware", "version.torch", "version.bitrank-quant", "stored_as"} <= set(run["tags"])
+        assert {
+            "cell",
+            "family",
+            "spec_id",
+            "hardware",
+            "version.torch",
+            "version.bitrank-quant",
+            "stored_as",
+        } <= set(run["tags"])
         assert run["tags"]["allocator"] == ("tcmalloc" if find_tcmalloc() else "system")
 
 
 def test_adaptive_arms_end_at_their_budget(study: Path) -> None:
     for run in store_runs(study):
-        ranks = {key: value for key, step, value in run["points"] if step == 0 and key.startswith("lora/rank")}
+        ranks = {
+            key: value for key, step, value in run["points"] if step == 0 and key.startswith("lora/rank")
+        }
         expected = {"B-FP": 8, "B-Q4": 8, "B-Ada": 4, "Joint-1": 4, "Joint-2": 4}
         if run["tags"]["config"] in expected:
             assert ranks["lora/rank_mean"] == expected[run["tags"]["config"]]
 
 
 def test_precision_shows_in_the_bytes(study: Path) -> None:
-    bits = {run["name"]: value for run in store_runs(study) for key, _, value in run["points"] if key == "model/bits"}
+    bits = {
+        run["name"]: value
+        for run in store_runs(study)
+        for key, _, value in run["points"]
+        if key == "model/bits"
+    }
     for task in ("toy_sentences", "toy_articles"):
-        assert bits[f"B-FP {task} s0"] == bits[f"B-Ada {task} s0"] > bits[f"Joint-3 {task} s0"] > bits[f"B-Q4 {task} s0"]
+        assert (
+            bits[f"B-FP {task} s0"]
+            == bits[f"B-Ada {task} s0"]
+            > bits[f"Joint-3 {task} s0"]
+            > bits[f"B-Q4 {task} s0"]
+        )
 
 
 def test_artifacts_are_in_the_store(study: Path) -> None:
     run = next(run for run in store_runs(study) if run["name"] == "Joint-3 toy_articles s0")
     folder = study / "runs" / "artifacts" / "bitrank-smoke" / run["id"] / "artifacts"
     names = {path.name for path in folder.iterdir()}
-    assert {"spec.json", "plan.json", "ranks.json", "predictions.parquet", "adapter", "checkpoint", "log.txt"} <= names
+    assert {
+        "spec.json",
+        "plan.json",
+        "ranks.json",
+        "predictions.parquet",
+        "adapter",
+        "checkpoint",
+        "log.txt",
+    } <= names
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["applied"]["model.layers.0.mlp.up_proj"] == {"format": "nf4-dq", "backend": "bitsandbytes"}
     assert plan["applied"]["model.layers.0.self_attn.q_proj"] == {"format": "int8", "backend": "torch"}
     rows = pq.read_table(folder / "predictions.parquet").to_pylist()
     assert {"id", "loss", "tokens"} <= set(rows[0])
     total = sum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
-    assert total == pytest.approx(next(value for key, step, value in run["points"] if key == "eval/loss"), rel=1e-9)
+    assert total == pytest.approx(
+        next(value for key, step, value in run["points"] if key == "eval/loss"), rel=1e-9
+    )
     base = AutoModelForCausalLM.from_pretrained(next(Path(study_cache()).glob("models/tiny-llama-*")))
     ranks = {
-        m.lora_A["default"].weight.shape[0] for m in PeftModel.from_pretrained(base, folder / "adapter").modules() if hasattr(m, "lora_A")
+        m.lora_A["default"].weight.shape[0]
+        for m in PeftModel.from_pretrained(base, folder / "adapter").modules()
+        if hasattr(m, "lora_A")
     }
     assert ranks == {6, 10}
 
@@ -111,7 +143,9 @@ def test_results_of_older_code_are_shown_as_stale(study: Path) -> None:
 
     with sqlite3.connect(study / "runs/mlflow.db") as db:
         run_id = store_runs(study)[0]["id"]
-        code = db.execute("SELECT value FROM tags WHERE key = 'code' AND run_uuid = ?", [run_id]).fetchone()[0]
+        code = db.execute("SELECT value FROM tags WHERE key = 'code' AND run_uuid = ?", [run_id]).fetchone()[
+            0
+        ]
         db.execute("UPDATE tags SET value = 'older' WHERE key = 'code' AND run_uuid = ?", [run_id])
         db.commit()
         listed = bitrank("list", "--profile", "smoke", "--json", cwd=study)
@@ -124,7 +158,9 @@ def test_results_of_older_code_are_shown_as_stale(study: Path) -> None:
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     """Two steps are too few for AdaLoRA and enough for LoRA."""
-    done = bitrank(*SMOKE, "--tasks", "toy_articles", "--configs", "B-Ada,B-FP", "--set", "steps=2", cwd=tmp_path)
+    done = bitrank(
+        *SMOKE, "--tasks", "toy_articles", "--configs", "B-Ada,B-FP", "--set", "steps=2", cwd=tmp_path
+    )
     assert {run["name"]: run["status"] for run in store_runs(tmp_path)} == {
         "B-Ada toy_articles s0": "FAILED",
         "B-FP toy_articles s0": "FINISHED",
@@ -155,9 +191,18 @@ def run_one(cwd: Path, *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "cuda-4bit"], "'cuda-4bit' cannot run here"),
-        (["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "gpu"], "unknown quant backend 'gpu'"),
-        (["--config", "B-FP", "--task", "toy_articles", "--model", "tiny-bert"], "cannot do language modelling"),
+        (
+            ["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "cuda-4bit"],
+            "'cuda-4bit' cannot run here",
+        ),
+        (
+            ["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "gpu"],
+            "unknown quant backend 'gpu'",
+        ),
+        (
+            ["--config", "B-FP", "--task", "toy_articles", "--model", "tiny-bert"],
+            "cannot do language modelling",
+        ),
         (["--config", "B-FP", "--task", "toy_sentences", "--model", "./nowhere"], "no such model folder"),
         (["--config", "B-FP", "--task", "toy_sentences", "--model", "."], "is no model"),
         (["--config", "B-Ada", "--task", "toy_sentences", "--max-steps", "2"], "too few for AdaLoRA"),
@@ -166,8 +211,12 @@ def run_one(cwd: Path, *words: str) -> tuple[int, str]:
     ],
 )
 def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) -> None:
-    (tmp_path / "wrong.json").write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.qeury": 4}}')
-    (tmp_path / "big.json").write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 65}}')
+    (tmp_path / "wrong.json").write_text(
+        '{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.qeury": 4}}'
+    )
+    (tmp_path / "big.json").write_text(
+        '{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 65}}'
+    )
     code, said = run_one(tmp_path, *words)
     assert code == 2, said
     assert message in said
@@ -178,7 +227,10 @@ def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) 
 def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
     import datasets
 
-    rows = {"sentence": [f"the film is {'good' if n % 2 else 'bad'}" for n in range(80)], "label": [n % 2 for n in range(80)]}
+    rows = {
+        "sentence": [f"the film is {'good' if n % 2 else 'bad'}" for n in range(80)],
+        "label": [n % 2 for n in range(80)],
+    }
     part = datasets.Dataset.from_dict(rows)
     datasets.DatasetDict(train=part, validation=part.select(range(20))).save_to_disk(tmp_path / "sst2")
     code, said = run_one(tmp_path, "--config", "Joint-1", "--task", "sst2", "--data", "sst2")
@@ -189,14 +241,20 @@ def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
 
 def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
     """GPT-2 (`Conv1D`) in hub format from a local folder, a user's own text, and a plan that mixes formats and ranks."""
-    from bitrank.tiny import build_tiny
+    from bitrank.models.tiny import build_tiny
 
     (tmp_path / "gpt2").mkdir()
     build_tiny("tiny-gpt2", tmp_path / "gpt2")
-    lines = [json.dumps({"text": "the film is good . the cast is bad . the score is fine " * 5}) for _ in range(30)]
+    lines = [
+        json.dumps({"text": "the film is good . the cast is bad . the score is fine " * 5}) for _ in range(30)
+    ]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     plan = {
-        "precision": {"transformer.h.0.attn.c_attn": "int3-g64", "transformer.h.1.mlp.c_fc": "nf4", "transformer.wte": "int4-g64"},
+        "precision": {
+            "transformer.h.0.attn.c_attn": "int3-g64",
+            "transformer.h.1.mlp.c_fc": "nf4",
+            "transformer.wte": "int4-g64",
+        },
         "ranks": {"transformer.h.0.attn.c_attn": 3, "transformer.h.2.mlp.c_proj": 5},
     }
     (tmp_path / "odd.json").write_text(json.dumps(plan))
@@ -204,6 +262,8 @@ def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
     assert code == 0, said
     (run,) = store_runs(tmp_path)
     assert run["name"] == "odd mine s0"
-    assert {"int3-g64@torch", "nf4@bitsandbytes", "int4-g64@torch"} <= set(run["tags"]["stored_as"].split(", "))
+    assert {"int3-g64@torch", "nf4@bitsandbytes", "int4-g64@torch"} <= set(
+        run["tags"]["stored_as"].split(", ")
+    )
     figures = {key: value for key, step, value in run["points"] if step == 0}
     assert figures["lora/rank"] == 8 and figures["eval/loss"] < figures["zero/loss"]

@@ -6,17 +6,33 @@ import pytest
 import torch
 from bitrank_adapters import AdaLora, ResidualStart, adapted, attach_adalora, attach_lora, weighted_norm
 from bitrank_quant import apply_precision, block_matrices, stored_weight, weight_matrices
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.pytorch_utils import Conv1D
 
 TOKENS = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 MODELS = {
     "bert": lambda: BertForSequenceClassification(
-        BertConfig(**TOKENS, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
+        BertConfig(
+            **TOKENS, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128
+        )
     ),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS, n_embd=64, n_layer=1, n_head=4)),
     "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(**TOKENS, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, tie_word_embeddings=True)
+        LlamaConfig(
+            **TOKENS,
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=128,
+            tie_word_embeddings=True,
+        )
     ),
 }
 RANK = 8
@@ -31,7 +47,9 @@ def weights_of(model):
     found = {}
     for m in block_matrices(model):
         weight = model.get_submodule(m.name).weight.detach()
-        found[m.name] = (weight.T if isinstance(model.get_submodule(m.name), Conv1D) else weight).float().clone()
+        found[m.name] = (
+            (weight.T if isinstance(model.get_submodule(m.name), Conv1D) else weight).float().clone()
+        )
     return found
 
 
@@ -48,13 +66,20 @@ def moved(layer, x_NI):
 
 
 CASES = [(fmt, "auto") for fmt in ("nf4-dq", "nf4", "int8", "llm-int8", "int3-g64", "int4-g64", "int2-g64")]
-CASES += [("nf4-dq", "cpu-int8"), ("nf4-dq", "quanto-int4"), ("nf4-dq", "quanto-int8"), ("int4-g64", "cpu-4bit")]
+CASES += [
+    ("nf4-dq", "cpu-int8"),
+    ("nf4-dq", "quanto-int4"),
+    ("nf4-dq", "quanto-int8"),
+    ("int4-g64", "cpu-4bit"),
+]
 
 
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 @pytest.mark.parametrize(("text", "backend"), CASES)
 @pytest.mark.parametrize("name", MODELS)
-def test_layer_plus_adapter_is_nearer_and_as_near_as_said(name: str, text: str, backend: str, kind: str) -> None:
+def test_layer_plus_adapter_is_nearer_and_as_near_as_said(
+    name: str, text: str, backend: str, kind: str
+) -> None:
     model = made(name)
     wanted = weights_of(model)
     weighted = kind == "lora"

@@ -18,7 +18,9 @@ from study_tools import SMOKE, bitrank
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--window-size=1900,900")  # fmt: skip
-pytestmark = pytest.mark.skipif(not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port)]
-    server = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    server = subprocess.Popen(
+        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     assert server.stdout is not None
     lines = [server.stdout.readline() for _ in range(5)]
     links = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
@@ -77,9 +81,19 @@ def text_when(browser: Any, *needed: str) -> str:
     raise AssertionError(f"not all of {needed} are on the page:\n{shown[:3000]}")
 
 
-def test_the_leaderboard_shows_runs_metrics_and_params(served: dict[str, str], browser: Any, tmp_path: Path) -> None:
+def test_the_leaderboard_shows_runs_metrics_and_params(
+    served: dict[str, str], browser: Any, tmp_path: Path
+) -> None:
     browser.get(served["Leaderboard"])
-    shown = text_when(browser, "B-FP toy_articles s0", "B-Q4 toy_sentences s0", "eval/acc", "eval/ppl", "model/mib", "tiny-llama")
+    shown = text_when(
+        browser,
+        "B-FP toy_articles s0",
+        "B-Q4 toy_sentences s0",
+        "eval/acc",
+        "eval/ppl",
+        "model/mib",
+        "tiny-llama",
+    )
     assert "tiny-bert" in shown and "config" in shown
     browser.save_screenshot(str(tmp_path / "leaderboard.png"))
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from bitrank.process.run_folder import seal
-from bitrank.profiles import find_profile
-from bitrank.specs import make_spec
-from bitrank.wandb_log import WandbTracker
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
+from bitrank.tracking.wandb_tracker import WandbTracker
 from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wait_for
 from wandb_server import Server, serving
 
@@ -50,7 +50,9 @@ def recorded(path: Path) -> Recorded:
             case "history":
                 row = _values(record.history.item)
                 found.numbers.append(row["_step"])
-                found.points += [(key, row["step"], value) for key, value in row.items() if key != "step" and key[0] != "_"]
+                found.points += [
+                    (key, row["step"], value) for key, value in row.items() if key != "step" and key[0] != "_"
+                ]
             case "exit":
                 found.exit_code = record.exit.exit_code
     return found
@@ -99,7 +101,11 @@ def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -
         found = recorded(path)
         assert sorted(found.points) == run["points"] and len(run["points"]) > 50
         assert {step for key, step, _ in found.points if key.startswith("train/")} >= {1, 20}
-        assert (found.run.run_id, found.run.project, found.run.display_name) == (run["id"], "bitrank-smoke", run["name"])
+        assert (found.run.run_id, found.run.project, found.run.display_name) == (
+            run["id"],
+            "bitrank-smoke",
+            run["name"],
+        )
         assert found.run.run_group == run["tags"]["cell"]
         assert set(found.run.tags) == {"B-FP", run["tags"]["task"], "baseline", "smoke"}
         assert found.run.notes == run["tags"]["mlflow.note.content"]
@@ -127,8 +133,12 @@ def cut(cwd: Path, how: str) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("how", "ended"), [("child", 137), pytest.param("terminate", 143, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(tmp_path: Path, how: str, ended: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "ended"), [("child", 137), pytest.param("terminate", 143, marks=pytest.mark.slow)]
+)
+def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(
+    tmp_path: Path, how: str, ended: int
+) -> None:
     cut(tmp_path, how)
     again = bitrank(*ONE, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -147,7 +157,10 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
     spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
     folder = tmp_path / "runs" / "work" / spec.spec_id
     folder.mkdir(parents=True)
-    events = [{"event": "train", "step": step, "metrics": {"train/loss": 1 / step, "train/lr": step / 7}} for step in range(1, 400)]
+    events = [
+        {"event": "train", "step": step, "metrics": {"train/loss": 1 / step, "train/lr": step / 7}}
+        for step in range(1, 400)
+    ]
     (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     seal(folder, {"eval/loss": 0.25})
     for status in ("KILLED", "FINISHED"):
@@ -160,17 +173,24 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
         if status == "KILLED":
             (path,) = files(tmp_path, "a" * 32)
             os.truncate(path, int(kept * path.stat().st_size))
-            path.parent.rename(path.parent.with_name(path.parent.name.replace("offline-run-2", "offline-run-1")))  # not within a second
+            path.parent.rename(
+                path.parent.with_name(path.parent.name.replace("offline-run-2", "offline-run-1"))
+            )  # not within a second
     first, second = map(recorded, files(tmp_path, "a" * 32))
     assert bool(first.points) == (kept > 0.2)
     assert sorted(first.points + second.points) == sorted(
-        [("eval/loss", 0, 0.25)] + [(key, event["step"], value) for event in events for key, value in event["metrics"].items()]
+        [("eval/loss", 0, 0.25)]
+        + [(key, event["step"], value) for event in events for key, value in event["metrics"].items()]
     )
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("first", [pytest.param((), id="without", marks=pytest.mark.slow), pytest.param(("--wandb",), id="with")])
-def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_path: Path, first: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "first", [pytest.param((), id="without", marks=pytest.mark.slow), pytest.param(("--wandb",), id="with")]
+)
+def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(
+    tmp_path: Path, first: tuple[str, ...]
+) -> None:
     """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has no file at all."""
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
     process = start(*words, *first, cwd=tmp_path)
@@ -187,7 +207,7 @@ def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(tmp_
 # The process of the run gives up before anything else, with code 7.
 _GIVES_UP = """
 import os, sys
-if "bitrank.child" in sys.orig_argv:
+if "bitrank.run" in sys.orig_argv:
     os._exit(7)
 """
 
@@ -195,9 +215,24 @@ if "bitrank.child" in sys.orig_argv:
 @pytest.mark.usefixtures("offline")
 def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_GIVES_UP)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    words = [sys.executable, "-m", "bitrank", *SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--wandb"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "bitrank",
+        *SMOKE,
+        "--configs",
+        "B-FP",
+        "--tasks",
+        "toy_articles",
+        "--wandb",
+    ]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     (run,) = store_runs(tmp_path)
     (path,) = files(tmp_path, run["id"])
@@ -227,11 +262,18 @@ def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str
     assert (kept.words["displayName"], kept.words["groupName"]) == (run["name"], run["tags"]["cell"])
     rows = [kept.history[number] for number in sorted(kept.history)]
     assert [row["_step"] for row in rows] == list(kept.history) == list(range(len(rows)))
-    points = [(key, row["step"], value) for row in rows for key, value in row.items() if key != "step" and key[0] != "_"]
+    points = [
+        (key, row["step"], value)
+        for row in rows
+        for key, value in row.items()
+        if key != "step" and key[0] != "_"
+    ]
     assert sorted(points) == run["points"]
 
 
-def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_wandb_loses_nothing_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -247,14 +289,21 @@ def test_a_failing_wandb_loses_nothing_and_is_said_once(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("key", ["s3cret" * 7, "hunter2"])
-def test_a_refused_key_is_said_once_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, key: str) -> None:
+def test_a_refused_key_is_said_once_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, key: str
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
     said: list[str] = []
-    tracker, spec = WandbTracker(tmp_path / "runs" / "work", said.append), make_spec(find_profile("smoke"), "B-FP", "toy_articles")
+    tracker, spec = (
+        WandbTracker(tmp_path / "runs" / "work", said.append),
+        make_spec(find_profile("smoke"), "B-FP", "toy_articles"),
+    )
     for run_id in ("a" * 32, "b" * 32):
         log = tracker.open(spec, run_id)
-        log.events([{"event": "train", "step": 1, "metrics": {"train/loss": 1.0}, "tags": {"hardware": "any"}}])
+        log.events(
+            [{"event": "train", "step": 1, "metrics": {"train/loss": 1.0}, "tags": {"hardware": "any"}}]
+        )
         log.close(tmp_path, "KILLED", {"exit_code": "-9"})
     (words,) = said
     assert "Weights & Biases failed" in words and key not in words
@@ -266,33 +315,47 @@ def test_whatever_breaks_in_the_middle_is_said_once(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
     said: list[str] = []
-    log = WandbTracker(tmp_path / "runs" / "work", said.append).open(make_spec(find_profile("smoke"), "B-FP", "toy_articles"), "c" * 32)
-    monkeypatch.setattr(log._run, "log", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError(f"{KEY} went down the pipe")))
+    log = WandbTracker(tmp_path / "runs" / "work", said.append).open(
+        make_spec(find_profile("smoke"), "B-FP", "toy_articles"), "c" * 32
+    )
+    monkeypatch.setattr(
+        log._run, "log", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError(f"{KEY} went down the pipe"))
+    )
     for step in (1, 2):
         log.events([{"event": "train", "step": step, "metrics": {"train/loss": 1.0}}])
     log.close(tmp_path, "FINISHED", {})  # without a result: nobody looks for it any more
     assert len(said) == 1 and "BrokenPipeError: *** went down the pipe" in said[0]
 
 
-def test_what_is_missing_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitrank import wandb_log
+def test_what_is_missing_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitrank.errors import UserError
+    from bitrank.tracking import wandb_tracker
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    for words in (SMOKE, ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_articles"), ("study", "allocators", "--quick")):
+    for words in (
+        SMOKE,
+        ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_articles"),
+        ("study", "allocators", "--quick"),
+    ):
         done = bitrank(*words, "--wandb", cwd=tmp_path)
         assert done.returncode == 2 and "WANDB_API_KEY" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(wandb_log, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb_tracker, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install 'wandb"):
-        wandb_log.WandbTracker(tmp_path / "work")
+        wandb_tracker.WandbTracker(tmp_path / "work")
 
 
 def test_it_is_imported_only_when_asked(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from bitrank.logs import open_tracking; import bitrank.study, bitrank.cli\n"
-        "open_tracking('runs', 'smoke', Path('runs/work')).runs(); print(sorted({'wandb', 'bitrank.wandb_log'} & set(sys.modules)))"
+        "import sys; from pathlib import Path; from bitrank.tracking.base import open_tracking\n"
+        "import bitrank.execution.matrix, bitrank.cli.main\n"
+        "open_tracking('runs', 'smoke', Path('runs/work')).runs()\n"
+        "print(sorted({'wandb', 'bitrank.tracking.wandb_tracker'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
     assert said.stdout.strip() == "[]"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bitrank.profiles import find_profile
-from bitrank.specs import RunSpec, make_spec
-from bitrank.store import open_store
-from bitrank.tracking import Tracker
-from bitrank.worker import order_for, work
+from bitrank.execution.ray.worker import order_for, work
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.store import open_store
 from study_tools import bitrank, numbers, store_runs
 
 SMOKE = find_profile("smoke")
@@ -22,7 +22,11 @@ STEPS = 40
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A worker goes where its run's files are, and says how many threads a run has: both are put back."""
     monkeypatch.chdir(tmp_path)
-    for name in ("OMP_NUM_THREADS", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
+    for name in (
+        "OMP_NUM_THREADS",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    ):
         monkeypatch.setenv(name, "1")
     return tmp_path
 
@@ -36,13 +40,26 @@ def tracker_of(here: Path) -> Tracker:
 
 
 def leases(tracker: Tracker) -> list[str]:
-    return [key for key in tracker.client.get_experiment(tracker.experiment_id).tags if key.startswith("lease.")]
+    return [
+        key for key in tracker.client.get_experiment(tracker.experiment_id).tags if key.startswith("lease.")
+    ]
 
 
 def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -> None:
     straight = here / "straight"
     straight.mkdir()
-    done = bitrank("run", "--profile", "smoke", "--config", "Joint-1", "--task", "toy_articles", "--max-steps", str(STEPS), cwd=straight)
+    done = bitrank(
+        "run",
+        "--profile",
+        "smoke",
+        "--config",
+        "Joint-1",
+        "--task",
+        "toy_articles",
+        "--max-steps",
+        str(STEPS),
+        cwd=straight,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (expected,) = store_runs(straight)
 
@@ -60,13 +77,25 @@ def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -
     told = list(work(order_of(spec, here)))
     assert told[0]["run_id"] == run.run_id
     assert told[-1]["ended"] == "finished", told[-1]
-    again = [event["step"] for message in told for event in message.get("events", []) if event["event"] == "checkpoint"]
+    again = [
+        event["step"]
+        for message in told
+        for event in message.get("events", [])
+        if event["event"] == "checkpoint"
+    ]
     assert again == sorted(set(again)), "a checkpoint was made twice: the run began anew"
     (run,) = store_runs(here)
-    assert run["status"] == "FINISHED" and run["tags"]["resumed_from"] == cut.tags["snapshot"] and "snapshot" not in run["tags"]
+    assert (
+        run["status"] == "FINISHED"
+        and run["tags"]["resumed_from"] == cut.tags["snapshot"]
+        and "snapshot" not in run["tags"]
+    )
     assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]]
     assert numbers(run) == numbers(expected)
-    assert told[-1]["figures"]["eval/loss"] == {key: value for key, step, value in run["points"] if step == 0}["eval/loss"]
+    assert (
+        told[-1]["figures"]["eval/loss"]
+        == {key: value for key, step, value in run["points"] if step == 0}["eval/loss"]
+    )
     assert not list((here / "runs" / "artifacts").rglob("snapshots")) and leases(tracker) == []
 
     (end,) = work(order_of(spec, here))  # whose driver heard nothing of its end
@@ -99,4 +128,7 @@ def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
     assert end["ended"] == "bad input" and "plans/mine.json is another than on the driver" in end["message"]
     plan.unlink()
     (end,) = work(order)
-    assert end["ended"] == "bad input" and f"{plan} is not there; files and folders that a run reads must lie" in end["message"]
+    assert (
+        end["ended"] == "bad input"
+        and f"{plan} is not there; files and folders that a run reads must lie" in end["message"]
+    )

@@ -45,13 +45,18 @@ class Server(ThreadingHTTPServer):
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in words["files"]]
                 return {"createRunFiles": {"runID": words["run"], "uploadHeaders": [], "files": files}}
-        return {"serverInfo": None, "viewer": {"id": "1", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+        return {
+            "serverInfo": None,
+            "viewer": {"id": "1", "entity": "me", "flags": "{}", "teams": {"edges": []}},
+        }
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
         """Take lines of a run's history, each at its number, and its exit."""
         run = self.runs[name]
         history = sent.get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
-        run.history |= {history["offset"] + number: json.loads(line) for number, line in enumerate(history["content"])}
+        run.history |= {
+            history["offset"] + number: json.loads(line) for number, line in enumerate(history["content"])
+        }
         if sent.get("complete"):
             run.exit_code = sent["exitcode"]
 
@@ -63,7 +68,13 @@ class Server(ThreadingHTTPServer):
             return None
         run.starts, run.exit_code = run.starts + 1, None
         tail = json.dumps([json.dumps(run.history[max(run.history)])] if run.history else [])
-        counts = {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0, "historyTail": tail, "eventsTail": "[]"}
+        counts = {
+            "logLineCount": 0,
+            "historyLineCount": len(run.history),
+            "eventsLineCount": 0,
+            "historyTail": tail,
+            "eventsTail": "[]",
+        }
         return {"id": name, "name": name, "displayName": run.words["displayName"], "summaryMetrics": "{}", "config": run.words["config"],
                 "tags": run.words["tags"], "notes": run.words["notes"], "wandbConfig": '{"t": {}}', **counts}  # fmt: skip
 
@@ -71,7 +82,13 @@ class Server(ThreadingHTTPServer):
         run = self.runs.setdefault(words["name"], Kept(words))
         run.words = {**run.words, **{key: value for key, value in words.items() if value is not None}}
         shown = {key: run.words.get(key) for key in ("name", "displayName", "description", "config")}
-        return {"id": words["name"], **shown, "sweepName": None, "historyLineCount": len(run.history), "project": self._project(words)}
+        return {
+            "id": words["name"],
+            **shown,
+            "sweepName": None,
+            "historyLineCount": len(run.history),
+            "project": self._project(words),
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,10 +107,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/graphql"):
             import base64
 
-            if self.headers.get("Authorization") != f"Basic {base64.b64encode(f'api:{self.server.key}'.encode()).decode()}":
+            if (
+                self.headers.get("Authorization")
+                != f"Basic {base64.b64encode(f'api:{self.server.key}'.encode()).decode()}"
+            ):
                 return 401, {"errors": [{"message": "user is not logged in"}]}
             asked = json.loads(content)
-            return 200, {"data": self.server.answer(asked.get("operationName", ""), asked.get("variables") or {})}
+            return 200, {
+                "data": self.server.answer(asked.get("operationName", ""), asked.get("variables") or {})
+            }
         if self.path.endswith("/file_stream"):
             self.server.stream(self.path.split("/")[-2], json.loads(content))
         return 200, {}

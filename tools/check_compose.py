@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 _SECRET = re.compile(r"passw|secret|token|api_?key|credential", re.IGNORECASE)
-_FROM_OUTSIDE = re.compile(r"\$\{\w+(:\?[^}]*)?\}")  # a default inside ${NAME:-…} would be a secret in the file
+_FROM_OUTSIDE = re.compile(
+    r"\$\{\w+(:\?[^}]*)?\}"
+)  # a default inside ${NAME:-…} would be a secret in the file
 _IN_URI = re.compile(r"\w+://[^/\s:@]*:[^/\s@]+@")
 
 
@@ -22,19 +24,27 @@ def check(text: str, folder: Path) -> list[str]:
     """What is wrong with the Compose file ``text`` that lies in ``folder``; an empty list when nothing is."""
     compose = yaml.safe_load(text)
     services = compose["services"]
-    found = [f"{name}: {problem}" for name, service in services.items() for problem in _service(service, folder)]
+    found = [
+        f"{name}: {problem}" for name, service in services.items() for problem in _service(service, folder)
+    ]
     declared = set(compose.get("volumes") or {})
     for name, service in services.items():
         used = {str(volume).partition(":")[0] for volume in service.get("volumes", [])}
         found += [f"{name}: the volume {volume} is not declared" for volume in sorted(used - declared)]
-        found += [f"{name}: it waits for {other}, which is no service" for other in service.get("depends_on", {}) if other not in services]
+        found += [
+            f"{name}: it waits for {other}, which is no service"
+            for other in service.get("depends_on", {})
+            if other not in services
+        ]
     return found + [f"a URI with a password in it: {match[0]}" for match in _IN_URI.finditer(text)]
 
 
 def _service(service: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if "build" in service:
         yield from _build(service["build"], folder)
-    elif not re.fullmatch(r"[\w./-]+:(?!latest$)[\w.-]+(@sha256:[0-9a-f]{64})?", str(service.get("image", ""))):
+    elif not re.fullmatch(
+        r"[\w./-]+:(?!latest$)[\w.-]+(@sha256:[0-9a-f]{64})?", str(service.get("image", ""))
+    ):
         yield f"expected an image with a version, got {service.get('image')!r}"
     for port in service.get("ports", []):
         if not str(port).startswith("127.0.0.1:"):

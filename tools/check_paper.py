@@ -35,9 +35,15 @@ def main(folder: Path) -> int:
     body = main_tex.split(r"\begin{document}", 1)[1]
     texts = dict(inputs(folder, body))
     whole = "\n".join(texts.values())
-    prose = "\n".join(text for name, text in texts.items() if name != "remarks.tex")  # that one quotes what runs said
+    prose = "\n".join(
+        text for name, text in texts.items() if name != "remarks.tex"
+    )  # that one quotes what runs said
     words = (folder / "words.txt").read_text(encoding="utf-8").split()
-    wrong = [*log_faults((folder / "main.log").read_text(encoding="utf-8", errors="replace")), *unreferenced(whole), *typed_numbers(body)]
+    wrong = [
+        *log_faults((folder / "main.log").read_text(encoding="utf-8", errors="replace")),
+        *unreferenced(whole),
+        *typed_numbers(body),
+    ]
     wrong += [*font_faults(_run("pdffonts", str(folder / "main.pdf"))), *misspelled(prose, words)]
     for fault in wrong:
         print(f"paper: {fault}", file=sys.stderr)
@@ -65,7 +71,11 @@ def unreferenced(text: str) -> list[str]:
     """Figures and tables that no sentence refers to, and references without a label."""
     labels = set(re.findall(r"\\label\{([^}]+)\}", text))
     refs = set(re.findall(r"\\(?:eq|page|auto)?ref\{([^}]+)\}", text))
-    lost = [f"no sentence refers to {label}" for label in sorted(labels - refs) if label.startswith(("fig:", "tab:"))]
+    lost = [
+        f"no sentence refers to {label}"
+        for label in sorted(labels - refs)
+        if label.startswith(("fig:", "tab:"))
+    ]
     return lost + [f"\\ref{{{ref}}} has no label" for ref in sorted(refs - labels)]
 
 
@@ -84,7 +94,11 @@ def font_faults(listing: str) -> list[str]:
     lines = listing.splitlines()[2:]
     if not lines:
         return ["pdffonts lists no font"]
-    return [f"font not embedded, or Type 3: {line.split()[0]}" for line in lines if "Type 3" in line or line.split()[-5] != "yes"]
+    return [
+        f"font not embedded, or Type 3: {line.split()[0]}"
+        for line in lines
+        if "Type 3" in line or line.split()[-5] != "yes"
+    ]
 
 
 def misspelled(text: str, known: list[str]) -> list[str]:
@@ -93,7 +107,10 @@ def misspelled(text: str, known: list[str]) -> list[str]:
     prose = re.sub(_MATH, " ", re.sub(_NAMED, " ", prose), flags=re.DOTALL)
     prose = re.sub(r"\[[a-z]+\]|\b\w*[\d_]\w*\b|\\[A-Za-z@]+", " ", prose)
     asked = _run("aspell", "list", "--lang=en_GB", "--encoding=utf-8", "--mode=none", given=prose)
-    return [f"spelling: {word} (if it is right, add it to words.txt)" for word in sorted(set(asked.split()) - set(known))]
+    return [
+        f"spelling: {word} (if it is right, add it to words.txt)"
+        for word in sorted(set(asked.split()) - set(known))
+    ]
 
 
 def _around(text: str, match: re.Match[str]) -> str:

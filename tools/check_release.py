@@ -16,7 +16,10 @@ def main(folder: Path) -> int:
     if re.search(rf"^## {re.escape(version)}\b", changelog, re.MULTILINE):
         print(f"{folder.name} {version}")
         return 0
-    print(f"{folder / 'CHANGELOG.md'} has no heading '## {version}'; write down what changed, then release", file=sys.stderr)
+    print(
+        f"{folder / 'CHANGELOG.md'} has no heading '## {version}'; write down what changed, then release",
+        file=sys.stderr,
+    )
     return 2
 
 

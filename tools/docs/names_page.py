@@ -25,7 +25,7 @@ def names_page() -> str:
 
 
 def _configs() -> list[str]:
-    configs = find("bitrank.spec.configs:CONFIGS", "bitrank.configs:CONFIGS")
+    configs = find("bitrank.spec.configs:CONFIGS")
     rows = []
     for name, config in configs.items():
         rows.append((f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`"))
@@ -77,8 +77,8 @@ def _backends() -> list[str]:
 def _planners() -> list[str]:
     planners = find("bitrank.planning.planners:PLANNERS")
     searches = find("bitrank_planner:SEARCHES")
-    studies = find("bitrank.planning.planner_studies:STUDIES", "bitrank.planning.studies:STUDIES")
-    executors = find("bitrank.execution.registry:EXECUTORS", "bitrank.executors:EXECUTORS")
+    studies = find("bitrank.planning.planner_studies:STUDIES")
+    executors = find("bitrank.execution.registry:EXECUTORS")
     rows = []
     for name, study in studies.items():
         rows.append((f"`{name}`", study.about, study.reference, ", ".join(study.budgets)))

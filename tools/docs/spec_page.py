@@ -23,9 +23,11 @@ _LIMITS = ("check", "choices", "range", "limits")
 
 def spec_page() -> str:
     """The page as Markdown."""
-    spec = find("bitrank.spec.run_spec:RunSpec", "bitrank.specs:RunSpec")
-    settable = find("bitrank.spec.run_spec:SETTABLE", "bitrank.spec.parse:SETTABLE", "bitrank.specs:SETTABLE")
-    profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.profiles:PROFILES")
+    spec = find("bitrank.spec.run_spec:RunSpec")
+    settable = find(
+        "bitrank.spec.run_spec:SETTABLE", "bitrank.spec.parse:SETTABLE", "bitrank.spec.run_spec:SETTABLE"
+    )
+    profiles = find("bitrank.spec.profiles:PROFILES")
     lines = [
         "# Run spec",
         "",

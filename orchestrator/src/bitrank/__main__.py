@@ -2,6 +2,6 @@
 
 import sys
 
-from bitrank.cli import main
+from bitrank.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_SPEAK_TO_THE_USER = {"UserError", "DataError", "PlanError", "QuantError", "AdapterError", "TrainError", "AnalysisError"}
+_SPEAK_TO_THE_USER = {
+    "UserError",
+    "DataError",
+    "PlanError",
+    "QuantError",
+    "AdapterError",
+    "TrainError",
+    "AnalysisError",
+}
 
 
 class UserError(ValueError):
@@ -21,5 +29,9 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     """The error for a name that is not among ``known``, with the nearest that are."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    listed = f"nearest: {', '.join(near)}; all: {', '.join(names)}" if near else f"expected one of {', '.join(names)}"
+    listed = (
+        f"nearest: {', '.join(near)}; all: {', '.join(names)}"
+        if near
+        else f"expected one of {', '.join(names)}"
+    )
     return UserError(f"unknown {kind} {name!r}; {listed}{hint}")

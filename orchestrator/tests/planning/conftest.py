@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from bitrank.measuring import Tables, measure
-from bitrank.profiles import find_profile
-from bitrank.specs import RunSpec, make_spec
+from bitrank.sensitivity.measure import measure
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
 
 
 @pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])

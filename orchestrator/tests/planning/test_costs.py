@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank.measuring import Tables, measure
-from bitrank.planning.costs import Choices, believed, costs, make_problem, unmeasured
+from bitrank.planning.budget import Sizes, sizes_of
+from bitrank.planning.costs import Choices, costs, estimated_loss, make_problem, without_divergences
 from bitrank.planning.planners import PLANNERS
-from bitrank.planning.sizes import Sizes, sizes_of
-from bitrank.specs import RunSpec
+from bitrank.sensitivity.measure import measure
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Infeasible, PlanError, exact
 
 CHOICES = Choices(ranks=(2, 4, 8))
@@ -29,25 +30,32 @@ def test_measuring_again_reads_the_same(spec: RunSpec, tables: Tables) -> None:
 
 def test_a_cost_is_its_formula(tables: Tables) -> None:
     matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
-    errors, spectrum_K = tables.errors[matrix.name]["int2-g64"], tables.moments[matrix.name].gradient_K.double()
-    assert believed(errors) == errors.far and errors.far != errors.fisher
+    errors, spectrum_K = (
+        tables.errors[matrix.name]["int2-g64"],
+        tables.moments[matrix.name].gradient_K.double(),
+    )
+    assert estimated_loss(errors) == errors.divergence and errors.divergence != errors.fisher
     for repairs in (True, False):
         got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs))
         for rank, cost in zip((2, 4, 8), got, strict=True):
             left = float(errors.tail_R[rank]) / errors.fisher if repairs else 1.0
-            assert cost == pytest.approx(believed(errors) * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5)
+            assert cost == pytest.approx(
+                estimated_loss(errors) * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5
+            )
 
 
 def test_where_no_divergence_was_measured_the_fisher_form_is_believed(tables: Tables) -> None:
     errors = tables.errors[tables.matrices[0].name]["int8"]
-    assert errors.far is None and believed(errors) == errors.fisher > 0
+    assert errors.divergence is None and estimated_loss(errors) == errors.fisher > 0
 
 
 def test_unmeasured_tables_believe_the_fisher_form_wherever_there_is_one(tables: Tables) -> None:
-    blind = unmeasured(tables)
+    blind = without_divergences(tables)
     for name, formats in tables.errors.items():
         for fmt, errors in formats.items():
-            assert believed(blind.errors[name][fmt]) == (errors.fisher if errors.fisher > 0 else errors.far), (name, fmt)
+            assert estimated_loss(blind.errors[name][fmt]) == (
+                errors.fisher if errors.fisher > 0 else errors.divergence
+            ), (name, fmt)
     assert blind.moments == tables.moments and blind.base == tables.base
 
 
@@ -64,7 +72,9 @@ def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes)
     try:
         plan = PLANNERS[name](problem, tables)
     except PlanError as error:
-        assert name in {"encoder_high_decoder_low", "edges_high", "bits-only", "embeddings_and_head_high"}, error
+        assert name in {"encoder_high_decoder_low", "edges_high", "bits-only", "embeddings_and_head_high"}, (
+            error
+        )
         return
     assert problem.fits(plan) and set(plan.precision) == {item.name for item in problem.items}
     assert plan.cost >= exact(problem).cost * (1 - 1e-6)

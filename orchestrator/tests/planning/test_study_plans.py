@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from bitrank.planning import studies
-from bitrank.planning.studies import STUDIES
-from bitrank.profiles import PROFILES
-from bitrank.specs import make_spec
+from bitrank.planning import planner_studies
+from bitrank.planning.planner_studies import STUDIES
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec
 
 SMOKE, STUDY = PROFILES["smoke"], STUDIES["allocators"]
 
@@ -23,12 +23,12 @@ def test_a_plan_made_for_something_else_is_made_again(
     path = tmp_path / "toy_sentences" / "exact-3bits.json"
     path.parent.mkdir()
     spec = make_spec(SMOKE, "B-FP", "toy_sentences", made_with)
-    made_for = studies._made_for(spec, STUDY, "exact", "3bits")
+    made_for = planner_studies._made_for(spec, STUDY, "exact", "3bits")
     path.write_text(json.dumps({"precision": {}, "ranks": {}, "made_for": made_for}))
 
     def refuse(*_: object) -> None:
         raise ValueError("planned again")
 
-    monkeypatch.setattr(studies, "make_plan", refuse)
-    found = studies._planned(STUDY, SMOKE, "exact", "3bits", "toy_sentences", {}, tmp_path)
+    monkeypatch.setattr(planner_studies, "make_plan", refuse)
+    found = planner_studies._planned(STUDY, SMOKE, "exact", "3bits", "toy_sentences", {}, tmp_path)
     assert found == (path if served else "no plan: planned again")

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 _VOCAB: dict[str, Any] = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -20,11 +27,17 @@ def _bert() -> Any:
 
 
 def _gpt2() -> Any:
-    return GPT2LMHeadModel(GPT2Config(**_VOCAB, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
+    return GPT2LMHeadModel(
+        GPT2Config(**_VOCAB, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    )
 
 
 def _llama() -> Any:
-    return LlamaForCausalLM(LlamaConfig(**_VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **_VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        )
+    )
 
 
 MODELS: dict[str, Callable[[], Any]] = {"bert": _bert, "gpt2": _gpt2, "llama": _llama}

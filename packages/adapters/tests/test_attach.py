@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_adapters import AdaLora, AdapterError, adapted, attach_adalora, attach_lora, role_ranks, uniform_ranks
+from bitrank_adapters import (
+    AdaLora,
+    AdapterError,
+    adapted,
+    attach_adalora,
+    attach_lora,
+    role_ranks,
+    uniform_ranks,
+)
 from peft import PeftModel
 
 
@@ -80,7 +88,10 @@ def test_the_adapter_loads_in_stock_peft(make, blocks, ids, tmp_path) -> None:
     ("plan", "message"),
     [
         ({}, "rank plan is empty"),
-        ({"bert.encoder.layer.0.attention.self.qeury": 4}, r"this model lacks; nearest: bert\.encoder\.layer\.0\.attention\.self\.query"),
+        (
+            {"bert.encoder.layer.0.attention.self.qeury": 4},
+            r"this model lacks; nearest: bert\.encoder\.layer\.0\.attention\.self\.query",
+        ),
         ({"bert.encoder.layer.0.attention.self.query": 33}, "rank 33 does not fit .* give 1 to 32"),
         ({"bert.encoder.layer.0.attention.self.query": 0}, "rank 0 does not fit"),
     ],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_adapters import AdaLora, attach_adalora
-from bitrank_adapters.controllers import AdaLoraRanks
 from bitrank_adapters.importance import OffOrthogonal
+from bitrank_adapters.rank_hooks import AdaLoraRanks
 from peft.tuners.adalora.layer import RankAllocator
 from torch import nn
 
@@ -60,8 +60,13 @@ def test_importance_and_ranks_are_those_of_peft(make, blocks, ids) -> None:
             hook.after_step(step)
             optimizer.zero_grad()
             if step == hook.freeze_step - 1:
-                averages = {name: value.clone() for name, value in (*allocator.exp_avg_ipt.items(), *allocator.exp_avg_unc.items())}
-        runs.append((averages, hook.ranks(), {n: p.detach() for n, p in model.named_parameters() if "lora_E" in n}))
+                averages = {
+                    name: value.clone()
+                    for name, value in (*allocator.exp_avg_ipt.items(), *allocator.exp_avg_unc.items())
+                }
+        runs.append(
+            (averages, hook.ranks(), {n: p.detach() for n, p in model.named_parameters() if "lora_E" in n})
+        )
     (ours, ranks, values), (theirs, their_ranks, their_values) = runs
     assert ranks == their_ranks and sum(ranks.values()) == 2 * len(blocks["llama"])
     assert ours.keys() == theirs.keys() and ours

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bitrank_adapters import attach_lora, fuse, uniform_ranks
-from bitrank_adapters.norms import fuse_norms, norms_in_fp32
+from bitrank_adapters.fused.norms import fuse_norms, norms_in_fp32
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -47,7 +47,10 @@ def test_a_hook_is_called_in_a_fused_model(make, blocks, ids, name: str, hooked:
         shapes.append(args[0].shape)
         return output * 10
 
-    plain, fused = (adapted(make, blocks, name, lambda m: m.get_submodule(hooked).register_forward_hook(hook)) for _ in range(2))
+    plain, fused = (
+        adapted(make, blocks, name, lambda m: m.get_submodule(hooked).register_forward_hook(hook))
+        for _ in range(2)
+    )
     fuse(fused)
     torch.testing.assert_close(logits(fused, ids), logits(plain, ids))
     assert len(shapes) == 2 and shapes[0] == shapes[1]
@@ -128,10 +131,15 @@ def test_known_models_are_fused(make, blocks) -> None:
     llama, bert = adapted(make, blocks, "llama"), adapted(make, blocks, "bert")
     for model in (llama, bert):
         fuse(model)
-    assert vars(llama.get_submodule("base_model.model.model.layers.0.mlp"))["forward"].func.__name__ == "_gated"
+    assert (
+        vars(llama.get_submodule("base_model.model.model.layers.0.mlp"))["forward"].func.__name__ == "_gated"
+    )
     assert "feed_forward_chunk" in vars(bert.get_submodule("base_model.model.bert.encoder.layer.0"))
     every = [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up")]
     whole = attach_lora(LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                                      intermediate_size=32)), uniform_ranks(every, 2))  # fmt: skip
     fuse(whole)
-    assert vars(whole.get_submodule("base_model.model.model.layers.0.mlp"))["forward"].func.__name__ == "_together"
+    assert (
+        vars(whole.get_submodule("base_model.model.model.layers.0.mlp"))["forward"].func.__name__
+        == "_together"
+    )

@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 def drawn(rows: int, columns: int, seed: int):
     source = torch.Generator().manual_seed(seed)
     matrix = torch.randn(rows, columns, generator=source)
-    return matrix, (torch.rand(rows, generator=source) ** 4 * 10, torch.rand(columns, generator=source) ** 4 * 10)
+    return matrix, (
+        torch.rand(rows, generator=source) ** 4 * 10,
+        torch.rand(columns, generator=source) ** 4 * 10,
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.data(), st.integers(0, 99), st.booleans())
-def test_what_is_left_is_the_tail_of_the_spectrum(rows: int, columns: int, data, seed: int, weighted: bool) -> None:
+def test_what_is_left_is_the_tail_of_the_spectrum(
+    rows: int, columns: int, data, seed: int, weighted: bool
+) -> None:
     matrix, pair = drawn(rows, columns, seed)
     rank = data.draw(st.integers(1, min(rows, columns)))
     weights = pair if weighted else None
@@ -34,7 +39,9 @@ def test_what_is_left_is_the_tail_of_the_spectrum(rows: int, columns: int, data,
 def test_each_norm_prefers_its_own() -> None:
     matrix, weights = drawn(30, 20, 0)
     plain, fisher = best_low_rank(matrix, 4), best_low_rank(matrix, 4, weights)
-    assert weighted_norm(matrix - fisher.product(), weights) < 0.9 * weighted_norm(matrix - plain.product(), weights)
+    assert weighted_norm(matrix - fisher.product(), weights) < 0.9 * weighted_norm(
+        matrix - plain.product(), weights
+    )
     assert weighted_norm(matrix - plain.product()) < weighted_norm(matrix - fisher.product())
 
 

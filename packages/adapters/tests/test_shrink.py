@@ -23,9 +23,13 @@ STEPS = 40
 
 
 def shrinking(make, blocks, name="llama", scale=2.0, heads=()):
-    model = attach_adalora(make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, seed=1, scale=scale, heads=heads)
+    model = attach_adalora(
+        make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, seed=1, scale=scale, heads=heads
+    )
     source = torch.Generator().manual_seed(2)
-    for _, layer in adapted(model):  # PEFT's start is too near to nothing to tell a wrong factor from a right one
+    for _, layer in adapted(
+        model
+    ):  # PEFT's start is too near to nothing to tell a wrong factor from a right one
         for held in (layer.lora_A, layer.lora_B, layer.lora_E):
             held["default"].data.normal_(0, 0.3, generator=source)
     return model, ShrinkingRanks(model)
@@ -81,8 +85,14 @@ def test_nothing_changes_but_the_size(make, blocks, ids, name: str, fused: bool)
     ranks = hook.ranks()
     assert set(ranks) == set(blocks[name]) and sum(ranks.values()) == hook.budget
     layers = dict(adapted(model))
-    assert {n: layer.lora_A["default"].shape[0] for n, layer in layers.items()} == {n: r for n, r in ranks.items() if r}
-    assert seen["left"] == sum(r * (layers[n].in_features + layers[n].out_features + 1) for n, r in ranks.items() if r) < seen["size"] / 2
+    assert {n: layer.lora_A["default"].shape[0] for n, layer in layers.items()} == {
+        n: r for n, r in ranks.items() if r
+    }
+    assert (
+        seen["left"]
+        == sum(r * (layers[n].in_features + layers[n].out_features + 1) for n, r in ranks.items() if r)
+        < seen["size"] / 2
+    )
 
 
 def trained(model) -> int:
@@ -146,7 +156,9 @@ def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
 
 @pytest.mark.parametrize("steps", [20, STEPS])
 @pytest.mark.parametrize(("name", "heads"), [("bert", ["classifier"]), ("gpt2", []), ("llama", [])])
-def test_what_is_saved_loads_in_stock_peft(make, blocks, ids, tmp_path, name: str, heads: list[str], steps: int) -> None:
+def test_what_is_saved_loads_in_stock_peft(
+    make, blocks, ids, tmp_path, name: str, heads: list[str], steps: int
+) -> None:
     """Before the freeze it is PEFT's AdaLoRA, after it plain LoRA with a rank for each matrix."""
     model, hook = shrinking(make, blocks, name, heads=heads)
     train(model, hook, ids, 1, steps)
@@ -157,7 +169,9 @@ def test_what_is_saved_loads_in_stock_peft(make, blocks, ids, tmp_path, name: st
     loaded = PeftModel.from_pretrained(make(name), str(tmp_path))
     assert torch.allclose(logits_of(loaded, ids), want, atol=1e-5)
     if steps == STEPS:
-        assert {n: layer.r["default"] for n, layer in adapted(loaded)} == {n: r for n, r in ranks.items() if r}
+        assert {n: layer.r["default"] for n, layer in adapted(loaded)} == {
+            n: r for n, r in ranks.items() if r
+        }
         assert {layer.scaling["default"] for _, layer in adapted(loaded)} == {2.0}
 
 
@@ -166,7 +180,11 @@ def test_what_is_saved_reads_back_as_what_is_added(make, blocks, ids, tmp_path, 
     model, hook = shrinking(make, blocks, "bert", scale=3.0, heads=["classifier"])
     train(model, hook, ids, 1, steps)
     wanted = {name: layer.get_delta_weight("default").detach() for name, layer in adapted(model)}
-    classifier = dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.weight"].detach().clone()
+    classifier = (
+        dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.weight"]
+        .detach()
+        .clone()
+    )
     hook.save(tmp_path)
     saved = read_adapter(tmp_path)
     assert set(saved.parts) == set(wanted)
@@ -182,7 +200,11 @@ def test_plain_lora_reads_back_too(make, blocks, tmp_path) -> None:
     model.save_pretrained(str(tmp_path))
     parts = read_adapter(tmp_path).parts
     for name, layer in adapted(model):
-        assert torch.allclose(parts[name].product(), 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight, atol=1e-5)
+        assert torch.allclose(
+            parts[name].product(),
+            3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight,
+            atol=1e-5,
+        )
 
 
 def test_no_adapter_is_said(tmp_path) -> None:

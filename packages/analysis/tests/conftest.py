@@ -50,12 +50,39 @@ class StoreMaker:
         run_id = f"{self.count:032x}"
         folder = self.folder / "artifacts" / experiment / run_id / "artifacts"
         folder.mkdir(parents=True)
-        words = {"config": config, "task": task, "seed": str(seed), "model": "tiny", "code": "c1", "hardware": "a machine", **(tags or {})}
-        row = (run_id, f"{config} {task} s{seed}", status, self.count * 1000, self.count * 1000 + 500, "active", uri or str(folder))
-        self.sqlite.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, self._experiment(experiment)))
-        self.sqlite.executemany("INSERT INTO tags VALUES (?, ?, ?)", [(run_id, key, value) for key, value in words.items() if value])
-        self.sqlite.executemany("INSERT INTO params VALUES (?, ?, ?)", [(run_id, key, value) for key, value in (params or {}).items()])
-        points = [(run_id, key, 0, 1, 0.0 if value != value else value, value != value) for key, value in (metrics or {}).items()]
+        words = {
+            "config": config,
+            "task": task,
+            "seed": str(seed),
+            "model": "tiny",
+            "code": "c1",
+            "hardware": "a machine",
+            **(tags or {}),
+        }
+        row = (
+            run_id,
+            f"{config} {task} s{seed}",
+            status,
+            self.count * 1000,
+            self.count * 1000 + 500,
+            "active",
+            uri or str(folder),
+        )
+        self.sqlite.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, self._experiment(experiment))
+        )
+        self.sqlite.executemany(
+            "INSERT INTO tags VALUES (?, ?, ?)",
+            [(run_id, key, value) for key, value in words.items() if value],
+        )
+        self.sqlite.executemany(
+            "INSERT INTO params VALUES (?, ?, ?)",
+            [(run_id, key, value) for key, value in (params or {}).items()],
+        )
+        points = [
+            (run_id, key, 0, 1, 0.0 if value != value else value, value != value)
+            for key, value in (metrics or {}).items()
+        ]
         self.sqlite.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)", points)
         self.sqlite.commit()
         if predictions is not None:
@@ -67,18 +94,42 @@ class StoreMaker:
     def classifier(self, config: str, right: list[bool], ids: list[str] | None = None, **more: Any) -> str:
         """A finished classification run that got ``right`` right."""
         n = len(right)
-        rows = {"id": ids or [f"e{i}" for i in range(n)], "label": [i % 2 for i in range(n)], "loss": [0.5] * n, "tokens": [9] * n}
+        rows = {
+            "id": ids or [f"e{i}" for i in range(n)],
+            "label": [i % 2 for i in range(n)],
+            "loss": [0.5] * n,
+            "tokens": [9] * n,
+        }
         rows["prediction"] = [i % 2 if ok else 1 - i % 2 for i, ok in enumerate(right)]
-        more = {"metrics": {"eval/acc": sum(right) / n, "zero/acc": 0.5, "model/mib": 10.0, "mem/peak_mib": 100.0}, **more}
+        more = {
+            "metrics": {
+                "eval/acc": sum(right) / n,
+                "zero/acc": 0.5,
+                "model/mib": 10.0,
+                "mem/peak_mib": 100.0,
+            },
+            **more,
+        }
         return self.run(config, predictions=rows, **more)
 
-    def language_model(self, config: str, nats: list[float], tokens: list[int], ids: list[str] | None = None, **more: Any) -> str:
+    def language_model(
+        self, config: str, nats: list[float], tokens: list[int], ids: list[str] | None = None, **more: Any
+    ) -> str:
         """A finished language-modelling run with these losses, one row per window."""
         import math
 
-        rows = {"id": ids or [f"d{i}" for i in range(len(nats))], "loss": nats, "tokens": tokens, "right": [0] * len(nats)}
+        rows = {
+            "id": ids or [f"d{i}" for i in range(len(nats))],
+            "loss": nats,
+            "tokens": tokens,
+            "right": [0] * len(nats),
+        }
         more = {
-            "metrics": {"eval/ppl": math.exp(sum(nats) / sum(tokens)), "model/mib": 10.0, "mem/peak_mib": 100.0},
+            "metrics": {
+                "eval/ppl": math.exp(sum(nats) / sum(tokens)),
+                "model/mib": 10.0,
+                "mem/peak_mib": 100.0,
+            },
             "task": "wiki",
             **more,
         }
@@ -88,7 +139,8 @@ class StoreMaker:
         found = self.sqlite.execute("SELECT experiment_id FROM experiments WHERE name = ?", [name]).fetchone()
         if found is None:
             found = self.sqlite.execute(
-                "INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id", [name]
+                "INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id",
+                [name],
             ).fetchone()
         return int(found[0])
 

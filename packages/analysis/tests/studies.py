@@ -29,7 +29,11 @@ MIB = {"bf16": 40.0, "int8": 24.0, "nf4-dq": 16.0}
 
 
 def add_study(
-    maker: Any, arms: Iterable[str] = tuple(ARMS), tasks: Iterable[str] = ("movies", "wiki"), seeds: int = 1, n: int = 200
+    maker: Any,
+    arms: Iterable[str] = tuple(ARMS),
+    tasks: Iterable[str] = ("movies", "wiki"),
+    seeds: int = 1,
+    n: int = 200,
 ) -> list[str]:
     """Every cell of the grid as a finished run; the run ids."""
     cells = [(arm, task, seed) for task in tasks for arm in arms for seed in range(seeds)]
@@ -44,10 +48,22 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
     common = _metrics(fmt, ranks, moves)
     if task.startswith("wiki"):
         tokens = [100 + index % 7 for index in range(40)]
-        nats = [count * (2.8 + harm + ease[index] + draw.gauss(0, 0.01)) for index, count in enumerate(tokens)]
-        rows: dict[str, Any] = {"id": [f"doc-{index}" for index in range(40)], "loss": nats, "tokens": tokens, "right": [9] * 40}
+        nats = [
+            count * (2.8 + harm + ease[index] + draw.gauss(0, 0.01)) for index, count in enumerate(tokens)
+        ]
+        rows: dict[str, Any] = {
+            "id": [f"doc-{index}" for index in range(40)],
+            "loss": nats,
+            "tokens": tokens,
+            "right": [9] * 40,
+        }
         loss = sum(nats) / sum(tokens)
-        metrics = {"eval/ppl": 2.718281828459045**loss, "eval/loss": loss, "zero/ppl": 40.0 * (1 + harm), **common}
+        metrics = {
+            "eval/ppl": 2.718281828459045**loss,
+            "eval/loss": loss,
+            "zero/ppl": 40.0 * (1 + harm),
+            **common,
+        }
     else:
         wins = [value + draw.gauss(0, 0.05) < right for value in ease]
         rows = {
@@ -60,7 +76,13 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
         rows |= {"confidence": [0.5 + 0.5 * value for value in ease]}
         metrics = {"eval/acc": sum(wins) / n, "eval/loss": 1.2 - sum(wins) / n, "zero/acc": 0.5, **common}
     run_id = maker.run(
-        arm, task=task, seed=seed, metrics=metrics, predictions=rows, files=_files(fmt, ranks, moves), tags={"version.torch": "2.13.0"}
+        arm,
+        task=task,
+        seed=seed,
+        metrics=metrics,
+        predictions=rows,
+        files=_files(fmt, ranks, moves),
+        tags={"version.torch": "2.13.0"},
     )
     _curves(maker, run_id, metrics["eval/loss"], draw)
     return str(run_id)
@@ -77,16 +99,33 @@ def _files(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, Any]:
     names = [f"bert.encoder.layer.{layer}.{module}" for layer in range(LAYERS) for module in MODULES]
     final = dict(zip(names, ranks * LAYERS, strict=True))
     over_time = {
-        str(step): {name: max(rank, 12 - at * 4) if moves else rank for name, rank in final.items()} for at, step in enumerate(STEPS)
+        str(step): {name: max(rank, 12 - at * 4) if moves else rank for name, rank in final.items()}
+        for at, step in enumerate(STEPS)
     }
     precision = {"bert.embeddings.word_embeddings": "bf16", **dict.fromkeys(names, fmt)}
-    matrices = [{"name": name, "role": "attention", "layer": int(name.split(".")[3]), "shape": [8, 8], "tied_to": None} for name in names]
-    plan = {"precision": precision, "ranks": dict.fromkeys(names, 12) if moves else final, "matrices": matrices, "applied": {}}
+    matrices = [
+        {
+            "name": name,
+            "role": "attention",
+            "layer": int(name.split(".")[3]),
+            "shape": [8, 8],
+            "tied_to": None,
+        }
+        for name in names
+    ]
+    plan = {
+        "precision": precision,
+        "ranks": dict.fromkeys(names, 12) if moves else final,
+        "matrices": matrices,
+        "applied": {},
+    }
     return {"plan.json": plan, "ranks.json": {"final": final, "over_time": over_time}}
 
 
 def _curves(maker: Any, run_id: str, end: float, draw: random.Random) -> None:
-    points = [(run_id, "train/loss", step, step, end + 1 / step + draw.gauss(0, 0.02), 0) for step in range(1, 31)]
+    points = [
+        (run_id, "train/loss", step, step, end + 1 / step + draw.gauss(0, 0.02), 0) for step in range(1, 31)
+    ]
     points += [(run_id, "val/loss", step, step, end + 1 / step, 0) for step in (15, 30)]
     maker.sqlite.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)", points)
     maker.sqlite.commit()

@@ -30,7 +30,11 @@ def test_ranks_final_and_over_time(maker, tmp_path: Path) -> None:
 
 def test_specs_are_json(maker, tmp_path: Path) -> None:
     run = maker.run("B-FP", files={"spec.json": {"clip": 1.5, "arm": {"rank": {"rank": 8}}}})
-    rows = open_store(str(tmp_path)).sql("SELECT run_id, spec->>'clip', (spec->'arm'->'rank'->>'rank')::INT FROM specs").fetchall()
+    rows = (
+        open_store(str(tmp_path))
+        .sql("SELECT run_id, spec->>'clip', (spec->'arm'->'rank'->>'rank')::INT FROM specs")
+        .fetchall()
+    )
     assert rows == [(run, "1.5", 8)]
 
 
@@ -47,17 +51,33 @@ def test_plans_join_what_was_planned_with_what_was_stored(maker, tmp_path: Path)
 def test_predictions_of_both_kinds_unite_by_name(maker, tmp_path: Path) -> None:
     classifier, model = maker.classifier("B-FP", [True, False]), maker.language_model("B-FP", [3.0], [2])
     database = open_store(str(tmp_path))
-    counts = database.sql("SELECT run_id, count(*), sum((label = prediction)::INT), sum(loss), sum(tokens) FROM predictions GROUP BY 1")
+    counts = database.sql(
+        "SELECT run_id, count(*), sum((label = prediction)::INT), sum(loss), sum(tokens) FROM predictions GROUP BY 1"
+    )
     assert sorted(counts.fetchall()) == [(classifier, 2, 1, 1.0, 18), (model, 1, None, 3.0, 2)]
 
 
 def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(maker, tmp_path: Path) -> None:
     good = maker.classifier("B-FP", [True, True], files={"ranks.json": RANKS})
-    torn = maker.run("B-Q4", files={"predictions.parquet": "PAR1 torn", "ranks.json": '{"final": {"a"', "plan.json": "{", "spec.json": "["})
+    torn = maker.run(
+        "B-Q4",
+        files={
+            "predictions.parquet": "PAR1 torn",
+            "ranks.json": '{"final": {"a"',
+            "plan.json": "{",
+            "spec.json": "[",
+        },
+    )
     away = maker.run("B-Ada", uri="mlflow-artifacts:/1/abc/artifacts")
     database = open_store(str(tmp_path))
     said = database.sql("SELECT run_id, file FROM unread ORDER BY ALL").fetchall()
-    assert said == [(torn, "plan.json"), (torn, "predictions.parquet"), (torn, "ranks.json"), (torn, "spec.json"), (away, "all")]
+    assert said == [
+        (torn, "plan.json"),
+        (torn, "predictions.parquet"),
+        (torn, "ranks.json"),
+        (torn, "spec.json"),
+        (away, "all"),
+    ]
     assert database.sql("SELECT DISTINCT run_id FROM predictions").fetchall() == [(good,)]
     assert database.sql("SELECT DISTINCT run_id FROM ranks").fetchall() == [(good,)]
     with pytest.raises(AnalysisError, match="not on this machine: mlflow-artifacts:/1/abc/artifacts"):
@@ -68,10 +88,14 @@ def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(ma
 
 def test_json_of_another_shape_gives_no_rows(maker, tmp_path: Path) -> None:
     maker.run("B-FP", files={"ranks.json": [1, 2], "plan.json": {"precision": "all nf4", "ranks": None}})
-    run = maker.run("B-Ada", files={"ranks.json": {"final": {"a": 4}}, "plan.json": {"precision": {"a": "nf4"}}})
+    run = maker.run(
+        "B-Ada", files={"ranks.json": {"final": {"a": 4}}, "plan.json": {"precision": {"a": "nf4"}}}
+    )
     database = open_store(str(tmp_path))
     assert database.sql("SELECT * FROM ranks").fetchall() == [(run, "a", None, 4, True)]
-    assert database.sql("SELECT run_id, matrix, format, rank FROM plans").fetchall() == [(run, "a", "nf4", None)]
+    assert database.sql("SELECT run_id, matrix, format, rank FROM plans").fetchall() == [
+        (run, "a", "nf4", None)
+    ]
 
 
 def test_a_run_without_predictions_says_so(maker, tmp_path: Path) -> None:
@@ -111,7 +135,12 @@ def test_files_appear_while_a_writer_holds_a_transaction(maker, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("uri", "folder"),
-    [("/a/b c", "/a/b c"), ("file:///a/b%20c", "/a/b c"), ("s3://bucket/x", None), ("mlflow-artifacts:/1/x", None)],
+    [
+        ("/a/b c", "/a/b c"),
+        ("file:///a/b%20c", "/a/b c"),
+        ("s3://bucket/x", None),
+        ("mlflow-artifacts:/1/x", None),
+    ],
 )
 def test_which_addresses_are_local(uri: str, folder: str | None) -> None:
     assert local_folder(uri, None) == (Path(folder) if folder else None)

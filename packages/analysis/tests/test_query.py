@@ -32,19 +32,27 @@ def test_a_table_is_aligned(uri: str) -> None:
 
 def test_csv_reads_back(uri: str) -> None:
     rows = list(csv.reader(io.StringIO(query(uri, SQL, "csv"))))
-    assert rows == [["name", "acc", "none"], ['B, "Q4" movies s0', "nan", ""], ["B-FP movies s0", "0.875", ""]]
+    assert rows == [
+        ["name", "acc", "none"],
+        ['B, "Q4" movies s0', "nan", ""],
+        ["B-FP movies s0", "0.875", ""],
+    ]
 
 
 def test_json_reads_back_and_has_no_nan(uri: str) -> None:
     assert json.loads(query(uri, SQL, "json"), parse_constant=pytest.fail) == [
         {"name": 'B, "Q4" movies s0', "acc": None, "none": None}, {"name": "B-FP movies s0", "acc": 0.875, "none": None},
     ]  # fmt: skip
-    assert json.loads(query(uri, "SELECT started, [1.5, 'nan'::DOUBLE] AS l FROM runs LIMIT 1", "json"))[0]["l"] == [1.5, None]
+    assert json.loads(query(uri, "SELECT started, [1.5, 'nan'::DOUBLE] AS l FROM runs LIMIT 1", "json"))[0][
+        "l"
+    ] == [1.5, None]
 
 
 def test_json_keeps_numbers_numbers_and_nested_values_nested(uri: str) -> None:
     sql = "SELECT 1.5 AS d, true AS b, sum(2) AS s, {'k': [1, NULL]} AS n, MAP {'a': 1} AS m, DATE '2026-11-23' AS t"
-    assert json.loads(query(uri, sql, "json")) == [{"d": 1.5, "b": True, "s": 2, "n": {"k": [1, None]}, "m": {"a": 1}, "t": "2026-11-23"}]
+    assert json.loads(query(uri, sql, "json")) == [
+        {"d": 1.5, "b": True, "s": 2, "n": {"k": [1, None]}, "m": {"a": 1}, "t": "2026-11-23"}
+    ]
 
 
 @pytest.mark.parametrize(

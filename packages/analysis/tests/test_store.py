@@ -29,16 +29,38 @@ def store(tmp_path: Path) -> sqlite3.Connection:
 
 @pytest.fixture
 def filled(store: sqlite3.Connection) -> sqlite3.Connection:
-    store.executemany("INSERT INTO experiments VALUES (?, ?, ?)", [(1, "bitrank-laptop", "active"), (2, "gone", "deleted")])
+    store.executemany(
+        "INSERT INTO experiments VALUES (?, ?, ?)", [(1, "bitrank-laptop", "active"), (2, "gone", "deleted")]
+    )
     runs = [
-        (f"r{n}", f"run {n}", "FINISHED" if n % 2 else "RUNNING", 1000, 61000 if n % 2 else None, "active", "/a", 1) for n in range(1500)
+        (
+            f"r{n}",
+            f"run {n}",
+            "FINISHED" if n % 2 else "RUNNING",
+            1000,
+            61000 if n % 2 else None,
+            "active",
+            "/a",
+            1,
+        )
+        for n in range(1500)
     ]
-    runs += [("dead", "x", "FINISHED", 1, 2, "deleted", "/a", 1), ("other", "y", "FINISHED", 1, 2, "active", "/a", 2)]
+    runs += [
+        ("dead", "x", "FINISHED", 1, 2, "deleted", "/a", 1),
+        ("other", "y", "FINISHED", 1, 2, "active", "/a", 2),
+    ]
     store.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", runs)
-    store.executemany("INSERT INTO params VALUES (?, 'seed', ?)", [(run[0], str(n)) for n, run in enumerate(runs)])
+    store.executemany(
+        "INSERT INTO params VALUES (?, 'seed', ?)", [(run[0], str(n)) for n, run in enumerate(runs)]
+    )
     # More leading NULLs than one batch of the driver, then text.
-    store.executemany("INSERT INTO tags VALUES (?, 'cell', ?)", [(run[0], None if n < 1400 else "B-FP · x") for n, run in enumerate(runs)])
-    points = [(f"r{n}", "train/loss", step, 1000 + step, n / 7 + step, 0) for n in range(1500) for step in range(3)]
+    store.executemany(
+        "INSERT INTO tags VALUES (?, 'cell', ?)",
+        [(run[0], None if n < 1400 else "B-FP · x") for n, run in enumerate(runs)],
+    )
+    points = [
+        (f"r{n}", "train/loss", step, 1000 + step, n / 7 + step, 0) for n in range(1500) for step in range(3)
+    ]
     points += [("dead", "train/loss", 0, 1, 1e9, 0), ("other", "train/loss", 0, 1, 1e9, 0)]
     store.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)", points)
     store.commit()
@@ -49,16 +71,24 @@ def test_counts_and_sums_per_key_are_those_of_sqlite(filled: sqlite3.Connection,
     expected = filled.execute(
         "SELECT key, count(*), sum(value) FROM metrics WHERE run_uuid NOT IN ('dead', 'other') GROUP BY key ORDER BY key"
     ).fetchall()
-    got = open_store(str(tmp_path)).sql("SELECT key, count(*), sum(value) FROM metrics GROUP BY key ORDER BY key").fetchall()
+    got = (
+        open_store(str(tmp_path))
+        .sql("SELECT key, count(*), sum(value) FROM metrics GROUP BY key ORDER BY key")
+        .fetchall()
+    )
     assert [(key, count) for key, count, _ in got] == [(key, count) for key, count, _ in expected]
     assert [total for *_, total in got] == pytest.approx([total for *_, total in expected])
 
 
 def test_deleted_runs_and_experiments_are_left_out(filled: sqlite3.Connection, tmp_path: Path) -> None:
     database = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert database.sql("SELECT count(*), count(seconds), max(seconds) FROM runs").fetchall() == [(1500, 750, 60.0)]
+    assert database.sql("SELECT count(*), count(seconds), max(seconds) FROM runs").fetchall() == [
+        (1500, 750, 60.0)
+    ]
     assert database.sql("SELECT count(*) FROM params").fetchall() == [(1500,)]
-    assert database.sql('SELECT count(*), count("m.train/loss") FROM wide WHERE "t.cell" = \'B-FP · x\'').fetchall() == [(100, 100)]
+    assert database.sql(
+        'SELECT count(*), count("m.train/loss") FROM wide WHERE "t.cell" = \'B-FP · x\''
+    ).fetchall() == [(100, 100)]
 
 
 def test_odd_numbers_and_repeated_steps(store: sqlite3.Connection, tmp_path: Path) -> None:
@@ -85,7 +115,9 @@ def test_an_empty_store_gives_empty_views(store: sqlite3.Connection, tmp_path: P
 def test_a_store_that_is_being_written_to_can_be_read(filled: sqlite3.Connection, tmp_path: Path) -> None:
     filled.execute("PRAGMA journal_mode=WAL")
     filled.execute("INSERT INTO metrics VALUES ('r0', 'open', 0, 0, 1.0, 0)")  # not committed
-    assert open_store(str(tmp_path)).sql("SELECT count(*) FROM metrics WHERE key = 'open'").fetchall() == [(0,)]
+    assert open_store(str(tmp_path)).sql("SELECT count(*) FROM metrics WHERE key = 'open'").fetchall() == [
+        (0,)
+    ]
 
 
 def test_what_is_no_store_says_so(tmp_path: Path) -> None:

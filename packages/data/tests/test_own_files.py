@@ -89,50 +89,134 @@ def test_a_text_may_be_longer_than_the_csv_module_s_limit(tmp_path: Path, suffix
 
 
 REFUSED = {
-    "unquoted.csv": (csv_of().replace('"', ""), r"row 1 \(line 2\): expected 2 fields.*got 3\. Put a field .* in double quotes"),
-    "unquoted-later.csv": (csv_of().replace('"' + TEXTS[8] + '"', TEXTS[8]), r"row 9 \(line 10\): expected 2 fields.*got 3"),
-    "short.csv": (csv_of().replace(f'"{TEXTS[5]}",1', "short"), r"row 6 \(line 7\): expected 2 fields.*got 1\. Give the missing"),
-    "open-quote.csv": (csv_of().replace(TEXTS[39] + '"', TEXTS[39]), r"a quote that opens in row 40 \(line 41\) is never closed"),
-    "stray-quote.csv": (csv_of().replace(TEXTS[3], 'a "quote" inside'), r"row 4 \(line 5\) has a quote out of place.*double the quotes"),
-    "latin1.csv": (csv_of().replace(TEXTS[2], "café").encode("latin-1"), r"not UTF-8: line 4 has the byte 0xe9.*iconv"),
+    "unquoted.csv": (
+        csv_of().replace('"', ""),
+        r"row 1 \(line 2\): expected 2 fields.*got 3\. Put a field .* in double quotes",
+    ),
+    "unquoted-later.csv": (
+        csv_of().replace('"' + TEXTS[8] + '"', TEXTS[8]),
+        r"row 9 \(line 10\): expected 2 fields.*got 3",
+    ),
+    "short.csv": (
+        csv_of().replace(f'"{TEXTS[5]}",1', "short"),
+        r"row 6 \(line 7\): expected 2 fields.*got 1\. Give the missing",
+    ),
+    "open-quote.csv": (
+        csv_of().replace(TEXTS[39] + '"', TEXTS[39]),
+        r"a quote that opens in row 40 \(line 41\) is never closed",
+    ),
+    "stray-quote.csv": (
+        csv_of().replace(TEXTS[3], 'a "quote" inside'),
+        r"row 4 \(line 5\) has a quote out of place.*double the quotes",
+    ),
+    "latin1.csv": (
+        csv_of().replace(TEXTS[2], "café").encode("latin-1"),
+        r"not UTF-8: line 4 has the byte 0xe9.*iconv",
+    ),
     "broken-utf16.csv": (csv_of().encode("utf-16")[:-1], "begins with the mark of utf-16"),
     "nul.csv": (csv_of().replace("number 3,", "number\0 3,"), "line 5 has a NUL character"),
-    "no-header.csv": (csv_of().split("\n", 1)[1], "no column 'text'; found sentence number 0.*add a header line"),
+    "no-header.csv": (
+        csv_of().split("\n", 1)[1],
+        "no column 'text'; found sentence number 0.*add a header line",
+    ),
     "header-only.csv": ("text,label\n", "0 rows; at least 10"),
     "empty.csv": ("", "0 rows: it is empty. Expected a header"),
     "empty.jsonl": ("\n\n", "0 rows: it is empty"),
-    "two-texts.csv": ("text,label,text\n" + "a,1,b\n" * 20, r"two columns 'text' \(found text, label, text\); rename or remove one"),
+    "two-texts.csv": (
+        "text,label,text\n" + "a,1,b\n" * 20,
+        r"two columns 'text' \(found text, label, text\); rename or remove one",
+    ),
     "two-labels.csv": ("text,label,label\n" + "a,1,2\n" * 20, "two columns 'label'"),
-    "two-keys.jsonl": ('{"text": "a", "label": 1, "label": 2}\n' * 20, "line 1: an object has two values for 'label'"),
-    "Label.jsonl": (jsonl_of([{"text": t, "Label": 1} for t in TEXTS]), "a column 'Label' but none called 'label'; found text, Label"),
-    "labels.jsonl": (jsonl_of([{"text": t, "labels": 1} for t in TEXTS]), "rename 'labels' to 'label', or remove it for language"),
-    "spaced.csv": (csv_of().replace("text,label", "text, label"), "a column ' label' but none called 'label'"),
-    "Text.csv": (csv_of().replace("text,label", "Text,label"), "no column 'text'; found Text, label.*rename 'Text' to 'text'"),
+    "two-keys.jsonl": (
+        '{"text": "a", "label": 1, "label": 2}\n' * 20,
+        "line 1: an object has two values for 'label'",
+    ),
+    "Label.jsonl": (
+        jsonl_of([{"text": t, "Label": 1} for t in TEXTS]),
+        "a column 'Label' but none called 'label'; found text, Label",
+    ),
+    "labels.jsonl": (
+        jsonl_of([{"text": t, "labels": 1} for t in TEXTS]),
+        "rename 'labels' to 'label', or remove it for language",
+    ),
+    "spaced.csv": (
+        csv_of().replace("text,label", "text, label"),
+        "a column ' label' but none called 'label'",
+    ),
+    "Text.csv": (
+        csv_of().replace("text,label", "Text,label"),
+        "no column 'text'; found Text, label.*rename 'Text' to 'text'",
+    ),
     "no-label-first.jsonl": (jsonl_of([{"text": "a"}, *ROWS]), r"row 1 \(line 1\) has no label"),
-    "no-label-later.jsonl": (jsonl_of(changed(label=...)), r"row 5 \(line 5\) has no label.*remove the column 'label'"),
+    "no-label-later.jsonl": (
+        jsonl_of(changed(label=...)),
+        r"row 5 \(line 5\) has no label.*remove the column 'label'",
+    ),
     "null-label.jsonl": (jsonl_of(changed(label=None)), r"row 5 \(line 5\) has no label"),
     "nan-label.jsonl": (jsonl_of(changed(label=float("nan"))), r"row 5 \(line 5\) has no label"),
-    "blank-label.csv": (csv_of().replace('number 4, of a film",0', 'number 4, of a film",'), r"row 5 \(line 6\) has no label"),
-    "nan-text-label.csv": (csv_of().replace('number 4, of a film",0', 'number 4, of a film",nan'), r"row 5 \(line 6\) has no label"),
+    "blank-label.csv": (
+        csv_of().replace('number 4, of a film",0', 'number 4, of a film",'),
+        r"row 5 \(line 6\) has no label",
+    ),
+    "nan-text-label.csv": (
+        csv_of().replace('number 4, of a film",0', 'number 4, of a film",nan'),
+        r"row 5 \(line 6\) has no label",
+    ),
     "infinite.jsonl": (jsonl_of(changed(label=float("inf"))), r"row 5 \(line 5\) has the label inf"),
-    "multi-label.jsonl": (jsonl_of(changed(label=["a", "b"])), r"label of row 5 \(line 5\) is a list of labels; multi-label"),
+    "multi-label.jsonl": (
+        jsonl_of(changed(label=["a", "b"])),
+        r"label of row 5 \(line 5\) is a list of labels; multi-label",
+    ),
     "struct-label.jsonl": (jsonl_of(changed(label={"a": 1})), r"label of row 5 \(line 5\) is of type dict"),
-    "regression.jsonl": (jsonl_of(labelled([n / 7 for n in range(40)])), r"40 different numbers, with fractions \(row 2 .*bin them"),
-    "case.jsonl": (jsonl_of(labelled(["pos", "neg", "Pos", "neg"] * 10)), r"'pos' \(row 1 .*\) and 'Pos' \(row 3 .*differ in spelling"),
-    "zeros.csv": (csv_of().replace('number 4, of a film",0', 'number 4, of a film",00'), "'0' .* and '00' .*differ in spelling"),
+    "regression.jsonl": (
+        jsonl_of(labelled([n / 7 for n in range(40)])),
+        r"40 different numbers, with fractions \(row 2 .*bin them",
+    ),
+    "case.jsonl": (
+        jsonl_of(labelled(["pos", "neg", "Pos", "neg"] * 10)),
+        r"'pos' \(row 1 .*\) and 'Pos' \(row 3 .*differ in spelling",
+    ),
+    "zeros.csv": (
+        csv_of().replace('number 4, of a film",0', 'number 4, of a film",00'),
+        "'0' .* and '00' .*differ in spelling",
+    ),
     "one-class.jsonl": (jsonl_of(labelled([1] * 40)), "two classes or more, every label is '1'"),
-    "rare.jsonl": (jsonl_of(changed(label="rare")), r"class 'rare' has 1 different texts \(the first in row 5 .*3 or more are needed"),
-    "text-is-number.jsonl": (jsonl_of(changed(text=1.5)), r"text of row 5 \(line 5\) is 1.5, of type float, expected text"),
-    "text-is-chat.jsonl": (jsonl_of(changed(text=[{"role": "user"}])), r"text of row 5 .* is a list.*chat messages are not supported"),
-    "text-is-struct.jsonl": (jsonl_of(changed(text={"a": "b"})), r"text of row 5 \(line 5\) is an object with a, expected text"),
-    "surrogate.jsonl": (json.dumps({"text": "\ud800"}) + "\n" + jsonl_of(ROWS), r"text of row 1 .* half of a surrogate pair"),
+    "rare.jsonl": (
+        jsonl_of(changed(label="rare")),
+        r"class 'rare' has 1 different texts \(the first in row 5 .*3 or more are needed",
+    ),
+    "text-is-number.jsonl": (
+        jsonl_of(changed(text=1.5)),
+        r"text of row 5 \(line 5\) is 1.5, of type float, expected text",
+    ),
+    "text-is-chat.jsonl": (
+        jsonl_of(changed(text=[{"role": "user"}])),
+        r"text of row 5 .* is a list.*chat messages are not supported",
+    ),
+    "text-is-struct.jsonl": (
+        jsonl_of(changed(text={"a": "b"})),
+        r"text of row 5 \(line 5\) is an object with a, expected text",
+    ),
+    "surrogate.jsonl": (
+        json.dumps({"text": "\ud800"}) + "\n" + jsonl_of(ROWS),
+        r"text of row 1 .* half of a surrogate pair",
+    ),
     "escaped-nul.jsonl": (jsonl_of(changed(text="a\0b")), r"text of row 5 \(line 5\) has a NUL character"),
     "bare-list.jsonl": ('["a", 1]\n' * 20, r"row 1 \(line 1\) is no JSON object but an array"),
     "array-of-texts.jsonl": (json.dumps(TEXTS), "row 1 is no JSON object but a string"),
     "deep.jsonl": ("[" * 100_000, "cannot be read as jsonl"),
-    "messages.jsonl": (jsonl_of([{"messages": []}] * 20), "no column 'text'; found messages. Expected 'text' and 'label'.*not supported"),
-    "completion.jsonl": (jsonl_of([{"prompt": "", "completion": ""}] * 20), "found prompt, completion. Expected.*not supported"),
-    "alpaca.jsonl": (jsonl_of([{"instruction": "", "input": "", "output": ""}] * 20), "found instruction, input, output. Expected"),
+    "messages.jsonl": (
+        jsonl_of([{"messages": []}] * 20),
+        "no column 'text'; found messages. Expected 'text' and 'label'.*not supported",
+    ),
+    "completion.jsonl": (
+        jsonl_of([{"prompt": "", "completion": ""}] * 20),
+        "found prompt, completion. Expected.*not supported",
+    ),
+    "alpaca.jsonl": (
+        jsonl_of([{"instruction": "", "input": "", "output": ""}] * 20),
+        "found instruction, input, output. Expected",
+    ),
 }
 
 
@@ -160,7 +244,9 @@ def test_parquet_values_that_are_no_text_or_class_are_refused(tmp_path: Path) ->
     with pytest.raises(DataError, match="row 5 has no label"):
         open_task(parquet(tmp_path / "null.parquet", text=TEXTS, label=missing))
     with pytest.raises(DataError, match="the text of row 1 is bytes, expected text; decode"):
-        open_task(parquet(tmp_path / "bytes.parquet", text=pa.array([t.encode() for t in TEXTS]), label=LABELS))
+        open_task(
+            parquet(tmp_path / "bytes.parquet", text=pa.array([t.encode() for t in TEXTS]), label=LABELS)
+        )
     with pytest.raises(DataError, match="the label of row 1 is bytes"):
         open_task(parquet(tmp_path / "label.parquet", text=TEXTS, label=pa.array([b"a", b"b"] * 20)))
     with pytest.raises(DataError, match="the text of row 1 is an object with a, expected text"):
@@ -175,7 +261,10 @@ def test_parquet_values_that_are_no_text_or_class_are_refused(tmp_path: Path) ->
 
 def test_rows_without_text_are_left_out_and_counted(tmp_path: Path) -> None:
     empty = [None, "", "  \n", "nan", float("nan"), ...]
-    rows = [*ROWS, *({key: value for key, value in (("text", t), ("label", 1)) if value is not ...} for t in empty)]
+    rows = [
+        *ROWS,
+        *({key: value for key, value in (("text", t), ("label", 1)) if value is not ...} for t in empty),
+    ]
     texts = load(tmp_path / "x.jsonl", jsonl_of(rows))
     assert pairs_of(texts) == PAIRS, "no 'None' or 'nan' is a text"
     assert texts.report.counts["rows"] == 46 and texts.report.counts["rows_without_text"] == 6
@@ -189,7 +278,9 @@ def test_too_few_rows_with_text_are_refused(tmp_path: Path) -> None:
 
 def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
     rows = [{"id": n, **row, "label_text": "x"} for n, row in enumerate(ROWS)]
-    assert "columns that are not used: id, label_text" in load(tmp_path / "x.jsonl", jsonl_of(rows)).report.notes
+    assert (
+        "columns that are not used: id, label_text" in load(tmp_path / "x.jsonl", jsonl_of(rows)).report.notes
+    )
 
 
 def test_one_and_one_point_zero_are_one_class(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from bitrank_data.splitting import split_by_text, text_key
 from hypothesis import given
 from hypothesis import strategies as st
 
-LABELLED = st.lists(st.tuples(st.sampled_from([f"text {n}" for n in range(30)]), st.integers(0, 1)), min_size=1, max_size=200)
+LABELLED = st.lists(
+    st.tuples(st.sampled_from([f"text {n}" for n in range(30)]), st.integers(0, 1)), min_size=1, max_size=200
+)
 
 
 def examples_of(rows: list[tuple[str, int]]) -> list[Example]:
@@ -33,7 +35,11 @@ def test_no_text_is_in_two_splits_and_no_split_lacks_a_class(rows: list[tuple[st
         assert "different texts" in str(error) or "carry another label more often" in str(error)
         return
     keys = {split: {text_key(example.text) for example in part} for split, part in splits.items()}
-    assert not keys["train"] & keys["validation"] | keys["train"] & keys["test"] | keys["validation"] & keys["test"]
+    assert (
+        not keys["train"] & keys["validation"]
+        | keys["train"] & keys["test"]
+        | keys["validation"] & keys["test"]
+    )
     assert all({example.label for example in part} == {0, 1} for part in splits.values())
     kept = sum(len(part) for part in splits.values())
     assert kept + report.counts["repeats_left_out"] == len(rows), "each row is in a split or counted"
@@ -49,7 +55,9 @@ def test_the_order_of_rows_does_not_change_the_splits(tmp_path: Path) -> None:
     random.Random(0).shuffle(rows)
     again = load(tmp_path / "b.jsonl", rows)
     for split, part in first.splits.items():
-        assert sorted((e.text, e.label) for e in part) == sorted((e.text, e.label) for e in again.splits[split])
+        assert sorted((e.text, e.label) for e in part) == sorted(
+            (e.text, e.label) for e in again.splits[split]
+        )
 
 
 def test_a_tenth_of_the_texts_of_each_class_validates_and_tests(tmp_path: Path) -> None:
@@ -72,7 +80,11 @@ def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> Non
     """
     toss = random.Random(0)
     labels = [toss.randint(0, 1) for _ in range(20)]
-    rows = [{"text": f"Sentence {n}" if copy % 2 else f"sentence  {n}", "label": labels[n]} for n in range(20) for copy in range(20)]
+    rows = [
+        {"text": f"Sentence {n}" if copy % 2 else f"sentence  {n}", "label": labels[n]}
+        for n in range(20)
+        for copy in range(20)
+    ]
     texts = load(tmp_path / "x.jsonl", rows)
     seen = {text_key(example.text) for example in texts.splits["train"]}
     assert not [example for example in texts.splits["test"] if text_key(example.text) in seen]
@@ -84,7 +96,9 @@ def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> Non
 def test_training_keeps_copies_and_its_labels(tmp_path: Path) -> None:
     rows = [{"text": f"text {n % 30}", "label": n % 2} for n in range(90)]
     texts = load(tmp_path / "x.jsonl", rows)
-    assert len(texts.splits["train"]) == 66 and len(texts.splits["test"]) == len(texts.splits["validation"]) == 4
+    assert (
+        len(texts.splits["train"]) == 66 and len(texts.splits["test"]) == len(texts.splits["validation"]) == 4
+    )
     assert texts.report.counts["repeats_left_out"] == 16 and texts.report.counts["conflicting_texts"] == 0
 
 
@@ -98,7 +112,11 @@ def test_labels_that_contradict_each_other_are_counted_and_named(tmp_path: Path)
 
 def test_copies_of_a_document_are_one_document_in_validation_and_test(tmp_path: Path) -> None:
     texts = load(tmp_path / "x.jsonl", [{"text": f"document {n % 20}"} for n in range(100)])
-    assert {split: len(part) for split, part in texts.splits.items()} == {"train": 80, "validation": 2, "test": 2}
+    assert {split: len(part) for split, part in texts.splits.items()} == {
+        "train": 80,
+        "validation": 2,
+        "test": 2,
+    }
 
 
 def test_too_few_different_documents_are_refused(tmp_path: Path) -> None:
@@ -120,7 +138,11 @@ REAL = {
 
 def digest_of(task: str) -> str:
     splits = open_task(task).load().splits
-    rows = [(split, example.id, example.text, example.label) for split in sorted(splits) for example in splits[split]]
+    rows = [
+        (split, example.id, example.text, example.label)
+        for split in sorted(splits)
+        for example in splits[split]
+    ]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 

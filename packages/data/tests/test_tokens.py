@@ -124,10 +124,18 @@ def test_examples_are_plain_values() -> None:
 
 def with_special(template: str) -> PreTrainedTokenizerFast:
     """A word tokenizer that adds special tokens by ``template``: [BOS] is 1 and [EOS] is 2."""
-    words = Tokenizer(WordLevel({word: n for n, word in enumerate(["[UNK]", "[BOS]", "[EOS]", "a", "b", "c"])}, unk_token="[UNK]"))
+    words = Tokenizer(
+        WordLevel(
+            {word: n for n, word in enumerate(["[UNK]", "[BOS]", "[EOS]", "a", "b", "c"])}, unk_token="[UNK]"
+        )
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]", pad_token="[EOS]")
+    words.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]", pad_token="[EOS]"
+    )
 
 
 def source_of(*texts: str, kind: str = "language-modelling") -> Source:
@@ -135,7 +143,9 @@ def source_of(*texts: str, kind: str = "language-modelling") -> Source:
     examples = [Example(str(n), text, label) for n, text in enumerate(texts)]
     splits = {"train": examples, "validation": examples, "test": examples}
     fingerprint = " ".join(texts)
-    return Source("mine", kind, lambda: fingerprint, lambda: Texts(kind, splits, ("only",) if label == 0 else ()))  # type: ignore[arg-type]
+    return Source(
+        "mine", kind, lambda: fingerprint, lambda: Texts(kind, splits, ("only",) if label == 0 else ())
+    )  # type: ignore[arg-type]
 
 
 def sequences(task: TokenisedTask, split: str = "test") -> list[list[int]]:
@@ -151,7 +161,9 @@ def sequences(task: TokenisedTask, split: str = "test") -> list[list[int]]:
         ("$A [EOS]", [[3, 4, 5, 3], [4, 5, 3, 4], [5, 2]]),
     ],
 )
-def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(template: str, expected: list[list[int]]) -> None:
+def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(
+    template: str, expected: list[list[int]]
+) -> None:
     task = tokenise(source_of("a b c a b c a b c"), with_special(template), 4)
     assert sequences(task) == expected
 
@@ -187,7 +199,9 @@ def test_the_key_holds_the_special_tokens_and_how_texts_are_cut(cache: Path) -> 
 def test_texts_longer_than_the_limit_are_counted() -> None:
     task = tokenise(source_of("a b c a", "a b", kind="classification"), with_special("[BOS] $A [EOS]"), 4)
     assert sequences(task) == [[1, 3, 4, 2], [1, 3, 4, 2]]
-    assert task.report.counts["texts_cut"] == 3 and task.report.counts["texts"] == 6, "one of two in each of three splits"
+    assert task.report.counts["texts_cut"] == 3 and task.report.counts["texts"] == 6, (
+        "one of two in each of three splits"
+    )
     assert task.report.notes == ("3 of 6 texts are longer than max_length 4 and were cut there",)
 
 
@@ -199,14 +213,22 @@ def test_texts_that_teach_nothing_are_counted() -> None:
 
 
 def test_a_length_without_room_for_text_is_refused() -> None:
-    with pytest.raises(DataError, match="max_length 2 has no room for text beside 2 special tokens; give 3 or more"):
+    with pytest.raises(
+        DataError, match="max_length 2 has no room for text beside 2 special tokens; give 3 or more"
+    ):
         tokenise(source_of("a b"), with_special("[BOS] $A [EOS]"), 2)
 
 
-def test_what_a_tokenizer_adds_is_found_without_a_token_for_the_probe(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_a_tokenizer_adds_is_found_without_a_token_for_the_probe(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     words = Tokenizer(BPE({"[BOS]": 0, "[EOS]": 1, "w": 2}, []))  # drops characters that it has no token for
-    words.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 0), ("[EOS]", 1)])
-    assert added_tokens(PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]")) == ((0,), (1,))
+    words.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 0), ("[EOS]", 1)]
+    )
+    assert added_tokens(
+        PreTrainedTokenizerFast(tokenizer_object=words, bos_token="[BOS]", eos_token="[EOS]")
+    ) == ((0,), (1,))
     assert added_tokens(tokenizer) == ((), ())
 
 

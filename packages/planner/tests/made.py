@@ -32,7 +32,13 @@ def small_problems(draw: st.DrawFn, limited: bool = False) -> Problem:
         st.one_of(st.integers(0, 6).map(float), st.floats(-3, 10, allow_subnormal=False)),
         st.integers(0, 9),
     )
-    ways = draw(st.lists(st.lists(option, min_size=1, max_size=5, unique_by=lambda o: (o.format, o.rank)), min_size=1, max_size=5))
+    ways = draw(
+        st.lists(
+            st.lists(option, min_size=1, max_size=5, unique_by=lambda o: (o.format, o.rank)),
+            min_size=1,
+            max_size=5,
+        )
+    )
     items = tuple(Item(f"m{i}", tuple(options), shape=(8, 8)) for i, options in enumerate(ways))
     sizes = [sum(pick(o.nbytes for o in item.options) for item in items) for pick in (min, max)]
     fixed = draw(st.integers(0, 100))

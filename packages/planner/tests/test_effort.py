@@ -23,7 +23,10 @@ def concave(matrices: int, ways: int, seed: int = 0, largest: int = 1000) -> Pro
     for number in range(matrices):
         top = int(random.integers(largest // 10, largest))
         sizes, costs = np.rint(top * share_O).astype(int) + 1, top * (1 - share_O**2)
-        options = [Option(f"int{way}", 0, int(size), float(cost)) for way, (size, cost) in enumerate(zip(sizes, costs, strict=True))]
+        options = [
+            Option(f"int{way}", 0, int(size), float(cost))
+            for way, (size, cost) in enumerate(zip(sizes, costs, strict=True))
+        ]
         items.append(Item(f"m{number}", tuple(options)))
     low, high = (sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max))
     return Problem(tuple(items), (low + high) // 2 + 7)
@@ -34,7 +37,9 @@ def least_cost(problem: Problem) -> float:
     best_B = np.zeros(problem.available + 1)
     for item in problem.items:
         shifted = [
-            np.concatenate([np.full(option.nbytes, np.inf), best_B[: len(best_B) - option.nbytes] + option.cost])
+            np.concatenate(
+                [np.full(option.nbytes, np.inf), best_B[: len(best_B) - option.nbytes] + option.cost]
+            )
             for option in item.options
             if option.nbytes < len(best_B)
         ]

@@ -30,7 +30,9 @@ ROUND = (("int2", 2, 64.0), ("int3", 3, 16.0), ("int4", 4, 4.0), ("int8", 8, 1.0
 def options(draw: st.DrawFn) -> tuple[Option, ...]:
     """Two to four ways to hold a matrix, more bytes for less cost."""
     sizes = sorted(draw(st.sets(st.integers(1, 30), min_size=2, max_size=4)))
-    costs = sorted(draw(st.lists(st.integers(1, 1000), min_size=len(sizes), max_size=len(sizes))), reverse=True)
+    costs = sorted(
+        draw(st.lists(st.integers(1, 1000), min_size=len(sizes), max_size=len(sizes))), reverse=True
+    )
     return tuple(Option(f"int{size}", 0, size, cost / 100) for size, cost in zip(sizes, costs, strict=True))
 
 
@@ -40,7 +42,10 @@ def cheapest(problem: Problem) -> float:
     for item in problem.items:
         ways = [(option.nbytes, option.cost) for option in item.options]
         shifted = [
-            np.concatenate([np.full(min(size, len(best_B)), np.inf), best_B[: max(0, len(best_B) - size)] + cost]) for size, cost in ways
+            np.concatenate(
+                [np.full(min(size, len(best_B)), np.inf), best_B[: max(0, len(best_B) - size)] + cost]
+            )
+            for size, cost in ways
         ]
         best_B = np.minimum.reduce(shifted)
     return float(best_B.min())
@@ -50,7 +55,10 @@ def agrees_with_every_plan(problem: Problem) -> bool:
     """Whether ``exact`` says what trying everything says: the best plan, or the smallest budget under the same limit on trainable
     numbers, or that this limit cannot be met."""
     limit = problem.max_trainable
-    smallest = min((plan.nbytes for plan in every_plan(problem) if limit is None or plan.trainable <= limit), default=None)
+    smallest = min(
+        (plan.nbytes for plan in every_plan(problem) if limit is None or plan.trainable <= limit),
+        default=None,
+    )
     if smallest is None and problem.smallest <= problem.budget:
         with pytest.raises(PlanError, match=f"at most {limit:,} trainable numbers are allowed"):
             exact(problem)
@@ -81,7 +89,9 @@ def test_equals_brute_force_with_pins(problem, data):
     pins = {}
     for item in data.draw(st.lists(st.sampled_from(problem.items), unique_by=lambda item: item.name)):
         option = data.draw(st.sampled_from(item.options))
-        pins[item.name] = data.draw(st.sampled_from([(option.format, option.rank), (option.format, None), (None, option.rank)]))
+        pins[item.name] = data.draw(
+            st.sampled_from([(option.format, option.rank), (option.format, None), (None, option.rank)])
+        )
     pinned = problem.pinned(pins)
     assert agrees_with_every_plan(pinned)
     if fitting(pinned):
@@ -96,7 +106,9 @@ def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem
     least_trained = sum(min(option.trainable for option in item.options) for item in problem.items)
     assume(problem.max_trainable is None or least_trained <= problem.max_trainable)
     smallest, starved = None, problem
-    while smallest is None or starved.budget < smallest:  # two steps at most: all limits, once the bytes alone suffice
+    while (
+        smallest is None or starved.budget < smallest
+    ):  # two steps at most: all limits, once the bytes alone suffice
         starved = replace(problem, budget=problem.smallest - 1 if smallest is None else smallest - 1)
         with pytest.raises(Infeasible) as error:
             exact(starved)
@@ -118,7 +130,9 @@ def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem
 @given(st.lists(st.tuples(options(), st.integers(1, 40)), min_size=1, max_size=3), st.floats(0, 1))
 def test_dozens_of_alike_matrices_equal_dynamic_programming(kinds, share):
     """Copies of a matrix, as a model planned by a prior has them: their order must not be searched, and the optimum must stay."""
-    items = tuple(Item(f"m{kind}.{copy}", made) for kind, (made, count) in enumerate(kinds) for copy in range(count))
+    items = tuple(
+        Item(f"m{kind}.{copy}", made) for kind, (made, count) in enumerate(kinds) for copy in range(count)
+    )
     low, high = (sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max))
     problem = Problem(items, low + int(share * (high - low)))
     plan = exact(problem)
@@ -129,8 +143,13 @@ def test_dozens_of_alike_matrices_equal_dynamic_programming(kinds, share):
 
 def test_a_hundred_blocks_by_a_prior_are_planned_at_any_budget():
     """Of four matrices a block with costs in round numbers: exchanges that gain nothing must end, and so must branching."""
-    four = [tuple(Option(f, r, w * b + 2 * r, c / w / (1 + r), r) for f, b, c in ROUND for r in (2, 4, 8)) for w in (64, 64, 256, 512)]
-    items = tuple(Item(f"m{block}.{part}", made, layer=block) for block in range(100) for part, made in enumerate(four))
+    four = [
+        tuple(Option(f, r, w * b + 2 * r, c / w / (1 + r), r) for f, b, c in ROUND for r in (2, 4, 8))
+        for w in (64, 64, 256, 512)
+    ]
+    items = tuple(
+        Item(f"m{block}.{part}", made, layer=block) for block in range(100) for part, made in enumerate(four)
+    )
     least = Problem(items, 10**9).smallest
     for budget in (least + 997, 2 * least, 3 * least + 1):
         problem = Problem(items, budget)

@@ -10,7 +10,16 @@ from bitrank_planner.errors import PlanError
 from bitrank_planner.journal import Journal
 from bitrank_planner.problem import Item, Option, Problem
 
-PROBLEM = Problem((Item("m", (Option("int2", 1, 10, 2.0), Option("int4", 1, 20, 1.0), Option("int4", 2, 24, 0.9)), shape=(4, 4)),), 30)
+PROBLEM = Problem(
+    (
+        Item(
+            "m",
+            (Option("int2", 1, 10, 2.0), Option("int4", 1, 20, 1.0), Option("int4", 2, 24, 0.9)),
+            shape=(4, 4),
+        ),
+    ),
+    30,
+)
 PLANS = [PROBLEM.plan([choice], "test") for choice in range(3)]
 
 
@@ -84,7 +93,9 @@ def test_the_journal_of_another_problem_is_refused(tmp_path: Path, other):
         Journal(other, tmp_path / "journal")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"choices": [7], "value": 1, "seconds": 1}', '{"choices": [0], "seconds": 1}'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"choices": [7], "value": 1, "seconds": 1}', '{"choices": [0], "seconds": 1}']
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line):
     path = tmp_path / "journal"
     Journal(PROBLEM, path)

@@ -16,13 +16,17 @@ def item(name: str = "block.0.up", **other: object) -> Item:
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
 def test_a_sensitivity_that_is_not_finite_is_refused(cost: float) -> None:
-    with pytest.raises(PlanError, match=r"block\.0\.up as int4 with rank 2 costs .*expected a finite number; measure again"):
+    with pytest.raises(
+        PlanError, match=r"block\.0\.up as int4 with rank 2 costs .*expected a finite number; measure again"
+    ):
         Problem((item(options=(Option("int4", 2, 10, cost),)),), 100)
 
 
 @pytest.mark.parametrize("rank", [9, 16, -1])
 def test_a_rank_above_the_matrix_is_refused(rank: int) -> None:
-    with pytest.raises(PlanError, match=rf"rank {rank} does not fit block\.0\.up of shape \(8, 16\): expected 0 to 8"):
+    with pytest.raises(
+        PlanError, match=rf"rank {rank} does not fit block\.0\.up of shape \(8, 16\): expected 0 to 8"
+    ):
         Problem((item(options=(Option("int4", rank, 10, 1.0),)),), 100)
 
 
@@ -46,7 +50,9 @@ def test_negative_bytes_are_refused() -> None:
 
 def test_a_budget_below_the_smallest_plan_says_how_much_is_needed() -> None:
     problem = Problem((item("a"), item("b")), budget=24, fixed=5)
-    with pytest.raises(Infeasible, match=r"a budget of 24 bytes is too small: the smallest plan takes 25 \(5 of them") as caught:
+    with pytest.raises(
+        Infeasible, match=r"a budget of 24 bytes is too small: the smallest plan takes 25 \(5 of them"
+    ) as caught:
         problem.check_feasible()
     assert caught.value.smallest == problem.smallest == 25
 

@@ -34,27 +34,47 @@ def _bert() -> Any:
 
 
 def _distilbert() -> Any:
-    return DistilBertForSequenceClassification(DistilBertConfig(vocab_size=96, dim=64, n_layers=3, n_heads=4, hidden_dim=128))
+    return DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=96, dim=64, n_layers=3, n_heads=4, hidden_dim=128)
+    )
 
 
 def _gpt2() -> Any:
-    return GPT2LMHeadModel(GPT2Config(**_VOCAB, n_embd=64, n_layer=3, n_head=4, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0))
+    return GPT2LMHeadModel(
+        GPT2Config(**_VOCAB, n_embd=64, n_layer=3, n_head=4, embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    )
 
 
 def _gpt_neo() -> Any:
     return GPTNeoForCausalLM(
-        GPTNeoConfig(**_VOCAB, hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], intermediate_size=128)
+        GPTNeoConfig(
+            **_VOCAB,
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            intermediate_size=128,
+        )
     )
 
 
 def _llama() -> Any:
     return LlamaForCausalLM(
-        LlamaConfig(**_VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, tie_word_embeddings=True)
+        LlamaConfig(
+            **_VOCAB,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=128,
+            tie_word_embeddings=True,
+        )
     )
 
 
 def _t5() -> Any:
-    return T5ForConditionalGeneration(T5Config(vocab_size=96, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4))
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=96, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+    )
 
 
 MODELS: dict[str, Callable[[], Any]] = {

@@ -112,7 +112,9 @@ def test_bad_plans_are_refused_before_anything_changes(make, ids) -> None:
     model = make("llama")
     before = logits(model, ids)
     with pytest.raises(QuantError, match=r"q_porj.*nearest: model\.layers\.0\.self_attn\.q_proj"):
-        apply_precision(model, {"model.layers.1.mlp.up_proj": "int8", "model.layers.0.self_attn.q_porj": "nf4"})
+        apply_precision(
+            model, {"model.layers.1.mlp.up_proj": "int8", "model.layers.0.self_attn.q_porj": "nf4"}
+        )
     with pytest.raises(QuantError, match="shares its weight"):
         apply_precision(model, {"model.embed_tokens": "int8", "lm_head": "nf4"})
     with pytest.raises(QuantError, match="unknown format"):
@@ -122,5 +124,7 @@ def test_bad_plans_are_refused_before_anything_changes(make, ids) -> None:
 
 def test_peft_is_told_of_both_bitsandbytes_kinds(make) -> None:
     model = make("llama", torch.bfloat16)
-    apply_precision(model, {m.name: "llm-int8" if m.role == "attention" else "nf4" for m in block_matrices(model)})
+    apply_precision(
+        model, {m.name: "llm-int8" if m.role == "attention" else "nf4" for m in block_matrices(model)}
+    )
     assert model.is_loaded_in_4bit and model.is_loaded_in_8bit

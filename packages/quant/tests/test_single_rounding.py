@@ -16,7 +16,7 @@ from bitrank_quant import (
     kernels,
     parse_format,
 )
-from bitrank_quant.floats import Float
+from bitrank_quant.formats.float import Float
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

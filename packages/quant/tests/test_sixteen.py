@@ -88,7 +88,9 @@ def test_what_is_in_16_bits_already_stays_as_it_is() -> None:
     made = model().bfloat16()
     before = [type(module) for module in made]
     hold_in_16_bits(made, left_out(made))
-    assert [type(module) for module in made] == before and stored_bytes(made).total == stored_bytes(model().bfloat16()).total
+    assert [type(module) for module in made] == before and stored_bytes(made).total == stored_bytes(
+        model().bfloat16()
+    ).total
 
 
 def test_names_of_the_state_stay_and_copies_compute_the_same() -> None:

@@ -13,11 +13,15 @@ class PlainRows:
     def serves(self, *tensors: Tensor) -> bool:
         return self.serving
 
-    def softmax_(self, scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
+    def softmax_(
+        self, scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int
+    ) -> Tensor:
         self.asked.append("softmax_")
         assert scores_URS.is_contiguous()
         scores = scores_URS.float().mul_(scale).view(-1, heads, length, scores_URS.shape[-1])
-        return scores_URS.copy_(torch.softmax(scores if mask is None else scores + mask, -1).view(scores_URS.shape))
+        return scores_URS.copy_(
+            torch.softmax(scores if mask is None else scores + mask, -1).view(scores_URS.shape)
+        )
 
     def softmax_gradient_(self, grad_URS: Tensor, shares_URS: Tensor, scale: float) -> Tensor:
         self.asked.append("softmax_gradient_")

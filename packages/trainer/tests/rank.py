@@ -88,12 +88,17 @@ def work(job: Job, processes: Processes) -> None:
     except (StopIteration, RuntimeError):
         if job.stop_after is None:
             raise
-    save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, f"{job.out}-{processes.rank}.safetensors")
+    save_file(
+        {name: p.detach().contiguous() for name, p in trainable(model).items()},
+        f"{job.out}-{processes.rank}.safetensors",
+    )
     Path(f"{job.out}-{processes.rank}.json").write_text(json.dumps(events))
 
 
 if __name__ == "__main__":
-    together = join("cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Sharded if sys.argv[5:] else Joined)
+    together = join(
+        "cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Sharded if sys.argv[5:] else Joined
+    )
     for words in json.loads(sys.argv[4]):
         work(Job(**words), together)
     leave()

@@ -46,7 +46,7 @@ class TokensSquared:
     def weight(self, batch: Batch) -> int:
         return int((batch["attention_mask"].sum(1) ** 2).sum())
 
-    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:

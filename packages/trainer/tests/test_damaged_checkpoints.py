@@ -20,7 +20,9 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-def run(make: Any, folder: Path, stop_after: int | None = None) -> tuple[dict[str, torch.Tensor], list[str], float | None]:
+def run(
+    make: Any, folder: Path, stop_after: int | None = None
+) -> tuple[dict[str, torch.Tensor], list[str], float | None]:
     """Trained parameters, sentences about damage, and the best score."""
     model, sentences = make("classification"), []
 
@@ -89,7 +91,9 @@ def test_training_continues_from_the_checkpoint_before(
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_the_best_weights_belong_to_the_checkpoint(make: Any, straight: Any, stopped: Path, tmp_path: Path, how: str) -> None:
+def test_the_best_weights_belong_to_the_checkpoint(
+    make: Any, straight: Any, stopped: Path, tmp_path: Path, how: str
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     newest = max(folder.glob("best-*"))
@@ -99,7 +103,9 @@ def test_the_best_weights_belong_to_the_checkpoint(make: Any, straight: Any, sto
     assert newest.name in sentences[0]
 
 
-def test_with_both_checkpoints_damaged_training_starts_from_the_beginning(make: Any, straight: Any, stopped: Path, tmp_path: Path) -> None:
+def test_with_both_checkpoints_damaged_training_starts_from_the_beginning(
+    make: Any, straight: Any, stopped: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     for place in folder.glob("step-*"):
@@ -110,7 +116,9 @@ def test_with_both_checkpoints_damaged_training_starts_from_the_beginning(make: 
     assert sentences[0].endswith("training starts from the beginning")
 
 
-def test_a_half_written_checkpoint_is_ignored(make: Any, straight: Any, stopped: Path, tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_ignored(
+    make: Any, straight: Any, stopped: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     shutil.copytree(folder / "step-00000021", folder / ".making")

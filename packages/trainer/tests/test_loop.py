@@ -11,7 +11,9 @@ from bitrank_trainer import OBJECTIVES, Diverged, NoHook, Task, TrainError, Trai
 from tiny_problem import batch, batches
 
 OBJECTIVE = OBJECTIVES["classification"]
-SETTINGS = TrainSettings(steps=30, learning_rate=1e-2, log_every=5, eval_every=10, checkpoint_every=7, accumulation=2)
+SETTINGS = TrainSettings(
+    steps=30, learning_rate=1e-2, log_every=5, eval_every=10, checkpoint_every=7, accumulation=2
+)
 
 
 class Stop(Exception):
@@ -60,7 +62,9 @@ def figures(events):
 
 
 def test_it_learns_and_ends_at_its_best_point(make, tmp_path) -> None:
-    model, progress, events = run(make, tmp_path, settings=TrainSettings(steps=200, learning_rate=3e-2, eval_every=20))
+    model, progress, events = run(
+        make, tmp_path, settings=TrainSettings(steps=200, learning_rate=3e-2, eval_every=20)
+    )
     validations = {e["step"]: e["metrics"]["val/acc"] for e in events if e["event"] == "validation"}
     assert progress.best_score == max(validations.values()) > 0.7
     assert validations[progress.best_step] == progress.best_score

@@ -19,7 +19,9 @@ def test_classification_rows_agree_with_the_loss(make) -> None:
         loss = float(objective.loss(model, data, "cpu"))
     assert objective.metrics(rows)["loss"] == pytest.approx(loss, rel=1e-6)
     assert [row["prediction"] for row in rows] == logits.argmax(-1).tolist()
-    assert objective.metrics(rows)["acc"] == pytest.approx(float((logits.argmax(-1) == torch.from_numpy(data["labels"])).float().mean()))
+    assert objective.metrics(rows)["acc"] == pytest.approx(
+        float((logits.argmax(-1) == torch.from_numpy(data["labels"])).float().mean())
+    )
     assert [row["tokens"] for row in rows] == data["attention_mask"].sum(1).tolist()
 
 
@@ -36,11 +38,13 @@ def test_perplexity_is_the_exponential_of_nats_per_predicted_token(make) -> None
     assert sum(row["tokens"] for row in rows) == int((targets != -100).sum())
 
 
-@pytest.mark.parametrize(("kind", "model"), [("classification", "classification"), ("language-modelling", "lm")])
+@pytest.mark.parametrize(
+    ("kind", "model"), [("classification", "classification"), ("language-modelling", "lm")]
+)
 def test_what_is_judged_gives_the_loss(make, kind: str, model: str) -> None:
     objective, data = OBJECTIVES[kind], batch(0, lm=model == "lm")
     with torch.no_grad():
-        logits_NC, labels_N = objective.judged(make(model).eval(), data, "cpu")
+        logits_NC, labels_N = objective.logits_and_labels(make(model).eval(), data, "cpu")
         loss = float(objective.loss(make(model).eval(), data, "cpu"))
     assert len(logits_NC) == len(labels_N) and int((labels_N >= 0).sum()) == objective.weight(data)
     assert float(F.cross_entropy(logits_NC, labels_N)) == pytest.approx(loss, rel=1e-6)

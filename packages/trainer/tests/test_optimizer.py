@@ -32,7 +32,11 @@ class Thin(TinyClassifier):
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.up, self.gone = nn.Linear(8, 6, bias=False), nn.Linear(6, 8, bias=False), nn.Parameter(torch.zeros(2))
+        self.down, self.up, self.gone = (
+            nn.Linear(8, 6, bias=False),
+            nn.Linear(6, 8, bias=False),
+            nn.Parameter(torch.zeros(2)),
+        )
 
     def forward(self, x):
         return x + self.up(self.down(x)) + (self.gone.sum() if hasattr(self, "gone") else 0)
@@ -82,7 +86,11 @@ def run(folder, stop_after=None):
         yield from batches(skip) if stop_after is None else islice(batches(skip), stop_after)
         raise Stop
 
-    task = Task(OBJECTIVE, limited, lambda: evaluate(model, [batch(n) for n in range(30, 34)], OBJECTIVE, "cpu").metrics)
+    task = Task(
+        OBJECTIVE,
+        limited,
+        lambda: evaluate(model, [batch(n) for n in range(30, 34)], OBJECTIVE, "cpu").metrics,
+    )
     return model, train(model, task, Cutter(model), SETTINGS, folder, lambda event: None)
 
 
@@ -104,7 +112,9 @@ def test_moments_are_cut_like_their_parameters() -> None:
     optimizer, hook = named_adamw(model, 1e-2, 0.0), Cutter(model)
     OBJECTIVE.loss(model, batch(0), "cpu").backward()
     optimizer.step()
-    before = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in model.named_parameters()}
+    before = {
+        name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in model.named_parameters()
+    }
     follow(model, optimizer, hook)  # nothing was cut: nothing changes
     assert len(optimizer.param_groups[0]["params"]) == len(before)
     hook._cut()

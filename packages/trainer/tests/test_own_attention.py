@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from bitrank_trainer import (
-    OwnAttention,
-    TrainError,
-    attention,
-    implementation,
-    own_attention,
-    register_attention,
-)
+from bitrank_trainer import OwnAttention, TrainError, implementation, register_attention
+from bitrank_trainer.fused import attention, own_attention
 from torch import Tensor, nn
 from transformers import (
     FalconForCausalLM,
@@ -75,12 +69,19 @@ def test_a_keyword_that_says_nothing_changes_nothing() -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(attention.attention(module, query, key, value, None, scaling=0.4, **said)[0], plain)
+        assert torch.equal(
+            attention.attention(module, query, key, value, None, scaling=0.4, **said)[0], plain
+        )
     with pytest.warns(OwnAttention, match="'output_attentions'"):
-        assert attention.attention(module, query, key, value, None, scaling=0.4, output_attentions=True)[1] is not None
+        assert (
+            attention.attention(module, query, key, value, None, scaling=0.4, output_attentions=True)[1]
+            is not None
+        )
 
 
-def eager_attention_forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+def eager_attention_forward(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+) -> tuple[Tensor, None]:
     """Of :class:`Tempered` alone: nothing but the module tells that scores are made smaller."""
     return ((query @ key.transpose(2, 3) * module.temperature).softmax(-1) @ value).transpose(1, 2), None
 
@@ -123,16 +124,24 @@ def test_an_unknown_keyword_without_an_own_attention_is_refused() -> None:
         attention.attention(Bare(), query, key, value, None, tilt=1)
 
 
-@pytest.mark.parametrize("model_class", [GPTNeoForCausalLM, GPTJForCausalLM, FalconForCausalLM, MambaForCausalLM])
+@pytest.mark.parametrize(
+    "model_class", [GPTNeoForCausalLM, GPTJForCausalLM, FalconForCausalLM, MambaForCausalLM]
+)
 def test_models_with_attention_layers_of_their_own_are_built_with_eager(model_class: Any) -> None:
-    with pytest.warns(OwnAttention, match=rf"{model_class.__name__} has attention layers of its own, without 'bitrank'"):
+    with pytest.warns(
+        OwnAttention, match=rf"{model_class.__name__} has attention layers of its own, without 'bitrank'"
+    ):
         assert implementation(model_class, register_attention()) == "eager"
 
 
 def test_others_are_built_with_what_is_wanted() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert implementation(LlamaForCausalLM, "bitrank") == implementation(T5ForConditionalGeneration, "bitrank") == "bitrank"
+        assert (
+            implementation(LlamaForCausalLM, "bitrank")
+            == implementation(T5ForConditionalGeneration, "bitrank")
+            == "bitrank"
+        )
         assert implementation(LlamaForCausalLM, "sdpa") == "sdpa"
         assert implementation(FalconForCausalLM, "eager") == implementation(None, "bitrank") == "eager"
     with pytest.warns(OwnAttention, match="Gemma2ForCausalLM.*'sdpa'"):

@@ -126,9 +126,9 @@ def collated(rows: list[np.ndarray], pad: int, lm: bool, left: bool = False) -> 
     }
 
 
-def judged(model: nn.Module, batch: dict[str, np.ndarray]) -> torch.Tensor:
+def logits_and_labels(model: nn.Module, batch: dict[str, np.ndarray]) -> torch.Tensor:
     with torch.no_grad():
-        return OBJECTIVES["classification"].judged(model, batch, "cpu")[0]
+        return OBJECTIVES["classification"].logits_and_labels(model, batch, "cpu")[0]
 
 
 @pytest.mark.parametrize("pad", [PAD, EOS, 5], ids=["own", "end of sequence", "a word"])
@@ -143,8 +143,8 @@ def test_padded_row_gives_the_same_logits_as_alone(
     if hasattr(getattr(model, "roberta", None), "embeddings"):
         # It counts positions from this id: none of its texts holds it.
         rows = [np.where(row == pad, 6, row) for row in rows]
-    together = judged(model, collated(rows, pad, lm=False))
-    alone = torch.cat([judged(model, collated([row], pad, lm=False)) for row in rows])
+    together = logits_and_labels(model, collated(rows, pad, lm=False))
+    alone = torch.cat([logits_and_labels(model, collated([row], pad, lm=False)) for row in rows])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
     assert len({round(float(value), 4) for value in alone[:, 0]}) > 5, "rows differ, else this proves nothing"
 
@@ -157,7 +157,7 @@ def test_last_real_token_is_read_as_plain_transformers_reads_a_lone_row(
     """The reference pads nothing and is told of no padding, so that it takes the last token whatever that
     is."""
     model = architecture.make("ModelForSequenceClassification", attention, pad_token_id=EOS)
-    found = judged(model, collated(sequences(), EOS, lm=False))
+    found = logits_and_labels(model, collated(sequences(), EOS, lm=False))
     reference = architecture.make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
     reference.config.pad_token_id = None
     with torch.no_grad():
@@ -169,7 +169,9 @@ def test_last_real_token_is_read_as_plain_transformers_reads_a_lone_row(
 def test_padding_on_the_left_reads_the_same_token(name: str) -> None:
     """With rotary positions, which tell distances alone."""
     model = DECODERS[name].make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
-    left, right = (judged(model, collated(sequences(), EOS, lm=False, left=side)) for side in (True, False))
+    left, right = (
+        logits_and_labels(model, collated(sequences(), EOS, lm=False, left=side)) for side in (True, False)
+    )
     torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-4)
 
 
@@ -177,10 +179,12 @@ def test_padding_on_the_left_reads_the_same_token(name: str) -> None:
 def test_narrowed_last_block_leaves_padding_out_too(name: str) -> None:
     model = ENCODERS[name].make("ModelForSequenceClassification", "fused")
     rows = [np.where(row == PAD, 6, row) for row in sequences()]
-    whole = judged(model, collated(rows, PAD, lm=False))
+    whole = logits_and_labels(model, collated(rows, PAD, lm=False))
     assert narrow_last_block(model)
-    torch.testing.assert_close(judged(model, collated(rows, PAD, lm=False)), whole, atol=2e-5, rtol=1e-4)
-    alone = torch.cat([judged(model, collated([row], PAD, lm=False)) for row in rows])
+    torch.testing.assert_close(
+        logits_and_labels(model, collated(rows, PAD, lm=False)), whole, atol=2e-5, rtol=1e-4
+    )
+    alone = torch.cat([logits_and_labels(model, collated([row], PAD, lm=False)) for row in rows])
     torch.testing.assert_close(alone, whole, atol=2e-5, rtol=1e-4)
 
 
@@ -229,5 +233,5 @@ def test_models_that_read_elsewhere_have_no_such_head() -> None:
 
 def test_the_head_has_no_hook_left_after_a_batch() -> None:
     model = DECODERS["llama"].make("ModelForSequenceClassification", "eager")
-    judged(model, collated(sequences(), PAD, lm=False))
+    logits_and_labels(model, collated(sequences(), PAD, lm=False))
     assert not model.score._forward_hooks

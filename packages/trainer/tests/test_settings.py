@@ -24,7 +24,15 @@ def test_the_rate_is_positive_and_never_above_its_peak(steps: int, warmup: float
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("steps", -3), ("learning_rate", 0.0), ("warmup", 1.0), ("clip", 0.0), ("accumulation", 0)]
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", -3),
+        ("learning_rate", 0.0),
+        ("warmup", 1.0),
+        ("clip", 0.0),
+        ("accumulation", 0),
+    ],
 )
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(TrainError, match=field):

@@ -32,7 +32,9 @@ class TinyLm(nn.Module):
         self.embedding = nn.Embedding(20, 8)
         self.linear = nn.Linear(8, 20)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False
+    ) -> Any:
         return SimpleNamespace(logits=self.linear(self.embedding(input_ids)))
 
 
@@ -57,7 +59,9 @@ class TinyDeep(nn.Module):
         self.layers = nn.ModuleList(TinyBlock() for _ in range(3))
         self.head = nn.Linear(8, 20).requires_grad_(False)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool = False
+    ) -> Any:
         x_BTD = self.embedding(input_ids)
         for layer in self.layers:
             x_BTD = layer(x_BTD)
@@ -70,7 +74,12 @@ def batch(number: int, size: int = 8, length: int = 6, lm: bool = False) -> dict
     mask = np.ones_like(ids)
     mask[0, -2:] = 0
     labels = np.where(mask == 1, ids, -100) if lm else ((ids * mask > 10).sum(1) > 2).astype(np.int64)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": np.arange(size) + number * size}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "index": np.arange(size) + number * size,
+    }
 
 
 def batches(skip: int = 0, lm: bool = False) -> Iterator[dict[str, np.ndarray]]:

@@ -8,10 +8,10 @@ from bitrank_data import ASSETS, asset_present, cache_dir
 
 from bitrank.doctor.formats import try_formats
 from bitrank.doctor.machine import devices, machine, memory, threads
-from bitrank.doctor.printing import print_report
+from bitrank.doctor.parallelism import measure_pace
+from bitrank.doctor.show import print_report
 from bitrank.doctor.software import LIBRARIES, programs, version_of
 from bitrank.doctor.speed import gflops
-from bitrank.pace import measure_pace
 
 __all__ = ["examine", "print_report"]
 
@@ -36,7 +36,10 @@ def examine() -> dict[str, Any]:
         "quant_backends": available_overrides(device, DTYPES[dtype]),
         "formats": try_formats(device, DTYPES[dtype]),
         "libraries": {name: version_of(name) for name in LIBRARIES},
-        "assets": {name: "in the cache" if asset_present(name) else f"to fetch, {a.megabytes} MB" for name, a in ASSETS.items()},
+        "assets": {
+            name: "in the cache" if asset_present(name) else f"to fetch, {a.megabytes} MB"
+            for name, a in ASSETS.items()
+        },
         "cache": str(cache_dir()),
         "programs": {name: found.state for name, found in software.items()},
         "to_install": {name: found.install for name, found in software.items() if found.install},

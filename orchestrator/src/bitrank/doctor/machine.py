@@ -10,16 +10,19 @@ from typing import Any
 
 import psutil
 
-from bitrank.cores import usable_cores
-from bitrank.environment import mps_environment
+from bitrank.process.cores import usable_cores
+from bitrank.process.environment import mps_environment
 
 _GIB = 2**30
-_BUILDS = {"nvidia-smi": "make install TORCH=cuda", "rocm-smi": "install torch's ROCm build into this environment"}
+_BUILDS = {
+    "nvidia-smi": "make install TORCH=cuda",
+    "rocm-smi": "install torch's ROCm build into this environment",
+}
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def machine(device: str) -> dict[str, str]:
-    from bitrank.record import hardware
+    from bitrank.process.hardware import hardware
 
     return {"hardware": hardware(device), "system": platform.platform(), "python": platform.python_version()}
 
@@ -27,10 +30,10 @@ def machine(device: str) -> dict[str, str]:
 def memory() -> dict[str, str]:
     """Memory in GiB: the machine's, what a container may take of it, and each accelerator's."""
     seen = psutil.virtual_memory()
-    told = {"total": f"{seen.total / _GIB:.1f} GiB", "available": f"{seen.available / _GIB:.1f} GiB"}
+    shown = {"total": f"{seen.total / _GIB:.1f} GiB", "available": f"{seen.available / _GIB:.1f} GiB"}
     if (limit := _container_limit()) is not None and limit < seen.total:
-        told["limit of this container"] = f"{limit / _GIB:.1f} GiB"
-    return told | _device_memory()
+        shown["limit of this container"] = f"{limit / _GIB:.1f} GiB"
+    return shown | _device_memory()
 
 
 def threads() -> dict[str, Any]:
@@ -39,7 +42,12 @@ def threads() -> dict[str, Any]:
 
     asked = os.environ.get("OMP_NUM_THREADS")
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
-    cores = {"physical_cores": physical, "logical_cores": logical, "usable_cores": usable_cores(), "torch": torch.get_num_threads()}
+    cores = {
+        "physical_cores": physical,
+        "logical_cores": logical,
+        "usable_cores": usable_cores(),
+        "torch": torch.get_num_threads(),
+    }
     return cores | ({"OMP_NUM_THREADS": asked} if asked else {})
 
 
@@ -53,7 +61,11 @@ def devices() -> dict[str, str]:
 def _cuda(torch: Any) -> str:
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: fp16 with a loss scale"
+        bf16 = (
+            "bf16"
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "no bf16: fp16 with a loss scale"
+        )
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, capability {major}.{minor}, {bf16}"
     if torch.version.cuda is None and torch.version.hip is None:
         for tool, command in _BUILDS.items():
@@ -73,13 +85,15 @@ def _mps(torch: Any) -> str:
 def _device_memory() -> dict[str, str]:
     import torch
 
-    told = {}
+    shown = {}
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(number)
-        told[f"cuda:{number}"] = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} free"
+        shown[f"cuda:{number}"] = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} free"
     if torch.backends.mps.is_available():
-        told["mps"] = f"{torch.mps.recommended_max_memory() / _GIB:.1f} GiB recommended of the machine's memory"
-    return told
+        shown["mps"] = (
+            f"{torch.mps.recommended_max_memory() / _GIB:.1f} GiB recommended of the machine's memory"
+        )
+    return shown
 
 
 def _container_limit() -> int | None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from bitrank.allocator import find_tcmalloc, heap_words, is_refused
+from bitrank.process.tcmalloc import find_tcmalloc, heap_description, is_refused
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets", "mlflow", "gguf")
 _TEX = ("pdflatex", "bibtex", "latexmk", "pdffonts", "aspell")
-_TEX_DEBIAN = "texlive-latex-recommended texlive-fonts-recommended lmodern latexmk poppler-utils aspell aspell-en"
+_TEX_DEBIAN = (
+    "texlive-latex-recommended texlive-fonts-recommended lmodern latexmk poppler-utils aspell aspell-en"
+)
 _TEX_BREW = "brew install --cask mactex-no-gui && brew install poppler aspell"
 _ENGINE_SECONDS = 10
 
@@ -56,7 +58,11 @@ def _tex() -> Found:
     missing = [program for program in _TEX if shutil.which(program) is None]
     if not missing:
         return Found("here (make paper)")
-    command = _TEX_BREW if platform.system() == "Darwin" else f"sudo apt-get install --no-install-recommends {_TEX_DEBIAN}"
+    command = (
+        _TEX_BREW
+        if platform.system() == "Darwin"
+        else f"sudo apt-get install --no-install-recommends {_TEX_DEBIAN}"
+    )
     return Found(f"missing {', '.join(missing)} (make paper)", command)
 
 
@@ -65,13 +71,17 @@ def _engine() -> Found:
     for program in ("docker", "podman"):
         if shutil.which(program):
             return Found(f"{program}: {_answer(program)}")
-    command = "brew install --cask docker" if platform.system() == "Darwin" else "sudo apt-get install docker.io"
+    command = (
+        "brew install --cask docker" if platform.system() == "Darwin" else "sudo apt-get install docker.io"
+    )
     return Found("neither docker nor podman (images)", command)
 
 
 def _answer(program: str) -> str:
     try:
-        asked = subprocess.run([program, "info"], capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False)
+        asked = subprocess.run(
+            [program, "info"], capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"installed, but it does not answer ({type(error).__name__})"
     if asked.returncode == 0:
@@ -82,20 +92,28 @@ def _answer(program: str) -> str:
 
 def _browser() -> Found:
     here = any(shutil.which(name) for name in ("chromium", "google-chrome"))
-    return Found("here (browser tests)") if here else Found("missing (browser tests)", "sudo apt-get install chromium chromium-driver")
+    return (
+        Found("here (browser tests)")
+        if here
+        else Found("missing (browser tests)", "sudo apt-get install chromium chromium-driver")
+    )
 
 
 def _compiler() -> Found:
     here = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     command = "xcode-select --install" if platform.system() == "Darwin" else "sudo apt-get install gcc g++"
-    return Found(f"{here} (decoding low bits, quanto)") if here else Found("missing (decoding low bits, quanto)", command)
+    return (
+        Found(f"{here} (decoding low bits, quanto)")
+        if here
+        else Found("missing (decoding low bits, quanto)", command)
+    )
 
 
 def _allocator() -> Found:
     """Linux alone has the trouble that tcmalloc cures."""
     if platform.system() != "Linux" or is_refused() or find_tcmalloc() is not None:
-        return Found(f"runs take their memory from {heap_words()}")
-    more = f"runs take their memory from {heap_words()}: on a CPU half again above imports of what they take from tcmalloc"
+        return Found(f"runs take their memory from {heap_description()}")
+    more = f"runs take their memory from {heap_description()}: on a CPU half again above imports of what they take from tcmalloc"
     return Found(more, "sudo apt-get install libtcmalloc-minimal4")
 
 
@@ -107,7 +125,9 @@ _LOOKS: dict[str, Callable[[], Found]] = {
     "Ray": _library("ray", "ray", "runs on several machines", "ray"),
     "Weights & Biases": _library("wandb", "wandb", "a second tracker"),
     "Postgres for MLflow": _library("psycopg2", "psycopg2-binary", "a tracking server on Postgres"),
-    "Postgres for reports": _library("adbc_driver_postgresql", "adbc-driver-postgresql", "reports from a Postgres store"),
+    "Postgres for reports": _library(
+        "adbc_driver_postgresql", "adbc-driver-postgresql", "reports from a Postgres store"
+    ),
     "kernels": _library("kernels", "kernels", "a faster 4-bit product of bitsandbytes"),
     "browser": _browser,
 }

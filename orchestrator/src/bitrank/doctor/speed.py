@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
-_SIDE, _ACCELERATOR_SIDE = 1024, 4096  # an accelerator is asked for more than it can do before it is asked again
+_SIDE, _ACCELERATOR_SIDE = (
+    1024,
+    4096,
+)  # an accelerator is asked for more than it can do before it is asked again
 _SECONDS = 0.5
 
 
@@ -27,7 +30,9 @@ def _measured(dtype: str, device: str) -> float:
     started, count, spent = time.perf_counter(), 0, 0.0
     while spent < _SECONDS:
         product = left @ right
-        for _ in range(0 if device == "cpu" else 31):  # an accelerator is asked for an answer once in 32 products
+        for _ in range(
+            0 if device == "cpu" else 31
+        ):  # an accelerator is asked for an answer once in 32 products
             product = left @ right
         product.sum().item()
         count += 1 if device == "cpu" else 32

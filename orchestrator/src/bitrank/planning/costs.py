@@ -12,8 +12,8 @@ picks the matrices whose chance was kindest (EXPERIMENTS.md has the figures). It
 dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is
 one number for all matrices, chosen on validation data (see EXPERIMENTS.md), and 0 leaves the term out.
 
-These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interplay`), with them and
-with those of :func:`unmeasured` tables.
+These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interactions`), with them and
+with those of :func:`without_divergences` tables.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from bitrank_planner import Item, Option, PlanError, Problem
 from bitrank_quant import WeightMatrix
 from bitrank_quant.sensitivity import FormatErrors
 
-from bitrank.measuring import Tables
-from bitrank.planning.sizes import Sizes
+from bitrank.planning.budget import Sizes
+from bitrank.sensitivity.tables import Tables
 
 RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
@@ -47,7 +47,9 @@ class Choices:
     repairs: bool = True
 
 
-def make_problem(tables: Tables, sizes: Sizes, budget: int, choices: Choices, max_trainable: int | None = None) -> Problem:
+def make_problem(
+    tables: Tables, sizes: Sizes, budget: int, choices: Choices, max_trainable: int | None = None
+) -> Problem:
     """The problem of giving every matrix of ``tables`` a format and a rank within ``budget`` bytes for model and adapters.
 
     Matrices outside the transformer blocks (embeddings, heads) get a format and no adapter. Raises
@@ -66,7 +68,9 @@ def adaptable(matrix: WeightMatrix) -> bool:
 def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choices) -> tuple[Option, ...]:
     fitting = [rank for rank in choices.ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
     if not fitting:
-        raise PlanError(f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to {min(matrix.shape)}")
+        raise PlanError(
+            f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to {min(matrix.shape)}"
+        )
     return tuple(
         Option(fmt, rank, sizes.of_matrix(matrix.name, fmt, rank), cost, rank * sum(matrix.shape))
         for fmt in choices.formats
@@ -74,7 +78,9 @@ def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choice
     )
 
 
-def costs(matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], choices: Choices) -> list[float]:
+def costs(
+    matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], choices: Choices
+) -> list[float]:
     """Nats lost by ``matrix`` in ``fmt`` at each of ``ranks``, relative to 16 bits and full rank."""
     if fmt not in tables.errors[matrix.name]:
         raise PlanError(f"{fmt} was not measured; measured: {', '.join(tables.errors[matrix.name])}")
@@ -82,7 +88,7 @@ def costs(matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], 
     spectrum_K = tables.moments[matrix.name].gradient_K.double().numpy()
     missed_R = np.concatenate([spectrum_K[::-1].cumsum()[::-1], [0.0]])
     tail_R = errors.tail_R.double().numpy()
-    pull = believed(errors) / errors.fisher if errors.fisher > 0 else 1.0
+    pull = estimated_loss(errors) / errors.fisher if errors.fisher > 0 else 1.0
     lost = []
     for rank in ranks:
         repaired = tail_R[min(rank, len(tail_R) - 1)] if choices.repairs and len(tail_R) else errors.fisher
@@ -90,15 +96,18 @@ def costs(matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], 
     return lost
 
 
-def unmeasured(tables: Tables) -> Tables:
+def without_divergences(tables: Tables) -> Tables:
     """``tables`` as if no matrix had been quantized alone: the Fisher form is believed wherever there is one."""
     errors = {
-        name: {fmt: replace(error, far=None) if error.fisher > 0 else error for fmt, error in formats.items()}
+        name: {
+            fmt: replace(error, divergence=None) if error.fisher > 0 else error
+            for fmt, error in formats.items()
+        }
         for name, formats in tables.errors.items()
     }
     return replace(tables, errors=errors)
 
 
-def believed(errors: FormatErrors) -> float:
+def estimated_loss(errors: FormatErrors) -> float:
     """The loss believed of one matrix alone, in nats: its measured divergence, or where none was measured the Fisher form."""
-    return errors.fisher if errors.far is None else errors.far
+    return errors.fisher if errors.divergence is None else errors.divergence

@@ -1,6 +1,6 @@
 """Planners by name: each turns a problem and what was measured into a plan.
 
-Those that evaluate plans are in :mod:`~bitrank.planning.searching`.
+Those that evaluate plans are in :mod:`~bitrank.planning.short_runs`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from bitrank_planner import Effort, Item, Plan, PlanError, Problem, bits_only, exact, greedy, rank_only
 from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, at_budget
 
-from bitrank.measuring import Tables
+from bitrank.sensitivity.tables import Tables
 
 Planner = Callable[[Problem, Tables], Plan]
 FIXED_RANK = 8  # of the bits-only planner: the study's own
@@ -21,7 +21,11 @@ HIGH, LOW = "int8", "nf4-dq"  # of the precision rules of thumb: the study's own
 
 def uniform(problem: Problem, tables: Tables) -> Plan:
     """One format and one rank for all matrices: of the pairs that fit, the one of least predicted cost."""
-    return _best((_one_pair(problem, fmt, rank) for fmt in _formats(problem) for rank in _ranks(problem)), problem, "uniform")
+    return _best(
+        (_one_pair(problem, fmt, rank) for fmt in _formats(problem) for rank in _ranks(problem)),
+        problem,
+        "uniform",
+    )
 
 
 def joint(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
@@ -39,7 +43,9 @@ def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Pla
 
     Its bound is of plans of this kind.
     """
-    plans = [plan for fmt in _formats(problem) if (plan := _solved(rank_only(problem, fmt), effort)) is not None]
+    plans = [
+        plan for fmt in _formats(problem) if (plan := _solved(rank_only(problem, fmt), effort)) is not None
+    ]
     bounds = [plan.bound for plan in plans if plan.bound is not None]
     return replace(_best(plans, problem, "rank-only"), bound=min(bounds, default=None))
 
@@ -47,7 +53,9 @@ def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Pla
 def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
     """The plan with one pair everywhere, adapters where a matrix can have one; None when it is not offered or does not fit."""
     try:
-        plan = problem.find({i.name: fmt for i in problem.items}, {i.name: rank for i in _adapted(problem)}, "uniform")
+        plan = problem.find(
+            {i.name: fmt for i in problem.items}, {i.name: rank for i in _adapted(problem)}, "uniform"
+        )
     except PlanError:
         return None
     return plan if problem.fits(plan) else None
@@ -64,7 +72,9 @@ def _best(plans: Iterable[Plan | None], problem: Problem, solver: str) -> Plan:
     fitting = [plan for plan in plans if plan is not None]
     if not fitting:
         problem.check_feasible()
-        raise PlanError(f"no plan of the kind {solver!r} fits into {problem.budget:,} bytes; give more bytes, or use the planner 'exact'")
+        raise PlanError(
+            f"no plan of the kind {solver!r} fits into {problem.budget:,} bytes; give more bytes, or use the planner 'exact'"
+        )
     return replace(min(fitting, key=lambda plan: plan.cost), solver=solver)
 
 
@@ -73,7 +83,9 @@ def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     rule, items = _filled(name, _adapted(problem), tables), _adapted(problem)
     for fmt in reversed(_formats(problem)):
         try:
-            return replace(at_budget(problem, {i.name: fmt for i in problem.items}, partial(rule, items)), solver=name)
+            return replace(
+                at_budget(problem, {i.name: fmt for i in problem.items}, partial(rule, items)), solver=name
+            )
         except PlanError as error:
             last = error
     raise last
@@ -82,22 +94,31 @@ def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     """Formats by a rule of thumb (int8 and NF4), and ranks as large as the budget lets them be, the same everywhere."""
     items = _adapted(problem)
-    words: dict[str, object] = {"high": HIGH, "low": LOW}
+    options: dict[str, object] = {"high": HIGH, "low": LOW}
     if name == "three_bits_on_least_sensitive":
-        words = {"high": LOW, "added_loss": {i.name: tables.errors[i.name]["int3-g64"].far for i in problem.items}}
+        options = {
+            "high": LOW,
+            "added_loss": {i.name: tables.errors[i.name]["int3-g64"].divergence for i in problem.items},
+        }
     if name in {"low_rank_more_bits", "low_rank_fewer_bits"}:
-        words["ranks"] = RANK_HEURISTICS["gradient_probe"](items, float(FIXED_RANK), _importance(items, tables))
-    precision = PRECISION_HEURISTICS[name](problem.items, **words)
+        options["ranks"] = RANK_HEURISTICS["gradient_probe"](
+            items, float(FIXED_RANK), _importance(items, tables)
+        )
+    precision = PRECISION_HEURISTICS[name](problem.items, **options)
     return replace(at_budget(problem, precision, partial(RANK_HEURISTICS["uniform"], items)), solver=name)
 
 
 def _extreme(fmt: str, problem: Problem, tables: Tables) -> Plan:
     """One format everywhere, and ranks as large as the budget lets them be, the same everywhere."""
     items = _adapted(problem)
-    return at_budget(problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items))
+    return at_budget(
+        problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items)
+    )
 
 
-def _filled(name: str, items: Sequence[Item], tables: Tables) -> Callable[[Sequence[Item], float], dict[str, int]]:
+def _filled(
+    name: str, items: Sequence[Item], tables: Tables
+) -> Callable[[Sequence[Item], float], dict[str, int]]:
     """The rank rule called ``name`` with its measurement filled in."""
     rule = RANK_HEURISTICS[name]
     if name in {"gradient_probe", "two_stage"}:
@@ -105,7 +126,10 @@ def _filled(name: str, items: Sequence[Item], tables: Tables) -> Callable[[Seque
     if name == "parameter_norm":
         return lambda over, mean: rule(over, mean, {i.name: tables.moments[i.name].norm for i in items})
     if name == "activation":
-        ratios = {i.name: (tables.moments[i.name].input_K / tables.moments[i.name].column_I.sum()).tolist() for i in items}
+        ratios = {
+            i.name: (tables.moments[i.name].input_K / tables.moments[i.name].column_I.sum()).tolist()
+            for i in items
+        }
         return lambda over, mean: rule(over, mean, ratios)
     return rule
 
@@ -122,7 +146,10 @@ def _formats(problem: Problem) -> list[str]:
     """Formats that every matrix is offered in, fewest bytes first."""
     offered = [dict.fromkeys(option.format for option in item.options) for item in problem.items]
     common = [fmt for fmt in offered[0] if all(fmt in formats for formats in offered)]
-    sizes = {fmt: sum(min(o.nbytes for o in item.options if o.format == fmt) for item in problem.items) for fmt in common}
+    sizes = {
+        fmt: sum(min(o.nbytes for o in item.options if o.format == fmt) for item in problem.items)
+        for fmt in common
+    }
     return sorted(common, key=sizes.__getitem__)
 
 
@@ -141,7 +168,11 @@ PLANNERS: dict[str, Planner] = {
     **{name: partial(_by_rank_rule, name) for name in RANK_HEURISTICS if name != "uniform"},
     **{name: partial(_by_precision_rule, name) for name in PRECISION_HEURISTICS if name != "all_in"},
 }
-_SEARCHED: dict[str, Callable[[Problem, Tables, Effort], Plan]] = {"exact": joint, "bits-only": bits, "rank-only": ranks}
+_SEARCHED: dict[str, Callable[[Problem, Tables, Effort], Plan]] = {
+    "exact": joint,
+    "bits-only": bits,
+    "rank-only": ranks,
+}
 
 
 def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort) -> Plan:

@@ -15,7 +15,14 @@ from typing import Any
 from bitrank_data import flush, write_atomically
 
 RESULT, DIGESTS, ADAPTER = "result.json", "digests.json", "adapter"
-_SEALED = ("spec.json", "plan.json", "zero_shot.json", "ranks.json", "predictions.parquet", "continuations.json")
+_SEALED = (
+    "spec.json",
+    "plan.json",
+    "zero_shot.json",
+    "ranks.json",
+    "predictions.parquet",
+    "continuations.json",
+)
 
 
 def seal(folder: Path, result: Mapping[str, Any]) -> None:

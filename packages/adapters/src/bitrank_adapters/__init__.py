@@ -1,13 +1,14 @@
 """Rank: plans, PEFT models built from them, and what happens to ranks while training."""
 
 from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, attach_lora
-from bitrank_adapters.controllers import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
-from bitrank_adapters.fused import fuse
-from bitrank_adapters.initialise import ResidualStart, effective_scale
+from bitrank_adapters.fused.fuse import fuse
+from bitrank_adapters.fused.norms import is_norm
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
+from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
+from bitrank_adapters.residual_init import ResidualStart, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "check_ranks",
     "effective_scale",
     "fuse",
+    "is_norm",
     "read_adapter",
     "role_ranks",
     "save_as_lora",

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.norms import norms_in_fp32
+from bitrank_adapters.fused.norms import norms_in_fp32
 from bitrank_adapters.plans import RankPlan, check_ranks
 
 
@@ -41,12 +41,18 @@ class AdaLora:
 
     def __post_init__(self) -> None:
         if not 1 <= self.target_r < self.init_r:
-            raise AdapterError(f"AdaLoRA needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}")
+            raise AdapterError(
+                f"AdaLoRA needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}"
+            )
         if self.warm < 0 or self.final <= 0 or self.warm + self.final >= 1:
-            raise AdapterError(f"AdaLoRA needs 0 ≤ warm, 0 < final and warm + final < 1, got {self.warm} and {self.final}")
+            raise AdapterError(
+                f"AdaLoRA needs 0 ≤ warm, 0 < final and warm + final < 1, got {self.warm} and {self.final}"
+            )
 
 
-def attach_lora(model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: Sequence[str] = (), seed: int = 0) -> PeftModel:
+def attach_lora(
+    model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: Sequence[str] = (), seed: int = 0
+) -> PeftModel:
     """LoRA with each matrix's own rank. ``heads`` names freshly made modules to train whole.
 
     Raises :class:`AdapterError` when the plan does not fit the model.
@@ -86,7 +92,9 @@ def attach_adalora(
     check_ranks(dict.fromkeys(names, schedule.init_r), _shapes(model, names))
     warm, final = round(schedule.warm * total_steps), max(1, round(schedule.final * total_steps))
     if total_steps - final - warm < 2:
-        raise AdapterError(f"{total_steps} steps are too few for AdaLoRA: no step is left between warm-up and freeze; give 10 or more")
+        raise AdapterError(
+            f"{total_steps} steps are too few for AdaLoRA: no step is left between warm-up and freeze; give 10 or more"
+        )
     config = AdaLoraConfig(
         init_r=schedule.init_r,
         target_r=schedule.target_r,
@@ -106,7 +114,11 @@ def attach_adalora(
 def adapter_bytes(model: PeftModel) -> int:
     """Bytes of everything that adapting added to the base: adapters, their bookkeeping, and trained copies of heads."""
     added = (".lora_", ".ranknum.", ".modules_to_save.")
-    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if any(part in name for part in added))
+    return sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters()
+        if any(part in name for part in added)
+    )
 
 
 def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: int) -> PeftModel:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitrank_adapters.attach import lora_config
-from bitrank_adapters.controllers import adapted
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.initialise import effective_scale
+from bitrank_adapters.rank_hooks import adapted
+from bitrank_adapters.residual_init import effective_scale
 
 _ADAPTER = "default"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,7 +61,11 @@ def save_as_lora(model: PeftModel, folder: Path) -> None:
     made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
     made.task_type = config.task_type
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {key: value.cpu().contiguous() for key, value in tensors.items()},
+        folder / _WEIGHTS,
+        metadata={"format": "pt"},
+    )
     made.save_pretrained(str(folder))
 
 
@@ -74,10 +78,14 @@ def read_adapter(folder: Path) -> SavedAdapter:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{folder} holds no adapter: expected {_CONFIG} and {_WEIGHTS} as PEFT saves them ({error})") from error
+        raise AdapterError(
+            f"{folder} holds no adapter: expected {_CONFIG} and {_WEIGHTS} as PEFT saves them ({error})"
+        ) from error
     kind = config.get("peft_type")
     if kind not in {"LORA", "ADALORA"} or config.get("use_dora") or config.get("use_rslora"):
-        raise AdapterError(f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected LORA or ADALORA")
+        raise AdapterError(
+            f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected LORA or ADALORA"
+        )
     named = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
     names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
     parts = {name: _part(name, named, config) for name in names}

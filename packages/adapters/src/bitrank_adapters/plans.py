@@ -19,17 +19,25 @@ def role_ranks(roles: Mapping[str, str], rank_of_role: Mapping[str, int]) -> Ran
     """A rank by role, such as attention 6 and FFN 10. Raises :class:`AdapterError` for a role that has no rank."""
     missing = sorted(set(roles.values()) - set(rank_of_role))
     if missing:
-        raise AdapterError(f"no rank is given for the role {missing[0]!r}; the pattern has {', '.join(rank_of_role)}")
+        raise AdapterError(
+            f"no rank is given for the role {missing[0]!r}; the pattern has {', '.join(rank_of_role)}"
+        )
     return {name: rank_of_role[role] for name, role in roles.items()}
 
 
 def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Raise :class:`AdapterError` when a plan names no matrix of ``shapes``, or a rank does not fit its (out, in) matrix."""
     if not plan:
-        raise AdapterError("the rank plan is empty: there is nothing to train; give at least one matrix a rank of 1 or more")
+        raise AdapterError(
+            "the rank plan is empty: there is nothing to train; give at least one matrix a rank of 1 or more"
+        )
     for name, rank in plan.items():
         if name not in shapes:
             near = difflib.get_close_matches(name, shapes, n=3, cutoff=0.3) or sorted(shapes)[:3]
-            raise AdapterError(f"the rank plan names {name!r}, which this model lacks; nearest: {', '.join(near)}")
+            raise AdapterError(
+                f"the rank plan names {name!r}, which this model lacks; nearest: {', '.join(near)}"
+            )
         if not 1 <= rank <= min(shapes[name]):
-            raise AdapterError(f"rank {rank} does not fit {name!r} of shape {shapes[name]}; give 1 to {min(shapes[name])}")
+            raise AdapterError(
+                f"rank {rank} does not fit {name!r} of shape {shapes[name]}; give 1 to {min(shapes[name])}"
+            )

@@ -17,9 +17,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bitrank_adapters.controllers import AdaLoraRanks, adapted, matrix_name
 from bitrank_adapters.export import save_as_lora
-from bitrank_adapters.initialise import effective_scale
+from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
+from bitrank_adapters.residual_init import effective_scale
 
 _ADAPTER = "default"
 _AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # where the rank lies in (rank, in), (out, rank), (rank, 1)
@@ -90,7 +90,9 @@ def keep_ranks(layer: Any, kept: Tensor) -> None:
     for part, axis in _AXIS.items():
         held = getattr(layer, part)
         old = held[_ADAPTER]
-        held[_ADAPTER] = nn.Parameter(old.detach().index_select(axis, kept.to(old.device)).contiguous(), requires_grad=old.requires_grad)
+        held[_ADAPTER] = nn.Parameter(
+            old.detach().index_select(axis, kept.to(old.device)).contiguous(), requires_grad=old.requires_grad
+        )
     layer.r[_ADAPTER] = len(kept)
     with torch.no_grad():
         layer.ranknum[_ADAPTER].fill_(float(len(kept)))

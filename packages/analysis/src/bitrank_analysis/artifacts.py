@@ -63,7 +63,11 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | No
         if folder is None:
             unread.append((run_id, "all", f"its artifacts are not on this machine: {uri}"))
         else:
-            files += [(run_id, name, str(folder / name)) for name in (PREDICTIONS, RANKS, PLAN, SPEC) if (folder / name).is_file()]
+            files += [
+                (run_id, name, str(folder / name))
+                for name in (PREDICTIONS, RANKS, PLAN, SPEC)
+                if (folder / name).is_file()
+            ]
     _insert(database, "files", files)
     _insert(database, "unread", unread)
     _text_view(database, "ranks_text", [path for _, name, path in files if name == RANKS])
@@ -87,18 +91,29 @@ def local_folder(uri: str, beside: Path | None) -> Path | None:
 
 def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb.DuckDBPyRelation:
     """The predictions of one run, without ``run_id``. Raises :class:`AnalysisError` that says why there are none."""
-    rows = database.execute("SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]).fetchall()
-    reasons = database.execute("SELECT reason FROM raw.unread WHERE run_id = ? AND file IN ('all', ?)", [run_id, PREDICTIONS]).fetchall()
+    rows = database.execute(
+        "SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]
+    ).fetchall()
+    reasons = database.execute(
+        "SELECT reason FROM raw.unread WHERE run_id = ? AND file IN ('all', ?)", [run_id, PREDICTIONS]
+    ).fetchall()
     if reasons:
-        raise AnalysisError(f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again")
+        raise AnalysisError(
+            f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again"
+        )
     if not rows:
-        raise AnalysisError(f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one")
+        raise AnalysisError(
+            f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one"
+        )
     return database.from_parquet(pattern_of(rows[0][0]))
 
 
 def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[str, str, str]]) -> None:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-    database.execute(f"INSERT INTO raw.{table} SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::VARCHAR[])", columns)
+    database.execute(
+        f"INSERT INTO raw.{table} SELECT unnest(?::VARCHAR[]), unnest(?::VARCHAR[]), unnest(?::VARCHAR[])",
+        columns,
+    )
 
 
 def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
@@ -114,7 +129,11 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
     try:
         database.execute(_predictions_sql(whole))
     except duckdb.Error:
-        broken = [(run_id, PREDICTIONS, "it is not a whole Parquet file") for run_id, path in files if not _is_parquet(database, path)]
+        broken = [
+            (run_id, PREDICTIONS, "it is not a whole Parquet file")
+            for run_id, path in files
+            if not _is_parquet(database, path)
+        ]
         if not broken:
             raise
         _insert(database, "unread", broken)

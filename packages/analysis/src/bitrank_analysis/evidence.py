@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.matrices import nominal_bits, with_place
+from bitrank_analysis.matrix_names import nominal_bits, with_place
 from bitrank_analysis.statistics import arms, compare, factorial, pareto
 from bitrank_analysis.study import Study
 
@@ -53,7 +53,9 @@ class Evidence:
         """The runs that have a number in each of ``columns``. Raises :class:`AnalysisError` when none has."""
         known = self.runs.dropna(subset=list(columns))
         if known.empty:
-            raise AnalysisError(f"expected runs of {self.task} with {', '.join(columns)}, got none that measured it; run them again")
+            raise AnalysisError(
+                f"expected runs of {self.task} with {', '.join(columns)}, got none that measured it; run them again"
+            )
         return known
 
     def left_out(self, shown: pd.DataFrame) -> str:
@@ -77,7 +79,9 @@ def gather(study: Study, task: str) -> Evidence:
     runs = study.runs[study.runs["task"] == task]
     if runs.empty:
         known = ", ".join(sorted(study.runs["task"].unique())) or "none"
-        raise AnalysisError(f"expected a task with finished runs ({known}), got {task!r}; run it first, or give another")
+        raise AnalysisError(
+            f"expected a task with finished runs ({known}), got {task!r}; run it first, or give another"
+        )
     gaps: dict[str, str] = {}
     first = runs.iloc[0]
     comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=BASELINES))
@@ -91,10 +95,14 @@ def gather(study: Study, task: str) -> Evidence:
         arms=_ordered(arms(study, task)),
         comparisons=_ordered(comparisons, "candidate", "baseline"),
         front=_ordered(_or_gap(gaps, "front of stored size", lambda: pareto(study, task, x="model_mib"))),
-        memory_front=_ordered(_or_gap(gaps, "front of peak memory", lambda: pareto(study, task, x="peak_mib"))),
+        memory_front=_ordered(
+            _or_gap(gaps, "front of peak memory", lambda: pareto(study, task, x="peak_mib"))
+        ),
         factorial=effects,
         ranks=_of_task(study, runs, "SELECT run_id, matrix, step, rank, final FROM ranks"),
-        plans=_with_bits(_of_task(study, runs, "SELECT run_id, matrix, format, rank FROM plans WHERE format IS NOT NULL")),
+        plans=_with_bits(
+            _of_task(study, runs, "SELECT run_id, matrix, format, rank FROM plans WHERE format IS NOT NULL")
+        ),
         curves=_curves(study, runs),
         gaps=gaps,
         notes=tuple(dict.fromkeys([*comparisons.attrs.get("notes", ()), *effects.attrs.get("notes", ())])),
@@ -115,8 +123,12 @@ def _ordered(frame: pd.DataFrame, column: str = "config", above: str = "") -> pd
     if frame.empty:
         return frame
     columns = [above, column] if above else [column]
-    places = {name: at for at, name in enumerate(config_order(value for each in columns for value in frame[each]))}
-    return frame.sort_values(columns, key=lambda names: names.map(places), kind="stable").reset_index(drop=True)
+    places = {
+        name: at for at, name in enumerate(config_order(value for each in columns for value in frame[each]))
+    }
+    return frame.sort_values(columns, key=lambda names: names.map(places), kind="stable").reset_index(
+        drop=True
+    )
 
 
 def _of_task(study: Study, runs: pd.DataFrame, query: str) -> pd.DataFrame:
@@ -131,4 +143,9 @@ def _with_bits(plans: pd.DataFrame) -> pd.DataFrame:
 
 def _curves(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     query = "SELECT run_id, key, step, value FROM metrics WHERE key LIKE 'train/%' OR key LIKE 'val/%' ORDER BY step"
-    return study.database.sql(query).df().merge(runs[["run_id", "config", "seed"]], on="run_id").drop(columns="run_id")
+    return (
+        study.database.sql(query)
+        .df()
+        .merge(runs[["run_id", "config", "seed"]], on="run_id")
+        .drop(columns="run_id")
+    )

@@ -39,23 +39,31 @@ def query(uri: str, sql: str, format: str = "table") -> str:
         return FORMATS[format](answer.columns, answer.fetchall())
     except duckdb.Error as error:
         said = str(error).strip()
-        raise AnalysisError(f"the store does not understand this SQL: {said}\nviews: {', '.join(_views(database))}") from error
+        raise AnalysisError(
+            f"the store does not understand this SQL: {said}\nviews: {', '.join(_views(database))}"
+        ) from error
 
 
 def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raise :class:`AnalysisError` unless ``sql`` is one statement that reads; EXPLAIN ANALYZE runs its statement, so that is checked."""
     statements = database.extract_statements(sql)
     if len(statements) != 1:
-        raise AnalysisError(f"expected a statement that answers with rows, such as SELECT * FROM runs; got {len(statements)} statements")
+        raise AnalysisError(
+            f"expected a statement that answers with rows, such as SELECT * FROM runs; got {len(statements)} statements"
+        )
     explained = _EXPLAIN.match(sql)
     inner = database.extract_statements(sql[explained.end() :]) if explained else statements
     if [statement.type for statement in inner] != [duckdb.StatementType.SELECT]:
         kinds = ", ".join(statement.type.name for statement in inner) or "nothing"
-        raise AnalysisError(f"the store is read-only here: expected SELECT, DESCRIBE or EXPLAIN of a SELECT, got {kinds}")
+        raise AnalysisError(
+            f"the store is read-only here: expected SELECT, DESCRIBE or EXPLAIN of a SELECT, got {kinds}"
+        )
 
 
 def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
-    names = database.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' ORDER BY 1").fetchall()
+    names = database.execute(
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal AND schema_name = 'main' ORDER BY 1"
+    ).fetchall()
     return [name for (name,) in names]
 
 
@@ -64,7 +72,13 @@ def _table(columns: list[str], rows: Rows) -> str:
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *cells]
-    return "\n".join("  ".join(_aligned(*item) for item in zip(line, widths, numeric, strict=True)).rstrip() for line in lines) + "\n"
+    return (
+        "\n".join(
+            "  ".join(_aligned(*item) for item in zip(line, widths, numeric, strict=True)).rstrip()
+            for line in lines
+        )
+        + "\n"
+    )
 
 
 def _aligned(text: str, width: int, right: bool) -> str:
@@ -87,7 +101,12 @@ def _csv(columns: list[str], rows: Rows) -> str:
 
 
 def _json(columns: list[str], rows: Rows) -> str:
-    return json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            [dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=1, ensure_ascii=False
+        )
+        + "\n"
+    )
 
 
 def _plain(value: Any) -> Any:

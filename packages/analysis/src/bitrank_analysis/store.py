@@ -30,8 +30,14 @@ _TABLES = {
         "SELECT run_uuid, COALESCE(name, ''), COALESCE(status, ''), COALESCE(start_time, 0), COALESCE(end_time, 0), "
         "COALESCE(lifecycle_stage, ''), COALESCE(artifact_uri, ''), experiment_id FROM runs",
     ),
-    "params": ("run_id VARCHAR, key VARCHAR, value VARCHAR", "SELECT run_uuid, key, COALESCE(value, '') FROM params"),
-    "tags": ("run_id VARCHAR, key VARCHAR, value VARCHAR", "SELECT run_uuid, key, COALESCE(value, '') FROM tags"),
+    "params": (
+        "run_id VARCHAR, key VARCHAR, value VARCHAR",
+        "SELECT run_uuid, key, COALESCE(value, '') FROM params",
+    ),
+    "tags": (
+        "run_id VARCHAR, key VARCHAR, value VARCHAR",
+        "SELECT run_uuid, key, COALESCE(value, '') FROM tags",
+    ),
     "metrics": (
         "run_id VARCHAR, key VARCHAR, step BIGINT, time_ms BIGINT, value DOUBLE, is_nan BOOLEAN",
         "SELECT run_uuid, key, step, timestamp, value, is_nan FROM metrics",
@@ -64,7 +70,9 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     layer, shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file, reason). The connection
     can open no other file and no network address, and its settings are locked. Raises :class:`AnalysisError` when there is no MLflow store.
     """
-    database = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    database = duckdb.connect(
+        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    )
     database.execute("CREATE SCHEMA raw")
     place = _place(uri)
     source, options = _connect(place)
@@ -78,7 +86,9 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
                 reader = cursor.fetch_record_batch()  # noqa: F841 - DuckDB finds it by its name
                 database.execute(f"INSERT INTO raw.{table} SELECT * FROM reader")
     except Exception as error:  # drivers raise their own kinds
-        raise AnalysisError(f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}") from error
+        raise AnalysisError(
+            f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}"
+        ) from error
     database.execute(_VIEWS)
     _create_wide(database)
     beside = place.parent if isinstance(place, Path) else None
@@ -131,7 +141,9 @@ def _place(uri: str) -> Path | URL:
     except ArgumentError as error:
         raise AnalysisError(f"cannot read the store URI {uri!r}") from error
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise AnalysisError(f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://")
+        raise AnalysisError(
+            f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://"
+        )
     return Path(url.database or "").resolve() if url.get_backend_name() == "sqlite" else url
 
 
@@ -145,8 +157,15 @@ def _create_wide(database: duckdb.DuckDBPyConnection) -> None:
 
 def _pivot(database: duckdb.DuckDBPyConnection, view: str, prefix: str) -> str:
     """A subquery with one row per run and one column per key of ``view``."""
-    keys = [key for (key,) in database.sql(f"SELECT DISTINCT key FROM {view} WHERE key NOT LIKE 'mlflow.%' ORDER BY 1").fetchall()]
-    columns = [f"any_value(value) FILTER (key = {_literal(key)}) AS {_identifier(prefix + key)}" for key in keys]
+    keys = [
+        key
+        for (key,) in database.sql(
+            f"SELECT DISTINCT key FROM {view} WHERE key NOT LIKE 'mlflow.%' ORDER BY 1"
+        ).fetchall()
+    ]
+    columns = [
+        f"any_value(value) FILTER (key = {_literal(key)}) AS {_identifier(prefix + key)}" for key in keys
+    ]
     return f"(SELECT {', '.join(['run_id', *columns])} FROM {view} GROUP BY run_id)"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bitrank_analysis.artifacts import read_predictions
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.protocol import unusual_settings
+from bitrank_analysis.training_settings import unusual_settings
 
 # Final metric → (kind of task, short name, whether more of it is better). A new kind of task is one line here.
 METRICS: dict[str, tuple[str, str, bool]] = {
@@ -25,7 +25,18 @@ _FIGURES = {
     "seconds": "time/total_s", "bits": "model/bits",
 }  # fmt: skip
 _TEXTS = ("run_id", "run_name", "config", "task", "model", "hardware", "code", "shared_code", "status")
-_TAGS = ("config", "task", "seed", "model", "hardware", "code", "shared_code", "spec_id", "failure", "finding")
+_TAGS = (
+    "config",
+    "task",
+    "seed",
+    "model",
+    "hardware",
+    "code",
+    "shared_code",
+    "spec_id",
+    "failure",
+    "finding",
+)
 _CELL = ["config", "task", "seed"]
 
 
@@ -63,7 +74,9 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     """
     every = _tagged(database)
     experiment = _experiment(database, every, experiment)
-    tagged = every[every["experiment"] == experiment].sort_values("started", kind="stable").reset_index(drop=True)
+    tagged = (
+        every[every["experiment"] == experiment].sort_values("started", kind="stable").reset_index(drop=True)
+    )
     finals = _finals(database, experiment)
     rows = pd.DataFrame([_row(run, finals.get(run["run_id"], {})) for run in tagged.to_dict("records")])
     rows["stale"] = _stale(rows)
@@ -72,10 +85,22 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     good = rows[rows["problem"] == ""]
     good = good.assign(settings=good["run_id"].map(unusual_settings(database, good)).astype(object))
     usual_last = good.sort_values("settings", key=lambda column: column == "", kind="stable")
-    runs = usual_last.drop_duplicates(_CELL, keep="last").sort_values(["task", "config", "seed"]).reset_index(drop=True)
-    every_run = database.execute("SELECT count(*) FROM runs WHERE experiment = ?", [experiment]).fetchall()[0][0]
+    runs = (
+        usual_last.drop_duplicates(_CELL, keep="last")
+        .sort_values(["task", "config", "seed"])
+        .reset_index(drop=True)
+    )
+    every_run = database.execute("SELECT count(*) FROM runs WHERE experiment = ?", [experiment]).fetchall()[
+        0
+    ][0]
     notes = _notes(every_run - len(rows), len(good) - len(runs), int(other_data.sum()), runs)
-    return Study(experiment, runs.drop(columns=["problem", "status", "shared_code"]), _missing(rows, runs), database, notes)
+    return Study(
+        experiment,
+        runs.drop(columns=["problem", "status", "shared_code"]),
+        _missing(rows, runs),
+        database,
+        notes,
+    )
 
 
 def _stale(rows: pd.DataFrame) -> pd.Series:
@@ -84,8 +109,12 @@ def _stale(rows: pd.DataFrame) -> pd.Series:
     ``code`` covers what decides the numbers of one arm, its rules included; ``shared_code`` is the part that all arms have.
     """
     other_arm = rows["code"] != rows.groupby("config")["code"].transform("last")
-    told = rows.loc[rows["shared_code"] != "", "shared_code"]
-    return other_arm if told.empty else other_arm | ((rows["shared_code"] != "") & (rows["shared_code"] != told.iloc[-1]))
+    sentences = rows.loc[rows["shared_code"] != "", "shared_code"]
+    return (
+        other_arm
+        if sentences.empty
+        else other_arm | ((rows["shared_code"] != "") & (rows["shared_code"] != sentences.iloc[-1]))
+    )
 
 
 def _read_other_data(database: duckdb.DuckDBPyConnection, rows: pd.DataFrame) -> pd.Series:
@@ -122,7 +151,9 @@ def _experiment(database: duckdb.DuckDBPyConnection, tagged: pd.DataFrame, asked
             "three, so it is empty or another tool's: run `make matrix`, or give another store"
         )
     if asked is not None:
-        raise AnalysisError(f"there is no experiment {asked!r} with runs of bitrank; expected one of {', '.join(found)}")
+        raise AnalysisError(
+            f"there is no experiment {asked!r} with runs of bitrank; expected one of {', '.join(found)}"
+        )
     if len(found) > 1:
         raise AnalysisError(f"the store holds several experiments; name one of {', '.join(found)}")
     return str(found[0])
@@ -143,10 +174,18 @@ def _row(run: dict[str, Any], finals: dict[str, float]) -> dict[str, Any]:
     kind, metric, higher = METRICS[known[0]] if known else ("", "", True)
     quality = finals[known[0]] if known else float("nan")
     row: dict[str, Any] = {key: _text(run[key]) for key in _TEXTS}
-    row |= {"seed": run["seed"], "kind": kind, "metric": metric, "higher_is_better": higher, "quality": quality}
+    row |= {
+        "seed": run["seed"],
+        "kind": kind,
+        "metric": metric,
+        "higher_is_better": higher,
+        "quality": quality,
+    }
     row["zero"] = finals.get(f"zero/{metric}", float("nan"))
     row |= {column: finals.get(key, float("nan")) for column, key in _FIGURES.items()}
-    return row | {"problem": _problem(run, known, quality, sorted(key for key in finals if key.startswith("eval/")))}
+    return row | {
+        "problem": _problem(run, known, quality, sorted(key for key in finals if key.startswith("eval/")))
+    }
 
 
 def _problem(run: dict[str, Any], known: list[str], quality: float, measured: list[str]) -> str:
@@ -154,35 +193,49 @@ def _problem(run: dict[str, Any], known: list[str], quality: float, measured: li
     if run["status"] != "FINISHED" and finding:
         return f"diverged: {finding}"
     if run["status"] != "FINISHED":
-        word = {"FAILED": "failed", "KILLED": "killed", "RUNNING": "running"}.get(run["status"], run["status"].lower())
+        word = {"FAILED": "failed", "KILLED": "killed", "RUNNING": "running"}.get(
+            run["status"], run["status"].lower()
+        )
         return f"{word}: {failure}" if failure else word
     if not known:
         return f"finished with a metric that is not known: expected one of {', '.join(METRICS)}, got {', '.join(measured) or 'none'}"
     if len(known) > 1:
         return f"finished with both {' and '.join(known)}: which of them counts is not known"
-    return "" if abs(quality) < float("inf") else f"finished, but its {known[0]} is {quality}, not a number to compare"
+    return (
+        ""
+        if abs(quality) < float("inf")
+        else f"finished, but its {known[0]} is {quality}, not a number to compare"
+    )
 
 
 def _missing(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Cells of the full grid without a run to compare; the reason is that of the newest try."""
     done = set(runs[_CELL].itertuples(index=False, name=None))
     newest = {(row.config, row.task, row.seed): (row.status, row.problem) for row in rows.itertuples()}
-    grid = [(c, t, s) for t in sorted(set(rows["task"])) for c in sorted(set(rows["config"])) for s in sorted(set(rows["seed"]))]
+    grid = [
+        (c, t, s)
+        for t in sorted(set(rows["task"]))
+        for c in sorted(set(rows["config"]))
+        for s in sorted(set(rows["seed"]))
+    ]
     absent = ("ABSENT", "absent: it was not run")
-    return pd.DataFrame([(*cell, *newest.get(cell, absent)) for cell in grid if cell not in done], columns=[*_CELL, "status", "reason"])
+    return pd.DataFrame(
+        [(*cell, *newest.get(cell, absent)) for cell in grid if cell not in done],
+        columns=[*_CELL, "status", "reason"],
+    )
 
 
 def _notes(foreign: int, doubled: int, other_data: int, runs: pd.DataFrame) -> tuple[str, ...]:
     stale = list(runs.loc[runs["stale"], "run_name"])
     odd = [f"{run.run_name} ({run.settings})" for run in runs.itertuples() if run.settings]
-    said = {
+    text = {
         f"Runs left out because they lack the tags config, task and seed: {foreign}.": foreign,
         f"Runs left out because their task has a newer run on other data: {other_data}.": other_data,
         f"Runs left out for another of the same config, task and seed that is newer or has the usual settings: {doubled}.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(stale)}.": len(stale),
     }
-    return tuple(sentence for sentence, count in said.items() if count)
+    return tuple(sentence for sentence, count in text.items() if count)
 
 
 def _text(value: Any) -> str:

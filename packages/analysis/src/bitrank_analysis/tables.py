@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
-from bitrank_analysis.matrices import module_order
+from bitrank_analysis.matrix_names import module_order
 
 # Column → what is printed over it and how its values are written.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
@@ -46,15 +46,37 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table."""
-        rows = [list(self.shown.columns), ["---", *["---:"] * (self.shown.shape[1] - 1)], *self.shown.values.tolist()]
-        return "\n".join("| " + " | ".join(str(cell).translate(_MARKDOWN) for cell in row) + " |" for row in rows) + "\n"
+        rows = [
+            list(self.shown.columns),
+            ["---", *["---:"] * (self.shown.shape[1] - 1)],
+            *self.shown.values.tolist(),
+        ]
+        return (
+            "\n".join(
+                "| " + " | ".join(str(cell).translate(_MARKDOWN) for cell in row) + " |" for row in rows
+            )
+            + "\n"
+        )
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs rules, every cell escaped; the paper adds float, caption and label."""
-        rows = [" & ".join(latex_escape(str(cell)) for cell in row) + r" \\" for row in self.shown.values.tolist()]
+        rows = [
+            " & ".join(latex_escape(str(cell)) for cell in row) + r" \\" for row in self.shown.values.tolist()
+        ]
         head = " & ".join(latex_escape(str(name)) for name in self.shown.columns) + r" \\"
         columns = "l" + "r" * (self.shown.shape[1] - 1)
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *rows,
+                r"\bottomrule",
+                r"\end{tabular}",
+                "",
+            ]
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``<name>.csv .tex .md`` into ``folder``."""
@@ -70,19 +92,35 @@ def latex_escape(text: str) -> str:
 
 def tables(evidence: Evidence) -> list[Table]:
     """Every table of ``evidence`` that has rows, named after table and task."""
-    made = [_arms(evidence), _comparisons(evidence), _front(evidence), _factorial(evidence), _plans(evidence), _ranks(evidence)]
+    made = [
+        _arms(evidence),
+        _comparisons(evidence),
+        _front(evidence),
+        _factorial(evidence),
+        _plans(evidence),
+        _ranks(evidence),
+    ]
     return [table for table in made if not table.frame.empty]
 
 
 def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Heads) -> Table:
     """``heads`` maps a column to what is printed over it and how its values are written; a column without any value is not printed."""
-    kept = {column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()}
-    shown = pd.DataFrame({head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()}, dtype=object)
+    kept = {
+        column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()
+    }
+    shown = pd.DataFrame(
+        {head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()},
+        dtype=object,
+    )
     return Table(f"{name}-{evidence.task}", f"{caption} ({evidence.task})", frame, shown)
 
 
 def _text(value: Any, write: Callable[[Any], str]) -> str:
-    return words.NOTHING if value is None or (isinstance(value, float) and math.isnan(value)) else write(value)
+    return (
+        phrasing.NOTHING
+        if value is None or (isinstance(value, float) and math.isnan(value))
+        else write(value)
+    )
 
 
 def _fixed(digits: int) -> Callable[[Any], str]:
@@ -91,7 +129,7 @@ def _fixed(digits: int) -> Callable[[Any], str]:
 
 def _arms(evidence: Evidence) -> Table:
     def as_quality(value: float) -> str:
-        return words.quality(value, evidence.metric)
+        return phrasing.quality(value, evidence.metric)
 
     label = "Accuracy" if evidence.metric == "acc" else "Perplexity"
     heads: Heads = {
@@ -108,12 +146,18 @@ def _arms(evidence: Evidence) -> Table:
         "rank": ("Rank", _fixed(0)),
         "seconds": ("Seconds", _fixed(0)),
     }
-    return _table(evidence, "arms", "What each arm reached and what it cost; intervals over examples", evidence.arms, heads)
+    return _table(
+        evidence,
+        "arms",
+        "What each arm reached and what it cost; intervals over examples",
+        evidence.arms,
+        heads,
+    )
 
 
 def _comparisons(evidence: Evidence) -> Table:
     def as_change(value: float) -> str:
-        return words.signed(words.change(value, evidence.metric), 2)
+        return phrasing.signed(phrasing.change(value, evidence.metric), 2)
 
     short = "points" if evidence.metric == "acc" else "%"
     heads: Heads = {
@@ -124,27 +168,29 @@ def _comparisons(evidence: Evidence) -> Table:
         "high": ("95 % high", as_change),
         "seed_low": ("Seeds low", as_change),
         "seed_high": ("Seeds high", as_change),
-        "p": ("p", words.p_value),
-        "p_holm": ("p (Holm)", words.p_value),
-        "tost_p_holm": ("p equal (Holm)", words.p_value),
+        "p": ("p", phrasing.p_value),
+        "p_holm": ("p (Holm)", phrasing.p_value),
+        "tost_p_holm": ("p equal (Holm)", phrasing.p_value),
         "verdict": ("Verdict", str),
     }
     several = not evidence.comparisons.empty and (evidence.comparisons["seeds"] > 1).any()
     over = "examples and seeds together" if several else "examples"
-    caption = f"Paired differences in {words.name(evidence.metric)}, intervals over {over}"
+    caption = f"Paired differences in {phrasing.name(evidence.metric)}, intervals over {over}"
     return _table(evidence, "comparisons", caption, evidence.comparisons, heads)
 
 
 def _front(evidence: Evidence) -> Table:
     parts = [
-        frame.assign(cost=cost) for cost, frame in (("stored MiB", evidence.front), ("peak MiB", evidence.memory_front)) if not frame.empty
+        frame.assign(cost=cost)
+        for cost, frame in (("stored MiB", evidence.front), ("peak MiB", evidence.memory_front))
+        if not frame.empty
     ]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     heads: Heads = {
         "config": ("Arm", str),
         "cost": ("Cost", str),
         "x": ("Value", _fixed(1)),
-        "quality": ("Quality", lambda value: words.quality(value, evidence.metric)),
+        "quality": ("Quality", lambda value: phrasing.quality(value, evidence.metric)),
         "membership": ("On the front", str),
         "probability": ("Probability", _fixed(2)),
     }
@@ -153,7 +199,7 @@ def _front(evidence: Evidence) -> Table:
 
 def _factorial(evidence: Evidence) -> Table:
     def as_change(value: float) -> str:
-        return words.signed(words.change(value, evidence.metric), 2)
+        return phrasing.signed(phrasing.change(value, evidence.metric), 2)
 
     heads: Heads = {
         "factorial": ("Factorial", str),
@@ -161,11 +207,17 @@ def _factorial(evidence: Evidence) -> Table:
         "estimate": ("Estimate", as_change),
         "low": ("95 % low", as_change),
         "high": ("95 % high", as_change),
-        "p": ("p", words.p_value),
-        "p_holm": ("p (Holm)", words.p_value),
+        "p": ("p", phrasing.p_value),
+        "p_holm": ("p (Holm)", phrasing.p_value),
         "verdict": ("Verdict", str),
     }
-    return _table(evidence, "factorial", f"Rank by precision, in {words.unit(evidence.metric)}", evidence.factorial, heads)
+    return _table(
+        evidence,
+        "factorial",
+        f"Rank by precision, in {phrasing.unit(evidence.metric)}",
+        evidence.factorial,
+        heads,
+    )
 
 
 def _plans(evidence: Evidence) -> Table:
@@ -185,14 +237,28 @@ def _place(layer: float, module: str) -> str:
 
 def _formats(cell: pd.DataFrame) -> str:
     groups = {text: module_order(group["module"]) for text, group in cell.groupby("format")}
-    return next(iter(groups)) if len(groups) == 1 else "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
+    return (
+        next(iter(groups))
+        if len(groups) == 1
+        else "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
+    )
 
 
 def _ranks(evidence: Evidence) -> Table:
     """Mean final rank of each layer, and the range over its matrices (and seeds) where it is not one number."""
     ranks = final_ranks(evidence).dropna(subset=["layer"])
     spans = ranks.groupby(["layer", "config"])["rank"].agg(["mean", "min", "max"]).reset_index()
-    texts = [f"{row.mean:.1f}" if row.min == row.max else f"{row.mean:.1f} ({row.min}–{row.max})" for row in spans.itertuples(name="Span")]
-    frame = spans.assign(text=texts).pivot(index="layer", columns="config", values="text").reindex(columns=evidence.configs).reset_index()
+    texts = [
+        f"{row.mean:.1f}" if row.min == row.max else f"{row.mean:.1f} ({row.min}–{row.max})"
+        for row in spans.itertuples(name="Span")
+    ]
+    frame = (
+        spans.assign(text=texts)
+        .pivot(index="layer", columns="config", values="text")
+        .reindex(columns=evidence.configs)
+        .reset_index()
+    )
     heads: Heads = {"layer": ("Layer", _fixed(0)), **{name: (name, str) for name in evidence.configs}}
-    return _table(evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads)
+    return _table(
+        evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads
+    )

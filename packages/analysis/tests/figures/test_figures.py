@@ -34,7 +34,9 @@ def evidence(new_maker: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.mark.parametrize("task", ["movies", "wiki"])
 @pytest.mark.parametrize("name", list(FIGURES))
-def test_every_figure_draws_with_its_title_and_no_undefined_text(evidence: dict[str, Evidence], task: str, name: str) -> None:
+def test_every_figure_draws_with_its_title_and_no_undefined_text(
+    evidence: dict[str, Evidence], task: str, name: str
+) -> None:
     figure = FIGURES[name](evidence[task])
     svg = vl_convert.vegalite_to_svg(spec(figure))
     assert figure.title.split()[0] in svg
@@ -62,11 +64,19 @@ def test_titles_follow_the_verdicts(evidence: dict[str, Evidence]) -> None:
         FIGURES["forest"](none).title
         == f"Nothing resolved: none of {len(rows)} differences can be told from zero, and none is shown to be small"
     )
-    verdicts = ["better" if row.candidate == "Joint-2" and row.baseline == "B-FP" else "unresolved" for row in rows.itertuples()]
+    verdicts = [
+        "better" if row.candidate == "Joint-2" and row.baseline == "B-FP" else "unresolved"
+        for row in rows.itertuples()
+    ]
     one = replace(evidence["movies"], comparisons=rows.assign(verdict=verdicts))
     assert FIGURES["forest"](one).title == "Joint-2 better than B-FP; nothing resolved against B-Q4"
-    seed = replace(evidence["movies"], comparisons=rows.assign(verdict=[word.replace("better", DIFFERS) for word in verdicts]))
-    assert FIGURES["forest"](seed).title == ("On these examples, with one seed: Joint-2 apart from B-FP; nothing resolved against B-Q4")
+    seed = replace(
+        evidence["movies"],
+        comparisons=rows.assign(verdict=[word.replace("better", DIFFERS) for word in verdicts]),
+    )
+    assert FIGURES["forest"](seed).title == (
+        "On these examples, with one seed: Joint-2 apart from B-FP; nothing resolved against B-Q4"
+    )
 
 
 def test_the_front_title_tells_sure_from_open(evidence: dict[str, Evidence]) -> None:
@@ -78,7 +88,9 @@ def test_the_front_title_tells_sure_from_open(evidence: dict[str, Evidence]) -> 
         marked = front.assign(membership=front["config"].map(words))
         return FIGURES["quality-memory"](replace(evidence["movies"], memory_front=marked)).title
 
-    assert title("yes", "unresolved", *["no"] * 4) == (f"{names[0]} is on the front of peak memory and accuracy; unresolved for {names[1]}")
+    assert title("yes", "unresolved", *["no"] * 4) == (
+        f"{names[0]} is on the front of peak memory and accuracy; unresolved for {names[1]}"
+    )
     assert title("unresolved", "unresolved", *["no"] * 4).startswith(
         "No arm is surely on the front of peak memory and accuracy; unresolved"
     )
@@ -104,22 +116,33 @@ def test_memory_says_when_the_known_parts_exceed_the_peak(evidence: dict[str, Ev
 def test_what_cannot_be_drawn_is_refused_with_the_reason(evidence: dict[str, Evidence]) -> None:
     ranks = evidence["movies"].ranks
     still = replace(evidence["movies"], ranks=ranks[ranks["config"].isin(["B-FP", "Joint-3"])])
-    with pytest.raises(AnalysisError, match="expected an arm whose ranks move during training, got none; run B-Ada"):
+    with pytest.raises(
+        AnalysisError, match="expected an arm whose ranks move during training, got none; run B-Ada"
+    ):
         FIGURES["rank-map"](still)
-    empty = replace(evidence["movies"], comparisons=evidence["movies"].comparisons.iloc[:0], curves=evidence["movies"].curves.iloc[:0])
+    empty = replace(
+        evidence["movies"],
+        comparisons=evidence["movies"].comparisons.iloc[:0],
+        curves=evidence["movies"].curves.iloc[:0],
+    )
     _, refused = draw_all(empty)
     assert set(refused) == {"forest", "loss"}
     assert "expected train/loss in the store, got none" in refused["loss"]
 
 
 def test_equal_plans_share_a_panel(evidence: dict[str, Evidence]) -> None:
-    panels = {row["config"] for row in next(iter(spec(FIGURES["bits-map"](evidence["movies"]))["datasets"].values()))}
+    panels = {
+        row["config"]
+        for row in next(iter(spec(FIGURES["bits-map"](evidence["movies"]))["datasets"].values()))
+    }
     assert panels == {"B-FP, B-Ada", "B-Q4, Joint-1", "Joint-2, Joint-3"}
 
 
 def test_a_figure_is_saved_whole(evidence: dict[str, Evidence], tmp_path: Path) -> None:
     figure = FIGURES["forest"](evidence["movies"])
-    assert [path.name for path in save(figure, tmp_path)] == [f"forest.{kind}" for kind in ("svg", "png", "pdf", "json")]
+    assert [path.name for path in save(figure, tmp_path)] == [
+        f"forest.{kind}" for kind in ("svg", "png", "pdf", "json")
+    ]
     assert json.loads((tmp_path / "forest.json").read_text())["title"]["subtitle"]
     pdf = (tmp_path / "forest.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and b"/FontFile" in pdf, "the PDF carries no font"

@@ -30,14 +30,27 @@ def add_spec(maker: Any, run_id: str, **spec: Any) -> None:
 def test_a_full_study_names_its_numbers(maker: Any, tmp_path: Path) -> None:
     for run_id in add_study(maker, tasks=("movies",), n=60):
         rank = {"rule": "FixedRank", "rank": 8}
-        add_spec(maker, run_id, learning_rate=0.002, weight_decay=0.0, data="/somewhere", fused=False, arm={"rank": rank})
+        add_spec(
+            maker,
+            run_id,
+            learning_rate=0.002,
+            weight_decay=0.0,
+            data="/somewhere",
+            fused=False,
+            arm={"rank": rank},
+        )
     folder = write_paper(str(tmp_path), tmp_path / "out")
     found = names(folder)
     runs = load_study(open_store(str(tmp_path))).runs.set_index("config")
     for name in runs.index:
         assert found[f"movies/{name}/quality"] == f"{100 * runs.loc[name, 'quality']:.1f}\\,\\%"
         assert found[f"movies/{name}/model_mib"] == f"{runs.loc[name, 'model_mib']:.1f}"
-    assert (found["study/arms"], found["study/tasks"], found["study/runs"], found["task/movies/n"]) == ("six", "one", "6", "60")
+    assert (found["study/arms"], found["study/tasks"], found["study/runs"], found["task/movies/n"]) == (
+        "six",
+        "one",
+        "6",
+        "60",
+    )
     assert found["spec/movies/learning_rate"] == "0.002" and found["spec/movies/weight_decay"] == "0"
     assert found["arm/Joint-3/rank/rank"] == "8"
     assert "guard/one-learning-rate" in found and "study/one-seeds" in found and "guard/cpu-only" not in found
@@ -85,7 +98,10 @@ def test_a_stranger_in_the_store_enters_no_table_and_is_named(maker: Any, tmp_pa
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",), n=60)
     notes, alone = told()
     add_study(maker, arms=("Deep-8",), tasks=("movies",), n=60)
-    assert told() == (("The store also holds runs of Deep-8, which are no arms of this study and enter nowhere.",), alone)
+    assert told() == (
+        ("The store also holds runs of Deep-8, which are no arms of this study and enter nowhere.",),
+        alone,
+    )
     assert notes == ()
 
 
@@ -104,13 +120,18 @@ def test_what_a_reader_must_know_of_the_runs(maker: Any, tmp_path: Path) -> None
 
 
 def test_what_could_not_be_worked_out_is_said_and_not_claimed(maker: Any, tmp_path: Path) -> None:
-    maker.run("B-FP", metrics={"eval/acc": 0.5, "model/mib": 9.0, "mem/peak_mib": 90.0}, predictions=_answers("a"))
+    maker.run(
+        "B-FP", metrics={"eval/acc": 0.5, "model/mib": 9.0, "mem/peak_mib": 90.0}, predictions=_answers("a")
+    )
     maker.run("B-Q4", metrics={"eval/acc": 0.5, "mem/peak_mib": 90.0}, predictions=_answers("a"))
     folder = write_paper(str(tmp_path), tmp_path / "out")
     assert (folder / "remarks.tex").read_text().splitlines()[1:] == [
         "On movies, there is no table of front of stored size: model\\_mib was not recorded for B-Q4; run them again."
     ]
-    assert not (folder / "figure-quality-bytes.tex").exists() and "front" not in (folder / "claims.tex").read_text()
+    assert (
+        not (folder / "figure-quality-bytes.tex").exists()
+        and "front" not in (folder / "claims.tex").read_text()
+    )
 
 
 def _answers(name: str) -> dict[str, list[Any]]:
@@ -146,7 +167,9 @@ def test_nothing_of_another_is_overwritten(maker: Any, tmp_path: Path) -> None:
 
 def test_a_study_without_the_arms_is_refused(maker: Any, tmp_path: Path) -> None:
     maker.classifier("Deep-8", [True, False] * 10)
-    with pytest.raises(AnalysisError, match=r"expected finished runs of B-FP, B-Q4, .* in bitrank-test, got none of them"):
+    with pytest.raises(
+        AnalysisError, match=r"expected finished runs of B-FP, B-Q4, .* in bitrank-test, got none of them"
+    ):
         write_paper(str(tmp_path), tmp_path / "out")
 
 
@@ -158,7 +181,9 @@ def test_a_place_that_cannot_be_written_is_refused(maker: Any, tmp_path: Path) -
 
 
 def test_neighbouring_layers_of_one_pattern_are_one_row(maker: Any, tmp_path: Path) -> None:
-    layers = {f"m.layers.{layer}.self_attn.q_proj": "int8" if layer in (0, 3) else "nf4" for layer in range(4)}
+    layers = {
+        f"m.layers.{layer}.self_attn.q_proj": "int8" if layer in (0, 3) else "nf4" for layer in range(4)
+    }
     precision = {"m.embed_tokens": "bf16", "m.layers.0.mlp.up_proj": "nf4", **layers}
     plan = {"precision": precision, "ranks": {}, "matrices": [], "applied": {}}
     maker.classifier("B-FP", [True, False] * 10, files={"plan.json": plan})

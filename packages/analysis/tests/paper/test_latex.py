@@ -13,7 +13,9 @@ from bitrank_analysis.paper.latex import COMMANDS, definitions, escape, tabular
 from hypothesis import given
 from hypothesis import strategies as st
 
-COMMAND = re.compile(r"\\[A-Za-z]+\{\}|\\texttt\{U\+[0-9A-F]+\}|\\[&%$#_{},]|\$(?:-|<|>|\\times|\\pm|\\rightarrow)\$|-\{\}-|~")
+COMMAND = re.compile(
+    r"\\[A-Za-z]+\{\}|\\texttt\{U\+[0-9A-F]+\}|\\[&%$#_{},]|\$(?:-|<|>|\\times|\\pm|\\rightarrow)\$|-\{\}-|~"
+)
 
 
 @pytest.mark.parametrize(
@@ -56,18 +58,29 @@ def test_tabular() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)"
+)
 def test_latex_prints_values_asks_for_them_and_stops_without_them(tmp_path: Path) -> None:
     nasty = r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
-    preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp}"
+    preamble = (
+        r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp}"
+    )
     macros = COMMANDS + definitions({"movie_sentences/n": nasty}) + "\\makeatother\n"
     asked = r"\begin{tabular}{ll}\ifval{none}{\val{none} & x \\}{}\val{movie_sentences/n} & y\\ \end{tabular}"
 
     def latex(body: str) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "t.tex").write_text(preamble + macros + r"\begin{document}" + body + r"\end{document}", encoding="utf-8")
+        (tmp_path / "t.tex").write_text(
+            preamble + macros + r"\begin{document}" + body + r"\end{document}", encoding="utf-8"
+        )
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False
+        )
 
     assert latex(asked).returncode == 0
     stopped = latex(r"\val{movie_sentences/m}")
-    assert stopped.returncode != 0 and "the store gave no value `movie_sentences/m'" in stopped.stdout.replace("\n", "")
+    assert (
+        stopped.returncode != 0
+        and "the store gave no value `movie_sentences/m'" in stopped.stdout.replace("\n", "")
+    )

@@ -18,7 +18,9 @@ from studies import ARMS, add_study
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--window-size=1280,900")  # fmt: skip
-pytestmark = pytest.mark.skipif(not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,11 @@ def opened(browser: Any, path: Path) -> None:
 def asked(browser: Any) -> set[str]:
     """Addresses that the page asked for."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return {message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"}
+    return {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,13 @@ def asked(browser: Any) -> set[str]:
     ids=["full", "one arm"],
 )
 def test_all_charts_are_drawn_and_nothing_is_logged_or_fetched(
-    browser: Any, maker: Any, tmp_path: Path, arms: tuple[str, ...], tasks: tuple[str, ...], seeds: int, charts: int
+    browser: Any,
+    maker: Any,
+    tmp_path: Path,
+    arms: tuple[str, ...],
+    tasks: tuple[str, ...],
+    seeds: int,
+    charts: int,
 ) -> None:
     add_study(maker, arms, tasks, seeds)
     path = made(tmp_path)
@@ -80,12 +92,17 @@ def test_all_charts_are_drawn_and_nothing_is_logged_or_fetched(
 def test_it_fits_a_phone_and_follows_a_dark_screen(browser: Any, maker: Any, tmp_path: Path) -> None:
     add_study(maker, ("B-FP", "B-Q4"), ("movies",))
     path = made(tmp_path)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
+    )
     try:
         opened(browser, path)
         assert browser.execute_script("return document.documentElement.scrollWidth") == 390
         light = _inks(browser)
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        )
         dark = _inks(browser)
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -97,4 +114,6 @@ def test_it_fits_a_phone_and_follows_a_dark_screen(browser: Any, maker: Any, tmp
 def _inks(browser: Any) -> list[str]:
     """Colour of the page, and of an axis title in the first chart."""
     title = "document.querySelector('.chart .role-axis-title text')"
-    return browser.execute_script(f"return [getComputedStyle(document.body).backgroundColor, getComputedStyle({title}).fill]")
+    return browser.execute_script(
+        f"return [getComputedStyle(document.body).backgroundColor, getComputedStyle({title}).fill]"
+    )

@@ -34,9 +34,14 @@ def test_a_full_study_leaves_page_text_figures_and_tables(maker: Any, tmp_path: 
     drawn = re.findall(r'data-chart="([^"]+)"', html)
     assert list(specs["charts"]) == drawn and len(drawn) == 22
     for name in drawn:
-        assert all((tmp_path / "out/figures" / f"{name}.{kind}").stat().st_size > 500 for kind in ("svg", "pdf", "png", "json"))
+        assert all(
+            (tmp_path / "out/figures" / f"{name}.{kind}").stat().st_size > 500
+            for kind in ("svg", "pdf", "png", "json")
+        )
     assert (tmp_path / "out/tables/comparisons-wiki.tex").read_text().startswith("\\begin{tabular}")
-    assert text.index("Against B-FP") < text.index("## movies") < text.index("## wiki") < text.index("## Runs")
+    assert (
+        text.index("Against B-FP") < text.index("## movies") < text.index("## wiki") < text.index("## Runs")
+    )
     assert "2.13.0" in html and "a machine" in html
     assert "Every cell of the grid" in html
 
@@ -74,12 +79,21 @@ def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 30 + [False] * 10)
     maker.classifier("B-Q4", [True] * 12 + [False] * 28)
     report = collect(load_study(open_store(str(tmp_path))))
-    assert report.verdict[0].startswith("Against B-FP, on movies, on the examples of one seed, B-Q4 (−45.0 points of accuracy")
+    assert report.verdict[0].startswith(
+        "Against B-FP, on movies, on the examples of one seed, B-Q4 (−45.0 points of accuracy"
+    )
     assert report.verdict[0].endswith(" differs: what another seed would give is not known.")
     assert not any(word in " ".join(report.verdict) for word in (" better", " worse", " as good"))
     drawn = {figure.name for figure in report.sections[0].figures}
     assert {"forest-movies", "quality-bytes-movies", "recovery-movies"} <= drawn
-    assert not drawn & {"loss-movies", "memory-movies", "parameters-movies", "bits-map-movies", "rank-map-movies", "rank-layers-movies"}
+    assert not drawn & {
+        "loss-movies",
+        "memory-movies",
+        "parameters-movies",
+        "bits-map-movies",
+        "rank-map-movies",
+        "rank-layers-movies",
+    }
     for name in ("loss", "memory", "parameters", "bits-map", "rank-map", "rank-layers"):
         assert any(gap.startswith(f"movies, figure {name}: expected ") for gap in report.gaps)
     assert "movies, figure memory: expected runs of movies with peak_mib" in page(report)
@@ -88,7 +102,8 @@ def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
 def test_no_finished_run_is_refused(maker: Any, tmp_path: Path) -> None:
     maker.run("B-FP", task="movies", status="FAILED", tags={"failure": "no memory"})
     with pytest.raises(
-        AnalysisError, match=r"expected a finished run in bitrank-test, got none \(B-FP on movies, seed 0: failed: no memory\)"
+        AnalysisError,
+        match=r"expected a finished run in bitrank-test, got none \(B-FP on movies, seed 0: failed: no memory\)",
     ):
         write_report(str(tmp_path), tmp_path / "out")
 
@@ -162,11 +177,15 @@ def test_lower_perplexity_is_the_better_one(maker: Any, tmp_path: Path) -> None:
 
 
 def frame(predictions: list[int], **more: Any) -> pd.DataFrame:
-    return pd.DataFrame({"id": ["a", "b", "c", "d"], "label": [0, 1, 0, 1], "prediction": predictions, **more})
+    return pd.DataFrame(
+        {"id": ["a", "b", "c", "d"], "label": [0, 1, 0, 1], "prediction": predictions, **more}
+    )
 
 
 def test_disagreements_are_counted_and_shown() -> None:
-    found = disagreements({"B-FP": frame([0, 1, 1, 0], confidence=[0.9, 0.8, 0.7, 0.6]), "B-Q4": frame([0, 0, 1, 1])})
+    found = disagreements(
+        {"B-FP": frame([0, 1, 1, 0], confidence=[0.9, 0.8, 0.7, 0.6]), "B-Q4": frame([0, 0, 1, 1])}
+    )
     assert found.sentence == "Of 4 examples all arms are right on 1 and wrong on 1; they disagree on 2."
     assert found.heads == ("Example", "Label", "B-FP", "B-Q4")
     assert found.rows == (("b", "1", "✓ 1 (0.80)", "✗ 0"), ("d", "1", "✗ 0 (0.60)", "✓ 1"))
@@ -174,7 +193,12 @@ def test_disagreements_are_counted_and_shown() -> None:
 
 def test_the_text_is_shown_where_there_is_one_and_the_most_even_splits_come_first() -> None:
     texts = ["one", "two", "three", "four"]
-    arms = {"A": frame([0, 1, 0, 0], text=texts), "B": frame([0, 1, 1, 0], text=texts), "C": frame([0, 0, 1, 1]), "D": frame([0, 1, 0, 1])}
+    arms = {
+        "A": frame([0, 1, 0, 0], text=texts),
+        "B": frame([0, 1, 1, 0], text=texts),
+        "C": frame([0, 0, 1, 1]),
+        "D": frame([0, 1, 0, 1]),
+    }
     assert [row[0] for row in disagreements(arms).rows] == ["three", "four", "two"]
     assert len(disagreements(arms, shown=1).rows) == 1
 
@@ -201,4 +225,7 @@ def test_without_continuations_a_sentence_says_so(maker: Any, tmp_path: Path) ->
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     study = load_study(open_store(str(tmp_path)))
     found = side_by_side(study, gather(study, "wiki"))
-    assert found.sentence == "The runs left no continuations.json, so no texts can be set side by side." and found.rows == ()
+    assert (
+        found.sentence == "The runs left no continuations.json, so no texts can be set side by side."
+        and found.rows == ()
+    )

@@ -29,8 +29,16 @@ tables = st.builds(Paired, *[st.integers(0, 60)] * 4).filter(lambda pairs: pairs
     ("pairs", "low", "high"),
     [
         (Paired(36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe (1998), Stat. Med. 17: 2635-2650, worked example
-        (Paired(1, 1, 7, 12), -0.507, -0.026),  # Fagerland, Lydersen & Laake (2014), Stat. Med. 33: 2850-2875; data of Bentur (2009)
-        (Paired(59, 6, 16, 80), -0.1186, -0.0046),  # the R package contingencytables, chapter 8; data of Cavo (2012)
+        (
+            Paired(1, 1, 7, 12),
+            -0.507,
+            -0.026,
+        ),  # Fagerland, Lydersen & Laake (2014), Stat. Med. 33: 2850-2875; data of Bentur (2009)
+        (
+            Paired(59, 6, 16, 80),
+            -0.1186,
+            -0.0046,
+        ),  # the R package contingencytables, chapter 8; data of Cavo (2012)
     ],
 )
 def test_newcombe_gives_the_published_intervals(pairs: Paired, low: float, high: float) -> None:
@@ -45,7 +53,10 @@ def test_tango_gives_the_published_figures() -> None:
     assert round(equivalence(lenses, 0.1), 3) == 0.044
     # Fagerland et al. (2014): Tango's score interval for Bentur's data is -0.517 to -0.026.
     airway, z = Paired(1, 1, 7, 12), stats.norm.ppf(0.975)
-    limits = [optimize.brentq(lambda d, s=s: tango_score(airway, d) - s * z, *at) for s, at in ((1, (-0.9, -0.3)), (-1, (-0.28, 0.5)))]
+    limits = [
+        optimize.brentq(lambda d, s=s: tango_score(airway, d) - s * z, *at)
+        for s, at in ((1, (-0.9, -0.3)), (-1, (-0.28, 0.5)))
+    ]
     assert [round(limit, 3) for limit in limits] == [-0.517, -0.026]
 
 
@@ -66,7 +77,9 @@ def test_newcombe_holds_the_difference_and_turns_with_it(pairs: Paired) -> None:
 @given(tables)
 def test_mcnemar_is_the_binomial_test_of_discordant_pairs(pairs: Paired) -> None:
     discordant = pairs.gain + pairs.loss
-    assert mcnemar_exact(pairs) == pytest.approx(stats.binomtest(pairs.gain, discordant).pvalue if discordant else 1.0)
+    assert mcnemar_exact(pairs) == pytest.approx(
+        stats.binomtest(pairs.gain, discordant).pvalue if discordant else 1.0
+    )
 
 
 @given(tables, st.floats(0.02, 0.5))
@@ -81,7 +94,9 @@ def test_no_discordant_pair_is_no_difference_yet_the_interval_has_width() -> Non
     same = Paired(80, 0, 0, 20)
     low, high = newcombe(same)
     assert mcnemar_exact(same) == 1.0 and low == pytest.approx(-high) and 0 < high < 0.05
-    assert equivalence(Paired(800, 0, 0, 200)) < 0.05 < equivalence(Paired(80, 0, 0, 20))  # 100 examples cannot show ±1 point
+    assert (
+        equivalence(Paired(800, 0, 0, 200)) < 0.05 < equivalence(Paired(80, 0, 0, 20))
+    )  # 100 examples cannot show ±1 point
 
 
 def test_what_equivalence_is_out_of_reach() -> None:

@@ -28,7 +28,9 @@ def expected(rate: float, trials: int) -> tuple[float, float]:
     return low / trials, high / trials
 
 
-def arms(generator: np.random.Generator, n: int, right: float, gap: float = 0.0, agree: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+def arms(
+    generator: np.random.Generator, n: int, right: float, gap: float = 0.0, agree: float = 0.8
+) -> tuple[np.ndarray, np.ndarray]:
     """Rightness of two arms on n examples, right with probability ``right`` + ``gap`` and ``right``: with probability ``agree`` both
     answer from one draw."""
     one, two, shared = generator.random(n), generator.random(n), generator.random(n) < agree
@@ -38,7 +40,9 @@ def arms(generator: np.random.Generator, n: int, right: float, gap: float = 0.0,
 NOISES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
     "documents": lambda generator, tokens: generator.normal(0, 0.03, len(tokens)),
     "tokens": lambda generator, tokens: generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens),
-    "both": lambda generator, tokens: generator.normal(0, 0.03, len(tokens)) + generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens),
+    "both": lambda generator, tokens: (
+        generator.normal(0, 0.03, len(tokens)) + generator.normal(0, 0.5, len(tokens)) / np.sqrt(tokens)
+    ),
     "heavy": lambda generator, tokens: 0.03 * generator.standard_t(3, len(tokens)),
 }
 
@@ -142,7 +146,9 @@ def test_the_interval_over_seeds_holds_the_truth() -> None:
 def test_effects_of_the_factorial_under_the_null(effect: str) -> None:
     def rejects(generator: np.random.Generator) -> bool:
         base = generator.random(500)
-        four = np.stack([np.where(generator.random(500) < 0.8, base, generator.random(500)) < 0.8 for _ in range(4)]).astype(float)
+        four = np.stack(
+            [np.where(generator.random(500) < 0.8, base, generator.random(500)) < 0.8 for _ in range(4)]
+        ).astype(float)
         return contrast(four, np.ones(500), effect, bounded=True).p < 0.05
 
     low, high = expected(0.05, 2000)
@@ -163,6 +169,8 @@ def test_effects_on_perplexity_of_few_unequal_documents(n: int, effect: str) -> 
 
 def test_a_real_difference_is_found() -> None:
     generator = np.random.default_rng(5)
-    found = [accuracy.mcnemar_exact(count_pairs(*arms(generator, 1000, 0.85, 0.04))) < 0.05 for _ in range(300)]
+    found = [
+        accuracy.mcnemar_exact(count_pairs(*arms(generator, 1000, 0.85, 0.04))) < 0.05 for _ in range(300)
+    ]
     assert np.mean(found) > 0.8
     assert accuracy.equivalence(Paired(800, 30, 30, 140), 0.02) < 0.05

@@ -34,10 +34,16 @@ def test_one_seed_of_accuracy(maker, tmp_path: Path) -> None:
     maker.classifier("B-Q4", right(200, set(range(36, 60))))
     maker.classifier("Joint-1", right(200, set(range(10, 90))))
     table = compare(study_of(tmp_path), "movies")
-    assert list(zip(table["baseline"], table["candidate"], strict=True)) == [("B-FP", "B-Q4"), ("B-FP", "Joint-1"), ("B-Q4", "Joint-1")]
+    assert list(zip(table["baseline"], table["candidate"], strict=True)) == [
+        ("B-FP", "B-Q4"),
+        ("B-FP", "Joint-1"),
+        ("B-Q4", "Joint-1"),
+    ]
     row, pairs = row_of(table, "B-Q4", "B-FP"), Paired(both=140, gain=36, loss=20, neither=4)
     assert (row["task"], row["metric"], row["seeds"], row["n"]) == ("movies", "acc", 1, 200)
-    assert (row["candidate_quality"], row["baseline_quality"], row["difference"]) == pytest.approx((0.88, 0.8, 0.08))
+    assert (row["candidate_quality"], row["baseline_quality"], row["difference"]) == pytest.approx(
+        (0.88, 0.8, 0.08)
+    )
     assert (row["discordant_gain"], row["discordant_loss"], row["effect"]) == (36, 20, 36 / 56 - 0.5)
     assert (row["low"], row["high"]) == pytest.approx(newcombe(pairs))
     assert (row["p"], row["tost_p"]) == pytest.approx((mcnemar_exact(pairs), equivalence(pairs)))
@@ -87,10 +93,14 @@ def test_several_seeds_add_what_examples_and_seeds_may_do(maker, tmp_path: Path)
     table = compare(study_of(tmp_path), "movies")
     row, per_seed = row_of(table, "B-Q4", "B-FP"), np.array([10, 9, 8]) / 300
     pooled = (np.var([30, 31, 29], ddof=1) + np.var([20, 22, 21], ddof=1)) / 2 / 300**2
-    alone = stats.t.ppf(0.975, 4) * math.sqrt(2 * pooled / 3)  # two arms of three seeds each, whose spreads agree
+    alone = stats.t.ppf(0.975, 4) * math.sqrt(
+        2 * pooled / 3
+    )  # two arms of three seeds each, whose spreads agree
     assert (row["seeds"], row["n"], row["discordant_gain"], row["discordant_loss"]) == (3, 300, 27, 0)
     assert row["difference"] == pytest.approx(per_seed.mean())
-    assert (row["seed_low"], row["seed_high"]) == pytest.approx((per_seed.mean() - alone, per_seed.mean() + alone))
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx(
+        (per_seed.mean() - alone, per_seed.mean() + alone)
+    )
     mean_N = np.zeros(300)
     for start, stop in ((20, 30), (22, 31), (21, 29)):
         mean_N[start:stop] += 1 / 3
@@ -118,8 +128,14 @@ def test_perplexity_pairs_documents_not_windows(maker, tmp_path: Path) -> None:
     table = compare(study_of(tmp_path), "wiki")
     row = row_of(table, "B-Q4", "B-FP")
     assert (row["n"], row["metric"], row["verdict"]) == (4, "ppl", "unresolved")
-    assert row["difference"] == pytest.approx(14 / 160) and row["p"] == pytest.approx(2 / 2**4)  # the least of four documents
-    assert row["ratio"] == pytest.approx(row["candidate_quality"] / row["baseline_quality"]) == pytest.approx(math.exp(14 / 160))
+    assert row["difference"] == pytest.approx(14 / 160) and row["p"] == pytest.approx(
+        2 / 2**4
+    )  # the least of four documents
+    assert (
+        row["ratio"]
+        == pytest.approx(row["candidate_quality"] / row["baseline_quality"])
+        == pytest.approx(math.exp(14 / 160))
+    )
     assert row["test"] == "sign flips of documents" and math.isnan(row["low"])
     assert row["margin"] == math.log(1.02) and math.isnan(row["discordant_gain"])
     few = "The 4 test documents of wiki are too few for a verdict over 1 comparisons, whatever the arms are worth: 6 is the least."
@@ -139,12 +155,20 @@ def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"), [(["e0", "e1", "x2"], "different examples: 2 ids are in only one"), (["e0", "e1"], "different examples: 1 ids")]
+    ("ids", "said"),
+    [
+        (["e0", "e1", "x2"], "different examples: 2 ids are in only one"),
+        (["e0", "e1"], "different examples: 1 ids"),
+    ],
 )
-def test_arms_evaluated_on_different_examples_are_refused(maker, tmp_path: Path, ids: list[str], said: str) -> None:
+def test_arms_evaluated_on_different_examples_are_refused(
+    maker, tmp_path: Path, ids: list[str], said: str
+) -> None:
     maker.classifier("B-FP", [True] * 3)
     maker.classifier("B-Q4", [True] * len(ids), ids=ids)
-    with pytest.raises(AnalysisError, match=rf"B-FP movies s0 \(0+1\) and B-Q4 movies s0 \(0+2\) were evaluated on {said}"):
+    with pytest.raises(
+        AnalysisError, match=rf"B-FP movies s0 \(0+1\) and B-Q4 movies s0 \(0+2\) were evaluated on {said}"
+    ):
         compare(study_of(tmp_path), "movies")
 
 
@@ -183,7 +207,9 @@ def test_predictions_that_cannot_be_used_are_refused(new_maker, tmp_path: Path) 
     refused("none", "has no predictions.parquet")
     refused("columns", "have no prediction; expected", predictions={"id": ["a"], "label": [1]})
     refused("empty", "have no rows", predictions={"id": [], "label": [], "prediction": []})
-    refused("twice", "hold 1 ids twice", predictions={"id": ["a", "a"], "label": [1, 1], "prediction": [1, 1]})
+    refused(
+        "twice", "hold 1 ids twice", predictions={"id": ["a", "a"], "label": [1, 1], "prediction": [1, 1]}
+    )
     refused("null", "not finite", predictions={"id": ["a", "b"], "label": [1, 1], "prediction": [1, None]})
 
 
@@ -224,11 +250,19 @@ def test_arms_on_their_own(maker, tmp_path: Path) -> None:
     maker.classifier("B-Q4", right(100, set(range(20))), seed=0)
     table = arms(study_of(tmp_path), "movies").set_index("config")
     assert list(table["quality"]) == pytest.approx([0.88, 0.80]) and list(table["seeds"]) == [2, 1]
-    assert (table.loc["B-FP", "low"], table.loc["B-FP", "high"]) == pytest.approx(proportion_confint(88, 100, method="wilson"))
+    assert (table.loc["B-FP", "low"], table.loc["B-FP", "high"]) == pytest.approx(
+        proportion_confint(88, 100, method="wilson")
+    )
     interval = stats.ttest_1samp([0.90, 0.86], 0).confidence_interval(0.95)
-    assert (table.loc["B-FP", "seed_low"], table.loc["B-FP", "seed_high"]) == pytest.approx((interval.low, interval.high))
+    assert (table.loc["B-FP", "seed_low"], table.loc["B-FP", "seed_high"]) == pytest.approx(
+        (interval.low, interval.high)
+    )
     assert math.isnan(table.loc["B-Q4", "seed_low"])
-    assert (table.loc["B-Q4", "zero"], table.loc["B-Q4", "model_mib"], table.loc["B-Q4", "peak_mib"]) == (0.5, 10.0, 100.0)
+    assert (table.loc["B-Q4", "zero"], table.loc["B-Q4", "model_mib"], table.loc["B-Q4", "peak_mib"]) == (
+        0.5,
+        10.0,
+        100.0,
+    )
 
 
 def test_perplexity_of_several_seeds_is_of_the_mean_loss(maker, tmp_path: Path) -> None:
@@ -259,7 +293,10 @@ def test_equivalence_over_seeds_is_lost_when_seeds_swing(maker, new_maker, tmp_p
         for seed in range(3):
             made.classifier("B-FP", right(4000, set(range(400 + seed % 2))), seed=seed)
             made.classifier("B-Q4", right(4000, set(range(wrong[seed]))), seed=seed)
-    steady, swings = (row_of(compare(study_of(folder), "movies"), "B-Q4", "B-FP") for folder in (tmp_path, tmp_path / "swings"))
+    steady, swings = (
+        row_of(compare(study_of(folder), "movies"), "B-Q4", "B-FP")
+        for folder in (tmp_path, tmp_path / "swings")
+    )
     assert steady["difference"] == pytest.approx(swings["difference"])
     assert (steady["verdict"], steady["equivalent"]) == ("as good as", True)
     assert swings["seed_high"] > 0.01 and (swings["verdict"], swings["equivalent"]) == ("unresolved", False)
@@ -279,5 +316,8 @@ def test_a_pair_with_one_seed_in_common_is_judged_as_one_seed(maker, tmp_path: P
     maker.classifier("Joint-1", right(1000, set(range(40))), seed=0)
     table = compare(study_of(tmp_path), "movies")
     assert row_of(table, "B-Q4", "B-FP")["verdict"] == "worse"
-    assert (row_of(table, "Joint-1", "B-FP")["seeds"], row_of(table, "Joint-1", "B-FP")["verdict"]) == (1, DIFFERS)
+    assert (row_of(table, "Joint-1", "B-FP")["seeds"], row_of(table, "Joint-1", "B-FP")["verdict"]) == (
+        1,
+        DIFFERS,
+    )
     assert ONE_SEED in table.attrs["notes"]

@@ -31,9 +31,16 @@ def test_effects_by_hand(maker, tmp_path: Path) -> None:
     # Accuracies (seed 0) are .95 .94 .91 .85: rank ((-.01) + (-.06))/2, precision ((-.04) + (-.09))/2, interaction -.06 + .01.
     assert list(table["estimate"]) == pytest.approx([-0.035, -0.065, -0.05])
     assert list(table["seeds"]) == [2, 2, 2] and list(table["n"]) == [200] * 3
-    assert (table["low"] < table["estimate"]).all() and (table["estimate"] < table["high"]).all() and (table["p_holm"] >= table["p"]).all()
+    assert (
+        (table["low"] < table["estimate"]).all()
+        and (table["estimate"] < table["high"]).all()
+        and (table["p_holm"] >= table["p"]).all()
+    )
     assert table["seed_low"].tolist() == pytest.approx(table["estimate"].tolist())  # both seeds lose alike
-    assert "B-FP, B-Ada, B-Q4, Joint-1" in table["factorial"].iloc[0] and "Joint-2 and Joint-3 stay out" in table.attrs["notes"][0]
+    assert (
+        "B-FP, B-Ada, B-Q4, Joint-1" in table["factorial"].iloc[0]
+        and "Joint-2 and Joint-3 stay out" in table.attrs["notes"][0]
+    )
 
 
 def test_effects_on_perplexity_flip_signs_of_contrasts() -> None:
@@ -50,9 +57,19 @@ def test_effects_of_one_seed_have_a_word_of_their_own(maker, new_maker, tmp_path
     (tmp_path / "three").mkdir()
     fill(maker)
     fill(new_maker(tmp_path / "three"), seeds=3)
-    one, three = (factorial(load_study(open_store(str(folder))), "movies") for folder in (tmp_path, tmp_path / "three"))
-    assert set(one["verdict"]) <= {DIFFERS, "unresolved"} and DIFFERS in set(one["verdict"]) and ONE_SEED in one.attrs["notes"]
-    assert "resolved" in set(three["verdict"]) and DIFFERS not in set(three["verdict"]) and ONE_SEED not in three.attrs["notes"]
+    one, three = (
+        factorial(load_study(open_store(str(folder))), "movies") for folder in (tmp_path, tmp_path / "three")
+    )
+    assert (
+        set(one["verdict"]) <= {DIFFERS, "unresolved"}
+        and DIFFERS in set(one["verdict"])
+        and ONE_SEED in one.attrs["notes"]
+    )
+    assert (
+        "resolved" in set(three["verdict"])
+        and DIFFERS not in set(three["verdict"])
+        and ONE_SEED not in three.attrs["notes"]
+    )
 
 
 def test_additive_arms_do_not_interact() -> None:
@@ -85,12 +102,19 @@ def test_the_front(maker, tmp_path: Path) -> None:
     sized(maker, "large", 5, 40.0)
     study = load_study(open_store(str(tmp_path)))
     table = pareto(study, "movies")
-    assert list(table["config"]) == ["small", "twin", "beaten", "large"] and list(table["x"]) == [10.0, 10.0, 20.0, 40.0]
+    assert list(table["config"]) == ["small", "twin", "beaten", "large"] and list(table["x"]) == [
+        10.0,
+        10.0,
+        20.0,
+        40.0,
+    ]
     assert list(table["on_front"]) == [True, True, False, True]
     assert list(table["probability"]) == [1.0, 1.0, 0.0, 1.0]  # what `beaten` gets right, `small` does too
     assert pareto(study, "movies").equals(table)
     assert list(table["membership"]) == ["yes", "yes", "no", "yes"]
-    assert (table["x_low"] == table["x"]).all() and table.attrs["size_share"] == 0.0  # stored bytes follow from the plan
+    assert (table["x_low"] == table["x"]).all() and table.attrs[
+        "size_share"
+    ] == 0.0  # stored bytes follow from the plan
     by_memory = pareto(study, "movies", x="peak_mib").set_index("config")["on_front"]  # all need as much
     assert by_memory.to_dict() == {"beaten": False, "large": True, "small": False, "twin": False}
 
@@ -123,7 +147,9 @@ def test_seeds_tell_how_much_peaks_vary(new_maker, tmp_path: Path) -> None:
         for seed, sign in enumerate((-1, 0, 1)):
             for config, peak in (("a", 1200.0), ("b", 1300.0), ("c", 1400.0), ("d", 1500.0), ("e", 1600.0)):
                 peaked(maker, config, 100, peak + sign * noise, seed)
-        table = pareto(load_study(open_store(str(tmp_path / name))), "movies", x="peak_mib").set_index("config")
+        table = pareto(load_study(open_store(str(tmp_path / name))), "movies", x="peak_mib").set_index(
+            "config"
+        )
         probabilities[name] = table.loc["a", "probability"]
         expected = np.sqrt((10 * (noise / 1400) ** 2 + 4 * 0.02**2) / 14)
         assert table.attrs["size_share"] == pytest.approx(expected, rel=0.1)
@@ -137,7 +163,10 @@ def test_seeds_that_swing_leave_the_front_open(new_maker, tmp_path: Path) -> Non
         (tmp_path / name).mkdir()
         maker = new_maker(tmp_path / name)
         for seed, sign in enumerate((-1, 0, 1)):
-            for config, wrong, mib in (("small", 130 - sign * swing, 10.0), ("large", 100 + sign * swing, 20.0)):
+            for config, wrong, mib in (
+                ("small", 130 - sign * swing, 10.0),
+                ("large", 100 + sign * swing, 20.0),
+            ):
                 metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": mib, "mem/peak_mib": 100.0}
                 maker.classifier(config, [i >= wrong for i in range(1000)], metrics=metrics, seed=seed)
         table = pareto(load_study(open_store(str(tmp_path / name))), "movies").set_index("config")
@@ -161,7 +190,9 @@ def test_lower_perplexity_is_on_the_front(maker, tmp_path: Path) -> None:
     for config, nats, mib in (("low", 3.0, 20.0), ("high", 4.0, 10.0), ("beaten", 4.5, 30.0)):
         metrics = {"eval/ppl": float(np.exp(nats)), "model/mib": mib}
         tokens = [10, 20, 30, 40, 50, 60]
-        maker.language_model(config, [nats * count + at for at, count in enumerate(tokens)], tokens, metrics=metrics)
+        maker.language_model(
+            config, [nats * count + at for at, count in enumerate(tokens)], tokens, metrics=metrics
+        )
     table = pareto(load_study(open_store(str(tmp_path))), "wiki").set_index("config")
     assert table["on_front"].to_dict() == {"high": True, "low": True, "beaten": False}
     assert table.loc["low", "low"] <= table.loc["low", "quality"] <= table.loc["low", "high"]
@@ -187,7 +218,10 @@ def test_the_front_is_what_nothing_dominates(arms: list[tuple[int, int]]) -> Non
 
 
 def test_resamples_are_shared_and_weighted() -> None:
-    values, weights = np.random.default_rng(0).random((1, 40)) * 50, np.random.default_rng(1).integers(1, 90, 40).astype(float)
+    values, weights = (
+        np.random.default_rng(0).random((1, 40)) * 50,
+        np.random.default_rng(1).integers(1, 90, 40).astype(float),
+    )
     drawn = resampled(np.vstack([values, values + 2 * weights]), weights, 700, seed=0)
     assert drawn.shape == (700, 2) and np.allclose(drawn[:, 1] - drawn[:, 0], 2.0)
     assert drawn[:, 0].mean() == pytest.approx(values.sum() / weights.sum(), rel=0.02)

@@ -34,7 +34,9 @@ def classifiers(
     return arms_of(answers_ASN.astype(float), np.ones(n), "acc")
 
 
-def language_models(generator: np.random.Generator, spread: float, gains: Gains = SAME, n: int = 30, seeds: int = 3) -> dict[str, Arm]:
+def language_models(
+    generator: np.random.Generator, spread: float, gains: Gains = SAME, n: int = 30, seeds: int = 3
+) -> dict[str, Arm]:
     """Log-perplexities with their gain; an arm is better on some documents in all its runs, and on others in one."""
     tokens_N = np.maximum(np.rint(np.exp(generator.normal(np.log(900), 1.2, n))), 5)
     shape = (len(CONFIGS), seeds)
@@ -56,7 +58,9 @@ def most(rate: float, trials: int) -> float:
 
 
 def tables(
-    make: Callable[[np.random.Generator], dict[str, Arm]], trials: int, margins: tuple[float, float] = (0.01, 0.0198)
+    make: Callable[[np.random.Generator], dict[str, Arm]],
+    trials: int,
+    margins: tuple[float, float] = (0.01, 0.0198),
 ) -> list[pd.DataFrame]:
     generator = np.random.default_rng(20261128)
     return [compare_arms(make(generator), ("B-FP", "B-Q4"), margins=margins) for _ in range(trials)]
@@ -68,7 +72,9 @@ def false_share(made: list[pd.DataFrame]) -> float:
 
 
 def found_share(made: list[pd.DataFrame], candidate: str, verdict: str) -> float:
-    return float(np.mean([(table.loc[table["candidate"] == candidate, "verdict"] == verdict).mean() for table in made]))
+    return float(
+        np.mean([(table.loc[table["candidate"] == candidate, "verdict"] == verdict).mean() for table in made])
+    )
 
 
 @pytest.mark.parametrize("spread", SPREADS)

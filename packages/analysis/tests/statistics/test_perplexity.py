@@ -36,7 +36,10 @@ def test_the_estimand_is_the_ratio_of_total_perplexities(pairs: list[tuple[float
 @given(st.lists(st.tuples(numbers, st.integers(1, 500)), min_size=2, max_size=9))
 def test_p_is_scipys_exact_permutation_test(pairs: list[tuple[float, int]]) -> None:
     """However unequal the documents: flipping signs is the test, and the ratios of subsets are another way to count it."""
-    gaps, tokens = np.array([round(gap * 1000) for gap, _ in pairs]), np.array([float(count) for _, count in pairs])
+    gaps, tokens = (
+        np.array([round(gap * 1000) for gap, _ in pairs]),
+        np.array([float(count) for _, count in pairs]),
+    )
     peer = stats.permutation_test((gaps,), lambda x, axis: np.abs(x.sum(axis=axis)), permutation_type="samples",
                                   vectorized=True, n_resamples=np.inf, alternative="greater")  # fmt: skip
     assert of_documents(gaps.astype(float), tokens).p == pytest.approx(peer.pvalue)
@@ -69,7 +72,9 @@ def test_many_equal_documents_come_to_students_t() -> None:
     found, peer = of_documents(gaps, tokens), stats.ttest_1samp(gaps / 100, 0)
     interval = peer.confidence_interval(0.95)
     low, high = found.interval()
-    assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.05 * (interval.high - interval.low))
+    assert (low, high) == pytest.approx(
+        (interval.low, interval.high), abs=0.05 * (interval.high - interval.low)
+    )
     assert found.p == pytest.approx(peer.pvalue, abs=0.01)
     assert effect_size(gaps, tokens) == pytest.approx(gaps.mean() / gaps.std(ddof=1))
 
@@ -99,7 +104,11 @@ def test_without_spread_nothing_is_invented() -> None:
 
 @pytest.mark.parametrize(
     ("values", "weights", "said"),
-    [([1.0], [1.0], "two or more examples"), ([1.0, math.nan], [1.0, 1.0], "finite values"), ([1.0, 2.0], [1.0, 0.0], "positive weights")],
+    [
+        ([1.0], [1.0], "two or more examples"),
+        ([1.0, math.nan], [1.0, 1.0], "finite values"),
+        ([1.0, 2.0], [1.0, 0.0], "positive weights"),
+    ],
 )
 def test_bad_numbers_are_refused(values: list[float], weights: list[float], said: str) -> None:
     for take in (linearised, of_documents):
@@ -119,7 +128,9 @@ def test_the_padded_interval_is_bonett_and_prices() -> None:
     assert [round(limit, 3) for limit in found.interval()] == [-0.508, -0.013]
     assert found.value == pytest.approx(-6 / 21)
     low, high = of_bounded(np.zeros(100)).interval()
-    assert of_bounded(np.zeros(100)).p == pytest.approx(1.0) and 0 < high < 0.03 and low == pytest.approx(-high)
+    assert (
+        of_bounded(np.zeros(100)).p == pytest.approx(1.0) and 0 < high < 0.03 and low == pytest.approx(-high)
+    )
 
 
 def test_the_two_sources_add_as_independent_errors() -> None:
@@ -145,7 +156,9 @@ def test_over_documents_the_seeds_widen_the_interval_and_the_estimate_stays() ->
 
 
 @given(st.floats(-0.05, 0.05), st.floats(0.001, 0.05), st.floats(1.5, 30), st.sampled_from([0.05, 0.0056]))
-def test_interval_and_test_never_contradict_each_other(gap: float, error: float, df: float, alpha: float) -> None:
+def test_interval_and_test_never_contradict_each_other(
+    gap: float, error: float, df: float, alpha: float
+) -> None:
     found = of_documents(*made(12, gap=gap), SeedError(error, df))
     low, high = found.interval(alpha)
     if abs(found.p - alpha) > 1e-6:

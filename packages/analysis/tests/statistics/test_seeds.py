@@ -31,13 +31,17 @@ def test_arms_that_spread_alike_are_pooled() -> None:
     qualities_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.86, 0.87], [0.81, 0.81, 0.83], [0.85, 0.87, 0.83]])
     spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(qualities_AS)])
     assert spread is not None and spread.prior_df == math.inf
-    assert (spread.residual_df, spread.variance) == pytest.approx((8, qualities_AS.var(axis=1, ddof=1).mean()))
+    assert (spread.residual_df, spread.variance) == pytest.approx(
+        (8, qualities_AS.var(axis=1, ddof=1).mean())
+    )
     found = spread.error(qualities_AS[1] - qualities_AS[0], size=2.0)
     assert (found.error, found.df) == pytest.approx((math.sqrt(2 * spread.variance / 3), 8))
 
 
 def test_what_a_seed_does_to_all_arms_alike_is_taken_out_where_it_shows() -> None:
-    values_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.85, 0.85], [0.70, 0.72, 0.75]]) + np.array([0.0, 0.3, -0.1])
+    values_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.85, 0.85], [0.70, 0.72, 0.75]]) + np.array(
+        [0.0, 0.3, -0.1]
+    )
     apart = values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
     spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(values_AS)])
     assert spread is not None and spread.residual_df == pytest.approx(4)
@@ -46,7 +50,9 @@ def test_what_a_seed_does_to_all_arms_alike_is_taken_out_where_it_shows() -> Non
 
 
 def test_one_collapsed_run_does_not_widen_the_arms_beside_it() -> None:
-    spread = seed_spread([arm("a", [0.86, 0.861, 0.859]), arm("b", [0.80, 0.80, 0.798]), arm("c", [0.862, 0.86, 0.50])])
+    spread = seed_spread(
+        [arm("a", [0.86, 0.861, 0.859]), arm("b", [0.80, 0.80, 0.798]), arm("c", [0.862, 0.86, 0.50])]
+    )
     assert spread is not None
     steady = spread.error(np.array([-0.06, -0.061, -0.061]), size=2.0)
     collapsed = spread.error(np.array([0.002, -0.001, -0.359]), size=2.0)
@@ -107,5 +113,7 @@ def test_holm_is_statsmodels(p: list[float]) -> None:
 
 
 def test_holm_by_hand_and_with_a_gap() -> None:
-    assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx(
+        [0.03, 0.06, np.nan, 0.06], nan_ok=True
+    )
     assert np.isnan(holm(np.array([np.nan]))).all() and len(holm(np.array([]))) == 0

@@ -2,12 +2,20 @@
 
 from bitrank_data.assets import ASSETS, Asset, asset_dir
 from bitrank_data.assets import present as asset_present
-from bitrank_data.batches import Batch, evaluation_batches, spread_windows, training_batches, training_order
+from bitrank_data.batches import (
+    Batch,
+    evaluation_batches,
+    spread_windows,
+    training_batches,
+    training_order,
+    training_parts,
+    widths,
+)
+from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example, Source, Texts
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
-from bitrank_data.store import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
 from bitrank_data.tokens import TokenisedTask, TokenSplit, pad_id, tokenise
 
@@ -40,5 +48,7 @@ __all__ = [
     "tokenise",
     "training_batches",
     "training_order",
+    "training_parts",
+    "widths",
     "write_atomically",
 ]

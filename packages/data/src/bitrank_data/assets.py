@@ -16,8 +16,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitrank_data.cache import build_once, cache_dir
 from bitrank_data.errors import DataError
-from bitrank_data.store import build_once, cache_dir
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def training_batches(
         epoch, offset = epoch + 1, 0
 
 
-def evaluation_batches(split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int, multiple: int = 1) -> Iterator[Batch]:
+def evaluation_batches(
+    split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int, multiple: int = 1
+) -> Iterator[Batch]:
     """Every sequence once, longest first, batches of at most ``batch_tokens`` padded tokens (one sequence at least)."""
     order = np.argsort(-split.lengths_N, kind="stable")
     lengths_N, width, start = split.lengths_N, widths(split, multiple), 0
@@ -95,7 +97,9 @@ def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
     return lambda length: min(-(-length // multiple) * multiple, longest)
 
 
-def collate(split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]) -> Batch:
+def collate(
+    split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]
+) -> Batch:
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,); T by ``width``."""
     sequences = [split.sequence(int(i)) for i in indices]
     shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))

@@ -30,14 +30,20 @@ def movie_sentences() -> Texts:
         if abs(float(rating)) >= _NEUTRAL:
             # A sentence that stands twice must not be in two splits: the first one stays.
             examples.setdefault(text, Example(f"movie-{number}", text, int(float(rating) > 0)))
-    return Texts("classification", split_off(list(examples.values()), test=1000, validation=1000), ("negative", "positive"))
+    return Texts(
+        "classification",
+        split_off(list(examples.values()), test=1000, validation=1000),
+        ("negative", "positive"),
+    )
 
 
 def wiki_articles() -> Texts:
     """Full articles as plain text; 30 for test, 12 for validation, the rest to train on. Ids are Wikipedia's page ids."""
     path = asset_dir("wikipedia") / "articles.xml.bz2"
     articles = [article for article in _articles(path) if len(article.text) >= _SHORTEST_ARTICLE]
-    return Texts("language-modelling", split_off(articles, test=_TEST_ARTICLES, validation=_VALIDATION_ARTICLES))
+    return Texts(
+        "language-modelling", split_off(articles, test=_TEST_ARTICLES, validation=_VALIDATION_ARTICLES)
+    )
 
 
 def _articles(path: Path) -> Iterator[Example]:
@@ -66,9 +72,9 @@ def toy_sentences() -> Texts:
     examples = []
     for number in range(160):
         label = number % 2
-        words = random_.choice(_GOOD if label else _BAD)
+        choices = random_.choice(_GOOD if label else _BAD)
         nouns = " and the ".join(random_.sample(_NOUNS, random_.randint(1, 4)))
-        examples.append(Example(f"toy-{number}", f"the {nouns} is {words}", label))
+        examples.append(Example(f"toy-{number}", f"the {nouns} is {choices}", label))
     return Texts("classification", split_off(examples, test=32, validation=32), ("negative", "positive"))
 
 

@@ -121,4 +121,6 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
             raise DataError(f"{name} needs a split {split!r}; found {', '.join(data)}")
         missing = [column for column in columns if column not in data[split].column_names]
         if missing:
-            raise DataError(f"{name} needs the column {missing[0]!r} in {split}; found {', '.join(data[split].column_names)}")
+            raise DataError(
+                f"{name} needs the column {missing[0]!r} in {split}; found {', '.join(data[split].column_names)}"
+            )

@@ -27,4 +27,6 @@ def open_task(name: str, folder: str | None = None) -> Source:
     if "/" in name or Path(name).suffix:
         return file_source(Path(name))
     near = difflib.get_close_matches(name, TASKS, n=2) or TASKS
-    raise DataError(f"unknown task {name!r}; nearest: {', '.join(near)} (or the path of a .csv, .jsonl or .parquet file)")
+    raise DataError(
+        f"unknown task {name!r}; nearest: {', '.join(near)} (or the path of a .csv, .jsonl or .parquet file)"
+    )

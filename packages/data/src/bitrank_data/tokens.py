@@ -24,9 +24,9 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from bitrank_data.cache import build_once, cache_dir
 from bitrank_data.errors import DataError
 from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
-from bitrank_data.store import build_once, cache_dir
 
 Encoded = list[list[int]]
 _BATCH = 1000
@@ -109,7 +109,12 @@ def tokenise(
     meta = json.loads((place / "meta.json").read_text())
     arrays = load_arrays((place / "tokens.safetensors").read_bytes())
     splits = {
-        split: TokenSplit(arrays[f"{split}.tokens"], arrays[f"{split}.offsets"], arrays[f"{split}.labels"], meta["ids"][split])
+        split: TokenSplit(
+            arrays[f"{split}.tokens"],
+            arrays[f"{split}.offsets"],
+            arrays[f"{split}.labels"],
+            meta["ids"][split],
+        )
         for split in SPLITS
     }
     report = DataReport(meta["counts"], tuple(meta["notes"]))

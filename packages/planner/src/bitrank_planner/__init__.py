@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from bitrank_planner.ablations import bits_only, rank_only
 from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.exact import GAP, Effort, exact
 from bitrank_planner.greedy import greedy
-from bitrank_planner.knobs import bits_only, rank_only
 from bitrank_planner.problem import Item, Option, Plan, Problem
 from bitrank_planner.search import SEARCHES, Found, anneal, bayes, nsga2, random_search
 

@@ -1,8 +1,8 @@
 """The exact solver: the joint problem as a mixed-integer program, solved by HiGHS (through scipy) over the few options that can matter.
 
 The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs at
-least the bound plus that. Under one limit it is solved by sorting (:mod:`bitrank_planner.hull`), under several by HiGHS. Exchanges
-(:mod:`bitrank_planner.exchange`) turn its solution into a plan, often one within the gap of the bound, and then nothing is left to do.
+least the bound plus that. Under one limit it is solved by sorting (:mod:`bitrank_planner.lp_relaxation`), under several by HiGHS. Exchanges
+(:mod:`bitrank_planner.local_search`) turn its solution into a plan, often one within the gap of the bound, and then nothing is left to do.
 Otherwise every option whose reduced cost is above that plan's distance from the bound is out (the *core* remains, Balas and Zemel 1980),
 and HiGHS finds the best plan in the core, which is the best of all. Exchanges of four cost a second, branching in a small core less: so
 they are tried where pairs left a large one. Matrices that have the same options at the same cost (a model planned by a prior has dozens
@@ -26,17 +26,19 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, mi
 from scipy.sparse import csr_array
 
 from bitrank_planner.errors import Infeasible, PlanError
-from bitrank_planner.exchange import exchange
-from bitrank_planner.hull import hull_price
+from bitrank_planner.local_search import exchange
+from bitrank_planner.lp_relaxation import hull_price
 from bitrank_planner.problem import Plan, Problem, worth_having
-from bitrank_planner.silence import silenced
+from bitrank_planner.quiet_stdout import silenced
 
 GAP = 1e-6  # how far above the optimum a plan may cost, relative to its cost
 _LARGE = 800  # options in a core that branching may take seconds for
 _STOPPED, _INFEASIBLE = 1, 2  # scipy's status
 _LIMITED = "limit reached"  # scipy has no status for a limit on nodes, only HiGHS's words
 _LIMIT = 1e4  # what a limit is scaled to: HiGHS keeps rows to an absolute 1e-6
-_COST = 1e4  # what costs are scaled to: HiGHS takes reduced costs below 1e-7, and gaps below 1e-6, for nothing
+_COST = (
+    1e4  # what costs are scaled to: HiGHS takes reduced costs below 1e-7, and gaps below 1e-6, for nothing
+)
 _NOISE = 1e-13  # rounding of the bound, relative to what is added up in it
 
 
@@ -50,7 +52,9 @@ class Effort:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or (self.nodes is not None and self.nodes < 0):
-            raise PlanError(f"expected seconds above 0 and nodes from 0 on, got {self.seconds} and {self.nodes}")
+            raise PlanError(
+                f"expected seconds above 0 and nodes from 0 on, got {self.seconds} and {self.nodes}"
+            )
 
     def started(self) -> Callable[[], float]:
         """A function that tells how many seconds are left from now on, 0 when none are."""
@@ -83,7 +87,9 @@ def exact(problem: Problem, effort: Effort | None = None) -> Plan:
     plan = problem.plan(program.choices(chosen_N), "exact")
     plan = replace(plan, bound=min(bound, plan.cost))
     if not problem.fits(plan):  # HiGHS keeps limits to a part in 10¹⁰, a budget is whole bytes
-        raise PlanError(f"HiGHS kept a budget of {problem.budget:,} bytes only roughly; give sizes with a common factor, in pages, say")
+        raise PlanError(
+            f"HiGHS kept a budget of {problem.budget:,} bytes only roughly; give sizes with a common factor, in pages, say"
+        )
     return plan
 
 
@@ -93,7 +99,9 @@ class _Program:
     def __init__(self, problem: Problem, effort: Effort) -> None:
         self._problem, self._nodes, self._left = problem, effort.nodes, effort.started()
         limited = problem.max_trainable is not None
-        self._options = np.array([(i, c) for i, item in enumerate(problem.items) for c in worth_having(item, limited)])
+        self._options = np.array(
+            [(i, c) for i, item in enumerate(problem.items) for c in worth_having(item, limited)]
+        )
         self._item_X = self._options[:, 0]
         taken = [problem.items[i].options[c] for i, c in self._options]
         self._cost_X = np.array([o.cost for o in taken])
@@ -116,15 +124,19 @@ class _Program:
 
         None when there is no plan.
         """
-        if (self._limits_L < 0).any() or (relaxed := _relax(self._cost_X, self._item_X, self._rows_LX, self._limits_L)) is None:
+        if (self._limits_L < 0).any() or (
+            relaxed := _relax(self._cost_X, self._item_X, self._rows_LX, self._limits_L)
+        ) is None:
             return None
         start_N, bound, noise, reduced_X = relaxed
-        words = (bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
-        best_N = exchange(start_N, *words, fours=False, left=self._left)
+        arguments = (bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
+        best_N = exchange(start_N, *arguments, fours=False, left=self._left)
         if best_N is None:
-            return self._branched(np.arange(len(self._cost_X)), bound, float(np.ptp(self._cost_X)) or 1.0, None)
+            return self._branched(
+                np.arange(len(self._cost_X)), bound, float(np.ptp(self._cost_X)) or 1.0, None
+            )
         if len(self._core(best_N, bound, noise, reduced_X)) > _LARGE:
-            best_N = exchange(best_N, *words, fours=True, left=self._left)
+            best_N = exchange(best_N, *arguments, fours=True, left=self._left)
             assert best_N is not None  # it started from a plan that fits
         distance = float(self._cost_X[best_N].sum()) - bound
         if distance <= GAP * abs(bound) + noise:
@@ -134,9 +146,15 @@ class _Program:
     def _core(self, best_N: np.ndarray, bound: float, noise: float, reduced_X: np.ndarray) -> np.ndarray:
         """The options (X indices) of which a plan can be made that costs less than ``best_N``; none when that is within the gap."""
         distance = float(self._cost_X[best_N].sum()) - bound
-        return np.flatnonzero(reduced_X <= distance + noise) if distance > GAP * abs(bound) + noise else np.array([], dtype=int)
+        return (
+            np.flatnonzero(reduced_X <= distance + noise)
+            if distance > GAP * abs(bound) + noise
+            else np.array([], dtype=int)
+        )
 
-    def _branched(self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None) -> tuple[np.ndarray, float] | None:
+    def _branched(
+        self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None
+    ) -> tuple[np.ndarray, float] | None:
         """The best plan among the options ``core`` (X indices), to the gap, and the bound then proven.
 
         A plan's cost lies between ``bound`` and that plus ``distance``. ``best_N`` is the plan to improve on. Outside the core no plan
@@ -149,7 +167,9 @@ class _Program:
         proven = max(bound, bound + (scaled - 1) * distance)
         if found_N is None and best_N is None:
             if not ended:
-                raise PlanError("no plan was found in the time given, and none was shown to be missing; allow more seconds")
+                raise PlanError(
+                    "no plan was found in the time given, and none was shown to be missing; allow more seconds"
+                )
             return None
         plans = [plan_N for plan_N in (best_N, found_N) if plan_N is not None]
         least_N = min(plans[::-1], key=lambda plan_N: float(self._cost_X[plan_N].sum()))
@@ -163,7 +183,9 @@ class _Program:
         Also a lower bound of that cost, and whether the search ended by itself.
         """
         item_K = self._item_X[core]
-        kinds = np.stack([self._alike_N[item_K], core - self._first_N[item_K]])  # a class of items, and an option of it
+        kinds = np.stack(
+            [self._alike_N[item_K], core - self._first_N[item_K]]
+        )  # a class of items, and an option of it
         (class_C, option_C), one_C = np.unique(kinds, axis=1, return_index=True)
         limits = {"mip_rel_gap": gap, "time_limit": self._left()}
         if self._nodes is not None:
@@ -188,7 +210,9 @@ class _Program:
             )
         if found is None:
             least = sum(min(o.trainable for o in item.options) for item in problem.items)
-            return PlanError(f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise that limit")
+            return PlanError(
+                f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise that limit"
+            )
         needed = problem.plan(self.choices(found), "exact").nbytes
         return Infeasible(
             f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the smallest takes {needed:,}. "
@@ -216,7 +240,9 @@ def _relax(
     None when there is no solution.
     """
     if (
-        solved := _one_price(cost_X, item_X, rows_LX, limits_L) if len(limits_L) == 1 else _prices(cost_X, item_X, rows_LX, limits_L)
+        solved := _one_price(cost_X, item_X, rows_LX, limits_L)
+        if len(limits_L) == 1
+        else _prices(cost_X, item_X, rows_LX, limits_L)
     ) is None:
         return None
     price_L, start_N = solved
@@ -230,17 +256,23 @@ def _relax(
     return start_N, bound, noise, priced_X - least_N[item_X]
 
 
-def _one_price(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _one_price(
+    cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The price of the only limit, and an option per item (N,) that keeps it."""
     price, start_N = hull_price(cost_X, item_X, rows_LX[0], int(limits_L[0]))
     return np.array([price]), start_N
 
 
-def _prices(cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _prices(
+    cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Prices of the limits (L,), and the relaxation's solution rounded to an option per item (N,); None when there is no solution."""
     one_each = _one_each(item_X)
     scale = float(np.ptp(cost_X)) / _COST or 1.0
-    found = linprog(cost_X / scale, *_scaled(rows_LX, limits_L), one_each, np.ones(one_each.shape[0]), method="highs")
+    found = linprog(
+        cost_X / scale, *_scaled(rows_LX, limits_L), one_each, np.ones(one_each.shape[0]), method="highs"
+    )
     if _none(found):
         return None
     price_L = np.maximum(-found.ineqlin.marginals, 0) * scale / _scales(limits_L)
@@ -266,7 +298,13 @@ def _milp(
     if options["time_limit"] <= 0.0:
         return _Branched(None, -np.inf, ended=False)
     with silenced():
-        found = milp(cost_X, integrality=np.ones_like(cost_X), bounds=Bounds(0, count_N[item_X]), constraints=limits, options=options)
+        found = milp(
+            cost_X,
+            integrality=np.ones_like(cost_X),
+            bounds=Bounds(0, count_N[item_X]),
+            constraints=limits,
+            options=options,
+        )
     if found.status == _STOPPED or _LIMITED in found.message:
         bound = -np.inf if found.mip_dual_bound is None else float(found.mip_dual_bound)
         return _Branched(None if found.x is None else np.rint(found.x).astype(int), bound, ended=False)
@@ -294,4 +332,6 @@ def _scaled(rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[csr_array, np.nd
 
 def _one_each(item_X: np.ndarray) -> csr_array:
     """(items, X): each item takes exactly one of its options."""
-    return csr_array((np.ones(len(item_X)), (item_X, np.arange(len(item_X)))), shape=(int(item_X.max()) + 1, len(item_X)))
+    return csr_array(
+        (np.ones(len(item_X)), (item_X, np.arange(len(item_X)))), shape=(int(item_X.max()) + 1, len(item_X))
+    )

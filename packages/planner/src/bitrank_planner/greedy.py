@@ -17,7 +17,9 @@ def greedy(problem: Problem) -> Plan:
     """
     problem.check_feasible()
     if problem.max_trainable is not None:
-        raise PlanError("greedy knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'")
+        raise PlanError(
+            "greedy knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'"
+        )
     choices = [worth_having(item) for item in problem.items]
     ladders = [[item.options[c] for c in ladder] for item, ladder in zip(problem.items, choices, strict=True)]
     places = [len(ladder) - 1 for ladder in ladders]
@@ -29,7 +31,11 @@ def greedy(problem: Problem) -> Plan:
 
 def _go_down(ladders: list[list[Option]], places: list[int], spare: int) -> int:
     """Step down in ``places`` until ``spare`` bytes are not negative; the bytes spare then."""
-    heap = [(_price(ladder, place), i) for i, (ladder, place) in enumerate(zip(ladders, places, strict=True)) if place]
+    heap = [
+        (_price(ladder, place), i)
+        for i, (ladder, place) in enumerate(zip(ladders, places, strict=True))
+        if place
+    ]
     heapq.heapify(heap)
     while spare < 0:
         i = heapq.heappop(heap)[1]
@@ -43,7 +49,9 @@ def _go_down(ladders: list[list[Option]], places: list[int], spare: int) -> int:
 def _buy_back(ladders: list[list[Option]], places: list[int], spare: int) -> None:
     """Single steps up that fit, most nats per byte first. A step that does not fit now will not fit later."""
     heap = [
-        (-_price(ladder, place + 1), i) for i, (ladder, place) in enumerate(zip(ladders, places, strict=True)) if place + 1 < len(ladder)
+        (-_price(ladder, place + 1), i)
+        for i, (ladder, place) in enumerate(zip(ladders, places, strict=True))
+        if place + 1 < len(ladder)
     ]
     heapq.heapify(heap)
     while heap:

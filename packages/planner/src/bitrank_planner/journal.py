@@ -75,7 +75,9 @@ class Journal:
         return least(list(self._entries.values()))
 
     def _key(self, plan: Plan) -> tuple[tuple[str, int], ...]:
-        return tuple((plan.precision[item.name], plan.ranks.get(item.name, 0)) for item in self._problem.items)
+        return tuple(
+            (plan.precision[item.name], plan.ranks.get(item.name, 0)) for item in self._problem.items
+        )
 
     def _open(self, path: Path) -> None:
         text = path.read_bytes() if path.exists() else b""
@@ -87,7 +89,9 @@ class Journal:
         if not head:
             self._append({"problem": _fingerprint(self._problem)})
         elif _parsed(path, 1, head).get("problem") != _fingerprint(self._problem):
-            raise PlanError(f"{path} is the journal of another problem (other matrices, options, costs or limits); give another path")
+            raise PlanError(
+                f"{path} is the journal of another problem (other matrices, options, costs or limits); give another path"
+            )
         for number, line in enumerate(lines, 2):
             self._read(path, number, _parsed(path, number, line))
 
@@ -109,7 +113,9 @@ def least(entries: list[Entry]) -> Entry:
     """The first entry of least value. Raises :class:`PlanError` when no value is finite."""
     best = min(entries, key=lambda entry: entry.value, default=None)
     if best is None or not math.isfinite(best.value):
-        raise PlanError(f"none of {len(entries)} evaluated plans gave a finite loss: evaluate more plans, or give a larger budget")
+        raise PlanError(
+            f"none of {len(entries)} evaluated plans gave a finite loss: evaluate more plans, or give a larger budget"
+        )
     return best
 
 
@@ -129,11 +135,16 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _damaged(path: Path, number: int) -> PlanError:
-    return PlanError(f"line {number} of {path} is no record of an evaluation; mend or remove that line, or give another path")
+    return PlanError(
+        f"line {number} of {path} is no record of an evaluation; mend or remove that line, or give another path"
+    )
 
 
 def _fingerprint(problem: Problem) -> str:
     """Costs belong to it: equal names with other costs are most likely another model, whose values would mislead."""
-    items = [[i.name, [[o.format, o.rank, o.nbytes, o.cost, o.trainable] for o in i.options]] for i in problem.items]
+    items = [
+        [i.name, [[o.format, o.rank, o.nbytes, o.cost, o.trainable] for o in i.options]]
+        for i in problem.items
+    ]
     text = json.dumps([items, problem.budget, problem.fixed, problem.max_trainable])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -85,7 +85,10 @@ class Problem:
         """
         for name in pins:
             self.item(name)
-        return replace(self, items=tuple(_pin(item, *pins[item.name]) if item.name in pins else item for item in self.items))
+        return replace(
+            self,
+            items=tuple(_pin(item, *pins[item.name]) if item.name in pins else item for item in self.items),
+        )
 
     def plan(self, choices: Sequence[int], solver: str) -> Plan:
         """The plan that takes option ``choices[i]`` of item i."""
@@ -93,7 +96,9 @@ class Problem:
         return Plan(
             solver=solver,
             precision={item.name: option.format for item, option in zip(self.items, taken, strict=True)},
-            ranks={item.name: option.rank for item, option in zip(self.items, taken, strict=True) if option.rank},
+            ranks={
+                item.name: option.rank for item, option in zip(self.items, taken, strict=True) if option.rank
+            },
             nbytes=self.fixed + sum(option.nbytes for option in taken),
             cost=math.fsum(option.cost for option in taken),
             trainable=sum(option.trainable for option in taken),
@@ -102,11 +107,15 @@ class Problem:
 
     def find(self, precision: Mapping[str, str], ranks: Mapping[str, int], solver: str) -> Plan:
         """The plan with these formats and ranks (0 where a matrix has none). Raises :class:`PlanError` when an option is not offered."""
-        return self.plan([_find(item, precision[item.name], ranks.get(item.name, 0)) for item in self.items], solver)
+        return self.plan(
+            [_find(item, precision[item.name], ranks.get(item.name, 0)) for item in self.items], solver
+        )
 
     def fits(self, plan: Plan) -> bool:
         """Whether ``plan`` keeps both limits."""
-        return plan.nbytes <= self.budget and (self.max_trainable is None or plan.trainable <= self.max_trainable)
+        return plan.nbytes <= self.budget and (
+            self.max_trainable is None or plan.trainable <= self.max_trainable
+        )
 
     def check_feasible(self) -> None:
         """Raise :class:`Infeasible` when even the smallest plan is above the budget."""
@@ -162,17 +171,25 @@ def _check_options(item: Item) -> None:
     for option in item.options:
         what = f"{item.name} as {option.format} with rank {option.rank}"
         if not math.isfinite(option.cost):
-            raise PlanError(f"{what} costs {option.cost}: expected a finite number; measure again on data that gives a finite loss")
+            raise PlanError(
+                f"{what} costs {option.cost}: expected a finite number; measure again on data that gives a finite loss"
+            )
         if option.nbytes < 0 or option.trainable < 0:
-            raise PlanError(f"{what} takes {option.nbytes} bytes and trains {option.trainable} numbers: neither can be negative")
+            raise PlanError(
+                f"{what} takes {option.nbytes} bytes and trains {option.trainable} numbers: neither can be negative"
+            )
         if not 0 <= option.rank <= min(item.shape) and item.shape != (1, 1):
-            raise PlanError(f"rank {option.rank} does not fit {item.name} of shape {item.shape}: expected 0 to {min(item.shape)}")
+            raise PlanError(
+                f"rank {option.rank} does not fit {item.name} of shape {item.shape}: expected 0 to {min(item.shape)}"
+            )
 
 
 def _pin(item: Item, fmt: str | None, rank: int | None) -> Item:
     kept = tuple(o for o in item.options if fmt in (None, o.format) and rank in (None, o.rank))
     if not kept:
-        raise PlanError(f"{item.name} cannot be {fmt or 'any format'} with rank {'any' if rank is None else rank}; {_offered(item)}")
+        raise PlanError(
+            f"{item.name} cannot be {fmt or 'any format'} with rank {'any' if rank is None else rank}; {_offered(item)}"
+        )
     return replace(item, options=kept)
 
 

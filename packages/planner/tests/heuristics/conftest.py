@@ -15,7 +15,11 @@ def matrix(name: str, role: str = "ffn", layer: int | None = None, shape: tuple[
 @pytest.fixture
 def decoder() -> list[Item]:
     """Embedding, four layers of one attention and one feed-forward matrix, head."""
-    blocks = [m for k in range(4) for m in (matrix(f"{k}.q", "attention", k), matrix(f"{k}.up", "ffn", k, (128, 64)))]
+    blocks = [
+        m
+        for k in range(4)
+        for m in (matrix(f"{k}.q", "attention", k), matrix(f"{k}.up", "ffn", k, (128, 64)))
+    ]
     return [matrix("embed", "embedding", shape=(500, 64)), *blocks, matrix("head", "head", shape=(500, 64))]
 
 

@@ -16,9 +16,15 @@ OFFERED = (1, 2, 4, 8, 16)
 
 def problem(budget: int, offered=OFFERED) -> Problem:
     """Four matrices of 32 × 32 at 64 numbers a rank step, and an embedding without adapter."""
-    options = tuple(Option(f"int{b}", r, 128 * b + 128 * r, 1 / b + 1 / (r + 1), 64 * r) for b in (4, 8) for r in offered)
+    options = tuple(
+        Option(f"int{b}", r, 128 * b + 128 * r, 1 / b + 1 / (r + 1), 64 * r) for b in (4, 8) for r in offered
+    )
     blocks = [Item(f"m{i}", options, ("attention", "ffn")[i % 2], i // 2, (32, 32)) for i in range(4)]
-    return Problem((*blocks, Item("embed", (Option("int4", 0, 1000, 0.1),), "embedding", shape=(100, 32))), budget, fixed=24)
+    return Problem(
+        (*blocks, Item("embed", (Option("int4", 0, 1000, 0.1),), "embedding", shape=(100, 32))),
+        budget,
+        fixed=24,
+    )
 
 
 def in_format(of: Problem, fmt: str = "int4") -> dict[str, str]:
@@ -58,7 +64,11 @@ def test_more_bits_leave_less_rank():
 
 def test_a_mean_the_rule_cannot_reach_is_too_large():
     given_ = problem(10**9, offered=(0, *OFFERED))
-    plan = at_budget(given_, in_format(given_), partial(two_stage, given_.items[:4], importance={"m0": 1, "m1": 2, "m2": 3, "m3": 4}))
+    plan = at_budget(
+        given_,
+        in_format(given_),
+        partial(two_stage, given_.items[:4], importance={"m0": 1, "m1": 2, "m2": 3, "m3": 4}),
+    )
     assert plan.ranks == {"m2": 16, "m3": 16}
 
 
@@ -75,7 +85,11 @@ def test_what_cannot_be_met():
         at_budget(
             problem(10**6),
             in_format(given_),
-            partial(RANK_HEURISTICS["parameter_norm"], given_.items[:4], norms=dict.fromkeys(["m0", "m1", "m2", "m3"], 0.0)),
+            partial(
+                RANK_HEURISTICS["parameter_norm"],
+                given_.items[:4],
+                norms=dict.fromkeys(["m0", "m1", "m2", "m3"], 0.0),
+            ),
         )
 
 

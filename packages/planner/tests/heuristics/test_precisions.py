@@ -38,7 +38,10 @@ def test_three_bits_on_the_less_sensitive_half(blocks):
     loss = {m.name: -float(i) for i, m in enumerate(blocks[:5])}
     formats = PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss)
     assert formats == {"0.q": HIGH, "0.up": HIGH, "1.q": HIGH, "1.up": "int3-g64", "2.q": "int3-g64"}
-    assert "int2-g64" in PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss, "int2-g64").values()
+    assert (
+        "int2-g64"
+        in PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss, "int2-g64").values()
+    )
 
 
 def test_encoder_decoder(encoder_decoder):
@@ -59,4 +62,6 @@ def test_what_a_rule_needs(decoder, blocks, encoder_decoder):
     with pytest.raises(PlanError, match="no measured added loss for 8 of 8"):
         PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks, HIGH, {})
     with pytest.raises(PlanError, match="not a number"):
-        PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks, HIGH, dict.fromkeys((m.name for m in blocks), math.nan))
+        PRECISION_HEURISTICS["three_bits_on_least_sensitive"](
+            blocks, HIGH, dict.fromkeys((m.name for m in blocks), math.nan)
+        )

@@ -23,7 +23,10 @@ ROLES = ("attention", "ffn", "other")
 
 
 def items(shapes, roles=ROLES) -> list[Item]:
-    return [Item(f"m{i}", (Option("any", 0, 1, 0.0),), roles[i % len(roles)], i // 2, shape) for i, shape in enumerate(shapes)]
+    return [
+        Item(f"m{i}", (Option("any", 0, 1, 0.0),), roles[i % len(roles)], i // 2, shape)
+        for i, shape in enumerate(shapes)
+    ]
 
 
 SHAPES = st.lists(st.tuples(st.integers(16, 96), st.integers(16, 96)), min_size=3, max_size=12)
@@ -35,7 +38,11 @@ def by_rule(name: str, matrices, mean, values):
     if name == "activation":
         named = {n: [value / (k + 1) for k in range(200)] for n, value in named.items()}
     rule = RANK_HEURISTICS[name]
-    return rule(matrices, mean, named) if name in ("gradient_probe", "activation", "parameter_norm", "two_stage") else rule(matrices, mean)
+    return (
+        rule(matrices, mean, named)
+        if name in ("gradient_probe", "activation", "parameter_norm", "two_stage")
+        else rule(matrices, mean)
+    )
 
 
 @pytest.mark.parametrize("name", RANK_HEURISTICS)
@@ -70,7 +77,11 @@ def test_linear_decay_by_hand(blocks):
 
 @given(st.floats(1, 12), st.integers(2, 20))
 def test_linear_decay_never_rises(mean, layers):
-    ranks = list(linear_decay([Item(f"m{k}", (Option("any", 0, 1, 0.0),), "ffn", k, (32, 32)) for k in range(layers)], mean).values())
+    ranks = list(
+        linear_decay(
+            [Item(f"m{k}", (Option("any", 0, 1, 0.0),), "ffn", k, (32, 32)) for k in range(layers)], mean
+        ).values()
+    )
     assert ranks == sorted(ranks, reverse=True)
 
 
@@ -97,7 +108,10 @@ def test_gora_keeps_its_bounds():
 
 def test_eva_by_hand():
     a, b = items([(20, 20), (20, 20)])
-    assert activation([a, b], 2, {"m0": [0.5, 0.3, 0.1, 0.05], "m1": [0.4, 0.04, 0.03, 0.02]}) == {"m0": 3, "m1": 1}
+    assert activation([a, b], 2, {"m0": [0.5, 0.3, 0.1, 0.05], "m1": [0.4, 0.04, 0.03, 0.02]}) == {
+        "m0": 3,
+        "m1": 1,
+    }
     assert activation([a, b], 2, {"m0": [0.9] * 8, "m1": [0.1] * 8}) == {"m0": 4, "m1": 0}
     with pytest.raises(PlanError, match="ran out of ratios"):
         activation([a, b], 4, {"m0": [0.9], "m1": [0.1]})
@@ -109,7 +123,12 @@ def test_parameter_norm_by_hand():
 
 def test_two_stage_keeps_the_more_important_half():
     four = items([(20, 20)] * 4)
-    assert two_stage(four, 3, {"m0": 1.0, "m1": 5.0, "m2": 0.0, "m3": 2.0}) == {"m0": 0, "m1": 6, "m2": 0, "m3": 6}
+    assert two_stage(four, 3, {"m0": 1.0, "m1": 5.0, "m2": 0.0, "m3": 2.0}) == {
+        "m0": 0,
+        "m1": 6,
+        "m2": 0,
+        "m3": 6,
+    }
     assert two_stage(four[:3], 2, dict.fromkeys(["m0", "m1", "m2"], 1.0)) == {"m0": 3, "m1": 3, "m2": 0}
 
 

@@ -16,7 +16,13 @@ Evaluate = Callable[[Plan], float]
 def tiny_problem() -> Problem:
     """Three matrices of two formats and two ranks: 64 plans, half of which fit."""
     items = tuple(
-        Item(f"m{i}", tuple(Option(f"int{b}", r, 10 * b + r, i / b + 1 / r) for b in (2, 4) for r in (1, 4)), "ffn", i, (8, 8))
+        Item(
+            f"m{i}",
+            tuple(Option(f"int{b}", r, 10 * b + r, i / b + 1 / r) for b in (2, 4) for r in (1, 4)),
+            "ffn",
+            i,
+            (8, 8),
+        )
         for i in range(1, 4)
     )
     return Problem(items, 100)
@@ -46,7 +52,9 @@ def separable(matrices: int = 24, seed: int = 0) -> tuple[Problem, Evaluate]:
         items.append(Item(f"m{i}", options, role, i // 2, (32, 32)))
         factors.append({"attention": 3.0, "ffn": 0.3}[role] * float(np.exp(random.normal(0, 0.3))))
     problem = Problem(tuple(items), matrices * 350)
-    return problem, lambda plan: math.fsum(f * i.options[c].cost for f, i, c in zip(factors, items, plan.choices, strict=True))
+    return problem, lambda plan: math.fsum(
+        f * i.options[c].cost for f, i, c in zip(factors, items, plan.choices, strict=True)
+    )
 
 
 @pytest.fixture

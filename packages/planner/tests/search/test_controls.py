@@ -20,14 +20,21 @@ def test_finds_the_best_of_all_plans(name, seed, tiny, every_plan, crooked_loss)
 
 @pytest.mark.parametrize("name", ["random", "anneal"])
 def test_uses_no_predicted_cost(name, tiny, crooked_loss):
-    blind = replace(tiny, items=tuple(replace(i, options=tuple(replace(o, cost=0.0) for o in i.options)) for i in tiny.items))
+    blind = replace(
+        tiny,
+        items=tuple(replace(i, options=tuple(replace(o, cost=0.0) for o in i.options)) for i in tiny.items),
+    )
     one, other = (SEARCHES[name](problem, crooked_loss, 12, 0) for problem in (tiny, blind))
     assert one.plan.choices == other.plan.choices
 
 
 def test_annealing_beats_random_search(synthetic):
     problem, evaluate = synthetic
-    wins = [SEARCHES["anneal"](problem, evaluate, 200, s).value < SEARCHES["random"](problem, evaluate, 200, s).value for s in range(5)]
+    wins = [
+        SEARCHES["anneal"](problem, evaluate, 200, s).value
+        < SEARCHES["random"](problem, evaluate, 200, s).value
+        for s in range(5)
+    ]
     assert sum(wins) >= 4
 
 

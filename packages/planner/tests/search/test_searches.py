@@ -45,7 +45,11 @@ def test_exactly_as_many_distinct_plans_as_allowed_all_within_the_budget(name, s
     found = SEARCHES[name](problem, watched, 14, 0)
     assert found.evaluations == len(watched.calls) == len(set(watched.calls)) == 14
     assert all(problem.fits(problem.plan(choices, "")) for choices in watched.calls)
-    assert found.value == evaluate(found.plan) == min(evaluate(problem.plan(choices, "")) for choices in watched.calls)
+    assert (
+        found.value
+        == evaluate(found.plan)
+        == min(evaluate(problem.plan(choices, "")) for choices in watched.calls)
+    )
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -64,7 +68,13 @@ def test_a_stopped_search_goes_on_where_it_was(name, synthetic, tmp_path: Path):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_problem_with_fewer_plans_than_evaluations_ends(name):
-    problem = Problem((Item("m", (Option("int2", 0, 10, 2.0), Option("int4", 0, 20, 1.0))), Item("n", (Option("int2", 0, 5, 1.0),))), 25)
+    problem = Problem(
+        (
+            Item("m", (Option("int2", 0, 10, 2.0), Option("int4", 0, 20, 1.0))),
+            Item("n", (Option("int2", 0, 5, 1.0),)),
+        ),
+        25,
+    )
     found = SEARCHES[name](problem, lambda plan: plan.cost, 50, 0)
     assert found.plan.precision == {"m": "int4", "n": "int2"}
     assert found.evaluations <= 2
@@ -96,7 +106,9 @@ def test_no_evaluated_plan_is_above_the_budget(data):
     option = st.builds(Option, st.sampled_from(["a", "b"]), st.just(0), st.integers(0, 50), st.floats(0, 10))
     items = tuple(
         Item(f"m{i}", tuple(options))
-        for i, options in enumerate(data.draw(st.lists(st.lists(option, min_size=1, max_size=5), min_size=1, max_size=5)))
+        for i, options in enumerate(
+            data.draw(st.lists(st.lists(option, min_size=1, max_size=5), min_size=1, max_size=5))
+        )
     )
     smallest = Problem(items, 10**6).smallest
     problem = Problem(items, smallest + data.draw(st.integers(0, 60)))

@@ -43,14 +43,21 @@ def test_optuna_speaks_as_before(synthetic):
 @pytest.mark.parametrize(("name", "module"), [("nsga2", "optuna"), ("bayes", "torch")])
 def test_says_what_to_install(name, module, synthetic, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(PlanError, match=rf"{name} needs {module}, which is not installed: pip install 'bitrank-planner\[search\]'"):
+    with pytest.raises(
+        PlanError,
+        match=rf"{name} needs {module}, which is not installed: pip install 'bitrank-planner\[search\]'",
+    ):
         SEARCHES[name](*synthetic, 5, 0)
 
 
 def test_groups_are_a_role_in_a_third_of_the_depth():
     options = (Option("int2", 0, 2, 1.0), Option("int4", 0, 4, 0.5))
     ranked = (*options, Option("int2", 1, 3, 0.9))
-    items = (Item("e", options, "embedding"), *(Item(f"m{k}", ranked, "ffn", k, (4, 4)) for k in range(4)), Item("h", options[:1], "head"))
+    items = (
+        Item("e", options, "embedding"),
+        *(Item(f"m{k}", ranked, "ffn", k, (4, 4)) for k in range(4)),
+        Item("h", options[:1], "head"),
+    )
     assert Tilts(Problem(items, 20)).names == [
         "loss embedding",
         *(f"{kind} ffn {third}" for third in ("early", "middle", "late") for kind in ("loss", "rank")),
@@ -70,7 +77,10 @@ def test_a_tilt_moves_bytes_to_its_group(synthetic):
 
 
 def test_the_cheapest_way_down_loses_least_per_byte():
-    a, b = (Item(n, (Option("int2", 0, 10, cost), Option("int4", 0, 20, 0.0))) for n, cost in (("a", 3.0), ("b", 1.0)))
+    a, b = (
+        Item(n, (Option("int2", 0, 10, cost), Option("int4", 0, 20, 0.0)))
+        for n, cost in (("a", 3.0), ("b", 1.0))
+    )
     ladders = Ladders(Problem((a, b), 30), worth=True)
     random = np.random.default_rng(0)
     assert ladders.cheapest([1, 1], random) == [1, 0]
@@ -84,7 +94,11 @@ def test_a_language_model_is_proposed_for_in_well_under_a_second():
     items = tuple(
         Item(
             f"m{i}",
-            tuple(Option(f"int{b}", r, 40000 * b + 2304 * r, float(random.random() * 4.0**-b / r)) for b in formats for r in ranks),
+            tuple(
+                Option(f"int{b}", r, 40000 * b + 2304 * r, float(random.random() * 4.0**-b / r))
+                for b in formats
+                for r in ranks
+            ),
             ("attention", "ffn")[i % 2],
             i // 7,
             (576, 576),
@@ -103,5 +117,10 @@ def test_a_language_model_is_proposed_for_in_well_under_a_second():
 
 def _nbytes(plan, items) -> int:
     return sum(
-        next(o.nbytes for o in i.options if (o.format, o.rank) == (plan.precision[i.name], plan.ranks.get(i.name, 0))) for i in items
+        next(
+            o.nbytes
+            for o in i.options
+            if (o.format, o.rank) == (plan.precision[i.name], plan.ranks.get(i.name, 0))
+        )
+        for i in items
     )

@@ -1,22 +1,37 @@
 """Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
 
-from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision
-from bitrank_quant.backends import BACKENDS, OVERRIDES, Backend, Override
-from bitrank_quant.choice import available_overrides, check_fits, choose_backend, override_for, passed_over
-from bitrank_quant.codebooks import Codebook
-from bitrank_quant.decoders import decoder, stored_weight
+from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
+from bitrank_quant.backends.choose import (
+    available_overrides,
+    check_fits,
+    choose_backend,
+    override_for,
+    rejected,
+)
+from bitrank_quant.backends.dequantize import Decode, decoder, stored_weight
+from bitrank_quant.backends.probe import Trial, probe, try_format
+from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight, encode_in_parts
+from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, Backend, Override
 from bitrank_quant.errors import QuantError
-from bitrank_quant.floats import Float, float_format
 from bitrank_quant.footprint import Footprint, stored_bytes
-from bitrank_quant.formats import FORMATS, parse_format
-from bitrank_quant.integers import Affine, Int8Row
-from bitrank_quant.kernels import kernels_status
-from bitrank_quant.layout import Format
-from bitrank_quant.matrices import LeftOut, WeightMatrix, block_matrices, left_out, tied_modules, weight_matrices
-from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
-from bitrank_quant.saved import load_quantized, save_quantized, to_reference
+from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.codebook import Codebook
+from bitrank_quant.formats.float import Float, float_format
+from bitrank_quant.formats.integer import Affine, Int8Row
+from bitrank_quant.formats.parse import FORMATS, parse_format
+from bitrank_quant.kernels.rows import CompiledRows
+from bitrank_quant.kernels.status import kernels_status
+from bitrank_quant.matrices import (
+    LeftOut,
+    WeightMatrix,
+    block_matrices,
+    followers,
+    left_out,
+    tied_modules,
+    weight_matrices,
+)
+from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import hold_in_16_bits
-from bitrank_quant.trials import Trial, probe, try_format
 from bitrank_quant.understood import readers_of_weights
 
 __version__ = "0.1.0"
@@ -28,6 +43,8 @@ __all__ = [
     "Applied",
     "Backend",
     "Codebook",
+    "CompiledRows",
+    "Decode",
     "Float",
     "Footprint",
     "Format",
@@ -48,21 +65,25 @@ __all__ = [
     "check_fits",
     "choose_backend",
     "decoder",
+    "encode_in_parts",
     "float_format",
+    "followers",
     "hold_in_16_bits",
     "kernels_status",
     "left_out",
     "load_quantized",
     "override_for",
     "parse_format",
-    "passed_over",
     "probe",
     "readers_of_weights",
+    "rejected",
     "save_quantized",
     "stored_bytes",
     "stored_weight",
+    "swap_weights",
     "tied_modules",
     "to_reference",
     "try_format",
     "weight_matrices",
+    "with_weight",
 ]

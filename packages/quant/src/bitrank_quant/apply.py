@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitrank_quant.backends import BACKENDS, Override
-from bitrank_quant.choice import check_fits, choose_backend, override_for
-from bitrank_quant.decoders import stored_weight
+from bitrank_quant.backends.choose import check_fits, choose_backend, override_for
+from bitrank_quant.backends.dequantize import stored_weight
+from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.backends.registry import BACKENDS, Override
 from bitrank_quant.errors import QuantError
-from bitrank_quant.floats import Float
-from bitrank_quant.formats import parse_format
-from bitrank_quant.layout import Format
+from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.float import Float
+from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import followers, left_out, tied_modules, weight_matrices
-from bitrank_quant.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.understood import readers_of_weights
 
 PrecisionPlan = dict[str, str]
@@ -63,7 +63,7 @@ def apply_precision(
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place, and say what was done.
 
-    ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.OVERRIDES`). Inputs and outputs of
+    ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.registry.OVERRIDES`). Inputs and outputs of
     quantized layers are in ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own,
     just before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where they will lie.
     ``split`` may put another weight in place of each quantized linear one: it gets the module's name, its (out, in) weight, and a
@@ -97,7 +97,13 @@ def _effective(fmt: Format, override: Override) -> Format:
 
 
 def _store(
-    model: nn.Module, name: str, fmt: Format, heads: list[str], override: Override, compute_dtype: torch.dtype, split: Split
+    model: nn.Module,
+    name: str,
+    fmt: Format,
+    heads: list[str],
+    override: Override,
+    compute_dtype: torch.dtype,
+    split: Split,
 ) -> dict[str, Applied]:
     module = model.get_submodule(name)
     if isinstance(module, Conv1D):
@@ -134,7 +140,7 @@ def _store_shared(
 ) -> dict[str, Applied]:
     """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
-    put(model, over(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
+    swap_weights(model, with_weight(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
     return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
 
 
@@ -152,7 +158,7 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
     return linear
 
 
-def over(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def with_weight(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Modules that compute as ``modules`` do (a matrix's own and those that share its weight), over another
     weight."""
     return {name: _over(weight, module) for name, module in modules.items()}
@@ -177,7 +183,7 @@ def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
     return after
 
 
-def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+def swap_weights(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put ``modules`` in their places in ``model``."""
     for name, module in modules.items():
         replace_module(model, name, module)
@@ -196,8 +202,12 @@ def _check_names(model: nn.Module, formats: dict[str, Format]) -> None:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
             left = next((one for one in left_out(model) if one.name == f"{name}.weight"), None)
             if left is not None:
-                raise QuantError(f"the plan names {name!r}, which stays in 16 bits ({left.reason}); leave it out of the plan")
-            raise QuantError(f"the plan names {name!r}, which is no weight matrix of this model; nearest: {', '.join(near)}")
+                raise QuantError(
+                    f"the plan names {name!r}, which stays in 16 bits ({left.reason}); leave it out of the plan"
+                )
+            raise QuantError(
+                f"the plan names {name!r}, which is no weight matrix of this model; nearest: {', '.join(near)}"
+            )
 
 
 def _check_tied(formats: dict[str, Format], tied: dict[str, str]) -> None:

@@ -22,13 +22,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitrank_quant.apply import PrecisionPlan, apply_precision, over, put
+from bitrank_quant.apply import PrecisionPlan, apply_precision, swap_weights, with_weight
+from bitrank_quant.backends.reference import QuantWeight
 from bitrank_quant.errors import QuantError
-from bitrank_quant.floats import Float
-from bitrank_quant.formats import parse_format
+from bitrank_quant.formats.float import Float
+from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import weight_matrices
-from bitrank_quant.reference import QuantWeight
-from bitrank_quant.saved import to_reference
+from bitrank_quant.serialize import to_reference
 
 METHOD = "bitrank"
 _CODES = ".quantized."
@@ -82,10 +82,10 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
                 del model.all_tied_weights_keys[head]
                 module = model.get_submodule(name)
                 self._tied[name] = (embedding, module)
-                put(model, {name: _Waiting(getattr(module, "bias", None))})
+                swap_weights(model, {name: _Waiting(getattr(module, "bias", None))})
         for matrix, tensors in codes.items():
             weight = QuantWeight.of(tensors, parse_format(self.plan[matrix]), shapes[matrix], self.dtype)
-            put(model, over(weight, {matrix: model.get_submodule(matrix)}))
+            swap_weights(model, with_weight(weight, {matrix: model.get_submodule(matrix)}))
             _keep_as_loaded(model.get_submodule(matrix))
 
     def param_needs_quantization(self, model: Any, param_name: str, **_options: Any) -> bool:
@@ -106,7 +106,7 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.pre_quantized:
             for head, (embedding, module) in self._tied.items():
                 module.bias = model.get_submodule(head).bias
-                put(model, over(model.get_submodule(embedding).quantized, {head: module}))
+                swap_weights(model, with_weight(model.get_submodule(embedding).quantized, {head: module}))
             return model
         rest = {
             name: fmt
@@ -136,7 +136,9 @@ class _Encode(ConversionOps):
         name = parameter.rpartition(".")[0]
         layer = model.get_submodule(name)
         weight_OI = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
-        put(model, {name: to_reference(layer, weight_OI, self._quantizer.plan[name], self._quantizer.dtype)})
+        swap_weights(
+            model, {name: to_reference(layer, weight_OI, self._quantizer.plan[name], self._quantizer.dtype)}
+        )
         _keep_as_loaded(model.get_submodule(name))
         kwargs["missing_keys"].discard(parameter)
         return {}

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from bitrank_quant.errors import QuantError
 
 if TYPE_CHECKING:
-    from bitrank_quant.reference import QuantWeight
+    from bitrank_quant.backends.reference import QuantWeight
 
 _unwatched = torch._C.DisableTorchFunctionSubclass
 _FACTS = {
@@ -69,7 +69,11 @@ class LazyWeight(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = str(getattr(func, "__name__", func))
-        if args and isinstance(args[0], LazyWeight) and (name == "__setitem__" or (name[-1] == "_" != name[-2:-1])):
+        if (
+            args
+            and isinstance(args[0], LazyWeight)
+            and (name == "__setitem__" or (name[-1] == "_" != name[-2:-1]))
+        ):
             raise QuantError(f"a quantized table cannot be changed in place ({name}): leave it in 16 bits")
         decoded = tree_map_only(LazyWeight, lambda weight: weight._quantized.decode(), (args, kwargs or {}))
         return func(*decoded[0], **decoded[1])

@@ -90,10 +90,17 @@ def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
     found = []
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
-        if parameter.ndim < 2 or id(parameter) in seen or any(f"{name}.".startswith(f"{skipped}.") for skipped in without):
+        if (
+            parameter.ndim < 2
+            or id(parameter) in seen
+            or any(f"{name}.".startswith(f"{skipped}.") for skipped in without)
+        ):
             continue
         seen.add(id(parameter))
-        reason = left.get(module) or f"{parameter.ndim} dimensions, in a {type(model.get_submodule(module)).__name__}"
+        reason = (
+            left.get(module)
+            or f"{parameter.ndim} dimensions, in a {type(model.get_submodule(module)).__name__}"
+        )
         found.append(LeftOut(name, parameter.numel(), reason))
     return sorted(found, key=lambda one: -one.numbers)
 

@@ -29,7 +29,11 @@ def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtyp
         module_name, _, attribute = one.name.rpartition(".")
         module = model.get_submodule(module_name)
         parameter = module._parameters.get(attribute)
-        if parameter is None or not parameter.is_floating_point() or parameter.element_size() <= dtype.itemsize:
+        if (
+            parameter is None
+            or not parameter.is_floating_point()
+            or parameter.element_size() <= dtype.itemsize
+        ):
             continue
         del module._parameters[attribute]
         module._buffers[attribute] = parameter.detach().to(dtype)

@@ -41,11 +41,19 @@ def why_left(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:
             return "max_norm changes its rows at every look-up"
-        return None if _looks_up(kind) else f"the forward pass of {kind.__name__} does not call that of nn.Embedding"
+        return (
+            None
+            if _looks_up(kind)
+            else f"the forward pass of {kind.__name__} does not call that of nn.Embedding"
+        )
     if kind is NonDynamicallyQuantizableLinear:
         return "nn.MultiheadAttention multiplies by its weight itself"
     plain: type[nn.Module] = Conv1D if isinstance(module, Conv1D) else nn.Linear
-    known = kind.forward is plain.forward or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_PRODUCTS or _is_quantized(kind)
+    known = (
+        kind.forward is plain.forward
+        or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_PRODUCTS
+        or _is_quantized(kind)
+    )
     return None if known else f"the forward pass of {kind.__name__} is not that of {plain.__name__}"
 
 
@@ -73,7 +81,11 @@ def _is_quantized(kind: type[nn.Module]) -> bool:
 def _looks_up(kind: Any) -> bool:
     """Whether every forward pass between ``kind`` and ``nn.Embedding`` calls that of its parent class."""
     between = kind.__mro__[: kind.__mro__.index(nn.Embedding)]
-    return all(_calls_parent(vars(cls)["forward"]) for cls in between if "forward" in vars(cls) and not _is_quantized(cls))
+    return all(
+        _calls_parent(vars(cls)["forward"])
+        for cls in between
+        if "forward" in vars(cls) and not _is_quantized(cls)
+    )
 
 
 def _calls_parent(forward: object) -> bool:
@@ -96,7 +108,9 @@ def _children_read(kind: Any) -> frozenset[str]:
 
 
 def _weights_read(method: FunctionType) -> Iterator[str]:
-    instructions = [step for step in dis.get_instructions(method) if step.opname not in ("CACHE", "EXTENDED_ARG")]
+    instructions = [
+        step for step in dis.get_instructions(method) if step.opname not in ("CACHE", "EXTENDED_ARG")
+    ]
     for first, second in pairwise(instructions):
         if first.opname == second.opname == "LOAD_ATTR" and second.argval == "weight":
             yield first.argval

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bitrank_quant import QuantError, apply_precision, parse_format, weight_matrices
 from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments, weight_of
-from bitrank_quant.sensitivity.answers import LIKELIEST, Answers, answers, judge
+from bitrank_quant.sensitivity.divergence import LIKELIEST, Answers, answers, loss_and_divergence
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -43,19 +43,27 @@ def llama(tied: bool = True) -> nn.Module:
 
 def bert() -> nn.Module:
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4)
+    config = BertConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+    )
     return BertForSequenceClassification(config).eval().requires_grad_(False)
 
 
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=3, n_head=4, n_positions=32)).eval().requires_grad_(False)
+    return (
+        GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=64, n_layer=3, n_head=4, n_positions=32))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def roberta() -> nn.Module:
     """Two linear layers after the blocks, one on top of the other."""
     torch.manual_seed(0)
-    config = RobertaConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    config = RobertaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
     return RobertaForSequenceClassification(config).eval().requires_grad_(False)
 
 
@@ -81,7 +89,7 @@ def batches(count: int = 3) -> list[Tensor]:
     return [torch.randint(3, 97, (4, 10), generator=generator) for _ in range(count)]
 
 
-def judged(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_labels(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
     logits = model(input_ids=ids_BL).logits
     if logits.ndim == 2:
         return logits, ids_BL[:, 0] % 2
@@ -89,7 +97,7 @@ def judged(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_sum(model: nn.Module, ids_BL: Tensor) -> tuple[Tensor, int]:
-    logits_NC, labels_N = judged(model, ids_BL)
+    logits_NC, labels_N = logits_and_labels(model, ids_BL)
     keep_N = labels_N != -100
     return F.cross_entropy(logits_NC[keep_N].float(), labels_N[keep_N], reduction="sum"), int(keep_N.sum())
 
@@ -103,12 +111,20 @@ def mean_loss(model: nn.Module) -> float:
 def measured(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     model = request.param()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    replay = Replay(model, batches(), judged)
+    replay = Replay(model, batches(), logits_and_labels)
     matrices = [m for m in weight_matrices(model) if m.name != "classifier"]
     moments = measure_moments(replay, matrices)
     errors = measure_errors(replay, matrices, FORMATS, moments)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "measuring changed the model"
-    yield {"model": model, "replay": replay, "moments": moments, "errors": errors, "matrices": {m.name: m for m in matrices}}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), (
+        "measuring changed the model"
+    )
+    yield {
+        "model": model,
+        "replay": replay,
+        "moments": moments,
+        "errors": errors,
+        "matrices": {m.name: m for m in matrices},
+    }
 
 
 def gradient_of(model: nn.Module, name: str) -> Tensor:
@@ -129,10 +145,12 @@ def test_replay_from_any_block_is_the_whole_model(measured: dict[str, Any]) -> N
     replay = measured["replay"]
     assert len(replay.order) == 4
     for block in (*replay.order, None):
-        assert replay.judged_from(block)[0] == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
+        assert replay.evaluate_from(block)[0] == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
 
 
-def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(measured: dict[str, Any]) -> None:
+def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(
+    measured: dict[str, Any],
+) -> None:
     model, moments = measured["model"], measured["moments"]
     tables = [name for name, matrix in measured["matrices"].items() if matrix.role == "embedding"]
     assert len(tables) == (1 if type(model).__name__ == "LlamaForCausalLM" else 3)
@@ -140,7 +158,9 @@ def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(
         table, seen = model.get_submodule(name), []
         counts_V, column_D, units = torch.zeros(table.weight.shape[0]), torch.zeros(table.weight.shape[1]), 0
 
-        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, seen: list[Any] = seen) -> Tensor:
+        def keep(
+            _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, seen: list[Any] = seen
+        ) -> Tensor:
             seen.append((inputs[0], output.detach().requires_grad_()))
             return seen[-1][1]
 
@@ -155,7 +175,9 @@ def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(
             units += count
         handle.remove()
         assert torch.allclose(moments[name].column_I, column_D / units, rtol=1e-5)
-        assert torch.allclose(moments[name].row_O, (counts_V + 1 / len(counts_V)) / (counts_V.sum() + 1), rtol=1e-5)
+        assert torch.allclose(
+            moments[name].row_O, (counts_V + 1 / len(counts_V)) / (counts_V.sum() + 1), rtol=1e-5
+        )
 
 
 def test_gradient_spectrum_is_that_of_autograd(measured: dict[str, Any]) -> None:
@@ -169,7 +191,9 @@ def test_input_spectrum_is_that_of_each_matrix_own_inputs(measured: dict[str, An
     model, seen = measured["model"], {}
     names = linear(measured)
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _m, inputs, _o, name=name: seen[name].append(inputs[0].flatten(0, -2)))
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, inputs, _o, name=name: seen[name].append(inputs[0].flatten(0, -2))
+        )
         for name in names
     ]
     seen = {name: [] for name in names}
@@ -182,7 +206,9 @@ def test_input_spectrum_is_that_of_each_matrix_own_inputs(measured: dict[str, An
         wanted_K = torch.linalg.eigvalsh(x_NI.T @ x_NI / len(x_NI)).flip(0)
         found_K = measured["moments"][name].input_K.double()
         assert len(found_K) == min(128, len(wanted_K))
-        assert torch.allclose(found_K, wanted_K[: len(found_K)], rtol=1e-4, atol=1e-5 * float(wanted_K[0])), name
+        assert torch.allclose(found_K, wanted_K[: len(found_K)], rtol=1e-4, atol=1e-5 * float(wanted_K[0])), (
+            name
+        )
 
 
 def keep(seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -193,7 +219,7 @@ def keep(seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, o
 def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
     """Rows of every linear matrix, from one graph through the whole model; also where blocks do not follow one another."""
     model = make().eval()
-    replay = Replay(model, batches(), judged)
+    replay = Replay(model, batches(), logits_and_labels)
     assert replay.chained == (make is not Forked)
     matrices = weight_matrices(model)
     moments = measure_moments(replay, matrices)
@@ -206,7 +232,9 @@ def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
         seen: dict[str, Tensor] = {}
         tables = [model.get_submodule(m.name) for m in matrices if m.role == "embedding"]
         hooks = [table.register_forward_hook(lambda *called: called[2].requires_grad_()) for table in tables]
-        hooks += [model.get_submodule(name).register_forward_hook(partial(keep, seen, name)) for name in names]
+        hooks += [
+            model.get_submodule(name).register_forward_hook(partial(keep, seen, name)) for name in names
+        ]
         loss, count = loss_sum(model, batch)
         for name, grad in zip(names, torch.autograd.grad(loss, [seen[name] for name in names]), strict=True):
             wanted[name] += grad.flatten(0, -2).square().sum(0)
@@ -214,14 +242,19 @@ def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
         for hook in hooks:
             hook.remove()
     for name in names:
-        assert torch.allclose(moments[name].row_O, wanted[name] / units, rtol=1e-3, atol=1e-5 * float(wanted[name].max() / units)), name
+        assert torch.allclose(
+            moments[name].row_O,
+            wanted[name] / units,
+            rtol=1e-3,
+            atol=1e-5 * float(wanted[name].max() / units),
+        ), name
 
 
 def test_a_matrix_that_the_task_does_not_use_is_named() -> None:
     model = llama()
     model.spare = nn.Linear(8, 8)
     with pytest.raises(QuantError, match="no gradient of the loss reaches spare"):
-        measure_moments(Replay(model, batches(), judged), weight_matrices(model))
+        measure_moments(Replay(model, batches(), logits_and_labels), weight_matrices(model))
 
 
 @pytest.mark.parametrize("make", [llama, bert, gpt2])
@@ -235,20 +268,28 @@ def test_a_model_held_in_16_bits_is_measured_as_one_held_in_32(make: Any) -> Non
             weight = model.get_submodule(matrix.name).weight
             weight.data = weight.data.bfloat16().float()
         if narrow:
-            apply_precision(model, {m.name: "bf16" for m in matrices if m.tied_to is None}, compute_dtype=torch.float32)
+            apply_precision(
+                model, {m.name: "bf16" for m in matrices if m.tied_to is None}, compute_dtype=torch.float32
+            )
         before = {name: module for name, module in model.named_modules() if not list(module.children())}
-        replay = Replay(model, batches(), judged)
+        replay = Replay(model, batches(), logits_and_labels)
         moments = measure_moments(replay, matrices)
         found.append((moments, measure_errors(replay, matrices, FORMATS, moments)))
-        assert {name: module for name, module in model.named_modules() if not list(module.children())} == before
+        assert {
+            name: module for name, module in model.named_modules() if not list(module.children())
+        } == before
         if narrow:
             assert all(weight_of(model.get_submodule(m.name)).dtype == torch.bfloat16 for m in matrices)
     for wide, narrow in zip(*(errors.items() for _, errors in found), strict=True):
         for text in map(str, FORMATS):
             one, other = wide[1][text], narrow[1][text]
             assert wide[0] == narrow[0] and one.nbytes == other.nbytes
-            assert (one.plain, one.input, one.fisher) == pytest.approx((other.plain, other.input, other.fisher), rel=1e-4)
-            assert (one.added or 0.0, one.far or 0.0) == pytest.approx((other.added or 0.0, other.far or 0.0), abs=2e-6)
+            assert (one.plain, one.input, one.fisher) == pytest.approx(
+                (other.plain, other.input, other.fisher), rel=1e-4
+            )
+            assert (one.added or 0.0, one.divergence or 0.0) == pytest.approx(
+                (other.added or 0.0, other.divergence or 0.0), abs=2e-6
+            )
             assert torch.allclose(one.tail_R, other.tail_R, rtol=1e-3, atol=1e-9)
 
 
@@ -256,7 +297,9 @@ def test_importance_and_norm(measured: dict[str, Any]) -> None:
     for name in linear(measured)[:3]:
         weight = measured["model"].get_submodule(name).weight
         moments = measured["moments"][name]
-        assert moments.importance == pytest.approx(float((weight * gradient_of(measured["model"], name)).abs().mean()), rel=1e-3)
+        assert moments.importance == pytest.approx(
+            float((weight * gradient_of(measured["model"], name)).abs().mean()), rel=1e-3
+        )
         assert moments.norm == pytest.approx(float(weight.norm()), rel=1e-6)
 
 
@@ -267,11 +310,19 @@ def test_weight_errors_are_their_formulas(measured: dict[str, Any]) -> None:
         for fmt in FORMATS:
             errors = by_format[str(fmt)]
             stored_OI = fmt.decode(fmt.encode(weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
-            square_OI = (weight_OI - stored_OI).double().square() if str(fmt) != "bf16" else torch.zeros_like(weight_OI).double()
-            fisher = sum(0.5 * row_O.double() @ square_OI @ column_I.double() for row_O, column_I in moments.weights())
+            square_OI = (
+                (weight_OI - stored_OI).double().square()
+                if str(fmt) != "bf16"
+                else torch.zeros_like(weight_OI).double()
+            )
+            fisher = sum(
+                0.5 * row_O.double() @ square_OI @ column_I.double() for row_O, column_I in moments.weights()
+            )
             assert errors.nbytes == fmt.nbytes(tuple(weight_OI.shape))
             assert errors.plain == pytest.approx(float(square_OI.sum()), rel=1e-4, abs=1e-12)
-            assert errors.input == pytest.approx(float((square_OI @ moments.column_I.double()).sum()), rel=1e-4, abs=1e-12)
+            assert errors.input == pytest.approx(
+                float((square_OI @ moments.column_I.double()).sum()), rel=1e-4, abs=1e-12
+            )
             assert errors.fisher == pytest.approx(float(fisher), rel=1e-4, abs=1e-12)
 
 
@@ -283,7 +334,9 @@ def test_tails_are_what_the_best_repair_leaves(measured: dict[str, Any]) -> None
         weighted_OI = moments.row_O.sqrt()[:, None] * delta_OI * moments.column_I.sqrt()
         energy_K = torch.linalg.svdvals(weighted_OI.double()).square()
         tail_R = measured["errors"][name][str(fmt)].tail_R.double()
-        wanted_R = 0.5 * torch.tensor([float(energy_K[rank:].sum()) for rank in range(len(tail_R))], dtype=torch.float64)
+        wanted_R = 0.5 * torch.tensor(
+            [float(energy_K[rank:].sum()) for rank in range(len(tail_R))], dtype=torch.float64
+        )
         assert torch.allclose(tail_R, wanted_R, rtol=1e-3, atol=1e-4 * float(wanted_R[0])), name
         assert (tail_R.diff() <= 1e-12).all()
 
@@ -304,10 +357,10 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
     """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the likeliest of many."""
     model, fmt = measured["model"], FORMATS[0]
     ids = torch.cat(batches())
-    counts_N = judged(model, ids)[1] >= 0
+    counts_N = logits_and_labels(model, ids)[1] >= 0
 
     def log_probabilities() -> Tensor:
-        return judged(model, ids)[0][counts_N].double().log_softmax(-1)
+        return logits_and_labels(model, ids)[0][counts_N].double().log_softmax(-1)
 
     before = log_probabilities()
     for name, by_format in measured["errors"].items():
@@ -317,15 +370,17 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
         after = log_probabilities()
         weight.copy_(kept)
         wanted = float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
-        far = by_format[str(fmt)].far
-        assert far is not None and 0.6 * wanted - 1e-9 < far <= wanted * (1 + 1e-5) + 1e-9, name
+        divergence_of = by_format[str(fmt)].divergence
+        assert (
+            divergence_of is not None and 0.6 * wanted - 1e-9 < divergence_of <= wanted * (1 + 1e-5) + 1e-9
+        ), name
         if before.shape[1] == 2:
-            assert far == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
-        assert by_format["int8"].far is None and by_format["bf16"].far == 0.0
+            assert divergence_of == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
+        assert by_format["int8"].divergence is None and by_format["bf16"].divergence == 0.0
 
 
-def far(kept: Answers, logits_NC: Tensor) -> float:
-    return judge(kept, logits_NC, torch.zeros(len(logits_NC), dtype=torch.long))[1]
+def divergence_of(kept: Answers, logits_NC: Tensor) -> float:
+    return loss_and_divergence(kept, logits_NC, torch.zeros(len(logits_NC), dtype=torch.long))[1]
 
 
 @given(st.integers(2, 200), st.floats(1e-4, 2.0), st.integers(0, 10**6))
@@ -336,24 +391,30 @@ def test_divergence_is_never_negative_and_a_lower_bound(classes: int, size: floa
     kept = answers(logits_NC)
     p, q = logits_NC.double().log_softmax(-1), other_NC.double().log_softmax(-1)
     whole = float(F.kl_div(q, p, log_target=True, reduction="sum"))
-    assert -ROUNDING <= far(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
+    assert -ROUNDING <= divergence_of(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
     # The sums are rounded to fp32: another rounding each for five positions.
-    assert far(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=5 * ROUNDING), "a shift of all logits changes no answer"
+    assert divergence_of(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=5 * ROUNDING), (
+        "a shift of all logits changes no answer"
+    )
     if classes <= LIKELIEST:
-        assert far(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
+        assert divergence_of(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_classes_are_judged_in_blocks_like_few(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_many_classes_are_judged_in_blocks_like_few(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
     before_NC, after_NC = (torch.randn(50, 300, generator=generator).to(dtype) for _ in range(2))
     labels_N = torch.randint(0, 300, (50,), generator=generator).where(torch.arange(50) % 7 > 0, -100)
-    whole = judge(answers(before_NC), after_NC, labels_N)
-    monkeypatch.setattr("bitrank_quant.sensitivity.answers._BLOCK", 1000)  # three positions at a time
-    assert judge(answers(before_NC), after_NC, labels_N) == pytest.approx(whole, rel=1e-12)
-    assert whole[0] == pytest.approx(float(F.cross_entropy(after_NC.float(), labels_N, reduction="sum")), rel=1e-5)
-    judged_N = labels_N >= 0
-    alone = judge(answers(before_NC[judged_N]), after_NC[judged_N], labels_N[judged_N])
+    whole = loss_and_divergence(answers(before_NC), after_NC, labels_N)
+    monkeypatch.setattr("bitrank_quant.sensitivity.divergence._BLOCK", 1000)  # three positions at a time
+    assert loss_and_divergence(answers(before_NC), after_NC, labels_N) == pytest.approx(whole, rel=1e-12)
+    assert whole[0] == pytest.approx(
+        float(F.cross_entropy(after_NC.float(), labels_N, reduction="sum")), rel=1e-5
+    )
+    labelled_N = labels_N >= 0
+    alone = loss_and_divergence(answers(before_NC[labelled_N]), after_NC[labelled_N], labels_N[labelled_N])
     assert alone == pytest.approx(whole, rel=1e-12), "where nothing is judged nothing counts"
 
 
@@ -370,7 +431,10 @@ def test_padding_is_no_answer() -> None:
     changed = ids_BL.clone()
     changed[:, 7:] = 5
     replay.batches = [changed]
-    assert replay.judged_from(None, first=True) == (pytest.approx(replay.base, rel=1e-6), pytest.approx(0.0, abs=1e-9))
+    assert replay.evaluate_from(None, first=True) == (
+        pytest.approx(replay.base, rel=1e-6),
+        pytest.approx(0.0, abs=1e-9),
+    )
 
 
 def test_a_tied_head_counts_twice() -> None:
@@ -379,19 +443,21 @@ def test_a_tied_head_counts_twice() -> None:
         model = llama(tied)
         if not tied:
             model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.clone(), requires_grad=False)  # type: ignore[union-attr,operator]
-        moments = measure_moments(Replay(model, batches(), judged), weight_matrices(model))
-        tables.append(moments["model.embed_tokens"].weights() + ([] if tied else moments["lm_head"].weights()))
+        moments = measure_moments(Replay(model, batches(), logits_and_labels), weight_matrices(model))
+        tables.append(
+            moments["model.embed_tokens"].weights() + ([] if tied else moments["lm_head"].weights())
+        )
     for (row_O, column_I), (other_O, other_I) in zip(*tables, strict=True):
         assert torch.allclose(row_O, other_O, rtol=1e-4) and torch.allclose(column_I, other_I, rtol=1e-4)
 
 
 def test_data_that_cannot_be_measured_on_are_refused() -> None:
     with pytest.raises(QuantError, match="nothing to measure on"):
-        Replay(llama(), [], judged)
+        Replay(llama(), [], logits_and_labels)
     broken = llama()
     broken.model.norm.weight.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(QuantError, match="expected a finite number"):
-        Replay(broken, batches(), judged)
+        Replay(broken, batches(), logits_and_labels)
 
 
 @pytest.mark.parametrize("make", [bert, llama, gpt2], ids=["bert", "llama", "gpt2"])
@@ -437,7 +503,10 @@ def test_moments_of_a_table_are_those_of_its_look_ups() -> None:
     plain.model.embed_tokens = nn.Embedding.from_pretrained(4.0 * table.weight)
     found, expected = ({m.name: m for m in weight_matrices(one)} for one in (model, plain))
     assert found == expected
-    ours, theirs = (measure_moments(Replay(one, batches(), judged), list(found.values()))["model.embed_tokens"] for one in (model, plain))
+    ours, theirs = (
+        measure_moments(Replay(one, batches(), logits_and_labels), list(found.values()))["model.embed_tokens"]
+        for one in (model, plain)
+    )
     assert torch.equal(ours.row_O, theirs.row_O)
     torch.testing.assert_close(ours.column_I, 16.0 * theirs.column_I)
     assert type(model.model.embed_tokens) is type(table) and "Gemma" in type(table).__name__

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
+from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.optimizer import follow, trainable
-from bitrank_trainer.processes import ALONE, Processes
-from bitrank_trainer.randomness import random_states, restore_random_states
+from bitrank_trainer.rng import random_states, restore_random_states
 
 
 @dataclass
@@ -79,18 +79,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress, processes: Processes = ALONE
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    hook: RankHook,
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> None:
     """Write the checkpoint of ``progress.step`` under ``folder`` and drop those before it. Every process calls this; the first writes."""
     each = processes.gather(random_states(_device(model)))
-    random = {f"rng{rank}:{device}": state for rank, states in enumerate(each) for device, state in states.items()}
+    random = {
+        f"rng{rank}:{device}": state for rank, states in enumerate(each) for device, state in states.items()
+    }
     if processes.first:
         _write(folder, model, optimizer, hook, progress, random)
     processes.wait()
 
 
 def _write(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook, progress: Progress, random: dict[str, Tensor]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    hook: RankHook,
+    progress: Progress,
+    random: dict[str, Tensor],
 ) -> None:
     place, making = folder / f"step-{progress.step:08d}", folder / ".making"
     shutil.rmtree(making, ignore_errors=True)
@@ -223,10 +235,16 @@ def _device(model: nn.Module) -> str:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"{key}:{name}": value for name, parameter in trainable(model).items() for key, value in optimizer.state[parameter].items()}
+    return {
+        f"{key}:{name}": value
+        for name, parameter in trainable(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     parameters = trainable(model)
     for key, value in tensors.items():
         kind, _, name = key.partition(":")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bitrank_trainer.meters import Throughput, release_memory
+from bitrank_trainer.distributed.data_parallel import ALONE, Processes
+from bitrank_trainer.memory.meters import Throughput, release_memory
 from bitrank_trainer.objectives import Batch, Objective, Row
-from bitrank_trainer.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,13 @@ class Evaluation:
     tokens_per_second: float
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective, device: str, processes: Processes = ALONE) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    objective: Objective,
+    device: str,
+    processes: Processes = ALONE,
+) -> Evaluation:
     """Run ``model`` over ``batches`` once. The model is left in the mode it came in.
 
     Several ``processes`` share the batches out whole, so that every row is what one process would find; each is given the figures

@@ -24,14 +24,14 @@ from bitrank_trainer.checkpoints import (
     save_checkpoint,
     save_weights,
 )
+from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.errors import Diverged, TrainError
+from bitrank_trainer.gradients import Emit, Passes
 from bitrank_trainer.hooks import RankHook
-from bitrank_trainer.meters import Throughput
+from bitrank_trainer.loss_scale import Scaling
+from bitrank_trainer.memory.meters import Throughput
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
-from bitrank_trainer.passes import Emit, Passes
-from bitrank_trainer.processes import ALONE, Processes
-from bitrank_trainer.scaling import Scaling
 from bitrank_trainer.settings import TrainSettings
 
 _RUNAWAY = 2.0  # nats: a smoothed loss this far, and by half, above its lowest point has run away
@@ -52,7 +52,9 @@ class Task:
     processes: Processes = ALONE
 
 
-def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit) -> Progress:
+def train(
+    model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit
+) -> Progress:
     """Train ``model`` in place for ``settings.steps`` optimizer steps and leave it at its best validation point.
 
     ``folder`` keeps checkpoints and the best weights; what is there already is continued. Raises :class:`Diverged` when the loss
@@ -64,7 +66,13 @@ def train(model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings,
     optimizer = named_adamw(model, settings.learning_rate, settings.weight_decay)
 
     def report(sentence: str) -> None:
-        emit({"event": "damaged_checkpoint", "tags": {"damaged_checkpoint": sentence[:500]}, "message": sentence})
+        emit(
+            {
+                "event": "damaged_checkpoint",
+                "tags": {"damaged_checkpoint": sentence[:500]},
+                "message": sentence,
+            }
+        )
 
     progress = load_checkpoint(folder, model, optimizer, hook, task.processes, report)
     if progress.step:
@@ -136,7 +144,10 @@ def _watch(progress: Progress, logs: dict[str, float]) -> None:
     progress.smooth_loss = loss if before is None else _SMOOTH * before + (1 - _SMOOTH) * loss
     progress.lowest_loss = min(progress.smooth_loss, progress.lowest_loss or math.inf)
     if progress.smooth_loss > progress.lowest_loss + max(_RUNAWAY, 0.5 * progress.lowest_loss):
-        raise Diverged(progress.step, f"the smoothed loss rose from {progress.lowest_loss:.3f} to {progress.smooth_loss:.3f}")
+        raise Diverged(
+            progress.step,
+            f"the smoothed loss rose from {progress.lowest_loss:.3f} to {progress.smooth_loss:.3f}",
+        )
 
 
 def _after(
@@ -154,12 +165,29 @@ def _after(
     step, last = progress.step, progress.step == settings.steps
     if step == 1 or last or step % settings.log_every == 0:
         ranks = hook.ranks()
-        pace = {"steps": settings.steps, "seconds": progress.seconds, "tok_s": progress.tokens / progress.seconds}
-        emit({"event": "train", "step": step, **pace, "metrics": {**logs, "train/rank": float(sum(ranks.values()))}})
+        pace = {
+            "steps": settings.steps,
+            "seconds": progress.seconds,
+            "tok_s": progress.tokens / progress.seconds,
+        }
+        emit(
+            {
+                "event": "train",
+                "step": step,
+                **pace,
+                "metrics": {**logs, "train/rank": float(sum(ranks.values()))},
+            }
+        )
         emit({"event": "ranks", "step": step, "ranks": ranks})
     if last or step % settings.eval_every == 0:
         metrics = task.validate()
-        emit({"event": "validation", "step": step, "metrics": {f"val/{name}": value for name, value in metrics.items()}})
+        emit(
+            {
+                "event": "validation",
+                "step": step,
+                "metrics": {f"val/{name}": value for name, value in metrics.items()},
+            }
+        )
         if hook.settled(step):
             _keep_best(model, task, folder, progress, metrics)
     if last or step % settings.checkpoint_every == 0:
@@ -167,7 +195,9 @@ def _after(
         emit({"event": "checkpoint", "step": step})
 
 
-def _keep_best(model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+def _keep_best(
+    model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]
+) -> None:
     score = metrics[task.objective.metric] if task.objective.higher_is_better else -metrics["loss"]
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step

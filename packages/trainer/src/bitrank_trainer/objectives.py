@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitrank_trainer.fused.lm_head import head_loss, head_scores, split_head
 from bitrank_trainer.last_position import read_last_token
-from bitrank_trainer.vocabulary import head_loss, head_scores, split_head
 
 Batch = Mapping[str, np.ndarray]
 Row = dict[str, float | int]
@@ -38,7 +38,7 @@ class Objective(Protocol):
     def weight(self, batch: Batch) -> int:
         """What the mean in :meth:`loss` is over: sequences, or predicted tokens."""
 
-    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         """Logits (positions, classes) of the whole batch, and the right class of each position: −100 where nothing is judged."""
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
@@ -61,7 +61,7 @@ class Classification:
     def weight(self, batch: Batch) -> int:
         return len(batch["labels"])
 
-    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         return _logits(model, batch, device), _tensor(batch["labels"], device)
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
@@ -70,7 +70,13 @@ class Classification:
         loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none").tolist()
         confidence_B, predicted_B = (part.tolist() for part in logits_BC.softmax(-1).max(-1))
         columns = zip(
-            batch["index"].tolist(), batch["labels"].tolist(), predicted_B, confidence_B, loss_B, _real_tokens(batch), strict=True
+            batch["index"].tolist(),
+            batch["labels"].tolist(),
+            predicted_B,
+            confidence_B,
+            loss_B,
+            _real_tokens(batch),
+            strict=True,
         )
         keys = ("index", "label", "prediction", "confidence", "loss", "tokens")
         return [dict(zip(keys, values, strict=True)) for values in columns]
@@ -100,9 +106,11 @@ class LanguageModelling:
     def weight(self, batch: Batch) -> int:
         return int((batch["labels"][:, 1:] != -100).sum())
 
-    def judged(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         output: Any = model(**_decoder_inputs(batch, device))
-        labels_BT = np.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100)  # nothing is known of what follows the last
+        labels_BT = np.pad(
+            batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100
+        )  # nothing is known of what follows the last
         return output.logits.flatten(0, 1), _tensor(labels_BT, device).flatten()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
@@ -111,10 +119,18 @@ class LanguageModelling:
         shape = (len(batch["index"]), -1)
         loss_BT, right_BT = loss_N.view(shape), right_N.view(shape)
         predicted_B = (targets_N != -100).view(shape).sum(1).tolist()
-        columns = zip(batch["index"].tolist(), loss_BT.sum(1).tolist(), predicted_B, right_BT.sum(1).tolist(), strict=True)
+        columns = zip(
+            batch["index"].tolist(),
+            loss_BT.sum(1).tolist(),
+            predicted_B,
+            right_BT.sum(1).tolist(),
+            strict=True,
+        )
         return [dict(zip(("index", "loss", "tokens", "right"), values, strict=True)) for values in columns]
 
-    def _scores(self, model: nn.Module, batch: Batch, targets_N: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    def _scores(
+        self, model: nn.Module, batch: Batch, targets_N: Tensor, device: str
+    ) -> tuple[Tensor, Tensor]:
         """Nats of each target (0 for padding), and whether it is the most likely token."""
         if (parts := split_head(model) if self.fused else None) is not None:
             return head_scores(_hidden(parts.body, batch, device), parts.head, targets_N)
@@ -128,7 +144,10 @@ class LanguageModelling:
         return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
 
 
-OBJECTIVES: dict[str, Objective] = {"classification": Classification(), "language-modelling": LanguageModelling()}
+OBJECTIVES: dict[str, Objective] = {
+    "classification": Classification(),
+    "language-modelling": LanguageModelling(),
+}
 PLAIN_OBJECTIVES: dict[str, Objective] = {**OBJECTIVES, "language-modelling": LanguageModelling(fused=False)}
 
 
@@ -159,7 +178,9 @@ def _hidden(body: nn.Module, batch: Batch, device: str) -> Tensor:
 
 def _decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
     padded = int(batch["attention_mask"].min()) == 0
-    mask_BT = _tensor(batch["attention_mask"], device) if padded else None  # without it the plain causal path is taken
+    mask_BT = (
+        _tensor(batch["attention_mask"], device) if padded else None
+    )  # without it the plain causal path is taken
     return {"input_ids": _tensor(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
 
 

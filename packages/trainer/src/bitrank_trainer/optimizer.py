@@ -23,14 +23,22 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -
     if (resized := hook.resized()) is None:
         return
     (group,) = optimizer.param_groups
-    states = {name: optimizer.state.pop(old, {}) for name, old in zip(group["param_names"], group["params"], strict=True)}
+    states = {
+        name: optimizer.state.pop(old, {})
+        for name, old in zip(group["param_names"], group["params"], strict=True)
+    }
     now = trainable(model)
     for name, parameter in now.items():
         if states[name]:
-            optimizer.state[parameter] = _cut(states[name], *resized[name]) if name in resized else states[name]
+            optimizer.state[parameter] = (
+                _cut(states[name], *resized[name]) if name in resized else states[name]
+            )
     group["params"], group["param_names"] = list(now.values()), list(now)
 
 
 def _cut(state: dict[str, Tensor], axis: int, kept: Tensor) -> dict[str, Tensor]:
     """``step`` is a count, the rest has the parameter's shape."""
-    return {key: value if value.ndim == 0 else value.index_select(axis, kept.to(value.device)) for key, value in state.items()}
+    return {
+        key: value if value.ndim == 0 else value.index_select(axis, kept.to(value.device))
+        for key, value in state.items()
+    }

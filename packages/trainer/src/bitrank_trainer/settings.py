@@ -17,7 +17,7 @@ class TrainSettings:
     ``checkpoint_every`` are in
     optimizer steps; ``log_every`` too (the first and the last step are always logged). ``micro_tokens`` bounds the padded tokens of
     one pass: larger batches are cut, with the same gradient. ``loss_scale`` is the first factor on the loss of an fp16 model (see
-    :mod:`~bitrank_trainer.scaling`); None scales nothing.
+    :mod:`~bitrank_trainer.loss_scale`); None scales nothing.
     """
 
     steps: int

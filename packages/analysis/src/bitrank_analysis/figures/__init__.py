@@ -39,7 +39,9 @@ def draw_all(evidence: Evidence) -> tuple[list[Figure], dict[str, str]]:
         except AnalysisError as error:
             refused[name] = str(error)
         else:
-            drawn.append(Figure(f"{figure.name}-{evidence.task}", figure.title, figure.chart, figure.note, figure.wide))
+            drawn.append(
+                Figure(f"{figure.name}-{evidence.task}", figure.title, figure.chart, figure.note, figure.wide)
+            )
     return drawn, refused
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import heat_map
@@ -15,10 +15,16 @@ def bits_map(evidence: Evidence) -> Figure:
     """Nominal bits of each weight matrix, layers by modules; arms with the same plan share a panel."""
     inside = evidence.plans.dropna(subset=["layer"]).drop_duplicates(["config", "matrix"])
     if inside.empty:
-        raise AnalysisError("expected a precision plan of matrices in numbered layers, got none; is plan.json among the run's artifacts?")
+        raise AnalysisError(
+            "expected a precision plan of matrices in numbered layers, got none; is plan.json among the run's artifacts?"
+        )
     panels = _panels(inside, evidence.configs)
-    cells = pd.concat([inside[inside["config"] == names[0]].assign(config=label) for label, names in panels.items()])
-    return Figure("bits-map", _title(evidence), heat_map(cells, "bits", list(panels)), _note(evidence), wide=True)
+    cells = pd.concat(
+        [inside[inside["config"] == names[0]].assign(config=label) for label, names in panels.items()]
+    )
+    return Figure(
+        "bits-map", _title(evidence), heat_map(cells, "bits", list(panels)), _note(evidence), wide=True
+    )
 
 
 def _panels(inside: pd.DataFrame, configs: list[str]) -> dict[str, list[str]]:
@@ -43,5 +49,7 @@ def _title(evidence: Evidence) -> str:
 
 def _note(evidence: Evidence) -> str:
     outside = evidence.plans[evidence.plans["layer"].isna()]
-    rest = f"; outside the layers: {words.listed(sorted(outside['format'].unique()))}" if len(outside) else ""
+    rest = (
+        f"; outside the layers: {phrasing.listed(sorted(outside['format'].unique()))}" if len(outside) else ""
+    )
     return f"{evidence.task}: bits of one stored weight, scales not counted, in each matrix{rest}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape
@@ -28,24 +28,36 @@ def forest(evidence: Evidence) -> Figure:
         raise AnalysisError(
             f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}"
         )
-    changes = {side: [words.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
-    rows = pairs.assign(**changes, said=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]])
-    margin = words.change(float(pairs["margin"].iloc[0]), evidence.metric)
+    changes = {side: [phrasing.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
+    rows = pairs.assign(
+        **changes, said=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]]
+    )
+    margin = phrasing.change(float(pairs["margin"].iloc[0]), evidence.metric)
     baselines = list(dict.fromkeys(rows["baseline"]))
-    panels = [_panel(rows[rows["baseline"] == name], evidence, margin, last=name == baselines[-1]) for name in baselines]
+    panels = [
+        _panel(rows[rows["baseline"] == name], evidence, margin, last=name == baselines[-1])
+        for name in baselines
+    ]
     chart = alt.vconcat(*panels, spacing=8).resolve_scale(x="shared", color="shared", shape="shared")
     better = "right" if evidence.higher_is_better else "left"
     several = rows["seed_low"].notna().any()
     intervals = f"difference with 95 % interval over examples{' and seeds; thin bars: over seeds alone' if several else ''}"
-    note = f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
+    note = (
+        f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
+    )
     return Figure("forest", _title(pairs), chart, note)
 
 
-def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) -> alt.LayerChart | alt.FacetChart:
-    title = f"Difference in {words.unit(evidence.metric)}".replace("in %", "in percent") if last else None
+def _panel(
+    rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool
+) -> alt.LayerChart | alt.FacetChart:
+    title = f"Difference in {phrasing.unit(evidence.metric)}".replace("in %", "in percent") if last else None
     y = alt.Y("candidate:N", sort=evidence.configs, title=None)
     x = alt.X("difference:Q", title=title)
-    hue, form = colour(evidence.configs, "candidate", legend=False), shape(evidence.configs, "candidate", legend=False)
+    hue, form = (
+        colour(evidence.configs, "candidate", legend=False),
+        shape(evidence.configs, "candidate", legend=False),
+    )
     base = alt.Chart(rows)
     tips = [
         "candidate:N",
@@ -54,17 +66,23 @@ def _panel(rows: pd.DataFrame, evidence: Evidence, margin: float, last: bool) ->
         "verdict:N",
     ]
     layers = [
-        alt.Chart(pd.DataFrame({"low": [-margin], "high": [margin]})).mark_rect(style="band").encode(x="low:Q", x2="high:Q"),
+        alt.Chart(pd.DataFrame({"low": [-margin], "high": [margin]}))
+        .mark_rect(style="band")
+        .encode(x="low:Q", x2="high:Q"),
         alt.Chart(pd.DataFrame({"zero": [0]})).mark_rule(style="guide").encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y, color=hue),
-        base.mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=hue, shape=form, tooltip=tips),
+        base.mark_point(filled=True, size=80, opacity=1).encode(
+            x=x, y=y, color=hue, shape=form, tooltip=tips
+        ),
         base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="said:N"),
     ]
     seeded = rows.dropna(subset=["seed_low", "seed_high"])
     if len(seeded):
         thin = alt.Chart(seeded).mark_rule(strokeWidth=1, strokeDash=[3, 2], yOffset=6)
         layers.append(thin.encode(x="seed_low:Q", x2="seed_high:Q", y=y, color=hue))
-    head = alt.Title(f"against {rows['baseline'].iloc[0]}", fontSize=12, anchor="start", frame="bounds", offset=4)
+    head = alt.Title(
+        f"against {rows['baseline'].iloc[0]}", fontSize=12, anchor="start", frame="bounds", offset=4
+    )
     return alt.layer(*layers).properties(width=COLUMN - 70, height=24 * len(rows), title=head)
 
 
@@ -79,9 +97,9 @@ def _title(pairs: pd.DataFrame) -> str:
 
 def _against(rows: pd.DataFrame, baseline: str) -> str:
     """The verdicts against one baseline in words."""
-    told = []
+    sentences = []
     for verdict, said in _SAID.items():
         names = [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]]
         if names:
-            told.append(f"{words.listed(names)} {said} {baseline}")
-    return ", ".join(told) if told else f"nothing resolved against {baseline}"
+            sentences.append(f"{phrasing.listed(names)} {said} {baseline}")
+    return ", ".join(sentences) if sentences else f"nothing resolved against {baseline}"

@@ -14,11 +14,19 @@ _WINDOW = 5  # recorded points in the running mean
 
 def loss_curves(evidence: Evidence) -> Figure:
     """Training loss (running mean of recorded points, mean over seeds) as lines, validation loss as points."""
-    means = evidence.curves.groupby(["key", "config", "step"], as_index=False)["value"].mean().sort_values("step")
+    means = (
+        evidence.curves.groupby(["key", "config", "step"], as_index=False)["value"].mean().sort_values("step")
+    )
     train, val = means[means["key"] == "train/loss"], means[means["key"] == "val/loss"]
     if train.empty:
-        raise AnalysisError("expected train/loss in the store, got none; were the runs stopped before their first recorded step?")
-    smooth = train.assign(value=train.groupby("config")["value"].transform(lambda loss: loss.rolling(_WINDOW, min_periods=1).mean()))
+        raise AnalysisError(
+            "expected train/loss in the store, got none; were the runs stopped before their first recorded step?"
+        )
+    smooth = train.assign(
+        value=train.groupby("config")["value"].transform(
+            lambda loss: loss.rolling(_WINDOW, min_periods=1).mean()
+        )
+    )
     hue = colour(evidence.configs)
     x = alt.X("step:Q", title="Optimizer step")
     y = alt.Y("value:Q", title="Loss, nats (lower is better)", scale=alt.Scale(zero=False))

@@ -9,7 +9,13 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure
 
 # Okabe and Ito's colours, from what a run cannot avoid to what is left unexplained.
-_PARTS = {"imports": "#7a7a7a", "base weights": "#0072B2", "adapters": "#E69F00", "optimizer state": "#D55E00", "the rest": "#9fd3ee"}
+_PARTS = {
+    "imports": "#7a7a7a",
+    "base weights": "#0072B2",
+    "adapters": "#E69F00",
+    "optimizer state": "#D55E00",
+    "the rest": "#9fd3ee",
+}
 _MIB = 2**20
 
 
@@ -51,7 +57,11 @@ def memory(evidence: Evidence) -> Figure:
             tooltip=["config:N", "part:N", alt.Tooltip("mib:Q", format=",.1f")],
         )
     )  # fmt: skip
-    totals = alt.Chart(peaks).mark_text(align="left", dx=5).encode(x="mib:Q", y=y, text=alt.Text("mib:Q", format=",.0f"))
+    totals = (
+        alt.Chart(peaks)
+        .mark_text(align="left", dx=5)
+        .encode(x="mib:Q", y=y, text=alt.Text("mib:Q", format=",.0f"))
+    )
     chart = alt.layer(bars, totals).properties(width=COLUMN, height=30 * len(peaks))
     over = parts[(parts["part"] == "the rest") & (parts["mib"] < 0)]["config"]
     doubt = (

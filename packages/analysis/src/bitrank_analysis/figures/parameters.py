@@ -26,8 +26,12 @@ def parameters(evidence: Evidence) -> Figure:
     shift = side_by_side(dict(zip(means["config"], means["thousands"], strict=True)))
     layers = []
     for name in means["config"]:
-        main = alt.Chart(means[means["config"] == name]).mark_point(filled=True, size=85, opacity=1, xOffset=shift[name])
-        single = alt.Chart(runs[runs["config"] == name]).mark_point(filled=True, size=12, opacity=0.8, xOffset=shift[name] + 5)
+        main = alt.Chart(means[means["config"] == name]).mark_point(
+            filled=True, size=85, opacity=1, xOffset=shift[name]
+        )
+        single = alt.Chart(runs[runs["config"] == name]).mark_point(
+            filled=True, size=12, opacity=0.8, xOffset=shift[name] + 5
+        )
         layers += [single.encode(x=x, y=y, color=hue, shape=form)] if evidence.seeds > 1 else []
         layers += [main.encode(x=x, y=y, color=hue, shape=form, tooltip=tips)]
     chart = alt.layer(*layers).properties(width=COLUMN, height=200)
@@ -36,13 +40,14 @@ def parameters(evidence: Evidence) -> Figure:
 
 def _note(evidence: Evidence) -> str:
     seeds = "; large points are means over seeds" if evidence.seeds > 1 else ""
-    return (
-        f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal count stand side by side{seeds}."
-    )
+    return f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal count stand side by side{seeds}."
 
 
 def _title(means: pd.DataFrame) -> str:
-    best, most, least = (means.loc[at] for at in (means["loss"].idxmin(), means["thousands"].idxmax(), means["thousands"].idxmin()))
+    best, most, least = (
+        means.loc[at]
+        for at in (means["loss"].idxmin(), means["thousands"].idxmax(), means["thousands"].idxmin())
+    )
     if len(means) == 1:
         return f"{best['config']} trains {best['thousands']:,.0f} thousand parameters to a loss of {best['loss']:.3f}"
     if most["thousands"] / least["thousands"] < 1.001:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape, side_by_side
@@ -19,13 +19,19 @@ def quality_bytes(evidence: Evidence) -> Figure:
 
 def quality_memory(evidence: Evidence) -> Figure:
     """Quality against the peak memory of training."""
-    return _quality_against(evidence, evidence.memory_front, "peak_mib", "peak memory", "Peak memory of training, MiB")
+    return _quality_against(
+        evidence, evidence.memory_front, "peak_mib", "peak memory", "Peak memory of training, MiB"
+    )
 
 
 def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost: str, axis: str) -> Figure:
     if front.empty:
-        raise AnalysisError(f"expected a front of {cost}, got none: {evidence.gaps.get(f'front of {cost}', 'no arm')}")
-    points = front.assign(**{part: words.on_axis(front[part], evidence.metric) for part in ("quality", "low", "high")})
+        raise AnalysisError(
+            f"expected a front of {cost}, got none: {evidence.gaps.get(f'front of {cost}', 'no arm')}"
+        )
+    points = front.assign(
+        **{part: phrasing.on_axis(front[part], evidence.metric) for part in ("quality", "low", "high")}
+    )
     offsets = side_by_side(dict(zip(points["config"], points["x"], strict=True)))
     layers = [_front_line(points, axis)]
     for name in [name for name in evidence.configs if name in set(points["config"])]:
@@ -38,7 +44,12 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the means as measured"
         f"{varies}; arms of one size stand side by side."
     )
-    return Figure(f"quality-{'bytes' if column == 'model_mib' else 'memory'}", _title(points, evidence, cost), chart, note)
+    return Figure(
+        f"quality-{'bytes' if column == 'model_mib' else 'memory'}",
+        _title(points, evidence, cost),
+        chart,
+        note,
+    )
 
 
 def _front_line(points: pd.DataFrame, axis: str) -> alt.Chart:
@@ -53,26 +64,49 @@ def _front_line(points: pd.DataFrame, axis: str) -> alt.Chart:
 
 def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str) -> list[alt.Chart]:
     seeds = evidence.runs[evidence.runs["config"] == point["config"].iloc[0]]
-    dots = pd.DataFrame({"config": seeds["config"], "x": point["x"].iloc[0], "quality": words.on_axis(seeds["quality"], evidence.metric)})
-    shown = ["config:N", alt.Tooltip("x:Q", format=".1f"), *(alt.Tooltip(f"{part}:Q", format=".2f") for part in ("quality", "low", "high"))]
+    dots = pd.DataFrame(
+        {
+            "config": seeds["config"],
+            "x": point["x"].iloc[0],
+            "quality": phrasing.on_axis(seeds["quality"], evidence.metric),
+        }
+    )
+    shown = [
+        "config:N",
+        alt.Tooltip("x:Q", format=".1f"),
+        *(alt.Tooltip(f"{part}:Q", format=".2f") for part in ("quality", "low", "high")),
+    ]
     hue, form = colour(evidence.configs), shape(evidence.configs)
-    y = alt.Y("quality:Q", title=words.axis(evidence.metric))
-    bar = alt.Chart(point).mark_rule(strokeWidth=1.6, opacity=0.75, xOffset=offset).encode(x="x:Q", y="low:Q", y2="high:Q", color=hue)
+    y = alt.Y("quality:Q", title=phrasing.axis(evidence.metric))
+    bar = (
+        alt.Chart(point)
+        .mark_rule(strokeWidth=1.6, opacity=0.75, xOffset=offset)
+        .encode(x="x:Q", y="low:Q", y2="high:Q", color=hue)
+    )
     main = alt.Chart(point).mark_point(filled=True, size=85, opacity=1, xOffset=offset)
-    main = main.encode(x="x:Q", y=y, color=hue, shape=form, tooltip=[*shown, alt.Tooltip("probability:Q", format=".2f")])
+    main = main.encode(
+        x="x:Q", y=y, color=hue, shape=form, tooltip=[*shown, alt.Tooltip("probability:Q", format=".2f")]
+    )
     if evidence.seeds < 2:
         return [bar, main]
-    single = alt.Chart(dots).mark_point(filled=True, size=12, opacity=0.8, xOffset=offset + 5).encode(x="x:Q", y=y, color=hue, shape=form)
+    single = (
+        alt.Chart(dots)
+        .mark_point(filled=True, size=12, opacity=0.8, xOffset=offset + 5)
+        .encode(x="x:Q", y=y, color=hue, shape=form)
+    )
     return [bar, single, main]
 
 
 def _title(points: pd.DataFrame, evidence: Evidence, cost: str) -> str:
     if len(points) == 1:
         return f"One arm only, {points['config'].iloc[0]}: no front of {cost} to draw"
-    sure, unresolved = ([str(name) for name in points[points["membership"] == word].sort_values("x")["config"]] for word in (ON, OPEN))
-    front = f"the front of {cost} and {words.name(evidence.metric)}"
-    doubt = f"unresolved for {words.listed(unresolved)}" if unresolved else ""
+    sure, unresolved = (
+        [str(name) for name in points[points["membership"] == word].sort_values("x")["config"]]
+        for word in (ON, OPEN)
+    )
+    front = f"the front of {cost} and {phrasing.name(evidence.metric)}"
+    doubt = f"unresolved for {phrasing.listed(unresolved)}" if unresolved else ""
     if not sure:
         return f"No arm is surely on {front}; {doubt}"
-    said = f"{words.listed(sure)} {'is' if len(sure) == 1 else 'are'} on {front}"
-    return f"{said}; {doubt}" if doubt else said
+    text = f"{phrasing.listed(sure)} {'is' if len(sure) == 1 else 'are'} on {front}"
+    return f"{text}; {doubt}" if doubt else text

@@ -5,11 +5,11 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour
-from bitrank_analysis.matrices import module_order
+from bitrank_analysis.matrix_names import module_order
 
 _KEYS = ["config", "seed", "matrix", "layer", "module"]
 
@@ -28,7 +28,12 @@ def adaptive(evidence: Evidence) -> list[str]:
 def rank_map(evidence: Evidence) -> Figure:
     """Final rank of each matrix, layers by modules, for each adaptive arm; the mean over seeds."""
     arms = _adaptive_or_refuse(evidence)
-    cells = final_ranks(evidence).query("config in @arms").groupby(["config", "layer", "module"], as_index=False)["rank"].mean()
+    cells = (
+        final_ranks(evidence)
+        .query("config in @arms")
+        .groupby(["config", "layer", "module"], as_index=False)["rank"]
+        .mean()
+    )
     by_module = cells.groupby("module")["rank"].mean().sort_values()
     (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
     title = f"Adaptive arms give most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
@@ -53,7 +58,12 @@ def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "")
         else alt.Scale(scheme="blues", domain=[0, float(cells[value].max()) or 1])
     )
     squares = base.mark_rect().encode(
-        color=alt.Color(f"{value}:Q", title=legend, scale=ramp, legend=alt.Legend(gradientLength=110, tickCount=4) if legend else None),
+        color=alt.Color(
+            f"{value}:Q",
+            title=legend,
+            scale=ramp,
+            legend=alt.Legend(gradientLength=110, tickCount=4) if legend else None,
+        ),
         tooltip=["config:N", "layer:O", "module:N", alt.Tooltip(f"{value}:Q", format=".2~f")],
     )
     numbers = base.mark_text(fontSize=size if width >= 20 else 8, baseline="middle").encode(
@@ -75,10 +85,19 @@ def rank_time(evidence: Evidence) -> Figure:
         alt.Chart(cells)
         .mark_rect()
         .encode(
-            x=alt.X("step:O", title="Optimizer step", axis=alt.Axis(values=_some(sorted(cells["step"].unique())), labelAngle=0)),
-            y=alt.Y("layer:O", title="Layer", axis=alt.Axis(values=_some(sorted(cells["layer"].unique()), 6))),
+            x=alt.X(
+                "step:O",
+                title="Optimizer step",
+                axis=alt.Axis(values=_some(sorted(cells["step"].unique())), labelAngle=0),
+            ),
+            y=alt.Y(
+                "layer:O", title="Layer", axis=alt.Axis(values=_some(sorted(cells["layer"].unique()), 6))
+            ),
             color=alt.Color(
-                "rank:Q", title="Mean rank", scale=alt.Scale(scheme="blues", domainMin=0), legend=alt.Legend(gradientLength=110)
+                "rank:Q",
+                title="Mean rank",
+                scale=alt.Scale(scheme="blues", domainMin=0),
+                legend=alt.Legend(gradientLength=110),
             ),
             tooltip=["config:N", "layer:O", "step:O", alt.Tooltip("rank:Q", format=".2f")],
         )
@@ -86,21 +105,34 @@ def rank_time(evidence: Evidence) -> Figure:
     )
     note = f"{evidence.task}: mean rank over the matrices of a layer, at each recorded step."
     return Figure(
-        "rank-time", _settled(moves, arms), panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14), note, wide=True
+        "rank-time",
+        _settled(moves, arms),
+        panel.facet(column=alt.Column("config:N", sort=arms, title=None), spacing=14),
+        note,
+        wide=True,
     )
 
 
 def rank_layers(evidence: Evidence) -> Figure:
     """Mean final rank per layer, one line per arm."""
-    lines = final_ranks(evidence).dropna(subset=["layer"]).groupby(["config", "layer"], as_index=False)["rank"].mean()
+    lines = (
+        final_ranks(evidence)
+        .dropna(subset=["layer"])
+        .groupby(["config", "layer"], as_index=False)["rank"]
+        .mean()
+    )
     if lines.empty:
-        raise AnalysisError("expected ranks of matrices in numbered layers, got none; was the adapter attached outside the layers?")
+        raise AnalysisError(
+            "expected ranks of matrices in numbered layers, got none; was the adapter attached outside the layers?"
+        )
     arms, half = adaptive(evidence), lines["layer"].max() / 2
     chart = (
         alt.Chart(lines)
         .mark_line(point=alt.OverlayMarkDef(size=26, filled=True), strokeWidth=1.8)
         .encode(
-            x=alt.X("layer:Q", title="Layer (0 is next to the input)", axis=alt.Axis(tickMinStep=1, format="d")),
+            x=alt.X(
+                "layer:Q", title="Layer (0 is next to the input)", axis=alt.Axis(tickMinStep=1, format="d")
+            ),
             y=alt.Y("rank:Q", title="Mean rank", scale=alt.Scale(domainMin=0)),
             color=colour(list(lines["config"].unique())),
             tooltip=["config:N", "layer:Q", alt.Tooltip("rank:Q", format=".2f")],
@@ -110,28 +142,36 @@ def rank_layers(evidence: Evidence) -> Figure:
     title = "No arm moved its ranks: each layer keeps what the plan gave it"
     if arms:
         moved = lines.query("config in @arms")
-        late, early = moved[moved["layer"] > half]["rank"].mean(), moved[moved["layer"] <= half]["rank"].mean()
+        late, early = (
+            moved[moved["layer"] > half]["rank"].mean(),
+            moved[moved["layer"] <= half]["rank"].mean(),
+        )
         title = f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and {late:.1f} in the second"
     return Figure(
-        "rank-layers", title, chart, f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}"
+        "rank-layers",
+        title,
+        chart,
+        f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}",
     )
 
 
 def _adaptive_or_refuse(evidence: Evidence) -> list[str]:
     arms = adaptive(evidence)
     if not arms:
-        raise AnalysisError("expected an arm whose ranks move during training, got none; run B-Ada, Joint-1 or Joint-2")
+        raise AnalysisError(
+            "expected an arm whose ranks move during training, got none; run B-Ada, Joint-1 or Joint-2"
+        )
     return arms
 
 
 def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
     """When the last rank of each arm changed, in words."""
-    told = []
+    sentences = []
     for name in arms:
         of_arm = moves[moves["config"] == name].sort_values("step")
         moved = of_arm[of_arm.groupby(["seed", "matrix"])["rank"].diff().fillna(0) != 0]
-        told.append(f"{name} at step {int(moved['step'].max())}")
-    return f"Ranks last changed: {words.listed(told)}, of {int(moves['step'].max())}"
+        sentences.append(f"{name} at step {int(moved['step'].max())}")
+    return f"Ranks last changed: {phrasing.listed(sentences)}, of {int(moves['step'].max())}"
 
 
 def _some(numbers: list[int], most: int = 4) -> list[int]:
@@ -144,4 +184,4 @@ def _coinciding(lines: pd.DataFrame) -> str:
     same: dict[tuple[float, ...], list[str]] = {}
     for name, of_arm in lines.groupby("config"):
         same.setdefault(tuple(of_arm.sort_values("layer")["rank"]), []).append(str(name))
-    return "".join(f" {words.listed(names)} coincide." for names in same.values() if len(names) > 1)
+    return "".join(f" {phrasing.listed(names)} coincide." for names in same.values() if len(names) > 1)

@@ -59,7 +59,8 @@ def style(configs: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and shape of each of ``configs``: fixed for the study's arms, in order of name for any others."""
     strangers = [name for name in config_order(configs) if name not in STYLE]
     spare = {
-        name: (_SPARE[at % len(_SPARE)], _SPARE_SHAPES[(at + at // len(_SPARE)) % len(_SPARE_SHAPES)]) for at, name in enumerate(strangers)
+        name: (_SPARE[at % len(_SPARE)], _SPARE_SHAPES[(at + at // len(_SPARE)) % len(_SPARE_SHAPES)])
+        for at, name in enumerate(strangers)
     }
     return {name: STYLE.get(name) or spare[name] for name in config_order(configs)}
 
@@ -97,7 +98,14 @@ def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
               "titleColor": muted, "symbolSize": 80, "rowPadding": 4, "columnPadding": 14, "labelLimit": 220}  # fmt: skip
     title = {"font": FONT, "fontSize": 14, "fontWeight": "bold", "color": ink, "anchor": "start", "frame": "group", "offset": 12,
              "subtitleFont": FONT, "subtitleFontSize": 11, "subtitleColor": muted, "subtitlePadding": 5}  # fmt: skip
-    header = {"labelFont": FONT, "labelFontSize": 12, "labelFontWeight": 600, "labelColor": ink, "title": None, "labelPadding": 6}
+    header = {
+        "labelFont": FONT,
+        "labelFontSize": 12,
+        "labelFontWeight": 600,
+        "labelColor": ink,
+        "title": None,
+        "labelPadding": 6,
+    }
     return {
         "background": "white" if inks == PAPER else "transparent",
         "font": FONT,
@@ -110,5 +118,9 @@ def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
         "legend": legend,
         "header": header,
         "text": {"font": FONT, "color": ink, "fontSize": 11},
-        "style": {"muted": {"color": muted}, "guide": {"color": line}, "band": {"color": muted, "opacity": 0.14}},
+        "style": {
+            "muted": {"color": muted},
+            "guide": {"color": line},
+            "band": {"color": muted, "opacity": 0.14},
+        },
     }

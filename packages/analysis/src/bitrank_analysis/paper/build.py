@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import ORDER, Evidence, gather
-from bitrank_analysis.paper import floats
+from bitrank_analysis.paper import latex_floats
 from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline
 from bitrank_analysis.paper.descriptions import descriptions
@@ -23,7 +23,9 @@ from bitrank_analysis.tables import tables
 SINGLE = ("B-FP", "B-Q4", "B-Ada")
 
 
-def write_paper(store_uri: str, out_folder: Path | str, experiment: str | None = None, configs: Sequence[str] = ORDER) -> Path:
+def write_paper(
+    store_uri: str, out_folder: Path | str, experiment: str | None = None, configs: Sequence[str] = ORDER
+) -> Path:
     """Write the paper's inputs into ``out_folder``, in place of what an earlier build left there; the folder.
 
     ``macros.tex`` holds every number by name, ``abstract.tex claims.tex answer.tex`` the sentences, ``table-*.tex figure-*.tex
@@ -34,7 +36,7 @@ def write_paper(store_uri: str, out_folder: Path | str, experiment: str | None =
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     folder = Path(out_folder)
     try:
-        _fresh(folder)
+        _empty_folder(folder)
         texts = {**_texts(study, evidence), **_figures(evidence, folder / "figures")}
         present = {name: text for name, text in texts.items() if text}
         for name, text in present.items():
@@ -44,24 +46,32 @@ def write_paper(store_uri: str, out_folder: Path | str, experiment: str | None =
             (folder / "tables").mkdir(exist_ok=True)
             (folder / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
     except OSError as error:
-        raise AnalysisError(f"expected a folder to write the paper's inputs to, got {folder}: {error.strerror}; give another") from error
+        raise AnalysisError(
+            f"expected a folder to write the paper's inputs to, got {folder}: {error.strerror}; give another"
+        ) from error
     return folder
 
 
-def _fresh(folder: Path) -> None:
+def _empty_folder(folder: Path) -> None:
     """Make the folder without anything that an earlier build wrote: a figure must not outlive its task."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("*.tex"):
         if not path.read_text(encoding="utf-8").startswith(NOTICE):
-            raise AnalysisError(f"{path} was not written by `bitrank paper`; move it away, or give another folder")
+            raise AnalysisError(
+                f"{path} was not written by `bitrank paper`; move it away, or give another folder"
+            )
         path.unlink()
 
 
 def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str]) -> str:
     """Values, and ``has/<file>`` for each file that was written, so that the paper can leave out what is not there."""
-    newest = study.database.sql("SELECT run_id, epoch(started)::BIGINT AS at FROM runs").df().merge(study.runs[["run_id"]], on="run_id")
+    newest = (
+        study.database.sql("SELECT run_id, epoch(started)::BIGINT AS at FROM runs")
+        .df()
+        .merge(study.runs[["run_id"]], on="run_id")
+    )
     found = {**values(study, evidence), **_guards(study), **{f"has/{name}": "yes" for name in present}}
     return f"{NOTICE}% epoch: {newest['at'].max()}\n{COMMANDS}{definitions(found)}\\makeatother\n"
 
@@ -73,16 +83,25 @@ def _guards(study: Study) -> dict[str, str]:
         .df()
         .merge(study.runs[["run_id", "task"]], on="run_id")
     )
-    tags = study.database.sql("SELECT run_id, value FROM tags WHERE key = 'device'").df().merge(study.runs[["run_id"]], on="run_id")
+    tags = (
+        study.database.sql("SELECT run_id, value FROM tags WHERE key = 'device'")
+        .df()
+        .merge(study.runs[["run_id"]], on="run_id")
+    )
     holds = {
-        "guard/one-learning-rate": len(specs) == len(study.runs) and specs.groupby("task")["rate"].nunique().eq(1).all(),
+        "guard/one-learning-rate": len(specs) == len(study.runs)
+        and specs.groupby("task")["rate"].nunique().eq(1).all(),
         "guard/cpu-only": len(tags) == len(study.runs) and set(tags["value"]) == {"cpu"},
     }
     return {name: "yes" for name, true in holds.items() if true}
 
 
 def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
-    gaps = [f"On {task.task}, there is no table of {name}: {reason}." for task in evidence for name, reason in task.gaps.items()]
+    gaps = [
+        f"On {task.task}, there is no table of {name}: {reason}."
+        for task in evidence
+        for name, reason in task.gaps.items()
+    ]
     joint = [name for name in dict.fromkeys(study.runs["config"]) if name not in SINGLE]
     found = {
         "abstract": sentences(headline(evidence)),
@@ -97,13 +116,21 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
     ranks = [(task, paper_tables.ranks_table(task)) for task in evidence]
     bits = [(task, paper_tables.bits_table(task)) for task in evidence]
     return found | {
-        "appendix-rank-tables": floats.alone_tables(
+        "appendix-rank-tables": latex_floats.alone_tables(
             "ranks", "mean final rank over the matrices of a layer, with lowest and highest", ranks
         ),
-        "appendix-bits-tables": floats.alone_tables("bits", "number format of every matrix, by arm", bits),
+        "appendix-bits-tables": latex_floats.alone_tables(
+            "bits", "number format of every matrix, by arm", bits
+        ),
     }
 
 
 def _figures(evidence: Sequence[Evidence], folder: Path) -> dict[str, str]:
-    found = {f"figure-{name}": floats.paired(name, floats.draw(evidence, name, folder)) for name in floats.PAIRED}
-    return found | {f"appendix-{name}": floats.alone(name, floats.draw(evidence, name, folder)) for name in floats.ALONE}
+    found = {
+        f"figure-{name}": latex_floats.paired(name, latex_floats.draw(evidence, name, folder))
+        for name in latex_floats.PAIRED
+    }
+    return found | {
+        f"appendix-{name}": latex_floats.alone(name, latex_floats.draw(evidence, name, folder))
+        for name in latex_floats.ALONE
+    }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.statistics import ONE_SEED
 from bitrank_analysis.statistics.pareto import ON, OPEN
@@ -44,13 +44,13 @@ def _rows(task: Evidence, baseline: str) -> pd.DataFrame:
 
 def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -> str:
     """One sentence on all arms that share a verdict against ``baseline``."""
-    arms = words.listed([f"{row['candidate']} ({evidence_of(task, row)})" for _, row in group.iterrows()])
+    arms = phrasing.listed([f"{row['candidate']} ({evidence_of(task, row)})" for _, row in group.iterrows()])
     are = "is" if len(group) == 1 else "are"
-    margin = words.margin(float(group["margin"].iloc[0]), task.metric)
+    margin = phrasing.margin(float(group["margin"].iloc[0]), task.metric)
     if verdict == DIFFERS:
         differ = "differs" if len(group) == 1 else "differ"
         return (
-            f"In {words.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one seed that is no verdict on the "
+            f"In {phrasing.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one seed that is no verdict on the "
             "configs."
         )
     if verdict == ALIKE:
@@ -60,19 +60,21 @@ def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -
         return f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within {margin} is shown."
     if verdict == AS_GOOD:
         return f"Within {margin}, {arms} {are} as good as {baseline}."
-    return f"In {words.name(task.metric)}, {arms} {are} {verdict} than {baseline}."
+    return f"In {phrasing.name(task.metric)}, {arms} {are} {verdict} than {baseline}."
 
 
 def evidence_of(task: Evidence, row: pd.Series) -> str:
     """The test behind one verdict: difference and interval, the p that decided, and the bytes saved where the arm is not worse."""
-    told = [_interval(task, row["difference"], row["low"], row["high"])]
+    sentences = [_interval(task, row["difference"], row["low"], row["high"])]
     if not math.isnan(row["seed_low"]):
-        told.append(f"seeds alone, of {int(row['seeds'])}, [{_range(task, row)}]")
+        sentences.append(f"seeds alone, of {int(row['seeds'])}, [{_range(task, row)}]")
     differs, equal = f"p {_p(row['p_holm'])}", f"equivalence p {_p(row['tost_p_holm'])}"
-    told += {AS_GOOD: [equal], ALIKE: [equal], UNRESOLVED: [differs, equal]}.get(row["verdict"], [differs])
-    told += [_doubt(row)]
-    told += [_bytes(task, row)] if row["verdict"] != WORSE else []
-    return "; ".join(part for part in told if part)
+    sentences += {AS_GOOD: [equal], ALIKE: [equal], UNRESOLVED: [differs, equal]}.get(
+        row["verdict"], [differs]
+    )
+    sentences += [_doubt(row)]
+    sentences += [_bytes(task, row)] if row["verdict"] != WORSE else []
+    return "; ".join(part for part in sentences if part)
 
 
 def _interval(task: Evidence, value: float, low: float, high: float) -> str:
@@ -93,7 +95,11 @@ def _doubt(row: pd.Series) -> str:
 def _bytes(task: Evidence, row: pd.Series) -> str:
     size = task.arms.set_index("config")["model_mib"]
     ratio = float(size[row["candidate"]] / size[row["baseline"]] - 1)
-    return f"{abs(100 * ratio):.0f} % {'fewer' if ratio < 0 else 'more'} stored bytes" if abs(ratio) >= 0.005 else ""
+    return (
+        f"{abs(100 * ratio):.0f} % {'fewer' if ratio < 0 else 'more'} stored bytes"
+        if abs(ratio) >= 0.005
+        else ""
+    )
 
 
 def factorial_claims(task: Evidence) -> list[str]:
@@ -109,31 +115,32 @@ def _effect(task: Evidence, row: pd.Series) -> str:
     if row["verdict"] == DIFFERS:
         what = _EFFECTS.get(row["effect"], "rank and precision together beyond the sum of both")
         return (
-            f"Over the factorial, {what} moves {words.name(task.metric)} on these examples {test}; with one seed that is no verdict on "
+            f"Over the factorial, {what} moves {phrasing.name(task.metric)} on these examples {test}; with one seed that is no verdict on "
             "the configs."
         )
     if row["effect"] == "interaction":
         return f"Rank and precision {'interact' if resolved else 'show no resolved interaction'} {test}."
     what = _EFFECTS[row["effect"]]
     if not resolved:
-        return f"Over the factorial, no effect of {what} on {words.name(task.metric)} is resolved {test}."
+        return f"Over the factorial, no effect of {what} on {phrasing.name(task.metric)} is resolved {test}."
     better = (row["estimate"] > 0) == task.higher_is_better
-    return f"Over the factorial, {what} makes {words.name(task.metric)} {'better' if better else 'worse'} {test}."
+    return f"Over the factorial, {what} makes {phrasing.name(task.metric)} {'better' if better else 'worse'} {test}."
 
 
 def _front(task: Evidence) -> list[str]:
     """Which arms are on the front, and of which that is open, each with the share of resamples that leave it there."""
     if len(task.front) < 2:
         return []
-    told = []
+    sentences = []
     for word, stand in ((ON, "surely"), (OPEN, "perhaps")):
         rows = task.front[task.front["membership"] == word]
-        names = words.listed([f"{row.config} ({row.probability:.2f})" for row in rows.itertuples()])
+        names = phrasing.listed([f"{row.config} ({row.probability:.2f})" for row in rows.itertuples()])
         if names:
-            told.append(f"{stand} {names}")
+            sentences.append(f"{stand} {names}")
     over = "examples and seeds" if task.seeds > 1 else "the examples of one seed"
     return [
-        f"On the front of stored bytes and {words.name(task.metric)}: {'; '.join(told)}. In brackets is the share of resamples of {over} "
+        f"On the front of stored bytes and {phrasing.name(task.metric)}: {'; '.join(sentences)}. "
+        f"In brackets is the share of resamples of {over} "
         "that keep the arm there; surely stands for 0.95 and more."
     ]
 
@@ -143,8 +150,8 @@ def _power(task: Evidence) -> list[str]:
     rows = task.comparisons
     if rows.empty or rows["detectable"].isna().all():
         return []
-    size = f"{abs(words.change(float(rows['detectable'].median()), task.metric)):.1f} {words.unit(task.metric)}"
-    found = f"The {words.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times in five"
+    size = f"{abs(phrasing.change(float(rows['detectable'].median()), task.metric)):.1f} {phrasing.unit(task.metric)}"
+    found = f"The {phrasing.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times in five"
     between = "between these trained models, " if (rows["seeds"] == 1).all() else ""
     seen = f"{found} ({between}median over the comparisons, before correction)."
     return [seen, *_reach(task, rows)]
@@ -153,11 +160,11 @@ def _power(task: Evidence) -> list[str]:
 def _reach(task: Evidence, rows: pd.DataFrame) -> list[str]:
     """Whether "as good as" could have been found for any pair, had the two arms not differed at all."""
     out = rows[rows["tost_best_p"] >= ALPHA]
-    margin = words.margin(float(rows["margin"].iloc[0]), task.metric)
+    margin = phrasing.margin(float(rows["margin"].iloc[0]), task.metric)
     if out.empty:
         return []
     which = "every comparison" if len(out) == len(rows) else f"{len(out)} of the {len(rows)} comparisons"
-    least = words.p_value(float(out["tost_best_p"].min()))
+    least = phrasing.p_value(float(out["tost_best_p"].min()))
     return [
         f"For {which}, equivalence within {margin} was out of reach of this test set: the arms disagree so often that even equal quality "
         f"would give the equivalence test a p of {least} or more."
@@ -172,7 +179,7 @@ def seed_claims(task: Evidence) -> list[str]:
     if counts == [1]:
         return [ONE_SEED]
     some = " Pairs with one seed have tests and intervals over examples alone." if counts[0] == 1 else ""
-    several = words.listed([str(count) for count in counts if count > 1])
+    several = phrasing.listed([str(count) for count in counts if count > 1])
     return [
         f"With {several} seeds, tests and intervals hold both sources of variation, examples and seeds; the spread over seeds is "
         f"estimated from all arms together.{some}"
@@ -181,15 +188,17 @@ def seed_claims(task: Evidence) -> list[str]:
 
 def headline(evidence: Sequence[Evidence]) -> list[str]:
     """The abstract's sentences: every verdict by name, without figures. A task without a comparison is not mentioned."""
-    return [_short(task, baseline) for task in evidence for baseline in BASELINES if len(_rows(task, baseline))]
+    return [
+        _short(task, baseline) for task in evidence for baseline in BASELINES if len(_rows(task, baseline))
+    ]
 
 
 def _short(task: Evidence, baseline: str) -> str:
     rows = _rows(task, baseline)
     groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in VERDICTS}
-    told = [f"{verdict} for {words.listed(names)}" for verdict, names in groups.items() if names]
-    where = f"{task.task} ({words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {_examples(task)})"
-    return f"Against {baseline} on {where}, the verdict is {'; '.join(told)}."
+    sentences = [f"{verdict} for {phrasing.listed(names)}" for verdict, names in groups.items() if names]
+    where = f"{task.task} ({phrasing.name(task.metric)}, {phrasing.whole(task.arms['n'].iloc[0])} {_examples(task)})"
+    return f"Against {baseline} on {where}, the verdict is {'; '.join(sentences)}."
 
 
 def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
@@ -201,13 +210,25 @@ def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
 
 
 def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -> list[str]:
-    pairs = [(task, row) for task in evidence for _, row in _rows(task, baseline).iterrows() if row["candidate"] in joint]
+    pairs = [
+        (task, row)
+        for task in evidence
+        for _, row in _rows(task, baseline).iterrows()
+        if row["candidate"] in joint
+    ]
     if not pairs:
         return []
-    by_verdict = {v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v] for v in VERDICTS}
-    told = [f"{verdict} in {len(names)} ({words.listed(names)})" for verdict, names in by_verdict.items() if names]
-    tests = words.count(len(pairs), "comparison")
-    return [f"Of the {tests} of a joint arm with {baseline}, the verdict is {words.listed(told)}."]
+    by_verdict = {
+        v: [f"{row['candidate']} on {task.task}" for task, row in pairs if row["verdict"] == v]
+        for v in VERDICTS
+    }
+    sentences = [
+        f"{verdict} in {len(names)} ({phrasing.listed(names)})"
+        for verdict, names in by_verdict.items()
+        if names
+    ]
+    tests = phrasing.count(len(pairs), "comparison")
+    return [f"Of the {tests} of a joint arm with {baseline}, the verdict is {phrasing.listed(sentences)}."]
 
 
 def _examples(task: Evidence) -> str:
@@ -215,9 +236,9 @@ def _examples(task: Evidence) -> str:
 
 
 def _change(value: float, metric: str) -> str:
-    return words.signed(words.change(float(value), metric), 2)
+    return phrasing.signed(phrasing.change(float(value), metric), 2)
 
 
 def _p(p: float) -> str:
-    text = words.p_value(float(p))
+    text = phrasing.p_value(float(p))
     return text if text.startswith("<") else f"= {text}"

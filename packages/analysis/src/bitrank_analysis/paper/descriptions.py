@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.statistics.measured_sizes import size_spread
 
@@ -19,9 +19,16 @@ def descriptions(task: Evidence) -> list[str]:
 def _recovery(task: Evidence) -> list[str]:
     """Only for language models: a classifier's head knows nothing before training."""
     arms = task.arms.set_index("config")
-    if task.metric != "ppl" or not {"B-FP", "B-Q4"} <= set(arms.index) or arms.loc[["B-FP", "B-Q4"], "zero"].isna().any():
+    if (
+        task.metric != "ppl"
+        or not {"B-FP", "B-Q4"} <= set(arms.index)
+        or arms.loc[["B-FP", "B-Q4"], "zero"].isna().any()
+    ):
         return []
-    before, after = ([words.quality(arms.loc[name, part], "ppl") for name in ("B-FP", "B-Q4")] for part in ("zero", "quality"))
+    before, after = (
+        [phrasing.quality(arms.loc[name, part], "ppl") for name in ("B-FP", "B-Q4")]
+        for part in ("zero", "quality")
+    )
     return [
         f"Before any training, NF4 moves perplexity from {before[0]} (B-FP) to {before[1]} (B-Q4); after it the two stand at "
         f"{after[0]} and {after[1]}."
@@ -48,7 +55,9 @@ def _peak(task: Evidence, small: pd.Series, large: pd.Series) -> str:
     gap = small["peak_mib"] - large["peak_mib"]
     spread = size_spread(task.runs, "peak_mib")
     assert spread is not None  # peaks vary
-    error = spread.share * math.hypot(small["peak_mib"] / math.sqrt(small["seeds"]), large["peak_mib"] / math.sqrt(large["seeds"]))
+    error = spread.share * math.hypot(
+        small["peak_mib"] / math.sqrt(small["seeds"]), large["peak_mib"] / math.sqrt(large["seeds"])
+    )
     if abs(gap) < 2 * error:
         return f"within {2 * error:,.0f} MiB of it, which is what repeats differ by"
     return f"{abs(gap):,.0f} MiB {'higher' if gap > 0 else 'lower'}"

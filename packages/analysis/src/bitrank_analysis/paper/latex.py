@@ -17,13 +17,26 @@ COMMANDS = r"""\makeatletter
 \newcommand{\bitrank@missing}[1]{\PackageError{bitrank}{the store gave no value `\detokenize{#1}'}{Guard it with \string\ifval.}}
 """
 _KEY = re.compile(r"[A-Za-z0-9_./ +-]+")
-_MORE = {"'": "'", '"': r"\textquotedbl{}", "|": r"\textbar{}", "·": r"\textperiodcentered{}", "→": r"$\rightarrow$", "±": r"$\pm$"}
+_MORE = {
+    "'": "'",
+    '"': r"\textquotedbl{}",
+    "|": r"\textbar{}",
+    "·": r"\textperiodcentered{}",
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+}
 
 
 def escape(text: str) -> str:
     """``text`` so that LaTeX prints it as it is. A letter that the paper's fonts lack is printed by its number, never dropped."""
     escaped = "".join(_letter(letter) for letter in " ".join(text.split()))
-    return escaped.replace(r" \%", r"\,\%").replace(" MiB", "~MiB").replace(" = ", "~=~").replace(" $<$ ", "~$<$~").replace("--", "-{}-")
+    return (
+        escaped.replace(r" \%", r"\,\%")
+        .replace(" MiB", "~MiB")
+        .replace(" = ", "~=~")
+        .replace(" $<$ ", "~$<$~")
+        .replace("--", "-{}-")
+    )
 
 
 def _letter(letter: str) -> str:
@@ -38,7 +51,9 @@ def definitions(values: Mapping[str, str]) -> str:
     """One line a value, given as plain text. Raises :class:`AnalysisError` on a key that could not be written in the paper."""
     odd = [key for key in values if not _KEY.fullmatch(key)]
     if odd:
-        raise AnalysisError(f"expected names of letters, digits and _ . / + -, got {odd[0]!r}; rename that config, task or library")
+        raise AnalysisError(
+            f"expected names of letters, digits and _ . / + -, got {odd[0]!r}; rename that config, task or library"
+        )
     return "".join(f"\\bitrank@def{{{key}}}{{{escape(value)}}}\n" for key, value in values.items())
 
 
@@ -61,7 +76,11 @@ def sentences(said: Sequence[str]) -> str:
 def listed(heading: str, said: Sequence[str]) -> str:
     """Plain sentences as a list under a run-in heading. "" without any."""
     items = "".join(rf"\item {escape(sentence)}" + "\n" for sentence in said)
-    return rf"\paragraph{{{escape(heading)}.}}" + f"\\mbox{{}}\n\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if said else ""
+    return (
+        rf"\paragraph{{{escape(heading)}.}}" + f"\\mbox{{}}\n\\begin{{itemize}}\n{items}\\end{{itemize}}\n"
+        if said
+        else ""
+    )
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import config_order
 from bitrank_analysis.statistics.chance import at_chance
@@ -30,19 +30,23 @@ def select(study: Study, configs: Sequence[str]) -> Study:
 def remarks(chosen: Study, whole: Study) -> list[str]:
     """What a reader must know of the runs behind the paper: arms left out, cells without a result, doubled runs, settings, code."""
     strangers = config_order(set(whole.runs["config"]) - set(chosen.runs["config"]))
-    absent = [f"{row.config} on {row.task}, seed {row.seed} ({row.reason})" for row in chosen.missing.itertuples()]
+    absent = [
+        f"{row.config} on {row.task}, seed {row.seed} ({row.reason})" for row in chosen.missing.itertuples()
+    ]
     odd = [f"{row.run_name} ({row.settings})" for row in chosen.runs.itertuples() if row.settings]
     older = list(chosen.runs.loc[chosen.runs["stale"], "run_name"])
     doubled = _doubled(chosen)
-    said = {
-        f"The store also holds runs of {words.listed(strangers)}, which are no arms of this study and enter nowhere.": len(strangers),
+    text = {
+        f"The store also holds runs of {phrasing.listed(strangers)}, which are no arms of this study and enter nowhere.": len(
+            strangers
+        ),
         f"Without a result: {'; '.join(absent)}.": len(absent),
-        f"{words.count(doubled, 'further finished run')} gave way to another of the same arm, task and seed: the one with the usual "
+        f"{phrasing.count(doubled, 'further finished run')} gave way to another of the same arm, task and seed: the one with the usual "
         "settings or, among equals, the newest counts.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(older)}.": len(older),
     }
-    return [*(sentence for sentence, holds in said.items() if holds), *at_chance(chosen)]
+    return [*(sentence for sentence, holds in text.items() if holds), *at_chance(chosen)]
 
 
 def _doubled(chosen: Study) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import adaptive, final_ranks
-from bitrank_analysis.matrices import module_order
+from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.paper.latex import tabular
 from bitrank_analysis.statistics.verdicts import short
 
@@ -26,22 +26,57 @@ _SETTINGS = {
 
 def arms_table(evidence: Sequence[Evidence]) -> str:
     """Table 1: what each arm reached and what it cost."""
-    head = ["Arm", "Test", "95 % interval", "Untrained", "MiB", "Bits", "Trained %", "Rank", "Peak MiB", "Seconds"]
-    return tabular("lrrrrrrrrr", head, [(_heading(task), [_arm(task, row) for row in task.arms.to_dict("records")]) for task in evidence])
+    head = [
+        "Arm",
+        "Test",
+        "95 % interval",
+        "Untrained",
+        "MiB",
+        "Bits",
+        "Trained %",
+        "Rank",
+        "Peak MiB",
+        "Seconds",
+    ]
+    return tabular(
+        "lrrrrrrrrr",
+        head,
+        [(_heading(task), [_arm(task, row) for row in task.arms.to_dict("records")]) for task in evidence],
+    )
 
 
 def _heading(task: Evidence) -> str:
     what = "examples" if task.metric == "acc" else "documents"
     counts = sorted({int(count) for count in task.arms["seeds"]})
-    seeds = words.count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    return f"{task.task}: {words.name(task.metric)}, {words.whole(task.arms['n'].iloc[0])} {what}, {seeds}"
+    seeds = phrasing.count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return (
+        f"{task.task}: {phrasing.name(task.metric)}, {phrasing.whole(task.arms['n'].iloc[0])} {what}, {seeds}"
+    )
 
 
 def _arm(task: Evidence, row: dict[str, Any]) -> list[str]:
-    quality = {key: _text(row[key], lambda value: words.quality(value, task.metric)) for key in ("quality", "low", "high", "zero")}
-    costs = [("model_mib", 1), ("bits", 2), ("trainable_percent", 2), ("rank", 0), ("peak_mib", 0), ("seconds", 0)]
-    told = [_text(row[key], lambda value, digits=digits: f"{value:,.{digits}f}") for key, digits in costs]
-    return [row["config"], quality["quality"], f"{quality['low']} to {quality['high']}", quality["zero"], *told]
+    quality = {
+        key: _text(row[key], lambda value: phrasing.quality(value, task.metric))
+        for key in ("quality", "low", "high", "zero")
+    }
+    costs = [
+        ("model_mib", 1),
+        ("bits", 2),
+        ("trainable_percent", 2),
+        ("rank", 0),
+        ("peak_mib", 0),
+        ("seconds", 0),
+    ]
+    sentences = [
+        _text(row[key], lambda value, digits=digits: f"{value:,.{digits}f}") for key, digits in costs
+    ]
+    return [
+        row["config"],
+        quality["quality"],
+        f"{quality['low']} to {quality['high']}",
+        quality["zero"],
+        *sentences,
+    ]
 
 
 def comparisons_table(evidence: Sequence[Evidence]) -> str:
@@ -63,7 +98,7 @@ def comparisons_table(evidence: Sequence[Evidence]) -> str:
     ]
     groups = [
         (
-            f"{task.task}: difference in {words.unit(task.metric)}",
+            f"{task.task}: difference in {phrasing.unit(task.metric)}",
             [_pair(task, row, several) for row in task.comparisons.to_dict("records")],
         )
         for task in compared
@@ -73,7 +108,7 @@ def comparisons_table(evidence: Sequence[Evidence]) -> str:
 
 def _pair(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
     seeds = [_interval(task, row["seed_low"], row["seed_high"])] if several else []
-    ps = [_text(row[key], words.p_value) for key in ("p", "p_holm", "tost_p_holm")]
+    ps = [_text(row[key], phrasing.p_value) for key in ("p", "p_holm", "tost_p_holm")]
     return [
         row["candidate"],
         row["baseline"],
@@ -91,27 +126,56 @@ def factorial_table(evidence: Sequence[Evidence]) -> str:
     if not crossed:
         return ""
     several = any((task.factorial["seeds"] > 1).any() for task in crossed)
-    head = ["Effect", "Estimate", "95 % interval", *(["seeds alone"] if several else []), "p", "p (Holm)", "Verdict"]
+    head = [
+        "Effect",
+        "Estimate",
+        "95 % interval",
+        *(["seeds alone"] if several else []),
+        "p",
+        "p (Holm)",
+        "Verdict",
+    ]
     groups = [
-        (f"{task.task}: in {words.unit(task.metric)}", [_effect(task, row, several) for row in task.factorial.to_dict("records")])
+        (
+            f"{task.task}: in {phrasing.unit(task.metric)}",
+            [_effect(task, row, several) for row in task.factorial.to_dict("records")],
+        )
         for task in crossed
     ]
     return tabular(f"lrr{'r' if several else ''}rrl", head, groups)
 
 
 def _effect(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
-    names = {"rank": "rank: adaptive − fixed", "precision": "precision: NF4 − 16-bit", "interaction": "interaction"}
+    names = {
+        "rank": "rank: adaptive − fixed",
+        "precision": "precision: NF4 − 16-bit",
+        "interaction": "interaction",
+    }
     seeds = [_interval(task, row["seed_low"], row["seed_high"])] if several else []
-    ps = [words.p_value(row[key]) for key in ("p", "p_holm")]
+    ps = [phrasing.p_value(row[key]) for key in ("p", "p_holm")]
     interval = _interval(task, row["low"], row["high"])
-    return [names[row["effect"]], _change(task, row["estimate"]), interval, *seeds, *ps, short(row["verdict"])]
+    return [
+        names[row["effect"]],
+        _change(task, row["estimate"]),
+        interval,
+        *seeds,
+        *ps,
+        short(row["verdict"]),
+    ]
 
 
 def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:
     """What was asked for, one column a task, from the values under ``spec/<task>/``. "" when the runs left no ``spec.json``."""
-    rows = [[label, *(values.get(f"spec/{task.task}/{key}", words.NOTHING) for task in evidence)] for key, label in _SETTINGS.items()]
-    rows = [row for row in rows if any(cell != words.NOTHING for cell in row[1:])]
-    return tabular("l" + "r" * len(evidence), ["", *(task.task for task in evidence)], [("", rows)]) if rows else ""
+    rows = [
+        [label, *(values.get(f"spec/{task.task}/{key}", phrasing.NOTHING) for task in evidence)]
+        for key, label in _SETTINGS.items()
+    ]
+    rows = [row for row in rows if any(cell != phrasing.NOTHING for cell in row[1:])]
+    return (
+        tabular("l" + "r" * len(evidence), ["", *(task.task for task in evidence)], [("", rows)])
+        if rows
+        else ""
+    )
 
 
 def ranks_table(task: Evidence) -> str:
@@ -128,7 +192,7 @@ def ranks_table(task: Evidence) -> str:
 
 def _span(spans: pd.DataFrame, cell: tuple[float, str]) -> str:
     if cell not in spans.index:
-        return words.NOTHING
+        return phrasing.NOTHING
     mean, low, high = spans.loc[cell]
     return f"{mean:.1f} ({low:.0f}–{high:.0f})"
 
@@ -140,13 +204,18 @@ def bits_table(task: Evidence) -> str:
     for name in task.configs:
         pattern = tuple(_pattern(plans[plans["config"] == name]))
         same.setdefault(pattern, []).append(name)
-    groups = [(", ".join(names), [list(line) for line in pattern]) for pattern, names in same.items() if pattern]
+    groups = [
+        (", ".join(names), [list(line) for line in pattern]) for pattern, names in same.items() if pattern
+    ]
     return tabular("lp{0.5\\linewidth}", ["Where", "Format"], groups) if groups else ""
 
 
 def _pattern(plan: pd.DataFrame) -> list[tuple[str, str]]:
     """(where, formats) of one arm's plan: outside the layers first, then runs of layers with one pattern."""
-    outside = [(str(row.matrix).split(".", 1)[-1], str(row.format)) for row in plan[plan["layer"].isna()].itertuples()]
+    outside = [
+        (str(row.matrix).split(".", 1)[-1], str(row.format))
+        for row in plan[plan["layer"].isna()].itertuples()
+    ]
     runs: list[tuple[int, int, str]] = []
     for layer, group in plan.dropna(subset=["layer"]).groupby("layer"):
         formats, at = _formats(group), int(str(layer).split(".")[0])
@@ -154,22 +223,29 @@ def _pattern(plan: pd.DataFrame) -> list[tuple[str, str]]:
             runs[-1] = (runs[-1][0], at, formats)
         else:
             runs.append((at, at, formats))
-    inside = [(f"layer {first}" if first == last else f"layers {first}–{last}", formats) for first, last, formats in runs]
+    inside = [
+        (f"layer {first}" if first == last else f"layers {first}–{last}", formats)
+        for first, last, formats in runs
+    ]
     return [*outside, *inside]
 
 
 def _formats(layer: pd.DataFrame) -> str:
     groups = {str(text): module_order(group["module"]) for text, group in layer.groupby("format")}
-    return next(iter(groups)) if len(groups) == 1 else "; ".join(f"{text}: {', '.join(names)}" for text, names in groups.items())
+    return (
+        next(iter(groups))
+        if len(groups) == 1
+        else "; ".join(f"{text}: {', '.join(names)}" for text, names in groups.items())
+    )
 
 
 def _text(value: Any, write: Any) -> str:
-    return words.NOTHING if value is None or math.isnan(value) else str(write(value))
+    return phrasing.NOTHING if value is None or math.isnan(value) else str(write(value))
 
 
 def _change(task: Evidence, value: float) -> str:
-    return words.signed(words.change(value, task.metric), 2)
+    return phrasing.signed(phrasing.change(value, task.metric), 2)
 
 
 def _interval(task: Evidence, low: float, high: float) -> str:
-    return words.NOTHING if math.isnan(low) else f"{_change(task, low)} to {_change(task, high)}"
+    return phrasing.NOTHING if math.isnan(low) else f"{_change(task, low)} to {_change(task, high)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence, config_order
 from bitrank_analysis.statistics import accuracy, perplexity
 from bitrank_analysis.statistics.pareto import RESAMPLES as FRONT_RESAMPLES
@@ -23,12 +23,12 @@ _PLACES = ("data", "plan")
 _COSTS: dict[str, Callable[[float], str]] = {
     "model_mib": lambda value: f"{value:,.1f}",
     "bits": lambda value: f"{value:.2f}",
-    "peak_mib": words.whole,
-    "import_mib": words.whole,
-    "adapter_params": words.whole,
+    "peak_mib": phrasing.whole,
+    "import_mib": phrasing.whole,
+    "adapter_params": phrasing.whole,
     "trainable_percent": lambda value: f"{value:.2f}",
-    "rank": words.whole,
-    "seconds": words.whole,
+    "rank": phrasing.whole,
+    "seconds": phrasing.whole,
 }
 
 
@@ -48,7 +48,12 @@ def values(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
 def _study(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
     runs, seeds = study.runs, sorted(set(study.runs["seed"]))
     configs = config_order(runs["config"])
-    newest = study.database.sql("SELECT run_id, started FROM runs").df().merge(runs[["run_id"]], on="run_id")["started"].max()
+    newest = (
+        study.database.sql("SELECT run_id, started FROM runs")
+        .df()
+        .merge(runs[["run_id"]], on="run_id")["started"]
+        .max()
+    )
     counted = {"arms": len(configs), "tasks": len(evidence), "seeds": len(seeds)}
     return {
         "study/experiment": study.experiment,
@@ -56,7 +61,7 @@ def _study(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
         "study/date": f"{newest:%-d %B %Y}",
         "study/runs": str(len(runs)),
         **{f"study/{name}": spelled(count) for name, count in counted.items()},
-        "study/seed-list": words.listed([str(seed) for seed in seeds]),
+        "study/seed-list": phrasing.listed([str(seed) for seed in seeds]),
         f"study/{'one' if len(seeds) == 1 else 'several'}-seeds": spelled(len(seeds)),
         **{f"arm/{name}": name for name in configs},
         **{f"model/{name}": str(name) for name in sorted(set(runs["model"]))},
@@ -64,13 +69,15 @@ def _study(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
 
 
 def _statistics(evidence: Sequence[Evidence]) -> dict[str, str]:
-    smallest = {task.metric: words.margin(margin, task.metric) for task in evidence for margin in _margins(task)}
+    smallest = {
+        task.metric: phrasing.margin(margin, task.metric) for task in evidence for margin in _margins(task)
+    }
     return {
         "statistics/alpha": "5 %",
         "statistics/sign-flips": f"{SUBSETS:,}",
         "statistics/front-bootstrap": f"{FRONT_RESAMPLES:,}",
-        "statistics/margin/acc": smallest.get("acc", words.margin(accuracy.MARGIN, "acc")),
-        "statistics/margin/ppl": smallest.get("ppl", words.margin(perplexity.MARGIN, "ppl")),
+        "statistics/margin/acc": smallest.get("acc", phrasing.margin(accuracy.MARGIN, "acc")),
+        "statistics/margin/ppl": smallest.get("ppl", phrasing.margin(perplexity.MARGIN, "ppl")),
     }
 
 
@@ -80,15 +87,23 @@ def _margins(task: Evidence) -> Iterable[float]:
 
 def _tags(study: Study) -> dict[str, str]:
     """Machine, code and versions; several values stand side by side where runs differ."""
-    tags = study.database.sql("SELECT run_id, key, value FROM tags").df().merge(study.runs[["run_id"]], on="run_id")
+    tags = (
+        study.database.sql("SELECT run_id, key, value FROM tags")
+        .df()
+        .merge(study.runs[["run_id"]], on="run_id")
+    )
     by_key = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
     wanted = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
-    told = {key: by_key[key] for key in wanted if by_key.get(key)}
-    if "git_commit" in told:
-        told["git_commit"] = sorted({commit[:12] for commit in told["git_commit"]})
-    if "stored_as" in told:
-        told["stored_as"] = sorted({part for value in told["stored_as"] for part in value.split(", ")})
-    return {f"tag/{key.replace('version.', 'version/')}": ", ".join(several) for key, several in told.items()}
+    sentences = {key: by_key[key] for key in wanted if by_key.get(key)}
+    if "git_commit" in sentences:
+        sentences["git_commit"] = sorted({commit[:12] for commit in sentences["git_commit"]})
+    if "stored_as" in sentences:
+        sentences["stored_as"] = sorted(
+            {part for value in sentences["stored_as"] for part in value.split(", ")}
+        )
+    return {
+        f"tag/{key.replace('version.', 'version/')}": ", ".join(several) for key, several in sentences.items()
+    }
 
 
 def _specs(study: Study) -> dict[str, str]:
@@ -103,7 +118,9 @@ def _specs(study: Study) -> dict[str, str]:
         for name, group in read.groupby(kind):
             prefix = f"spec/{name}" if kind == "task" else f"arm/{name}"
             found |= {
-                f"{prefix}/{key}": value for key, value in _shared(group["spec"]).items() if (kind == "task") != key.startswith("arm/")
+                f"{prefix}/{key}": value
+                for key, value in _shared(group["spec"]).items()
+                if (kind == "task") != key.startswith("arm/")
             }
     return {key.replace("/arm/", "/"): value for key, value in found.items()}
 
@@ -127,16 +144,27 @@ def _shared(specs: pd.Series) -> dict[str, str]:
 
 
 def _task(task: Evidence) -> dict[str, str]:
-    named = {"n": words.whole(task.arms["n"].iloc[0]), "metric": words.name(task.metric), "kind": task.kind}
-    named |= {"model": str(task.runs["model"].iloc[0]), "unit": words.unit(task.metric)}
-    return {f"task/{task.task}": task.task, **{f"task/{task.task}/{key}": value for key, value in named.items()}}
+    named = {
+        "n": phrasing.whole(task.arms["n"].iloc[0]),
+        "metric": phrasing.name(task.metric),
+        "kind": task.kind,
+    }
+    named |= {"model": str(task.runs["model"].iloc[0]), "unit": phrasing.unit(task.metric)}
+    return {
+        f"task/{task.task}": task.task,
+        **{f"task/{task.task}/{key}": value for key, value in named.items()},
+    }
 
 
 def _arms(task: Evidence) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in task.arms.to_dict("records"):
         name = f"{task.task}/{row['config']}"
-        found |= {f"{name}/{key}": words.quality(row[key], task.metric) for key in ("quality", "low", "high", "zero") if _known(row[key])}
+        found |= {
+            f"{name}/{key}": phrasing.quality(row[key], task.metric)
+            for key in ("quality", "low", "high", "zero")
+            if _known(row[key])
+        }
         found |= {f"{name}/{key}": write(row[key]) for key, write in _COSTS.items() if _known(row[key])}
     return found
 
@@ -146,8 +174,16 @@ def _comparisons(task: Evidence) -> dict[str, str]:
     for row in task.comparisons.to_dict("records"):
         name = f"{task.task}/{row['candidate']}/against/{row['baseline']}"
         changes = ("difference", "low", "high", "seed_low", "seed_high", "detectable")
-        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in changes if _known(row[key])}
-        found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm", "tost_p_holm") if _known(row[key])}
+        found |= {
+            f"{name}/{key}": phrasing.signed(phrasing.change(row[key], task.metric), 2)
+            for key in changes
+            if _known(row[key])
+        }
+        found |= {
+            f"{name}/{key}": phrasing.p_value(row[key])
+            for key in ("p", "p_holm", "tost_p_holm")
+            if _known(row[key])
+        }
         found[f"{name}/verdict"] = row["verdict"]
     return found
 
@@ -157,8 +193,10 @@ def _factorial(task: Evidence) -> dict[str, str]:
     for row in task.factorial.to_dict("records"):
         name = f"{task.task}/factorial/{row['effect']}"
         known = [key for key in ("estimate", "low", "high") if _known(row[key])]
-        found |= {f"{name}/{key}": words.signed(words.change(row[key], task.metric), 2) for key in known}
-        found |= {f"{name}/{key}": words.p_value(row[key]) for key in ("p", "p_holm")}
+        found |= {
+            f"{name}/{key}": phrasing.signed(phrasing.change(row[key], task.metric), 2) for key in known
+        }
+        found |= {f"{name}/{key}": phrasing.p_value(row[key]) for key in ("p", "p_holm")}
         found[f"{name}/verdict"] = row["verdict"]
     return found
 

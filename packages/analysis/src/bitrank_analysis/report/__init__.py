@@ -1,5 +1,7 @@
 """One page about a study, made from the store alone."""
 
-from bitrank_analysis.report.build import UI_URL, Report, collect, write, write_report
+from bitrank_analysis.report.build import UI_URL, collect, write, write_report
+from bitrank_analysis.report.model import Report
+from bitrank_analysis.report.planners import planners_report
 
-__all__ = ["UI_URL", "Report", "collect", "write", "write_report"]
+__all__ = ["UI_URL", "Report", "collect", "planners_report", "write", "write_report"]

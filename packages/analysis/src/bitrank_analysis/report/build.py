@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from bitrank_analysis import words
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.evidence import Evidence, gather
-from bitrank_analysis.figures import Figure, draw_all, save
+from bitrank_analysis.evidence import gather
+from bitrank_analysis.figures import draw_all, save
 from bitrank_analysis.report import facts
-from bitrank_analysis.report.side_by_side import SideBySide, side_by_side
+from bitrank_analysis.report.model import Report, Section
+from bitrank_analysis.report.side_by_side import side_by_side
 from bitrank_analysis.report.verdict import verdict
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
-from bitrank_analysis.tables import Table, tables
+from bitrank_analysis.tables import tables
 
 UI_URL = "http://127.0.0.1:5000"
 
 
-@dataclass(frozen=True)
-class Section:
-    """One task's part of the report."""
-
-    evidence: Evidence
-    figures: list[Figure]
-    tables: list[Table]
-    errors: SideBySide
-
-    def table(self, name: str) -> Table | None:
-        """The table of that name, None when the task has none."""
-        return next((table for table in self.tables if table.name == f"{name}-{self.evidence.task}"), None)
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that the page and the plain text say."""
-
-    experiment: str
-    verdict: list[str]
-    sections: list[Section]
-    runs: list[facts.RunLink]
-    machine: list[tuple[str, str]]
-    not_run: list[str]
-    gaps: list[str]
-
-
-def write_report(store_uri: str, out_folder: Path | str, experiment: str | None = None, ui_url: str | None = None) -> Path:
+def write_report(
+    store_uri: str, out_folder: Path | str, experiment: str | None = None, ui_url: str | None = None
+) -> Path:
     """Collect and write in one step; the path of the page.
 
     ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for the links to runs. Raises
@@ -67,7 +40,7 @@ def write(report: Report, out_folder: Path | str) -> Path:
 
     folder = Path(out_folder)
     try:
-        _fresh(folder)
+        _empty_folder(folder)
         for section in report.sections:
             for figure in section.figures:
                 save(figure, folder / "figures")
@@ -76,7 +49,9 @@ def write(report: Report, out_folder: Path | str) -> Path:
         (folder / "report.md").write_text(plain(report), encoding="utf-8")
         (folder / "report.html").write_text(page(report), encoding="utf-8")
     except OSError as error:
-        raise AnalysisError(f"expected a folder to write the report to, got {folder}: {error.strerror}; give another") from error
+        raise AnalysisError(
+            f"expected a folder to write the report to, got {folder}: {error.strerror}; give another"
+        ) from error
     return folder / "report.html"
 
 
@@ -84,25 +59,28 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
     """Everything worked out, nothing written. Raises :class:`AnalysisError` when no run has finished."""
     if study.runs.empty:
         reasons = "; ".join(facts.not_run(study)[:3])
-        raise AnalysisError(f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first")
+        raise AnalysisError(
+            f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first"
+        )
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     sections, refused = [], {}
     for task in evidence:
         drawn, refused[task.task] = draw_all(task)
         sections.append(Section(task, drawn, tables(task), side_by_side(study, task)))
     missing, gaps = facts.not_run(study), facts.gaps(study, evidence, refused)
-    return Report(study.experiment, verdict(evidence), sections, facts.run_links(study, ui_url), facts.machine(study), missing, gaps)
+    return Report(
+        study.experiment,
+        verdict(evidence),
+        sections,
+        facts.run_links(study, ui_url),
+        facts.machine(study),
+        missing,
+        gaps,
+    )
 
 
-def _fresh(folder: Path) -> None:
+def _empty_folder(folder: Path) -> None:
     """Make the folder; figures and tables of an earlier report go, so that none outlives its task."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def told(sections: Sequence[Section]) -> str:
-    """Tasks, arms and seeds in a line."""
-    return "; ".join(
-        f"{s.evidence.task}: {words.count(len(s.evidence.configs), 'arm')}, {words.count(len(s.evidence.runs), 'run')}" for s in sections
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.statistics.chance import at_chance
 from bitrank_analysis.study import Study
@@ -32,7 +32,7 @@ def run_links(study: Study, ui_url: str) -> list[RunLink]:
     experiments = dict(study.database.sql("SELECT run_id, experiment_id FROM raw.runs").fetchall())
     return [
         RunLink(
-            row.run_name, row.config, row.task, row.seed, words.quality(row.quality, row.metric), words.whole(row.seconds), row.code,
+            row.run_name, row.config, row.task, row.seed, phrasing.quality(row.quality, row.metric), phrasing.whole(row.seconds), row.code,
             f"{ui_url.rstrip('/')}/#/experiments/{experiments[row.run_id]}/runs/{row.run_id}",
         )
         for row in study.runs.itertuples()
@@ -44,21 +44,55 @@ def machine(study: Study) -> list[tuple[str, str]]:
     ids = pd.DataFrame({"run_id": study.runs["run_id"]})
     tags = study.database.sql("SELECT run_id, key, value FROM tags").df().merge(ids, on="run_id")
     values = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
-    told = ["hardware", "device", "threads", "dtype", "model", "profile", "git_commit", "code", "dirty", "stored_as"]
+    sentences = [
+        "hardware",
+        "device",
+        "threads",
+        "dtype",
+        "model",
+        "profile",
+        "git_commit",
+        "code",
+        "dirty",
+        "stored_as",
+    ]
     versions = sorted(key for key in values if key.startswith("version."))
-    labels = {"git_commit": "commit", "code": "code id", "dirty": "uncommitted changes", "stored_as": "formats and libraries"}
-    return [(labels.get(key, key.removeprefix("version.")), "; ".join(values[key])) for key in [*told, *versions] if values.get(key)]
+    labels = {
+        "git_commit": "commit",
+        "code": "code id",
+        "dirty": "uncommitted changes",
+        "stored_as": "formats and libraries",
+    }
+    return [
+        (labels.get(key, key.removeprefix("version.")), "; ".join(values[key]))
+        for key in [*sentences, *versions]
+        if values.get(key)
+    ]
 
 
 def not_run(study: Study) -> list[str]:
     """One sentence for each cell of the grid without a result."""
-    return [f"{row.config} on {row.task}, seed {row.seed}: {row.reason}" for row in study.missing.itertuples()]
+    return [
+        f"{row.config} on {row.task}, seed {row.seed}: {row.reason}" for row in study.missing.itertuples()
+    ]
 
 
 def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What the report lacks and why: frames, figures, files that cannot be read, and what the study and statistics note."""
-    told = [f"{task.task}, {name}: {reason}" for task in evidence for name, reason in task.gaps.items()]
-    told += [f"{task}, figure {name}: {reason}" for task, figures in refused.items() for name, reason in figures.items()]
-    unread = study.database.sql("SELECT run_id, file, reason FROM unread").df().merge(study.runs[["run_id", "run_name"]], on="run_id")
-    told += [f"{row.run_name}, {row.file}: {row.reason}" for row in unread.itertuples()]
-    return list(dict.fromkeys([*told, *study.notes, *at_chance(study), *(note for task in evidence for note in task.notes)]))
+    sentences = [f"{task.task}, {name}: {reason}" for task in evidence for name, reason in task.gaps.items()]
+    sentences += [
+        f"{task}, figure {name}: {reason}"
+        for task, figures in refused.items()
+        for name, reason in figures.items()
+    ]
+    unread = (
+        study.database.sql("SELECT run_id, file, reason FROM unread")
+        .df()
+        .merge(study.runs[["run_id", "run_name"]], on="run_id")
+    )
+    sentences += [f"{row.run_name}, {row.file}: {row.reason}" for row in unread.itertuples()]
+    return list(
+        dict.fromkeys(
+            [*sentences, *study.notes, *at_chance(study), *(note for task in evidence for note in task.notes)]
+        )
+    )

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from bitrank_analysis.figures import PAGE, bare_spec, config
 from bitrank_analysis.figures.save import VEGA_LITE
-from bitrank_analysis.report.build import Report, told
+from bitrank_analysis.report.model import Report, sentences
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 # Verdict → its class in the style sheet. What one seed shows has the colour of no result.
@@ -32,13 +32,17 @@ _FOLDED = ("pareto", "factorial", "plans", "ranks")
 def page(report: Report) -> str:
     """The whole page."""
     templates = Environment(
-        loader=PackageLoader("bitrank_analysis.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("bitrank_analysis.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     templates.filters["whole"] = _whole
     figures = [figure for section in report.sections for figure in section.figures]
     return templates.get_template("report.html.j2").render(
         report=report,
-        told=told(report.sections),
+        sentences=sentences(report.sections),
         folded=_FOLDED,
         verdict_styles=_STYLES,
         version=version("bitrank-analysis"),
@@ -46,7 +50,9 @@ def page(report: Report) -> str:
         script=Markup(templates.get_template("page.js").render()),
         # The bundle holds "</" inside regular expressions: it must stand as it is.
         vega=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE)),  # type: ignore[call-arg] # its stub is behind
-        specs=_script_json({"config": config(PAGE), "charts": {figure.name: bare_spec(figure) for figure in figures}}),
+        specs=_script_json(
+            {"config": config(PAGE), "charts": {figure.name: bare_spec(figure) for figure in figures}}
+        ),
     )
 
 

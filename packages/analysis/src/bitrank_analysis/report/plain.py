@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitrank_analysis.report.build import Report, Section
+from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.side_by_side import SideBySide
 
 
@@ -10,18 +10,26 @@ def plain(report: Report) -> str:
     """All of the report but the drawings, whose titles and files are named."""
     parts = [f"# {report.experiment}", "\n\n".join(report.verdict)]
     parts += [_section(section) for section in report.sections]
-    parts.append("## Runs\n\n" + "\n".join(f"- {run.name}: {run.quality}, {run.seconds} s, {run.address}" for run in report.runs))
+    parts.append(
+        "## Runs\n\n"
+        + "\n".join(f"- {run.name}: {run.quality}, {run.seconds} s, {run.address}" for run in report.runs)
+    )
     parts.append("## Not run\n\n" + (_bullets(report.not_run) or "Every cell of the grid has a result."))
     if report.gaps:
         parts.append("## To bear in mind\n\n" + _bullets(report.gaps))
-    parts.append("## Machine and versions\n\n" + _bullets([f"{label}: {value}" for label, value in report.machine]))
+    parts.append(
+        "## Machine and versions\n\n" + _bullets([f"{label}: {value}" for label, value in report.machine])
+    )
     return "\n\n".join(parts) + "\n"
 
 
 def _section(section: Section) -> str:
     parts = [f"## {section.evidence.task}"]
     parts += [f"### {table.caption}\n\n{table.markdown()}".rstrip() for table in section.tables]
-    parts.append("### Figures\n\n" + _bullets([f"{figure.title} (figures/{figure.name}.svg)" for figure in section.figures]))
+    parts.append(
+        "### Figures\n\n"
+        + _bullets([f"{figure.title} (figures/{figure.name}.svg)" for figure in section.figures])
+    )
     parts.append(f"### Errors side by side\n\n{_errors(section.errors)}")
     return "\n\n".join(parts)
 
@@ -33,7 +41,10 @@ def _errors(errors: SideBySide) -> str:
     return (
         errors.sentence
         + "\n\n"
-        + "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows)
+        + "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+            for row in rows
+        )
     )
 
 

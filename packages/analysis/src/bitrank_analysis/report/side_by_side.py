@@ -46,11 +46,20 @@ def disagreements(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> 
     if split.empty:
         return SideBySide(counts)
     evenness = (split.mean(axis=1) - 0.5).abs()
-    chosen = split.assign(_even=evenness, _id=split.index.astype(str)).sort_values(["_even", "_id"]).index[:shown]
+    chosen = (
+        split.assign(_even=evenness, _id=split.index.astype(str)).sort_values(["_even", "_id"]).index[:shown]
+    )
     by_id = {arm: frame.drop_duplicates("id").set_index("id") for arm, frame in predictions.items()}
     first = by_id[arms[0]]
-    rows = tuple((_example(first, at), str(first.loc[at, "label"]), *(_cell(by_id[arm], at) for arm in arms)) for at in chosen)
-    more = f" The {len(rows)} most evenly split are shown with each arm's prediction and confidence." if len(split) > shown else ""
+    rows = tuple(
+        (_example(first, at), str(first.loc[at, "label"]), *(_cell(by_id[arm], at) for arm in arms))
+        for at in chosen
+    )
+    more = (
+        f" The {len(rows)} most evenly split are shown with each arm's prediction and confidence."
+        if len(split) > shown
+        else ""
+    )
     return SideBySide(counts + more, ("Example", "Label", *arms), rows)
 
 
@@ -63,9 +72,9 @@ def _example(frame: pd.DataFrame, at: Any) -> str:
 
 
 def _cell(frame: pd.DataFrame, at: Any) -> str:
-    said = frame.loc[at, "prediction"]
-    mark = "✓" if said == frame.loc[at, "label"] else "✗"
-    return f"{mark} {said}" + (f" ({frame.loc[at, 'confidence']:.2f})" if "confidence" in frame else "")
+    text = frame.loc[at, "prediction"]
+    mark = "✓" if text == frame.loc[at, "label"] else "✗"
+    return f"{mark} {text}" + (f" ({frame.loc[at, 'confidence']:.2f})" if "confidence" in frame else "")
 
 
 def _one_run_each(evidence: Evidence) -> dict[str, str]:
@@ -81,22 +90,34 @@ def _continued(study: Study, runs: dict[str, str]) -> SideBySide:
     if not texts:
         return SideBySide(f"The runs left no {CONTINUATIONS}, so no texts can be set side by side.")
     prompts = list(dict.fromkeys(prompt for found in texts.values() for prompt in found))
-    rows = tuple((prompt, config, found[prompt]) for prompt in prompts for config, found in texts.items() if prompt in found)
+    rows = tuple(
+        (prompt, config, found[prompt])
+        for prompt in prompts
+        for config, found in texts.items()
+        if prompt in found
+    )
     without = [config for config in runs if config not in texts]
     also = f" {', '.join(without)} left none." if without else ""
     return SideBySide(
-        f"What each arm writes after the same words, always taking the likeliest next token.{also}", ("Prompt", "Arm", "Continuation"), rows
+        f"What each arm writes after the same words, always taking the likeliest next token.{also}",
+        ("Prompt", "Arm", "Continuation"),
+        rows,
     )
 
 
 def _continuations(study: Study, run_id: str) -> dict[str, str]:
     """Prompt → continuation, empty when the run left none. Raises :class:`AnalysisError` on a file of another form."""
-    places = study.database.execute("SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]).fetchall()
+    places = study.database.execute(
+        "SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]
+    ).fetchall()
     path = Path(places[0][0]).parent / CONTINUATIONS if places else None
     if path is None or not path.is_file():
         return {}
     try:
-        return {str(entry["prompt"]): str(entry["continuation"]) for entry in json.loads(path.read_text(encoding="utf-8"))}
+        return {
+            str(entry["prompt"]): str(entry["continuation"])
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, got {type(error).__name__}: {error}'

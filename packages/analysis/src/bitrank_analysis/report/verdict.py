@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bitrank_analysis import words
+from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
@@ -43,11 +43,11 @@ def _clause(task: Evidence, baseline: str) -> str:
     ranked = rows.assign(_gain=gain).sort_values("_gain", ascending=False)
     groups = {claim: ranked[ranked["verdict"] == claim] for claim in _CLAIMS}
     shown = [claim for claim, group in groups.items() if len(group)]
-    told = [_group(task, groups[claim], claim, measured=claim == shown[0]) for claim in shown]
+    sentences = [_group(task, groups[claim], claim, measured=claim == shown[0]) for claim in shown]
     if {DIFFERS, ALIKE} & set(shown):
-        return f"{where}, on the examples of one seed, {', and '.join(told)}: what another seed would give is not known"
+        return f"{where}, on the examples of one seed, {', and '.join(sentences)}: what another seed would give is not known"
     nothing = "no arm is shown to be better or as good: " if shown[0] == UNRESOLVED else ""
-    return f"{where} {nothing}{', and '.join(told)}"
+    return f"{where} {nothing}{', and '.join(sentences)}"
 
 
 def _group(task: Evidence, group: pd.DataFrame, claim: str, measured: bool) -> str:
@@ -56,25 +56,33 @@ def _group(task: Evidence, group: pd.DataFrame, claim: str, measured: bool) -> s
     best = group.iloc[0]
     if claim == DIFFERS:
         return _apart(task, group)
-    within = f" within {words.margin(float(best['margin']), task.metric)}" if claim in (AS_GOOD, ALIKE) else ""
-    said = f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} {_CLAIMS[claim]}{within}"
+    within = (
+        f" within {phrasing.margin(float(best['margin']), task.metric)}" if claim in (AS_GOOD, ALIKE) else ""
+    )
+    text = f"{phrasing.listed(names)} {'is' if len(names) == 1 else 'are'} {_CLAIMS[claim]}{within}"
     if not measured:
-        return said
-    first = "" if len(names) == 1 else f", {'the least so' if claim == WORSE else 'the best of them'} {best['candidate']}"
-    return f"{said}{first} {_by(best)}{_saving(task, best)}"
+        return text
+    first = (
+        ""
+        if len(names) == 1
+        else f", {'the least so' if claim == WORSE else 'the best of them'} {best['candidate']}"
+    )
+    return f"{text}{first} {_by(best)}{_saving(task, best)}"
 
 
 def _apart(task: Evidence, group: pd.DataFrame) -> str:
     """Arms that differ on the examples of one seed, each with its difference and interval: there is no best of them."""
-    told = [f"{row['candidate']} {_by(row)}{_saving(task, row)}" for _, row in group.iterrows()]
-    return f"{words.listed(told)} {'differs' if len(told) == 1 else 'differ'}"
+    sentences = [f"{row['candidate']} {_by(row)}{_saving(task, row)}" for _, row in group.iterrows()]
+    return f"{phrasing.listed(sentences)} {'differs' if len(sentences) == 1 else 'differ'}"
 
 
 def _by(row: pd.Series) -> str:
     """Difference and interval in words."""
     metric = str(row["metric"])
-    value, low, high = (words.signed(words.change(float(row[part]), metric)) for part in ("difference", "low", "high"))
-    return f"({value} {words.unit(metric)}, 95 % interval {low} to {high})"
+    value, low, high = (
+        phrasing.signed(phrasing.change(float(row[part]), metric)) for part in ("difference", "low", "high")
+    )
+    return f"({value} {phrasing.unit(metric)}, 95 % interval {low} to {high})"
 
 
 def _saving(task: Evidence, row: pd.Series) -> str:
@@ -93,7 +101,9 @@ def _why_not(task: Evidence, baseline: str) -> str:
         return f"{baseline} has no finished run"
     others = [name for name in task.configs if name != baseline]
     return (
-        "no other arm has a finished run" if not others else f"its only pairing, with {words.listed(others)}, stands in the other sentence"
+        "no other arm has a finished run"
+        if not others
+        else f"its only pairing, with {phrasing.listed(others)}, stands in the other sentence"
     )
 
 
@@ -118,5 +128,5 @@ def _power(task: Evidence) -> str:
     count = f"{int(rows['n'].iloc[0]):,} {unit} of {task.task}"
     if math.isnan(seen):
         return f"the {count} give no figure for what they could have shown"
-    difference = f"{abs(words.change(float(seen), task.metric)):.1f} {words.unit(task.metric)}"
+    difference = f"{abs(phrasing.change(float(seen), task.metric)):.1f} {phrasing.unit(task.metric)}"
     return f"the {count} find a difference of {difference} four times in five (median, uncorrected)"

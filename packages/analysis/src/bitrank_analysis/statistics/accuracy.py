@@ -41,7 +41,9 @@ class Paired:
 def count_pairs(candidate_N: NDArray[np.bool_], baseline_N: NDArray[np.bool_]) -> Paired:
     """Counts from which answers were right, (N,) each. Raises :class:`AnalysisError` on none, or on different lengths."""
     if len(candidate_N) != len(baseline_N) or len(candidate_N) == 0:
-        raise AnalysisError(f"expected the same examples for both arms, got {len(candidate_N)} and {len(baseline_N)}")
+        raise AnalysisError(
+            f"expected the same examples for both arms, got {len(candidate_N)} and {len(baseline_N)}"
+        )
     a, b = candidate_N.astype(bool), baseline_N.astype(bool)
     return Paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 

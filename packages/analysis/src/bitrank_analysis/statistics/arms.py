@@ -11,7 +11,17 @@ from bitrank_analysis.statistics.examples import Arm, load_arms
 from bitrank_analysis.statistics.seeds import over_seeds
 from bitrank_analysis.study import Study
 
-_COSTS = ["model_mib", "bits", "peak_mib", "import_mib", "adapter_params", "trainable_percent", "rank", "train_tok_s", "seconds"]
+_COSTS = [
+    "model_mib",
+    "bits",
+    "peak_mib",
+    "import_mib",
+    "adapter_params",
+    "trainable_percent",
+    "rank",
+    "train_tok_s",
+    "seconds",
+]
 
 
 def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
@@ -24,7 +34,9 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     ``zero`` is the same mean of the quality before training, NaN where it was not measured.
     """
     runs = study.runs[study.runs["task"] == task]
-    return pd.DataFrame([_row(arm, runs[runs["config"] == config], alpha) for config, arm in load_arms(study, task).items()])
+    return pd.DataFrame(
+        [_row(arm, runs[runs["config"] == config], alpha) for config, arm in load_arms(study, task).items()]
+    )
 
 
 def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
@@ -45,6 +57,12 @@ def _row(arm: Arm, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
     if arm.metric == "ppl":
         seed_low, seed_high = float(np.exp(seed_low)), float(np.exp(seed_high))
     zero = runs["zero"].mean() if arm.metric == "acc" else np.exp(np.log(runs["zero"]).mean())
-    row: dict[str, object] = {"config": arm.config, "metric": arm.metric, "seeds": len(arm.seeds), "n": arm.n, "quality": arm.quality()}
+    row: dict[str, object] = {
+        "config": arm.config,
+        "metric": arm.metric,
+        "seeds": len(arm.seeds),
+        "n": arm.n,
+        "quality": arm.quality(),
+    }
     row |= {"low": low, "high": high, "seed_low": seed_low, "seed_high": seed_high, "zero": float(zero)}
     return row | {name: float(runs[name].mean()) for name in _COSTS}

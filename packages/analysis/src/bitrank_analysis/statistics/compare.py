@@ -87,23 +87,33 @@ def compare_arms(
         else:
             notes.append(f"{candidate} and {baseline} have no seed in common, so they are not compared.")
     asked = _Asked(alpha, margins, seed_spread(arms.values()), len(pairs))
-    return _judged([_row(*pair, asked) for pair in pairs], notes, alpha)
+    return _with_verdicts([_row(*pair, asked) for pair in pairs], notes, alpha)
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
     """(baseline, candidate), without a baseline against an earlier one a second time."""
     order = [baseline for baseline in baselines if baseline in configs]
-    return [(base, config) for n, base in enumerate(order) for config in configs if config not in order[: n + 1]]
+    return [
+        (base, config) for n, base in enumerate(order) for config in configs if config not in order[: n + 1]
+    ]
 
 
 def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) -> dict[str, object]:
     if candidate.n < 2:
-        raise AnalysisError(f"{candidate.config} and {baseline.config} share one example; expected two or more to compare over")
+        raise AnalysisError(
+            f"{candidate.config} and {baseline.config} share one example; expected two or more to compare over"
+        )
     gaps_SN = candidate.over(shared) - baseline.over(shared)
     per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
     seeds = asked.spread.error(per_seed_S, size=2.0) if asked.spread and len(shared) > 1 else None
     row: dict[str, object] = dict.fromkeys(COLUMNS, NAN)
-    row |= {"metric": candidate.metric, "candidate": candidate.config, "baseline": baseline.config, "seeds": len(shared), "n": candidate.n}
+    row |= {
+        "metric": candidate.metric,
+        "candidate": candidate.config,
+        "baseline": baseline.config,
+        "seeds": len(shared),
+        "n": candidate.n,
+    }
     row |= {"candidate_quality": candidate.quality(shared), "baseline_quality": baseline.quality(shared)}
     row |= {"difference": float(per_seed_S.mean())}
     if seeds:
@@ -114,15 +124,21 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
     return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, seeds, asked)
 
 
-def _accuracy(candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, asked: _Asked) -> dict[str, object]:
+def _accuracy(
+    candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, asked: _Asked
+) -> dict[str, object]:
     """McNemar and Newcombe with one seed; with several, examples by the padded normal, and seeds."""
     gaps_SN = candidate_SN - baseline_SN
     gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
     row: dict[str, object] = {"discordant_gain": gain, "discordant_loss": loss, "margin": asked.margins[0]}
     row |= {"effect": gain / (gain + loss) - 0.5 if gain + loss else NAN, "effect_name": "Cohen's g"}
     if len(gaps_SN) == 1:
-        return row | _one_seed_of_accuracy(accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), asked)
-    return row | _both_sources(of_bounded(gaps_SN.mean(axis=0), seeds=seeds), asked, asked.margins[0], "normal over examples", seeds)
+        return row | _one_seed_of_accuracy(
+            accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), asked
+        )
+    return row | _both_sources(
+        of_bounded(gaps_SN.mean(axis=0), seeds=seeds), asked, asked.margins[0], "normal over examples", seeds
+    )
 
 
 def _one_seed_of_accuracy(pairs: accuracy.Paired, asked: _Asked) -> dict[str, object]:
@@ -140,15 +156,21 @@ def _one_seed_of_accuracy(pairs: accuracy.Paired, asked: _Asked) -> dict[str, ob
     }  # fmt: skip
 
 
-def _perplexity(gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, asked: _Asked) -> dict[str, object]:
-    row = _both_sources(of_documents(gaps_N, tokens_N, seeds), asked, asked.margins[1], "sign flips of documents", seeds)
+def _perplexity(
+    gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, asked: _Asked
+) -> dict[str, object]:
+    row = _both_sources(
+        of_documents(gaps_N, tokens_N, seeds), asked, asked.margins[1], "sign flips of documents", seeds
+    )
     low, high = float(np.exp(row["low"])), float(np.exp(row["high"]))
     ratio = float(np.exp(gaps_N.sum() / tokens_N.sum()))
     row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
     return row | {"effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z"}
 
 
-def _both_sources(found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None) -> dict[str, Any]:
+def _both_sources(
+    found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None
+) -> dict[str, Any]:
     low, high = found.interval(asked.alpha)
     family_low, family_high = found.interval(asked.alpha / asked.family)
     return {
@@ -158,7 +180,7 @@ def _both_sources(found: Confidence, asked: _Asked, margin: float, test: str, se
     }  # fmt: skip
 
 
-def _judged(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd.DataFrame:
+def _with_verdicts(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"task": object})
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
@@ -170,7 +192,9 @@ def _judged(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd
     return table
 
 
-def _notes(configs: list[str], baselines: Sequence[str], table: pd.DataFrame, task: str, alpha: float) -> list[str]:
+def _notes(
+    configs: list[str], baselines: Sequence[str], table: pd.DataFrame, task: str, alpha: float
+) -> list[str]:
     notes = [f"Baseline {name} has no finished run of {task}." for name in baselines if name not in configs]
     if len(configs) == 1:
         notes.append(f"Only {configs[0]} finished {task}; there is nothing to compare it with.")

@@ -62,7 +62,9 @@ def load_arms(study: Study, task: str) -> dict[str, Arm]:
     for config in dict.fromkeys(run["config"] for run in records):
         mine = [n for n, run in enumerate(records) if run["config"] == config]
         seeds = tuple(int(records[n]["seed"]) for n in mine)
-        arms[config] = Arm(config, records[mine[0]]["metric"], seeds, np.stack([values[n] for n in mine]), weights_N)
+        arms[config] = Arm(
+            config, records[mine[0]]["metric"], seeds, np.stack([values[n] for n in mine]), weights_N
+        )
     return arms
 
 
@@ -76,29 +78,41 @@ def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
     name, predictions = f"{run['run_name']} ({run['run_id']})", study.predictions(run["run_id"])
     lacking = [column for column in _COLUMNS[run["metric"]] if column not in predictions]
     if lacking or predictions.empty:
-        raise AnalysisError(f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected {_COLUMNS[run['metric']]}")
+        raise AnalysisError(
+            f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected {_COLUMNS[run['metric']]}"
+        )
     if run["metric"] == "acc":
         frame = _right(predictions, name)
     else:
         frame = (
-            predictions.groupby("id", sort=True)[["loss", "tokens"]].sum(min_count=1).rename(columns={"loss": "value", "tokens": "weight"})
+            predictions.groupby("id", sort=True)[["loss", "tokens"]]
+            .sum(min_count=1)
+            .rename(columns={"loss": "value", "tokens": "weight"})
         )
         frame["key"] = frame["weight"]
-    if not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all() or predictions[_COLUMNS[run["metric"]]].isna().any(
-        axis=None
-    ):
-        raise AnalysisError(f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again")
+    if not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all() or predictions[
+        _COLUMNS[run["metric"]]
+    ].isna().any(axis=None):
+        raise AnalysisError(
+            f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again"
+        )
     return frame
 
 
 def _right(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     if predictions["id"].duplicated().any():
-        raise AnalysisError(f"the predictions of {name} hold {predictions['id'].duplicated().sum()} ids twice; expected one row an example")
+        raise AnalysisError(
+            f"the predictions of {name} hold {predictions['id'].duplicated().sum()} ids twice; expected one row an example"
+        )
     rows = predictions.set_index("id").sort_index()
-    return pd.DataFrame({"value": (rows["label"] == rows["prediction"]).astype(float), "weight": 1.0, "key": rows["label"]})
+    return pd.DataFrame(
+        {"value": (rows["label"] == rows["prediction"]).astype(float), "weight": 1.0, "key": rows["label"]}
+    )
 
 
-def _same_examples(first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict[str, Any], pd.DataFrame]) -> None:
+def _same_examples(
+    first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict[str, Any], pd.DataFrame]
+) -> None:
     (run_a, a), (run_b, b) = first, other
     names = f"{run_a['run_name']} ({run_a['run_id']}) and {run_b['run_name']} ({run_b['run_id']})"
     if run_a["metric"] != run_b["metric"] or run_a["model"] != run_b["model"]:
@@ -113,4 +127,6 @@ def _same_examples(first: tuple[dict[str, Any], pd.DataFrame], other: tuple[dict
     changed = int((a["key"].to_numpy() != b["key"].to_numpy()).sum())
     if changed:
         what = "labels" if run_a["metric"] == "acc" else "numbers of tokens"
-        raise AnalysisError(f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be paired")
+        raise AnalysisError(
+            f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be paired"
+        )

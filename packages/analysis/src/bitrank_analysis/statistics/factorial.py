@@ -19,11 +19,34 @@ from bitrank_analysis.statistics.seeds import ONE_SEED
 from bitrank_analysis.statistics.verdicts import effect_verdict
 from bitrank_analysis.study import Study
 
-CELLS = {("fixed", "16-bit"): "B-FP", ("adaptive", "16-bit"): "B-Ada", ("fixed", "NF4"): "B-Q4", ("adaptive", "NF4"): "Joint-1"}
+CELLS = {
+    ("fixed", "16-bit"): "B-FP",
+    ("adaptive", "16-bit"): "B-Ada",
+    ("fixed", "NF4"): "B-Q4",
+    ("adaptive", "NF4"): "Joint-1",
+}
 NAME = "rank {fixed, adaptive} × precision {16-bit, NF4}: " + ", ".join(CELLS.values())
 # Weights of B-FP, B-Ada, B-Q4, Joint-1. A main effect is the mean of two differences; the interaction is their difference.
-CONTRASTS = {"rank": (-0.5, 0.5, -0.5, 0.5), "precision": (-0.5, -0.5, 0.5, 0.5), "interaction": (1.0, -1.0, -1.0, 1.0)}
-_COLUMNS = ["effect", "factorial", "metric", "seeds", "n", "estimate", "low", "high", "seed_low", "seed_high", "p", "p_holm", "verdict"]
+CONTRASTS = {
+    "rank": (-0.5, 0.5, -0.5, 0.5),
+    "precision": (-0.5, -0.5, 0.5, 0.5),
+    "interaction": (1.0, -1.0, -1.0, 1.0),
+}
+_COLUMNS = [
+    "effect",
+    "factorial",
+    "metric",
+    "seeds",
+    "n",
+    "estimate",
+    "low",
+    "high",
+    "seed_low",
+    "seed_high",
+    "p",
+    "p_holm",
+    "verdict",
+]
 
 
 def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
@@ -43,18 +66,24 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
         return _frame([], [f"The factorial {NAME} needs all four arms; {why}."])
     spread = seed_spread(arms.values())
     rows = [_effect(effect, four, seeds, spread, alpha) for effect in CONTRASTS]
-    notes = [f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."]
+    notes = [
+        f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."
+    ]
     return _frame(rows, notes if len(seeds) > 1 else [*notes, ONE_SEED], alpha)
 
 
-def contrast(values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None) -> Confidence:
+def contrast(
+    values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None
+) -> Confidence:
     """One effect from four paired values (4, N), averaged over seeds, in the order of ``CELLS``; ``bounded`` values lie in [0, 1]."""
     values_N = np.asarray(CONTRASTS[effect], dtype=np.float64) @ values_4N
     span = float(np.abs(CONTRASTS[effect]).sum() / 2)
     return of_bounded(values_N, span, seeds) if bounded else of_documents(values_N, weights_N, seeds)
 
 
-def _effect(effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float) -> dict[str, object]:
+def _effect(
+    effect: str, four: list[Arm], seeds: tuple[int, ...], spread: SeedSpread | None, alpha: float
+) -> dict[str, object]:
     values_4SN, weights_N = np.stack([arm.over(seeds) for arm in four]), four[0].weights_N
     per_seed_S = np.tensordot(CONTRASTS[effect], values_4SN, axes=1).sum(axis=1) / weights_N.sum()
     size = float(np.square(CONTRASTS[effect]).sum())

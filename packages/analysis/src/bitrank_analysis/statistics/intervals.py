@@ -21,7 +21,9 @@ def check_examples(values_N: Floats, weights_N: Floats) -> None:
         got = f"{len(values_N)} values and {len(weights_N)} weights"
         raise AnalysisError(f"expected two or more examples with one weight each, got {got}")
     if not np.isfinite(values_N).all() or not (weights_N > 0).all():
-        raise AnalysisError("expected finite values and positive weights; a loss is NaN or infinite, or an example has no tokens")
+        raise AnalysisError(
+            "expected finite values and positive weights; a loss is NaN or infinite, or an example has no tokens"
+        )
 
 
 def linearised(values_N: Floats, weights_N: Floats) -> Floats:

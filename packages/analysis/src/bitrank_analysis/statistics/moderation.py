@@ -57,7 +57,9 @@ def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
         return None
     quality_C = np.concatenate([arm.values_SN.sum(axis=1) / arm.weights_N.sum() for arm in several])
     arm_C = np.repeat(np.arange(len(several)), [len(arm.seeds) for arm in several])
-    residual_C, free_C = _residuals(quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds]))
+    residual_C, free_C = _residuals(
+        quality_C, arm_C, np.array([seed for arm in several for seed in arm.seeds])
+    )
     residual_df = float(free_C.sum())
     own_A = np.bincount(arm_C, residual_C**2) / np.maximum(np.bincount(arm_C, free_C), 1e-9)
     own_df_A = np.bincount(arm_C).astype(np.float64) - 1
@@ -66,7 +68,9 @@ def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
     return SeedSpread(pooled if prior_df == inf else prior, prior_df, residual_df)
 
 
-def _residuals(quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _residuals(
+    quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]
+) -> tuple[Floats, Floats]:
     """Residuals (C,) of quality around the arm's mean, and the share of a degree of freedom that each keeps.
 
     Where seeds have a common effect, residuals of quality = arm + seed.

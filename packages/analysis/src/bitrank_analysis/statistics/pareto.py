@@ -37,14 +37,20 @@ def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.D
         raise AnalysisError(f"expected x to be one of {', '.join(SIZES)}, got {x!r}")
     table, loaded = arm_table(study, task), load_arms(study, task)
     if table[x].isna().any():
-        raise AnalysisError(f"{x} was not recorded for {', '.join(table.loc[table[x].isna(), 'config'])}; run them again")
+        raise AnalysisError(
+            f"{x} was not recorded for {', '.join(table.loc[table[x].isna(), 'config'])}; run them again"
+        )
     chosen = [loaded[config] for config in table["config"]]
     better = 1.0 if chosen[0].metric == "acc" else -1.0
     x_A = table[x].to_numpy(dtype=np.float64)
     spread = size_spread(study.runs[study.runs["task"] == task], x)
     generator = np.random.default_rng(seed)
     runs_A = table["seeds"].to_numpy(dtype=np.float64)
-    x_BA = spread.draws(x_A, runs_A, RESAMPLES, generator) if spread else np.broadcast_to(x_A, (RESAMPLES, len(x_A)))
+    x_BA = (
+        spread.draws(x_A, runs_A, RESAMPLES, generator)
+        if spread
+        else np.broadcast_to(x_A, (RESAMPLES, len(x_A)))
+    )
     front = table[["config", x, "quality", "low", "high"]].rename(columns={x: "x"})
     front.insert(2, "x_low", np.quantile(x_BA, 0.025, axis=0))
     front.insert(3, "x_high", np.quantile(x_BA, 0.975, axis=0))
@@ -93,6 +99,8 @@ def resampled(values_AN: Floats, weights_N: Floats, resamples: int, seed: int) -
     """Σ value / Σ weight of every arm (B, A) over B bootstrap resamples of the examples, each the same for all arms."""
     n, generator, chunks = len(weights_N), np.random.default_rng(seed), []
     for start in range(0, resamples, 500):
-        counts_BN = generator.multinomial(n, np.full(n, 1 / n), size=min(500, resamples - start)).astype(np.float64)
+        counts_BN = generator.multinomial(n, np.full(n, 1 / n), size=min(500, resamples - start)).astype(
+            np.float64
+        )
         chunks.append((counts_BN @ values_AN.T) / (counts_BN @ weights_N)[:, None])
     return np.concatenate(chunks)

@@ -20,5 +20,8 @@ def over_seeds(qualities_S: Floats, alpha: float = 0.05) -> tuple[float, float]:
     """Student's interval of the mean of per-seed numbers (S,); (NaN, NaN) with one seed."""
     if len(qualities_S) < 2:
         return float("nan"), float("nan")
-    mean, half = float(qualities_S.mean()), float(stats.t.ppf(1 - alpha / 2, len(qualities_S) - 1) * stats.sem(qualities_S))
+    mean, half = (
+        float(qualities_S.mean()),
+        float(stats.t.ppf(1 - alpha / 2, len(qualities_S) - 1) * stats.sem(qualities_S)),
+    )
     return mean - half, mean + half

@@ -10,7 +10,9 @@ from bitrank_planner.problem import Item, Plan, Problem
 _STEPS = 16  # mean ranks are tried in sixteenths
 
 
-def at_budget(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]]) -> Plan:
+def at_budget(
+    problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]]
+) -> Plan:
     """The plan of the largest mean rank, in sixteenths from 1 up, that fits into ``problem``'s budget.
 
     ``precision`` names the format of every matrix; ``ranks_for_mean`` is a rule of :data:`RANK_HEURISTICS` with all but the mean filled
@@ -39,7 +41,12 @@ def at_budget(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Ca
     return plan
 
 
-def _tried(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]], mean: float) -> Plan | None:
+def _tried(
+    problem: Problem,
+    precision: Mapping[str, str],
+    ranks_for_mean: Callable[[float], dict[str, int]],
+    mean: float,
+) -> Plan | None:
     try:
         ranks = ranks_for_mean(mean)
     except PlanError:
@@ -50,9 +57,13 @@ def _tried(problem: Problem, precision: Mapping[str, str], ranks_for_mean: Calla
 def _plan(problem: Problem, precision: Mapping[str, str], ranks: Mapping[str, int]) -> Plan:
     missing = [item.name for item in problem.items if item.name not in precision]
     if missing:
-        raise PlanError(f"no format for {len(missing)} of {len(problem.items)} matrices, {missing[0]} first; name one for every matrix")
+        raise PlanError(
+            f"no format for {len(missing)} of {len(problem.items)} matrices, {missing[0]} first; name one for every matrix"
+        )
     return problem.find(
-        precision, {item.name: _offered(item, precision[item.name], ranks.get(item.name, 0)) for item in problem.items}, "rule"
+        precision,
+        {item.name: _offered(item, precision[item.name], ranks.get(item.name, 0)) for item in problem.items},
+        "rule",
     )
 
 

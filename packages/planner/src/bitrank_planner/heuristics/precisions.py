@@ -32,7 +32,9 @@ def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
     """The first and the last layer high; what lies outside the layers (embedding, head) is low."""
     layers = {matrix.layer for matrix in matrices if matrix.layer is not None}
     if len(layers) < 3:
-        raise PlanError(f"edges_high tells outer layers from inner ones: expected three layers or more, got {len(layers)}; use all_in")
+        raise PlanError(
+            f"edges_high tells outer layers from inner ones: expected three layers or more, got {len(layers)}; use all_in"
+        )
     return _where(matrices, high, low, [matrix.layer in (min(layers), max(layers)) for matrix in matrices])
 
 
@@ -46,12 +48,16 @@ def ffn_high_attention_low(matrices: Sequence[Item], high: str, low: str) -> dic
     return _by_role(matrices, high, low, FFN)
 
 
-def low_rank_more_bits(matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]) -> dict[str, str]:
+def low_rank_more_bits(
+    matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
+) -> dict[str, str]:
     """High where the rank is below the mean: bits make up for a small adapter. ``ranks`` as in a plan, 0 where it has none."""
     return _where(matrices, high, low, _below_mean(matrices, ranks))
 
 
-def low_rank_fewer_bits(matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]) -> dict[str, str]:
+def low_rank_fewer_bits(
+    matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
+) -> dict[str, str]:
     """Low where the rank is below the mean: what needs little adapting needs few bits. The opposite of :func:`low_rank_more_bits`."""
     return _where(matrices, low, high, _below_mean(matrices, ranks))
 
@@ -65,7 +71,9 @@ def three_bits_on_least_sensitive(
     """
     loss_M = np.array(measured(matrices, added_loss, "measured added loss"))
     if np.isnan(loss_M).any():
-        raise PlanError("three_bits_on_least_sensitive orders matrices by added loss, and one is not a number; measure it again")
+        raise PlanError(
+            "three_bits_on_least_sensitive orders matrices by added loss, and one is not a number; measure it again"
+        )
     least = set(np.argsort(loss_M, kind="stable")[: len(matrices) // 2].tolist())
     return _where(matrices, low, high, [i in least for i in range(len(matrices))])
 
@@ -75,8 +83,13 @@ def encoder_high_decoder_low(matrices: Sequence[Item], high: str, low: str) -> d
     sides = [_side(matrix.name) for matrix in matrices]
     for side in ("encoder", "decoder"):
         if side not in sides:
-            raise PlanError(f"encoder_high_decoder_low needs an encoder-decoder model; no matrix lies in a module called {side}")
-    picked = [side == "encoder" or matrix.role == "cross-attention" for side, matrix in zip(sides, matrices, strict=True)]
+            raise PlanError(
+                f"encoder_high_decoder_low needs an encoder-decoder model; no matrix lies in a module called {side}"
+            )
+    picked = [
+        side == "encoder" or matrix.role == "cross-attention"
+        for side, matrix in zip(sides, matrices, strict=True)
+    ]
     return _where(matrices, high, low, picked)
 
 
@@ -88,7 +101,9 @@ def _side(name: str) -> str | None:
 def _by_role(matrices: Sequence[Item], high: str, low: str, roles: tuple[str, ...]) -> dict[str, str]:
     picked = [matrix.role in roles for matrix in matrices]
     if not any(picked):
-        raise PlanError(f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}")
+        raise PlanError(
+            f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}"
+        )
     return _where(matrices, high, low, picked)
 
 

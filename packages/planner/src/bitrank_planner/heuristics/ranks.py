@@ -30,9 +30,13 @@ def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
     """Ranks fall linearly with depth, in proportion 1.5 to 0.5 from the first layer to the last; 1 outside the layers."""
     layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
     if len(layers) < 2:
-        raise PlanError(f"linear_decay goes by depth: expected matrices in two layers or more, got {len(layers)}; use another rule")
+        raise PlanError(
+            f"linear_decay goes by depth: expected matrices in two layers or more, got {len(layers)}; use another rule"
+        )
     weights = {layer: 1 + SLOPE - 2 * SLOPE * place / (len(layers) - 1) for place, layer in enumerate(layers)}
-    return share_out(matrices, [1.0 if m.layer is None else weights[m.layer] for m in matrices], total(matrices, mean))
+    return share_out(
+        matrices, [1.0 if m.layer is None else weights[m.layer] for m in matrices], total(matrices, mean)
+    )
 
 
 def attention_first(matrices: Sequence[Item], mean: float) -> dict[str, int]:
@@ -52,10 +56,16 @@ def gradient_probe(matrices: Sequence[Item], mean: float, importance: Mapping[st
     takes the uniform plan's trainable numbers, as every rule's does.
     """
     shares = measured(matrices, importance, "importance mean |W ∘ G|")
-    return share_out(matrices, [i / math.sqrt(step_of(m)) for i, m in zip(shares, matrices, strict=True)], total(matrices, mean))
+    return share_out(
+        matrices,
+        [i / math.sqrt(step_of(m)) for i, m in zip(shares, matrices, strict=True)],
+        total(matrices, mean),
+    )
 
 
-def activation(matrices: Sequence[Item], mean: float, ratios: Mapping[str, Sequence[float]]) -> dict[str, int]:
+def activation(
+    matrices: Sequence[Item], mean: float, ratios: Mapping[str, Sequence[float]]
+) -> dict[str, int]:
     """EVA: the globally largest explained-variance ratios of the matrices' inputs take one rank each, 2 · mean at most per matrix.
 
     ``ratios``: by name, the ratios of the leading components, largest first. Ranks are taken until the next does not fit into the
@@ -63,13 +73,19 @@ def activation(matrices: Sequence[Item], mean: float, ratios: Mapping[str, Seque
     """
     missing = [matrix.name for matrix in matrices if matrix.name not in ratios]
     if missing:
-        raise PlanError(f"no explained-variance ratios for {len(missing)} matrices, {missing[0]} first; measure every matrix's inputs")
+        raise PlanError(
+            f"no explained-variance ratios for {len(missing)} matrices, {missing[0]} first; measure every matrix's inputs"
+        )
     if not all(math.isfinite(ratio) for matrix in matrices for ratio in ratios[matrix.name]):
-        raise PlanError("activation sorts explained-variance ratios, and one is not a finite number; measure the inputs again")
+        raise PlanError(
+            "activation sorts explained-variance ratios, and one is not a finite number; measure the inputs again"
+        )
     left, ranks = total(matrices, mean), dict.fromkeys((matrix.name for matrix in matrices), 0)
     most = [min(math.floor(RHO * mean), *matrix.shape) for matrix in matrices]
     taken = [
-        (-float(ratio), k, i) for i, m in enumerate(matrices) for k, ratio in enumerate(sorted(ratios[m.name], reverse=True)[: most[i]])
+        (-float(ratio), k, i)
+        for i, m in enumerate(matrices)
+        for k, ratio in enumerate(sorted(ratios[m.name], reverse=True)[: most[i]])
     ]
     for _, _, i in sorted(taken):
         if (step := step_of(matrices[i])) > left:
@@ -77,7 +93,9 @@ def activation(matrices: Sequence[Item], mean: float, ratios: Mapping[str, Seque
         ranks[matrices[i].name] += 1
         left -= step
     if left >= max(map(step_of, matrices)):
-        raise PlanError(f"activation ran out of ratios with {left:,} trainable numbers left; give {max(most)} ratios per matrix")
+        raise PlanError(
+            f"activation ran out of ratios with {left:,} trainable numbers left; give {max(most)} ratios per matrix"
+        )
     return ranks
 
 
@@ -93,16 +111,24 @@ def two_stage(matrices: Sequence[Item], mean: float, importance: Mapping[str, fl
     """
     values = measured(matrices, importance, "importance")
     if not all(map(math.isfinite, values)):
-        raise PlanError("two_stage ranks matrices by finite importance; an infinite or missing number came from the first stage")
+        raise PlanError(
+            "two_stage ranks matrices by finite importance; an infinite or missing number came from the first stage"
+        )
     order = sorted(range(len(matrices)), key=lambda i: -values[i])
     kept = [matrices[i] for i in sorted(order[: math.ceil(len(matrices) / 2)])]
-    return dict.fromkeys((m.name for m in matrices), 0) | share_out(kept, [1.0] * len(kept), total(matrices, mean))
+    return dict.fromkeys((m.name for m in matrices), 0) | share_out(
+        kept, [1.0] * len(kept), total(matrices, mean)
+    )
 
 
 def _focused(matrices: Sequence[Item], mean: float, roles: tuple[str, ...]) -> dict[str, int]:
     if not any(matrix.role in roles for matrix in matrices):
-        raise PlanError(f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}")
-    return share_out(matrices, [FOCUS if matrix.role in roles else 1.0 for matrix in matrices], total(matrices, mean))
+        raise PlanError(
+            f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}"
+        )
+    return share_out(
+        matrices, [FOCUS if matrix.role in roles else 1.0 for matrix in matrices], total(matrices, mean)
+    )
 
 
 RANK_HEURISTICS: dict[str, Callable[..., dict[str, int]]] = {

@@ -39,8 +39,13 @@ def share_out(matrices: Sequence[Item], weights: Sequence[float], numbers: int) 
     """
     weight_M = np.array(weights, float)
     if not np.isfinite(weight_M).all() or (weight_M < 0).any() or not weight_M.any():
-        raise PlanError(f"ranks are shared out by finite weights that are not negative and not all zero; got {list(weights)[:6]}")
-    step_M, most_M = np.array([step_of(m) for m in matrices]), np.array([min(m.shape) for m in matrices], float)
+        raise PlanError(
+            f"ranks are shared out by finite weights that are not negative and not all zero; got {list(weights)[:6]}"
+        )
+    step_M, most_M = (
+        np.array([step_of(m) for m in matrices]),
+        np.array([min(m.shape) for m in matrices], float),
+    )
     ideal_M = _ideal(weight_M, step_M, most_M, numbers)
     rank_M = np.floor(ideal_M + 1e-9).astype(int)
     left = numbers - int(rank_M @ step_M)
@@ -55,7 +60,9 @@ def measured(matrices: Sequence[Item], values: Mapping[str, float], what: str) -
     """The measurement of each matrix. Raises :class:`PlanError` for a matrix without one."""
     missing = [matrix.name for matrix in matrices if matrix.name not in values]
     if missing:
-        raise PlanError(f"no {what} for {len(missing)} of {len(matrices)} matrices, {missing[0]} first; measure every matrix")
+        raise PlanError(
+            f"no {what} for {len(missing)} of {len(matrices)} matrices, {missing[0]} first; measure every matrix"
+        )
     return [float(values[matrix.name]) for matrix in matrices]
 
 

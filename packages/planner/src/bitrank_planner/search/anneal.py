@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitrank_planner.problem import Plan, Problem
-from bitrank_planner.search.counted import Counted, Found
+from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders, Places, step
 
 _PATIENCE = 1000  # proposals in a row without a new plan before the search ends
@@ -18,7 +18,13 @@ _COOLING = 0.01  # the last temperature over the first
 _SHARE = 0.1  # of the matrices that step at once in the beginning
 
 
-def anneal(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int, seed: int, journal: Path | None = None) -> Found:
+def anneal(
+    problem: Problem,
+    evaluate: Callable[[Plan], float],
+    evaluations: int,
+    seed: int,
+    journal: Path | None = None,
+) -> Found:
     """The best plan on an annealed walk from a random plan that fits; no prediction is used.
 
     A neighbour has some matrices one step up or down in bytes, a tenth of them at first, falling in proportion to one at the end; if
@@ -26,37 +32,37 @@ def anneal(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int
     T = (mean |Δ| so far) · 0.01^(share of the evaluations spent). Arguments, result and errors as for
     :func:`~bitrank_planner.search.random_search`.
     """
-    counted = Counted("anneal", problem, evaluate, evaluations, journal, _PATIENCE)
+    budget = EvaluationBudget("anneal", problem, evaluate, evaluations, journal, _PATIENCE)
     ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)
-    walk = _Walk(counted, ladders, random)
-    while counted.going:
+    walk = _Walk(budget, ladders, random)
+    while budget.going:
         walk.go_on()
-    return counted.found()
+    return budget.found()
 
 
 class _Walk:
-    def __init__(self, counted: Counted, ladders: Ladders, random: np.random.Generator) -> None:
-        self._counted = counted
+    def __init__(self, budget: EvaluationBudget, ladders: Ladders, random: np.random.Generator) -> None:
+        self._budget = budget
         self._ladders = ladders
         self._random = random
         self._changes: list[float] = []
         self._restart()
 
     def go_on(self) -> None:
-        if self._counted.repeats >= _STUCK:
+        if self._budget.repeats >= _STUCK:
             self._restart()
             return
         places = self._neighbour()
-        value = self._counted.value(self._ladders.choices(places))
+        value = self._budget.value(self._ladders.choices(places))
         if self._accepts(value):
             self._places, self._value = places, value
 
     def _restart(self) -> None:
         self._places = self._ladders.random(self._random)
-        self._value = self._counted.value(self._ladders.choices(self._places))
+        self._value = self._budget.value(self._ladders.choices(self._places))
 
     def _neighbour(self) -> Places:
-        count = max(1, round(_SHARE * len(self._places) * (1 - self._counted.spent)))
+        count = max(1, round(_SHARE * len(self._places) * (1 - self._budget.spent)))
         return self._ladders.repair(step(self._places, self._ladders.tops, count, self._random), self._random)
 
     def _accepts(self, value: float) -> bool:
@@ -67,5 +73,5 @@ class _Walk:
         if not math.isfinite(value):
             return False
         self._changes.append(value - self._value)
-        temperature = float(np.mean(self._changes)) * _COOLING**self._counted.spent
+        temperature = float(np.mean(self._changes)) * _COOLING**self._budget.spent
         return bool(self._random.random() < math.exp((self._value - value) / temperature))

@@ -14,32 +14,40 @@ from pathlib import Path
 import numpy as np
 
 from bitrank_planner.problem import Plan, Problem
-from bitrank_planner.search.counted import Counted, Found
-from bitrank_planner.search.optuna_quiet import quiet_optuna
+from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
+from bitrank_planner.search.optuna_import import quiet_optuna
 from bitrank_planner.search.tilts import Tilts
 
 _PATIENCE = 40  # proposals in a row without a new plan before the search ends
 _STARTUP = 10  # plans, or a quarter of the evaluations, before the process is asked
 
 
-def bayes(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int, seed: int, journal: Path | None = None) -> Found:
+def bayes(
+    problem: Problem,
+    evaluate: Callable[[Plan], float],
+    evaluations: int,
+    seed: int,
+    journal: Path | None = None,
+) -> Found:
     """The best plan that Bayesian optimisation over tilted costs evaluated.
 
     The first plan is that of :func:`~bitrank_planner.greedy` (no tilt), the next few are random tilts, the rest maximise expected
     improvement; after tilts that give a plan seen before, the next ones are drawn at random. Arguments, result and errors as for
     :func:`~bitrank_planner.search.random_search`; :class:`~bitrank_planner.PlanError` as well when Optuna or torch is not installed.
     """
-    counted = Counted("bayes", problem, evaluate, evaluations, journal, _PATIENCE)
+    budget = EvaluationBudget("bayes", problem, evaluate, evaluations, journal, _PATIENCE)
     tilts, random = Tilts(problem), np.random.default_rng(seed)
     with quiet_optuna("bayes", "torch") as optuna:
         startup = max(1, min(_STARTUP, evaluations // 4))
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
         study = optuna.create_study(sampler=sampler)
         study.enqueue_trial(dict.fromkeys(tilts.names, 0.0))
-        while counted.going:
+        while budget.going:
             trial = study.ask()
-            point = {name: trial.suggest_float(name, -tilts.limit(name), tilts.limit(name)) for name in tilts.names}
-            study.tell(trial, counted.value(tilts.choices(point)))
-            if counted.repeats:
+            point = {
+                name: trial.suggest_float(name, -tilts.limit(name), tilts.limit(name)) for name in tilts.names
+            }
+            study.tell(trial, budget.value(tilts.choices(point)))
+            if budget.repeats:
                 study.enqueue_trial(tilts.random(random))
-    return counted.found()
+    return budget.found()

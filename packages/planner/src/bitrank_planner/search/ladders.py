@@ -23,7 +23,10 @@ class Ladders:
     def __init__(self, problem: Problem, worth: bool) -> None:
         self._problem = problem
         self.ladders = [worth_having(item) if worth else _by_bytes(item) for item in problem.items]
-        self._nbytes = [[item.options[c].nbytes for c in ladder] for item, ladder in zip(problem.items, self.ladders, strict=True)]
+        self._nbytes = [
+            [item.options[c].nbytes for c in ladder]
+            for item, ladder in zip(problem.items, self.ladders, strict=True)
+        ]
 
     @property
     def tops(self) -> Places:
@@ -40,7 +43,9 @@ class Ladders:
 
     def spare(self, places: Sequence[int]) -> int:
         """Bytes that ``places`` leave over; negative when they are above the budget."""
-        return self._problem.available - sum(nbytes[place] for nbytes, place in zip(self._nbytes, places, strict=True))
+        return self._problem.available - sum(
+            nbytes[place] for nbytes, place in zip(self._nbytes, places, strict=True)
+        )
 
     def random(self, random: np.random.Generator) -> Places:
         """A random plan that fits: each option as likely as any other, then mended by :meth:`repair`."""
@@ -70,7 +75,10 @@ class Ladders:
         """
         if self.spare(places) < 0:
             zipped = zip(self._problem.items, self.ladders, places, strict=True)
-            items = tuple(replace(item, options=tuple(item.options[c] for c in ladder[: place + 1])) for item, ladder, place in zipped)
+            items = tuple(
+                replace(item, options=tuple(item.options[c] for c in ladder[: place + 1]))
+                for item, ladder, place in zipped
+            )
             places = list(greedy(replace(self._problem, items=items)).choices)
         return self._fill(list(places), self.spare(places), random)
 
@@ -91,8 +99,8 @@ class Ladders:
 def step(places: Sequence[int], tops: Sequence[int], count: int, random: np.random.Generator) -> Places:
     """``places`` with ``count`` different matrices (of those with a choice) one step up or down, at random."""
     stepped = list(places)
-    free = [i for i, top in enumerate(tops) if top]
-    for i in random.choice(free, min(count, len(free)), replace=False) if free else []:
+    movable = [i for i, top in enumerate(tops) if top]
+    for i in random.choice(movable, min(count, len(movable)), replace=False) if movable else []:
         up = stepped[i] == 0 or (stepped[i] < tops[i] and random.random() < 0.5)
         stepped[i] += 1 if up else -1
     return stepped

@@ -17,9 +17,9 @@ import numpy as np
 
 from bitrank_planner.greedy import greedy
 from bitrank_planner.problem import Plan, Problem
-from bitrank_planner.search.counted import Counted, Found
+from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders, Places, step
-from bitrank_planner.search.optuna_quiet import quiet_optuna
+from bitrank_planner.search.optuna_import import quiet_optuna
 
 _PATIENCE = 200  # proposals in a row without a new plan before the search ends
 _TRIES = 10  # children bred in search of one that was not seen before
@@ -27,7 +27,13 @@ _PROPORTION = 40 / 12  # population over generations in QR-Adaptor
 _SHARE = 0.1  # of the matrices that step in the first population
 
 
-def nsga2(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int, seed: int, journal: Path | None = None) -> Found:
+def nsga2(
+    problem: Problem,
+    evaluate: Callable[[Plan], float],
+    evaluations: int,
+    seed: int,
+    journal: Path | None = None,
+) -> Found:
     """The best plan that NSGA-II (Optuna's selection by domination and crowding) evaluated.
 
     The population and the number of generations keep QR-Adaptor's proportion of 40 to 12. The first population is the plan of
@@ -35,28 +41,32 @@ def nsga2(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int,
     parents (binary tournaments), then each matrix steps with probability 1/matrices, at least one. Arguments, result and errors as for
     :func:`~bitrank_planner.search.random_search`; :class:`~bitrank_planner.PlanError` as well when Optuna is not installed.
     """
-    counted = Counted("nsga2", problem, evaluate, evaluations, journal, _PATIENCE)
+    budget = EvaluationBudget("nsga2", problem, evaluate, evaluations, journal, _PATIENCE)
     ladders = Ladders(problem, worth=True)
-    nursery = _Nursery(counted, ladders, np.random.default_rng(seed))
+    nursery = _Nursery(budget, ladders, np.random.default_rng(seed))
     population = max(2, round(math.sqrt(evaluations * _PROPORTION)))
     with quiet_optuna("nsga2") as optuna:
-        sampler = optuna.samplers.NSGAIISampler(population_size=population, seed=seed, child_generation_strategy=nursery.child)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=population, seed=seed, child_generation_strategy=nursery.child
+        )
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         for places in nursery.first(ladders.places(greedy(problem).choices), population):
             study.enqueue_trial(_genes(places))
-        while counted.going:
+        while budget.going:
             trial = study.ask()
-            _ = trial.relative_params  # lazily, Optuna gives an enqueued trial no generation; asking for these does
+            _ = (
+                trial.relative_params
+            )  # lazily, Optuna gives an enqueued trial no generation; asking for these does
             places = [trial.suggest_int(str(i), 0, top) for i, top in enumerate(ladders.tops)]
-            study.tell(trial, [counted.value(ladders.choices(places)), -ladders.spare(places)])
-    return counted.found()
+            study.tell(trial, [budget.value(ladders.choices(places)), -ladders.spare(places)])
+    return budget.found()
 
 
 class _Nursery:
     """Breeds plans that fit and, if it can, that were not seen before."""
 
-    def __init__(self, counted: Counted, ladders: Ladders, random: np.random.Generator) -> None:
-        self._counted = counted
+    def __init__(self, budget: EvaluationBudget, ladders: Ladders, random: np.random.Generator) -> None:
+        self._budget = budget
         self._ladders = ladders
         self._random = random
 
@@ -70,14 +80,16 @@ class _Nursery:
         """Genes of a new plan, as Optuna's ``child_generation_strategy`` is asked for them."""
         for _ in range(_TRIES):
             places = self._bred(self._parent(parents), self._parent(parents))
-            if not self._counted.has(self._ladders.choices(places)):
+            if not self._budget.has(self._ladders.choices(places)):
                 break
         return {name: gene for name, gene in _genes(places).items() if name in space}
 
     def _parent(self, parents: list[Any]) -> Places:
         """The winner of two drawn at random: the one that dominates, the first of equals."""
         one, other = (parents[i] for i in self._random.integers(len(parents), size=2))
-        beaten = all(b <= a for a, b in zip(one.values, other.values, strict=True)) and one.values != other.values
+        beaten = (
+            all(b <= a for a, b in zip(one.values, other.values, strict=True)) and one.values != other.values
+        )
         params = (other if beaten else one).params
         return [params[str(i)] for i in range(len(self._ladders.ladders))]
 

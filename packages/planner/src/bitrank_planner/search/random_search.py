@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from bitrank_planner.problem import Plan, Problem
-from bitrank_planner.search.counted import Counted, Found
+from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders
 
-_PATIENCE = 1000  # proposals in a row without a new plan: the problem has no more plans than that many draws find
+_PATIENCE = (
+    1000  # proposals in a row without a new plan: the problem has no more plans than that many draws find
+)
 
 
-def random_search(problem: Problem, evaluate: Callable[[Plan], float], evaluations: int, seed: int, journal: Path | None = None) -> Found:
+def random_search(
+    problem: Problem,
+    evaluate: Callable[[Plan], float],
+    evaluations: int,
+    seed: int,
+    journal: Path | None = None,
+) -> Found:
     """The best of ``evaluations`` random plans that fit; no prediction is used.
 
     Every option of every matrix is equally likely; a draw above the budget is mended by random steps down (see
@@ -22,8 +30,8 @@ def random_search(problem: Problem, evaluate: Callable[[Plan], float], evaluatio
     plans that fit. ``evaluate`` returns a loss in nats, lower is better. Raises :class:`~bitrank_planner.Infeasible` and
     :class:`~bitrank_planner.PlanError` (a limit on trainable numbers, no finite loss).
     """
-    counted = Counted("random", problem, evaluate, evaluations, journal, _PATIENCE)
+    budget = EvaluationBudget("random", problem, evaluate, evaluations, journal, _PATIENCE)
     ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)
-    while counted.going:
-        counted.value(ladders.choices(ladders.random(random)))
-    return counted.found()
+    while budget.going:
+        budget.value(ladders.choices(ladders.random(random)))
+    return budget.found()

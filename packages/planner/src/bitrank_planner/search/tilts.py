@@ -31,9 +31,17 @@ class Tilts:
         self._groups = _groups(problem)
         warm = greedy(problem).choices
         self._price = _price(problem, warm)
-        free = dict.fromkeys(g for g, item in zip(self._groups, problem.items, strict=True) if len(item.options) > 1)
-        ranked = {g for g, item in zip(self._groups, problem.items, strict=True) if len({o.rank for o in item.options}) > 1}
-        self.names = [f"{kind} {group}" for group in free for kind in LIMITS if kind == "loss" or group in ranked]
+        movable = dict.fromkeys(
+            g for g, item in zip(self._groups, problem.items, strict=True) if len(item.options) > 1
+        )
+        ranked = {
+            g
+            for g, item in zip(self._groups, problem.items, strict=True)
+            if len({o.rank for o in item.options}) > 1
+        }
+        self.names = [
+            f"{kind} {group}" for group in movable for kind in LIMITS if kind == "loss" or group in ranked
+        ]
 
     def limit(self, name: str) -> float:
         """How far the tilt called ``name`` may go, either way."""
@@ -56,7 +64,9 @@ def _groups(problem: Problem) -> list[str]:
     """The group of each item: its role, and early, middle or late when it has a layer."""
     layers = sorted({item.layer for item in problem.items if item.layer is not None})
     third = {layer: _THIRDS[3 * place // len(layers)] for place, layer in enumerate(layers)}
-    return [f"{item.role} {third[item.layer]}" if item.layer is not None else item.role for item in problem.items]
+    return [
+        f"{item.role} {third[item.layer]}" if item.layer is not None else item.role for item in problem.items
+    ]
 
 
 def _price(problem: Problem, choices: tuple[int, ...]) -> float:
@@ -74,8 +84,15 @@ def _tilted(item: Item, loss: float, price: float) -> Item:
     bare: dict[str, int] = {}
     for option in item.options:
         bare[option.format] = min(option.nbytes, bare.get(option.format, option.nbytes))
-    return replace(item, options=tuple(_tilt(option, loss, price * (option.nbytes - bare[option.format])) for option in item.options))
+    return replace(
+        item,
+        options=tuple(
+            _tilt(option, loss, price * (option.nbytes - bare[option.format])) for option in item.options
+        ),
+    )
 
 
 def _tilt(option: Option, loss: float, gain: float) -> Option:
-    return Option(option.format, option.rank, option.nbytes, float(np.exp(loss)) * option.cost - gain, option.trainable)
+    return Option(
+        option.format, option.rank, option.nbytes, float(np.exp(loss)) * option.cost - gain, option.trainable
+    )

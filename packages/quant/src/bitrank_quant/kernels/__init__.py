@@ -24,7 +24,7 @@ from bitrank_quant.packing import packed_bytes
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum of decode.c
 _PLAIN = (Tensor, torch.nn.Parameter)
 _GRAIN = 1 << 17  # weights below which a second thread costs more than it does
-Room = Callable[[tuple[int, int], torch.dtype], Tensor] | None
+Scratch = Callable[[tuple[int, int], torch.dtype], Tensor] | None
 """Gives the (contiguous CPU) tensor that a matrix is decoded into; None: a new one."""
 Nested = tuple[Tensor, Tensor, Tensor, Tensor]
 """Scales in 8 bits: their codes, the book of 256 fp32 entries, one fp32 outer scale for 256 codes, and the fp32 offset."""
@@ -39,26 +39,15 @@ _ARGUMENTS = {
 }
 
 
-def kernels_status() -> str:
-    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why; and who works on rows between
-    products. Compiles if need be."""
-    from bitrank_quant.kernels import rows  # which asks this module whether it is switched off
-
-    if switched_off():
-        return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
-    built = _built()
-    if isinstance(built, str):
-        return f"plain torch decodes low-bit weights, several times slower: {built}"
-    threads = (
-        f"on the threads of torch ({built.openmp})" if built.openmp else "on one thread: torch has no libgomp that this compiler can use"
-    )
-    why = rows.missing()
-    between = "passes over rows as well" if why is None else f"passes over rows are plain torch's: {why}"
-    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}; {between}"
-
-
 def affine(
-    codes: Tensor, scale_G: Tensor, minimum_G: Tensor, bits: int, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+    codes: Tensor,
+    scale_G: Tensor,
+    minimum_G: Tensor,
+    bits: int,
+    block: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    scratch: Scratch = None,
 ) -> Tensor | None:
     """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum per block of a row."""
     rows, columns = shape
@@ -69,11 +58,17 @@ def affine(
     if not _fits(minimum_G, torch.bfloat16, groups):
         return None
     given = codes.data_ptr(), count, bits, scale_G.data_ptr(), minimum_G.data_ptr(), block, rows, columns
-    return _call("bitrank_affine", shape, dtype, room, *given)
+    return _call("bitrank_affine", shape, dtype, scratch, *given)
 
 
 def codebook(
-    codes: Tensor, book: Tensor, absmax_N: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+    codes: Tensor,
+    book: Tensor,
+    absmax_N: Tensor,
+    block: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    scratch: Scratch = None,
 ) -> Tensor | None:
     """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a row."""
     rows, columns = shape
@@ -84,28 +79,43 @@ def codebook(
     if not _fits(absmax_N, torch.float32, groups):
         return None
     given = codes.data_ptr(), count, book.data_ptr(), absmax_N.data_ptr(), block, rows, columns
-    return _call("bitrank_codebook", shape, dtype, room, *given)
+    return _call("bitrank_codebook", shape, dtype, scratch, *given)
 
 
 def nested_codebook(
-    codes: Tensor, book: Tensor, nested: Nested, block: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+    codes: Tensor,
+    book: Tensor,
+    nested: Nested,
+    block: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    scratch: Scratch = None,
 ) -> Tensor | None:
     """:func:`codebook` with nested scales in place of absmax."""
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
-    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(book, torch.float32, 16) and _nested_fits(nested, groups)):
+    if not (
+        _ready(dtype)
+        and _fits(codes, torch.uint8, count)
+        and _fits(book, torch.float32, 16)
+        and _nested_fits(nested, groups)
+    ):
         return None
     absmax_N = nested[2].new_empty(groups)
     scales = [t.data_ptr() for t in (*nested, absmax_N)]
     given = codes.data_ptr(), count, book.data_ptr(), block, rows, columns
-    return _call("bitrank_nested_codebook", shape, dtype, room, *scales, *given)
+    return _call("bitrank_nested_codebook", shape, dtype, scratch, *scales, *given)
 
 
-def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0) -> Tensor | None:
+def nested_scales(
+    codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0
+) -> Tensor | None:
     """``book[code] · outer + offset`` in fp32, of the ``codes_N`` from ``first`` on; the rest as of :data:`Nested`."""
     count = codes_N.numel()
-    if not (_ready(torch.float32) and first >= 0 and _nested_fits((codes_N, book, outer_M, offset), count, first)):
+    if not (
+        _ready(torch.float32) and first >= 0 and _nested_fits((codes_N, book, outer_M, offset), count, first)
+    ):
         return None
     made = torch.empty(count, dtype=torch.float32, device="cpu")
     given = codes_N.data_ptr(), book.data_ptr(), outer_M.data_ptr(), offset.data_ptr(), first, count
@@ -113,19 +123,32 @@ def nested_scales(codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor
     return made
 
 
-def int8_rows(codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, room: Room = None) -> Tensor | None:
+def int8_rows(
+    codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, scratch: Scratch = None
+) -> Tensor | None:
     """``code · scale`` with one scale a row, multiplied in fp32 and rounded once, to ``dtype``."""
     if codes_OI.dim() != 2:
         return None
     (rows, columns), kind = codes_OI.shape, scale_O.dtype
-    if not (_ready(dtype) and kind in _KINDS and _fits(codes_OI, torch.int8, rows * columns) and _fits(scale_O, kind, rows)):
+    if not (
+        _ready(dtype)
+        and kind in _KINDS
+        and _fits(codes_OI, torch.int8, rows * columns)
+        and _fits(scale_O, kind, rows)
+    ):
         return None
     given = codes_OI.data_ptr(), scale_O.data_ptr(), _KINDS[kind], rows, columns
-    return _call("bitrank_rows", (rows, columns), dtype, room, *given)
+    return _call("bitrank_rows", (rows, columns), dtype, scratch, *given)
 
 
 def quanto(
-    packed_LB: Tensor, scale_G: Tensor, shift_G: Tensor, bits: int, shape: tuple[int, int], dtype: torch.dtype, room: Room = None
+    packed_LB: Tensor,
+    scale_G: Tensor,
+    shift_G: Tensor,
+    bits: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    scratch: Scratch = None,
 ) -> Tensor | None:
     """quanto's groups along rows, ``code · scale − shift``: (lines, block) bytes, each with codes of groups ``lines`` apart.
 
@@ -139,18 +162,18 @@ def quanto(
     if not _fits(shift_G, dtype, groups):
         return None
     given = packed_LB.data_ptr(), bits, scale_G.data_ptr(), shift_G.data_ptr(), groups, lines, block
-    return _call("bitrank_quanto", shape, dtype, room, *given)
+    return _call("bitrank_quanto", shape, dtype, scratch, *given)
 
 
-def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, room: Room, *given: int) -> Tensor:
-    made = torch.empty(shape, dtype=dtype, device="cpu") if room is None else room(shape, dtype)
+def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, scratch: Scratch, *given: int) -> Tensor:
+    made = torch.empty(shape, dtype=dtype, device="cpu") if scratch is None else scratch(shape, dtype)
     threads = torch.get_num_threads() if shape[0] * shape[1] >= _GRAIN else 1
     _function(name)(*given, _KINDS[dtype], threads, made.data_ptr())
     return made
 
 
 def _function(name: str) -> Any:
-    built = _built()
+    built = built_kernels()
     assert isinstance(built, Built)  # _ready has asked
     return getattr(built.library, name)
 
@@ -188,7 +211,7 @@ def _nested_fits(scales: Nested, count: int, first: int = 0) -> bool:
 
 
 def _usable() -> bool:
-    return not switched_off() and isinstance(_built(), Built)
+    return not switched_off() and isinstance(built_kernels(), Built)
 
 
 @cache
@@ -198,7 +221,7 @@ def switched_off() -> bool:
 
 
 @cache
-def _built() -> Built | str:
+def built_kernels() -> Built | str:
     try:
         return bound(load())
     except BuildError as reason:

@@ -44,8 +44,12 @@ class Source:
         return Path(__file__).with_name(f"{self.name}.c"), Path(__file__).with_name(self.header)
 
 
-DECODE = Source("decode", "codes.h", ("-ffp-contract=off",))  # a product and a sum in one would round once where torch rounds twice
-ROWS = Source("rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi"))  # vectors wider than the CPU's are passed nowhere: all is inlined
+DECODE = Source(
+    "decode", "codes.h", ("-ffp-contract=off",)
+)  # a product and a sum in one would round once where torch rounds twice
+ROWS = Source(
+    "rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi")
+)  # vectors wider than the CPU's are passed nowhere: all is inlined
 
 
 class BuildError(Exception):
@@ -68,7 +72,14 @@ def load(source: Source = DECODE) -> Built:
     openmp = torch_openmp()
     flags = (*_FLAGS, *source.flags)
     key = hashlib.sha256(
-        b"\0".join([*(path.read_bytes() for path in source.paths), macros, " ".join(flags).encode(), str(openmp and openmp.name).encode()])
+        b"\0".join(
+            [
+                *(path.read_bytes() for path in source.paths),
+                macros,
+                " ".join(flags).encode(),
+                str(openmp and openmp.name).encode(),
+            ]
+        )
     )
     try:
         place = cache_folder() / f"{source.name}-{key.hexdigest()[:16]}.so"
@@ -103,9 +114,13 @@ def check_private(path: Path) -> None:
             "remove it or set BITRANK_CACHE to a folder of your own"
         )
     if stat.S_ISLNK(state.st_mode):
-        raise BuildError(f"{path} is a symbolic link, and its target may change hands; remove it, or link the cache folder as a whole")
+        raise BuildError(
+            f"{path} is a symbolic link, and its target may change hands; remove it, or link the cache folder as a whole"
+        )
     if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BuildError(f"other users may write to {path}, and code in it would run as this user; run `chmod 700 {path.parent}`")
+        raise BuildError(
+            f"other users may write to {path}, and code in it would run as this user; run `chmod 700 {path.parent}`"
+        )
 
 
 def find_compiler() -> list[str]:
@@ -120,7 +135,11 @@ def find_compiler() -> list[str]:
 def torch_openmp() -> Path | None:
     """The libgomp that lies in torch's own folder; None on systems where torch uses another runtime."""
     package = Path(torch.__file__).parent
-    found = [path for folder in (package / "lib", package.with_name("torch.libs")) for path in sorted(folder.glob("libgomp*.so*"))]
+    found = [
+        path
+        for folder in (package / "lib", package.with_name("torch.libs"))
+        for path in sorted(folder.glob("libgomp*.so*"))
+    ]
     return found[0] if found else None
 
 
@@ -138,8 +157,8 @@ def _whole(place: Path) -> bool:
     try:
         check_private(place)
         check_private(place.with_suffix(".json"))
-        said = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-        return said["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
+        record = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+        return record["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, BuildError):
         return False
 
@@ -149,12 +168,17 @@ def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
         shared = _compile(source, command, openmp, made)
-        said = made.with_suffix(".json")
-        said.write_text(json.dumps({"sha256": hashlib.sha256(made.read_bytes()).hexdigest(), "openmp": shared}), encoding="utf-8")
-        for path in (made, said):
-            path.chmod(0o600)  # a umask of 002 would let the group write, and check_private would refuse the file
+        record = made.with_suffix(".json")
+        record.write_text(
+            json.dumps({"sha256": hashlib.sha256(made.read_bytes()).hexdigest(), "openmp": shared}),
+            encoding="utf-8",
+        )
+        for path in (made, record):
+            path.chmod(
+                0o600
+            )  # a umask of 002 would let the group write, and check_private would refuse the file
         made.replace(place)
-        said.replace(place.with_suffix(".json"))
+        record.replace(place.with_suffix(".json"))
 
 
 def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) -> str | None:
@@ -165,7 +189,17 @@ def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) 
         if done.returncode == 0:
             # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they would fail at a call.
             checked = ["-Wl,-z,defs"] if runtime else []
-            done = _run([*command, "-shared", f"{made}.o", *([str(runtime)] if runtime else []), *checked, "-o", str(made)])
+            done = _run(
+                [
+                    *command,
+                    "-shared",
+                    f"{made}.o",
+                    *([str(runtime)] if runtime else []),
+                    *checked,
+                    "-o",
+                    str(made),
+                ]
+            )
         if done.returncode == 0:
             return runtime.name if runtime else None
     raise BuildError(f"{shlex.join(command)} cannot compile the kernels: {_first_line(done)}")
@@ -173,7 +207,9 @@ def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, check=False, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise BuildError(f"{command[0]} cannot be run: {problem}") from problem
 

@@ -38,7 +38,10 @@ def serves(*tensors: Tensor) -> bool:
     if kind not in _KINDS or torch.compiler.is_compiling():
         return False
     # Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
-    plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == kind and t.device.type in ("cpu", "meta") for t in tensors)
+    plain = all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.dtype == kind and t.device.type in ("cpu", "meta")
+        for t in tensors
+    )
     return plain and not kernels.switched_off() and missing() is None
 
 
@@ -60,7 +63,19 @@ def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int,
         assert mask.dtype == scores_URS.dtype  # a cast could make its least number infinite
         mask = _dense(mask.expand(rows // (heads * length), 1, length, keys))
         at, by_sequence, by_row = mask.data_ptr(), mask.stride(0), mask.stride(2)
-    _call("bitrank_softmax", scores_URS, scores_URS.data_ptr(), rows, keys, length, heads, scale, at, by_sequence, by_row)
+    _call(
+        "bitrank_softmax",
+        scores_URS,
+        scores_URS.data_ptr(),
+        rows,
+        keys,
+        length,
+        heads,
+        scale,
+        at,
+        by_sequence,
+        by_row,
+    )
     return scores_URS
 
 
@@ -75,7 +90,17 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) of each row in fp32, (…, 1). The weight is fp32."""
     x, size = x.contiguous(), x.shape[-1]
     made, scale = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    _call("bitrank_rms", x, made.data_ptr(), x.data_ptr(), scale.numel(), size, weight_D.data_ptr(), eps, scale.data_ptr())
+    _call(
+        "bitrank_rms",
+        x,
+        made.data_ptr(),
+        x.data_ptr(),
+        scale.numel(),
+        size,
+        weight_D.data_ptr(),
+        eps,
+        scale.data_ptr(),
+    )
     return made, scale
 
 
@@ -84,7 +109,15 @@ def rms_norm_gradient(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) 
     grad, x = grad.contiguous(), x.contiguous()
     made = torch.empty_like(x)
     pointers = (made.data_ptr(), grad.data_ptr(), x.data_ptr())
-    _call("bitrank_rms_gradient", x, *pointers, scale.numel(), x.shape[-1], weight_D.data_ptr(), scale.data_ptr())
+    _call(
+        "bitrank_rms_gradient",
+        x,
+        *pointers,
+        scale.numel(),
+        x.shape[-1],
+        weight_D.data_ptr(),
+        scale.data_ptr(),
+    )
     return made
 
 
@@ -112,7 +145,11 @@ def rotate(x_BHTD: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) 
     """
     x_BHTD, cosine, sine = _dense(x_BHTD), cosine.contiguous(), sine.contiguous()
     batch, heads, length, size = x_BHTD.shape
-    made = x_BHTD.new_empty(batch, length, heads, size).transpose(1, 2) if back else x_BHTD.new_empty(x_BHTD.shape)
+    made = (
+        x_BHTD.new_empty(batch, length, heads, size).transpose(1, 2)
+        if back
+        else x_BHTD.new_empty(x_BHTD.shape)
+    )
     angles = (cosine.data_ptr(), sine.data_ptr(), cosine.stride(0) if len(cosine) > 1 else 0, size)
     arguments = (made.data_ptr(), *made.stride()[:3], x_BHTD.data_ptr(), *x_BHTD.stride()[:3], *angles)
     _call("bitrank_rotate", x_BHTD, *arguments, batch, heads, length, size, int(back))

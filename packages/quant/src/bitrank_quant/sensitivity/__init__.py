@@ -10,13 +10,13 @@ blocks gave (a hidden state for each position and block):
 Nothing is trained, and the model is left as it was.
 """
 
-from bitrank_quant.sensitivity.errors import FormatErrors, Modules, measure_errors, modules_of
+from bitrank_quant.sensitivity.format_errors import FormatErrors, Modules, measure_errors, modules_of
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
-from bitrank_quant.sensitivity.replay import Judged, Replay
+from bitrank_quant.sensitivity.replay import Forward, Replay
 
 __all__ = [
     "FormatErrors",
-    "Judged",
+    "Forward",
     "Modules",
     "Moments",
     "Replay",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bitrank_quant.reference import QuantEmbedding, kind_replaced
+from bitrank_quant.backends.reference import QuantEmbedding, kind_replaced
 
 
 class Lookups:
@@ -74,7 +74,9 @@ def add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
     gradient stays what it is."""
 
     def hook(grad: Tensor) -> None:
-        norm_O = torch.linalg.vector_norm(grad.detach().flatten(0, -2), dim=0, dtype=torch.float32)  # a vocabulary's gradient is not copied
+        norm_O = torch.linalg.vector_norm(
+            grad.detach().flatten(0, -2), dim=0, dtype=torch.float32
+        )  # a vocabulary's gradient is not copied
         total_O.add_(norm_O.square().cpu())
 
     return hook

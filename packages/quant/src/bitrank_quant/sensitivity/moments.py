@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
-from bitrank_quant.reference import QuantEmbedding, QuantLinear
 from bitrank_quant.sensitivity.lookups import Lookups, add_squares, watched_lookups
 from bitrank_quant.sensitivity.replay import Replay
 
@@ -77,19 +77,25 @@ class _Sums:
         self.positions += len(x_NI)
 
 
-def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Callable[[str], None] = lambda _: None) -> dict[str, Moments]:
-    """The moments of every matrix that is not a tied head, by name. ``told`` hears which block is being measured.
+def measure_moments(
+    replay: Replay, matrices: Sequence[WeightMatrix], on_progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Moments]:
+    """The moments of every matrix that is not a tied head, by name. ``on_progress`` hears which block is being measured.
 
     Where blocks do not simply follow one another (:attr:`Replay.chained`) all is gathered in one pass, and held at once. Raises
     :class:`QuantError` when a gradient is not finite, or none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
     inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
-    chained = bool(replay.order) and replay.chained and not any(m.role == "embedding" for found in inside.values() for m in found)
+    chained = (
+        bool(replay.order)
+        and replay.chained
+        and not any(m.role == "embedding" for found in inside.values() for m in found)
+    )
     rest = [m for m in owned if not chained or replay.block_of(m.name) is None]
     outside = _Outside(replay.model, rest, [m for m in matrices if m.tied_to is not None])
     if chained:
-        done = _swept(replay, inside, outside, told)
+        done = _swept(replay, inside, outside, on_progress)
     else:
         with outside.gathering(replay, tables=True):
             replay.back_through_all()
@@ -97,25 +103,30 @@ def measure_moments(replay: Replay, matrices: Sequence[WeightMatrix], told: Call
     done |= outside.moments(replay)
     for name, moments in done.items():
         if not all(torch.isfinite(part).all() for pair in moments.weights() for part in pair):
-            raise QuantError(f"the gradients of {name} on the calibration data are not finite; check weights and data")
+            raise QuantError(
+                f"the gradients of {name} on the calibration data are not finite; check weights and data"
+            )
     return {m.name: done[m.name] for m in owned}
 
 
 def _swept(
-    replay: Replay, inside: Mapping[str, Sequence[WeightMatrix]], outside: _Outside, told: Callable[[str], None]
+    replay: Replay,
+    inside: Mapping[str, Sequence[WeightMatrix]],
+    outside: _Outside,
+    on_progress: Callable[[str], None],
 ) -> dict[str, Moments]:
     """The moments of what lies inside the blocks, from the last block to the first; what lies outside them gathers on the way."""
     done: dict[str, Moments] = {}
-    told("after the blocks")
+    on_progress("after the blocks")
     with outside.gathering(replay, tables=False):
         gradients = replay.back_from_loss()
     for block in reversed(replay.order):
-        told(block)
+        on_progress(block)
         sums = {m.name: _Sums() for m in inside[block]}
         with _hooked(replay.model, {name: _watch(part, replay) for name, part in sums.items()}):
             gradients = replay.back_through(block, gradients)
         done |= _finished(replay, sums)
-    told("before the blocks")
+    on_progress("before the blocks")
     with outside.gathering(replay, tables=True):
         replay.back_to_start(gradients)
     return done
@@ -123,7 +134,10 @@ def _swept(
 
 def _finished(replay: Replay, sums: Mapping[str, _Sums]) -> dict[str, Moments]:
     spectra = _Spectra()
-    return {name: _moments(name, replay.model.get_submodule(name), part, replay.units, spectra) for name, part in sums.items()}
+    return {
+        name: _moments(name, replay.model.get_submodule(name), part, replay.units, spectra)
+        for name, part in sums.items()
+    }
 
 
 class _Spectra:
@@ -136,7 +150,10 @@ class _Spectra:
     def of(self, input_II: Tensor) -> Tensor:
         """The :data:`SPECTRUM` largest, largest first. fp32 is enough: they are shares of their sum."""
         if self._input_II is None or not torch.equal(self._input_II, input_II):
-            self._input_II, self._values_K = input_II, torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu()
+            self._input_II, self._values_K = (
+                input_II,
+                torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu(),
+            )
         return self._values_K.clone()  # files hold no tensor twice
 
 
@@ -165,7 +182,9 @@ def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
 
 def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
     if not sums.positions:
-        raise QuantError(f"no gradient of the loss reaches {name}: the task does not use it, so nothing can be measured of it")
+        raise QuantError(
+            f"no gradient of the loss reaches {name}: the task does not use it, so nothing can be measured of it"
+        )
     gradient_OI = sums.gradient_OI / units
     weight_OI = weight_of(module).float()
     input_II = sums.input_II / sums.positions
@@ -189,7 +208,9 @@ class _Outside:
     their own.
     """
 
-    def __init__(self, model: nn.Module, matrices: Sequence[WeightMatrix], sharing: Sequence[WeightMatrix]) -> None:
+    def __init__(
+        self, model: nn.Module, matrices: Sequence[WeightMatrix], sharing: Sequence[WeightMatrix]
+    ) -> None:
         self._model = model
         heads = [m for m in sharing if m.role != "embedding"]
         self._linear = {m.name: _Sums() for m in matrices if m.role != "embedding"}
@@ -216,7 +237,9 @@ class _Outside:
     def _table(self, name: str, lookups: Lookups, units: int) -> Moments:
         empty = torch.zeros(0)
         weight_VD = weight_of(self._model.get_submodule(name))
-        norm = sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5  # a table is not made wider as a whole
+        norm = (
+            sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5
+        )  # a table is not made wider as a whole
         head = self._heads[name][1].pair(units) if name in self._heads else (empty, empty)
         return Moments(lookups.frequency_V(), lookups.column_D / units, empty, empty, 0.0, norm, *head)
 

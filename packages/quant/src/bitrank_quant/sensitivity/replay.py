@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 from bitrank_quant.errors import QuantError
-from bitrank_quant.sensitivity.answers import Answers, answers, judge
+from bitrank_quant.sensitivity.divergence import Answers, answers, loss_and_divergence
 
-Judged = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
+Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """A model and a batch → its logits (positions, classes), and the right class of each position: −100 where nothing is judged."""
 
 Real = Callable[[Any], Tensor | None]
@@ -65,12 +65,14 @@ class Replay:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], judged: Judged, blocks: Sequence[str] | None = None,
+        self, model: nn.Module, batches: Sequence[Any], forward: Forward, blocks: Sequence[str] | None = None,
         real: Real = lambda batch: None,
     ) -> None:  # fmt: skip
         if not batches:
-            raise QuantError("there is nothing to measure on: expected one calibration batch or more, got none")
-        self.model, self.batches, self._judged = model, batches, judged
+            raise QuantError(
+                "there is nothing to measure on: expected one calibration batch or more, got none"
+            )
+        self.model, self.batches, self._forward = model, batches, forward
         self._real = [real(batch) for batch in batches]
         self._now: Tensor | None = None
         named = _layers(model) if blocks is None else blocks
@@ -83,13 +85,15 @@ class Replay:
             for batch in batches:
                 self._given.append({})
                 with self._watching(self._given[-1]):
-                    logits_NC, labels_N = judged(model, batch)
+                    logits_NC, labels_N = forward(model, batch)
                 self._answers.append(answers(logits_NC))
                 self.units += _count(labels_N)
                 total += float(_loss(logits_NC, labels_N))
         self.base = total / self.units if self.units else float("nan")
         if not torch.isfinite(torch.tensor(self.base)):
-            raise QuantError(f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data")
+            raise QuantError(
+                f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data"
+            )
 
     def tokens_of(self, values_N: Tensor) -> Tensor:
         """Those of ``values_N``, one for each position of the batch in progress, whose position holds a
@@ -106,15 +110,20 @@ class Replay:
         hit = _BLOCK.match(matrix)
         return hit[0] if hit and hit[0] in self._blocks else None
 
-    def judged_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
+    def evaluate_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
-        :mod:`~bitrank_quant.sensitivity.answers`), when everything from ``block`` on is computed (None: what comes
+        :mod:`~bitrank_quant.sensitivity.divergence`), when everything from ``block`` on is computed (None: what comes
         after the last block); with ``first`` all of it."""
         with torch.no_grad():
             answered = zip(self._answers, self._from(block, first), strict=True)
-            parts = [(*judge(kept, logits_NC, labels_N), _count(labels_N)) for kept, (logits_NC, labels_N) in answered]
+            parts = [
+                (*loss_and_divergence(kept, logits_NC, labels_N), _count(labels_N))
+                for kept, (logits_NC, labels_N) in answered
+            ]
         units = sum(count for _, _, count in parts)
-        return sum(loss for loss, _, _ in parts) / units, sum(far for _, far, _ in parts) / units
+        return sum(loss for loss, _, _ in parts) / units, sum(
+            divergence for _, divergence, _ in parts
+        ) / units
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
         """Loss in nats, summed over what is judged, and how much that is, batch by batch, when what comes after the blocks is computed."""
@@ -153,27 +162,29 @@ class Replay:
         """From the gradients of what the first block is given to what lies before the blocks: to leaves that hooks have put there."""
         entered: list[Tensor] = []
         first = self._blocks[self.order[0]]
-        hook = first.register_forward_pre_hook(lambda _, args, kwargs: entered.append(_first(args, kwargs)), with_kwargs=True)
+        hook = first.register_forward_pre_hook(
+            lambda _, args, kwargs: entered.append(_first(args, kwargs)), with_kwargs=True
+        )
         try:
             steps = zip(self.batches, self._given, gradients, self._real, strict=True)
             for batch, given, gradient, real in steps:
                 self._now = real
                 with self._handing_out({name: given[name].output for name in self.order}):
-                    self._judged(self.model, batch)
+                    self._forward(self.model, batch)
                 if (states := entered.pop()).requires_grad:  # else nothing before the blocks is watched
                     states.backward(gradient)
         finally:
             hook.remove()
 
     def _back(self, batch: Any) -> None:
-        logits_NC, labels_N = self._judged(self.model, batch)
+        logits_NC, labels_N = self._forward(self.model, batch)
         logits_NC.backward(_loss_gradient(logits_NC.detach(), labels_N))
 
     def _from(self, block: str | None, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
         skipped = [] if first else self.order if block is None else self.order[: self.order.index(block)]
         for batch, given in zip(self.batches, self._given, strict=True):
             with self._handing_out({name: given[name].output for name in skipped}):
-                yield self._judged(self.model, batch)
+                yield self._forward(self.model, batch)
 
     @contextmanager
     def _watching(self, given: dict[str, _Call]) -> Iterator[None]:
@@ -188,7 +199,10 @@ class Replay:
 
             return hook
 
-        hooks = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in self._blocks.items()]
+        hooks = [
+            module.register_forward_hook(keep(name), with_kwargs=True)
+            for name, module in self._blocks.items()
+        ]
         try:
             yield
         finally:
@@ -231,7 +245,9 @@ def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return hidden
 
 
-def _without_cache(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _without_cache(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A cache of keys and values has room for one call: a second one would find its own keys there."""
     kept = tuple(None if isinstance(value, Cache) else value for value in args)
     return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
@@ -247,7 +263,9 @@ def _loss_gradient(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     Written out, since autograd's way holds three tensors of the logits' size, and a vocabulary's are the largest of all.
     """
     gradient_NC = torch.softmax(logits_NC, dim=1, dtype=torch.float32)
-    gradient_NC.scatter_add_(1, labels_N.clamp_min(0)[:, None], gradient_NC.new_full((len(labels_N), 1), -1.0))
+    gradient_NC.scatter_add_(
+        1, labels_N.clamp_min(0)[:, None], gradient_NC.new_full((len(labels_N), 1), -1.0)
+    )
     gradient_NC[labels_N < 0] = 0.0
     return gradient_NC.to(logits_NC.dtype)
 

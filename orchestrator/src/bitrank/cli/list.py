@@ -1,0 +1,90 @@
+"""``bitrank list``: every run of the matrix, its state, and its estimated cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bitrank.cli.options import add_command, add_selection, add_settings, chosen_specs
+from bitrank.spec.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bitrank.tracking.run_state import State
+
+LIST = """examples:
+  bitrank list
+  bitrank list --profile paper --json"""
+
+
+def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
+    """One plain row per spec. ``seconds`` is what the run took, or the median of complete runs of its task; None if unknown."""
+    states = _states(specs, store)
+    took = [
+        (spec.task, state.figures["time/total_s"])
+        for spec, state in zip(specs, states, strict=True)
+        if state.figures
+    ]
+    listed = []
+    for spec, state in zip(specs, states, strict=True):
+        same = [seconds for task, seconds in took if task == spec.task]
+        seconds = state.figures.get("time/total_s") or (median(same) if same else None)
+        length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs} epochs"
+        listed.append(
+            {"run": spec.run_name, "spec_id": spec.spec_id, "state": state.name, "model": spec.model,
+             "training": f"{length} of {spec.batch_size}", "seconds": seconds, "note": state.note}
+        )  # fmt: skip
+    return listed
+
+
+def table(listed: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("run", "spec_id", "state", "model", "training", "about"):
+        shown.add_column(head, no_wrap=True)
+    for row in listed:
+        about = f"{row['seconds']:.0f} s" if row["seconds"] else "not known yet"
+        shown.add_row(row["run"], row["spec_id"], row["state"], row["model"], row["training"], about)
+    return shown
+
+
+def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
+    from bitrank.tracking.run_state import read_runs, state_of
+    from bitrank.tracking.store import Store, check_file
+
+    database, profile = Store.parse(store).database, specs[0].profile
+    if database is None:
+        from bitrank.tracking.mlflow_tracker import Tracker
+        from bitrank.tracking.store import open_store
+
+        runs = Tracker(open_store(store), store, profile).runs()
+    else:
+        check_file(database)
+        runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
+    return [state_of(spec, runs) for spec in specs]
+
+
+def add_list(commands: Any) -> None:
+    parser = add_command(
+        commands, "list", "the matrix: every run, its id, its state, what it would cost", LIST, _list
+    )
+    add_selection(parser)
+    parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_settings(parser)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    listed = rows(chosen_specs(arguments), arguments.store)
+    if arguments.json:
+        print(json.dumps(listed, indent=1))
+    else:
+        from bitrank.terminal import console
+
+        console().print(table(listed))
+    return 0

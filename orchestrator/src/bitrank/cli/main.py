@@ -1,0 +1,151 @@
+"""The command line: ``bitrank matrix | run | plan | study | list | report | paper | sql | merge | doctor | ui``.
+
+Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from bitrank.cli import merge, plan, study
+from bitrank.cli import ui as cli_ui
+from bitrank.cli.list import add_list
+from bitrank.cli.matrix import add_matrix, add_run
+from bitrank.cli.options import add_command
+from bitrank.cli.report import add_paper, add_report, add_sql
+from bitrank.cli.ui import open_ui
+from bitrank.errors import is_user_error
+from bitrank.process.environment import set_own_environment
+from bitrank.process.tcmalloc import adopt
+
+DOCTOR = """examples:
+  bitrank doctor
+  bitrank doctor --json
+  bitrank doctor --verify"""
+
+_HOLDING = ("plan", "study", "merge")  # commands that load a model into this very process
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the process's exit code."""
+    arguments = _parser().parse_args(argv)
+    if argv is None and arguments.command in _HOLDING:
+        adopt()
+    set_own_environment()
+    from bitrank.execution.interrupts import Interrupted
+
+    try:
+        return int(arguments.act(arguments))
+    except Interrupted as stop:
+        print(f"\nstopped by {stop}; the same command continues where it was", file=sys.stderr)
+        return stop.code
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        print(f"bitrank: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitrank",
+        description="How many bits and how much LoRA rank each weight matrix gets, trained and compared.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    add_matrix(commands)
+    add_run(commands)
+    plan.add_options(
+        add_command(
+            commands,
+            "plan",
+            "bits and rank for a model under a byte budget, without training",
+            plan.EXAMPLES,
+            plan.act,
+        )
+    )
+    study.add_options(
+        add_command(commands, "study", "compare planners at equal bytes", study.EXAMPLES, _study)
+    )
+    add_list(commands)
+    add_report(commands)
+    add_paper(commands)
+    add_sql(commands)
+    merge.add_options(
+        add_command(
+            commands,
+            "merge",
+            "fold a trained adapter into its base, with an audit",
+            merge.EXAMPLES,
+            merge.act,
+        )
+    )
+    doctor = add_command(
+        commands,
+        "doctor",
+        "hardware, dtypes, backends that work here, assets, what is missing",
+        DOCTOR,
+        _doctor,
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--verify",
+        action="store_true",
+        help="only read every file of the cache and compare it with its digest",
+    )
+    ui = add_command(
+        commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", cli_ui.UI, open_ui
+    )
+    ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
+    ui.add_argument(
+        "--profile", default="laptop", help="whose experiment the printed links open (default: laptop)"
+    )
+    ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    ui.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 inside a container only (default: 127.0.0.1)",
+    )
+    return parser
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis.report import planners_report
+
+    return study.act(arguments, planners_report)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments.json)
+    from bitrank.doctor import examine, print_report
+
+    report = examine()
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print_report(report)
+    return 0
+
+
+def _verify(as_json: bool) -> int:
+    from bitrank_data import cache_dir, damaged
+
+    found = [str(folder) for folder in damaged()]
+    if as_json:
+        print(json.dumps({"cache": str(cache_dir()), "damaged": found}, indent=1))
+    else:
+        lines = [
+            f"{folder}: other content than was built; the next command that opens it builds it again"
+            for folder in found
+        ]
+        print("\n".join(lines or [f"{cache_dir()}: every file is as it was built"]))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""``bitrank matrix`` and ``bitrank run``: run what is missing and show the results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bitrank.cli.options import (
+    add_command,
+    add_places,
+    add_selection,
+    add_settings,
+    chosen_specs,
+    given_settings,
+)
+from bitrank.errors import UserError
+from bitrank.execution import registry
+from bitrank.spec.configs import CONFIGS
+from bitrank.spec.profiles import PROFILES, find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+
+if TYPE_CHECKING:
+    from bitrank.execution.attempt import Job
+    from bitrank.execution.matrix import Options
+
+RUN = """examples:
+  bitrank run --config B-FP --task movie_sentences
+  bitrank run --config Joint-3 --task wiki_articles --max-steps 10 --seed 1
+  bitrank run --config B-Q4 --task sst2 --model bert-base-uncased --quant-backend cpu-int8
+  bitrank run --config B-FP --task reviews.csv --model ./my-bert --set learning_rate=1e-3
+  bitrank run --config B-Q4 --task wiki_articles --processes 2
+  bitrank run --plan my-plan.json --task wiki_articles"""
+MATRIX = """examples:
+  bitrank matrix                                   all six configs on both tasks of profile laptop
+  bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
+  bitrank matrix --profile paper --store http://127.0.0.1:5000
+  WANDB_MODE=offline bitrank matrix --wandb        Weights & Biases hears of it too
+  bitrank matrix --profile paper --store http://tracking:5000 --executor ray --ray-address head:6379
+  bitrank matrix --profile smoke --force"""
+
+
+def show(jobs: Sequence[Job], options: Options) -> None:
+    """The final table, what failed and why, and where everything lies."""
+    from bitrank.cli.display import results_table
+    from bitrank.execution.matrix import result_rows
+    from bitrank.terminal import console
+    from bitrank.tracking.store import Store
+
+    screen = console()
+    screen.print(results_table(result_rows(jobs)))
+    for notice, names in _noted(jobs).items():
+        runs = names[0] if len(names) == 1 else f"{len(names)} runs"
+        screen.print(f"{runs}: note: {notice}", highlight=False, markup=False, soft_wrap=True)
+    for job in jobs:
+        if job.message and not job.done:
+            screen.print(
+                f"{job.spec.run_name}: {job.status}: {job.message}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    complete = sum(job.status in {"finished", "done", "stale"} for job in jobs)
+    screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
+    if jobs and jobs[0].spec.profile == "smoke":
+        screen.print(
+            "Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False
+        )
+    store = Store.parse(options.store).uri
+    screen.print(
+        f"results: {options.results}   store: {store}   UI: make ui", highlight=False, soft_wrap=True
+    )
+
+
+def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Each notice, and the names of the runs that gave it."""
+    names: dict[str, list[str]] = {}
+    for job in jobs:
+        for notice in dict.fromkeys(job.notices):
+            names.setdefault(notice, []).append(job.spec.run_name)
+    return names
+
+
+def add_matrix(commands: Any) -> None:
+    parser = add_command(commands, "matrix", "run what is missing of the study matrix", MATRIX, _matrix)
+    add_selection(parser)
+    add_places(parser)
+    registry.add_options(parser)
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time (default: what cores and memory carry)"
+    )
+    add_settings(parser)
+
+
+def add_run(commands: Any) -> None:
+    parser = add_command(commands, "run", "do one run", RUN, _run)
+    parser.add_argument("--config", help=f"one of {', '.join(CONFIGS)}")
+    parser.add_argument(
+        "--task", required=True, help="a task's name, or the path of a .csv, .jsonl or .parquet file"
+    )
+    parser.add_argument(
+        "--profile", default="laptop", help=f"defaults for this kind of task: {', '.join(PROFILES)}"
+    )
+    parser.add_argument(
+        "--plan", help="a plan file instead of a config: JSON with precision and ranks by module"
+    )
+    parser.add_argument("--model", help="minilm, smollm2, a hub id, or a local folder")
+    parser.add_argument("--epochs", type=int, help="passes over the training data")
+    parser.add_argument("--max-steps", type=int, dest="steps", help="optimizer steps instead of epochs")
+    parser.add_argument("--batch-size", type=int, help="sequences a micro-batch")
+    parser.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    add_places(parser)
+    registry.add_options(parser)
+    add_settings(parser)
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    return _do(chosen_specs(arguments), arguments, jobs=arguments.jobs)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if (arguments.config is None) == (arguments.plan is None):
+        raise UserError(f"give --config (one of {', '.join(CONFIGS)}) or --plan FILE, and not both")
+    spec = make_spec(
+        find_profile(arguments.profile), arguments.config or "", arguments.task, given_settings(arguments)
+    )
+    if arguments.seed is not None:
+        from bitrank.spec.run_spec import check
+
+        spec = check(replace(spec, seed=arguments.seed))
+    return _do([spec], arguments, jobs=1)
+
+
+def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
+    from bitrank.cli.display import Progress
+    from bitrank.execution.matrix import Options, run_study
+
+    options = Options(
+        arguments.store, arguments.results, registry.execution(arguments, jobs), arguments.force
+    )
+    done = run_study(specs, options, Progress)
+    show(done, options)
+    if any(job.status == "bad input" for job in done):
+        return 2
+    return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1

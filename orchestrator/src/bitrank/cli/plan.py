@@ -1,0 +1,234 @@
+"""``bitrank plan``: a plan for a model and a byte budget, without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bitrank.errors import UserError
+from bitrank.process.fast_imports import quick_imports, quiet_libraries
+from bitrank.spec.parse import parse_setting
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+
+EXAMPLES = """examples:
+  bitrank plan --task movie_sentences --budget 12MB
+  bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json      then: bitrank run --plan plan.json --task wiki_articles
+  bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
+  bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64:16
+  bitrank plan --model llama-70b/config.json --budget 40GB               sizes exact, sensitivities by prior
+a budget is bytes (20MB, 1.5GiB), stored bits per base parameter with adapters counted (4.25bits), or a config's bytes (=B-Q4)"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The words of ``bitrank plan``."""
+    parser.add_argument(
+        "--budget", required=True, help="bytes, bits per parameter, or =CONFIG; model and adapters together"
+    )
+    parser.add_argument("--task", help="what to measure on; not needed for a config.json")
+    parser.add_argument("--model", help="minilm, smollm2, a hub id, a local folder, or a config.json alone")
+    parser.add_argument(
+        "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
+    )
+    parser.add_argument("--planner", default="exact", help="exact, greedy, uniform, bits-only, rank-only, nsga2, bayes, random, anneal, "
+                        "or a rule of thumb by name (default: exact)")  # fmt: skip
+    parser.add_argument("--formats", help="formats to choose from, comma-separated")
+    parser.add_argument("--ranks", help="ranks to choose from, comma-separated")
+    parser.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="PART=FORMAT[:RANK]",
+        help="fix matrices with PART in their name",
+    )
+    parser.add_argument("--max-trainable", type=int, help="trainable numbers allowed")
+    parser.add_argument("--init", default="lq-lora", choices=["lq-lora", "default"], help="how adapters will start: with lq-lora rank "
+                        "repairs what quantization lost (default: lq-lora)")  # fmt: skip
+    parser.add_argument(
+        "--evaluations", type=int, default=24, help="plans that a search may try (default: 24)"
+    )
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="what exact, bits-only and rank-only may search for (a format); then "
+                        "the best plan so far comes with its proven gap (default: 60)")  # fmt: skip
+    parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
+    parser.add_argument(
+        "--store", default="runs", help="where finished runs tell how long training takes (default: runs)"
+    )
+    parser.add_argument("--matrices", action="store_true", help="list every matrix too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the run that the plan is for",
+    )
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Plan, show, save."""
+    quiet_libraries()
+    with quick_imports():
+        from bitrank.planning.from_config import is_outline
+        from bitrank.planning.make_plan import make_plan  # noqa: F401 - all that planning needs
+
+    if arguments.model is not None and is_outline(arguments.model):
+        return _outlined(arguments)
+    if arguments.task is None:
+        raise UserError(
+            "give --task: sensitivities are measured on it (only a config.json alone is planned without)"
+        )
+    return _measured(arguments)
+
+
+def _measured(arguments: argparse.Namespace) -> int:
+    from bitrank.cli.plan_view import proven
+    from bitrank.forecast.forecast import forecast
+    from bitrank.planning.make_plan import PlanRequest, make_plan
+    from bitrank.spec.plan_file import plan_data, save_plan
+
+    given = {"model": arguments.model} if arguments.model else {}
+    spec = make_spec(
+        find_profile(arguments.profile),
+        "B-FP",
+        arguments.task,
+        given | dict(parse_setting(text) for text in arguments.set),
+    )
+    request = PlanRequest(
+        arguments.budget, arguments.planner, _choices(arguments), arguments.max_trainable, _pins(arguments.pin), arguments.evaluations,
+        arguments.steps, arguments.seconds,
+    )  # fmt: skip
+    result = make_plan(spec, request, _print_progress)
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, arguments.init)
+    parts = forecast(spec, result.plan.precision, result.plan.ranks, arguments.store)
+    data["forecast"] = vars(parts)
+    data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
+    shown = {
+        "model and adapters": f"{result.plan.nbytes:,} of {result.problem.budget:,} bytes "
+        f"({8 * result.plan.nbytes / result.sizes.parameters:.2f} bits a parameter)",
+        "trainable": f"{result.plan.trainable:,} numbers",
+        "added loss": f"{result.plan.cost:.4f} nats, of {result.tables.base:.4f} measured in 16 bits",
+        **proven(result.plan, arguments.seconds),
+        "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, gradients "
+        f"{_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, activations {_mib(parts.activations)}, "
+        f"process {_mib(parts.imports + parts.overhead)}",
+        "time to train": f"{parts.seconds:.0f} s ({parts.basis})",
+        "planning took": f"{result.tables.seconds:.0f} s to measure (once, at most {result.tables.peak_mib:,.0f} MiB), "
+        f"{result.choosing:.1f} s to choose",
+    } | _left_out(result.sizes, data)
+    return _show(arguments, result.plan, result.problem.items, shown, data, save_plan)
+
+
+def _outlined(arguments: argparse.Namespace) -> int:
+    from bitrank_planner import Effort
+
+    from bitrank.cli.plan_view import proven
+    from bitrank.planning.from_config import outlined_problem, training_memory
+    from bitrank.planning.planners import plan_by
+    from bitrank.spec.plan_file import plan_data, save_plan
+
+    if arguments.planner not in {"exact", "greedy", "uniform", "bits-only", "rank-only"}:
+        raise UserError(
+            f"from a config.json alone the planners are exact, greedy, uniform, bits-only, rank-only; got {arguments.planner!r}"
+        )
+    settings = dict(parse_setting(text) for text in arguments.set)
+    options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
+    spec = RunSpec(config="B-FP", task="", model=arguments.model, kind="language-modelling", **options)
+    problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
+    from bitrank.planning.make_plan import match_pins
+
+    problem = problem.pinned(match_pins(_pins(arguments.pin), [item.name for item in problem.items]))
+    plan = plan_by(arguments.planner, problem, None, Effort(arguments.seconds))  # type: ignore[arg-type]
+    parts = training_memory(spec, plan)
+    data = plan_data(plan, sizes.matrices, problem.budget, arguments.init) | {
+        "forecast": vars(parts),
+        "sensitivities": "prior",
+    }
+    shown = {
+        "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes ({8 * plan.nbytes / sizes.parameters:.2f} bits a parameter of "
+        f"{sizes.parameters:,})",
+        "added loss": f"{plan.cost:.3f} nats by prior (nothing was measured: see bitrank.planning.prior)",
+        **proven(plan, arguments.seconds),
+        "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, libraries not counted: weights "
+        f"{_mib(parts.weights)}, adapters {_mib(parts.adapters)}, gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
+        f"activations {_mib(parts.activations)}",
+    } | _left_out(sizes, data)
+    return _show(arguments, plan, problem.items, shown, data, save_plan)
+
+
+def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
+    """The line on tensors that no plan can name; ``data`` gets them too."""
+    from dataclasses import asdict
+
+    from bitrank.run.notices import told_left_out
+
+    data["left_in_16_bits"] = {one.name: asdict(one) for one in sizes.outline.left}
+    said = told_left_out(sizes.outline.left, sizes.parameters)
+    return {"left out": said} if said else {}
+
+
+def _show(
+    arguments: argparse.Namespace,
+    plan: Any,
+    items: Any,
+    shown: dict[str, str],
+    data: dict[str, Any],
+    save: Any,
+) -> int:
+    from bitrank.cli.plan_view import plan_lines, plan_view
+    from bitrank.terminal import console
+
+    if arguments.save is not None:
+        save(data, arguments.save)
+    if arguments.json:
+        print(json.dumps(data, indent=1))
+        return 0
+    screen = console()
+    if arguments.matrices:
+        screen.print(plan_lines(plan, items))
+    screen.print(plan_view(plan, items, shown))
+    if arguments.save is not None:
+        screen.print(
+            f"\nsaved: {arguments.save}   train it: bitrank run --plan {arguments.save} --task {arguments.task}",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _choices(arguments: argparse.Namespace) -> Any:
+    from bitrank.planning.costs import FORMATS, RANKS, Choices
+
+    formats = tuple(arguments.formats.split(",")) if arguments.formats else FORMATS
+    try:
+        ranks = (
+            tuple(sorted({int(word) for word in arguments.ranks.split(",")})) if arguments.ranks else RANKS
+        )
+    except ValueError:
+        raise UserError(f"--ranks takes whole numbers like 4,8,16, got {arguments.ranks!r}") from None
+    return Choices(formats, ranks, repairs=arguments.init == "lq-lora")
+
+
+def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
+    pins: dict[str, tuple[str | None, int | None]] = {}
+    for text in texts:
+        part, equals, choice = text.partition("=")
+        fmt, _, rank = choice.partition(":")
+        if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
+            raise UserError(
+                f"a pin looks like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
+            )
+        pins[part] = (fmt or None, int(rank) if rank else None)
+    return pins
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB"
+
+
+def _print_progress(what: str) -> None:
+    """Progress on standard error, so that JSON on standard output stays alone."""
+    end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
+    print(f"measuring {what}" if ":" not in what else what, end=end, file=sys.stderr, flush=True)

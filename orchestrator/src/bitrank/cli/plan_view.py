@@ -1,0 +1,145 @@
+"""A plan on the terminal: two small maps, bits and rank by block and matrix, and what the plan will take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from bitrank_planner import GAP, Item, Plan
+from bitrank_quant import parse_format
+from rich.console import Group, RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+_ACROSS = 30  # blocks beside each other
+_PALE, _DEEP = (222, 235, 247), (8, 69, 148)  # of one blue ramp
+
+
+def plan_view(plan: Plan, items: Sequence[Item], predicted: Mapping[str, str]) -> RenderableType:
+    """Maps, a summary of formats and ranks, and the ``predicted`` figures in their own words."""
+    bits = {name: parse_format(fmt).bits for name, fmt in plan.precision.items()}
+    inside = [item for item in items if item.layer is not None and item.role != "embedding"]
+    outside = [item for item in items if item not in inside]
+    return Group(
+        *_maps("bits by block and matrix", inside, bits),
+        Text(),
+        *_maps(
+            "rank by block and matrix", inside, {item.name: plan.ranks.get(item.name, 0) for item in inside}
+        ),
+        Text(),
+        _outside(outside, plan),
+        Text(),
+        _predicted(plan, predicted),
+    )
+
+
+def proven(plan: Plan, seconds: float) -> dict[str, str]:
+    """What the planner has proven of the added loss, as a row; none where it proves nothing."""
+    if plan.gap is None or plan.bound is None:
+        return {}
+    if plan.gap <= GAP:
+        return {"proven": f"no plan of the kind has less (to {GAP:.0e} of it)"}
+    return {
+        "proven": f"no plan of the kind has less than {plan.bound:.4f} nats: at most {100 * plan.gap:.2g} % to gain; {seconds:g} seconds "
+        "of search ended first"
+    }
+
+
+def plan_lines(plan: Plan, items: Sequence[Item]) -> Table:
+    """Every matrix with its format and rank."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("matrix", "shape", "format", "rank", "bytes", "nats"):
+        table.add_column(head, justify="left" if head in {"matrix", "format"} else "right", no_wrap=True)
+    for item, choice in zip(items, plan.choices, strict=True):
+        option = item.options[choice]
+        shape = "×".join(map(str, item.shape))
+        table.add_row(
+            item.name,
+            shape,
+            option.format,
+            str(option.rank or "–"),
+            f"{option.nbytes:,}",
+            f"{option.cost:.5f}",
+        )
+    return table
+
+
+def _maps(title: str, items: Sequence[Item], values: Mapping[str, int]) -> Iterator[Table]:
+    """A map of so many blocks as fit beside each other; of deep models several, one below the other."""
+    layers = sorted({item.layer for item in items if item.layer is not None})
+    for start in range(0, len(layers), _ACROSS):
+        yield _map(title if not start else "", items, values, layers[start : start + _ACROSS])
+
+
+def _map(title: str, items: Sequence[Item], values: Mapping[str, int], layers: Sequence[int]) -> Table:
+    """One row a kind of matrix, one column a block; the number stands in its colour."""
+    kinds = dict.fromkeys(_kind(item) for item in items)
+    cells = {(_kind(item), item.layer): values[item.name] for item in items}
+    low, high = min(cells.values(), default=0), max(cells.values(), default=1)
+    width = max(len(str(value)) for value in (high, *layers))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=0,
+        show_header=True,
+    )
+    table.add_column("", no_wrap=True, style="dim")
+    for layer in layers:
+        table.add_column(f" {layer:>{width}}", no_wrap=True, header_style="dim")
+    for kind in kinds:
+        row = [cells.get((kind, layer)) for layer in layers]
+        table.add_row(
+            f"{kind}  ", *(Text("") if value is None else _cell(value, low, high, width) for value in row)
+        )
+    return table
+
+
+def _cell(value: int, low: int, high: int, width: int) -> Text:
+    share = (value - low) / (high - low) if high > low else 0.0
+    colour = tuple(round(pale + (deep - pale) * share) for pale, deep in zip(_PALE, _DEEP, strict=True))
+    ink = "white" if share > 0.5 else "black"
+    return Text(
+        f" {value:>{width}}", style=Style(color=ink, bgcolor=f"rgb({colour[0]},{colour[1]},{colour[2]})")
+    )
+
+
+def _kind(item: Item) -> str:
+    """What follows the block's number in the matrix's name."""
+    return re.split(r"\.\d+\.", item.name)[-1]
+
+
+def _outside(items: Sequence[Item], plan: Plan) -> Table:
+    table = Table(
+        title="outside the blocks",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        show_header=False,
+    )
+    for item in items:
+        table.add_row(item.name, plan.precision[item.name])
+    return table
+
+
+def _predicted(plan: Plan, predicted: Mapping[str, str]) -> Table:
+    table = Table(
+        title="predicted",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        show_header=False,
+    )
+    formats = Counter(plan.precision.values())
+    table.add_row("formats", ", ".join(f"{count} × {fmt}" for fmt, count in formats.most_common()))
+    ranks = Counter(plan.ranks.values())
+    table.add_row("ranks", ", ".join(f"{count} × {rank}" for rank, count in sorted(ranks.items())))
+    for name, value in predicted.items():
+        table.add_row(name, value)
+    return table

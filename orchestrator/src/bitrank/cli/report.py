@@ -1,0 +1,121 @@
+"""``bitrank report``, ``paper`` and ``sql``: read the store through the analysis package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bitrank.cli.options import add_command, comma_separated
+from bitrank.spec.configs import CONFIGS
+from bitrank.spec.profiles import PROFILES, find_profile
+
+SQL = """examples:
+  bitrank sql 'SELECT run_name, status, "m.eval/acc", "m.eval/ppl", "m.model/mib" FROM wide ORDER BY 1'
+  bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
+  bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
+views: runs params tags metrics final_metrics wide predictions ranks plans specs unread"""
+REPORT = """examples:
+  bitrank report                                   the page in results/report/report.html
+  bitrank report --profile paper --out paper-report
+  bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
+PAPER = """examples:
+  bitrank paper                                    the paper's numbers, tables, figures and claims in paper/generated
+  bitrank paper --profile paper --store sqlite:////data/runs/mlflow.db
+  bitrank paper --configs B-FP,B-Q4,Joint-2 --out draft/generated"""
+
+
+def add_report(commands: Any) -> None:
+    parser = add_command(
+        commands, "report", "figures, tables and one HTML page from the store", REPORT, _report
+    )
+    _add_experiment(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/report"),
+        help="folder to write to (default: results/report)",
+    )
+    parser.add_argument(
+        "--ui-url",
+        default="http://127.0.0.1:5000",
+        help="where the MLflow UI answers, for links (default: %(default)s)",
+    )
+
+
+def add_paper(commands: Any) -> None:
+    parser = add_command(
+        commands, "paper", "the paper's numbers, tables, figures and claims from the store", PAPER, _paper
+    )
+    _add_experiment(parser)
+    parser.add_argument(
+        "--configs",
+        type=comma_separated,
+        default=list(CONFIGS),
+        help=f"arms that count (default: {','.join(CONFIGS)})",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("paper/generated"),
+        help="folder to write to (default: paper/generated)",
+    )
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        default="runs",
+        help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
+    which.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
+
+
+def add_sql(commands: Any) -> None:
+    parser = add_command(
+        commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", SQL, _sql
+    )
+    parser.add_argument("statement", help="one statement over the views named below")
+    parser.add_argument(
+        "--format",
+        choices=["table", "csv", "json"],
+        default="table",
+        help="how to print the answer (default: table)",
+    )
+    parser.add_argument(
+        "--store",
+        default="runs",
+        help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import load_study, open_store
+    from bitrank_analysis.report import collect, write
+
+    report = collect(load_study(open_store(arguments.store), _experiment(arguments)), arguments.ui_url)
+    page = write(report, arguments.out)
+    print("\n\n".join([*report.verdict, f"report: {page.resolve()}"]))
+    return 0
+
+
+def _paper(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis.paper import write_paper
+
+    print(
+        f"paper inputs: {write_paper(arguments.store, arguments.out, _experiment(arguments), arguments.configs)}"
+    )
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> str | None:
+    return f"bitrank-{find_profile(arguments.profile).name}" if arguments.profile else arguments.experiment
+
+
+def _sql(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import query
+
+    print(query(arguments.store, arguments.statement, arguments.format), end="")
+    return 0

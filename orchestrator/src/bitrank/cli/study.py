@@ -1,0 +1,108 @@
+"""``bitrank study``: planners compared at equal bytes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bitrank.cli.options import WANDB
+from bitrank.execution.registry import add_options as add_executor
+from bitrank.execution.registry import execution
+from bitrank.spec.parse import parse_setting
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec
+
+EXAMPLES = """examples:
+  bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
+  bitrank study allocators                      three budgets, three seeds, all arms: a night; resumable
+  bitrank study frozen-rank --tasks movie_sentences
+  bitrank study three-bits --quick
+kill it at any time; the same command goes on. The report lies in RESULTS/NAME/report.md"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The words of ``bitrank study``."""
+    parser.add_argument("name", help="allocators, frozen-rank, eight-bits or three-bits")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches"
+    )
+    parser.add_argument(
+        "--profile", default="laptop", help="whose tasks, models and settings (default: laptop)"
+    )
+    parser.add_argument("--tasks", type=_comma_separated, help="comma-separated")
+    parser.add_argument("--budgets", type=_comma_separated, help="comma-separated")
+    parser.add_argument("--arms", type=_comma_separated, help="comma-separated; no configs then")
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: tuple(int(part) for part in text.split(",") if part),
+        help="comma-separated",
+    )
+    parser.add_argument("--evaluations", type=int, help="plans that a search may try")
+    parser.add_argument(
+        "--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="folder for plans, tables and the report (default: results)",
+    )
+    add_executor(parser)
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time (default: what cores and memory carry)"
+    )
+    parser.add_argument("--wandb", action="store_true", help=WANDB)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run"
+    )
+
+
+def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
+    """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    how = execution(arguments, arguments.jobs)
+    import dataclasses
+
+    from bitrank.cli.display import Progress
+    from bitrank.cli.matrix import show
+    from bitrank.execution.local import choose_slots
+    from bitrank.execution.matrix import Options, run_study
+    from bitrank.planning.planner_studies import find_study, planning_costs, profile_of, study_specs
+
+    study = find_study(arguments.name, arguments.quick)
+    if arguments.wandb:  # planning may take hours: what is missing is said before
+        from bitrank.tracking.wandb_tracker import check
+
+        check()
+    given: dict[str, Any] = {
+        key: getattr(arguments, key)
+        for key in ("budgets", "arms", "seeds", "evaluations")
+        if getattr(arguments, key)
+    }
+    if arguments.arms:
+        given["configs"] = ()
+    study = dataclasses.replace(study, **given)
+    base = find_profile(arguments.profile)
+    profile = profile_of(arguments.name, base, arguments.quick)
+    folder = arguments.results / profile.name
+    settings = dict(parse_setting(text) for text in arguments.set)
+    tasks = arguments.tasks or list(base.tasks)
+    sample = [
+        RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks
+    ]
+    jobs = arguments.jobs or choose_slots(sample)
+    specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
+    options = Options(arguments.store, folder, how)
+    done = run_study(specs, options, Progress)
+    show(done, options)
+    costs = folder / "planning.json"
+    costs.write_text(json.dumps(planning_costs(specs), indent=1))
+    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
+    return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

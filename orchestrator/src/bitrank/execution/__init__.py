@@ -1,0 +1,1 @@
+"""From a list of specs to processes that run them."""

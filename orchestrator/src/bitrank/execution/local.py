@@ -1,0 +1,93 @@
+"""The local executor: runs on this machine, each in a process of its own.
+
+It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two invocations never train the
+same spec.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import psutil
+from filelock import FileLock, Timeout
+
+from bitrank.execution.attempt import Attempt, Job
+from bitrank.execution.interrupts import Interrupted, Signals
+from bitrank.process.cores import usable_cores
+from bitrank.process.environment import is_apple
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.base import Tracking
+from bitrank.tracking.lease import HELD_ELSEWHERE, RunHeldElsewhere
+
+RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
+_POLL = 0.2  # seconds
+
+
+def run_all(
+    jobs: Sequence[Job], tracker: Tracking, slots: int, changed: Callable[[Job | None], None]
+) -> None:
+    """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
+
+    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
+    """
+    waiting, running = deque(jobs), dict[Attempt, ExitStack]()
+    with Signals() as stop:
+        try:
+            while waiting or running:
+                while waiting and len(running) < slots:
+                    job = waiting.popleft()
+                    if (held := _hold(job, tracker)) is not None:
+                        running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = held
+                        changed(job)
+                for attempt in list(running):
+                    for event in attempt.follow():
+                        if attempt.job.add_event(event):
+                            changed(attempt.job)
+                    if attempt.ended:
+                        attempt.close()
+                        running.pop(attempt).close()
+                        changed(attempt.job)
+                changed(None)
+                time.sleep(_POLL)
+                stop.check()
+        except Interrupted:
+            for attempt, held in running.items():
+                attempt.kill()
+                held.close()
+            raise
+
+
+def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
+    """Keep others from the job's folder and from its run, until it is closed; None when another process has one of them."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    held = ExitStack()
+    try:
+        held.enter_context(FileLock(job.folder / ".lock", timeout=0))
+        held.enter_context(tracker.hold(job.spec.spec_id))
+    except (Timeout, RunHeldElsewhere):
+        held.close()
+        job.status, job.message = "elsewhere", HELD_ELSEWHERE
+        return None
+    return held
+
+
+def choose_slots(specs: Sequence[RunSpec]) -> int:
+    """How many runs at once when nobody says: as many as cores and memory carry, if each run's threads are fixed by its spec.
+
+    One run a core is faster than one run on all cores (the README has the figures). Runs that take all threads, or share an
+    accelerator, go one by one.
+    """
+    threads = {spec.threads and spec.threads * spec.processes for spec in specs}
+    if None in threads or not threads or _has_accelerator():
+        return 1
+    cores = usable_cores()
+    carried = int(psutil.virtual_memory().available / (RUN_BYTES * max(spec.processes for spec in specs)))
+    return max(1, min(cores // max(thread for thread in threads if thread), carried, len(specs)))
+
+
+def _has_accelerator() -> bool:
+    return any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi")) or is_apple()

@@ -1,0 +1,1 @@
+"""Execution on the machines of a Ray cluster."""

@@ -1,0 +1,190 @@
+"""The Ray executor: every run is a task on whichever machine of a cluster has room.
+
+The driver hands runs out, shows what they tell, and hands a run out again when its worker is lost, up to ``retries`` times. It writes
+nothing to a run that lives: the run's worker does (see :mod:`bitrank.execution.ray.worker`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlparse
+
+from bitrank.errors import UserError
+from bitrank.execution.attempt import Job
+from bitrank.execution.interrupts import Interrupted, Signals
+from bitrank.execution.options import Execution
+from bitrank.execution.ray.cluster import Cluster, Resources, capacity, needed
+from bitrank.execution.ray.worker import order_for
+from bitrank.tracking.lease import is_held
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.run_state import State
+from bitrank.tracking.store import Store
+
+_POLL, _PATIENCE = 0.2, 30.0  # seconds; the latter for runs to be closed when the user stops
+_LETTING_GO = 180.0  # seconds; a machine that lost touch with its cluster notices after one minute
+_SERVER = "start one (mlflow server on Postgres, with --artifacts-destination; docker/compose.yaml has both) and give --store http://HOST:5000"
+
+
+def check(how: Execution, store: str) -> None:
+    """Raise :class:`UserError` when Ray is not installed, or ``store`` is none that other machines can write to."""
+    if find_spec("ray") is None:
+        raise UserError(
+            f"--executor ray needs Ray; install it with: {sys.executable} -m pip install 'bitrank[ray]'"
+        )
+    if how.wandb:
+        raise UserError(
+            "--wandb is written on the machine that trains, and --executor ray trains on others; give one of the two"
+        )
+    if Store.parse(store).database is not None:
+        raise UserError(
+            f"--executor ray needs a tracking server as its store, and {store} is a file that other machines cannot write; {_SERVER}"
+        )
+    if how.ray_address and how.ray_address.startswith("ray://"):
+        raise UserError(
+            f"{how.ray_address} is Ray Client's; call bitrank on a machine of the cluster and give HOST:PORT, or auto"
+        )
+
+
+@dataclass
+class _Task:
+    """A run that is handed out: what its worker was told, and what it has told."""
+
+    job: Job
+    order: dict[str, Any]
+    need: Resources
+    handle: Any = None
+    host: str = ""
+    lease: str | None = None
+    over: bool = False
+    lost: list[str] = field(default_factory=list)
+
+
+def run_all(
+    jobs: Sequence[Job], tracker: Tracker, how: Execution, changed: Callable[[Job | None], None]
+) -> None:
+    """Run every job on the cluster, at most ``how.jobs`` at once. ``changed`` is called when a job moved on, and with None at each poll.
+
+    One failing run does not stop the others. Raises :class:`Interrupted` after what runs is closed as KILLED, and :class:`UserError`
+    when the cluster does not answer, is too small for a run, or the server keeps artifacts where workers cannot put them.
+    """
+    _check_artifacts(tracker)
+    cluster = Cluster(how.ray_address)
+    try:
+        waiting = deque(_tasks(jobs, tracker, cluster))
+        slots = how.jobs or 2 * max(
+            capacity(task.need, cluster.machines) for task in waiting
+        )  # half of them wait for room, in Ray
+        running = list[_Task]()
+        with Signals() as stop:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < slots:
+                        running.append(waiting.popleft())
+                        running[-1].handle = cluster.start(running[-1].order, running[-1].need)
+                    cluster.wait([task.handle for task in running], _POLL)
+                    for task in list(running):
+                        again = _handle_messages(task, cluster, tracker, how.retries, changed)
+                        if task.over:
+                            running.remove(task)
+                        waiting.extendleft([again] if again else [])
+                    changed(None)
+                    stop.check()
+            except Interrupted:
+                _stop(running, cluster, tracker)
+                raise
+    finally:
+        cluster.leave()
+
+
+def _tasks(jobs: Sequence[Job], tracker: Tracker, cluster: Cluster) -> list[_Task]:
+    needs = [needed(job.spec, cluster.machines) for job in jobs]
+    return [
+        _Task(job, order_for(job.spec, tracker.store, int(need["CPU"])), need)
+        for job, need in zip(jobs, needs, strict=True)
+    ]
+
+
+def _handle_messages(
+    task: _Task, cluster: Cluster, tracker: Tracker, retries: int, changed: Callable[[Job | None], None]
+) -> _Task | None:
+    """Take in what a run's worker told; the run to hand out again, if that worker is lost."""
+    job = task.job
+    for message in cluster.messages(task.handle):
+        if "started" in message:
+            task.host, task.lease = message["started"], message["lease"]
+            job.status, job.started, job.message = "running", time.monotonic(), f"on {task.host}"
+            changed(job)
+        for event in message.get("events", []):
+            if job.add_event(event):
+                changed(job)
+        if "ended" in message:
+            task.over, job.status, job.message = True, message["ended"], message["message"]
+            if job.done:
+                job.state = State("done", message["run_id"], figures=message["figures"])
+            changed(job)
+        if "lost" in message:
+            return _lost(task, message, tracker, retries, changed)
+    return None
+
+
+def _lost(
+    task: _Task,
+    message: dict[str, Any],
+    tracker: Tracker,
+    retries: int,
+    changed: Callable[[Job | None], None],
+) -> _Task | None:
+    job, lost = task.job, [*task.lost, f"{task.host or 'a worker'}: {message['lost']}"]
+    task.over = True
+    if len(lost) > retries:
+        job.status, job.message = (
+            "lost",
+            f"lost its worker {len(lost)} times, last {lost[-1]}; run the same command to continue",
+        )
+        tracker.abandon(job.spec.spec_id, job.message)
+        changed(job)
+        return None
+    job.notices.append(f"its worker was lost and another continued it ({lost[-1]})")
+    job.status, job.message = "waiting", "its worker was lost; another continues it"
+    changed(job)
+    order = (
+        {**task.order, "gone": task.lease, "patience": 0.0}
+        if message["dead"]
+        else {**task.order, "gone": None, "patience": _LETTING_GO}
+    )
+    return _Task(job, order, task.need, lost=lost)
+
+
+def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
+    """End what runs. Workers close their own runs as KILLED; what they have not closed in time is closed here."""
+    for task in running:
+        cluster.cancel(task.handle)
+    deadline = time.monotonic() + _PATIENCE
+    for task in running:
+        while _is_open(task, tracker) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+    for task in running:
+        cluster.cancel(task.handle, force=True)
+        task.job.status, task.job.message = "killed", "stopped; run the same command to continue"
+        tracker.abandon(task.job.spec.spec_id, "stopped")
+
+
+def _is_open(task: _Task, tracker: Tracker) -> bool:
+    """Whether the task's worker has not closed its run and let go of it yet."""
+    spec_id = task.job.spec.spec_id
+    held = task.lease is not None and is_held(tracker.client, tracker.experiment_id, spec_id, task.lease)
+    return held or tracker.is_running(spec_id)
+
+
+def _check_artifacts(tracker: Tracker) -> None:
+    place = tracker.client.get_experiment(tracker.experiment_id).artifact_location
+    if urlparse(place).scheme in {"", "file"}:
+        raise UserError(
+            f"the server at {tracker.store} lets each machine write artifacts to its own {place}; {_SERVER}"
+        )

@@ -1,0 +1,1 @@
+"""Finished runs exported as models."""

@@ -1,0 +1,66 @@
+"""A run that is over, read from its folder or from the store's artifacts: its spec, its plans, its adapter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitrank_quant import weight_matrices
+
+from bitrank.errors import UserError
+from bitrank.models.load import Loaded
+from bitrank.spec.inputs import check_inputs
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec, read_spec
+
+_BASE = "bf16"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """``precision`` is None for an adapter without a run: its base is in 16 bits."""
+
+    spec: RunSpec
+    adapter: Path
+    precision: dict[str, str] | None
+    ranks: dict[str, int]
+
+    def bits(self, loaded: Loaded) -> dict[str, str]:
+        """A format for every matrix of the base."""
+        if self.precision is not None:
+            return self.precision
+        return {
+            m.name: _BASE
+            for m in weight_matrices(loaded.model)
+            if m.tied_to is None and m.name not in loaded.trained_modules
+        }
+
+
+def find_run(source: Path, task: str | None = None, model: str | None = None) -> FinishedRun:
+    """The run whose folder, or whose adapter's folder, is ``source``. An adapter from elsewhere needs ``task`` and ``model``.
+
+    Raises :class:`UserError` when there is neither.
+    """
+    if not source.is_dir():
+        raise UserError(
+            f"there is no folder {source}: give a run's, which its spec id names in the store's folder work, or an adapter's"
+        )
+    adapter = source if (source / "adapter_config.json").is_file() else source / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        raise UserError(
+            f"{source} holds no adapter: expected a run's folder with spec.json, plan.json and adapter/, or an adapter"
+        )
+    home = adapter.parent
+    if (home / "spec.json").is_file() and (home / "plan.json").is_file():
+        if task or model:
+            raise UserError(f"{home} is a run and knows its task and model; leave --task and --model out")
+        plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+        spec = read_spec(home / "spec.json")
+        check_inputs(spec)
+        return FinishedRun(spec, adapter, plan["precision"], plan["ranks"])
+    if not (task and model):
+        raise UserError(
+            f"{adapter} is an adapter without its run: say --model (its 16-bit base) and --task (what to judge it on)"
+        )
+    return FinishedRun(make_spec(find_profile("laptop"), "B-FP", task, {"model": model}), adapter, None, {})

@@ -1,0 +1,220 @@
+"""A trained adapter folded into its base, with an audit of what that costs before anything is written.
+
+The run's base is built again as the run had it, start included: an adapter that began as what quantization lost belongs to that base and
+to no other. Into 16 bits every matrix becomes what it multiplied by, W_q + scale · B A, in the run's compute dtype: a folder for stock
+transformers. Into the quantized base it becomes q(W_q + scale · B A) in its own format: what falls between two codes is lost, and the
+audit says how much. The loss is taken on the validation split, since it decides whether the merge is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitrank_adapters import SavedAdapter, adapted, attach_lora, read_adapter
+from bitrank_quant import (
+    Applied,
+    QuantLinear,
+    left_out,
+    parse_format,
+    stored_weight,
+    tied_modules,
+    to_reference,
+)
+from bitrank_trainer import PLAIN_OBJECTIVES, evaluate, pin_threads
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bitrank.errors import UserError
+from bitrank.export.finished_run import FinishedRun
+from bitrank.models.load import Loaded, open_model
+from bitrank.process.compute import Compute
+from bitrank.run.adapter_init import choose_init
+from bitrank.run.data import RunData, load_data
+from bitrank.run.plans import store_base
+from bitrank.spec.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class MatrixAudit:
+    """Relative Frobenius distances from W_q + scale · B A: of W_q alone (``before``), and of what the merged matrix holds (``after``)."""
+
+    format: str
+    rank: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Validation metrics of the adapted and of the merged model, and every matrix that was changed."""
+
+    into: str
+    before: dict[str, float]
+    after: dict[str, float]
+    matrices: dict[str, MatrixAudit]
+
+    @property
+    def added_loss(self) -> float:
+        """Nats that merging adds to the validation loss."""
+        return self.after["loss"] - self.before["loss"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model in memory, its tokenizer, and its audit."""
+
+    model: Any
+    tokenizer: Any
+    audit: Audit
+
+
+def merge(run: FinishedRun, into: str) -> Merged:
+    """Fold the adapter of ``run`` into its base (one of :data:`WAYS`); nothing is written.
+
+    Raises the error of a package, or :class:`~bitrank.errors.UserError`, when run and adapter do not fit each other.
+    """
+    spec, adapter = run.spec, read_adapter(run.adapter)
+    compute = Compute.of(spec)
+    device, dtype = compute.device, compute.dtype
+    pin_threads(spec.threads)
+    data = load_data(spec)
+    loaded = open_model(spec, data.task.classes, device, dtype)
+    applied = store_base(spec, loaded, run.bits(loaded), choose_init(spec, run.ranks), device, dtype)
+    model = _with_adapter(loaded, adapter).to(device)
+    before = _evaluate(model, spec, data, device)
+    merged, matrices = WAYS[into](
+        _Base(spec, model, loaded, applied, adapter, device, dtype, data.task.classes)
+    )
+    return Merged(
+        merged, loaded.tokenizer, Audit(into, before, _evaluate(merged, spec, data, device), matrices)
+    )
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The adapted model and all that it was made of."""
+
+    spec: RunSpec
+    model: Any
+    loaded: Loaded
+    applied: dict[str, Applied]
+    adapter: SavedAdapter
+    device: str
+    dtype: torch.dtype
+    classes: Sequence[str]
+
+    def wanted(self, name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        """(W_q, W_q + scale · B A) of one matrix, in fp32."""
+        held_OI = stored_weight(layer).float()
+        part = self.adapter.parts.get(name)
+        return held_OI, held_OI if part is None else held_OI + part.product().to(held_OI)
+
+    def audit(self, name: str, held_OI: Tensor, wanted_OI: Tensor, now_OI: Tensor) -> MatrixAudit:
+        part, whole = self.adapter.parts.get(name), float(wanted_OI.norm()) or 1.0
+        distances = (float((wanted_OI - matrix_OI.float()).norm()) / whole for matrix_OI in (held_OI, now_OI))
+        done = self.applied.get(name)
+        return MatrixAudit(
+            done.format if done else str(self.dtype), 0 if part is None else len(part.down_RI), *distances
+        )
+
+
+def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
+    """The base with ``adapter`` as plain LoRA, its scale folded into one factor."""
+    parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
+    heads = _trained_heads(loaded, adapter)
+    if lacking := [head for head in loaded.new_modules if head not in heads]:
+        raise UserError(
+            f"neither the model nor the adapter has weights for {lacking[0]!r}; give the run that trained it"
+        )
+    model = attach_lora(
+        loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=heads
+    )
+    with torch.no_grad():
+        for name, layer in adapted(model):
+            layer.lora_A["default"].weight.copy_(parts[name].down_RI)
+            layer.lora_B["default"].weight.copy_(parts[name].up_OR * parts[name].scale)
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save.default" in name:
+                parameter.copy_(
+                    adapter.whole[
+                        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+                    ]
+                )
+    return model
+
+
+def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
+    """Heads that ``adapter`` brings; one that the checkpoint has and the adapter lacks was not trained."""
+    return [head for head in loaded.trained_modules if f"{head}.weight" in adapter.whole]
+
+
+def _evaluate(model: Any, spec: RunSpec, data: RunData, device: str) -> dict[str, float]:
+    return evaluate(model, data.batches_of(data.validation), PLAIN_OBJECTIVES[spec.kind], device).metrics
+
+
+def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
+    """A fresh 16-bit model, every matrix overwritten with what the adapted one multiplies by."""
+    unquantized = open_model(base.spec, base.classes, base.device, base.dtype)
+    unquantized.fill_rest()
+    layers, audits = _layers(base), {}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            held_OI, wanted_OI = base.wanted(name, layer)
+            target: Any = unquantized.model.get_submodule(name)
+            target.weight.copy_(wanted_OI.T if isinstance(target, Conv1D) else wanted_OI)
+            audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(target))
+        for one in left_out(unquantized.model, unquantized.trained_modules):  # the run held these in 16 bits
+            tensor = unquantized.model.get_parameter(one.name)
+            tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
+        _put_heads(unquantized.model, base)
+    return unquantized.model, audits
+
+
+def _into_quantized(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
+    """The same base, every adapted matrix, and those of other libraries, encoded anew by plain torch in their own formats.
+
+    Raises :class:`UserError` when the base is in 16 bits.
+    """
+    if all(parse_format(done.format).bits >= 16 for done in base.applied.values()):
+        raise UserError("no matrix of this run is quantized; merge --into 16bit")
+    layers = _layers(base)
+    model, audits = base.model.unload(), {}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Embedding) or (
+                isinstance(layer, QuantLinear) and name not in base.adapter.parts
+            ):
+                continue  # as it is already
+            held_OI, wanted_OI = base.wanted(name, layer)
+            made = to_reference(layer, wanted_OI, base.applied[name].format, base.dtype)
+            model.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = made
+            audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(made))
+        _put_heads(model, base)
+    return model, audits
+
+
+WAYS = {"16bit": _into_16bit, "quantized": _into_quantized}
+
+
+def _layers(base: _Base) -> dict[str, nn.Module]:
+    """Every matrix that a merge must write: those with an adapter, and those that are quantized; adapters unwrapped."""
+    held = dict(adapted(base.model))
+    quantized = [name for name, done in base.applied.items() if parse_format(done.format).bits < 16]
+    inner = base.model.base_model.model
+    owned = dict.fromkeys([*held, *(name for name in quantized if name not in tied_modules(inner))])
+    return {name: held[name].base_layer if name in held else inner.get_submodule(name) for name in owned}
+
+
+def _put_heads(model: Any, base: _Base) -> None:
+    """Modules that were trained whole, in the compute dtype."""
+    for head in _trained_heads(base.loaded, base.adapter):
+        trained = model.get_submodule(head)
+        plain = trained if not hasattr(trained, "modules_to_save") else trained.original_module
+        plain.to(base.dtype)._forward_pre_hooks.clear()
+        for name, parameter in plain.named_parameters():
+            parameter.data.copy_(base.adapter.whole[f"{head}.{name}"])
+            parameter.requires_grad_(False)
+        model.set_submodule(head, plain)

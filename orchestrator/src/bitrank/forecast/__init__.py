@@ -1,0 +1,1 @@
+"""Memory, time and size of a run, before it is started."""

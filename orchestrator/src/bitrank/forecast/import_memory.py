@@ -1,0 +1,109 @@
+"""What a run's process takes before it has a model: libraries, tokenizer and tokens. Measured in a process of its own, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bitrank_data import build_once, cache_dir
+
+from bitrank.errors import UserError
+from bitrank.process.environment import run_environment
+from bitrank.process.fast_imports import quick_imports
+from bitrank.process.tcmalloc import find_tcmalloc
+from bitrank.spec.inputs import data_digest, model_digest
+from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
+from bitrank.tracking.provenance import code_hash
+
+# All that bitrank.run.road imports before it has a model, and that are large.
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "optimum-quanto",
+    "scipy",
+    "numpy",
+    "pyarrow",
+    "tokenizers",
+)
+
+
+@dataclass(frozen=True)
+class ImportMemory:
+    """Bytes: ``imports`` is the peak after imports (a run's ``mem/import_mib``), ``data`` what tokenizer and tokens add to it."""
+
+    imports: int
+    data: int
+
+
+def import_memory(spec: RunSpec) -> ImportMemory:
+    """The baseline of a run of ``spec`` with the libraries installed here, from the cache when it is there.
+
+    Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
+    """
+    inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
+    sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
+    fields = (*inputs, spec.max_length, *sets_threads_and_heap)
+    libraries = [f"{name} {_version(name)}" for name in _LIBRARIES]
+    key_parts = [
+        code_hash("bitrank.forecast.import_memory"),
+        sys.version,
+        str(find_tcmalloc()),
+        *libraries,
+        *map(str, fields),
+    ]
+    key = hashlib.sha256("\0".join(key_parts).encode()).hexdigest()[:16]
+    place = build_once(cache_dir() / "import_memory" / key, lambda folder: _measure_apart(spec, folder))
+    return ImportMemory(**json.loads((place / "import_memory.json").read_text()))
+
+
+def _measure_apart(spec: RunSpec, folder: Path) -> None:
+    with TemporaryDirectory() as scratch:
+        write_spec(spec, Path(scratch) / "spec.json")
+        command = [
+            sys.executable,
+            "-m",
+            "bitrank.forecast.import_memory",
+            str(Path(scratch) / "spec.json"),
+            str(folder / "import_memory.json"),
+        ]
+        done = subprocess.run(command, env=run_environment(spec), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(
+            f"cannot measure what a run takes before its model: {(done.stderr.strip() or 'no word').splitlines()[-1]}"
+        )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _measure(spec_path: Path, answer: Path) -> None:
+    with quick_imports():
+        from bitrank_trainer import peak_memory_mib, release_memory, resident_bytes
+
+        import bitrank.run.road  # noqa: F401 - its imports are what is measured
+        from bitrank.models.load import load_tokenizer
+        from bitrank.run.data import load_data
+
+    spec = read_spec(spec_path)
+    imports = int(peak_memory_mib() * 2**20)
+    stored = load_data(spec), load_tokenizer(spec.model)
+    release_memory()
+    answer.write_text(json.dumps(asdict(ImportMemory(imports, max(0, resident_bytes() - imports)))))
+    del stored
+
+
+if __name__ == "__main__":
+    _measure(Path(sys.argv[1]), Path(sys.argv[2]))

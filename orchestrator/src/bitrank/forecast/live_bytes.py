@@ -1,0 +1,130 @@
+"""Run a model on the ``meta`` device and count the bytes that are alive: activations of a pass without its weights or its time.
+
+Every operation is seen by a dispatch mode; the storages it makes count until they are freed. What is counted is what the real code
+asks for, with autograd's own rules of what is kept, not a formula that could drift from it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from bitrank_data import Batch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_PRODUCTS = {getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
+
+_Layout = tuple[
+    tuple[int, ...], tuple[int, ...], torch.dtype
+]  # shape, strides, dtype of a tensor that an operation makes
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of ``meta`` storages made inside the block and not freed: ``now``, and the greatest, ``peak``; ``products`` are the matrix
+    products that were asked for, each shape once.
+
+    Numbers read from such tensors are taken to be 1: no data means that nothing is padded, and masks let everything pass. What an
+    operation makes depends on shapes, strides and dtypes alone; so each is asked once, and its answer is made again when they come back:
+    torch works many of them out in Python, and a model has dozens of layers that are alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.products: set[tuple[object, ...]] = set()
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._answers: dict[object, _Layout] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1
+        if func.overloadpacket in _PRODUCTS:
+            self.products.add((func.overloadpacket, *(t.shape for t in args if isinstance(t, Tensor))))
+        kind = _kind(func)
+        asked = (func, _signature(args), _signature(kwargs or {})) if kind else None
+        if asked in self._answers:
+            if kind == "changes":
+                return args[0]
+            shape, strides, dtype = self._answers[asked]
+            return self._counted(torch.empty_strided(shape, strides, dtype=dtype, device="meta"), set())
+        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        if (
+            asked
+            and isinstance(made, Tensor)
+            and made.is_meta
+            and (_is_new(made, known) if kind == "makes" else _signature(made) == asked[1][0])
+        ):
+            self._answers[asked] = (tuple(made.shape), made.stride(), made.dtype)
+        return self._counted(made, known)
+
+    def _counted(self, made: Any, known: set[int]) -> Any:
+        for tensor in (made,) if isinstance(made, Tensor) else tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._count(tensor.untyped_storage(), known)
+        return made
+
+    def _count(self, storage: Any, known: set[int]) -> None:
+        key = id(storage)
+        if key in self._seen or key in known:
+            return
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self._seen[key] = weakref.ref(storage, lambda _: self._freed(key, size))
+
+    def _freed(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+
+@cache
+def _kind(func: Any) -> str:
+    """``makes`` for an operation that gives one new tensor, ``changes`` for one that writes its first argument and gives it back (and may
+    change its shape, as ``squeeze_`` does); else nothing: it shares what it is given, or gives several."""
+    inputs, outputs = func._schema.arguments, func._schema.returns
+    shared = [part.alias_info for part in inputs if part.alias_info is not None]
+    if len(outputs) != 1:
+        return ""
+    if not shared:
+        return "makes" if outputs[0].alias_info is None else ""
+    first = inputs[0].alias_info
+    return (
+        "changes"
+        if func._schema.name.endswith("_") and len(shared) == 1 and first is not None and first.is_write
+        else ""
+    )
+
+
+def _is_new(tensor: Tensor, known: set[int]) -> bool:
+    """Whether ``tensor`` is all that its storage holds, and shares it with none before: ``_unsafe_view`` does, against its schema."""
+    storage = tensor.untyped_storage()
+    return storage.nbytes() == tensor.numel() * tensor.itemsize and id(storage) not in known
+
+
+def _signature(value: Any) -> Any:
+    """What an operation can know of ``value`` on the ``meta`` device, hashable; 1, 1.0 and True are told apart."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_signature, value))
+    if isinstance(value, dict):
+        return tuple((key, _signature(entry)) for key, entry in value.items())
+    return type(value), value
+
+
+def full_batch(rows: int, width: int, kind: str) -> Batch:
+    """A batch of ``rows`` sequences that are all ``width`` tokens long."""
+    ids_BT = np.ones((rows, width), dtype=np.int64)
+    labels = np.zeros(rows, dtype=np.int64) if kind == "classification" else ids_BT
+    return {
+        "input_ids": ids_BT,
+        "attention_mask": np.ones_like(ids_BT),
+        "labels": labels,
+        "index": np.arange(rows),
+    }

@@ -1,0 +1,1 @@
+"""Locate, load, configure and fuse models; tiny models for tests."""

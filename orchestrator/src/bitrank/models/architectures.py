@@ -1,0 +1,93 @@
+"""Which models can do which task, said in one sentence before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitrank_quant import block_matrices
+from torch import nn
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from bitrank.errors import UserError
+from bitrank.models.quantized_checkpoints import refuse_quantized_config
+
+
+def config_of(name: str, place: str) -> Any:
+    """The configuration of model ``name``, which is at ``place``. Code that a model brings along is never
+    run.
+
+    Raises :class:`UserError` when there is none that transformers knows by itself.
+    """
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name} needs Python code from its own folder (auto_map in config.json), which bitrank does "
+                "not run; give a model whose architecture is part of transformers"
+            ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of minilm, smollm2"
+        ) from error
+
+
+def check_task(name: str, config: Any, kind: str) -> None:
+    """Raises :class:`UserError` when a model with ``config`` cannot do tasks of ``kind``, or is quantized
+    already.
+    """
+    refuse_quantized_config(name, config)
+    family = config.model_type
+    if kind == "classification":
+        if family not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+            raise UserError(
+                f"{name} cannot classify: transformers has no sequence classification for {family}; "
+                "give another model, or a language-modelling task"
+            )
+        return
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder-decoder ({family}) and cannot do language modelling, which continues one "
+            "text; give a decoder such as smollm2 or gpt2, or a classification task"
+        )
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{name} is a {family} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2"
+        )
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{name} cannot do language modelling: transformers has no causal language model for {family}; "
+            "give a decoder such as smollm2 or gpt2"
+        )
+
+
+def check_adaptable(name: str, model: nn.Module) -> None:
+    """Raises :class:`UserError` when ``model`` has matrices that a plan cannot name, or that are used outside
+    of their layers.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", "")
+    if any(parameter.rpartition(".")[2] == "A_log" for parameter, _ in model.named_parameters()):
+        raise UserError(
+            f"{name} has state-space layers ({family}), whose kernels multiply by weights outside of their "
+            "linear layers, where no format and no adapter would apply; give a transformer such as gpt2"
+        )
+    if not block_matrices(model):
+        raise UserError(
+            f"{name} has no row of blocks of its own ({family}): plans name matrices by block, and a model "
+            "whose layers share one block, such as ALBERT, has none; give another, such as minilm"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises :class:`UserError` when ``folder`` holds an adapter: transformers would load its base."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, "
+            "or merge the adapter into it first (bitrank merge)"
+        )

@@ -1,0 +1,200 @@
+"""Which tensor of a checkpoint becomes which parameter of a model, decided by transformers before any weight
+is read.
+
+The model is planned from names and shapes, so three questions come before loading: which parameters no file
+has, which have another shape, and which of two tied parameters the files hold. ``from_pretrained`` answers
+them only afterwards. Here transformers' own loading function runs once over tensors without data (on the
+``meta`` device), with its own choice of files, renaming, conversion and shape checks. Its answer is kept, and
+:class:`~bitrank.models.weights.Filler` reads the same tensors later.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils.loading_report import LoadStateDictInfo
+
+from bitrank.errors import UserError
+from bitrank.models.quantized_checkpoints import refuse_quantized, refuse_quantized_config
+from bitrank.models.stored_tensors import StoredTensor, stored_tensors, weight_files
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one model's files and where they go.
+
+    ``groups`` maps a parameter (or buffer) to the keys it is made of; parameters that are cut from one stored
+    tensor share them. ``missing`` and ``mismatched`` are parameters that no file has, or has in another shape
+    (file's, model's). ``unused`` are keys that the model has no place for. ``untied`` are parameters that the
+    config ties to another one, but that the files hold with other values; ``tied_missing`` are the others
+    that the config ties and :meth:`tie` may overwrite. ``loading`` is what transformers' loading function
+    needs: its rules for this model keep a memory of the keys that they have seen.
+    """
+
+    files: list[Path]
+    tensors: dict[str, StoredTensor]
+    groups: dict[str, list[str]]
+    missing: set[str]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    unused: list[str]
+    untied: set[str]
+    tied_missing: set[str]
+    loading: LoadStateDictConfig
+
+    def tie(self, model: Any) -> None:
+        """Tie the parameters of ``model`` as transformers does after loading: a tie that the files contradict
+        is dropped.
+        """
+        for name in self.untied:
+            model.all_tied_weights_keys.pop(name, None)
+        if self.untied:
+            model.config.tie_word_embeddings = False  # or a later tie_weights() would tie them again
+        model.tie_weights(missing_keys=set(self.tied_missing), recompute_mapping=False)
+
+    def dtype_of(self, parameter: str) -> torch.dtype:
+        """The dtype in which a file holds ``parameter``."""
+        return self.tensors[self.groups[parameter][0]].dtype
+
+
+def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
+    """Match the files in ``folder`` with ``model``, whose weights may be on the ``meta`` device and are left
+    as they are.
+
+    Raises :class:`UserError` for weights that are stored as codes, and for a conversion that fails.
+    """
+    refuse_quantized_config(folder, model.config)
+    files = weight_files(folder, model.config)
+    tensors = dict(stored_tensors(files))
+    loading = LoadStateDictConfig(
+        device_map={"": "meta"},
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype),
+        weight_mapping=get_model_conversion_mapping(model),
+    )
+    info = _try(model, tensors, loading)
+    refuse_quantized(folder, info.unexpected_keys, {key: tensor.dtype for key, tensor in tensors.items()})
+    if info.conversion_errors:
+        name, reason = next(iter(info.conversion_errors.items()))
+        last = reason.strip().splitlines()[-1]
+        raise UserError(f"{folder}: transformers cannot convert the stored weights of {name}: {last}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    absent = info.missing_keys & parameters.keys()
+    mismatched = {name: (tuple(stored), tuple(expected)) for name, stored, expected in info.mismatched_keys}
+    groups = _groups(model, tensors, loading)
+    untied, tied_missing = _ties(model, groups, tensors, absent | mismatched.keys())
+    tied = _also_tied(model.all_tied_weights_keys, parameters.keys() - absent - mismatched.keys(), untied)
+    if not loading.dtype_plan:  # a plan that keeps some modules in fp32 decides when it loads
+        for name in groups.keys() & parameters.keys():
+            tensors |= {key: replace(tensors[key], cast=parameters[name].dtype) for key in groups[name]}
+    return Checkpoint(
+        files=files,
+        tensors=tensors,
+        groups={name: keys for name, keys in groups.items() if name not in mismatched},
+        missing=absent - tied,
+        mismatched={name: shapes for name, shapes in mismatched.items() if name not in tied},
+        unused=sorted(info.unexpected_keys),
+        untied=untied,
+        tied_missing=tied_missing,
+        loading=loading,
+    )
+
+
+def _try(model: Any, tensors: dict[str, StoredTensor], loading: LoadStateDictConfig) -> LoadStateDictInfo:
+    """What transformers reports when it loads tensors of these names and shapes into a copy of ``model``."""
+    trial = copy.deepcopy(model)  # it gets empty tensors even in place of buffers, which are real
+    with one_after_another():
+        info, _ = convert_and_load_state_dict_in_model(
+            trial, {key: tensor.meta() for key, tensor in tensors.items()}, loading
+        )
+    trial._adjust_missing_and_unexpected_keys(info)
+    return info
+
+
+@contextmanager
+def one_after_another() -> Iterator[None]:
+    """Inside, transformers reads tensors when it needs them, not ahead in threads of its own."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _groups(
+    model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictConfig
+) -> dict[str, list[str]]:
+    """{parameter: keys it is made of}, by transformers' renaming, key after key in the order of its loading
+    function.
+    """
+    mapping = config.weight_mapping or []
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    targets_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state = model.state_dict()
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state and key in state:
+            name, pattern = rename_source_key(
+                key, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=state
+            )
+        patterns = targets_of[pattern].target_patterns if pattern is not None else [""]
+        for target in (name.replace(patterns[0], other) if patterns[0] else name for other in patterns):
+            if target in state:
+                groups[target].append(key)
+    return dict(groups)
+
+
+def _ties(
+    model: Any, groups: dict[str, list[str]], tensors: dict[str, StoredTensor], missing: set[str]
+) -> tuple[set[str], set[str]]:
+    """Ties that the files contradict, and parameters that a tie may overwrite: missing ones and copies with
+    the same values.
+    """
+    untied, free = set[str](), set(missing)
+    for name, source in model.all_tied_weights_keys.items():
+        if name in missing or source in missing:
+            continue
+        if _equal([tensors[key] for key in groups[name]], [tensors[key] for key in groups[source]]):
+            free.add(name)
+        else:
+            untied.add(name)
+    return untied, free
+
+
+def _equal(one: list[StoredTensor], other: list[StoredTensor]) -> bool:
+    if [(t.shape, t.dtype) for t in one] != [(t.shape, t.dtype) for t in other]:
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(*parts) for a, b in pairs for parts in zip(a.parts(), b.parts(), strict=True))
+
+
+def _also_tied(ties: dict[str, str], found: set[str], untied: set[str]) -> set[str]:
+    """Parameters that get their values through a tie with one that was ``found``."""
+    rings: dict[str, set[str]] = defaultdict(set)
+    for name, source in ties.items():
+        if name not in untied:
+            rings[source] |= {name, source}
+    return {name for ring in rings.values() if ring & found for name in ring}

@@ -1,0 +1,71 @@
+"""Whether a checkpoint holds all of a model, and which modules of a classifier are its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers.core_model_loading import dot_natural_key
+
+from bitrank.errors import UserError
+from bitrank.models.checkpoint import Checkpoint
+
+_SHOWN = 4
+
+
+def heads_of(model: Any) -> list[str]:
+    """Modules with parameters outside the body of a classifier, which are trained whole; heads tied to an
+    embedding are none.
+    """
+    body = f"{model.base_model_prefix}."
+    shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name.startswith(body)}
+    own = ((name, list(module.parameters(recurse=False))) for name, module in model.named_modules())
+    outside = [(name, parts) for name, parts in own if parts and name and not f"{name}.".startswith(body)]
+    return [name for name, parts in outside if not any(id(p) in shared for p in parts)]
+
+
+def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | None:
+    """The head that gives one number a class: the last one with so many rows."""
+    rows = {name: getattr(model.get_submodule(name), "weight", None) for name in heads}
+    fitting = [
+        name
+        for name, weight in rows.items()
+        if weight is not None and weight.ndim == 2 and len(weight) == classes
+    ]
+    return fitting[-1] if fitting else None
+
+
+def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
+    """Raises :class:`UserError` when a part is missing, or has another shape, that must not be drawn at
+    random.
+
+    Only a classifier may have new modules: those outside its body, and the body's pooler, which language
+    models lack.
+    """
+    heads = set(heads_of(model)) if kind == "classification" else set[str]()
+
+    def may_be_new(parameter: str) -> bool:
+        module = parameter.rpartition(".")[0]
+        return module in heads or (kind == "classification" and "pooler" in module.split("."))
+
+    wrong = [
+        f"{key} is {list(stored)} there and {list(expected)} by its config"
+        for key, (stored, expected) in sorted(checkpoint.mismatched.items())
+        if not may_be_new(key)
+    ]
+    if wrong:
+        raise UserError(
+            f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one model"
+        )
+    absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
+    if absent:
+        raise UserError(
+            f"the weights of {name} lack {_some(absent)}, which {type(model).__name__} needs and which must "
+            "not be drawn at random; give complete weights, or the config.json that belongs to them"
+        )
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,49 @@
+"""A model's configuration, adapted to the kind of task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitrank.models.architectures import check_task, config_of
+from bitrank.models.locate import locate
+
+
+def load_config(name: str) -> Any:
+    """The configuration of model ``name`` as it is stored. Raises :class:`UserError` when there is none."""
+    return config_of(name, locate(name))
+
+
+def task_config(name: str, kind: str, labels: list[str], dropout: float | None) -> tuple[Any, dict[int, str]]:
+    """The configuration for a task of ``kind``, and the label names that the checkpoint was trained with."""
+    place = locate(name)
+    config = config_of(name, place)
+    check_task(name, config, kind)
+    if Path(place).is_dir():
+        # An adapter names its base by it, and is read from elsewhere.
+        config.name_or_path = str(Path(place).resolve())
+    stored = dict(config.id2label or {})
+    if kind == "classification":
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    if dropout is not None:
+        for key, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+                setattr(config, key, dropout)
+    return config, stored
+
+
+def read_config(place: str, kind: str, classes: int = 2, dropout: float | None = None) -> Any:
+    """The configuration at ``place`` for a task of ``kind``. Raises as :func:`skeleton` does."""
+    config = config_of(place, place)
+    check_task(place, config, kind)
+    if kind == "classification":
+        config.num_labels = classes
+        if config.pad_token_id is None:
+            config.pad_token_id = 0  # which token pads changes no shape
+    if dropout is not None:
+        for key, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+                setattr(config, key, dropout)
+    return config

@@ -1,0 +1,99 @@
+"""Find a model's files by name, hub id or local folder; convert the embedded SmolLM2 once."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from bitrank_data import ASSETS, asset_dir, build_once, cache_dir
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from bitrank.errors import UserError
+from bitrank.models.architectures import config_of
+from bitrank.models.stored_tensors import weight_files
+from bitrank.models.tiny import TINY, build_tiny
+from bitrank.tracking.provenance import code_hash
+
+_TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
+
+
+def locate(name: str) -> str:
+    """The folder or hub id of model ``name``: an embedded model, a tiny one, a local folder, or a hub id as it is."""
+    if name == "minilm":
+        return str(asset_dir("minilm"))
+    if name == "smollm2":
+        return str(_smollm2())
+    if name in TINY:
+        place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.models.tiny')[:8]}"
+        return str(build_once(place, partial(build_tiny, name)))
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(
+            f"no such model folder: {name}; give a folder in hub format, a hub id, or one of minilm, smollm2"
+        )
+    return name
+
+
+def folder_of(name: str) -> Path:
+    """The local folder of model ``name``; a hub model's files are fetched into the hub's own cache."""
+    place = locate(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise UserError(cannot_load(name, error)) from error
+
+
+def weights_fingerprint(name: str) -> str:
+    """A hash of the files that make up model ``name``: weights that are loaded, configuration, tokenizer.
+
+    Raises :class:`UserError` when the folder has no weights that can be loaded.
+    """
+    folder = folder_of(name)
+    weights = weight_files(folder, config_of(name, str(folder)))
+    texts = [path for path in folder.iterdir() if path.is_file() and path.suffix in _TEXTS]
+    digest = hashlib.sha256()
+    for path in sorted({*weights, *texts}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _smollm2() -> Path:
+    """SmolLM2 in hub format, converted once from its GGUF file: loading then takes a moment, and little memory."""
+    converter = hashlib.sha256(inspect.getsource(_convert_smollm2).encode()).hexdigest()[:8]
+    place = cache_dir() / "models" / f"smollm2-{ASSETS['smollm2'].sha256[:12]}-{converter}"
+    return build_once(place, _convert_smollm2)
+
+
+def _convert_smollm2(folder: Path) -> None:
+    quiet_transformers()
+    source = asset_dir("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.bfloat16)
+    # The weights are plain bf16 now; the note that they came quantized would make transformers refuse to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file="model.gguf").save_pretrained(folder)
+
+
+def cannot_load(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of minilm, smollm2"
+
+
+def quiet_transformers() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

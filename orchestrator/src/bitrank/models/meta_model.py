@@ -1,0 +1,197 @@
+"""A model's structure from its ``config.json`` alone: names, shapes and dtypes on the ``meta`` device, no weight in memory.
+
+For forecasts: what a plan does to the structure is done to it here (stand-ins for quantized layers, adapters, fused products), so
+that the same code that will train can be run over shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from bitrank_quant import (
+    Float,
+    QuantEmbedding,
+    followers,
+    hold_in_16_bits,
+    left_out,
+    parse_format,
+    tied_modules,
+)
+from bitrank_trainer import implementation
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights, no_tie_weights
+from transformers.models.auto.auto_factory import _get_model_class
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from bitrank.models.checkpoint import read_checkpoint
+from bitrank.models.completeness import check_complete, heads_of
+from bitrank.models.config import read_config
+
+
+def meta_model(
+    place: str, kind: str, classes: int, dtype: torch.dtype, attention: str = "eager", dropout: float | None = None,
+    depth: int | None = None,
+) -> Any:  # fmt: skip
+    """The model that ``config.json`` in ``place`` (a folder, that file itself, or a hub id) describes, on the ``meta`` device; with
+    ``depth`` blocks instead of its own where that is given.
+
+    Its buffers are real, as they are small and hold what no file has. Raises :class:`UserError` when there is no such config, or it
+    is an encoder's and ``kind`` is language modelling.
+    """
+    config = read_config(place, kind, classes, dropout)
+    if depth is not None:
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
+    auto = _auto(config, kind)
+    attention = implementation(class_of(auto, config), attention)
+    with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
+        model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    if _has_weights(place):
+        read_checkpoint(model, Path(place), dtype).tie(model)
+    else:
+        model.tie_weights()
+    return model.eval()
+
+
+def _has_weights(place: str) -> bool:
+    return Path(place).is_dir() and any(Path(place).glob("*.safetensors*"))
+
+
+class _Unfilled(TorchFunctionMode):
+    """Empty tensors are made on ``meta``: layers make their weights so, and gigabytes are not asked for even for a moment."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def find_new_modules(model: Any, place: str, kind: str) -> list[str]:
+    """Names of the modules that will be trained whole: a classifier's modules outside its body, and, where ``place``
+    has files, those of its body that they lack.
+
+    Raises :class:`~bitrank.errors.UserError` when the files lack a part that must not be drawn at random.
+    """
+    missing = set[str]()
+    if _has_weights(place):
+        checkpoint = read_checkpoint(model, Path(place), model.dtype)
+        check_complete(checkpoint, model, place, kind)
+        missing = {name.rpartition(".")[0] for name in (*checkpoint.missing, *checkpoint.mismatched)}
+    if kind == "classification":
+        missing.update(heads_of(model))
+    return [name for name, _ in model.named_modules() if name in missing]
+
+
+class StandIn(nn.Linear):
+    """A linear layer stored in few bits, as far as memory goes: its weight is decoded when it is asked for, and kept by nobody."""
+
+    def __init__(self, out: int, into: int, bias: Tensor | None, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features, self.dtype = out, into, dtype
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows_NI = input.reshape(-1, self.in_features)
+        made: Tensor = _Product.apply(rows_NI, self)
+        return made.view(*input.shape[:-1], self.out_features)
+
+
+class NoCodes(nn.Module):
+    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding
+    stays as it does over codes."""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape, self.compute_dtype = (rows, width), dtype
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codes": torch.empty(0, dtype=self.compute_dtype, device="meta")}
+
+    def decode(self) -> Tensor:
+        return torch.empty(*self.shape, dtype=self.compute_dtype, device="meta")
+
+    def decode_rows(self, ids: Tensor) -> Tensor:
+        return torch.empty(*ids.shape, self.shape[1], dtype=self.compute_dtype, device="meta")
+
+
+class _Product(torch.autograd.Function):
+    """``x Wᵀ + b`` with W decoded in both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_NI: Tensor, layer: StandIn) -> Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(rows_NI, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return (grads[0] @ ctx.layer.weight if ctx.needs_input_grad[0] else None), None
+
+
+def stand_in(
+    model: nn.Module, precision: dict[str, str], dtype: torch.dtype, trained_modules: Collection[str] = ()
+) -> None:
+    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names
+    becomes a linear layer, and what no plan can name is held in 16 bits, but for ``trained_modules`` modules."""
+    tied, sharing = tied_modules(model), followers(model)
+    for name, text in precision.items():
+        if name in tied:
+            continue
+        fmt = parse_format(text)
+        plain = isinstance(fmt, Float) and fmt.dtype == dtype
+        for part in (name, *sharing.get(name, [])):
+            _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
+    hold_in_16_bits(model, left_out(model, trained_modules))
+
+
+def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:
+    if isinstance(module, nn.Embedding):
+        codes: Any = NoCodes(module.num_embeddings, module.embedding_dim, dtype)
+        return module if plain else QuantEmbedding.instead_of(module, codes)
+    into, out = tuple(module.weight.shape) if isinstance(module, Conv1D) else tuple(module.weight.shape)[::-1]
+    if not plain:
+        return StandIn(out, into, module.bias, dtype)
+    if not isinstance(module, Conv1D):
+        return module  # type: ignore[no-any-return]
+    made = nn.Linear(into, out, device="meta", dtype=dtype)
+    made.bias = module.bias
+    return made
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def class_of(auto: Any, config: Any) -> type[nn.Module] | None:
+    """The class that ``auto`` builds from ``config``; None where transformers itself has none for it."""
+    try:
+        found: type[nn.Module] = _get_model_class(config, auto._model_mapping)
+    except KeyError:
+        return None
+    return found
+
+
+def _auto(config: Any, kind: str) -> Any:
+    if kind == "classification":
+        return AutoModelForSequenceClassification
+    return (
+        AutoModelForCausalLM
+        if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        else AutoModelForSeq2SeqLM
+    )

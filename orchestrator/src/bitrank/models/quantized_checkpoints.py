@@ -1,0 +1,59 @@
+"""Checkpoints whose weights are codes already: recognised and refused by name, never cast as if codes were
+weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from bitrank.errors import UserError
+
+# Tensors beside a weight that belong to its code, by the library that writes them.
+_BESIDE = {
+    "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
+    "bitsandbytes": r"\.(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$",
+    "float8 or compressed-tensors": r"\.(weight_(scale|scale_inv|packed|zero_point)|input_scale)$",
+    "MXFP4": r"_(blocks|scales)$",
+    "quanto": r"\.weight\._(data|scale|shift)$",
+    "HQQ": r"\.(W_q|meta)$",
+    "AQLM or VPTQ": r"\.(codes|codebooks|centroids|indices)$",
+}
+SAVED_BY_BITRANK = "quantized.safetensors"  # as bitrank_quant.save_quantized names it
+_REMEDY = (
+    "give the original in 16 or 32 bits, or write one: load it with transformers, call model.dequantize() if "
+    "its format offers that, and save it with model.save_pretrained(folder)"
+)
+
+
+def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raises :class:`UserError` when keys that the model does not expect, or the stored ``dtypes`` of
+    weights, show codes.
+    """
+    for key in sorted(unexpected):
+        for library, pattern in _BESIDE.items():
+            if re.search(pattern, key):
+                raise UserError(f"{name} is quantized already ({library}: it holds {key}); {_REMEDY}")
+    codes = next((key for key, dtype in dtypes.items() if key.endswith("weight") and _is_code(dtype)), None)
+    if codes:
+        raise UserError(
+            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; {_REMEDY}"
+        )
+
+
+def refuse_quantized_config(name: object, config: Any) -> None:
+    """Raises :class:`UserError` when ``config`` says that its weights are quantized."""
+    text = getattr(config, "get_text_config", lambda: config)()
+    stored = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if stored:
+        method = (
+            stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+        )
+        raise UserError(f"{name} is quantized already: its config.json says quant_method {method}; {_REMEDY}")
+
+
+def _is_code(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point or dtype.itemsize == 1

@@ -1,0 +1,117 @@
+"""The tensors in a model's safetensors files, one at a time: which files count, and how a tensor is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers.modeling_utils import _get_resolved_checkpoint_files
+
+from bitrank.errors import UserError
+from bitrank.models.quantized_checkpoints import SAVED_BY_BITRANK
+
+PART = 2**20  # numbers read at a time
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file, read when it is indexed, as transformers indexes a slice of an open
+    file.
+
+    The file is opened for each read: pages of an open file count as this process's memory. ``cast`` is the
+    dtype to give while reading, so that a large tensor is never in memory in both dtypes; None keeps the
+    file's.
+    """
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    cast: torch.dtype | None = None
+
+    def __getitem__(self, _: object) -> Tensor:
+        dtype = self.cast or self.dtype
+        if math.prod(self.shape) <= PART:
+            with safe_open(self.path, framework="pt") as file:
+                small: Tensor = file.get_tensor(self.key)
+            return small.to(dtype, copy=True)
+        whole = torch.empty(self.shape, dtype=dtype)
+        row = 0
+        for part in self.parts():
+            whole[row : row + len(part)] = part
+            row += len(part)
+        return whole
+
+    def parts(self) -> Iterator[Tensor]:
+        """The tensor in the file's dtype, some rows at a time; a scalar is one part."""
+        rows = max(1, PART // max(1, math.prod(self.shape[1:])))
+        for start in range(0, self.shape[0] if self.shape else 1, rows):
+            with safe_open(self.path, framework="pt") as file:
+                part: Tensor = (
+                    file.get_slice(self.key)[start : start + rows]
+                    if self.shape
+                    else file.get_tensor(self.key)
+                )
+                yield part.clone()
+
+    def meta(self) -> Tensor:
+        """Its shape and dtype without data."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def weight_files(folder: Path, config: Any = None) -> list[Path]:
+    """The files that transformers would load from ``folder``: one safetensors file before a sharded one.
+
+    Raises :class:`UserError` when there is none, or only formats that can run code when they are read.
+    """
+    if (folder / SAVED_BY_BITRANK).is_file():
+        raise UserError(
+            f"{folder} holds a model that bitrank has quantized (merge --into quantized): open it with "
+            "bitrank_quant.load_quantized, or merge --into 16bit to train further"
+        )
+    named = getattr(config, "transformers_weights", None)
+    try:
+        found, _ = _get_resolved_checkpoint_files(
+            folder,
+            variant=None,
+            gguf_file=None,
+            use_safetensors=True,
+            user_agent=None,
+            is_remote_code=False,
+            transformers_explicit_filename=named,
+        )
+    except (OSError, ValueError) as error:
+        others = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf"}
+        )
+        if others:
+            raise UserError(
+                f"{folder} has its weights in {others[0]}, but bitrank reads safetensors only: load it once "
+                "with transformers and write it with model.save_pretrained(folder)"
+            ) from error
+        raise UserError(
+            f"{folder} has no weights: expected model.safetensors, or model.safetensors.index.json with all the files that it names"
+        ) from error
+    paths = [Path(file) for file in found or []]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        raise UserError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch the folder again")
+    return paths
+
+
+def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
+    """Every tensor of ``files`` by its key."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no dictionary
+                part = file.get_slice(key)
+                dtype = part[:0].dtype if part.get_shape() else file.get_tensor(key).dtype
+                yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)

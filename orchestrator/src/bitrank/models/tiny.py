@@ -1,0 +1,72 @@
+"""Tiny random models in hub format with a word tokenizer: what smoke tests run on. They know nothing.
+
+Libraries are imported when a model is built: the command line asks for the names alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_WORDS = (
+    "the", "is", "and", ".", "film", "story", "cast", "score", "plot", "ending", "scene", "script",
+    "good", "lovely", "bright", "fine", "superb", "bad", "dull", "poor", "weak", "awful",
+)  # fmt: skip
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *_WORDS))}
+_TOKENS: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+def _bert() -> Any:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(
+        BertConfig(
+            **_TOKENS,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=64,
+        )
+    ).bert
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                    intermediate_size=128, max_position_embeddings=64, tie_word_embeddings=True)
+    )  # fmt: skip
+
+
+def _gpt2() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(**_TOKENS, n_embd=64, n_layer=3, n_head=4, n_positions=64))
+
+
+TINY = {"tiny-bert": _bert, "tiny-llama": _llama, "tiny-gpt2": _gpt2}
+
+
+def build_tiny(name: str, folder: Path) -> None:
+    """Write the tiny model ``name`` (one of :data:`TINY`) and its tokenizer into ``folder``, always the same weights."""
+    import torch
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        TINY[name]().save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
+    ).save_pretrained(folder)

@@ -1,0 +1,86 @@
+"""Bytes that a plan's choices take in the model of a run, by shapes alone: equal to what the built model will hold."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from bitrank_quant import WeightMatrix
+from bitrank_trainer import DTYPES
+
+from bitrank.errors import UserError, unknown
+from bitrank.forecast.model_shapes import ModelShapes, model_shapes
+from bitrank.forecast.stored_size import stored_size
+from bitrank.models.locate import locate
+from bitrank.process.compute import Compute
+from bitrank.run.data import tokenised
+from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.parse import parse_bytes
+from bitrank.spec.run_spec import RunSpec
+
+ADAPTER_BYTES = 4  # per number: adapters are trained and saved in fp32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes in the model that ``model_shapes`` describes, on ``device``, with formats as ``quant_backend`` makes them."""
+
+    outline: ModelShapes
+    quant_backend: str
+    device: str
+    dtype: str
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the base; shared ones once."""
+        return self.outline.parameters
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that no plan changes: norms, biases, buffers, and the trained copies of fresh heads."""
+        return self.outline.fixed + ADAPTER_BYTES * self.outline.trained
+
+    @cached_property
+    def matrices(self) -> dict[str, WeightMatrix]:
+        return {matrix.name: matrix for matrix in self.outline.matrices}
+
+    def of_matrix(self, name: str, fmt: str, rank: int) -> int:
+        """Codes, scales and adapter of one matrix."""
+        matrix = self.matrices[name]
+        options = {"quant_backend": self.quant_backend, "device": self.device, "dtype": DTYPES[self.dtype]}
+        stored = stored_size(matrix, fmt, **options, shared=name in self.outline.shared)  # type: ignore[arg-type]
+        return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
+
+    def of_config(self, config: Config) -> int:
+        """The whole model as ``config`` would store it, with the adapters it starts with."""
+        blocks = [matrix for matrix in self.outline.matrices if matrix.adaptable]
+        bits, ranks = config.precision.assign_formats(self.outline.matrices), config.rank.assign_ranks(blocks)
+        return self.fixed + sum(
+            self.of_matrix(name, bits[name], ranks.get(name, 0)) for name in self.matrices
+        )
+
+
+def sizes_of(spec: RunSpec) -> Sizes:
+    """The sizes in the model of ``spec``. Its ``config.json`` is read, no weight."""
+    compute = Compute.of(spec)
+    device, dtype = compute.device, compute.dtype_name
+    classes = len(tokenised(spec).classes)
+    return Sizes(
+        model_shapes(locate(spec.model), spec.kind, classes, DTYPES[dtype]), spec.quant_backend, device, dtype
+    )
+
+
+def parse_budget(text: str, sizes: Sizes) -> int:
+    """The bytes that ``text`` stands for. Raises :class:`UserError`."""
+    if text.startswith("="):
+        name = text[1:]
+        if name not in CONFIGS:
+            raise unknown("config", name, CONFIGS, "; a budget like =B-Q4 takes the bytes of a config")
+        return sizes.of_config(find_config(name))
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*bits?\s*", text):
+        return int(float(match[1]) * sizes.parameters / 8)
+    try:
+        return parse_bytes(text)
+    except UserError:
+        raise UserError(f"expected a budget such as 20MB, 4.25bits or =B-Q4, got {text!r}") from None

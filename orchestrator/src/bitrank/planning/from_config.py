@@ -1,0 +1,83 @@
+"""A plan from a ``config.json`` alone, for a model this machine cannot hold: sizes are exact, sensitivities a stated prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bitrank_planner import Item, Option, Plan, Problem
+from bitrank_trainer import DTYPES
+
+from bitrank.errors import UserError
+from bitrank.forecast.model_shapes import model_shapes
+from bitrank.forecast.repeated_blocks import Choice, step_bytes
+from bitrank.planning.budget import Sizes, parse_budget
+from bitrank.planning.costs import Choices, adaptable
+from bitrank.planning.prior import prior_costs
+from bitrank.spec.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Training:
+    """Bytes of training with one batch of ``sequences`` × ``length`` tokens, part by part, libraries not counted."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.adapters + self.gradients + self.optimizer + self.activations
+
+
+def is_outline(model: str) -> bool:
+    """Whether ``model`` names a ``config.json``, or a folder with one and no weights."""
+    path = Path(model)
+    return (path.is_file() and path.suffix == ".json") or (
+        (path / "config.json").is_file() and not any(path.glob("*.safetensors*"))
+    )
+
+
+def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Problem, Sizes]:
+    """The problem of planning the model whose config is at ``spec.model``, with costs by :mod:`bitrank.planning.prior`."""
+    dtype = "bf16" if spec.dtype == "auto" else spec.dtype
+    sizes = Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
+    nats = prior_costs(sizes.outline.matrices, choices.formats, choices.ranks)
+    items = []
+    for m in sizes.outline.matrices:
+        ranks = [rank for rank in choices.ranks if rank <= min(m.shape)] if adaptable(m) else [0]
+        options = [
+            Option(
+                fmt,
+                rank,
+                sizes.of_matrix(m.name, fmt, rank),
+                nats[m.name][fmt, rank if choices.repairs else 0],
+                rank * sum(m.shape),
+            )
+            for fmt in choices.formats
+            for rank in ranks
+        ]
+        items.append(Item(m.name, tuple(options), m.role, m.layer, m.shape))
+    return Problem(tuple(items), parse_budget(budget, sizes), sizes.fixed), sizes
+
+
+def training_memory(spec: RunSpec, plan: Plan) -> Training:
+    """What training ``plan`` takes, rehearsed on the ``meta`` device with ``spec``'s batch and length.
+
+    Raises :class:`UserError` when the plan has no adapter: nothing would be trained.
+    """
+    if not plan.ranks:
+        raise UserError(
+            "this plan gives no matrix an adapter, so nothing would be trained; offer ranks above 0"
+        )
+    stored = 4 * plan.trainable
+    return Training(
+        plan.nbytes - stored,
+        stored,
+        stored,
+        2 * stored,
+        step_bytes(spec, Choice(plan.precision, plan.ranks), torch.bfloat16),
+    )

@@ -1,0 +1,124 @@
+"""``bitrank plan``: from words to a plan, and what to say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bitrank_data import cache_dir
+from bitrank_planner import SEARCHES, Effort, Plan, Problem
+from bitrank_trainer import pin_threads
+
+from bitrank.errors import UserError, unknown
+from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.costs import Choices, make_problem, without_divergences
+from bitrank.planning.interactions import calibrate_costs
+from bitrank.planning.planners import PLANNERS, plan_by
+from bitrank.planning.short_runs import search
+from bitrank.sensitivity.measure import measure
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.provenance import code_hash
+
+NAMES = (*PLANNERS, *SEARCHES)
+_BY_COST = {
+    "exact",
+    "greedy",
+    "bits-only",
+    "rank-only",
+    *SEARCHES,
+}  # the others go by rules, or by one pair for all
+Pins = Mapping[str, tuple[str | None, int | None]]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is asked to be: ``planner`` by name, ``budget`` in words, ``pins`` by a part of a module's name.
+
+    ``evaluations`` plans of ``steps`` optimizer steps are what a search may look at, ``seconds`` what the exact planner may take.
+    """
+
+    budget: str
+    planner: str = "exact"
+    choices: Choices = field(default_factory=Choices)
+    max_trainable: int | None = None
+    pins: Pins | None = None
+    evaluations: int = 24
+    steps: int = 10
+    seconds: float = Effort.seconds
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A plan, the problem it solves, the sizes it was counted in, and seconds: of measuring (when it was done), and of choosing, with what
+    calibrating the costs took when it was done."""
+
+    plan: Plan
+    problem: Problem
+    sizes: Sizes
+    tables: Tables
+    choosing: float
+
+    @property
+    def seconds(self) -> float:
+        """What the plan cost: measuring and choosing."""
+        return self.tables.seconds + self.choosing
+
+
+def make_plan(
+    spec: RunSpec, request: PlanRequest, on_progress: Callable[[str], None] = lambda _: None
+) -> PlanResult:
+    """Measure (or read what was measured), set the problem up, solve it.
+
+    Raises :class:`UserError` and :class:`~bitrank_planner.PlanError` for words that mean nothing here and budgets that hold no plan.
+    """
+    if request.planner not in NAMES:
+        raise unknown("planner", request.planner, NAMES)
+    pin_threads(spec.threads)
+    sizes = sizes_of(spec)
+    budget = parse_budget(request.budget, sizes)
+    tables = measure(spec, on_progress)
+    problem, calibrating = make_problem(tables, sizes, budget, request.choices, request.max_trainable), 0.0
+    if request.planner in _BY_COST:
+        by_fisher = make_problem(
+            without_divergences(tables), sizes, budget, request.choices, request.max_trainable
+        )
+        problem, calibrating = calibrate_costs(
+            (problem, by_fisher), tables, spec, request.choices.repairs, on_progress
+        )
+    problem = problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
+    started = time.monotonic()
+    if request.planner in PLANNERS:
+        plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
+        return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
+    found = search(
+        request.planner, problem, spec, tables, evaluations=request.evaluations, steps=request.steps,
+        journal=_journal(problem, spec, request), on_progress=on_progress,
+    )  # fmt: skip
+    return PlanResult(
+        replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
+    )
+
+
+def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
+    """Where a search is kept, under all that its evaluations depend on: asked for something else, it begins anew."""
+    code = code_hash("bitrank.planning.short_runs", rules=frozenset({"GivenRanks"}))
+    key_parts = f"{problem!r} {spec.spec_id} {request.evaluations} {request.steps} {code}"
+    key = hashlib.sha256(key_parts.encode()).hexdigest()[:16]
+    return (
+        cache_dir() / "searches" / f"{request.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"
+    )
+
+
+def match_pins(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:
+    """Pins by whole names: a pin holds for every matrix whose name contains its words. Raises :class:`UserError` when none does."""
+    whole: dict[str, tuple[str | None, int | None]] = {}
+    for part, choice in pins.items():
+        hits = [name for name in names if part in name]
+        if not hits:
+            raise UserError(f"no matrix has {part!r} in its name; names look like {', '.join(names[:3])}")
+        whole |= dict.fromkeys(hits, choice)
+    return whole

@@ -1,0 +1,100 @@
+"""Planners that search on real evaluations: each plan they look at is built, trained for a few steps, and judged on validation data.
+
+This is how QR-Adaptor and its like choose, so their cost is counted in full: the seconds of every evaluation, those of an earlier,
+interrupted search included (a journal beside the plan keeps them).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from bitrank_adapters import ResidualStart
+from bitrank_planner import SEARCHES, Found, Plan, Problem
+from bitrank_trainer import (
+    Diverged,
+    Task,
+    evaluate,
+    train,
+)
+
+from bitrank.process.compute import Compute, objective_of
+from bitrank.run.build import build_model
+from bitrank.run.data import load_data
+from bitrank.run.train_settings import settings_for
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.configs import Config
+from bitrank.spec.rules import GivenBits, GivenRanks
+from bitrank.spec.run_spec import RunSpec
+
+_VALIDATION_SEQUENCES = {
+    "classification": 256,
+    "language-modelling": 12,
+}  # validation sequences that a short run is judged on
+
+
+class ShortRun:
+    """A plan → nats of validation loss after ``steps`` optimizer steps, as ``spec`` would train it; infinite where training diverged.
+
+    Adapters start from the Fisher-weighted residual, as the planned arms do. The learning-rate schedule is that of a run of ``steps``.
+    """
+
+    def __init__(self, spec: RunSpec, tables: Tables, steps: int) -> None:
+        self._spec = replace(spec, steps=steps, epochs=None)
+        self._data = load_data(self._spec)
+        validation = self._data.validation
+        self._validation = validation.select(
+            np.arange(min(len(validation), _VALIDATION_SEQUENCES[spec.kind]))
+        )
+        self._weights = {name: (moments.row_O, moments.column_I) for name, moments in tables.moments.items()}
+        self._compute = Compute.of(spec)
+
+    def __call__(self, plan: Plan) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return self._trained(plan, Path(folder))
+            except Diverged:
+                return float("inf")
+
+    def _trained(self, plan: Plan, folder: Path) -> float:
+        spec, device = self._spec, self._compute.device
+        init = ResidualStart(plan.ranks, rounds=spec.init_rounds, weights=self._weights)
+        settings = settings_for(spec, len(self._data.task.splits["train"]), device, self._compute.dtype)
+        config = Config(GivenBits(plan.precision), GivenRanks(plan.ranks), "joint")
+        classes = self._data.task.classes
+        built = build_model(spec, self._compute, config, classes, settings.steps, init=init)
+        model, hook = built.model, built.hook
+        objective = objective_of(spec)
+        settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
+        task = Task(
+            objective,
+            self._data.train_batches,
+            lambda: evaluate(model, self._data.batches_of(self._validation), objective, device).metrics,
+            device,
+        )
+        return train(model, task, hook, settings, folder, lambda _: None).history["loss"]
+
+
+def search(
+    name: str, problem: Problem, spec: RunSpec, tables: Tables, *, evaluations: int, steps: int, journal: Path,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Found:  # fmt: skip
+    """The search called ``name`` on real short evaluations, continued from ``journal`` where there is one.
+
+    Raises :class:`~bitrank_planner.PlanError` as the searches do.
+    """
+    short = ShortRun(spec, tables, steps)
+    seen = 0
+
+    def evaluate_plan(plan: Plan) -> float:
+        nonlocal seen
+        value = short(plan)
+        seen += 1
+        on_progress(f"{name}: plan {seen} of {evaluations}: {value:.4f} nats after {steps} steps")
+        return value
+
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    return SEARCHES[name](problem, evaluate_plan, evaluations, spec.seed, journal)

@@ -1,0 +1,33 @@
+"""Where and in which numbers a run computes: device, dtype and threads, resolved from its spec once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from bitrank_trainer import DTYPES, OBJECTIVES, PLAIN_OBJECTIVES, Objective, choose_device, choose_dtype
+
+from bitrank.spec.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Compute:
+    """``device`` and ``dtype`` are chosen for this machine where the spec leaves them open; ``threads`` None takes all cores."""
+
+    device: str
+    dtype_name: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Compute:
+        device = choose_device(spec.device)
+        return cls(device, choose_dtype(device) if spec.dtype == "auto" else spec.dtype, spec.threads)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype_name]
+
+
+def objective_of(spec: RunSpec) -> Objective:
+    """The loss of the spec's kind of task; fused runs take the one with the fused head."""
+    return (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]

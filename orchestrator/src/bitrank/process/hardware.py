@@ -1,0 +1,35 @@
+"""A short description of the machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def hardware(device: str) -> str:
+    """The machine in a few words: processor or accelerator, cores, memory."""
+    cores, memory = (
+        psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        round(psutil.virtual_memory().total / 2**30),
+    )
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    )  # on Apple silicon both are one chip
+    return f"{name}, {cores} cores, {memory} GiB"
+
+
+def _cpu_name() -> str:
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

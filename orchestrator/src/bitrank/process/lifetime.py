@@ -1,0 +1,21 @@
+"""Exit codes of a run's process, and a watch that ends it together with its parent."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
+
+
+def exit_with_parent() -> None:
+    """End this process when its parent is gone (killed), so that no run is ever trained by two processes."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,1 @@
+"""One run inside its process; ``road`` reads from top to bottom."""

@@ -1,0 +1,65 @@
+"""Where adapters start: as nothing, or as what quantization lost (LoftQ), weighted by the Fisher information if asked (LQ-LoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from bitrank_adapters import ResidualStart
+from torch import Tensor
+
+from bitrank.process.lifetime import exit_with_parent
+from bitrank.sensitivity.measure import is_measured, measure
+from bitrank.spec.run_spec import RunSpec
+
+Weights = dict[str, tuple[Tensor, Tensor]]
+
+
+def choose_init(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
+    """What ``spec.init`` asks for; the default start leaves every matrix and adapter as it is."""
+    return _INITS[spec.init](spec, ranks)
+
+
+def _default(_spec: RunSpec, _ranks: dict[str, int]) -> ResidualStart:
+    return ResidualStart({})
+
+
+def _loftq(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
+    return ResidualStart(ranks, rounds=spec.init_rounds)
+
+
+def _lq_lora(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
+    weights = fisher_weights(spec)
+    return ResidualStart(ranks, rounds=spec.init_rounds, weights=weights)
+
+
+_INITS: dict[str, Callable[[RunSpec, dict[str, int]], ResidualStart]] = {
+    "default": _default,
+    "loftq": _loftq,
+    "lq-lora": _lq_lora,
+}
+
+
+def fisher_weights(spec: RunSpec) -> Weights:
+    """{matrix: (row_O, column_I)} for the model and task of ``spec``, measured once and cached.
+
+    Measuring holds the whole model in 16 bits, which a run may not: it is done in a process of its own.
+    """
+    if is_measured(spec):
+        return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
+        arrays = pool.submit(_measured, spec).result()
+    return {
+        name: (torch.from_numpy(row_O), torch.from_numpy(column_I))
+        for name, (row_O, column_I) in arrays.items()
+    }
+
+
+def _measured(spec: RunSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {
+        name: (moments.row_O.numpy(), moments.column_I.numpy())
+        for name, moments in measure(spec).moments.items()
+    }

@@ -1,0 +1,85 @@
+"""What a run says aloud beside its figures: one sentence, shown, logged, and kept as a tag of the run."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+import torch
+from bitrank_quant import Applied, LeftOut, choose_backend, parse_format, rejected
+from bitrank_trainer import OwnAttention
+
+_LISTED = 3  # kinds of tensors that are named
+Emit = Callable[[Mapping[str, object]], None]
+_CPU_INSTEAD = re.compile(
+    r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU"
+)
+
+
+def notice(kind: str, message: str) -> dict[str, object]:
+    """The event that says ``message``; ``kind`` is its tag."""
+    return {"event": "notice", "message": message, "tags": {kind: message[:500]}}
+
+
+def rejected_backends(applied: Mapping[str, Applied], device: str, dtype: torch.dtype) -> str | None:
+    """Which formats another backend holds than the preferred one, because that one failed its trial here; None when all is as preferred."""
+    notes = []
+    for text, backend in sorted({(done.format, done.backend) for done in applied.values()}):
+        fmt = parse_format(text)
+        if fmt.bits < 16 and choose_backend(fmt, device, dtype).name == backend:
+            notes += [
+                f"{text} is held by {backend}: {name} cannot ({reason})"
+                for name, reason in rejected(fmt, device, dtype).items()
+            ]
+    return "; ".join(notes) or None
+
+
+def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
+    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a
+    plan can name them all."""
+    if not left:
+        return None
+    kinds: dict[str, str] = {}
+    for one in left:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", one.name), one.reason)
+    listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
+    more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
+    share = sum(one.numbers for one in left) / parameters
+    return f"{share:.1%} of the weights stay in 16 bits, whatever the plan, and get no adapter: {', '.join(listed)}{more}"
+
+
+@contextmanager
+def report_mps_fallbacks(emit: Emit) -> Iterator[None]:
+    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each
+    operation, and so does the trainer's that a model's own attention computes. They are logged as before."""
+    plain, reported = warnings.showwarning, set[str]()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        match = _CPU_INSTEAD.search(str(message))
+        if match and match[1] not in reported:
+            reported.add(match[1])
+            emit(
+                notice(
+                    "mps_fallback",
+                    f"missing on MPS and computed on the CPU, which is slower: {', '.join(sorted(reported))}",
+                )
+            )
+        if issubclass(category, OwnAttention):
+            emit(notice("attention", str(message)))
+        plain(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = plain

@@ -1,0 +1,71 @@
+"""Both plans of a run, checked against its model before anything is applied; and the precision plan applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitrank_adapters import ResidualStart, check_ranks
+from bitrank_quant import (
+    Applied,
+    LeftOut,
+    WeightMatrix,
+    apply_precision,
+    block_matrices,
+    hold_in_16_bits,
+    left_out,
+    weight_matrices,
+)  # fmt: skip
+
+from bitrank.models.architectures import check_adaptable
+from bitrank.models.load import Loaded
+from bitrank.spec.configs import Config
+from bitrank.spec.inputs import check_inputs
+from bitrank.spec.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Plans:
+    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and
+    those that share the weight of another one. ``left`` are the tensors that no plan can name."""
+
+    bits: dict[str, str]
+    ranks: dict[str, int]
+    quantizable: list[WeightMatrix]
+    left: list[LeftOut]
+
+
+def make_plans(config: Config, loaded: Loaded) -> Plans:
+    """What ``config`` gives to the matrices of a model.
+
+    Raises the adapters' error for a rank that does not fit its matrix, and :class:`~bitrank.errors.UserError` for a
+    model without matrices that a plan can name.
+    """
+    config_of_model: Any = loaded.model.config
+    check_adaptable(config_of_model.name_or_path, loaded.model)
+    quantizable = [
+        m for m in weight_matrices(loaded.model) if m.tied_to is None and m.name not in loaded.trained_modules
+    ]
+    blocks = block_matrices(loaded.model)
+    bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
+    check_ranks(ranks, {m.name: m.shape for m in blocks})
+    return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
+
+
+def store_base(
+    spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: ResidualStart, device: str, dtype: torch.dtype
+) -> dict[str, Applied]:
+    """Read the base one matrix at a time and store each as ``assign_formats`` says, less what ``init`` gives to its
+    adapter; then the tensors that no plan can name, in 16 bits.
+
+    Raises :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
+    """
+    options = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
+    applied = apply_precision(loaded.model, bits, **options, fill=loaded.fill, split=init.split)  # type: ignore[arg-type]
+    loaded.fill_rest()
+    hold_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
+    check_inputs(
+        spec
+    )  # all is read by now; a file that was written meanwhile may have been read in two states
+    return applied

@@ -1,0 +1,305 @@
+"""What a run tells while it runs: JSON lines that the parent process reads, and files that stay.
+
+The training process never imports MLflow. It appends to ``events.jsonl``; the orchestrator's parent tails that file, logs in
+batches and closes the run. So memory figures are the training's own, and a crash cannot leave a half-written store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from bitrank_data import DataReport, TokenSplit, write_atomically
+from bitrank_quant import Applied, LeftOut, WeightMatrix
+from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
+from torch import nn
+
+from bitrank.process.events import open_events, read_events
+from bitrank.process.hardware import hardware
+from bitrank.process.run_folder import seal
+from bitrank.run.notices import notice, rejected_backends, told_left_out
+
+MIB = 1024**2
+
+
+class Record:
+    """The run's own record in ``folder``: events, plan, ranks over time, predictions, result."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self._folder, self._processes = folder, processes
+        self._result: dict[str, Any] = {}
+        self._events = open_events(folder / "events.jsonl")
+        self._checkpoints = _past_checkpoints(folder / "events.jsonl")
+        self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
+        self._device, self._dtype = "cpu", torch.float32
+        self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Append one event, whole and at once."""
+        if event["event"] == "ranks":
+            self._ranks_over_time[event["step"]] = event["ranks"]  # type: ignore[index,assignment]
+        # Sampled: MPS tells what is allocated now, and no peak.
+        self._device_peak = max(self._device_peak, device_memory_mib(self._device))
+        live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak}
+        self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
+        self._events.flush()
+        os.fsync(
+            self._events.fileno()
+        )  # before the checkpoint that follows: after a power cut its step must not lack its points
+        if event["event"] == "resumed" and event["step"] not in self._checkpoints:
+            gap = f"events.jsonl ends before step {event['step']}, where training continues: the curves have a gap"
+            self.emit(notice("missing_events", gap))
+
+    def phase(self, name: str) -> None:
+        self.emit({"event": "phase", "phase": name})
+
+    def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None:
+        """Where the run runs, and the memory that imports alone took."""
+        self._device, self._dtype = device, dtype
+        self._result["mem/import_mib"] = import_mib
+        libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets")
+        ours = (
+            "bitrank",
+            "bitrank-data",
+            "bitrank-planner",
+            "bitrank-quant",
+            "bitrank-adapters",
+            "bitrank-trainer",
+        )
+        tags = {f"version.{name}": _version(name) for name in (*ours, *libraries)}
+        tags |= {
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": str(threads),
+            "hardware": hardware(device),
+        }
+        tags["allocator"] = "tcmalloc" if has_tcmalloc() else "system"
+        self.emit({"event": "machine", "tags": tags})
+
+    def data(self, report: DataReport) -> None:
+        """What was left out of the data, before anything is trained on it: the counts, and a notice."""
+        self._result |= {f"data/{name}": count for name, count in report.counts.items()}
+        if report.notes:
+            self.emit(notice("data", "; ".join(report.notes)))
+
+    def notices(self, kind: str, messages: Sequence[str]) -> None:
+        """Sentences to show and to keep under one tag; none when there are none."""
+        if messages:
+            self.emit(notice(kind, "; ".join(messages)))
+
+    def plan(
+        self,
+        bits: dict[str, str],
+        ranks: dict[str, int],
+        matrices: list[WeightMatrix],
+        left: Sequence[LeftOut] = (),
+        parameters: int = 0,
+        new_modules: Sequence[str] = (),
+    ) -> None:
+        """Both plans, before anything is applied; what no plan can name of a model with so many ``parameters``;
+        and the modules that no file had weights for."""
+        plan = {
+            "precision": bits,
+            "ranks": ranks,
+            "matrices": [asdict(matrix) for matrix in matrices],
+            "left_in_16_bits": {one.name: asdict(one) for one in left},
+            "new_modules": list(new_modules),
+        }
+        write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
+        formats = sorted(set(bits.values()))
+        self.emit(
+            {"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))}
+        )
+        if message := told_left_out(left, parameters):
+            self.emit(notice("left_in_16_bits", message))
+
+    def model(
+        self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int
+    ) -> None:
+        """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""
+        plan = json.loads((self._folder / "plan.json").read_text())
+        plan["applied"] = {name: asdict(done) for name, done in applied.items()}
+        write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
+        count = sum(p.numel() for p in trained.values())
+        self._result |= {
+            "model/mib": base / MIB,
+            "model/bits": base * 8 / parameters,
+            "lora/params": count,
+            "lora/percent": 100 * count / parameters,
+        }
+        backends = sorted({f"{done.format}@{done.backend}" for done in applied.values()})
+        self.emit({"event": "model", "tags": {"stored_as": ", ".join(backends)}})
+        if message := rejected_backends(applied, self._device, self._dtype):
+            self.emit(notice("fallback", message))
+
+    def zero_shot(self, evaluate: Callable[[], Evaluation]) -> None:
+        """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
+        path = self._folder / "zero_shot.json"
+        metrics = _read_figures(path)
+        if not self._processes.broadcast(metrics is not None):
+            metrics = evaluate().metrics
+            write_atomically(path, json.dumps({"metrics": metrics, "sha256": _digest(metrics)}))
+        self._result |= {f"zero/{name}": value for name, value in (metrics or {}).items()}
+
+    def adapter(self, hook: Any) -> None:
+        """The adapter that ``hook`` looks after, in PEFT's own format (safetensors)."""
+        hook.save(self._folder / "adapter")
+
+    def samples(self, rows: list[dict[str, str]]) -> None:
+        """What a language model says, as ``continuations.json``."""
+        write_atomically(self._folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False))
+
+    def ready(self) -> None:
+        """Set-up is over: from the start of the process, imports included, to a model that can train."""
+        self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
+
+    def finish(
+        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], adapter_bytes: int, device: str,
+        texts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Test figures, predictions, ranks, ``adapter_bytes`` bytes of adapters; ``result.json`` comes last and says that the run is
+        complete."""
+        write_predictions(final, split, self._folder / "predictions.parquet", texts)
+        over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
+        write_atomically(
+            self._folder / "ranks.json", json.dumps({"final": ranks, "over_time": over_time}, indent=1)
+        )
+        self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
+        self._result |= {
+            "lora/rank": sum(ranks.values()),
+            "lora/mib": adapter_bytes / MIB,
+            "lora/rank_mean": sum(ranks.values()) / len(ranks),
+            "train/best_step": progress.best_step,
+            "train/tokens": progress.tokens,
+            "train/skipped_steps": progress.skipped,
+            "speed/train_tok_s": progress.tokens / progress.seconds,
+            "speed/infer_tok_s": final.tokens_per_second,
+            **self._memory(device),
+            "time/train_s": progress.seconds,
+            "time/eval_s": final.seconds,
+            "time/total_s": time.time() - psutil.Process().create_time(),
+        }
+        self._close()
+
+    def _memory(self, device: str) -> dict[str, float]:
+        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of what each took at its
+        own peak, in this attempt."""
+        peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib"))
+        here = {"mem/peak_mib": peak, "mem/device_mib": max(self._device_peak, device_memory_mib(device))}
+        if self._processes.count == 1:
+            return here
+        peaks = self._processes.gather((peak, here["mem/device_mib"]))
+        return {
+            **here,
+            "mem/sum_peak_mib": sum(p for p, _ in peaks),
+            "mem/sum_device_mib": sum(d for _, d in peaks),
+        }
+
+    def _close(self) -> None:
+        seal(self._folder, self._result)
+        self.emit({"event": "done"})
+
+
+def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: Sequence[str] = ()) -> None:
+    """One row per sequence: example id, its text if given, and whatever the objective tells of it. Loss is in nats, summed over
+    the sequence."""
+    columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
+    places = [int(index) for index in columns.pop("index")]
+    columns["id"] = [split.ids[place] for place in places]
+    if texts:
+        columns["text"] = [texts[place] for place in places]
+    pq.write_table(pa.table(columns), path)
+
+
+def _read_figures(path: Path) -> dict[str, float] | None:
+    """The metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged, so that they are made again."""
+    try:
+        kept = json.loads(path.read_text())
+        return dict(kept["metrics"]) if kept["sha256"] == _digest(kept["metrics"]) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _digest(metrics: Mapping[str, float]) -> str:
+    return hashlib.sha256(json.dumps(metrics).encode()).hexdigest()
+
+
+def _past_ranks(path: Path) -> dict[int, dict[str, int]]:
+    return {event["step"]: event["ranks"] for event in read_events(path) if event["event"] == "ranks"}
+
+
+def _past_checkpoints(path: Path) -> set[int]:
+    return {event["step"] for event in read_events(path) if event["event"] == "checkpoint"}
+
+
+def _past_peak(path: Path, which: str) -> float:
+    return float(
+        np.max([event["live"][which] for event in read_events(path) if "live" in event], initial=0.0)
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class SilentRecord(Record):
+    """The record of a process that is not the run's first: it does what all must do together, and writes nothing."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def emit(self, event: Mapping[str, object]) -> None: ...
+
+    def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None: ...
+
+    def data(self, report: DataReport) -> None: ...
+
+    def plan(
+        self,
+        bits: dict[str, str],
+        ranks: dict[str, int],
+        matrices: list[WeightMatrix],
+        left: Sequence[LeftOut] = (),
+        parameters: int = 0,
+        new_modules: Sequence[str] = (),
+    ) -> None: ...
+
+    def model(
+        self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int
+    ) -> None: ...
+
+    def zero_shot(self, evaluate: Callable[[], Evaluation]) -> None:
+        if not self._processes.broadcast(False):
+            evaluate()
+
+    def adapter(self, hook: Any) -> None: ...
+
+    def samples(self, rows: list[dict[str, str]]) -> None: ...
+
+    def ready(self) -> None: ...
+
+    def finish(
+        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], adapter_bytes: int, device: str,
+        texts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._processes.gather((peak_memory_mib(), device_memory_mib(device)))
+
+
+def open_record(folder: Path, processes: Processes) -> Record:
+    """The record of this process of the run in ``folder``."""
+    return Record(folder, processes) if processes.first else SilentRecord(processes)

@@ -1,0 +1,69 @@
+"""THE ROAD: one run from its spec to its record, top to bottom. Read this first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitrank_adapters import adapter_bytes
+from bitrank_data import TokenSplit
+from bitrank_trainer import (
+    Evaluation,
+    Processes,
+    Task,
+    evaluate,
+    peak_memory_mib,
+    pin_threads,
+    train,
+)  # fmt: skip
+
+from bitrank.process.compute import Compute, objective_of
+from bitrank.run.build import build_model
+from bitrank.run.data import load_data
+from bitrank.run.generations import save_generations
+from bitrank.run.memory_limits import tensor_safe, within_limit
+from bitrank.run.record import Record
+from bitrank.run.train_settings import settings_for
+from bitrank.spec.configs import find_config
+from bitrank.spec.run_spec import RunSpec
+
+
+def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -> None:
+    """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything on the way."""
+    compute = Compute.of(spec)
+    device, dtype = compute.device, compute.dtype
+    record.machine(device, dtype, pin_threads(spec.threads, processes.count), peak_memory_mib())
+
+    record.phase("loading")
+    data = load_data(spec)
+    record.data(data.report)
+    config = find_config(spec.config, spec.plan, spec.tuned)
+    settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
+    built = build_model(
+        spec, compute, config, data.task.classes, settings.steps, record=record, processes=processes
+    )
+    model, hook = built.model, built.hook
+    record.ready()
+    settings, data = tensor_safe(settings, data, spec, model, built.applied, device, record.emit)
+    objective = objective_of(spec)
+
+    def evaluate_on(split: TokenSplit) -> Evaluation:
+        return evaluate(model, data.batches_of(split), objective, device, processes)
+
+    record.phase("zero-shot")
+    record.zero_shot(lambda: evaluate_on(data.test))
+    record.phase("training")
+    task = Task(
+        objective, data.train_batches, lambda: evaluate_on(data.validation).metrics, device, processes
+    )
+    settings = within_limit(settings, spec, model, objective, data, device, folder, processes)
+    progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
+    record.phase("testing")
+    record.adapter(hook)
+    texts = (
+        save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+        if processes.needed
+        else []
+    )
+    record.finish(
+        evaluate_on(data.test), data.test, progress, hook.ranks(), adapter_bytes(model), device, texts
+    )

@@ -1,0 +1,1 @@
+"""Sensitivity measurements: made once per model and task, then cached."""

@@ -1,0 +1,95 @@
+"""Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
+
+The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
+them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so
+it is fitted to frozen features first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from bitrank_data import Batch, build_once, cache_dir, open_task
+from bitrank_quant import parse_format
+from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
+from bitrank_trainer import (
+    choose_device,
+    narrow_last_block,
+    peak_memory_mib,
+    release_memory,
+)
+
+from bitrank.models.locate import folder_of, weights_fingerprint
+from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
+from bitrank.sensitivity.tables import Tables, read_tables, write_tables
+from bitrank.spec.inputs import check_inputs, model_digest
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.provenance import code_hash
+
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
+
+
+def measure(spec: RunSpec, on_progress: Callable[[str], None] = lambda _: None) -> Tables:
+    """The tables for the model and task of ``spec``, from the cache when they are there.
+
+    Raises :class:`UserError` when the task has fewer than two training examples to measure on.
+    """
+    calibration_task(spec)
+
+    def build(folder: Path) -> None:
+        tables = _measured(spec, on_progress)
+        check_inputs(spec)  # the tables are kept under digests from before files were read
+        write_tables(folder, tables)
+
+    return read_tables(build_once(tables_place(spec), build))
+
+
+def is_measured(spec: RunSpec) -> bool:
+    """Whether :func:`measure` will only read."""
+    return tables_place(spec).is_dir()
+
+
+def tables_place(spec: RunSpec) -> Path:
+    """Where the tables lie: under a hash of the model's files, the task's text and the code that measures."""
+    source = open_task(spec.task, spec.data)
+    code = code_hash("bitrank.sensitivity.measure")
+    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
+    key_parts = (_model_of(spec), source.fingerprint(), length, *FORMATS, code)
+    key = hashlib.sha256("\0".join(key_parts).encode())
+    return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
+
+
+def _model_of(spec: RunSpec) -> str:
+    """The content of the model."""
+    folder_of(spec.model)  # fetches a model from the hub, whose commit is known then
+    return model_digest(spec.model) or weights_fingerprint(spec.model)
+
+
+def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
+    started = time.monotonic()
+
+    def swept(matrix: str) -> None:
+        release_memory()  # what is kept from pass to pass falls to pieces over hundreds of them, and would grow
+        on_progress(matrix)
+
+    device = choose_device(spec.device)
+    with whole_machine():
+        ready = calibration(spec)
+        replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
+        moments = measure_moments(replay, ready.matrices, swept)
+        narrow_last_block(ready.model)  # from here on only what the model answers counts
+        replay = Replay(ready.model, ready.few, ready.forward)
+        errors = measure_errors(
+            replay, ready.matrices, [parse_format(text) for text in FORMATS], moments, on_progress=swept
+        )
+    return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
+
+
+def real_positions(batch: Batch, device: str) -> torch.Tensor:
+    """Which positions (B, T) of ``batch`` hold tokens and not padding."""
+    return torch.from_numpy(batch["attention_mask"]).bool().to(device)

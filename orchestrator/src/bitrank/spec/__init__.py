@@ -1,0 +1,1 @@
+"""Plain values that describe runs: specs, configs, rules, profiles, plan files."""

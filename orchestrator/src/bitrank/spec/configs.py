@@ -1,0 +1,71 @@
+"""The six arms of the study. A seventh is one dataclass in ``rules.py`` (if no rule fits) and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bitrank.errors import UserError, unknown
+from bitrank.spec import rules
+from bitrank.spec.plan_file import read_plan
+
+
+@dataclass(frozen=True)
+class Config:
+    """One arm: how many bits, how much rank."""
+
+    precision: rules.PrecisionRule
+    rank: rules.RankRule
+    family: str  # "baseline" or "joint"
+
+    def as_data(self) -> dict[str, Any]:
+        """The arm as plain data: it goes into the spec, so that changing an arm changes the ids of its runs."""
+        return {
+            "precision": {"rule": type(self.precision).__name__, **asdict(self.precision)},  # type: ignore[call-overload]
+            "rank": {"rule": type(self.rank).__name__, **asdict(self.rank)},  # type: ignore[call-overload]
+        }
+
+
+CONFIGS: dict[str, Config] = {
+    "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline"),
+    "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline"),
+    "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline"),
+    "Joint-1": Config(rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
+    "Joint-2": Config(rules.EdgesHigh("int8", "nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
+    "Joint-3": Config(
+        rules.ByRole({"attention": "int8", "ffn": "nf4-dq"}),
+        rules.RankByRole({"attention": 6, "ffn": 10}),
+        "joint",
+    ),
+}
+
+
+def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
+    """The arm called ``name``, or the one that the plan file at ``plan`` describes, with the ranks in ``tuned`` set otherwise.
+
+    ``tuned`` holds fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
+    """
+    if plan is None and name not in CONFIGS:
+        raise unknown("config", name, CONFIGS)
+    config = CONFIGS[name] if plan is None else _config_from_plan(Path(plan))
+    has = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
+    for key in tuned or {}:
+        if key not in has:
+            raise UserError(f"the rank rule of {name} has no {key!r} to set; it has {', '.join(has)}")
+    return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
+
+
+def _config_from_plan(path: Path) -> Config:
+    """``adaptive`` in a plan, such as ``{"init_r": 12, "target_r": 8}``, lets AdaLoRA move rank instead of ``ranks``."""
+    plan = read_plan(path)
+    bits = rules.GivenBits(plan["precision"], plan["shapes"])
+    try:
+        return Config(
+            bits,
+            rules.AdaptiveRank(**plan["adaptive"]) if plan["adaptive"] else rules.GivenRanks(plan["ranks"]),
+            "joint",
+        )
+    except TypeError as error:
+        raise UserError(f"{path} is no plan: adaptive takes init_r, target_r and shrink; {error}") from error

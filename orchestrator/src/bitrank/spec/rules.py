@@ -1,0 +1,174 @@
+"""How a config turns the matrices of a model into plans: small values, one per idea, no flags.
+
+A precision rule gives every matrix a format, a rank rule gives every block matrix a rank and attaches the adapters. Rules see
+plain descriptions (name, role, layer, shape); they never see weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bitrank.errors import UserError
+
+if TYPE_CHECKING:  # the command line reads configs without loading torch
+    from bitrank_quant import WeightMatrix
+
+Bits = dict[str, str]
+Ranks = dict[str, int]
+SIXTEEN = "bf16"
+
+
+class PrecisionRule(Protocol):
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        """A format for every one of ``matrices``: all of the model but heads tied to an embedding, which follow it."""
+
+
+class RankRule(Protocol):
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        """The rank that every block matrix starts with."""
+
+    def attach(
+        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> tuple[Any, Any]:
+        """The model with adapters, and the hook that the training loop calls."""
+
+
+@dataclass(frozen=True)
+class Sixteen:
+    """Nothing is quantized."""
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        return dict.fromkeys((m.name for m in matrices), SIXTEEN)
+
+
+@dataclass(frozen=True)
+class BlocksIn:
+    """One format for every matrix inside the transformer blocks; embeddings and heads stay 16-bit, as in QLoRA."""
+
+    format: str
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        return {m.name: self.format if _in_block(m) else SIXTEEN for m in matrices}
+
+
+@dataclass(frozen=True)
+class EdgesHigh:
+    """Embeddings, first and last block in ``high``; the blocks between in ``low``."""
+
+    high: str
+    low: str
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        last = max((m.layer for m in matrices if m.layer is not None), default=0)
+        bits = {}
+        for m in matrices:
+            edge = m.role == "embedding" or m.layer in (0, last)
+            bits[m.name] = self.high if edge else self.low if _in_block(m) else SIXTEEN
+        return bits
+
+
+@dataclass(frozen=True)
+class ByRole:
+    """A format by role, such as attention and FFN; other matrices stay 16-bit."""
+
+    formats: Mapping[str, str]
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        return {m.name: self.formats.get(m.role, SIXTEEN) if _in_block(m) else SIXTEEN for m in matrices}
+
+
+@dataclass(frozen=True)
+class GivenBits:
+    """A precision plan read from a file; matrices that it does not name stay 16-bit. ``shapes``, if given, are those it was made for."""
+
+    formats: Mapping[str, str]
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        here = {m.name: m.shape for m in matrices}
+        for name, shape in self.shapes.items():
+            if here.get(name) != tuple(shape):
+                is_ = f"is {here[name]}" if name in here else "does not exist"
+                raise UserError(
+                    f"this plan was made for another model: there {name} was {tuple(shape)}, here it {is_}; plan again"
+                )
+        return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
+
+
+class _Lora:
+    """LoRA with the ranks of the plan, fixed."""
+
+    def attach(
+        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> tuple[Any, Any]:
+        from bitrank_adapters import FixedRanks, attach_lora
+
+        adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
+        return adapted, FixedRanks(adapted)
+
+
+@dataclass(frozen=True)
+class FixedRank(_Lora):
+    """The same rank everywhere (LoRA)."""
+
+    rank: int
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: self.rank for m in blocks}
+
+
+@dataclass(frozen=True)
+class RankByRole(_Lora):
+    """A rank by role, such as attention and FFN (LoRA with PEFT's ``rank_pattern``)."""
+
+    by_role: Mapping[str, int]
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        from bitrank_adapters import role_ranks
+
+        return role_ranks({m.name: m.role for m in blocks}, self.by_role)
+
+
+@dataclass(frozen=True)
+class GivenRanks(_Lora):
+    """A rank plan read from a file; matrices that it does not name get no adapter."""
+
+    plan: Mapping[str, int]
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return dict(self.plan)
+
+
+@dataclass(frozen=True)
+class AdaptiveRank:
+    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``; ``shrink`` removes pruned ranks."""
+
+    init_r: int
+    target_r: int
+    shrink: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_r < self.init_r:
+            raise UserError(
+                f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}"
+            )
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: self.init_r for m in blocks}
+
+    def attach(
+        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> tuple[Any, Any]:
+        from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
+
+        schedule = AdaLora(self.init_r, self.target_r)
+        adapted = attach_adalora(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        return adapted, (ShrinkingRanks if self.shrink else AdaLoraRanks)(adapted)
+
+
+def _in_block(matrix: WeightMatrix) -> bool:
+    return matrix.layer is not None and matrix.role != "embedding"

@@ -1,0 +1,1 @@
+"""Everything that knows MLflow or Weights & Biases, and the files of results."""

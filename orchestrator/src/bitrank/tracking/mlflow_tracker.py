@@ -1,0 +1,210 @@
+"""The one writer: the parent process that logs runs to MLflow from their events.
+
+A run is found again by its ``spec_id`` tag, so an interrupted one continues under the same MLflow run. Points that the store
+has already are not logged twice, whatever a crash left half done: events are read from the start and what is known is skipped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitrank.errors import UserError
+from bitrank.process.events import read_events
+from bitrank.process.run_folder import result_of
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.lease import Lease
+from bitrank.tracking.mlflow_views import save_views
+from bitrank.tracking.provenance import git_state, shared_code
+from bitrank.tracking.run_state import StoredRun, code_of
+from bitrank.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_BATCH = 900  # MLflow takes 1,000 entries a call
+_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "digests.json",
+          "failure.json", "log.txt")  # fmt: skip
+_PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
+           "rank", "init_r", "target_r", "quant_backend", "processes",
+           "data_digest", "model_digest")  # fmt: skip
+
+
+class Tracker:
+    """Runs of one profile in one store."""
+
+    def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
+        self.client, self.store = client, store
+        self._place = Store.parse(store)
+        self.experiment_id = _experiment(client, f"bitrank-{profile}", self._place.artifact_uri)
+
+    def runs(self) -> dict[str, StoredRun]:
+        """The newest run of each spec_id."""
+        found: dict[str, StoredRun] = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], order_by=["attributes.start_time ASC"], page_token=token
+            )
+            found.update(
+                {run.data.tags["spec_id"]: _stored(run) for run in page if "spec_id" in run.data.tags}
+            )
+            token = page.token
+            if not token:
+                return found
+
+    def find(self, spec_id: str) -> StoredRun | None:
+        """The newest run of one spec_id."""
+        options = {
+            "filter_string": f"tags.spec_id = '{spec_id}'",
+            "order_by": ["attributes.start_time DESC"],
+            "max_results": 1,
+        }
+        found = self.client.search_runs([self.experiment_id], **options)
+        return _stored(found[0]) if found else None
+
+    def hold(self, spec_id: str) -> AbstractContextManager[object]:
+        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by the locks of their folders."""
+        return nullcontext() if self._place.database else Lease(self.client, self.experiment_id, spec_id)
+
+    def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
+        """The log of a new run, or of the interrupted run ``run_id``."""
+        if run_id is None:
+            run_id = self.client.create_run(
+                self.experiment_id, tags=tags_of(spec), run_name=spec.run_name
+            ).info.run_id
+            params = {
+                key: value for key, value in asdict(spec).items() if key in _PARAMS and value is not None
+            }
+            self.client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
+        else:
+            for tag in {"failure", "finding"} & set(self.client.get_run(run_id).data.tags):
+                self.client.delete_tag(run_id, tag)  # what went wrong last time is no part of what comes
+            self.client.update_run(run_id, status="RUNNING")
+        return RunLog(self.client, run_id)
+
+    def is_running(self, spec_id: str) -> bool:
+        """Whether the store says that a spec's run is under way."""
+        run = self.find(spec_id)
+        return run is not None and run.status == "RUNNING"
+
+    def abandon(self, spec_id: str, why: str) -> None:
+        """Close the run that its writer left under way as KILLED. When the store is gone too it stays RUNNING, and can be continued so."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):
+            run = self.find(spec_id)
+            if run is not None and run.status == "RUNNING":
+                self.client.set_tag(run.run_id, "failure", why[:500])
+                self.client.set_terminated(run.run_id, "KILLED")
+
+    def forget(self, run_id: str) -> None:
+        """Mark a run as deleted (MLflow keeps it restorable); ``--force`` replaces it."""
+        self.client.delete_run(run_id)
+
+
+class RunLog:
+    """Writes one run: batches of points while it runs, artifacts and the true status at its end."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        known = client.get_run(run_id).data.metrics
+        self._logged = {
+            (key, point.step) for key in known for point in client.get_metric_history(run_id, key)
+        }
+        self._tags: dict[str, str] = {}
+
+    def events(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Log the metrics and tags of ``events`` that the store does not have yet."""
+        points, tags = [], {}
+        for event in events:
+            tags.update(event.get("tags", {}))
+            points += [
+                _metric(key, value, event["time_ms"], event["step"])
+                for key, value in event.get("metrics", {}).items()
+                if self._new(key, event["step"])
+            ]
+        self._send(points, tags)
+
+    def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
+        """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the status."""
+        self.events(read_events(folder / "events.jsonl"))
+        result = (result_of(folder) or {}) if status == "FINISHED" else {}
+        now = int(time.time() * 1000)
+        self._send(
+            [_metric(key, value, now, 0) for key, value in result.items() if self._new(key, 0)], dict(tags)
+        )
+        for name in _FILES:
+            if (folder / name).exists():
+                self._client.log_artifact(self.run_id, str(folder / name))
+        for name in ("adapter", "checkpoint"):
+            if status == "FINISHED" and (folder / name).is_dir():
+                self._client.log_artifacts(self.run_id, str(folder / name), name)
+        self._client.set_terminated(self.run_id, status)
+
+    def _new(self, key: str, step: int) -> bool:
+        if (key, step) in self._logged:
+            return False
+        self._logged.add((key, step))
+        return True
+
+    def _send(self, points: list[Any], tags: dict[str, str]) -> None:
+        unlogged = {key: value for key, value in tags.items() if self._tags.get(key) != value}
+        for start in range(0, len(points), _BATCH):
+            self._client.log_batch(self.run_id, metrics=points[start : start + _BATCH])
+        for key, value in unlogged.items():
+            self._client.set_tag(self.run_id, key, value)
+        self._tags.update(unlogged)
+
+
+def _stored(run: Run) -> StoredRun:
+    return StoredRun(run.info.run_id, run.info.status, run.data.tags, run.data.metrics)
+
+
+def tags_of(spec: RunSpec) -> dict[str, str]:
+    """What a run is called by and where its code comes from, as MLflow's tags."""
+    from bitrank.spec.configs import CONFIGS
+
+    family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
+    options = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
+             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec),
+             "shared_code": shared_code()[:12]}  # fmt: skip
+    note = (
+        {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."}
+        if spec.profile == "smoke"
+        else {}
+    )
+    return {**options, **git_state(), "mlflow.source.name": "bitrank", **note}
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the experiment {name} was deleted in this store; restore it in MLflow or give another --store"
+        )
+    if experiment is None:
+        location = f"{artifacts}/{name}" if artifacts else None
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    save_views(client, experiment_id, name)
+    return str(experiment_id)
+
+
+def _metric(key: str, value: float, time_ms: int, step: int) -> Any:
+    from mlflow.entities import Metric
+
+    return Metric(key, float(value), time_ms, step)
+
+
+def _param(key: str, value: object) -> Any:
+    from mlflow.entities import Param
+
+    return Param(key, str(value))

@@ -1,0 +1,215 @@
+"""Which code made a result: the git commit, and a hash of the source files that can change a number.
+
+The files are found by following imports, lazy ones included, so a module that a run starts to use is hashed
+without being listed anywhere. Of the libraries (``bitrank_quant`` and its like) every file counts, compiled
+sources too. :data:`CHANGES_NO_NUMBER` names the exceptions. Caches of measurements use the same hash, over
+the modules that measure.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+RUN = "bitrank.run.road"  # every module that this one reaches is code of a run
+_OWN = "bitrank"
+_SOURCES = {".py", ".c", ".h"}
+
+# Modules that a run reaches and that can change no number of it, with the reason. All others are hashed.
+CHANGES_NO_NUMBER = {
+    "bitrank": "the version, and the names that other programs import",
+    "bitrank.process.advice": "turns an error of a run into advice for the reader",
+    "bitrank.spec.configs": "its outcome is the arm, which the spec holds and a run compares before it starts",
+    "bitrank.spec.plan_file": "its values are the arm, which the spec holds",
+    "bitrank.errors": "the wording of errors",
+    "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",
+    "bitrank.run.notices": "the wording of notices",
+    "bitrank.spec.profiles": "its values become fields of the spec, and so part of its id",
+    "bitrank.tracking.provenance": "names the code, and runs none of it",
+    "bitrank.spec.rules": "hashed rule by rule in code_id, so that a new rule leaves other results as they are",
+    "bitrank.spec.run_spec": "its values are the spec, and so part of its id",
+}
+
+
+def code_id(*rules: object) -> str:
+    """Twelve hex digits over every source file that can change a number of a run with ``rules``; results of
+    other code are *stale*.
+
+    Of the rules only those of this arm count, so that a config added beside it leaves its results as they
+    are.
+    """
+    return code_hash(RUN, rules=frozenset(type(rule).__name__ for rule in rules))[:12]
+
+
+def shared_code() -> str:
+    """The hash of the code that all arms share."""
+    return code_hash(RUN)
+
+
+def code_hash(*modules: str, rules: frozenset[str] = frozenset()) -> str:
+    """A hash of the sources of ``modules`` and of all of this project's code that they import, directly or
+    not.
+
+    ``rules`` names the classes of ``rules.py`` that take part. The hash depends on names and contents of
+    files, not on where they are installed or in which order they are found.
+    """
+    shared = _files_hash(modules)
+    return hashlib.sha256((shared + _rules_code(rules)).encode()).hexdigest() if rules else shared
+
+
+@cache
+def _files_hash(modules: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(code_files(*modules).items()):
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def code_files(*modules: str) -> dict[str, Path]:
+    """Every file that counts for :func:`code_hash` of ``modules``, by a name that is the same wherever the
+    project is installed.
+    """
+    files: dict[str, Path] = {}
+    for name, path in reachable(*modules).items():
+        package = name.partition(".")[0]
+        if package != _OWN:
+            files |= _whole_package(package)
+        elif name not in CHANGES_NO_NUMBER:
+            files[name] = path
+    return files
+
+
+def reachable(*modules: str) -> dict[str, Path]:
+    """``modules`` and the modules of this project that they import, directly or not, with their files.
+
+    Libraries are not followed: they import no sibling and nothing of the orchestrator.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name)
+        if name in found or path is None:
+            continue
+        found[name] = path
+        package = name.rpartition(".")[0]
+        waiting += [package] if package else []  # importing a module imports its package first
+        if name.startswith(
+            f"{_OWN}."
+        ):  # the package itself offers the whole project to other programs, which runs do not use
+            waiting += _imports(name, path)
+    return found
+
+
+def _imports(name: str, path: Path) -> list[str]:
+    """The modules that the file of module ``name`` imports anywhere, but for what only type checkers see."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    imported = []
+    for node in _executed(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            imported += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+    return [module for module in imported if module.split(".")[0].startswith(_OWN)]
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and all below it, without blocks under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+        ):
+            for other in child.orelse:
+                yield from _executed(other)
+        else:
+            yield from _executed(child)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of ``module``, found without importing anything; None when no such module exists (a
+    name inside one).
+    """
+    top, *parts = module.split(".")
+    root = _root(top)
+    if root is None:
+        return None
+    path = root.joinpath(*parts)
+    candidates = (path / "__init__.py", path.with_suffix(".py"))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@cache
+def _root(package: str) -> Path | None:
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent
+
+
+@cache
+def _whole_package(package: str) -> dict[str, Path]:
+    """Every source file of a package, by its path from the package on."""
+    root = _root(package)
+    assert root is not None, f"{package} was imported by code that exists"
+    paths = [path for path in root.rglob("*") if path.suffix in _SOURCES]
+    return {f"{package}/{path.relative_to(root).as_posix()}": path for path in paths}
+
+
+@cache
+def _rules_code(names: frozenset[str]) -> str:
+    """The text of ``rules.py`` without the classes that the classes ``names`` do not use."""
+    path = _file_of("bitrank.spec.rules")
+    assert path is not None, "the rules moved: name their module here"
+    text = path.read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    used, found = set[str](), set(names)
+    while found - used:
+        used |= found
+        found = {
+            node.id
+            for name in used
+            if name in classes
+            for node in ast.walk(classes[name])
+            if isinstance(node, ast.Name)
+        }
+    kept = [node for node in body if getattr(node, "name", "") not in classes.keys() - used]
+    return "\n".join(ast.get_source_segment(text, node) or "" for node in kept)
+
+
+@cache
+def git_state() -> dict[str, str]:
+    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout, or from an image that was told
+    its own; else nothing.
+    """
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    dirty = bool(commit and _git(here, "status", "--porcelain", "--untracked-files=no"))
+    if not commit:
+        commit, _, changed = os.environ.get("BITRANK_COMMIT", "").partition("-")  # <commit> or <commit>-dirty
+        dirty = bool(changed)
+    if not commit:
+        return {}
+    return {"git_commit": commit, "dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

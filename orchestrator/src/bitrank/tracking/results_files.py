@@ -1,0 +1,79 @@
+"""Results on disk beside the store: a JSON file per cell, one of all runs, and a CSV summary. Each is written whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitrank_data import write_atomically
+
+from bitrank.errors import UserError
+from bitrank.spec.run_spec import RunSpec
+
+# Summary column → key of the result. Quality first, then size, then cost.
+COLUMNS = {
+    "accuracy": "eval/acc", "perplexity": "eval/ppl", "loss_nats": "eval/loss",
+    "zero_shot_accuracy": "zero/acc", "zero_shot_perplexity": "zero/ppl",
+    "model_mib": "model/mib", "bits_per_parameter": "model/bits",
+    "trainable_parameters": "lora/params", "trainable_percent": "lora/percent", "active_rank": "lora/rank",
+    "peak_mib": "mem/peak_mib", "import_mib": "mem/import_mib",
+    "train_tokens_per_s": "speed/train_tok_s", "infer_tokens_per_s": "speed/infer_tok_s",
+    "train_s": "time/train_s", "total_s": "time/total_s",
+}  # fmt: skip
+
+
+def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
+    """Write ``results_<config>_<task>.json``, ``all_results.json`` and ``experiment_summary.csv`` for (spec, figures, state) triples.
+
+    Results of earlier invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = {entry["spec_id"]: entry for entry in _read_all(folder / "all_results.json")}
+        for spec, figures, state in runs:
+            known[spec.spec_id] = {
+                "spec_id": spec.spec_id,
+                "state": state,
+                "spec": asdict(spec),
+                "results": figures,
+            }
+        entries = list(known.values())
+        write_atomically(folder / "all_results.json", json.dumps(entries, indent=1))
+        for config, task in dict.fromkeys((spec.config, spec.task_name) for spec, _, _ in runs):
+            cell = [e for e in entries if (e["spec"]["config"], _task(e)) == (config, task)]
+            write_atomically(
+                folder / f"results_{config}_{task}.json",
+                json.dumps({"config": config, "task": task, "runs": cell}, indent=1),
+            )
+        write_atomically(folder / "experiment_summary.csv", _csv(entries))
+    except OSError as error:
+        raise UserError(
+            f"cannot write results to {folder}: {error.strerror}; give another folder with --results"
+        ) from error
+
+
+def _csv(entries: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["config", "task", "seed", "profile", "model", "spec_id", "state", *COLUMNS])
+    for entry in entries:
+        spec, figures = entry["spec"], entry["results"]
+        writer.writerow([spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"], entry["spec_id"], entry["state"],
+                         *(figures.get(key, "") for key in COLUMNS.values())])  # fmt: skip
+    return text.getvalue()
+
+
+def _task(entry: dict[str, Any]) -> str:
+    return RunSpec(**entry["spec"]).task_name
+
+
+def _read_all(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return []

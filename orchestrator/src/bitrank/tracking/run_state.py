@@ -1,0 +1,93 @@
+"""Where each spec stands, by what the store says of its run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitrank.errors import UserError
+from bitrank.spec.configs import find_config
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.provenance import code_id
+from bitrank.tracking.store import read_only
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What the store has of one run: its status, tags, and the last value of every metric."""
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a spec stands in the store.
+
+    ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since), failed, diverged,
+    running; ``figures`` are the final metrics of a complete run.
+    """
+
+    name: str
+    run_id: str | None = None
+    note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def state_of(spec: RunSpec, runs: Mapping[str, StoredRun]) -> State:
+    """Where ``spec`` stands, by what the store says; whether a running one is alive is for its lock to say."""
+    run = runs.get(spec.spec_id)
+    if run is None:
+        return State("new")
+    older = run.tags.get("code") != code_of(spec)
+    if run.status == "FINISHED":
+        note = "made by older code; --force makes it anew" if older else ""
+        return State("stale" if older else "done", run.run_id, note, run.figures)
+    if older:
+        return State("outdated", run.run_id)
+    if "finding" in run.tags:
+        return State("diverged", run.run_id, run.tags["finding"])
+    return State(
+        "failed" if run.status == "FAILED" else "interrupted", run.run_id, run.tags.get("failure", "")
+    )
+
+
+def code_of(spec: RunSpec) -> str:
+    """The id of the code that decides the numbers of ``spec``."""
+    arm = find_config(spec.config, spec.plan, spec.tuned)
+    return code_id(arm.precision, arm.rank)
+
+
+def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
+    """The newest run of each spec_id, straight from a SQLite store: importing MLflow takes seconds, a look should not.
+
+    Raises :class:`UserError` when ``database`` is no MLflow store.
+    """
+    try:
+        with closing(read_only(database)) as store:
+            found = {
+                run_id: StoredRun(run_id, status, {}, {})
+                for run_id, status in store.execute(_RUNS, (experiment,))
+            }
+            for run_id, key, value in store.execute("SELECT run_uuid, key, value FROM tags"):
+                if run_id in found:
+                    found[run_id].tags[key] = value  # type: ignore[index]
+            for run_id, key, value in store.execute(
+                "SELECT run_uuid, key, value FROM latest_metrics WHERE NOT is_nan"
+            ):
+                if run_id in found:
+                    found[run_id].figures[key] = value  # type: ignore[index]
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{database} is no MLflow store: {error}; give another with --store") from error
+    return {run.tags["spec_id"]: run for run in found.values() if "spec_id" in run.tags}
+
+
+_RUNS = """
+SELECT run_uuid, status FROM runs JOIN experiments USING (experiment_id)
+WHERE experiments.name = ? AND runs.lifecycle_stage = 'active' ORDER BY start_time
+"""

@@ -1,0 +1,170 @@
+"""The MLflow store: where it keeps what, created once under a lock, checked before anything runs.
+
+Two processes that create a SQLite store together break it, so it is created here, before any run starts. The
+default store is ``runs/mlflow.db`` with artifacts in ``runs/artifacts``; a URI names another, such as a
+tracking server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from bitrank.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+_SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
+_SERVER = ("http://", "https://")
+# A path of these characters alone reads the same with and without percent-decoding, so its URI needs no
+# quoting.
+_PLAIN = re.compile(r"[\w/.~@+,=: -]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One store in every form that code needs. No other code takes a ``sqlite:///`` URI apart or puts one
+    together.
+
+    ``uri`` is MLflow's tracking URI, quoted once. ``database`` is the SQLite file and ``artifact_uri`` the
+    ``file://`` URI of the folder that holds the artifacts; both are None for a server, which decides for
+    itself. ``work`` is the folder of the files of runs in progress.
+    """
+
+    uri: str
+    database: Path | None
+    artifact_uri: str | None
+    work: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Store:
+        """The store that ``text`` names: a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
+
+        A folder is taken literally, whatever characters its name has. A SQLite URI is read as MLflow reads
+        it. Raises :class:`UserError` for any other URI.
+        """
+        if text.startswith(_SERVER):
+            return cls(text, None, None, Path("runs").resolve() / "work")
+        if text.startswith(_SQLITE):
+            return cls._of_database(_database_of(text))
+        if "://" in text:
+            expected = ", ".join(("sqlite:///", *_SERVER))
+            raise UserError(
+                f"cannot use the store {text!r}; expected a folder or a URI that starts with {expected}"
+            )
+        return cls._of_database(Path(text).resolve() / "mlflow.db")
+
+    @classmethod
+    def _of_database(cls, path: Path) -> Store:
+        # MLflow percent-decodes file paths too, so artifacts need a file:// URI, which quotes every character
+        # once.
+        return cls(_uri_of(path), path, (path.parent / "artifacts").as_uri(), path.parent / "work")
+
+
+def _uri_of(path: Path) -> str:
+    text = str(path)
+    if _PLAIN.fullmatch(text):
+        return f"sqlite:///{text}"
+    from sqlalchemy.engine import URL, make_url
+
+    # SQLAlchemy quotes what it will unquote itself. With the driver named, MLflow does not create the parent
+    # folder: it would create the one with the quoted name, an empty folder beside the real one.
+    uri = URL.create("sqlite+pysqlite", database=text).render_as_string()
+    if make_url(uri).database != text:  # before version 2.1 a question mark ended the path
+        raise UserError(f"cannot use the store {text!r}: its path needs SQLAlchemy 2.1; update it or move it")
+    return uri
+
+
+def _database_of(uri: str) -> Path:
+    from sqlalchemy.engine import make_url
+
+    path = make_url(uri).database
+    if not path or path == ":memory:":
+        raise UserError(
+            f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as sqlite:///runs/mlflow.db"
+        )
+    if path.startswith("file:"):
+        raise UserError(
+            f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of mlflow.db"
+        )
+    return Path(path).resolve()
+
+
+def open_store(store: str) -> MlflowClient:
+    """A client for the store that ``store`` names (see :meth:`Store.parse`). A new SQLite store is created.
+
+    Raises :class:`UserError` when the store cannot be written, is no MLflow store, or no server answers.
+    """
+    place = Store.parse(store)
+    path = place.database
+    if path is not None:
+        _make_folder(path)
+    import logging
+
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
+    if path is None:
+        return _reached(MlflowClient(place.uri), place.uri)
+    with FileLock(path.with_suffix(".lock")):
+        check_file(path)
+        client = _reached(MlflowClient(place.uri), place.uri)
+        with sqlite3.connect(path) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
+    return client
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """The SQLite file at ``path`` opened for reading, whatever characters its path has."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("ab"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write the store {path}: {error.strerror}; give another with --store"
+        ) from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that is not MLflow's with :class:`UserError`.
+
+    Whoever may meet another process that makes the store calls it under the lock.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        with read_only(path) as database:
+            tables = {
+                row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is no MLflow store: {error}; give another with --store") from error
+    if tables and not {"runs", "experiments", "metrics"} <= tables:
+        raise UserError(
+            f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); give another with --store"
+        )
+
+
+def _reached(client: MlflowClient, uri: str) -> MlflowClient:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise UserError(f"the store {uri} does not answer: {str(error).splitlines()[0][:200]}") from error
+    return client

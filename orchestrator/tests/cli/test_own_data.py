@@ -1,0 +1,176 @@
+"""A user's own file in a run: special tokens of the model's tokenizer, all windows judged, and what was left
+out in the record.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank.cli.main import main
+from bitrank.models.locate import locate
+from bitrank.run.data import load_data
+from bitrank.sensitivity.measure import tables_place
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank_trainer import PLAIN_OBJECTIVES, evaluate
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SENTENCE = "the film is good . the story is bad and the cast is fine . "
+
+
+def documents(path: Path, count: int = 12) -> str:
+    """Documents of different lengths, one of them without text."""
+    rows = [{"text": SENTENCE * (number + 1)} for number in range(count)] + [{"text": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def spec_of(task: str, profile: str = "laptop", **given: object) -> RunSpec:
+    return make_spec(
+        find_profile(profile),
+        "B-FP",
+        task,
+        {"model": "tiny-llama", "device": "cpu", "max_length": 16, **given},
+    )
+
+
+@pytest.fixture
+def with_bos(tmp_path: Path) -> str:
+    """tiny-llama with a tokenizer that begins each text with [CLS], its BOS."""
+    folder = tmp_path / "bos"
+    AutoModelForCausalLM.from_pretrained(locate("tiny-llama")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(locate("tiny-llama"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", 2)]
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_own_documents_are_judged_on_all_windows_and_embedded_ones_as_before(tmp_path: Path) -> None:
+    own = spec_of(documents(tmp_path / "mine.jsonl"))
+    assert (own.test_windows, own.validation_windows) == (None, None)
+    embedded = spec_of("wiki_articles")
+    assert (embedded.test_windows, embedded.validation_windows) == (2, 2)
+    assert spec_of(str(tmp_path / "mine.jsonl"), test_windows=3).test_windows == 3
+
+
+def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -> None:
+    spec = spec_of(documents(tmp_path / "mine.jsonl"))
+    data = load_data(spec)
+    tokenizer = AutoTokenizer.from_pretrained(locate("tiny-llama"))
+    document = data.test.ids[0]
+    text = SENTENCE * (int(document) + 1)
+    lengths = [len(data.test.sequence(n)) for n in range(len(data.test)) if data.test.ids[n] == document]
+    tokens = len(tokenizer(text)["input_ids"])
+    assert lengths == [16] * (tokens // 16) + ([tokens % 16] if tokens % 16 > 1 else [])
+    model = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"))
+    rows = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu").rows
+    judged = sum(row["tokens"] for row, owner in zip(rows, data.test.ids, strict=True) if owner == document)
+    assert judged == sum(lengths) - len(lengths)
+    counts = data.report.counts
+    assert counts["test_tokens"] == counts["test_tokens_judged"] == sum(row["tokens"] for row in rows)
+
+
+def test_a_smaller_share_is_said_with_its_figures(tmp_path: Path) -> None:
+    whole = load_data(spec_of(documents(tmp_path / "mine.jsonl"))).report.counts["test_tokens"]
+    data = load_data(spec_of(str(tmp_path / "mine.jsonl"), test_windows=1))
+    judged = sum(len(data.test.sequence(n)) - 1 for n in range(len(data.test)))
+    assert data.report.counts["test_tokens_judged"] == judged < whole == data.report.counts["test_tokens"]
+    assert data.report.notes[-1].startswith(
+        f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged"
+    )
+
+
+def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(tmp_path: Path, with_bos: str) -> None:
+    file = documents(tmp_path / "mine.jsonl")
+    data = load_data(spec_of(file, model=with_bos))
+    windows = [data.test.sequence(n).tolist() for n in range(len(data.test))]
+    assert all(window[0] == 2 and 2 not in window[1:] and len(window) <= 16 for window in windows)
+    plain = load_data(spec_of(file, model=with_bos, special_tokens=False))
+    assert all(2 not in plain.test.sequence(n) for n in range(len(plain.test)))
+    predicted = [token for window in windows for token in window[1:]]
+    assert predicted == [token for n in range(len(plain.test)) for token in plain.test.sequence(n).tolist()]
+
+
+def test_the_loss_of_windows_with_bos_is_that_of_plain_transformers(tmp_path: Path, with_bos: str) -> None:
+    spec = spec_of(documents(tmp_path / "mine.jsonl"), model=with_bos)
+    data = load_data(spec)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(with_bos),
+        AutoModelForCausalLM.from_pretrained(with_bos).eval(),
+    )
+    nats, targets = 0.0, 0
+    for document in dict.fromkeys(data.test.ids):
+        tokens = tokenizer(SENTENCE * (int(document) + 1), add_special_tokens=False)["input_ids"]
+        for start in range(0, len(tokens), 15):
+            window = torch.tensor([[2, *tokens[start : start + 15]]])
+            with torch.no_grad():
+                loss = model(input_ids=window, labels=window).loss
+            nats += float(loss) * (window.shape[1] - 1)
+            targets += window.shape[1] - 1
+    found = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    assert sum(row["tokens"] for row in found.rows) == targets
+    assert found.metrics["loss"] == pytest.approx(nats / targets, rel=1e-5)
+
+
+def test_measurements_with_and_without_special_tokens_are_kept_apart(with_bos: str) -> None:
+    places = {
+        tables_place(spec_of("toy_articles", model=with_bos, special_tokens=special))
+        for special in (True, False)
+    }
+    assert len(places) == 2
+
+
+def test_a_run_says_what_was_left_out_before_it_trains_and_keeps_the_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    file = documents(tmp_path / "mine.jsonl")
+    words = [
+        "run",
+        "--task",
+        file,
+        "--config",
+        "B-FP",
+        "--profile",
+        "smoke",
+        "--store",
+        str(tmp_path / "runs"),
+        "--set",
+        "steps=4",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    note = "1 of 13 rows have no text and were left out (the first: row 13 (line 13))"
+    assert said.index(f"mine: note: {note}") < said.index("zero-shot"), "before training"
+    figures = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert figures["data/rows"] == 13 and figures["data/rows_without_text"] == 1
+    assert figures["data/test_tokens"] == figures["data/test_tokens_judged"] > 0
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("labels.jsonl", '{"text": "a", "labels": 1}\n' * 20, "a column 'labels' but none called 'label'"),
+    ("unquoted.csv", "text,label\n" + "well, good,1\nbad,0\n" * 20, r"row 1 (line 2): expected 2 fields"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_used_ends_with_code_2_before_any_run(
+    name: str, content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    (tmp_path / name).write_text(content)
+    words = [
+        "run",
+        "--task",
+        str(tmp_path / name),
+        "--config",
+        "B-FP",
+        "--profile",
+        "smoke",
+        "--store",
+        str(tmp_path / "runs"),
+    ]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("events.jsonl"))

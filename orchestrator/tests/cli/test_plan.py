@@ -1,0 +1,200 @@
+"""``bitrank plan`` on tiny models: what it prints, saves and refuses; the saved plan is what a run then holds, to the byte."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.cli.main import main
+from bitrank.cli.plan_view import proven
+from bitrank.planning.budget import sizes_of
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
+from bitrank_planner import Plan
+
+SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["plan", *SMOKE, "--json", *words]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(["plan", *SMOKE, *words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
+def test_the_run_holds_what_the_plan_said(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = planned(capsys, "--task", task, "--budget", "9bits", "--save", "mine.json")
+    assert json.loads(Path("mine.json").read_text()) == data and data["init"] == "lq-lora"
+    assert data["bytes"] <= data["budget"]
+    assert (
+        main(["run", "--profile", "smoke", "--plan", "mine.json", "--task", task, "--max-steps", "10"]) == 0
+    )
+    (result,) = Path("runs/work").glob("*/result.json")
+    figures = json.loads(result.read_text())
+    assert round((figures["model/mib"] + figures["lora/mib"]) * 2**20) == data["bytes"]
+    assert round(figures["model/mib"] * 2**20) == data["forecast"]["stored"]
+
+
+def test_budgets_in_words(capsys: Any) -> None:
+    sizes = sizes_of(make_spec(find_profile("smoke"), "B-FP", "toy_sentences"))
+    assert (
+        planned(capsys, "--task", "toy_sentences", "--budget", "9bits")["budget"] == sizes.parameters * 9 // 8
+    )
+    assert planned(capsys, "--task", "toy_sentences", "--budget", "200kB")["budget"] == 200_000
+    of_config = planned(capsys, "--task", "toy_sentences", "--budget", "=B-Q4")["budget"]
+    assert of_config < planned(capsys, "--task", "toy_sentences", "--budget", "=B-FP")["budget"]
+
+
+def test_pins_hold(capsys: Any) -> None:
+    data = planned(
+        capsys,
+        "--task",
+        "toy_articles",
+        "--budget",
+        "12bits",
+        "--pin",
+        "down_proj=int8:4",
+        "--pin",
+        "q_proj=:2",
+    )
+    assert {data["precision"][n] for n in data["precision"] if "down_proj" in n} == {"int8"}
+    assert {r for n, r in data["ranks"].items() if "down_proj" in n} == {4}
+    assert {r for n, r in data["ranks"].items() if "q_proj" in n} == {2}
+
+
+def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
+    words = ("--task", "toy_sentences", "--budget", "12bits")
+    for planner in ("exact", "rank-only"):
+        data = planned(capsys, *words, "--planner", planner)
+        assert 0 <= data["proven_gap"] <= 1e-6 and data["proven_lower_bound"] <= data["predicted_added_loss"]
+    assert planned(capsys, *words, "--planner", "greedy")["proven_gap"] is None
+    assert main(["plan", *SMOKE, *words]) == 0
+    assert "no plan of the kind has less" in capsys.readouterr().out
+    assert "expected seconds above 0" in refused(capsys, *words, "--seconds", "0")
+
+
+def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:
+    plan = Plan("exact", {}, {}, 10, 2.0, 0, (), bound=1.9)
+    assert proven(plan, 60.0) == {
+        "proven": "no plan of the kind has less than 1.9000 nats: at most 5 % to gain; 60 seconds of search ended first"
+    }
+    assert proven(replace(plan, bound=None), 60.0) == {}
+
+
+@pytest.mark.parametrize("planner", ["nsga2", "bayes", "random", "anneal"])
+def test_searches_evaluate_and_go_on(planner: str, capsys: Any, recwarn: pytest.WarningsRecorder) -> None:
+    words = (
+        "--task",
+        "toy_sentences",
+        "--budget",
+        "10bits",
+        "--planner",
+        planner,
+        "--evaluations",
+        "3",
+        "--steps",
+        "2",
+    )
+    first = planned(capsys, *words)
+    assert first["planning_seconds"]["choosing"] > 0
+    assert not [
+        warning for warning in recwarn if warning.category is FutureWarning
+    ]  # what PEFT asks of transformers is not the user's
+    again = planned(capsys, *words)  # from its journal: the same plan, the same cost, nothing evaluated
+    assert again["precision"] == first["precision"] and again["planning_seconds"] == first["planning_seconds"]
+
+
+def test_a_search_for_something_else_begins_anew(capsys: Any) -> None:
+    words = (
+        "--task",
+        "toy_sentences",
+        "--budget",
+        "10bits",
+        "--planner",
+        "random",
+        "--evaluations",
+        "3",
+        "--steps",
+        "2",
+    )
+    first = planned(capsys, *words)
+    pinned = planned(capsys, *words, "--pin", "query=:2")
+    assert {rank for name, rank in pinned["ranks"].items() if "query" in name} == {2}
+    trained = planned(capsys, *words, "--set", "learning_rate=0.01")
+    assert trained["planning_seconds"] != first["planning_seconds"]
+
+
+def test_what_people_see(capsys: Any) -> None:
+    capsys.readouterr()
+    assert main(["plan", *SMOKE, "--task", "toy_articles", "--budget", "12bits", "--matrices"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "bits by block and matrix",
+        "rank by block and matrix",
+        "peak memory",
+        "time to train",
+        "added loss",
+        "mlp.down_proj",
+    ):
+        assert words in out
+
+
+def test_bad_words_are_told(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = ("--task", "toy_sentences")
+    assert "is too small: the smallest plan takes" in refused(capsys, *task, "--budget", "1kB")
+    assert "expected a budget such as 20MB, 4.25bits or =B-Q4, got 'many'" in refused(
+        capsys, *task, "--budget", "many"
+    )
+    assert "unknown config 'B-Q9'" in refused(capsys, *task, "--budget", "=B-Q9")
+    assert "no matrix has 'downproj' in its name" in refused(
+        capsys, *task, "--budget", "12bits", "--pin", "downproj=int8"
+    )
+    assert "a pin looks like" in refused(capsys, *task, "--budget", "12bits", "--pin", "downproj")
+    assert "unknown planner 'exat'; nearest: exact" in refused(
+        capsys, *task, "--budget", "12bits", "--planner", "exat"
+    )
+    assert "--ranks takes whole numbers" in refused(capsys, *task, "--budget", "12bits", "--ranks", "two")
+    assert "int9" in refused(capsys, *task, "--budget", "12bits", "--formats", "int9")
+    assert "give --task" in refused(capsys, "--budget", "12bits")
+
+
+def test_a_plan_for_another_model_is_refused(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned(capsys, "--task", "toy_articles", "--budget", "12bits", "--save", "mine.json")
+    assert main(["run", "--profile", "smoke", "--plan", "mine.json", "--task", "toy_sentences"]) == 2
+    assert "this plan was made for another model" in capsys.readouterr().out
+
+
+def test_calibration_data_of_one_example_is_refused(capsys: Any, tmp_path: Path) -> None:
+    rows = "\n".join(f"a film {'good' if label else 'bad'} as can be,{label}" for label in (0, 1))
+    (tmp_path / "few.csv").write_text(f"text,label\n{rows}\n")
+    said = refused(capsys, "--task", str(tmp_path / "few.csv"), "--budget", "12bits", "--model", "tiny-bert")
+    assert "few.csv has 2 rows; at least 10 are needed" in said
+
+
+def test_a_model_that_does_not_fit_is_planned_from_its_config(capsys: Any, tmp_path: Path) -> None:
+    """70 billion parameters: exact sizes, a prior for what cannot be measured, and no weight in memory."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
+              "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+              "tie_word_embeddings": False}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["plan", "--model", str(tmp_path / "config.json"), "--budget", "40GB", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert 39_990_000_000 < data["bytes"] <= 40_000_000_000 and data["sensitivities"] == "prior"
+    assert len(data["ranks"]) == 560 and data["forecast"]["weights"] > 39_000_000_000

@@ -1,0 +1,80 @@
+"""What later runs need is made while the first ones run, in a process of its own that ends with them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from bitrank.execution.prefetch import prefetch
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import RunSpec, make_spec
+
+SENTENCES, ARTICLES = (
+    make_spec(PROFILES["smoke"], "B-FP", task) for task in ("toy_sentences", "toy_articles")
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def wait_for(cache: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(cache.glob(pattern)):
+        assert time.monotonic() < deadline, sorted(cache.rglob("*"))
+        time.sleep(0.001)
+
+
+def test_models_and_tokens_of_later_runs_are_made_and_no_others(cache: Path) -> None:
+    with prefetch([SENTENCES, ARTICLES, replace(ARTICLES, seed=1)], slots=1):
+        wait_for(cache, "tokens/toy_articles-*/meta.json")
+    assert [path.name.rpartition("-")[0] for path in (cache / "models").glob("[!.]*")] == [ARTICLES.model]
+    assert not list(cache.glob("tokens/toy_sentences-*"))
+
+
+def test_what_cannot_be_made_is_left_to_the_run_that_needs_it(cache: Path) -> None:
+    with prefetch([SENTENCES, replace(SENTENCES, model="./nowhere"), ARTICLES], slots=1):
+        wait_for(cache, "tokens/toy_articles-*/meta.json")
+
+
+def test_its_process_ends_with_the_block_and_leaves_nothing_half_made(cache: Path) -> None:
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyError), prefetch([SENTENCES, ARTICLES], slots=1):
+        started = set(psutil.Process().children()) - before
+        wait_for(cache, "*/.*.*/")  # a folder that is being filled
+        raise KeyError
+    assert len(started) == 1 and not any(process.is_running() for process in started)
+    assert not list(cache.glob("*/.*.*/"))
+
+
+def test_what_was_made_ready_once_starts_no_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with prefetch([SENTENCES, ARTICLES], slots=1):
+        wait_for(cache, "prepared/*")
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with prefetch([SENTENCES, ARTICLES], slots=1):
+        pass
+    with pytest.raises(TypeError), prefetch([ARTICLES, SENTENCES], slots=1):
+        pass  # the other task was not
+
+
+@pytest.mark.parametrize(
+    ("specs", "slots"),
+    [
+        ([SENTENCES, replace(SENTENCES, seed=1)], 1),
+        ([SENTENCES, ARTICLES], 2),
+        ([ARTICLES], 1),
+        ([SENTENCES, replace(ARTICLES, memory_limit=2**32)], 1),
+    ],
+)
+def test_no_process_where_all_begin_at_once_need_the_same_or_have_a_limit(
+    specs: list[RunSpec], slots: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with prefetch(specs, slots):
+        pass

@@ -1,0 +1,317 @@
+"""The forecast of a run against what training really allocates, the passes it is rehearsed in, its prior, and how long it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank.forecast.dry_run import dry_run, unplanned_model
+from bitrank.forecast.forecast import Forecast, forecast
+from bitrank.forecast.import_memory import ImportMemory
+from bitrank.forecast.live_bytes import LiveBytes
+from bitrank.forecast.stored_size import stored_size
+from bitrank.forecast.training_time import training_time
+from bitrank.forecast.workload import heaviest, workload
+from bitrank.models.load import open_model
+from bitrank.planning.from_config import outlined_problem, training_memory
+from bitrank.planning.planners import PLANNERS
+from bitrank.planning.prior import LEVEL, prior_costs, prior_errors
+from bitrank.process.hardware import hardware
+from bitrank.run.adapter_init import choose_init
+from bitrank.run.data import load_data
+from bitrank.run.plans import make_plans, store_base
+from bitrank.spec.configs import find_config
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank_adapters import adapter_bytes, fuse
+from bitrank_quant import WeightMatrix, decoder, weight_matrices
+from bitrank_trainer import DTYPES, OBJECTIVES, Task, TrainSettings, choose_dtype, train, trainable
+from bitrank_trainer.optimizer import named_adamw
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+TASKS = ("toy_sentences", "toy_articles")
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
+         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+         "tie_word_embeddings": False}  # fmt: skip
+
+
+def spec_of(task: str, config: str = "B-FP", **given: object) -> RunSpec:
+    return make_spec(find_profile("smoke"), config, task, {"dtype": "fp32", **given})
+
+
+def told(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
+    """The forecast of ``spec``; the process before its model is left out, as it takes seconds to measure."""
+    monkeypatch.setattr("bitrank.forecast.forecast.import_memory", lambda spec: ImportMemory(0, 0))
+    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    matrices = [m for m in weight_matrices(model) if m.tied_to is None and "classifier" not in m.name]
+    config = find_config(spec.config)
+    blocks = [m for m in matrices if m.layer is not None and m.role != "embedding"]
+    return forecast(
+        spec, config.precision.assign_formats(matrices), config.rank.assign_ranks(blocks), "no store"
+    )
+
+
+@pytest.mark.parametrize("config", ["B-FP", "B-Ada", "Joint-2", "Joint-3"])
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_trained_takes_what_training_allocates(
+    task: str, config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Adapters, gradients and optimizer after real steps of the loop: the same numbers, the same dtypes."""
+    spec = spec_of(task, config)
+    parts, data = told(spec, monkeypatch), load_data(spec)
+    loaded = open_model(spec, 2, "cpu", torch.float32)
+    arm = find_config(config)
+    plans = make_plans(arm, loaded)
+    store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
+    model, hook = arm.rank.attach(
+        loaded.model, plans.ranks, total_steps=20, scale=2.0, heads=loaded.trained_modules, seed=0
+    )
+    fuse(model, decoder)
+    optimizers: list[torch.optim.Optimizer] = []
+    gradients: list[int] = []
+    objective = OBJECTIVES[spec.kind]
+
+    def watched(model: nn.Module, *words: float) -> torch.optim.Optimizer:
+        made = named_adamw(model, *words)
+        made.register_step_pre_hook(
+            lambda *_: gradients.append(
+                sum(p.grad.nbytes for p in trainable(model).values() if p.grad is not None)
+            )
+        )
+        optimizers.append(made)
+        return made
+
+    monkeypatch.setattr("bitrank_trainer.loop.named_adamw", watched)
+    settings = TrainSettings(steps=2, learning_rate=1e-3, eval_every=2, checkpoint_every=2)
+    train(
+        model,
+        Task(objective, data.train_batches, lambda: {"loss": 1.0, objective.metric: 1.0}),
+        hook,
+        settings,
+        tmp_path,
+        lambda _: None,
+    )
+    moments = sum(
+        value.nbytes for state in optimizers[0].state.values() for value in state.values() if value.ndim
+    )
+    averages = hook.state()[0].values() if config in {"B-Ada", "Joint-2"} else ()
+    assert parts.adapters == adapter_bytes(model)
+    assert parts.gradients == gradients[0] == gradients[1]
+    assert parts.trainable == sum(p.numel() for p in trainable(model).values())
+    # AdaLoRA's own state holds two averages of each number; the last importance, of the same size, is not kept in checkpoints.
+    assert parts.optimizer == moments + sum(average.nbytes for average in averages) * 3 // 2
+    assert parts.peak >= parts.stored + parts.adapters + parts.gradients + parts.optimizer + parts.activations
+
+
+def test_live_bytes_are_those_of_a_chain_that_can_be_counted() -> None:
+    """x W (4,000 bytes), its ReLU (4,000), their sum (4): what is freed no longer counts, parameters never do."""
+    x_NI, weight_IO = torch.empty(100, 20, device="meta"), torch.empty(20, 10, device="meta")
+    with LiveBytes() as live:
+        made = (x_NI @ weight_IO).relu()
+        assert (live.now, live.peak) == (4000, 8000)
+        made = made.sum()
+        assert (live.now, live.peak) == (4, 8000)
+    assert len(live.products) == 1
+
+
+@pytest.mark.parametrize("config", ["B-FP", "Joint-2"])
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_that_come_again_change_no_figure(
+    task: str, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(task, config)
+    found = []
+    for forgetful in (False, True):
+        if forgetful:
+            monkeypatch.setattr("bitrank.forecast.live_bytes._kind", lambda func: "")
+        model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
+        matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in trained_modules]
+        arm = find_config(config)
+        ranks = arm.rank.assign_ranks([m for m in matrices if m.layer is not None and m.role != "embedding"])
+        stage = dry_run(
+            spec,
+            model,
+            trained_modules,
+            arm.precision.assign_formats(matrices),
+            ranks,
+            10,
+            "cpu",
+            torch.float32,
+        )
+        found.append((stage.step((4, 17)), stage.step((4, 30)), stage.evaluate((5, 30))))
+    assert found[0] == found[1]
+    assert found[0][1].peak > found[0][0].peak > 0
+
+
+def test_the_longest_sequence_counts_beside_the_fullest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert heaviest([(32, 20), (8, 60), (4, 60), (32, 10)]) == {(32, 20), (8, 60)}
+    assert heaviest([(32, 20), (32, 10)]) == {(32, 20)}
+    work = workload(spec_of("toy_sentences"), "cpu")
+    assert heaviest(work.train) <= work.train
+
+
+@pytest.mark.parametrize(
+    ("task", "dtype"), [("toy_sentences", "fp32"), ("toy_sentences", "bf16"), ("toy_articles", "bf16")]
+)
+def test_the_work_is_that_of_the_batches_that_come(task: str, dtype: str) -> None:
+    spec = spec_of(task, dtype=dtype, batch_size=2, device="cpu")
+    work, data = workload(spec, "cpu"), load_data(spec)
+    come = [batch["input_ids"].shape for batch in islice(data.train_batches(0), work.steps)]
+    assert work.train == set(come) and work.train_tokens == sum(rows * width for rows, width in come)
+
+
+def test_long_sentences_may_hold_more_than_many_short_ones() -> None:
+    """Scores go by the square of the length: here the batch with fewer tokens needs more."""
+    spec = spec_of("toy_sentences")
+    model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
+    blocks = [m for m in weight_matrices(model) if m.layer is not None and m.role != "embedding"]
+    stage = dry_run(spec, model, trained_modules, {}, {m.name: 2 for m in blocks}, 10, "cpu", torch.float32)
+    assert stage.step((4, 64)).peak > stage.step((33, 8)).peak
+
+
+def matrices() -> list[WeightMatrix]:
+    blocks = [
+        WeightMatrix(f"model.layers.{n}.mlp.{part}", "ffn", n, (96, 64))
+        for n in range(16)
+        for part in ("up_proj", "down_proj")
+    ]
+    return [
+        WeightMatrix("model.embed_tokens", "embedding", None, (1000, 64)),
+        *blocks,
+        WeightMatrix("lm_head", "head", None, (1000, 64)),
+    ]
+
+
+def test_the_prior_is_ordered_and_the_same_every_time() -> None:
+    formats, ranks = ("int2-g64", "int3-g64", "int4-g64", "int8", "bf16"), (2, 8, 32)
+    torch.manual_seed(1)
+    first = prior_costs(matrices(), formats, ranks)
+    torch.manual_seed(2)
+    assert prior_costs(matrices(), formats, ranks) == first
+    for name, costs in first.items():
+        by_bits = [costs[text, 0] for text in formats]
+        assert by_bits == sorted(by_bits, reverse=True) and by_bits[-1] == 0
+        if name != "model.embed_tokens":
+            by_rank = [costs["int4-g64", rank] for rank in (0, *ranks)]
+            assert by_rank == sorted(by_rank, reverse=True) and min(by_rank) >= 0
+    assert math.fsum(
+        by_format["nf4"] for by_format in prior_errors(matrices(), ["nf4"]).values()
+    ) == pytest.approx(LEVEL)
+    down, up = (first[f"model.layers.8.mlp.{part}"]["int4-g64", 0] for part in ("down_proj", "up_proj"))
+    assert down == pytest.approx(2 * up) and first["model.layers.0.mlp.up_proj"][
+        "int4-g64", 0
+    ] == pytest.approx(2 * up)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest real tensor that is made inside."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+def test_seventy_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path) -> None:
+    """Sizes, plan and rehearsal: the largest real tensor is of those that formats are tried on, a thousandth of one matrix."""
+    from bitrank.planning.costs import Choices
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    words = {"batch_size": 1, "max_length": 64, "steps": 1, "kind": "language-modelling"}
+    spec = RunSpec(config="B-FP", task="", model=str(tmp_path / "config.json"), **words)
+    with Largest() as largest:
+        problem, sizes = outlined_problem(spec, "40GB", Choices())
+        plan = PLANNERS["exact"](problem, None)
+        parts = training_memory(spec, plan)
+    assert sizes.parameters == 70_553_706_496
+    assert parts.weights + parts.adapters == plan.nbytes <= 40_000_000_000
+    assert parts.optimizer == 2 * parts.gradients == 2 * parts.adapters
+    assert 0 < largest.nbytes <= 2**25 < sizes.matrices["model.layers.0.mlp.up_proj"].shape[0] * 8192 / 4
+    words = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
+    assert plan.nbytes == sizes.fixed + sum(
+        stored_size(sizes.matrices[name], plan.precision[name], **words)
+        + 4 * plan.ranks.get(name, 0) * sum(sizes.matrices[name].shape)
+        for name in sizes.matrices
+    )
+
+
+def stored(path: Path, runs: list[tuple[dict[str, str], dict[str, float]]]) -> str:
+    """A store with finished runs of these tags and figures: MLflow's tables, as far as they are read."""
+    path.mkdir()
+    with closing(sqlite3.connect(path / "mlflow.db")) as database, database:
+        database.executescript("""
+            CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT);
+            CREATE TABLE runs (run_uuid TEXT, experiment_id INTEGER, status TEXT, lifecycle_stage TEXT, start_time INTEGER);
+            CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT);
+            CREATE TABLE metrics (run_uuid TEXT, key TEXT, value REAL);
+            CREATE TABLE latest_metrics (run_uuid TEXT, key TEXT, value REAL, is_nan BOOLEAN);
+            INSERT INTO experiments VALUES (1, 'bitrank-smoke')""")
+        for number, (tags, figures) in enumerate(runs):
+            database.execute("INSERT INTO runs VALUES (?, 1, 'FINISHED', 'active', ?)", (str(number), number))
+            database.executemany(
+                "INSERT INTO tags VALUES (?, ?, ?)",
+                [(str(number), *tag) for tag in {**tags, "spec_id": str(number)}.items()],
+            )
+            database.executemany(
+                "INSERT INTO latest_metrics VALUES (?, ?, ?, 0)",
+                [(str(number), *figure) for figure in figures.items()],
+            )
+    return str(path)
+
+
+def figures(speed: float) -> dict[str, float]:
+    return {"speed/train_tok_s": speed, "speed/infer_tok_s": 2 * speed, "time/setup_s": 3.0}
+
+
+def test_only_runs_like_it_tell_how_long_it_takes(tmp_path: Path) -> None:
+    spec = spec_of("toy_sentences", "Joint-2")
+    work = workload(spec, "cpu")
+    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    like = {"config": "Joint-2", "model": spec.model, "task": spec.task_name, "device": "cpu", "dtype": "float32", "threads": "1",
+            "hardware": hardware("cpu")}  # fmt: skip
+    others = [
+        {"device": "cuda"},
+        {"dtype": "bfloat16"},
+        {"threads": "2"},
+        {"hardware": "another"},
+        {"model": "minilm"},
+        {"task": "sst2"},
+    ]
+    unlike = [({**like, **other}, figures(1e9)) for other in others]
+
+    def said(runs: list[tuple[dict[str, str], dict[str, float]]]) -> tuple[float, str]:
+        found = training_time(
+            spec, work, model, "cpu", torch.float32, stored(tmp_path / str(len(runs)), runs)
+        )
+        return found.seconds, found.basis
+
+    expected = 3 + work.train_tokens / 100 + work.evaluation_tokens / 200
+    assert "work per token" in said(unlike)[1]
+    seconds, basis = said([*unlike, ({**like, "config": "B-FP"}, figures(100.0))])
+    assert seconds == pytest.approx(expected) and basis.startswith(
+        "the speed of 1 finished run of other configs"
+    )
+    seconds, basis = said([*unlike, ({**like, "config": "B-FP"}, figures(1e6)), (like, figures(100.0))])
+    assert seconds == pytest.approx(expected) and basis.startswith("the speed of 1 finished run of Joint-2")
+
+
+def test_timing_products_draws_no_number_and_puts_threads_back() -> None:
+    spec = spec_of("toy_sentences", threads=1, dtype="auto")
+    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    work = workload(spec, "cpu")
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    took = training_time(spec, work, model, "cpu", DTYPES[choose_dtype("cpu")], "no store")
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert took.seconds > 0 and str(DTYPES[choose_dtype("cpu")]).removeprefix("torch.") in took.basis

@@ -1,0 +1,93 @@
+"""A model that cannot do what is asked is refused in one sentence, before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank.errors import UserError
+from bitrank.forecast.model_shapes import model_shapes
+from bitrank.models.load import Loaded, open_model
+from bitrank.models.locate import weights_fingerprint
+from bitrank.run.plans import make_plans
+from bitrank.spec.configs import find_config
+from bitrank.spec.run_spec import RunSpec
+from small_models import write
+
+CASES = {
+    "t5": ("language-modelling", "is an encoder-decoder .t5. and cannot do language modelling"),
+    "bart": ("language-modelling", "is an encoder-decoder .bart. and cannot do language modelling"),
+    "albert": ("language-modelling", "is a albert encoder and cannot do language modelling"),
+    "mamba": ("classification", "transformers has no sequence classification for mamba"),
+    "mamba2": ("classification", "transformers has no sequence classification for mamba2"),
+}
+
+
+def opened(folder: Path, kind: str = "language-modelling") -> Loaded:
+    spec = RunSpec(config="B-FP", task="toy", model=str(folder), kind=kind, fused=False, steps=1)
+    return open_model(spec, 2, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_task_that_an_architecture_cannot_do_is_refused_by_run_and_plan(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / name, name)
+    kind, sentence = CASES[name]
+    with pytest.raises(UserError, match=sentence):
+        opened(folder, kind)
+    with pytest.raises(UserError, match=sentence):
+        model_shapes(str(folder), kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("mamba", "language-modelling", "has state-space layers .mamba."),
+        ("mamba2", "language-modelling", "has state-space layers .mamba2."),
+        ("albert", "classification", "has no row of blocks of its own .albert."),
+    ],
+)
+def test_model_without_matrices_to_plan_is_refused_by_run_and_plan(
+    name: str, kind: str, sentence: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / name, name)
+    loaded = opened(folder, kind)
+    with pytest.raises(UserError, match=sentence):
+        make_plans(find_config("B-Q4"), loaded)
+    with pytest.raises(UserError, match=sentence):
+        model_shapes(str(folder), kind)
+
+
+def test_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "llama")
+    config = {
+        "model_type": "strange",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="needs Python code from its own folder"):
+        opened(folder)
+
+
+def test_model_without_a_tokenizer_is_refused_with_the_files_to_copy(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "llama")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer that can be loaded: expected tokenizer.json"):
+        opened(folder)
+
+
+def test_fingerprint_follows_the_files_that_are_loaded_and_no_others(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "llama")
+    before = weights_fingerprint(str(folder))
+    (folder / "copy.safetensors").write_bytes(b"not loaded")
+    (folder / "pytorch_model.bin").write_bytes(b"not loaded")
+    assert weights_fingerprint(str(folder)) == before
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        path = folder / name
+        kept = path.read_bytes()
+        path.write_bytes(kept + b" ")
+        assert weights_fingerprint(str(folder)) != before
+        path.write_bytes(kept)
+    assert weights_fingerprint(str(folder)) == before

@@ -1,0 +1,108 @@
+"""Fused products of quantized bases, whose matrices are decoded one after another into one room, against each layer's own product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_quant import BACKENDS, block_matrices, decoder, parse_format
+from bitrank_quant.backends import dequantize
+from bitrank_quant.kernels.status import kernels_status
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+HELD = {
+    "bitsandbytes": ("nf4-dq", "nf4", "fp4"),
+    "torch": ("int3-g64", "bf16", "nf4-dq"),
+    "quanto": ("int8", "int4-g64", "int8"),
+}
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
+                                        num_key_value_heads=2)).eval()  # fmt: skip
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
+                                                    num_attention_heads=4)).eval()  # fmt: skip
+
+
+def adapted_model(make: Any, backend: str, texts: tuple[str, str, str], fused: bool) -> Any:
+    """With blocks that lie in several formats."""
+    model = make()
+    names = [matrix.name for matrix in block_matrices(model)]
+    for number, name in enumerate(names):
+        layer = model.get_submodule(name)
+        made = BACKENDS[backend].make(
+            layer.requires_grad_(False), parse_format(texts[number % 3]), torch.float32
+        )
+        model.set_submodule(name, made)
+    adapted = attach_lora(model, uniform_ranks(names, 4), scale=1.3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    if fused:
+        fuse(adapted, decoder)
+    return adapted
+
+
+def trained(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of the adapters."""
+    logits = model(input_ids=torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(2))).logits
+    logits.square().mean().backward()
+    return logits.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
+    }
+
+
+def close(gradients: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> bool:
+    scale = max(float(gradient.norm()) for gradient in expected.values())
+    return gradients.keys() == expected.keys() and all(
+        float((gradients[name] - gradient).norm()) < tolerance * scale for name, gradient in expected.items()
+    )
+
+
+@pytest.mark.parametrize("backend", HELD)
+@pytest.mark.parametrize("make", [llama, bert])
+def test_one_room_serves_matrices_of_all_shapes_and_formats(
+    make: Any, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        dequantize, "_scratch_buffers", {}
+    )  # it grows on the way, from a query's matrix to a feed-forward part's
+    logits, gradients = trained(adapted_model(make, backend, HELD[backend], fused=True))
+    assert bool(dequantize._scratch_buffers) == kernels_status().startswith("compiled")
+    plain_logits, plain_gradients = trained(adapted_model(make, backend, HELD[backend], fused=False))
+    assert torch.allclose(logits, plain_logits, atol=1e-4) and close(gradients, plain_gradients, 1e-4)
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_llm_int8_trains_by_its_decoded_matrix_and_evaluates_as_ever(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, an evaluation and training again, fused and by PEFT's path; bitsandbytes rounds activations in the evaluation alone."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    called: list[bool] = []  # by a layer in training or not
+    own = Linear8bitLt.forward
+    plain, model = (adapted_model(make, "bitsandbytes", ("llm-int8",) * 3, fused) for fused in (False, True))
+    monkeypatch.setattr(
+        Linear8bitLt, "forward", lambda layer, x: (called.append(layer.training), own(layer, x))[1]
+    )
+    for dropout in (m for one in (plain, model) for m in one.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    for training, tolerance in ((True, 1e-4), (False, 1e-2), (True, 1e-4)):
+        expected, gradients = trained(plain.train(training))
+        called.clear()
+        logits, fused_gradients = trained(model.train(training))
+        assert (logits - expected).norm() < tolerance * expected.norm() and close(
+            fused_gradients, gradients, tolerance
+        )
+        assert set(called) == (set() if training else {False})

@@ -1,0 +1,118 @@
+"""The longest sequence that a model takes, against what plain transformers computes, and what a run says of a
+longer one.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from bitrank.errors import UserError
+from bitrank.models.locate import locate
+from bitrank.models.positions import check_length, table_limit
+from bitrank.run.data import load_data, tokenised
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, make_spec
+from transformers import AutoModel, AutoTokenizer
+
+POSITIONS = 20
+COMMON = {
+    "vocab_size": 40,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+WIDE = {
+    **COMMON,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+GPT = {"vocab_size": 40, "n_positions": POSITIONS, "n_embd": 32, "n_layer": 1, "n_head": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "Bert": WIDE,
+    "Roberta": WIDE,
+    "MPNet": WIDE,
+    "Esm": {**WIDE, "mask_token_id": 4, "position_embedding_type": "absolute"},
+    "DebertaV2": {**WIDE, "position_biased_input": True},
+    "GPT2": GPT,
+    "GPTJ": {**GPT, "rotary_dim": 4},
+    "OPT": {
+        **COMMON,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 32,
+    },
+    "Llama": WIDE,
+    "GPTNeoX": WIDE,
+    "Bloom": {"vocab_size": 40, "hidden_size": 32, "n_layer": 1, "n_head": 2},
+}
+
+
+def computes(model: Any, length: int) -> bool:
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, length), 5))
+    except (IndexError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_limit_is_the_longest_sequence_that_transformers_computes(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**MODELS[name])
+    model = AutoModel.from_config(config, attn_implementation="eager").eval()
+    longest = next(
+        (length for length in range(POSITIONS - 5, POSITIONS + 15) if not computes(model, length + 1)), None
+    )
+    assert table_limit(model) == longest
+
+
+def saved(name: str, folder: Path) -> str:
+    """A model of ``MODELS`` with the tokenizer of a tiny one."""
+    transformers.set_seed(0)
+    config = getattr(transformers, f"{name}Config")(**copy.deepcopy(MODELS[name]))
+    AutoModel.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(locate("tiny-bert")).save_pretrained(folder)
+    return str(folder)
+
+
+def spec_of(model: str, length: int, task: str = "toy_sentences", **given: object) -> RunSpec:
+    return make_spec(
+        find_profile("smoke"), "B-FP", task, {"model": model, "max_length": length, "device": "cpu", **given}
+    )
+
+
+@pytest.mark.parametrize(("name", "task", "limit"), [
+    ("Bert", "toy_sentences", POSITIONS), ("Roberta", "toy_sentences", POSITIONS - 2),
+    ("GPT2", "toy_articles", POSITIONS), ("OPT", "toy_articles", POSITIONS),
+])  # fmt: skip
+def test_a_length_beyond_the_table_of_positions_is_refused_with_the_number(
+    name: str, task: str, limit: int, tmp_path: Path
+) -> None:  # fmt: skip
+    model = saved(name, tmp_path / name)
+    assert load_data(spec_of(model, limit, task)).report.counts["texts"]
+    with pytest.raises(
+        UserError,
+        match=rf"max_length {limit + 1} is beyond the {limit} positions of .*max_length={limit} or less",
+    ):
+        tokenised(spec_of(model, limit + 1, task))
+
+
+def test_a_length_that_a_rotary_model_was_not_trained_on_is_said(tmp_path: Path) -> None:
+    model = saved("Llama", tmp_path / "llama")
+    assert check_length(spec_of(model, POSITIONS, "toy_articles")) is None
+    notes = load_data(spec_of(model, POSITIONS + 1, "toy_articles")).report.notes
+    assert any(f"max_length {POSITIONS + 1} is beyond the {POSITIONS} positions" in note for note in notes)
+
+
+def test_a_model_without_positions_takes_any_length(tmp_path: Path) -> None:
+    assert check_length(spec_of(saved("Bloom", tmp_path / "bloom"), 100_000, "toy_articles")) is None

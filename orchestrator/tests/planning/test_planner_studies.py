@@ -1,0 +1,97 @@
+"""Studies of planners: what they hold, and a tiny one end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.cli.main import main
+from bitrank.planning.make_plan import NAMES
+from bitrank.planning.planner_studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
+
+SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
+WORDS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
+    study = find_study(name, quick=False)
+    assert set(study.arms) <= {*NAMES, *ADALORA} and study.reference in study.arms
+    quick = find_study(name, quick=True)
+    assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
+    assert set(quick.configs) <= set(study.configs) and quick.arms == study.arms
+
+
+def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
+    laptop, smoke, paper = (
+        profile_of("allocators", find_profile(name), quick=True) for name in ("laptop", "smoke", "paper")
+    )
+    assert laptop.name == "allocators-quick" and laptop.by_kind["classification"]["steps"] == 100
+    articles = laptop.by_kind["language-modelling"]
+    assert [articles[key] for key in ("steps", "eval_every")] == [10, 10]
+    embedded = make_spec(laptop, "B-FP", "wiki_articles")
+    assert (embedded.steps, embedded.test_windows, embedded.validation_windows) == (10, 1, 1)
+    assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are fewer already"
+    assert make_spec(paper, "B-FP", "wikitext2").test_windows is None, (
+        "texts that are tested whole stay whole"
+    )
+    spec = make_spec(paper, "B-FP", "movie_sentences")
+    assert (spec.steps, spec.epochs) == (100, None), "a profile that counts epochs counts steps then"
+    whole = profile_of("allocators", find_profile("laptop"), quick=False)
+    assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
+
+
+def test_no_search_is_left_alone_at_the_end() -> None:
+    request = [
+        (arm, "3.25bits", task)
+        for task in ("movie_sentences", "wiki_articles")
+        for arm in ("exact", "bayes", "random")
+    ]
+    ordered = _longest_first(
+        request, {"movie_sentences": "classification", "wiki_articles": "language-modelling"}
+    )
+    assert sorted(ordered) == sorted(request)
+    assert [(arm, task) for arm, _, task in ordered[:4]] == [
+        (arm, task) for task in ("wiki_articles", "movie_sentences") for arm in ("bayes", "random")
+    ]
+
+
+def test_an_unknown_study_is_told(capsys: Any) -> None:
+    assert main(["study", "allocator"]) == 2
+    assert "unknown study 'allocator'; nearest: allocators" in capsys.readouterr().err
+
+
+def test_a_tiny_study_plans_trains_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*WORDS]) == 0
+    said = capsys.readouterr().out
+    folder = Path("results/three-bits-quick")
+    report = (folder / "report.md").read_text()
+    assert (
+        report in said
+        and "exact-9bits" in report
+        and "adalora-9bits" in report
+        and "At equal bytes, after Holm, exact-9bits" in report
+    )
+    plans = {
+        path.stem: json.loads(path.read_text()) for path in (folder / "plans/toy_sentences").glob("*.json")
+    }
+    assert (
+        plans["exact-9bits"]["init"] == "lq-lora"
+        and plans["exact-9bits"]["bytes"] <= plans["exact-9bits"]["budget"]
+    )
+    rank = plans["adalora-9bits"]["adaptive"]["target_r"]
+    assert (
+        set(plans["adalora-9bits"]["ranks"].values()) == {rank}
+        and plans["adalora-9bits"]["adaptive"]["shrink"]
+    )
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
+    assert main([*WORDS]) == 0  # nothing is planned or trained again
+    assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
+    assert "2 of 2 runs are complete" in capsys.readouterr().out

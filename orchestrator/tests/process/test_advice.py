@@ -1,0 +1,77 @@
+"""The real words of libraries and systems, through the real classifier: each failure gets its remedy, others none."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+from bitrank.process.advice import ADVICE, advise, advise_signal
+
+REAL = {
+    "mps tensor size": "/Library/Caches/com.apple.xbs/Sources/MetalPerformanceShaders/MPSCore/Types/MPSNDArray.mm:788: failed assertion "
+    "`[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32'",
+    "mps memory": "RuntimeError: MPS backend out of memory (MPS allocated: 5.50 GB, other allocations: 14.76 GB, max allowed: 20.40 GB). "
+    "Tried to allocate 147.24 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory allocations "
+    "(may cause system failure).",
+    "mps watermark": "RuntimeError: invalid low watermark ratio 1.4",
+    "mps missing op": "NotImplementedError: The operator 'aten::_index_put_impl_' is not currently implemented for the MPS device. If you "
+    "want this op to be added in priority during the prototype phase of this feature, please comment on the issue. As a temporary fix, "
+    "you can set the environment variable `PYTORCH_ENABLE_MPS_FALLBACK=1` to use the CPU as a fallback for this op.",
+    "mps float64": "TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use "
+    "float32 instead.",
+    "mps bf16": "TypeError: MPS BFloat16 is only supported on MacOS 14 or newer",
+    "gpu memory": "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of which "
+    "3.06 MiB is free.",
+    "gpu kernels": "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    "quanto compiler": "RuntimeError: Ninja is required to load C++ extensions",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_each_failure_gets_its_own_remedy(name: str) -> None:
+    assert advise(REAL[name]) == ADVICE[name].remedy
+
+
+def test_failures_that_this_machine_can_provoke() -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as memory:
+        torch.empty(2**50)
+    assert advise(f"{type(memory.value).__name__}: {memory.value}") == ADVICE["memory"].remedy
+    absent = pytest.importorskip("bitsandbytes.cextension").ErrorHandlerMockBNBNativeLibrary
+
+    with pytest.raises(RuntimeError) as native:
+        absent("libbitsandbytes_cpu.so: cannot open shared object file").cquantize_blockwise_bf16_nf4()
+    assert advise(str(native.value)) == ADVICE["bitsandbytes"].remedy
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError)) as cuda:
+            torch.zeros(1, device="cuda")
+        assert advise(str(cuda.value)) == ADVICE["gpu kernels"].remedy
+
+
+def test_what_is_not_known_gets_no_advice() -> None:
+    assert advise("RuntimeError: mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)") is None
+
+
+def test_a_signal_is_explained_by_the_log_first() -> None:
+    assert advise_signal(signal.SIGABRT, REAL["mps tensor size"]) == ADVICE["mps tensor size"].remedy
+    assert "--memory-limit" in (advise_signal(signal.SIGKILL, "all went well so far") or "")
+    assert advise_signal(signal.SIGTERM, "") is None
+
+
+def test_every_option_that_is_advised_exists() -> None:
+    """An advice that names an option which the command line lacks would send its reader astray."""
+    import re
+
+    from bitrank.cli.main import _parser
+    from bitrank.spec.run_spec import SETTABLE
+
+    parser = _parser()
+    known = parser._subparsers._group_actions[0].choices["matrix"].format_help()
+    known += parser._subparsers._group_actions[0].choices["run"].format_help()
+    for advice in ADVICE.values():
+        assert all(
+            option in known
+            for option in re.findall(r"--[a-z-]+", advice.remedy)
+            if option not in {"--install", "--set"}
+        )
+        assert all(key in SETTABLE for key in re.findall(r"--set (\w+)=", advice.remedy))

@@ -1,0 +1,81 @@
+"""The six arms give the plans of the study, for every architecture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from bitrank.errors import UserError
+from bitrank.models.tiny import TINY
+from bitrank.spec.configs import CONFIGS, find_config
+from bitrank_quant import block_matrices, weight_matrices
+
+
+@pytest.fixture(params=["tiny-bert", "tiny-llama", "tiny-gpt2"])
+def matrices(request):
+    model = TINY[request.param]()
+    return [m for m in weight_matrices(model) if m.tied_to is None], block_matrices(model)
+
+
+def test_baselines_and_joint_1(matrices) -> None:
+    quantizable, blocks = matrices
+    for name, format_ in (("B-FP", "bf16"), ("B-Ada", "bf16"), ("B-Q4", "nf4-dq"), ("Joint-1", "nf4-dq")):
+        bits = CONFIGS[name].precision.assign_formats(quantizable)
+        assert {bits[m.name] for m in blocks} == {format_}
+        assert {bits[m.name] for m in quantizable if m.layer is None} <= {"bf16"}
+
+
+def test_joint_2_keeps_embeddings_and_edge_blocks_in_8_bits(matrices) -> None:
+    quantizable, blocks = matrices
+    bits = CONFIGS["Joint-2"].precision.assign_formats(quantizable)
+    assert {bits[m.name] for m in quantizable if m.role == "embedding"} == {"int8"}
+    assert {(m.layer, bits[m.name]) for m in blocks} == {(0, "int8"), (1, "nf4-dq"), (2, "int8")}
+
+
+def test_joint_3_goes_by_role(matrices) -> None:
+    quantizable, blocks = matrices
+    config = CONFIGS["Joint-3"]
+    bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
+    assert {(m.role, bits[m.name], ranks[m.name]) for m in blocks} == {
+        ("attention", "int8", 6),
+        ("ffn", "nf4-dq", 10),
+    }
+
+
+def test_ranks_of_the_others(matrices) -> None:
+    _, blocks = matrices
+    for name, rank in (("B-FP", 8), ("B-Q4", 8), ("B-Ada", 12), ("Joint-1", 12), ("Joint-2", 12)):
+        assert set(CONFIGS[name].rank.assign_ranks(blocks).values()) == {rank}
+
+
+def test_every_free_matrix_has_a_format(matrices) -> None:
+    quantizable, _ = matrices
+    for config in CONFIGS.values():
+        assert set(config.precision.assign_formats(quantizable)) == {m.name for m in quantizable}
+
+
+def test_a_plan_file_is_a_config(tmp_path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"precision": {"a": "nf4"}, "ranks": {"a": 3}}))
+    config = find_config("ignored", str(path))
+    assert config.rank.assign_ranks([]) == {"a": 3}
+    assert config.as_data()["precision"]["formats"] == {"a": "nf4"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"precision": {}}',
+        '{"precision": {"a": 4}, "ranks": {}}',
+        '{"precision": {}, "ranks": {"a": "8"}}',
+    ],
+)
+def test_a_file_that_is_no_plan(tmp_path, content: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="is no plan: expected JSON like"):
+        find_config("x", str(path))
+    with pytest.raises(UserError, match="cannot read the plan"):
+        find_config("x", str(tmp_path / "none.json"))

@@ -1,0 +1,199 @@
+"""Which files count as the code of a run, and of a measurement."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from bitrank.spec.configs import CONFIGS
+from bitrank.tracking import provenance
+from bitrank.tracking.provenance import CHANGES_NO_NUMBER, RUN, code_files, code_id, git_state, reachable
+
+LIBRARIES = (
+    "bitrank_data",
+    "bitrank_quant",
+    "bitrank_adapters",
+    "bitrank_trainer",
+    "bitrank_planner",
+    "bitrank_analysis",
+)
+_IMPORT = "from bitrank.tracking.provenance import code_hash, shared_code"
+_PRINT_CODE = f"{_IMPORT}\nprint(shared_code(), code_hash('bitrank.sensitivity.measure'))"
+
+
+@pytest.fixture
+def rules(tmp_path, monkeypatch) -> Path:
+    """A copy of ``rules.py`` that a test may change."""
+    copy = tmp_path / "rules.py"
+    copy.write_text(reachable("bitrank.spec.rules")["bitrank.spec.rules"].read_text())
+    monkeypatch.setattr(provenance, "_files_hash", lambda modules: "shared")
+    monkeypatch.setattr(provenance, "_file_of", lambda module: copy)
+    yield copy
+    provenance._rules_code.cache_clear()
+
+
+def code_of(name: str) -> str:
+    provenance._rules_code.cache_clear()
+    return code_id(CONFIGS[name].precision, CONFIGS[name].rank)
+
+
+def test_a_rule_added_leaves_the_others_as_they_are(rules) -> None:
+    before = {name: code_of(name) for name in CONFIGS}
+    rules.write_text(rules.read_text() + "\n\nclass Another:\n    pass\n")
+    assert {name: code_of(name) for name in CONFIGS} == before
+
+
+def test_a_rule_changed_makes_only_its_arms_stale(rules) -> None:
+    before = {name: code_of(name) for name in CONFIGS}
+    text = rules.read_text()
+    rules.write_text(text.replace("class ByRole:", "class ByRole:\n    changed = True\n"))
+    assert rules.read_text() != text
+    assert [name for name in CONFIGS if code_of(name) != before[name]] == ["Joint-3"]
+
+
+def imported_by(path: Path) -> set[str]:
+    """Every dotted name of ours that a file imports when it runs, wherever in it.
+
+    Written apart from the code under test.
+    """
+    names: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not followed here"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.partition(".")[0].startswith("bitrank")}
+
+
+def files_reachable_from(path: Path) -> set[Path]:
+    roots = {name: Path(find_spec(name).origin).parent for name in ("bitrank", *LIBRARIES)}
+    found, waiting = set[Path](), [path]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in imported_by(path):
+            top, *parts = name.split(".")
+            for depth in range(len(parts) + 1):
+                place = roots[top].joinpath(*parts[:depth])
+                waiting += [
+                    file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()
+                ]
+    return found
+
+
+def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
+    road = reachable(RUN)[RUN]
+    listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
+    forgotten = files_reachable_from(road) - set(code_files(RUN).values()) - listed
+    assert not forgotten, "hash these files, or list their modules in CHANGES_NO_NUMBER with a reason"
+
+
+def test_every_module_loaded_with_the_road_is_hashed_or_listed_as_harmless() -> None:
+    ours = f"import sys, {RUN}\nfor name in list(sys.modules):\n    if name.startswith('bitrank'):"
+    ours += " print(sys.modules[name].__file__)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", ours], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
+    assert len(loaded) > 50
+    assert {Path(file) for file in loaded} <= set(code_files(RUN).values()) | listed
+
+
+def test_what_is_listed_as_harmless_exists_is_reachable_and_has_a_reason() -> None:
+    assert reachable(RUN).keys() >= CHANGES_NO_NUMBER.keys()
+    assert all(len(reason.split()) > 2 for reason in CHANGES_NO_NUMBER.values())
+
+
+def test_the_head_fit_and_compiled_sources_count() -> None:
+    files = code_files(RUN)
+    assert "bitrank.sensitivity.fit_head" in files, "it decides the Fisher weights of every lq-lora start"
+    assert {path.suffix for path in files.values()} == {".py", ".c", ".h"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Callable[[], list[str]]:
+    """A copy of the sources, and its hashes: of the code of runs, and of the code that measures."""
+    for name in ("bitrank", *LIBRARIES):
+        shutil.copytree(Path(find_spec(name).origin).parent, tmp_path / "src" / name)
+
+    def hashes() -> list[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run(
+            [sys.executable, "-c", _PRINT_CODE], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    return hashes
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("bitrank/sensitivity/fit_head.py", [True, True]),  # reached by a lazy start only
+        ("bitrank_quant/kernels/decode.c", [True, True]),
+        ("bitrank/run/record.py", [True, False]),  # a run computes figures with it, a measurement does not
+        ("bitrank/process/advice.py", [False, False]),
+        ("bitrank/cli/main.py", [False, False]),
+        ("bitrank_analysis/study.py", [False, False]),
+    ],
+)
+def test_an_edit_changes_the_hashes_of_the_code_that_uses_it(
+    file: str, expected: list[bool], checkout: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    before = checkout()
+    path = tmp_path / "src" / file
+    path.write_text(
+        path.read_text() + "\n// \n" if path.suffix == ".c" else path.read_text() + "\n# edited\n"
+    )
+    assert [old != new for old, new in zip(before, checkout(), strict=True)] == expected
+
+
+def test_a_new_module_in_a_new_folder_counts_once_a_run_imports_it(
+    checkout: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "src" / "bitrank" / "deeper"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "new.py").write_text("A = 1\n")
+    before = checkout()
+    heads = tmp_path / "src" / "bitrank" / "sensitivity" / "fit_head.py"
+    heads.write_text(heads.read_text() + "\n\ndef later() -> None:\n    from bitrank.deeper import new\n")
+    imported = checkout()
+    (folder / "new.py").write_text("A = 2\n")
+    edited = checkout()
+    assert len({before[0], imported[0], edited[0]}) == 3 and len({before[1], imported[1], edited[1]}) == 3
+
+
+def test_hashes_do_not_depend_on_where_the_code_is_installed(checkout: Callable[[], list[str]]) -> None:
+    assert checkout()[0] == provenance.shared_code()
+
+
+@pytest.mark.parametrize(
+    ("told", "tags"),
+    [
+        ("", {}),
+        ("4f1c", {"git_commit": "4f1c", "dirty": "false", "mlflow.source.git.commit": "4f1c"}),
+        ("4f1c-dirty", {"git_commit": "4f1c", "dirty": "true", "mlflow.source.git.commit": "4f1c"}),
+    ],
+)
+def test_an_image_says_its_own_commit(
+    monkeypatch: pytest.MonkeyPatch, told: str, tags: dict[str, str]
+) -> None:
+    """There is neither git nor a checkout in an image."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("BITRANK_COMMIT", told)
+    assert git_state.__wrapped__() == tags

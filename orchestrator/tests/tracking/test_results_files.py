@@ -1,0 +1,36 @@
+"""Results on disk are whole, keep what was there, and agree with each other."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec
+from bitrank.tracking.results_files import COLUMNS, write_results
+
+FIGURES = dict.fromkeys(COLUMNS.values(), 1.5)
+
+
+def test_files_of_the_study(tmp_path) -> None:
+    specs = [
+        make_spec(PROFILES["smoke"], config, "toy_sentences", {"seed": seed})
+        for config in ("B-FP", "B-Q4")
+        for seed in (0, 1)
+    ]
+    write_results([(specs[0], FIGURES, "finished")], tmp_path)
+    write_results([(spec, FIGURES, "done") for spec in specs[1:]], tmp_path)
+    everything = json.loads((tmp_path / "all_results.json").read_text())
+    assert [entry["spec_id"] for entry in everything] == [spec.spec_id for spec in specs]
+    cell = json.loads((tmp_path / "results_B-FP_toy_sentences.json").read_text())
+    assert [run["spec"]["seed"] for run in cell["runs"]] == [0, 1]
+    with (tmp_path / "experiment_summary.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [(r["config"], r["seed"], r["state"]) for r in rows] == [
+        ("B-FP", "0", "finished"),
+        ("B-FP", "1", "done"),
+        ("B-Q4", "0", "done"),
+        ("B-Q4", "1", "done"),
+    ]
+    assert {row["accuracy"] for row in rows} == {"1.5"}
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,111 @@
+"""Products of an adapted layer as autograd functions: the base's and the low-rank one together, W frozen.
+
+Rows are (N, in) → (N, out). Thin products run in the compute dtype, sums are made in place, gradients of the factors are fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Decode = Callable[[], Tensor]
+"""Gives the (out, in) matrix of a base layer in the compute dtype, good until the next one is decoded: whoever asks is an autograd
+function, multiplies by it at once and saves it never."""
+ADAPTER = "default"
+
+
+def applies(decode: Decode | None) -> bool:
+    """Whether the product of a base layer is that of its decoded matrix now. Some are in training alone; what decodes them has a method
+    of this name."""
+    return decode is not None and (not hasattr(decode, "applies") or decode.applies())
+
+
+def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """(rank, in), (out, rank) and the factor on their product, for LoRA and for AdaLoRA's P Λ Q."""
+    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    if hasattr(layer, "lora_E"):
+        # PEFT divides by the initial rank plus this constant.
+        return down * layer.lora_E[ADAPTER], up, layer.scaling[ADAPTER] / (layer.r[ADAPTER] + 1e-5)
+    return down.weight, up.weight, layer.scaling[ADAPTER]
+
+
+class Adapted(torch.autograd.Function):
+    """``x Wᵀ + b + scale · (x downᵀ) upᵀ`` over rows, W frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        decode: Decode,
+        bias: Tensor | None,
+        down_RI: Tensor,
+        up_OR: Tensor,
+        scale: float,
+    ) -> Tensor:
+        out_NO, thin = product(x_NI, decode, bias, down_RI, up_OR, scale)
+        ctx.save_for_backward(x_NI, *thin)
+        ctx.decode, ctx.scale = decode, scale
+        return out_NO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x_NI, *thin = ctx.saved_tensors
+        grad_NR, grad_down, grad_up = thin_gradients(x_NI, thin, ctx.scale, grads[0])
+        grad_x = (grads[0] @ ctx.decode()).addmm_(grad_NR, thin[1]) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+class LowRank(torch.autograd.Function):
+    """``base + scale · (x downᵀ) upᵀ`` over rows, for base layers that multiply in their own way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, base_NO: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float
+    ) -> Tensor:
+        down_16, up_RO = down_RI.to(x_NI.dtype), turned(up_OR, scale, x_NI.dtype)
+        thin_NR = x_NI @ down_16.T
+        ctx.save_for_backward(x_NI, thin_NR, down_16, up_RO)
+        ctx.scale = scale
+        return torch.addmm(base_NO, thin_NR, up_RO)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x_NI, *thin = ctx.saved_tensors
+        grad_NR, grad_down, grad_up = thin_gradients(x_NI, thin, ctx.scale, grads[0])
+        grad_x = grad_NR @ thin[1] if ctx.needs_input_grad[0] else None
+        return grad_x, grads[0], grad_down, grad_up, None
+
+
+def product(
+    x_NI: Tensor, decode: Decode, bias: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The layer's output, and what its backward pass needs beside x: thin product (N, rank), ``down``, and ``scale · up`` (rank, out)."""
+    down_16, up_RO = down_RI.to(x_NI.dtype), turned(up_OR, scale, x_NI.dtype)
+    thin_NR = x_NI @ down_16.T
+    out_NO = F.linear(x_NI, decode(), None if bias is None else bias.to(x_NI.dtype))
+    return out_NO.addmm_(thin_NR, up_RO), (thin_NR, down_16, up_RO)
+
+
+def thin_gradients(
+    x_NI: Tensor, thin: Sequence[Tensor], scale: float, grad_NO: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the thin product (N, rank), of ``down`` and of ``up``, the last two in fp32; ``thin`` as of :func:`product`."""
+    thin_NR, _, up_RO = thin
+    grad_NR = grad_NO @ up_RO.T
+    return grad_NR, (grad_NR.T @ x_NI).float(), up_gradient(thin_NR, grad_NO, scale)
+
+
+def up_gradient(thin_NR: Tensor, grad_NO: Tensor, scale: float) -> Tensor:
+    """The gradient of ``up`` (out, rank) in fp32, laid out as ``up`` is, so that autograd takes it as it comes instead of copying it."""
+    grad_up_OR = torch.empty((grad_NO.shape[1], thin_NR.shape[1]), dtype=torch.float32, device=grad_NO.device)
+    return grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
+
+
+def turned(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """``scale · up`` as (rank, out), rows whole: the backward pass multiplies by it four times as fast as by columns of ``up``."""
+    made_RO = torch.empty(up_OR.shape[::-1], dtype=dtype, device=up_OR.device)
+    return torch.mul(up_OR.T, scale, out=made_RO)

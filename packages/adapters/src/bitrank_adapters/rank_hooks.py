@@ -1,0 +1,166 @@
+"""What happens to ranks while a model trains: nothing (LoRA), or AdaLoRA's pruning.
+
+The training loop knows one hook with these methods and no method by name. ``step`` counts optimizer steps from 1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from bitrank_adapters.errors import BudgetMissed
+from bitrank_adapters.importance import OffOrthogonal, update_importance
+
+_ADAPTER = "default"
+
+
+class FixedRanks:
+    """LoRA: ranks stay what the plan says."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+
+    def penalty(self) -> Tensor | None:
+        """A differentiable term to add to the task loss; None when there is none."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after each optimizer step, while the gradients of that step are still there."""
+
+    def settled(self, step: int) -> bool:
+        """Whether ranks are final after ``step``."""
+        return True
+
+    def ranks(self) -> dict[str, int]:
+        """The active rank of every adapted matrix."""
+        return {name: module.r[_ADAPTER] for name, module in adapted(self._model)}
+
+    def state(self) -> tuple[dict[str, Tensor], str]:
+        """Tensors and JSON text that :meth:`restore` needs to continue exactly."""
+        return {}, "{}"
+
+    def restore(self, tensors: dict[str, Tensor], text: str) -> None: ...
+
+    def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        """What became of the trainable parameters since this was last asked: None when they are the same. See
+        :class:`~bitrank_adapters.shrink.ShrinkingRanks`."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's own format (safetensors)."""
+        self._model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+class AdaLoraRanks(FixedRanks):
+    """AdaLoRA: allocates after each step, adds the orthogonality term, and audits the budget at the freeze.
+
+    PEFT's allocator does the arithmetic (Zhang et al. 2023, equations 8 to 12). Added here: its moving averages are part of the
+    state, so that a resumed run continues exactly; and active ranks that miss the budget fail the run instead of passing unseen.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__(model)
+        self._tuner: Any = model.base_model
+        self._config: Any = model.peft_config[_ADAPTER]
+        self._kept: dict[str, Tensor] = {}
+        self._look()
+        allocator = self._tuner.rankallocator
+        allocator.update_ipt = lambda _: update_importance(allocator, self._parameters)
+
+    def _look(self) -> None:
+        """Remember the adapters' parameters as they are now."""
+        self._parameters = {
+            n: p for n, p in self._tuner.model.named_parameters() if "lora_" in n and _ADAPTER in n
+        }
+        self._factors = [p for n, p in self._parameters.items() if "lora_E" not in n]
+
+    @property
+    def freeze_step(self) -> int:
+        """The optimizer step after which no rank changes any more."""
+        return int(self._config.total_step - self._config.tfinal)
+
+    @property
+    def budget(self) -> int:
+        """The sum of active ranks after the freeze: target_r · matrices."""
+        return int(self._tuner.rankallocator.target_bgt)
+
+    def penalty(self) -> Tensor:
+        """weight · mean over P and Q of ‖PᵀP − I‖_F (Zhang et al. 2023, equation 4)."""
+        term: Tensor = OffOrthogonal.apply(*self._factors)
+        return self._config.orth_reg_weight * term
+
+    def after_step(self, step: int) -> None:
+        if step > self.freeze_step:
+            self._mask()
+            return
+        self._tuner.update_and_allocate(step)
+        if step == self.freeze_step:
+            self._audit()
+
+    def settled(self, step: int) -> bool:
+        return step >= self.freeze_step
+
+    def ranks(self) -> dict[str, int]:
+        pattern = self._config.rank_pattern
+        if not pattern:
+            return super().ranks()
+        kept = {matrix_name(key): sum(mask) for key, mask in pattern.items()}
+        return {name: kept[name] for name, _ in adapted(self._model)}
+
+    def state(self) -> tuple[dict[str, Tensor], str]:
+        allocator = self._tuner.rankallocator
+        averages = {"avg": allocator.exp_avg_ipt, "unc": allocator.exp_avg_unc}
+        tensors = {
+            f"{kind}:{name}": value for kind, values in averages.items() for name, value in values.items()
+        }
+        return tensors, json.dumps(self._config.rank_pattern or {})
+
+    def restore(self, tensors: dict[str, Tensor], text: str) -> None:
+        allocator = self._tuner.rankallocator
+        averages = {"avg": allocator.exp_avg_ipt, "unc": allocator.exp_avg_unc}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(":")
+            averages[kind][name] = value.clone()
+            allocator.ipt[name] = torch.zeros_like(
+                value
+            )  # made anew at each step, but its key tells that averages exist
+        self._config.rank_pattern = json.loads(text) or {}
+
+    def _mask(self) -> None:
+        """Keep pruned triplets at zero: the optimizer's momentum moves them."""
+        values = {name: p for name, p in self._parameters.items() if "lora_E" in name}
+        if not self._kept:
+            self._kept = {
+                name: torch.tensor(mask).view(-1, 1) for name, mask in self._config.rank_pattern.items()
+            }
+        with torch.no_grad():
+            for name, value in values.items():
+                value.mul_(self._kept[name].to(value.device))
+
+    def _audit(self) -> None:
+        active = sum(self.ranks().values())
+        if active != self.budget:
+            raise BudgetMissed(
+                f"AdaLoRA froze with {active} active ranks, the budget is {self.budget}: scores tie or too few steps were "
+                "taken to tell ranks apart. Train longer, or widen the schedule between warm-up and freeze."
+            )
+
+
+def adapted(model: PeftModel) -> list[tuple[str, Any]]:
+    """(matrix name, adapter layer) of every adapted matrix; the name is the one in the unadapted model."""
+    prefix = "base_model.model."
+    return [
+        (name.removeprefix(prefix), module)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and _ADAPTER in module.lora_A
+    ]
+
+
+def matrix_name(key: str) -> str:
+    """PEFT's key of a mask, such as ``model.layers.0.mlp.up_proj.lora_E.default`` → the matrix's name."""
+    return key.removeprefix("base_model.model.").split(".lora_E")[0]

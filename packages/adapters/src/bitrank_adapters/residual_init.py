@@ -1,0 +1,121 @@
+"""Adapters that start as what quantization lost: LoftQ, and its Fisher-weighted form of LQ-LoRA.
+
+A matrix W becomes Q + s · B A with Q stored in few bits and s · B A the best low-rank part of W − Q, where s is the one scale of every
+rank (see :mod:`~bitrank_adapters.attach`). With AdaLoRA P, Λ and Q take the place of B and A: P and Q orthonormal, as its regulariser
+wants them. One matrix at a time: :meth:`ResidualStart.split` is called while a matrix's 16-bit weight is at hand, just before it is
+stored; :meth:`ResidualStart.write` puts what was kept (no more than the adapters themselves) into the adapters once they exist.
+
+Rounds alternate (LoftQ, algorithm 1): Q ← q(W − L), L ← best rank-r part of W − Q. They end when the error rises, as in LQ-LoRA, and the
+best round counts, so that no start is worse than none. Directions in which nothing was lost keep the ordinary start; a matrix that
+stays in 16 bits keeps it in all of them.
+
+The scale policy holds, so a repair of size σ is shared as √(σ/s) by both factors: where much was lost adapters start large, and learn
+with the same rate as those that start at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from bitrank_adapters.errors import AdapterError
+from bitrank_adapters.lowrank import Factors, RowColumn, best_low_rank, weighted_norm
+from bitrank_adapters.plans import RankPlan
+from bitrank_adapters.rank_hooks import adapted
+
+_ADAPTER = "default"
+_NOTHING = 1e-6  # a singular value below this share of the largest is rounding
+
+
+class ResidualStart:
+    """Starting points for the matrices of ``ranks``; an empty plan leaves everything as it is.
+
+    ``rounds`` alternating rounds at most; ``weights`` {name: (row_O, column_I)} makes it LQ-LoRA. ``errors`` tells for each matrix the
+    (weighted) norm of W − Q without an adapter and of what is left with it. Raises :class:`AdapterError` when ``rounds`` is below 1,
+    or weights are missing, of the wrong shape, negative or not finite.
+    """
+
+    def __init__(
+        self, ranks: RankPlan, *, rounds: int = 1, weights: Mapping[str, RowColumn] | None = None
+    ) -> None:
+        if rounds < 1:
+            raise AdapterError(f"the alternating rounds of an initialisation must be 1 or more, got {rounds}")
+        missing = [] if weights is None else sorted(set(ranks) - set(weights))
+        if missing:
+            raise AdapterError(
+                f"no row and column weights were given for {missing[0]!r}; a weighted start needs them for every matrix"
+            )
+        self._ranks, self._rounds, self._weights = ranks, rounds, weights
+        self._factors: dict[str, Factors] = {}
+        self.errors: dict[str, tuple[float, float]] = {}
+
+    def split(self, name: str, weight_OI: Tensor, stored: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weight to store for matrix ``name`` in place of ``weight_OI``; ``stored`` gives what a stored weight multiplies as."""
+        if name not in self._ranks:
+            return weight_OI
+        whole_OI, weights, held_OI = weight_OI.detach().float(), self._weights_of(name, weight_OI), weight_OI
+        best_OI, best, least, before = held_OI, None, float("inf"), 0.0
+        for turn in range(self._rounds):
+            residual_OI = whole_OI - stored(held_OI).to(whole_OI)
+            before = weighted_norm(residual_OI, weights) if turn == 0 else before
+            factors = best_low_rank(residual_OI, self._ranks[name], weights)
+            error = weighted_norm(residual_OI - factors.product(), weights)
+            if best is not None and error >= least:
+                break
+            best_OI, best, least = held_OI, factors, error
+            held_OI = (whole_OI - factors.product()).to(weight_OI.dtype)
+        assert best is not None
+        self._factors[name], self.errors[name] = best, (before, least)
+        return best_OI
+
+    def write(self, model: PeftModel) -> None:
+        """Put the starting points into the adapters of ``model``. Raises :class:`AdapterError` when one has no adapter to go to."""
+        layers = dict(adapted(model))
+        for name in list(self._factors):
+            if name not in layers:
+                raise AdapterError(
+                    f"{name!r} was stored without what its adapter repairs, but the model has no adapter there"
+                )
+            with torch.no_grad():
+                _write(layers[name], self._factors.pop(name))
+
+    def _weights_of(self, name: str, weight_OI: Tensor) -> RowColumn | None:
+        if self._weights is None:
+            return None
+        row_O, column_I = (torch.as_tensor(part) for part in self._weights[name])
+        if (len(row_O), len(column_I)) != tuple(weight_OI.shape):
+            raise AdapterError(
+                f"the weights of {name!r} are for shape {(len(row_O), len(column_I))}, the matrix is {tuple(weight_OI.shape)}"
+            )
+        if not all(torch.isfinite(part).all() and (part >= 0).all() for part in (row_O, column_I)):
+            raise AdapterError(
+                f"the row and column weights of {name!r} must be finite and not negative; measure them again"
+            )
+        return row_O, column_I
+
+
+def effective_scale(layer: Any) -> float:
+    """The factor that PEFT puts on the adapter's product: α/r, for AdaLoRA α/(rank count + 1e-5)."""
+    scaling = float(layer.scaling[_ADAPTER])
+    return scaling / (float(layer.ranknum[_ADAPTER]) + 1e-5) if hasattr(layer, "lora_E") else scaling
+
+
+def _write(layer: Any, factors: Factors) -> None:
+    """Over the ordinary start, in every direction in which something was lost."""
+    values_R = factors.values_R
+    count = int((values_R > _NOTHING * values_R[0]).sum())
+    values_R = values_R[:count] / effective_scale(layer)
+    left_OR, right_RI = factors.left_OR[:, :count], factors.right_RI[:count]
+    down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+    if hasattr(layer, "lora_E"):
+        down[:count].copy_(right_RI)
+        up[:, :count].copy_(left_OR)
+        layer.lora_E[_ADAPTER][:count].copy_(values_R[:, None])
+    else:
+        root_R = values_R.sqrt()
+        down.weight[:count].copy_(root_R[:, None] * right_RI)
+        up.weight[:, :count].copy_(left_OR * root_R)

@@ -1,0 +1,160 @@
+"""A fused feed-forward part keeps its activation's inputs alone, and changes no number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_adapters.fused import feed_forward
+from bitrank_adapters.fused import fuse as fused_fuse
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+
+def adapted_model(make: Callable[..., Any], blocks: dict[str, Any], name: str) -> Any:
+    return filled(attach_lora(make(name, torch.float32), uniform_ranks(blocks[name], 4), scale=1.7))
+
+
+def filled(model: Any) -> Any:
+    """With factors that are not zero."""
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
+            )
+    return model.eval()
+
+
+def kept_bytes(model: Any, ids: Tensor) -> int:
+    """Bytes of all storages that a forward pass keeps for the backward pass."""
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(input_ids=ids).logits.square().mean()
+    loss.backward()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize(("name", "spared"), [("bert", 1), ("llama", 2)])
+def test_the_wide_tensors_are_kept_once(
+    make: Callable[..., Any],
+    blocks: dict[str, Any],
+    ids: Tensor,
+    name: str,
+    spared: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted_model(make, blocks, name)
+    fuse(model)
+    kept = kept_bytes(model, ids)
+    monkeypatch.setattr(fused_fuse, "fuse_feed_forward", lambda *_: None)
+    wider = adapted_model(make, blocks, name)
+    fuse(wider)
+    config = model.config
+    wide = 4 * ids.numel() * config.intermediate_size
+    assert kept_bytes(wider, ids) - kept == spared * config.num_hidden_layers * wide
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_disabled_adapter_stays_disabled(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
+) -> None:
+    model = adapted_model(make, blocks, name)
+    fuse(model)
+    expected = make(name, torch.float32).eval()(input_ids=ids).logits
+    with model.disable_adapter():
+        assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_merged_adapter_is_added_once(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
+) -> None:
+    model = adapted_model(make, blocks, name)
+    expected = model(input_ids=ids).logits
+    fuse(model)
+    model.merge_adapter()
+    assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_another_activation_keeps_its_way(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
+) -> None:
+    """GELU by tanh and ReLU are none of those that are known: the part computes as it did."""
+    model, plain = (adapted_model(make, blocks, name) for _ in range(2))
+    for one in (model, plain):
+        for module in one.modules():
+            if type(module).__name__ == "LlamaMLP":
+                module.act_fn = torch.nn.ReLU()
+            if type(module).__name__ == "BertIntermediate":
+                module.intermediate_act_fn = ACT2FN["gelu_new"]
+    fuse(model)
+    assert not patched(model)
+    assert torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_an_adapter_with_dropout_keeps_its_way(
+    make: Callable[..., Any], blocks: dict[str, Any], name: str
+) -> None:
+    dropped = PeftModel(
+        make(name, torch.float32), LoraConfig(r=2, lora_dropout=0.5, target_modules=blocks[name])
+    )
+    fuse(dropped)
+    assert not patched(dropped)
+    model = adapted_model(make, blocks, name)
+    fuse(model)
+    assert len(patched(model)) == model.config.num_hidden_layers
+
+
+def patched(model: Any) -> list[str]:
+    """The feed-forward parts that compute in the fused way."""
+    parts = {
+        name: vars(module)
+        for name, module in model.named_modules()
+        if type(module).__name__ in {"LlamaMLP", "BertLayer"}
+    }
+    return [name for name, own in parts.items() if {"forward", "feed_forward_chunk"} & own.keys()]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_gradients_are_the_same_when_blocks_are_computed_again(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
+) -> None:
+    """Gradient checkpointing unpacks what was kept, and allows that once."""
+    grads = []
+    for again in (False, True):
+        model = adapted_model(make, blocks, name).train()
+        fuse(model)
+        if again:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        model(input_ids=ids).logits.square().mean().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) > 0
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_nothing_below_wants_a_gradient(make: Callable[..., Any]) -> None:
+    """With an adapter on the last layer alone, the activation's inputs get none and the factors do."""
+    plain, model = (
+        filled(attach_lora(make("bert", torch.float32), {"bert.encoder.layer.0.output.dense": 2}))
+        for _ in range(2)
+    )
+    fuse(model)
+    layer = next(module for name, module in model.named_modules() if name.endswith("layer.0.output.dense"))
+    assert feed_forward.decoded(layer, fused_fuse.plain_decoder) is not None
+    grads = []
+    for one in (plain.eval(), model.eval()):
+        one(input_ids=torch.arange(4, 24).view(2, 10)).logits.square().mean().backward()
+        grads.append([p.grad for p in one.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 0
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))

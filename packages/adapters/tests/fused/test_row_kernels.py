@@ -1,0 +1,123 @@
+"""Norms and feed-forward parts that take given passes over rows: the same numbers, asked for where autograd need not see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_adapters.fused.norms import _RmsNorm, norms_in_fp32
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class PlainRows:
+    """The passes in plain torch; they tell what they were asked."""
+
+    def __init__(self, serving: bool = True) -> None:
+        self.serving, self.asked = serving, list[str]()
+
+    def serves(self, *tensors: Tensor) -> bool:
+        return self.serving
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        self.asked.append("rms_norm")
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        return (weight_D * (x.float() * scale)).to(x.dtype), scale
+
+    def rms_norm_gradient(self, grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> Tensor:
+        self.asked.append("rms_norm_gradient")
+        unit, part = x.float() * scale, grad.float() * weight_D
+        return (scale * (part - unit * (part * unit).mean(-1, keepdim=True))).to(x.dtype)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        self.asked.append("swiglu")
+        assert not torch.is_grad_enabled()
+        return F.silu(gate) * up
+
+    def swiglu_gradients_(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        self.asked.append("swiglu_gradients_")
+        share = torch.sigmoid(gate)
+        return grad * up * share * (1 + gate * (1 - share)), grad * gate * share
+
+
+def model_of(make: Callable[..., Any], blocks: dict[str, Any], dtype: torch.dtype) -> Any:
+    model = make("llama", dtype)
+    norms_in_fp32(model)
+    adapted = attach_lora(model, uniform_ranks(blocks["llama"], 4), scale=1.7)
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
+            )
+    return adapted.train()
+
+
+def trained(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(input_ids=ids).logits
+    logits.float().square().mean().backward()
+    return logits.detach().float(), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_a_llama_is_the_same(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, dtype: torch.dtype, tolerance: float
+) -> None:
+    plain, model, rows = model_of(make, blocks, dtype), model_of(make, blocks, dtype), PlainRows()
+    fuse(plain)
+    fuse(model, rows=rows)
+    for found, expected in zip(trained(model, ids), trained(plain, ids), strict=True):
+        assert (found - expected).norm() < tolerance * expected.norm()
+    # Two layers: two norms each and the last one, whose gradients the first layer's input does not want; a feed-forward part each.
+    assert {name: rows.asked.count(name) for name in rows.asked} == {
+        "rms_norm": 5, "rms_norm_gradient": 4, "swiglu": 4, "swiglu_gradients_": 2,
+    }  # fmt: skip
+
+
+def test_what_is_not_served_goes_the_plain_way(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor
+) -> None:
+    plain, model, rows = (
+        model_of(make, blocks, torch.float32),
+        model_of(make, blocks, torch.float32),
+        PlainRows(serving=False),
+    )
+    fuse(plain)
+    fuse(model, rows=rows)
+    for found, expected in zip(trained(model, ids), trained(plain, ids), strict=True):
+        assert torch.equal(found, expected)
+    assert not rows.asked
+
+
+def test_autograd_goes_through_a_part_without_its_adapter(
+    make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor
+) -> None:
+    """A matrix whose ranks were all pruned: the gradient of those below goes through its activation."""
+    results = []
+    for rows in (None, PlainRows()):
+        model = model_of(make, blocks, torch.float32)
+        fuse(model, rows=rows)
+        for layer in model.get_base_model().model.layers:
+            layer.mlp.down_proj.enable_adapters(False)
+        results.append(trained_below(model, ids))
+    assert (results[1] - results[0]).norm() < 1e-5 * results[0].norm()
+
+
+def test_a_second_derivative_is_refused_not_left_out() -> None:
+    """Autograd does not look into compiled passes."""
+    x = torch.randn(3, 8, requires_grad=True)
+    normed = _RmsNorm.apply(x, torch.ones(8), 1e-6, PlainRows())
+    (first,) = torch.autograd.grad(normed.pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def trained_below(model: Any, ids: Tensor) -> Tensor:
+    model(input_ids=ids).logits.square().mean().backward()
+    return torch.cat(
+        [p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None and "down_proj" not in n]
+    )

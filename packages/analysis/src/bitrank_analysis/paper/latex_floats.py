@@ -1,0 +1,86 @@
+"""Figures as PDF, and the LaTeX that sets them: tasks side by side in the text, one task a figure in the appendices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitrank_analysis import phrasing
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures import FIGURES, Figure, pdf
+from bitrank_analysis.paper.latex import escape
+
+# Side by side in the text, and alone at full width in an appendix.
+PAIRED = ("quality-bytes", "forest", "recovery", "memory")
+ALONE = ("rank-map", "bits-map")
+
+
+def draw(evidence: Sequence[Evidence], name: str, folder: Path) -> list[tuple[Evidence, Figure]]:
+    """Write ``<name>-<task>.pdf`` for every task that has the figure; (task, figure) of each."""
+    drawn = []
+    for task in evidence:
+        try:
+            figure = FIGURES[name](task)
+        except AnalysisError:
+            continue  # its reason stands in the report; here the float is simply not set
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file_name(name, task)).write_bytes(pdf(figure))
+        drawn.append((task, figure))
+    return drawn
+
+
+def file_name(name: str, task: Evidence) -> str:
+    """A file name that TeX can include."""
+    return f"{name}-{''.join(letter if letter.isalnum() else '-' for letter in task.task)}.pdf"
+
+
+def paired(name: str, drawn: Sequence[tuple[Evidence, Figure]]) -> str:
+    """Two panels a row, each with what its data show and what is drawn beneath it. "" without any."""
+    return "\\hfill\n".join(_panel(name, task, figure, "0.485\\linewidth") for task, figure in drawn)
+
+
+def alone(name: str, drawn: Sequence[tuple[Evidence, Figure]]) -> str:
+    """One float a task, labelled ``fig:<name>-<task>``, and a sentence that refers to all of them. "" without any."""
+    made = [(task, _graphic(name, task), f"{figure.title}. {figure.note}") for task, figure in drawn]
+    return _floats("figure", "fig", name, made)
+
+
+def alone_tables(name: str, caption: str, made: Sequence[tuple[Evidence, str]]) -> str:
+    """One float a task, labelled ``tab:<name>-<task>``, for those whose ``tabular`` is not "", and a sentence that refers to them."""
+    return _floats(
+        "table", "tab", name, [(task, text, f"{task.task}: {caption}.") for task, text in made if text]
+    )
+
+
+def _floats(kind: str, short: str, name: str, made: Sequence[tuple[Evidence, str, str]]) -> str:
+    """``made`` are (task, body, caption)."""
+    sentences, set_ = [], []
+    for task, body, caption in made:
+        label = f"{short}:{file_name(name, task).removesuffix('.pdf')}"
+        sentences.append(rf"{kind.capitalize()}~\ref{{{label}}}")
+        head = rf"\caption{{{escape(caption)}}}\label{{{label}}}"
+        order = [head, body] if kind == "table" else [body, head]
+        set_.append(
+            "\n".join([rf"\begin{{{kind}}}[htbp]", r"\centering\small", *order, rf"\end{{{kind}}}", ""])
+        )
+    return f"See {phrasing.listed(sentences)}.\n\n" + "\n".join(set_) if made else ""
+
+
+def _panel(name: str, task: Evidence, figure: Figure, width: str) -> str:
+    said = rf"\smallskip\raggedright\footnotesize \textbf{{{escape(figure.title)}.}} {escape(figure.note)}"
+    return "\n".join(
+        [
+            rf"\begin{{minipage}}[t]{{{width}}}",
+            r"\centering",
+            _graphic(name, task),
+            "",
+            said,
+            r"\end{minipage}",
+        ]
+    )
+
+
+def _graphic(name: str, task: Evidence) -> str:
+    size = r"width=\linewidth,height=0.8\textheight,keepaspectratio"
+    return rf"\includegraphics[{size}]{{generated/figures/{file_name(name, task)}}}"

@@ -1,0 +1,98 @@
+"""Planners at equal bytes: who is compared with whom, in which family of tests, and what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from bitrank_analysis import load_study, open_store
+from bitrank_analysis.report.planners import arms_table, planners_report
+from bitrank_analysis.statistics.compare import compare
+
+BUDGETS = {
+    "exact-4bits": 100,
+    "greedy-4bits": 100,
+    "random-4bits": 100,
+    "exact-2bits": 50,
+    "greedy-2bits": 50,
+}
+RIGHT = {
+    "exact-4bits": 0.9,
+    "greedy-4bits": 0.7,
+    "random-4bits": 0.88,
+    "exact-2bits": 0.6,
+    "greedy-2bits": 0.58,
+    "B-FP": 0.97,
+    "B-Q4": 0.7,
+}
+
+
+@pytest.fixture
+def store(maker: Any, tmp_path: Path) -> Path:
+    for number, (config, share) in enumerate(RIGHT.items()):
+        right = np.random.default_rng(number).random(400) < share
+        mib = BUDGETS.get(config, 300)
+        metrics = {
+            "eval/acc": float(right.mean()),
+            "zero/acc": 0.5,
+            "model/mib": mib - 1.0,
+            "lora/mib": 1.0,
+            "time/total_s": 60.0,
+        }
+        maker.classifier(config, right.tolist(), metrics=metrics)
+    costs = [
+        {"config": config, "task": "movies", "planned_bytes": budget, "budget": budget, "measuring_s": 50.0, "choosing_s": 2.0,
+         "predicted_nats": 0.1}
+        for config, budget in BUDGETS.items()
+    ]  # fmt: skip
+    (tmp_path / "costs.json").write_text(json.dumps(costs))
+    return tmp_path
+
+
+REFERENCES = ["exact-4bits", "exact-2bits"]
+
+
+def test_arms_meet_the_reference_of_their_budget_and_configs_meet_each(store: Path) -> None:
+    planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    study = load_study(open_store(str(store)), "bitrank-test")
+    frame = arms_table(
+        study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
+    )
+    met = {reference: set(frame.loc[frame["baseline"] == reference, "config"]) for reference in REFERENCES}
+    assert met == {
+        "exact-4bits": {"greedy-4bits", "random-4bits", "B-FP", "B-Q4"},
+        "exact-2bits": {"greedy-2bits", "B-FP", "B-Q4"},
+    }
+    assert set(frame.loc[frame["baseline"].isna(), "config"]) == set(REFERENCES)
+
+
+def test_each_family_is_corrected_by_itself(store: Path) -> None:
+    """One arm at equal bytes is one test: its p is not multiplied, whatever else was trained."""
+    study = load_study(open_store(str(store)), "bitrank-test")
+    frame = arms_table(
+        study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
+    )
+    alone = compare(study, "movies", ["exact-2bits"]).set_index("candidate")
+    found = frame[frame["config"] == "greedy-2bits"].iloc[0]
+    assert found["p_holm"] == pytest.approx(float(alone.loc["greedy-2bits", "p"]))
+    assert found["p_holm"] <= float(alone.loc["greedy-2bits", "p_holm"])
+
+
+def test_equal_bytes_and_others_are_told_apart(store: Path) -> None:
+    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    one_seed = "on the examples of one seed, ahead of"
+    assert (
+        f"after Holm, exact-4bits differs from 1 of 2 {one_seed} 1 and behind 0; 1 are not told apart."
+        in text
+    )
+    assert (
+        "Beside what was not planned for this budget (3.0 to 3.0 times its bytes) it differs from 2 of 2 on the examples of one seed, "
+        "ahead of 1 and behind 1 (B-FP); 0 are not told apart." in text
+    )
+    assert "At equal bytes, after Holm, exact-2bits beats 0 of 1, is beaten by 0" in text
+    assert "better" not in text and "worse" not in text
+    assert (store / "movies.csv").is_file() and (store / "report.md").read_text() == text

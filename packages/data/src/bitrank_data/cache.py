@@ -1,0 +1,164 @@
+"""Things built once into a cache folder, by one process at a time, whole or not at all.
+
+The cache is ``$BITRANK_CACHE`` or the platform's cache folder. A thing is built in a temporary folder beside its place and
+renamed into it, so a crash or a full disk leaves nothing half done; a file lock makes other processes wait instead of build.
+
+``.digest`` in each folder records size, time of change and sha256 of every file. Opening compares sizes and times, and reads the
+files only where these differ; :func:`damaged` always reads. A folder with other content than was built is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from bitrank_data.errors import DataError
+
+_RECORD = ".digest"  # no .json: a folder of weights is fingerprinted by its .json files
+_Files = dict[str, tuple[int, int, str]]  # relative name → (bytes, time of change in ns, sha256)
+
+
+def cache_dir() -> Path:
+    """The cache folder, made if it is not there. Raises :class:`DataError` when it cannot be."""
+    path = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot make the cache folder {path}: {error.strerror}; set BITRANK_CACHE to a writable folder"
+        ) from error
+    return path
+
+
+def build_once(place: Path, build: Callable[[Path], None]) -> Path:
+    """``place``, a folder, made by ``build(temporary folder)`` unless it is there with the content that was built.
+
+    A place with other content (a broken cache, an edited file) is thrown away and built again, with a line on stderr. Safe between
+    processes. Raises :class:`DataError` when the cache cannot be written.
+    """
+    if _unchanged(place):
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.parent / f".{place.name}.lock"):
+            if not _unchanged(place):
+                if place.exists():
+                    print(
+                        f"bitrank: {place} has other content than was built; it is built again",
+                        file=sys.stderr,
+                    )
+                _build(place, build)
+    except OSError as error:
+        raise _readable(error, place) from error
+    return place
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``path`` so that a reader, also after a power cut, finds the old content or all of the new (text in UTF-8)."""
+    making = path.with_name(f".{path.name}.{os.getpid()}")
+    making.write_bytes(content.encode() if isinstance(content, str) else content)
+    flush(making)
+    making.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until ``path`` is on the disk: a file's content, or the names in a folder (Windows keeps those by itself)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damaged() -> list[Path]:
+    """The folders of the cache whose files differ from what was built. Reads every byte of the cache."""
+    records = sorted(cache_dir().glob(f"*/*/{_RECORD}"))
+    return [record.parent for record in records if _read(record) != _digests(record.parent)]
+
+
+def _build(place: Path, build: Callable[[Path], None]) -> None:
+    making = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        build(making)
+        _write(making)
+        shutil.rmtree(place, ignore_errors=True)
+        making.rename(place)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _unchanged(place: Path) -> bool:
+    """Whether ``place`` holds what was built: by size and time of change, or by content where only the times differ."""
+    record = _read(place / _RECORD)
+    if record is None:
+        return False
+    if {name: kept[:2] for name, kept in record.items()} == _states(place):
+        return True
+    try:
+        found = _digests(place)
+    except OSError:
+        return False
+    if {name: kept[2] for name, kept in record.items()} != {name: kept[2] for name, kept in found.items()}:
+        return False
+    with contextlib.suppress(OSError):  # a read-only cache is read again next time
+        _write(place)
+    return True
+
+
+def _write(folder: Path) -> None:
+    (folder / f"{_RECORD}.new").write_text(json.dumps(_digests(folder), indent=1))
+    (folder / f"{_RECORD}.new").replace(folder / _RECORD)
+
+
+def _read(record: Path) -> _Files | None:
+    """The files that ``record`` lists; None when it is absent or damaged."""
+    try:
+        listed = json.loads(record.read_text())
+        return {
+            str(name): (int(size), int(changed), str(digest))
+            for name, (size, changed, digest) in listed.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size in bytes and time of change in nanoseconds of every file in ``folder``, by relative name."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in (_RECORD, f"{_RECORD}.new"):
+            state = path.stat()
+            found[path.relative_to(folder).as_posix()] = (state.st_size, state.st_mtime_ns)
+    return found
+
+
+def _digests(folder: Path) -> _Files:
+    found = {}
+    for name, (size, changed) in _states(folder).items():
+        with (folder / name).open("rb") as file:
+            found[name] = (size, changed, hashlib.file_digest(file, "sha256").hexdigest())
+    return found
+
+
+def _readable(error: OSError, place: Path) -> DataError:
+    if error.errno == errno.ENOSPC:
+        return DataError(
+            f"the disk is full while writing {place}; free some space or set BITRANK_CACHE to another disk"
+        )
+    return DataError(
+        f"cannot write {place}: {error.strerror or error}; set BITRANK_CACHE to a writable folder"
+    )

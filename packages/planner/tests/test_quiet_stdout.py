@@ -1,0 +1,39 @@
+"""Standard output is the caller's: what HiGHS prints does not reach it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_LOUD = """
+import ctypes, sys
+from bitrank_planner import Item, Option, Problem, exact
+solver, c = sys.modules["bitrank_planner.exact"], ctypes.CDLL(None)
+quiet = solver.milp
+def loud(*args, **kwargs):
+    c.printf(b"debugging\\n")
+    return quiet(*args, **kwargs)
+solver.milp = loud
+print("before")
+options = tuple(Option(f"int{bits}", 0, bits, 10.0 / bits + bits % 3) for bits in (2, 3, 4, 8))
+plan = exact(Problem(tuple(Item(f"m{n}", options, "ffn", n, (4, 4)) for n in range(5)), 21))
+c.printf(b"C afterwards\\n")
+print(len(plan.precision))
+"""
+_CLOSED = """
+import os
+from bitrank_planner.quiet_stdout import silenced
+os.close(1)
+with silenced():
+    os.write(2, b"planned")
+"""
+
+
+def test_the_solver_prints_nothing_and_its_caller_does() -> None:
+    done = subprocess.run([sys.executable, "-c", _LOUD], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split("\n")) == ["", "5", "C afterwards", "before"]
+
+
+def test_a_program_without_standard_output_plans_too() -> None:
+    done = subprocess.run([sys.executable, "-c", _CLOSED], stderr=subprocess.PIPE, text=True, check=True)
+    assert done.stderr == "planned"

@@ -1,0 +1,1 @@
+"""Backends that store a format: registry, choice, probe, and decoding."""

@@ -1,0 +1,72 @@
+"""Try a backend on a small matrix: encode it, multiply, go back, and compare with the reference. Nothing is looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from bitrank_quant.backends.registry import BACKENDS, Backend
+from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.parse import parse_format
+
+_OUT, _IN, _ROWS = 64, 128, 16
+_TOLERANCE = 0.05  # of the output's and the gradient's norm: int8 activations and quanto's own choice of scales stay under it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a trial went. ``problem`` is None when it works; errors are relative, of the output and of the input's gradient."""
+
+    problem: str | None
+    output_error: float | None = None
+    gradient_error: float | None = None
+
+
+def try_format(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Trial:
+    """``backend`` with a 64 × 128 matrix in ``fmt`` on ``device``, forward and backward. Draws from no random state but its own."""
+    try:
+        return _try(backend, fmt, device, dtype)
+    except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here
+        message = " ".join(str(problem).split()) or "no message"
+        return Trial(f"{type(problem).__name__}: {message}"[:200])
+
+
+def probe(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """None when ``backend`` can hold ``fmt`` on ``device``, otherwise what went wrong."""
+    return try_format(backend, fmt, device, dtype).problem
+
+
+@cache
+def tried(backend: str, fmt: str, device: str, dtype: torch.dtype) -> str | None:
+    """:func:`probe`, once a process: what is wrong with the backend called ``backend`` for ``fmt`` on ``device``; None when it works."""
+    return probe(BACKENDS[backend], parse_format(fmt), device, dtype)
+
+
+def _try(backend: Backend, fmt: Format, device: str, dtype: torch.dtype) -> Trial:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.utils.skip_init(nn.Linear, _IN, _OUT, device=device, dtype=dtype).requires_grad_(False)
+    for parameter in (layer.weight, layer.bias):
+        parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * _IN**-0.5)
+    x_NI = torch.randn(_ROWS, _IN, generator=generator).to(device, dtype).requires_grad_(True)
+    want_OI = fmt.decode(fmt.encode(layer.weight), (_OUT, _IN), torch.float32)
+    expected = x_NI.detach().float() @ want_OI.T + layer.bias.float()
+    got = backend.make(layer, fmt, dtype)(x_NI)
+    got.sum().backward()
+    if x_NI.grad is None or not bool(torch.isfinite(x_NI.grad).all()):
+        return Trial("no gradient reaches the input")
+    output_error = _relative(got.detach(), expected)
+    gradient_error = _relative(x_NI.grad, want_OI.sum(0).expand(_ROWS, _IN))
+    worse = max(output_error, gradient_error)
+    off = (
+        None
+        if worse < _TOLERANCE
+        else f"{'output' if worse == output_error else 'gradient'} is off by {worse:.1%} from the reference"
+    )
+    return Trial(off, output_error, gradient_error)
+
+
+def _relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected).norm() / expected.norm())

@@ -1,0 +1,271 @@
+"""Backend "torch": every format, every device, in plain PyTorch. The oracle that faster backends are tested against.
+
+The forward pass decodes the matrix, multiplies and forgets it; the backward pass decodes it again. Only codes and scales are
+kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts plus one decoded matrix at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.codebook import Codebook, encode_dynamic_8bit
+from bitrank_quant.formats.float import Float
+from bitrank_quant.formats.integer import Int8Row
+from bitrank_quant.kernels import Scratch
+from bitrank_quant.lazy import LazyWeight
+
+_OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
+_PART = 2**20  # weights encoded at once
+_PRODUCT = (
+    2**20
+)  # weights decoded at once for a product on a CPU: 4 MiB in fp32, which are still in its cache when they are multiplied by
+
+
+def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
+    """``fmt.encode`` some rows at a time, so that a large table is never there in fp32 as a whole.
+
+    Nested scales span rows: they are encoded once those of all rows are there.
+    """
+    if isinstance(fmt, Codebook) and fmt.double_quant:
+        plain = encode_in_parts(replace(fmt, double_quant=False), weight_OI)
+        return {"codes": plain["codes"], **encode_dynamic_8bit(plain["absmax"])}
+    rows = max(64, _PART // weight_OI.shape[1] // 64 * 64)  # 64 rows end on a whole byte at any bit width
+    if len(weight_OI) <= rows:
+        return fmt.encode(weight_OI)
+    whole: Tensors = {}
+    for start in range(0, len(weight_OI), rows):
+        part_OI = weight_OI[start : start + rows]
+        for name, part in fmt.encode(part_OI).items():
+            per_row = len(part) // len(part_OI)  # entries of the first axis
+            if name not in whole:
+                whole[name] = part.new_empty((per_row * len(weight_OI), *part.shape[1:]))
+            whole[name][per_row * start : per_row * start + len(part)] = part
+    return whole
+
+
+class QuantWeight(nn.Module):
+    """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to it."""
+
+    def __init__(self, weight_OI: Tensor, fmt: Format, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fmt, self.shape, self.compute_dtype = (
+            fmt,
+            (weight_OI.shape[0], weight_OI.shape[1]),
+            compute_dtype,
+        )
+        for name, tensor in encode_in_parts(fmt, weight_OI).items():
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def of(
+        cls, tensors: Tensors, fmt: Format, shape: tuple[int, int], compute_dtype: torch.dtype
+    ) -> QuantWeight:
+        """From codes and scales that are encoded already."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.fmt, made.shape, made.compute_dtype = fmt, shape, compute_dtype
+        for name, tensor in tensors.items():
+            made.register_buffer(name, tensor)
+        return made
+
+    @property
+    def tensors(self) -> Tensors:
+        # Asked for at every product: torch's walk over a module and its children takes longer than some decodings.
+        return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
+
+    def decode(self, dtype: torch.dtype | None = None, scratch: Scratch = None) -> Tensor:
+        """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``scratch`` as :meth:`Format.decode` takes it."""
+        held: Any = self._buffers  # as they are: a copy of the dictionary would be made at every product
+        return self.fmt.decode(held, self.shape, dtype or self.compute_dtype, scratch)
+
+    def parts(self, dtype: torch.dtype) -> list[slice]:
+        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them, as where
+        a row ends within a byte."""
+        rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
+        as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
+        codes = next(iter(self.tensors.values()))
+        if as_it_is or codes.device.type != "cpu" or codes.numel() % rows:
+            step = rows
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def decode_part(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Some neighbouring rows of the matrix in ``dtype``."""
+        if part.stop - part.start == self.shape[0]:
+            return self.decode(dtype)
+        rows = self.fmt.rows(self.tensors, part, self.shape[0])
+        return self.fmt.decode(rows, (part.stop - part.start, self.shape[1]), dtype)
+
+    def decode_rows(self, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (any shape) → (*ids.shape, in)."""
+        flat = ids.reshape(-1)
+        rows = self.fmt.rows(self.tensors, flat, self.shape[0])
+        return self.fmt.decode(rows, (flat.numel(), self.shape[1]), self.compute_dtype).view(
+            *ids.shape, self.shape[1]
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.fmt}, shape={self.shape}"
+
+
+class QuantLinear(nn.Linear):
+    """A frozen linear layer over a :class:`QuantWeight`. Subclasses ``nn.Linear`` so that PEFT wraps it like one."""
+
+    def __init__(self, quantized: QuantWeight, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = quantized.shape
+        self.quantized = quantized
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        )
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The decoded matrix; made anew at each access."""
+        return self.quantized.decode()
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        llm_int8 = isinstance(self.quantized.fmt, Int8Row) and self.quantized.fmt.activations
+        # Two dimensions inside, so that what comes out of the function is no view: PEFT adds to it in place.
+        rows_NI = input.reshape(-1, self.in_features)
+        rows_NO = (_LlmInt8 if llm_int8 else _DecodedLinear).apply(rows_NI, self.quantized, bias)
+        return rows_NO.view(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.quantized.fmt}, in_features={self.in_features}, out_features={self.out_features}"
+
+
+class QuantEmbedding(nn.Embedding):
+    """A frozen embedding over a :class:`QuantWeight`: only the rows that are looked up get decoded.
+
+    For a subclass of ``nn.Embedding`` see :meth:`instead_of`.
+    """
+
+    replaces: type[nn.Embedding] = nn.Embedding  # the class of the module in whose place it stands
+
+    def __init__(self, quantized: QuantWeight, padding_idx: int | None) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = quantized.shape
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq, self.sparse = False, False
+        self.quantized = quantized
+
+    @staticmethod
+    def instead_of(module: nn.Embedding, quantized: QuantWeight) -> QuantEmbedding:
+        """An embedding that computes as ``module`` does, over ``quantized`` instead of its weight.
+
+        It keeps everything else: attributes, buffers, children, hooks, and the forward pass of its class. A
+        subclass reaches ours by ``super().forward``, so what it does with ids before a look-up and with rows
+        after one still happens.
+        """
+        kind: Any = kind_replaced(module)
+        made: Any = _without_weight(module, _table_class(kind))
+        made._modules.pop("quantized", None)
+        made.quantized = quantized
+        return made  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The table, decoded if its numbers are needed (see :mod:`~bitrank_quant.lazy`)."""
+        return LazyWeight(self.quantized)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.quantized.decode_rows(input)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Classes made here have no name that a pickle could find them by.
+        return _empty_table, (self.replaces,), self.__dict__
+
+
+def kind_replaced(module: nn.Embedding) -> type[nn.Embedding]:
+    """The class of ``module``, or of the one that it replaced."""
+    return module.replaces if isinstance(module, QuantEmbedding) else type(module)
+
+
+@cache
+def _table_class(kind: Any) -> type[QuantEmbedding]:
+    """``kind`` with our look-up under its ``super().forward``, and our ``weight``."""
+    if kind is nn.Embedding:
+        return QuantEmbedding
+    return type(f"Quant{kind.__name__}", (kind, QuantEmbedding), {"replaces": kind, "__module__": __name__})
+
+
+def _empty_table(kind: Any) -> QuantEmbedding:
+    made = _table_class(kind)
+    return made.__new__(made)
+
+
+def _without_weight(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A shallow copy of ``module`` as a ``kind`` that has no parameter ``weight``. Hooks are the same
+    objects, so that a handle removes them from both."""
+    made = kind.__new__(kind)
+    made.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[name] = dict(module.__dict__[name])
+    made._parameters.pop("weight", None)
+    return made
+
+
+class _DecodedLinear(torch.autograd.Function):
+    """``y = x Wᵀ + b`` with W decoded in both passes instead of saved."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
+        ctx.quantized = quantized
+        parts = quantized.parts(input.dtype)
+        if len(parts) == 1:
+            return F.linear(input, quantized.decode(input.dtype), bias)
+        y_NO = input.new_empty(len(input), quantized.shape[0])
+        for part in parts:
+            torch.mm(input, quantized.decode_part(part, input.dtype).T, out=y_NO[:, part])
+        return y_NO if bias is None else y_NO.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return _back(grads[0], ctx.quantized), None, None
+
+
+def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
+    """∂/∂x of ``y = x Wᵀ``; sums over parts are made in fp32."""
+    parts = quantized.parts(grad_NO.dtype)
+    if len(parts) == 1:
+        return grad_NO @ quantized.decode(grad_NO.dtype)
+    total_NI = grad_NO.new_zeros(len(grad_NO), quantized.shape[1], dtype=torch.float32)
+    for part in parts:
+        total_NI += grad_NO[:, part] @ quantized.decode_part(part, grad_NO.dtype)
+    return total_NI.to(grad_NO.dtype)
+
+
+class _LlmInt8(torch.autograd.Function):
+    """LLM.int8(): int8 × int8 outside outlier features, 16-bit inside them; gradient through the decoded matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
+        ctx.quantized = quantized
+        x_NI = input.float()
+        outlier_I = (x_NI.abs() > _OUTLIER).any(0)
+        inner_NI = x_NI.masked_fill(outlier_I, 0.0)
+        scale_N = inner_NI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        codes_NI = (inner_NI / scale_N[:, None]).round()
+        parts = quantized.tensors
+        # Integer products up to 127² · in are exact in fp32 below 2²⁴, that is for up to about 1,000 features; close beyond.
+        y_NO = (codes_NI @ parts["codes"].float().T) * scale_N[:, None] * parts["scale"]
+        if outlier_I.any():
+            y_NO += x_NI[:, outlier_I] @ quantized.decode(torch.float32)[:, outlier_I].T
+        y_NO = y_NO.to(input.dtype)
+        return y_NO if bias is None else y_NO + bias
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return grads[0] @ ctx.quantized.decode(grads[0].dtype), None, None

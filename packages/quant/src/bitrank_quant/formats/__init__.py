@@ -1,0 +1,1 @@
+"""Number formats as values: encode, decode, bytes, and a text form that parses back."""

@@ -1,0 +1,72 @@
+"""What every number format offers, and how rows of a matrix are cut into blocks and taken apart."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitrank_quant import kernels
+from bitrank_quant.errors import QuantError
+
+Tensors = dict[str, Tensor]
+
+
+class Format(Protocol):
+    """What every format offers. ``weight_OI`` is (out, in); blocks never cross a row."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code, scales not counted."""
+
+    @property
+    def block(self) -> int | None:
+        """Weights that share one scale along a row; None: the whole row, or no scale at all."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest code value, before the scale is applied."""
+
+    def encode(self, weight_OI: Tensor) -> Tensors: ...
+
+    def decode(
+        self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
+    ) -> Tensor:
+        """The matrix; where it is made on a CPU, in what ``scratch`` gives, but for what plain torch makes of codes."""
+
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up, or neighbours."""
+
+    def nbytes(self, shape: tuple[int, int]) -> int: ...
+
+
+def take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+    """Rows of tensors that each hold the same number of elements per row; the shape of the rest is kept flat or 2-D."""
+    taken = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() % rows:
+            raise QuantError(
+                f"rows of this format do not end on a byte: {tensor.numel()} bytes for {rows} rows; use a group of 8·k"
+            )
+        per_row = tensor.reshape(rows, -1)[ids_N]
+        taken[name] = per_row if tensor.dim() == 2 else per_row.flatten()
+    return taken
+
+
+def block_count(shape: tuple[int, int], block: int) -> int:
+    """Of a matrix whose rows are padded to whole blocks."""
+    return shape[0] * -(-shape[1] // block)
+
+
+def blocks(weight_OI: Tensor, block: int) -> Tensor:
+    """(out, in) → (number of blocks, block) in fp32, each row padded with its own last value."""
+    weight_OI = weight_OI.detach().float()
+    if missing := -weight_OI.shape[1] % block:
+        weight_OI = torch.cat([weight_OI, weight_OI[:, -1:].expand(-1, missing)], dim=1)
+    return weight_OI.reshape(-1, block)
+
+
+def unblock(values_NB: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The matrix of :func:`blocks`, without the padding."""
+    return values_NB.reshape(shape[0], -1)[:, : shape[1]]

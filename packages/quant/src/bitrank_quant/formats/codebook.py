@@ -1,0 +1,143 @@
+"""The 4-bit formats of a code book, their books, and the 8-bit one that double quantization uses for scales.
+
+NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] and holding an exact zero (QLoRA, Dettmers et al. 2023, appendix E).
+FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own subnormal).
+Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers 2016, 8-bit approximations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitrank_quant import kernels
+from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
+from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
+
+_NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
+_FP4_POSITIVE = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
+
+CODEBOOKS: dict[str, Tensor] = {
+    "nf4": torch.tensor(_NF4),
+    "fp4": torch.tensor(_FP4_POSITIVE + [-value for value in _FP4_POSITIVE]),
+}
+
+
+def dynamic_map_8bit() -> Tensor:
+    """The 256 values of signed dynamic 8-bit, ascending, in [-1, 1]."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1)
+        middles = ((edges[:-1] + edges[1:]) / 2) * 10.0 ** (exponent - 6)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return torch.tensor(sorted(values))
+
+
+DYNAMIC_8BIT = dynamic_map_8bit()
+_SCALE_BLOCK = 256
+
+
+def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
+    """Quantize block scales: subtract their mean, then dynamic 8-bit in blocks of 256. QLoRA section 3, double quantization."""
+    offset = absmax_N.mean()
+    centred_MB = torch.nn.functional.pad(absmax_N - offset, (0, -absmax_N.numel() % _SCALE_BLOCK)).view(
+        -1, _SCALE_BLOCK
+    )
+    outer_M = centred_MB.abs().amax(1)
+    scaled_MB = centred_MB / outer_M.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    book = DYNAMIC_8BIT.to(absmax_N.device)
+    codes_N = (
+        torch.bucketize(scaled_MB, (book[1:] + book[:-1]) / 2).to(torch.uint8).flatten()[: absmax_N.numel()]
+    )
+    return {"absmax": codes_N.clone(), "outer": outer_M, "offset": offset}
+
+
+def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(None)) -> Tensor:
+    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a step), or those at some places,
+    which count from 0."""
+    codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
+    book = DYNAMIC_8BIT.to(outer_M.device)
+    if isinstance(at, slice):
+        start, stop, _ = at.indices(tensors["absmax"].numel())
+        if (made := kernels.nested_scales(codes_N, book, outer_M, offset, start)) is not None:
+            return made
+        at = torch.arange(start, stop, device=outer_M.device)
+    return book[codes_N.int()] * outer_M[at // _SCALE_BLOCK] + offset
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Four-bit code book with an absmax per block: ``w ≈ book[code] · absmax``; with ``double_quant`` absmax is 8-bit itself."""
+
+    name: str
+    block: int = 64
+    double_quant: bool = False
+    bits = 4
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        book = CODEBOOKS[self.name]
+        return float(book.min()), float(book.max())
+
+    def encode(self, weight_OI: Tensor) -> Tensors:
+        blocks_NB = blocks(weight_OI, self.block)
+        book = CODEBOOKS[self.name].to(weight_OI.device)
+        absmax_N = blocks_NB.abs().amax(1)
+        scaled_NB = blocks_NB / absmax_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        codes = nearest(scaled_NB.flatten(), book)
+        scales = encode_dynamic_8bit(absmax_N) if self.double_quant else {"absmax": absmax_N}
+        return {"codes": pack_bits(codes, 4), **scales}
+
+    def decode(
+        self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
+    ) -> Tensor:
+        codes, book, absmax_N, nested = (
+            tensors["codes"],
+            CODEBOOKS[self.name],
+            tensors["absmax"],
+            "outer" in tensors,
+        )
+        if nested:
+            scales = absmax_N, DYNAMIC_8BIT, tensors["outer"], tensors["offset"]
+            made = kernels.nested_codebook(codes, book, scales, self.block, shape, dtype, scratch)
+        else:
+            made = kernels.codebook(codes, book, absmax_N, self.block, shape, dtype, scratch)
+        if made is not None:
+            return made
+        absmax_N = decode_dynamic_8bit(tensors) if nested else absmax_N
+        book = book.to(absmax_N.device)
+        codes = unpack_bits(codes, 4, absmax_N.numel() * self.block)
+        values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
+        return unblock(values_NB, shape).to(dtype)
+
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        codes = take_rows({"codes": tensors["codes"]}, ids_N, rows)
+        if not self.double_quant:
+            return codes | take_rows({"absmax": tensors["absmax"]}, ids_N, rows)
+        # The blocks of nested scales do not end where rows do, so those of the rows are decoded here.
+        per_row = tensors["absmax"].numel() // rows
+        if isinstance(ids_N, slice):
+            start, stop, _ = ids_N.indices(rows)
+            return codes | {"absmax": decode_dynamic_8bit(tensors, slice(start * per_row, stop * per_row))}
+        places_NB = ids_N[:, None] % rows * per_row + torch.arange(per_row, device=ids_N.device)
+        return codes | {"absmax": decode_dynamic_8bit(tensors, places_NB.flatten())}
+
+    def nbytes(self, shape: tuple[int, int]) -> int:
+        blocks = block_count(shape, self.block)
+        scales = blocks + 4 * -(-blocks // 256) + 4 if self.double_quant else 4 * blocks
+        return packed_bytes(blocks * self.block, 4) + scales
+
+    def __str__(self) -> str:
+        size = "" if self.block == 64 else f"-g{self.block}"
+        return f"{self.name}{size}{'-dq' if self.double_quant else ''}"
+
+
+def nearest(values: Tensor, book: Tensor) -> Tensor:
+    """Index (uint8) of the nearest entry of ``book`` for each of ``values``; ties go to the lower entry."""
+    order = book.argsort()
+    middles = (book[order][1:] + book[order][:-1]) / 2
+    return order[torch.bucketize(values, middles)].to(torch.uint8)

@@ -1,0 +1,23 @@
+"""One sentence about which code decodes low-bit weights on this machine."""
+
+from __future__ import annotations
+
+from bitrank_quant.kernels import built_kernels, rows, switched_off
+
+
+def kernels_status() -> str:
+    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why; and who works on rows between
+    products. Compiles if need be."""
+    if switched_off():
+        return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
+    built = built_kernels()
+    if isinstance(built, str):
+        return f"plain torch decodes low-bit weights, several times slower: {built}"
+    threads = (
+        f"on the threads of torch ({built.openmp})"
+        if built.openmp
+        else "on one thread: torch has no libgomp that this compiler can use"
+    )
+    why = rows.missing()
+    between = "passes over rows as well" if why is None else f"passes over rows are plain torch's: {why}"
+    return f"compiled kernels ({built.compiler}) decode low-bit weights, {threads}; {between}"

@@ -1,0 +1,103 @@
+"""A quantized model as a file: codes and scales as they are in memory, and the format of every matrix.
+
+The file is ``quantized.safetensors`` and not ``model.safetensors``: a loader that knows nothing of it must find no weights rather than
+the wrong ones. Only matrices held by plain torch are written; others are made into it first (:func:`to_reference`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bitrank_quant.apply import swap_weights, with_weight
+from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
+from bitrank_quant.errors import QuantError
+from bitrank_quant.formats.float import Float
+from bitrank_quant.formats.parse import parse_format
+from bitrank_quant.matrices import followers, tied_modules, weight_matrices
+
+_WEIGHTS, _FORMATS = "quantized.safetensors", "formats.json"
+
+
+def to_reference(layer: nn.Module, weight_OI: Tensor, text: str, compute_dtype: torch.dtype) -> nn.Module:
+    """A linear layer in plain torch that holds ``weight_OI`` in the format ``text``, with the bias of ``layer``."""
+    bias, fmt = layer.bias, parse_format(text)
+    if not isinstance(fmt, Float):
+        return QuantLinear(QuantWeight(weight_OI, fmt, compute_dtype), bias)  # type: ignore[arg-type]
+    plain = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight_OI.to(compute_dtype), requires_grad=False)
+    plain.bias = bias  # type: ignore[assignment]
+    return plain
+
+
+def save_quantized(model: nn.Module, folder: Path) -> None:
+    """Write every tensor of ``model`` once, and the formats of its matrices, into ``folder``."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[tuple[int, int]] = set()
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.numel())
+        if key not in seen:
+            seen.add(key)
+            tensors[name] = tensor.detach().cpu().contiguous()
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, (QuantLinear, QuantEmbedding)))
+    formats = {
+        name: str(layer.quantized.fmt)
+        for name, layer in layers
+        if any(key.startswith(f"{name}.quantized.") for key in tensors)
+    }
+    save_file(tensors, folder / _WEIGHTS)
+    (folder / _FORMATS).write_text(json.dumps(formats, indent=1))
+
+
+def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Put what :func:`save_quantized` wrote into ``model``, built from the same configuration with any weights; ``model`` itself.
+
+    Raises :class:`QuantError` when ``folder`` holds no quantized model, or that of another one.
+    """
+    try:
+        formats = json.loads((folder / _FORMATS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise QuantError(
+            f"{folder} holds no quantized model: expected {_WEIGHTS} and {_FORMATS} ({error})"
+        ) from error
+    shapes, tied, sharing = (
+        {m.name: m.shape for m in weight_matrices(model)},
+        tied_modules(model),
+        followers(model),
+    )
+    if strange := [name for name in formats if name not in shapes]:
+        raise QuantError(
+            f"{folder} holds the matrix {strange[0]!r}, which this model lacks; build the model from the folder's config.json"
+        )
+    for name, text in formats.items():
+        prefix = f"{name}.quantized."
+        codes = {
+            key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)
+        }
+        owner = tied.get(name, name)
+        modules = {part: model.get_submodule(part) for part in (owner, *sharing.get(owner, []))}
+        swap_weights(
+            model,
+            with_weight(QuantWeight.of(codes, parse_format(text), shapes[name], compute_dtype), modules),
+        )
+    _put_rest(model, tensors, folder)
+    return model
+
+
+def _put_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """All that is in 16 or 32 bits; a 16-bit matrix in GPT-2's layout has become a linear layer on its way."""
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        target = held.get(name)
+        if target is None or tensor.numel() != target.numel():
+            raise QuantError(
+                f"{folder} holds {name!r} of shape {tuple(tensor.shape)}, which does not fit this model"
+            )
+        conv = type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D" and tensor.ndim == 2
+        # In the model's own dtype: norms are computed in fp32 while adapters train, and hold 16-bit numbers all the same.
+        target.data = (tensor.T.contiguous() if conv else tensor).to(target.dtype)

@@ -1,0 +1,131 @@
+"""Formats are values: known errors, exact bytes, a text form that parses back, and bitsandbytes' own codes."""
+
+from __future__ import annotations
+
+import bitrank_quant.backends.reference as reference
+import pytest
+import torch
+from bitrank_quant import FORMATS, Affine, Codebook, QuantError, parse_format
+from bitrank_quant.formats.codebook import dynamic_map_8bit
+from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def normal() -> torch.Tensor:
+    return torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("int8", 0.0077),
+        ("llm-int8", 0.0077),
+        ("int4-g64", 0.0897),
+        ("nf4", 0.092),
+        ("nf4-dq", 0.092),
+        ("fp4", 0.122),
+    ],
+)
+def test_relative_error_on_a_standard_normal_is_the_known_one(
+    text: str, error: float, normal: torch.Tensor
+) -> None:
+    fmt = parse_format(text)
+    decoded = fmt.decode(fmt.encode(normal), (768, 768), torch.float32)
+    assert float((normal - decoded).norm() / normal.norm()) == pytest.approx(error, rel=0.01)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+@pytest.mark.parametrize("shape", [(3, 64), (5, 100), (17, 256), (1, 7)])
+def test_predicted_bytes_are_the_bytes_of_the_tensors(fmt, shape) -> None:
+    encoded = fmt.encode(torch.randn(*shape))
+    assert sum(tensor.nbytes for tensor in encoded.values()) == fmt.nbytes(shape)
+    assert fmt.decode(encoded, shape, torch.float32).shape == shape
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+def test_text_form_parses_back(fmt) -> None:
+    assert parse_format(str(fmt)) == fmt
+    low, high = fmt.value_range
+    assert low < high
+
+
+@given(st.integers(2, 8), st.integers(1, 512), st.sampled_from(["nf4", "fp4"]), st.booleans())
+def test_any_format_of_the_grammar_parses_back(bits: int, group: int, book: str, double: bool) -> None:
+    for fmt in (Affine(bits, group), Codebook(book, group, double)):
+        assert parse_format(str(fmt)) == fmt
+
+
+@given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 2**31))
+def test_packing_loses_nothing_and_wastes_nothing(bits: int, count: int, seed: int) -> None:
+    codes = torch.randint(
+        0, 2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    packed = pack_bits(codes, bits)
+    assert packed.numel() == packed_bytes(count, bits)
+    assert torch.equal(unpack_bits(packed, bits, count), codes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 8), st.integers(1, 5), st.integers(1, 130), st.floats(1e-6, 1e4), st.integers(0, 2**31))
+def test_affine_error_is_at_most_half_a_step(
+    bits: int, rows: int, columns: int, scale: float, seed: int
+) -> None:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
+    fmt = Affine(bits, 64)
+    encoded = fmt.encode(weight)
+    error = (weight - fmt.decode(encoded, (rows, columns), torch.float32)).abs().max()
+    # Half a step, plus what rounding scale and minimum to bf16 can push over the ends of the range.
+    assert error <= encoded["scale"].float().max() * (0.5 + 2**bits * 2**-8) + weight.abs().max() * 2**-8
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+def test_zero_stays_zero(fmt) -> None:
+    decoded = fmt.decode(fmt.encode(torch.zeros(2, 128)), (2, 128), torch.float32)
+    assert torch.isfinite(decoded).all()
+    assert decoded.abs().max() < 1e-30
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+@pytest.mark.parametrize(
+    "wanted", [torch.tensor([3, 299, 3, 0, -1]), slice(0, 7), slice(120, 290), slice(299, 300)], ids=str
+)
+def test_rows_are_the_rows_of_the_whole(fmt, wanted) -> None:
+    # 900 block scales, three a row: nested ones fill three outer blocks and begin a fourth, and the first two end within a row.
+    weight = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
+    encoded = fmt.encode(weight)
+    whole = fmt.decode(encoded, (300, 192), torch.float32)
+    assert torch.equal(
+        fmt.decode(fmt.rows(encoded, wanted, 300), tuple(whole[wanted].shape), torch.float32), whole[wanted]
+    )
+
+
+@pytest.mark.parametrize("book", ["nf4", "fp4"])
+def test_codes_are_those_of_bitsandbytes(book: str, normal: torch.Tensor) -> None:
+    import bitsandbytes.functional as bnb
+
+    codes, state = bnb.quantize_4bit(normal, quant_type=book)
+    ours = Codebook(book).encode(normal)
+    assert torch.equal(codes.flatten(), ours["codes"])
+    assert torch.equal(state.absmax, ours["absmax"])
+    assert torch.equal(dynamic_map_8bit(), bnb.create_dynamic_map())
+
+
+def test_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(QuantError, match=r"unknown format 'nf5'.*nf4"):
+        parse_format("nf5")
+    with pytest.raises(QuantError, match="int9-g64"):
+        parse_format("int9-g64")
+
+
+@pytest.mark.parametrize("name", ["int8", "int3-g64", "int4-g64", "nf4", "nf4-dq", "fp4-dq", "bf16"])
+def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(reference, "_PART", 64 * 100)
+    weight_OI = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    whole, parts = (
+        parse_format(name).encode(weight_OI),
+        reference.encode_in_parts(parse_format(name), weight_OI),
+    )
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -1,0 +1,82 @@
+"""Several processes that also share the frozen base out among themselves (fully sharded data parallel, Zhao et al. 2023).
+
+Each keeps its slice of the weights of every transformer block; a block is put together when it runs, forward and backward, and taken
+apart again. What is trained, embeddings, head and buffers stay whole in every process: gradients are summed as in
+:class:`~bitrank_trainer.distributed.data_parallel.Joined`. PyTorch's own ``fully_shard`` does it; Accelerate leaves its plugin off on a
+CPU.
+
+A block that runs in one process must run in all at the same time. So every process makes as many passes as the one with most: with
+weight zero where it has no rows left, and where only the first one's answer is kept, all compute it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from bitrank_trainer.distributed.data_parallel import Joined
+from bitrank_trainer.errors import TrainError
+
+T = TypeVar("T")
+
+_CODES = (torch.uint8, torch.int8)
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+$")
+
+
+class Sharded(Joined):
+    """One of several processes that hold the base together."""
+
+    @property
+    def needed(self) -> bool:
+        return True
+
+    def share_out(self, model: nn.Module) -> None:
+        """Cut the frozen weights of every block of ``model``, in place. They must be floating-point parameters of one dtype a block.
+
+        Raises :class:`TrainError` when a block has none that can be cut.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        blocks = [(name, module) for name, module in model.named_modules() if _BLOCK.search(name)]
+        if not blocks:
+            raise TrainError("the model has no transformer blocks to share out; train it without shard")
+        for name, block in blocks:
+            _check(name, block)
+        for _, block in blocks:
+            fully_shard(
+                block,
+                reshard_after_forward=True,
+                ignored_params={p for p in block.parameters() if p.requires_grad},
+            )
+
+    def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        for group in _groups(batches, self.count):
+            yield group[self.rank % len(group)], self.rank < len(group)
+
+    def even(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+        most = max(self.gather(len(parts)))
+        yield from ((part, True) for part in parts)
+        for _ in range(most - len(parts)):
+            yield (parts[0] if parts else spare()), False
+
+
+def _groups(batches: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    rest = iter(batches)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _check(name: str, block: nn.Module) -> None:
+    """Weights that are decoded before they are multiplied are no floating-point parameters: nothing would be cut, and nobody told."""
+    frozen = [p for p in block.parameters() if not p.requires_grad and p.ndim == 2]
+    codes = [b for b in block.buffers() if b.dtype in _CODES]
+    if not frozen or codes or not all(torch.is_floating_point(p) for p in frozen):
+        raise TrainError(
+            f"only weights that are multiplied as they are stored can be shared out, and those of {name} are decoded first: "
+            "take a 16-bit base (B-FP) with dtype=bf16, or train it without shard"
+        )

@@ -1,0 +1,1 @@
+"""Fused forward and backward passes: attention, rotary embedding, head, row kernels."""

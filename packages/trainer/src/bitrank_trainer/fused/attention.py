@@ -1,0 +1,158 @@
+"""Plain softmax attention for short sequences as one autograd function.
+
+At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled and masked
+in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
+probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Between the products
+compiled passes work where there are some. Numbers equal the ``eager`` attention of transformers to rounding.
+
+Models whose attention is another one keep their own: what is done where is decided by
+:mod:`~bitrank_trainer.fused.own_attention`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from bitrank_trainer.fused.own_attention import own_attention
+from bitrank_trainer.fused.row_kernels import Rows
+
+NAME = "bitrank"
+_KEPT = 1  # times the size of a head: with more keys the probabilities are larger than q
+
+
+def register_attention(rows: Rows | None = None) -> str:
+    """Make the attention known to transformers; give the returned name as ``attn_implementation``. ``rows`` are compiled passes over
+    rows, for the tensors that they serve."""
+    AttentionInterface.register(NAME, partial(attention, rows=rows))
+    AttentionMaskInterface.register(NAME, eager_mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, rows: Rows | None = None, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(B, heads, T, D), and keys and values (B, heads or fewer, S, D), → (B, T, heads, D). ``attention_mask`` is added to scores.
+
+    A module whose eager attention is another formula, or that gives keywords unknown here, is computed by its
+    own, with a notice. Dropout takes the graph of single operations, since it needs a mask to be kept.
+    """
+    if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, textbook)) is not None:
+        made: tuple[Tensor, Tensor | None] = own(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+        return made
+    return textbook(module, query, key, value, attention_mask, scaling, dropout, rows), None
+
+
+def textbook(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(q kᵀ · scaling + mask) v, (B, T, heads, D); ``scaling`` is D^−½ where none is given."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout and module.training:
+        return _with_dropout(query, key, value, attention_mask, scale, dropout)
+    compiled = rows if rows is not None and rows.serves(query) and _is_read(attention_mask, query) else None
+    out: Tensor = _Attention.apply(query, key, value, attention_mask, scale, compiled)
+    return out
+
+
+def _is_read(mask: Tensor | None, query: Tensor) -> bool:
+    """Whether compiled passes read ``mask``: one for all heads, in the type of the scores."""
+    return mask is None or (mask.shape[1] == 1 and mask.dtype == query.dtype)
+
+
+def _with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scale
+    chances = torch.softmax(scores if mask is None else scores + mask, -1)
+    return (torch.dropout(chances, dropout, True) @ value).transpose(1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q kᵀ · scale + mask) v. Rows of heads that share keys (G of them) lie one below the other: (B · keys, G · T, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        rows: Rows | None,
+    ) -> Tensor:
+        batch, heads, length, size = query.shape
+        shared = key.shape[1]
+        query_GTD = query.reshape(batch * shared, -1, size)
+        key_SD, value_SD = key.reshape(batch * shared, -1, size), value.reshape(batch * shared, -1, size)
+        chances = _chances(query_GTD, key_SD, mask, scale, batch, heads, rows)
+        kept = chances if key_SD.shape[1] <= _KEPT * size else None
+        ctx.save_for_backward(query_GTD, key_SD, value_SD, mask if kept is None else None, kept)
+        ctx.scale, ctx.rows = scale, rows
+        return torch.bmm(chances, value_SD).view(batch, heads, length, size).transpose(1, 2).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        query_GTD, key_SD, value_SD, mask, kept = ctx.saved_tensors
+        batch, length, heads, size = grads[0].shape
+        chances = (
+            _chances(query_GTD, key_SD, mask, ctx.scale, batch, heads, ctx.rows) if kept is None else kept
+        )
+        grad_GTD = grads[0].transpose(1, 2).reshape(query_GTD.shape)
+        grad_value = torch.bmm(chances.transpose(1, 2), grad_GTD)
+        grad_scores = _score_gradient(
+            torch.bmm(grad_GTD, value_SD.transpose(1, 2)), chances, ctx.scale, ctx.rows
+        )
+        grad_query = torch.bmm(grad_scores, key_SD).view(batch, heads, length, size)
+        grad_key = torch.bmm(grad_scores.transpose(1, 2), query_GTD)
+        return (
+            grad_query,
+            grad_key.view(batch, -1, *key_SD.shape[1:]),
+            grad_value.view(batch, -1, *value_SD.shape[1:]),
+            None,
+            None,
+            None,
+        )
+
+
+def _chances(
+    query_GTD: Tensor,
+    key_SD: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    batch: int,
+    heads: int,
+    rows: Rows | None,
+) -> Tensor:
+    """Each row's share of attention to every key (B · keys, G · T, S), in the dtype of the query."""
+    length = query_GTD.shape[0] * query_GTD.shape[1] // (batch * heads)
+    scores = torch.bmm(query_GTD, key_SD.transpose(1, 2))
+    if rows:
+        return rows.softmax_(scores, mask, scale, length, heads)
+    # In fp32: torch's 16-bit softmax is five times slower on rows that do not fill its vectors.
+    scores = scores.float().mul_(scale)
+    if mask is not None:
+        scores.view(batch, heads, length, -1).add_(mask)
+    # Not in place: rows that do not fill whole vectors would take twice as long.
+    return torch.softmax(scores, -1).to(query_GTD.dtype)
+
+
+def _score_gradient(grad_chances: Tensor, chances: Tensor, scale: float, rows: Rows | None) -> Tensor:
+    """The gradient of q kᵀ from that of the shares, in their dtype."""
+    if rows:
+        return rows.softmax_gradient_(grad_chances, chances, scale)
+    grad_scores = torch._softmax_backward_data(grad_chances.float(), chances.float(), -1, torch.float32)
+    return grad_scores.mul_(scale).to(chances.dtype)

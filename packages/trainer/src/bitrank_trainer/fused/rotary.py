@@ -1,0 +1,88 @@
+"""Rotary positions in one pass, forward and backward, by compiled code.
+
+transformers writes them as a dozen operations a layer, whose gradients are two dozen: for each of query and key two products, a half
+negated, two halves joined, a sum. The attention of a model calls them by name; where it does, its forward pass is given another function
+under that name, in a copy of its own, so other models keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from bitrank_trainer.fused.row_kernels import Rows
+
+Plain = Callable[..., tuple[Tensor, Tensor]]
+_NAME = "apply_rotary_pos_emb"
+_ATTENTIONS = tuple(
+    f"{kind}Attention" for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")
+)  # their halves of a head are pairs
+
+
+def fuse_rotary(model: nn.Module, rows: Rows) -> None:
+    """Let the attention layers of ``model`` that are known rotate by ``rows``, in place. What it does not serve goes the plain way."""
+    for module in model.modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
+        forward = module.forward
+        if (
+            kinds.isdisjoint(_ATTENTIONS)
+            or not isinstance(forward, MethodType)
+            or not isinstance(forward.__func__, FunctionType)
+        ):
+            continue
+        # Code from elsewhere may turn in another way under that name.
+        ours = forward.__func__.__globals__.get("__name__", "").startswith("transformers.models.")
+        if ours and _NAME in forward.__func__.__code__.co_names:
+            module.forward = MethodType(_with_own(forward.__func__, rows), module)  # type: ignore[method-assign]
+
+
+def _with_own(forward: FunctionType, rows: Rows) -> FunctionType:
+    """``forward`` with our rotation under transformers' name."""
+    plain = forward.__globals__[_NAME]
+    named = {**forward.__globals__, _NAME: partial(_rotated, rows, plain)}
+    made = FunctionType(forward.__code__, named, forward.__name__, forward.__defaults__, forward.__closure__)
+    made.__kwdefaults__ = forward.__kwdefaults__
+    made.__module__ = __name__  # it is a fused form of ours, whatever file its code is from
+    return made
+
+
+def _rotated(
+    rows: Rows,
+    plain: Plain,
+    query: Tensor,
+    key: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    batch, _, length, size = query.shape
+    whole = (
+        cosine.shape == sine.shape
+        and cosine.shape in ((1, length, size), (batch, length, size))
+        and size % 2 == 0
+    )
+    if args or kwargs or not whole or not rows.serves(query, key, cosine, sine):
+        return plain(query, key, cosine, sine, *args, **kwargs)
+    return _Rotary.apply(query, cosine, sine, rows), _Rotary.apply(key, cosine, sine, rows)
+
+
+class _Rotary(Function):
+    """``x · cos + (−x₂, x₁) · sin`` for x = (x₁, x₂), (B, heads, T, D) (Su et al. 2021, equation 34); gradient for x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTD: Tensor, cosine: Tensor, sine: Tensor, rows: Rows) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        ctx.rows = rows
+        return rows.rotate(x_BHTD, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.rows.rotate(grads[0], *ctx.saved_tensors, back=True), None, None, None

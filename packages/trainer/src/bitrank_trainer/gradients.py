@@ -1,0 +1,143 @@
+"""The forward and backward passes of one optimizer step, and what happens when memory does not carry them.
+
+Out of memory, the passes are cut to half the sequences and the step is done again from the same parameters and the same random state:
+smaller passes, more of them, the same batch and the same gradient to rounding (dropout draws other masks). The cut holds
+for the rest of the run and is kept in its checkpoints.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bitrank_trainer.checkpoints import Progress
+from bitrank_trainer.distributed.data_parallel import ALONE, Processes
+from bitrank_trainer.errors import TrainError
+from bitrank_trainer.loss_scale import Scaling
+from bitrank_trainer.memory.meters import release_memory
+from bitrank_trainer.memory.micro_batches import micro_batches
+from bitrank_trainer.memory_errors import is_out_of_memory
+from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.rng import random_states, restore_random_states
+
+Emit = Callable[[dict[str, object]], None]
+
+
+class Passes:
+    """Makes gradients. ``tokens`` bounds the padded tokens of one pass; None takes batches whole until memory says no."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        device: str,
+        tokens: int | None,
+        scaling: Scaling,
+        emit: Emit,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._objective, self._device, self._tokens, self._scaling, self._emit = (
+            objective,
+            device,
+            tokens,
+            scaling,
+            emit,
+        )
+        self._processes = processes
+        self._shape = (0, 0)
+
+    def gradient(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> Tensor:
+        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss,
+        detached.
+
+        The mean is over all that the objective counts (sequences, predicted tokens) in all ``batches``
+        together, however they are cut into passes and shared out: a mean of the batches' means would weigh a
+        token by its neighbours' number. Of several processes each takes its rows, and all end with the same
+        sums.
+
+        The parameters must come without gradients. Raises :class:`TrainError` when one sequence alone does
+        not fit, or nothing in ``batches`` has a target.
+        """
+        states = random_states(self._device)
+        while True:
+            try:
+                loss = self._all(model, batches, progress.micro_tokens or self._tokens)
+                return self._processes.sum_gradients(model, loss)
+            except Exception as error:
+                # One of several processes must not change its passes alone: the others would wait for it for ever.
+                if not is_out_of_memory(error) or (
+                    torch.distributed.is_available() and torch.distributed.is_initialized()
+                ):
+                    raise
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            # Outside the handler: the traceback held the tensors of the pass that failed.
+            self._recover(model)
+            self._cut(progress, reason)
+            restore_random_states(states)
+
+    def _all(self, model: nn.Module, batches: Sequence[Batch], tokens: int | None) -> Tensor:
+        loss = torch.zeros((), device=self._device)
+        total = sum(self._objective.weight(batch) for batch in batches)
+        if not total:
+            raise TrainError(
+                "no sequence of this optimizer step has anything to predict: expected labels, or two tokens "
+                "or more for a language model. Leave such sequences out"
+            )
+        for batch in batches:
+            # No rows for this process, or none with a target: no pass.
+            parts = [
+                part
+                for part in micro_batches(self._processes.mine(batch), tokens)
+                if self._objective.weight(part)
+            ]
+            for part, counts in self._processes.even(parts, partial(_spare, batch, self._objective)):
+                self._shape = part["input_ids"].shape
+                weight = counts * self._objective.weight(part) / total
+                share = self._objective.loss(model, part, self._device) * weight
+                self._scaling.backward(share)
+                loss += share.detach()
+        return loss
+
+    def _recover(self, model: nn.Module) -> None:
+        for parameter in trainable(model).values():
+            parameter.grad = None
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        if self._device == "mps":
+            torch.mps.empty_cache()
+        release_memory()
+
+    def _cut(self, progress: Progress, reason: str) -> None:
+        rows, width = self._shape
+        if rows < 2:
+            raise TrainError(
+                f"out of memory at step {progress.step}: one sequence of {width} tokens does not fit on {self._device} ({reason[:200]}). "
+                "Give shorter sequences (max_length), a smaller model or fewer bits, free memory, or take another device"
+            )
+        progress.micro_tokens = rows // 2 * width
+        message = (
+            f"out of memory at step {progress.step} with {rows} × {width} tokens: passes of at most {progress.micro_tokens} tokens "
+            "from here on, more of them, same gradient"
+        )
+        self._emit(
+            {
+                "event": "out_of_memory",
+                "step": progress.step,
+                "message": message,
+                "reason": reason,
+                "tags": {"out_of_memory": message},
+            }
+        )
+
+
+def _spare(batch: Batch, objective: Objective) -> Batch:
+    """One sequence of ``batch`` that has a target."""
+    rows = (
+        {key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["input_ids"]))
+    )
+    return next(row for row in rows if objective.weight(row))

@@ -1,0 +1,1 @@
+"""Meters of memory, tensor sizes, and micro-batches that fit."""

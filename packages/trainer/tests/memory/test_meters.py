@@ -1,0 +1,120 @@
+"""Peak memory is this process's own, and hardware words are checked."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory_mib, width_multiple
+
+_CHILD = "from bitrank_trainer.memory.meters import peak_memory_mib; import sys; print(peak_memory_mib())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+def test_a_child_does_not_inherit_its_parents_peak() -> None:
+    small = float(
+        subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout
+    )
+    held = bytearray(1500 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    child = float(
+        subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout
+    )
+    assert peak_memory_mib() > 1500 > child
+    assert child < small * 1.5
+    del held
+
+
+# Not tensors: their blocks are aligned, and whether one that was freed fits the next is chance with glibc.
+_FAULTS = """
+import resource, sys
+from bitrank_trainer import keep_memory
+if "keep" in sys.argv:
+    keep_memory()
+b"x" * 2**26
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for size in range(2**26, 2**26 + 8):  # of eight sizes, else Python would keep the constant
+    b"x" * size
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives large blocks back at once")
+def test_kept_memory_is_not_mapped_again() -> None:
+    def faults(*words: str) -> int:
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True
+            ).stdout
+        )
+
+    assert faults("keep") < faults() / 4
+
+
+_RELEASED = """
+import torch
+from bitrank_trainer import has_tcmalloc, release_memory
+from bitrank_trainer.memory.meters import resident_bytes
+held = [torch.ones(2**18) for _ in range(256)]
+del held
+before = resident_bytes()
+release_memory()
+print(has_tcmalloc(), before - resident_bytes())
+"""
+_TCMALLOC = next((str(path) for path in Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")), None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it asks glibc and tcmalloc")
+@pytest.mark.parametrize("preloaded", ["", *([_TCMALLOC] if _TCMALLOC else [])])
+def test_what_is_freed_is_handed_back(preloaded: str) -> None:
+    kept = {
+        "MALLOC_MMAP_THRESHOLD_": str(2**28),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "TCMALLOC_RELEASE_RATE": "0",
+        "LD_PRELOAD": preloaded,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _RELEASED],
+        env={**os.environ, **kept, "LD_PRELOAD": preloaded},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    from_tcmalloc, released = done.stdout.split()
+    assert from_tcmalloc == str(bool(preloaded)) and int(released) > 200 * 2**20, "256 MiB were freed"
+
+
+def test_devices() -> None:
+    assert choose_device() in {"cuda", "mps", "cpu"}
+    assert choose_device("cpu") == "cpu"
+    assert choose_dtype("cpu") in {"bf16", "fp32"}
+    with pytest.raises(TrainError, match="no device 'tpu' on this machine; it has"):
+        choose_device("tpu")
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_an_accelerator_without_bf16_computes_in_fp16(monkeypatch, bf16: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: bf16)
+    assert choose_dtype("cuda") == choose_dtype("mps") == expected
+
+
+def test_lengths_are_padded_where_shapes_are_compiled() -> None:
+    for device in ("cpu", "cuda"):
+        assert [
+            width_multiple(device, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        ] == [8, 8, 1]
+    assert width_multiple("mps", torch.bfloat16) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets of CPUs are Linux's")
+def test_a_process_takes_no_more_threads_than_it_has_cores() -> None:
+    core = min(os.sched_getaffinity(0))
+    counted = f"import os; os.sched_setaffinity(0, [{core}]); from bitrank_trainer import pin_threads; print(pin_threads(), pin_threads(3))"
+    done = subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3"], "one by itself, as many as it was told otherwise"

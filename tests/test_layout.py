@@ -1,0 +1,120 @@
+"""The layout: few files at the top, no import cycles, tests beside what they test, and packages entered by their public names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {
+    path.name: path for path in [*ROOT.glob("packages/*/src/bitrank_*"), ROOT / "orchestrator/src/bitrank"]
+}
+TOP_FILES = 6
+
+
+def module_name(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path, package): path for package in SOURCES.values() for path in package.rglob("*.py")}
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and all below it, but for what only type checkers see."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from executed(child)
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import in ``path``, in functions too; the name is empty for ``import module``."""
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+
+
+def edges(name: str) -> set[str]:
+    """Our modules that module ``name`` imports, at once or later."""
+    found = set()
+    for module, imported in imports(MODULES[name]):
+        submodule = f"{module}.{imported}"
+        if submodule in MODULES:
+            found.add(submodule)
+        elif module in MODULES:
+            found.add(module)
+    return found - {name}
+
+
+def public_names(module: str) -> set[str]:
+    """``__all__`` of a package's ``__init__``; nothing for other modules."""
+    path = MODULES.get(module)
+    if path is None or path.name != "__init__.py":
+        return set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+        ):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: edges(name) for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(reversed(error.args[1]))}")
+
+
+def test_folders_of_the_orchestrator_depend_on_each_other_in_one_direction() -> None:
+    def folder(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    # A module that imports nothing of ours takes part in no circle: it may be used from anywhere.
+    leaves = {
+        name for name in MODULES if not {other for other in edges(name) if other.startswith("bitrank.")}
+    }
+    graph: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.startswith("bitrank."):
+            inside = {folder(other) for other in edges(name) - leaves if other.startswith("bitrank.")}
+            graph.setdefault(folder(name), set()).update(inside - {folder(name)})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"folders import each other: {' -> '.join(reversed(error.args[1]))}")
+
+
+def test_few_files_lie_directly_in_the_orchestrator() -> None:
+    files = sorted(path.name for path in SOURCES["bitrank"].glob("*.py"))
+    assert len(files) <= TOP_FILES, files
+
+
+def test_tests_of_the_orchestrator_mirror_its_folders() -> None:
+    tests = ROOT / "orchestrator/tests"
+    assert not list(tests.glob("test_*.py"))
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert [folder for folder in folders if not (SOURCES["bitrank"] / folder).is_dir()] == []
+
+
+@pytest.mark.parametrize("place", ["orchestrator/src", "benchmarks", "tools", "docker"])
+def test_packages_are_entered_by_their_public_names(place: str) -> None:
+    past = []
+    for path in (ROOT / place).rglob("*.py"):
+        for module, name in imports(path):
+            package = module.split(".")[0]
+            if package not in SOURCES or package == "bitrank":
+                continue
+            if name not in public_names(module) and f"{module}.{name}" not in MODULES:
+                past.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
+    assert past == []
