@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_problem import TinyDeep, TinyLm, batch
 
-PROGRAM = Path(__file__).with_name("rank.py")
+PROGRAM = Path(__file__).parents[1] / "rank.py"
 KINDS = ("classification", "language-modelling")
 ROUNDING = 2e-6  # of losses of about one nat after twenty steps, in fp32
 
