@@ -31,7 +31,10 @@ CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-2", "Joint-3")
 # are faster a token.
 STEPS = {"movie_sentences": 53, "wiki_articles": 8}
 WARM_UP = 3
-_HEAD = "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. [README.md](README.md) says how to read them.\n"
+_HEAD = (
+    "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. "
+    "[README.md](README.md) says how to read them.\n"
+)
 
 Figures = dict[str, Any]
 Side = Callable[[], Figures]

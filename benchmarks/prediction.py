@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from bitrank.models.load import open_model
+from bitrank.models.tokens import tokenised
 from bitrank.planning.costs import estimated_loss
-from bitrank.run.data import tokenised
 from bitrank.sensitivity.calibration import calibration_batches
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.sensitivity.measure import FORMATS, measure

@@ -194,7 +194,10 @@ def _quality(arguments: argparse.Namespace) -> int:
                 found.setdefault(key, []).extend(rounds)
         parts.append(f"### `{task}`, {steps} steps, seeds {arguments.seeds}\n\n{quality_table(found)}")
         everything |= {f"{task} {config} {side}": rounds for (config, side), rounds in found.items()}
-    note = "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; one function judges both sides."
+    note = (
+        "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; "
+        "one function judges both sides."
+    )
     write_section(
         "training-quality",
         "\n\n".join(["## Training to the end: quality beside speed", machine_words(here), *parts, note]),

@@ -35,7 +35,7 @@ def cli_page() -> str:
 
 def find_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    places = (f"{module}:{name}" for module in ("bitrank.cli.main") for name in _BUILDERS)
+    places = (f"bitrank.cli.main:{name}" for name in _BUILDERS)
     build: Callable[[], argparse.ArgumentParser] = find(*places)
     return build()
 

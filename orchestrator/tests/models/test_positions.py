@@ -14,7 +14,8 @@ import transformers
 from bitrank.errors import UserError
 from bitrank.models.locate import locate
 from bitrank.models.positions import check_length, table_limit
-from bitrank.run.data import load_data, tokenised
+from bitrank.models.tokens import tokenised
+from bitrank.run.data import load_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 from transformers import AutoModel, AutoTokenizer

@@ -13,8 +13,8 @@ from bitrank.errors import UserError, unknown
 from bitrank.forecast.model_shapes import ModelShapes, model_shapes
 from bitrank.forecast.stored_size import stored_size
 from bitrank.models.locate import locate
+from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
-from bitrank.run.data import tokenised
 from bitrank.spec.configs import CONFIGS, Config, find_config
 from bitrank.spec.parse import parse_bytes
 from bitrank.spec.run_spec import RunSpec

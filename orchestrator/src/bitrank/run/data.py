@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bitrank_data import (
     Batch,
@@ -11,17 +11,12 @@ from bitrank_data import (
     TokenisedTask,
     TokenSplit,
     evaluation_batches,
-    open_task,
     spread_windows,
-    tokenise,
     training_batches,
 )
 from bitrank_trainer import choose_device, width_multiple
 
-from bitrank.models.config import load_config
-from bitrank.models.load import load_tokenizer
-from bitrank.models.padding import padding_of
-from bitrank.models.positions import check_length
+from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
 from bitrank.run.train_settings import step_parts, step_sequences
 from bitrank.spec.run_spec import RunSpec
@@ -62,7 +57,7 @@ class RunData:
 def load_data(spec: RunSpec) -> RunData:
     """The task of ``spec``, tokenised for its model (from the cache when it is there).
 
-    Raises as :func:`tokenised` does.
+    Raises as :func:`~bitrank.models.tokens.tokenised` does.
     """
     task = tokenised(spec)
     validation, test = (
@@ -75,20 +70,6 @@ def load_data(spec: RunSpec) -> RunData:
     return RunData(
         task, validation, test, sequences, spec.seed, multiple=multiple, parts=parts, report=report
     )
-
-
-def tokenised(spec: RunSpec) -> TokenisedTask:
-    """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the model
-    was trained on.
-
-    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data
-    package's error.
-    """
-    too_long = check_length(spec)
-    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
-    padding = padding_of(tokenizer, load_config(spec.model))
-    task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)
-    return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task
 
 
 def _report(spec: RunSpec, task: TokenisedTask, test: TokenSplit) -> DataReport:

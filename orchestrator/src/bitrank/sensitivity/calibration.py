@@ -16,8 +16,8 @@ from torch import nn
 
 from bitrank.errors import UserError
 from bitrank.models.load import open_model
+from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
-from bitrank.run.data import tokenised
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
 

@@ -40,7 +40,10 @@ def parameters(evidence: Evidence) -> Figure:
 
 def _note(evidence: Evidence) -> str:
     seeds = "; large points are means over seeds" if evidence.seeds > 1 else ""
-    return f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal count stand side by side{seeds}."
+    return (
+        f"{evidence.task}: adapters and whatever else is trained, as counted at the start; "
+        f"arms of equal count stand side by side{seeds}."
+    )
 
 
 def _title(means: pd.DataFrame) -> str:
