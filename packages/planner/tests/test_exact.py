@@ -17,7 +17,7 @@ def fitting(problem: Problem) -> list[Plan]:
 
 
 def is_best(plan: Plan, problem: Problem) -> bool:
-    """Whether no plan that fits costs less, to the gap and the rounding error of the sum."""
+    """Whether no plan that fits costs less than ``plan``, up to the gap and the rounding error of the sum."""
     best = min(other.cost for other in fitting(problem))
     rounding = 1e-12 * sum(max(abs(option.cost) for option in item.options) for item in problem.items)
     return plan.cost <= best + GAP * abs(best) + rounding

@@ -175,7 +175,7 @@ class _Program:
     def _branched(
         self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None
     ) -> tuple[np.ndarray, float] | None:
-        """The best plan in ``core`` (X indices), to the gap, and the lower bound proven so far.
+        """The best plan in ``core`` (indices into X), to the gap, and the lower bound proven so far.
 
         The cost of the optimal plan is between ``bound`` and ``bound + distance``. ``best_N`` is the
         incumbent plan or None. No plan with an option outside the core costs less than the incumbent, so the

@@ -11,9 +11,10 @@ from bitrank_planner.problem import Option, Plan, Problem, worth_having
 def greedy(problem: Problem) -> Plan:
     """Start every matrix at its least loss and repeat the downgrade that loses least per byte it frees.
 
-    Ties go to the earlier matrix. Once the plan fits, single upgrades spend the remaining bytes, best loss
-    per byte first. Raises :class:`~bitrank_planner.Infeasible` if no plan fits, and :class:`PlanError` for a
-    problem with a limit on trainable numbers: single steps cannot trade two limits against each other.
+    Ties go to the earlier matrix. Once the plan fits, single upgrades spend the remaining bytes, largest
+    reduction of loss per byte first. Raises :class:`~bitrank_planner.Infeasible` if no plan fits, and
+    :class:`PlanError` for a problem with a limit on trainable numbers: single steps cannot trade two limits
+    against each other.
     """
     problem.check_feasible()
     if problem.max_trainable is not None:

@@ -30,9 +30,9 @@ def embeddings_and_head_high(matrices: Sequence[Item], high: str, low: str) -> d
 
 
 def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Use ``high`` for the first and the last layer; matrices outside the layers get ``low``.
+    """Use ``high`` for the first and the last layer; all other matrices get ``low``.
 
-    Matrices outside the layers are the embedding and the head.
+    Matrices outside the layers, such as embedding and head, also get ``low``.
     """
     layers = {matrix.layer for matrix in matrices if matrix.layer is not None}
     if len(layers) < 3:
