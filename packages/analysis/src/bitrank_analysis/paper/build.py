@@ -84,7 +84,7 @@ def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str])
 
 
 def _guards(study: Study) -> dict[str, str]:
-    """Names that are defined only if their statement holds for every run."""
+    """Names for statements about all runs, defined only if the statement holds."""
     specs = (
         study.database.sql("SELECT run_id, spec->>'learning_rate' AS rate FROM specs")
         .df()
