@@ -170,10 +170,10 @@ class Plan:
 
 
 def worth_having(item: Item, trainable: bool = False) -> list[int]:
-    """Indices of the options of ``item`` that no other option dominates in bytes and cost, smallest first.
+    """Indices of the non-dominated options of ``item``, smallest first.
 
-    With ``trainable``, an option that trains fewer numbers is not dominated either. Of equal options the
-    first is kept.
+    An option is dominated if another one has no more bytes and no more cost, and with ``trainable`` trains no
+    more numbers. Of equal options the first is kept.
     """
     figures_OK = np.array([(o.nbytes, o.cost, o.trainable if trainable else 0) for o in item.options])
     order = np.lexsort((figures_OK[:, 2], figures_OK[:, 1], figures_OK[:, 0]))
