@@ -1,4 +1,4 @@
-"""Problems for the tests: small ones of every kind, with all their plans, and those of whole language models."""
+"""Problems for the tests: small random ones with all their plans, and ones of the size of language models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ RANKS = (0, 2, 4, 8, 16, 32, 48, 64)
 
 
 def every_plan(problem: Problem) -> Iterator[Plan]:
-    """All plans, those that do not fit included."""
+    """All plans, infeasible ones included."""
     for choices in product(*(range(len(item.options)) for item in problem.items)):
         yield problem.plan(choices, "all")
 
 
 @st.composite
 def small_problems(draw: st.DrawFn, limited: bool = False) -> Problem:
-    """Up to five matrices of up to five options; bytes in odd or in round numbers, costs of any scale and sign, a budget near the plans."""
+    """Up to five matrices of up to five options under a budget near the sizes of the plans.
+
+    Bytes have a common factor or none; costs have any scale and sign.
+    """
     unit, scale = draw(st.sampled_from([1, 64, 1_000_003])), draw(st.sampled_from([1e-8, 1.0, 1e8]))
     option = st.builds(
         lambda fmt, rank, units, cost, numbers: Option(fmt, rank, unit * units, scale * cost, numbers),
@@ -47,9 +50,10 @@ def small_problems(draw: st.DrawFn, limited: bool = False) -> Problem:
 
 
 def language_model(matrices: int, bits: float, seed: int = 0) -> Problem:
-    """Seven matrices a layer in five formats at eight ranks, 40 options each; ``bits`` of budget per weight, adapters included.
+    """Seven matrices per layer with 40 options each (five formats, eight ranks).
 
-    Costs fall with bits and rank as those of real matrices do, each with a scale and a slope of its own and some noise.
+    ``bits`` is the budget per weight, adapters included. Costs decrease with bits and rank as measured ones
+    do; each matrix has a random scale and slope, and each cost has noise.
     """
     random = np.random.default_rng(seed)
     shapes = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]

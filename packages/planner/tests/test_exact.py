@@ -1,4 +1,4 @@
-"""The exact solver against every plan there is, and against bounds of its own kind."""
+"""The exact solver against brute force and dynamic programming."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fitting(problem: Problem) -> list[Plan]:
 
 
 def is_best(plan: Plan, problem: Problem) -> bool:
-    """Whether no plan that fits costs less, to the gap and to the rounding of the sum."""
+    """Whether no plan that fits costs less than ``plan``, up to the gap and the rounding error of the sum."""
     best = min(other.cost for other in fitting(problem))
     rounding = 1e-12 * sum(max(abs(option.cost) for option in item.options) for item in problem.items)
     return plan.cost <= best + GAP * abs(best) + rounding
@@ -27,8 +27,8 @@ ROUND = (("int2", 2, 64.0), ("int3", 3, 16.0), ("int4", 4, 4.0), ("int8", 8, 1.0
 
 
 @st.composite
-def options(draw: st.DrawFn) -> tuple[Option, ...]:
-    """Two to four ways to hold a matrix, more bytes for less cost."""
+def monotone_options(draw: st.DrawFn) -> tuple[Option, ...]:
+    """Two to four options of a matrix: more bytes at less cost."""
     sizes = sorted(draw(st.sets(st.integers(1, 30), min_size=2, max_size=4)))
     costs = sorted(
         draw(st.lists(st.integers(1, 1000), min_size=len(sizes), max_size=len(sizes))), reverse=True
@@ -37,23 +37,26 @@ def options(draw: st.DrawFn) -> tuple[Option, ...]:
 
 
 def cheapest(problem: Problem) -> float:
-    """The least cost of a plan that fits, by dynamic programming over bytes."""
+    """Least cost of a plan that fits, by dynamic programming over bytes."""
     best_B = np.zeros(problem.available + 1)
     for item in problem.items:
-        ways = [(option.nbytes, option.cost) for option in item.options]
+        pairs = [(option.nbytes, option.cost) for option in item.options]
         shifted = [
             np.concatenate(
                 [np.full(min(size, len(best_B)), np.inf), best_B[: max(0, len(best_B) - size)] + cost]
             )
-            for size, cost in ways
+            for size, cost in pairs
         ]
         best_B = np.minimum.reduce(shifted)
     return float(best_B.min())
 
 
-def agrees_with_every_plan(problem: Problem) -> bool:
-    """Whether ``exact`` says what trying everything says: the best plan, or the smallest budget under the same limit on trainable
-    numbers, or that this limit cannot be met."""
+def agrees_with_brute_force(problem: Problem) -> bool:
+    """Whether ``exact`` gives the result of enumerating every plan.
+
+    The result is the best plan, the smallest budget under the same limit on trainable numbers, or an error
+    that this limit cannot be met.
+    """
     limit = problem.max_trainable
     smallest = min(
         (plan.nbytes for plan in every_plan(problem) if limit is None or plan.trainable <= limit),
@@ -73,19 +76,19 @@ def agrees_with_every_plan(problem: Problem) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(small_problems())
-def test_equals_brute_force(problem):
-    assert agrees_with_every_plan(problem)
+def test_exact_equals_brute_force(problem):
+    assert agrees_with_brute_force(problem)
 
 
 @settings(max_examples=300, deadline=None)
 @given(small_problems(limited=True))
-def test_equals_brute_force_with_a_limit_on_trainable_numbers(problem):
-    assert agrees_with_every_plan(problem)
+def test_exact_equals_brute_force_with_a_limit_on_trainable_numbers(problem):
+    assert agrees_with_brute_force(problem)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.booleans().flatmap(lambda limited: small_problems(limited=limited)), st.data())
-def test_equals_brute_force_with_pins(problem, data):
+def test_exact_equals_brute_force_with_pinned_choices(problem, data):
     pins = {}
     for item in data.draw(st.lists(st.sampled_from(problem.items), unique_by=lambda item: item.name)):
         option = data.draw(st.sampled_from(item.options))
@@ -93,7 +96,7 @@ def test_equals_brute_force_with_pins(problem, data):
             st.sampled_from([(option.format, option.rank), (option.format, None), (None, option.rank)])
         )
     pinned = problem.pinned(pins)
-    assert agrees_with_every_plan(pinned)
+    assert agrees_with_brute_force(pinned)
     if fitting(pinned):
         plan = exact(pinned)
         assert all(plan.precision[name] == fmt for name, (fmt, _) in pins.items() if fmt is not None)
@@ -102,16 +105,15 @@ def test_equals_brute_force_with_pins(problem, data):
 
 @settings(max_examples=150, deadline=None)
 @given(st.booleans().flatmap(lambda limited: small_problems(limited=limited)))
-def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem):
+def test_smallest_budget_in_the_error_is_feasible_and_minimal(problem):
     least_trained = sum(min(option.trainable for option in item.options) for item in problem.items)
     assume(problem.max_trainable is None or least_trained <= problem.max_trainable)
-    smallest, starved = None, problem
-    while (
-        smallest is None or starved.budget < smallest
-    ):  # two steps at most: all limits, once the bytes alone suffice
-        starved = replace(problem, budget=problem.smallest - 1 if smallest is None else smallest - 1)
+    smallest, reduced = None, problem
+    # Two iterations at most: the first error considers bytes alone, the second both limits.
+    while smallest is None or reduced.budget < smallest:
+        reduced = replace(problem, budget=problem.smallest - 1 if smallest is None else smallest - 1)
         with pytest.raises(Infeasible) as error:
-            exact(starved)
+            exact(reduced)
         smallest = error.value.smallest
         try:
             plan = exact(replace(problem, budget=smallest))
@@ -127,11 +129,13 @@ def test_the_smallest_budget_it_names_is_enough_and_one_byte_less_is_not(problem
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(options(), st.integers(1, 40)), min_size=1, max_size=3), st.floats(0, 1))
-def test_dozens_of_alike_matrices_equal_dynamic_programming(kinds, share):
-    """Copies of a matrix, as a model planned by a prior has them: their order must not be searched, and the optimum must stay."""
+@given(st.lists(st.tuples(monotone_options(), st.integers(1, 40)), min_size=1, max_size=3), st.floats(0, 1))
+def test_exact_with_equal_matrices_equals_dynamic_programming(templates, share):
+    """A model planned with a prior has equal matrices; permutations of them must not be searched."""
     items = tuple(
-        Item(f"m{kind}.{copy}", made) for kind, (made, count) in enumerate(kinds) for copy in range(count)
+        Item(f"m{index}.{copy}", template)
+        for index, (template, count) in enumerate(templates)
+        for copy in range(count)
     )
     low, high = (sum(pick(option.nbytes for option in item.options) for item in items) for pick in (min, max))
     problem = Problem(items, low + int(share * (high - low)))
@@ -141,14 +145,16 @@ def test_dozens_of_alike_matrices_equal_dynamic_programming(kinds, share):
     assert exact(problem) == plan
 
 
-def test_a_hundred_blocks_by_a_prior_are_planned_at_any_budget():
-    """Of four matrices a block with costs in round numbers: exchanges that gain nothing must end, and so must branching."""
+def test_exact_ends_on_a_hundred_equal_blocks_at_any_budget():
+    """Costs are round numbers, so many exchanges gain nothing; exchanges and branching must still end."""
     four = [
         tuple(Option(f, r, w * b + 2 * r, c / w / (1 + r), r) for f, b, c in ROUND for r in (2, 4, 8))
         for w in (64, 64, 256, 512)
     ]
     items = tuple(
-        Item(f"m{block}.{part}", made, layer=block) for block in range(100) for part, made in enumerate(four)
+        Item(f"m{block}.{part}", template, layer=block)
+        for block in range(100)
+        for part, template in enumerate(four)
     )
     least = Problem(items, 10**9).smallest
     for budget in (least + 997, 2 * least, 3 * least + 1):

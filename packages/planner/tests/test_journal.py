@@ -23,49 +23,53 @@ PROBLEM = Problem(
 PLANS = [PROBLEM.plan([choice], "test") for choice in range(3)]
 
 
-def never(plan):
+def fail_if_called(plan):
     raise AssertionError("evaluated twice")
 
 
-def test_a_plan_is_evaluated_once(tmp_path: Path):
+def test_journal_evaluates_a_plan_once(tmp_path: Path):
     path = tmp_path / "journal"
     journal = Journal(PROBLEM, path)
     assert [journal.evaluate(plan, lambda plan: plan.cost / 3) for plan in PLANS] == [2 / 3, 1 / 3, 0.3]
-    for again in (journal, Journal(PROBLEM, path)):
-        assert [again.evaluate(replace(plan, solver="other"), never) for plan in PLANS] == [2 / 3, 1 / 3, 0.3]
-        assert (again.count, again.best().value, again.best().plan.choices) == (3, 0.3, (2,))
-        assert again.seconds == journal.seconds > 0
+    for reopened in (journal, Journal(PROBLEM, path)):
+        assert [reopened.evaluate(replace(plan, solver="other"), fail_if_called) for plan in PLANS] == [
+            2 / 3,
+            1 / 3,
+            0.3,
+        ]
+        assert (reopened.count, reopened.best().value, reopened.best().plan.choices) == (3, 0.3, (2,))
+        assert reopened.seconds == journal.seconds > 0
     assert len(path.read_text().splitlines()) == 4
 
 
-def test_without_a_path_it_only_remembers():
+def test_journal_without_a_path_keeps_entries_in_memory():
     journal = Journal(PROBLEM)
-    assert journal.evaluate(PLANS[0], lambda plan: 1) == journal.evaluate(PLANS[0], never) == 1.0
+    assert journal.evaluate(PLANS[0], lambda plan: 1) == journal.evaluate(PLANS[0], fail_if_called) == 1.0
     assert journal.recorded(PLANS[1]) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_is_recorded_and_the_worst(tmp_path: Path, value):
+def test_loss_that_is_not_finite_is_recorded_as_infinite(tmp_path: Path, value):
     path = tmp_path / "journal"
     assert Journal(PROBLEM, path).evaluate(PLANS[0], lambda plan: value) == math.inf
     assert json.loads(path.read_text().splitlines()[1])["value"] is None
-    again = Journal(PROBLEM, path)
-    assert again.evaluate(PLANS[0], never) == math.inf
+    reopened = Journal(PROBLEM, path)
+    assert reopened.evaluate(PLANS[0], fail_if_called) == math.inf
     with pytest.raises(PlanError, match="none of 1 evaluated plans"):
-        again.best()
-    again.evaluate(PLANS[1], lambda plan: 9.0)
-    assert again.best().plan.choices == (1,)
+        reopened.best()
+    reopened.evaluate(PLANS[1], lambda plan: 9.0)
+    assert reopened.best().plan.choices == (1,)
 
 
-def test_what_evaluate_raises_is_not_recorded(tmp_path: Path):
+def test_exception_of_evaluate_is_not_recorded(tmp_path: Path):
     journal = Journal(PROBLEM, tmp_path / "journal")
     with pytest.raises(AssertionError):
-        journal.evaluate(PLANS[0], never)
+        journal.evaluate(PLANS[0], fail_if_called)
     assert Journal(PROBLEM, tmp_path / "journal").count == 0
 
 
 @pytest.mark.parametrize("kept", range(1, 400, 7))
-def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, kept):
+def test_truncated_journal_keeps_its_complete_lines(tmp_path: Path, kept):
     path = tmp_path / "journal"
     journal = Journal(PROBLEM, path)
     for plan in PLANS:
@@ -87,7 +91,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, kept):
         replace(PROBLEM, items=(replace(PROBLEM.items[0], options=PROBLEM.items[0].options[:2]),)),
     ],
 )
-def test_the_journal_of_another_problem_is_refused(tmp_path: Path, other):
+def test_journal_of_another_problem_raises(tmp_path: Path, other):
     Journal(PROBLEM, tmp_path / "journal")
     with pytest.raises(PlanError, match="another problem"):
         Journal(other, tmp_path / "journal")
@@ -96,7 +100,7 @@ def test_the_journal_of_another_problem_is_refused(tmp_path: Path, other):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"choices": [7], "value": 1, "seconds": 1}', '{"choices": [0], "seconds": 1}']
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line):
+def test_damaged_line_raises_with_its_number(tmp_path: Path, line):
     path = tmp_path / "journal"
     Journal(PROBLEM, path)
     with path.open("a") as file:

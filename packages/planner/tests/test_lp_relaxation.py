@@ -1,4 +1,4 @@
-"""The relaxation by sorting against the same linear program given to HiGHS."""
+"""The relaxation solved by sorting against the same linear program solved by HiGHS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.sparse import csr_array
 
 
 @st.composite
-def ways(draw: st.DrawFn) -> list[list[tuple[int, float]]]:
-    """One to six items of one to six options: amounts rise from nothing, costs fall."""
+def monotone_items(draw: st.DrawFn) -> list[list[tuple[int, float]]]:
+    """One to six items of one to six options: amounts increase from 0, costs decrease."""
     items = []
     for _ in range(draw(st.integers(1, 6))):
         amounts = [0, *sorted(draw(st.sets(st.integers(1, 50), max_size=5)))]
@@ -25,8 +25,8 @@ def ways(draw: st.DrawFn) -> list[list[tuple[int, float]]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(ways(), st.floats(0, 1.2))
-def test_price_and_bound_are_those_of_the_linear_program(
+@given(monotone_items(), st.floats(0, 1.2))
+def test_price_and_bound_equal_those_of_the_linear_program(
     items: list[list[tuple[int, float]]], share: float
 ) -> None:
     item_X = np.array([number for number, item in enumerate(items) for _ in item])
@@ -34,12 +34,12 @@ def test_price_and_bound_are_those_of_the_linear_program(
     limit = int(share * sum(item[-1][0] for item in items))
     price, chosen_N = hull_price(cost_X, item_X, amount_X, limit)
     one_each = csr_array((np.ones(len(item_X)), (item_X, np.arange(len(item_X)))))
-    truth = linprog(
+    reference = linprog(
         cost_X, amount_X[None].astype(float), [limit], one_each, np.ones(len(items)), method="highs"
     )
     least = sum(
         min(cost_X[item_X == number] + price * amount_X[item_X == number]) for number in range(len(items))
     )
-    assert least - price * limit == pytest.approx(truth.fun, abs=1e-6)
+    assert least - price * limit == pytest.approx(reference.fun, abs=1e-6)
     assert price >= 0 and item_X[chosen_N].tolist() == list(range(len(items)))
-    assert amount_X[chosen_N].sum() <= limit and cost_X[chosen_N].sum() >= truth.fun - 1e-6
+    assert amount_X[chosen_N].sum() <= limit and cost_X[chosen_N].sum() >= reference.fun - 1e-6

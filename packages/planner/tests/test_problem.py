@@ -1,4 +1,4 @@
-"""What a problem refuses, and what it says of its plans."""
+"""Validation of problems, and properties of their plans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def item(name: str = "block.0.up", **other: object) -> Item:
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
-def test_a_sensitivity_that_is_not_finite_is_refused(cost: float) -> None:
+def test_cost_that_is_not_finite_raises(cost: float) -> None:
     with pytest.raises(
         PlanError, match=r"block\.0\.up as int4 with rank 2 costs .*expected a finite number; measure again"
     ):
@@ -23,18 +23,18 @@ def test_a_sensitivity_that_is_not_finite_is_refused(cost: float) -> None:
 
 
 @pytest.mark.parametrize("rank", [9, 16, -1])
-def test_a_rank_above_the_matrix_is_refused(rank: int) -> None:
+def test_rank_outside_the_matrix_dimensions_raises(rank: int) -> None:
     with pytest.raises(
         PlanError, match=rf"rank {rank} does not fit block\.0\.up of shape \(8, 16\): expected 0 to 8"
     ):
         Problem((item(options=(Option("int4", rank, 10, 1.0),)),), 100)
 
 
-def test_the_full_rank_is_allowed() -> None:
+def test_full_rank_is_allowed() -> None:
     assert Problem((item(options=(Option("int4", 8, 10, 1.0),)),), 100).smallest == 10
 
 
-def test_no_items_no_options_and_the_same_name_twice_are_refused() -> None:
+def test_no_items_no_options_and_duplicate_names_raise() -> None:
     with pytest.raises(PlanError, match="there is nothing to plan"):
         Problem((), 100)
     with pytest.raises(PlanError, match="has no option"):
@@ -43,12 +43,12 @@ def test_no_items_no_options_and_the_same_name_twice_are_refused() -> None:
         Problem((item(), item()), 100)
 
 
-def test_negative_bytes_are_refused() -> None:
+def test_negative_bytes_raise() -> None:
     with pytest.raises(PlanError, match="takes -1 bytes"):
         Problem((item(options=(Option("int4", 2, -1, 1.0),)),), 100)
 
 
-def test_a_budget_below_the_smallest_plan_says_how_much_is_needed() -> None:
+def test_infeasible_budget_raises_with_the_smallest_size() -> None:
     problem = Problem((item("a"), item("b")), budget=24, fixed=5)
     with pytest.raises(
         Infeasible, match=r"a budget of 24 bytes is too small: the smallest plan takes 25 \(5 of them"
@@ -57,7 +57,7 @@ def test_a_budget_below_the_smallest_plan_says_how_much_is_needed() -> None:
     assert caught.value.smallest == problem.smallest == 25
 
 
-def test_a_plan_adds_up() -> None:
+def test_plan_sums_bytes_cost_and_trainable_numbers() -> None:
     problem = Problem((item("a"), item("b", options=(Option("bf16", 0, 7, 0.25),))), budget=42, fixed=5)
     plan = problem.plan((1, 0), "by hand")
     assert (plan.nbytes, plan.cost, plan.trainable) == (42, 0.75, 16)
@@ -65,12 +65,12 @@ def test_a_plan_adds_up() -> None:
     assert problem.fits(plan) and problem.find(plan.precision, plan.ranks, "by hand") == plan
 
 
-def test_pins_leave_only_what_they_name() -> None:
+def test_pinned_problem_keeps_only_matching_options() -> None:
     pinned = Problem((item("a"), item("b")), 100).pinned({"a": ("int8", None), "b": (None, 2)})
     assert [i.options for i in pinned.items] == [(LARGE,), (SMALL,)]
 
 
-def test_names_and_choices_that_do_not_exist_are_told_with_what_does() -> None:
+def test_unknown_names_and_choices_raise_with_valid_ones() -> None:
     problem = Problem((item("model.up"), item("model.down")), 100)
     with pytest.raises(PlanError, match=r"'model\.upp' is no matrix of this problem; nearest: model\.up"):
         problem.pinned({"model.upp": ("int8", None)})

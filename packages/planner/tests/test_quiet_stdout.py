@@ -1,11 +1,11 @@
-"""Standard output is the caller's: what HiGHS prints does not reach it."""
+"""Output of HiGHS to standard output does not reach the caller's."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-_LOUD = """
+_PRINTING_SCRIPT = """
 import ctypes, sys
 from bitrank_planner import Item, Option, Problem, exact
 solver, c = sys.modules["bitrank_planner.exact"], ctypes.CDLL(None)
@@ -20,7 +20,7 @@ plan = exact(Problem(tuple(Item(f"m{n}", options, "ffn", n, (4, 4)) for n in ran
 c.printf(b"C afterwards\\n")
 print(len(plan.precision))
 """
-_CLOSED = """
+_CLOSED_STDOUT_SCRIPT = """
 import os
 from bitrank_planner.quiet_stdout import silenced
 os.close(1)
@@ -29,11 +29,15 @@ with silenced():
 """
 
 
-def test_the_solver_prints_nothing_and_its_caller_does() -> None:
-    done = subprocess.run([sys.executable, "-c", _LOUD], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split("\n")) == ["", "5", "C afterwards", "before"]
+def test_output_of_the_solver_is_discarded_and_other_output_kept() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", _PRINTING_SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert sorted(completed.stdout.split("\n")) == ["", "5", "C afterwards", "before"]
 
 
-def test_a_program_without_standard_output_plans_too() -> None:
-    done = subprocess.run([sys.executable, "-c", _CLOSED], stderr=subprocess.PIPE, text=True, check=True)
-    assert done.stderr == "planned"
+def test_silenced_works_without_standard_output() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", _CLOSED_STDOUT_SCRIPT], stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert completed.stderr == "planned"

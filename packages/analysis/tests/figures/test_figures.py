@@ -1,4 +1,4 @@
-"""Every figure from a real store: it draws, its title says what the data say, and its files are whole."""
+"""Every figure of a real store: it draws, its title follows the data, and its files are complete."""
 
 from __future__ import annotations
 
@@ -34,58 +34,59 @@ def evidence(new_maker: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.mark.parametrize("task", ["movies", "wiki"])
 @pytest.mark.parametrize("name", list(FIGURES))
-def test_every_figure_draws_with_its_title_and_no_undefined_text(
+def test_figure_draws_with_its_title_and_no_undefined_text(
     evidence: dict[str, Evidence], task: str, name: str
 ) -> None:
     figure = FIGURES[name](evidence[task])
     svg = vl_convert.vegalite_to_svg(spec(figure))
     assert figure.title.split()[0] in svg
     assert figure.note.startswith(task)
-    for broken in ("NaN", "undefined", "null", ">nan"):
-        assert broken not in svg
+    for undefined_text in ("NaN", "undefined", "null", ">nan"):
+        assert undefined_text not in svg
 
 
-def test_the_names_are_those_of_the_list_and_the_task(evidence: dict[str, Evidence]) -> None:
+def test_figures_are_named_after_figure_and_task(evidence: dict[str, Evidence]) -> None:
     drawn, refused = draw_all(evidence["wiki"])
     assert [figure.name for figure in drawn] == [f"{name}-wiki" for name in FIGURES]
     assert refused == {}
 
 
 @pytest.mark.parametrize("name", ["quality-bytes", "quality-memory", "recovery"])
-def test_the_axis_says_which_way_is_better(evidence: dict[str, Evidence], name: str) -> None:
+def test_axis_title_states_the_direction_of_better(evidence: dict[str, Evidence], name: str) -> None:
     assert "Perplexity (lower is better)" in json.dumps(spec(FIGURES[name](evidence["wiki"])))
     assert "Accuracy, % (higher is better)" in json.dumps(spec(FIGURES[name](evidence["movies"])))
 
 
-def test_titles_follow_the_verdicts(evidence: dict[str, Evidence]) -> None:
+def test_forest_title_follows_the_verdicts(evidence: dict[str, Evidence]) -> None:
     rows = evidence["movies"].comparisons
-    none = replace(evidence["movies"], comparisons=rows.assign(verdict="unresolved"))
+    none_resolved = replace(evidence["movies"], comparisons=rows.assign(verdict="unresolved"))
     assert (
-        FIGURES["forest"](none).title
-        == f"Nothing resolved: none of {len(rows)} differences can be told from zero, and none is shown to be small"
+        FIGURES["forest"](none_resolved).title
+        == f"Nothing resolved: none of {len(rows)} differences can be told from zero, "
+        "and none is shown to be small"
     )
     verdicts = [
         "better" if row.candidate == "Joint-2" and row.baseline == "B-FP" else "unresolved"
         for row in rows.itertuples()
     ]
-    one = replace(evidence["movies"], comparisons=rows.assign(verdict=verdicts))
-    assert FIGURES["forest"](one).title == "Joint-2 better than B-FP; nothing resolved against B-Q4"
-    seed = replace(
+    one_better = replace(evidence["movies"], comparisons=rows.assign(verdict=verdicts))
+    assert FIGURES["forest"](one_better).title == "Joint-2 better than B-FP; nothing resolved against B-Q4"
+    one_seed = replace(
         evidence["movies"],
         comparisons=rows.assign(verdict=[word.replace("better", DIFFERS) for word in verdicts]),
     )
-    assert FIGURES["forest"](seed).title == (
+    assert FIGURES["forest"](one_seed).title == (
         "On these examples, with one seed: Joint-2 apart from B-FP; nothing resolved against B-Q4"
     )
 
 
-def test_the_front_title_tells_sure_from_open(evidence: dict[str, Evidence]) -> None:
+def test_front_title_separates_members_from_unresolved(evidence: dict[str, Evidence]) -> None:
     front = evidence["movies"].memory_front
     names = list(front.sort_values("x")["config"])
 
     def title(*membership: str) -> str:
-        words = dict(zip(names, membership, strict=True))
-        marked = front.assign(membership=front["config"].map(words))
+        membership_by_name = dict(zip(names, membership, strict=True))
+        marked = front.assign(membership=front["config"].map(membership_by_name))
         return FIGURES["quality-memory"](replace(evidence["movies"], memory_front=marked)).title
 
     assert title("yes", "unresolved", *["no"] * 4) == (
@@ -98,7 +99,7 @@ def test_the_front_title_tells_sure_from_open(evidence: dict[str, Evidence]) -> 
     assert "varies by" not in FIGURES["quality-bytes"](evidence["movies"]).note
 
 
-def test_the_parts_of_memory_add_up_to_the_peak(evidence: dict[str, Evidence]) -> None:
+def test_memory_parts_sum_to_the_peak(evidence: dict[str, Evidence]) -> None:
     parts = memory_parts(evidence["movies"])
     peaks = evidence["movies"].runs.groupby("config")["peak_mib"].mean()
     assert parts.groupby("config")["mib"].sum().to_dict() == pytest.approx(peaks.to_dict())
@@ -108,18 +109,18 @@ def test_the_parts_of_memory_add_up_to_the_peak(evidence: dict[str, Evidence]) -
     assert adapters["B-FP"] == pytest.approx(4 * 768 * 48 * 4 / 2**20)
 
 
-def test_memory_says_when_the_known_parts_exceed_the_peak(evidence: dict[str, Evidence]) -> None:
-    small = replace(evidence["movies"], runs=evidence["movies"].runs.assign(peak_mib=100.0))
-    assert "the known parts exceed the measured peak" in FIGURES["memory"](small).note
+def test_memory_note_reports_parts_above_the_peak(evidence: dict[str, Evidence]) -> None:
+    small_peaks = replace(evidence["movies"], runs=evidence["movies"].runs.assign(peak_mib=100.0))
+    assert "the known parts exceed the measured peak" in FIGURES["memory"](small_peaks).note
 
 
-def test_what_cannot_be_drawn_is_refused_with_the_reason(evidence: dict[str, Evidence]) -> None:
+def test_figure_without_its_data_raises_with_the_reason(evidence: dict[str, Evidence]) -> None:
     ranks = evidence["movies"].ranks
-    still = replace(evidence["movies"], ranks=ranks[ranks["config"].isin(["B-FP", "Joint-3"])])
+    fixed_ranks = replace(evidence["movies"], ranks=ranks[ranks["config"].isin(["B-FP", "Joint-3"])])
     with pytest.raises(
         AnalysisError, match="expected an arm whose ranks move during training, got none; run B-Ada"
     ):
-        FIGURES["rank-map"](still)
+        FIGURES["rank-map"](fixed_ranks)
     empty = replace(
         evidence["movies"],
         comparisons=evidence["movies"].comparisons.iloc[:0],
@@ -138,7 +139,7 @@ def test_equal_plans_share_a_panel(evidence: dict[str, Evidence]) -> None:
     assert panels == {"B-FP, B-Ada", "B-Q4, Joint-1", "Joint-2, Joint-3"}
 
 
-def test_a_figure_is_saved_whole(evidence: dict[str, Evidence], tmp_path: Path) -> None:
+def test_save_writes_every_file_with_fonts_and_title(evidence: dict[str, Evidence], tmp_path: Path) -> None:
     figure = FIGURES["forest"](evidence["movies"])
     assert [path.name for path in save(figure, tmp_path)] == [
         f"forest.{kind}" for kind in ("svg", "png", "pdf", "json")
@@ -150,7 +151,7 @@ def test_a_figure_is_saved_whole(evidence: dict[str, Evidence], tmp_path: Path) 
     assert (pixels[:60] < 100).sum() > 300, "no title was drawn: is the font there?"
 
 
-def test_the_pdf_for_a_paper_has_no_title_of_its_own() -> None:
+def test_untitled_spec_has_no_title() -> None:
     import altair as alt
     import pandas as pd
 
@@ -159,7 +160,7 @@ def test_the_pdf_for_a_paper_has_no_title_of_its_own() -> None:
     assert spec(figure)["title"] == {"text": ["A finding"]}
 
 
-def test_colours_and_shapes_are_fixed_and_tell_arms_apart() -> None:
+def test_colours_and_shapes_are_fixed_and_distinct() -> None:
     six = style(["Joint-3", "B-FP", "Joint-1", "B-Q4", "Joint-2", "B-Ada"])
     assert list(six) == ["B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"]
     assert len({hue for hue, _ in six.values()}) == len({form for _, form in six.values()}) == 6
@@ -167,14 +168,14 @@ def test_colours_and_shapes_are_fixed_and_tell_arms_apart() -> None:
 
 
 @given(st.sets(st.text(min_size=1, max_size=6), min_size=1, max_size=24))
-def test_unknown_arms_have_a_look_of_their_own(names: set[str]) -> None:
-    looks = style([*names, "B-FP"])
-    assert set(looks) == names | {"B-FP"}
-    assert len(set(looks.values())) == len(looks)
+def test_unknown_arms_have_distinct_styles(names: set[str]) -> None:
+    styles = style([*names, "B-FP"])
+    assert set(styles) == names | {"B-FP"}
+    assert len(set(styles.values())) == len(styles)
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 50), min_size=1, max_size=8))
-def test_arms_at_one_place_stand_apart_around_it(places: dict[str, Any]) -> None:
+def test_arms_at_one_position_are_offset_symmetrically(places: dict[str, Any]) -> None:
     shifts = side_by_side({name: float(place) for name, place in places.items()})
     assert sum(shifts.values()) == pytest.approx(0)
     for a in places:

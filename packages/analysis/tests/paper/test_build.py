@@ -1,4 +1,4 @@
-"""From a store to the paper's inputs: what is written, what is named, what is left out, and what is refused."""
+"""From a store to the paper's inputs: files, values, omissions and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_spec(maker: Any, run_id: str, **spec: Any) -> None:
     (folder / "spec.json").write_text(json.dumps(spec))
 
 
-def test_a_full_study_names_its_numbers(maker: Any, tmp_path: Path) -> None:
+def test_full_study_defines_all_its_values(maker: Any, tmp_path: Path) -> None:
     for run_id in add_study(maker, tasks=("movies",), n=60):
         rank = {"rule": "FixedRank", "rank": 8}
         add_spec(
@@ -74,14 +74,14 @@ def test_a_full_study_names_its_numbers(maker: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_store_gives_the_same_text(maker: Any, tmp_path: Path) -> None:
+def test_equal_stores_give_equal_text(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",), n=20)
     first, second = (write_paper(str(tmp_path), tmp_path / name) for name in ("a", "b"))
     texts = [{path.name: path.read_text() for path in folder.glob("*.tex")} for folder in (first, second)]
     assert texts[0] == texts[1] and len(texts[0]) > 8
 
 
-def test_a_missing_arm_leaves_no_name_and_no_empty_file(maker: Any, tmp_path: Path) -> None:
+def test_missing_arm_defines_no_value_and_leaves_no_empty_file(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",), n=60)
     folder = write_paper(str(tmp_path), tmp_path / "out")
     found = names(folder)
@@ -90,43 +90,46 @@ def test_a_missing_arm_leaves_no_name_and_no_empty_file(maker: Any, tmp_path: Pa
     assert not any("Joint" in path.read_text() for path in folder.glob("*.tex"))
 
 
-def test_a_stranger_in_the_store_enters_no_table_and_is_named(maker: Any, tmp_path: Path) -> None:
-    def told() -> tuple[tuple[str, ...], dict[str, str]]:
+def test_arm_outside_the_study_is_excluded_and_noted(maker: Any, tmp_path: Path) -> None:
+    def notes_and_values() -> tuple[tuple[str, ...], dict[str, str]]:
         study = select(load_study(open_store(str(tmp_path))), ("B-FP", "B-Q4"))
         return study.notes, values(study, [gather(study, "movies")])
 
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",), n=60)
-    notes, alone = told()
+    notes, values_before = notes_and_values()
     add_study(maker, arms=("Deep-8",), tasks=("movies",), n=60)
-    assert told() == (
+    assert notes_and_values() == (
         ("The store also holds runs of Deep-8, which are no arms of this study and enter nowhere.",),
-        alone,
+        values_before,
     )
     assert notes == ()
 
 
-def test_what_a_reader_must_know_of_the_runs(maker: Any, tmp_path: Path) -> None:
+def test_remarks_list_missing_duplicate_and_outdated_runs(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 9 + [False])
     maker.classifier("B-FP", [True] * 8 + [False] * 2, tags={"code": "c2"})
     maker.classifier("B-FP", [True] * 10, seed=1)
     maker.run("B-Q4", seed=0, status="FAILED", tags={"failure": "out of memory"})
     chosen = select(load_study(open_store(str(tmp_path))), ("B-FP", "B-Q4"))
     assert chosen.notes == (
-        "Without a result: B-Q4 on movies, seed 0 (failed: out of memory); B-Q4 on movies, seed 1 (absent: it was not run).",
-        "1 further finished run gave way to another of the same arm, task and seed: the one with the usual settings or, among equals, the "
+        "Without a result: B-Q4 on movies, seed 0 (failed: out of memory); B-Q4 on movies, seed 1 (absent: "
+        "it was not run).",
+        "1 further finished run gave way to another of the same arm, task and seed: the one with the usual "
+        "settings or, among equals, the "
         "newest counts.",
         "Made by other code than the newest runs: B-FP movies s0.",
     )
 
 
-def test_what_could_not_be_worked_out_is_said_and_not_claimed(maker: Any, tmp_path: Path) -> None:
+def test_missing_front_is_remarked_and_not_claimed(maker: Any, tmp_path: Path) -> None:
     maker.run(
         "B-FP", metrics={"eval/acc": 0.5, "model/mib": 9.0, "mem/peak_mib": 90.0}, predictions=_answers("a")
     )
     maker.run("B-Q4", metrics={"eval/acc": 0.5, "mem/peak_mib": 90.0}, predictions=_answers("a"))
     folder = write_paper(str(tmp_path), tmp_path / "out")
     assert (folder / "remarks.tex").read_text().splitlines()[1:] == [
-        "On movies, there is no table of front of stored size: model\\_mib was not recorded for B-Q4; run them again."
+        "On movies, there is no table of front of stored size: model\\_mib was not recorded for B-Q4; run "
+        "them again."
     ]
     assert (
         not (folder / "figure-quality-bytes.tex").exists()
@@ -144,7 +147,7 @@ def _answers(name: str) -> dict[str, list[Any]]:
     }
 
 
-def test_settings_that_differ_between_runs_have_no_name(maker: Any, tmp_path: Path) -> None:
+def test_settings_that_differ_between_runs_define_no_value(maker: Any, tmp_path: Path) -> None:
     for name, rate in (("B-FP", 0.001), ("B-Q4", 0.002)):
         add_spec(maker, maker.classifier(name, [True, False] * 10), learning_rate=rate, clip=1.0)
     folder = write_paper(str(tmp_path), tmp_path / "out")
@@ -153,7 +156,7 @@ def test_settings_that_differ_between_runs_have_no_name(maker: Any, tmp_path: Pa
     assert "spec/movies/learning_rate" not in found and "guard/one-learning-rate" not in found
 
 
-def test_nothing_of_another_is_overwritten(maker: Any, tmp_path: Path) -> None:
+def test_build_replaces_only_its_own_files(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False] * 10)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.tex").write_text(f"{NOTICE}old")
@@ -165,7 +168,7 @@ def test_nothing_of_another_is_overwritten(maker: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out/mine.tex").read_text() == "mine"
 
 
-def test_a_study_without_the_arms_is_refused(maker: Any, tmp_path: Path) -> None:
+def test_study_without_the_arms_raises(maker: Any, tmp_path: Path) -> None:
     maker.classifier("Deep-8", [True, False] * 10)
     with pytest.raises(
         AnalysisError, match=r"expected finished runs of B-FP, B-Q4, .* in bitrank-test, got none of them"
@@ -173,14 +176,14 @@ def test_a_study_without_the_arms_is_refused(maker: Any, tmp_path: Path) -> None
         write_paper(str(tmp_path), tmp_path / "out")
 
 
-def test_a_place_that_cannot_be_written_is_refused(maker: Any, tmp_path: Path) -> None:
+def test_unwritable_folder_raises(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False] * 10)
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match="expected a folder to write the paper's inputs to"):
         write_paper(str(tmp_path), tmp_path / "file")
 
 
-def test_neighbouring_layers_of_one_pattern_are_one_row(maker: Any, tmp_path: Path) -> None:
+def test_consecutive_layers_of_one_pattern_share_a_row(maker: Any, tmp_path: Path) -> None:
     layers = {
         f"m.layers.{layer}.self_attn.q_proj": "int8" if layer in (0, 3) else "nf4" for layer in range(4)
     }
@@ -189,17 +192,20 @@ def test_neighbouring_layers_of_one_pattern_are_one_row(maker: Any, tmp_path: Pa
     maker.classifier("B-FP", [True, False] * 10, files={"plan.json": plan})
     rows = bits_table(gather(load_study(open_store(str(tmp_path))), "movies")).splitlines()[5:-2]
     assert rows == [
-        r"embed\_tokens & bf16 \\", r"layer 0 & int8: q; nf4: up \\", r"layers 1\textendash{}2 & nf4 \\", r"layer 3 & int8 \\",
-    ]  # fmt: skip
+        r"embed\_tokens & bf16 \\",
+        r"layer 0 & int8: q; nf4: up \\",
+        r"layers 1\textendash{}2 & nf4 \\",
+        r"layer 3 & int8 \\",
+    ]
 
 
-def test_flattened_and_spelled() -> None:
-    given = {"a": {"b": 8, "c": 0.1, "d": None}, "e": 0.0, "f": False, "g": True, "data": "/x", "plan": "/y"}
-    assert flattened(given) == {"a/b": "8", "a/c": "0.1", "e": "0", "g": "True"}
+def test_flattened_omits_empty_values_and_paths() -> None:
+    nested = {"a": {"b": 8, "c": 0.1, "d": None}, "e": 0.0, "f": False, "g": True, "data": "/x", "plan": "/y"}
+    assert flattened(nested) == {"a/b": "8", "a/c": "0.1", "e": "0", "g": "True"}
     assert (spelled(0), spelled(6), spelled(12)) == ("no", "six", "12")
 
 
-def test_what_was_not_measured_has_no_name(maker: Any, tmp_path: Path) -> None:
+def test_unmeasured_value_is_not_defined(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False] * 10, metrics={"eval/acc": 0.5})
     study = load_study(open_store(str(tmp_path)))
     found = values(study, [gather(study, "movies")])

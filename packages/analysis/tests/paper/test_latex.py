@@ -1,4 +1,4 @@
-"""Text comes out of LaTeX as it went in; names that could not be asked for are refused."""
+"""LaTeX prints text literally; keys that the paper cannot reference raise an error."""
 
 from __future__ import annotations
 
@@ -33,41 +33,51 @@ COMMAND = re.compile(
         ("naïve 漢", r"naïve \texttt{U+6F22}"),
     ],
 )
-def test_escape(text: str, printed: str) -> None:
+def test_escape_gives_the_expected_latex(text: str, printed: str) -> None:
     assert escape(text) == printed
 
 
 @given(st.text())
-def test_nothing_that_latex_would_read_is_left(text: str) -> None:
+def test_escaped_text_has_no_active_characters(text: str) -> None:
     rest = COMMAND.sub("", escape(text))
     assert not set(rest) & set("\\&%$#_{}^~")
     assert all(letter.isascii() or (letter.isalpha() and ord(letter) < 0x180) for letter in rest)
 
 
-def test_definitions_and_a_name_that_cannot_be_asked_for() -> None:
+def test_definitions_escape_values_and_reject_invalid_keys() -> None:
     assert definitions({"a_b/B-FP/n": "1 %"}) == "\\bitrank@def{a_b/B-FP/n}{1\\,\\%}\n"
     with pytest.raises(AnalysisError, match=r"got 'task/50%/n'; rename"):
         definitions({"task/50%/n": "1"})
 
 
-def test_tabular() -> None:
-    made = tabular("lr", ["Arm", "Test %"], [("a_b", [["B-FP", "1"]]), ("", [["B-Q4", "−2"]])])
-    assert made.splitlines() == [
-        r"\begin{tabular}{lr}", r"\toprule", r"Arm & Test\,\% \\", r"\midrule", r"\multicolumn{2}{@{}l}{\textit{a\_b}} \\", r"B-FP & 1 \\",
-        r"\midrule", r"B-Q4 & $-$2 \\", r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
+def test_tabular_gives_the_expected_latex() -> None:
+    table = tabular("lr", ["Arm", "Test %"], [("a_b", [["B-FP", "1"]]), ("", [["B-Q4", "−2"]])])
+    assert table.splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"Arm & Test\,\% \\",
+        r"\midrule",
+        r"\multicolumn{2}{@{}l}{\textit{a\_b}} \\",
+        r"B-FP & 1 \\",
+        r"\midrule",
+        r"B-Q4 & $-$2 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 @pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)"
 )
-def test_latex_prints_values_asks_for_them_and_stops_without_them(tmp_path: Path) -> None:
-    nasty = r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
+def test_latex_prints_values_and_stops_at_a_missing_one(tmp_path: Path) -> None:
+    special_text = r"""50% & $1 #2 _x_ {y} ^z~ \w "q" 'r' a|b <c> – − × · → ± -- é 漢"""
     preamble = (
         r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{textcomp}"
     )
-    macros = COMMANDS + definitions({"movie_sentences/n": nasty}) + "\\makeatother\n"
-    asked = r"\begin{tabular}{ll}\ifval{none}{\val{none} & x \\}{}\val{movie_sentences/n} & y\\ \end{tabular}"
+    macros = COMMANDS + definitions({"movie_sentences/n": special_text}) + "\\makeatother\n"
+    document = (
+        r"\begin{tabular}{ll}\ifval{none}{\val{none} & x \\}{}\val{movie_sentences/n} & y\\ \end{tabular}"
+    )
 
     def latex(body: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "t.tex").write_text(
@@ -78,7 +88,7 @@ def test_latex_prints_values_asks_for_them_and_stops_without_them(tmp_path: Path
             command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False
         )
 
-    assert latex(asked).returncode == 0
+    assert latex(document).returncode == 0
     stopped = latex(r"\val{movie_sentences/m}")
     assert (
         stopped.returncode != 0

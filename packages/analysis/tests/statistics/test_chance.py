@@ -1,4 +1,4 @@
-"""A run that learned nothing is named; one that learned is not."""
+"""Runs at chance level are listed, others are not."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from bitrank_analysis import load_study, open_store
 from bitrank_analysis.statistics.chance import at_chance
 
 
-def test_only_the_collapsed_run_is_named(maker, tmp_path: Path) -> None:
+def test_only_the_run_at_chance_is_listed(maker, tmp_path: Path) -> None:
     maker.classifier("A", [True] * 60 + [False] * 40)
     maker.classifier("B", [True] * 52 + [False] * 48)
     maker.language_model("A", [30.0, 20.0], [10, 10], task="wiki")
     assert at_chance(load_study(open_store(str(tmp_path)))) == [
-        "B movies s0 ended at chance: 52.0 % right, where naming the most frequent class is right in 50.0 %. Its training collapsed; means "
+        "B movies s0 ended at chance: 52.0 % right, where naming the most frequent class is right in 50.0 %. "
+        "Its training collapsed; means "
         "over seeds include it."
     ]
 
 
-def test_unbalanced_classes_raise_the_bar(maker, tmp_path: Path) -> None:
-    """80 of 100 right is nothing where 80 of 100 are of one class."""
+def test_unbalanced_classes_raise_the_chance_level(maker, tmp_path: Path) -> None:
+    """80 of 100 right answers are at chance if 80 of 100 examples have the same class."""
     labels = [0] * 80 + [1] * 20
     rows = {"id": [f"e{i}" for i in range(100)], "label": labels, "loss": [0.5] * 100, "tokens": [9] * 100}
     maker.run("A", predictions={**rows, "prediction": [0] * 100}, metrics={"eval/acc": 0.8})

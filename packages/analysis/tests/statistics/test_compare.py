@@ -1,4 +1,4 @@
-"""The tables of a study: exact answers on small stores, and what is refused."""
+"""Comparison and arm tables of a study: exact values on small stores, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def right(n: int, wrong: set[int]) -> list[bool]:
     return [i not in wrong for i in range(n)]
 
 
-def test_one_seed_of_accuracy(maker, tmp_path: Path) -> None:
+def test_one_seed_of_accuracy_equals_mcnemar_and_newcombe(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", right(200, set(range(40))))
     maker.classifier("B-Q4", right(200, set(range(36, 60))))
     maker.classifier("Joint-1", right(200, set(range(10, 90))))
@@ -52,7 +52,7 @@ def test_one_seed_of_accuracy(maker, tmp_path: Path) -> None:
     assert math.isnan(row["seed_low"]) and math.isnan(row["ratio"]) and table.attrs["notes"] == [ONE_SEED]
 
 
-def test_holm_is_over_all_rows_and_the_verdict_follows_it(maker, tmp_path: Path) -> None:
+def test_holm_covers_all_rows_and_determines_the_verdict(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", right(1000, set(range(100))))
     maker.classifier("B-Q4", right(1000, set(range(100))))
     maker.classifier("B-Ada", right(1000, set(range(60))))
@@ -63,21 +63,26 @@ def test_holm_is_over_all_rows_and_the_verdict_follows_it(maker, tmp_path: Path)
     assert list(by_p["p_holm"]) == pytest.approx(list(np.maximum.accumulate(steps)))
     verdicts = {(row.candidate, row.baseline): (row.verdict, row.equivalent) for row in table.itertuples()}
     assert verdicts == {
-        ("B-Ada", "B-FP"): (DIFFERS, False), ("B-Q4", "B-FP"): (ALIKE, True), ("Joint-1", "B-FP"): (UNRESOLVED, False),
-        ("B-Ada", "B-Q4"): (DIFFERS, False), ("Joint-1", "B-Q4"): (UNRESOLVED, False),
-    }  # fmt: skip
+        ("B-Ada", "B-FP"): (DIFFERS, False),
+        ("B-Q4", "B-FP"): (ALIKE, True),
+        ("Joint-1", "B-FP"): (UNRESOLVED, False),
+        ("B-Ada", "B-Q4"): (DIFFERS, False),
+        ("Joint-1", "B-Q4"): (UNRESOLVED, False),
+    }
 
 
-@pytest.mark.parametrize(("seeds", "word"), [(1, DIFFERS), (3, "better")])
-def test_a_difference_and_equivalence_can_both_hold(maker, tmp_path: Path, seeds: int, word: str) -> None:
+@pytest.mark.parametrize(("seeds", "expected_verdict"), [(1, DIFFERS), (3, "better")])
+def test_difference_and_equivalence_can_both_hold(
+    maker, tmp_path: Path, seeds: int, expected_verdict: str
+) -> None:
     for seed in range(seeds):
         maker.classifier("B-FP", right(4000, set(range(400))), seed=seed)
         maker.classifier("B-Q4", right(4000, set(range(16, 400 + seed % 2))), seed=seed)
     row = row_of(compare(study_of(tmp_path), "movies"), "B-Q4", "B-FP")
-    assert (row["verdict"], row["equivalent"]) == (word, True)
+    assert (row["verdict"], row["equivalent"]) == (expected_verdict, True)
 
 
-def test_zero_discordant_pairs(maker, tmp_path: Path) -> None:
+def test_zero_discordant_pairs_give_p_one_and_no_effect_size(maker, tmp_path: Path) -> None:
     for config in ("B-FP", "B-Q4"):
         maker.classifier(config, right(50, {1, 2}))
     row = row_of(compare(study_of(tmp_path), "movies"), "B-Q4", "B-FP")
@@ -86,32 +91,31 @@ def test_zero_discordant_pairs(maker, tmp_path: Path) -> None:
     assert row["detectable"] > 0.1
 
 
-def test_several_seeds_add_what_examples_and_seeds_may_do(maker, tmp_path: Path) -> None:
+def test_several_seeds_combine_errors_over_examples_and_seeds(maker, tmp_path: Path) -> None:
     for seed, (a, b) in enumerate([(20, 30), (22, 31), (21, 29)]):
         maker.classifier("B-FP", right(300, set(range(b))), seed=seed)
         maker.classifier("B-Q4", right(300, set(range(a))), seed=seed)
     table = compare(study_of(tmp_path), "movies")
     row, per_seed = row_of(table, "B-Q4", "B-FP"), np.array([10, 9, 8]) / 300
     pooled = (np.var([30, 31, 29], ddof=1) + np.var([20, 22, 21], ddof=1)) / 2 / 300**2
-    alone = stats.t.ppf(0.975, 4) * math.sqrt(
-        2 * pooled / 3
-    )  # two arms of three seeds each, whose spreads agree
+    # Two arms of three seeds each with equal spreads: 4 degrees of freedom.
+    seeds_half_width = stats.t.ppf(0.975, 4) * math.sqrt(2 * pooled / 3)
     assert (row["seeds"], row["n"], row["discordant_gain"], row["discordant_loss"]) == (3, 300, 27, 0)
     assert row["difference"] == pytest.approx(per_seed.mean())
     assert (row["seed_low"], row["seed_high"]) == pytest.approx(
-        (per_seed.mean() - alone, per_seed.mean() + alone)
+        (per_seed.mean() - seeds_half_width, per_seed.mean() + seeds_half_width)
     )
     mean_N = np.zeros(300)
     for start, stop in ((20, 30), (22, 31), (21, 29)):
         mean_N[start:stop] += 1 / 3
     _, error = padded(mean_N)
-    half = math.hypot(1.96 * error, alone)
+    half = math.hypot(1.96 * error, seeds_half_width)
     assert row["seed_low"] > row["low"] and row["seed_high"] < row["high"]
     assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.1)
     assert row["test"] == "normal over examples, moderated t over seeds" and table.attrs["notes"] == []
 
 
-def test_only_seeds_that_both_have_are_compared(maker, tmp_path: Path) -> None:
+def test_only_common_seeds_are_compared(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", right(50, {1}), seed=0)
     maker.classifier("B-FP", right(50, set(range(25))), seed=1)
     maker.classifier("B-Q4", right(50, {2}), seed=0)
@@ -128,9 +132,8 @@ def test_perplexity_pairs_documents_not_windows(maker, tmp_path: Path) -> None:
     table = compare(study_of(tmp_path), "wiki")
     row = row_of(table, "B-Q4", "B-FP")
     assert (row["n"], row["metric"], row["verdict"]) == (4, "ppl", "unresolved")
-    assert row["difference"] == pytest.approx(14 / 160) and row["p"] == pytest.approx(
-        2 / 2**4
-    )  # the least of four documents
+    assert row["difference"] == pytest.approx(14 / 160)
+    assert row["p"] == pytest.approx(2 / 2**4)  # the smallest p-value of four documents
     assert (
         row["ratio"]
         == pytest.approx(row["candidate_quality"] / row["baseline_quality"])
@@ -138,8 +141,11 @@ def test_perplexity_pairs_documents_not_windows(maker, tmp_path: Path) -> None:
     )
     assert row["test"] == "sign flips of documents" and math.isnan(row["low"])
     assert row["margin"] == math.log(1.02) and math.isnan(row["discordant_gain"])
-    few = "The 4 test documents of wiki are too few for a verdict over 1 comparisons, whatever the arms are worth: 6 is the least."
-    assert table.attrs["notes"] == [ONE_SEED, few]
+    too_few_note = (
+        "The 4 test documents of wiki are too few for a verdict over 1 comparisons, whatever the arms are "
+        "worth: 6 is the least."
+    )
+    assert table.attrs["notes"] == [ONE_SEED, too_few_note]
 
 
 def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
@@ -155,29 +161,29 @@ def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"),
+    ("ids", "message"),
     [
         (["e0", "e1", "x2"], "different examples: 2 ids are in only one"),
         (["e0", "e1"], "different examples: 1 ids"),
     ],
 )
-def test_arms_evaluated_on_different_examples_are_refused(
-    maker, tmp_path: Path, ids: list[str], said: str
+def test_arms_evaluated_on_different_examples_raise(
+    maker, tmp_path: Path, ids: list[str], message: str
 ) -> None:
     maker.classifier("B-FP", [True] * 3)
     maker.classifier("B-Q4", [True] * len(ids), ids=ids)
     with pytest.raises(
-        AnalysisError, match=rf"B-FP movies s0 \(0+1\) and B-Q4 movies s0 \(0+2\) were evaluated on {said}"
+        AnalysisError, match=rf"B-FP movies s0 \(0+1\) and B-Q4 movies s0 \(0+2\) were evaluated on {message}"
     ):
         compare(study_of(tmp_path), "movies")
 
 
-def test_other_labels_tokens_or_models_are_refused(new_maker, tmp_path: Path) -> None:
-    def refused(name: str, fill, said: str) -> None:
+def test_different_labels_tokens_or_models_raise(new_maker, tmp_path: Path) -> None:
+    def assert_raises(name: str, fill, message: str) -> None:
         (tmp_path / name).mkdir()
         fill(new_maker(tmp_path / name))
         study = study_of(tmp_path / name)
-        with pytest.raises(AnalysisError, match=said):
+        with pytest.raises(AnalysisError, match=message):
             compare(study, study.runs["task"].iloc[0])
 
     def labels(maker) -> None:
@@ -192,59 +198,62 @@ def test_other_labels_tokens_or_models_are_refused(new_maker, tmp_path: Path) ->
         maker.classifier("B-FP", [True, True])
         maker.classifier("B-Q4", [True, True], tags={"model": "large"})
 
-    refused("labels", labels, "2 ids have other labels")
-    refused("tokens", tokens, "1 ids have other numbers of tokens")
-    refused("models", models, "cannot be paired: model tiny with acc against model large with acc")
+    assert_raises("labels", labels, "2 ids have other labels")
+    assert_raises("tokens", tokens, "1 ids have other numbers of tokens")
+    assert_raises("models", models, "cannot be paired: model tiny with acc against model large with acc")
 
 
-def test_predictions_that_cannot_be_used_are_refused(new_maker, tmp_path: Path) -> None:
-    def refused(name: str, said: str, **run) -> None:
+def test_unusable_predictions_raise(new_maker, tmp_path: Path) -> None:
+    def assert_raises(name: str, message: str, **run) -> None:
         (tmp_path / name).mkdir()
         new_maker(tmp_path / name).run("B-FP", metrics={"eval/acc": 0.5}, **run)
-        with pytest.raises(AnalysisError, match=said):
+        with pytest.raises(AnalysisError, match=message):
             compare(study_of(tmp_path / name), "movies")
 
-    refused("none", "has no predictions.parquet")
-    refused("columns", "have no prediction; expected", predictions={"id": ["a"], "label": [1]})
-    refused("empty", "have no rows", predictions={"id": [], "label": [], "prediction": []})
-    refused(
+    assert_raises("none", "has no predictions.parquet")
+    assert_raises("columns", "have no prediction; expected", predictions={"id": ["a"], "label": [1]})
+    assert_raises("empty", "have no rows", predictions={"id": [], "label": [], "prediction": []})
+    assert_raises(
         "twice", "hold 1 ids twice", predictions={"id": ["a", "a"], "label": [1, 1], "prediction": [1, 1]}
     )
-    refused("null", "not finite", predictions={"id": ["a", "b"], "label": [1, 1], "prediction": [1, None]})
+    assert_raises(
+        "null", "not finite", predictions={"id": ["a", "b"], "label": [1, 1], "prediction": [1, None]}
+    )
 
 
-def test_a_loss_that_is_no_number_is_refused(maker, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_raises(maker, tmp_path: Path) -> None:
     maker.language_model("B-FP", [3.0, math.nan], [5, 5], metrics={"eval/ppl": 20.0})
     with pytest.raises(AnalysisError, match="hold values that are not finite"):
         compare(study_of(tmp_path), "wiki")
 
 
-def test_one_arm_or_no_baseline_gives_an_empty_table_that_says_why(maker, tmp_path: Path) -> None:
+def test_one_arm_or_no_baseline_gives_an_empty_table_with_notes(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False])
     table = compare(study_of(tmp_path), "movies")
     assert table.empty and {"difference", "verdict", "p_holm"} <= set(table.columns)
     assert table.attrs["notes"] == [
-        "Baseline B-Q4 has no finished run of movies.", "Only B-FP finished movies; there is nothing to compare it with.",
+        "Baseline B-Q4 has no finished run of movies.",
+        "Only B-FP finished movies; there is nothing to compare it with.",
     ]  # fmt: skip
 
 
-def test_an_unknown_task_lists_the_known(maker, tmp_path: Path) -> None:
+def test_unknown_task_raises_with_the_known_tasks(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False])
     with pytest.raises(AnalysisError, match="no finished run of task 'sst2'; expected one of movies"):
         compare(study_of(tmp_path), "sst2")
 
 
-def test_one_document_is_too_few_to_compare_but_not_to_show(maker, tmp_path: Path) -> None:
+def test_one_document_gives_a_quality_but_no_comparison(maker, tmp_path: Path) -> None:
     for config in ("B-FP", "B-Q4"):
         maker.language_model(config, [30.0], [10])
     study = study_of(tmp_path)
     with pytest.raises(AnalysisError, match="share one example; expected two or more"):
         compare(study, "wiki")
-    shown = arms(study, "wiki")
-    assert list(shown["quality"]) == pytest.approx([math.exp(3)] * 2) and shown["low"].isna().all()
+    table = arms(study, "wiki")
+    assert list(table["quality"]) == pytest.approx([math.exp(3)] * 2) and table["low"].isna().all()
 
 
-def test_arms_on_their_own(maker, tmp_path: Path) -> None:
+def test_arms_have_wilson_and_student_intervals(maker, tmp_path: Path) -> None:
     for seed, wrong in enumerate((10, 14)):
         maker.classifier("B-FP", right(100, set(range(wrong))), seed=seed)
     maker.classifier("B-Q4", right(100, set(range(20))), seed=0)
@@ -265,7 +274,7 @@ def test_arms_on_their_own(maker, tmp_path: Path) -> None:
     )
 
 
-def test_perplexity_of_several_seeds_is_of_the_mean_loss(maker, tmp_path: Path) -> None:
+def test_perplexity_of_several_seeds_is_that_of_the_mean_loss(maker, tmp_path: Path) -> None:
     for seed, nats in enumerate((20.0, 30.0)):
         maker.language_model("B-FP", [nats, nats + 1] * 3, [10] * 6, seed=seed)
     row = arms(study_of(tmp_path), "wiki").iloc[0]
@@ -273,8 +282,8 @@ def test_perplexity_of_several_seeds_is_of_the_mean_loss(maker, tmp_path: Path) 
     assert row["seed_low"] < row["quality"] < row["seed_high"]
 
 
-def test_one_collapsed_seed_is_no_verdict(maker, tmp_path: Path) -> None:
-    """Over examples the mean of three seeds is surely worse; another seed could turn it round, and the verdict says so."""
+def test_one_collapsed_seed_gives_no_verdict(maker, tmp_path: Path) -> None:
+    """Over examples the mean of three seeds is significantly worse, but another seed could reverse it."""
     for seed in range(3):
         maker.classifier("B-FP", right(1000, set(range(140))), seed=seed)
         maker.classifier("B-Q4", right(1000, set(range(500 if seed == 2 else 138))), seed=seed)
@@ -286,30 +295,33 @@ def test_one_collapsed_seed_is_no_verdict(maker, tmp_path: Path) -> None:
     assert worse["seed_high"] < 0 and worse["verdict"] == "worse"
 
 
-def test_equivalence_over_seeds_is_lost_when_seeds_swing(maker, new_maker, tmp_path: Path) -> None:
-    """The same mean over the same examples: steady arms are as good, an arm that swings by two points is not shown to be."""
+def test_large_variation_over_seeds_prevents_equivalence(maker, new_maker, tmp_path: Path) -> None:
+    """Equal means: arms with little variation over seeds are equivalent, with ±2 points they are not."""
     (tmp_path / "swings").mkdir()
-    for made, wrong in ((maker, (401, 402, 403)), (new_maker(tmp_path / "swings"), (322, 402, 482))):
+    for current_maker, wrong in ((maker, (401, 402, 403)), (new_maker(tmp_path / "swings"), (322, 402, 482))):
         for seed in range(3):
-            made.classifier("B-FP", right(4000, set(range(400 + seed % 2))), seed=seed)
-            made.classifier("B-Q4", right(4000, set(range(wrong[seed]))), seed=seed)
-    steady, swings = (
+            current_maker.classifier("B-FP", right(4000, set(range(400 + seed % 2))), seed=seed)
+            current_maker.classifier("B-Q4", right(4000, set(range(wrong[seed]))), seed=seed)
+    steady, varying = (
         row_of(compare(study_of(folder), "movies"), "B-Q4", "B-FP")
         for folder in (tmp_path, tmp_path / "swings")
     )
-    assert steady["difference"] == pytest.approx(swings["difference"])
+    assert steady["difference"] == pytest.approx(varying["difference"])
     assert (steady["verdict"], steady["equivalent"]) == ("as good as", True)
-    assert swings["seed_high"] > 0.01 and (swings["verdict"], swings["equivalent"]) == ("unresolved", False)
+    assert varying["seed_high"] > 0.01 and (varying["verdict"], varying["equivalent"]) == (
+        "unresolved",
+        False,
+    )
 
 
-def test_equivalence_of_one_seed_is_called_otherwise(maker, tmp_path: Path) -> None:
+def test_equivalence_with_one_seed_has_a_separate_verdict(maker, tmp_path: Path) -> None:
     for config in ("B-FP", "B-Q4"):
         maker.classifier(config, right(4000, set(range(400))))
     row = row_of(compare(study_of(tmp_path), "movies"), "B-Q4", "B-FP")
     assert (row["verdict"], row["equivalent"]) == (ALIKE, True)
 
 
-def test_a_pair_with_one_seed_in_common_is_judged_as_one_seed(maker, tmp_path: Path) -> None:
+def test_pair_with_one_common_seed_gets_the_verdict_of_one_seed(maker, tmp_path: Path) -> None:
     for seed in range(2):
         maker.classifier("B-FP", right(1000, set(range(100 + seed))), seed=seed)
         maker.classifier("B-Q4", right(1000, set(range(160 + seed))), seed=seed)

@@ -1,4 +1,4 @@
-"""Effects of the 2 × 2 by hand, and the front with its probabilities."""
+"""Effects of the 2 × 2 factorial against worked values, and the front with its probabilities."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from scipy import stats
 WRONG = {"B-FP": 10, "B-Ada": 12, "B-Q4": 18, "Joint-1": 30}
 
 
-def fill(maker, seeds: int = 1) -> None:
+def add_four_arms(maker, seeds: int = 1) -> None:
     for seed in range(seeds):
         for config, wrong in WRONG.items():
             maker.classifier(config, [i >= wrong + seed for i in range(200)], seed=seed)
 
 
-def test_effects_by_hand(maker, tmp_path: Path) -> None:
-    fill(maker, seeds=2)
+def test_factorial_effects_equal_worked_values(maker, tmp_path: Path) -> None:
+    add_four_arms(maker, seeds=2)
     maker.classifier("Joint-2", [True] * 200)
     table = factorial(load_study(open_store(str(tmp_path))), "movies").set_index("effect")
-    # Accuracies (seed 0) are .95 .94 .91 .85: rank ((-.01) + (-.06))/2, precision ((-.04) + (-.09))/2, interaction -.06 + .01.
+    # Accuracies (seed 0): .95 .94 .91 .85. Rank ((-.01) + (-.06))/2, precision ((-.04) + (-.09))/2,
+    # interaction -.06 + .01.
     assert list(table["estimate"]) == pytest.approx([-0.035, -0.065, -0.05])
     assert list(table["seeds"]) == [2, 2, 2] and list(table["n"]) == [200] * 3
     assert (
@@ -36,27 +37,35 @@ def test_effects_by_hand(maker, tmp_path: Path) -> None:
         and (table["estimate"] < table["high"]).all()
         and (table["p_holm"] >= table["p"]).all()
     )
-    assert table["seed_low"].tolist() == pytest.approx(table["estimate"].tolist())  # both seeds lose alike
+    assert table["seed_low"].tolist() == pytest.approx(
+        table["estimate"].tolist()
+    )  # both seeds have equal effects
     assert (
         "B-FP, B-Ada, B-Q4, Joint-1" in table["factorial"].iloc[0]
         and "Joint-2 and Joint-3 stay out" in table.attrs["notes"][0]
     )
 
 
-def test_effects_on_perplexity_flip_signs_of_contrasts() -> None:
+def test_factorial_effect_on_perplexity_equals_scipys_permutation_test() -> None:
     generator = np.random.default_rng(0)
-    four, tokens = generator.normal(300, 10, (4, 10)).round(), np.full(10, 100.0)
-    found = contrast(four, tokens, "interaction", bounded=False)
-    gaps = four[3] - four[2] - four[1] + four[0]
-    peer = stats.permutation_test((gaps,), lambda x, axis: np.abs(x.sum(axis=axis)), permutation_type="samples",
-                                  vectorized=True, n_resamples=np.inf, alternative="greater")  # fmt: skip
-    assert (found.value, found.p) == pytest.approx((gaps.mean() / 100, peer.pvalue))
+    four_values, tokens = generator.normal(300, 10, (4, 10)).round(), np.full(10, 100.0)
+    found = contrast(four_values, tokens, "interaction", bounded=False)
+    gaps = four_values[3] - four_values[2] - four_values[1] + four_values[0]
+    reference = stats.permutation_test(
+        (gaps,),
+        lambda x, axis: np.abs(x.sum(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+        alternative="greater",
+    )
+    assert (found.value, found.p) == pytest.approx((gaps.mean() / 100, reference.pvalue))
 
 
-def test_effects_of_one_seed_have_a_word_of_their_own(maker, new_maker, tmp_path: Path) -> None:
+def test_effects_of_one_seed_have_a_separate_verdict(maker, new_maker, tmp_path: Path) -> None:
     (tmp_path / "three").mkdir()
-    fill(maker)
-    fill(new_maker(tmp_path / "three"), seeds=3)
+    add_four_arms(maker)
+    add_four_arms(new_maker(tmp_path / "three"), seeds=3)
     one, three = (
         factorial(load_study(open_store(str(folder))), "movies") for folder in (tmp_path, tmp_path / "three")
     )
@@ -72,14 +81,14 @@ def test_effects_of_one_seed_have_a_word_of_their_own(maker, new_maker, tmp_path
     )
 
 
-def test_additive_arms_do_not_interact() -> None:
+def test_additive_arms_have_no_interaction() -> None:
     base, weights = np.random.default_rng(1).random(50), np.ones(50)
-    four = np.stack([base, base + 0.1, base + 0.3, base + 0.4])
-    values = {effect: contrast(four, weights, effect, bounded=False).value for effect in CONTRASTS}
+    four_values = np.stack([base, base + 0.1, base + 0.3, base + 0.4])
+    values = {effect: contrast(four_values, weights, effect, bounded=False).value for effect in CONTRASTS}
     assert values == pytest.approx({"rank": 0.1, "precision": 0.3, "interaction": 0.0})
 
 
-def test_a_missing_arm_or_seed_says_so(maker, tmp_path: Path) -> None:
+def test_missing_arm_or_seed_gives_an_empty_table_with_the_reason(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False])
     maker.classifier("B-Ada", [True, False])
     maker.classifier("B-Q4", [True, False])
@@ -90,16 +99,16 @@ def test_a_missing_arm_or_seed_says_so(maker, tmp_path: Path) -> None:
     assert table.empty and "no seed in common" in table.attrs["notes"][0]
 
 
-def sized(maker, config: str, wrong: int, mib: float, **more) -> None:
+def add_arm_of_size(maker, config: str, wrong: int, mib: float, **more) -> None:
     metrics = {"eval/acc": 1 - wrong / 100, "model/mib": mib, "mem/peak_mib": 100.0}
     maker.classifier(config, [i >= wrong for i in range(100)], metrics=metrics, **more)
 
 
-def test_the_front(maker, tmp_path: Path) -> None:
-    sized(maker, "small", 30, 10.0)
-    sized(maker, "twin", 30, 10.0)
-    sized(maker, "beaten", 31, 20.0)
-    sized(maker, "large", 5, 40.0)
+def test_pareto_front_of_stored_size(maker, tmp_path: Path) -> None:
+    add_arm_of_size(maker, "small", 30, 10.0)
+    add_arm_of_size(maker, "twin", 30, 10.0)
+    add_arm_of_size(maker, "beaten", 31, 20.0)
+    add_arm_of_size(maker, "large", 5, 40.0)
     study = load_study(open_store(str(tmp_path)))
     table = pareto(study, "movies")
     assert list(table["config"]) == ["small", "twin", "beaten", "large"] and list(table["x"]) == [
@@ -109,78 +118,86 @@ def test_the_front(maker, tmp_path: Path) -> None:
         40.0,
     ]
     assert list(table["on_front"]) == [True, True, False, True]
-    assert list(table["probability"]) == [1.0, 1.0, 0.0, 1.0]  # what `beaten` gets right, `small` does too
+    assert list(table["probability"]) == [
+        1.0,
+        1.0,
+        0.0,
+        1.0,
+    ]  # `small` gets every example right that `beaten` does
     assert pareto(study, "movies").equals(table)
     assert list(table["membership"]) == ["yes", "yes", "no", "yes"]
-    assert (table["x_low"] == table["x"]).all() and table.attrs[
-        "size_share"
-    ] == 0.0  # stored bytes follow from the plan
-    by_memory = pareto(study, "movies", x="peak_mib").set_index("config")["on_front"]  # all need as much
+    assert (table["x_low"] == table["x"]).all()
+    assert table.attrs["size_share"] == 0.0  # stored bytes follow from the plan
+    by_memory = pareto(study, "movies", x="peak_mib").set_index("config")["on_front"]  # all peaks are equal
     assert by_memory.to_dict() == {"beaten": False, "large": True, "small": False, "twin": False}
 
 
-def peaked(maker, config: str, wrong: int, peak: float, seed: int = 0) -> None:
+def add_arm_with_peak(maker, config: str, wrong: int, peak: float, seed: int = 0) -> None:
     metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": 10.0, "mem/peak_mib": peak}
     maker.classifier(config, [i >= wrong for i in range(1000)], metrics=metrics, seed=seed)
 
 
-def test_peaks_of_1295_and_1300_mib_are_not_told_apart(maker, tmp_path: Path) -> None:
-    """One seed: repeats are taken to vary by 2 %. A third arm of equal quality with half the peak is surely on the front."""
-    peaked(maker, "B-FP", 100, 1295.0)
-    peaked(maker, "B-Q4", 100, 1300.0)
+def test_front_is_unresolved_between_peaks_of_1295_and_1300_mib(maker, tmp_path: Path) -> None:
+    """With one seed the prior applies: repeated runs vary by 2 %.
+
+    A third arm of equal quality with half the peak is on the front with near certainty.
+    """
+    add_arm_with_peak(maker, "B-FP", 100, 1295.0)
+    add_arm_with_peak(maker, "B-Q4", 100, 1300.0)
     table = pareto(load_study(open_store(str(tmp_path))), "movies", x="peak_mib").set_index("config")
     assert list(table["on_front"]) == [True, False] and set(table["membership"]) == {"unresolved"}
     expected = stats.t.cdf(np.log(1300 / 1295) / (0.02 * np.sqrt(2)), 4)
     assert table.loc["B-FP", "probability"] == pytest.approx(expected, abs=0.03)
     assert table.attrs["size_share"] == pytest.approx(0.02)
     assert table.loc["B-FP", "x_low"] < 1270 and table.loc["B-FP", "x_high"] > 1320
-    peaked(maker, "small", 100, 650.0)
+    add_arm_with_peak(maker, "small", 100, 650.0)
     table = pareto(load_study(open_store(str(tmp_path))), "movies", x="peak_mib").set_index("config")
     assert table["membership"].to_dict() == {"small": "yes", "B-FP": "no", "B-Q4": "no"}
 
 
-def test_seeds_tell_how_much_peaks_vary(new_maker, tmp_path: Path) -> None:
+def test_spread_of_peaks_is_estimated_from_seeds(new_maker, tmp_path: Path) -> None:
     probabilities = {}
-    for name, noise in (("steady", 0.5), ("wild", 200.0)):
+    for name, noise in (("steady", 0.5), ("varying", 200.0)):
         (tmp_path / name).mkdir()
         maker = new_maker(tmp_path / name)
         for seed, sign in enumerate((-1, 0, 1)):
             for config, peak in (("a", 1200.0), ("b", 1300.0), ("c", 1400.0), ("d", 1500.0), ("e", 1600.0)):
-                peaked(maker, config, 100, peak + sign * noise, seed)
+                add_arm_with_peak(maker, config, 100, peak + sign * noise, seed)
         table = pareto(load_study(open_store(str(tmp_path / name))), "movies", x="peak_mib").set_index(
             "config"
         )
         probabilities[name] = table.loc["a", "probability"]
         expected = np.sqrt((10 * (noise / 1400) ** 2 + 4 * 0.02**2) / 14)
         assert table.attrs["size_share"] == pytest.approx(expected, rel=0.1)
-    assert probabilities["wild"] < 0.95 < probabilities["steady"]
+    assert probabilities["varying"] < 0.95 < probabilities["steady"]
 
 
-def test_seeds_that_swing_leave_the_front_open(new_maker, tmp_path: Path) -> None:
-    """A larger arm is better by three points on the same examples: surely on the front only when its seeds agree."""
+def test_large_variation_over_seeds_leaves_the_front_unresolved(new_maker, tmp_path: Path) -> None:
+    """The larger arm is three points better; it is on the front with certainty only if its seeds agree."""
     membership = {}
-    for name, swing in (("steady", 1), ("wild", 40)):
+    for name, seed_shift in (("steady", 1), ("varying", 40)):
         (tmp_path / name).mkdir()
         maker = new_maker(tmp_path / name)
         for seed, sign in enumerate((-1, 0, 1)):
             for config, wrong, mib in (
-                ("small", 130 - sign * swing, 10.0),
-                ("large", 100 + sign * swing, 20.0),
+                ("small", 130 - sign * seed_shift, 10.0),
+                ("large", 100 + sign * seed_shift, 20.0),
             ):
                 metrics = {"eval/acc": 1 - wrong / 1000, "model/mib": mib, "mem/peak_mib": 100.0}
                 maker.classifier(config, [i >= wrong for i in range(1000)], metrics=metrics, seed=seed)
         table = pareto(load_study(open_store(str(tmp_path / name))), "movies").set_index("config")
         membership[name] = table.loc["large", "membership"]
-    assert membership == {"steady": "yes", "wild": "unresolved"}
+    assert membership == {"steady": "yes", "varying": "unresolved"}
 
 
-def test_the_probability_is_that_of_the_resamples(maker, tmp_path: Path) -> None:
+def test_front_probability_equals_the_normal_approximation(maker, tmp_path: Path) -> None:
     right = np.random.default_rng(3).random((2, 150)) < 0.7
     maker.classifier("a", right[0].tolist(), metrics={"eval/acc": 0.7, "model/mib": 10.0})
     maker.classifier("b", right[1].tolist(), metrics={"eval/acc": 0.7, "model/mib": 20.0})
     table = pareto(load_study(open_store(str(tmp_path))), "movies").set_index("config")
     gaps = right[1].astype(float) - right[0]
-    # b is on the front when it is strictly better: about the normal probability of a positive mean gap (half a step for ties).
+    # b is on the front if it is strictly better: approximately the normal probability of a positive mean gap
+    # (with half a step for ties).
     expected = stats.norm.sf(-(gaps.sum() - 0.5) / (gaps.std() * np.sqrt(150)))
     assert table.loc["a", "probability"] == 1.0
     assert table.loc["b", "probability"] == pytest.approx(expected, abs=0.03)
@@ -198,7 +215,7 @@ def test_lower_perplexity_is_on_the_front(maker, tmp_path: Path) -> None:
     assert table.loc["low", "low"] <= table.loc["low", "quality"] <= table.loc["low", "high"]
 
 
-def test_what_was_not_measured_is_said(maker, tmp_path: Path) -> None:
+def test_pareto_of_an_unmeasured_size_raises(maker, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True, False], metrics={"eval/acc": 0.5, "model/mib": 1.0})
     study = load_study(open_store(str(tmp_path)))
     with pytest.raises(AnalysisError, match="peak_mib was not recorded for B-FP"):
@@ -211,13 +228,13 @@ points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, m
 
 
 @given(points)
-def test_the_front_is_what_nothing_dominates(arms: list[tuple[int, int]]) -> None:
+def test_front_contains_exactly_the_non_dominated_arms(arms: list[tuple[int, int]]) -> None:
     x, quality = np.array([a[0] for a in arms], float), np.array([[a[1] for a in arms]], float)
-    beaten = [any(o != a and o[0] <= a[0] and o[1] >= a[1] for o in arms) for a in arms]
-    assert list(on_front(x, quality)[0]) == [not b for b in beaten]
+    dominated = [any(o != a and o[0] <= a[0] and o[1] >= a[1] for o in arms) for a in arms]
+    assert list(on_front(x, quality)[0]) == [not b for b in dominated]
 
 
-def test_resamples_are_shared_and_weighted() -> None:
+def test_resamples_are_shared_between_arms_and_weighted() -> None:
     values, weights = (
         np.random.default_rng(0).random((1, 40)) * 50,
         np.random.default_rng(1).integers(1, 90, 40).astype(float),

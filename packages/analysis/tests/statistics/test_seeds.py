@@ -1,4 +1,4 @@
-"""The interval over seeds of one arm, the moderated spread of all arms, and Holm."""
+"""The interval over seeds of one arm, the moderated spread of all arms, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from statsmodels.stats.multitest import multipletests
 
 
 def arm(name: str, qualities: list[float], seeds: tuple[int, ...] | None = None) -> Arm:
-    """An arm whose runs have these qualities, on two examples that both weigh one."""
+    """An arm whose runs have these qualities, on two examples of weight 1."""
     values_SN = np.repeat(np.array(qualities)[:, None], 2, axis=1)
     return Arm(name, "acc", seeds or tuple(range(len(qualities))), values_SN, np.ones(2))
 
 
-def test_the_interval_over_seeds_is_students() -> None:
+def test_interval_over_seeds_equals_students_t() -> None:
     differences = np.array([0.01, 0.03, 0.02])
     interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert over_seeds(differences) == pytest.approx((interval.low, interval.high))
     assert all(math.isnan(limit) for limit in over_seeds(np.array([0.01])))
 
 
-def test_arms_that_spread_alike_are_pooled() -> None:
+def test_arms_of_similar_spread_are_pooled() -> None:
     qualities_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.86, 0.87], [0.81, 0.81, 0.83], [0.85, 0.87, 0.83]])
     spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(qualities_AS)])
     assert spread is not None and spread.prior_df == math.inf
@@ -38,18 +38,20 @@ def test_arms_that_spread_alike_are_pooled() -> None:
     assert (found.error, found.df) == pytest.approx((math.sqrt(2 * spread.variance / 3), 8))
 
 
-def test_what_a_seed_does_to_all_arms_alike_is_taken_out_where_it_shows() -> None:
+def test_significant_common_seed_effect_is_removed() -> None:
     values_AS = np.array([[0.80, 0.83, 0.79], [0.84, 0.85, 0.85], [0.70, 0.72, 0.75]]) + np.array(
         [0.0, 0.3, -0.1]
     )
-    apart = values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
+    residual_AS = (
+        values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
+    )
     spread = seed_spread([arm(str(row), list(values)) for row, values in enumerate(values_AS)])
     assert spread is not None and spread.residual_df == pytest.approx(4)
-    assert spread.variance == pytest.approx((apart**2).sum() / 4, rel=0.5)
+    assert spread.variance == pytest.approx((residual_AS**2).sum() / 4, rel=0.5)
     assert spread.variance < 0.02 * values_AS.var(axis=1, ddof=1).mean()
 
 
-def test_one_collapsed_run_does_not_widen_the_arms_beside_it() -> None:
+def test_collapsed_run_does_not_widen_other_arms() -> None:
     spread = seed_spread(
         [arm("a", [0.86, 0.861, 0.859]), arm("b", [0.80, 0.80, 0.798]), arm("c", [0.862, 0.86, 0.50])]
     )
@@ -59,16 +61,20 @@ def test_one_collapsed_run_does_not_widen_the_arms_beside_it() -> None:
     assert steady.error < 0.01 and collapsed.error > 0.1
 
 
-def test_one_collapsed_run_leaves_every_comparison_its_own_spread() -> None:
-    """Pooled over twenty arms, the collapsed run's variance would be a twentieth of its own, and its arm would be surely worse."""
+def test_collapsed_run_keeps_the_spread_of_its_own_comparison() -> None:
+    """Pooling over 20 arms would divide the collapsed run's variance by 20 and give a false verdict."""
     generator = np.random.default_rng(0)
     arms = [arm(str(n), list(0.85 + generator.normal(0, 0.005, 3))) for n in range(19)]
     collapsed = [0.85, 0.86, 0.50]
     spread = seed_spread([*arms, arm("collapsed", collapsed)])
     assert spread is not None and spread.prior_df < math.inf
     values_AS = np.stack([*(one.values_SN[:, 0] for one in arms), np.array(collapsed)])
-    apart = values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
-    pooled = SeedSpread(float((apart**2).sum()) / 38, math.inf, 38.0)  # of a block design
+    residual_AS = (
+        values_AS - values_AS.mean(axis=1, keepdims=True) - values_AS.mean(axis=0) + values_AS.mean()
+    )
+    pooled = SeedSpread(
+        float((residual_AS**2).sum()) / 38, math.inf, 38.0
+    )  # residual variance of a block design
     differences = values_AS[-1] - values_AS[0]
 
     def p(spread: SeedSpread) -> float:
@@ -78,8 +84,8 @@ def test_one_collapsed_run_leaves_every_comparison_its_own_spread() -> None:
     assert p(pooled) < 0.01 and p(spread) > 0.1
 
 
-def test_the_moderated_variance_is_smyths() -> None:
-    """Smyth (2004), section 6.2, by hand: the mean and the excess variance of log variances, by digamma and trigamma."""
+def test_moderated_variance_equals_smyth() -> None:
+    """Smyth (2004), section 6.2: digamma and trigamma of the mean and excess variance of log variances."""
     qualities = [[0.0, 0.1, 0.2], [0.0, 0.0, 0.01], [0.3, 0.29, 0.1], [0.5, 0.52, 0.5], [0.2, 0.2, 0.6]]
     values_AS = np.array(qualities)
     spread = seed_spread([arm(str(n), row) for n, row in enumerate(qualities)])
@@ -95,24 +101,24 @@ def test_the_moderated_variance_is_smyths() -> None:
     assert (found.error, found.df) == pytest.approx((math.sqrt(moderated / 3), 5))
 
 
-def test_one_seed_has_no_spread_and_arms_of_one_seed_are_left_out() -> None:
+def test_arms_with_one_seed_do_not_enter_the_spread() -> None:
     assert seed_spread([arm("a", [0.8]), arm("b", [0.9])]) is None
     two = [arm("a", [0.80, 0.83, 0.79]), arm("b", [0.84, 0.85, 0.85])]
     assert seed_spread([*two, arm("c", [0.1])]) == seed_spread(two)
 
 
-def test_runs_that_do_not_differ_at_all_have_no_spread() -> None:
+def test_equal_runs_have_no_spread() -> None:
     spread = seed_spread([arm("a", [0.8, 0.8]), arm("b", [0.9, 0.9])])
     assert spread is not None
     assert spread.error(np.array([0.1, 0.1]), size=2.0).error == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("p", [[0.2], [0.01, 0.02, 0.02, 0.9, 0.012], list(np.linspace(0.0, 0.05, 12))])
-def test_holm_is_statsmodels(p: list[float]) -> None:
+def test_holm_equals_statsmodels(p: list[float]) -> None:
     assert holm(np.array(p)) == pytest.approx(multipletests(p, method="holm")[1])
 
 
-def test_holm_by_hand_and_with_a_gap() -> None:
+def test_holm_skips_nan() -> None:
     assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx(
         [0.03, 0.06, np.nan, 0.06], nan_ok=True
     )

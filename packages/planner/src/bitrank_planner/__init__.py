@@ -1,4 +1,4 @@
-"""Bits and rank for every weight matrix under one byte budget: the joint problem, and everything that solves it."""
+"""Bit and rank allocation under one byte budget: the joint problem and its solvers."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,8 @@ from bitrank_planner.search import SEARCHES, Found, anneal, bayes, nsga2, random
 __version__ = "0.1.0"
 
 SOLVERS: dict[str, Callable[..., Plan | Found]] = {"exact": exact, "greedy": greedy, **SEARCHES}
-"""Every solver by name. ``exact`` and ``greedy`` take the problem alone; the searches evaluate plans as well."""
+"""Every solver by name. ``exact`` and ``greedy`` take the problem alone; \
+the searches evaluate plans as well."""
 
 __all__ = [
     "GAP",

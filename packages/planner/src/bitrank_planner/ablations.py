@@ -1,6 +1,7 @@
-"""One knob at a time: the same problem with the rank or the format of every matrix held fixed.
+"""Ablations of the joint problem: the rank or the format of every matrix is fixed, the other is optimized.
 
-Reviewers of joint search ask what each half is worth alone. ``bits_only`` and ``rank_only`` are that comparison, at equal bytes.
+Comparing :func:`bits_only` and :func:`rank_only` with the joint problem measures the contribution of each
+half at an equal byte budget.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from bitrank_planner.problem import Item, Problem
 
 
 def bits_only(problem: Problem, rank: int) -> Problem:
-    """Every matrix that can have an adapter has rank ``rank``; formats stay free. Raises :class:`PlanError` when it is not offered."""
+    """Fix the rank of every matrix that can have an adapter to ``rank``; formats stay free.
+
+    Matrices whose options all have rank 0 keep all of them. Raises :class:`PlanError` if a matrix does not
+    offer ``rank``.
+    """
     return replace(problem, items=tuple(_at_rank(item, rank) for item in problem.items))
 
 
 def rank_only(problem: Problem, fmt: str) -> Problem:
-    """Every matrix that can have an adapter is stored as ``fmt``, the others as well; ranks stay free.
+    """Fix the format of every matrix to ``fmt``, with or without an adapter; ranks stay free.
 
-    Raises :class:`PlanError` for a matrix that is not offered in that format.
+    Raises :class:`PlanError` if a matrix does not offer ``fmt``.
     """
     return replace(problem, items=tuple(_in_format(item, fmt) for item in problem.items))
 
@@ -38,6 +43,7 @@ def _kept(item: Item, options: tuple, what: str) -> Item:
     if not options:
         formats, ranks = dict.fromkeys(o.format for o in item.options), sorted({o.rank for o in item.options})
         raise PlanError(
-            f"{item.name} is not offered with {what}; offered: {', '.join(formats)}; ranks {', '.join(map(str, ranks))}"
+            f"{item.name} is not offered with {what}; offered: {', '.join(formats)}; ranks "
+            f"{', '.join(map(str, ranks))}"
         )
     return replace(item, options=options)

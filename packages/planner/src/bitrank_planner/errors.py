@@ -1,14 +1,20 @@
-"""The one error of this package."""
+"""Exceptions of this package."""
 
 from __future__ import annotations
 
 
 class PlanError(ValueError):
-    """A problem that cannot be planned, or words that mean nothing here: what was expected, what came, what to do."""
+    """An infeasible problem or an invalid argument.
+
+    The message states what was expected, what was given and what to do.
+    """
 
 
 class Infeasible(PlanError):
-    """No plan fits. ``smallest`` is the least number of bytes that any plan takes under the other limits."""
+    """No plan satisfies the limits.
+
+    ``smallest`` is the size in bytes of the smallest plan that keeps the other limits.
+    """
 
     def __init__(self, message: str, smallest: int) -> None:
         super().__init__(message)

@@ -1,17 +1,25 @@
-"""The exact solver: the joint problem as a mixed-integer program, solved by HiGHS (through scipy) over the few options that can matter.
+"""Exact solver: a mixed-integer program, reduced to a small core and solved by HiGHS through scipy.
 
-The linear relaxation gives a lower bound and, by its dual prices, a reduced cost for every option: a plan that takes an option costs at
-least the bound plus that. Under one limit it is solved by sorting (:mod:`bitrank_planner.lp_relaxation`), under several by HiGHS. Exchanges
-(:mod:`bitrank_planner.local_search`) turn its solution into a plan, often one within the gap of the bound, and then nothing is left to do.
-Otherwise every option whose reduced cost is above that plan's distance from the bound is out (the *core* remains, Balas and Zemel 1980),
-and HiGHS finds the best plan in the core, which is the best of all. Exchanges of four cost a second, branching in a small core less: so
-they are tried where pairs left a large one. Matrices that have the same options at the same cost (a model planned by a prior has dozens
-in a row) are one variable an option there, which counts them: as single choices they could be swapped without end, and branching would
-look at every order.
+1. The linear relaxation gives a lower bound and, from its dual prices, a reduced cost for every option. A
+   plan that takes an option costs at least the bound plus that option's reduced cost. With one limit, sorting
+   solves the relaxation (:mod:`bitrank_planner.lp_relaxation`); with several, HiGHS does.
+2. Exchanges (:mod:`bitrank_planner.local_search`) turn the rounded solution into a feasible plan. If its cost
+   is within :data:`GAP` of the bound, the solver stops here.
+3. Otherwise every option whose reduced cost exceeds the plan's distance from the bound is removed. The
+   remaining options form the *core* (Balas and Zemel 1980). HiGHS finds the best plan in the core, which is
+   the best plan overall.
 
-Some problems are beyond that (costs that are concave in bytes: the relaxation says little, and the core stays large). An :class:`Effort`
-ends the search, and the best plan so far comes back with the bound that was proven: :attr:`~bitrank_planner.Plan.gap` says how much a
-better plan could save at most.
+Exchanges of four options take about a second, branching in a small core takes less. Exchanges of four
+therefore run only if the core is large after exchanges of two.
+
+Matrices with the same options at the same costs form one class, and one integer variable per option counts
+how many matrices of the class take it. A model planned with a prior has dozens of such matrices; with one
+binary variable for each of them, branch and bound would visit every permutation.
+
+Some problems stay too large, for example with costs that are concave in bytes: the relaxation is loose and
+the core stays large. :class:`Effort` limits the search. The solver then returns the best plan found and the
+proven lower bound; :attr:`~bitrank_planner.Plan.gap` is the largest relative saving that a better plan could
+achieve.
 """
 
 from __future__ import annotations
@@ -31,20 +39,23 @@ from bitrank_planner.lp_relaxation import hull_price
 from bitrank_planner.problem import Plan, Problem, worth_having
 from bitrank_planner.quiet_stdout import silenced
 
-GAP = 1e-6  # how far above the optimum a plan may cost, relative to its cost
-_LARGE = 800  # options in a core that branching may take seconds for
-_STOPPED, _INFEASIBLE = 1, 2  # scipy's status
-_LIMITED = "limit reached"  # scipy has no status for a limit on nodes, only HiGHS's words
-_LIMIT = 1e4  # what a limit is scaled to: HiGHS keeps rows to an absolute 1e-6
-_COST = (
-    1e4  # what costs are scaled to: HiGHS takes reduced costs below 1e-7, and gaps below 1e-6, for nothing
-)
-_NOISE = 1e-13  # rounding of the bound, relative to what is added up in it
+GAP = 1e-6  # largest accepted excess over the optimal cost, relative to the cost
+_LARGE = 800  # size of a core, in options, from which branching may take seconds
+_STOPPED, _INFEASIBLE = 1, 2  # values of ``OptimizeResult.status``
+_LIMITED = "limit reached"  # scipy has no status code for a node limit, only the message of HiGHS
+_LIMIT = 1e4  # scaled value of a limit: the feasibility tolerance of HiGHS is an absolute 1e-6
+# Scaled range of the costs: HiGHS treats reduced costs below 1e-7, and gaps below 1e-6, as zero.
+_COST = 1e4
+_NOISE = 1e-13  # rounding error of the bound, relative to the magnitude of its terms
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long :func:`exact` may search: ``seconds`` by ``clock`` or, the same on every machine, ``nodes`` of branching (None: any)."""
+    """Limits of :func:`exact`: wall-clock ``seconds`` and branch-and-bound ``nodes`` (None: unlimited).
+
+    ``clock`` returns the current time in seconds. A node limit gives the same plan on every machine, a time
+    limit may not. Raises :class:`PlanError` for ``seconds`` that are not positive or negative ``nodes``.
+    """
 
     seconds: float = 60.0
     nodes: int | None = None
@@ -57,14 +68,18 @@ class Effort:
             )
 
     def started(self) -> Callable[[], float]:
-        """A function that tells how many seconds are left from now on, 0 when none are."""
+        """Start the clock and return a function that returns the remaining seconds, at least 0."""
         end = self.clock() + self.seconds
         return lambda: max(end - self.clock(), 0.0)
 
 
 @dataclass(frozen=True)
 class _Branched:
-    """What branching found: how often each option is taken (None: no plan), a lower bound, and whether it ended by itself."""
+    """Result of branch and bound.
+
+    ``times`` is how often each option is taken (None: no plan found), ``bound`` a lower bound on the cost,
+    and ``ended`` is False if a limit stopped the search.
+    """
 
     times: np.ndarray | None
     bound: float
@@ -72,11 +87,15 @@ class _Branched:
 
 
 def exact(problem: Problem, effort: Effort | None = None) -> Plan:
-    """The plan of least cost, to a relative gap of :data:`GAP`, or the best one found with ``effort`` (default: ``Effort()``).
+    """Return the plan of least cost, to a relative gap of :data:`GAP`, or the best found within ``effort``.
 
-    ``bound`` of the plan is what no plan can cost less than. Equal problems give equal plans where the effort is not used up; a plan
-    that seconds ended may differ between machines. Raises :class:`Infeasible`, with the smallest feasible budget, when no plan fits, and
-    :class:`PlanError` when the limit on trainable numbers alone cannot be met, or when the effort ended before any plan was found.
+    ``effort`` defaults to ``Effort()``. The plan's ``bound`` is a proven lower bound on the cost of every
+    plan. Equal problems give equal plans unless a limit of ``effort`` stops the search; a plan found under a
+    time limit may differ between machines.
+
+    Raises :class:`Infeasible`, with the smallest feasible budget, if no plan fits. Raises :class:`PlanError`
+    if the limit on trainable numbers cannot be met at any budget, or if a limit of ``effort`` stopped the
+    search before it found a plan.
     """
     problem.check_feasible()
     program = _Program(problem, effort or Effort())
@@ -86,15 +105,16 @@ def exact(problem: Problem, effort: Effort | None = None) -> Plan:
     chosen_N, bound = solved
     plan = problem.plan(program.choices(chosen_N), "exact")
     plan = replace(plan, bound=min(bound, plan.cost))
-    if not problem.fits(plan):  # HiGHS keeps limits to a part in 10¹⁰, a budget is whole bytes
+    if not problem.fits(plan):  # HiGHS satisfies rows to 1 part in 10¹⁰; a budget is exact
         raise PlanError(
-            f"HiGHS kept a budget of {problem.budget:,} bytes only roughly; give sizes with a common factor, in pages, say"
+            f"HiGHS kept a budget of {problem.budget:,} bytes only roughly; give sizes with a common factor, "
+            "in pages, say"
         )
     return plan
 
 
 class _Program:
-    """Binary x for the options that no other option of the same matrix beats, X of them, under L limits in whole units."""
+    """The integer program over the X non-dominated options of all matrices, under L limits in whole units."""
 
     def __init__(self, problem: Problem, effort: Effort) -> None:
         self._problem, self._nodes, self._left = problem, effort.nodes, effort.started()
@@ -114,15 +134,15 @@ class _Program:
         self._alike_N = self._alike()
 
     def _alike(self) -> np.ndarray:
-        """A number for each item (N,), the same for items with the same costs and amounts."""
+        """The class of each item, (N,): items with equal costs and amounts share a class."""
         parts_N = np.split(np.vstack([self._cost_X, self._rows_LX]), self._first_N[1:], axis=1)
         numbers: dict[bytes, int] = {}
         return np.array([numbers.setdefault(part.tobytes(), len(numbers)) for part in parts_N])
 
     def solve(self) -> tuple[np.ndarray, float] | None:
-        """Which options (X indices, one per item) the best plan found takes, and a lower bound of every plan's cost.
+        """The options of the best plan found (N indices into X) and a lower bound on the cost of every plan.
 
-        None when there is no plan.
+        Returns None if there is no plan.
         """
         if (self._limits_L < 0).any() or (
             relaxed := _relax(self._cost_X, self._item_X, self._rows_LX, self._limits_L)
@@ -137,14 +157,14 @@ class _Program:
             )
         if len(self._core(best_N, bound, noise, reduced_X)) > _LARGE:
             best_N = exchange(best_N, *arguments, fours=True, left=self._left)
-            assert best_N is not None  # it started from a plan that fits
+            assert best_N is not None  # exchange() starts from a feasible plan here, so it returns one
         distance = float(self._cost_X[best_N].sum()) - bound
         if distance <= GAP * abs(bound) + noise:
             return best_N, bound
         return self._branched(self._core(best_N, bound, noise, reduced_X), bound, distance, best_N)
 
     def _core(self, best_N: np.ndarray, bound: float, noise: float, reduced_X: np.ndarray) -> np.ndarray:
-        """The options (X indices) of which a plan can be made that costs less than ``best_N``; none when that is within the gap."""
+        """Options (indices into X) that a plan cheaper than ``best_N`` can contain; empty within the gap."""
         distance = float(self._cost_X[best_N].sum()) - bound
         return (
             np.flatnonzero(reduced_X <= distance + noise)
@@ -155,20 +175,22 @@ class _Program:
     def _branched(
         self, core: np.ndarray, bound: float, distance: float, best_N: np.ndarray | None
     ) -> tuple[np.ndarray, float] | None:
-        """The best plan among the options ``core`` (X indices), to the gap, and the bound then proven.
+        """The best plan in ``core`` (indices into X), to the gap, and the lower bound proven so far.
 
-        A plan's cost lies between ``bound`` and that plus ``distance``. ``best_N`` is the plan to improve on. Outside the core no plan
-        costs less than it, so that the bound of the core, or its cost, holds for all.
+        The cost of the optimal plan is between ``bound`` and ``bound + distance``. ``best_N`` is the
+        incumbent plan or None. No plan with an option outside the core costs less than the incumbent, so the
+        bound of the core, capped at the cost of the incumbent, holds for all plans.
         """
         count = len(self._problem.items)
-        cost_X = (self._cost_X - bound / count) / distance + 1 / count  # a plan's lies between 1 and 2
+        cost_X = (self._cost_X - bound / count) / distance + 1 / count  # the optimum is scaled to [1, 2]
         gap = GAP * abs(bound) / distance / 2
         found_N, scaled, ended = self._least(core, cost_X, self._rows_LX, self._limits_L, gap)
         proven = max(bound, bound + (scaled - 1) * distance)
         if found_N is None and best_N is None:
             if not ended:
                 raise PlanError(
-                    "no plan was found in the time given, and none was shown to be missing; allow more seconds"
+                    "no plan was found in the time given, and none was shown to be missing; allow more "
+                    "seconds"
                 )
             return None
         plans = [plan_N for plan_N in (best_N, found_N) if plan_N is not None]
@@ -178,14 +200,15 @@ class _Program:
     def _least(
         self, core: np.ndarray, cost_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray, gap: float
     ) -> tuple[np.ndarray | None, float, bool]:
-        """Options among ``core``, one per item, of least cost within the limits: items that are alike as one, with how many take what.
+        """The cheapest options within the limits, one per item (N indices into X); None if none are found.
 
-        Also a lower bound of that cost, and whether the search ended by itself.
+        The result is limited to ``core``. Also returns a lower bound on the cost and whether the search
+        completed. Items of one class share their variables, which count the items that take each option.
         """
         item_K = self._item_X[core]
         kinds = np.stack(
             [self._alike_N[item_K], core - self._first_N[item_K]]
-        )  # a class of items, and an option of it
+        )  # rows: class of the item, option within the item
         (class_C, option_C), one_C = np.unique(kinds, axis=1, return_index=True)
         limits = {"mip_rel_gap": gap, "time_limit": self._left()}
         if self._nodes is not None:
@@ -198,34 +221,43 @@ class _Program:
         return np.sort(self._first_N[order] + np.repeat(option_C, found.times)), found.bound, found.ended
 
     def why_not(self) -> PlanError:
-        """Too few bytes under the limit on trainable numbers, or that limit by itself."""
+        """The error for a problem without a plan.
+
+        Either the budget is too small under the limit on trainable numbers, or no plan meets that limit.
+        """
         problem, limit = self._problem, self._problem.max_trainable or 0
         everything = np.arange(len(self._cost_X))
         cost_X = self._rows_LX[0].astype(float)
         found, _, ended = self._least(everything, cost_X, self._rows_LX[1:], self._limits_L[1:], 0)
         if not ended:
             return PlanError(
-                f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes; how many it would take was not "
+                f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes; how "
+                "many it would take was not "
                 "found in the time given. Give more bytes, or allow more trainable numbers or seconds."
             )
         if found is None:
             least = sum(min(o.trainable for o in item.options) for item in problem.items)
             return PlanError(
-                f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise that limit"
+                f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise "
+                "that limit"
             )
         needed = problem.plan(self.choices(found), "exact").nbytes
         return Infeasible(
-            f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the smallest takes {needed:,}. "
+            f"no plan with at most {limit:,} trainable numbers fits into {problem.budget:,} bytes: the "
+            f"smallest takes {needed:,}. "
             f"Give {needed:,} or more, or allow more trainable numbers.",
             needed,
         )
 
     def choices(self, chosen_N: np.ndarray) -> list[int]:
-        """The option of each item."""
+        """The option index of each item."""
         return [int(c) for _, c in sorted(map(tuple, self._options[chosen_N]))]
 
     def _units(self, amounts: list[int], limit: int) -> tuple[np.ndarray, int]:
-        """Amounts (X,) over the least of their item, and what is left of ``limit`` for them, in the largest unit that divides them all."""
+        """Amounts above the smallest of their item, (X,), and the limit that remains for them.
+
+        Both are in units of the greatest common divisor of the amounts.
+        """
         least = [min(row) for row in np.split(np.array(amounts), np.flatnonzero(np.diff(self._item_X)) + 1)]
         over = np.array(amounts) - np.array(least)[self._item_X]
         unit = math.gcd(*over.tolist()) or 1
@@ -235,9 +267,10 @@ class _Program:
 def _relax(
     cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
 ) -> tuple[np.ndarray, float, float, np.ndarray] | None:
-    """The linear relaxation: its solution rounded to an option per item (N,), the lower bound, that bound's noise, reduced costs (X,).
+    """Solve the linear relaxation.
 
-    None when there is no solution.
+    Returns its solution rounded to one option per item (N,), the lower bound, the rounding error of the
+    bound, and the reduced costs (X,). Returns None if the relaxation is infeasible.
     """
     if (
         solved := _one_price(cost_X, item_X, rows_LX, limits_L)
@@ -246,12 +279,13 @@ def _relax(
     ) is None:
         return None
     price_L, start_N = solved
-    # The bound from the prices: for any prices the Lagrangian is a true lower bound.
+    # The Lagrangian is a valid lower bound for any prices, so an inexact dual solution is safe.
     priced_X = cost_X + price_L @ rows_LX
     least_N = np.full(len(start_N), np.inf)
     np.minimum.at(least_N, item_X, priced_X)
     bound = math.fsum(least_N) - float(price_L @ limits_L)
-    # What lies below the rounding of the largest costs is no difference: scaled up it would be all that HiGHS sees.
+    # Differences below the rounding error of the largest costs carry no information. Without this threshold,
+    # scaling would amplify them until HiGHS optimizes noise.
     noise = _NOISE * float(np.abs(least_N).sum() + price_L @ limits_L + np.ptp(cost_X))
     return start_N, bound, noise, priced_X - least_N[item_X]
 
@@ -259,7 +293,7 @@ def _relax(
 def _one_price(
     cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The price of the only limit, and an option per item (N,) that keeps it."""
+    """The price of the only limit, (1,), and one option per item (N,) that satisfies it."""
     price, start_N = hull_price(cost_X, item_X, rows_LX[0], int(limits_L[0]))
     return np.array([price]), start_N
 
@@ -267,7 +301,7 @@ def _one_price(
 def _prices(
     cost_X: np.ndarray, item_X: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Prices of the limits (L,), and the relaxation's solution rounded to an option per item (N,); None when there is no solution."""
+    """Prices of the limits (L,) and the solution rounded to one option per item (N,); None if infeasible."""
     one_each = _one_each(item_X)
     scale = float(np.ptp(cost_X)) / _COST or 1.0
     found = linprog(
@@ -287,9 +321,10 @@ def _milp(
     options: dict[str, float],
     count_N: np.ndarray,
 ) -> _Branched:
-    """How often a best plan takes each option (X,), item n being there ``count_N[n]`` times.
+    """Solve the integer program: how often the best plan takes each option, (X,).
 
-    Limits are whole numbers, so half of one is spare.
+    Item n occurs ``count_N[n]`` times. Amounts and limits are integers, so the limits passed to HiGHS are
+    larger by one half: this tolerates rounding and admits no further plan.
     """
     limits = [LinearConstraint(_one_each(item_X), count_N, count_N)]
     if len(limits_L):
@@ -314,7 +349,10 @@ def _milp(
 
 
 def _none(found: OptimizeResult) -> bool:
-    """Whether HiGHS showed that there is no solution. Raises :class:`PlanError` when it gave none without showing that."""
+    """Whether HiGHS proved infeasibility.
+
+    Raises :class:`PlanError` if HiGHS returned no solution for another reason.
+    """
     if found.x is None and found.status != _INFEASIBLE:
         raise PlanError(f"HiGHS found no plan: {found.message}")
     return found.x is None
@@ -325,13 +363,13 @@ def _scales(limits_L: np.ndarray) -> np.ndarray:
 
 
 def _scaled(rows_LX: np.ndarray, limits_L: np.ndarray) -> tuple[csr_array, np.ndarray]:
-    """Rows and limits as HiGHS gets them."""
+    """Rows (L, X) and limits (L,) in the scale that HiGHS receives."""
     scale_L = _scales(limits_L)
     return csr_array(rows_LX / scale_L[:, None]), limits_L / scale_L
 
 
 def _one_each(item_X: np.ndarray) -> csr_array:
-    """(items, X): each item takes exactly one of its options."""
+    """The constraint matrix (items, X) that makes each item take exactly one of its options."""
     return csr_array(
         (np.ones(len(item_X)), (item_X, np.arange(len(item_X)))), shape=(int(item_X.max()) + 1, len(item_X))
     )

@@ -1,4 +1,4 @@
-"""One-step downgrades: from the best of everything down until the budget holds (QR-Adaptor's way of starting)."""
+"""Greedy solver: one-step downgrades from the best options until the plan fits, as QR-Adaptor starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from bitrank_planner.problem import Option, Plan, Problem, worth_having
 
 
 def greedy(problem: Problem) -> Plan:
-    """Start every matrix at its least loss; take, again and again, the downgrade that loses least per byte it frees.
+    """Start every matrix at its least loss and repeat the downgrade that loses least per byte it frees.
 
-    Ties go to the earlier matrix. Once the plan fits, what is left of the budget buys back single upgrades, best first.
-    Raises :class:`~bitrank_planner.Infeasible`, or :class:`PlanError` when a limit on trainable numbers is given: single steps
-    cannot trade two limits against each other.
+    Ties go to the earlier matrix. Once the plan fits, single upgrades spend the remaining bytes, largest
+    reduction of loss per byte first. Raises :class:`~bitrank_planner.Infeasible` if no plan fits, and
+    :class:`PlanError` for a problem with a limit on trainable numbers: single steps cannot trade two limits
+    against each other.
     """
     problem.check_feasible()
     if problem.max_trainable is not None:
@@ -30,7 +31,7 @@ def greedy(problem: Problem) -> Plan:
 
 
 def _go_down(ladders: list[list[Option]], places: list[int], spare: int) -> int:
-    """Step down in ``places`` until ``spare`` bytes are not negative; the bytes spare then."""
+    """Step down in ``places``, in place, until ``spare`` bytes are not negative; return the new ``spare``."""
     heap = [
         (_price(ladder, place), i)
         for i, (ladder, place) in enumerate(zip(ladders, places, strict=True))
@@ -47,7 +48,10 @@ def _go_down(ladders: list[list[Option]], places: list[int], spare: int) -> int:
 
 
 def _buy_back(ladders: list[list[Option]], places: list[int], spare: int) -> None:
-    """Single steps up that fit, most nats per byte first. A step that does not fit now will not fit later."""
+    """Take single upgrades that fit, in place, most loss saved per byte first.
+
+    ``spare`` only shrinks, so a step that does not fit is never tried again.
+    """
     heap = [
         (-_price(ladder, place + 1), i)
         for i, (ladder, place) in enumerate(zip(ladders, places, strict=True))
@@ -65,7 +69,7 @@ def _buy_back(ladders: list[list[Option]], places: list[int], spare: int) -> Non
 
 
 def _price(ladder: list[Option], place: int) -> float:
-    """Nats lost per byte freed by the step from ``place`` down."""
+    """Loss in nats per byte freed by the step from ``place`` to ``place - 1``."""
     return (ladder[place - 1].cost - ladder[place].cost) / _gap(ladder, place)
 
 

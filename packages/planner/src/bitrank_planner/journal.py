@@ -1,7 +1,8 @@
-"""What real evaluations said, one JSON line each: a search that is killed and run again walks through them at no cost and goes on.
+"""Journal of evaluated plans, one JSON line each, from which an interrupted search resumes.
 
-The first line names the problem; each further line is one evaluated plan, written whole once its value is known. One process writes a
-journal at a time.
+A search that runs again reads its earlier evaluations from the journal, proposes the same plans and continues
+with the next one. The first line holds the fingerprint of the problem. Each further line is one evaluated
+plan, written after its value is known. A journal has one writing process at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bitrank_planner.problem import Plan, Problem
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation: the loss in nats (infinite when the plan gave no finite loss) and how long it took."""
+    """One evaluation: the plan, its loss in nats (infinite if not finite) and the seconds it took."""
 
     plan: Plan
     value: float
@@ -29,10 +30,10 @@ class Entry:
 
 
 class Journal:
-    """Evaluations of plans of one problem, kept in memory and, when ``path`` is given, in that file.
+    """Evaluations of plans of one problem, kept in memory and, if ``path`` is given, in that file.
 
-    Raises :class:`PlanError` for the journal of another problem (other matrices, options, costs or limits) and for a damaged line. A
-    last line without its end, as a killed process leaves it, is cut off.
+    A last line without a line end, as a killed process leaves it, is removed. Raises :class:`PlanError` for
+    the journal of another problem (other matrices, options, costs or limits) and for a damaged line.
     """
 
     def __init__(self, problem: Problem, path: Path | None = None) -> None:
@@ -43,9 +44,10 @@ class Journal:
             self._open(path)
 
     def evaluate(self, plan: Plan, evaluate: Callable[[Plan], float]) -> float:
-        """The recorded value of ``plan`` (told apart by formats and ranks), or ``evaluate(plan)``, timed and recorded.
+        """Return the recorded value of ``plan``, or call ``evaluate(plan)``, time it and record it.
 
-        A value that is not finite is recorded as null and returned as infinity. What ``evaluate`` raises is not recorded.
+        Plans are compared by formats and ranks. A value that is not finite is recorded as null and returned
+        as infinity. If ``evaluate`` raises an exception, nothing is recorded.
         """
         entry = self.recorded(plan)
         if entry is None:
@@ -57,21 +59,24 @@ class Journal:
         return entry.value
 
     def recorded(self, plan: Plan) -> Entry | None:
-        """The evaluation of ``plan``, or None when there was none."""
+        """The evaluation of ``plan``, or None."""
         return self._entries.get(self._key(plan))
 
     @property
     def count(self) -> int:
-        """Distinct plans evaluated, failed ones included."""
+        """Number of distinct plans evaluated, failed ones included."""
         return len(self._entries)
 
     @property
     def seconds(self) -> float:
-        """What all evaluations took together, those of earlier runs included."""
+        """Total duration of all evaluations, those of earlier runs included."""
         return math.fsum(entry.seconds for entry in self._entries.values())
 
     def best(self) -> Entry:
-        """The evaluation of least value, the earlier one of equals. Raises :class:`PlanError` when none gave a finite value."""
+        """The evaluation of least value, the earliest on ties.
+
+        Raises :class:`PlanError` if no value is finite.
+        """
         return least(list(self._entries.values()))
 
     def _key(self, plan: Plan) -> tuple[tuple[str, int], ...]:
@@ -90,7 +95,8 @@ class Journal:
             self._append({"problem": _fingerprint(self._problem)})
         elif _parsed(path, 1, head).get("problem") != _fingerprint(self._problem):
             raise PlanError(
-                f"{path} is the journal of another problem (other matrices, options, costs or limits); give another path"
+                f"{path} is the journal of another problem (other matrices, options, costs or limits); give "
+                "another path"
             )
         for number, line in enumerate(lines, 2):
             self._read(path, number, _parsed(path, number, line))
@@ -110,11 +116,12 @@ class Journal:
 
 
 def least(entries: list[Entry]) -> Entry:
-    """The first entry of least value. Raises :class:`PlanError` when no value is finite."""
+    """The first entry of least value. Raises :class:`PlanError` if no value is finite."""
     best = min(entries, key=lambda entry: entry.value, default=None)
     if best is None or not math.isfinite(best.value):
         raise PlanError(
-            f"none of {len(entries)} evaluated plans gave a finite loss: evaluate more plans, or give a larger budget"
+            f"none of {len(entries)} evaluated plans gave a finite loss: evaluate more plans, or give a "
+            "larger budget"
         )
     return best
 
@@ -136,12 +143,17 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _damaged(path: Path, number: int) -> PlanError:
     return PlanError(
-        f"line {number} of {path} is no record of an evaluation; mend or remove that line, or give another path"
+        f"line {number} of {path} is no record of an evaluation; mend or remove that line, or give another "
+        "path"
     )
 
 
 def _fingerprint(problem: Problem) -> str:
-    """Costs belong to it: equal names with other costs are most likely another model, whose values would mislead."""
+    """SHA-256 of the problem.
+
+    It covers the costs: equal names with other costs most likely come from another model, whose recorded
+    values would be wrong.
+    """
     items = [
         [i.name, [[o.format, o.rank, o.nbytes, o.cost, o.trainable] for o in i.options]]
         for i in problem.items

@@ -1,8 +1,9 @@
-"""From a rounded relaxation to a plan that fits: two options at a time are exchanged for others, the best pair first, then four.
+"""Local search: turn a rounded relaxation into a feasible plan by exchanging two or four options at a time.
 
-With hundreds of matrices there are millions of pairs and billions of pairs of pairs, and some of them use up what a budget leaves over
-almost to the byte, so this comes within a millionth of the bound where branching would search for minutes. Two pairs are put together
-as in the subset-sum algorithm of Horowitz and Sahni (1974): pairs sorted by bytes, the cheapest partner that still fits looked up.
+Hundreds of matrices have millions of pairs of moves and billions of pairs of pairs. Some of these use almost
+every remaining byte of the budget, so the result is within a millionth of the bound, where branching would
+take minutes. Pairs of pairs are searched as in the subset-sum algorithm of Horowitz and Sahni (1974): sort
+the pairs by bytes, then look up the cheapest partner that fits.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-_MOVES = 1500  # options that are tried in pairs: those of least reduced cost
-_FOUR = 1200  # the same in fours, under one limit
+_MOVES = 1500  # options tried in pairs: those of least reduced cost
+_FOUR = 1200  # options tried in fours, under one limit
 _PASSES = 100
-_TRIED = 2000  # fours looked at for one whose moves are of different items
-_ROUNDING = 1e-14  # of the costs added up: what lies below is no gain, and exchanges of alike items would go round in it
+_TRIED = 2000  # fours inspected for one whose moves are of different items
+# Gains below this share of the summed costs are rounding errors. Without the threshold, exchanges between
+# equal items would repeat in a cycle.
+_ROUNDING = 1e-14
 
 
 def exchange(
@@ -30,13 +33,15 @@ def exchange(
     fours: bool,
     left: Callable[[], float],
 ) -> np.ndarray | None:
-    """One option per item (N indices into X) within the limits, by exchanges from ``start_N``, which may be above them.
+    """Improve ``start_N`` by exchanges and return one option per item (N indices into X) within the limits.
 
-    Stops when no time is ``left`` (seconds, asked before each exchange), at a cost within ``gap``, relative, of ``bound``, or when no
-    pair lowers the cost any more, nor with ``fours`` two pairs at once. None when no pair brings ``start_N`` within the limits.
+    ``start_N`` may exceed the limits. ``left()`` returns the remaining seconds and is called before each
+    exchange. The search stops if no time remains, if the cost is within ``gap`` (relative) of ``bound``, or
+    if no pair lowers the cost and, with ``fours``, no two pairs together do. Returns None if no exchange
+    brings ``start_N`` within the limits.
     """
     chosen_N = start_N.copy()
-    count = len(start_N) + _MOVES // 2  # the chosen ones, whose reduced cost is zero, are among them
+    count = len(start_N) + _MOVES // 2  # includes the chosen options, whose reduced cost is zero
     tried = np.sort(np.argsort(reduced_X, kind="stable")[:count])
     for _ in range(_PASSES):
         if left() <= 0.0:
@@ -76,9 +81,9 @@ def _best_four(
     rows_LX: np.ndarray,
     slack_L: np.ndarray,
 ) -> tuple[list[int], float] | None:
-    """Up to four moves to options ``few``, of different items, that fit and lower the cost most.
+    """Up to four moves to options in ``few``, of different items, that fit and lower the cost most.
 
-    None under several limits, or when none do.
+    Returns None with several limits or if no such moves exist.
     """
     if len(slack_L) != 1:
         return None
@@ -90,7 +95,7 @@ def _best_four(
     one_P, other_P = (
         np.concatenate([one_P, np.arange(len(few))]),
         np.concatenate([other_P, np.full(len(few), -1)]),
-    )  # and single moves
+    )  # single moves, with -1 as the partner
     alone_P = other_P < 0
     change_P = change_M[one_P] + np.where(alone_P, 0.0, change_M[other_P])
     taken_P = taken_M[one_P] + np.where(alone_P, 0, taken_M[other_P])
@@ -114,9 +119,10 @@ def _best_four(
 def _best_pair(
     item_M: np.ndarray, change_M: np.ndarray, taken_LM: np.ndarray, slack_L: np.ndarray
 ) -> tuple[list[int], float] | None:
-    """The two moves of different items that fit into ``slack_L`` and change the cost least, and that change; None when none fit.
+    """The two moves of different items that fit and change the cost least, and that change in cost.
 
-    The chosen options are among the moves and change nothing, so a pair may also be a single move.
+    Returns None if no pair fits into ``slack_L``. The chosen options are among the moves and change nothing,
+    so a pair can also be a single move.
     """
     change_MM = change_M[:, None] + change_M
     fits_MM = item_M[:, None] != item_M

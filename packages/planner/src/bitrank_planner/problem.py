@@ -1,10 +1,11 @@
-"""The joint problem: one (format, rank) for every weight matrix, least predicted loss, under one byte budget.
+"""The joint problem: one (format, rank) per weight matrix, least predicted loss, under one byte budget.
 
     minimise   Σ_i Σ_c cost_ic x_ic        x_ic ∈ {0, 1},  Σ_c x_ic = 1 for every matrix i
-    subject to Σ_i Σ_c bytes_ic x_ic ≤ budget − fixed,     Σ_i Σ_c trainable_ic x_ic ≤ max_trainable (if given)
+    subject to Σ_i Σ_c bytes_ic x_ic ≤ budget − fixed
+               Σ_i Σ_c trainable_ic x_ic ≤ max_trainable (if given)
 
-An item is one matrix with all its options; an option is one format with one rank and what both together cost. Where the numbers come
-from is not this package's business: it never sees a model.
+An item is one matrix with all its options. An option is one format with one rank, and their joint cost and
+size. The caller provides the numbers; this package never accesses a model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from bitrank_planner.errors import Infeasible, PlanError
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to hold a matrix: ``nbytes`` of codes, scales and adapter, ``cost`` in nats of predicted added loss."""
+    """One (format, rank) of a matrix.
+
+    ``nbytes`` counts codes, scales and adapter; ``cost`` is the predicted added loss in nats; ``trainable``
+    counts the trained numbers.
+    """
 
     format: str
     rank: int
@@ -32,7 +37,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Item:
-    """One weight matrix. ``role`` and ``layer`` (None outside the blocks) are what rules of thumb go by; ``shape`` is (out, in)."""
+    """One weight matrix with its options.
+
+    Heuristic rules use ``role`` and ``layer`` (None outside the blocks). ``shape`` is (out, in).
+    """
 
     name: str
     options: tuple[Option, ...]
@@ -43,9 +51,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Problem:
-    """Items, the byte budget of the whole model, and ``fixed``: the bytes that no choice changes (norms, biases).
+    """Weight matrices with their options, under the byte ``budget`` of the whole model.
 
-    Raises :class:`PlanError` for an item without options, a name twice, or numbers that are not finite or negative where they cannot be.
+    ``fixed`` counts the bytes that no choice changes (norms, biases); ``max_trainable`` limits the trained
+    numbers (None: no limit). Raises :class:`PlanError` for an item without options, a duplicate name, a cost
+    that is not finite, negative bytes or trainable numbers, and a rank above the smaller side of the matrix.
     """
 
     items: tuple[Item, ...]
@@ -63,25 +73,26 @@ class Problem:
 
     @property
     def available(self) -> int:
-        """Bytes that the items may take together."""
+        """Bytes available for all items together."""
         return self.budget - self.fixed
 
     @property
     def smallest(self) -> int:
-        """Bytes of the smallest plan, what is fixed included, whatever the limit on trainable numbers."""
+        """Size in bytes of the smallest plan, ``fixed`` included; ignores the limit on trainable numbers."""
         return self.fixed + sum(min(option.nbytes for option in item.options) for item in self.items)
 
     def item(self, name: str) -> Item:
-        """The item called ``name``. Raises :class:`PlanError` with the nearest names."""
+        """The item called ``name``. Raises :class:`PlanError` that lists the nearest names."""
         for item in self.items:
             if item.name == name:
                 return item
         raise _no_matrix(name, [item.name for item in self.items])
 
     def pinned(self, pins: Mapping[str, tuple[str | None, int | None]]) -> Problem:
-        """The problem with some choices made: ``{name: (format or None, rank or None)}``; None leaves that half free.
+        """Return the problem with some choices fixed: ``{name: (format or None, rank or None)}``.
 
-        Raises :class:`PlanError` for a name or a choice that the problem does not have.
+        None leaves that half free. Raises :class:`PlanError` for a name or a choice that the problem does not
+        have.
         """
         for name in pins:
             self.item(name)
@@ -106,32 +117,38 @@ class Problem:
         )
 
     def find(self, precision: Mapping[str, str], ranks: Mapping[str, int], solver: str) -> Plan:
-        """The plan with these formats and ranks (0 where a matrix has none). Raises :class:`PlanError` when an option is not offered."""
+        """The plan with these formats and ranks; a matrix that ``ranks`` omits has rank 0.
+
+        Raises :class:`PlanError` for an option that is not offered.
+        """
         return self.plan(
             [_find(item, precision[item.name], ranks.get(item.name, 0)) for item in self.items], solver
         )
 
     def fits(self, plan: Plan) -> bool:
-        """Whether ``plan`` keeps both limits."""
+        """Whether ``plan`` satisfies both limits."""
         return plan.nbytes <= self.budget and (
             self.max_trainable is None or plan.trainable <= self.max_trainable
         )
 
     def check_feasible(self) -> None:
-        """Raise :class:`Infeasible` when even the smallest plan is above the budget."""
+        """Raise :class:`Infeasible` if the smallest plan exceeds the budget."""
         if self.smallest > self.budget:
             raise Infeasible(
                 f"a budget of {self.budget:,} bytes is too small: the smallest plan takes {self.smallest:,} "
-                f"({self.fixed:,} of them in what cannot be chosen). Give {self.smallest:,} or more, or offer smaller formats or ranks.",
+                f"({self.fixed:,} of them in what cannot be chosen). Give {self.smallest:,} or more, or "
+                "offer smaller formats or ranks.",
                 self.smallest,
             )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chosen format and rank for every matrix, and what the problem says of them. ``ranks`` leaves out matrices without an adapter.
+    """A format and a rank for every matrix, with the plan's bytes, cost in nats and trainable numbers.
 
-    ``bound`` is what the solver has proven that no plan of its problem can cost less than; None from a solver that proves nothing.
+    ``ranks`` omits matrices without an adapter. ``choices`` holds the option index of each item. ``bound`` is
+    the solver's proven lower bound on the cost of every plan of the problem; None from a solver that proves
+    none.
     """
 
     solver: str
@@ -145,7 +162,7 @@ class Plan:
 
     @property
     def gap(self) -> float | None:
-        """How much a better plan could save at most, relative to this plan's cost; None where nothing is proven."""
+        """Largest saving of any better plan, relative to the cost of this plan; None without a bound."""
         if self.bound is None:
             return None
         saved = self.cost - self.bound
@@ -153,15 +170,16 @@ class Plan:
 
 
 def worth_having(item: Item, trainable: bool = False) -> list[int]:
-    """Options of ``item`` that no other option beats in bytes and cost, smallest first: more bytes only for less cost.
+    """Indices of the non-dominated options of ``item``, smallest first.
 
-    With ``trainable``, an option that trains fewer numbers is not beaten either. Of equals the first is kept.
+    An option is dominated if another one has no more bytes and no more cost, and with ``trainable`` trains no
+    more numbers. Of equal options the first is kept.
     """
     figures_OK = np.array([(o.nbytes, o.cost, o.trainable if trainable else 0) for o in item.options])
     order = np.lexsort((figures_OK[:, 2], figures_OK[:, 1], figures_OK[:, 0]))
     figures_OK = figures_OK[order]
     no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
-    beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # an earlier option is smaller, or as large and no worse
+    beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # options are sorted, so only an earlier one can dominate
     return [int(choice) for choice in order[~beaten_O]]
 
 
@@ -172,15 +190,18 @@ def _check_options(item: Item) -> None:
         what = f"{item.name} as {option.format} with rank {option.rank}"
         if not math.isfinite(option.cost):
             raise PlanError(
-                f"{what} costs {option.cost}: expected a finite number; measure again on data that gives a finite loss"
+                f"{what} costs {option.cost}: expected a finite number; measure again on data that gives a "
+                "finite loss"
             )
         if option.nbytes < 0 or option.trainable < 0:
             raise PlanError(
-                f"{what} takes {option.nbytes} bytes and trains {option.trainable} numbers: neither can be negative"
+                f"{what} takes {option.nbytes} bytes and trains {option.trainable} numbers: neither can be "
+                "negative"
             )
         if not 0 <= option.rank <= min(item.shape) and item.shape != (1, 1):
             raise PlanError(
-                f"rank {option.rank} does not fit {item.name} of shape {item.shape}: expected 0 to {min(item.shape)}"
+                f"rank {option.rank} does not fit {item.name} of shape {item.shape}: expected 0 to "
+                f"{min(item.shape)}"
             )
 
 
@@ -188,7 +209,8 @@ def _pin(item: Item, fmt: str | None, rank: int | None) -> Item:
     kept = tuple(o for o in item.options if fmt in (None, o.format) and rank in (None, o.rank))
     if not kept:
         raise PlanError(
-            f"{item.name} cannot be {fmt or 'any format'} with rank {'any' if rank is None else rank}; {_offered(item)}"
+            f"{item.name} cannot be {fmt or 'any format'} with rank {'any' if rank is None else rank}; "
+            f"{_offered(item)}"
         )
     return replace(item, options=kept)
 

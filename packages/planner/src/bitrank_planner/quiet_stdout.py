@@ -1,4 +1,4 @@
-"""Libraries written in C that print where only the caller should."""
+"""Suppression of standard output from compiled libraries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Drop what compiled code prints on standard output inside the block: HiGHS as scipy ships it leaves a line of debugging, and
-    whoever plans may be printing JSON. Python's own output is not touched outside the block; other threads should not print inside it."""
+    """Discard everything that compiled code prints to standard output inside the block.
+
+    HiGHS as shipped with scipy prints a debugging line, which would corrupt a plan printed as JSON. Python
+    output outside the block is not affected; other threads should not print inside it.
+    """
     try:
         kept = os.dup(1)
     except OSError:  # there is no standard output
@@ -25,7 +28,9 @@ def silenced() -> Iterator[None]:
         yield
     finally:
         if os.name == "posix":
-            ctypes.CDLL(None).fflush(None)  # the C library keeps lines for a pipe until it has many
+            ctypes.CDLL(None).fflush(
+                None
+            )  # stdio buffers output to a pipe; flush it before stdout is restored
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)

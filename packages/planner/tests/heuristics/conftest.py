@@ -1,4 +1,4 @@
-"""Models as the rules see them: names, roles, layers, shapes."""
+"""Model outlines for the tests of the rules: names, roles, layers and shapes of matrices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def matrix(name: str, role: str = "ffn", layer: int | None = None, shape: tuple[
 
 @pytest.fixture
 def decoder() -> list[Item]:
-    """Embedding, four layers of one attention and one feed-forward matrix, head."""
+    """An embedding, four layers with one attention and one feed-forward matrix each, and a head."""
     blocks = [
         m
         for k in range(4)

@@ -9,32 +9,32 @@ from bitrank_planner.heuristics import PRECISION_HEURISTICS
 HIGH, LOW = "int8", "int4"
 
 
-def high(name: str, matrices, *more) -> set[str]:
+def high_names(name: str, matrices, *more) -> set[str]:
     formats = PRECISION_HEURISTICS[name](matrices, HIGH, LOW, *more)
     assert list(formats) == [m.name for m in matrices]
     assert set(formats.values()) <= {HIGH, LOW}
     return {n for n, fmt in formats.items() if fmt == HIGH}
 
 
-def test_all_in(decoder):
+def test_all_in_uses_one_format(decoder):
     assert set(PRECISION_HEURISTICS["all_in"](decoder, LOW).values()) == {LOW}
 
 
-def test_rules_by_role_and_depth(decoder):
-    assert high("embeddings_and_head_high", decoder) == {"embed", "head"}
-    assert high("edges_high", decoder) == {"0.q", "0.up", "3.q", "3.up"}
-    assert high("attention_high_ffn_low", decoder) == {f"{k}.q" for k in range(4)}
-    assert high("ffn_high_attention_low", decoder) == {f"{k}.up" for k in range(4)}
+def test_role_and_depth_rules_select_their_matrices(decoder):
+    assert high_names("embeddings_and_head_high", decoder) == {"embed", "head"}
+    assert high_names("edges_high", decoder) == {"0.q", "0.up", "3.q", "3.up"}
+    assert high_names("attention_high_ffn_low", decoder) == {f"{k}.q" for k in range(4)}
+    assert high_names("ffn_high_attention_low", decoder) == {f"{k}.up" for k in range(4)}
 
 
-def test_rules_by_rank(blocks):
+def test_rank_rules_select_matrices_below_the_mean(blocks):
     ranks = {m.name: 2 if m.layer == 1 else 8 for m in blocks}
-    assert high("low_rank_more_bits", blocks, ranks) == {"1.q", "1.up"}
-    assert high("low_rank_fewer_bits", blocks, ranks) == {m.name for m in blocks} - {"1.q", "1.up"}
-    assert high("low_rank_more_bits", blocks, {"0.q": 4}) == {m.name for m in blocks} - {"0.q"}
+    assert high_names("low_rank_more_bits", blocks, ranks) == {"1.q", "1.up"}
+    assert high_names("low_rank_fewer_bits", blocks, ranks) == {m.name for m in blocks} - {"1.q", "1.up"}
+    assert high_names("low_rank_more_bits", blocks, {"0.q": 4}) == {m.name for m in blocks} - {"0.q"}
 
 
-def test_three_bits_on_the_less_sensitive_half(blocks):
+def test_three_bits_for_the_less_sensitive_half(blocks):
     loss = {m.name: -float(i) for i, m in enumerate(blocks[:5])}
     formats = PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks[:5], HIGH, loss)
     assert formats == {"0.q": HIGH, "0.up": HIGH, "1.q": HIGH, "1.up": "int3-g64", "2.q": "int3-g64"}
@@ -44,21 +44,21 @@ def test_three_bits_on_the_less_sensitive_half(blocks):
     )
 
 
-def test_encoder_decoder(encoder_decoder):
-    assert high("encoder_high_decoder_low", encoder_decoder) == {"encoder.0.q", "decoder.0.cross"}
+def test_encoder_and_cross_attention_get_the_high_format(encoder_decoder):
+    assert high_names("encoder_high_decoder_low", encoder_decoder) == {"encoder.0.q", "decoder.0.cross"}
 
 
-def test_what_a_rule_needs(decoder, blocks, encoder_decoder):
+def test_missing_inputs_of_a_rule_raise(decoder, blocks, encoder_decoder):
     with pytest.raises(PlanError, match="called encoder"):
-        high("encoder_high_decoder_low", decoder)
+        high_names("encoder_high_decoder_low", decoder)
     with pytest.raises(PlanError, match="called decoder"):
-        high("encoder_high_decoder_low", encoder_decoder[:2])
+        high_names("encoder_high_decoder_low", encoder_decoder[:2])
     with pytest.raises(PlanError, match="role embedding or head"):
-        high("embeddings_and_head_high", blocks)
+        high_names("embeddings_and_head_high", blocks)
     with pytest.raises(PlanError, match="three layers or more, got 1"):
-        high("edges_high", encoder_decoder)
+        high_names("edges_high", encoder_decoder)
     with pytest.raises(PlanError, match="every matrix has rank 0"):
-        high("low_rank_more_bits", blocks, {})
+        high_names("low_rank_more_bits", blocks, {})
     with pytest.raises(PlanError, match="no measured added loss for 8 of 8"):
         PRECISION_HEURISTICS["three_bits_on_least_sensitive"](blocks, HIGH, {})
     with pytest.raises(PlanError, match="not a number"):

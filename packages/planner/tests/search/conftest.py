@@ -14,7 +14,7 @@ Evaluate = Callable[[Plan], float]
 
 
 def tiny_problem() -> Problem:
-    """Three matrices of two formats and two ranks: 64 plans, half of which fit."""
+    """Three matrices with two formats and two ranks: 64 plans, half of which fit."""
     items = tuple(
         Item(
             f"m{i}",
@@ -33,13 +33,16 @@ def plans(problem: Problem) -> Iterator[Plan]:
     return (plan for plan in (problem.plan(choices, "all") for choices in every) if problem.fits(plan))
 
 
-def crooked(plan: Plan) -> float:
-    """A loss that no prediction knows: it goes by the options' numbers alone, and no two plans have the same."""
+def unpredictable(plan: Plan) -> float:
+    """A loss unrelated to the predicted cost: a random number seeded by the choices.
+
+    No two plans have the same loss.
+    """
     return float(np.random.default_rng(sum(choice * 10**i for i, choice in enumerate(plan.choices))).random())
 
 
 def separable(matrices: int = 24, seed: int = 0) -> tuple[Problem, Evaluate]:
-    """A loss that is the predicted one, wrong by a factor per role and by another per matrix."""
+    """A problem and a loss: the predicted cost times one factor per role and another per matrix."""
     random = np.random.default_rng(seed)
     items, factors = [], []
     for i in range(matrices):
@@ -73,5 +76,5 @@ def every_plan(tiny: Problem) -> list[Plan]:
 
 
 @pytest.fixture
-def crooked_loss() -> Evaluate:
-    return crooked
+def unpredictable_loss() -> Evaluate:
+    return unpredictable

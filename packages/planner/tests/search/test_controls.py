@@ -1,4 +1,4 @@
-"""Random search and annealing: no prediction, every plan within reach."""
+"""Random search and annealing use no prediction and can reach every plan."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bitrank_planner.search.ladders import Ladders
 
 @pytest.mark.parametrize("name", ["random", "anneal"])
 @pytest.mark.parametrize("seed", range(3))
-def test_finds_the_best_of_all_plans(name, seed, tiny, every_plan, crooked_loss):
-    found = SEARCHES[name](tiny, crooked_loss, len(every_plan), seed)
+def test_control_finds_the_best_of_all_plans(name, seed, tiny, every_plan, unpredictable_loss):
+    found = SEARCHES[name](tiny, unpredictable_loss, len(every_plan), seed)
     assert found.evaluations == len(every_plan)
-    assert found.value == min(map(crooked_loss, every_plan))
+    assert found.value == min(map(unpredictable_loss, every_plan))
 
 
 @pytest.mark.parametrize("name", ["random", "anneal"])
-def test_uses_no_predicted_cost(name, tiny, crooked_loss):
-    blind = replace(
+def test_control_ignores_the_predicted_cost(name, tiny, unpredictable_loss):
+    without_costs = replace(
         tiny,
         items=tuple(replace(i, options=tuple(replace(o, cost=0.0) for o in i.options)) for i in tiny.items),
     )
-    one, other = (SEARCHES[name](problem, crooked_loss, 12, 0) for problem in (tiny, blind))
+    one, other = (SEARCHES[name](problem, unpredictable_loss, 12, 0) for problem in (tiny, without_costs))
     assert one.plan.choices == other.plan.choices
 
 
@@ -38,12 +38,12 @@ def test_annealing_beats_random_search(synthetic):
     assert sum(wins) >= 4
 
 
-def test_a_draw_that_fits_is_left_alone_and_one_that_does_not_is_brought_to_the_edge(tiny):
+def test_repair_keeps_a_feasible_plan_and_makes_others_maximal(tiny):
     ladders, random = Ladders(tiny, worth=False), np.random.default_rng(0)
     assert ladders.repair([0, 1, 0], random) == [0, 1, 0]
-    mended = ladders.repair(ladders.tops, random)
-    assert ladders.spare(mended) >= 0
+    repaired = ladders.repair(ladders.tops, random)
+    assert ladders.spare(repaired) >= 0
     assert all(
-        place == top or ladders.spare([*mended[:i], place + 1, *mended[i + 1 :]]) < 0
-        for i, (place, top) in enumerate(zip(mended, ladders.tops, strict=True))
+        place == top or ladders.spare([*repaired[:i], place + 1, *repaired[i + 1 :]]) < 0
+        for i, (place, top) in enumerate(zip(repaired, ladders.tops, strict=True))
     )

@@ -1,4 +1,4 @@
-"""What all four searches promise."""
+"""Properties that all four searches share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 CHEAP = ["random", "anneal", "nsga2"]
 
 
-class Watched:
-    """An evaluation that remembers its calls, and stops the search before the one after ``stop``."""
+class RecordingEvaluate:
+    """An evaluation that records its calls and raises KeyboardInterrupt after ``stop`` calls."""
 
     def __init__(self, evaluate, stop: int = 10**9) -> None:
         self.evaluate, self.stop, self.calls = evaluate, stop, []
@@ -29,9 +29,9 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_equal_seeds_walk_alike(name, synthetic):
+def test_equal_seeds_evaluate_equal_plans(name, synthetic):
     problem, evaluate = synthetic
-    one, other, third = (Watched(evaluate) for _ in range(3))
+    one, other, third = (RecordingEvaluate(evaluate) for _ in range(3))
     first, second = SEARCHES[name](problem, one, 14, 3), SEARCHES[name](problem, other, 14, 3)
     SEARCHES[name](problem, third, 14, 4)
     assert one.calls == other.calls != third.calls
@@ -39,35 +39,35 @@ def test_equal_seeds_walk_alike(name, synthetic):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_exactly_as_many_distinct_plans_as_allowed_all_within_the_budget(name, synthetic):
+def test_search_evaluates_the_allowed_number_of_distinct_feasible_plans(name, synthetic):
     problem, evaluate = synthetic
-    watched = Watched(evaluate)
-    found = SEARCHES[name](problem, watched, 14, 0)
-    assert found.evaluations == len(watched.calls) == len(set(watched.calls)) == 14
-    assert all(problem.fits(problem.plan(choices, "")) for choices in watched.calls)
+    recorder = RecordingEvaluate(evaluate)
+    found = SEARCHES[name](problem, recorder, 14, 0)
+    assert found.evaluations == len(recorder.calls) == len(set(recorder.calls)) == 14
+    assert all(problem.fits(problem.plan(choices, "")) for choices in recorder.calls)
     assert (
         found.value
         == evaluate(found.plan)
-        == min(evaluate(problem.plan(choices, "")) for choices in watched.calls)
+        == min(evaluate(problem.plan(choices, "")) for choices in recorder.calls)
     )
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_stopped_search_goes_on_where_it_was(name, synthetic, tmp_path: Path):
+def test_interrupted_search_resumes_with_the_same_plans(name, synthetic, tmp_path: Path):
     problem, evaluate = synthetic
-    whole = Watched(evaluate)
-    expected = SEARCHES[name](problem, whole, 14, 1)
-    begun, rest = Watched(evaluate, stop=6), Watched(evaluate)
+    uninterrupted = RecordingEvaluate(evaluate)
+    expected = SEARCHES[name](problem, uninterrupted, 14, 1)
+    first_part, second_part = RecordingEvaluate(evaluate, stop=6), RecordingEvaluate(evaluate)
     with pytest.raises(KeyboardInterrupt):
-        SEARCHES[name](problem, begun, 14, 1, tmp_path / "journal")
-    found = SEARCHES[name](problem, rest, 14, 1, tmp_path / "journal")
-    assert begun.calls + rest.calls == whole.calls
-    assert len(rest.calls) == 8
+        SEARCHES[name](problem, first_part, 14, 1, tmp_path / "journal")
+    found = SEARCHES[name](problem, second_part, 14, 1, tmp_path / "journal")
+    assert first_part.calls + second_part.calls == uninterrupted.calls
+    assert len(second_part.calls) == 8
     assert (found.plan, found.value, found.evaluations) == (expected.plan, expected.value, 14)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_problem_with_fewer_plans_than_evaluations_ends(name):
+def test_search_ends_if_the_problem_has_fewer_plans_than_evaluations(name):
     problem = Problem(
         (
             Item("m", (Option("int2", 0, 10, 2.0), Option("int4", 0, 20, 1.0))),
@@ -81,7 +81,7 @@ def test_a_problem_with_fewer_plans_than_evaluations_ends(name):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_failed_plan_is_never_chosen(name, synthetic):
+def test_plan_without_a_finite_loss_is_never_chosen(name, synthetic):
     problem, _ = synthetic
     losses = iter([float("nan"), float("inf"), float("-inf"), *[1.0] * 7])
     found = SEARCHES[name](problem, lambda plan: next(losses), 10, 0)
@@ -91,7 +91,7 @@ def test_a_failed_plan_is_never_chosen(name, synthetic):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_what_no_search_can_do(name, tiny):
+def test_unsupported_problems_and_arguments_raise(name, tiny):
     with pytest.raises(PlanError, match="0 evaluations"):
         SEARCHES[name](tiny, lambda plan: 0.0, 0, 0)
     with pytest.raises(PlanError, match="use the solver 'exact'"):
@@ -113,6 +113,6 @@ def test_no_evaluated_plan_is_above_the_budget(data):
     smallest = Problem(items, 10**6).smallest
     problem = Problem(items, smallest + data.draw(st.integers(0, 60)))
     name, seed = data.draw(st.sampled_from(CHEAP)), data.draw(st.integers(0, 99))
-    watched = Watched(lambda plan: plan.cost)
-    SEARCHES[name](problem, watched, 8, seed)
-    assert all(problem.fits(problem.plan(choices, "")) for choices in watched.calls)
+    recorder = RecordingEvaluate(lambda plan: plan.cost)
+    SEARCHES[name](problem, recorder, 8, seed)
+    assert all(problem.fits(problem.plan(choices, "")) for choices in recorder.calls)

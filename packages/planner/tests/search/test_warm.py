@@ -1,4 +1,4 @@
-"""NSGA-II and Bayesian optimisation: both start from the sensitivities and do better than they."""
+"""NSGA-II and Bayesian optimization start from the sensitivities and improve on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitrank_planner.search.tilts import Tilts
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("nsga2", 150), ("bayes", 30)])
-def test_starts_at_greedy_and_improves_on_it(name, evaluations, synthetic):
+def test_search_starts_at_greedy_and_improves_on_it(name, evaluations, synthetic):
     problem, evaluate = synthetic
     seen = []
     found = SEARCHES[name](problem, lambda plan: seen.append(plan.choices) or evaluate(plan), evaluations, 0)
@@ -27,21 +27,21 @@ def test_starts_at_greedy_and_improves_on_it(name, evaluations, synthetic):
 
 
 @pytest.mark.parametrize("name", ["nsga2", "bayes"])
-def test_beats_the_median_random_plan(name, synthetic):
+def test_search_beats_the_median_random_plan(name, synthetic):
     problem, evaluate = synthetic
     values = []
     SEARCHES["random"](problem, lambda plan: values.append(evaluate(plan)) or values[-1], 101, 0)
     assert SEARCHES[name](problem, evaluate, 30, 0).value < statistics.median(values)
 
 
-def test_optuna_speaks_as_before(synthetic):
+def test_search_restores_the_log_level_of_optuna(synthetic):
     before = optuna.logging.get_verbosity()
     SEARCHES["nsga2"](*synthetic, 5, 0)
     assert optuna.logging.get_verbosity() == before
 
 
 @pytest.mark.parametrize(("name", "module"), [("nsga2", "optuna"), ("bayes", "torch")])
-def test_says_what_to_install(name, module, synthetic, monkeypatch):
+def test_missing_dependency_raises_with_the_install_command(name, module, synthetic, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         PlanError,
@@ -50,7 +50,7 @@ def test_says_what_to_install(name, module, synthetic, monkeypatch):
         SEARCHES[name](*synthetic, 5, 0)
 
 
-def test_groups_are_a_role_in_a_third_of_the_depth():
+def test_tilt_groups_are_a_role_in_a_third_of_the_depth():
     options = (Option("int2", 0, 2, 1.0), Option("int4", 0, 4, 0.5))
     ranked = (*options, Option("int2", 1, 3, 0.9))
     items = (
@@ -64,19 +64,19 @@ def test_groups_are_a_role_in_a_third_of_the_depth():
     ]
 
 
-def test_a_tilt_moves_bytes_to_its_group(synthetic):
+def test_tilt_moves_bytes_to_its_group(synthetic):
     problem, _ = synthetic
     tilts = Tilts(problem)
     assert tilts.choices({}) == greedy(problem).choices
-    plain = problem.plan(tilts.choices({}), "")
-    heavy = problem.plan(tilts.choices({"loss attention early": 2.0}), "")
+    untilted = problem.plan(tilts.choices({}), "")
+    tilted_loss = problem.plan(tilts.choices({"loss attention early": 2.0}), "")
     ranked = problem.plan(tilts.choices({name: 0.9 for name in tilts.names if name.startswith("rank")}), "")
     early = [item for item in problem.items if item.role == "attention" and item.layer < 4]
-    assert _nbytes(heavy, early) > _nbytes(plain, early)
-    assert sum(ranked.ranks.values()) > sum(plain.ranks.values())
+    assert _nbytes(tilted_loss, early) > _nbytes(untilted, early)
+    assert sum(ranked.ranks.values()) > sum(untilted.ranks.values())
 
 
-def test_the_cheapest_way_down_loses_least_per_byte():
+def test_cheapest_steps_down_by_least_loss_per_byte():
     a, b = (
         Item(n, (Option("int2", 0, 10, cost), Option("int4", 0, 20, 0.0)))
         for n, cost in (("a", 3.0), ("b", 1.0))
@@ -88,7 +88,7 @@ def test_the_cheapest_way_down_loses_least_per_byte():
     assert sum(ladders.cheapest([0, 0], random)) == 1
 
 
-def test_a_language_model_is_proposed_for_in_well_under_a_second():
+def test_proposals_for_a_language_model_are_fast():
     random = np.random.default_rng(0)
     formats, ranks = (2, 3, 4, 5, 6, 8), (2, 4, 8, 16, 32, 48, 64)
     items = tuple(

@@ -1,4 +1,7 @@
-"""Figures of one task's evidence. Each is a pure function from frames to a :class:`Figure`; :data:`FIGURES` lists what exists."""
+"""Figures of one task's evidence.
+
+Each figure is a pure function from frames to a :class:`Figure`; :data:`FIGURES` maps name to function.
+"""
 
 from collections.abc import Callable
 
@@ -31,7 +34,10 @@ FIGURES: dict[str, Callable[[Evidence], Figure]] = {
 
 
 def draw_all(evidence: Evidence) -> tuple[list[Figure], dict[str, str]]:
-    """Every figure that ``evidence`` allows, named after figure and task, and for each other one the reason why it is not there."""
+    """Draw every figure that ``evidence`` allows.
+
+    Returns the figures, named after figure and task, and the reason for each figure that cannot be drawn.
+    """
     drawn, refused = [], {}
     for name, draw in FIGURES.items():
         try:

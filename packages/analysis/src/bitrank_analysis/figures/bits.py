@@ -1,4 +1,4 @@
-"""Bits of each matrix, one panel for each distinct precision plan."""
+"""Bits of each matrix, one panel per distinct precision plan."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from bitrank_analysis.figures.theme import Figure
 
 
 def bits_map(evidence: Evidence) -> Figure:
-    """Nominal bits of each weight matrix, layers by modules; arms with the same plan share a panel."""
+    """Nominal bits of each weight matrix, layers by modules; arms with equal plans share a panel.
+
+    Raises :class:`AnalysisError` if no plan has matrices in numbered layers.
+    """
     inside = evidence.plans.dropna(subset=["layer"]).drop_duplicates(["config", "matrix"])
     if inside.empty:
         raise AnalysisError(
-            "expected a precision plan of matrices in numbered layers, got none; is plan.json among the run's artifacts?"
+            "expected a precision plan of matrices in numbered layers, got none; is plan.json among the "
+            "run's artifacts?"
         )
     panels = _panels(inside, evidence.configs)
     cells = pd.concat(
@@ -28,7 +32,7 @@ def bits_map(evidence: Evidence) -> Figure:
 
 
 def _panels(inside: pd.DataFrame, configs: list[str]) -> dict[str, list[str]]:
-    """Panel label → arms with that very plan."""
+    """Panel label → arms with that plan."""
     same: dict[tuple, list[str]] = {}
     for name in configs:
         plan = inside[inside["config"] == name].sort_values("matrix")
@@ -44,7 +48,10 @@ def _title(evidence: Evidence) -> str:
     low, high = stored.iloc[0], stored.iloc[-1]
     if high["bits"] - low["bits"] < 0.05:
         return f"Every arm stores {low['bits']:.1f} bits per base parameter"
-    return f"Stored bits per base parameter run from {low['bits']:.1f} ({low['config']}) to {high['bits']:.1f} ({high['config']})"
+    return (
+        f"Stored bits per base parameter run from {low['bits']:.1f} ({low['config']}) to {high['bits']:.1f} "
+        f"({high['config']})"
+    )
 
 
 def _note(evidence: Evidence) -> str:

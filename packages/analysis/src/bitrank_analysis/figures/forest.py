@@ -1,4 +1,4 @@
-"""Differences against the baselines with their intervals: the forest plot."""
+"""Forest plot: differences from the baselines with their intervals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ _SIDES = ("difference", "low", "high", "seed_low", "seed_high")
 
 
 def forest(evidence: Evidence) -> Figure:
-    """One row per candidate, one panel per baseline; the grey band is the margin within which arms count as equally good."""
+    """One row per candidate, one panel per baseline; the grey band is the equivalence margin.
+
+    Raises :class:`AnalysisError` if there is no comparison.
+    """
     pairs = evidence.comparisons
     if pairs.empty:
         raise AnalysisError(
-            f"expected two arms to compare, one of them a baseline, got none: {evidence.gaps.get('comparisons', 'nothing to compare')}"
+            "expected two arms to compare, one of them a baseline, got none: "
+            f"{evidence.gaps.get('comparisons', 'nothing to compare')}"
         )
     changes = {side: [phrasing.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
     rows = pairs.assign(
@@ -41,7 +45,10 @@ def forest(evidence: Evidence) -> Figure:
     chart = alt.vconcat(*panels, spacing=8).resolve_scale(x="shared", color="shared", shape="shared")
     better = "right" if evidence.higher_is_better else "left"
     several = rows["seed_low"].notna().any()
-    intervals = f"difference with 95 % interval over examples{' and seeds; thin bars: over seeds alone' if several else ''}"
+    intervals = (
+        "difference with 95 % interval over examples"
+        f"{' and seeds; thin bars: over seeds alone' if several else ''}"
+    )
     note = (
         f"{evidence.task}: {intervals}; {better} of the line is better; band: ±{margin:.2g} counts as equal."
     )
@@ -88,7 +95,10 @@ def _panel(
 
 def _title(pairs: pd.DataFrame) -> str:
     if (pairs["verdict"] == UNRESOLVED).all():
-        return f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown to be small"
+        return (
+            f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown "
+            "to be small"
+        )
     baselines = dict.fromkeys(pairs["baseline"])
     title = "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in baselines)
     one_seed = pairs["verdict"].isin((DIFFERS, ALIKE)).any()
@@ -96,7 +106,7 @@ def _title(pairs: pd.DataFrame) -> str:
 
 
 def _against(rows: pd.DataFrame, baseline: str) -> str:
-    """The verdicts against one baseline in words."""
+    """The verdicts against one baseline as text."""
     sentences = []
     for verdict, said in _SAID.items():
         names = [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]]

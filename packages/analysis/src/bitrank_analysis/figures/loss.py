@@ -1,4 +1,4 @@
-"""Loss over training: smoothed training loss, and validation loss where it was taken."""
+"""Loss over training: smoothed training loss and recorded validation loss."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ _WINDOW = 5  # recorded points in the running mean
 
 
 def loss_curves(evidence: Evidence) -> Figure:
-    """Training loss (running mean of recorded points, mean over seeds) as lines, validation loss as points."""
+    """Training loss as lines and validation loss as points.
+
+    Lines are running means of the recorded points, averaged over seeds. Raises :class:`AnalysisError` without
+    a recorded training loss.
+    """
     means = (
         evidence.curves.groupby(["key", "config", "step"], as_index=False)["value"].mean().sort_values("step")
     )
     train, val = means[means["key"] == "train/loss"], means[means["key"] == "val/loss"]
     if train.empty:
         raise AnalysisError(
-            "expected train/loss in the store, got none; were the runs stopped before their first recorded step?"
+            "expected train/loss in the store, got none; were the runs stopped before their first recorded "
+            "step?"
         )
     smooth = train.assign(
         value=train.groupby("config")["value"].transform(
@@ -40,7 +45,10 @@ def loss_curves(evidence: Evidence) -> Figure:
         )
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
-    note = f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), points validation loss."
+    note = (
+        f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), "
+        "points validation loss."
+    )
     return Figure("loss", _title(val if not val.empty else smooth, val.empty), chart, note)
 
 
@@ -49,4 +57,7 @@ def _title(curves: pd.DataFrame, training: bool) -> str:
     what = "training" if training else "validation"
     if len(last) == 1:
         return f"{last.index[0]} ends at a {what} loss of {last.iloc[0]:.3f} nats"
-    return f"Last {what} loss is lowest in {last.index[0]} ({last.iloc[0]:.3f} nats), highest in {last.index[-1]} ({last.iloc[-1]:.3f})"
+    return (
+        f"Last {what} loss is lowest in {last.index[0]} ({last.iloc[0]:.3f} nats), highest in "
+        f"{last.index[-1]} ({last.iloc[-1]:.3f})"
+    )

@@ -1,4 +1,4 @@
-"""Peak memory of training, split into what is known and the rest."""
+"""Peak memory of training, split into known parts and the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure
 
-# Okabe and Ito's colours, from what a run cannot avoid to what is left unexplained.
+# Colours of Okabe and Ito, ordered from unavoidable memory to the unexplained rest.
 _PARTS = {
     "imports": "#7a7a7a",
     "base weights": "#0072B2",
@@ -20,10 +20,11 @@ _MIB = 2**20
 
 
 def memory_parts(evidence: Evidence) -> pd.DataFrame:
-    """MiB per arm (mean over seeds) and part: config, part, mib.
+    """MiB per arm (mean over seeds) and part; columns config, part, mib.
 
-    Imports are measured; base weights are the stored bytes; adapters are fp32; AdamW keeps two fp32 numbers per trainable parameter.
-    The rest is the measured peak less all of these: gradients, activations, buffers of the library.
+    Imports are measured. Base weights are the stored bytes. Adapters are fp32; AdamW keeps two fp32 numbers
+    per trainable parameter. The rest is the measured peak minus these parts: gradients, activations and
+    buffers of libraries.
     """
     columns = ["peak_mib", "import_mib", "model_mib", "adapter_params"]
     means = evidence.measured(*columns).groupby("config")[columns].mean()
@@ -49,7 +50,8 @@ def memory(evidence: Evidence) -> Figure:
         alt.Chart(parts.assign(order=parts["part"].map(order), mib=parts["mib"].clip(lower=0)))
         .mark_bar(height=15)
         .encode(
-            x=alt.X("mib:Q", title="Peak memory, MiB (lower is better)", scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16)),
+            x=alt.X("mib:Q", title="Peak memory, MiB (lower is better)",
+                    scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16)),
             y=y,
             color=alt.Color("part:N", scale=alt.Scale(domain=list(_PARTS), range=list(_PARTS.values())),
                             legend=alt.Legend(title=None, orient="bottom", columns=3)),
@@ -65,7 +67,8 @@ def memory(evidence: Evidence) -> Figure:
     chart = alt.layer(bars, totals).properties(width=COLUMN, height=30 * len(peaks))
     over = parts[(parts["part"] == "the rest") & (parts["mib"] < 0)]["config"]
     doubt = (
-        f" In {', '.join(over)} the known parts exceed the measured peak, so some of them were never in memory together."
+        f" In {', '.join(over)} the known parts exceed the measured peak, so some of them were never in "
+        "memory together."
         if len(over)
         else ""
     )
@@ -86,4 +89,7 @@ def _title(peaks: pd.DataFrame, parts: pd.DataFrame) -> str:
         return f"{low['config']} peaks at {low['mib']:,.0f} MiB; {share}"
     if high["mib"] / low["mib"] < 1.02:
         return f"Peaks lie within 2 % of {low['mib']:,.0f} MiB; {share}"
-    return f"{low['config']} peaks lowest ({low['mib']:,.0f} MiB), {high['config']} highest ({high['mib']:,.0f}); {share}"
+    return (
+        f"{low['config']} peaks lowest ({low['mib']:,.0f} MiB), {high['config']} highest "
+        f"({high['mib']:,.0f}); {share}"
+    )

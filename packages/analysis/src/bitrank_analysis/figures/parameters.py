@@ -1,4 +1,4 @@
-"""Trainable parameters against loss on the test set."""
+"""Trainable parameters against test loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape, side_b
 
 
 def parameters(evidence: Evidence) -> Figure:
-    """One point per arm (mean over seeds), small points per seed."""
+    """One point per arm (mean over seeds) and a small point per seed."""
     runs = evidence.measured("adapter_params", "loss")
     runs = runs.assign(thousands=runs["adapter_params"] / 1000)
     means = runs.groupby("config", as_index=False)[["thousands", "loss", "trainable_percent"]].mean()
@@ -41,8 +41,8 @@ def parameters(evidence: Evidence) -> Figure:
 def _note(evidence: Evidence) -> str:
     seeds = "; large points are means over seeds" if evidence.seeds > 1 else ""
     return (
-        f"{evidence.task}: adapters and whatever else is trained, as counted at the start; "
-        f"arms of equal count stand side by side{seeds}."
+        f"{evidence.task}: adapters and whatever else is trained, as counted at the start; arms of equal "
+        f"count stand side by side{seeds}."
     )
 
 
@@ -52,7 +52,16 @@ def _title(means: pd.DataFrame) -> str:
         for at in (means["loss"].idxmin(), means["thousands"].idxmax(), means["thousands"].idxmin())
     )
     if len(means) == 1:
-        return f"{best['config']} trains {best['thousands']:,.0f} thousand parameters to a loss of {best['loss']:.3f}"
+        return (
+            f"{best['config']} trains {best['thousands']:,.0f} thousand parameters to a loss of "
+            f"{best['loss']:.3f}"
+        )
     if most["thousands"] / least["thousands"] < 1.001:
-        return f"All arms train {most['thousands']:,.0f} thousand parameters; {best['config']} has the lowest loss ({best['loss']:.3f})"
-    return f"The lowest loss, {best['loss']:.3f}, is {best['config']}'s with {best['thousands']:,.0f} thousand trainable parameters"
+        return (
+            f"All arms train {most['thousands']:,.0f} thousand parameters; {best['config']} has the lowest "
+            f"loss ({best['loss']:.3f})"
+        )
+    return (
+        f"The lowest loss, {best['loss']:.3f}, is {best['config']}'s with {best['thousands']:,.0f} thousand "
+        "trainable parameters"
+    )

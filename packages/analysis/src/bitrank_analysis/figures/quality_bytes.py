@@ -1,4 +1,4 @@
-"""Quality against stored bytes (or peak memory), with intervals, the front and one point per seed."""
+"""Quality against stored bytes or peak memory, with intervals, Pareto front and one point per seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitrank_analysis.statistics.pareto import ON, OPEN
 
 
 def quality_bytes(evidence: Evidence) -> Figure:
-    """Quality against the base model's stored MiB."""
+    """Quality against the stored MiB of the base model."""
     return _quality_against(evidence, evidence.front, "model_mib", "stored size", "Stored base model, MiB")
 
 
@@ -41,7 +41,8 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
     share = front.attrs.get("size_share", 0.0)
     varies = f"; {cost} varies by {100 * share:.1f} % between runs (standard deviation)" if share else ""
     note = (
-        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the means as measured"
+        f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the "
+        "means as measured"
         f"{varies}; arms of one size stand side by side."
     )
     return Figure(

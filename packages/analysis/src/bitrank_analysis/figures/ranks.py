@@ -1,4 +1,4 @@
-"""Where rank went: per matrix, over training, and per layer."""
+"""Distribution of ranks: per matrix, over training, and per layer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ _KEYS = ["config", "seed", "matrix", "layer", "module"]
 
 
 def final_ranks(evidence: Evidence) -> pd.DataFrame:
-    """The last rank of each matrix, per run: config, seed, matrix, layer, module, rank."""
+    """The last rank of each matrix per run; columns config, seed, matrix, layer, module, rank."""
     return evidence.ranks[evidence.ranks["final"].astype(bool)][[*_KEYS, "rank"]]
 
 
 def adaptive(evidence: Evidence) -> list[str]:
-    """Arms whose ranks moved during training."""
+    """Arms whose ranks changed during training."""
     moved = evidence.ranks.groupby(["config", "seed", "matrix"])["rank"].nunique().groupby("config").max()
     return [name for name in evidence.configs if moved.get(name, 1) > 1]
 
 
 def rank_map(evidence: Evidence) -> Figure:
-    """Final rank of each matrix, layers by modules, for each adaptive arm; the mean over seeds."""
+    """Final rank of each matrix, layers by modules, for each adaptive arm; mean over seeds.
+
+    Raises :class:`AnalysisError` without an adaptive arm.
+    """
     arms = _adaptive_or_refuse(evidence)
     cells = (
         final_ranks(evidence)
@@ -38,12 +41,19 @@ def rank_map(evidence: Evidence) -> Figure:
     (least, low), (most, high) = ((by_module.index[at], by_module.iloc[at]) for at in (0, -1))
     title = f"Adaptive arms give most rank to {most} (mean {high:.1f}) and least to {least} ({low:.1f})"
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
-    note = f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) to output."
+    note = (
+        f"{evidence.task}: final LoRA rank of each weight matrix{seeds}; rows are layers from input (top) "
+        "to output."
+    )
     return Figure("rank-map", title, heat_map(cells, "rank", arms, "Rank"), note, wide=True)
 
 
 def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "") -> alt.FacetChart:
-    """Layers (rows) by modules (columns), one panel for each of ``arms``; ``cells`` has config, layer, module and ``value``."""
+    """Heat map of layers (rows) by modules (columns), one panel per arm in ``arms``.
+
+    ``cells`` has the columns config, layer, module and ``value``. Without ``legend`` the colour scale has no
+    legend.
+    """
     modules, layers = module_order(cells["module"]), cells["layer"].nunique()
     height, size = (15, 9) if layers > 16 else (22, 11)
     width = max(16, min(34, 540 // (len(arms) * len(modules))))
@@ -75,7 +85,10 @@ def heat_map(cells: pd.DataFrame, value: str, arms: list[str], legend: str = "")
 
 
 def rank_time(evidence: Evidence) -> Figure:
-    """Mean rank of each layer over training steps, one panel for each adaptive arm."""
+    """Mean rank of each layer over training steps, one panel per adaptive arm.
+
+    Raises :class:`AnalysisError` without an adaptive arm.
+    """
     arms = _adaptive_or_refuse(evidence)
     moves = evidence.ranks.query("config in @arms").dropna(subset=["step", "layer"])
     cells = moves.groupby(["config", "layer", "step"], as_index=False)["rank"].mean()
@@ -114,7 +127,10 @@ def rank_time(evidence: Evidence) -> Figure:
 
 
 def rank_layers(evidence: Evidence) -> Figure:
-    """Mean final rank per layer, one line per arm."""
+    """Mean final rank per layer, one line per arm.
+
+    Raises :class:`AnalysisError` if no rank belongs to a numbered layer.
+    """
     lines = (
         final_ranks(evidence)
         .dropna(subset=["layer"])
@@ -123,7 +139,8 @@ def rank_layers(evidence: Evidence) -> Figure:
     )
     if lines.empty:
         raise AnalysisError(
-            "expected ranks of matrices in numbered layers, got none; was the adapter attached outside the layers?"
+            "expected ranks of matrices in numbered layers, got none; was the adapter attached outside the "
+            "layers?"
         )
     arms, half = adaptive(evidence), lines["layer"].max() / 2
     chart = (
@@ -146,7 +163,10 @@ def rank_layers(evidence: Evidence) -> Figure:
             moved[moved["layer"] > half]["rank"].mean(),
             moved[moved["layer"] <= half]["rank"].mean(),
         )
-        title = f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and {late:.1f} in the second"
+        title = (
+            f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and "
+            f"{late:.1f} in the second"
+        )
     return Figure(
         "rank-layers",
         title,
@@ -165,7 +185,7 @@ def _adaptive_or_refuse(evidence: Evidence) -> list[str]:
 
 
 def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
-    """When the last rank of each arm changed, in words."""
+    """The step of the last rank change of each arm, as text."""
     sentences = []
     for name in arms:
         of_arm = moves[moves["config"] == name].sort_values("step")
@@ -175,12 +195,12 @@ def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
 
 
 def _some(numbers: list[int], most: int = 4) -> list[int]:
-    """About ``most`` of ``numbers``, evenly taken, for an axis."""
+    """About ``most`` of ``numbers`` at equal distances, as axis labels."""
     return [int(number) for number in numbers[:: max(1, len(numbers) // most)]]
 
 
 def _coinciding(lines: pd.DataFrame) -> str:
-    """Which arms' lines lie on each other, in words."""
+    """Arms with identical lines, as text."""
     same: dict[tuple[float, ...], list[str]] = {}
     for name, of_arm in lines.groupby("config"):
         same.setdefault(tuple(of_arm.sort_values("layer")["rank"]), []).append(str(name))

@@ -1,4 +1,4 @@
-"""What quantization harms before training, and what training recovers."""
+"""Loss of quality by quantization before training, and its recovery by training."""
 
 from __future__ import annotations
 
@@ -52,12 +52,15 @@ def recovery(evidence: Evidence) -> Figure:
         _label(points[points["stage"] == stage], y, stage, evidence.higher_is_better) for stage in _STAGES
     ]
     chart = alt.layer(lines, dots, *ends_text).properties(width=COLUMN, height=30 * len(means))
-    note = f"{evidence.task}: the untrained model with each arm's precision, and the same after training.{evidence.left_out(means)}"
+    note = (
+        f"{evidence.task}: the untrained model with each arm's precision, and the same after "
+        f"training.{evidence.left_out(means)}"
+    )
     return Figure("recovery", _title(means, evidence), chart, note)
 
 
 def _label(points: pd.DataFrame, y: alt.Y, stage: str, higher_is_better: bool) -> alt.Chart:
-    """The numbers stand outside the dumbbell: on the side away from the other end."""
+    """Numbers outside the dumbbell, on the side away from the other end."""
     left = (stage == _STAGES[0]) == higher_is_better
     mark = alt.Chart(points).mark_text(align="right" if left else "left", dx=-8 if left else 8)
     return mark.encode(x="value:Q", y=y, text=alt.Text("value:Q", format=".1f"))
@@ -71,7 +74,10 @@ def _title(means: pd.DataFrame, evidence: Evidence) -> str:
         reached = f"Training takes {best} from {ends[0]} to {ends[1]} {phrasing.name(metric)}"
         return f"{reached}; without both baselines the harm of 4 bits is not known"
     before, after = (_harm(by_name, part, metric) for part in ("zero", "quality"))
-    return f"4-bit storage (B-Q4 against B-FP) changes {phrasing.name(metric)} by {before} before training and by {after} after it"
+    return (
+        f"4-bit storage (B-Q4 against B-FP) changes {phrasing.name(metric)} by {before} before training and "
+        f"by {after} after it"
+    )
 
 
 def _harm(by_name: pd.DataFrame, part: str, metric: str) -> str:

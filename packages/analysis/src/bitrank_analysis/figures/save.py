@@ -1,4 +1,4 @@
-"""A figure as files: SVG and PNG with its title, PDF without (a paper has captions), and Vega-Lite JSON."""
+"""Export of figures: SVG and PNG with title, PDF without (a paper has captions), and Vega-Lite JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import vl_convert
 
 from bitrank_analysis.figures.theme import Figure, config
 
-# Altair writes specs of one Vega-Lite version ("v6.4.1"); vl-convert names it without the patch number.
+# Altair gives its Vega-Lite version as "v6.4.1"; vl-convert expects it without "v" and patch number.
 VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-_LETTERS = {False: 56, True: 96}  # of a title line, over a chart of one column and of two
+_LETTERS = {False: 56, True: 96}  # characters per title line of a chart of one or two columns
 
 
 def spec(figure: Figure, titled: bool = True) -> dict[str, Any]:
-    """The figure as Vega-Lite with the theme in it. The title is broken into lines: Vega draws them as they are given."""
+    """The figure as Vega-Lite with the theme.
+
+    The title is wrapped here, because Vega does not wrap text.
+    """
     plain = bare_spec(figure)
     if titled:
         width = _LETTERS[figure.wide]
@@ -31,19 +34,22 @@ def spec(figure: Figure, titled: bool = True) -> dict[str, Any]:
 
 
 def bare_spec(figure: Figure) -> dict[str, Any]:
-    """The figure as Vega-Lite without title and theme, for a page that has its own of both."""
+    """The figure as Vega-Lite without title and theme, for a page that provides both."""
     plain: dict[str, Any] = figure.chart.to_dict()
     plain.pop("config", None)
     return plain
 
 
 def pdf(figure: Figure) -> bytes:
-    """The figure as PDF without its title; the fonts that it uses are in it."""
+    """The figure as PDF without its title, with embedded fonts."""
     return vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE)
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
-    """Write ``<name>.svg .pdf .png .json`` into ``folder``; the paths. The PDF carries the fonts that it uses."""
+    """Write ``<name>.svg``, ``.pdf``, ``.png`` and ``.json`` into ``folder`` and return the paths.
+
+    The PDF embeds its fonts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     titled = spec(figure)
     contents: dict[str, bytes] = {

@@ -1,4 +1,4 @@
-"""One look for every figure: fonts that are everywhere, one colour and one shape per config, safe for colour-blind readers."""
+"""Theme of all figures: portable fonts, one colour and one shape per config, colour-blind safe."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ STYLE = {
 }
 _SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D")
 _SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke", "circle", "square", "diamond", "cross")
-# The first is on every machine that renders through vl-convert; the others serve a browser.
+# vl-convert provides the first font; browsers use the others.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-# Width of the plotting area of a figure for one column of a paper, pixels.
+# Width of the plotting area in pixels, for one column of a paper.
 COLUMN = 300
 WIDE = 600
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart whose ``title`` states what the data show; ``note`` says what is drawn, ``wide`` asks for two columns of a paper."""
+    """A chart with a ``title`` that states the result and a ``note`` that describes the content.
+
+    ``wide`` figures span two columns of a paper.
+    """
 
     name: str
     title: str
@@ -39,12 +42,15 @@ class Figure:
     wide: bool = False
 
 
-# Arms at one place would hide each other: they stand this many pixels apart, around their true place.
+# Offset in pixels between arms at one position, which would otherwise hide each other.
 _APART = 11
 
 
 def side_by_side(places: Mapping[str, float]) -> dict[str, float]:
-    """Config → pixels to shift its mark, so that arms within 3 % of the axis stand beside each other instead of on top."""
+    """Config → horizontal offset of its mark in pixels.
+
+    Arms within 3 % of the axis are drawn side by side, centred on their position.
+    """
     span = max(max(places.values()) - min(places.values()), 1e-9)
     groups: list[list[str]] = []
     for name in sorted(places, key=lambda name: places[name]):
@@ -56,7 +62,7 @@ def side_by_side(places: Mapping[str, float]) -> dict[str, float]:
 
 
 def style(configs: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and shape of each of ``configs``: fixed for the study's arms, in order of name for any others."""
+    """Colour and shape of each of ``configs``: fixed for the study's arms, by name order for others."""
     strangers = [name for name in config_order(configs) if name not in STYLE]
     spare = {
         name: (_SPARE[at % len(_SPARE)], _SPARE_SHAPES[(at + at // len(_SPARE)) % len(_SPARE_SHAPES)])
@@ -83,21 +89,28 @@ def _legend(styles: Sized) -> Any:
     return alt.Legend(title=None, orient="bottom", columns=min(len(styles), 3))
 
 
-# Ink, muted ink, grid and lines on white paper; and as variables of a page's style sheet, which knows light, dark and print.
+# Colours of text, muted text, grid and lines: fixed on white paper, CSS variables on a page, which has light,
+# dark and print modes.
 PAPER = ("#1f2328", "#59636e", "#e6e8eb", "#aeb4bb")
 PAGE = ("var(--ink)", "var(--muted)", "var(--grid)", "var(--line)")
 
 
 def config(inks: tuple[str, str, str, str] = PAPER) -> dict[str, Any]:
-    """The theme as a Vega-Lite config; on a page the background is the page's."""
+    """The theme as a Vega-Lite config; the background is transparent unless ``inks`` is ``PAPER``."""
     ink, muted, grid, line = inks
-    axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 600, "titlePadding": 8,
-            "labelColor": muted, "titleColor": ink, "domainColor": line, "tickColor": line, "gridColor": grid, "tickSize": 4,
+    axes = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 12,
+            "titleFontWeight": 600, "titlePadding": 8,
+            "labelColor": muted, "titleColor": ink, "domainColor": line, "tickColor": line,
+            "gridColor": grid, "tickSize": 4,
             "labelPadding": 4, "labelFlush": False}  # fmt: skip
-    legend = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": 600, "labelColor": ink,
-              "titleColor": muted, "symbolSize": 80, "rowPadding": 4, "columnPadding": 14, "labelLimit": 220}  # fmt: skip
-    title = {"font": FONT, "fontSize": 14, "fontWeight": "bold", "color": ink, "anchor": "start", "frame": "group", "offset": 12,
-             "subtitleFont": FONT, "subtitleFontSize": 11, "subtitleColor": muted, "subtitlePadding": 5}  # fmt: skip
+    legend = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11,
+              "titleFontWeight": 600, "labelColor": ink,
+              "titleColor": muted, "symbolSize": 80, "rowPadding": 4, "columnPadding": 14,
+              "labelLimit": 220}  # fmt: skip
+    title = {"font": FONT, "fontSize": 14, "fontWeight": "bold", "color": ink, "anchor": "start",
+             "frame": "group", "offset": 12,
+             "subtitleFont": FONT, "subtitleFontSize": 11, "subtitleColor": muted,
+             "subtitlePadding": 5}  # fmt: skip
     header = {
         "labelFont": FONT,
         "labelFontSize": 12,

@@ -1,4 +1,4 @@
-"""The paper's numbers, tables, figures and claims, made from the store alone."""
+"""Numbers, tables, figures and claims of the paper, generated from the store alone."""
 
 from bitrank_analysis.paper.build import write_paper
 

@@ -1,4 +1,4 @@
-"""From the store to ``paper/generated``: everything in the paper that could change with the data."""
+"""Generation of ``paper/generated`` from the store: every part of the paper that depends on data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import tables
 
-# Arms that choose either bits or rank, or neither; the others choose both.
+# Arms that choose bits or rank or neither; the other arms choose both.
 SINGLE = ("B-FP", "B-Q4", "B-Ada")
 
 
 def write_paper(
     store_uri: str, out_folder: Path | str, experiment: str | None = None, configs: Sequence[str] = ORDER
 ) -> Path:
-    """Write the paper's inputs into ``out_folder``, in place of what an earlier build left there; the folder.
+    """Write the inputs of the paper into ``out_folder``, replacing earlier ones; return the folder.
 
-    ``macros.tex`` holds every number by name, ``abstract.tex claims.tex answer.tex`` the sentences, ``table-*.tex figure-*.tex
-    appendix-*.tex`` tables and figures, ``figures/`` the PDFs and ``tables/`` the same tables as CSV. ``configs`` are the arms that
-    count. Raises :class:`AnalysisError` when none of them has finished, or there is no place to write.
+    ``macros.tex`` defines every number by name. ``abstract.tex``, ``claims.tex`` and ``answer.tex`` hold
+    sentences; ``table-*.tex``, ``figure-*.tex`` and ``appendix-*.tex`` hold tables and figures. ``figures/``
+    holds PDFs and ``tables/`` the tables as CSV. ``configs`` are the arms of the study. Raises
+    :class:`AnalysisError` if none of them has finished, or the folder cannot be written.
     """
     study = select(load_study(open_store(store_uri), experiment), configs)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
@@ -53,7 +54,10 @@ def write_paper(
 
 
 def _empty_folder(folder: Path) -> None:
-    """Make the folder without anything that an earlier build wrote: a figure must not outlive its task."""
+    """Create the folder and remove the files of an earlier build, so that no figure outlives its task.
+
+    Raises :class:`AnalysisError` for a ``.tex`` file that this module did not write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -66,7 +70,10 @@ def _empty_folder(folder: Path) -> None:
 
 
 def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str]) -> str:
-    """Values, and ``has/<file>`` for each file that was written, so that the paper can leave out what is not there."""
+    """Definitions of all values, and of ``has/<file>`` for each file written.
+
+    The paper tests ``has/<file>`` to omit files that do not exist.
+    """
     newest = (
         study.database.sql("SELECT run_id, epoch(started)::BIGINT AS at FROM runs")
         .df()
@@ -77,7 +84,7 @@ def _macros(study: Study, evidence: Sequence[Evidence], present: dict[str, str])
 
 
 def _guards(study: Study) -> dict[str, str]:
-    """Names that are there only when what they say holds of every run."""
+    """Names for statements about all runs, defined only if the statement holds."""
     specs = (
         study.database.sql("SELECT run_id, spec->>'learning_rate' AS rate FROM specs")
         .df()

@@ -1,4 +1,4 @@
-"""Sentences that carry their own test. Each is worked out from the verdicts, so that it flips, or goes, when the data do."""
+"""Claims derived from verdicts, each with its test: a claim changes or disappears with the data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _EFFECTS = {"rank": "adaptive instead of fixed rank", "precision": "NF4 instead 
 
 
 def claims(task: Evidence) -> list[str]:
-    """What the comparisons of one task allow to say: each verdict with difference, interval, corrected p and seeds."""
+    """Sentences on the comparisons of one task.
+
+    Each verdict has its difference, interval, corrected p-value and number of seeds.
+    """
     said = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
     return [*said, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
 
@@ -50,21 +53,31 @@ def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -
     if verdict == DIFFERS:
         differ = "differs" if len(group) == 1 else "differ"
         return (
-            f"In {phrasing.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one seed that is no verdict on the "
+            f"In {phrasing.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one "
+            "seed that is no verdict on the "
             "configs."
         )
     if verdict == ALIKE:
-        return f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is no verdict on the configs."
+        return (
+            f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is "
+            "no verdict on the configs."
+        )
     if verdict == UNRESOLVED:
         remains = "remains" if len(group) == 1 else "remain"
-        return f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within {margin} is shown."
+        return (
+            f"Against {baseline}, {arms} {remains} unresolved: neither a difference nor equivalence within "
+            f"{margin} is shown."
+        )
     if verdict == AS_GOOD:
         return f"Within {margin}, {arms} {are} as good as {baseline}."
     return f"In {phrasing.name(task.metric)}, {arms} {are} {verdict} than {baseline}."
 
 
 def evidence_of(task: Evidence, row: pd.Series) -> str:
-    """The test behind one verdict: difference and interval, the p that decided, and the bytes saved where the arm is not worse."""
+    """The test behind a verdict: difference, interval, the deciding p-value, and bytes saved.
+
+    Bytes are omitted for an arm that is worse.
+    """
     sentences = [_interval(task, row["difference"], row["low"], row["high"])]
     if not math.isnan(row["seed_low"]):
         sentences.append(f"seeds alone, of {int(row['seeds'])}, [{_range(task, row)}]")
@@ -87,7 +100,7 @@ def _range(task: Evidence, row: pd.Series) -> str:
 
 
 def _doubt(row: pd.Series) -> str:
-    """A difference can be smaller than what matters."""
+    """A remark on a significant difference that is smaller than the equivalence margin."""
     differs = row["verdict"] in (BETTER, WORSE, DIFFERS)
     return "a difference within the margin of equivalence" if row["equivalent"] and differs else ""
 
@@ -103,7 +116,7 @@ def _bytes(task: Evidence, row: pd.Series) -> str:
 
 
 def factorial_claims(task: Evidence) -> list[str]:
-    """The two main effects and the interaction, as far as they are resolved; nothing where the factorial could not be had."""
+    """The main effects and the interaction; empty without a factorial."""
     return [_effect(task, row) for _, row in task.factorial.iterrows()]
 
 
@@ -115,7 +128,8 @@ def _effect(task: Evidence, row: pd.Series) -> str:
     if row["verdict"] == DIFFERS:
         what = _EFFECTS.get(row["effect"], "rank and precision together beyond the sum of both")
         return (
-            f"Over the factorial, {what} moves {phrasing.name(task.metric)} on these examples {test}; with one seed that is no verdict on "
+            f"Over the factorial, {what} moves {phrasing.name(task.metric)} on these examples {test}; with "
+            "one seed that is no verdict on "
             "the configs."
         )
     if row["effect"] == "interaction":
@@ -124,11 +138,14 @@ def _effect(task: Evidence, row: pd.Series) -> str:
     if not resolved:
         return f"Over the factorial, no effect of {what} on {phrasing.name(task.metric)} is resolved {test}."
     better = (row["estimate"] > 0) == task.higher_is_better
-    return f"Over the factorial, {what} makes {phrasing.name(task.metric)} {'better' if better else 'worse'} {test}."
+    return (
+        f"Over the factorial, {what} makes {phrasing.name(task.metric)} {'better' if better else 'worse'} "
+        f"{test}."
+    )
 
 
 def _front(task: Evidence) -> list[str]:
-    """Which arms are on the front, and of which that is open, each with the share of resamples that leave it there."""
+    """Arms on the front and arms whose membership is unresolved, with their share of resamples on it."""
     if len(task.front) < 2:
         return []
     sentences = []
@@ -146,19 +163,25 @@ def _front(task: Evidence) -> list[str]:
 
 
 def _power(task: Evidence) -> list[str]:
-    """What this test set can show at all."""
+    """The difference that this test set can detect, and whether equivalence can be shown."""
     rows = task.comparisons
     if rows.empty or rows["detectable"].isna().all():
         return []
-    size = f"{abs(phrasing.change(float(rows['detectable'].median()), task.metric)):.1f} {phrasing.unit(task.metric)}"
-    found = f"The {phrasing.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times in five"
+    size = (
+        f"{abs(phrasing.change(float(rows['detectable'].median()), task.metric)):.1f} "
+        f"{phrasing.unit(task.metric)}"
+    )
+    found = (
+        f"The {phrasing.whole(rows['n'].iloc[0])} {_examples(task)} show a difference of {size} four times "
+        "in five"
+    )
     between = "between these trained models, " if (rows["seeds"] == 1).all() else ""
     seen = f"{found} ({between}median over the comparisons, before correction)."
     return [seen, *_reach(task, rows)]
 
 
 def _reach(task: Evidence, rows: pd.DataFrame) -> list[str]:
-    """Whether "as good as" could have been found for any pair, had the two arms not differed at all."""
+    """A sentence if equivalence could not be shown for some pair even at a difference of 0."""
     out = rows[rows["tost_best_p"] >= ALPHA]
     margin = phrasing.margin(float(rows["margin"].iloc[0]), task.metric)
     if out.empty:
@@ -166,13 +189,14 @@ def _reach(task: Evidence, rows: pd.DataFrame) -> list[str]:
     which = "every comparison" if len(out) == len(rows) else f"{len(out)} of the {len(rows)} comparisons"
     least = phrasing.p_value(float(out["tost_best_p"].min()))
     return [
-        f"For {which}, equivalence within {margin} was out of reach of this test set: the arms disagree so often that even equal quality "
+        f"For {which}, equivalence within {margin} was out of reach of this test set: the arms disagree so "
+        "often that even equal quality "
         f"would give the equivalence test a p of {least} or more."
     ]
 
 
 def seed_claims(task: Evidence) -> list[str]:
-    """What the number of seeds allows; nothing where nothing was compared."""
+    """The sources of variation that the number of seeds covers; empty without a comparison."""
     if task.comparisons.empty:
         return []
     counts = sorted({int(count) for count in task.comparisons["seeds"]})
@@ -181,13 +205,17 @@ def seed_claims(task: Evidence) -> list[str]:
     some = " Pairs with one seed have tests and intervals over examples alone." if counts[0] == 1 else ""
     several = phrasing.listed([str(count) for count in counts if count > 1])
     return [
-        f"With {several} seeds, tests and intervals hold both sources of variation, examples and seeds; the spread over seeds is "
+        f"With {several} seeds, tests and intervals hold both sources of variation, examples and seeds; the "
+        "spread over seeds is "
         f"estimated from all arms together.{some}"
     ]
 
 
 def headline(evidence: Sequence[Evidence]) -> list[str]:
-    """The abstract's sentences: every verdict by name, without figures. A task without a comparison is not mentioned."""
+    """Sentences of the abstract: every verdict by name, without numbers.
+
+    Tasks without a comparison are omitted.
+    """
     return [
         _short(task, baseline) for task in evidence for baseline in BASELINES if len(_rows(task, baseline))
     ]
@@ -197,14 +225,18 @@ def _short(task: Evidence, baseline: str) -> str:
     rows = _rows(task, baseline)
     groups = {verdict: list(rows.loc[rows["verdict"] == verdict, "candidate"]) for verdict in VERDICTS}
     sentences = [f"{verdict} for {phrasing.listed(names)}" for verdict, names in groups.items() if names]
-    where = f"{task.task} ({phrasing.name(task.metric)}, {phrasing.whole(task.arms['n'].iloc[0])} {_examples(task)})"
+    where = (
+        f"{task.task} ({phrasing.name(task.metric)}, {phrasing.whole(task.arms['n'].iloc[0])} "
+        f"{_examples(task)})"
+    )
     return f"Against {baseline} on {where}, the verdict is {'; '.join(sentences)}."
 
 
 def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
-    """What the study says of its question, whether arms that choose bits and rank together win: one sentence for each baseline.
+    """The answer to the study's question whether joint arms win: one sentence per baseline.
 
-    ``joint`` names those arms. Only better and as good count as won, and worse as lost; what one seed shows counts as neither.
+    ``joint`` are the arms that choose bits and rank together. A sentence counts and lists the comparisons of
+    each verdict.
     """
     return [sentence for baseline in BASELINES for sentence in _answer(evidence, joint, baseline)]
 

@@ -1,4 +1,4 @@
-"""Sentences that only describe what was measured. They carry no test, and say so."""
+"""Descriptive sentences about measurements, marked as not tested."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from bitrank_analysis.statistics.measured_sizes import size_spread
 
 
 def descriptions(task: Evidence) -> list[str]:
-    """What 4 bits do before and after training, and what stored bytes say of peak memory; each only where it was measured."""
+    """Sentences on the effect of 4 bits before and after training, and of stored bytes on peak memory.
+
+    Each is omitted if its values were not measured.
+    """
     return [*_recovery(task), *_memory(task)]
 
 
 def _recovery(task: Evidence) -> list[str]:
-    """Only for language models: a classifier's head knows nothing before training."""
+    """Only for language models: the head of a classifier is untrained before training."""
     arms = task.arms.set_index("config")
     if (
         task.metric != "ppl"
@@ -30,13 +33,14 @@ def _recovery(task: Evidence) -> list[str]:
         for part in ("zero", "quality")
     )
     return [
-        f"Before any training, NF4 moves perplexity from {before[0]} (B-FP) to {before[1]} (B-Q4); after it the two stand at "
+        f"Before any training, NF4 moves perplexity from {before[0]} (B-FP) to {before[1]} (B-Q4); after it "
+        "the two stand at "
         f"{after[0]} and {after[1]}."
     ]
 
 
 def _memory(task: Evidence) -> list[str]:
-    """Whether fewer stored bytes came with a lower peak: the smallest model against the largest."""
+    """Peak memory of the smallest stored model compared with the largest."""
     arms = task.arms.dropna(subset=["model_mib", "peak_mib"])
     if len(arms) < 2:
         return []
@@ -45,16 +49,17 @@ def _memory(task: Evidence) -> list[str]:
     if saved < 0.05:
         return []
     return [
-        f"{small['config']} stores {saved:,.1f} MiB less than {large['config']}, and training it peaks {_peak(task, small, large)} "
+        f"{small['config']} stores {saved:,.1f} MiB less than {large['config']}, and training it peaks "
+        f"{_peak(task, small, large)} "
         "(means over runs, no test)."
     ]
 
 
 def _peak(task: Evidence, small: pd.Series, large: pd.Series) -> str:
-    """The gap between two peaks, unless repeats of one config differ by as much."""
+    """The gap between two peaks, or a note that repeated runs of one config differ as much."""
     gap = small["peak_mib"] - large["peak_mib"]
     spread = size_spread(task.runs, "peak_mib")
-    assert spread is not None  # peaks vary
+    assert spread is not None  # peak_mib is in PRIOR
     error = spread.share * math.hypot(
         small["peak_mib"] / math.sqrt(small["seeds"]), large["peak_mib"] / math.sqrt(large["seeds"])
     )

@@ -1,4 +1,7 @@
-"""Text, named values and tables as LaTeX. A value that the paper asks for and the store does not give stops the build."""
+"""Text, named values and tables as LaTeX.
+
+A value that the paper uses and the store does not provide stops the LaTeX build.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,22 @@ from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.tables import latex_escape
 
 NOTICE = "% Written by `bitrank paper` from the run store. Do not edit: the next build replaces it.\n"
-# \val{key} prints a value and fails without it; \ifval{key}{then}{else} asks whether there is one. Both expand, so they work in tables.
-COMMANDS = r"""\makeatletter
-\newcommand{\bitrank@def}[2]{\expandafter\def\csname bitrank@#1\endcsname{#2}}
-\newcommand{\ifval}[1]{\ifcsname bitrank@#1\endcsname\expandafter\@firstoftwo\else\expandafter\@secondoftwo\fi}
-\newcommand{\val}[1]{\ifval{#1}{\csname bitrank@#1\endcsname}{\bitrank@missing{#1}}}
-\newcommand{\bitrank@missing}[1]{\PackageError{bitrank}{the store gave no value `\detokenize{#1}'}{Guard it with \string\ifval.}}
-"""
+# \val{key} prints a value and fails if it is not defined; \ifval{key}{then}{else} tests whether it is.
+# Both are expandable, so they work in tables.
+COMMANDS = (
+    r"\makeatletter"
+    "\n"
+    r"\newcommand{\bitrank@def}[2]{\expandafter\def\csname bitrank@#1\endcsname{#2}}"
+    "\n"
+    r"\newcommand{\ifval}[1]{\ifcsname bitrank@#1\endcsname\expandafter\@firstoftwo"
+    r"\else\expandafter\@secondoftwo\fi}"
+    "\n"
+    r"\newcommand{\val}[1]{\ifval{#1}{\csname bitrank@#1\endcsname}{\bitrank@missing{#1}}}"
+    "\n"
+    r"\newcommand{\bitrank@missing}[1]{\PackageError{bitrank}{the store gave no value `\detokenize{#1}'}"
+    r"{Guard it with \string\ifval.}}"
+    "\n"
+)
 _KEY = re.compile(r"[A-Za-z0-9_./ +-]+")
 _MORE = {
     "'": "'",
@@ -28,7 +40,10 @@ _MORE = {
 
 
 def escape(text: str) -> str:
-    """``text`` so that LaTeX prints it as it is. A letter that the paper's fonts lack is printed by its number, never dropped."""
+    """Escape ``text`` so that LaTeX prints it literally.
+
+    A character that the paper's fonts lack is printed as its code point, never dropped.
+    """
     escaped = "".join(_letter(letter) for letter in " ".join(text.split()))
     return (
         escaped.replace(r" \%", r"\,\%")
@@ -42,23 +57,30 @@ def escape(text: str) -> str:
 def _letter(letter: str) -> str:
     known = _MORE.get(letter) or latex_escape(letter)
     if known != letter or letter.isascii() or (letter.isalpha() and ord(letter) < 0x180):
-        # A dash of the table of escapes must not be taken apart as a doubled hyphen.
+        # escape() splits "--"; the en dash of the escape table must survive that.
         return r"\textendash{}" if known == "--" else known
     return rf"\texttt{{U+{ord(letter):04X}}}"
 
 
 def definitions(values: Mapping[str, str]) -> str:
-    """One line a value, given as plain text. Raises :class:`AnalysisError` on a key that could not be written in the paper."""
+    """One definition line per value, given as plain text.
+
+    Raises :class:`AnalysisError` for a key with characters that the paper cannot reference.
+    """
     odd = [key for key in values if not _KEY.fullmatch(key)]
     if odd:
         raise AnalysisError(
-            f"expected names of letters, digits and _ . / + -, got {odd[0]!r}; rename that config, task or library"
+            f"expected names of letters, digits and _ . / + -, got {odd[0]!r}; rename that config, task or "
+            "library"
         )
     return "".join(f"\\bitrank@def{{{key}}}{{{escape(value)}}}\n" for key, value in values.items())
 
 
 def tabular(columns: str, head: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
-    """A booktabs ``tabular`` from plain text. ``groups`` are (heading, rows); a heading spans the table, "" makes none."""
+    """A booktabs ``tabular`` from plain text.
+
+    ``groups`` are (heading, rows). A heading spans the table; the heading "" is omitted.
+    """
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(head)]
     for heading, rows in groups:
         lines.append(r"\midrule")
@@ -69,12 +91,12 @@ def tabular(columns: str, head: Sequence[str], groups: Sequence[tuple[str, Seque
 
 
 def sentences(said: Sequence[str]) -> str:
-    """Plain sentences as one paragraph of LaTeX, a line each."""
+    """Plain sentences as one paragraph of LaTeX, one per line."""
     return "".join(f"{escape(sentence)}\n" for sentence in said)
 
 
 def listed(heading: str, said: Sequence[str]) -> str:
-    """Plain sentences as a list under a run-in heading. "" without any."""
+    """Plain sentences as a list under a run-in heading; "" without sentences."""
     items = "".join(rf"\item {escape(sentence)}" + "\n" for sentence in said)
     return (
         rf"\paragraph{{{escape(heading)}.}}" + f"\\mbox{{}}\n\\begin{{itemize}}\n{items}\\end{{itemize}}\n"

@@ -1,4 +1,4 @@
-"""Figures as PDF, and the LaTeX that sets them: tasks side by side in the text, one task a figure in the appendices."""
+"""Figures as PDF and their LaTeX floats: tasks side by side in the text, one per float in appendices."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures import FIGURES, Figure, pdf
 from bitrank_analysis.paper.latex import escape
 
-# Side by side in the text, and alone at full width in an appendix.
+# Figures side by side in the text, and alone at full width in an appendix.
 PAIRED = ("quality-bytes", "forest", "recovery", "memory")
 ALONE = ("rank-map", "bits-map")
 
 
 def draw(evidence: Sequence[Evidence], name: str, folder: Path) -> list[tuple[Evidence, Figure]]:
-    """Write ``<name>-<task>.pdf`` for every task that has the figure; (task, figure) of each."""
+    """Write ``<name>-<task>.pdf`` for every task that has the figure; return (task, figure) pairs."""
     drawn = []
     for task in evidence:
         try:
             figure = FIGURES[name](task)
         except AnalysisError:
-            continue  # its reason stands in the report; here the float is simply not set
+            continue  # the report gives the reason; the paper omits the float
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file_name(name, task)).write_bytes(pdf(figure))
         drawn.append((task, figure))
@@ -36,25 +36,28 @@ def file_name(name: str, task: Evidence) -> str:
 
 
 def paired(name: str, drawn: Sequence[tuple[Evidence, Figure]]) -> str:
-    """Two panels a row, each with what its data show and what is drawn beneath it. "" without any."""
+    """Two panels per row, each with the figure's title and note below it; "" without figures."""
     return "\\hfill\n".join(_panel(name, task, figure, "0.485\\linewidth") for task, figure in drawn)
 
 
 def alone(name: str, drawn: Sequence[tuple[Evidence, Figure]]) -> str:
-    """One float a task, labelled ``fig:<name>-<task>``, and a sentence that refers to all of them. "" without any."""
+    """One float per task, labelled ``fig:<name>-<task>``, after a sentence that references all; or ""."""
     made = [(task, _graphic(name, task), f"{figure.title}. {figure.note}") for task, figure in drawn]
     return _floats("figure", "fig", name, made)
 
 
 def alone_tables(name: str, caption: str, made: Sequence[tuple[Evidence, str]]) -> str:
-    """One float a task, labelled ``tab:<name>-<task>``, for those whose ``tabular`` is not "", and a sentence that refers to them."""
+    """One float per task, labelled ``tab:<name>-<task>``, after a sentence that references all.
+
+    Tasks whose ``tabular`` is "" are omitted.
+    """
     return _floats(
         "table", "tab", name, [(task, text, f"{task.task}: {caption}.") for task, text in made if text]
     )
 
 
 def _floats(kind: str, short: str, name: str, made: Sequence[tuple[Evidence, str, str]]) -> str:
-    """``made`` are (task, body, caption)."""
+    """Floats from (task, body, caption), after a sentence that references all; "" without any."""
     sentences, set_ = [], []
     for task, body, caption in made:
         label = f"{short}:{file_name(name, task).removesuffix('.pdf')}"

@@ -1,4 +1,4 @@
-"""Which runs of the store are the paper's, and what has to be said about those that are not."""
+"""Selection of the paper's runs from the store, and remarks on the runs left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from bitrank_analysis.study import Study
 
 
 def select(study: Study, configs: Sequence[str]) -> Study:
-    """The study with these arms alone, so that a trial in the same store does not enter tables or families of tests.
+    """Return the study restricted to ``configs``, so that other runs enter no table or family of tests.
 
-    Its notes are the sentences of :func:`remarks`. Raises :class:`AnalysisError` when no run of these arms has finished.
+    The notes of the result are the sentences of :func:`remarks`. Raises :class:`AnalysisError` if no run of
+    these arms has finished.
     """
     runs = study.runs[study.runs["config"].isin(configs)].reset_index(drop=True)
     if runs.empty:
         raise AnalysisError(
-            f"expected finished runs of {', '.join(configs)} in {study.experiment}, got none of them; run `make matrix` first"
+            f"expected finished runs of {', '.join(configs)} in {study.experiment}, got none of them; run "
+            "`make matrix` first"
         )
     missing = study.missing[study.missing["config"].isin(configs)].reset_index(drop=True)
     chosen = replace(study, runs=runs, missing=missing, notes=())
@@ -28,7 +30,11 @@ def select(study: Study, configs: Sequence[str]) -> Study:
 
 
 def remarks(chosen: Study, whole: Study) -> list[str]:
-    """What a reader must know of the runs behind the paper: arms left out, cells without a result, doubled runs, settings, code."""
+    """Remarks on the runs behind the paper, for its readers.
+
+    They list arms left out, cells without a result, duplicate runs, other settings, other code, and runs at
+    chance level.
+    """
     strangers = config_order(set(whole.runs["config"]) - set(chosen.runs["config"]))
     absent = [
         f"{row.config} on {row.task}, seed {row.seed} ({row.reason})" for row in chosen.missing.itertuples()
@@ -37,11 +43,11 @@ def remarks(chosen: Study, whole: Study) -> list[str]:
     older = list(chosen.runs.loc[chosen.runs["stale"], "run_name"])
     doubled = _doubled(chosen)
     text = {
-        f"The store also holds runs of {phrasing.listed(strangers)}, which are no arms of this study and enter nowhere.": len(
-            strangers
-        ),
+        f"The store also holds runs of {phrasing.listed(strangers)}, "
+        "which are no arms of this study and enter nowhere.": len(strangers),
         f"Without a result: {'; '.join(absent)}.": len(absent),
-        f"{phrasing.count(doubled, 'further finished run')} gave way to another of the same arm, task and seed: the one with the usual "
+        f"{phrasing.count(doubled, 'further finished run')} gave way to another of the same arm, task and "
+        "seed: the one with the usual "
         "settings or, among equals, the newest counts.": doubled,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(older)}.": len(older),
@@ -50,9 +56,10 @@ def remarks(chosen: Study, whole: Study) -> list[str]:
 
 
 def _doubled(chosen: Study) -> int:
-    """Finished runs of the same arms that gave way to another of their cell."""
+    """Number of finished runs of these arms that another run of the same cell replaced."""
     sql = (
-        "SELECT r.run_id, any_value(value) FILTER (key = 'config') AS config FROM runs r JOIN tags USING (run_id) "
+        "SELECT r.run_id, any_value(value) FILTER (key = 'config') AS config FROM runs r JOIN tags USING "
+        "(run_id) "
         "WHERE experiment = ? AND status = 'FINISHED' GROUP BY r.run_id"
     )
     finished = chosen.database.execute(sql, [chosen.experiment]).fetchall()

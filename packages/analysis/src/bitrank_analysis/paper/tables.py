@@ -1,4 +1,4 @@
-"""The paper's tables: all tasks in one, grouped by task, as LaTeX ``tabular``."""
+"""Tables of the paper as LaTeX ``tabular``, grouped by task."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ Rows = list[list[str]]
 _SETTINGS = {
     "model": "Model", "steps": "Optimizer steps", "epochs": "Epochs", "batch_size": "Batch (sequences)",
     "accumulation": "Accumulation (0: a step is one batch)",
-    "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip", "weight_decay": "Weight decay",
-    "dropout": "LoRA dropout", "adapter_scale": "Adapter scale", "max_length": "Longest sequence (tokens)", "threads": "Threads a run",
+    "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip",
+    "weight_decay": "Weight decay",
+    "dropout": "LoRA dropout", "adapter_scale": "Adapter scale", "max_length": "Longest sequence (tokens)",
+    "threads": "Threads a run",
 }  # fmt: skip
 
 
 def arms_table(evidence: Sequence[Evidence]) -> str:
-    """Table 1: what each arm reached and what it cost."""
+    """Table 1: quality and costs of each arm."""
     head = [
         "Arm",
         "Test",
@@ -80,7 +82,7 @@ def _arm(task: Evidence, row: dict[str, Any]) -> list[str]:
 
 
 def comparisons_table(evidence: Sequence[Evidence]) -> str:
-    """Table 2: every comparison with its test. "" when nothing was compared."""
+    """Table 2: every comparison with its test; "" without comparisons."""
     compared = [task for task in evidence if not task.comparisons.empty]
     if not compared:
         return ""
@@ -121,7 +123,7 @@ def _pair(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
 
 
 def factorial_table(evidence: Sequence[Evidence]) -> str:
-    """Table 3: main effects and interaction. "" when no task has all four arms."""
+    """Table 3: main effects and interaction; "" if no task has all four arms."""
     crossed = [task for task in evidence if not task.factorial.empty]
     if not crossed:
         return ""
@@ -165,7 +167,10 @@ def _effect(task: Evidence, row: dict[str, Any], several: bool) -> list[str]:
 
 
 def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:
-    """What was asked for, one column a task, from the values under ``spec/<task>/``. "" when the runs left no ``spec.json``."""
+    """Settings of the runs, one column per task, from the values under ``spec/<task>/``.
+
+    Returns "" if the runs have no ``spec.json``.
+    """
     rows = [
         [label, *(values.get(f"spec/{task.task}/{key}", phrasing.NOTHING) for task in evidence)]
         for key, label in _SETTINGS.items()
@@ -179,7 +184,7 @@ def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:
 
 
 def ranks_table(task: Evidence) -> str:
-    """Appendix A: of each layer, mean final rank and range over its matrices, for arms whose ranks moved. "" when none has."""
+    """Appendix A: mean final rank per layer, and its range over matrices, for adaptive arms; or ""."""
     arms = adaptive(task)
     inside = final_ranks(task).query("config in @arms").dropna(subset=["layer"])
     if inside.empty:
@@ -198,7 +203,10 @@ def _span(spans: pd.DataFrame, cell: tuple[float, str]) -> str:
 
 
 def bits_table(task: Evidence) -> str:
-    """Appendix B: format of every layer, neighbouring layers of one pattern and arms of one plan together. "" without plans."""
+    """Appendix B: format of every layer; "" without plans.
+
+    Consecutive layers of one pattern share a row, and arms of one plan share a group.
+    """
     plans = task.plans.drop_duplicates(["config", "matrix"])
     same: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name in task.configs:
@@ -211,7 +219,7 @@ def bits_table(task: Evidence) -> str:
 
 
 def _pattern(plan: pd.DataFrame) -> list[tuple[str, str]]:
-    """(where, formats) of one arm's plan: outside the layers first, then runs of layers with one pattern."""
+    """(where, formats) rows of one arm's plan: outside the layers first, then ranges of equal layers."""
     outside = [
         (str(row.matrix).split(".", 1)[-1], str(row.format))
         for row in plan[plan["layer"].isna()].itertuples()

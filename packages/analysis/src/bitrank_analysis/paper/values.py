@@ -1,4 +1,4 @@
-"""Every number of the paper under a name that says what it is, such as ``movie_sentences/Joint-2/quality``."""
+"""Every number of the paper by name, such as ``movie_sentences/Joint-2/quality``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitrank_analysis.study import Study
 _SPELLED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TAGS = ("hardware", "device", "dtype", "threads", "git_commit", "code", "dirty", "stored_as")
 _PLACES = ("data", "plan")
-# Column of an arm's row → how it is written. The columns of quality are written by the metric.
+# Column of an arm's row → its number format. The metric formats the columns of quality.
 _COSTS: dict[str, Callable[[float], str]] = {
     "model_mib": lambda value: f"{value:,.1f}",
     "bits": lambda value: f"{value:.2f}",
@@ -33,12 +33,15 @@ _COSTS: dict[str, Callable[[float], str]] = {
 
 
 def spelled(number: int) -> str:
-    """Small numbers as words: ``2`` as ``two``, ``12`` as ``12``."""
+    """Numbers up to ten as English words: ``2`` gives ``two``, ``12`` gives ``12``."""
     return _SPELLED[number] if 0 <= number < len(_SPELLED) else str(number)
 
 
 def values(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
-    """Name → plain text. What was not measured has no name, so that the paper cannot print it."""
+    """Name → plain text.
+
+    A value that was not measured has no name, so the paper cannot print it.
+    """
     found = {**_study(study, evidence), **_statistics(evidence), **_tags(study), **_specs(study)}
     for task in evidence:
         found |= _task(task) | _arms(task) | _comparisons(task) | _factorial(task)
@@ -86,7 +89,7 @@ def _margins(task: Evidence) -> Iterable[float]:
 
 
 def _tags(study: Study) -> dict[str, str]:
-    """Machine, code and versions; several values stand side by side where runs differ."""
+    """Machine, code and versions; several values are joined by commas if runs differ."""
     tags = (
         study.database.sql("SELECT run_id, key, value FROM tags")
         .df()
@@ -107,7 +110,7 @@ def _tags(study: Study) -> dict[str, str]:
 
 
 def _specs(study: Study) -> dict[str, str]:
-    """What was asked for: settings that all runs of a task share, and arms as plain data, from ``spec.json``."""
+    """Settings from ``spec.json``: those common to all runs of a task, and those common to all of an arm."""
     specs = study.database.sql("SELECT run_id, spec::VARCHAR AS spec FROM specs").df()
     if specs.empty:
         return {}
@@ -126,7 +129,10 @@ def _specs(study: Study) -> dict[str, str]:
 
 
 def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested JSON as ``a/b`` → text; what is null, empty or false has no name, nor have places on somebody's disk."""
+    """Nested JSON as ``a/b`` → text.
+
+    Null, empty and false values are omitted, and so are local paths.
+    """
     found: dict[str, str] = {}
     for key, value in data.items():
         if key in _PLACES:

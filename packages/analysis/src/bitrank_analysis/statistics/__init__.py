@@ -1,4 +1,7 @@
-"""Paired statistics of a study. The entries take a study; the modules beneath take arrays and can be used on their own."""
+"""Paired statistics of a study.
+
+The exported functions take a study. The modules below them take arrays and can be used alone.
+"""
 
 from bitrank_analysis.statistics.arms import arms
 from bitrank_analysis.statistics.compare import compare

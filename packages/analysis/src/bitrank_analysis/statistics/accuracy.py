@@ -1,7 +1,7 @@
-"""Two classifiers on the same examples: McNemar's exact test, Newcombe's interval, what could have been seen, and equivalence.
+"""Two classifiers on the same examples: McNemar's test, Newcombe's interval, power and equivalence.
 
-Counts throughout: ``both`` right, ``gain`` (only the candidate right), ``loss`` (only the baseline right), ``neither``. The difference
-is candidate − baseline = (gain − loss) / n.
+All functions use the counts of paired outcomes: ``both`` right, ``gain`` (only the candidate right), ``loss``
+(only the baseline right) and ``neither``. The difference is candidate − baseline = (gain − loss) / n.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from bitrank_analysis.errors import AnalysisError
 
-MARGIN = 0.01  # one point of accuracy
+MARGIN = 0.01  # equivalence margin: one percentage point of accuracy
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Counts of one pair of arms over the same examples."""
+    """Counts of paired outcomes of two arms on the same examples."""
 
     both: int
     gain: int
@@ -39,7 +39,10 @@ class Paired:
 
 
 def count_pairs(candidate_N: NDArray[np.bool_], baseline_N: NDArray[np.bool_]) -> Paired:
-    """Counts from which answers were right, (N,) each. Raises :class:`AnalysisError` on none, or on different lengths."""
+    """Count paired outcomes from arrays of shape (N,) that are true where the answer is right.
+
+    Raises :class:`AnalysisError` for empty arrays or different lengths.
+    """
     if len(candidate_N) != len(baseline_N) or len(candidate_N) == 0:
         raise AnalysisError(
             f"expected the same examples for both arms, got {len(candidate_N)} and {len(baseline_N)}"
@@ -49,19 +52,22 @@ def count_pairs(candidate_N: NDArray[np.bool_], baseline_N: NDArray[np.bool_]) -
 
 
 def mcnemar_exact(pairs: Paired) -> float:
-    """Two-sided exact p of McNemar's test (1947). It is conservative: with few discordant pairs it rejects in less than α of nulls.
+    """Two-sided p-value of McNemar's exact test (1947); 1 without discordant pairs.
 
-    With no discordant pair it is 1.
+    The test is conservative: with few discordant pairs it rejects fewer than α of true null hypotheses.
     """
     return float(mcnemar([[pairs.both, pairs.gain], [pairs.loss, pairs.neither]], exact=True).pvalue)
 
 
 def newcombe(pairs: Paired, alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the difference: method 10 of Newcombe (1998), "Improved confidence intervals for the difference between binomial
-    proportions based on paired data", *Statistics in Medicine* 17, 2635–2650.
+    """Confidence interval of the difference by method 10 of Newcombe (1998).
 
-    Wilson's intervals of both proportions, joined by the square-and-add rule with the continuity-corrected correlation φ*. Its limits
-    lie in [−1, 1] and have width even with no discordant pair.
+    The method combines Wilson intervals of both proportions by the square-and-add rule with the
+    continuity-corrected correlation φ*. The limits are within [−1, 1], and the interval has a positive width
+    even without discordant pairs.
+
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data", *Statistics in Medicine* 17 (1998), 2635–2650.
     """
     right_a, right_b, n = pairs.both + pairs.gain, pairs.both + pairs.loss, pairs.n
     a, b = right_a / n, right_b / n
@@ -74,7 +80,10 @@ def newcombe(pairs: Paired, alpha: float = 0.05) -> tuple[float, float]:
 
 
 def _correlation(pairs: Paired) -> float:
-    """Newcombe's φ*: the correlation of the pairs, drawn in towards 0 by n/2 when it is positive."""
+    """Newcombe's φ*: the correlation of the pairs, corrected for continuity if positive.
+
+    The correction reduces the numerator by n/2, not below 0.
+    """
     e, f, g, h, n = pairs.both, pairs.gain, pairs.loss, pairs.neither, pairs.n
     margins = (e + f) * (g + h) * (e + g) * (f + h)
     product = e * h - f * g
@@ -83,10 +92,13 @@ def _correlation(pairs: Paired) -> float:
 
 
 def tango_score(pairs: Paired, difference: float) -> float:
-    """The score statistic z of "the true difference is ``difference``": Tango (1998), "Equivalence test and confidence interval for
-    the difference in proportions for the paired-sample design", *Statistics in Medicine* 17, 891–908, eqs. 4–6.
+    """Score statistic z of the hypothesis that the true difference is ``difference``.
 
-    At difference 0 it is McNemar's z without correction. 0 where the difference fits the counts without any spread.
+    At difference 0 it equals McNemar's z without continuity correction. It is 0 if the observed difference
+    equals ``difference``, and infinite if the variance is 0 otherwise.
+
+    T. Tango, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", *Statistics in Medicine* 17 (1998), 891–908, eqs. 4–6.
     """
     n, gap = pairs.n, pairs.gain - pairs.loss - pairs.n * difference
     linear = 2 * n * difference - pairs.gain - pairs.loss - (pairs.gain - pairs.loss) * difference
@@ -97,24 +109,27 @@ def tango_score(pairs: Paired, difference: float) -> float:
 
 
 def equivalence(pairs: Paired, margin: float = MARGIN) -> float:
-    """p of TOST for paired proportions: the larger of Tango's two one-sided score tests against ±``margin``."""
+    """p-value of TOST for paired proportions: the larger of two one-sided Tango score tests at ±``margin``.
+
+    Raises :class:`AnalysisError` for a margin outside (0, 1).
+    """
     if not 0 < margin < 1:
         raise AnalysisError(f"expected a margin between 0 and 1, got {margin}")
     return float(max(stats.norm.sf(tango_score(pairs, -margin)), stats.norm.cdf(tango_score(pairs, margin))))
 
 
 def best_equivalence(discordant: int, n: int, margin: float = MARGIN) -> float:
-    """The least p that TOST could give with this many discordant pairs: that of gains and losses in balance.
+    """Smallest p-value that TOST can give with this number of discordant pairs: gains and losses balanced.
 
-    Where it is not below α, this test set cannot show "as good as", whatever the arms are worth.
+    If it is not below α, this test set cannot show equivalence at any true difference of the arms.
     """
     return equivalence(Paired(n - discordant, discordant - discordant // 2, discordant // 2, 0), margin)
 
 
 def smallest_significant(discordant: int, alpha: float = 0.05) -> int | None:
-    """The least \\|gain − loss\\| that McNemar's exact test calls significant with this many discordant pairs; None when nothing is.
+    r"""Smallest \|gain − loss\| that is significant by McNemar's exact test; None if none is.
 
-    Fewer than six discordant pairs can never give p < 0.05.
+    ``discordant`` is the number of discordant pairs. Fewer than six can never give p < 0.05.
     """
     for gap in range(discordant % 2, discordant + 1, 2):
         if mcnemar_exact(Paired(0, (discordant + gap) // 2, (discordant - gap) // 2, 0)) < alpha:
@@ -123,11 +138,14 @@ def smallest_significant(discordant: int, alpha: float = 0.05) -> int | None:
 
 
 def detectable(discordant_share: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The accuracy difference that McNemar's test finds with this ``power`` on ``n`` examples.
+    """Accuracy difference that McNemar's test detects with this ``power`` on ``n`` examples.
 
-    Connor (1987), "Sample size for testing differences in proportions for the paired-sample design", *Biometrics* 43, 207–211:
-    δ√n = z(α/2)·√ψ + z(β)·√(ψ − δ²), where ψ is the observed share of discordant pairs, or δ itself where fewer pairs than that
-    disagreed (a difference δ needs that many). 1 when even that is not enough.
+    It solves δ√n = z(α/2)·√ψ + z(β)·√(ψ − δ²) for δ, where ψ is the observed share of discordant pairs, but
+    at least δ, because a difference of δ needs that many discordant pairs. Returns 1 if no difference can be
+    detected.
+
+    R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design",
+    *Biometrics* 43 (1987), 207–211.
     """
     z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
 

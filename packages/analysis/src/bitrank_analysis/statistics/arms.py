@@ -1,4 +1,4 @@
-"""Each arm on its own: quality with its interval over examples, the interval over seeds beside it, and what the arm costs."""
+"""Summary of each arm: quality with intervals over examples and over seeds, and costs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ _COSTS = [
 
 
 def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
-    """One row per config: config, metric, seeds (count), n, quality, low, high, seed_low, seed_high (NaN with one seed), zero, and means
-    over seeds of model_mib, bits, peak_mib, import_mib, adapter_params, trainable_percent, rank, train_tok_s and seconds.
+    """Return one row per config with its quality, intervals and mean costs over seeds.
 
-    Accuracy: the mean over seeds, with Wilson's interval for n examples (with several seeds this is wide rather than narrow: averaging
-    seeds can only lessen an example's variance). Perplexity: of the mean log-perplexity, with the interval that inverts sign flips of
-    documents (NaN for fewer than six: their flips allow no test at 5 %).
-    ``zero`` is the same mean of the quality before training, NaN where it was not measured.
+    Columns: config, metric, seeds (count), n, quality, low, high, seed_low, seed_high (NaN with one seed),
+    zero, and means over seeds of model_mib, bits, peak_mib, import_mib, adapter_params, trainable_percent,
+    rank, train_tok_s and seconds.
+
+    Accuracy is the mean over seeds with Wilson's interval for n examples. With several seeds this interval is
+    conservative, because averaging over seeds can only reduce the variance of an example. Perplexity is that
+    of the mean log-perplexity, with the interval that inverts the sign-flip test over documents (NaN for
+    fewer than six, whose flips allow no test at 5 %). ``zero`` is the same mean of the quality before
+    training, NaN if it was not measured.
     """
     runs = study.runs[study.runs["task"] == task]
     return pd.DataFrame(
@@ -40,7 +44,7 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
-    """The interval of an arm's accuracy or perplexity over examples."""
+    """Confidence interval of an arm's accuracy or perplexity over examples."""
     mean_N = arm.values_SN.mean(axis=0)
     if arm.metric == "acc":
         low, high = proportion_confint(float(mean_N.sum()), arm.n, alpha, method="wilson")

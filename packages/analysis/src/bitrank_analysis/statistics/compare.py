@@ -1,4 +1,4 @@
-"""Candidates against baselines: the table that says which arm won, by how much, and how sure."""
+"""Comparison of candidates with baselines: differences, intervals, tests and verdicts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from bitrank_analysis.study import Study
 
 NAN = float("nan")
 COLUMNS = [
-    "task", "metric", "candidate", "baseline", "seeds", "n", "candidate_quality", "baseline_quality", "difference", "ratio", "low", "high",
-    "ratio_low", "ratio_high", "family_low", "family_high", "seed_low", "seed_high", "p", "p_holm", "test", "effect", "effect_name",
-    "discordant_gain", "discordant_loss", "least_significant", "detectable", "tost_p", "tost_p_holm", "tost_best_p", "margin", "verdict",
+    "task", "metric", "candidate", "baseline", "seeds", "n", "candidate_quality", "baseline_quality",
+    "difference", "ratio", "low", "high",
+    "ratio_low", "ratio_high", "family_low", "family_high", "seed_low", "seed_high", "p", "p_holm", "test",
+    "effect", "effect_name",
+    "discordant_gain", "discordant_loss", "least_significant", "detectable", "tost_p", "tost_p_holm",
+    "tost_best_p", "margin", "verdict",
     "equivalent",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What every row is worked out with; ``family`` is the number of rows."""
+    """Settings of a comparison; ``family`` is the number of rows that the correction covers."""
 
     alpha: float
     margins: tuple[float, float]
@@ -47,24 +50,30 @@ def compare(
     alpha: float = 0.05,
     margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
 ) -> pd.DataFrame:
-    """Every arm of ``task`` against each of ``baselines``, over the seeds that both have; two baselines meet once.
+    """Compare every arm of ``task`` with each of ``baselines`` over their common seeds.
 
-    All rows are one family: ``p_holm`` is corrected over it, and so is ``tost_p_holm``. Another task is another family.
+    Two baselines are compared with each other once. All rows form one family: ``p_holm`` and ``tost_p_holm``
+    are corrected over it. Each task is a family by itself.
 
-    ``difference`` is candidate − baseline: of accuracy (0–1), or of log-perplexity in nats (``ratio`` = exp of it; below zero is
-    better). With several seeds ``p``, ``low high`` and ``tost_p`` hold both sources of variation, examples and seeds
-    (:mod:`~bitrank_analysis.statistics.confidence`); with one seed examples alone. ``family_low family_high`` is the same interval
-    at α over the number of rows: all of them hold together, and one that leaves out zero is a verdict. ``seed_low seed_high`` is
-    what seeds alone would do (NaN with one). ``discordant_gain`` and ``_loss`` count examples, summed over seeds, that only the
-    candidate or only the baseline got right. ``least_significant`` is the smallest accuracy difference that could have been significant
-    with as many discordant pairs, before correction; ``detectable`` the one found with 80 % power; ``tost_best_p`` the p that TOST would
-    give with this much disagreement and no difference at all: where it is not below α, "as good as" is out of reach.
+    ``difference`` is candidate − baseline, of accuracy (0–1) or of log-perplexity in nats (negative is
+    better; ``ratio`` is its exponential). With several seeds, ``p``, ``low``, ``high`` and ``tost_p`` cover
+    variation over both examples and seeds (:mod:`~bitrank_analysis.statistics.confidence`); with one seed,
+    over examples alone. ``family_low`` and ``family_high`` are the interval at α divided by the number of
+    rows, so that all such intervals hold simultaneously; one that excludes zero implies a verdict.
+    ``seed_low`` and ``seed_high`` are the interval over seeds alone (NaN with one seed).
 
-    ``verdict`` is one of :mod:`~bitrank_analysis.statistics.verdicts`: better or worse when p_holm < α, as good as when
-    tost_p_holm < α (also said in ``equivalent``, as both can hold), else unresolved; with one seed, by words of its own.
+    ``discordant_gain`` and ``discordant_loss`` count the examples, summed over seeds, that only the candidate
+    or only the baseline got right. ``least_significant`` is the smallest accuracy difference that could have
+    been significant with this number of discordant pairs, before correction. ``detectable`` is the difference
+    detected with 80 % power. ``tost_best_p`` is the TOST p-value at this amount of disagreement and a
+    difference of 0; if it is not below α, the data cannot show equivalence.
 
-    ``margins`` are those of TOST: accuracy, and log ratio of perplexity. Empty with a reason in ``attrs["notes"]`` when nothing can be
-    paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
+    ``verdict`` is one of :mod:`~bitrank_analysis.statistics.verdicts`: better or worse if p_holm < α, as good
+    as if tost_p_holm < α (also recorded in ``equivalent``, as both can hold), else unresolved. With one seed
+    the verdict has a separate name.
+
+    ``margins`` are the TOST margins: accuracy, and log ratio of perplexity. The table is empty, with a reason
+    in ``attrs["notes"]``, if nothing can be paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
     """
     arms = load_arms(study, task)
     table = compare_arms(arms, baselines, alpha, margins).assign(task=task)[COLUMNS]
@@ -78,7 +87,7 @@ def compare_arms(
     alpha: float = 0.05,
     margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
 ) -> pd.DataFrame:
-    """:func:`compare` of arms that are in memory already; ``task`` is left empty."""
+    """:func:`compare` for arms that are already in memory; ``task`` stays empty."""
     pairs, notes = [], []
     for baseline, candidate in _pairs(list(arms), baselines):
         shared = common_seeds(arms[candidate], arms[baseline])
@@ -91,7 +100,7 @@ def compare_arms(
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
-    """(baseline, candidate), without a baseline against an earlier one a second time."""
+    """Pairs (baseline, candidate); two baselines form one pair."""
     order = [baseline for baseline in baselines if baseline in configs]
     return [
         (base, config) for n, base in enumerate(order) for config in configs if config not in order[: n + 1]
@@ -101,7 +110,8 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
 def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(
-            f"{candidate.config} and {baseline.config} share one example; expected two or more to compare over"
+            f"{candidate.config} and {baseline.config} share one example; expected two or more to compare "
+            "over"
         )
     gaps_SN = candidate.over(shared) - baseline.over(shared)
     per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
@@ -127,7 +137,7 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
 def _accuracy(
     candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, asked: _Asked
 ) -> dict[str, object]:
-    """McNemar and Newcombe with one seed; with several, examples by the padded normal, and seeds."""
+    """McNemar and Newcombe with one seed; the padded normal and the error over seeds with several."""
     gaps_SN = candidate_SN - baseline_SN
     gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
     row: dict[str, object] = {"discordant_gain": gain, "discordant_loss": loss, "margin": asked.margins[0]}
@@ -176,7 +186,8 @@ def _both_sources(
     return {
         "low": low, "high": high, "family_low": family_low, "family_high": family_high, "p": found.p,
         "test": f"{test}, moderated t over seeds" if seeds else test, "detectable": found.detectable(),
-        "tost_p": found.equivalence(margin), "tost_best_p": found.centred().equivalence(margin), "margin": margin,
+        "tost_p": found.equivalence(margin), "tost_best_p": found.centred().equivalence(margin),
+        "margin": margin,
     }  # fmt: skip
 
 
@@ -204,7 +215,7 @@ def _notes(
 
 
 def _too_few_documents(table: pd.DataFrame, task: str, alpha: float) -> list[str]:
-    """Sign flips of n documents give no p below 2 / 2ⁿ, which Holm multiplies by the size of the family."""
+    """A note if sign flips allow no verdict: n documents give p ≥ 2 / 2ⁿ before Holm's correction."""
     if table.empty or table["metric"].iloc[0] != "ppl":
         return []
     count, family = int(table["n"].iloc[0]), len(table)
@@ -212,6 +223,7 @@ def _too_few_documents(table: pd.DataFrame, task: str, alpha: float) -> list[str
         return []
     least = next(n for n in range(1, 64) if 2 * family / 2**n < alpha)
     return [
-        f"The {count} test documents of {task} are too few for a verdict over {family} comparisons, whatever the arms are worth: "
+        f"The {count} test documents of {task} are too few for a verdict over {family} comparisons, whatever "
+        "the arms are worth: "
         f"{least} is the least."
     ]

@@ -1,13 +1,16 @@
-"""A difference as a confidence distribution. Test, interval and equivalence are read from it, so they cannot contradict each other.
+"""A difference as a confidence distribution, from which test, interval and equivalence are derived.
 
-Two sources of error are added as independent ones (the Behrens–Fisher convolution):
+A single distribution makes the three consistent with each other. It is the convolution of two independent
+sources of error (as for Behrens–Fisher):
 
-- *examples*: would the same trained models differ on other examples? Sign flips of documents, or the normal with padded error for
-  right and wrong answers.
-- *seeds*: would other seeds differ? Student's t with the moderated error of :mod:`~bitrank_analysis.statistics.moderation`.
+- *examples*: the variation of the difference over other examples for the same trained models. Sign flips of
+  documents, or a normal distribution with padded error for right and wrong answers.
+- *seeds*: the variation over other seeds. Student's t with the moderated error of
+  :mod:`~bitrank_analysis.statistics.moderation`.
 
-The spread over seeds contains what examples add to it, so that part counts twice: the sum errs on the wide side. With one seed there is
-only the first source, and :mod:`~bitrank_analysis.statistics.verdicts` names such a result otherwise.
+The spread over seeds contains the contribution of examples, which therefore counts twice: the sum is
+conservative. With one seed only the first source exists, and :mod:`~bitrank_analysis.statistics.verdicts`
+names such results differently.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from bitrank_analysis.statistics.signflips import subset_ratios
 
 _GRID_Z = np.linspace(-7.0, 7.0, 281)
 _GRID_WEIGHTS = stats.norm.pdf(_GRID_Z) / stats.norm.pdf(_GRID_Z).sum()
-_SMEARED = 1001  # points that stand for all of them where t smears them anyway
+_SMEARED = 1001  # number of points kept if the t distribution smooths them
 _Z_ALPHA, _Z_POWER = float(stats.norm.ppf(0.975)), float(stats.norm.ppf(0.8))
 
 
 @dataclass(frozen=True)
 class SeedError:
-    """Standard error over seeds of a mean difference, and the degrees of freedom it was estimated with."""
+    """Standard error over seeds of a mean difference, and its degrees of freedom."""
 
     error: float
     df: float
@@ -38,9 +41,10 @@ class SeedError:
 
 @dataclass(frozen=True)
 class Confidence:
-    """``points_B`` with ``weights_B`` (adding to 1), each smeared by ``error`` times Student's t with ``df`` degrees of freedom.
+    """A mixture of Student's t distributions centred at ``points_B`` with ``weights_B`` (sum 1).
 
-    ``value`` is the estimate. Without ``error`` the points themselves are the distribution. ``least`` is the smallest p of one side
+    ``error`` scales each component and ``df`` are its degrees of freedom; with ``error`` 0 the points
+    themselves are the distribution. ``value`` is the estimate. ``least`` is the smallest one-sided p-value
     that the data allow: few documents have few sign flips.
     """
 
@@ -52,30 +56,33 @@ class Confidence:
     df: float = np.inf
 
     def below(self, limit: float) -> float:
-        """The one-sided p of "the difference is ``limit`` or less"."""
+        """One-sided p-value of the hypothesis that the difference is at most ``limit``."""
         return self._share(limit - self.points_B)
 
     def above(self, limit: float) -> float:
-        """The one-sided p of "the difference is ``limit`` or more"."""
+        """One-sided p-value of the hypothesis that the difference is at least ``limit``."""
         return self._share(self.points_B - limit)
 
     @property
     def p(self) -> float:
-        """The two-sided p of "there is no difference"."""
+        """Two-sided p-value of the hypothesis of no difference."""
         return min(1.0, 2 * min(self.below(0.0), self.above(0.0)))
 
     def equivalence(self, margin: float) -> float:
-        """The p of TOST that the difference lies within ±``margin``. Raises :class:`AnalysisError` unless the margin is above 0."""
+        """TOST p-value for a difference within ±``margin``.
+
+        Raises :class:`AnalysisError` unless the margin is above 0.
+        """
         if not margin > 0:
             raise AnalysisError(f"expected a margin above 0, got {margin}")
         return min(1.0, max(self.below(-margin), self.above(margin)))
 
     def centred(self) -> Confidence:
-        """The same distribution around a difference of exactly 0: what these data would say of arms that are equal."""
+        """The same distribution shifted to a difference of 0: the result if the arms were equal."""
         return replace(self, value=0.0, points_B=self.points_B - self.value)
 
     def interval(self, alpha: float = 0.05) -> tuple[float, float]:
-        """All differences that the test does not reject at ``alpha``; (NaN, NaN) when it cannot reject any."""
+        """All differences that the test does not reject at ``alpha``; (NaN, NaN) if it can reject none."""
         if self.least >= alpha / 2:
             return float("nan"), float("nan")
         tail = (alpha / 2 - self.least) / (1 - self.least)
@@ -84,7 +91,7 @@ class Confidence:
         return self._root(self.below, alpha / 2, tail, -1), self._root(self.above, alpha / 2, tail, 1)
 
     def detectable(self) -> float:
-        """The difference that is found four times in five at 5 %, from the width of the interval; NaN where there is none."""
+        """Difference detected with 80 % power at 5 %, from the interval's width; NaN without an interval."""
         low, high = self.interval(0.05)
         return (high - low) / 2 * (_Z_ALPHA + _Z_POWER) / _Z_ALPHA
 
@@ -93,16 +100,16 @@ class Confidence:
         return float(self.least + (1 - self.least) * (self.weights_B @ inside_B))
 
     def _smear(self, steps_B: Floats) -> Floats:
-        """The distribution function of t, without the checks of :mod:`scipy.stats`: an interval asks for it dozens of times."""
+        """CDF of Student's t without the argument checks of :mod:`scipy.stats`: an interval needs dozens."""
         return np.asarray(special.ndtr(steps_B) if self.df == np.inf else special.stdtr(self.df, steps_B))
 
     def _quantile(self, tail: float) -> float:
-        """The first point at which the share of points reaches ``tail``."""
+        """The first point at which the cumulative weight reaches ``tail``."""
         reached = np.searchsorted(np.cumsum(self.weights_B), tail * (1 - 1e-12))
         return float(self.points_B[min(int(reached), len(self.points_B) - 1)])
 
     def _root(self, share: Callable[[float], float], wanted: float, tail: float, side: int) -> float:
-        """Where ``share`` (``below`` or ``above``) comes to ``wanted``."""
+        """The limit at which ``share`` (``below`` or ``above``) equals ``wanted``."""
         reach = side * -float(stats.t.ppf(tail, self.df)) * self.error
         slack = 1e-6 * self.error
         first, last = float(self.points_B[0]) + reach - slack, float(self.points_B[-1]) + reach + slack
@@ -110,7 +117,10 @@ class Confidence:
 
 
 def of_documents(values_N: Floats, weights_N: Floats, seeds: SeedError | None = None) -> Confidence:
-    """Σ value / Σ weight over documents, values averaged over seeds, by sign flips and the error over ``seeds``."""
+    """Distribution of Σ value / Σ weight over documents, by sign flips and the error over ``seeds``.
+
+    ``values_N`` are means over seeds.
+    """
     points_B, least = subset_ratios(values_N, weights_N)
     value = float(values_N.sum() / weights_N.sum())
     if seeds is None or seeds.error == 0.0:
@@ -120,7 +130,10 @@ def of_documents(values_N: Floats, weights_N: Floats, seeds: SeedError | None = 
 
 
 def of_bounded(values_N: Floats, span: float = 1.0, seeds: SeedError | None = None) -> Confidence:
-    """The mean of values in [−span, span], averaged over seeds, by the padded normal and the error over ``seeds``."""
+    """Distribution of the mean of values in [−span, span], by the padded normal and the error over ``seeds``.
+
+    ``values_N`` are means over seeds.
+    """
     centre, error = padded(values_N, span)
     value = float(values_N.mean())
     if seeds is None or seeds.error == 0.0:

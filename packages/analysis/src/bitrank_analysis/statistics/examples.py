@@ -1,4 +1,4 @@
-"""From a study to arrays: what each arm did on each example, in one order of examples for all arms of a task."""
+"""Arrays of per-example results: one order of examples for all arms of a task."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _COLUMNS = {"acc": ["id", "label", "prediction"], "ppl": ["id", "loss", "tokens"
 class Arm:
     """One config on one task: S seeds over N examples (classification) or documents (language modelling).
 
-    ``values_SN`` is 1 where right, or a document's loss in nats; ``weights_N`` is 1, or its tokens. Σ value / Σ weight is the accuracy
-    or the log-perplexity.
+    ``values_SN`` is 1 for a right answer and 0 for a wrong one, or a document's loss in nats. ``weights_N``
+    is 1, or the document's number of tokens. Σ value / Σ weight is the accuracy or the log-perplexity.
     """
 
     config: str
@@ -44,13 +44,16 @@ class Arm:
 
 
 def load_arms(study: Study, task: str) -> dict[str, Arm]:
-    """Every arm of ``task`` by config. Raises :class:`AnalysisError` when the task is not in the study, a run has no predictions, or
-    two runs saw different examples: those must not be paired.
+    """Return every arm of ``task`` by config.
+
+    Raises :class:`AnalysisError` if the study does not contain the task, a run has no predictions, or two
+    runs were evaluated on different examples, which cannot be paired.
     """
     runs = study.runs[study.runs["task"] == task].sort_values(["config", "seed"], kind="stable")
     if runs.empty:
         raise AnalysisError(
-            f"there is no finished run of task {task!r}; expected one of {', '.join(sorted(set(study.runs['task']))) or '(none)'}"
+            f"there is no finished run of task {task!r}; expected one of "
+            f"{', '.join(sorted(set(study.runs['task']))) or '(none)'}"
         )
     records = runs.to_dict("records")
     frames = [_examples(study, run) for run in records]
@@ -69,17 +72,18 @@ def load_arms(study: Study, task: str) -> dict[str, Arm]:
 
 
 def common_seeds(*arms: Arm) -> tuple[int, ...]:
-    """Seeds that every one of the arms has, in order."""
+    """Seeds that all of the arms have, in order."""
     return tuple(seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms))
 
 
 def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
-    """``value``, ``weight`` and ``key`` (what must agree between runs) by id, sorted."""
+    """``value``, ``weight`` and ``key`` by example id, sorted; ``key`` must be equal in all runs."""
     name, predictions = f"{run['run_name']} ({run['run_id']})", study.predictions(run["run_id"])
     lacking = [column for column in _COLUMNS[run["metric"]] if column not in predictions]
     if lacking or predictions.empty:
         raise AnalysisError(
-            f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected {_COLUMNS[run['metric']]}"
+            f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected "
+            f"{_COLUMNS[run['metric']]}"
         )
     if run["metric"] == "acc":
         frame = _right(predictions, name)
@@ -102,7 +106,8 @@ def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
 def _right(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     if predictions["id"].duplicated().any():
         raise AnalysisError(
-            f"the predictions of {name} hold {predictions['id'].duplicated().sum()} ids twice; expected one row an example"
+            f"the predictions of {name} hold {predictions['id'].duplicated().sum()} ids twice; expected one "
+            "row an example"
         )
     rows = predictions.set_index("id").sort_index()
     return pd.DataFrame(
@@ -117,16 +122,19 @@ def _same_examples(
     names = f"{run_a['run_name']} ({run_a['run_id']}) and {run_b['run_name']} ({run_b['run_id']})"
     if run_a["metric"] != run_b["metric"] or run_a["model"] != run_b["model"]:
         raise AnalysisError(
-            f"{names} cannot be paired: model {run_a['model']} with {run_a['metric']} against model {run_b['model']} with {run_b['metric']}"
+            f"{names} cannot be paired: model {run_a['model']} with {run_a['metric']} against model "
+            f"{run_b['model']} with {run_b['metric']}"
         )
     apart = a.index.symmetric_difference(b.index)
     if len(apart):
         raise AnalysisError(
-            f"{names} were evaluated on different examples: {len(apart)} ids are in only one of them; they cannot be paired"
+            f"{names} were evaluated on different examples: {len(apart)} ids are in only one of them; they "
+            "cannot be paired"
         )
     changed = int((a["key"].to_numpy() != b["key"].to_numpy()).sum())
     if changed:
         what = "labels" if run_a["metric"] == "acc" else "numbers of tokens"
         raise AnalysisError(
-            f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be paired"
+            f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be "
+            "paired"
         )

@@ -1,7 +1,8 @@
-"""Rank (fixed, adaptive) × precision (16-bit, NF4): main effects and their interaction, each a contrast of four paired values.
+"""2 × 2 factorial: rank (fixed, adaptive) × precision (16-bit, NF4), main effects and interaction.
 
-Four arms cross fully: B-FP, B-Ada, B-Q4 and Joint-1. Joint-2 and Joint-3 do not join: both are of mixed precision, but they mix it by
-different rules (edges high; attention high), so their difference is not one of rank alone.
+Each effect is a contrast of four paired values. Four arms form the full factorial: B-FP, B-Ada, B-Q4 and
+Joint-1. Joint-2 and Joint-3 are excluded: both use mixed precision, but by different rules (edges high;
+attention high), so their difference is not one of rank alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ CELLS = {
     ("adaptive", "NF4"): "Joint-1",
 }
 NAME = "rank {fixed, adaptive} × precision {16-bit, NF4}: " + ", ".join(CELLS.values())
-# Weights of B-FP, B-Ada, B-Q4, Joint-1. A main effect is the mean of two differences; the interaction is their difference.
+# Weights of B-FP, B-Ada, B-Q4, Joint-1. A main effect is the mean of two differences; the interaction is
+# their difference.
 CONTRASTS = {
     "rank": (-0.5, 0.5, -0.5, 0.5),
     "precision": (-0.5, -0.5, 0.5, 0.5),
@@ -50,12 +52,15 @@ _COLUMNS = [
 
 
 def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
-    """Effects of the 2 × 2 on accuracy, or on log-perplexity (nats a token; below zero is better). Columns: effect (rank: adaptive −
-    fixed; precision: NF4 − 16-bit; interaction), factorial (which arms), metric, seeds, n, estimate, low, high (with several seeds over
-    examples and seeds, else over examples or documents), seed_low, seed_high (over seeds alone, NaN with one), p, p_holm (over the
-    three), verdict (resolved when p_holm < α, with one seed by another word; else unresolved).
+    """Effects of the 2 × 2 factorial on accuracy, or on log-perplexity (nats per token; negative is better).
 
-    Empty when an arm of the four, or a seed common to them, is missing; ``attrs["notes"]`` says which.
+    Columns: effect (rank: adaptive − fixed; precision: NF4 − 16-bit; interaction), factorial (the arms),
+    metric, seeds, n, estimate, low and high (over examples or documents, with several seeds also over seeds),
+    seed_low and seed_high (over seeds alone, NaN with one), p, p_holm (over the three effects), verdict
+    (resolved if p_holm < α, under a separate name with one seed; else unresolved).
+
+    The table is empty if one of the four arms, or a seed common to them, is missing; ``attrs["notes"]`` gives
+    the reason. Raises :class:`AnalysisError` as :func:`load_arms` does.
     """
     arms = load_arms(study, task)
     lacking = [config for config in CELLS.values() if config not in arms]
@@ -67,7 +72,8 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     spread = seed_spread(arms.values())
     rows = [_effect(effect, four, seeds, spread, alpha) for effect in CONTRASTS]
     notes = [
-        f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different rules."
+        f"The factorial is {NAME}. Joint-2 and Joint-3 stay out: their mixed precision follows different "
+        "rules."
     ]
     return _frame(rows, notes if len(seeds) > 1 else [*notes, ONE_SEED], alpha)
 
@@ -75,7 +81,10 @@ def factorial(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
 def contrast(
     values_4N: Floats, weights_N: Floats, effect: str, bounded: bool, seeds: SeedError | None = None
 ) -> Confidence:
-    """One effect from four paired values (4, N), averaged over seeds, in the order of ``CELLS``; ``bounded`` values lie in [0, 1]."""
+    """One effect from four paired values (4, N), averaged over seeds, in the order of ``CELLS``.
+
+    ``bounded`` values are within [0, 1].
+    """
     values_N = np.asarray(CONTRASTS[effect], dtype=np.float64) @ values_4N
     span = float(np.abs(CONTRASTS[effect]).sum() / 2)
     return of_bounded(values_N, span, seeds) if bounded else of_documents(values_N, weights_N, seeds)
@@ -92,8 +101,10 @@ def _effect(
     found = contrast(values_4SN.mean(axis=1), weights_N, effect, four[0].metric == "acc", over)
     low, high = found.interval(alpha)
     return {
-        "effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds), "n": len(weights_N), "estimate": found.value,
-        "low": low, "high": high, "seed_low": found.value - half, "seed_high": found.value + half, "p": found.p,
+        "effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds),
+        "n": len(weights_N), "estimate": found.value,
+        "low": low, "high": high, "seed_low": found.value - half, "seed_high": found.value + half,
+        "p": found.p,
     }  # fmt: skip
 
 

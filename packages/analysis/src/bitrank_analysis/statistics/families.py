@@ -1,4 +1,4 @@
-"""Several comparisons asked at once: Holm's correction over the family."""
+"""Holm's correction over a family of comparisons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from bitrank_analysis.statistics.intervals import Floats
 
 
 def holm(p_K: Floats) -> Floats:
-    """Adjusted p (K,) of a family by Holm (1979), *Scand. J. Statist.* 6, 65–70. A NaN is no member and stays NaN."""
+    """Adjusted p-values (K,) of a family by Holm (1979), *Scand. J. Statist.* 6, 65–70.
+
+    A NaN is not part of the family and stays NaN.
+    """
     adjusted_K = np.full(len(p_K), np.nan)
     asked = np.flatnonzero(~np.isnan(p_K))
     order = asked[np.argsort(p_K[asked], kind="stable")]

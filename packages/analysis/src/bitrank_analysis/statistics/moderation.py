@@ -1,13 +1,15 @@
-"""How much seeds move an arm, estimated from all arms of a task together.
+"""Variation over seeds, estimated from all arms of a task together (moderated t).
 
-Two or three seeds say little about one arm's spread: a t test with two degrees of freedom, corrected over nine comparisons, would never
-find anything. Arms of one task are trained alike, so their spreads are alike unless the data show otherwise. The variance of each
-comparison is therefore drawn toward the one pooled over arms, by as much as the arms' own variances agree: the moderated t of Smyth
-(2004), "Linear models and empirical Bayes methods for assessing differential expression in microarray experiments", *Stat. Appl. Genet.
-Mol. Biol.* 3(1), 3. One collapsed run makes the variances disagree, and then each comparison keeps its own.
+Two or three seeds give little information about the spread of one arm: a t test with two degrees of freedom,
+corrected over nine comparisons, would never reject. Arms of one task are trained alike, so their spreads are
+similar unless the data show otherwise. The variance of each comparison is therefore shrunk towards the
+variance pooled over arms, and the more the variances of the arms agree, the stronger is the shrinkage: the
+moderated t of Smyth (2004), "Linear models and empirical Bayes methods for assessing differential expression
+in microarray experiments", *Stat. Appl. Genet. Mol. Biol.* 3(1), 3. One collapsed run makes the variances
+disagree; each comparison then keeps its own variance.
 
-What a seed does to all arms alike cancels in their difference. It is taken out where the data show that there is such an effect (an F
-test); otherwise it would spread one collapsed run over all arms of its seed.
+A seed's common effect on all arms cancels in their difference. It is removed if an F test shows that it
+exists; otherwise its removal would spread one collapsed run over all arms of its seed.
 """
 
 from __future__ import annotations
@@ -24,22 +26,28 @@ from bitrank_analysis.statistics.confidence import SeedError
 from bitrank_analysis.statistics.examples import Arm
 from bitrank_analysis.statistics.intervals import Floats
 
-_FLOOR = 1e-5  # of the mean variance: an arm whose seeds happened to tie is not one without spread
-_SHOWN = 0.05  # p of a common effect of seeds, below which it is taken out
-_AGREE = 1e-6  # excess variance of log variances below which the arms count as one population
+_FLOOR = 1e-5  # lower bound of a variance, relative to the mean: seeds that tie do not imply zero spread
+_SHOWN = 0.05  # p-value of a common effect of seeds below which it is removed
+_AGREE = 1e-6  # excess variance of log variances below which all arms share one variance
 
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """``variance`` of one run of an arm around the arm's mean, as all arms have it; ``prior_df`` is how many observations it is worth
-    beside a comparison's own (infinite: the arms' variances agree), and ``residual_df`` how many it was estimated from."""
+    """Variance of one run of an arm around the arm's mean, shared by all arms.
+
+    ``prior_df`` is the weight of ``variance`` in observations, relative to a comparison's own variance
+    (infinite: the variances of the arms agree). ``residual_df`` are the degrees of freedom of the estimate.
+    """
 
     variance: float
     prior_df: float
     residual_df: float
 
     def error(self, contrasts_S: Floats, size: float) -> SeedError:
-        """The error of the mean of per-seed contrasts (S,) of arms, S ≥ 2; ``size`` is the sum of the contrast's squared weights."""
+        """Error of the mean of per-seed contrasts (S,) of arms, S ≥ 2.
+
+        ``size`` is the sum of the squared weights of the contrast.
+        """
         own_df, prior = len(contrasts_S) - 1, size * self.variance
         if self.prior_df == inf:
             moderated, df = prior, self.residual_df
@@ -51,7 +59,7 @@ class SeedSpread:
 
 
 def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
-    """The spread over seeds of ``arms``; None when no arm has two seeds."""
+    """Spread over seeds of ``arms``; None if no arm has two seeds."""
     several = [arm for arm in arms if len(arm.seeds) > 1]
     if not several:
         return None
@@ -71,9 +79,9 @@ def seed_spread(arms: Iterable[Arm]) -> SeedSpread | None:
 def _residuals(
     quality_C: Floats, arm_C: NDArray[np.int64], seed_C: NDArray[np.int64]
 ) -> tuple[Floats, Floats]:
-    """Residuals (C,) of quality around the arm's mean, and the share of a degree of freedom that each keeps.
+    """Residuals (C,) of quality and the share of a degree of freedom that each keeps.
 
-    Where seeds have a common effect, residuals of quality = arm + seed.
+    The model is quality = arm, or quality = arm + seed if seeds have a common effect.
     """
     _, block_C = np.unique(seed_C, return_inverse=True)
     arms_CA, seeds_CS = np.eye(arm_C.max() + 1)[arm_C], np.eye(block_C.max() + 1)[block_C]
@@ -94,7 +102,7 @@ def _least_squares(quality_C: Floats, design_CP: Floats) -> tuple[Floats, Floats
 
 
 def _prior(variance_A: Floats, df_A: Floats) -> tuple[float, float]:
-    """Degrees of freedom and value of the scaled inverse χ² that the arms' variances come from (Smyth 2004, section 6.2)."""
+    """Degrees of freedom and scale of the arms' scaled inverse χ² prior (Smyth 2004, section 6.2)."""
     if len(variance_A) < 2 or variance_A.mean() == 0.0:
         return inf, float(variance_A.mean())
     log_A = np.log(np.maximum(variance_A, _FLOOR * variance_A.mean()))

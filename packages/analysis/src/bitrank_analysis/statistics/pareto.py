@@ -1,4 +1,4 @@
-"""Which arms no other arm beats on both size and quality, and how sure that is."""
+"""Pareto front of size and quality, with the probability that each arm is on it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ ON, OFF, OPEN = "yes", "no", "unresolved"
 
 
 def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.DataFrame:
-    """Columns: config, x (MiB, mean over seeds), x_low, x_high, quality, low, high, on_front, probability, membership; ordered by x.
+    """Return the Pareto front of size ``x`` and quality, one row per config ordered by x.
 
-    ``probability`` is the share of resamples in which the arm is on the front. Resampled are the examples (or documents), the same for
-    all arms; with several seeds what seeds do to each arm; and a size that varies between runs
-    (:mod:`~bitrank_analysis.statistics.measured_sizes`), whose 95 % range is ``x_low`` to ``x_high``. ``on_front`` is the front of the
-    means as measured, ``membership`` what can be said: yes from a probability of 0.95, no up to 0.05, else unresolved.
-    ``attrs["size_share"]`` is the relative spread of x between runs, 0 for one that does not vary.
+    Columns: config, x (MiB, mean over seeds), x_low, x_high, quality, low, high, on_front, probability,
+    membership.
 
-    Raises :class:`AnalysisError` for another ``x`` than those in ``SIZES``, and when it was not measured.
+    ``on_front`` is the front of the measured means. ``probability`` is the share of resamples in which the
+    arm is on the front. A resample draws the examples (or documents), the same for all arms; with several
+    seeds also the effect of seeds on each arm; and a size that varies between runs
+    (:mod:`~bitrank_analysis.statistics.measured_sizes`), whose 95 % range is ``x_low`` to ``x_high``.
+    ``membership`` is yes for a probability from 0.95, no up to 0.05, else unresolved. ``attrs["size_share"]``
+    is the relative spread of x between runs, 0 if it does not vary.
+
+    Raises :class:`AnalysisError` for an ``x`` that is not in ``SIZES`` or was not measured.
     """
     if x not in SIZES:
         raise AnalysisError(f"expected x to be one of {', '.join(SIZES)}, got {x!r}")
@@ -70,7 +74,10 @@ def _membership(probability: float) -> str:
 
 
 def _qualities(chosen: Sequence[Arm], loaded: Mapping[str, Arm], seed: int) -> Floats:
-    """Accuracy or log-perplexity of each arm (B, A) on other examples, and with other seeds where several were run."""
+    """Resampled accuracy or log-perplexity of each arm (B, A).
+
+    A resample draws examples, and seeds if several were run.
+    """
     values_AN = np.stack([arm.values_SN.mean(axis=0) for arm in chosen])
     drawn_BA = resampled(values_AN, chosen[0].weights_N, RESAMPLES, seed)
     spread = seed_spread(loaded.values())
@@ -83,9 +90,10 @@ def _qualities(chosen: Sequence[Arm], loaded: Mapping[str, Arm], seed: int) -> F
 
 
 def on_front(x_A: Floats, quality_BA: Floats) -> NDArray[np.bool_]:
-    """For each of B draws, which of A arms (B, A) no other dominates: smaller x (A,) or (B, A) is better, larger quality is better.
+    """For each of B draws, whether no other arm dominates the arm (B, A).
 
-    One arm dominates another when it is no worse in both and better in one; so equal arms are on the front together.
+    Smaller x, (A,) or (B, A), and larger quality are better. One arm dominates another if it is no worse in
+    both and better in one, so equal arms are on the front together.
     """
     x_BA = np.broadcast_to(x_A, quality_BA.shape)
     x_B1A, x_BA1 = x_BA[:, None, :], x_BA[:, :, None]
@@ -96,7 +104,10 @@ def on_front(x_A: Floats, quality_BA: Floats) -> NDArray[np.bool_]:
 
 
 def resampled(values_AN: Floats, weights_N: Floats, resamples: int, seed: int) -> Floats:
-    """Σ value / Σ weight of every arm (B, A) over B bootstrap resamples of the examples, each the same for all arms."""
+    """Σ value / Σ weight of every arm (B, A) over B bootstrap resamples of the examples.
+
+    All arms share each resample.
+    """
     n, generator, chunks = len(weights_N), np.random.default_rng(seed), []
     for start in range(0, resamples, 500):
         counts_BN = generator.multinomial(n, np.full(n, 1 / n), size=min(500, resamples - start)).astype(

@@ -1,7 +1,7 @@
-"""Several seeds. A seed is a block: within it both arms saw the same draw, so only differences within a seed count.
+"""Seeds as blocks: both arms of a pair share a seed, so only differences within a seed count.
 
-How seeds enter a verdict is in :mod:`~bitrank_analysis.statistics.confidence` and
-:mod:`~bitrank_analysis.statistics.moderation`. With one seed they cannot, and :data:`ONE_SEED` says so.
+:mod:`~bitrank_analysis.statistics.confidence` and :mod:`~bitrank_analysis.statistics.moderation` include
+seeds in a verdict. With one seed this is impossible; :data:`ONE_SEED` is the note for that case.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from scipy import stats
 from bitrank_analysis.statistics.intervals import Floats
 
 ONE_SEED = (
-    "One seed was run: tests and intervals speak of other examples for these trained models. They cannot tell whether another seed "
+    "One seed was run: tests and intervals speak of other examples for these trained models. They cannot "
+    "tell whether another seed "
     "would give the same order, so no arm is called better, worse or as good."
 )
 
 
 def over_seeds(qualities_S: Floats, alpha: float = 0.05) -> tuple[float, float]:
-    """Student's interval of the mean of per-seed numbers (S,); (NaN, NaN) with one seed."""
+    """Student's t interval of the mean of per-seed numbers (S,); (NaN, NaN) with one seed."""
     if len(qualities_S) < 2:
         return float("nan"), float("nan")
     mean, half = (

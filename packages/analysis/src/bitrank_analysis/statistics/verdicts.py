@@ -1,8 +1,9 @@
-"""What a comparison may be called.
+"""Names of the results of a comparison.
 
-*Better*, *worse* and *as good as* speak of the configs: another seed would say the same. One seed cannot show that. Between arms that
-are the same and vary by 0.7, 1.4 and 3.0 points between seeds, the examples of one seed alone tell them apart in 13, 38 and 63 % of
-comparisons: they do differ, and training made them so. With one seed the verdict is on these trained models and is called by other words.
+*Better*, *worse* and *as good as* are statements about configs: they should hold for another seed. One seed
+cannot show that. For equal arms that vary by 0.7, 1.4 and 3.0 points between seeds, tests over the examples
+of one seed reject equality in 13, 38 and 63 % of comparisons: the trained models do differ, but by chance of
+training. With one seed the verdict is therefore about these trained models and has a different name.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ AS_GOOD = "as good as"
 UNRESOLVED = "unresolved"
 DIFFERS = "differs on these examples (one seed)"
 ALIKE = "alike on these examples (one seed)"
-# In the order in which they are told.
+# In the order in which reports list them.
 VERDICTS = (BETTER, AS_GOOD, DIFFERS, ALIKE, WORSE, UNRESOLVED)
 
-RESOLVED = "resolved"  # of an effect of the factorial
+RESOLVED = "resolved"  # verdict on an effect of the factorial
 
 
 def short(word: str) -> str:
-    """The verdict for a narrow column: without "on these examples"."""
+    """The verdict for a narrow column, without "on these examples"."""
     return word.replace(" on these examples", "")
 
 
 def verdict(differs: bool, equivalent: bool, wins: bool, seeds: int) -> str:
-    """The word for a comparison over ``seeds`` whose corrected tests say ``differs`` and ``equivalent``; ``wins`` is its direction."""
+    """The verdict on a comparison over ``seeds`` seeds.
+
+    ``differs`` and ``equivalent`` are the results of the corrected tests; ``wins`` is whether the difference
+    favours the candidate.
+    """
     if differs and seeds > 1:
         return BETTER if wins else WORSE
     if differs:
@@ -36,7 +41,7 @@ def verdict(differs: bool, equivalent: bool, wins: bool, seeds: int) -> str:
 
 
 def effect_verdict(differs: bool, seeds: int) -> str:
-    """The same for an effect of the factorial."""
+    """The verdict on an effect of the factorial over ``seeds`` seeds."""
     if not differs:
         return UNRESOLVED
     return RESOLVED if seeds > 1 else DIFFERS

@@ -1,4 +1,4 @@
-"""Rules of thumb for ranks and for formats, and how they spend a byte budget."""
+"""Heuristic rules for ranks and formats, and their application to a byte budget."""
 
 from bitrank_planner.heuristics.budget import at_budget
 from bitrank_planner.heuristics.precisions import PRECISION_HEURISTICS

@@ -1,4 +1,4 @@
-"""How a rule of thumb spends a byte budget: its formats are given, and the mean rank is as large as the budget allows."""
+"""Apply a heuristic rank rule to a byte budget: formats are given, the mean rank is the largest that fits."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from collections.abc import Callable, Mapping
 from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.problem import Item, Plan, Problem
 
-_STEPS = 16  # mean ranks are tried in sixteenths
+_STEPS = 16  # resolution of the mean rank: 1/16
 
 
 def at_budget(
     problem: Problem, precision: Mapping[str, str], ranks_for_mean: Callable[[float], dict[str, int]]
 ) -> Plan:
-    """The plan of the largest mean rank, in sixteenths from 1 up, that fits into ``problem``'s budget.
+    """Return the plan of the largest mean rank, in steps of 1/16 from 1, that fits the budget of ``problem``.
 
-    ``precision`` names the format of every matrix; ``ranks_for_mean`` is a rule of :data:`RANK_HEURISTICS` with all but the mean filled
-    in. Its ranks go down to the next rank that ``problem`` offers for the matrix in that format, or to the smallest offered when none is
-    below. The mean is found by halving, so bytes are taken to grow with it; what rounding does against that can cost a few steps.
-    A mean that the rule refuses with :class:`PlanError` counts as too large, unless it is 1.
+    ``precision`` maps every matrix to its format. ``ranks_for_mean`` is a rule of :data:`RANK_HEURISTICS`
+    with every argument but the mean bound. Each rank of the rule is rounded down to a rank that ``problem``
+    offers for the matrix in its format, or up to the smallest offered rank.
 
-    Raises :class:`~bitrank_planner.Infeasible` when mean rank 1 is above the budget, :class:`PlanError` for a format not offered.
+    Bisection finds the mean, which assumes that bytes grow with it; rounding can violate this and cost a few
+    steps. A mean for which the rule raises :class:`PlanError` counts as too large, except a mean of 1.
+
+    Raises :class:`~bitrank_planner.Infeasible` if mean rank 1 exceeds the budget, :class:`PlanError` for a
+    format that is not offered.
     """
     plan = _plan(problem, precision, ranks_for_mean(1.0))
     if not problem.fits(plan):
         raise Infeasible(
-            f"these formats take {plan.nbytes:,} bytes and train {plan.trainable:,} numbers at mean rank 1, above the limits "
+            f"these formats take {plan.nbytes:,} bytes and train {plan.trainable:,} numbers at mean rank 1, "
+            "above the limits "
             f"({problem.budget:,} bytes); give smaller formats or a larger budget",
             plan.nbytes,
         )
@@ -58,7 +62,8 @@ def _plan(problem: Problem, precision: Mapping[str, str], ranks: Mapping[str, in
     missing = [item.name for item in problem.items if item.name not in precision]
     if missing:
         raise PlanError(
-            f"no format for {len(missing)} of {len(problem.items)} matrices, {missing[0]} first; name one for every matrix"
+            f"no format for {len(missing)} of {len(problem.items)} matrices, {missing[0]} first; name one "
+            "for every matrix"
         )
     return problem.find(
         precision,
@@ -68,7 +73,10 @@ def _plan(problem: Problem, precision: Mapping[str, str], ranks: Mapping[str, in
 
 
 def _offered(item: Item, fmt: str, rank: int) -> int:
-    """The largest rank offered in ``fmt`` that is at most ``rank``, or the smallest offered; ``rank`` itself when ``fmt`` is not."""
+    """The largest rank offered in ``fmt`` up to ``rank``, else the smallest one.
+
+    Returns ``rank`` itself if ``fmt`` is not offered; :meth:`Problem.find` then raises the error.
+    """
     offered = sorted({option.rank for option in item.options if option.format == fmt})
     below = [r for r in offered if r <= rank]
     return below[-1] if below else min(offered, default=rank)

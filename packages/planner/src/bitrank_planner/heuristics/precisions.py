@@ -1,7 +1,8 @@
-"""Rules of thumb for formats: which matrices get the high one of two.
+"""Heuristic rules for formats: each selects the matrices that get the high format of two.
 
-Each rule takes the matrices and a (high, low) pair of formats and returns the format of each; what a rule does not name gets the low one.
-All raise :class:`~bitrank_planner.PlanError` where the model or the measurement lacks what the rule needs.
+Each rule takes the matrices and two formats, ``high`` and ``low``, and returns the format of every matrix.
+Matrices that the rule does not select get ``low``. Every rule raises :class:`~bitrank_planner.PlanError` if
+the model or the measurement lacks an input of the rule.
 """
 
 from __future__ import annotations
@@ -19,72 +20,89 @@ THREE_BITS = "int3-g64"
 
 
 def all_in(matrices: Sequence[Item], fmt: str) -> dict[str, str]:
-    """One format everywhere: the extremes, all 4 bits or all 8."""
+    """Use one format for every matrix, e.g. all 4 bits or all 8 bits."""
     return {matrix.name: fmt for matrix in matrices}
 
 
 def embeddings_and_head_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Embeddings and the output head high."""
+    """Use ``high`` for embeddings and the output head."""
     return _by_role(matrices, high, low, ("embedding", "head"))
 
 
 def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """The first and the last layer high; what lies outside the layers (embedding, head) is low."""
+    """Use ``high`` for the first and the last layer; all other matrices get ``low``.
+
+    Matrices outside the layers, such as embedding and head, also get ``low``.
+    """
     layers = {matrix.layer for matrix in matrices if matrix.layer is not None}
     if len(layers) < 3:
         raise PlanError(
-            f"edges_high tells outer layers from inner ones: expected three layers or more, got {len(layers)}; use all_in"
+            "edges_high tells outer layers from inner ones: expected three layers or more, got "
+            f"{len(layers)}; use all_in"
         )
     return _where(matrices, high, low, [matrix.layer in (min(layers), max(layers)) for matrix in matrices])
 
 
 def attention_high_ffn_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Attention and cross-attention high."""
+    """Use ``high`` for attention and cross-attention matrices."""
     return _by_role(matrices, high, low, ATTENTION)
 
 
 def ffn_high_attention_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """Feed-forward blocks high."""
+    """Use ``high`` for feed-forward matrices."""
     return _by_role(matrices, high, low, FFN)
 
 
 def low_rank_more_bits(
     matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
 ) -> dict[str, str]:
-    """High where the rank is below the mean: bits make up for a small adapter. ``ranks`` as in a plan, 0 where it has none."""
+    """Use ``high`` for ranks below the mean: more bits compensate for a small adapter.
+
+    ``ranks`` maps matrix to rank as a plan does; a matrix that it omits has rank 0.
+    """
     return _where(matrices, high, low, _below_mean(matrices, ranks))
 
 
 def low_rank_fewer_bits(
     matrices: Sequence[Item], high: str, low: str, ranks: Mapping[str, int]
 ) -> dict[str, str]:
-    """Low where the rank is below the mean: what needs little adapting needs few bits. The opposite of :func:`low_rank_more_bits`."""
+    """Use ``low`` for ranks below the mean: a matrix that needs little adaptation needs few bits.
+
+    This is the opposite of :func:`low_rank_more_bits`. ``ranks`` maps matrix to rank; a matrix that it omits
+    has rank 0.
+    """
     return _where(matrices, low, high, _below_mean(matrices, ranks))
 
 
 def three_bits_on_least_sensitive(
     matrices: Sequence[Item], high: str, added_loss: Mapping[str, float], low: str = THREE_BITS
 ) -> dict[str, str]:
-    """Three bits for the less sensitive half of the matrices (rounded down), high for the rest.
+    """Use three bits for the less sensitive half of the matrices (rounded down) and ``high`` for the rest.
 
-    ``added_loss`` by name: nats measured with that matrix alone in the low format; of equals the earlier one counts as less sensitive.
+    ``added_loss`` maps matrix to the loss, in nats, measured with that matrix alone in the low format. On
+    ties the earlier matrix counts as less sensitive.
     """
     loss_M = np.array(measured(matrices, added_loss, "measured added loss"))
     if np.isnan(loss_M).any():
         raise PlanError(
-            "three_bits_on_least_sensitive orders matrices by added loss, and one is not a number; measure it again"
+            "three_bits_on_least_sensitive orders matrices by added loss, and one is not a number; measure "
+            "it again"
         )
     least = set(np.argsort(loss_M, kind="stable")[: len(matrices) // 2].tolist())
     return _where(matrices, low, high, [i in least for i in range(len(matrices))])
 
 
 def encoder_high_decoder_low(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
-    """The encoder and all cross-attention high, the rest low; by ``encoder`` and ``decoder`` as parts of the module names."""
+    """Use ``high`` for the encoder and all cross-attention, ``low`` for the rest.
+
+    A matrix belongs to the side whose name, ``encoder`` or ``decoder``, is a component of its module name.
+    """
     sides = [_side(matrix.name) for matrix in matrices]
     for side in ("encoder", "decoder"):
         if side not in sides:
             raise PlanError(
-                f"encoder_high_decoder_low needs an encoder-decoder model; no matrix lies in a module called {side}"
+                "encoder_high_decoder_low needs an encoder-decoder model; no matrix lies in a module called "
+                f"{side}"
             )
     picked = [
         side == "encoder" or matrix.role == "cross-attention"
@@ -94,7 +112,7 @@ def encoder_high_decoder_low(matrices: Sequence[Item], high: str, low: str) -> d
 
 
 def _side(name: str) -> str | None:
-    """The first of encoder and decoder that ``name`` runs through."""
+    """The first of ``encoder`` and ``decoder`` among the components of ``name``, or None."""
     return next((part for part in name.split(".") if part in ("encoder", "decoder")), None)
 
 
@@ -102,7 +120,8 @@ def _by_role(matrices: Sequence[Item], high: str, low: str, roles: tuple[str, ..
     picked = [matrix.role in roles for matrix in matrices]
     if not any(picked):
         raise PlanError(
-            f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}"
+            f"no matrix has the role {' or '.join(roles)}; the roles here: "
+            f"{', '.join(sorted({m.role for m in matrices}))}"
         )
     return _where(matrices, high, low, picked)
 

@@ -1,8 +1,9 @@
-"""Rules of thumb for ranks: the same trainable numbers as a uniform plan, moved to where the rule says that they matter.
+"""Heuristic rules for ranks: each redistributes the trainable numbers of a uniform plan.
 
-Each rule takes the matrices that get an adapter and a mean rank, and returns the rank of each. Rounding, bounds and the total are those
-of :func:`~bitrank_planner.heuristics.shares.share_out` unless the rule says otherwise; all raise
-:class:`~bitrank_planner.PlanError` where the model or the measurement lacks what the rule needs.
+Each rule takes the matrices that get an adapter and a mean rank, and returns the rank of every matrix.
+Rounding, bounds and the total follow :func:`~bitrank_planner.heuristics.shares.share_out` unless the rule
+says otherwise. Every rule raises :class:`~bitrank_planner.PlanError` if the model or the measurement lacks an
+input of the rule.
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ from bitrank_planner.problem import Item
 ATTENTION = ("attention", "cross-attention")
 FFN = ("ffn",)
 SLOPE = 0.5  # linear decay: 1 + SLOPE times the mean in the first layer, 1 − SLOPE times in the last
-FOCUS = 3.0  # what a favoured matrix's rank is to another's
-RHO = 2.0  # EVA: the largest rank over the mean
+FOCUS = 3.0  # ratio of the rank of a favoured matrix to that of another
+RHO = 2.0  # EVA: ratio of the largest rank to the mean
 
 
 def uniform(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """The mean rank everywhere; a fraction goes to the earlier matrices."""
+    """Give every matrix the mean rank; earlier matrices get the remainder of a fractional mean."""
     return share_out(matrices, [1.0] * len(matrices), total(matrices, mean))
 
 
 def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """Ranks fall linearly with depth, in proportion 1.5 to 0.5 from the first layer to the last; 1 outside the layers."""
+    """Decrease ranks linearly with depth, from weight 1.5 in the first layer to 0.5 in the last.
+
+    Matrices outside the layers have weight 1.
+    """
     layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
     if len(layers) < 2:
         raise PlanError(
-            f"linear_decay goes by depth: expected matrices in two layers or more, got {len(layers)}; use another rule"
+            f"linear_decay goes by depth: expected matrices in two layers or more, got {len(layers)}; use "
+            "another rule"
         )
     weights = {layer: 1 + SLOPE - 2 * SLOPE * place / (len(layers) - 1) for place, layer in enumerate(layers)}
     return share_out(
@@ -40,20 +45,20 @@ def linear_decay(matrices: Sequence[Item], mean: float) -> dict[str, int]:
 
 
 def attention_first(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """Matrices of attention and cross-attention get three times the rank of the others."""
+    """Give attention and cross-attention matrices three times the rank of the others."""
     return _focused(matrices, mean, ATTENTION)
 
 
 def ffn_first(matrices: Sequence[Item], mean: float) -> dict[str, int]:
-    """Matrices of the feed-forward blocks get three times the rank of the others."""
+    """Give feed-forward matrices three times the rank of the others."""
     return _focused(matrices, mean, FFN)
 
 
 def gradient_probe(matrices: Sequence[Item], mean: float, importance: Mapping[str, float]) -> dict[str, int]:
-    """GoRA: r ∝ (I / Σ I) / √(out + in) with I = mean |W ∘ G|, ``importance`` by name.
+    """GoRA: r ∝ (I / Σ I) / √(out + in) with I = mean |W ∘ G|; ``importance`` maps matrix to I.
 
-    GoRA cuts every fraction off and spends its own budget, counted in r·√(out + in); here the common factor is such that the plan
-    takes the uniform plan's trainable numbers, as every rule's does.
+    GoRA truncates every fraction and counts its own budget in r·√(out + in). Here the common factor makes the
+    plan take the trainable numbers of the uniform plan, as for every rule.
     """
     shares = measured(matrices, importance, "importance mean |W ∘ G|")
     return share_out(
@@ -66,19 +71,22 @@ def gradient_probe(matrices: Sequence[Item], mean: float, importance: Mapping[st
 def activation(
     matrices: Sequence[Item], mean: float, ratios: Mapping[str, Sequence[float]]
 ) -> dict[str, int]:
-    """EVA: the globally largest explained-variance ratios of the matrices' inputs take one rank each, 2 · mean at most per matrix.
+    """EVA: assign one rank to each of the globally largest explained-variance ratios.
 
-    ``ratios``: by name, the ratios of the leading components, largest first. Ranks are taken until the next does not fit into the
-    uniform plan's trainable numbers (EVA counts ranks, not numbers); a matrix may get none.
+    A matrix gets at most 2 · mean. ``ratios`` maps matrix to the explained-variance ratios of its input's
+    leading components, largest first. Ranks are assigned until the next one exceeds the trainable numbers of
+    the uniform plan (EVA counts ranks, not numbers). A matrix may get rank 0.
     """
     missing = [matrix.name for matrix in matrices if matrix.name not in ratios]
     if missing:
         raise PlanError(
-            f"no explained-variance ratios for {len(missing)} matrices, {missing[0]} first; measure every matrix's inputs"
+            f"no explained-variance ratios for {len(missing)} matrices, {missing[0]} first; measure every "
+            "matrix's inputs"
         )
     if not all(math.isfinite(ratio) for matrix in matrices for ratio in ratios[matrix.name]):
         raise PlanError(
-            "activation sorts explained-variance ratios, and one is not a finite number; measure the inputs again"
+            "activation sorts explained-variance ratios, and one is not a finite number; measure the inputs "
+            "again"
         )
     left, ranks = total(matrices, mean), dict.fromkeys((matrix.name for matrix in matrices), 0)
     most = [min(math.floor(RHO * mean), *matrix.shape) for matrix in matrices]
@@ -94,25 +102,28 @@ def activation(
         left -= step
     if left >= max(map(step_of, matrices)):
         raise PlanError(
-            f"activation ran out of ratios with {left:,} trainable numbers left; give {max(most)} ratios per matrix"
+            f"activation ran out of ratios with {left:,} trainable numbers left; give {max(most)} ratios per "
+            "matrix"
         )
     return ranks
 
 
 def parameter_norm(matrices: Sequence[Item], mean: float, norms: Mapping[str, float]) -> dict[str, int]:
-    """Ranks in proportion to ‖W‖_F, ``norms`` by name."""
+    """Set ranks in proportion to ‖W‖_F; ``norms`` maps matrix to its norm."""
     return share_out(matrices, measured(matrices, norms, "norm ‖W‖_F"), total(matrices, mean))
 
 
 def two_stage(matrices: Sequence[Item], mean: float, importance: Mapping[str, float]) -> dict[str, int]:
-    """Manual pruning: the more important half of the matrices after a short first stage (rounded up) shares all rank evenly.
+    """Manual pruning: the more important half of the matrices shares all rank evenly, the others get 0.
 
-    The others get rank 0. ``importance`` by name, in any unit; of equals the earlier matrix stays.
+    The half is rounded up. ``importance`` maps matrix to its importance after a short first training stage,
+    in any unit. On ties the earlier matrix is kept.
     """
     values = measured(matrices, importance, "importance")
     if not all(map(math.isfinite, values)):
         raise PlanError(
-            "two_stage ranks matrices by finite importance; an infinite or missing number came from the first stage"
+            "two_stage ranks matrices by finite importance; an infinite or missing number came from the "
+            "first stage"
         )
     order = sorted(range(len(matrices)), key=lambda i: -values[i])
     kept = [matrices[i] for i in sorted(order[: math.ceil(len(matrices) / 2)])]
@@ -124,7 +135,8 @@ def two_stage(matrices: Sequence[Item], mean: float, importance: Mapping[str, fl
 def _focused(matrices: Sequence[Item], mean: float, roles: tuple[str, ...]) -> dict[str, int]:
     if not any(matrix.role in roles for matrix in matrices):
         raise PlanError(
-            f"no matrix has the role {' or '.join(roles)}; the roles here: {', '.join(sorted({m.role for m in matrices}))}"
+            f"no matrix has the role {' or '.join(roles)}; the roles here: "
+            f"{', '.join(sorted({m.role for m in matrices}))}"
         )
     return share_out(
         matrices, [FOCUS if matrix.role in roles else 1.0 for matrix in matrices], total(matrices, mean)

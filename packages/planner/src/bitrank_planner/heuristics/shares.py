@@ -1,8 +1,9 @@
-"""Whole ranks out of shares: every rule spends what a uniform plan of the same mean rank spends, to within one matrix's step.
+"""Convert proportional shares to integer ranks at the trainable numbers of a uniform plan.
 
-A rank step of a matrix of shape (out, in) costs out + in trainable numbers. Ranks are in proportion to the rule's weights, within 1 and
-min(out, in); the fractions are cut off, and what that frees goes, one step each, to the largest fractions first (largest remainder;
-the earlier matrix of equals), passing over a step that no longer fits.
+One rank of a matrix of shape (out, in) takes out + in trainable numbers. Ranks are proportional to the rule's
+weights, between 1 and min(out, in). Fractions are truncated. The freed numbers then add one rank each to the
+largest fractions (largest-remainder method; the earlier matrix on ties), skipping steps that no longer fit.
+The total is within one matrix's step of the uniform plan's.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import numpy as np
 from bitrank_planner.errors import PlanError
 from bitrank_planner.problem import Item
 
-_HALVINGS = 200  # of the interval that holds the common factor: far below one rank step
+_HALVINGS = 200  # bisection steps for the common factor: the remaining interval is much smaller than one rank
 
 
 def total(matrices: Sequence[Item], mean: float) -> int:
-    """Trainable numbers that rank ``mean`` on every matrix takes, rounded down. Raises :class:`PlanError` for a mean below 1."""
+    """Trainable numbers of a plan with rank ``mean`` on every matrix, rounded down.
+
+    Raises :class:`PlanError` for an empty list and for a mean below 1 or not finite.
+    """
     if not matrices:
         raise PlanError("there is nothing to give ranks to: expected at least one matrix, got none")
     if not (math.isfinite(mean) and mean >= 1):
@@ -28,19 +32,21 @@ def total(matrices: Sequence[Item], mean: float) -> int:
 
 
 def step_of(matrix: Item) -> int:
-    """Trainable numbers that one more rank of ``matrix`` takes."""
+    """Trainable numbers of one rank of ``matrix``: out + in."""
     return sum(matrix.shape)
 
 
 def share_out(matrices: Sequence[Item], weights: Sequence[float], numbers: int) -> dict[str, int]:
-    """Ranks in proportion to ``weights`` (not negative, one per matrix) that take ``numbers`` trainable numbers, or a little less.
+    """Return ranks in proportion to ``weights`` that take at most ``numbers`` trainable numbers.
 
-    Raises :class:`PlanError` for weights that are negative, not finite or all zero, and when no ranks within bounds take ``numbers``.
+    ``weights`` has one value per matrix. Raises :class:`PlanError` for weights that are negative, not finite
+    or all zero, and if no ranks within the bounds take ``numbers``.
     """
     weight_M = np.array(weights, float)
     if not np.isfinite(weight_M).all() or (weight_M < 0).any() or not weight_M.any():
         raise PlanError(
-            f"ranks are shared out by finite weights that are not negative and not all zero; got {list(weights)[:6]}"
+            "ranks are shared out by finite weights that are not negative and not all zero; got "
+            f"{list(weights)[:6]}"
         )
     step_M, most_M = (
         np.array([step_of(m) for m in matrices]),
@@ -57,21 +63,29 @@ def share_out(matrices: Sequence[Item], weights: Sequence[float], numbers: int) 
 
 
 def measured(matrices: Sequence[Item], values: Mapping[str, float], what: str) -> list[float]:
-    """The measurement of each matrix. Raises :class:`PlanError` for a matrix without one."""
+    """Return the value of each matrix in order.
+
+    Raises :class:`PlanError` for a matrix without one; ``what`` names the measurement in the message.
+    """
     missing = [matrix.name for matrix in matrices if matrix.name not in values]
     if missing:
         raise PlanError(
-            f"no {what} for {len(missing)} of {len(matrices)} matrices, {missing[0]} first; measure every matrix"
+            f"no {what} for {len(missing)} of {len(matrices)} matrices, {missing[0]} first; measure every "
+            "matrix"
         )
     return [float(values[matrix.name]) for matrix in matrices]
 
 
 def _ideal(weight_M: np.ndarray, step_M: np.ndarray, most_M: np.ndarray, numbers: int) -> np.ndarray:
-    """clip(c · weight, 1, most), with the c at which these take ``numbers``; the sum grows with c, so c is found by halving."""
+    """Fractional ranks clip(c · weight, 1, most), (M,), that take ``numbers`` trainable numbers.
+
+    The total grows with c, so bisection finds c.
+    """
     reached = float(np.where(weight_M > 0, most_M, 1) @ step_M)
     if not step_M.sum() <= numbers <= reached:
         raise PlanError(
-            f"this rule's ranks take {step_M.sum():,} to {reached:,.0f} trainable numbers here, not {numbers:,}; change the mean rank"
+            f"this rule's ranks take {step_M.sum():,} to {reached:,.0f} trainable numbers here, not "
+            f"{numbers:,}; change the mean rank"
         )
     low, high = 0.0, float((most_M / np.where(weight_M > 0, weight_M, np.inf)).max())
     for _ in range(_HALVINGS):

@@ -1,4 +1,4 @@
-"""Search on real evaluations: four solvers with one signature, each given the same number of distinct plans to evaluate."""
+"""Search on real evaluations: four solvers with one signature and a fixed number of distinct plans."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Simulated annealing over one-step neighbours: the second control (Kirkpatrick, Gelatt and Vecchi 1983)."""
+"""Simulated annealing over one-step neighbours (Kirkpatrick, Gelatt and Vecchi 1983): the second control."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders, Places, step
 
 _PATIENCE = 1000  # proposals in a row without a new plan before the search ends
-_STUCK = 50  # proposals in a row without a new plan before it jumps to random plans, until one is new
-_COOLING = 0.01  # the last temperature over the first
-_SHARE = 0.1  # of the matrices that step at once in the beginning
+_STUCK = 50  # proposals in a row without a new plan before it restarts from random plans, until one is new
+_COOLING = 0.01  # ratio of the last temperature to the first
+_SHARE = 0.1  # share of the matrices that step at once at the start
 
 
 def anneal(
@@ -25,11 +25,12 @@ def anneal(
     seed: int,
     journal: Path | None = None,
 ) -> Found:
-    """The best plan on an annealed walk from a random plan that fits; no prediction is used.
+    r"""Return the best plan of an annealed walk that starts at a random feasible plan.
 
-    A neighbour has some matrices one step up or down in bytes, a tenth of them at first, falling in proportion to one at the end; if
-    it is above the budget, random other steps down pay for it. It is accepted with probability min(1, exp(−Δ/T)), Δ in nats, where
-    T = (mean |Δ| so far) · 0.01^(share of the evaluations spent). Arguments, result and errors as for
+    The walk uses no predicted cost. A neighbour has some matrices one step up or down in bytes: a tenth of
+    them at first, decreasing linearly to one at the end. If it exceeds the budget, random steps down repair
+    it. It is accepted with probability min(1, exp(−Δ/T)), with Δ in nats and T = (mean \|Δ\| so far) ·
+    0.01^(share of the evaluations spent). Arguments, result and errors are those of
     :func:`~bitrank_planner.search.random_search`.
     """
     budget = EvaluationBudget("anneal", problem, evaluate, evaluations, journal, _PATIENCE)

@@ -1,9 +1,13 @@
-"""Bayesian optimisation from a warm start: the second half of QR-Adaptor.
+"""Bayesian optimization from a warm start: the second half of QR-Adaptor.
 
-Same as there: a Gaussian process with a Matérn-5/2 kernel and expected improvement, started from measured sensitivities. Different: the
-process sees the tilts of :mod:`~bitrank_planner.search.tilts`, a dozen or so numbers, because over the 210 choices of a small language
-model it learns nothing in a hundred evaluations; it is a solver by itself, not a polish of NSGA-II's result; improvement is taken in
-logarithms (Optuna's logEI, which has the same maximum); every value is a real evaluation of a plan that fits.
+As in QR-Adaptor, a Gaussian process with a Matérn-5/2 kernel and expected improvement starts from measured
+sensitivities. The differences are:
+
+- The inputs are the tilts of :mod:`~bitrank_planner.search.tilts`, about a dozen numbers. Over the 210
+  choices of a small language model, a Gaussian process learns nothing in a hundred evaluations.
+- It is a solver by itself and does not refine the result of NSGA-II.
+- It maximizes the logarithm of expected improvement (Optuna's logEI), which has the same maximum.
+- Every value is a real evaluation of a plan that fits.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from bitrank_planner.search.optuna_import import quiet_optuna
 from bitrank_planner.search.tilts import Tilts
 
 _PATIENCE = 40  # proposals in a row without a new plan before the search ends
-_STARTUP = 10  # plans, or a quarter of the evaluations, before the process is asked
+_STARTUP = 10  # plans before the Gaussian process is used; at most a quarter of the evaluations
 
 
 def bayes(
@@ -29,11 +33,12 @@ def bayes(
     seed: int,
     journal: Path | None = None,
 ) -> Found:
-    """The best plan that Bayesian optimisation over tilted costs evaluated.
+    """Return the best plan evaluated by Bayesian optimization over tilted costs.
 
-    The first plan is that of :func:`~bitrank_planner.greedy` (no tilt), the next few are random tilts, the rest maximise expected
-    improvement; after tilts that give a plan seen before, the next ones are drawn at random. Arguments, result and errors as for
-    :func:`~bitrank_planner.search.random_search`; :class:`~bitrank_planner.PlanError` as well when Optuna or torch is not installed.
+    The first plan is that of :func:`~bitrank_planner.greedy` (no tilt), the next ones have random tilts, the
+    rest maximize expected improvement. If tilts give a known plan, the next ones are drawn at random.
+    Arguments, result and errors are those of :func:`~bitrank_planner.search.random_search`. Raises
+    :class:`~bitrank_planner.PlanError` also if Optuna or torch is not installed.
     """
     budget = EvaluationBudget("bayes", problem, evaluate, evaluations, journal, _PATIENCE)
     tilts, random = Tilts(problem), np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The cost of a search, counted: how many distinct plans were really evaluated, and how long that took."""
+"""Budget of a search: the number of distinct plans evaluated and the seconds spent on them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from bitrank_planner.problem import Plan, Problem
 
 @dataclass(frozen=True)
 class Found:
-    """The best plan evaluated, its loss in nats, and what finding it cost: distinct plans evaluated and seconds spent in them.
+    """The best plan evaluated, its loss in nats, the number of distinct plans evaluated and their seconds.
 
-    Evaluations that came from a journal count in full, so a resumed search reports what an uninterrupted one does.
+    Evaluations read from a journal count in full, so a resumed search reports the same numbers as an
+    uninterrupted one.
     """
 
     plan: Plan
@@ -26,10 +27,11 @@ class Found:
 
 
 class EvaluationBudget:
-    """Evaluates choices until ``evaluations`` distinct plans are seen, or ``patience`` proposals in a row brought nothing new.
+    """Evaluate choices until enough distinct plans are known or proposals stop being new.
 
-    Raises :class:`PlanError` when fewer than one evaluation is allowed or trainable numbers are limited (the searches mend plans by
-    bytes alone), :class:`~bitrank_planner.Infeasible` when nothing fits.
+    The limits are ``evaluations`` distinct plans and ``patience`` proposals in a row that are not new. Raises
+    :class:`PlanError` for fewer than one evaluation or a limit on trainable numbers (the searches repair
+    plans by bytes alone), and :class:`~bitrank_planner.Infeasible` if no plan fits.
     """
 
     def __init__(
@@ -59,29 +61,29 @@ class EvaluationBudget:
 
     @property
     def going(self) -> bool:
-        """Whether another plan may be evaluated and is likely to be found."""
+        """Whether evaluations remain and a new plan is likely to be found."""
         return len(self._seen) < self._evaluations and self.repeats < self._patience
 
     @property
     def spent(self) -> float:
-        """The share of the evaluations that is used up, 0 to 1."""
+        """Share of the evaluations used, 0 to 1."""
         return len(self._seen) / self._evaluations
 
     def has(self, choices: Sequence[int]) -> bool:
-        """Whether this search saw the plan before."""
+        """Whether this search has evaluated the plan."""
         return tuple(choices) in self._seen
 
     def value(self, choices: Sequence[int]) -> float:
-        """The loss of the plan with these choices, infinite when it has no finite one. A plan seen before costs nothing."""
+        """The loss of the plan with these choices, infinite if not finite; a known plan costs nothing."""
         plan = self._problem.plan(choices, self._solver)
         if plan.choices in self._seen:
             self.repeats += 1
             return self._seen[plan.choices].value
-        if not self._problem.fits(
-            plan
-        ):  # whatever Optuna's experimental interface becomes, this is never measured in silence
+        # Optuna's interface is experimental; a change in it must not lead to an evaluation above the budget.
+        if not self._problem.fits(plan):
             raise PlanError(
-                f"{self._solver} proposed {plan.nbytes:,} bytes, above {self._problem.budget:,}: report this as a fault"
+                f"{self._solver} proposed {plan.nbytes:,} bytes, above {self._problem.budget:,}: report this "
+                "as a fault"
             )
         value = self._journal.evaluate(plan, self._evaluate)
         entry = self._journal.recorded(plan)
@@ -90,7 +92,7 @@ class EvaluationBudget:
         return value
 
     def found(self) -> Found:
-        """The best of what was evaluated. Raises :class:`PlanError` when nothing had a finite loss."""
+        """The best evaluated plan. Raises :class:`PlanError` if no loss is finite."""
         entries = list(self._seen.values())
         best = least(entries)
         return Found(best.plan, best.value, len(entries), math.fsum(entry.seconds for entry in entries))

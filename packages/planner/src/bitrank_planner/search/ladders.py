@@ -1,7 +1,7 @@
-"""Plans as places: every matrix stands on a ladder of its options, smallest first, and a proposal that is too large steps down.
+"""Plans as positions on ladders: the options of each matrix, smallest first, and steps between them.
 
-Two ladders: *all* options by bytes, for the controls, which use no prediction; and the options *worth having* (more bytes only for less
-predicted cost), for the solvers that start from sensitivities.
+Ladders of *all* options by bytes serve the controls, which use no prediction. Ladders of the non-dominated
+options (more bytes only at less predicted cost) serve the solvers that start from sensitivities.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Places = list[int]
 
 
 class Ladders:
-    """The ladders of ``problem``'s items: all options, or those ``worth`` having by their predicted cost."""
+    """The ladders of the items of ``problem``: all options, or with ``worth`` the non-dominated ones."""
 
     def __init__(self, problem: Problem, worth: bool) -> None:
         self._problem = problem
@@ -30,32 +30,32 @@ class Ladders:
 
     @property
     def tops(self) -> Places:
-        """The highest place of each ladder."""
+        """The highest position of each ladder."""
         return [len(ladder) - 1 for ladder in self.ladders]
 
     def choices(self, places: Sequence[int]) -> list[int]:
-        """The options at ``places``."""
+        """The option indices at ``places``."""
         return [ladder[place] for ladder, place in zip(self.ladders, places, strict=True)]
 
     def places(self, choices: Sequence[int]) -> Places:
-        """Where ``choices`` stand; each must be on its ladder."""
+        """The positions of ``choices``, each of which must be on its ladder."""
         return [ladder.index(choice) for ladder, choice in zip(self.ladders, choices, strict=True)]
 
     def spare(self, places: Sequence[int]) -> int:
-        """Bytes that ``places`` leave over; negative when they are above the budget."""
+        """Bytes of the budget that ``places`` leave unused; negative above the budget."""
         return self._problem.available - sum(
             nbytes[place] for nbytes, place in zip(self._nbytes, places, strict=True)
         )
 
     def random(self, random: np.random.Generator) -> Places:
-        """A random plan that fits: each option as likely as any other, then mended by :meth:`repair`."""
+        """A random plan that fits: options drawn uniformly, then corrected by :meth:`repair`."""
         return self.repair([int(random.integers(top + 1)) for top in self.tops], random)
 
     def repair(self, places: Places, random: np.random.Generator) -> Places:
-        """Step down at random until the plan fits, then step up at random into the bytes that this left over.
+        """Step down at random until the plan fits, then step up at random into the unused bytes.
 
-        Every step of every ladder is equally likely to be next. A plan that fits is left as it is, so that every plan that fits can
-        be proposed.
+        Every step of every ladder is equally likely to be next. A plan that fits is returned unchanged, so
+        every plan that fits can be proposed.
         """
         spare = self.spare(places)
         if spare >= 0:
@@ -69,9 +69,11 @@ class Ladders:
         return self._fill(places, spare, random)
 
     def cheapest(self, places: Places, random: np.random.Generator) -> Places:
-        """As :meth:`repair`, but down by the step that loses least predicted cost per byte, and a plan that fits is filled up too.
+        """Step down by least predicted cost per byte until the plan fits, then step up at random.
 
-        Down is :func:`~bitrank_planner.greedy` on the options up to ``places``; only for ladders of options worth having.
+        Unlike :meth:`repair`, this also fills up a plan that fits. The steps down are those of
+        :func:`~bitrank_planner.greedy` on the options up to ``places``; this requires ladders of
+        non-dominated options.
         """
         if self.spare(places) < 0:
             zipped = zip(self._problem.items, self.ladders, places, strict=True)
@@ -83,7 +85,10 @@ class Ladders:
         return self._fill(list(places), self.spare(places), random)
 
     def _fill(self, places: Places, spare: int, random: np.random.Generator) -> Places:
-        """Steps up at random, in place, that fit into ``spare`` bytes; a matrix whose next step does not fit stays where it is."""
+        """Take random steps up, in place, that fit into ``spare`` bytes.
+
+        A matrix whose next step does not fit gets no further step.
+        """
         up = [top - place for top, place in zip(self.tops, places, strict=True)]
         closed: set[int] = set()
         for i in map(int, random.permutation(np.repeat(np.arange(len(places)), up))):
@@ -97,7 +102,7 @@ class Ladders:
 
 
 def step(places: Sequence[int], tops: Sequence[int], count: int, random: np.random.Generator) -> Places:
-    """``places`` with ``count`` different matrices (of those with a choice) one step up or down, at random."""
+    """Move ``count`` random matrices that have a choice one step up or down."""
     stepped = list(places)
     movable = [i for i, top in enumerate(tops) if top]
     for i in random.choice(movable, min(count, len(movable)), replace=False) if movable else []:

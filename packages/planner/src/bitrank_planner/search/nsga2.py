@@ -1,9 +1,14 @@
-"""NSGA-II on (loss, bytes) from a warm start: the evolutionary half of QR-Adaptor, and of its successor AutoQRA.
+"""NSGA-II on (loss, bytes) from a warm start: the evolutionary half of QR-Adaptor and its successor AutoQRA.
 
-Same as there: the start from measured sensitivities brought under the budget by one-step downgrades, the two objectives, mutation by
-one step. Different: a plan above the budget is mended, never evaluated, and bytes that a plan leaves over are spent at random, since only
-the budget counts here (so all plans lie near it, and the second objective parts near-equals); every value is a real evaluation; a
-matrix's gene is one place on its ladder of options worth having, not a bit number and a rank number.
+As there, the search starts from measured sensitivities brought under the budget by one-step downgrades, has
+two objectives and mutates by one step. The differences are:
+
+- A plan above the budget is repaired, never evaluated, and random steps spend its unused bytes: only the
+  budget counts here. All plans are therefore near the budget, and the second objective separates plans of
+  nearly equal loss.
+- Every value is a real evaluation.
+- The gene of a matrix is one position on its ladder of non-dominated options instead of a bit width and a
+  rank.
 """
 
 from __future__ import annotations
@@ -22,9 +27,9 @@ from bitrank_planner.search.ladders import Ladders, Places, step
 from bitrank_planner.search.optuna_import import quiet_optuna
 
 _PATIENCE = 200  # proposals in a row without a new plan before the search ends
-_TRIES = 10  # children bred in search of one that was not seen before
-_PROPORTION = 40 / 12  # population over generations in QR-Adaptor
-_SHARE = 0.1  # of the matrices that step in the first population
+_TRIES = 10  # attempts to generate a child that is not known
+_PROPORTION = 40 / 12  # ratio of population to generations in QR-Adaptor
+_SHARE = 0.1  # share of the matrices that step in the first population
 
 
 def nsga2(
@@ -34,12 +39,14 @@ def nsga2(
     seed: int,
     journal: Path | None = None,
 ) -> Found:
-    """The best plan that NSGA-II (Optuna's selection by domination and crowding) evaluated.
+    """Return the best plan evaluated by NSGA-II (Optuna's selection by domination and crowding).
 
-    The population and the number of generations keep QR-Adaptor's proportion of 40 to 12. The first population is the plan of
-    :func:`~bitrank_planner.greedy` and variants with a tenth of the matrices one step off; a child takes each gene from either of two
-    parents (binary tournaments), then each matrix steps with probability 1/matrices, at least one. Arguments, result and errors as for
-    :func:`~bitrank_planner.search.random_search`; :class:`~bitrank_planner.PlanError` as well when Optuna is not installed.
+    Population and number of generations keep QR-Adaptor's ratio of 40 to 12. The first population is the plan
+    of :func:`~bitrank_planner.greedy` and variants with a tenth of the matrices one step away. A child takes
+    each gene from one of two parents (binary tournaments); then each matrix steps with probability
+    1/matrices, at least one. Arguments, result and errors are those of
+    :func:`~bitrank_planner.search.random_search`. Raises :class:`~bitrank_planner.PlanError` also if Optuna
+    is not installed.
     """
     budget = EvaluationBudget("nsga2", problem, evaluate, evaluations, journal, _PATIENCE)
     ladders = Ladders(problem, worth=True)
@@ -54,16 +61,15 @@ def nsga2(
             study.enqueue_trial(_genes(places))
         while budget.going:
             trial = study.ask()
-            _ = (
-                trial.relative_params
-            )  # lazily, Optuna gives an enqueued trial no generation; asking for these does
+            # Optuna assigns a generation to an enqueued trial only when this property is read.
+            _ = trial.relative_params
             places = [trial.suggest_int(str(i), 0, top) for i, top in enumerate(ladders.tops)]
             study.tell(trial, [budget.value(ladders.choices(places)), -ladders.spare(places)])
     return budget.found()
 
 
 class _Nursery:
-    """Breeds plans that fit and, if it can, that were not seen before."""
+    """Generates plans that fit and, if possible, that are not known."""
 
     def __init__(self, budget: EvaluationBudget, ladders: Ladders, random: np.random.Generator) -> None:
         self._budget = budget
@@ -77,7 +83,7 @@ class _Nursery:
         return [warm, *(self._ladders.cheapest(variant, self._random) for variant in variants)]
 
     def child(self, study: Any, space: dict[str, Any], parents: list[Any]) -> dict[str, int]:
-        """Genes of a new plan, as Optuna's ``child_generation_strategy`` is asked for them."""
+        """Genes of a new plan; implements Optuna's ``child_generation_strategy``."""
         for _ in range(_TRIES):
             places = self._bred(self._parent(parents), self._parent(parents))
             if not self._budget.has(self._ladders.choices(places)):
@@ -85,7 +91,7 @@ class _Nursery:
         return {name: gene for name, gene in _genes(places).items() if name in space}
 
     def _parent(self, parents: list[Any]) -> Places:
-        """The winner of two drawn at random: the one that dominates, the first of equals."""
+        """The winner of a binary tournament: the dominating parent, the first if neither dominates."""
         one, other = (parents[i] for i in self._random.integers(len(parents), size=2))
         beaten = (
             all(b <= a for a, b in zip(one.values, other.values, strict=True)) and one.values != other.values

@@ -1,4 +1,4 @@
-"""Optuna, loaded when a search needs it, and quiet while that search runs."""
+"""Lazy import of Optuna with its log output suppressed during a search."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bitrank_planner.errors import PlanError
 
 @contextmanager
 def quiet_optuna(solver: str, *modules: str) -> Iterator[Any]:
-    """The module ``optuna``, its log held at errors and its warnings off until the block ends.
+    """Yield the module ``optuna`` with its log level at ERROR and its warnings off inside the block.
 
-    Raises :class:`PlanError` when it, or one of ``modules`` that the sampler needs besides, is not installed.
+    Raises :class:`PlanError` if Optuna, or one of ``modules`` that the sampler needs, is not installed.
     """
     try:
         optuna = importlib.import_module("optuna")
@@ -29,7 +29,7 @@ def quiet_optuna(solver: str, *modules: str) -> Iterator[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # It warns of experimental arguments and of infinite values; both are meant.
+            # Optuna warns about experimental arguments and infinite values; both are intended here.
             warnings.filterwarnings("ignore", module="optuna")
             warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
             yield optuna

@@ -1,4 +1,4 @@
-"""Random search: the control that every other search has to beat at the same number of evaluations."""
+"""Random search: the control for every other search at the same number of evaluations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from bitrank_planner.problem import Plan, Problem
 from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders
 
-_PATIENCE = (
-    1000  # proposals in a row without a new plan: the problem has no more plans than that many draws find
-)
+# Proposals in a row without a new plan before the search ends: the problem has probably no further plan.
+_PATIENCE = 1000
 
 
 def random_search(
@@ -23,12 +22,14 @@ def random_search(
     seed: int,
     journal: Path | None = None,
 ) -> Found:
-    """The best of ``evaluations`` random plans that fit; no prediction is used.
+    """Return the best of ``evaluations`` random plans that fit, without any predicted cost.
 
-    Every option of every matrix is equally likely; a draw above the budget is mended by random steps down (see
-    :meth:`~bitrank_planner.search.ladders.Ladders.repair`), so plans at the budget's edge are likelier than by a uniform draw over all
-    plans that fit. ``evaluate`` returns a loss in nats, lower is better. Raises :class:`~bitrank_planner.Infeasible` and
-    :class:`~bitrank_planner.PlanError` (a limit on trainable numbers, no finite loss).
+    Every option of every matrix is equally likely. Random steps down repair a draw above the budget (see
+    :meth:`~bitrank_planner.search.ladders.Ladders.repair`), so plans near the budget are more likely than
+    under a uniform distribution over the plans that fit. ``evaluate`` returns a loss in nats, lower is
+    better; ``journal`` is the file from which an interrupted search resumes. Raises
+    :class:`~bitrank_planner.Infeasible` if no plan fits and :class:`~bitrank_planner.PlanError` for a limit
+    on trainable numbers or if no loss is finite.
     """
     budget = EvaluationBudget("random", problem, evaluate, evaluations, journal, _PATIENCE)
     ladders, random = Ladders(problem, worth=False), np.random.default_rng(seed)

@@ -1,11 +1,12 @@
-"""Two numbers per group of matrices instead of one choice per matrix: a plan is the cheapest one under tilted costs.
+"""Tilted costs: two numbers per group of matrices parameterize a plan, instead of one choice per matrix.
 
-A group is the matrices of one role in one third of the depth. Its two numbers say what the prediction may have wrong:
+A group is the matrices of one role in one third of the depth. A plan is the greedy plan under tilted costs:
 
     cost'_ic = e^(loss_g) · cost_ic − rank_g · λ · adapter_bytes_ic
 
-``loss_g`` makes every loss of the group count more or less; ``rank_g`` makes a byte of adapter cheaper (1: free at the margin) or dearer
-(−1: twice its price) than a byte of codes. λ is the price of a byte, in nats, at the untilted plan.
+``loss_g`` scales every loss of the group. ``rank_g`` makes a byte of adapter cheaper (1: free at the margin)
+or more expensive (−1: twice the price) than a byte of codes. Together they model errors of the prediction. λ
+is the price of a byte, in nats, at the untilted plan.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from bitrank_planner.greedy import greedy
 from bitrank_planner.problem import Item, Option, Problem
 from bitrank_planner.search.ladders import Ladders
 
-LIMITS = {"loss": 2.0, "rank": 1.0}  # the largest tilts, either way
+LIMITS = {"loss": 2.0, "rank": 1.0}  # largest absolute tilts
 _THIRDS = ("early", "middle", "late")
 
 
 class Tilts:
-    """The tilts of ``problem``: their names, and the plan each setting of them gives."""
+    """The tilts of ``problem``: their names and the plan for given values."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -44,15 +45,15 @@ class Tilts:
         ]
 
     def limit(self, name: str) -> float:
-        """How far the tilt called ``name`` may go, either way."""
+        """Largest absolute value of the tilt called ``name``."""
         return LIMITS[name.split(" ", 1)[0]]
 
     def random(self, random: np.random.Generator) -> dict[str, float]:
-        """Tilts drawn evenly within their limits."""
+        """Tilts drawn uniformly within their limits."""
         return {name: float(random.uniform(-self.limit(name), self.limit(name))) for name in self.names}
 
     def choices(self, tilts: Mapping[str, float]) -> tuple[int, ...]:
-        """What :func:`~bitrank_planner.greedy` chooses under the tilted costs; no tilt at all gives its own plan."""
+        """The choices of :func:`~bitrank_planner.greedy` under tilted costs; no tilt gives its own plan."""
         items = tuple(
             _tilted(item, tilts.get(f"loss {group}", 0.0), tilts.get(f"rank {group}", 0.0) * self._price)
             for item, group in zip(self._problem.items, self._groups, strict=True)
@@ -61,7 +62,7 @@ class Tilts:
 
 
 def _groups(problem: Problem) -> list[str]:
-    """The group of each item: its role, and early, middle or late when it has a layer."""
+    """The group of each item: its role, and if it has a layer, early, middle or late."""
     layers = sorted({item.layer for item in problem.items if item.layer is not None})
     third = {layer: _THIRDS[3 * place // len(layers)] for place, layer in enumerate(layers)}
     return [
@@ -70,7 +71,7 @@ def _groups(problem: Problem) -> list[str]:
 
 
 def _price(problem: Problem, choices: tuple[int, ...]) -> float:
-    """Nats per byte of the best step up from ``choices``; 0 when nothing is left to buy."""
+    """Nats per byte of the best step up from ``choices``; 0 if no step up exists."""
     ladders = Ladders(problem, worth=True)
     prices = [0.0]
     for item, ladder, place in zip(problem.items, ladders.ladders, ladders.places(choices), strict=True):
