@@ -23,7 +23,7 @@ from bitrank.spec.run_spec import RunSpec
 
 # Number of sequences for the moments.
 SEQUENCES = {"classification": 256, "language-modelling": 8}
-# Number of these sequences for the error of each matrix and format: each takes a pass of its own.
+# Number of these sequences for the error of each matrix and format: each takes a separate pass.
 _TRIED = {
     "classification": 64,
     "language-modelling": 1,

@@ -1,4 +1,4 @@
-"""Measure a model on a sample of its task: error per matrix and format, and moments that rank choices need.
+"""Measure a model once on a sample of its task: errors per format, repair by rank, and gradient moments.
 
 The tables are cached under a hash of the model's files, the task's text and the measuring code. Only a head
 without stored weights is trained: it is fitted to frozen features first, because the gradients of a random
