@@ -1,4 +1,4 @@
-"""Check before loading which models support which task, with a one-sentence error otherwise."""
+"""Check which tasks a model supports before it is loaded; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def check_task(name: str, config: Any, kind: str) -> None:
     if kind == "classification":
         if family not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
             raise UserError(
-                f"{name} cannot classify: transformers has no sequence classification for {family}; "
-                "give another model, or a language-modelling task"
+                f"{name} cannot classify: transformers has no sequence classification for {family}; give "
+                "another model, or a language-modelling task"
             )
         return
     if config.is_encoder_decoder:
@@ -89,6 +89,6 @@ def check_folder(folder: Path) -> None:
     """Raise :class:`UserError` if ``folder`` holds an adapter, for which transformers would load the base."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, "
-            "or merge the adapter into it first (bitrank merge)"
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, or "
+            "merge the adapter into it first (bitrank merge)"
         )

@@ -1,7 +1,7 @@
 """Match a checkpoint's tensors with a model's parameters before any weight is read.
 
-A plan is made from names and shapes, so three questions arise before loading: which parameters are in no
-file, which have another shape, and which of two tied parameters the files store. ``from_pretrained`` answers
+A plan is made from names and shapes, so three facts are needed before loading: which parameters are in no
+file, which have another shape, and which of two tied parameters the files store. ``from_pretrained`` reports
 them only afterwards. This module runs transformers' own loading function once over tensors without data (on
 the ``meta`` device), with transformers' choice of files, renaming, conversion and shape checks. The result is
 kept, and :class:`~bitrank.models.weights.Filler` reads the same tensors later.

@@ -20,7 +20,7 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
     config = config_of(name, place)
     check_task(name, config, kind)
     if Path(place).is_dir():
-        # A saved adapter stores this path as its base and may be loaded from another working folder.
+        # A saved adapter stores this path as its base, and may be loaded from another working folder.
         config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})
     if kind == "classification":

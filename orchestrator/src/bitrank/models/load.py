@@ -62,9 +62,8 @@ def load_tokenizer(name: str) -> Any:
         if Path(place).is_dir():
             raise UserError(
                 f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a "
-                "tokenizer "
-                "that transformers knows, beside its config.json; copy them from the model that it was made "
-                "from"
+                "tokenizer that transformers knows, beside its config.json; copy them from the model that it "
+                "was made from"
             ) from error
         raise UserError(cannot_load(name, error)) from error
 

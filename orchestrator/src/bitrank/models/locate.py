@@ -99,8 +99,8 @@ def _convert_smollm2(folder: Path) -> None:
 def cannot_load(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     return (
-        f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, "
-        "or one of minilm, smollm2"
+        f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+        "reached, or one of minilm, smollm2"
     )
 
 

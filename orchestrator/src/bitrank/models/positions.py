@@ -1,8 +1,9 @@
-"""Check a sequence length: refuse it without positions, warn if it exceeds the training length.
+"""Check a sequence length against the positions that a model has and was trained on.
 
-A table of positions (BERT, GPT-2, OPT) or of angles (GPT-J) has a last row. Models that compute rotary angles
-for any length (Llama), use relative positions (T5) or ALiBi (BLOOM) have no such limit; beyond the length in
-their config they compute results, but worse ones.
+A length without positions is refused; a length beyond the training length gives a warning. A table of
+positions (BERT, GPT-2, OPT) or of angles (GPT-J) has a last row. Models that compute rotary angles for any
+length (Llama), use relative positions (T5) or ALiBi (BLOOM) have no such limit; beyond the length in their
+config they compute results, but worse ones.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ def check_length(spec: RunSpec) -> str | None:
     if limit is None and spec.max_length > declared:
         return (
             f"max_length {spec.max_length} is beyond the {declared} positions that {spec.model} states; it "
-            "has "
-            "no table of positions, so longer texts are computed, but it was not trained on them"
+            "has no table of positions, so longer texts are computed, but it was not trained on them"
         )
     return None
 
