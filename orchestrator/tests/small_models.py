@@ -1,5 +1,6 @@
-"""Small random models of many architectures in hub format, each with a tokenizer. They know nothing; they
-show how weights are wired.
+"""Small random models of many architectures in hub format, each with a tokenizer.
+
+The models are untrained; tests use their structure.
 """
 
 from __future__ import annotations
