@@ -1,5 +1,6 @@
-"""Small random models of many architectures in hub format, each with a tokenizer. They know nothing; they
-show how weights are wired.
+"""Small random models of many architectures in hub format, each with a tokenizer.
+
+The models are untrained; tests use their structure.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ _ENCODERS = {"albert", "bart", "bert", "distilbert", "electra", "modernbert", "m
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model class of transformers, its config's values, and the attribute to save (the body of a
-    classifier, or all).
+    """A model class of transformers, its config's values, and the attribute to save.
+
+    The attribute is the body of a classifier; empty saves the whole model.
     """
 
     model: str
@@ -226,8 +228,9 @@ CLASSIFIERS = tuple(name for name in ARCHITECTURES if not name.startswith("mamba
 
 
 def write(folder: Path, name: str, change: Callable[[Any], None] = lambda _: None, **values: Any) -> Path:
-    """Write the model ``name`` (one of :data:`ARCHITECTURES`), with other config ``values`` and a ``change``
-    to its weights.
+    """Write the model ``name`` (one of :data:`ARCHITECTURES`) and its tokenizer into ``folder``; return it.
+
+    ``values`` override its config, and ``change`` edits its weights.
     """
     made = ARCHITECTURES[name]
     config = getattr(transformers, made.model).config_class(**{**made.values, **values})
@@ -235,7 +238,7 @@ def write(folder: Path, name: str, change: Callable[[Any], None] = lambda _: Non
     model = getattr(transformers, made.model)(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, 0.1)  # norms and biases too: what is not read shows
+            parameter.normal_(0, 0.1)  # norms and biases too, so that each unread one shows
         change(model)
     part = (
         getattr(model, made.part)
@@ -248,7 +251,7 @@ def write(folder: Path, name: str, change: Callable[[Any], None] = lambda _: Non
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of whole words."""
+    """Write a word-level tokenizer into ``folder``."""
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     made = transformers.PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""The doctor tries what it tells, and for what is missing it gives the command."""
+"""The doctor's report: results of trials, and an install command for each missing part."""
 
 from __future__ import annotations
 
@@ -16,11 +16,26 @@ from bitrank.doctor.speed import gflops
 from bitrank_data import build_once
 
 
-def test_it_tells_everything_as_json_and_as_a_table(capsys) -> None:
+def test_report_has_every_section_as_json_and_as_a_table(capsys) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    expected = {"machine", "memory", "threads", "devices", "chosen", "gflops", "runs_at_once", "kernels", "quant_backends", "formats",
-                "libraries", "assets", "cache", "programs", "to_install"}  # fmt: skip
+    expected = {
+        "machine",
+        "memory",
+        "threads",
+        "devices",
+        "chosen",
+        "gflops",
+        "runs_at_once",
+        "kernels",
+        "quant_backends",
+        "formats",
+        "libraries",
+        "assets",
+        "cache",
+        "programs",
+        "to_install",
+    }
     assert set(report) == expected
     nf4 = report["formats"]["nf4"]
     assert set(nf4) == {"bitsandbytes", "torch"}
@@ -35,11 +50,11 @@ def test_it_tells_everything_as_json_and_as_a_table(capsys) -> None:
     }
     assert set(report["to_install"]) <= set(report["programs"])
     assert main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert "quant backends" in said and "works (output off by" in said and "to install" in said
+    printed = capsys.readouterr().out
+    assert "quant backends" in printed and "works (output off by" in printed and "to install" in printed
 
 
-def test_formats_are_tried_on_every_backend_that_serves_them() -> None:
+def test_formats_are_tried_on_every_backend_that_supports_them() -> None:
     found = try_formats("cpu", torch.float32)
     assert set(found["int4-g64"]) == {"torch", "quanto"} and set(found["llm-int8"]) == {
         "torch",
@@ -50,68 +65,68 @@ def test_formats_are_tried_on_every_backend_that_serves_them() -> None:
     assert absent["problem"] == "bitsandbytes does not run on nowhere" and absent["output_error"] is None
 
 
-def test_a_dtype_that_is_refused_says_why() -> None:
+def test_dtype_that_fails_reports_the_reason() -> None:
     assert str(gflops("fp32", "xpu")).startswith("refused: ")
     assert isinstance(gflops("fp32", "cpu"), float)
 
 
-def test_devices_that_are_not_here_say_so() -> None:
-    told = devices()
-    assert told["cpu"] == "here"
-    assert torch.cuda.is_available() or "GPU" in told["cuda"]
+def test_unavailable_devices_report_the_reason() -> None:
+    found = devices()
+    assert found["cpu"] == "here"
+    assert torch.cuda.is_available() or "GPU" in found["cuda"]
     assert {"total", "available"} <= set(memory())
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine without any program but those put into the returned folder."""
+def program_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return an empty folder that is the whole PATH, so only programs written into it are found."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     return folder
 
 
-def put(folder: Path, name: str, does: str) -> None:
-    (folder / name).write_text(f"#!{'/bin/sh'}\n{does}\n")
+def write_program(folder: Path, name: str, body: str) -> None:
+    (folder / name).write_text(f"#!{'/bin/sh'}\n{body}\n")
     (folder / name).chmod(0o755)
 
 
-def test_a_bare_machine_gets_the_commands(bare: Path) -> None:
+def test_missing_programs_come_with_install_commands(program_folder: Path) -> None:
     found = software.programs()
     assert found["TeX"].state.startswith("missing pdflatex, bibtex, latexmk, pdffonts, aspell")
     assert "texlive-latex-recommended" in found["TeX"].install or "mactex" in found["TeX"].install
     assert found["containers"].install and found["compiler"].install and found["browser"].install
 
 
-def test_the_packages_for_the_paper_are_those_of_its_build() -> None:
+def test_tex_packages_equal_those_of_the_paper_build() -> None:
     script = Path(__file__).parents[3] / "tools" / "build_paper.sh"
     assert f'packages="{software._TEX_DEBIAN}"' in script.read_text()
 
 
-def test_an_engine_is_asked_and_its_silence_told(bare: Path) -> None:
-    put(bare, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+def test_container_engine_that_does_not_respond_is_reported(program_folder: Path) -> None:
+    write_program(program_folder, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
     assert software.programs()["containers"].state.endswith(
         "its engine does not answer: Cannot connect to the Docker daemon"
     )
-    put(bare, "docker", "exit 0")
+    write_program(program_folder, "docker", "exit 0")
     assert software.programs()["containers"] == software.Found("docker: installed, its engine answers")
     for name in ("pdflatex", "bibtex", "latexmk", "pdffonts", "aspell"):
-        put(bare, name, "exit 0")
+        write_program(program_folder, name, "exit 0")
     assert software.programs()["TeX"] == software.Found("here (make paper)")
 
 
 @pytest.mark.skipif(
     torch.version.cuda is not None or torch.version.hip is not None, reason="this torch is built for a GPU"
 )
-def test_a_gpu_without_its_build_of_torch_is_told(bare: Path) -> None:
+def test_gpu_without_a_matching_torch_build_is_reported(program_folder: Path) -> None:
     assert devices()["cuda"] == "no GPU that torch can use"
-    put(bare, "rocm-smi", "exit 0")
+    write_program(program_folder, "rocm-smi", "exit 0")
     assert "ROCm build" in devices()["cuda"]
-    put(bare, "nvidia-smi", "exit 0")
+    write_program(program_folder, "nvidia-smi", "exit 0")
     assert devices()["cuda"].endswith("make install TORCH=cuda")
 
 
-def test_a_library_that_is_absent_gets_its_command() -> None:
+def test_missing_library_comes_with_its_install_command() -> None:
     found = software._library("no_such_module", "no-such-module", "nothing")()
     assert found.state == "not installed (nothing)" and found.install.endswith(
         "-m pip install no-such-module"
@@ -121,7 +136,7 @@ def test_a_library_that_is_absent_gets_its_command() -> None:
     )
 
 
-def test_no_secret_of_the_environment_is_told(capsys, monkeypatch) -> None:
+def test_secrets_of_the_environment_are_not_reported(capsys, monkeypatch) -> None:
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "do-not-tell")
     assert "do-not-tell" not in str(software.programs())
 

@@ -1,4 +1,4 @@
-"""Whether runs side by side are faster is measured, not assumed."""
+"""Whether parallel runs are faster is measured on the machine."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from bitrank.process.cores import usable_cores
 from bitrank_trainer import pin_threads
 
 
-def test_a_second_of_layers_is_counted() -> None:
+def test_layer_speed_is_positive_and_keeps_the_random_state() -> None:
     before = torch.get_rng_state()
     assert layers_per_second(1, 0.2, "fp32") > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_layers_are_counted_in_the_dtype_that_runs_take(dtype: str, monkeypatch) -> None:
-    asked = []
+def test_layers_are_timed_in_the_dtype_of_runs(dtype: str, monkeypatch) -> None:
+    dtypes = []
     monkeypatch.setattr("bitrank.doctor.parallelism.usable_cores", lambda: 2)
     monkeypatch.setattr("bitrank_trainer.choose_dtype", lambda device: dtype)
     monkeypatch.setattr(
-        "bitrank.doctor.parallelism._paces", lambda threads, dtype: asked.append(dtype) or [1.0]
+        "bitrank.doctor.parallelism._paces", lambda threads, dtype: dtypes.append(dtype) or [1.0]
     )
     assert f"a second in {dtype}" in measure_pace()["one run on 2 threads"]
-    assert set(asked) == {dtype}
+    assert set(dtypes) == {dtype}
 
 
-def test_the_choice_follows_the_faster_way(monkeypatch) -> None:
+def test_recommended_setting_is_the_faster_one(monkeypatch) -> None:
     monkeypatch.setattr("bitrank.doctor.parallelism.usable_cores", lambda: 2)
     for paces, choice in (({2: 10.0, 1: 8.0}, "--jobs 2"), ({2: 20.0, 1: 8.0}, "--jobs 1")):
         monkeypatch.setattr(
@@ -41,19 +41,22 @@ def test_the_choice_follows_the_faster_way(monkeypatch) -> None:
         assert measure_pace()["faster"].startswith(choice)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sets of CPUs are Linux's")
-def test_cores_are_those_that_may_be_used_here_and_in_the_trainer() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="CPU sets exist on Linux only")
+def test_usable_cores_follow_the_cpu_set_as_in_the_trainer() -> None:
     before = torch.get_num_threads()
     assert usable_cores() == pin_threads() <= len(os.sched_getaffinity(0))
     torch.set_num_threads(before)
     core = min(os.sched_getaffinity(0))
-    counted = f"import os; os.sched_setaffinity(0, [{core}]); from bitrank.process.cores import usable_cores; print(usable_cores())"
+    program = (
+        f"import os; os.sched_setaffinity(0, [{core}]); "
+        "from bitrank.process.cores import usable_cores; print(usable_cores())"
+    )
     assert (
-        subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True).stdout
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         == "1\n"
     )
 
 
-def test_one_core_leaves_nothing_to_choose(monkeypatch) -> None:
+def test_single_core_recommends_one_run_at_a_time(monkeypatch) -> None:
     monkeypatch.setattr("bitrank.doctor.parallelism.usable_cores", lambda: 1)
     assert measure_pace() == {"choice": "one core: one run at a time"}

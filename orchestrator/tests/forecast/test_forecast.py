@@ -1,4 +1,4 @@
-"""The forecast of a run against what training really allocates, the passes it is rehearsed in, its prior, and how long it says."""
+"""Forecasts equal the allocations of real training; prior costs and predicted durations."""
 
 from __future__ import annotations
 
@@ -38,17 +38,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 TASKS = ("toy_sentences", "toy_articles")
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
-         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
-         "tie_word_embeddings": False}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
 
 
 def spec_of(task: str, config: str = "B-FP", **given: object) -> RunSpec:
     return make_spec(find_profile("smoke"), config, task, {"dtype": "fp32", **given})
 
 
-def told(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
-    """The forecast of ``spec``; the process before its model is left out, as it takes seconds to measure."""
+def forecast_of(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
+    """Return the forecast of ``spec`` without the import memory, which takes seconds to measure."""
     monkeypatch.setattr("bitrank.forecast.forecast.import_memory", lambda spec: ImportMemory(0, 0))
     model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
     matrices = [m for m in weight_matrices(model) if m.tied_to is None and "classifier" not in m.name]
@@ -61,12 +69,12 @@ def told(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
 
 @pytest.mark.parametrize("config", ["B-FP", "B-Ada", "Joint-2", "Joint-3"])
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_trained_takes_what_training_allocates(
+def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocates(
     task: str, config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Adapters, gradients and optimizer after real steps of the loop: the same numbers, the same dtypes."""
+    """Compared after real steps of the training loop."""
     spec = spec_of(task, config)
-    parts, data = told(spec, monkeypatch), load_data(spec)
+    parts, data = forecast_of(spec, monkeypatch), load_data(spec)
     loaded = open_model(spec, 2, "cpu", torch.float32)
     arm = find_config(config)
     plans = make_plans(arm, loaded)
@@ -79,8 +87,8 @@ def test_what_is_trained_takes_what_training_allocates(
     gradients: list[int] = []
     objective = OBJECTIVES[spec.kind]
 
-    def watched(model: nn.Module, *words: float) -> torch.optim.Optimizer:
-        made = named_adamw(model, *words)
+    def recorded_adamw(model: nn.Module, *options: float) -> torch.optim.Optimizer:
+        made = named_adamw(model, *options)
         made.register_step_pre_hook(
             lambda *_: gradients.append(
                 sum(p.grad.nbytes for p in trainable(model).values() if p.grad is not None)
@@ -89,7 +97,7 @@ def test_what_is_trained_takes_what_training_allocates(
         optimizers.append(made)
         return made
 
-    monkeypatch.setattr("bitrank_trainer.loop.named_adamw", watched)
+    monkeypatch.setattr("bitrank_trainer.loop.named_adamw", recorded_adamw)
     settings = TrainSettings(steps=2, learning_rate=1e-3, eval_every=2, checkpoint_every=2)
     train(
         model,
@@ -106,13 +114,17 @@ def test_what_is_trained_takes_what_training_allocates(
     assert parts.adapters == adapter_bytes(model)
     assert parts.gradients == gradients[0] == gradients[1]
     assert parts.trainable == sum(p.numel() for p in trainable(model).values())
-    # AdaLoRA's own state holds two averages of each number; the last importance, of the same size, is not kept in checkpoints.
+    # AdaLoRA's state has two averages per parameter; the last importance, of the same size, is not saved in
+    # checkpoints.
     assert parts.optimizer == moments + sum(average.nbytes for average in averages) * 3 // 2
     assert parts.peak >= parts.stored + parts.adapters + parts.gradients + parts.optimizer + parts.activations
 
 
-def test_live_bytes_are_those_of_a_chain_that_can_be_counted() -> None:
-    """x W (4,000 bytes), its ReLU (4,000), their sum (4): what is freed no longer counts, parameters never do."""
+def test_live_bytes_equal_the_hand_count_of_a_short_chain() -> None:
+    """x W (4,000 bytes), its ReLU (4,000), their sum (4).
+
+    Freed tensors do not count, and parameters never do.
+    """
     x_NI, weight_IO = torch.empty(100, 20, device="meta"), torch.empty(20, 10, device="meta")
     with LiveBytes() as live:
         made = (x_NI @ weight_IO).relu()
@@ -124,13 +136,13 @@ def test_live_bytes_are_those_of_a_chain_that_can_be_counted() -> None:
 
 @pytest.mark.parametrize("config", ["B-FP", "Joint-2"])
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_that_come_again_change_no_figure(
+def test_cached_layouts_give_the_same_peaks_as_uncached_ones(
     task: str, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(task, config)
     found = []
-    for forgetful in (False, True):
-        if forgetful:
+    for uncached in (False, True):
+        if uncached:
             monkeypatch.setattr("bitrank.forecast.live_bytes._kind", lambda func: "")
         model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
         matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in trained_modules]
@@ -151,7 +163,9 @@ def test_answers_that_come_again_change_no_figure(
     assert found[0][1].peak > found[0][0].peak > 0
 
 
-def test_the_longest_sequence_counts_beside_the_fullest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heaviest_shapes_have_the_most_tokens_or_the_longest_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert heaviest([(32, 20), (8, 60), (4, 60), (32, 10)]) == {(32, 20), (8, 60)}
     assert heaviest([(32, 20), (32, 10)]) == {(32, 20)}
     work = workload(spec_of("toy_sentences"), "cpu")
@@ -161,15 +175,15 @@ def test_the_longest_sequence_counts_beside_the_fullest_batch(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("task", "dtype"), [("toy_sentences", "fp32"), ("toy_sentences", "bf16"), ("toy_articles", "bf16")]
 )
-def test_the_work_is_that_of_the_batches_that_come(task: str, dtype: str) -> None:
+def test_workload_equals_that_of_the_real_batches(task: str, dtype: str) -> None:
     spec = spec_of(task, dtype=dtype, batch_size=2, device="cpu")
     work, data = workload(spec, "cpu"), load_data(spec)
-    come = [batch["input_ids"].shape for batch in islice(data.train_batches(0), work.steps)]
-    assert work.train == set(come) and work.train_tokens == sum(rows * width for rows, width in come)
+    shapes = [batch["input_ids"].shape for batch in islice(data.train_batches(0), work.steps)]
+    assert work.train == set(shapes) and work.train_tokens == sum(rows * width for rows, width in shapes)
 
 
-def test_long_sentences_may_hold_more_than_many_short_ones() -> None:
-    """Scores go by the square of the length: here the batch with fewer tokens needs more."""
+def test_few_long_sequences_need_more_memory_than_many_short_ones() -> None:
+    """Attention scores grow with the square of the length, so the batch with fewer tokens needs more."""
     spec = spec_of("toy_sentences")
     model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
     blocks = [m for m in weight_matrices(model) if m.layer is not None and m.role != "embedding"]
@@ -190,7 +204,7 @@ def matrices() -> list[WeightMatrix]:
     ]
 
 
-def test_the_prior_is_ordered_and_the_same_every_time() -> None:
+def test_prior_costs_decrease_with_bits_and_rank_and_are_deterministic() -> None:
     formats, ranks = ("int2-g64", "int3-g64", "int4-g64", "int8", "bf16"), (2, 8, 32)
     torch.manual_seed(1)
     first = prior_costs(matrices(), formats, ranks)
@@ -211,8 +225,8 @@ def test_the_prior_is_ordered_and_the_same_every_time() -> None:
     ] == pytest.approx(2 * up)
 
 
-class Largest(TorchDispatchMode):
-    """The bytes of the largest real tensor that is made inside."""
+class LargestTensor(TorchDispatchMode):
+    """Record the bytes of the largest real tensor that is created inside the block."""
 
     nbytes = 0
 
@@ -224,14 +238,17 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_seventy_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path) -> None:
-    """Sizes, plan and rehearsal: the largest real tensor is of those that formats are tried on, a thousandth of one matrix."""
+def test_planning_70_billion_parameters_allocates_only_small_tensors(tmp_path: Path) -> None:
+    """Covers sizes, plan and dry run.
+
+    The largest real tensor is one on which formats are compared, a thousandth of one matrix of the model.
+    """
     from bitrank.planning.costs import Choices
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    words = {"batch_size": 1, "max_length": 64, "steps": 1, "kind": "language-modelling"}
-    spec = RunSpec(config="B-FP", task="", model=str(tmp_path / "config.json"), **words)
-    with Largest() as largest:
+    options = {"batch_size": 1, "max_length": 64, "steps": 1, "kind": "language-modelling"}
+    spec = RunSpec(config="B-FP", task="", model=str(tmp_path / "config.json"), **options)
+    with LargestTensor() as largest:
         problem, sizes = outlined_problem(spec, "40GB", Choices())
         plan = PLANNERS["exact"](problem, None)
         parts = training_memory(spec, plan)
@@ -239,21 +256,23 @@ def test_seventy_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Pat
     assert parts.weights + parts.adapters == plan.nbytes <= 40_000_000_000
     assert parts.optimizer == 2 * parts.gradients == 2 * parts.adapters
     assert 0 < largest.nbytes <= 2**25 < sizes.matrices["model.layers.0.mlp.up_proj"].shape[0] * 8192 / 4
-    words = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
+    options = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
     assert plan.nbytes == sizes.fixed + sum(
-        stored_size(sizes.matrices[name], plan.precision[name], **words)
+        stored_size(sizes.matrices[name], plan.precision[name], **options)
         + 4 * plan.ranks.get(name, 0) * sum(sizes.matrices[name].shape)
         for name in sizes.matrices
     )
 
 
-def stored(path: Path, runs: list[tuple[dict[str, str], dict[str, float]]]) -> str:
-    """A store with finished runs of these tags and figures: MLflow's tables, as far as they are read."""
+def write_store(path: Path, runs: list[tuple[dict[str, str], dict[str, float]]]) -> str:
+    """Write a store with finished runs of these tags and figures: the tables of MLflow that are read."""
     path.mkdir()
     with closing(sqlite3.connect(path / "mlflow.db")) as database, database:
         database.executescript("""
             CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT);
-            CREATE TABLE runs (run_uuid TEXT, experiment_id INTEGER, status TEXT, lifecycle_stage TEXT, start_time INTEGER);
+            CREATE TABLE runs (
+                run_uuid TEXT, experiment_id INTEGER, status TEXT, lifecycle_stage TEXT, start_time INTEGER
+            );
             CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT);
             CREATE TABLE metrics (run_uuid TEXT, key TEXT, value REAL);
             CREATE TABLE latest_metrics (run_uuid TEXT, key TEXT, value REAL, is_nan BOOLEAN);
@@ -275,12 +294,19 @@ def figures(speed: float) -> dict[str, float]:
     return {"speed/train_tok_s": speed, "speed/infer_tok_s": 2 * speed, "time/setup_s": 3.0}
 
 
-def test_only_runs_like_it_tell_how_long_it_takes(tmp_path: Path) -> None:
+def test_duration_is_predicted_from_similar_runs_only(tmp_path: Path) -> None:
     spec = spec_of("toy_sentences", "Joint-2")
     work = workload(spec, "cpu")
     model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
-    like = {"config": "Joint-2", "model": spec.model, "task": spec.task_name, "device": "cpu", "dtype": "float32", "threads": "1",
-            "hardware": hardware("cpu")}  # fmt: skip
+    similar = {
+        "config": "Joint-2",
+        "model": spec.model,
+        "task": spec.task_name,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": "1",
+        "hardware": hardware("cpu"),
+    }
     others = [
         {"device": "cuda"},
         {"dtype": "bfloat16"},
@@ -289,29 +315,31 @@ def test_only_runs_like_it_tell_how_long_it_takes(tmp_path: Path) -> None:
         {"model": "minilm"},
         {"task": "sst2"},
     ]
-    unlike = [({**like, **other}, figures(1e9)) for other in others]
+    dissimilar = [({**similar, **other}, figures(1e9)) for other in others]
 
-    def said(runs: list[tuple[dict[str, str], dict[str, float]]]) -> tuple[float, str]:
+    def predicted(runs: list[tuple[dict[str, str], dict[str, float]]]) -> tuple[float, str]:
         found = training_time(
-            spec, work, model, "cpu", torch.float32, stored(tmp_path / str(len(runs)), runs)
+            spec, work, model, "cpu", torch.float32, write_store(tmp_path / str(len(runs)), runs)
         )
         return found.seconds, found.basis
 
     expected = 3 + work.train_tokens / 100 + work.evaluation_tokens / 200
-    assert "work per token" in said(unlike)[1]
-    seconds, basis = said([*unlike, ({**like, "config": "B-FP"}, figures(100.0))])
+    assert "work per token" in predicted(dissimilar)[1]
+    seconds, basis = predicted([*dissimilar, ({**similar, "config": "B-FP"}, figures(100.0))])
     assert seconds == pytest.approx(expected) and basis.startswith(
         "the speed of 1 finished run of other configs"
     )
-    seconds, basis = said([*unlike, ({**like, "config": "B-FP"}, figures(1e6)), (like, figures(100.0))])
+    seconds, basis = predicted(
+        [*dissimilar, ({**similar, "config": "B-FP"}, figures(1e6)), (similar, figures(100.0))]
+    )
     assert seconds == pytest.approx(expected) and basis.startswith("the speed of 1 finished run of Joint-2")
 
 
-def test_timing_products_draws_no_number_and_puts_threads_back() -> None:
+def test_timing_products_keeps_the_random_state_and_the_thread_count() -> None:
     spec = spec_of("toy_sentences", threads=1, dtype="auto")
     model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
     work = workload(spec, "cpu")
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    took = training_time(spec, work, model, "cpu", DTYPES[choose_dtype("cpu")], "no store")
+    duration = training_time(spec, work, model, "cpu", DTYPES[choose_dtype("cpu")], "no store")
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
-    assert took.seconds > 0 and str(DTYPES[choose_dtype("cpu")]).removeprefix("torch.") in took.basis
+    assert duration.seconds > 0 and str(DTYPES[choose_dtype("cpu")]).removeprefix("torch.") in duration.basis

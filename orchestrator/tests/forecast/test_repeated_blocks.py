@@ -1,4 +1,4 @@
-"""A few blocks rehearsed, counted as often as they come, against the whole model rehearsed."""
+"""The peak estimated from a few blocks equals that of a dry run of the whole model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.spec.run_spec import RunSpec
 
 LLAMA = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 14,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 14,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "tie_word_embeddings": False,
+}
 GPT2 = {
-    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_layer": 14, "n_head": 4, "vocab_size": 300,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "n_embd": 64,
+    "n_layer": 14,
+    "n_head": 4,
+    "vocab_size": 300,
+}
 NAMES = {
     "llama": (
         "model.layers",
@@ -31,12 +43,12 @@ NAMES = {
 
 def spec_of(config: dict[str, Any], folder: Path) -> RunSpec:
     (folder / "config.json").write_text(json.dumps(config))
-    words = {"batch_size": 2, "max_length": 24, "steps": 1, "kind": "language-modelling"}
-    return RunSpec(config="B-FP", task="", model=str(folder / "config.json"), **words)
+    settings = {"batch_size": 2, "max_length": 24, "steps": 1, "kind": "language-modelling"}
+    return RunSpec(config="B-FP", task="", model=str(folder / "config.json"), **settings)
 
 
 def choice_of(kind: str, of_block: Any) -> Choice:
-    """Ranks and formats by ``of_block(number, matrix)``, and the head in 8 bits."""
+    """Return formats and ranks by ``of_block(number, matrix)``, and the head in 8 bits."""
     prefix, matrices, head = NAMES[kind]
     chosen = {
         f"{prefix}.{number}.{name}": of_block(number, place)
@@ -49,8 +61,8 @@ def choice_of(kind: str, of_block: Any) -> Choice:
     )
 
 
-def depths(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """The depths of the models that are rehearsed from here on."""
+def record_depths(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Return a list that records the depths of the models in later dry runs."""
     seen: list[int | None] = []
     real = repeated_blocks._peak
 
@@ -63,8 +75,8 @@ def depths(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 
 
 PLANS = {
-    "all alike": lambda number, place: ("nf4-dq", 4),
-    "ends differ": lambda number, place: (
+    "equal blocks": lambda number, place: ("nf4-dq", 4),
+    "different ends": lambda number, place: (
         "int8" if number in (0, 13) else "nf4-dq",
         16 if number == 13 else 2,
     ),
@@ -77,22 +89,22 @@ PLANS = {
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(("kind", "config"), [("llama", LLAMA), ("gpt2", GPT2)])
-def test_few_blocks_tell_what_all_of_them_take(
+def test_peak_from_a_few_blocks_equals_that_of_the_whole_model(
     kind: str, config: dict[str, Any], plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, choice = spec_of(config, tmp_path), choice_of(kind, PLANS[plan])
     whole = repeated_blocks._peak(spec, choice, None, torch.bfloat16)
-    rehearsed = depths(monkeypatch)
+    depths = record_depths(monkeypatch)
     assert step_bytes(spec, choice, torch.bfloat16) == whole
-    assert set(rehearsed) == {2, 3}
+    assert set(depths) == {2, 3}
 
 
-@pytest.mark.parametrize("reason", ["every block its own", "layers of two types"])
-def test_other_models_are_rehearsed_whole(
+@pytest.mark.parametrize("reason", ["every block differs", "two attention types"])
+def test_models_without_repeated_blocks_are_run_whole(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, of_block = LLAMA, PLANS["all alike"]
-    if reason == "every block its own":
+    config, of_block = LLAMA, PLANS["equal blocks"]
+    if reason == "every block differs":
         of_block = lambda number, place: ("nf4-dq", number + 1)  # noqa: E731
     else:
         types = ["full_attention" if number % 2 else "sliding_attention" for number in range(14)]
@@ -103,6 +115,6 @@ def test_other_models_are_rehearsed_whole(
             "sliding_window": 8,
             "max_window_layers": 7,
         }
-    spec, rehearsed = spec_of(config, tmp_path), depths(monkeypatch)
+    spec, depths = spec_of(config, tmp_path), record_depths(monkeypatch)
     assert step_bytes(spec, choice_of("llama", of_block), torch.bfloat16) > 0
-    assert rehearsed == [None]
+    assert depths == [None]

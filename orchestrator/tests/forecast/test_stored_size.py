@@ -1,4 +1,4 @@
-"""Sizes by shapes alone equal what was really built: every format and backend, odd shapes, whole models of both families."""
+"""Sizes computed from shapes equal those of built layers and models, for every format and backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torch import nn
 
 TASKS = ("toy_sentences", "toy_articles")
 ODD = ((128, 64), (33, 64), (7, 192), (40, 96), (5, 7), (64, 100), (1, 64), (1, 65), (2, 64), (300, 320))
-HELD = [
+BACKEND_FORMATS = [
     (b.name, text)
     for b in BACKENDS.values()
     for text in (*FORMATS, "int4-g32", "nf4-g128", "nf4-g32-dq")
@@ -45,22 +45,22 @@ def spec_of(task: str, config: str = "B-FP", **given: object) -> RunSpec:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("backend", "text"), HELD)
-def test_bytes_of_a_matrix_are_those_of_the_layer_that_was_built(
+@pytest.mark.parametrize(("backend", "text"), BACKEND_FORMATS)
+def test_computed_bytes_of_a_matrix_equal_those_of_the_built_layer(
     backend: str, text: str, dtype: torch.dtype
 ) -> None:
     fmt = parse_format(text)
     for out, into in ODD:
         linear = nn.Linear(into, out, bias=False, dtype=dtype).requires_grad_(False)
         if BACKENDS[backend].misfit(fmt, (out, into)):
-            with pytest.raises(ValueError, match="64"):  # quanto's own word, without the name of a matrix
+            with pytest.raises(ValueError, match="64"):  # quanto's own message lacks the matrix's name
                 BACKENDS[backend].make(linear, fmt, dtype)
             continue
         made = BACKENDS[backend].make(linear, fmt, dtype)
         assert backend_bytes(backend, fmt, (out, into), dtype) == stored_bytes(made).total, (out, into)
 
 
-def test_a_matrix_that_its_backend_cannot_hold_is_refused_by_name() -> None:
+def test_matrix_that_its_backend_cannot_store_is_refused_by_name() -> None:
     odd = WeightMatrix("body.layer.0.odd", "ffn", 0, (40, 100))
     with pytest.raises(
         QuantError,
@@ -75,10 +75,10 @@ def test_a_matrix_that_its_backend_cannot_hold_is_refused_by_name() -> None:
         stored_size(odd, "nf4", quant_backend="cuda-4bit", device="cpu", dtype=torch.float32)
 
 
-def test_a_plan_for_a_backend_that_is_not_here_ends_with_its_reason(
+def test_plan_for_an_unavailable_backend_exits_with_2_and_the_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [
+    options = [
         "plan",
         "--profile",
         "smoke",
@@ -89,41 +89,41 @@ def test_a_plan_for_a_backend_that_is_not_here_ends_with_its_reason(
         "--set",
         "quant_backend=cuda-4bit",
     ]
-    assert main(words) == 2
-    said = capsys.readouterr().err
+    assert main(options) == 2
+    printed = capsys.readouterr().err
     assert (
-        "'cuda-4bit' cannot run here: it needs device cuda, this run is on cpu" in said
-        and "Traceback" not in said
+        "'cuda-4bit' cannot run here: it needs device cuda, this run is on cpu" in printed
+        and "Traceback" not in printed
     )
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_outline_is_that_of_the_built_model(task: str, tmp_path: Path) -> None:
+def test_model_shapes_equal_those_of_the_built_model(task: str, tmp_path: Path) -> None:
     spec = spec_of(task)
     place = locate(spec.model)
     built = open_model(spec, 2, "cpu", torch.float32)
     built.fill_rest()
-    told = model_shapes(place, spec.kind, 2, torch.float32)
-    assert told.matrices == [
+    shapes = model_shapes(place, spec.kind, 2, torch.float32)
+    assert shapes.matrices == [
         m for m in weight_matrices(built.model) if m.tied_to is None and m.name not in built.trained_modules
     ]
-    assert told.shared == held_by_torch(built.model)
-    assert told.parameters == built.parameters == sum(p.numel() for p in built.model.parameters())
-    assert told.trained == sum(
+    assert shapes.shared == held_by_torch(built.model)
+    assert shapes.parameters == built.parameters == sum(p.numel() for p in built.model.parameters())
+    assert shapes.trained == sum(
         p.numel() for name in built.trained_modules for p in built.model.get_submodule(name).parameters()
     )
-    assert told.model_type == built.model.config.model_type
-    in_full = sum(4 * m.shape[0] * m.shape[1] for m in told.matrices)
-    assert told.fixed + in_full == stored_bytes(built.model).total
-    alone = tmp_path / "config.json"  # no weights beside it: fresh modules are told from the structure
-    shutil.copy(Path(place) / "config.json", alone)
-    assert model_shapes(str(alone), spec.kind, 2, torch.float32) == told
+    assert shapes.model_type == built.model.config.model_type
+    full_bytes = sum(4 * m.shape[0] * m.shape[1] for m in shapes.matrices)
+    assert shapes.fixed + full_bytes == stored_bytes(built.model).total
+    lone_config = tmp_path / "config.json"  # without weights, new modules follow from the structure
+    shutil.copy(Path(place) / "config.json", lone_config)
+    assert model_shapes(str(lone_config), spec.kind, 2, torch.float32) == shapes
 
 
 @pytest.mark.parametrize("backend", ["auto", "none", "cpu-4bit", "cpu-int8"])
 @pytest.mark.parametrize("config", ["B-Q4", "Joint-2", "Joint-3"])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_base_is_as_large_as_the_one_that_was_built(task: str, config: str, backend: str) -> None:
+def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: str, backend: str) -> None:
     spec = spec_of(task, config, quant_backend=backend)
     loaded = open_model(spec, 2, "cpu", torch.float32)
     arm = find_config(config, None)
@@ -132,8 +132,8 @@ def test_the_base_is_as_large_as_the_one_that_was_built(task: str, config: str, 
     model, _ = arm.rank.attach(
         loaded.model, plans.ranks, total_steps=10, scale=2.0, heads=loaded.trained_modules, seed=0
     )
-    skeleton, _ = unplanned_model(spec, 2, "cpu", torch.float32)
-    words = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(skeleton, plans.bits, weight_matrices(skeleton), **words) == stored_bytes(
+    empty_model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
+    assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
         model
     ).total - adapter_bytes(model)

@@ -1,4 +1,4 @@
-"""A model that cannot do what is asked is refused in one sentence, before it is loaded."""
+"""Models that do not support a task are refused in one sentence, before they are loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def opened(folder: Path, kind: str = "language-modelling") -> Loaded:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_task_that_an_architecture_cannot_do_is_refused_by_run_and_plan(name: str, tmp_path: Path) -> None:
+def test_task_that_an_architecture_does_not_support_is_refused_by_run_and_plan(
+    name: str, tmp_path: Path
+) -> None:
     folder = write(tmp_path / name, name)
     kind, sentence = CASES[name]
     with pytest.raises(UserError, match=sentence):
@@ -59,7 +61,7 @@ def test_model_without_matrices_to_plan_is_refused_by_run_and_plan(
         model_shapes(str(folder), kind)
 
 
-def test_model_that_brings_its_own_code_is_refused(tmp_path: Path) -> None:
+def test_model_with_its_own_code_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     config = {
         "model_type": "strange",
@@ -78,7 +80,7 @@ def test_model_without_a_tokenizer_is_refused_with_the_files_to_copy(tmp_path: P
         opened(folder)
 
 
-def test_fingerprint_follows_the_files_that_are_loaded_and_no_others(tmp_path: Path) -> None:
+def test_fingerprint_depends_only_on_the_loaded_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     before = weights_fingerprint(str(folder))
     (folder / "copy.safetensors").write_bytes(b"not loaded")
@@ -86,8 +88,8 @@ def test_fingerprint_follows_the_files_that_are_loaded_and_no_others(tmp_path: P
     assert weights_fingerprint(str(folder)) == before
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         path = folder / name
-        kept = path.read_bytes()
-        path.write_bytes(kept + b" ")
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
         assert weights_fingerprint(str(folder)) != before
-        path.write_bytes(kept)
+        path.write_bytes(content)
     assert weights_fingerprint(str(folder)) == before

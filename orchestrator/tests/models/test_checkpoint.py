@@ -1,5 +1,6 @@
-"""What is loaded equals what ``from_pretrained`` loads, for every architecture and for files that do not fit;
-or it is refused.
+"""Loaded weights equal those of ``from_pretrained`` for every architecture.
+
+Files that do not match the model are loaded in the same way as by ``from_pretrained``, or refused.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def test_language_model_equals_from_pretrained(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_classifier_equals_from_pretrained_and_new_modules_are_those_that_it_reports(
-    name: str, tmp_path: Path
-) -> None:
+def test_classifier_and_its_new_modules_equal_those_of_from_pretrained(name: str, tmp_path: Path) -> None:
     loaded = opened(write(tmp_path / name, name), "classification")
     torch.manual_seed(3)
     expected, info = AutoModelForSequenceClassification.from_pretrained(
@@ -118,7 +117,7 @@ def test_tied_head_stored_twice_with_equal_values_is_tied(tmp_path: Path) -> Non
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
 
 
-def test_embedding_stored_under_its_heads_name_alone_is_tied(tmp_path: Path) -> None:
+def test_embedding_stored_only_under_its_heads_name_is_tied(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama_tied")
     change_tensors(
         folder, lambda t: {key.replace("model.embed_tokens", "lm_head"): value for key, value in t.items()}
@@ -137,7 +136,7 @@ def test_sharded_checkpoint_equals_from_pretrained(tmp_path: Path) -> None:
     assert_equal(opened(tmp_path / "sharded", LM), reference(folder, LM))
 
 
-def test_single_file_comes_before_an_index_as_in_from_pretrained(tmp_path: Path) -> None:
+def test_single_file_takes_precedence_over_an_index_as_in_from_pretrained(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     tensors = {key: torch.zeros_like(value) for key, value in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
@@ -149,15 +148,16 @@ def test_single_file_comes_before_an_index_as_in_from_pretrained(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("values", "named"), [({"vocab_size": 20}, "embed_tokens"), ({"intermediate_size": 48}, "mlp")]
+    ("values", "parameter_part"), [({"vocab_size": 20}, "embed_tokens"), ({"intermediate_size": 48}, "mlp")]
 )
 def test_weights_of_another_shape_than_the_config_are_refused_by_name(
-    values: dict[str, int], named: str, tmp_path: Path
+    values: dict[str, int], parameter_part: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "m", "llama")
     change_config(folder, **values)
     with pytest.raises(
-        UserError, match=rf"do not fit its config.json: .*{named}.*\[.*\] there and \[.*\] by its config"
+        UserError,
+        match=rf"do not fit its config.json: .*{parameter_part}.*\[.*\] there and \[.*\] by its config",
     ):
         opened(folder, LM)
     with pytest.raises(RuntimeError):
@@ -165,7 +165,7 @@ def test_weights_of_another_shape_than_the_config_are_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("name", "lost", "kind"),
+    ("name", "missing", "kind"),
     [
         ("llama", "model.norm.weight", LM),
         ("llama", "lm_head.weight", LM),
@@ -175,10 +175,12 @@ def test_weights_of_another_shape_than_the_config_are_refused_by_name(
         ("bert", "embeddings.LayerNorm.weight", "classification"),
     ],
 )
-def test_missing_part_of_a_model_is_refused_by_name(name: str, lost: str, kind: str, tmp_path: Path) -> None:
+def test_missing_part_of_a_model_is_refused_by_name(
+    name: str, missing: str, kind: str, tmp_path: Path
+) -> None:
     folder = write(tmp_path / "m", name)
-    change_tensors(folder, lambda t: {key: value for key, value in t.items() if key != lost})
-    with pytest.raises(UserError, match=rf"lack .*{lost}"):
+    change_tensors(folder, lambda t: {key: value for key, value in t.items() if key != missing})
+    with pytest.raises(UserError, match=rf"lack .*{missing}"):
         opened(folder, kind)
 
 
@@ -198,7 +200,7 @@ def test_layers_beyond_the_config_are_named_as_unused(tmp_path: Path) -> None:
     assert_equal(loaded, reference(folder, LM))
 
 
-def test_head_for_another_number_of_classes_is_drawn_anew(tmp_path: Path) -> None:
+def test_head_for_another_number_of_classes_is_newly_initialized(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "bert", num_labels=3)
     loaded = opened(folder, "classification")
     assert loaded.new_modules == loaded.trained_modules == ["classifier"]
@@ -207,7 +209,7 @@ def test_head_for_another_number_of_classes_is_drawn_anew(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["bert", "electra", "bart"])
-def test_stored_head_is_kept_and_trained_when_its_labels_are_the_datas(name: str, tmp_path: Path) -> None:
+def test_stored_head_is_kept_and_trained_if_its_labels_match_the_data(name: str, tmp_path: Path) -> None:
     folder = (
         write(tmp_path / "m", name, **_labels("Bad", "GOOD"))
         if name != "bart"
@@ -226,7 +228,7 @@ def test_stored_head_is_kept_and_trained_when_its_labels_are_the_datas(name: str
     assert_equal(loaded, reference(folder, "classification"))
 
 
-def test_head_with_labels_in_another_order_gets_its_rows_in_the_datas_order(tmp_path: Path) -> None:
+def test_head_with_labels_in_another_order_has_its_rows_reordered(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "bert", **_labels("GOOD", "BAD"))
     loaded = opened(folder, "classification")
     loaded.fill_rest()
@@ -238,7 +240,7 @@ def test_head_with_labels_in_another_order_gets_its_rows_in_the_datas_order(tmp_
     assert any("order" in message and "GOOD, BAD" in message for message in loaded.notices)
 
 
-def test_head_with_other_labels_is_drawn_anew_and_said(tmp_path: Path) -> None:
+def test_head_with_other_labels_is_newly_initialized_with_a_notice(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "bert", **_labels("spam", "ham"))
     loaded = opened(folder, "classification")
     loaded.fill_rest()
@@ -248,7 +250,7 @@ def test_head_with_other_labels_is_drawn_anew_and_said(tmp_path: Path) -> None:
     assert any("spam, ham" in message and "bad, good" in message for message in loaded.notices)
 
 
-def test_model_carries_the_labels_of_the_data(tmp_path: Path) -> None:
+def test_config_has_the_labels_of_the_data(tmp_path: Path) -> None:
     config = opened(write(tmp_path / "m", "bert"), "classification").model.config
     assert config.id2label == {0: "bad", 1: "good"}
     assert config.label2id == {"bad": 0, "good": 1}
@@ -272,7 +274,7 @@ def _bart_classifier(folder: Path) -> Path:
     return folder
 
 
-def test_config_that_names_a_quantization_is_refused_with_its_method(tmp_path: Path) -> None:
+def test_quantization_config_is_refused_with_its_method(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(UserError, match=r"quantized already.*quant_method gptq.*dequantize"):
@@ -297,7 +299,7 @@ def test_weights_stored_as_codes_are_refused(dtype: torch.dtype, tmp_path: Path)
         opened(folder, LM)
 
 
-def test_folder_with_pickled_weights_alone_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_folder_with_only_pickled_weights_is_refused_with_the_remedy(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "llama")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model.bin.*safetensors only.*save_pretrained"):

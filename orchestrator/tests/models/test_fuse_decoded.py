@@ -1,4 +1,4 @@
-"""Fused products of quantized bases, whose matrices are decoded one after another into one room, against each layer's own product."""
+"""Fused products of quantized layers, decoded into one scratch buffer, equal each layer's own product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitrank_quant.kernels.status import kernels_status
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-HELD = {
+FORMATS_BY_BACKEND = {
     "bitsandbytes": ("nf4-dq", "nf4", "fp4"),
     "torch": ("int3-g64", "bf16", "nf4-dq"),
     "quanto": ("int8", "int4-g64", "int8"),
@@ -22,18 +22,29 @@ HELD = {
 
 def llama() -> nn.Module:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
-                                        num_key_value_heads=2)).eval()  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    ).eval()
 
 
 def bert() -> nn.Module:
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
-                                                    num_attention_heads=4)).eval()  # fmt: skip
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=50, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4
+        )
+    ).eval()
 
 
 def adapted_model(make: Any, backend: str, texts: tuple[str, str, str], fused: bool) -> Any:
-    """With blocks that lie in several formats."""
+    """Return a model with adapters, whose matrices have several formats."""
     model = make()
     names = [matrix.name for matrix in block_matrices(model)]
     for number, name in enumerate(names):
@@ -53,8 +64,8 @@ def adapted_model(make: Any, backend: str, texts: tuple[str, str, str], fused: b
     return adapted
 
 
-def trained(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and the gradients of the adapters."""
+def logits_and_gradients(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits, and the gradients of the adapters."""
     logits = model(input_ids=torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(2))).logits
     logits.square().mean().backward()
     return logits.detach(), {
@@ -62,47 +73,55 @@ def trained(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     }
 
 
-def close(gradients: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> bool:
+def gradients_close(gradients: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> bool:
     scale = max(float(gradient.norm()) for gradient in expected.values())
     return gradients.keys() == expected.keys() and all(
         float((gradients[name] - gradient).norm()) < tolerance * scale for name, gradient in expected.items()
     )
 
 
-@pytest.mark.parametrize("backend", HELD)
+@pytest.mark.parametrize("backend", FORMATS_BY_BACKEND)
 @pytest.mark.parametrize("make", [llama, bert])
-def test_one_room_serves_matrices_of_all_shapes_and_formats(
+def test_one_scratch_buffer_fits_matrices_of_all_shapes_and_formats(
     make: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        dequantize, "_scratch_buffers", {}
-    )  # it grows on the way, from a query's matrix to a feed-forward part's
-    logits, gradients = trained(adapted_model(make, backend, HELD[backend], fused=True))
+    # The buffer starts empty and grows from the query's matrix to the feed-forward matrices.
+    monkeypatch.setattr(dequantize, "_scratch_buffers", {})
+    logits, gradients = logits_and_gradients(
+        adapted_model(make, backend, FORMATS_BY_BACKEND[backend], fused=True)
+    )
     assert bool(dequantize._scratch_buffers) == kernels_status().startswith("compiled")
-    plain_logits, plain_gradients = trained(adapted_model(make, backend, HELD[backend], fused=False))
-    assert torch.allclose(logits, plain_logits, atol=1e-4) and close(gradients, plain_gradients, 1e-4)
+    plain_logits, plain_gradients = logits_and_gradients(
+        adapted_model(make, backend, FORMATS_BY_BACKEND[backend], fused=False)
+    )
+    assert torch.allclose(logits, plain_logits, atol=1e-4) and gradients_close(
+        gradients, plain_gradients, 1e-4
+    )
 
 
 @pytest.mark.parametrize("make", [llama, bert])
-def test_llm_int8_trains_by_its_decoded_matrix_and_evaluates_as_ever(
+def test_llm_int8_trains_with_its_decoded_matrix_and_evaluates_with_its_own_forward(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training, an evaluation and training again, fused and by PEFT's path; bitsandbytes rounds activations in the evaluation alone."""
+    """Training, evaluation and training again give the same results fused and by PEFT's own path.
+
+    The tolerance of the evaluation is larger, because bitsandbytes rounds activations there.
+    """
     from bitsandbytes.nn import Linear8bitLt
 
-    called: list[bool] = []  # by a layer in training or not
+    training_flags: list[bool] = []  # the layer's training flag at each call
     own = Linear8bitLt.forward
     plain, model = (adapted_model(make, "bitsandbytes", ("llm-int8",) * 3, fused) for fused in (False, True))
     monkeypatch.setattr(
-        Linear8bitLt, "forward", lambda layer, x: (called.append(layer.training), own(layer, x))[1]
+        Linear8bitLt, "forward", lambda layer, x: (training_flags.append(layer.training), own(layer, x))[1]
     )
     for dropout in (m for one in (plain, model) for m in one.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
     for training, tolerance in ((True, 1e-4), (False, 1e-2), (True, 1e-4)):
-        expected, gradients = trained(plain.train(training))
-        called.clear()
-        logits, fused_gradients = trained(model.train(training))
-        assert (logits - expected).norm() < tolerance * expected.norm() and close(
+        expected, gradients = logits_and_gradients(plain.train(training))
+        training_flags.clear()
+        logits, fused_gradients = logits_and_gradients(model.train(training))
+        assert (logits - expected).norm() < tolerance * expected.norm() and gradients_close(
             fused_gradients, gradients, tolerance
         )
-        assert set(called) == (set() if training else {False})
+        assert set(training_flags) == (set() if training else {False})

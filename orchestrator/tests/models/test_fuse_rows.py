@@ -1,4 +1,4 @@
-"""Whole models with compiled passes over rows, as a run has them, against plain torch and against nothing fused at all."""
+"""Whole models with compiled row kernels equal plain torch and the unfused model."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def adapted_model(make: Any, dtype: torch.dtype, fused: bool) -> Any:
     return adapted
 
 
-def trained(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradients of all adapters in one."""
+def logits_and_gradients(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits, and the concatenated gradients of all adapters."""
     adapted = adapted_model(make, dtype, fused)
     ids = torch.randint(1, 50, (3, 21), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
@@ -65,52 +65,56 @@ def trained(make: Any, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each compiled pass was called."""
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return a counter of the calls of each compiled kernel."""
     if not rows.serves(torch.zeros(1)):
         pytest.skip("no compiled passes over rows here")
     counted, call = Counter[str](), rows._call
 
-    def told(name: str, *arguments: Any) -> None:
+    def counted_call(name: str, *arguments: Any) -> None:
         counted[name.removeprefix("bitrank_")] += 1
         call(name, *arguments)
 
-    monkeypatch.setattr(rows, "_call", told)
+    monkeypatch.setattr(rows, "_call", counted_call)
     return counted
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.04)])
 @pytest.mark.parametrize("make", [llama, bert])
-def test_a_model_is_the_same_to_rounding(
-    make: Any, dtype: torch.dtype, tolerance: float, called: Counter[str], monkeypatch: pytest.MonkeyPatch
+def test_compiled_model_equals_plain_and_unfused_ones_up_to_rounding(
+    make: Any,
+    dtype: torch.dtype,
+    tolerance: float,
+    kernel_calls: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled = trained(make, dtype, fused=True)
-    attended = {"softmax": 6, "softmax_gradient": 3}  # more keys than numbers in a head: made again
-    in_a_llama = {"rms": 7, "rms_gradient": 6, "swiglu": 6, "swiglu_gradient": 3, "rotate": 12}
-    assert called == {**attended, **(in_a_llama if make is llama else {})}
-    called.clear()
+    compiled = logits_and_gradients(make, dtype, fused=True)
+    attention_calls = {"softmax": 6, "softmax_gradient": 3}  # recomputed: more keys than head dimensions
+    llama_calls = {"rms": 7, "rms_gradient": 6, "swiglu": 6, "swiglu_gradient": 3, "rotate": 12}
+    assert kernel_calls == {**attention_calls, **(llama_calls if make is llama else {})}
+    kernel_calls.clear()
     monkeypatch.setattr(kernels, "switched_off", lambda: True)
-    plain = trained(make, dtype, fused=True)
-    assert not called
-    for other in (plain, trained(make, dtype, fused=False)):
+    plain = logits_and_gradients(make, dtype, fused=True)
+    assert not kernel_calls
+    for other in (plain, logits_and_gradients(make, dtype, fused=False)):
         for found, expected in zip(compiled, other, strict=True):
             assert float((found - expected).norm()) < tolerance * float(expected.norm())
 
 
-def test_generation_goes_on_from_its_cache(called: Counter[str]) -> None:
-    """One position at a time, more keys than queries; sentences of two lengths."""
+def test_generation_with_a_cache_equals_that_of_the_unfused_model(kernel_calls: Counter[str]) -> None:
+    """Generates one position at a time, with more keys than queries, for sentences of two lengths."""
     ids = torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
-    words = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     made = [
-        adapted_model(llama, torch.float32, fused).eval().generate(ids, **words) for fused in (True, False)
+        adapted_model(llama, torch.float32, fused).eval().generate(ids, **options) for fused in (True, False)
     ]
-    assert torch.equal(*made) and called["rotate"] == 8 * 2 * 3 and called["softmax"] == 8 * 3
+    assert torch.equal(*made) and kernel_calls["rotate"] == 8 * 2 * 3 and kernel_calls["softmax"] == 8 * 3
 
 
 @pytest.mark.parametrize("make", [llama, bert])
-def test_a_model_with_compiled_passes_can_be_copied_and_pickled(make: Any) -> None:
+def test_model_with_compiled_kernels_can_be_copied_and_pickled(make: Any) -> None:
     model, ids = adapted_model(make, torch.float32, fused=True).eval(), torch.arange(1, 9)[None]
     logits = model(input_ids=ids).logits
     assert torch.equal(copy.deepcopy(model)(input_ids=ids).logits, logits)

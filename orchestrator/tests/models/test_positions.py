@@ -1,5 +1,6 @@
-"""The longest sequence that a model takes, against what plain transformers computes, and what a run says of a
-longer one.
+"""The maximum sequence length of a model equals that which plain transformers computes.
+
+A run refuses a longer sequence, or adds a note about it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def computes(model: Any, length: int) -> bool:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_limit_is_the_longest_sequence_that_transformers_computes(name: str) -> None:
+def test_limit_is_the_longest_sequence_that_transformers_computes(name: str) -> None:
     config = getattr(transformers, f"{name}Config")(**MODELS[name])
     model = AutoModel.from_config(config, attn_implementation="eager").eval()
     longest = next(
@@ -78,7 +79,7 @@ def test_the_limit_is_the_longest_sequence_that_transformers_computes(name: str)
 
 
 def saved(name: str, folder: Path) -> str:
-    """A model of ``MODELS`` with the tokenizer of a tiny one."""
+    """Save a model of ``MODELS`` with the tokenizer of a tiny model; return its folder."""
     transformers.set_seed(0)
     config = getattr(transformers, f"{name}Config")(**copy.deepcopy(MODELS[name]))
     AutoModel.from_config(config).save_pretrained(folder)
@@ -92,13 +93,18 @@ def spec_of(model: str, length: int, task: str = "toy_sentences", **given: objec
     )
 
 
-@pytest.mark.parametrize(("name", "task", "limit"), [
-    ("Bert", "toy_sentences", POSITIONS), ("Roberta", "toy_sentences", POSITIONS - 2),
-    ("GPT2", "toy_articles", POSITIONS), ("OPT", "toy_articles", POSITIONS),
-])  # fmt: skip
-def test_a_length_beyond_the_table_of_positions_is_refused_with_the_number(
+@pytest.mark.parametrize(
+    ("name", "task", "limit"),
+    [
+        ("Bert", "toy_sentences", POSITIONS),
+        ("Roberta", "toy_sentences", POSITIONS - 2),
+        ("GPT2", "toy_articles", POSITIONS),
+        ("OPT", "toy_articles", POSITIONS),
+    ],
+)
+def test_length_beyond_the_position_table_is_refused_with_the_limit(
     name: str, task: str, limit: int, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     model = saved(name, tmp_path / name)
     assert load_data(spec_of(model, limit, task)).report.counts["texts"]
     with pytest.raises(
@@ -108,12 +114,12 @@ def test_a_length_beyond_the_table_of_positions_is_refused_with_the_number(
         tokenised(spec_of(model, limit + 1, task))
 
 
-def test_a_length_that_a_rotary_model_was_not_trained_on_is_said(tmp_path: Path) -> None:
+def test_length_beyond_a_rotary_models_training_length_gives_a_note(tmp_path: Path) -> None:
     model = saved("Llama", tmp_path / "llama")
     assert check_length(spec_of(model, POSITIONS, "toy_articles")) is None
     notes = load_data(spec_of(model, POSITIONS + 1, "toy_articles")).report.notes
     assert any(f"max_length {POSITIONS + 1} is beyond the {POSITIONS} positions" in note for note in notes)
 
 
-def test_a_model_without_positions_takes_any_length(tmp_path: Path) -> None:
+def test_model_without_positions_accepts_any_length(tmp_path: Path) -> None:
     assert check_length(spec_of(saved("Bloom", tmp_path / "bloom"), 100_000, "toy_articles")) is None

@@ -1,4 +1,4 @@
-"""Models filled one module at a time equal those that transformers loads at once."""
+"""Models that are loaded one module at a time equal those that transformers loads at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def opened(model: str, kind: str | None = None):
 
 @pytest.mark.parametrize("part", [stored_tensors.PART, 100], ids=["whole", "in parts"])
 @pytest.mark.parametrize("name", list(KINDS))
-def test_filled_equals_loaded_at_once(name, part, monkeypatch) -> None:
+def test_model_filled_by_module_equals_from_pretrained(name, part, monkeypatch) -> None:
     monkeypatch.setattr(stored_tensors, "PART", part)  # 100 numbers: several rows of every matrix, or one
     auto = AutoModelForSequenceClassification if KINDS[name] == "classification" else AutoModelForCausalLM
     torch.manual_seed(3)
@@ -59,14 +59,14 @@ def test_filled_equals_loaded_at_once(name, part, monkeypatch) -> None:
     assert loaded.trained_modules == (["classifier"] if name == "tiny-bert" else [])
 
 
-def test_a_tied_head_stays_tied() -> None:
+def test_tied_head_stays_tied() -> None:
     loaded = opened("tiny-llama")
     loaded.fill_rest()
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", list(KINDS))
-def test_no_two_planned_matrices_are_there_unquantized(name) -> None:
+def test_at_most_one_planned_matrix_is_unquantized_at_a_time(name) -> None:
     loaded = opened(name)
     plan = {matrix.name: "int4-g64" for matrix in block_matrices(loaded.model)}
     seen = []
@@ -82,7 +82,7 @@ def test_no_two_planned_matrices_are_there_unquantized(name) -> None:
     assert not any(tensor.is_meta for tensor in loaded.model.state_dict().values())
 
 
-def test_old_names_of_norms_and_missing_prefixes_are_found(tmp_path) -> None:
+def test_legacy_norm_names_and_missing_prefixes_are_matched(tmp_path) -> None:
     import shutil
 
     folder = tmp_path / "old"
@@ -103,7 +103,7 @@ def test_old_names_of_norms_and_missing_prefixes_are_found(tmp_path) -> None:
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 
-def test_files_whose_names_match_nothing_are_refused(tmp_path) -> None:
+def test_files_with_unknown_names_are_refused(tmp_path) -> None:
     import shutil
 
     folder = tmp_path / "strange"
@@ -127,7 +127,9 @@ def status(key):
     (line,) = [line for line in open("/proc/self/status") if line.startswith(key)]
     return int(line.split()[1])
 
-spec = RunSpec(config="B-FP", task="toy", model=sys.argv[1], kind="language-modelling", seed=0, fused=False, steps=1)
+spec = RunSpec(
+    config="B-FP", task="toy", model=sys.argv[1], kind="language-modelling", seed=0, fused=False, steps=1
+)
 open_model(spec, (), "cpu", torch.bfloat16).fill("lm_head")  # imports and first use
 loaded = open_model(spec, (), "cpu", torch.bfloat16)
 open("/proc/self/clear_refs", "w").write("5")
@@ -140,8 +142,10 @@ print((status("VmHWM") - before) / 1024)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's own peak of a process")
-def test_reading_matrix_by_matrix_takes_the_memory_of_a_few_matrices_and_not_of_the_file(tmp_path) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory that Linux reports"
+)
+def test_loading_by_matrix_peaks_at_a_few_matrices_not_at_the_file(tmp_path) -> None:
     wide = LlamaConfig(
         vocab_size=16,
         hidden_size=1024,
@@ -152,9 +156,8 @@ def test_reading_matrix_by_matrix_takes_the_memory_of_a_few_matrices_and_not_of_
     )
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     write_tokenizer(tmp_path / "wide")
-    file_mib = (
-        tmp_path / "wide/model.safetensors"
-    ).stat().st_size / 2**20  # 240, in fp32; the largest matrix is 8
+    # 240 MiB in fp32; the largest matrix has 8 MiB.
+    file_mib = (tmp_path / "wide/model.safetensors").stat().st_size / 2**20
     done = subprocess.run(
         [sys.executable, "-c", _GROWTH, str(tmp_path / "wide")], capture_output=True, text=True, check=True
     )

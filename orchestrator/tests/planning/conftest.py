@@ -1,4 +1,4 @@
-"""What both tiny models lose in every format, measured once a module."""
+"""Measured tables of both tiny models, once per test module."""
 
 from __future__ import annotations
 

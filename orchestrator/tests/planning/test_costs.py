@@ -1,4 +1,4 @@
-"""Costs come from the tables by their formula, and sizes are those of the built model."""
+"""Costs equal their formula, and every planner keeps the budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sizes(spec: RunSpec) -> Sizes:
     return sizes_of(spec)
 
 
-def test_measuring_again_reads_the_same(spec: RunSpec, tables: Tables) -> None:
+def test_second_measurement_reads_the_cached_tables(spec: RunSpec, tables: Tables) -> None:
     again = measure(spec)
     assert again.base == tables.base and again.matrices == tables.matrices
     for name, moments in tables.moments.items():
@@ -28,7 +28,7 @@ def test_measuring_again_reads_the_same(spec: RunSpec, tables: Tables) -> None:
         assert torch.equal(moments.gradient_K, again.moments[name].gradient_K)
 
 
-def test_a_cost_is_its_formula(tables: Tables) -> None:
+def test_cost_equals_its_formula(tables: Tables) -> None:
     matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
     errors, spectrum_K = (
         tables.errors[matrix.name]["int2-g64"],
@@ -44,22 +44,22 @@ def test_a_cost_is_its_formula(tables: Tables) -> None:
             )
 
 
-def test_where_no_divergence_was_measured_the_fisher_form_is_believed(tables: Tables) -> None:
+def test_estimate_without_a_divergence_is_the_fisher_form(tables: Tables) -> None:
     errors = tables.errors[tables.matrices[0].name]["int8"]
     assert errors.divergence is None and estimated_loss(errors) == errors.fisher > 0
 
 
-def test_unmeasured_tables_believe_the_fisher_form_wherever_there_is_one(tables: Tables) -> None:
-    blind = without_divergences(tables)
+def test_tables_without_divergences_give_the_fisher_form_unless_it_is_zero(tables: Tables) -> None:
+    by_fisher = without_divergences(tables)
     for name, formats in tables.errors.items():
         for fmt, errors in formats.items():
-            assert estimated_loss(blind.errors[name][fmt]) == (
+            assert estimated_loss(by_fisher.errors[name][fmt]) == (
                 errors.fisher if errors.fisher > 0 else errors.divergence
             ), (name, fmt)
-    assert blind.moments == tables.moments and blind.base == tables.base
+    assert by_fisher.moments == tables.moments and by_fisher.base == tables.base
 
 
-def test_embeddings_get_bits_and_no_rank(tables: Tables, sizes: Sizes) -> None:
+def test_embeddings_get_formats_and_no_rank(tables: Tables, sizes: Sizes) -> None:
     problem = make_problem(tables, sizes, 10**9, CHOICES)
     for item in problem.items:
         ranks = {option.rank for option in item.options}
@@ -80,14 +80,14 @@ def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes)
     assert plan.cost >= exact(problem).cost * (1 - 1e-6)
 
 
-def test_a_format_that_was_not_measured_and_a_rank_that_fits_nowhere(tables: Tables, sizes: Sizes) -> None:
+def test_unmeasured_format_and_oversized_rank_are_refused(tables: Tables, sizes: Sizes) -> None:
     with pytest.raises(PlanError, match="int5-g64 was not measured; measured: int2-g64"):
         make_problem(tables, sizes, 10**9, Choices(formats=("int5-g64",)))
     with pytest.raises(PlanError, match="no rank of"):
         make_problem(tables, sizes, 10**9, Choices(ranks=(10**6,)))
 
 
-def test_a_budget_that_holds_no_plan_names_the_smallest(tables: Tables, sizes: Sizes) -> None:
+def test_infeasible_budget_reports_the_smallest_feasible_one(tables: Tables, sizes: Sizes) -> None:
     problem = make_problem(tables, sizes, 1000, CHOICES)
     with pytest.raises(Infeasible) as caught:
         exact(problem)

@@ -1,4 +1,4 @@
-"""Factors on costs: found where a made-up truth has them, and measured on real models whose weights really are the plan's."""
+"""Cost factors: recovered from a known interaction, and measured on real models with the plan's weights."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ from safetensors.torch import load_file, save_file
 COSTS = {"int2": (2, 9.0), "int4": (4, 3.0), "int8": (8, 1.0)}
 
 
-def made_up(budget: int = 22) -> Problem:
-    """Four blocks of one kind of matrix, and one embedding twice their size; the last four bytes go to a block or to the embedding."""
+def synthetic_problem(budget: int = 22) -> Problem:
+    """Return a problem with four blocks of one kind, and an embedding of twice a block's size.
+
+    At the default budget, the last four bytes go either to the blocks or to the embedding.
+    """
     items = [
         Item(
             f"layers.{n}.up",
@@ -58,14 +61,17 @@ def made_up(budget: int = 22) -> Problem:
     return Problem((*items, wide), budget)
 
 
-class Truth:
-    """Blocks add ``times`` what their costs say together, the embedding what its cost says; ``asked`` lists the plans."""
+class SyntheticBench:
+    """A bench with a known interaction, which records its ``plans``.
+
+    Blocks add ``times`` the sum of their costs, the embedding adds its own cost.
+    """
 
     def __init__(self, problem: Problem, times: float) -> None:
-        self.problem, self.times, self.asked = problem, times, list[Plan]()
+        self.problem, self.times, self.plans = problem, times, list[Plan]()
 
     def added(self, plan: Plan) -> Added:
-        self.asked.append(plan)
+        self.plans.append(plan)
         alone = costs_by_kind(self.problem, plan)
         by_kind = {
             kind: cost * (self.times if kind == "layers.*.up" else 1.0) for kind, cost in alone.items()
@@ -73,11 +79,11 @@ class Truth:
         return Added(sum(by_kind.values()), by_kind)
 
 
-def factors_of(problem: Problem, truth: Any) -> dict[str, float]:
-    return find_factors(problem, cast(Bench, truth))[1]
+def factors_of(problem: Problem, bench: Any) -> dict[str, float]:
+    return find_factors(problem, cast(Bench, bench))[1]
 
 
-def test_a_kind_is_a_name_without_its_block() -> None:
+def test_kind_is_the_name_without_the_block_number() -> None:
     assert (
         kind_of("model.layers.11.mlp.up_proj")
         == kind_of("model.layers.2.mlp.up_proj")
@@ -86,84 +92,89 @@ def test_a_kind_is_a_name_without_its_block() -> None:
     assert kind_of("model.embed_tokens") == "model.embed_tokens"
 
 
-def test_the_factors_are_those_of_the_truth() -> None:
-    problem = made_up()
-    truth = Truth(problem, 3.0)
-    factors = factors_of(problem, truth)
+def test_factors_recover_a_known_interaction() -> None:
+    problem = synthetic_problem()
+    bench = SyntheticBench(problem, 3.0)
+    factors = factors_of(problem, bench)
     assert factors["layers.*.up"] / factors["embedding"] == pytest.approx(3.0)
     plan = exact(scaled(problem, factors))
-    assert plan.cost == pytest.approx(truth.added(plan).whole), "predictions add up to what is measured"
-    assert truth.added(plan).whole < truth.added(exact(problem)).whole, (
-        "bytes went from the embedding to the blocks"
+    assert plan.cost == pytest.approx(bench.added(plan).whole), "predictions sum to the measured divergence"
+    assert bench.added(plan).whole < bench.added(exact(problem)).whole, (
+        "bytes moved from the embedding to the blocks"
     )
 
 
-def test_sums_that_hold_change_no_plan() -> None:
-    problem = made_up()
+def test_additive_errors_leave_the_plan_unchanged() -> None:
+    problem = synthetic_problem()
     assert (
-        exact(scaled(problem, factors_of(problem, Truth(problem, 1.0)))).precision == exact(problem).precision
+        exact(scaled(problem, factors_of(problem, SyntheticBench(problem, 1.0)))).precision
+        == exact(problem).precision
     )
 
 
-def test_the_best_round_is_kept() -> None:
-    """Whatever later rounds bring, the factors are those whose plan diverged least: here those of the first one."""
-    problem = made_up()
+def test_factors_are_those_of_the_round_with_the_least_divergence() -> None:
+    """Each later round diverges more here, so the factors are those of the first round."""
+    problem = synthetic_problem()
 
-    class Worse(Truth):
+    class DivergingBench(SyntheticBench):
         def added(self, plan: Plan) -> Added:
             found = super().added(plan)
-            return Added(found.whole * 10 ** len(self.asked), found.by_kind)
+            return Added(found.whole * 10 ** len(self.plans), found.by_kind)
 
-    factors = factors_of(problem, Worse(problem, 3.0))
+    factors = factors_of(problem, DivergingBench(problem, 3.0))
     assert factors["layers.*.up"] == pytest.approx(factors["embedding"])
 
 
-def test_noise_is_bounded() -> None:
-    """A kind that adds nothing, or far more than all others, gets a quarter or four times the factor of all together at the most."""
-    problem = made_up()
-    factors = factors_of(problem, Truth(problem, 1e6))
+def test_factors_are_limited_to_a_range() -> None:
+    """A kind's factor is between a quarter of the overall factor and four times that factor."""
+    problem = synthetic_problem()
+    factors = factors_of(problem, SyntheticBench(problem, 1e6))
     assert factors["layers.*.up"] / factors["embedding"] <= 16
 
 
-def test_a_plan_that_adds_nothing_leaves_costs_alone() -> None:
-    problem = made_up()
-    free = interactions.scaled(problem, {"layers.*.up": 0.0, "embedding": 0.0})
-    assert set(factors_of(free, Truth(free, 1.0)).values()) == {1.0}
+def test_plan_without_divergence_leaves_costs_unchanged() -> None:
+    problem = synthetic_problem()
+    costless = interactions.scaled(problem, {"layers.*.up": 0.0, "embedding": 0.0})
+    assert set(factors_of(costless, SyntheticBench(costless, 1.0)).values()) == {1.0}
 
 
-def test_a_budget_below_the_smallest_plan_is_told() -> None:
+def test_budget_below_the_smallest_plan_is_infeasible() -> None:
     with pytest.raises(Infeasible):
-        factors_of(made_up(3), Truth(made_up(3), 1.0))
+        factors_of(synthetic_problem(3), SyntheticBench(synthetic_problem(3), 1.0))
 
 
-def problem_of(spec: RunSpec, tables: Tables, above: float = 1.3) -> Problem:
-    """Bytes for so many times the smallest plan: where errors are large."""
+def problem_of(spec: RunSpec, tables: Tables, ratio: float = 1.3) -> Problem:
+    """Return the problem at ``ratio`` times the smallest budget, where errors are large."""
     sizes, choices = sizes_of(spec), Choices(ranks=(2, 4))
     smallest = make_problem(tables, sizes, 10**9, choices).smallest
-    return make_problem(tables, sizes, int(above * smallest), choices)
+    return make_problem(tables, sizes, int(ratio * smallest), choices)
 
 
-@pytest.mark.parametrize("filed", [torch.bfloat16, torch.float32])
-def test_a_model_is_held_in_16_bits_where_its_file_is(tmp_path: Path, filed: torch.dtype) -> None:
-    """And no narrower: a run that computes in fp32 quantizes what an fp32 file holds to the last bit."""
+@pytest.mark.parametrize("file_dtype", [torch.bfloat16, torch.float32])
+def test_calibration_model_stores_matrices_in_the_dtype_of_their_file(
+    tmp_path: Path, file_dtype: torch.dtype
+) -> None:
+    """The matrices are not narrower either: an fp32 run quantizes the exact values of an fp32 file."""
     folder = tmp_path / "model"
     shutil.copytree(locate("tiny-llama"), folder)
     file = folder / "model.safetensors"
-    save_file({name: tensor.to(filed) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    save_file(
+        {name: tensor.to(file_dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"}
+    )
     ready = calibration(
         make_spec(find_profile("smoke"), "B-FP", "toy_articles", {"model": str(folder), "dtype": "fp32"})
     )
-    filed_tensors = load_file(file)
+    file_tensors = load_file(file)
     for matrix in ready.matrices:
         module = ready.model.get_submodule(matrix.name)
         weight = weight_of(module)
-        assert (weight.dtype, compute_dtype(module)) == (filed, torch.float32), matrix.name
+        assert (weight.dtype, compute_dtype(module)) == (file_dtype, torch.float32), matrix.name
         if matrix.tied_to is None:
-            assert torch.equal(weight, filed_tensors[f"{matrix.name}.weight"])
+            assert torch.equal(weight, file_tensors[f"{matrix.name}.weight"])
 
 
-def hold(module: Any, fmt: Format) -> None:
-    """The numbers that ``module`` has in ``fmt``, in fp32; a tied head shares them."""
+def store_decoded(module: Any, fmt: Format) -> None:
+    """Set the weight of ``module`` to its decoded values in ``fmt``, in fp32; a tied head shares it."""
     weight_OI = weight_of(module)
     stored_OI = fmt.decode(
         fmt.encode(weight_OI), (weight_OI.shape[0], weight_OI.shape[1]), compute_dtype(module)
@@ -174,27 +185,29 @@ def hold(module: Any, fmt: Format) -> None:
         module.weight.data = stored_OI
 
 
-def test_what_a_plan_adds_is_measured_with_its_weights_in_place(spec: RunSpec, tables: Tables) -> None:
+def test_added_divergence_equals_that_of_the_model_with_quantized_weights(
+    spec: RunSpec, tables: Tables
+) -> None:
     plan = exact(problem_of(spec, tables))
     ready = calibration(spec)
     replay = Replay(ready.model, ready.joint, ready.forward)
     bench = Bench(spec, tables, repairs=False)
     added = bench.added(plan)
     for name, text in plan.precision.items():
-        hold(ready.model.get_submodule(name), parse_format(text))
+        store_decoded(ready.model.get_submodule(name), parse_format(text))
     assert added.whole == pytest.approx(replay.evaluate_from(None, first=True)[1], rel=1e-4), (
-        "but for how a narrowed block rounds"
+        "equal up to the rounding of a narrowed block"
     )
     assert added.by_kind.keys() == {kind_of(name) for name in plan.precision}
-    assert bench.added(plan) == added, "the model was as before"
+    assert bench.added(plan) == added, "the model was restored"
 
 
 def test_repaired_weights_diverge_less() -> None:
-    """Of the decoder: the tiny classifier, whose head alone was ever fitted, has next to nothing to lose."""
+    """Tests the decoder: of the tiny classifier only the head is fitted, so it has almost no loss to add."""
     spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
     tables = measure(spec)
     plan = exact(problem_of(spec, tables))
-    # In formats whose errors stand above rounding: what a rank of 4 repairs of 3 bits is no matter of chance.
+    # The errors of these formats exceed rounding, so the effect of repairing 3 bits by rank 4 is not chance.
     coarse = {
         name: text if name == "model.embed_tokens" else "int3-g64" for name, text in plan.precision.items()
     }
@@ -205,7 +218,7 @@ def test_repaired_weights_diverge_less() -> None:
     )
 
 
-def test_calibrating_leaves_the_model_as_it_was_and_is_done_once(
+def test_calibration_restores_the_model_and_is_cached(
     spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = problem_of(spec, tables, 1.31)
@@ -216,15 +229,15 @@ def test_calibrating_leaves_the_model_as_it_was_and_is_done_once(
     assert dict(bench._model.named_modules()) == modules
     assert all(torch.equal(weight_of(modules[name]), weight) for name, weight in before.items())
 
-    told: list[str] = []
-    first, seconds = calibrate_costs([problem], tables, spec, True, told.append)
-    monkeypatch.setattr(interactions, "Bench", _refused)
+    messages: list[str] = []
+    first, seconds = calibrate_costs([problem], tables, spec, True, messages.append)
+    monkeypatch.setattr(interactions, "Bench", _fail)
     assert calibrate_costs([problem], tables, spec, True) == (first, seconds)
-    assert len(told) in {0, interactions.ROUNDS + 1}  # none where an earlier test run filled the cache
+    assert len(messages) in {0, interactions.ROUNDS + 1}  # none if an earlier test filled the cache
     assert [item.name for item in first.items] == [item.name for item in problem.items]
 
 
-def test_of_several_costs_those_are_kept_whose_plan_diverged_least(
+def test_calibration_selects_the_costs_with_the_least_divergence(
     spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     problem = problem_of(spec, tables, 1.32)
@@ -242,4 +255,4 @@ def test_of_several_costs_those_are_kept_whose_plan_diverged_least(
     assert kept == scaled(other, {kind_of(item.name): 5.0 for item in problem.items})
 
 
-_refused: Callable[..., Any] = lambda *_: pytest.fail("calibrated again")  # noqa: E731
+_fail: Callable[..., Any] = lambda *_: pytest.fail("calibrated again")  # noqa: E731

@@ -1,4 +1,4 @@
-"""Studies of planners: what they hold, and a tiny one end to end."""
+"""Studies of planners: their arms and settings, and a tiny study end to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
-WORDS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
+ARGUMENTS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -26,7 +26,7 @@ def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
     assert set(quick.configs) <= set(study.configs) and quick.arms == study.arms
 
 
-def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
+def test_quick_study_only_shortens_runs() -> None:
     laptop, smoke, paper = (
         profile_of("allocators", find_profile(name), quick=True) for name in ("laptop", "smoke", "paper")
     )
@@ -35,17 +35,15 @@ def test_a_quick_study_makes_runs_shorter_and_never_longer() -> None:
     assert [articles[key] for key in ("steps", "eval_every")] == [10, 10]
     embedded = make_spec(laptop, "B-FP", "wiki_articles")
     assert (embedded.steps, embedded.test_windows, embedded.validation_windows) == (10, 1, 1)
-    assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are fewer already"
-    assert make_spec(paper, "B-FP", "wikitext2").test_windows is None, (
-        "texts that are tested whole stay whole"
-    )
+    assert smoke.by_kind["classification"]["steps"] == 20, "20 steps are already fewer"
+    assert make_spec(paper, "B-FP", "wikitext2").test_windows is None, "whole texts are not cut into windows"
     spec = make_spec(paper, "B-FP", "movie_sentences")
-    assert (spec.steps, spec.epochs) == (100, None), "a profile that counts epochs counts steps then"
+    assert (spec.steps, spec.epochs) == (100, None), "epochs are replaced by steps"
     whole = profile_of("allocators", find_profile("laptop"), quick=False)
     assert whole.by_kind == find_profile("laptop").by_kind and whole.name == "allocators"
 
 
-def test_no_search_is_left_alone_at_the_end() -> None:
+def test_longest_searches_are_planned_first() -> None:
     request = [
         (arm, "3.25bits", task)
         for task in ("movie_sentences", "wiki_articles")
@@ -60,21 +58,21 @@ def test_no_search_is_left_alone_at_the_end() -> None:
     ]
 
 
-def test_an_unknown_study_is_told(capsys: Any) -> None:
+def test_unknown_study_exits_with_2_and_the_nearest_name(capsys: Any) -> None:
     assert main(["study", "allocator"]) == 2
     assert "unknown study 'allocator'; nearest: allocators" in capsys.readouterr().err
 
 
-def test_a_tiny_study_plans_trains_and_compares(
+def test_tiny_study_plans_trains_and_compares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*WORDS]) == 0
-    said = capsys.readouterr().out
+    assert main([*ARGUMENTS]) == 0
+    printed = capsys.readouterr().out
     folder = Path("results/three-bits-quick")
     report = (folder / "report.md").read_text()
     assert (
-        report in said
+        report in printed
         and "exact-9bits" in report
         and "adalora-9bits" in report
         and "At equal bytes, after Holm, exact-9bits" in report
@@ -92,6 +90,6 @@ def test_a_tiny_study_plans_trains_and_compares(
         and plans["adalora-9bits"]["adaptive"]["shrink"]
     )
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
-    assert main([*WORDS]) == 0  # nothing is planned or trained again
+    assert main([*ARGUMENTS]) == 0  # nothing is planned or trained again
     assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
     assert "2 of 2 runs are complete" in capsys.readouterr().out

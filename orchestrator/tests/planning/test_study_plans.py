@@ -1,4 +1,4 @@
-"""Plans of a study lie on disk and serve again as long as they are for the same data, settings and code."""
+"""Saved plans of a study are reused only for the same data, settings and code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SMOKE, STUDY = PROFILES["smoke"], STUDIES["allocators"]
 
 
 @pytest.mark.parametrize(
-    ("made_with", "served"), [({}, True), ({"max_length": 16}, False), ({"model": "tiny-gpt2"}, False)]
+    ("made_with", "reused"), [({}, True), ({"max_length": 16}, False), ({"model": "tiny-gpt2"}, False)]
 )
-def test_a_plan_made_for_something_else_is_made_again(
-    made_with: dict[str, object], served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_saved_plan_is_reused_only_for_the_same_settings(
+    made_with: dict[str, object], reused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "toy_sentences" / "exact-3bits.json"
     path.parent.mkdir()
@@ -31,4 +31,4 @@ def test_a_plan_made_for_something_else_is_made_again(
 
     monkeypatch.setattr(planner_studies, "make_plan", refuse)
     found = planner_studies._planned(STUDY, SMOKE, "exact", "3bits", "toy_sentences", {}, tmp_path)
-    assert found == (path if served else "no plan: planned again")
+    assert found == (path if reused else "no plan: planned again")

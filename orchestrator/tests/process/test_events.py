@@ -1,11 +1,11 @@
-"""The events file between child and parent survives torn lines."""
+"""Incomplete lines of the events file are skipped and removed."""
 
 from __future__ import annotations
 
 from bitrank.process.events import EventTail, open_events, read_events
 
 
-def test_a_torn_line_is_not_read_and_is_cut_off_on_resume(tmp_path) -> None:
+def test_incomplete_line_is_not_read_and_is_removed_on_resume(tmp_path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "a"}\n{"event": "b"}\n{"event": "c')
     tail = EventTail(path)
@@ -16,5 +16,5 @@ def test_a_torn_line_is_not_read_and_is_cut_off_on_resume(tmp_path) -> None:
     assert [e["event"] for e in tail.read()] == ["d"]
 
 
-def test_no_file_is_no_events(tmp_path) -> None:
+def test_missing_file_has_no_events(tmp_path) -> None:
     assert read_events(tmp_path / "none") == [] == EventTail(tmp_path / "none").read()

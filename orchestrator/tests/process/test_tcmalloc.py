@@ -1,4 +1,4 @@
-"""tcmalloc is preloaded into runs where it is found; what the user preloads stays, and 0 turns it off."""
+"""tcmalloc is preloaded into runs after the user's libraries; ``BITRANK_TCMALLOC=0`` disables it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
 
 SPEC = make_spec(find_profile("smoke"), "B-FP", "toy_sentences")
-linux = pytest.mark.skipif(platform.system() != "Linux", reason="libraries are preloaded on Linux alone")
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="libraries are preloaded on Linux only")
 
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file where this Python's own library would be; its content is never read."""
+    """Return an empty file at the path of this Python's own tcmalloc; its content is never read."""
     found = tmp_path / "lib" / "libtcmalloc_minimal.so.4"
     found.parent.mkdir()
     found.touch()
@@ -33,13 +33,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @linux
-@pytest.mark.parametrize("theirs", ["", "/a.so", "/a.so /b.so", "/a.so:/b.so"])
-def test_it_is_preloaded_after_what_the_user_preloads(
-    library: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+@pytest.mark.parametrize("preloaded", ["", "/a.so", "/a.so /b.so", "/a.so:/b.so"])
+def test_tcmalloc_is_preloaded_after_the_users_libraries(
+    library: Path, monkeypatch: pytest.MonkeyPatch, preloaded: str
 ) -> None:
-    monkeypatch.setenv("LD_PRELOAD", theirs)
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
     environment = run_environment(SPEC)
-    assert environment["LD_PRELOAD"] == ":".join([*theirs.replace(":", " ").split(), str(library)])
+    assert environment["LD_PRELOAD"] == ":".join([*preloaded.replace(":", " ").split(), str(library)])
     assert str(library) in heap_description()
     monkeypatch.setenv("LD_PRELOAD", environment["LD_PRELOAD"])
     assert run_environment(SPEC)["LD_PRELOAD"] == environment["LD_PRELOAD"], (
@@ -48,7 +48,7 @@ def test_it_is_preloaded_after_what_the_user_preloads(
 
 
 @linux
-def test_an_allocator_that_the_user_preloads_is_the_runs(
+def test_allocator_preloaded_by_the_user_is_used_for_runs(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LD_PRELOAD", "/opt/libjemalloc.so.2")
@@ -61,7 +61,7 @@ def test_an_allocator_that_the_user_preloads_is_the_runs(
 
 
 @linux
-def test_a_folder_that_the_loader_cannot_read_is_passed_over(
+def test_folder_with_a_space_is_skipped_because_the_loader_splits_there(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spaced = tmp_path / "my python"
@@ -72,21 +72,25 @@ def test_a_folder_that_the_loader_cannot_read_is_passed_over(
     assert find_tcmalloc() == library
 
 
-def test_it_is_not_looked_for_when_it_is_not_wanted(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tcmalloc_is_not_used_if_disabled(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
     assert find_tcmalloc() is None and "BITRANK_TCMALLOC=0" in heap_description()
-    assert not software._allocator().install, "it was turned off, and may well be there"
+    assert not software._allocator().install, "disabled, so the doctor suggests no installation"
 
 
-def test_glibcs_heap_keeps_what_is_freed_but_for_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glibc_retains_less_freed_memory_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
-    free, bound = heap_environment(limited=False), heap_environment(limited=True)
-    assert set(free) == set(bound) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
-    assert int(bound["MALLOC_MMAP_THRESHOLD_"]) < int(free["MALLOC_MMAP_THRESHOLD_"])
+    unlimited, under_limit = heap_environment(limited=False), heap_environment(limited=True)
+    assert (
+        set(unlimited)
+        == set(under_limit)
+        == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
+    )
+    assert int(under_limit["MALLOC_MMAP_THRESHOLD_"]) < int(unlimited["MALLOC_MMAP_THRESHOLD_"])
 
 
 @linux
-def test_the_doctor_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_gives_the_install_command_for_tcmalloc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BITRANK_TCMALLOC", raising=False)
     for part in ("bitrank.doctor.software.find_tcmalloc", "bitrank.process.tcmalloc.find_tcmalloc"):
         monkeypatch.setattr(part, lambda: None)
@@ -95,7 +99,7 @@ def test_the_doctor_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.install == "sudo apt-get install libtcmalloc-minimal4"
 
 
-# Blocks of one size with another between each two of them; those between are freed and as many are asked for again.
+# Blocks of one size, alternately retained and freed; then as many as were freed are allocated again.
 _HOLES = """
 import torch
 from bitrank_trainer import has_tcmalloc, peak_memory_mib
@@ -117,22 +121,22 @@ needed = pytest.mark.skipif(
 
 
 @needed
-def test_with_it_what_is_freed_serves_the_next_of_its_size() -> None:
+def test_tcmalloc_reuses_freed_blocks_of_the_same_size() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HOLES], env=run_environment(SPEC), capture_output=True, text=True, check=True
     )
     from_tcmalloc, grown = done.stdout.split()
-    assert from_tcmalloc == "True" and float(grown) < 4, "96 MiB were freed and asked for again"
+    assert from_tcmalloc == "True" and float(grown) < 4, "96 MiB were freed and allocated again"
 
 
 @needed
-def test_what_a_run_takes_before_its_model_is_measured_with_each(
+def test_import_memory_is_measured_separately_for_each_allocator(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
-    with_it = import_memory(SPEC)
+    with_tcmalloc = import_memory(SPEC)
     monkeypatch.setenv("BITRANK_TCMALLOC", "0")
-    assert import_memory(SPEC) != with_it
+    assert import_memory(SPEC) != with_tcmalloc
 
 
 _PLAN = ["plan", "--task", "toy_sentences", "--model", "tiny-bert", "--budget", "8bits"]
@@ -151,39 +155,42 @@ _MODULE, _SCRIPT = [sys.executable, "-m", "bitrank"], [str(Path(sys.executable).
 
 @needed
 @pytest.mark.parametrize(
-    ("start", "refused"),
+    ("start", "disabled"),
     [pytest.param(_MODULE, False, marks=pytest.mark.slow), (_SCRIPT, False), (_SCRIPT, True)],
 )
-def test_planning_takes_its_memory_from_tcmalloc(start: list[str], refused: bool, tmp_path: Path) -> None:
-    """What is mapped into the process when it has loaded torch."""
-    told = "import pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
+def test_plan_command_uses_tcmalloc_unless_disabled(start: list[str], disabled: bool, tmp_path: Path) -> None:
+    """The process's memory map is inspected at exit, after torch was loaded."""
+    probe = "import pathlib; print('tcmalloc' in pathlib.Path('/proc/self/maps').read_text())"
     (tmp_path / "sitecustomize.py").write_text(
-        f"import atexit\n\n\n@atexit.register\ndef tell() -> None:\n    {told}\n"
+        f"import atexit\n\n\n@atexit.register\ndef report() -> None:\n    {probe}\n"
     )
-    surroundings = {
+    environment = {
         **_plain_environment(),
         "PYTHONPATH": str(tmp_path),
-        "BITRANK_TCMALLOC": "0" if refused else "1",
+        "BITRANK_TCMALLOC": "0" if disabled else "1",
     }
     done = subprocess.run(
-        [*start, *_PLAN], env=surroundings, capture_output=True, text=True, check=True, cwd=tmp_path
+        [*start, *_PLAN], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert [line for line in done.stdout.splitlines() if line in {"True", "False"}] == [str(not refused)], (
-        "told once, at the one end"
+    assert [line for line in done.stdout.splitlines() if line in {"True", "False"}] == [str(not disabled)], (
+        "printed once, at the single exit"
     )
 
 
 @needed
-def test_a_loader_that_takes_the_library_away_is_asked_once(tmp_path: Path) -> None:
-    """A Python whose start forgets what is preloaded, as one with privileges does."""
-    forgetful = tmp_path / "python"
-    forgetful.write_text(
-        f'#!/bin/sh\necho "started $3" >> "{tmp_path}/starts"\nunset LD_PRELOAD\nexec "{sys.executable}" "$@"\n'
+def test_restart_is_tried_once_if_the_loader_removes_the_library(tmp_path: Path) -> None:
+    """The Python of this test unsets LD_PRELOAD at start, as a privileged one does."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "started $3" >> "{tmp_path}/starts"\n'
+        f'unset LD_PRELOAD\nexec "{sys.executable}" "$@"\n'
     )
-    forgetful.chmod(0o755)
-    asked = f"import sys; sys.executable = {str(forgetful)!r}; from bitrank.cli.main import main; sys.exit(main())"
+    python.chmod(0o755)
+    program = (
+        f"import sys; sys.executable = {str(python)!r}; from bitrank.cli.main import main; sys.exit(main())"
+    )
     done = subprocess.run(
-        [forgetful, "-c", asked, *_PLAN],
+        [python, "-c", program, *_PLAN],
         env=_plain_environment(),
         capture_output=True,
         text=True,

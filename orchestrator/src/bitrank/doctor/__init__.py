@@ -1,4 +1,7 @@
-"""``bitrank doctor``: what this machine has, what works on it, and how to get the rest. What can be tried is tried, not looked up."""
+"""``bitrank doctor``: report this machine's hardware and software, and how to install missing parts.
+
+Formats, devices and speeds are tested on the machine, not looked up.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ __all__ = ["examine", "print_report"]
 
 
 def examine() -> dict[str, Any]:
-    """Everything as plain data. Takes some seconds: dtypes are timed, and each backend quantizes and multiplies a small matrix."""
+    """Return the whole report as plain data.
+
+    This takes some seconds: each dtype is timed, and each backend quantizes and multiplies a small matrix.
+    """
     from bitrank_quant import available_overrides, kernels_status
     from bitrank_trainer import DTYPES, available_devices, choose_device, choose_dtype
 

@@ -1,4 +1,7 @@
-"""Every format on every backend that serves it, tried: encoded, multiplied, differentiated, and compared with the reference."""
+"""Try every format on every backend that supports it.
+
+A trial encodes a matrix, multiplies, differentiates, and compares the results with the reference.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import torch
 
 
 def try_formats(device: str, dtype: torch.dtype) -> dict[str, dict[str, dict[str, Any]]]:
-    """Format → backend → ``problem`` (None when it works) and the relative errors of output and gradient."""
+    """Return format → backend → trial.
+
+    A trial has ``problem`` (None if it succeeded) and the relative errors of output and gradient.
+    """
     from bitrank_quant import BACKENDS, FORMATS, Trial, try_format
 
     found: dict[str, dict[str, dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""The machine itself: processor, memory of it and of its accelerators, threads."""
+"""Describe the machine: processor, memory, accelerators and threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def machine(device: str) -> dict[str, str]:
 
 
 def memory() -> dict[str, str]:
-    """Memory in GiB: the machine's, what a container may take of it, and each accelerator's."""
+    """Return memory sizes in GiB: the machine's, the container's limit, and each accelerator's."""
     seen = psutil.virtual_memory()
     shown = {"total": f"{seen.total / _GIB:.1f} GiB", "available": f"{seen.available / _GIB:.1f} GiB"}
     if (limit := _container_limit()) is not None and limit < seen.total:
@@ -37,7 +37,7 @@ def memory() -> dict[str, str]:
 
 
 def threads() -> dict[str, Any]:
-    """Cores, and what torch uses of them."""
+    """Return the core counts and torch's number of threads."""
     import torch
 
     asked = os.environ.get("OMP_NUM_THREADS")
@@ -52,7 +52,7 @@ def threads() -> dict[str, Any]:
 
 
 def devices() -> dict[str, str]:
-    """Every kind of accelerator: here, or why not."""
+    """Return for every kind of accelerator its description, or the reason why it is unavailable."""
     import torch
 
     return {"cuda": _cuda(torch), "mps": _mps(torch), "cpu": "here"}
@@ -66,7 +66,10 @@ def _cuda(torch: Any) -> str:
             if torch.cuda.is_bf16_supported(including_emulation=False)
             else "no bf16: fp16 with a loss scale"
         )
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, capability {major}.{minor}, {bf16}"
+        return (
+            f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, "
+            f"capability {major}.{minor}, {bf16}"
+        )
     if torch.version.cuda is None and torch.version.hip is None:
         for tool, command in _BUILDS.items():
             if shutil.which(tool):

@@ -1,7 +1,8 @@
-"""One run on all cores, or one run a core: which trains faster here? Measured on the products of a small encoder layer.
+"""Measure whether one run on all cores or one run per core trains faster.
 
-``python -m bitrank.doctor.parallelism THREADS SECONDS DTYPE`` is one of the measured processes; it prints layers a second. The dtype is the
-one that a run takes here.
+The measured work is the matrix products of a small encoder layer, in the dtype that a run on this machine
+uses. ``python -m bitrank.doctor.parallelism THREADS SECONDS DTYPE`` runs one of the measured processes and
+prints layers per second.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _SECONDS = 2.0
 
 
 def measure_pace() -> dict[str, str]:
-    """Layers a second of one process with all cores, and of one process a core, and what to do about it."""
+    """Measure layers per second of one process on all cores and of one process per core.
+
+    The last entry is the recommended setting.
+    """
     from bitrank_trainer import choose_dtype
 
     cores = usable_cores()
@@ -28,8 +32,12 @@ def measure_pace() -> dict[str, str]:
     choice = f"--jobs {cores} with --set threads=1" if apart > together else "--jobs 1 with all threads"
     return {
         f"one run on {cores} threads": f"{together:.0f} layers a second in {dtype}",
-        f"{cores} runs on one thread each": f"{apart:.0f} layers a second in {dtype} ({apart / together:.2f} times)",
-        "faster": f"{choice} (profile laptop fixes one thread a run, so that its numbers do not depend on --jobs)",
+        f"{cores} runs on one thread each": (
+            f"{apart:.0f} layers a second in {dtype} ({apart / together:.2f} times)"
+        ),
+        "faster": (
+            f"{choice} (profile laptop fixes one thread a run, so that its numbers do not depend on --jobs)"
+        ),
     }
 
 
@@ -48,9 +56,11 @@ def _paces(threads: list[int], dtype: str) -> list[float]:
 
 
 def layers_per_second(threads: int, seconds: float, dtype: str) -> float:
-    """Forward and backward through the feed-forward half of a layer 384 wide, 800 tokens at a time, in ``dtype`` (``bf16`` or ``fp32``).
+    """Return forward and backward passes per second of a layer's feed-forward half.
 
-    Without bf16 instructions a product in bf16 is a hundred times slower, and says nothing about runs, which take fp32 there.
+    The layer is 384 wide and gets 800 tokens at a time in ``dtype`` (``bf16`` or ``fp32``). The dtype has to
+    be the one of real runs: without bf16 instructions a bf16 product is a hundred times slower, and runs use
+    fp32 there.
     """
     import torch
     from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""The report on a terminal: one row a section."""
+"""Print the doctor's report on a terminal, one row per section."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitrank.terminal import console
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as a table on the terminal."""
+    """Print the report as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

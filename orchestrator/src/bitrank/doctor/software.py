@@ -1,4 +1,4 @@
-"""What else can be used when it is there, and the command that installs it when it is not."""
+"""Find optional programs and libraries, and give the command that installs each missing one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ENGINE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Found:
-    """How something stands, and the exact command that mends it; nothing to install when it is empty."""
+    """The state of a program or library, and the command that installs it; empty if none is needed."""
 
     state: str
     install: str = ""
 
 
 def programs() -> dict[str, Found]:
-    """Every optional program and library by what it is for."""
+    """Return the state of every optional program and library, by its purpose."""
     return {name: look() for name, look in _LOOKS.items()}
 
 
@@ -43,7 +43,10 @@ def version_of(name: str) -> str:
 
 
 def _library(module: str, distribution: str, use: str, extra: str | None = None) -> Callable[[], Found]:
-    """``extra`` is that of bitrank which installs it, where there is one."""
+    """Return a check for an optional library.
+
+    ``extra`` is the extra of bitrank that installs it, if there is one.
+    """
 
     def look() -> Found:
         if find_spec(module) is None:
@@ -67,7 +70,7 @@ def _tex() -> Found:
 
 
 def _engine() -> Found:
-    """Docker or podman, asked whether its engine answers."""
+    """Return the state of Docker or podman, including whether its engine responds."""
     for program in ("docker", "podman"):
         if shutil.which(program):
             return Found(f"{program}: {_answer(program)}")
@@ -110,10 +113,16 @@ def _compiler() -> Found:
 
 
 def _allocator() -> Found:
-    """Linux alone has the trouble that tcmalloc cures."""
+    """Return the state of the memory allocator.
+
+    Only Linux needs tcmalloc: the heap growth that it prevents was seen with glibc.
+    """
     if platform.system() != "Linux" or is_refused() or find_tcmalloc() is not None:
         return Found(f"runs take their memory from {heap_description()}")
-    more = f"runs take their memory from {heap_description()}: on a CPU half again above imports of what they take from tcmalloc"
+    more = (
+        f"runs take their memory from {heap_description()}: "
+        "on a CPU half again above imports of what they take from tcmalloc"
+    )
     return Found(more, "sudo apt-get install libtcmalloc-minimal4")
 
 

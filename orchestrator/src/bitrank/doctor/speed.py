@@ -1,21 +1,25 @@
-"""How fast a device multiplies in each dtype, measured; a dtype that it refuses says why."""
+"""Measure the speed of matrix products for each dtype of a device."""
 
 from __future__ import annotations
 
 import time
 
+# Products on an accelerator are larger, so that computing takes longer than launching the kernels.
 _SIDE, _ACCELERATOR_SIDE = (
     1024,
     4096,
-)  # an accelerator is asked for more than it can do before it is asked again
+)
 _SECONDS = 0.5
 
 
 def gflops(dtype: str, device: str) -> float | str:
-    """GFLOP/s of square products over half a second (at least one product, or 32 on an accelerator), or the reason why there are none."""
+    """Return GFLOP/s of square products over half a second, or the reason why the dtype fails.
+
+    At least one product is measured, or 32 on an accelerator.
+    """
     try:
         return round(_measured(dtype, device), 1)
-    except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here
+    except Exception as problem:  # noqa: BLE001 - any error of a driver or a kernel is a result
         return f"refused: {type(problem).__name__}: {' '.join(str(problem).split())}"[:160]
 
 
@@ -30,9 +34,8 @@ def _measured(dtype: str, device: str) -> float:
     started, count, spent = time.perf_counter(), 0, 0.0
     while spent < _SECONDS:
         product = left @ right
-        for _ in range(
-            0 if device == "cpu" else 31
-        ):  # an accelerator is asked for an answer once in 32 products
+        # An accelerator is synchronized only once per 32 products.
+        for _ in range(0 if device == "cpu" else 31):
             product = left @ right
         product.sum().item()
         count += 1 if device == "cpu" else 32

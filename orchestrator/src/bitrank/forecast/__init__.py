@@ -1,1 +1,1 @@
-"""Memory, time and size of a run, before it is started."""
+"""Forecasts of a run's memory, duration and stored size."""

@@ -1,4 +1,7 @@
-"""One training step and one evaluation of a plan, rehearsed on the ``meta`` device: what they keep alive, what products they ask for."""
+"""Run one training step and one evaluation of a plan on the ``meta`` device.
+
+The dry run counts the bytes that are alive at the same time and the matrix products that are computed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,11 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Pass:
-    """``peak`` bytes alive at once beside the model and its gradients, and the number of differently shaped matrix ``products``."""
+    """Counts of one pass.
+
+    ``peak`` is the maximum of bytes alive at the same time, besides the model and its gradients. ``products``
+    is the number of matrix products with distinct shapes.
+    """
 
     peak: int
     products: int
@@ -32,14 +39,17 @@ class Pass:
 
 @dataclass(frozen=True)
 class Stage:
-    """A model as the plan makes it, on the ``meta`` device, with adapters; and what training minimises."""
+    """A quantized model with adapters on the ``meta`` device, and its training objective."""
 
     model: Any
     objective: Objective
     kind: str
 
     def step(self, shape: Shape) -> Pass:
-        """Forward and backward pass over a batch of ``shape``; gradients have their place already."""
+        """Run a forward and a backward pass over a batch of ``shape``.
+
+        Gradients are allocated before counting, because a real step reuses their buffers.
+        """
         self.model.train()
         for parameter in trainable(self.model).values():
             parameter.grad = torch.empty_like(parameter)
@@ -48,7 +58,7 @@ class Stage:
         return Pass(live.peak, len(live.products))
 
     def evaluate(self, shape: Shape) -> Pass:
-        """A batch of ``shape`` without gradients."""
+        """Run a forward pass over a batch of ``shape`` without gradients."""
         self.model.eval()
         with torch.no_grad(), LiveBytes() as live:
             self.objective.loss(self.model, full_batch(*shape, self.kind), "meta")
@@ -56,7 +66,7 @@ class Stage:
 
 
 def unplanned_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """The model of ``spec`` before any plan, and the names of its fresh modules."""
+    """Return the unquantized model of ``spec``, and the names of its newly initialized modules."""
     attention = attention_for(device, spec.fused)
     place = locate(spec.model)
     model = meta_model(place, spec.kind, classes, dtype, attention, spec.dropout)
@@ -73,7 +83,7 @@ def dry_run(
     device: str,
     dtype: torch.dtype,
 ) -> Stage:
-    """``bare_model`` with the plan done to it, in place, as the road does it to a real one."""
+    """Quantize, adapt and fuse ``bare_model`` in place, in the order in which a real run does it."""
     stand_in(bare_model, dict(precision), dtype, trained_modules)
     bare_model.to("meta")
     rule = find_config(spec.config, spec.plan, spec.tuned).rank
@@ -92,7 +102,11 @@ def dry_run(
 
 
 def _fuse(model: Any, device: str) -> None:
-    """Norms are fused on a CPU alone, told by where their weights are: so they are there for a moment."""
+    """Fuse ``model`` as for ``device``.
+
+    Norms are fused on a CPU only, and the fusing code reads the device from their weights. The norms' weights
+    are therefore on the CPU while the model is fused.
+    """
     if device == "cpu":
         for module in model.modules():
             if is_norm(module):

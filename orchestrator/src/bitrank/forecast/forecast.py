@@ -1,7 +1,8 @@
-"""What a plan will take, before anything is trained: bytes part by part, the peak of the process, and seconds.
+"""Forecast a run before training: stored bytes, peak memory of the process, and seconds.
 
-Stored bytes, adapters, gradients and optimizer are arithmetic on shapes and exact. Activations are counted in a rehearsal on the
-``meta`` device. What libraries take on top is measured once and stated below.
+Bytes of weights, adapters, gradients and optimizer states are computed from shapes and are exact. Activations
+are counted in a dry run on the ``meta`` device. The overhead of libraries was measured once; the constants
+below state it.
 """
 
 from __future__ import annotations
@@ -28,37 +29,44 @@ from bitrank.spec.rules import AdaptiveRank
 from bitrank.spec.run_spec import RunSpec
 
 _MIB = 2**20
-# Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and /proc/self/status between steps):
-CODE_PAGES = (
-    21 * _MIB
-)  # pages of libraries that the first passes touch: RssFile 128 MiB after imports, 149 in training
-# Compiled products, of 16-bit matrices: MKL multiplies fp32 ones and compiles nothing. PyTorch keeps 1,024 (LRU_CACHE_CAPACITY) at a
-# quarter of a MiB each: heap in use grew by 230 MiB over about 900 shapes with oneDNN's own cache nearly off. That cache, of
-# 128 then, took 36 MiB more.
+# Measured on MiniLM and SmolLM2 with the environment that the executor gives a run (mallinfo2 and
+# /proc/self/status between steps).
+# Pages of libraries that the first passes load: RssFile is 128 MiB after imports and 149 MiB in training.
+CODE_PAGES = 21 * _MIB
+# Compiled matrix products. Only 16-bit products are compiled: MKL multiplies fp32 matrices without compiling.
+# PyTorch caches 1,024 of them (LRU_CACHE_CAPACITY) at a quarter of a MiB each: the heap grew by 230 MiB over
+# about 900 shapes with oneDNN's own cache nearly disabled. oneDNN's cache, with a capacity of 128 in that
+# measurement, took 36 MiB more.
 PRODUCT, PRODUCTS = _MIB // 4, 1024
 PRIMITIVE = 3 * _MIB // 10
-# The C library's heap grows past what is alive: in glibc's an aligned block that is freed need not fit the next of the same size. Of one
-# shape after another by about six tenths of a pass's peak (0.40 to 0.59 over six cut runs of SmolLM2, 0.45 to 0.81 over twelve others:
-# chance). When lengths vary by nine tenths: a whole run of B-FP on the sentences grew from 573 to 1,381 MiB, 1,368 by this share.
-# tcmalloc has classes of sizes: 0.02 to 0.15 of one shape after another, 0.13 to 0.3 of many, over twelve cut runs and six whole ones in
-# fp32; with bf16 products compiled between its blocks it was not measured.
+# The heap grows beyond the live bytes, as a share of a pass's peak. In glibc a freed aligned block need not
+# fit the next block of the same size. With one batch shape, the heap grew by about 0.6 (0.40 to 0.59 over six
+# shortened runs of SmolLM2, 0.45 to 0.81 over twelve others; the spread is chance). With varying lengths it
+# grew by 0.9: a whole run of B-FP on the sentences grew from 573 to 1,381 MiB, and this share predicts 1,368.
+# tcmalloc has size classes: 0.02 to 0.15 with one shape, 0.13 to 0.3 with many, over twelve shortened runs
+# and six whole ones in fp32. tcmalloc was not measured with compiled bf16 products, which are allocated
+# between its blocks.
 SLACK_SAME, SLACK_VARIED = 0.6, 0.9
 SLACK_SAME_TCMALLOC, SLACK_VARIED_TCMALLOC = 0.05, 0.2
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of a training process, part by part; ``peak`` is their sum, or what loading takes where that is more.
+    """Bytes of a training process by part.
 
-    stored       the base: codes, scales, everything unquantized; equal to what the built model will count
-    adapters     what adapting adds, trained copies of heads included
-    gradients    of everything trained, fp32
-    optimizer    AdamW's two moments, and the averages of AdaLoRA's importance where ranks adapt
-    activations  the most that is alive at once in a training step or an evaluation, weights not counted
-    imports      the process before it has a model: libraries, tokenizer and tokens (0 for an accelerator, whose memory is apart)
-    overhead     compiled products, pages of libraries, and how far the heap grows past what is alive
+    ``peak`` is the sum of all parts, or the memory needed for loading if that is larger.
 
-    ``trainable`` counts numbers; ``seconds`` is the whole run, and ``basis`` says what that rests on.
+        stored       base model: codes, scales, unquantized tensors; equal to the count in the built model
+        adapters     adapter weights and trained copies of heads
+        gradients    of all trained parameters, fp32
+        optimizer    AdamW's two moments, and AdaLoRA's importance averages if ranks adapt
+        activations  maximum of live bytes in a training step or an evaluation, without weights
+        imports      the process before it has a model: libraries, tokenizer and tokens; 0 for an
+                     accelerator, which has its own memory
+        overhead     compiled products, library pages, and growth of the heap beyond the live bytes
+
+    ``trainable`` counts parameters. ``seconds`` is the duration of the whole run, and ``basis`` describes the
+    data or measurement that it is derived from.
     """
 
     stored: int
@@ -77,10 +85,11 @@ class Forecast:
 def forecast(
     spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, int], store: str = "runs"
 ) -> Forecast:
-    """The forecast of running ``spec`` with these formats and starting ranks. Reads ``config.json``, lengths of texts, no weight.
+    """Forecast a run of ``spec`` with the given formats and initial ranks.
 
-    ``store`` is where finished runs are looked for: they tell the speed better than a calibration. Raises
-    :class:`~bitrank.errors.UserError` or the packages' own errors when model, task or plan do not fit.
+    Only ``config.json`` and text lengths are read, no weights. ``store`` holds finished runs; the speed of
+    similar runs predicts the duration better than timed matrix products. Raises
+    :class:`~bitrank.errors.UserError` or a package's own error if model, task and plan do not fit together.
     """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
@@ -93,9 +102,16 @@ def forecast(
 
 
 def _of_plan(
-    spec: RunSpec, precision: Mapping[str, str], ranks: Mapping[str, int], work: Workload, model: Any, trained_modules: list[str],
-    device: str, dtype: torch.dtype, took: TrainingTime,
-) -> Forecast:  # fmt: skip
+    spec: RunSpec,
+    precision: Mapping[str, str],
+    ranks: Mapping[str, int],
+    work: Workload,
+    model: Any,
+    trained_modules: list[str],
+    device: str,
+    dtype: torch.dtype,
+    took: TrainingTime,
+) -> Forecast:
     matrices = weight_matrices(model)
     stored = base_bytes(
         model,
@@ -115,7 +131,9 @@ def _of_plan(
         before = import_memory(spec)
         imports = before.imports + before.data
     else:
-        overhead = 0  # an accelerator's allocator is another; unverified
+        # The constants describe the CPU heap. An accelerator has a different allocator, for which the
+        # overhead has not been measured.
+        overhead = 0
     training = stored + adapted.nbytes + adapted.gradients + adapted.optimizer + activations + overhead
     loading = stored + 4 * largest
     return Forecast(
@@ -125,7 +143,10 @@ def _of_plan(
 
 
 def _passes(stage: Stage, work: Workload, kept: int | None) -> tuple[int, int]:
-    """Activations, and what libraries and the heap take on top; ``kept`` are oneDNN's shapes, None where no product is compiled."""
+    """Return activation bytes and overhead bytes.
+
+    ``kept`` is the capacity of oneDNN's shape cache; None if no product is compiled.
+    """
     steps, evaluated = (
         [stage.step(shape) for shape in heaviest(work.train)],
         [stage.evaluate(shape) for shape in heaviest(work.evaluated)],
@@ -139,7 +160,7 @@ def _passes(stage: Stage, work: Workload, kept: int | None) -> tuple[int, int]:
 
 
 def _slack(work: Workload) -> float:
-    """How far the heap grows past what is alive, as a share of a pass's peak."""
+    """Return the growth of the heap beyond the live bytes, as a share of a pass's peak."""
     same, varied = (
         (SLACK_SAME, SLACK_VARIED)
         if find_tcmalloc() is None
@@ -150,7 +171,7 @@ def _slack(work: Workload) -> float:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """Bytes ``nbytes`` by adapters and trained heads, and of what training them takes; trained ``numbers``."""
+    """``nbytes`` of adapters and trained heads, bytes for training them, and the trained parameter count."""
 
     nbytes: int
     gradients: int
@@ -165,7 +186,11 @@ def _adapted(
     ranks: Mapping[str, int],
     matrices: Mapping[str, WeightMatrix],
 ) -> _Adapted:
-    """AdaLoRA has a singular value for each rank, an untrained count of ranks for each matrix, and three averages of each number."""
+    """Count the bytes of adapters and trained heads.
+
+    AdaLoRA stores a singular value per rank, an untrained rank count per matrix, and three averages per
+    low-rank parameter.
+    """
     adaptive = isinstance(find_config(spec.config, spec.plan, spec.tuned).rank, AdaptiveRank)
     low_rank = sum(rank * (sum(matrices[name].shape) + adaptive) for name, rank in ranks.items())
     heads = sum(p.numel() for name in trained_modules for p in model.get_submodule(name).parameters())

@@ -1,4 +1,7 @@
-"""What a run's process takes before it has a model: libraries, tokenizer and tokens. Measured in a process of its own, and remembered."""
+"""Measure the memory of a run's process before it has a model: libraries, tokenizer and tokens.
+
+A separate process takes the measurement, and the result is cached.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from bitrank.spec.inputs import data_digest, model_digest
 from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
 from bitrank.tracking.provenance import code_hash
 
-# All that bitrank.run.road imports before it has a model, and that are large.
+# The large libraries that bitrank.run.road imports before it has a model.
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -38,16 +41,20 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class ImportMemory:
-    """Bytes: ``imports`` is the peak after imports (a run's ``mem/import_mib``), ``data`` what tokenizer and tokens add to it."""
+    """Bytes of a run's process before it has a model.
+
+    ``imports`` is the peak after imports (a run's ``mem/import_mib``); ``data`` is the increase by tokenizer
+    and tokens.
+    """
 
     imports: int
     data: int
 
 
 def import_memory(spec: RunSpec) -> ImportMemory:
-    """The baseline of a run of ``spec`` with the libraries installed here, from the cache when it is there.
+    """Return the import memory of a run of ``spec`` with the installed libraries, cached if possible.
 
-    Raises :class:`UserError` when its model's tokenizer or its task cannot be loaded.
+    Raises :class:`UserError` if the model's tokenizer or the task cannot be loaded.
     """
     inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
     sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
@@ -78,7 +85,8 @@ def _measure_apart(spec: RunSpec, folder: Path) -> None:
         done = subprocess.run(command, env=run_environment(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"cannot measure what a run takes before its model: {(done.stderr.strip() or 'no word').splitlines()[-1]}"
+            "cannot measure what a run takes before its model: "
+            f"{(done.stderr.strip() or 'no word').splitlines()[-1]}"
         )
 
 
@@ -93,7 +101,7 @@ def _measure(spec_path: Path, answer: Path) -> None:
     with quick_imports():
         from bitrank_trainer import peak_memory_mib, release_memory, resident_bytes
 
-        import bitrank.run.road  # noqa: F401 - its imports are what is measured
+        import bitrank.run.road  # noqa: F401 - the measurement needs these imports
         from bitrank.models.load import load_tokenizer
         from bitrank.run.data import load_data
 

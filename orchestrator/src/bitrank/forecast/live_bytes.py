@@ -1,7 +1,7 @@
-"""Run a model on the ``meta`` device and count the bytes that are alive: activations of a pass without its weights or its time.
+"""Count live bytes of a model's pass on the ``meta`` device, without its weights or its computing time.
 
-Every operation is seen by a dispatch mode; the storages it makes count until they are freed. What is counted is what the real code
-asks for, with autograd's own rules of what is kept, not a formula that could drift from it.
+A dispatch mode intercepts every operation and counts each new storage until it is freed. The count includes
+exactly what autograd saves for the backward pass, so no separate formula can become outdated.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.utils._pytree import tree_leaves
 
 _PRODUCTS = {getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
 
-_Layout = tuple[
-    tuple[int, ...], tuple[int, ...], torch.dtype
-]  # shape, strides, dtype of a tensor that an operation makes
+# Shape, strides and dtype of an operation's output tensor.
+_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of ``meta`` storages made inside the block and not freed: ``now``, and the greatest, ``peak``; ``products`` are the matrix
-    products that were asked for, each shape once.
+    """Count the bytes of ``meta`` storages that are allocated inside the block and not yet freed.
 
-    Numbers read from such tensors are taken to be 1: no data means that nothing is padded, and masks let everything pass. What an
-    operation makes depends on shapes, strides and dtypes alone; so each is asked once, and its answer is made again when they come back:
-    torch works many of them out in Python, and a model has dozens of layers that are alike.
+    ``now`` is the current count, ``peak`` its maximum; ``products`` holds each matrix product's operation and
+    shapes once. A scalar read from a ``meta`` tensor is taken to be 1: without data nothing is padded, and
+    masks let every position pass. An operation's output layout depends on the shapes, strides and dtypes of
+    its inputs alone, so the layout is cached and the operation skipped for repeated inputs. PyTorch derives
+    many layouts in Python, and a model has dozens of equal layers, so this saves most of the time.
     """
 
     def __init__(self) -> None:
@@ -85,8 +85,11 @@ class LiveBytes(TorchDispatchMode):
 
 @cache
 def _kind(func: Any) -> str:
-    """``makes`` for an operation that gives one new tensor, ``changes`` for one that writes its first argument and gives it back (and may
-    change its shape, as ``squeeze_`` does); else nothing: it shares what it is given, or gives several."""
+    """Classify the operation ``func`` for the layout cache.
+
+    ``makes`` if it returns one new tensor; ``changes`` if it writes to its first argument and returns it
+    (possibly with another shape, as ``squeeze_`` does); empty if it returns a view or several tensors.
+    """
     inputs, outputs = func._schema.arguments, func._schema.returns
     shared = [part.alias_info for part in inputs if part.alias_info is not None]
     if len(outputs) != 1:
@@ -102,13 +105,19 @@ def _kind(func: Any) -> str:
 
 
 def _is_new(tensor: Tensor, known: set[int]) -> bool:
-    """Whether ``tensor`` is all that its storage holds, and shares it with none before: ``_unsafe_view`` does, against its schema."""
+    """Return whether ``tensor`` fills its storage and shares it with no known tensor.
+
+    The schema alone is not enough: ``_unsafe_view`` shares storage although its schema declares a new tensor.
+    """
     storage = tensor.untyped_storage()
     return storage.nbytes() == tensor.numel() * tensor.itemsize and id(storage) not in known
 
 
 def _signature(value: Any) -> Any:
-    """What an operation can know of ``value`` on the ``meta`` device, hashable; 1, 1.0 and True are told apart."""
+    """Return a hashable key of everything about ``value`` that an operation on ``meta`` can depend on.
+
+    The type is part of the key, because 1, 1.0 and True are equal and give different dtypes.
+    """
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (tuple, list)):
@@ -119,7 +128,7 @@ def _signature(value: Any) -> Any:
 
 
 def full_batch(rows: int, width: int, kind: str) -> Batch:
-    """A batch of ``rows`` sequences that are all ``width`` tokens long."""
+    """Return a batch of ``rows`` sequences of exactly ``width`` tokens, without padding."""
     ids_BT = np.ones((rows, width), dtype=np.int64)
     labels = np.zeros(rows, dtype=np.int64) if kind == "classification" else ids_BT
     return {

@@ -1,6 +1,7 @@
-"""What a model's ``config.json`` tells a planner: its matrices, its parameters, and the bytes that no plan changes. No weight is read.
+"""Read a model's matrices, parameter count and plan-independent bytes from its ``config.json``.
 
-So a model that does not fit this machine can be planned: 70 billion parameters take seconds and no memory to speak of.
+No weight is read, so a model larger than this machine's memory can be planned: 70 billion parameters take
+seconds and little memory.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from bitrank.models.meta_model import find_new_modules, meta_model
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """``matrices`` are all that a plan may name: tied heads follow their embedding, and a fresh head is trained whole.
+    """Shapes and sizes of a model.
 
-    ``parameters`` counts shared ones once; ``fixed`` is what the base keeps beside the matrices (norms in fp32, the rest in the compute
-    dtype), so that ``fixed`` + the matrices' bytes is the stored base. ``trained`` numbers of fresh heads come on top of adapters, in fp32.
-    ``shared`` names the matrices that plain torch must hold, whatever the backend: other modules share or
-    read their weights. ``left`` are the tensors that no plan can name.
+    ``matrices`` are all matrices that a plan may name: tied heads follow their embedding, and a new head is
+    trained whole. ``parameters`` counts shared ones once. ``fixed`` is the bytes of the base besides the
+    matrices (norms in fp32, the rest in the compute dtype), so ``fixed`` + the matrices' bytes is the stored
+    base. ``trained`` counts the parameters of new heads, which are trained in fp32 in addition to adapters.
+    ``shared`` names the matrices that the reference backend must store, whatever the configured backend,
+    because other modules share or read their weights. ``left`` are the tensors that no plan can name.
     """
 
     matrices: list[WeightMatrix]
@@ -35,9 +38,10 @@ class ModelShapes:
 
 
 def model_shapes(place: str, kind: str, classes: int = 2, dtype: torch.dtype = torch.bfloat16) -> ModelShapes:
-    """The outline of the model whose ``config.json`` is at ``place`` (that file, its folder, or a hub id) for tasks of ``kind``.
+    """Return the shapes of the model whose ``config.json`` is at ``place``, for tasks of ``kind``.
 
-    Raises :class:`~bitrank.errors.UserError` when there is none, or it is an encoder's and ``kind`` is language modelling.
+    ``place`` is that file, its folder, or a hub id. Raises :class:`~bitrank.errors.UserError` if there is
+    none, or if it describes an encoder and ``kind`` is language modelling.
     """
     model = meta_model(place, kind, classes, dtype)
     check_adaptable(place, model)

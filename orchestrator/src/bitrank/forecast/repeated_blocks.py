@@ -1,9 +1,10 @@
-"""What a training step of a deep model keeps, from a rehearsal of a few of its blocks.
+"""Estimate the peak of a deep model's training step from dry runs of a few of its blocks.
 
-Blocks of a decoder have one shape. A step holds most while the last block's backward pass begins: what each block before it keeps, and
-what the last one and the head take; and what a block keeps follows from its ranks and from which of its matrices are decoded. So each
-kind of block is rehearsed once between the first and the last one, and counted as often as it comes. The figure is that of the whole
-model (a test holds it), in a tenth of the time for 80 blocks.
+All blocks of a decoder have one shape. Live bytes peak when the backward pass of the last block begins: the
+saved activations of all earlier blocks, plus the buffers of the last block and the head. The activations that
+a block saves depend on its ranks and on which of its matrices are decoded. Each kind of block is therefore
+run once between the first and the last block, and its bytes are multiplied by the number of such blocks. The
+result equals that of the whole model (a test checks it) and takes a tenth of the time for 80 blocks.
 """
 
 from __future__ import annotations
@@ -21,25 +22,30 @@ from bitrank.models.meta_model import find_new_modules, meta_model
 from bitrank.spec.run_spec import RunSpec
 
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
-_ENDS = 2  # the first block's input has no gradient, and the last one's gives way to the head's
+# The first and the last block differ from the others: the first block's input has no gradient, and the last
+# block's backward pass follows the head's.
+_ENDS = 2
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Formats and ranks of a plan, by module name; of one block, by what stands behind the block's number."""
+    """Formats and ranks of a plan by module name; for one block, by the name after the block's number."""
 
     precision: Mapping[str, str]
     ranks: Mapping[str, int]
 
     def kind(self) -> object:
-        """What decides how much a block keeps: its ranks, and which of its matrices are stored as they are computed with."""
+        """Return the key on which a block's saved bytes depend.
+
+        The key holds the ranks and the names of the matrices that are stored in the compute dtype.
+        """
         return tuple(sorted(self.ranks.items())), tuple(
             sorted(name for name, fmt in self.precision.items() if fmt == "bf16")
         )
 
 
 def step_bytes(spec: RunSpec, choice: Choice, dtype: torch.dtype) -> int:
-    """The most bytes alive at once, beside the model and its gradients, in a step of one batch as ``spec`` says."""
+    """Return the peak of live bytes in one training step of ``spec``, besides the model and its gradients."""
     blocks = _blocks(choice)
     if not _uniform(spec, blocks):
         return _peak(spec, choice, None, dtype)
@@ -58,7 +64,7 @@ def step_bytes(spec: RunSpec, choice: Choice, dtype: torch.dtype) -> int:
 
 
 def _blocks(choice: Choice) -> list[tuple[str, Choice]]:
-    """Every block in order: what stands before its number, and the part of ``choice`` that is about it."""
+    """Return the blocks in order, each as the name before its number and its part of ``choice``."""
     found: dict[tuple[str, int], Choice] = {}
     for part in ("precision", "ranks"):
         for name, value in getattr(choice, part).items():
@@ -68,7 +74,7 @@ def _blocks(choice: Choice) -> list[tuple[str, Choice]]:
 
 
 def _uniform(spec: RunSpec, blocks: Sequence[tuple[str, Choice]]) -> bool:
-    """Whether the model is one row of blocks that are alike, as many as the plan speaks of."""
+    """Return whether the model is a single stack of equal blocks, as many as the plan names."""
     config = read_config(spec.model, spec.kind)
     kinds = getattr(config, "layer_types", None) or [""]
     alike = (
@@ -79,7 +85,7 @@ def _uniform(spec: RunSpec, blocks: Sequence[tuple[str, Choice]]) -> bool:
 
 
 def _joined(rest: Choice, blocks: Sequence[Choice], prefix: str) -> Choice:
-    """One choice for a model of these blocks alone."""
+    """Return the choice for a model that consists of ``rest`` and these blocks."""
     precision, ranks = dict(rest.precision), dict(rest.ranks)
     for number, block in enumerate(blocks):
         precision |= {f"{prefix}.{number}.{name}": fmt for name, fmt in block.precision.items()}

@@ -1,7 +1,8 @@
-"""Bytes that a model will hold once a precision plan is applied, by shapes alone: equal to what is counted in the built model.
+"""Compute from shapes the bytes that a model takes once a precision plan is applied.
 
-Formats tell their own bytes; libraries keep code books and scales of their own beside them, and pad in their own way. Here that is
-arithmetic, and tests hold it against layers that were really built.
+The result equals the count in the built model. Formats report their own bytes; libraries store code books and
+scales beside them, and pad in their own way. This module computes those sizes, and tests compare them with
+built layers.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from bitrank_quant import (
 )  # fmt: skip
 from torch import Tensor, nn
 
+# bitsandbytes stores its code books and the mean of the scales with each matrix, in fp32.
 _BOOK, _SCALE_BOOK, _OFFSET = (
     4 * 16,
     4 * 256,
     4,
-)  # bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32
-_NESTED = 256  # block scales under one outer scale
+)
+_NESTED = 256  # number of block scales that share one outer scale
 _GROUP = 64
 
 
@@ -47,10 +49,10 @@ def stored_size(
     dtype: torch.dtype,
     shared: bool = False,
 ) -> int:
-    """Bytes of ``matrix`` in the format ``text``, scales and code books counted, its bias not.
+    """Return the bytes of ``matrix`` in the format ``text``: codes, scales and code books, without its bias.
 
-    ``shared`` says that plain torch must hold it (:func:`held_by_torch`), as it holds every embedding. Raises
-    the quant package's error for a format or backend that cannot be served.
+    ``shared`` marks a matrix that the reference backend must store (:func:`held_by_torch`), as it stores
+    every embedding. Raises the quant package's error if no backend supports the format.
     """
     override = override_for(quant_backend, device, dtype)
     fmt = parse_format(text)
@@ -64,13 +66,18 @@ def stored_size(
 
 
 def held_by_torch(model: nn.Module) -> frozenset[str]:
-    """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share
-    their weights, or read them."""
+    """Return the names of the matrices that the reference backend stores whatever the configured backend.
+
+    Other modules share or read the weights of these matrices.
+    """
     return frozenset(tied_modules(model).values()) | readers_of_weights(model)
 
 
 def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Bytes that the backend called ``backend`` keeps for a matrix of ``shape`` (out, in) in ``fmt``, with inputs in ``dtype``."""
+    """Return the bytes that ``backend`` stores for a matrix of ``shape`` (out, in) in ``fmt``.
+
+    ``dtype`` is the compute dtype.
+    """
     assert backend in BACKENDS
     if backend == "bitsandbytes" and isinstance(fmt, Codebook):
         return _bitsandbytes_4bit(math.prod(shape), fmt.double_quant)
@@ -80,11 +87,20 @@ def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torc
 
 
 def base_bytes(
-    model: nn.Module, precision: Mapping[str, str], matrices: list[WeightMatrix], *, quant_backend: str, device: str, dtype: torch.dtype,
+    model: nn.Module,
+    precision: Mapping[str, str],
+    matrices: list[WeightMatrix],
+    *,
+    quant_backend: str,
+    device: str,
+    dtype: torch.dtype,
     trained_modules: Collection[str] = (),
-) -> int:  # fmt: skip
-    """Stored bytes of the base: ``matrices`` as ``precision`` says, norms in fp32, the rest as it is in
-    ``model`` (a skeleton), of which ``trained_modules`` modules will be trained."""
+) -> int:
+    """Return the stored bytes of the base model.
+
+    ``matrices`` are counted as ``precision`` stores them, norms in fp32, the rest as in ``model`` (a model on
+    the ``meta`` device). ``trained_modules`` are the modules of ``model`` that will be trained.
+    """
     by_torch = held_by_torch(model)
     planned = {m.name: m for m in matrices if m.name in precision and m.tied_to is None}
     options: dict[str, Any] = {"quant_backend": quant_backend, "device": device, "dtype": dtype}
@@ -95,8 +111,11 @@ def base_bytes(
 
 
 def rest_bytes(model: nn.Module, without: set[str], trained_modules: Collection[str] = ()) -> int:
-    """Bytes of ``model`` but for the weights of the modules named in ``without``. Tensors that modules share
-    count once; those that no plan can name are held in 16 bits, but for ``trained_modules`` modules."""
+    """Return the bytes of ``model`` without the weights of the modules named in ``without``.
+
+    Tensors that modules share count once. Tensors that no plan can name are stored in 16 bits, except those
+    of ``trained_modules``.
+    """
     taken = {id(model.get_submodule(name).weight) for name in without}
     narrow = {id(model.get_parameter(one.name)) for one in left_out(model, trained_modules)}
     sizes: dict[int, int] = {}
@@ -121,16 +140,24 @@ def _place(buffer: Tensor) -> object:
 
 
 def _bitsandbytes_4bit(numbers: int, double_quant: bool) -> int:
-    """Codes in one row of blocks, whatever the shape; with double quantization 8-bit scales, their own outer scales and code book."""
+    """Return the bytes of a 4-bit matrix in bitsandbytes.
+
+    Blocks run across rows, so the shape does not matter. Double quantization stores 8-bit block scales with
+    outer scales and a code book of their own.
+    """
     blocks = -(-numbers // _GROUP)
     scales = blocks + 4 * -(-blocks // _NESTED) + _SCALE_BOOK + _OFFSET if double_quant else 4 * blocks
     return -(-numbers // 2) + scales + _BOOK
 
 
 def _quanto(fmt: Format, shape: tuple[int, int], size: int) -> int:
-    """Scales (and shifts) in the compute dtype of ``size`` bytes, and two scalars for activations that it keeps though unused."""
+    """Return the bytes of a matrix in quanto with a compute dtype of ``size`` bytes.
+
+    Scales (and shifts) are in the compute dtype. Two unused scalars for activations are stored as well.
+    """
     if isinstance(fmt, Int8Row):
         return math.prod(shape) + size * shape[0] + 2 * size
-    groups = math.prod(shape) // _GROUP  # whole ones: other shapes are refused
-    scales = groups if groups > 1 else _GROUP  # a single group it takes for a column, and scales each number
+    groups = math.prod(shape) // _GROUP  # check_fits has refused shapes with a partial group
+    # quanto treats a single group as a column and scales each number.
+    scales = groups if groups > 1 else _GROUP
     return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * scales + 2 * size

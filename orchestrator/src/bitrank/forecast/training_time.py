@@ -1,7 +1,9 @@
-"""How long a run will take: by the speed of finished runs like it, or else by work and the machine's own products.
+"""Predict a run's duration from the speed of similar finished runs, or else from its operation count.
 
-*Like it* is the same model and task, on this hardware and device, in the same dtype, with as many threads. Runs of the same config come
-before others: how weights are stored makes a step cheaper or dearer, but a forecast for a new plan has no run of its own.
+A *similar* run has the same model, task, hardware, device, dtype and number of threads. Runs of the same
+config take precedence, because the storage format changes the time of a step. The plan of a forecast is new
+and usually has no run of the same config. Without a similar run, the operation count is divided by the speed
+of this machine's matrix products.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun, read_runs
 from bitrank.tracking.store import Store, check_file
 
-# The share of this machine's products that runs reach, all products of all blocks counted: bf16 by B-FP on the sentences before their last
-# block was narrowed, so a little low; fp32 the middle of five configs on both models when products ran at 180 GFLOP/s, without what a
-# classifier's last block is spared. What else a device computes in is taken to be as bf16.
+# The share of the machine's matrix product speed that runs reach, counting all products of all blocks. bf16:
+# B-FP on the sentences before the last block was narrowed, so slightly low. fp32: the median of five configs
+# on both models when products ran at 180 GFLOP/s, not counting the part of a classifier's last block that is
+# skipped. Other dtypes are assumed to equal bf16.
 _SHARE, _SHARES = 0.41, {torch.float32: 0.54}
-_SETUP = 15.0  # seconds from the start of the process to a model that can train, on the machine of that table
-_SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0  # seconds: without instructions for a dtype one product is enough
+# Seconds from the start of the process until the model can be trained, on the machine of that measurement.
+_SETUP = 15.0
+# _PATIENCE is in seconds. It ends the measurement after one product on hardware without instructions for the
+# dtype.
+_SIDE, _TRIES, _PATIENCE = 1024, 5, 1.0
+# Nothing below these matrices of the first block is trained, so the gradient of their input is not computed.
 _FIRST = (
     "query",
     "key",
@@ -36,12 +43,12 @@ _FIRST = (
     "q_proj",
     "k_proj",
     "v_proj",
-)  # below the first block's nothing is trained: no product for their input
+)
 
 
 @dataclass(frozen=True)
 class TrainingTime:
-    """``seconds`` of a whole run, and in words what they rest on."""
+    """``seconds`` of a whole run, and a description of the ``basis`` of that figure."""
 
     seconds: float
     basis: str
@@ -50,7 +57,11 @@ class TrainingTime:
 def training_time(
     spec: RunSpec, work: Workload, model: Any, device: str, dtype: torch.dtype, store: str
 ) -> TrainingTime:
-    """The duration of a run of ``spec`` on ``device``; ``model`` is its skeleton without a plan. Times products when no run is like it."""
+    """Predict the duration of a run of ``spec`` on ``device``.
+
+    ``model`` is its unquantized model on the ``meta`` device. Matrix products are timed if no finished run is
+    similar.
+    """
     if found := _finished(spec, device, dtype, store):
         return _by_runs(spec, work, found)
     speed = _products_per_second(spec.threads, device, dtype)
@@ -59,22 +70,30 @@ def training_time(
         _weights(blocks) + head
     )
     share = _SHARES.get(dtype, _SHARE)
-    basis = f"work per token at {share:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s in {_name(dtype)} measured now"
+    basis = (
+        f"work per token at {share:.0%} of this machine's matrix products, {speed / 1e9:,.0f} GFLOP/s "
+        f"in {_name(dtype)} measured now"
+    )
     return TrainingTime(_SETUP + flops / (share * speed), basis)
 
 
 def training_flops(blocks: Sequence[WeightMatrix], head: int) -> int:
-    """Operations for training on one token: 2 per weight forward, 2 backward for those below which something is trained.
+    """Return the operations for training on one token.
 
-    ``head`` counts the weights of a language model's head. Adapters, attention scores and norms are left out.
+    Each weight costs 2 operations in the forward pass, and 2 in the backward pass if a trained parameter is
+    below it. ``head`` is the number of weights of a language model's head. Adapters, attention scores and
+    norms are not counted.
     """
     dead = sum(math.prod(m.shape) for m in blocks if m.layer == 0 and m.name.endswith(_FIRST))
     return 2 * (_weights(blocks) + head) + 2 * (_weights(blocks) - dead + head)
 
 
 def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> TrainingTime:
-    """Speeds count real tokens and the work padded ones: with batches of similar length they are within a few percent, and where
-    widths are padded to multiples the time is told some tenth too long."""
+    """Predict the duration from the speeds of finished ``runs``.
+
+    Speeds count real tokens, the workload counts padded ones. With batches of similar length they differ by a
+    few percent; where widths are padded to multiples, the prediction is about a tenth too long.
+    """
     same = [run for run in runs if run.tags.get("config") == spec.config]
     runs = same or runs
     train, infer, setup = (
@@ -85,7 +104,8 @@ def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Traini
     config = spec.config if same else "other configs"
     return TrainingTime(
         seconds,
-        f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of {config} with this model and task, here",
+        f"the speed of {len(runs)} finished run{'s' * (len(runs) > 1)} of {config} "
+        "with this model and task, here",
     )
 
 
@@ -94,13 +114,16 @@ def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> lis
     if database is None or not database.exists():
         return []
     check_file(database)
-    threads = spec.threads or max(
-        1, usable_cores() // spec.processes
-    )  # as bitrank_trainer.pin_threads counts
+    # Equal to the default of bitrank_trainer.pin_threads.
+    threads = spec.threads or max(1, usable_cores() // spec.processes)
     same = {
-        "model": spec.model, "task": spec.task_name, "device": device, "dtype": _name(dtype), "threads": str(threads),
+        "model": spec.model,
+        "task": spec.task_name,
+        "device": device,
+        "dtype": _name(dtype),
+        "threads": str(threads),
         "hardware": hardware(device),
-    }  # fmt: skip
+    }
     needed = {"speed/train_tok_s", "speed/infer_tok_s", "time/setup_s"}
     return [
         run
@@ -114,9 +137,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _products_per_second(threads: int | None, device: str, dtype: torch.dtype) -> float:
-    """Operations a second of the best of a few square products, with the run's threads; the number of threads is put back.
+    """Return operations per second of the best of a few square matrix products with the run's threads.
 
-    Of ones: a product takes as long whatever its numbers, and none are drawn that a seed was set for.
+    The number of threads is restored. The matrices hold ones: the time does not depend on the values, and no
+    numbers are drawn from a seeded generator.
     """
     before = torch.get_num_threads()
     square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
@@ -125,7 +149,7 @@ def _products_per_second(threads: int | None, device: str, dtype: torch.dtype) -
         torch.set_num_threads(threads or before)
         for _ in range(_TRIES):
             started = time.perf_counter()
-            (square @ square)[0, 0].item()  # an accelerator has to have finished
+            (square @ square)[0, 0].item()  # .item() waits until an accelerator has finished
             best = min(best, time.perf_counter() - started)
             if time.perf_counter() - begun > _PATIENCE:
                 break
@@ -139,6 +163,6 @@ def _weights(matrices: Sequence[WeightMatrix]) -> int:
 
 
 def _head(model: Any) -> int:
-    """Weights of a language model's head; a classifier's is next to nothing."""
+    """Return the number of weights of a language model's head; a classifier's head is negligible."""
     head = model.get_output_embeddings()
     return 0 if head is None else int(head.weight.numel())

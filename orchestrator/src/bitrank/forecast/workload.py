@@ -1,4 +1,4 @@
-"""What a run will push through its model: how many tokens, in batches of which shapes. Known before training, from lengths and the seed."""
+"""Compute a run's number of tokens and batch shapes from text lengths and the seed, before training."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from bitrank.run.data import RunData, load_data
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.run_spec import RunSpec
 
-Shape = tuple[int, int]  # sequences, and tokens that each is padded to
+Shape = tuple[int, int]  # number of sequences, padded length
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``train`` and ``evaluated`` are the shapes of batches that will be met, each once; tokens are padded ones over the whole run.
+    """Tokens and batch shapes of a run.
 
-    ``evaluation_tokens`` counts the test before training, every validation and the test after it. ``classes`` and ``steps`` are the task's
-    and the optimizer's.
+    ``train`` and ``evaluated`` are the distinct shapes of batches. Token counts include padding and cover the
+    whole run. ``evaluation_tokens`` covers the test before training, every validation, and the test after
+    training. ``classes`` is the task's number of classes, ``steps`` the number of optimizer steps.
     """
 
     train: frozenset[Shape]
@@ -33,8 +34,11 @@ class Workload:
 
 
 def heaviest(shapes: Iterable[Shape]) -> set[Shape]:
-    """The one or two of ``shapes`` that can hold most: the batch with most tokens, and the one with the longest sequence, whose attention
-    scores go by the square of it (of equals the one with more of the other)."""
+    """Return the one or two of ``shapes`` that can need the most memory.
+
+    These are the batch with the most tokens and the batch with the longest sequence, whose attention scores
+    grow with the square of its length. Ties are broken by the other criterion.
+    """
     shapes = list(shapes)
     return {
         max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])),
@@ -43,7 +47,7 @@ def heaviest(shapes: Iterable[Shape]) -> set[Shape]:
 
 
 def workload(spec: RunSpec, device: str) -> Workload:
-    """The workload of ``spec``; its task is tokenised for that (from the cache when it is there)."""
+    """Return the workload of ``spec``; its task is tokenized, or read from the cache."""
     data = load_data(spec)
     train = data.task.splits["train"]
     settings = settings_for(spec, len(train), device)
@@ -61,7 +65,7 @@ def workload(spec: RunSpec, device: str) -> Workload:
 
 
 def _training(data: RunData, count: int) -> list[Shape]:
-    """The shapes of the first ``count`` parts of training batches, without the empty ones."""
+    """Return the shapes of the first ``count`` parts of training batches, without empty parts."""
     train = data.task.splits["train"]
     lengths_N, width = train.lengths_N, widths(train, data.multiple)
     parts: list[np.ndarray] = []

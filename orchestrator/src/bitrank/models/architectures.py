@@ -1,4 +1,4 @@
-"""Which models can do which task, said in one sentence before anything is loaded."""
+"""Check which tasks a model supports before it is loaded; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bitrank.models.quantized_checkpoints import refuse_quantized_config
 
 
 def config_of(name: str, place: str) -> Any:
-    """The configuration of model ``name``, which is at ``place``. Code that a model brings along is never
-    run.
+    """Return the configuration of model ``name``, which is at ``place``.
 
-    Raises :class:`UserError` when there is none that transformers knows by itself.
+    Code from the model's folder is never run. Raises :class:`UserError` if there is no configuration, or if
+    transformers itself does not support it.
     """
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -34,21 +34,20 @@ def config_of(name: str, place: str) -> Any:
             ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of minilm, smollm2"
+            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+            "reached, or one of minilm, smollm2"
         ) from error
 
 
 def check_task(name: str, config: Any, kind: str) -> None:
-    """Raises :class:`UserError` when a model with ``config`` cannot do tasks of ``kind``, or is quantized
-    already.
-    """
+    """Raise :class:`UserError` if a model with ``config`` is quantized or does not support ``kind``."""
     refuse_quantized_config(name, config)
     family = config.model_type
     if kind == "classification":
         if family not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
             raise UserError(
-                f"{name} cannot classify: transformers has no sequence classification for {family}; "
-                "give another model, or a language-modelling task"
+                f"{name} cannot classify: transformers has no sequence classification for {family}; give "
+                "another model, or a language-modelling task"
             )
         return
     if config.is_encoder_decoder:
@@ -58,7 +57,8 @@ def check_task(name: str, config: Any, kind: str) -> None:
         )
     if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(
-            f"{name} is a {family} encoder and cannot do language modelling; give a decoder such as smollm2 or gpt2"
+            f"{name} is a {family} encoder and cannot do language modelling; give a decoder such as smollm2 "
+            "or gpt2"
         )
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
@@ -68,8 +68,9 @@ def check_task(name: str, config: Any, kind: str) -> None:
 
 
 def check_adaptable(name: str, model: nn.Module) -> None:
-    """Raises :class:`UserError` when ``model`` has matrices that a plan cannot name, or that are used outside
-    of their layers.
+    """Raise :class:`UserError` if plans do not apply to ``model``.
+
+    This is the case if it has matrices that a plan cannot name, or that are used outside their layers.
     """
     family = getattr(getattr(model, "config", None), "model_type", "")
     if any(parameter.rpartition(".")[2] == "A_log" for parameter, _ in model.named_parameters()):
@@ -85,9 +86,9 @@ def check_adaptable(name: str, model: nn.Module) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises :class:`UserError` when ``folder`` holds an adapter: transformers would load its base."""
+    """Raise :class:`UserError` if ``folder`` holds an adapter, for which transformers would load the base."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, "
-            "or merge the adapter into it first (bitrank merge)"
+            f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, or "
+            "merge the adapter into it first (bitrank merge)"
         )

@@ -1,11 +1,10 @@
-"""Which tensor of a checkpoint becomes which parameter of a model, decided by transformers before any weight
-is read.
+"""Match a checkpoint's tensors with a model's parameters before any weight is read.
 
-The model is planned from names and shapes, so three questions come before loading: which parameters no file
-has, which have another shape, and which of two tied parameters the files hold. ``from_pretrained`` answers
-them only afterwards. Here transformers' own loading function runs once over tensors without data (on the
-``meta`` device), with its own choice of files, renaming, conversion and shape checks. Its answer is kept, and
-:class:`~bitrank.models.weights.Filler` reads the same tensors later.
+A plan is made from names and shapes, so three facts are needed before loading: which parameters are in no
+file, which have another shape, and which of two tied parameters the files store. ``from_pretrained`` reports
+them only afterwards. This module runs transformers' own loading function once over tensors without data (on
+the ``meta`` device), with transformers' choice of files, renaming, conversion and shape checks. The result is
+kept, and :class:`~bitrank.models.weights.Filler` reads the same tensors later.
 """
 
 from __future__ import annotations
@@ -38,14 +37,15 @@ from bitrank.models.stored_tensors import StoredTensor, stored_tensors, weight_f
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one model's files and where they go.
+    """The tensors of a model's files, and the parameters that they become.
 
     ``groups`` maps a parameter (or buffer) to the keys it is made of; parameters that are cut from one stored
-    tensor share them. ``missing`` and ``mismatched`` are parameters that no file has, or has in another shape
-    (file's, model's). ``unused`` are keys that the model has no place for. ``untied`` are parameters that the
-    config ties to another one, but that the files hold with other values; ``tied_missing`` are the others
-    that the config ties and :meth:`tie` may overwrite. ``loading`` is what transformers' loading function
-    needs: its rules for this model keep a memory of the keys that they have seen.
+    tensor share its key. ``missing`` parameters are in no file; ``mismatched`` ones have another shape there
+    (file's, model's). ``unused`` are keys that the model has no parameter for. ``untied`` are parameters that
+    the config ties to another one, but that the files store with other values; ``tied_missing`` are the
+    others that the config ties and :meth:`tie` may overwrite. ``loading`` is the configuration of
+    transformers' loading function. It is kept, because its rules for this model record the keys that they
+    matched.
     """
 
     files: list[Path]
@@ -59,25 +59,26 @@ class Checkpoint:
     loading: LoadStateDictConfig
 
     def tie(self, model: Any) -> None:
-        """Tie the parameters of ``model`` as transformers does after loading: a tie that the files contradict
-        is dropped.
+        """Tie the parameters of ``model`` as transformers does after loading.
+
+        A tie that the files contradict is dropped.
         """
         for name in self.untied:
             model.all_tied_weights_keys.pop(name, None)
         if self.untied:
-            model.config.tie_word_embeddings = False  # or a later tie_weights() would tie them again
+            model.config.tie_word_embeddings = False  # otherwise a later tie_weights() ties them again
         model.tie_weights(missing_keys=set(self.tied_missing), recompute_mapping=False)
 
     def dtype_of(self, parameter: str) -> torch.dtype:
-        """The dtype in which a file holds ``parameter``."""
+        """Return the dtype in which a file stores ``parameter``."""
         return self.tensors[self.groups[parameter][0]].dtype
 
 
 def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
-    """Match the files in ``folder`` with ``model``, whose weights may be on the ``meta`` device and are left
-    as they are.
+    """Match the files in ``folder`` with ``model``, whose weights are not changed.
 
-    Raises :class:`UserError` for weights that are stored as codes, and for a conversion that fails.
+    The weights may be on the ``meta`` device. Raises :class:`UserError` for weights that are stored as codes,
+    and for a conversion that fails.
     """
     refuse_quantized_config(folder, model.config)
     files = weight_files(folder, model.config)
@@ -100,7 +101,7 @@ def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
     groups = _groups(model, tensors, loading)
     untied, tied_missing = _ties(model, groups, tensors, absent | mismatched.keys())
     tied = _also_tied(model.all_tied_weights_keys, parameters.keys() - absent - mismatched.keys(), untied)
-    if not loading.dtype_plan:  # a plan that keeps some modules in fp32 decides when it loads
+    if not loading.dtype_plan:  # a plan that keeps some modules in fp32 sets dtypes later
         for name in groups.keys() & parameters.keys():
             tensors |= {key: replace(tensors[key], cast=parameters[name].dtype) for key in groups[name]}
     return Checkpoint(
@@ -117,8 +118,8 @@ def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
 
 
 def _try(model: Any, tensors: dict[str, StoredTensor], loading: LoadStateDictConfig) -> LoadStateDictInfo:
-    """What transformers reports when it loads tensors of these names and shapes into a copy of ``model``."""
-    trial = copy.deepcopy(model)  # it gets empty tensors even in place of buffers, which are real
+    """Return transformers' report of loading tensors of these names and shapes into a copy of ``model``."""
+    trial = copy.deepcopy(model)  # loading replaces even the real buffers by empty tensors
     with one_after_another():
         info, _ = convert_and_load_state_dict_in_model(
             trial, {key: tensor.meta() for key, tensor in tensors.items()}, loading
@@ -129,7 +130,7 @@ def _try(model: Any, tensors: dict[str, StoredTensor], loading: LoadStateDictCon
 
 @contextmanager
 def one_after_another() -> Iterator[None]:
-    """Inside, transformers reads tensors when it needs them, not ahead in threads of its own."""
+    """Inside the block, transformers reads tensors when it needs them, not in advance in threads."""
     name = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -145,8 +146,9 @@ def one_after_another() -> Iterator[None]:
 def _groups(
     model: Any, tensors: dict[str, StoredTensor], config: LoadStateDictConfig
 ) -> dict[str, list[str]]:
-    """{parameter: keys it is made of}, by transformers' renaming, key after key in the order of its loading
-    function.
+    """Return {parameter: keys it is made of} by transformers' renaming.
+
+    Keys are processed in the order of its loading function.
     """
     mapping = config.weight_mapping or []
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -170,8 +172,9 @@ def _groups(
 def _ties(
     model: Any, groups: dict[str, list[str]], tensors: dict[str, StoredTensor], missing: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Ties that the files contradict, and parameters that a tie may overwrite: missing ones and copies with
-    the same values.
+    """Return the ties that the files contradict, and the parameters that a tie may overwrite.
+
+    The latter are missing parameters and stored copies with the same values.
     """
     untied, free = set[str](), set(missing)
     for name, source in model.all_tied_weights_keys.items():
@@ -192,7 +195,7 @@ def _equal(one: list[StoredTensor], other: list[StoredTensor]) -> bool:
 
 
 def _also_tied(ties: dict[str, str], found: set[str], untied: set[str]) -> set[str]:
-    """Parameters that get their values through a tie with one that was ``found``."""
+    """Return the parameters that are tied to one in ``found``."""
     rings: dict[str, set[str]] = defaultdict(set)
     for name, source in ties.items():
         if name not in untied:

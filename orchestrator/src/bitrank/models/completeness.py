@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds all of a model, and which modules of a classifier are its head."""
+"""Check that a checkpoint contains the whole model, and find the head modules of a classifier."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _SHOWN = 4
 
 
 def heads_of(model: Any) -> list[str]:
-    """Modules with parameters outside the body of a classifier, which are trained whole; heads tied to an
-    embedding are none.
+    """Return the modules with parameters outside the body of a classifier, which are trained whole.
+
+    Heads tied to an embedding are not included.
     """
     body = f"{model.base_model_prefix}."
     shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name.startswith(body)}
@@ -26,7 +27,7 @@ def heads_of(model: Any) -> list[str]:
 
 
 def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | None:
-    """The head that gives one number a class: the last one with so many rows."""
+    """Return the head that outputs one logit per class: the last one with ``classes`` rows."""
     rows = {name: getattr(model.get_submodule(name), "weight", None) for name in heads}
     fitting = [
         name
@@ -37,8 +38,7 @@ def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | Non
 
 
 def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
-    """Raises :class:`UserError` when a part is missing, or has another shape, that must not be drawn at
-    random.
+    """Raise :class:`UserError` if a part that must not be drawn at random is missing or has another shape.
 
     Only a classifier may have new modules: those outside its body, and the body's pooler, which language
     models lack.
@@ -56,7 +56,8 @@ def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> 
     ]
     if wrong:
         raise UserError(
-            f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one model"
+            f"the weights of {name} do not fit its config.json: {_some(wrong)}; give files and config of one "
+            "model"
         )
     absent = [key for key in sorted(checkpoint.missing, key=dot_natural_key) if not may_be_new(key)]
     if absent:

@@ -10,17 +10,17 @@ from bitrank.models.locate import locate
 
 
 def load_config(name: str) -> Any:
-    """The configuration of model ``name`` as it is stored. Raises :class:`UserError` when there is none."""
+    """Return the stored configuration of model ``name``. Raises :class:`UserError` if there is none."""
     return config_of(name, locate(name))
 
 
 def task_config(name: str, kind: str, labels: list[str], dropout: float | None) -> tuple[Any, dict[int, str]]:
-    """The configuration for a task of ``kind``, and the label names that the checkpoint was trained with."""
+    """Return the configuration for a task of ``kind``, and the checkpoint's own label names."""
     place = locate(name)
     config = config_of(name, place)
     check_task(name, config, kind)
     if Path(place).is_dir():
-        # An adapter names its base by it, and is read from elsewhere.
+        # A saved adapter stores this path as its base, and may be loaded from another working folder.
         config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})
     if kind == "classification":
@@ -35,13 +35,16 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
 
 
 def read_config(place: str, kind: str, classes: int = 2, dropout: float | None = None) -> Any:
-    """The configuration at ``place`` for a task of ``kind``. Raises as :func:`skeleton` does."""
+    """Return the configuration at ``place`` for a task of ``kind``.
+
+    Raises as :func:`~bitrank.models.meta_model.meta_model` does.
+    """
     config = config_of(place, place)
     check_task(place, config, kind)
     if kind == "classification":
         config.num_labels = classes
         if config.pad_token_id is None:
-            config.pad_token_id = 0  # which token pads changes no shape
+            config.pad_token_id = 0  # the padding id does not affect shapes
     if dropout is not None:
         for key, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in key or "pdrop" in key):

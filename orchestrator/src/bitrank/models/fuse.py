@@ -14,12 +14,19 @@ ROWS = CompiledRows()
 
 
 def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
-    """Let an adapted ``model`` compute by the fused products and norms, and its last block only what is read of it, in place."""
+    """Replace modules of an adapted ``model`` by fused products and norms, in place.
+
+    The last block is narrowed to the positions of which the output is used.
+    """
     fuse_rotary(model, ROWS)
     fuse(model, decode, ROWS)
     narrow_last_block(model)
 
 
 def attention_for(device: str, fused: bool) -> str:
-    """CUDA has kernels of its own; elsewhere the plain formula is the fastest at the lengths of a laptop."""
+    """Return the attention implementation for ``device``.
+
+    CUDA has its own kernels; elsewhere the plain formula is the fastest at sequence lengths that suit a
+    laptop.
+    """
     return "sdpa" if device == "cuda" else register_attention(ROWS) if fused else "eager"

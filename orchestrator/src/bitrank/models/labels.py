@@ -1,4 +1,4 @@
-"""The classes of a classifier that a checkpoint brings along, matched with those of the user's data."""
+"""Match the classes of a checkpoint's classifier with those of the user's data."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 
 
 def class_names(classes: int | Sequence[str]) -> list[str]:
-    """The names of ``classes``; a bare number of them is named 0, 1, …"""
+    """Return the names of ``classes``; an integer gives the names 0, 1, …"""
     return [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
 
 
 def row_order(stored: Mapping[int, str] | None, names: Sequence[str]) -> list[int] | None:
-    """For each class the row of a stored head that speaks of it; None when the names do not tell.
+    """Return for each class its row in the stored head; None if the names do not match.
 
-    Letter case and blanks do not count, and transformers' default name LABEL_3 is the class named 3.
+    Letter case and surrounding blanks are ignored, and transformers' default name LABEL_3 is the class named
+    3.
     """
     rows = {_plain(name): int(number) for number, name in (stored or {}).items()}
     wanted = [_plain(name) for name in names]

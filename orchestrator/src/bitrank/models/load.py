@@ -1,4 +1,7 @@
-"""Models by name, hub id or local folder: encoders with a classification head, decoders with their language-model head."""
+"""Load models by name, hub id or local folder.
+
+Encoders get a classification head; decoders keep their language-model head.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,11 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in the compute dtype, its tokenizer, and its size. ``trained_modules`` names the modules to train whole (a
-    classifier's head).
+    """A model in the compute dtype, its tokenizer, and its number of parameters.
 
-    Until ``fill`` (one module by its name) and ``fill_rest`` are called its weights are on the ``meta`` device.
-    ``filed`` gives the dtype in which a module's weight is stored. ``new_modules`` are those of ``trained_modules`` that are
+    ``trained_modules`` names the modules that are trained whole (a classifier's head). The weights are on the
+    ``meta`` device until ``fill`` (one module by its name) and ``fill_rest`` are called. ``filed`` returns
+    the dtype in which a module's weight is stored. ``new_modules`` are those of ``trained_modules`` that are
     drawn from the seed. ``notices`` are sentences about the weights for the user.
     """
 
@@ -50,7 +53,7 @@ class Loaded:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of model ``name``. Raises :class:`UserError` when there is none."""
+    """Return the tokenizer of model ``name``. Raises :class:`UserError` if there is none."""
     quiet_transformers()
     place = locate(name)
     try:
@@ -58,18 +61,19 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         if Path(place).is_dir():
             raise UserError(
-                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a tokenizer "
-                "that transformers knows, beside its config.json; copy them from the model that it was made from"
+                f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a "
+                "tokenizer that transformers knows, beside its config.json; copy them from the model that it "
+                "was made from"
             ) from error
         raise UserError(cannot_load(name, error)) from error
 
 
 def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: torch.dtype) -> Loaded:
-    """The model of ``spec`` for its kind of task, without its weights yet. New heads are drawn from its seed.
+    """Return the model of ``spec`` for its kind of task, without weights. New heads are drawn from its seed.
 
-    ``classes`` are the names of a classifier's classes, or how many there are. A head that the checkpoint brings is
-    kept when its label names are these, in whatever order; else its last layer is new. It is always trained whole.
-    Raises :class:`UserError` when the model cannot be loaded, or cannot do such tasks.
+    ``classes`` are the names of a classifier's classes, or their number. A head of the checkpoint is kept if
+    its label names are the same, in any order; otherwise its last layer is new. The head is always trained
+    whole. Raises :class:`UserError` if the model cannot be loaded or does not support such tasks.
     """
     name, kind, labels = spec.model, spec.kind, class_names(classes)
     tokenizer = load_tokenizer(name)
@@ -109,7 +113,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
 
 @dataclass(frozen=True)
 class _Head:
-    """A classifier's head: its modules, stored parameters to draw anew, the order of rows to take, and why."""
+    """A classifier's head: modules, stored parameters to draw again, the order of rows, and the reason."""
 
     modules: list[str] = field(default_factory=list)
     redrawn: set[str] = field(default_factory=set)

@@ -23,7 +23,11 @@ _TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
 
 
 def locate(name: str) -> str:
-    """The folder or hub id of model ``name``: an embedded model, a tiny one, a local folder, or a hub id as it is."""
+    """Return the folder or hub id of model ``name``.
+
+    ``name`` is an embedded model, a tiny one, a local folder, or a hub id, which is returned unchanged.
+    Raises :class:`UserError` if a local folder does not exist or holds no model.
+    """
     if name == "minilm":
         return str(asset_dir("minilm"))
     if name == "smollm2":
@@ -42,7 +46,7 @@ def locate(name: str) -> str:
 
 
 def folder_of(name: str) -> Path:
-    """The local folder of model ``name``; a hub model's files are fetched into the hub's own cache."""
+    """Return the local folder of model ``name``; a hub model is downloaded into the hub's own cache."""
     place = locate(name)
     if Path(place).is_dir():
         return Path(place)
@@ -55,9 +59,9 @@ def folder_of(name: str) -> Path:
 
 
 def weights_fingerprint(name: str) -> str:
-    """A hash of the files that make up model ``name``: weights that are loaded, configuration, tokenizer.
+    """Return a hash of the files of model ``name``: the weights that are loaded, configuration, tokenizer.
 
-    Raises :class:`UserError` when the folder has no weights that can be loaded.
+    Raises :class:`UserError` if the folder has no weights that can be loaded.
     """
     folder = folder_of(name)
     weights = weight_files(folder, config_of(name, str(folder)))
@@ -71,7 +75,10 @@ def weights_fingerprint(name: str) -> str:
 
 
 def _smollm2() -> Path:
-    """SmolLM2 in hub format, converted once from its GGUF file: loading then takes a moment, and little memory."""
+    """Return the folder of SmolLM2 in hub format, converted once from its GGUF file.
+
+    Loading the converted model is faster and takes less memory.
+    """
     converter = hashlib.sha256(inspect.getsource(_convert_smollm2).encode()).hexdigest()[:8]
     place = cache_dir() / "models" / f"smollm2-{ASSETS['smollm2'].sha256[:12]}-{converter}"
     return build_once(place, _convert_smollm2)
@@ -81,7 +88,8 @@ def _convert_smollm2(folder: Path) -> None:
     quiet_transformers()
     source = asset_dir("smollm2")
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf", dtype=torch.bfloat16)
-    # The weights are plain bf16 now; the note that they came quantized would make transformers refuse to save them.
+    # The weights are plain bf16 now; the note that they came quantized would make transformers refuse to save
+    # them.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(folder)
@@ -90,7 +98,10 @@ def _convert_smollm2(folder: Path) -> None:
 
 def cannot_load(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
-    return f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of minilm, smollm2"
+    return (
+        f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+        "reached, or one of minilm, smollm2"
+    )
 
 
 def quiet_transformers() -> None:

@@ -1,7 +1,7 @@
-"""A model's structure from its ``config.json`` alone: names, shapes and dtypes on the ``meta`` device, no weight in memory.
+"""Build a model's structure from its ``config.json``: names, shapes and dtypes on the ``meta`` device.
 
-For forecasts: what a plan does to the structure is done to it here (stand-ins for quantized layers, adapters, fused products), so
-that the same code that will train can be run over shapes.
+No weight is in memory. Forecasts apply a plan to this structure (stand-ins for quantized layers, adapters,
+fused products) and run the training code over shapes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ from bitrank.models.config import read_config
 
 
 def meta_model(
-    place: str, kind: str, classes: int, dtype: torch.dtype, attention: str = "eager", dropout: float | None = None,
+    place: str,
+    kind: str,
+    classes: int,
+    dtype: torch.dtype,
+    attention: str = "eager",
+    dropout: float | None = None,
     depth: int | None = None,
-) -> Any:  # fmt: skip
-    """The model that ``config.json`` in ``place`` (a folder, that file itself, or a hub id) describes, on the ``meta`` device; with
-    ``depth`` blocks instead of its own where that is given.
+) -> Any:
+    """Build the model that the ``config.json`` at ``place`` describes, on the ``meta`` device.
 
-    Its buffers are real, as they are small and hold what no file has. Raises :class:`UserError` when there is no such config, or it
-    is an encoder's and ``kind`` is language modelling.
+    ``place`` is a folder, the file itself, or a hub id. ``depth`` overrides the number of blocks. Buffers are
+    real, because they are small and their values are in no file. Raises :class:`UserError` if there is no
+    such config, or if it describes an encoder and ``kind`` is language modelling.
     """
     config = read_config(place, kind, classes, dropout)
     if depth is not None:
@@ -66,7 +71,10 @@ def _has_weights(place: str) -> bool:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Empty tensors are made on ``meta``: layers make their weights so, and gigabytes are not asked for even for a moment."""
+    """Create empty tensors on ``meta``.
+
+    Layers create their weights by ``torch.empty``, which would allocate gigabytes for a moment.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
@@ -76,10 +84,11 @@ class _Unfilled(TorchFunctionMode):
 
 
 def find_new_modules(model: Any, place: str, kind: str) -> list[str]:
-    """Names of the modules that will be trained whole: a classifier's modules outside its body, and, where ``place``
-    has files, those of its body that they lack.
+    """Return the names of the modules that will be trained whole.
 
-    Raises :class:`~bitrank.errors.UserError` when the files lack a part that must not be drawn at random.
+    These are a classifier's modules outside its body and, if ``place`` has files, modules of the body that
+    the files lack. Raises :class:`~bitrank.errors.UserError` if the files lack a part that must not be drawn
+    at random.
     """
     missing = set[str]()
     if _has_weights(place):
@@ -92,7 +101,10 @@ def find_new_modules(model: Any, place: str, kind: str) -> list[str]:
 
 
 class StandIn(nn.Linear):
-    """A linear layer stored in few bits, as far as memory goes: its weight is decoded when it is asked for, and kept by nobody."""
+    """A linear layer with the memory behaviour of a quantized one.
+
+    Its weight is decoded at each access and not retained.
+    """
 
     def __init__(self, out: int, into: int, bias: Tensor | None, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
@@ -112,8 +124,10 @@ class StandIn(nn.Linear):
 
 
 class NoCodes(nn.Module):
-    """In the place of an embedding's codes: the rows that are looked up are made. The rest of the embedding
-    stays as it does over codes."""
+    """A replacement for an embedding's codes that only creates the rows that are looked up.
+
+    The rest of the embedding stays as it is with codes.
+    """
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -146,8 +160,11 @@ class _Product(torch.autograd.Function):
 def stand_in(
     model: nn.Module, precision: dict[str, str], dtype: torch.dtype, trained_modules: Collection[str] = ()
 ) -> None:
-    """Put stand-ins for what ``precision`` stores otherwise than ``dtype``, in place; a ``Conv1D`` it names
-    becomes a linear layer, and what no plan can name is held in 16 bits, but for ``trained_modules`` modules."""
+    """Replace the modules that ``precision`` stores in another format than ``dtype`` by stand-ins, in place.
+
+    A ``Conv1D`` in ``precision`` becomes a linear layer. Tensors that no plan can name are stored in 16 bits,
+    except those of ``trained_modules``.
+    """
     tied, sharing = tied_modules(model), followers(model)
     for name, text in precision.items():
         if name in tied:
@@ -179,7 +196,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def class_of(auto: Any, config: Any) -> type[nn.Module] | None:
-    """The class that ``auto`` builds from ``config``; None where transformers itself has none for it."""
+    """Return the class that ``auto`` builds from ``config``; None if transformers itself has none."""
     try:
         found: type[nn.Module] = _get_model_class(config, auto._model_mapping)
     except KeyError:

@@ -1,8 +1,8 @@
-"""Which id fills up short sequences, told to the batches, the model and the user.
+"""Choose the padding id, and set it in the model's configuration.
 
-Padding is masked, so no prediction may depend on it. But models look at its id: decoders that classify take
-the last token that is something else, RoBERTa and its kin count positions from it, generation fills finished
-rows with it. So the batches and the model's configuration hold the same id.
+Padding is masked, so no prediction may depend on it. But models use its id: decoders that classify take the
+last token with another id, RoBERTa and related models count positions from it, and generation fills finished
+rows with it. So the batches and the model's configuration must have the same id.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any
 from bitrank_data import pad_id
 from transformers import MODEL_MAPPING
 
-# Positions counted from the padding id: by a function of this name, or in a table of sines with a row for
-# padding.
+# Source text of models that count positions from the padding id: a function of this name, or a table of sines
+# with a row for padding.
 _COUNTING = ("create_position_ids_from_input_ids", "def make_weights")
 
 
 def padding_of(tokenizer: Any, config: Any) -> int:
-    """The id that pads for a model with this configuration.
+    """Return the padding id for a model with this configuration.
 
-    The tokenizer's own (see :func:`~bitrank_data.pad_id`), unless the model counts positions from another
-    one: with any other id in its configuration a saved model would count anew when it is loaded.
+    The id is the tokenizer's (see :func:`~bitrank_data.pad_id`), unless the model counts positions from
+    another id: with any other id in its configuration, a saved model would compute other positions after
+    loading.
     """
     chosen, own = pad_id(tokenizer, _vocabulary(config)), config.get_text_config().pad_token_id
     if own is not None and own != chosen and own >= 0 and _counts_from_padding(config):
@@ -32,7 +33,7 @@ def padding_of(tokenizer: Any, config: Any) -> int:
 
 
 def set_padding(model: Any, tokenizer: Any) -> None:
-    """Write the id that pads into the configuration of ``model`` and of its generation."""
+    """Write the padding id into the configuration of ``model`` and of its generation."""
     chosen = padding_of(tokenizer, model.config)
     for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
@@ -40,7 +41,7 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 
 def padding_message(tokenizer: Any, config: Any) -> str | None:
-    """What is to be said of the padding; None when it is the tokenizer's own."""
+    """Return a message about the padding for the user; None if the padding id is the tokenizer's own."""
     chosen, own = padding_of(tokenizer, config), tokenizer.pad_token_id
     if own == chosen:
         return None
@@ -53,7 +54,7 @@ def padding_message(tokenizer: Any, config: Any) -> str | None:
 
 
 def _vocabulary(config: Any) -> int | None:
-    """Rows of the embedding of a model with this configuration, where it tells."""
+    """Return the rows of the embedding of a model with this configuration; None if it does not state them."""
     size: int | None = getattr(config.get_text_config(), "vocab_size", None)
     return size
 

@@ -1,8 +1,9 @@
-"""How long a sequence a model takes: refuse what it has no positions for, and say what it was not trained on.
+"""Check a sequence length against the positions that a model has and was trained on.
 
-A table of positions (BERT, GPT-2, OPT) or of angles (GPT-J) has a last row. Models with rotary angles made
-for any length (Llama), with relative positions (T5) or with ALiBi (BLOOM) have no such end; beyond the length
-in their config they compute, but worse.
+A length without positions is refused; a length beyond the training length gives a warning. A table of
+positions (BERT, GPT-2, OPT) or of angles (GPT-J) has a last row. Models that compute rotary angles for any
+length (Llama), use relative positions (T5) or ALiBi (BLOOM) have no such limit; beyond the length in their
+config they compute results, but worse ones.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _NAMES = ("position_embed", "embed_position", "positions_embed", "pos_embed", "w
 
 
 def check_length(spec: RunSpec) -> str | None:
-    """A sentence where ``spec.max_length`` is beyond what the model was trained on; None where it is within.
+    """Return a warning if ``spec.max_length`` exceeds the length in the model's config, otherwise None.
 
-    Raises :class:`UserError` where the model has no position for so many tokens.
+    Raises :class:`UserError` if the model has no position for so many tokens.
     """
     place = locate(spec.model)
     config = read_config(place, spec.kind).get_text_config()
     declared = getattr(config, "max_position_embeddings", None)
     if declared is None or declared < 1:
         return None
-    # RoBERTa's table begins with rows up to the padding token's that no other token uses. The table is looked
-    # at in case of doubt alone, as building a model's skeleton takes time; a padding token beyond it can have
-    # no row there.
+    # RoBERTa's table begins with rows up to the padding token's that no other token uses. The table is only
+    # inspected in case of doubt, because building the model on ``meta`` takes time. A padding id beyond the
+    # table has no row in it.
     unused = 1 + (getattr(config, "pad_token_id", None) or 0)
     if spec.max_length + (unused if unused < declared else 0) <= declared:
         return None
@@ -43,28 +44,26 @@ def check_length(spec: RunSpec) -> str | None:
         raise UserError(f"{beyond}; give --set max_length={limit} or less")
     if limit is None and spec.max_length > declared:
         return (
-            f"max_length {spec.max_length} is beyond the {declared} positions that {spec.model} states; it has "
-            "no table of positions, so longer texts are computed, but it was not trained on them"
+            f"max_length {spec.max_length} is beyond the {declared} positions that {spec.model} states; it "
+            "has no table of positions, so longer texts are computed, but it was not trained on them"
         )
     return None
 
 
 def table_limit(model: nn.Module) -> int | None:
-    """The most tokens that the tables of positions in ``model`` have rows for; None where it has no such
-    table.
-    """
+    """Return the most tokens that the position tables of ``model`` have rows for; None without a table."""
     embeddings = [item for item in model.named_modules() if isinstance(item[1], nn.Embedding)]
     tables = [_usable_rows(name, module) for name, module in embeddings]  # type: ignore[arg-type]
-    # GPT-J and CodeGen keep the angles of each position.
+    # GPT-J and CodeGen store the angles of each position in a buffer.
     angles = [len(buffer) for name, buffer in model.named_buffers() if name.endswith("embed_positions")]
     return min((rows for rows in (*tables, *angles) if rows is not None), default=None)
 
 
 def _usable_rows(name: str, module: nn.Embedding) -> int | None:
-    """Rows that a token's position can be; None for a table of something else, such as tokens or distances."""
+    """Return the rows that can be a token's position; None for a table of tokens, distances or the like."""
     last = name.rpartition(".")[2]
     if not last.startswith(_NAMES):
         return None
     rows = module.num_embeddings - int(getattr(module, "offset", 0))  # OPT and BART begin at row 2
-    # RoBERTa and its kind begin after the row of the padding token.
+    # RoBERTa and related models begin after the row of the padding token.
     return rows if module.padding_idx is None else rows - module.padding_idx - 1

@@ -1,6 +1,4 @@
-"""Checkpoints whose weights are codes already: recognised and refused by name, never cast as if codes were
-weights.
-"""
+"""Detect and refuse checkpoints whose weights are codes, which must not be cast as if they were weights."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 
 from bitrank.errors import UserError
 
-# Tensors beside a weight that belong to its code, by the library that writes them.
+# Names of tensors that accompany a weight's codes, by the library that writes them.
 _BESIDE = {
     "GPTQ or AWQ": r"\.(qweight|qzeros|g_idx)$",
     "bitsandbytes": r"\.(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$",
@@ -30,8 +28,9 @@ _REMEDY = (
 
 
 def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raises :class:`UserError` when keys that the model does not expect, or the stored ``dtypes`` of
-    weights, show codes.
+    """Raise :class:`UserError` if keys or dtypes show that weights are stored as codes.
+
+    ``unexpected`` are the keys that the model does not expect, ``dtypes`` the stored dtypes by key.
     """
     for key in sorted(unexpected):
         for library, pattern in _BESIDE.items():
@@ -40,12 +39,13 @@ def refuse_quantized(name: object, unexpected: Iterable[str], dtypes: Mapping[st
     codes = next((key for key, dtype in dtypes.items() if key.endswith("weight") and _is_code(dtype)), None)
     if codes:
         raise UserError(
-            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; {_REMEDY}"
+            f"{name} is quantized already: {codes} is stored as {str(dtypes[codes]).removeprefix('torch.')}; "
+            f"{_REMEDY}"
         )
 
 
 def refuse_quantized_config(name: object, config: Any) -> None:
-    """Raises :class:`UserError` when ``config`` says that its weights are quantized."""
+    """Raise :class:`UserError` if ``config`` states that its weights are quantized."""
     text = getattr(config, "get_text_config", lambda: config)()
     stored = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
     if stored:

@@ -1,4 +1,4 @@
-"""The tensors in a model's safetensors files, one at a time: which files count, and how a tensor is read."""
+"""Choose a model's safetensors files, and read their tensors one at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ PART = 2**20  # numbers read at a time
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file, read when it is indexed, as transformers indexes a slice of an open
-    file.
+    """One tensor of a safetensors file, read when it is indexed, like a slice of an open file.
 
-    The file is opened for each read: pages of an open file count as this process's memory. ``cast`` is the
-    dtype to give while reading, so that a large tensor is never in memory in both dtypes; None keeps the
-    file's.
+    transformers indexes such slices. The file is opened for each read, because pages of an open file count as
+    this process's memory. ``cast`` is the dtype of the result; casting while reading avoids a large tensor in
+    both dtypes. None keeps the file's dtype.
     """
 
     path: Path
@@ -49,7 +48,7 @@ class StoredTensor:
         return whole
 
     def parts(self) -> Iterator[Tensor]:
-        """The tensor in the file's dtype, some rows at a time; a scalar is one part."""
+        """Yield the tensor in the file's dtype, some rows at a time; a scalar is one part."""
         rows = max(1, PART // max(1, math.prod(self.shape[1:])))
         for start in range(0, self.shape[0] if self.shape else 1, rows):
             with safe_open(self.path, framework="pt") as file:
@@ -61,14 +60,15 @@ class StoredTensor:
                 yield part.clone()
 
     def meta(self) -> Tensor:
-        """Its shape and dtype without data."""
+        """Return an empty ``meta`` tensor of its shape and dtype."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 def weight_files(folder: Path, config: Any = None) -> list[Path]:
-    """The files that transformers would load from ``folder``: one safetensors file before a sharded one.
+    """Return the files that transformers would load from ``folder``.
 
-    Raises :class:`UserError` when there is none, or only formats that can run code when they are read.
+    A single safetensors file takes precedence over a sharded one. Raises :class:`UserError` if there is none,
+    or only formats that can run code when they are read.
     """
     if (folder / SAVED_BY_BITRANK).is_file():
         raise UserError(
@@ -98,7 +98,8 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
                 "with transformers and write it with model.save_pretrained(folder)"
             ) from error
         raise UserError(
-            f"{folder} has no weights: expected model.safetensors, or model.safetensors.index.json with all the files that it names"
+            f"{folder} has no weights: expected model.safetensors, or model.safetensors.index.json with all "
+            "the files that it names"
         ) from error
     paths = [Path(file) for file in found or []]
     absent = [path.name for path in paths if not path.is_file()]
@@ -108,10 +109,10 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
-    """Every tensor of ``files`` by its key."""
+    """Yield every tensor of ``files`` with its key."""
     for path in files:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no dictionary
+            for key in file.keys():  # noqa: SIM118 - safe_open returns no dictionary
                 part = file.get_slice(key)
                 dtype = part[:0].dtype if part.get_shape() else file.get_tensor(key).dtype
                 yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)

@@ -1,6 +1,6 @@
-"""Tiny random models in hub format with a word tokenizer: what smoke tests run on. They know nothing.
+"""Tiny random models in hub format with a word tokenizer, for smoke tests. They are untrained.
 
-Libraries are imported when a model is built: the command line asks for the names alone.
+Libraries are imported when a model is built, because the command line only needs the names.
 """
 
 from __future__ import annotations
@@ -9,9 +9,29 @@ from pathlib import Path
 from typing import Any
 
 _WORDS = (
-    "the", "is", "and", ".", "film", "story", "cast", "score", "plot", "ending", "scene", "script",
-    "good", "lovely", "bright", "fine", "superb", "bad", "dull", "poor", "weak", "awful",
-)  # fmt: skip
+    "the",
+    "is",
+    "and",
+    ".",
+    "film",
+    "story",
+    "cast",
+    "score",
+    "plot",
+    "ending",
+    "scene",
+    "script",
+    "good",
+    "lovely",
+    "bright",
+    "fine",
+    "superb",
+    "bad",
+    "dull",
+    "poor",
+    "weak",
+    "awful",
+)
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *_WORDS))}
 _TOKENS: dict[str, Any] = {
@@ -41,9 +61,17 @@ def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
-        LlamaConfig(**_TOKENS, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                    intermediate_size=128, max_position_embeddings=64, tie_word_embeddings=True)
-    )  # fmt: skip
+        LlamaConfig(
+            **_TOKENS,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+        )
+    )
 
 
 def _gpt2() -> Any:
@@ -56,7 +84,10 @@ TINY = {"tiny-bert": _bert, "tiny-llama": _llama, "tiny-gpt2": _gpt2}
 
 
 def build_tiny(name: str, folder: Path) -> None:
-    """Write the tiny model ``name`` (one of :data:`TINY`) and its tokenizer into ``folder``, always the same weights."""
+    """Write the tiny model ``name`` (one of :data:`TINY`) and its tokenizer into ``folder``.
+
+    The weights are always the same.
+    """
     import torch
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel

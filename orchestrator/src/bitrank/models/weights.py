@@ -1,10 +1,9 @@
-"""Weights from safetensors files into a model that has none yet, one module at a time, by transformers' own
-loading function.
+"""Load weights from safetensors files into an empty model, one module at a time.
 
 ``from_pretrained`` holds the whole model in 16 bits before anything can be quantized. Here the model is built
 without weights, the plan is made from names and shapes, and each matrix is read, quantized and freed before
-the next one is read. Which tensor becomes which parameter is transformers' decision
-(:mod:`bitrank.models.checkpoint`), and its function converts and places it.
+the next one is read. transformers decides which tensor becomes which parameter
+(:mod:`bitrank.models.checkpoint`), and its loading function converts and assigns it.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ from bitrank.models.checkpoint import Checkpoint, one_after_another
 
 Ring = dict[str, tuple[nn.Module, str]]
 
-_SWEEP = 2**24  # bytes read between two times that freed memory is handed back
+# Bytes read between two calls of release_memory.
+_SWEEP = 2**24
 
 
 class Filler:
-    """Gives a model on the ``meta`` device its weights. A parameter that several modules share stays shared.
+    """Load the weights of a model on the ``meta`` device.
 
-    Parameters in ``redrawn`` are drawn although a file has them. ``rows`` maps a module to the order in which
-    its rows are wanted (a classifier whose classes come in another order).
+    A parameter that several modules share stays shared. Parameters in ``redrawn`` are drawn although a file
+    has them. ``rows`` maps a module to the order of its rows (a classifier whose classes are in another
+    order).
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class Filler:
         return set(self._drawn)
 
     def stored_name(self, parameter: str) -> str:
-        """The name by which the files hold ``parameter``, which may be tied to it."""
+        """Return the name under which the files store ``parameter``, which may be that of a tied one."""
         return next(name for name in self._names[parameter] if name in self._checkpoint.groups)
 
     def fill(self, name: str) -> None:
-        """Read the parameters of module ``name`` alone, if it has none yet."""
+        """Load the parameters of module ``name`` alone, if they are not loaded yet."""
         if self._unswept > _SWEEP:
             release_memory()
             self._unswept = 0
@@ -69,7 +70,7 @@ class Filler:
                 self._read(ring)
 
     def rest(self) -> None:
-        """Fill all that is still empty; what no file has is drawn as its model draws it, from the seed."""
+        """Load all remaining parameters; those in no file are drawn by the model's own rule from the seed."""
         for name, _ in list(self._model.named_modules()):
             self.fill(name)
         self._read_buffers()
@@ -81,9 +82,7 @@ class Filler:
         release_memory()
 
     def _read(self, ring: Ring) -> None:
-        """Load the one parameter of ``ring`` through a name that the files have, and all that is cut from the
-        same tensors.
-        """
+        """Load the parameter of ``ring`` by its stored name, and all parameters cut from the same tensors."""
         stored = [name for name in ring if name in self._checkpoint.groups and name not in self._drawn]
         if not stored:
             return
@@ -91,14 +90,15 @@ class Filler:
             filled = self._model.get_parameter_or_buffer(name)
             self._reorder(name, filled)
             self._unswept += filled.nbytes
-            # Forgotten at once: a module that a quantized one replaces must take its 16-bit weights with it.
+            # The references are dropped at once, so that replacing the module by a quantized one frees its
+            # 16-bit weights.
             shared = self._rings.pop(name, {})
             for other, (module, attribute) in shared.items():
                 self._rings.pop(other, None)
                 setattr(module, attribute, filled)
 
     def _load(self, name: str) -> list[str]:
-        """Convert and place the tensors that ``name`` is made of; all parameters that come from them."""
+        """Convert and assign the tensors of parameter ``name``; return all parameters made from them."""
         groups = self._checkpoint.groups
         keys = set(groups[name])
         targets = [other for other, parts in groups.items() if not keys.isdisjoint(parts)]
@@ -123,12 +123,10 @@ class Filler:
             filled.data = filled.data[list(order)]
 
     def _draw(self) -> None:
-        """Draw parameters as ``from_pretrained`` draws those that it misses: by the model's own rule, in its
-        order of modules.
-        """
+        """Draw parameters as ``from_pretrained`` draws missing ones: by the model's rule, in module order."""
         new = {name.rpartition(".")[0] for name in self._drawn}
         for name, module in self._model.named_modules():
-            # Some models draw a layer when they meet the module around it. Loaded parameters are passed over.
+            # Some models draw a layer when they visit the module around it. Loaded parameters are skipped.
             around = name == "" or any(f"{part}.".startswith(f"{name}.") for part in new)
             module._is_hf_initialized = not (new and around)
         for name in self._drawn:
@@ -148,7 +146,7 @@ def _full(module: str, attribute: str) -> str:
 
 
 def _rings(model: nn.Module) -> dict[str, Ring]:
-    """Every parameter by each of its names: all names that share it, with module and attribute of each."""
+    """Return for each parameter name all names that share the parameter, with module and attribute."""
     by_identity: dict[int, Ring] = {}
     for name, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -157,7 +155,7 @@ def _rings(model: nn.Module) -> dict[str, Ring]:
 
 
 class _View:
-    """A model as transformers' loading function sees it, with the parameters ``names`` alone.
+    """A view of a model for transformers' loading function, limited to the parameters ``names``.
 
     The function lists the whole model's state at each call. That is slow for many calls, and quantized
     modules of other libraries encode their state whenever it is listed.
@@ -171,9 +169,9 @@ class _View:
         return getattr(self._model, name)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name."""
+        """Return the parameters and buffers by name."""
         return {name: self._model.get_parameter_or_buffer(name) for name in self._names}
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """None is moved between devices here."""
+        """Return no buffer, because none is moved between devices here."""
         return iter(())

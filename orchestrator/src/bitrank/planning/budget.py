@@ -1,4 +1,7 @@
-"""Bytes that a plan's choices take in the model of a run, by shapes alone: equal to what the built model will hold."""
+"""Compute from shapes the bytes that a plan's choices take in the model of a run.
+
+The result equals the count in the built model.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ ADAPTER_BYTES = 4  # per number: adapters are trained and saved in fp32
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes in the model that ``model_shapes`` describes, on ``device``, with formats as ``quant_backend`` makes them."""
+    """Sizes in the model that ``outline`` describes.
+
+    The model is on ``device``; ``quant_backend`` implements the formats.
+    """
 
     outline: ModelShapes
     quant_backend: str
@@ -33,12 +39,12 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
-        """Numbers of the base; shared ones once."""
+        """The base model's number of parameters; shared ones count once."""
         return self.outline.parameters
 
     @property
     def fixed(self) -> int:
-        """Bytes that no plan changes: norms, biases, buffers, and the trained copies of fresh heads."""
+        """Bytes that no plan changes: norms, biases, buffers, and the trained copies of new heads."""
         return self.outline.fixed + ADAPTER_BYTES * self.outline.trained
 
     @cached_property
@@ -46,14 +52,14 @@ class Sizes:
         return {matrix.name: matrix for matrix in self.outline.matrices}
 
     def of_matrix(self, name: str, fmt: str, rank: int) -> int:
-        """Codes, scales and adapter of one matrix."""
+        """Return the bytes of one matrix: codes, scales and adapter."""
         matrix = self.matrices[name]
         options = {"quant_backend": self.quant_backend, "device": self.device, "dtype": DTYPES[self.dtype]}
         stored = stored_size(matrix, fmt, **options, shared=name in self.outline.shared)  # type: ignore[arg-type]
         return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
 
     def of_config(self, config: Config) -> int:
-        """The whole model as ``config`` would store it, with the adapters it starts with."""
+        """Return the bytes of the whole model in the formats and initial ranks of ``config``."""
         blocks = [matrix for matrix in self.outline.matrices if matrix.adaptable]
         bits, ranks = config.precision.assign_formats(self.outline.matrices), config.rank.assign_ranks(blocks)
         return self.fixed + sum(
@@ -62,7 +68,7 @@ class Sizes:
 
 
 def sizes_of(spec: RunSpec) -> Sizes:
-    """The sizes in the model of ``spec``. Its ``config.json`` is read, no weight."""
+    """Return the sizes in the model of ``spec``. Its ``config.json`` is read, no weight."""
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype_name
     classes = len(tokenised(spec).classes)
@@ -72,7 +78,7 @@ def sizes_of(spec: RunSpec) -> Sizes:
 
 
 def parse_budget(text: str, sizes: Sizes) -> int:
-    """The bytes that ``text`` stands for. Raises :class:`UserError`."""
+    """Return the number of bytes that ``text`` denotes. Raises :class:`UserError` if it denotes none."""
     if text.startswith("="):
         name = text[1:]
         if name not in CONFIGS:

@@ -1,19 +1,22 @@
-"""What each choice costs in nats and in bytes: the measured tables as one planning problem.
+"""Build the planning problem: the cost in nats and the bytes of each choice, from the measured tables.
 
     cost_i(f, r) = κ_if · tail_if(r) + η · Σ_{k>r} σ_k(G_i)
 
-*Repair.* ``tail_if(r)`` is the Fisher-weighted energy that the best rank-r repair leaves of matrix i's error in format f (nats,
-second order; see :mod:`bitrank_quant.sensitivity`). κ_if pulls it to what was measured: the divergence of the model's answers with that
-one matrix quantized ÷ fisher. Not the loss that it adds on the labels: half of that is chance at 3 bits, all of it at 4, and a planner
-picks the matrices whose chance was kindest (EXPERIMENTS.md has the figures). It speaks of a start from the weighted residual
-(``init=lq-lora``); a start from zero repairs nothing, so its cost is the one of r = 0 whatever the rank.
+*Repair.* ``tail_if(r)`` is the Fisher-weighted energy of matrix i's error in format f that remains after the
+best rank-r repair (nats, second order; see :mod:`bitrank_quant.sensitivity`). κ_if is the measured divergence
+of the model's output with only that matrix quantized, divided by the Fisher estimate; it scales the estimate
+to the measurement. The divergence is used instead of the added loss on the labels, because half of that loss
+is chance at 3 bits and all of it at 4, and a planner would select the matrices with the luckiest noise
+(EXPERIMENTS.md has the figures). The term assumes that adapters start from the weighted residual
+(``init=lq-lora``). Adapters that start from zero repair nothing, so every rank then has the cost of r = 0.
 
-*Learning.* G_i is the task gradient. A step of spectral norm η within rank r lowers the loss by η Σ_{k≤r} σ_k(G_i) to first order (the
-dual of the spectral norm is the nuclear norm), so what rank r cannot reach of it is a cost. η is how far training moves a matrix; it is
-one number for all matrices, chosen on validation data (see EXPERIMENTS.md), and 0 leaves the term out.
+*Learning.* G_i is the task gradient. To first order, a step of spectral norm η within rank r lowers the loss
+by η Σ_{k≤r} σ_k(G_i) (the dual of the spectral norm is the nuclear norm). The remainder of the sum is the
+cost of a limited rank. η is the distance by which training moves a matrix; one value for all matrices is
+chosen on validation data (see EXPERIMENTS.md), and 0 disables the term.
 
-These costs are of matrices alone. How they add up is measured at a plan afterwards (:mod:`~bitrank.planning.interactions`), with them and
-with those of :func:`without_divergences` tables.
+These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
+how they combine; it starts from these costs and from those of the tables of :func:`without_divergences`.
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ ETA = 0.0
 
 @dataclass(frozen=True)
 class Choices:
-    """What a plan may choose from, and how far training is expected to move a matrix (``eta``, in units of weights).
+    """The formats and ranks that a plan may choose.
 
-    ``repairs`` False is a start with B = 0, where rank repairs nothing.
+    ``eta`` is the distance by which training is expected to move a matrix, in units of weights. ``repairs``
+    is False if adapters start with B = 0, so that rank repairs no quantization error.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -50,10 +54,11 @@ class Choices:
 def make_problem(
     tables: Tables, sizes: Sizes, budget: int, choices: Choices, max_trainable: int | None = None
 ) -> Problem:
-    """The problem of giving every matrix of ``tables`` a format and a rank within ``budget`` bytes for model and adapters.
+    """Return the problem of choosing a format and a rank for every matrix of ``tables`` within ``budget``.
 
-    Matrices outside the transformer blocks (embeddings, heads) get a format and no adapter. Raises
-    :class:`~bitrank_planner.PlanError` when a format was not measured or no rank fits a matrix.
+    ``budget`` is in bytes and covers the model and its adapters. Matrices outside the transformer blocks
+    (embeddings, heads) get a format and no adapter. Raises :class:`~bitrank_planner.PlanError` if a format
+    was not measured or no rank fits a matrix.
     """
     owned = [matrix for matrix in tables.matrices if matrix.tied_to is None]
     items = tuple(Item(m.name, _options(m, tables, sizes, choices), m.role, m.layer, m.shape) for m in owned)
@@ -61,7 +66,7 @@ def make_problem(
 
 
 def adaptable(matrix: WeightMatrix) -> bool:
-    """Whether ``matrix`` may get an adapter: a linear matrix inside the transformer blocks."""
+    """Return whether ``matrix`` may have an adapter: a linear matrix inside the transformer blocks."""
     return matrix.adaptable
 
 
@@ -69,7 +74,8 @@ def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choice
     fitting = [rank for rank in choices.ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
     if not fitting:
         raise PlanError(
-            f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to {min(matrix.shape)}"
+            f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
+            f"{min(matrix.shape)}"
         )
     return tuple(
         Option(fmt, rank, sizes.of_matrix(matrix.name, fmt, rank), cost, rank * sum(matrix.shape))
@@ -81,7 +87,10 @@ def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choice
 def costs(
     matrix: WeightMatrix, tables: Tables, fmt: str, ranks: Sequence[int], choices: Choices
 ) -> list[float]:
-    """Nats lost by ``matrix`` in ``fmt`` at each of ``ranks``, relative to 16 bits and full rank."""
+    """Return the loss in nats of ``matrix`` in ``fmt`` at each of ``ranks``.
+
+    The reference is the matrix in 16 bits with full rank.
+    """
     if fmt not in tables.errors[matrix.name]:
         raise PlanError(f"{fmt} was not measured; measured: {', '.join(tables.errors[matrix.name])}")
     errors = tables.errors[matrix.name][fmt]
@@ -97,7 +106,10 @@ def costs(
 
 
 def without_divergences(tables: Tables) -> Tables:
-    """``tables`` as if no matrix had been quantized alone: the Fisher form is believed wherever there is one."""
+    """Return ``tables`` without measured divergences, so that costs use the Fisher estimate.
+
+    A divergence is kept if the Fisher estimate is 0.
+    """
     errors = {
         name: {
             fmt: replace(error, divergence=None) if error.fisher > 0 else error
@@ -109,5 +121,8 @@ def without_divergences(tables: Tables) -> Tables:
 
 
 def estimated_loss(errors: FormatErrors) -> float:
-    """The loss believed of one matrix alone, in nats: its measured divergence, or where none was measured the Fisher form."""
+    """Return the estimated loss in nats from quantizing one matrix alone.
+
+    This is the measured divergence, or the Fisher estimate if none was measured.
+    """
     return errors.fisher if errors.divergence is None else errors.divergence

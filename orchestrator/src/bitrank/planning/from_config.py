@@ -1,4 +1,7 @@
-"""A plan from a ``config.json`` alone, for a model this machine cannot hold: sizes are exact, sensitivities a stated prior."""
+"""Plan a model that does not fit this machine, from its ``config.json`` alone.
+
+Sizes are exact; sensitivities come from the prior in :mod:`bitrank.planning.prior`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Training:
-    """Bytes of training with one batch of ``sequences`` × ``length`` tokens, part by part, libraries not counted."""
+    """Bytes of training with one batch, by part, without libraries."""
 
     weights: int
     adapters: int
@@ -34,7 +37,7 @@ class Training:
 
 
 def is_outline(model: str) -> bool:
-    """Whether ``model`` names a ``config.json``, or a folder with one and no weights."""
+    """Return whether ``model`` names a ``config.json``, or a folder with one and no weights."""
     path = Path(model)
     return (path.is_file() and path.suffix == ".json") or (
         (path / "config.json").is_file() and not any(path.glob("*.safetensors*"))
@@ -42,7 +45,10 @@ def is_outline(model: str) -> bool:
 
 
 def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Problem, Sizes]:
-    """The problem of planning the model whose config is at ``spec.model``, with costs by :mod:`bitrank.planning.prior`."""
+    """Return the planning problem of the model whose config is at ``spec.model``, and its sizes.
+
+    Costs come from :mod:`bitrank.planning.prior`.
+    """
     dtype = "bf16" if spec.dtype == "auto" else spec.dtype
     sizes = Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
     nats = prior_costs(sizes.outline.matrices, choices.formats, choices.ranks)
@@ -65,9 +71,9 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
 
 
 def training_memory(spec: RunSpec, plan: Plan) -> Training:
-    """What training ``plan`` takes, rehearsed on the ``meta`` device with ``spec``'s batch and length.
+    """Return the bytes of training ``plan`` with the batch of ``spec``, from a ``meta`` dry run.
 
-    Raises :class:`UserError` when the plan has no adapter: nothing would be trained.
+    Raises :class:`UserError` if the plan has no adapter, because nothing would be trained.
     """
     if not plan.ranks:
         raise UserError(

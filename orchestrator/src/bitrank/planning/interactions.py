@@ -1,12 +1,16 @@
-"""How errors of many matrices add up: measured at a plan, kind of matrix by kind, and put back into what choices cost.
+"""Interaction correction: measure a whole plan's divergence, and scale the cost of each kind of matrix to it.
 
-The tables hold what each matrix loses alone. Their sum misleads where bytes are scarce: errors meet in the residual stream and feed each
-other, so two hundred small ones come to three times their sum, while an embedding's, one matrix, comes to its own. So a plan is put into
-the model, the divergence of its answers measured, and again with each kind of matrix (those that differ in nothing but the number of their
-block) put back as it was: what a kind adds *there*, over the sum of its costs, is its factor. Costs times factors are planned again, until
-a few rounds are over. That is begun from several costs of the same choices: those measured matrix by matrix, and those of the Fisher form,
-whose plans are as good where single divergences say little of joint ones. Of all plans tried the one that diverged least gives costs and
-factors. Some dozens of forward passes, no training.
+The tables contain the loss from each matrix alone. The sum of these losses is misleading at low budgets:
+errors meet in the residual stream and amplify each other, so two hundred small ones add up to three times
+their sum, while the single embedding adds its own loss. The correction therefore applies a plan to the model
+and measures the divergence of its output. It then restores one kind of matrix at a time (matrices that differ
+only in the number of their block) and measures again. The divergence that a kind adds in this plan, divided
+by the sum of its costs, is the factor of the kind. The scaled costs are planned again, for a few rounds.
+
+The correction starts from several costs of the same choices: those measured per matrix, and those of the
+Fisher estimate, whose plans are as good if single divergences predict joint ones poorly. Of all plans tried,
+the one with the least divergence determines costs and factors. The correction takes some dozens of forward
+passes and no training.
 """
 
 from __future__ import annotations
@@ -34,20 +38,26 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
 ROUNDS = 2
-_FACTOR_RANGE = 4.0  # a kind's factor is at most so many times that of all matrices together, and at least its inverse: the rest is noise
+# Limits a kind's factor to this multiple of the factor of all matrices together, and to its inverse. Larger
+# deviations are noise.
+_FACTOR_RANGE = 4.0
 Factors = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Added:
-    """What a plan adds, in nats of divergence: in ``whole``, and by kind of matrix, the others being as the plan has them."""
+    """The divergence that a plan adds, in nats.
+
+    ``whole`` is that of the plan; ``by_kind`` that of each kind of matrix while the other kinds stay
+    quantized.
+    """
 
     whole: float
     by_kind: Mapping[str, float]
 
 
 def kind_of(matrix: str) -> str:
-    """The name of a matrix without the number of its block."""
+    """Return the name of a matrix without the number of its block."""
     return re.sub(r"\.\d+\.", ".*.", matrix)
 
 
@@ -58,10 +68,11 @@ def calibrate_costs(
     repairs: bool,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Problem, float]:
-    """The best of ``problems``, which differ in nothing but costs, with every cost times the factor of its kind; and the seconds that took.
+    """Return the best of ``problems`` with costs scaled by the factors of their kinds, and the seconds taken.
 
-    Best is the one whose plan diverged least. From the cache when it was calibrated before. ``repairs`` says whether adapters start from
-    what quantization lost. Raises :class:`~bitrank_planner.PlanError` when no plan fits.
+    ``problems`` differ only in their costs; the best one has the plan with the least divergence. An earlier
+    result is read from the cache. ``repairs`` is True if adapters start from the quantization error. Raises
+    :class:`~bitrank_planner.PlanError` if no plan fits.
     """
     model = tables_place(spec).name
     code = code_hash("bitrank.planning.interactions")
@@ -84,7 +95,7 @@ def calibrate_costs(
 
 
 def scaled(problem: Problem, factors: Mapping[str, float]) -> Problem:
-    """``problem`` with every cost times the factor of its matrix's kind."""
+    """Return ``problem`` with every cost multiplied by the factor of its matrix's kind."""
     return replace(
         problem,
         items=tuple(
@@ -100,7 +111,10 @@ def scaled(problem: Problem, factors: Mapping[str, float]) -> Problem:
 def find_factors(
     problem: Problem, bench: Bench, on_progress: Callable[[str], None] = lambda _: None, rounds: int = ROUNDS
 ) -> tuple[float, Factors]:
-    """The least divergence of an exact plan, in nats, of ``rounds`` that were tried, and its factors: their predictions add up to it."""
+    """Return the least divergence (nats) of the exact plans of ``rounds`` rounds, and its plan's factors.
+
+    The factors are scaled so that the plan's predicted cost equals its divergence.
+    """
     factors: Factors = {kind_of(item.name): 1.0 for item in problem.items}
     tried: list[tuple[float, Factors]] = []
     for number in range(rounds + 1):
@@ -116,13 +130,16 @@ def find_factors(
             (added.whole, {kind: factor * added.whole / predicted for kind, factor in factors.items()})
         )
         factors = _next(factors, added, alone, first=number == 0)
-    return min(
-        reversed(tried), key=lambda one: one[0]
-    )  # of equal plans the last: its factors were seen most often
+    # The last of equal plans: its factors come from the most measurements.
+    return min(reversed(tried), key=lambda one: one[0])
 
 
 def _next(factors: Factors, added: Added, alone: Mapping[str, float], first: bool) -> Factors:
-    """What each kind added over the sum of its costs, half-way from ``factors`` (by the geometric mean) so that plans do not swing."""
+    """Return the factors for the next round.
+
+    A kind's new factor is its added divergence over the sum of its costs. After the first round it is
+    averaged with the old one (geometric mean), so that plans do not oscillate.
+    """
     overall = added.whole / sum(alone.values())
     found = {}
     for kind, factor in factors.items():
@@ -133,7 +150,7 @@ def _next(factors: Factors, added: Added, alone: Mapping[str, float], first: boo
 
 
 def costs_by_kind(problem: Problem, plan: Plan) -> dict[str, float]:
-    """What the matrices of each kind cost in ``plan`` by the tables alone."""
+    """Return the sum of the problem's costs of each kind of matrix in ``plan``."""
     alone: dict[str, float] = defaultdict(float)
     for item in problem.items:
         chosen = (plan.precision[item.name], plan.ranks.get(item.name, 0))
@@ -142,13 +159,16 @@ def costs_by_kind(problem: Problem, plan: Plan) -> dict[str, float]:
 
 
 class Bench:
-    """The model of ``spec`` on its calibration data, ready to take plans in and out. Holds the plan's matrices beside those of the model:
-    in their formats, or as the model's are held where something is repaired."""
+    """The model of ``spec`` on its calibration data, with operations to apply and remove plans.
+
+    A plan's matrices are stored beside the model's own: in their formats, or in the dtype of the model's
+    weights if a repair was added.
+    """
 
     def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
         self._tables, self._repairs = tables, repairs
         ready = calibration(spec)
-        narrow_last_block(ready.model)  # only what the model answers counts
+        narrow_last_block(ready.model)  # only the model's output is used
         self._model, self._replay = ready.model, Replay(ready.model, ready.joint, ready.forward)
         self._kept = {
             m.name: modules_of(ready.model, m.name, ready.matrices)
@@ -158,7 +178,7 @@ class Bench:
         self._planned: dict[str, tuple[tuple[str, int], Modules]] = {}
 
     def added(self, plan: Plan) -> Added:
-        """What ``plan`` adds. The model is as it was afterwards."""
+        """Return the divergence that ``plan`` adds. The model is restored afterwards."""
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in self._kept:
             kinds[kind_of(name)].append(name)
@@ -187,7 +207,10 @@ class Bench:
         return self._replay.evaluate_from(None, first=True)[1]
 
     def _as_planned(self, name: str, text: str, rank: int) -> Modules:
-        """The matrix in its format, with the best repair of ``rank`` on top; made anew only when it changes."""
+        """Return the matrix in its format, with the best repair of ``rank``.
+
+        The matrix is cached until its format or rank changes.
+        """
         if name not in self._planned or self._planned[name][0] != (text, rank):
             self._planned[name] = (
                 (text, rank),

@@ -1,4 +1,4 @@
-"""``bitrank plan``: from words to a plan, and what to say of it."""
+"""Make the plan of ``bitrank plan``: measure, build the problem, run the planner."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
 NAMES = (*PLANNERS, *SEARCHES)
+# The other planners follow rules, or use one format and rank everywhere, and do not minimize costs.
 _BY_COST = {
     "exact",
     "greedy",
     "bits-only",
     "rank-only",
     *SEARCHES,
-}  # the others go by rules, or by one pair for all
+}
 Pins = Mapping[str, tuple[str | None, int | None]]
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is asked to be: ``planner`` by name, ``budget`` in words, ``pins`` by a part of a module's name.
+    """A request for a plan.
 
-    ``evaluations`` plans of ``steps`` optimizer steps are what a search may look at, ``seconds`` what the exact planner may take.
+    ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
+    part of a module's name to its choice. A search may evaluate ``evaluations`` plans of ``steps`` optimizer
+    steps each; the exact planner may run for ``seconds``.
     """
 
     budget: str
@@ -53,8 +56,10 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """A plan, the problem it solves, the sizes it was counted in, and seconds: of measuring (when it was done), and of choosing, with what
-    calibrating the costs took when it was done."""
+    """A plan, its problem, and the sizes and tables that it was computed from.
+
+    ``choosing`` is the seconds of planning, including the calibration of costs if it ran.
+    """
 
     plan: Plan
     problem: Problem
@@ -64,16 +69,17 @@ class PlanResult:
 
     @property
     def seconds(self) -> float:
-        """What the plan cost: measuring and choosing."""
+        """Total seconds of measuring and choosing."""
         return self.tables.seconds + self.choosing
 
 
 def make_plan(
     spec: RunSpec, request: PlanRequest, on_progress: Callable[[str], None] = lambda _: None
 ) -> PlanResult:
-    """Measure (or read what was measured), set the problem up, solve it.
+    """Measure the model (or read cached tables), build the problem, and solve it.
 
-    Raises :class:`UserError` and :class:`~bitrank_planner.PlanError` for words that mean nothing here and budgets that hold no plan.
+    Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
+    the budget.
     """
     if request.planner not in NAMES:
         raise unknown("planner", request.planner, NAMES)
@@ -104,7 +110,11 @@ def make_plan(
 
 
 def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
-    """Where a search is kept, under all that its evaluations depend on: asked for something else, it begins anew."""
+    """Return the path of a search's journal.
+
+    The name contains a hash of everything that the evaluations depend on, so a different request starts a new
+    search.
+    """
     code = code_hash("bitrank.planning.short_runs", rules=frozenset({"GivenRanks"}))
     key_parts = f"{problem!r} {spec.spec_id} {request.evaluations} {request.steps} {code}"
     key = hashlib.sha256(key_parts.encode()).hexdigest()[:16]
@@ -114,7 +124,10 @@ def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
 
 
 def match_pins(pins: Pins, names: list[str]) -> dict[str, tuple[str | None, int | None]]:
-    """Pins by whole names: a pin holds for every matrix whose name contains its words. Raises :class:`UserError` when none does."""
+    """Return pins by full matrix name; a pin applies to every matrix whose name contains its key.
+
+    Raises :class:`UserError` if a key matches no matrix.
+    """
     whole: dict[str, tuple[str | None, int | None]] = {}
     for part, choice in pins.items():
         hits = [name for name in names if part in name]

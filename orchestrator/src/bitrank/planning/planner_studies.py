@@ -1,9 +1,10 @@
-"""Studies of planners: plans of several makers at equal bytes, trained alike, so that only the choice of bits and rank differs.
+"""Studies of planners: plans of several planners at equal bytes are trained in the same way.
 
-A study is a line in :data:`STUDIES`. An arm is a planner (see :mod:`~bitrank.planning.make_plan`), ``adalora`` or ``adalora-loftq``: the
-uniform plan's formats with AdaLoRA moving rank around the uniform plan's, pruned ranks removed, so that it ends at the same bytes. Plans
-lie as JSON under the results, with what they cost to make; one that is there already, for the same data,
-model, settings and code, is not made again.
+The runs therefore differ only in bits and ranks. A study is an entry of :data:`STUDIES`. An arm is a planner
+(see :mod:`~bitrank.planning.make_plan`), ``adalora`` or ``adalora-loftq``: the last two use the uniform
+plan's formats, and AdaLoRA redistributes ranks around the uniform plan's rank and removes pruned ranks, so
+the final model has the same bytes. Plans are saved as JSON in the results folder with the seconds that they
+took. An existing plan for the same data, model, settings and code is reused.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank.tracking.provenance import code_hash
 
 ADALORA = {"adalora": "default", "adalora-loftq": "loftq"}
-_HEADROOM = (
-    1.5  # AdaLoRA starts with so many times the rank that it ends with, as 12 → 4 and the authors' scripts do
-)
+# AdaLoRA starts with a multiple of its final rank, as in 12 → 4 and in the authors' scripts.
+_HEADROOM = 1.5
 
 
 @dataclass(frozen=True)
 class PlannerStudy:
-    """``arms`` at each of ``budgets``, compared with ``reference``; ``configs`` are trained beside them, at their own bytes.
+    """``arms`` at each of ``budgets``, compared with ``reference``.
 
-    ``evaluations`` plans of ``tries`` steps are what a search may look at; ``settings`` by kind of task shorten the runs.
+    ``configs`` are trained in addition, at their own bytes. A search may evaluate ``evaluations`` plans of
+    ``tries`` steps each. ``settings`` by kind of task shorten the runs.
     """
 
     about: str
@@ -54,8 +55,17 @@ class PlannerStudy:
 
 
 _ALLOCATORS = (
-    "exact", "bits-only", "rank-only", "uniform", "greedy", "nsga2", "bayes", "random", "adalora", "adalora-loftq",
-)  # fmt: skip
+    "exact",
+    "bits-only",
+    "rank-only",
+    "uniform",
+    "greedy",
+    "nsga2",
+    "bayes",
+    "random",
+    "adalora",
+    "adalora-loftq",
+)
 
 STUDIES: dict[str, PlannerStudy] = {
     "allocators": PlannerStudy(
@@ -80,16 +90,23 @@ STUDIES: dict[str, PlannerStudy] = {
         ("4.5bits",),
     ),
 }
-# A third of the steps, one seed, one budget, one window of each article to validate and test on. Of the configs those with fixed ranks:
-# the adaptive ones have no time to learn in so few steps.
+# A third of the steps, one seed, one budget, one window of each article for validation and test. The configs
+# are those with fixed ranks: adaptive ranks do not converge in so few steps.
 QUICK: dict[str, Any] = {
-    "budgets": ("3.25bits",), "seeds": (0,), "evaluations": 6, "tries": 3, "configs": ("B-FP", "B-Q4", "Joint-3"),
-}  # fmt: skip
+    "budgets": ("3.25bits",),
+    "seeds": (0,),
+    "evaluations": 6,
+    "tries": 3,
+    "configs": ("B-FP", "B-Q4", "Joint-3"),
+}
 _QUICK_STEPS = {"classification": 100, "language-modelling": 10}
 
 
 def find_study(name: str, quick: bool) -> PlannerStudy:
-    """The study called ``name``; ``quick`` makes it small. Raises :class:`~bitrank.errors.UserError` with the names there are."""
+    """Return the study called ``name``; ``quick`` reduces it.
+
+    Raises :class:`~bitrank.errors.UserError` with the known names if there is no such study.
+    """
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
     study = STUDIES[name]
@@ -100,7 +117,7 @@ def find_study(name: str, quick: bool) -> PlannerStudy:
 
 
 def profile_of(name: str, profile: Profile, quick: bool) -> Profile:
-    """``profile`` as the study called ``name`` runs it: in an experiment of its own, and with shorter runs when it is ``quick``."""
+    """Return ``profile`` with the experiment name of the study, and with shorter runs if ``quick``."""
     if not quick:
         return replace(profile, name=name)
     by_kind = {kind: _shorter(kind, fields) for kind, fields in profile.by_kind.items()}
@@ -109,13 +126,13 @@ def profile_of(name: str, profile: Profile, quick: bool) -> Profile:
 
 
 def _shorter(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A profile's fields with fewer steps, validated at the end alone."""
+    """Return a profile's fields with fewer steps and a single validation at the end."""
     steps = min(_QUICK_STEPS[kind], options.get("steps") or _QUICK_STEPS[kind])
     return {**options, "epochs": None, "steps": steps, "eval_every": steps}
 
 
 def _one_window(fields: dict[str, Any]) -> dict[str, Any]:
-    """A task's fields with the first window of each text alone, where windows are counted."""
+    """Return a task's fields limited to the first window of each text, if the task counts windows."""
     return {**fields, **dict.fromkeys(fields.keys() & {"test_windows", "validation_windows"}, 1)}
 
 
@@ -128,11 +145,14 @@ def study_specs(
     jobs: int,
     on_progress: Any = print,
 ) -> list[RunSpec]:
-    """Every run of ``study``: plans are made (or found in ``folder``) first, ``jobs`` at a time. Plans that cannot be made are told."""
+    """Return every run of ``study``, after making its plans or reading them from ``folder``.
+
+    ``jobs`` plans are made at the same time. Plans that fail are reported to ``on_progress`` with the reason.
+    """
     measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
     request = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) as pool:
-        for spec in measured.values():  # once, before everybody wants it
+        for spec in measured.values():  # before parallel planning, so that each is measured once
             pool.submit(_measured, spec).result()
         order = _longest_first(request, {task: spec.kind for task, spec in measured.items()})
         paths = dict(
@@ -158,7 +178,10 @@ def study_specs(
 def _longest_first(
     request: Sequence[tuple[str, str, str]], kinds: dict[str, str]
 ) -> list[tuple[str, str, str]]:
-    """The order to plan in, so that no search is left alone at the end: searches first, and a language model's before a classifier's."""
+    """Return the cells in planning order, the longest first, so that no search runs alone at the end.
+
+    Searches come before other planners, and those of a language model before those of a classifier.
+    """
     return sorted(request, key=lambda cell: (cell[0] not in SEARCHES, kinds[cell[2]] != "language-modelling"))
 
 
@@ -182,7 +205,7 @@ def _planned(
     overrides: dict[str, Any],
     folder: Path,
 ) -> Path | str:
-    """The path of the arm's plan; the reason when none can be made."""
+    """Return the path of the arm's plan, or the reason why there is none."""
     path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
     spec = make_spec(profile, "B-FP", task, overrides)
     made_for = _made_for(spec, study, arm, budget)
@@ -211,20 +234,30 @@ def _planned(
 
 
 def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
-    """A hash of all that a plan depends on: one for edited data, or by other code, is not this arm's plan."""
+    """Return a hash of everything that a plan depends on.
+
+    A plan for other data, or made by other code, has a different hash and is not reused.
+    """
     code = code_hash("bitrank.planning.make_plan")
     parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
-    """What the plans behind ``specs`` cost to make and how large they are: one row a plan."""
+    """Return the planning time and size of the plans of ``specs``, one row per plan."""
     rows = []
     for spec in {(spec.task, spec.plan): spec for spec in specs if spec.plan}.values():
         data = json.loads(Path(str(spec.plan)).read_text())
         seconds = data["planning_seconds"]
-        rows.append({
-            "config": spec.config, "task": spec.task_name, "planned_bytes": data["bytes"], "budget": data["budget"],
-            "measuring_s": seconds["measuring"], "choosing_s": seconds["choosing"], "predicted_nats": data["predicted_added_loss"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "config": spec.config,
+                "task": spec.task_name,
+                "planned_bytes": data["bytes"],
+                "budget": data["budget"],
+                "measuring_s": seconds["measuring"],
+                "choosing_s": seconds["choosing"],
+                "predicted_nats": data["predicted_added_loss"],
+            }
+        )
     return rows

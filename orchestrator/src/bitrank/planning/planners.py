@@ -1,6 +1,6 @@
-"""Planners by name: each turns a problem and what was measured into a plan.
+"""Planners by name: each maps a planning problem and measured tables to a plan.
 
-Those that evaluate plans are in :mod:`~bitrank.planning.short_runs`.
+Planners that train the plans they consider are in :mod:`~bitrank.planning.short_runs`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, at
 from bitrank.sensitivity.tables import Tables
 
 Planner = Callable[[Problem, Tables], Plan]
-FIXED_RANK = 8  # of the bits-only planner: the study's own
-HIGH, LOW = "int8", "nf4-dq"  # of the precision rules of thumb: the study's own
+FIXED_RANK = 8  # of the bits-only planner; the study's choice
+HIGH, LOW = "int8", "nf4-dq"  # of the precision heuristics; the study's choice
 
 
 def uniform(problem: Problem, tables: Tables) -> Plan:
-    """One format and one rank for all matrices: of the pairs that fit, the one of least predicted cost."""
+    """Return the plan with one format and one rank for all matrices that has the least predicted cost."""
     return _best(
         (_one_pair(problem, fmt, rank) for fmt in _formats(problem) for rank in _ranks(problem)),
         problem,
@@ -29,19 +29,22 @@ def uniform(problem: Problem, tables: Tables) -> Plan:
 
 
 def joint(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
-    """The exact plan."""
+    """Return the exact plan."""
     return exact(problem, effort)
 
 
 def bits(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
-    """The exact plan with rank 8 everywhere: what choosing bits alone is worth. Its bound is of plans of this kind."""
+    """Return the exact plan with rank 8 everywhere, to measure the benefit of choosing bits alone.
+
+    Its bound holds for plans of this kind.
+    """
     return replace(exact(bits_only(problem, FIXED_RANK), effort), solver="bits-only")
 
 
 def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
-    """The exact plan with one format everywhere, the best one: what choosing ranks alone is worth. Each format has the whole effort.
+    """Return the exact plan with the best single format, to measure the benefit of choosing ranks alone.
 
-    Its bound is of plans of this kind.
+    Each format gets the whole effort. The bound holds for plans of this kind.
     """
     plans = [
         plan for fmt in _formats(problem) if (plan := _solved(rank_only(problem, fmt), effort)) is not None
@@ -51,7 +54,10 @@ def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Pla
 
 
 def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
-    """The plan with one pair everywhere, adapters where a matrix can have one; None when it is not offered or does not fit."""
+    """Return the plan with one format and rank everywhere; None if it is not offered or does not fit.
+
+    Only matrices that can have an adapter get the rank.
+    """
     try:
         plan = problem.find(
             {i.name: fmt for i in problem.items}, {i.name: rank for i in _adapted(problem)}, "uniform"
@@ -73,13 +79,17 @@ def _best(plans: Iterable[Plan | None], problem: Problem, solver: str) -> Plan:
     if not fitting:
         problem.check_feasible()
         raise PlanError(
-            f"no plan of the kind {solver!r} fits into {problem.budget:,} bytes; give more bytes, or use the planner 'exact'"
+            f"no plan of the kind {solver!r} fits into {problem.budget:,} bytes; give more bytes, or use the "
+            "planner 'exact'"
         )
     return replace(min(fitting, key=lambda plan: plan.cost), solver=solver)
 
 
 def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
-    """Ranks by a rule of thumb over one format everywhere: the format with the most bits that leaves a mean rank of one or more."""
+    """Assign ranks by a heuristic over a single format.
+
+    The format is the one with the most bits that leaves a mean rank of at least one.
+    """
     rule, items = _filled(name, _adapted(problem), tables), _adapted(problem)
     for fmt in reversed(_formats(problem)):
         try:
@@ -92,7 +102,7 @@ def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 
 
 def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
-    """Formats by a rule of thumb (int8 and NF4), and ranks as large as the budget lets them be, the same everywhere."""
+    """Assign formats by a heuristic (int8 and NF4), and the largest equal rank that the budget allows."""
     items = _adapted(problem)
     options: dict[str, object] = {"high": HIGH, "low": LOW}
     if name == "three_bits_on_least_sensitive":
@@ -109,7 +119,7 @@ def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 
 
 def _extreme(fmt: str, problem: Problem, tables: Tables) -> Plan:
-    """One format everywhere, and ranks as large as the budget lets them be, the same everywhere."""
+    """Assign one format everywhere, and the largest equal rank that the budget allows."""
     items = _adapted(problem)
     return at_budget(
         problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items)
@@ -119,7 +129,7 @@ def _extreme(fmt: str, problem: Problem, tables: Tables) -> Plan:
 def _filled(
     name: str, items: Sequence[Item], tables: Tables
 ) -> Callable[[Sequence[Item], float], dict[str, int]]:
-    """The rank rule called ``name`` with its measurement filled in."""
+    """Return the rank heuristic called ``name`` with its measurements bound."""
     rule = RANK_HEURISTICS[name]
     if name in {"gradient_probe", "two_stage"}:
         return lambda over, mean: rule(over, mean, _importance(items, tables))
@@ -143,7 +153,7 @@ def _adapted(problem: Problem) -> list[Item]:
 
 
 def _formats(problem: Problem) -> list[str]:
-    """Formats that every matrix is offered in, fewest bytes first."""
+    """Return the formats that every matrix offers, the smallest total bytes first."""
     offered = [dict.fromkeys(option.format for option in item.options) for item in problem.items]
     common = [fmt for fmt in offered[0] if all(fmt in formats for formats in offered)]
     sizes = {
@@ -176,7 +186,7 @@ _SEARCHED: dict[str, Callable[[Problem, Tables, Effort], Plan]] = {
 
 
 def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort) -> Plan:
-    """The plan of the planner called ``name``; ``effort`` is for those that search."""
+    """Return the plan of the planner called ``name``; ``effort`` limits planners that search."""
     if name in _SEARCHED:
         return _SEARCHED[name](problem, tables, effort)
     return PLANNERS[name](problem, tables)

@@ -1,10 +1,12 @@
-"""Sensitivities by prior, for when nothing can be measured: what each format is expected to cost each matrix, in nats.
+"""Prior sensitivities for models that cannot be measured: the expected cost in nats per matrix and format.
 
-    cost = 0.24 · (e(format) / e(nf4))² · share(matrix) · weight(role, depth)          after repair by rank r: · tail_energy(shape, r)
+    cost = 0.24 · (e(format) / e(nf4))² · share(matrix) · weight(role, depth)     times tail_energy(shape, r)
+                                                                                  after repair by rank r
 
-e is the relative error on Gaussian weights, and shares of weighted parameters add up to one. This is a stated belief, not knowledge of
-the model at hand: the ratios between matrices and formats steer the plan, and the level only says that four bits everywhere cost what
-they cost a small model once. Measure instead whenever the model fits the machine.
+e is the relative error on Gaussian weights; the shares of the weighted parameters sum to one. This is an
+assumption, not a measurement of the given model: the plan depends on the ratios between matrices and formats,
+and the level only equals the cost of four bits everywhere in one small model. Measure instead if the model
+fits the machine.
 """
 
 from __future__ import annotations
@@ -18,24 +20,30 @@ import numpy as np
 import torch
 from bitrank_quant import Float, WeightMatrix, parse_format
 
-_WEIGHTS = 2**20  # of the matrix that formats are tried on
+_WEIGHTS = 2**20  # size of the matrix on which formats are compared
 _GRID = 4097
 
-# ln(33.76 / 26.47): what NF4 in all blocks adds to SmolLM2-135M's loss on wiki_articles before training (the README's table).
+# ln(33.76 / 26.47): the loss that NF4 in all blocks adds to SmolLM2-135M on wiki_articles before training
+# (the README's table).
 LEVEL = 0.243
 _UNIT = "nf4"
-# Quantization formats of practitioners give the value projection, the attention's output and the FFN's way down more bits, and the first
-# and last eighth of the blocks (llama.cpp's k-quant mixes: `attn_v`, `ffn_down`, `use_more_bits`). Here: twice the weight each.
+# Practitioners' mixed formats give more bits to the value projection, the attention output, the FFN's down
+# projection, and to the first and last eighth of the blocks (llama.cpp's k-quant mixes: `attn_v`, `ffn_down`,
+# `use_more_bits`). Here each of these gets twice the weight.
 _SENSITIVE = re.compile(
-    r"(v_proj|value|\.v|o_proj|out_proj|attention\.output\.dense|SelfAttention\.o|EncDecAttention\.o|attn\.c_proj|c_attn"
+    r"(v_proj|value|\.v|o_proj|out_proj|attention\.output\.dense|SelfAttention\.o|EncDecAttention\.o"
+    r"|attn\.c_proj|c_attn"
     r"|down_proj|output\.dense|mlp\.c_proj|\.wo|fc2|lin2)$"
 )
 _TWICE = 2.0
-_EDGE = 8  # the first and last of so many parts of the blocks
+_EDGE = 8  # the first and the last 1/8 of the blocks are edges
 
 
 def prior_weight(matrix: WeightMatrix, layers: int) -> float:
-    """How much more than a plain matrix each weight of ``matrix`` counts, of a model with ``layers`` blocks. A belief, see above."""
+    """Return the weight of one parameter of ``matrix`` relative to a plain matrix, for ``layers`` blocks.
+
+    The weight is an assumption; see the module's docstring.
+    """
     if matrix.layer is None:
         return _TWICE if matrix.role == "head" else 1.0
     edge = max(1, layers // _EDGE)
@@ -44,8 +52,10 @@ def prior_weight(matrix: WeightMatrix, layers: int) -> float:
 
 
 def prior_errors(matrices: Sequence[WeightMatrix], formats: Iterable[str]) -> dict[str, dict[str, float]]:
-    """{matrix: {format: expected added loss in nats}} of every matrix that is not a tied head. Raises the quant package's error for an
-    unknown format."""
+    """Return {matrix: {format: expected added loss in nats}}, for every matrix that is not a tied head.
+
+    Raises the quant package's error for an unknown format.
+    """
     quantizable, formats = [m for m in matrices if m.tied_to is None], list(formats)
     layers = 1 + max((m.layer for m in quantizable if m.layer is not None), default=0)
     tied = {m.tied_to for m in matrices if m.tied_to is not None}
@@ -63,8 +73,10 @@ def prior_errors(matrices: Sequence[WeightMatrix], formats: Iterable[str]) -> di
 def prior_costs(
     matrices: Sequence[WeightMatrix], formats: Iterable[str], ranks: Iterable[int]
 ) -> dict[str, dict[tuple[str, int], float]]:
-    """{matrix: {(format, rank): expected nats left after the best repair}}: of embeddings, which get no adapter, rank 0 alone; ranks above
-    a matrix's short side are left out."""
+    """Return {matrix: {(format, rank): expected nats after the best repair}}.
+
+    Embeddings get no adapter and have rank 0 only. Ranks above a matrix's short side are omitted.
+    """
     shapes, ranks = {m.name: m for m in matrices}, sorted({0, *ranks})
     costs = {}
     for name, by_format in prior_errors(matrices, formats).items():
@@ -81,11 +93,12 @@ def _squared(text: str, width: int) -> float:
 
 @cache
 def relative_error(text: str, width: int = 1024) -> float:
-    """‖W − q(W)‖ / ‖W‖ of the format ``text`` on a standard normal matrix with rows of ``width``; 0 for floating-point formats, which a
-    model is already in.
+    """Return ‖W − q(W)‖ / ‖W‖ of the format ``text`` on a standard normal matrix with rows of ``width``.
 
-    At 1,024: int8 0.0077, NF4 0.092, int4 in groups of 64 0.090, int3 0.19, int2 0.45. Only int8 changes with the width: its one scale a
-    row follows the row's largest weight. Computed here, once, from a fixed seed.
+    0 for floating-point formats, because the model already has such a format. At 1,024: int8 0.0077, NF4
+    0.092, int4 in groups of 64 0.090, int3 0.19, int2 0.45. Only int8 depends on the width, because its
+    single scale per row depends on the row's largest weight. The value is computed from a fixed seed and
+    cached.
     """
     fmt = parse_format(text)
     if isinstance(fmt, Float):
@@ -97,12 +110,13 @@ def relative_error(text: str, width: int = 1024) -> float:
 
 
 def tail_energy(shape: tuple[int, int], rank: int) -> float:
-    """The share of ‖G‖² that the best approximation of ``rank`` leaves, for a large random matrix G with independent entries.
+    """Return the share of ‖G‖² outside the best approximation of ``rank``, for a large random matrix G.
 
-    With β = short / long side, the squared singular values follow the Marchenko–Pastur law (1967) on (1 ± √β)². Put
-    λ = 1 + β + 2√β cos θ: the singular values above the one at θ hold (θ − sin θ cos θ) / π of the energy, and their share of the count
-    is ∫ 2 sin² t / (π λ(t)) dt from 0 to θ. Quantization errors are close to such a matrix; weighted by what the model feels they are
-    not, so this is the least that rank repairs. Raises ``ValueError`` for a rank outside 0 … the short side.
+    G has independent entries. With β = short / long side, the squared singular values follow the
+    Marchenko–Pastur law (1967) on (1 ± √β)². Let λ = 1 + β + 2√β cos θ: the singular values above the one at
+    θ contain (θ − sin θ cos θ) / π of the energy, and their share of the count is ∫ 2 sin² t / (π λ(t)) dt
+    from 0 to θ. Unweighted quantization errors resemble such a matrix. Errors weighted by sensitivity do not,
+    so this is the minimum that rank repairs. Raises ``ValueError`` for a rank outside 0 … the short side.
     """
     short, long = sorted(shape)
     if not 0 <= rank <= short:
@@ -114,10 +128,10 @@ def tail_energy(shape: tuple[int, int], rank: int) -> float:
 
 @cache
 def _share_above(ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """A grid of θ from 0 to π, and the share of singular values above each."""
+    """Return a grid of θ from 0 to π, and the share of singular values above each."""
     theta_G = np.linspace(0.0, np.pi, _GRID)
     edge_G = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(theta_G)
-    # A square matrix has λ = 0 at θ = π, where sin² / λ tends to 2.
+    # A square matrix has λ = 0 at θ = π, where the limit of sin² / λ is 2.
     density_G = (
         2 / np.pi * np.divide(np.sin(theta_G) ** 2, edge_G, out=np.full(_GRID, 2.0), where=edge_G > 1e-12)
     )

@@ -1,7 +1,7 @@
-"""Planners that search on real evaluations: each plan they look at is built, trained for a few steps, and judged on validation data.
+"""Planners that search with real evaluations: each candidate plan is built, trained briefly and validated.
 
-This is how QR-Adaptor and its like choose, so their cost is counted in full: the seconds of every evaluation, those of an earlier,
-interrupted search included (a journal beside the plan keeps them).
+QR-Adaptor and similar methods choose in this way. Their search cost is counted in full: the seconds of every
+evaluation, including those of an earlier, interrupted search, which a journal file beside the plan records.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from bitrank.spec.configs import Config
 from bitrank.spec.rules import GivenBits, GivenRanks
 from bitrank.spec.run_spec import RunSpec
 
+# Number of validation sequences for evaluating a short run.
 _VALIDATION_SEQUENCES = {
     "classification": 256,
     "language-modelling": 12,
-}  # validation sequences that a short run is judged on
+}
 
 
 class ShortRun:
-    """A plan → nats of validation loss after ``steps`` optimizer steps, as ``spec`` would train it; infinite where training diverged.
+    """Map a plan to its validation loss in nats after ``steps`` optimizer steps; infinite if it diverged.
 
-    Adapters start from the Fisher-weighted residual, as the planned arms do. The learning-rate schedule is that of a run of ``steps``.
+    ``spec`` gives the training settings. Adapters start from the Fisher-weighted residual, as in the planned
+    arms. The learning-rate schedule is that of a run of ``steps`` steps.
     """
 
     def __init__(self, spec: RunSpec, tables: Tables, steps: int) -> None:
@@ -79,10 +81,17 @@ class ShortRun:
 
 
 def search(
-    name: str, problem: Problem, spec: RunSpec, tables: Tables, *, evaluations: int, steps: int, journal: Path,
+    name: str,
+    problem: Problem,
+    spec: RunSpec,
+    tables: Tables,
+    *,
+    evaluations: int,
+    steps: int,
+    journal: Path,
     on_progress: Callable[[str], None] = lambda _: None,
-) -> Found:  # fmt: skip
-    """The search called ``name`` on real short evaluations, continued from ``journal`` where there is one.
+) -> Found:
+    """Run the search called ``name`` with real short evaluations; resume from ``journal`` if it exists.
 
     Raises :class:`~bitrank_planner.PlanError` as the searches do.
     """

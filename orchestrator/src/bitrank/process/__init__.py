@@ -1,1 +1,1 @@
-"""What concerns the processes of a run: their files, lifetime, environment and exit codes."""
+"""A run's process: its files, lifetime, environment and exit codes."""

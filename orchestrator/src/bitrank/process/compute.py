@@ -1,4 +1,4 @@
-"""Where and in which numbers a run computes: device, dtype and threads, resolved from its spec once."""
+"""Resolve the device, dtype and threads of a run from its spec, once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Compute:
-    """``device`` and ``dtype`` are chosen for this machine where the spec leaves them open; ``threads`` None takes all cores."""
+    """Device, dtype and threads of a run.
+
+    ``device`` and ``dtype`` are chosen for this machine if the spec leaves them open; ``threads`` None means
+    all cores.
+    """
 
     device: str
     dtype_name: str
@@ -29,5 +33,5 @@ class Compute:
 
 
 def objective_of(spec: RunSpec) -> Objective:
-    """The loss of the spec's kind of task; fused runs take the one with the fused head."""
+    """Return the loss for the spec's kind of task; fused runs use the variant with a fused head."""
     return (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]

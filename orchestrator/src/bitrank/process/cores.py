@@ -1,4 +1,4 @@
-"""The cores that this process may compute on."""
+"""Count the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import psutil
 
 
 def usable_cores() -> int:
-    """The physical cores, or as many as a CPU set (``taskset``, ``docker --cpuset-cpus``, a batch system) leaves this process.
+    """Return the number of physical cores, or the size of the process's CPU set if that is smaller.
 
-    Two hardware threads of one core count as two in a set, and quotas of time (``docker --cpus``) are not seen.
+    A CPU set comes from ``taskset``, ``docker --cpuset-cpus`` or a batch system. Two hardware threads of one
+    core count as two in a CPU set. Time quotas (``docker --cpus``) are not detected.
     """
     physical = psutil.cpu_count(logical=False) or 1
     return min(physical, len(os.sched_getaffinity(0))) if sys.platform == "linux" else physical

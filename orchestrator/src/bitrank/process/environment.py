@@ -1,4 +1,4 @@
-"""The environment that a run's process is started with, whoever starts it."""
+"""The environment variables of a run's process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ _SHAPES, _FEWER = 256, 128
 
 
 def set_own_environment() -> None:
-    """What a command that computes itself (``plan``, ``study``, ``merge``) needs before torch is imported: how threads wait, and fewer kept
-    shapes than a run, as their batches have many widths and are met a few times only. What the user has set stays."""
+    """Set the environment of a command that computes in its own process (``plan``, ``study``, ``merge``).
+
+    Must be called before torch is imported. It sets how threads wait, and a smaller oneDNN cache than a
+    run's: the batches of these commands have many widths, each of which occurs only a few times. Variables
+    that the user has set are kept.
+    """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_FEWER))
 
 
 def run_environment(spec: RunSpec) -> dict[str, str]:
-    """The run's environment: who keeps its memory, and how its threads wait.
+    """Return the environment of a run's process: its allocator, and how its threads wait.
 
-    Threads that wait actively for long crawl as soon as another program wants a core (a hundred times slower was seen), and threads
-    that sleep at once lose a third of their speed. What oneDNN keeps is :func:`kept_shapes`.
+    Threads that spin for long slow down up to a hundred times when another program needs a core, and threads
+    that sleep at once lose a third of their speed; hence a limited spin count. :func:`kept_shapes` sets the
+    size of oneDNN's cache.
     """
     waiting = {"GOMP_SPINCOUNT": _SPINS, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept_shapes(spec))}
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
@@ -39,20 +44,24 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
 
 
 def kept_shapes(spec: RunSpec) -> int:
-    """Of how many shapes oneDNN keeps the compiled product: half a megabyte each, and 1,024 unless told otherwise.
+    """Return the number of shapes for which oneDNN caches the compiled product.
 
-    A model of BERT's kind meets some twenty shapes a width, and 16-bit batches are padded to few widths. Batches that a memory limit cuts
-    have every width, and no memory to spare for it.
+    Each takes half a megabyte, and oneDNN's default is 1,024. A BERT model has some twenty shapes per width,
+    and 16-bit batches are padded to few widths. Batches that a memory limit splits have every width, and the
+    limit leaves no memory for a large cache.
     """
     return _FEWER if spec.memory_limit is not None or not spec.fused else _SHAPES
 
 
 def mps_environment(device: str) -> dict[str, str]:
-    """What a run on ``device`` needs in its environment before torch is imported: on Apple silicon, operations that MPS lacks run on the
-    CPU, with a notice, instead of failing. What the user has set stays."""
+    """Return the environment variables that a run on ``device`` needs before torch is imported.
+
+    On Apple silicon, operations that MPS lacks run on the CPU with a notice instead of failing. A variable
+    that the user has set takes precedence.
+    """
     return {"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if is_apple() and device in {"auto", "mps"} else {}
 
 
 def is_apple() -> bool:
-    """Whether this is Apple silicon."""
+    """Return whether this machine is Apple silicon."""
     return platform.system() == "Darwin" and platform.machine() == "arm64"

@@ -1,4 +1,4 @@
-"""The file through which a run's process speaks to its parent: JSON lines, appended, read from the start at will."""
+"""Events of a run's process for its parent: an append-only file of JSON lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _DAMAGED: dict[str, Any] = {
 
 
 def parse_lines(content: bytes) -> list[dict[str, Any]]:
-    """The events in ``content``, whole lines. A damaged line (a power cut, a bad disk) becomes an event that says so, without points."""
+    """Parse the complete lines of ``content`` into events.
+
+    A damaged line (power failure, disk error) becomes an event that reports the damage and has no points.
+    """
     return [_parse(line) for line in content.split(b"\n")[:-1]]
 
 
@@ -28,7 +31,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def open_events(path: Path) -> TextIO:
-    """The events file opened to append; a line that a crash tore is cut off first."""
+    """Open the events file for appending, after removing an incomplete last line that a crash left."""
     if path.exists():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -39,20 +42,20 @@ def open_events(path: Path) -> TextIO:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The whole events at ``path``; none when it is not there."""
+    """Return the events of the complete lines at ``path``; an empty list if the file does not exist."""
     if not path.exists():
         return []
     return parse_lines(path.read_bytes())
 
 
 class EventTail:
-    """Reads an events file as it grows. A line counts once it is whole."""
+    """Read an events file while it grows. Incomplete lines are read once they are complete."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The events appended since the last call."""
+        """Return the events appended since the last call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as handle:

@@ -1,7 +1,8 @@
-"""The libraries of a run, imported in two thirds of the time.
+"""Import a run's libraries in two thirds of the usual time.
 
-Two things make up the rest. Python looks for garbage again and again while hundreds of thousands of objects come to stay. And
-bitsandbytes asks torch to compile four functions while it is imported, for which alone torch reads its whole compiler.
+Two causes account for the remaining third. The garbage collector runs again and again while imports create
+hundreds of thousands of objects that stay alive. And bitsandbytes compiles four functions at import, for
+which torch loads its whole compiler.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ Compile = Callable[..., Any]
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Inside, what is imported is not searched for garbage, then or later, and bitsandbytes is there; its functions are compiled when
-    they are first called. Where the libraries are there already nothing is left to gain, and nothing is done."""
+    """Import bitsandbytes, and disable the garbage collector inside the block.
+
+    Objects that exist at the end of the block are also excluded from later collections. bitsandbytes'
+    functions are compiled at their first call. Does nothing if bitsandbytes is imported already.
+    """
     if "bitsandbytes" in sys.modules:
         yield
         return
@@ -38,8 +42,11 @@ def quick_imports() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Leave out what libraries tell each other's authors, and nobody at the terminal can act on: PEFT asks transformers by old names, and
-    bitsandbytes says at import that an optional package of kernels is absent."""
+    """Silence library messages that the user cannot act on.
+
+    PEFT uses deprecated names of transformers, and bitsandbytes reports at import that an optional package of
+    kernels is missing.
+    """
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\..*")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -51,14 +58,14 @@ def _import_bitsandbytes() -> None:
     compile_now = torch.compile
     torch.compile = late(compile_now)
     try:
-        with contextlib.suppress(Exception):  # absent or broken: who needs it meets the error himself
+        with contextlib.suppress(Exception):  # absent or broken: its first use raises the error
             import bitsandbytes  # noqa: F401
     finally:
         torch.compile = compile_now
 
 
 def late(compile_now: Compile) -> Compile:
-    """``torch.compile``, as a function and as a decorator, that compiles at the first call."""
+    """Return a ``torch.compile``, usable as function and as decorator, that compiles at the first call."""
 
     def asked(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         if function is None:

@@ -1,4 +1,4 @@
-"""A short description of the machine."""
+"""Describe the machine in one line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import torch
 
 
 def hardware(device: str) -> str:
-    """The machine in a few words: processor or accelerator, cores, memory."""
+    """Return the processor or accelerator, the number of cores, and the memory."""
     cores, memory = (
         psutil.cpu_count(logical=False) or psutil.cpu_count(),
         round(psutil.virtual_memory().total / 2**30),
     )
-    name = (
-        torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    )  # on Apple silicon both are one chip
+    # On Apple silicon the CPU and the GPU are one chip, so the CPU's name is used for both.
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     return f"{name}, {cores} cores, {memory} GiB"
 
 

@@ -1,4 +1,4 @@
-"""Exit codes of a run's process, and a watch that ends it together with its parent."""
+"""Exit codes of a run's process, and a thread that ends the process when its parent is gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
 
 
 def exit_with_parent() -> None:
-    """End this process when its parent is gone (killed), so that no run is ever trained by two processes."""
+    """Exit when the parent process is gone (killed), so that two processes never train the same run."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,7 +1,8 @@
-"""The files that a run leaves in its folder: written whole, and checked before they count.
+"""The files in a run's folder: written atomically, and verified before they are used.
 
-``result.json`` is written last, after ``digests.json`` with the sha256 of every other final file and of itself. A run is complete when
-all of them have that content; anything else (a power cut, a bad disk, an edit) makes it incomplete, and it is continued.
+``result.json`` is written last, after ``digests.json`` with the sha256 of every other final file and of
+``result.json`` itself. A run is complete if all of them match; otherwise (power failure, disk error, edit) it
+is incomplete and will be continued.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SEALED = (
 
 
 def seal(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write ``result.json``: from now on the run in ``folder`` is complete."""
+    """Write the digests and ``result.json``, which marks the run in ``folder`` as complete."""
     content = json.dumps(result, indent=1).encode()
     digests = {name: _sha256(folder / name) for name in _final_files(folder)}
     for name in digests:
@@ -37,7 +38,7 @@ def seal(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """The figures that the run in ``folder`` left; None when it is not complete or its figures are not those that were written."""
+    """Return the figures of the run in ``folder``; None if it is incomplete or its figures were changed."""
     digests = _read_json(folder / DIGESTS)
     try:
         content = (folder / RESULT).read_bytes()
@@ -49,7 +50,7 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of the complete run in ``folder``; None when all hold what was written."""
+    """Return the first problem in the files of the complete run in ``folder``; None if all are intact."""
     digests = _read_json(folder / DIGESTS)
     if RESULT not in digests:
         return f"{DIGESTS} is missing or damaged"
@@ -62,7 +63,7 @@ def damage(folder: Path) -> str | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the run in ``folder`` ended and all its files hold what was written."""
+    """Return whether the run in ``folder`` ended and all its files are intact."""
     return (folder / RESULT).is_file() and damage(folder) is None
 
 

@@ -1,8 +1,9 @@
-"""Who hands out a run's memory: gperftools' tcmalloc where Linux has it, else the C library.
+"""Choose a run's memory allocator: gperftools' tcmalloc if Linux has it, otherwise the C library's.
 
-PyTorch asks for blocks aligned to 64 bytes. glibc (2.36) cuts each from a larger one, and a block that was freed need not fit the next of
-the same size, by chance of where the heap begins: it grew to half again of what was alive at once, and by another amount in every run.
-tcmalloc has classes of sizes, all of them aligned. The numbers of a run do not depend on it.
+PyTorch allocates blocks aligned to 64 bytes. glibc (2.36) cuts each from a larger block, and a freed block
+may not fit the next one of the same size, depending on the heap's start address: the heap grew to one and a
+half times the live bytes, by a different amount in every run. tcmalloc has size classes, all of them aligned.
+The results of a run do not depend on the allocator.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from pathlib import Path
 _NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _OTHERS = ("jemalloc", "mimalloc", "tbbmalloc", "hoard")
 _TRIED = "BITRANK_TCMALLOC_TRIED"
-_SILENT = str(2**62)  # bytes of a block of which tcmalloc says on stderr that it is large
+# Block size in bytes above which tcmalloc prints a message; this value disables the message.
+_SILENT = str(2**62)
 
 
 def find_tcmalloc() -> Path | None:
-    """The tcmalloc that runs take their memory from: the one that the user preloads, or the first in this Python's folders and the
-    system's. None on other systems than Linux, with ``BITRANK_TCMALLOC=0``, and where the user preloads another allocator."""
+    """Return the path of the tcmalloc library for runs; None if runs use another allocator.
+
+    A library that the user preloads takes precedence over those in this Python's and the system's folders.
+    None on other systems than Linux, with ``BITRANK_TCMALLOC=0``, or if the user preloads another allocator.
+    """
     if platform.system() != "Linux" or is_refused():
         return None
     preloaded = _preloaded()
@@ -33,21 +38,21 @@ def find_tcmalloc() -> Path | None:
     system = (f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib64", "/usr/lib", "/usr/local/lib")
     folders = [Path(sys.prefix) / "lib", Path(sys.base_prefix) / "lib", *map(Path, system)]
     found = (folder / name for folder in folders for name in _NAMES if (folder / name).exists())
-    return next(
-        (path for path in found if not set(" :") & set(str(path))), None
-    )  # the loader splits its list there
+    # The loader splits LD_PRELOAD at spaces and colons, so such a path cannot be preloaded.
+    return next((path for path in found if not set(" :") & set(str(path))), None)
 
 
 def is_refused() -> bool:
-    """Whether ``BITRANK_TCMALLOC=0`` is set."""
+    """Return whether ``BITRANK_TCMALLOC=0`` is set."""
     return os.environ.get("BITRANK_TCMALLOC") == "0"
 
 
 def heap_environment(limited: bool) -> dict[str, str]:
-    """How a run's heap is kept. What the user preloads stays preloaded.
+    """Return the environment variables for a run's heap. The user's preloaded libraries are kept.
 
-    glibc is told too, should the loader pass tcmalloc over: big temporaries would be mapped and unmapped at each step if its heap did not
-    keep them; under a memory limit (``limited``) it must not. tcmalloc reuses what it keeps and needs no telling.
+    glibc's variables are set in any case, because the loader may skip tcmalloc. Without them glibc maps and
+    unmaps large temporaries at each step; under a memory limit (``limited``) it must return them to the
+    system. tcmalloc needs no such setting to reuse freed memory.
     """
     keep, trim = ("1048576", "16777216") if limited else ("268435456", "1073741824")
     heap = {"MALLOC_MMAP_THRESHOLD_": keep, "MALLOC_TRIM_THRESHOLD_": trim, "MALLOC_ARENA_MAX": "1"}
@@ -58,10 +63,11 @@ def heap_environment(limited: bool) -> dict[str, str]:
 
 
 def adopt() -> None:
-    """Start this program once more, as the same process, with its memory from tcmalloc, unless it is there already or not to be had.
+    """Restart this program in the same process with tcmalloc, unless it is active or unavailable.
 
-    For commands that hold a model themselves. Must come before anything is worth keeping. Whoever runs this program from within another
-    (a notebook, ``runpy``) is left as it is, and where the loader takes the library away again it is tried once.
+    For commands that hold a model in their own process. Must be called before there is any state to lose. A
+    program that runs inside another (a notebook, ``runpy``) is not restarted. One attempt is made, because
+    the loader may remove the library again.
     """
     library = find_tcmalloc()
     from_a_shell = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
@@ -76,7 +82,7 @@ def adopt() -> None:
 
 
 def heap_description() -> str:
-    """Where runs on this machine take their memory from, in a few words."""
+    """Return a short description of the allocator that runs on this machine use."""
     if (library := find_tcmalloc()) is not None:
         return f"tcmalloc ({library})"
     return "the C library, as BITRANK_TCMALLOC=0 says" if is_refused() else "the C library"

@@ -1,4 +1,4 @@
-"""The model and the batches that sensitivities are measured on."""
+"""The model and the calibration batches of sensitivity measurements."""
 
 from __future__ import annotations
 
@@ -21,28 +21,36 @@ from bitrank.process.compute import Compute
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
 
-SEQUENCES = {"classification": 256, "language-modelling": 8}  # for the moments
+# Number of sequences for the moments.
+SEQUENCES = {"classification": 256, "language-modelling": 8}
+# Number of these sequences for the error of each matrix and format: each takes a separate pass.
 _TRIED = {
     "classification": 64,
     "language-modelling": 1,
-}  # of these, for what each matrix and format adds: a pass for every one
+}
+# Number of these sequences for the error of a whole plan. A plan takes few passes, and every error
+# contributes to each of them.
 _JOINT = {
     "classification": 64,
     "language-modelling": 2,
-}  # of these, for what a whole plan adds: few passes, and every error counts in each
+}
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
+# Tokens per batch if the autograd graph is kept: its memory grows with the batch, unlike the tables.
 _GRAPH_TOKENS = {
     "classification": 512,
     "language-modelling": 128,
-}  # of a batch whose graph is kept: a graph grows with it, tables do not
+}
 _HEAD_SEQUENCES = 1024
 
 
 def calibration_batches(
     task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None, of: int | None = None
 ) -> list[Batch]:
-    """``count`` training sequences after the first ``offset`` of a fixed shuffle, in batches of similar length, ``tokens`` in each or as
-    many as a pass without a graph carries well. With ``of`` they are the longest among so many: one alone must not be a text's last words.
+    """Return ``count`` training sequences in batches of similar length.
+
+    The sequences come after the first ``offset`` of a fixed shuffle. A batch has ``tokens`` tokens, by
+    default as many as suit a pass without a graph. ``of`` selects the longest ``count`` among that many
+    sequences: a single sequence must not be the short last window of a text.
     """
     train = task.splits["train"]
     chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + (of or count)]
@@ -56,8 +64,11 @@ def calibration_batches(
 
 @contextmanager
 def whole_machine() -> Iterator[None]:
-    """One thread a core, whatever the run's own number: tables are shared by runs, so they must not depend on the run that asked first.
-    And freed memory is kept from pass to pass."""
+    """Use one thread per core and retain freed memory between passes.
+
+    Runs with different numbers of threads share the tables, so the tables must not depend on the number of
+    the run that measures first.
+    """
     before = torch.get_num_threads()
     pin_threads()
     keep_memory()
@@ -70,8 +81,12 @@ def whole_machine() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A model ready to be measured, and what to measure it on: ``many`` sequences in small batches for moments, ``few`` for what a change
-    of one matrix adds, ``joint`` for what a whole plan does. ``matrices`` are those that a file had weights for; the others are fitted."""
+    """A model that is ready for measurements, and its calibration data.
+
+    ``many`` sequences in small batches are for moments, ``few`` for the effect of changing one matrix,
+    ``joint`` for the effect of a whole plan. ``matrices`` are those whose weights come from a file; the other
+    ones are fitted.
+    """
 
     model: nn.Module
     forward: Forward
@@ -82,8 +97,11 @@ class Calibration:
 
 
 def calibration(spec: RunSpec) -> Calibration:
-    """The whole model of ``spec``, frozen, and calibration data of its task. Its matrices are held in 16 bits where their file does,
-    whatever is computed in. Raises as :func:`measure` does."""
+    """Return the whole model of ``spec``, frozen, and calibration data of its task.
+
+    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype. Raises as
+    :func:`measure` does.
+    """
     task = calibration_task(spec)
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
@@ -94,7 +112,7 @@ def calibration(spec: RunSpec) -> Calibration:
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
     count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
-    if loaded.new_modules:  # a head that the checkpoint brings is measured as it is
+    if loaded.new_modules:  # a head from the checkpoint is measured as it is
         fit_head(
             model,
             loaded.trained_modules,
@@ -111,7 +129,11 @@ def calibration(spec: RunSpec) -> Calibration:
 
 
 def _storage_format(filed: torch.dtype, computed: torch.dtype) -> str:
-    """The format to hold a matrix in: its file's where that has 16 bits, else what is computed in: a run has no more."""
+    """Return the format for storing a matrix.
+
+    The format of its file if that has 16 bits, otherwise the compute dtype, which is also the precision of a
+    run.
+    """
     return str(float_format(filed if filed.itemsize == 2 < computed.itemsize else computed))
 
 

@@ -1,4 +1,4 @@
-"""A head that has no weights yet, fitted to what the frozen body gives, so that the task's loss and its gradients mean something."""
+"""Fit a new head to the outputs of the frozen body, so that the task's loss and gradients are meaningful."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bitrank_trainer import PLAIN_OBJECTIVES
 from torch import nn
 
 _STEPS = 50
-_DECAY = (
-    1e-4  # of ½‖weights‖²: a few hundred features tell a thousand sentences apart without learning anything
-)
+# Factor of ½‖weights‖². Without it a few hundred features can separate a thousand sentences by memorizing
+# them.
+_DECAY = 1e-4
 
 
 def logits_and_labels(kind: str, device: str) -> Forward:
-    """What a model answers to a batch of this kind of task, and what is right."""
+    """Return a function from a model and a batch to logits and labels, for this kind of task."""
     return partial(PLAIN_OBJECTIVES[kind].logits_and_labels, device=device)
 
 
 def fit_head(
     model: nn.Module, trained_modules: list[str], kind: str, batches: list[Batch], device: str
 ) -> None:
-    """Fit the modules that no file had to the features that the frozen body gives, by L-BFGS on the whole of ``batches``, in fp32.
+    """Fit the modules that have no stored weights by L-BFGS on all ``batches``, in fp32.
 
-    The body runs once: what it gives is kept, as long as no fresh module lies inside it.
+    The body runs once and its outputs are cached, unless a new module is inside the body.
     """
     heads = [model.get_submodule(name) for name in trained_modules]
     parameters = [p for head in heads for p in head.parameters()]

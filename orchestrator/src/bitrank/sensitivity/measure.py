@@ -1,8 +1,8 @@
-"""Measure a model on a little of its task, once: what every matrix loses in every format, what rank repairs, what rank learns.
+"""Measure a model once on a sample of its task: errors per format, repair by rank, and gradient moments.
 
-The tables are kept in the cache under a hash of the model's files, the task's text and the code that measured
-them. Nothing is trained but a head that has no weights yet: its gradients would say nothing about the task, so
-it is fitted to frozen features first.
+The tables are cached under a hash of the model's files, the task's text and the measuring code. Only a head
+without stored weights is trained: it is fitted to frozen features first, because the gradients of a random
+head carry no information about the task.
 """
 
 from __future__ import annotations
@@ -35,27 +35,30 @@ FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 
 
 def measure(spec: RunSpec, on_progress: Callable[[str], None] = lambda _: None) -> Tables:
-    """The tables for the model and task of ``spec``, from the cache when they are there.
+    """Return the tables for the model and task of ``spec``, from the cache if possible.
 
-    Raises :class:`UserError` when the task has fewer than two training examples to measure on.
+    Raises :class:`UserError` if the task has fewer than two training examples.
     """
     calibration_task(spec)
 
     def build(folder: Path) -> None:
         tables = _measured(spec, on_progress)
-        check_inputs(spec)  # the tables are kept under digests from before files were read
+        check_inputs(spec)  # the cache key holds digests from before the measurement
         write_tables(folder, tables)
 
     return read_tables(build_once(tables_place(spec), build))
 
 
 def is_measured(spec: RunSpec) -> bool:
-    """Whether :func:`measure` will only read."""
+    """Return whether :func:`measure` will read cached tables."""
     return tables_place(spec).is_dir()
 
 
 def tables_place(spec: RunSpec) -> Path:
-    """Where the tables lie: under a hash of the model's files, the task's text and the code that measures."""
+    """Return the cache folder of the tables.
+
+    Its name contains a hash of the model's files, the task's text and the measuring code.
+    """
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.sensitivity.measure")
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
@@ -65,8 +68,8 @@ def tables_place(spec: RunSpec) -> Path:
 
 
 def _model_of(spec: RunSpec) -> str:
-    """The content of the model."""
-    folder_of(spec.model)  # fetches a model from the hub, whose commit is known then
+    """Return a digest of the model's content."""
+    folder_of(spec.model)  # downloads a hub model, whose commit is known afterwards
     return model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
@@ -74,7 +77,8 @@ def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
     started = time.monotonic()
 
     def swept(matrix: str) -> None:
-        release_memory()  # what is kept from pass to pass falls to pieces over hundreds of them, and would grow
+        # Memory retained between passes fragments over hundreds of them, and would grow.
+        release_memory()
         on_progress(matrix)
 
     device = choose_device(spec.device)
@@ -82,7 +86,8 @@ def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
         moments = measure_moments(replay, ready.matrices, swept)
-        narrow_last_block(ready.model)  # from here on only what the model answers counts
+        # The remaining measurements use only the model's output.
+        narrow_last_block(ready.model)
         replay = Replay(ready.model, ready.few, ready.forward)
         errors = measure_errors(
             replay, ready.matrices, [parse_format(text) for text in FORMATS], moments, on_progress=swept
@@ -91,5 +96,5 @@ def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
 
 
 def real_positions(batch: Batch, device: str) -> torch.Tensor:
-    """Which positions (B, T) of ``batch`` hold tokens and not padding."""
+    """Return a boolean (B, T) tensor that is True where ``batch`` has a token, False at padding."""
     return torch.from_numpy(batch["attention_mask"]).bool().to(device)

@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Tables:
-    """What was measured: matrices of the model, their moments and errors by name, ``base`` the loss in nats, and what it took."""
+    """Measurements of a model.
+
+    ``matrices`` are those measured; ``moments`` and ``errors`` are by matrix name. ``base`` is the
+    unquantized model's loss in nats. ``seconds`` and ``peak_mib`` are the duration and peak memory of
+    measuring.
+    """
 
     matrices: list[WeightMatrix]
     moments: dict[str, Moments]
@@ -41,7 +46,7 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 
 def _split(key: str, value: Moments | FormatErrors, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The numbers of a dataclass; its tensors go into ``tensors`` under ``key:field``."""
+    """Return the plain fields of a dataclass; its tensors are added to ``tensors`` under ``key:field``."""
     numbers = {}
     for name, part in vars(value).items():
         if isinstance(part, torch.Tensor):
