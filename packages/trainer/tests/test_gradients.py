@@ -149,12 +149,15 @@ def test_other_errors_pass_through(make, tmp_path) -> None:
             "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB"
         ),
         RuntimeError(
-            "MPS backend out of memory (MPS allocated: 5.50 GB, other allocations: 14.76 GB, max allowed: 20.40 GB). Tried to allocate "
-            "147.24 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for memory allocations (may cause "
+            "MPS backend out of memory (MPS allocated: 5.50 GB, other allocations: 14.76 GB, max allowed: "
+            "20.40 GB). Tried to allocate "
+            "147.24 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit for "
+            "memory allocations (may cause "
             "system failure)."
         ),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 4194304 bytes."
+            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to "
+            "allocate 4194304 bytes."
         ),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("could not create a memory object"),
