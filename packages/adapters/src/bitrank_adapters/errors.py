@@ -6,4 +6,4 @@ class AdapterError(ValueError):
 
 
 class BudgetMissed(RuntimeError):
-    """Active ranks after the freeze do not sum to the rank budget, so the result would be mislabelled."""
+    """Active ranks after the freeze do not sum to the rank budget, so the result of the run is invalid."""

@@ -38,7 +38,8 @@ def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = No
 
     Computed from the eigenvectors of the smaller Gram matrix, for a 1536 × 576 matrix several times cheaper
     than an SVD. The eigenvectors are fp32: this mixes directions with nearly equal singular values and costs
-    less than 1e-7 of the recovered error. The rest is fp64, on the CPU for devices without fp64.
+    less than 1e-7 of the norm that the approximation removes. The rest is fp64, on the CPU for devices
+    without fp64.
     """
     exact = residual_OI.to("cpu" if residual_OI.device.type == "mps" else residual_OI.device, torch.float64)
     if exact.shape[0] < exact.shape[1]:

@@ -31,7 +31,7 @@ def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
     """``down`` (rank, in), ``up`` (out, rank) and their scale, for LoRA and for AdaLoRA's P Λ Q."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     if hasattr(layer, "lora_E"):
-        # PEFT divides by the current rank plus this constant.
+        # PEFT divides by the layer's nominal rank, which includes masked ranks, plus this constant.
         return down * layer.lora_E[ADAPTER], up, layer.scaling[ADAPTER] / (layer.r[ADAPTER] + 1e-5)
     return down.weight, up.weight, layer.scaling[ADAPTER]
 
