@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Decode = Callable[[], Tensor]
-"""Gives the (out, in) matrix of a base layer in the compute dtype, good until the next one is decoded: whoever asks is an autograd
-function, multiplies by it at once and saves it never."""
+"""Returns the (out, in) matrix of a base layer in the compute dtype, valid until the next decode.
+
+An autograd function calls it, multiplies by the result immediately and does not save it, because the next
+decode overwrites the buffer.
+"""
 ADAPTER = "default"
 
 
