@@ -50,7 +50,7 @@ def test_adalora_rank_count_is_not_trainable(make, blocks, dtype) -> None:
     assert not [name for name, p in model.named_parameters() if p.requires_grad and "ranknum" in name]
 
 
-def test_a_16_bit_model_runs_forward_and_backward(make, blocks, ids) -> None:
+def test_16_bit_model_runs_forward_and_backward(make, blocks, ids) -> None:
     for name, heads in (("bert", ["classifier"]), ("gpt2", []), ("llama", [])):
         model = attach_lora(make(name, torch.bfloat16), uniform_ranks(blocks[name], 4), heads=heads)
         model(input_ids=ids).logits.float().square().mean().backward()

@@ -1,4 +1,4 @@
-"""Adapter files in plain LoRA form, and their low-rank update of each matrix.
+"""Adapters as plain LoRA files, and the low-rank update of each matrix read back from such files.
 
 An adapter of any kind adds scale · up · down to a matrix. AdaLoRA's factors convert to this form exactly:
 down = Λ Q, up = P. PEFT multiplies AdaLoRA's product by α / (rank + 1e-5) and LoRA's by α/r; the relative

@@ -151,7 +151,7 @@ def _instead_of_text(value: object) -> str:
 
 
 def _reading(table: Table, rows: Sequence[Row]) -> DataReport:
-    """Report of the rows and columns that reading skipped."""
+    """Report the rows and columns that are not used."""
     notes = list(table.notes)
     if unused := [column for column in table.columns if column not in ("text", "label")]:
         notes.append(f"columns that are not used: {shown(unused)}")
