@@ -21,9 +21,16 @@ _VOCAB: dict[str, Any] = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2
 
 def _bert() -> Any:
     return BertForSequenceClassification(
-        BertConfig(**_VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, hidden_dropout_prob=0.0,
-                   attention_probs_dropout_prob=0.0)
-    )  # fmt: skip
+        BertConfig(
+            **_VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
 
 
 def _gpt2() -> Any:
@@ -42,12 +49,22 @@ def _llama() -> Any:
 
 MODELS: dict[str, Callable[[], Any]] = {"bert": _bert, "gpt2": _gpt2, "llama": _llama}
 BLOCKS = {
-    "bert": [f"bert.encoder.layer.{n}.{part}" for n in range(2)
-             for part in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")],
-    "gpt2": [f"transformer.h.{n}.{part}" for n in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")],
-    "llama": [f"model.layers.{n}.{part}" for n in range(2)
-              for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")],
-}  # fmt: skip
+    "bert": [
+        f"bert.encoder.layer.{n}.{part}"
+        for n in range(2)
+        for part in ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
+    ],
+    "gpt2": [
+        f"transformer.h.{n}.{part}"
+        for n in range(2)
+        for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ],
+    "llama": [
+        f"model.layers.{n}.{part}"
+        for n in range(2)
+        for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    ],
+}
 
 
 @pytest.fixture

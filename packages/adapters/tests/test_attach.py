@@ -1,4 +1,4 @@
-"""Plans become PEFT adapters with the ranks, scale and dtypes that the plan says, and load in stock PEFT."""
+"""Rank plans become PEFT adapters with the planned ranks, scale and dtypes, which stock PEFT loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peft import PeftModel
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_each_matrix_gets_its_own_rank_and_one_scale(make, blocks, name: str) -> None:
+def test_each_matrix_has_its_planned_rank_and_the_common_scale(make, blocks, name: str) -> None:
     ranks = {matrix: 2 + n % 5 for n, matrix in enumerate(blocks[name])}
     model = attach_lora(make(name), ranks, scale=3.0)
     layers = dict(adapted(model))
@@ -26,7 +26,7 @@ def test_each_matrix_gets_its_own_rank_and_one_scale(make, blocks, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_adapters_start_as_nothing(make, blocks, ids, name: str) -> None:
+def test_new_adapters_do_not_change_the_output(make, blocks, ids, name: str) -> None:
     plain = make(name).eval()
     before = plain(input_ids=ids).logits.detach()
     model = attach_lora(plain, uniform_ranks(blocks[name], 4)).eval()
@@ -35,7 +35,7 @@ def test_adapters_start_as_nothing(make, blocks, ids, name: str) -> None:
     assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-5)
 
 
-def test_only_adapters_and_the_fresh_head_train_and_in_fp32(make, blocks) -> None:
+def test_only_adapters_and_the_new_head_train_in_fp32(make, blocks) -> None:
     model = attach_lora(make("bert", torch.bfloat16), uniform_ranks(blocks["bert"], 4), heads=["classifier"])
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "classifier.modules_to_save" in name for name in trained)
@@ -44,13 +44,13 @@ def test_only_adapters_and_the_fresh_head_train_and_in_fp32(make, blocks) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_adaloras_rank_count_is_not_trained(make, blocks, dtype) -> None:
+def test_adalora_rank_count_is_not_trainable(make, blocks, dtype) -> None:
     """PEFT 0.21 leaves it trainable on a 16-bit base."""
     model = attach_adalora(make("llama", dtype), blocks["llama"], AdaLora(6, 2), total_steps=50)
     assert not [name for name, p in model.named_parameters() if p.requires_grad and "ranknum" in name]
 
 
-def test_a_16_bit_model_runs_forward_and_backward(make, blocks, ids) -> None:
+def test_16_bit_model_runs_forward_and_backward(make, blocks, ids) -> None:
     for name, heads in (("bert", ["classifier"]), ("gpt2", []), ("llama", [])):
         model = attach_lora(make(name, torch.bfloat16), uniform_ranks(blocks[name], 4), heads=heads)
         model(input_ids=ids).logits.float().square().mean().backward()
@@ -65,7 +65,7 @@ def test_norms_compute_in_fp32(make, blocks) -> None:
     assert norms[0](torch.ones(2, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_the_start_does_not_depend_on_what_was_drawn_before(make, blocks) -> None:
+def test_initialization_depends_on_the_seed_only(make, blocks) -> None:
     first = attach_lora(make("bert"), uniform_ranks(blocks["bert"], 4), seed=3)
     torch.randn(1000)
     second = attach_lora(make("bert"), uniform_ranks(blocks["bert"], 4), seed=3)
@@ -73,7 +73,7 @@ def test_the_start_does_not_depend_on_what_was_drawn_before(make, blocks) -> Non
         assert torch.equal(a, b)
 
 
-def test_the_adapter_loads_in_stock_peft(make, blocks, ids, tmp_path) -> None:
+def test_saved_adapter_loads_in_stock_peft(make, blocks, ids, tmp_path) -> None:
     ranks = {matrix: 2 + n % 3 for n, matrix in enumerate(blocks["gpt2"])}
     model = attach_lora(make("gpt2"), ranks).eval()
     with torch.no_grad():
@@ -96,12 +96,12 @@ def test_the_adapter_loads_in_stock_peft(make, blocks, ids, tmp_path) -> None:
         ({"bert.encoder.layer.0.attention.self.query": 0}, "rank 0 does not fit"),
     ],
 )
-def test_bad_plans_are_refused(make, plan, message: str) -> None:
+def test_invalid_plans_raise_adapter_error(make, plan, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         attach_lora(make("bert"), plan)
 
 
-def test_bad_schedules_are_refused(make, blocks) -> None:
+def test_invalid_schedules_raise_adapter_error(make, blocks) -> None:
     with pytest.raises(AdapterError, match="target_r < init_r, got init_r=4 and target_r=4"):
         AdaLora(4, 4)
     with pytest.raises(AdapterError, match=r"warm \+ final < 1"):
@@ -110,7 +110,7 @@ def test_bad_schedules_are_refused(make, blocks) -> None:
         attach_adalora(make("bert"), blocks["bert"], AdaLora(6, 2), total_steps=2)
 
 
-def test_role_patterns() -> None:
+def test_role_ranks_assign_ranks_by_role() -> None:
     assert role_ranks({"a": "attention", "b": "ffn"}, {"attention": 6, "ffn": 10}) == {"a": 6, "b": 10}
     with pytest.raises(AdapterError, match="no rank is given for the role 'cross-attention'"):
         role_ranks({"a": "cross-attention"}, {"attention": 6})

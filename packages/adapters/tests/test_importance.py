@@ -1,4 +1,4 @@
-"""AdaLoRA's costs at each step, all matrices at once, against the same one by one."""
+"""AdaLoRA's batched importance and orthogonality term equal the per-matrix computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def factors() -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def test_the_orthogonality_term_and_its_gradient_are_autograds() -> None:
+def test_orthogonality_term_and_gradient_equal_autograd() -> None:
     plain, ours = factors(), factors()
     terms = []
     for factor in plain:
@@ -32,7 +32,7 @@ def test_the_orthogonality_term_and_its_gradient_are_autograds() -> None:
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_orthogonal_factors_cost_nothing_and_pull_nowhere() -> None:
+def test_orthogonal_factors_have_zero_cost_and_gradient() -> None:
     factor = nn.Parameter(torch.eye(3, 8))
     cost = OffOrthogonal.apply(factor)
     cost.backward()
@@ -40,15 +40,15 @@ def test_orthogonal_factors_cost_nothing_and_pull_nowhere() -> None:
     assert torch.count_nonzero(factor.grad) == 0
 
 
-def test_importance_and_ranks_are_those_of_peft(make, blocks, ids) -> None:
-    """Two AdaLoRA runs over a whole schedule, one with PEFT's own update: same averages, same masks, same ranks."""
+def test_importance_and_ranks_equal_peft(make, blocks, ids) -> None:
+    """Two AdaLoRA runs over a whole schedule, one with PEFT's update: same averages, masks and ranks."""
     runs = []
-    for own in (False, True):
+    for peft_update in (False, True):
         torch.manual_seed(0)
         model = attach_adalora(make("llama"), blocks["llama"], AdaLora(6, 2), total_steps=20, scale=1.7)
         hook = AdaLoraRanks(model)
         allocator = model.base_model.rankallocator
-        if own:
+        if peft_update:
             allocator.update_ipt = RankAllocator.update_ipt.__get__(allocator)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-2)

@@ -1,4 +1,4 @@
-"""Fused forms stand in only for modules that nobody changed."""
+"""Fused forms replace unmodified modules only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS = {"llama": "model.layers.0.mlp", "bert": "bert.encoder.layer.0"}
 
 
 def adapted(make: Any, blocks: Any, name: str, change: Any = None) -> Any:
-    """A model with random adapters; ``change`` may change it before it is fused."""
+    """Model with random adapters; ``change`` modifies it before it is fused."""
     model = attach_lora(make(name), uniform_ranks(blocks[name], 4))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -33,14 +33,22 @@ def logits(model: Any, ids: Tensor) -> Tensor:
     return model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize(("name", "hooked"), [
-    ("llama", "model.layers.0.mlp.down_proj"), ("llama", "model.layers.0.mlp.down_proj.base_layer"),
-    ("llama", "model.layers.0.mlp.act_fn"), ("llama", "model.layers.1.self_attn.q_proj.base_layer"),
-    ("llama", "model.layers.0.mlp.up_proj.lora_A.default"), ("bert", "bert.encoder.layer.0.intermediate"),
-    ("bert", "bert.encoder.layer.0.output"), ("bert", "bert.encoder.layer.1.output.dense.base_layer"),
-    ("bert", "bert.encoder.layer.0.intermediate.intermediate_act_fn"), ("gpt2", "transformer.h.0.attn.c_attn.base_layer"),
-])  # fmt: skip
-def test_a_hook_is_called_in_a_fused_model(make, blocks, ids, name: str, hooked: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hooked"),
+    [
+        ("llama", "model.layers.0.mlp.down_proj"),
+        ("llama", "model.layers.0.mlp.down_proj.base_layer"),
+        ("llama", "model.layers.0.mlp.act_fn"),
+        ("llama", "model.layers.1.self_attn.q_proj.base_layer"),
+        ("llama", "model.layers.0.mlp.up_proj.lora_A.default"),
+        ("bert", "bert.encoder.layer.0.intermediate"),
+        ("bert", "bert.encoder.layer.0.output"),
+        ("bert", "bert.encoder.layer.1.output.dense.base_layer"),
+        ("bert", "bert.encoder.layer.0.intermediate.intermediate_act_fn"),
+        ("gpt2", "transformer.h.0.attn.c_attn.base_layer"),
+    ],
+)
+def test_hooks_run_in_a_fused_model(make, blocks, ids, name: str, hooked: str) -> None:
     shapes: list[torch.Size] = []
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -61,7 +69,7 @@ class Tripled(LlamaMLP):
         return 3 * super().forward(x)
 
 
-def test_a_subclass_with_its_own_forward_pass_keeps_it(make, blocks, ids) -> None:
+def test_subclass_with_another_forward_pass_is_not_fused(make, blocks, ids) -> None:
     def change(model: Any) -> None:
         model.model.layers[0].mlp.__class__ = Tripled
 
@@ -71,7 +79,7 @@ def test_a_subclass_with_its_own_forward_pass_keeps_it(make, blocks, ids) -> Non
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_forward_pass_put_on_a_module_stays(make, blocks, ids, name: str) -> None:
+def test_forward_pass_set_on_an_instance_is_not_replaced(make, blocks, ids, name: str) -> None:
     attribute = "forward" if name == "llama" else "feed_forward_chunk"
 
     def change(model: Any) -> None:
@@ -104,11 +112,11 @@ class LlamaLike(nn.Module):
         return x - self.weight
 
 
-LlamaLike.__name__ = "LlamaRMSNorm"  # as code from elsewhere may call its own
+LlamaLike.__name__ = "LlamaRMSNorm"  # foreign code may use the same class name
 
 
 @pytest.mark.parametrize("build", [lambda: Shifted(16), lambda: NemotronLayerNorm1P(16), patched, LlamaLike])
-def test_norms_of_another_formula_keep_it(build: Any) -> None:
+def test_norms_of_another_formula_are_not_fused(build: Any) -> None:
     x = torch.randn(3, 16)
     norm = nn.Sequential(build()).requires_grad_(False)
     expected = norm(x)
@@ -122,7 +130,7 @@ def test_norms_of_another_formula_keep_it(build: Any) -> None:
 def test_norms_of_a_known_formula_are_fused(build: Any) -> None:
     norm = nn.Sequential(build()).requires_grad_(False)
     norms_in_fp32(norm)
-    norms_in_fp32(norm)  # attaching adapters does it once more
+    norms_in_fp32(norm)  # attaching adapters calls it again
     fuse_norms(norm)
     assert vars(norm[0])["forward"].func.__name__ in {"_layer_norm", "_rms_norm"}
 
@@ -136,8 +144,18 @@ def test_known_models_are_fused(make, blocks) -> None:
     )
     assert "feed_forward_chunk" in vars(bert.get_submodule("base_model.model.bert.encoder.layer.0"))
     every = [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up")]
-    whole = attach_lora(LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                                     intermediate_size=32)), uniform_ranks(every, 2))  # fmt: skip
+    whole = attach_lora(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32,
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+            )
+        ),
+        uniform_ranks(every, 2),
+    )
     fuse(whole)
     assert (
         vars(whole.get_submodule("base_model.model.model.layers.0.mlp"))["forward"].func.__name__

@@ -1,4 +1,4 @@
-"""The best low-rank matrix is the truncated SVD, plainly and under weights, and no other is nearer."""
+"""The best low-rank matrix equals the truncated SVD, unweighted and weighted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def drawn(rows: int, columns: int, seed: int):
+def random_matrix_and_weights(rows: int, columns: int, seed: int):
     source = torch.Generator().manual_seed(seed)
     matrix = torch.randn(rows, columns, generator=source)
     return matrix, (
@@ -20,15 +20,15 @@ def drawn(rows: int, columns: int, seed: int):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.data(), st.integers(0, 99), st.booleans())
-def test_what_is_left_is_the_tail_of_the_spectrum(
+def test_residual_norm_equals_the_tail_of_the_spectrum(
     rows: int, columns: int, data, seed: int, weighted: bool
 ) -> None:
-    matrix, pair = drawn(rows, columns, seed)
+    matrix, pair = random_matrix_and_weights(rows, columns, seed)
     rank = data.draw(st.integers(1, min(rows, columns)))
     weights = pair if weighted else None
     factors = best_low_rank(matrix, rank, weights)
-    seen = pair[0].sqrt()[:, None] * matrix * pair[1].sqrt() if weighted else matrix
-    tail = torch.linalg.svdvals(seen.double())[rank:].square().sum().sqrt()
+    weighted_matrix = pair[0].sqrt()[:, None] * matrix * pair[1].sqrt() if weighted else matrix
+    tail = torch.linalg.svdvals(weighted_matrix.double())[rank:].square().sum().sqrt()
     whole = weighted_norm(matrix, weights)
     assert weighted_norm(matrix - factors.product(), weights) == pytest.approx(float(tail), abs=2e-3 * whole)
     assert torch.allclose(factors.left_OR.T @ factors.left_OR, torch.eye(rank), atol=1e-5)
@@ -36,8 +36,8 @@ def test_what_is_left_is_the_tail_of_the_spectrum(
     assert (factors.values_R.diff() <= 1e-6).all() and (factors.values_R >= 0).all()
 
 
-def test_each_norm_prefers_its_own() -> None:
-    matrix, weights = drawn(30, 20, 0)
+def test_each_solution_is_best_in_its_own_norm() -> None:
+    matrix, weights = random_matrix_and_weights(30, 20, 0)
     plain, fisher = best_low_rank(matrix, 4), best_low_rank(matrix, 4, weights)
     assert weighted_norm(matrix - fisher.product(), weights) < 0.9 * weighted_norm(
         matrix - plain.product(), weights
@@ -45,8 +45,8 @@ def test_each_norm_prefers_its_own() -> None:
     assert weighted_norm(matrix - plain.product()) < weighted_norm(matrix - fisher.product())
 
 
-def test_rows_and_columns_never_seen_do_no_harm() -> None:
-    matrix, (row, column) = drawn(12, 9, 3)
+def test_zero_weights_still_approximate_the_matrix() -> None:
+    matrix, (row, column) = random_matrix_and_weights(12, 9, 3)
     row[2], column[4] = 0.0, 0.0
     made = best_low_rank(matrix, 9, (row, column)).product()
     assert torch.allclose(made, matrix, atol=1e-3)

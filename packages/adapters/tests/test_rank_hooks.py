@@ -1,4 +1,4 @@
-"""AdaLoRA ends at exactly its budget, says so when it does not, and continues from its state as if never stopped."""
+"""AdaLoRA ends exactly at its budget, raises if it does not, and resumes from its state exactly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def optimizer_of(model):
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_active_ranks_end_at_exactly_the_budget(make, blocks, ids, name: str) -> None:
+def test_active_ranks_end_exactly_at_the_budget(make, blocks, ids, name: str) -> None:
     model, hook = adalora(make, blocks, name)
     assert sum(hook.ranks().values()) == 6 * len(blocks[name])
     steps(model, hook, optimizer_of(model), ids, 1, STEPS)
@@ -48,7 +48,7 @@ def test_active_ranks_end_at_exactly_the_budget(make, blocks, ids, name: str) ->
     assert held == hook.ranks()
 
 
-def test_ranks_only_count_as_settled_after_the_freeze(make, blocks) -> None:
+def test_ranks_are_settled_from_the_freeze_on(make, blocks) -> None:
     _, hook = adalora(make, blocks)
     assert [hook.settled(step) for step in (1, hook.freeze_step - 1, hook.freeze_step, STEPS)] == [
         False,
@@ -58,8 +58,8 @@ def test_ranks_only_count_as_settled_after_the_freeze(make, blocks) -> None:
     ]
 
 
-def test_a_missed_budget_fails_loudly(make, blocks, ids) -> None:
-    """All scores tie when no gradient flows: PEFT then masks everything without a word."""
+def test_missed_budget_raises(make, blocks, ids) -> None:
+    """Without gradients all scores tie, and PEFT masks every triplet without a message."""
     model, hook = adalora(make, blocks)
     optimizer = optimizer_of(model)
     with pytest.raises(BudgetMissed, match=r"froze with 0 active ranks, the budget is 16.*Train longer"):
@@ -72,7 +72,7 @@ def test_a_missed_budget_fails_loudly(make, blocks, ids) -> None:
 
 
 @pytest.mark.parametrize("at", [5, 17, 30])
-def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
+def test_restored_state_continues_bit_identically(make, blocks, ids, at: int) -> None:
     straight, straight_hook = adalora(make, blocks)
     steps(straight, straight_hook, optimizer_of(straight), ids, 1, STEPS)
 
@@ -91,8 +91,8 @@ def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
         assert torch.equal(a, b), name
 
 
-def test_without_its_averages_a_resumed_allocator_goes_astray(make, blocks, ids) -> None:
-    """Guards the test above: the averages matter."""
+def test_state_contains_nonzero_averages(make, blocks, ids) -> None:
+    """Condition of the test above: the saved averages are not zero."""
     straight, straight_hook = adalora(make, blocks)
     steps(straight, straight_hook, optimizer_of(straight), ids, 1, 20)
     tensors, _ = straight_hook.state()
@@ -101,7 +101,7 @@ def test_without_its_averages_a_resumed_allocator_goes_astray(make, blocks, ids)
     )
 
 
-def test_the_penalty_is_the_mean_distance_from_orthogonal(make, blocks) -> None:
+def test_penalty_is_the_mean_distance_from_orthogonality(make, blocks) -> None:
     model, hook = adalora(make, blocks)
     distances = []
     for _, layer in adapted(model):
@@ -110,7 +110,7 @@ def test_the_penalty_is_the_mean_distance_from_orthogonal(make, blocks) -> None:
     assert torch.allclose(hook.penalty(), 0.1 * torch.stack(distances).mean())
 
 
-def test_fixed_ranks_do_nothing(make, blocks) -> None:
+def test_fixed_ranks_have_no_penalty_and_no_state(make, blocks) -> None:
     model = attach_lora(make("bert"), uniform_ranks(blocks["bert"], 3))
     hook = FixedRanks(model)
     assert hook.penalty() is None and hook.settled(1) and hook.state() == ({}, "{}")

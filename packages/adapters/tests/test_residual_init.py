@@ -1,4 +1,7 @@
-"""A stored matrix plus its adapter is nearer to the weight than the stored matrix alone, through PEFT's own forward pass."""
+"""A stored matrix plus its adapter is closer to the weight than the stored matrix before_error.
+
+The product is computed by PEFT's own forward pass.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from bitrank_adapters import (
 
 
 def coarse(weight):
-    """A real quantizer in a line: three bits over the range of each row."""
+    """A minimal quantizer: three bits over the range of each row."""
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     step = (high - low) / 7
     return ((weight - low) / step).round() * step + low
 
 
 def split_model(model, start, names):
-    """Do to plain linear layers what a quantizing loader does; the weights before."""
+    """Quantize plain linear layers like a quantizing loader; return the original weights."""
     before = {}
     for name in names:
         weight = model.get_submodule(name).weight
@@ -40,8 +43,8 @@ def pair_of(name, weight):
     ) ** 3
 
 
-def held(layer):
-    """What the adapted layer multiplies by, from PEFT's own forward pass."""
+def effective_weight(layer):
+    """Effective weight of the adapted layer, from PEFT's own forward pass."""
     return layer(torch.eye(layer.in_features)).T.detach()
 
 
@@ -54,7 +57,7 @@ ATTACH = {
 @pytest.mark.parametrize("kind", ATTACH)
 @pytest.mark.parametrize("rounds", [1, 5])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_stored_plus_adapter_is_what_the_start_promised(
+def test_stored_weight_plus_adapter_has_the_reported_error(
     make, blocks, kind: str, rounds: int, weighted: bool
 ) -> None:
     model, names = make("llama"), blocks["llama"]
@@ -65,13 +68,17 @@ def test_stored_plus_adapter_is_what_the_start_promised(
     start.write(adapted_model)
     for name, layer in adapted(adapted_model):
         pair = weights[name] if weights else None
-        alone, repaired = start.errors[name]
-        assert alone == pytest.approx(weighted_norm(before[name] - coarse(before[name]), pair), rel=1e-4)
-        assert repaired < alone
-        assert weighted_norm(before[name] - held(layer), pair) == pytest.approx(repaired, rel=1e-3)
+        before_error, after_error = start.errors[name]
+        assert before_error == pytest.approx(
+            weighted_norm(before[name] - coarse(before[name]), pair), rel=1e-4
+        )
+        assert after_error < before_error
+        assert weighted_norm(before[name] - effective_weight(layer), pair) == pytest.approx(
+            after_error, rel=1e-3
+        )
 
 
-def test_one_round_leaves_the_tail_of_the_spectrum(make, blocks) -> None:
+def test_error_of_one_round_equals_the_tail_of_the_spectrum(make, blocks) -> None:
     model, names = make("llama"), blocks["llama"]
     start = ResidualStart(uniform_ranks(names, 6))
     before = split_model(model, start, names)
@@ -80,66 +87,66 @@ def test_one_round_leaves_the_tail_of_the_spectrum(make, blocks) -> None:
         assert start.errors[name][1] == pytest.approx(float(tail), rel=1e-3)
 
 
-def test_more_rounds_are_never_worse_and_stop_when_the_error_rises() -> None:
+def test_more_rounds_never_increase_the_error_and_stop_early() -> None:
     weight = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
-    asked = []
+    calls = []
 
-    def counted(held):
-        asked.append(held)
-        return coarse(held)
+    def counted(weight_to_store):
+        calls.append(weight_to_store)
+        return coarse(weight_to_store)
 
     errors = []
     for rounds in (1, 2, 3, 5, 50):
         start = ResidualStart({"m": 4}, rounds=rounds)
-        asked.clear()
+        calls.clear()
         start.split("m", weight, counted)
         errors.append(start.errors["m"][1])
-        assert len(asked) <= rounds
+        assert len(calls) <= rounds
     assert errors == sorted(errors, reverse=True) and errors[1] < errors[0]
-    assert len(asked) < 50  # it stopped by itself
+    assert len(calls) < 50  # it stopped early
 
 
-def test_an_error_that_rises_gives_the_round_before() -> None:
-    """A store that loses everything the second time: the first round's weight and factors count."""
+def test_rising_error_selects_the_previous_round() -> None:
+    """With a quantizer that returns zeros in round two, weight and factors of round one are used."""
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     turns = []
 
-    def spoiled(held):
-        turns.append(held)
-        return coarse(held) if len(turns) == 1 else torch.zeros_like(held)
+    def failing_second_round(weight_to_store):
+        turns.append(weight_to_store)
+        return coarse(weight_to_store) if len(turns) == 1 else torch.zeros_like(weight_to_store)
 
     start = ResidualStart({"m": 2}, rounds=4)
-    assert start.split("m", weight, spoiled) is weight
+    assert start.split("m", weight, failing_second_round) is weight
     assert len(turns) == 2
 
 
 @pytest.mark.parametrize("kind", ATTACH)
-def test_what_lost_nothing_keeps_the_ordinary_start(make, blocks, kind: str) -> None:
+def test_lossless_matrices_keep_the_default_initialization(make, blocks, kind: str) -> None:
     names = blocks["llama"]
     plain, other = ATTACH[kind](make("llama"), names), ATTACH[kind](make("llama"), names)
     start = ResidualStart(uniform_ranks(names, 6))
     for name in names:
-        start.split(name, make("llama").get_submodule(name).weight, lambda held: held)
+        start.split(name, make("llama").get_submodule(name).weight, lambda weight_to_store: weight_to_store)
     start.write(other)
     for (name, a), (_, b) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_matrices_without_a_rank_are_left_alone() -> None:
+def test_matrices_without_a_rank_stay_unchanged() -> None:
     weight = torch.randn(4, 4)
     assert ResidualStart({}).split("m", weight, coarse) is weight
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ({"rounds": 0}, "1 or more, got 0"),
         ({"weights": {}}, "no row and column weights were given for 'm'"),
     ],
 )
-def test_bad_words(words, message: str) -> None:
+def test_invalid_options_raise_adapter_error(options, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
-        ResidualStart({"m": 2}, **words)
+        ResidualStart({"m": 2}, **options)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +157,12 @@ def test_bad_words(words, message: str) -> None:
         ((-torch.ones(4), torch.ones(4)), "not negative"),
     ],
 )
-def test_bad_weights(pair, message: str) -> None:
+def test_invalid_weights_raise_adapter_error(pair, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         ResidualStart({"m": 2}, weights={"m": pair}).split("m", torch.randn(4, 4), coarse)
 
 
-def test_a_start_without_an_adapter_is_said(make, blocks) -> None:
+def test_factors_without_an_adapter_raise_adapter_error(make, blocks) -> None:
     names = blocks["llama"]
     start = ResidualStart({names[0]: 2})
     start.split(names[0], torch.randn(32, 32), coarse)

@@ -1,4 +1,4 @@
-"""Pruned ranks removed: same logits, moments cut like their parameters, state that continues exactly, and plain LoRA in the end."""
+"""Physically removed ranks: same logits, cut parameters, exact resumption, plain LoRA files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ def shrinking(make, blocks, name="llama", scale=2.0, heads=()):
         make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, seed=1, scale=scale, heads=heads
     )
     source = torch.Generator().manual_seed(2)
-    for _, layer in adapted(
-        model
-    ):  # PEFT's start is too near to nothing to tell a wrong factor from a right one
-        for held in (layer.lora_A, layer.lora_B, layer.lora_E):
-            held["default"].data.normal_(0, 0.3, generator=source)
+    for _, layer in adapted(model):  # PEFT's initialization is too close to zero to detect a wrong factor
+        for factors in (layer.lora_A, layer.lora_B, layer.lora_E):
+            factors["default"].data.normal_(0, 0.3, generator=source)
     return model, ShrinkingRanks(model)
 
 
 def train(model, hook, ids, first: int, last: int, optimizer=None) -> torch.optim.Optimizer:
-    """Plain SGD: it keeps no state, so nothing but the parameters must be followed."""
+    """Plain SGD without optimizer state, so the test depends on the parameters only."""
     for step in range(first, last + 1):
         logits = model(input_ids=ids.roll(step, dims=1)).logits
         ((logits.float() - 1).square().mean() + hook.penalty()).backward()
@@ -53,8 +51,8 @@ def logits_of(model, ids):
         return model.eval()(input_ids=ids).logits
 
 
-def frozen_by_hand(model, kept: dict[str, list[bool]]) -> None:
-    """Mask as PEFT does, in place."""
+def mask_pruned_triplets(model, kept: dict[str, list[bool]]) -> None:
+    """Mask pruned triplets like PEFT, in place."""
     with torch.no_grad():
         for name, layer in adapted(model):
             layer.lora_E["default"].mul_(torch.tensor(kept[name])[:, None])
@@ -62,26 +60,26 @@ def frozen_by_hand(model, kept: dict[str, list[bool]]) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_nothing_changes_but_the_size(make, blocks, ids, name: str, fused: bool) -> None:
+def test_shrinking_keeps_the_output_and_reduces_parameters(make, blocks, ids, name: str, fused: bool) -> None:
     model, hook = shrinking(make, blocks, name)
     if fused:
         fuse(model)
     train(model, hook, ids, 1, hook.freeze_step - 1)
     assert hook.resized() is None
-    seen = {}
+    recorded = {}
     shrink = hook._shrink
 
-    def watched(pattern):
-        seen["before"], seen["size"] = logits_of(model, ids), trained(model)
+    def recording_shrink(pattern):
+        recorded["before"], recorded["size"] = logits_of(model, ids), trainable_numbers(model)
         shrink(pattern)
-        seen["after"], seen["left"] = logits_of(model, ids), trained(model)
+        recorded["after"], recorded["left"] = logits_of(model, ids), trainable_numbers(model)
 
-    hook._shrink = watched
+    hook._shrink = recording_shrink
     train(model, hook, ids, hook.freeze_step, hook.freeze_step)
-    assert torch.allclose(seen["after"], seen["before"], atol=1e-5)
+    assert torch.allclose(recorded["after"], recorded["before"], atol=1e-5)
     with model.disable_adapter():
-        effect = (logits_of(model, ids) - seen["before"]).abs().max()
-    assert effect > 200 * (seen["after"] - seen["before"]).abs().max()
+        effect = (logits_of(model, ids) - recorded["before"]).abs().max()
+    assert effect > 200 * (recorded["after"] - recorded["before"]).abs().max()
     ranks = hook.ranks()
     assert set(ranks) == set(blocks[name]) and sum(ranks.values()) == hook.budget
     layers = dict(adapted(model))
@@ -89,26 +87,26 @@ def test_nothing_changes_but_the_size(make, blocks, ids, name: str, fused: bool)
         n: r for n, r in ranks.items() if r
     }
     assert (
-        seen["left"]
+        recorded["left"]
         == sum(r * (layers[n].in_features + layers[n].out_features + 1) for n, r in ranks.items() if r)
-        < seen["size"] / 2
+        < recorded["size"] / 2
     )
 
 
-def trained(model) -> int:
+def trainable_numbers(model) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def test_it_says_once_what_was_cut_and_how(make, blocks, ids) -> None:
+def test_resized_reports_each_cut_once(make, blocks, ids) -> None:
     model, hook = shrinking(make, blocks)
     before = {}
     shrink = hook._shrink
 
-    def watched(pattern):
+    def recording_shrink(pattern):
         before.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
         shrink(pattern)
 
-    hook._shrink = watched
+    hook._shrink = recording_shrink
     train(model, hook, ids, 1, hook.freeze_step)
     resized, now = hook.resized(), dict(model.named_parameters())
     assert hook.resized() is None
@@ -121,14 +119,14 @@ def test_it_says_once_what_was_cut_and_how(make, blocks, ids) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_matrix_that_falls_to_zero_loses_its_adapter(make, blocks, ids, fused: bool) -> None:
+def test_matrix_of_rank_zero_loses_its_adapter(make, blocks, ids, fused: bool) -> None:
     model, hook = shrinking(make, blocks)
     if fused:
         fuse(model)
     train(model, hook, ids, 1, hook.freeze_step - 1)
     pattern = {f"{name}.lora_E.default": [False] * 6 for name in blocks["llama"]}
     pattern[f"{blocks['llama'][0]}.lora_E.default"] = [True, False, True, False, False, False]
-    frozen_by_hand(model, {key.removesuffix(".lora_E.default"): mask for key, mask in pattern.items()})
+    mask_pruned_triplets(model, {key.removesuffix(".lora_E.default"): mask for key, mask in pattern.items()})
     before = logits_of(model, ids)
     hook._shrink(pattern)
     assert torch.allclose(logits_of(model, ids), before, atol=1e-5)
@@ -139,7 +137,7 @@ def test_a_matrix_that_falls_to_zero_loses_its_adapter(make, blocks, ids, fused:
 
 
 @pytest.mark.parametrize("at", [10, 24, 30])
-def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
+def test_restored_state_continues_bit_identically(make, blocks, ids, at: int) -> None:
     straight, straight_hook = shrinking(make, blocks)
     train(straight, straight_hook, ids, 1, STEPS)
     first, first_hook = shrinking(make, blocks)
@@ -156,10 +154,10 @@ def test_state_continues_exactly(make, blocks, ids, at: int) -> None:
 
 @pytest.mark.parametrize("steps", [20, STEPS])
 @pytest.mark.parametrize(("name", "heads"), [("bert", ["classifier"]), ("gpt2", []), ("llama", [])])
-def test_what_is_saved_loads_in_stock_peft(
+def test_saved_adapter_loads_in_stock_peft(
     make, blocks, ids, tmp_path, name: str, heads: list[str], steps: int
 ) -> None:
-    """Before the freeze it is PEFT's AdaLoRA, after it plain LoRA with a rank for each matrix."""
+    """Before the freeze the file is PEFT's AdaLoRA, after it plain LoRA with one rank per matrix."""
     model, hook = shrinking(make, blocks, name, heads=heads)
     train(model, hook, ids, 1, steps)
     want, ranks = logits_of(model, ids), hook.ranks()
@@ -176,7 +174,7 @@ def test_what_is_saved_loads_in_stock_peft(
 
 
 @pytest.mark.parametrize("steps", [20, STEPS])
-def test_what_is_saved_reads_back_as_what_is_added(make, blocks, ids, tmp_path, steps: int) -> None:
+def test_read_adapter_gives_the_weight_update(make, blocks, ids, tmp_path, steps: int) -> None:
     model, hook = shrinking(make, blocks, "bert", scale=3.0, heads=["classifier"])
     train(model, hook, ids, 1, steps)
     wanted = {name: layer.get_delta_weight("default").detach() for name, layer in adapted(model)}
@@ -193,7 +191,7 @@ def test_what_is_saved_reads_back_as_what_is_added(make, blocks, ids, tmp_path, 
     assert torch.equal(saved.whole["classifier.weight"], classifier)
 
 
-def test_plain_lora_reads_back_too(make, blocks, tmp_path) -> None:
+def test_read_adapter_supports_plain_lora(make, blocks, tmp_path) -> None:
     model = attach_lora(make("gpt2"), {name: 2 + n for n, name in enumerate(blocks["gpt2"])}, scale=3.0)
     for _, layer in adapted(model):
         nn.init.normal_(layer.lora_B["default"].weight)
@@ -207,6 +205,6 @@ def test_plain_lora_reads_back_too(make, blocks, tmp_path) -> None:
         )
 
 
-def test_no_adapter_is_said(tmp_path) -> None:
+def test_folder_without_adapter_raises_adapter_error(tmp_path) -> None:
     with pytest.raises(AdapterError, match="holds no adapter: expected adapter_config"):
         read_adapter(tmp_path)

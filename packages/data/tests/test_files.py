@@ -1,4 +1,4 @@
-"""A user's own file becomes a task; a file that cannot says why."""
+"""A user's file becomes a task; an unusable file raises an error with the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(path, rows):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_each_kind_of_file_gives_the_same_task(tmp_path, suffix: str) -> None:
+def test_csv_jsonl_and_parquet_give_the_same_task(tmp_path, suffix: str) -> None:
     texts = open_task(str(write(tmp_path / f"mine{suffix}", ROWS))).load()
     assert texts.kind == "classification" and texts.classes == ("no", "yes")
     assert {split: len(part) for split, part in texts.splits.items()} == {
@@ -36,7 +36,7 @@ def test_each_kind_of_file_gives_the_same_task(tmp_path, suffix: str) -> None:
     assert everything == sorted((row["text"], int(row["label"] == "yes")) for row in ROWS)
 
 
-def test_text_alone_is_language_modelling(tmp_path) -> None:
+def test_file_without_labels_is_language_modelling(tmp_path) -> None:
     source = open_task(str(write(tmp_path / "plain.jsonl", [{"text": f"a b {n}"} for n in range(20)])))
     assert source.kind == "language-modelling" and len(source.load().splits["test"]) == 2
 
@@ -48,7 +48,7 @@ def test_numeric_labels_keep_their_order(tmp_path) -> None:
     )
 
 
-def test_the_split_does_not_depend_on_the_order_of_rows_of_other_texts(tmp_path) -> None:
+def test_split_does_not_depend_on_the_file_name(tmp_path) -> None:
     first = open_task(str(write(tmp_path / "a.csv", ROWS))).load()
     again = open_task(str(write(tmp_path / "b.csv", ROWS))).load()
     assert first.splits == again.splits
@@ -67,13 +67,13 @@ def test_the_split_does_not_depend_on_the_order_of_rows_of_other_texts(tmp_path)
         ("x.txt", b"text", r"expected one of \.csv, \.jsonl, \.parquet"),
     ],
 )
-def test_bad_files_say_what_is_wrong(tmp_path, name: str, content: bytes, message: str) -> None:
+def test_invalid_files_raise_data_error(tmp_path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         open_task(str(tmp_path / name)).load()
 
 
-def test_unknown_names() -> None:
+def test_unknown_task_names_raise_data_error() -> None:
     with pytest.raises(DataError, match="no such file"):
         open_task("nowhere/x.csv")
     with pytest.raises(DataError, match="unknown task 'movie_sentence'; nearest: movie_sentences"):

@@ -1,4 +1,4 @@
-"""The hub tasks, from small local folders in hub format."""
+"""Hub tasks from small local folders in hub format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sst2(tmp_path):
     return tmp_path / "sst2"
 
 
-def test_sst2_tests_on_its_labelled_validation_split(sst2) -> None:
+def test_sst2_uses_its_labelled_validation_split_as_test(sst2) -> None:
     texts = open_task("sst2", str(sst2)).load()
     assert {name: len(part) for name, part in texts.splits.items()} == {
         "train": 54,
@@ -34,7 +34,7 @@ def test_sst2_tests_on_its_labelled_validation_split(sst2) -> None:
     assert texts.splits["test"][3].id == "sst2-validation-3" and texts.splits["test"][3].text == "film 3"
 
 
-def test_files_in_a_folder_serve_as_well(tmp_path) -> None:
+def test_folder_of_parquet_files_is_a_task(tmp_path) -> None:
     for split in ("train", "validation", "test"):
         rows = {
             "text": [
@@ -51,7 +51,7 @@ def test_files_in_a_folder_serve_as_well(tmp_path) -> None:
     assert texts.splits["test"][0].text.startswith("= One =") and "Part" in texts.splits["test"][0].text
 
 
-def test_articles_start_at_headings_of_the_first_level() -> None:
+def test_articles_start_at_level_one_headings() -> None:
     lines = ["\n", " = A = \n", "text\n", " = = B = = \n", "more\n", " = C and D = \n", "end\n"]
     assert [e.text.split("\n")[0].strip() for e in wikitext_articles(lines, "test")] == [
         "= A =",
@@ -59,7 +59,7 @@ def test_articles_start_at_headings_of_the_first_level() -> None:
     ]
 
 
-def test_what_is_missing_is_said(tmp_path, sst2, monkeypatch) -> None:
+def test_missing_columns_folders_and_network_raise_data_error(tmp_path, sst2, monkeypatch) -> None:
     with pytest.raises(DataError, match="needs the column 'text'"):
         open_task("wikitext2", str(sst2)).load()
     with pytest.raises(DataError, match="local folder"):
@@ -73,19 +73,19 @@ def _unreachable(*_: object) -> None:
     raise ConnectionError("no route to the hub")
 
 
-def test_the_fingerprint_follows_the_files(sst2) -> None:
+def test_fingerprint_changes_with_the_files(sst2) -> None:
     before = open_task("sst2", str(sst2)).fingerprint()
     (sst2 / "note.txt").write_text("changed")
     assert open_task("sst2", str(sst2)).fingerprint() != before
 
 
-def test_hub_data_is_known_by_the_commit_that_was_fetched(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_fingerprint_contains_the_downloaded_commit(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     main = tmp_path / "datasets--stanfordnlp--sst2" / "refs" / "main"
-    fetched = []
+    downloaded = []
 
     def fetch(path: str, config: str | None) -> dict[str, object]:
-        fetched.append(path)
+        downloaded.append(path)
         main.parent.mkdir(parents=True)
         main.write_text("8d51")
         return {"train": None, "validation": None}
@@ -93,12 +93,14 @@ def test_hub_data_is_known_by_the_commit_that_was_fetched(tmp_path, monkeypatch:
     monkeypatch.setattr("datasets.load_dataset", fetch)
     source = open_task("sst2")
     assert source.fingerprint() == source.fingerprint() == "hub:stanfordnlp/sst2:None@8d51"
-    assert fetched == ["stanfordnlp/sst2"]
+    assert downloaded == ["stanfordnlp/sst2"]
     main.write_text("ffff")
     assert source.fingerprint().endswith("@ffff")
 
 
-def test_without_a_branch_the_newest_copy_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_commit_without_branch_is_the_newest_snapshot(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for age, commit in enumerate(("old", "older")):
         (copy := tmp_path / "models--a--b" / "snapshots" / commit).mkdir(parents=True)
@@ -107,7 +109,7 @@ def test_without_a_branch_the_newest_copy_counts(tmp_path, monkeypatch: pytest.M
     assert cached_commit("models", "a/c") is None
 
 
-def test_copies_of_a_sentence_are_not_in_train_and_validation(tmp_path) -> None:
+def test_copies_of_a_sentence_share_a_split(tmp_path) -> None:
     rows = {"sentence": [f"Film {n % 30} " for n in range(60)], "label": [n % 2 for n in range(60)]}
     part = datasets.Dataset.from_dict(rows)
     datasets.DatasetDict(train=part, validation=part.select(range(12))).save_to_disk(tmp_path / "sst2")
@@ -127,7 +129,7 @@ def test_copies_of_a_sentence_are_not_in_train_and_validation(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"), [({"label": -1}, "has the label -1"), ({"sentence": None}, "has no sentence")]
 )
-def test_rows_without_label_or_sentence_are_refused(tmp_path, row: dict, message: str) -> None:
+def test_rows_without_label_or_sentence_raise_data_error(tmp_path, row: dict, message: str) -> None:
     rows = [{"sentence": f"film {n}", "label": n % 2} for n in range(20)]
     rows[4] |= row
     part = datasets.Dataset.from_list(rows)

@@ -1,6 +1,4 @@
-"""Data files as people have them: each is read rightly, or refused with its row and a remedy; rows left out
-are counted.
-"""
+"""User files are read correctly, or rejected with row and remedy; skipped rows are counted."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ def jsonl_of(rows: list[dict], end: str = "\n") -> str:
 
 
 def changed(**values: object) -> list[dict]:
-    """The rows with row 5 changed: a value of ``...`` removes the key."""
+    """All rows with row 5 changed; the value ``...`` removes a key."""
     fifth = {key: value for key, value in {**ROWS[4], **values}.items() if value is not ...}
     return [*ROWS[:4], fifth, *ROWS[5:]]
 
@@ -62,26 +60,26 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_each_way_to_write_the_same_rows_gives_the_same_task(tmp_path: Path, name: str) -> None:
+def test_equivalent_files_give_the_same_task(tmp_path: Path, name: str) -> None:
     texts = load(tmp_path / name, SAME[name])
     assert texts.kind == "classification" and texts.classes == ("0", "1")
     assert pairs_of(texts) == PAIRS
     assert texts.splits == load(tmp_path / "reference.jsonl", jsonl_of(ROWS)).splits
 
 
-def test_characters_that_separate_lines_elsewhere_stay_inside_a_json_text(tmp_path: Path) -> None:
+def test_unicode_line_separators_stay_inside_a_json_text(tmp_path: Path) -> None:
     odd = "one \u2028 two \u2029 three \x85 four \x0b five \x1c six"
     texts = load(tmp_path / "x.jsonl", jsonl_of(changed(text=odd)))
     assert (odd, 0) in pairs_of(texts) and len(pairs_of(texts)) == 40
 
 
-def test_quoted_fields_keep_separators_quotes_and_line_ends(tmp_path: Path) -> None:
+def test_quoted_fields_keep_separators_quotes_and_line_breaks(tmp_path: Path) -> None:
     content = csv_of().replace("sentence number 4,", 'he said ""no"", and\nleft')
     assert ('he said "no", and\nleft of a film', 0) in pairs_of(load(tmp_path / "x.csv", content))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_text_may_be_longer_than_the_csv_module_s_limit(tmp_path: Path, suffix: str) -> None:
+def test_text_may_exceed_the_default_csv_field_limit(tmp_path: Path, suffix: str) -> None:
     long = " ".join(["the"] * 70_000)
     rows = changed(text=long)
     content = jsonl_of(rows) if suffix == "jsonl" else csv_of().replace(TEXTS[4], long)
@@ -221,14 +219,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_could_be_misread_is_refused_with_its_row(tmp_path: Path, name: str) -> None:
+def test_ambiguous_file_raises_data_error_with_its_row(tmp_path: Path, name: str) -> None:
     content, message = REFUSED[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         open_task(str(tmp_path / name))
 
 
-def test_a_folder_with_the_name_of_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+def test_folder_with_a_file_name_raises_data_error(tmp_path: Path) -> None:
     (tmp_path / "x.csv").mkdir()
     with pytest.raises(DataError, match=r"x\.csv is a folder; give the path"):
         open_task(str(tmp_path / "x.csv"))
@@ -239,7 +237,7 @@ def parquet(path: Path, **columns: object) -> str:
     return str(path)
 
 
-def test_parquet_values_that_are_no_text_or_class_are_refused(tmp_path: Path) -> None:
+def test_invalid_parquet_values_raise_data_error(tmp_path: Path) -> None:
     missing = pa.array([float(label) if n != 4 else None for n, label in enumerate(LABELS)])
     with pytest.raises(DataError, match="row 5 has no label"):
         open_task(parquet(tmp_path / "null.parquet", text=TEXTS, label=missing))
@@ -251,39 +249,39 @@ def test_parquet_values_that_are_no_text_or_class_are_refused(tmp_path: Path) ->
         open_task(parquet(tmp_path / "label.parquet", text=TEXTS, label=pa.array([b"a", b"b"] * 20)))
     with pytest.raises(DataError, match="the text of row 1 is an object with a, expected text"):
         open_task(parquet(tmp_path / "struct.parquet", text=[{"a": t} for t in TEXTS], label=LABELS))
-    twice = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], names=["text", "text"])
-    pq.write_table(twice, tmp_path / "twice.parquet")
+    duplicated = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], names=["text", "text"])
+    pq.write_table(duplicated, tmp_path / "duplicated.parquet")
     with pytest.raises(DataError, match="two columns 'text'"):
-        open_task(str(tmp_path / "twice.parquet"))
+        open_task(str(tmp_path / "duplicated.parquet"))
     with pytest.raises(DataError, match="0 rows"):
         open_task(parquet(tmp_path / "empty.parquet", text=pa.array([], pa.string())))
 
 
-def test_rows_without_text_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
     empty = [None, "", "  \n", "nan", float("nan"), ...]
     rows = [
         *ROWS,
         *({key: value for key, value in (("text", t), ("label", 1)) if value is not ...} for t in empty),
     ]
     texts = load(tmp_path / "x.jsonl", jsonl_of(rows))
-    assert pairs_of(texts) == PAIRS, "no 'None' or 'nan' is a text"
+    assert pairs_of(texts) == PAIRS, "'None' and 'nan' are not texts"
     assert texts.report.counts["rows"] == 46 and texts.report.counts["rows_without_text"] == 6
     assert "6 of 46 rows have no text and were left out (the first: row 41 (line 41))" in texts.report.notes
 
 
-def test_too_few_rows_with_text_are_refused(tmp_path: Path) -> None:
+def test_too_few_rows_with_text_raise_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"9 rows with text \(31 without\); at least 10"):
         load(tmp_path / "x.jsonl", jsonl_of([*ROWS[:9], *[{"text": None, "label": 1}] * 31]))
 
 
-def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
+def test_unused_columns_are_reported(tmp_path: Path) -> None:
     rows = [{"id": n, **row, "label_text": "x"} for n, row in enumerate(ROWS)]
     assert (
         "columns that are not used: id, label_text" in load(tmp_path / "x.jsonl", jsonl_of(rows)).report.notes
     )
 
 
-def test_one_and_one_point_zero_are_one_class(tmp_path: Path) -> None:
+def test_integer_and_whole_float_labels_are_one_class(tmp_path: Path) -> None:
     mixed = [float(label) if n % 3 else label for n, label in enumerate(LABELS)]
     texts = load(tmp_path / "x.jsonl", jsonl_of(labelled(mixed)))
     assert texts.classes == ("0", "1") and pairs_of(texts) == PAIRS
@@ -292,18 +290,18 @@ def test_one_and_one_point_zero_are_one_class(tmp_path: Path) -> None:
     assert load(tmp_path / "x.csv", written).classes == ("0", "1")
 
 
-def test_space_around_a_label_is_no_class_of_its_own(tmp_path: Path) -> None:
+def test_surrounding_space_does_not_change_the_class(tmp_path: Path) -> None:
     texts = load(tmp_path / "x.jsonl", jsonl_of(labelled(["pos", "neg", " pos", "neg"] * 10)))
     assert texts.classes == ("neg", "pos")
     assert "'pos' and ' pos' are one class, 'pos'" in texts.report.notes
 
 
-def test_few_numbers_with_fractions_are_classes(tmp_path: Path) -> None:
+def test_few_fractional_labels_are_classes(tmp_path: Path) -> None:
     texts = load(tmp_path / "x.jsonl", jsonl_of(labelled([10.0, 0.5, 1.5, 2] * 10)))
     assert texts.classes == ("0.5", "1.5", "2", "10")
 
 
-def test_minus_one_beside_zero_is_said(tmp_path: Path) -> None:
+def test_label_minus_one_beside_zero_is_reported(tmp_path: Path) -> None:
     texts = load(tmp_path / "x.jsonl", jsonl_of(labelled([-1, 0, 1, 1] * 10)))
     assert texts.classes == ("-1", "0", "1")
     assert any("label -1 (10 rows) is trained on as a class" in note for note in texts.report.notes)
@@ -313,7 +311,7 @@ def test_booleans_are_classes(tmp_path: Path) -> None:
     assert load(tmp_path / "x.jsonl", jsonl_of(labelled([False, True] * 20))).classes == ("False", "True")
 
 
-def test_a_file_opened_again_is_checked_for_changes(tmp_path: Path) -> None:
+def test_reopened_file_is_checked_for_changes(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     first = load(path, jsonl_of(ROWS))
     again = open_task(str(path))

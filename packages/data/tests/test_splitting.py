@@ -1,4 +1,4 @@
-"""Equal texts are never in two splits, every split has every class, and the order of rows does not matter."""
+"""Equal texts share a split, every split has every class, and row order has no effect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(path: Path, rows: list[dict]) -> Texts:
 
 
 @given(LABELLED)
-def test_no_text_is_in_two_splits_and_no_split_lacks_a_class(rows: list[tuple[str, int]]) -> None:
+def test_splits_are_disjoint_and_contain_every_class(rows: list[tuple[str, int]]) -> None:
     try:
         splits, report = split_by_text(examples_of(rows), lambda id_: f"row {id_}", ("a", "b"))
     except DataError as error:
@@ -49,7 +49,7 @@ def test_no_text_is_in_two_splits_and_no_split_lacks_a_class(rows: list[tuple[st
         assert len(seen) == len(set(seen))
 
 
-def test_the_order_of_rows_does_not_change_the_splits(tmp_path: Path) -> None:
+def test_row_order_does_not_change_the_splits(tmp_path: Path) -> None:
     rows = [{"text": f"text {n % 30}", "label": n % 3 % 2} for n in range(60)]
     first = load(tmp_path / "a.jsonl", rows)
     random.Random(0).shuffle(rows)
@@ -60,7 +60,7 @@ def test_the_order_of_rows_does_not_change_the_splits(tmp_path: Path) -> None:
         )
 
 
-def test_a_tenth_of_the_texts_of_each_class_validates_and_tests(tmp_path: Path) -> None:
+def test_validation_and_test_hold_a_tenth_of_each_class(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "common" if n % 10 else "rare"} for n in range(300)]
     texts = load(tmp_path / "x.jsonl", rows)
     for split, expected in {"train": (216, 24), "validation": (27, 3), "test": (27, 3)}.items():
@@ -74,12 +74,13 @@ def test_texts_are_equal_after_unicode_case_and_space_normalization() -> None:
     assert text_key("a b") != text_key("ab")
 
 
-def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> None:
-    """Twenty sentences with random labels, twenty copies of each: no test text was seen in training, and each
-    is tested once.
+def test_copies_of_training_texts_are_not_in_test(tmp_path: Path) -> None:
+    """Twenty sentences with random labels, twenty copies each: no test text occurs in training.
+
+    Each test text is evaluated once.
     """
-    toss = random.Random(0)
-    labels = [toss.randint(0, 1) for _ in range(20)]
+    generator = random.Random(0)
+    labels = [generator.randint(0, 1) for _ in range(20)]
     rows = [
         {"text": f"Sentence {n}" if copy % 2 else f"sentence  {n}", "label": labels[n]}
         for n in range(20)
@@ -93,7 +94,7 @@ def test_copies_of_coin_tosses_cannot_be_learned_by_heart(tmp_path: Path) -> Non
     assert any("380 rows repeat the text of another row" in note for note in texts.report.notes)
 
 
-def test_training_keeps_copies_and_its_labels(tmp_path: Path) -> None:
+def test_training_keeps_repeated_texts(tmp_path: Path) -> None:
     rows = [{"text": f"text {n % 30}", "label": n % 2} for n in range(90)]
     texts = load(tmp_path / "x.jsonl", rows)
     assert (
@@ -102,15 +103,18 @@ def test_training_keeps_copies_and_its_labels(tmp_path: Path) -> None:
     assert texts.report.counts["repeats_left_out"] == 16 and texts.report.counts["conflicting_texts"] == 0
 
 
-def test_labels_that_contradict_each_other_are_counted_and_named(tmp_path: Path) -> None:
+def test_conflicting_labels_are_counted_and_reported(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": n % 2} for n in range(40)] + [{"text": "TEXT 7", "label": 0}]
     texts = load(tmp_path / "x.jsonl", rows)
     assert texts.report.counts["conflicting_texts"] == 1
-    expected = "1 texts have different labels in different rows (such as row 8 (line 8) '1' and row 41 (line 41) '0'); all are kept"
+    expected = (
+        "1 texts have different labels in different rows "
+        "(such as row 8 (line 8) '1' and row 41 (line 41) '0'); all are kept"
+    )
     assert expected in texts.report.notes
 
 
-def test_copies_of_a_document_are_one_document_in_validation_and_test(tmp_path: Path) -> None:
+def test_repeated_documents_count_once_in_validation_and_test(tmp_path: Path) -> None:
     texts = load(tmp_path / "x.jsonl", [{"text": f"document {n % 20}"} for n in range(100)])
     assert {split: len(part) for split, part in texts.splits.items()} == {
         "train": 80,
@@ -119,13 +123,13 @@ def test_copies_of_a_document_are_one_document_in_validation_and_test(tmp_path: 
     }
 
 
-def test_too_few_different_documents_are_refused(tmp_path: Path) -> None:
+def test_too_few_different_documents_raise_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are 2 different texts"):
         load(tmp_path / "x.jsonl", [{"text": f"document {n % 2}"} for n in range(100)])
 
 
-# Digests over (id, text, label) of each split: results of the study with embedded tasks stay comparable while
-# these hold.
+# Digests over (id, text, label) of each split: study results on embedded tasks stay comparable while these
+# match.
 TOY = {
     "toy_sentences": "bcb625f1ba27b16a",
     "toy_articles": "ebb830d86f8fd610",
@@ -147,12 +151,12 @@ def digest_of(task: str) -> str:
 
 
 @pytest.mark.parametrize("task", TOY)
-def test_the_splits_of_toy_tasks_are_what_they_were(task: str) -> None:
+def test_toy_task_splits_are_unchanged(task: str) -> None:
     assert digest_of(task) == TOY[task]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", REAL)
-def test_the_splits_of_embedded_tasks_are_what_they_were(task: str) -> None:
-    """Needs the network: fetches the text asset."""
+def test_embedded_task_splits_are_unchanged(task: str) -> None:
+    """Requires network access: downloads the text asset."""
     assert digest_of(task) == REAL[task]

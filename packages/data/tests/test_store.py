@@ -1,4 +1,4 @@
-"""A folder of the cache holds what was built: a changed file is noticed when the folder is opened."""
+"""A cache folder holds the built content; opening it detects changed files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTENT = {"weights.bin": b"0123456789" * 100, "deep/config.json": b"{}"}
 
 @pytest.fixture
 def builds(cache: Path) -> list[int]:
-    """How often the folder was built, as the length of a list."""
+    """List that gets one element per build."""
     return []
 
 
@@ -31,7 +31,7 @@ def content(place: Path) -> dict[str, bytes]:
     return {name: (place / name).read_bytes() for name in CONTENT}
 
 
-def test_an_unchanged_folder_is_built_once(cache: Path, builds: list[int]) -> None:
+def test_unchanged_folder_is_built_once(cache: Path, builds: list[int]) -> None:
     place = build(cache / "models/m", builds)
     build(place, builds)
     assert len(builds) == 1 and content(place) == CONTENT and damaged() == []
@@ -39,7 +39,7 @@ def test_an_unchanged_folder_is_built_once(cache: Path, builds: list[int]) -> No
 
 @pytest.mark.parametrize("name", CONTENT)
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "more"])
-def test_a_folder_with_other_content_is_built_again(
+def test_folder_with_changed_content_is_rebuilt(
     cache: Path, builds: list[int], name: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = build(cache / "models/m", builds)
@@ -58,7 +58,7 @@ def test_a_folder_with_other_content_is_built_again(
     assert "has other content than was built" in capsys.readouterr().err
 
 
-def test_a_copy_with_other_times_is_read_and_kept(cache: Path, builds: list[int]) -> None:
+def test_folder_with_changed_times_is_verified_and_kept(cache: Path, builds: list[int]) -> None:
     place = build(cache / "models/m", builds)
     for name in CONTENT:
         os.utime(place / name, ns=(1, 1))
@@ -67,14 +67,14 @@ def test_a_copy_with_other_times_is_read_and_kept(cache: Path, builds: list[int]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"weights.bin": 3}'])
-def test_a_damaged_record_means_building_again(cache: Path, builds: list[int], text: str) -> None:
+def test_damaged_record_causes_a_rebuild(cache: Path, builds: list[int], text: str) -> None:
     place = build(cache / "models/m", builds)
     (place / ".digest").write_text(text)
     build(place, builds)
     assert len(builds) == 2 and content(place) == CONTENT
 
 
-def test_a_full_check_finds_a_change_that_kept_size_and_time(cache: Path, builds: list[int]) -> None:
+def test_damaged_detects_a_change_with_equal_size_and_time(cache: Path, builds: list[int]) -> None:
     place = build(cache / "models/m", builds)
     path = place / "weights.bin"
     before = path.stat()

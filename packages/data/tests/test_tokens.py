@@ -1,4 +1,4 @@
-"""Tokens are cut once, kept whole, and rebuilt when they are broken."""
+"""Tokens are cached, complete, and rebuilt when the cache is damaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_classification_keeps_one_sequence_per_example(tokenizer) -> None:
     assert tokenizer.decode(task.splits["test"].sequence(0)) == " ".join(first.text.split()[:8])
 
 
-def test_documents_are_cut_into_windows_that_lose_nothing(tokenizer) -> None:
+def test_windows_contain_every_token_of_a_document(tokenizer) -> None:
     source = open_task("toy_articles")
     texts, task = source.load(), tokenise(source, tokenizer, 16)
     split = task.splits["test"]
@@ -38,14 +38,14 @@ def test_documents_are_cut_into_windows_that_lose_nothing(tokenizer) -> None:
         assert all(len(w) == 16 for w in windows[:-1])
 
 
-def test_no_document_is_in_two_splits() -> None:
+def test_splits_share_no_document() -> None:
     for name in ("toy_sentences", "toy_articles"):
         splits = open_task(name).load().splits
         ids = [example.id for part in splits.values() for example in part]
         assert len(ids) == len(set(ids))
 
 
-def test_the_second_time_comes_from_the_cache(tokenizer) -> None:
+def test_second_call_reads_the_cache(tokenizer) -> None:
     source = open_task("toy_articles")
     first = tokenise(source, tokenizer, 16)
     second = tokenise(replace(source, load=_never), tokenizer, 16)
@@ -54,7 +54,7 @@ def test_the_second_time_comes_from_the_cache(tokenizer) -> None:
         tokenise(replace(source, load=_never), tokenizer, 17)
 
 
-def test_the_key_does_not_depend_on_what_the_tokenizer_did_before(tokenizer, cache) -> None:
+def test_cache_key_does_not_depend_on_earlier_tokenizer_calls(tokenizer, cache) -> None:
     for length in (8, 12, 8):
         tokenise(open_task("toy_sentences"), tokenizer, length)
     assert len(list((cache / "tokens").glob("toy_sentences-*"))) == 2
@@ -65,7 +65,7 @@ def _never() -> Texts:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "meta"])
-def test_a_broken_cache_is_noticed_and_rebuilt(tokenizer, cache, damage: str) -> None:
+def test_damaged_cache_is_detected_and_rebuilt(tokenizer, cache, damage: str) -> None:
     source = open_task("toy_sentences")
     expected = tokenise(source, tokenizer, 8).splits["train"].tokens
     (place,) = (cache / "tokens").glob("toy_sentences-*")
@@ -91,7 +91,7 @@ def _fill(cache: str, results: object, tokenizer: object) -> None:
     results.put(int(task.splits["train"].tokens.sum()))
 
 
-def test_processes_that_fill_it_at_once_do_no_harm(tokenizer, cache) -> None:
+def test_concurrent_processes_build_one_cache(tokenizer, cache) -> None:
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     workers = [context.Process(target=_fill, args=(str(cache), results, tokenizer)) for _ in range(4)]
@@ -105,25 +105,25 @@ def test_processes_that_fill_it_at_once_do_no_harm(tokenizer, cache) -> None:
     assert not list((cache / "tokens").glob(".toy_articles-*.[!l]*"))
 
 
-def test_a_task_without_text_says_so(tokenizer) -> None:
+def test_task_without_text_raises_data_error(tokenizer) -> None:
     empty = Texts("classification", {"train": [], "validation": [], "test": []}, ("a", "b"))
     with pytest.raises(DataError, match="no text left for train"):
         tokenise(Source("empty", "classification", lambda: "0", lambda: empty), tokenizer, 8)
 
 
-def test_a_read_only_cache_says_what_to_do(tokenizer, tmp_path, monkeypatch) -> None:
+def test_unwritable_cache_raises_data_error_with_remedy(tokenizer, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DataError, match="BITRANK_CACHE"):
         tokenise(open_task("toy_articles"), tokenizer, 8)
 
 
-def test_examples_are_plain_values() -> None:
+def test_equal_examples_compare_equal() -> None:
     assert Example("a", "b") == Example("a", "b", None)
 
 
 def with_special(template: str) -> PreTrainedTokenizerFast:
-    """A word tokenizer that adds special tokens by ``template``: [BOS] is 1 and [EOS] is 2."""
+    """Word tokenizer that adds special tokens by ``template``; [BOS] is 1 and [EOS] is 2."""
     words = Tokenizer(
         WordLevel(
             {word: n for n, word in enumerate(["[UNK]", "[BOS]", "[EOS]", "a", "b", "c"])}, unk_token="[UNK]"
@@ -161,14 +161,12 @@ def sequences(task: TokenisedTask, split: str = "test") -> list[list[int]]:
         ("$A [EOS]", [[3, 4, 5, 3], [4, 5, 3, 4], [5, 2]]),
     ],
 )
-def test_every_window_begins_with_bos_where_the_tokenizer_adds_it(
-    template: str, expected: list[list[int]]
-) -> None:
+def test_every_window_begins_with_the_tokenizers_bos(template: str, expected: list[list[int]]) -> None:
     task = tokenise(source_of("a b c a b c a b c"), with_special(template), 4)
     assert sequences(task) == expected
 
 
-def test_with_bos_every_token_of_a_document_is_predicted_once() -> None:
+def test_with_bos_every_document_token_is_predicted_once() -> None:
     words = "a b c b a c c a b b a"
     for length in range(2, 14):
         task = tokenise(source_of(words), with_special("[BOS] $A"), length)
@@ -177,7 +175,7 @@ def test_with_bos_every_token_of_a_document_is_predicted_once() -> None:
         assert max(task.splits["test"].lengths_N) <= length
 
 
-def test_without_special_tokens_no_window_has_one() -> None:
+def test_special_tokens_false_adds_none() -> None:
     tokenizer = with_special("[BOS] $A [EOS]")
     task = tokenise(source_of("a b c a b"), tokenizer, 3, special_tokens=False)
     assert sequences(task) == [[3, 4, 5], [3, 4]]
@@ -185,7 +183,7 @@ def test_without_special_tokens_no_window_has_one() -> None:
     assert sequences(plain) == [[3, 4]]
 
 
-def test_the_key_holds_the_special_tokens_and_how_texts_are_cut(cache: Path) -> None:
+def test_cache_key_contains_special_tokens_and_truncation(cache: Path) -> None:
     source, tokenizer = source_of("a b c a b", kind="classification"), with_special("[BOS] $A")
     for special in (True, False, True):
         tokenise(source, tokenizer, 4, special_tokens=special)
@@ -196,7 +194,7 @@ def test_the_key_holds_the_special_tokens_and_how_texts_are_cut(cache: Path) -> 
     assert len(list((cache / "tokens").glob("mine-*"))) == 4
 
 
-def test_texts_longer_than_the_limit_are_counted() -> None:
+def test_truncated_texts_are_counted() -> None:
     task = tokenise(source_of("a b c a", "a b", kind="classification"), with_special("[BOS] $A [EOS]"), 4)
     assert sequences(task) == [[1, 3, 4, 2], [1, 3, 4, 2]]
     assert task.report.counts["texts_cut"] == 3 and task.report.counts["texts"] == 6, (
@@ -205,24 +203,24 @@ def test_texts_longer_than_the_limit_are_counted() -> None:
     assert task.report.notes == ("3 of 6 texts are longer than max_length 4 and were cut there",)
 
 
-def test_texts_that_teach_nothing_are_counted() -> None:
+def test_texts_without_targets_are_counted() -> None:
     task = tokenise(source_of("a b", "a"), with_special("$A"), 4)
     assert sequences(task) == [[3, 4]]
     assert task.report.counts["texts_without_tokens"] == 3
     assert sequences(tokenise(source_of("a b", "a"), with_special("[BOS] $A"), 4)) == [[1, 3, 4], [1, 3]]
 
 
-def test_a_length_without_room_for_text_is_refused() -> None:
+def test_max_length_without_space_for_text_raises_data_error() -> None:
     with pytest.raises(
         DataError, match="max_length 2 has no room for text beside 2 special tokens; give 3 or more"
     ):
         tokenise(source_of("a b"), with_special("[BOS] $A [EOS]"), 2)
 
 
-def test_what_a_tokenizer_adds_is_found_without_a_token_for_the_probe(
+def test_added_tokens_are_detected_without_a_token_for_the_default_probe(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    words = Tokenizer(BPE({"[BOS]": 0, "[EOS]": 1, "w": 2}, []))  # drops characters that it has no token for
+    words = Tokenizer(BPE({"[BOS]": 0, "[EOS]": 1, "w": 2}, []))  # drops characters without a token
     words.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 0), ("[EOS]", 1)]
     )
@@ -232,7 +230,7 @@ def test_what_a_tokenizer_adds_is_found_without_a_token_for_the_probe(
     assert added_tokens(tokenizer) == ((), ())
 
 
-def test_a_class_that_a_split_lacks_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_split_without_a_class_raises_data_error(tokenizer: PreTrainedTokenizerFast) -> None:
     both = [Example("0", "good film", 1), Example("1", "bad film", 0)]
     texts = Texts("classification", {"train": both, "validation": both[:1], "test": both}, ("no", "yes"))
     with pytest.raises(DataError, match="the class 'no' has no text in validation"):

@@ -1,4 +1,4 @@
-"""Fixtures over :mod:`tiny_problem`."""
+"""Fixtures for the models of :mod:`tiny_problem`."""
 
 from __future__ import annotations
 

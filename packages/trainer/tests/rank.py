@@ -1,6 +1,8 @@
-"""One process of small training runs, as a program: ``python rank.py RANK COUNT MEETING '[{"out": …, "folder": …}, …]' [sharded]``.
+"""One process of small training runs.
 
-Each job trains anew, or continues what is in its ``folder``; what this process saw of it lies beside ``out``.
+Usage: ``python rank.py RANK COUNT RENDEZVOUS_FILE '[{"out": …, "folder": …}, …]' [sharded]``. Each job starts
+training, or resumes from the checkpoint in its ``folder``, and writes the events and weights of this process
+beside ``out``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from bitrank_trainer import (
 from safetensors.torch import save_file
 from tiny_problem import TinyClassifier, TinyDeep, TinyLm, batch
 
-SIZES = (7, 8, 1, 5, 2)  # rows of the batches, one after the other: uneven, and one too small to share
+SIZES = (7, 8, 1, 5, 2)  # rows of consecutive batches: uneven, and one too small to split
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Job:
     deep: bool = False
     dropout: float = 0.0
     micro_tokens: int | None = None
-    joined: bool = False  # the two batches of a step as one
+    joined: bool = False  # one batch per step that joins two
 
 
 class Penalised(NoHook):
-    """A penalty that every process computes by itself, as AdaLoRA's."""
+    """Hook with a penalty that every process computes itself, like AdaLoRA's."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._parameters = list(trainable(model).values())
@@ -99,6 +101,6 @@ if __name__ == "__main__":
     together = join(
         "cpu", int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Sharded if sys.argv[5:] else Joined
     )
-    for words in json.loads(sys.argv[4]):
-        work(Job(**words), together)
+    for options in json.loads(sys.argv[4]):
+        work(Job(**options), together)
     leave()

@@ -1,5 +1,7 @@
-"""An optimizer step is the same however its sequences are cut into batches and passes: the mean is over all
-their units."""
+"""An optimizer step does not depend on the split of its sequences into batches and passes.
+
+The loss is a mean over all units (sequences or predicted tokens) of the step.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 Batch = dict[str, np.ndarray]
-LENGTHS = (3, 24, 4, 20, 2, 17, 5, 1)  # one token alone has no target
+LENGTHS = (3, 24, 4, 20, 2, 17, 5, 1)  # a text of one token has no target
 CUTS = ([8], [4, 4], [2, 2, 2, 2], [1] * 8, [5, 3], [1, 7], [7, 1])
 
 
 class TokensSquared:
-    """An objective of another kind: it counts the tokens of a sequence, squared."""
+    """Objective with another unit: the squared number of tokens of a sequence."""
 
     metric, higher_is_better = "acc", True
 
@@ -59,7 +61,7 @@ class TokensSquared:
 def _llama() -> nn.Module:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=20, pad_token_id=0, tie_word_embeddings=False, **sizes))
-    model.lm_head.requires_grad_(False)  # so that head and loss go by blocks of positions
+    model.lm_head.requires_grad_(False)  # a frozen head selects the blockwise loss
     return model
 
 
@@ -104,18 +106,17 @@ def collated(rows: Sequence[Batch]) -> Batch:
     }
 
 
-def cut_up(rows: Sequence[Batch], cut: Sequence[int]) -> list[Batch]:
-    """Batches of these sizes, one after the other."""
+def split_batches(rows: Sequence[Batch], cut: Sequence[int]) -> list[Batch]:
+    """Consecutive batches of the sizes ``cut``."""
     return [collated(rows[start:stop]) for start, stop in pairwise(np.cumsum([0, *cut]))]
 
 
 def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tuple[dict[str, float], Tensor]:
-    """Figures of the first step when the eight sequences come in batches of these sizes, and the weights
-    after it."""
+    """Metrics of the first step with batches of the sizes ``cut``, and the weights after it."""
     make, objective = KINDS[kind]
     torch.manual_seed(0)
     model, rows = make(), sequences("language" in kind)
-    batches = cut_up(rows, cut)
+    batches = split_batches(rows, cut)
     events: list[dict[str, Any]] = []
     task = Task(objective, lambda skip: iter(batches), lambda: {"acc": 0.0, "loss": 0.0})
     plan = TrainSettings(steps=1, learning_rate=1e-3, weight_decay=0.0, accumulation=len(cut), **settings)
@@ -126,7 +127,7 @@ def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tu
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_times_accumulation_is_the_step_of_one_batch(
+def test_accumulated_batches_equal_one_batch(
     kind: str,
     cut: list[int],
     tmp_path: Path,
@@ -135,20 +136,20 @@ def test_batches_times_accumulation_is_the_step_of_one_batch(
     figures, after = one_step(kind, cut, tmp_path / "cut")
     for name in ("train/loss", "train/grad_norm"):
         assert figures[name] == pytest.approx(whole[name], rel=2e-6), name
-    # AdamW divides a gradient by its own size, which magnifies rounding where there is next to none.
+    # AdamW divides by the gradient's magnitude, which amplifies rounding where the gradient is close to zero.
     assert torch.allclose(after, weights, atol=2e-5)
 
 
 @pytest.mark.parametrize("settings", [{"micro_tokens": 30}, {"loss_scale": 1024.0}, {"clip": 0.01}], ids=str)
 @pytest.mark.parametrize("cut", [[8], [2, 2, 2, 2], [7, 1]], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_cuts_loss_scale_and_clipping_leave_the_step_as_it_is(
+def test_step_is_independent_of_micro_batches_loss_scale_and_clipping(
     kind: str,
     cut: list[int],
     settings: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    """Clipping comes after all passes; so does the division by the loss scale."""
+    """Clipping and the division by the loss scale follow after all passes."""
     kept = {"clip": settings["clip"]} if "clip" in settings else {}
     whole, weights = one_step(kind, [8], tmp_path / "whole", **kept)
     figures, after = one_step(kind, cut, tmp_path / "cut", **settings)
@@ -158,7 +159,7 @@ def test_memory_cuts_loss_scale_and_clipping_leave_the_step_as_it_is(
 
 
 @pytest.mark.parametrize("kind", ["language modelling", "language modelling, fused head"])
-def test_the_logged_loss_is_nats_per_predicted_token_of_the_step(kind: str, tmp_path: Path) -> None:
+def test_logged_loss_is_nats_per_predicted_token_of_the_step(kind: str, tmp_path: Path) -> None:
     make, objective = KINDS[kind]
     torch.manual_seed(0)
     model, rows = make(), sequences(lm=True)
@@ -169,7 +170,7 @@ def test_the_logged_loss_is_nats_per_predicted_token_of_the_step(kind: str, tmp_
     assert figures["train/loss"] == pytest.approx(nats / sum(length - 1 for length in LENGTHS), rel=1e-6)
 
 
-def test_a_step_with_nothing_to_predict_is_an_error(tmp_path: Path) -> None:
+def test_step_without_targets_raises_train_error(tmp_path: Path) -> None:
     alone = collated([sequences(lm=True)[-1]])
     task = Task(OBJECTIVES["language-modelling"], lambda skip: iter([alone, alone]), dict)
     with pytest.raises(TrainError, match="no sequence of this optimizer step has anything to predict"):
@@ -185,9 +186,8 @@ class Penalised(NoHook):
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_the_penalty_of_a_hook_counts_once_however_the_step_is_cut(cut: list[int], tmp_path: Path) -> None:
-    """As AdaLoRA's orthogonality term: its gradient is that of the penalty alone, not a share of it for each
-    batch."""
+def test_hook_penalty_counts_once_per_step(cut: list[int], tmp_path: Path) -> None:
+    """Like AdaLoRA's orthogonality term: its gradient is added once per step, not per batch."""
     grads: list[Tensor] = []
     model = _classifier()
     weight = nn.Parameter(torch.zeros(4))
@@ -198,7 +198,7 @@ def test_the_penalty_of_a_hook_counts_once_however_the_step_is_cut(cut: list[int
             assert weight.grad is not None
             grads.append(weight.grad.clone())
 
-    batches = cut_up(sequences(lm=False), cut)
+    batches = split_batches(sequences(lm=False), cut)
     task = Task(OBJECTIVES["classification"], lambda skip: iter(batches), lambda: {"acc": 0.0, "loss": 0.0})
     train(
         model,

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is never restored: training continues from the one before it and ends with the same numbers."""
+"""A damaged checkpoint is never restored; training from the previous one gives the same numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SETTINGS = TrainSettings(steps=30, learning_rate=1e-2, log_every=5, eval_every=5
 
 
 class Stop(Exception):
-    """Stands for a kill."""
+    """Simulates a killed process."""
 
 
 def run(
     make: Any, folder: Path, stop_after: int | None = None
 ) -> tuple[dict[str, torch.Tensor], list[str], float | None]:
-    """Trained parameters, sentences about damage, and the best score."""
-    model, sentences = make("classification"), []
+    """Trained parameters, messages about damage, and the best score."""
+    model, messages = make("classification"), []
 
     def limited(skip: int) -> Any:
         yield from batches(skip) if stop_after is None else islice(batches(skip), stop_after)
@@ -35,10 +35,10 @@ def run(
 
     def emit(event: Any) -> None:
         if event["event"] == "damaged_checkpoint":
-            sentences.append(event["message"])
+            messages.append(event["message"])
 
     progress = train(model, Task(OBJECTIVE, limited, validate), NoHook(), SETTINGS, folder, emit)
-    return dict(model.state_dict()), sentences, progress.best_score
+    return dict(model.state_dict()), messages, progress.best_score
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def straight(make: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
 
 @pytest.fixture(scope="module")
 def stopped(make: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was killed after step 23, with the checkpoints of steps 14 and 21."""
+    """Folder of a run killed after step 23, with the checkpoints of steps 14 and 21."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises((Stop, RuntimeError)):
         run(make, folder, stop_after=23)
@@ -77,46 +77,46 @@ HOW = ["missing", "flipped", "0", "0.01", "0.5", "0.99"]
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", ["state.safetensors", "progress.json", "digest.json"])
-def test_training_continues_from_the_checkpoint_before(
+def test_damaged_checkpoint_falls_back_to_the_previous_one(
     make: Any, straight: Any, stopped: Path, tmp_path: Path, name: str, how: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     damage(folder / "step-00000021" / name, how)
-    got, sentences, _ = run(make, folder)
+    got, messages, _ = run(make, folder)
     assert_same(got, straight)
-    assert len(sentences) == 1
-    assert "step-00000021 is damaged" in sentences[0]
-    assert sentences[0].endswith("training continues from step-00000014")
+    assert len(messages) == 1
+    assert "step-00000021 is damaged" in messages[0]
+    assert messages[0].endswith("training continues from step-00000014")
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_the_best_weights_belong_to_the_checkpoint(
+def test_damaged_best_weights_invalidate_the_checkpoint(
     make: Any, straight: Any, stopped: Path, tmp_path: Path, how: str
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     newest = max(folder.glob("best-*"))
     damage(newest, how)
-    got, sentences, _ = run(make, folder)
+    got, messages, _ = run(make, folder)
     assert_same(got, straight)
-    assert newest.name in sentences[0]
+    assert newest.name in messages[0]
 
 
-def test_with_both_checkpoints_damaged_training_starts_from_the_beginning(
+def test_two_damaged_checkpoints_restart_training(
     make: Any, straight: Any, stopped: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     for place in folder.glob("step-*"):
         damage(place / "state.safetensors", "0.5")
-    got, sentences, _ = run(make, folder)
+    got, messages, _ = run(make, folder)
     assert_same(got, straight)
-    assert sentences[0].count("is damaged") == 2
-    assert sentences[0].endswith("training starts from the beginning")
+    assert messages[0].count("is damaged") == 2
+    assert messages[0].endswith("training starts from the beginning")
 
 
-def test_a_half_written_checkpoint_is_ignored(
+def test_partially_written_checkpoint_is_ignored(
     make: Any, straight: Any, stopped: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -127,6 +127,6 @@ def test_a_half_written_checkpoint_is_ignored(
     assert_same(got, straight)
 
 
-def test_a_finished_training_keeps_one_checkpoint_and_its_best_weights(make: Any, tmp_path: Path) -> None:
+def test_finished_run_keeps_one_checkpoint_and_its_best_weights(make: Any, tmp_path: Path) -> None:
     run(make, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == len(list(tmp_path.glob("best-*"))) == 1

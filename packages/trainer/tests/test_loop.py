@@ -1,4 +1,4 @@
-"""The loop: resumed equals uninterrupted, the hook is called, the best is kept, and lost training is said so."""
+"""Training loop: resumption, hook calls, best weights, divergence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stop(Exception):
 
 
 def task_for(model, stop_after: int | None = None):
-    """A task that breaks off after so many micro-batches, as a kill would."""
+    """A task that stops after ``stop_after`` micro-batches, like a killed process."""
 
     def limited(skip: int):
         stream = batches(skip)
@@ -41,7 +41,7 @@ def run(make, folder, hook=None, settings=SETTINGS, stop_after=None):
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 15, 33, 59])
-def test_a_resumed_run_equals_an_uninterrupted_one(make, tmp_path, stop_after: int) -> None:
+def test_resumed_run_equals_uninterrupted_run(make, tmp_path, stop_after: int) -> None:
     straight, straight_progress, straight_events = run(make, tmp_path / "a")
     with pytest.raises((Stop, RuntimeError)):
         run(make, tmp_path / "b", stop_after=stop_after)
@@ -61,7 +61,7 @@ def figures(events):
     return [(e["step"], e["metrics"]) for e in events if "metrics" in e]
 
 
-def test_it_learns_and_ends_at_its_best_point(make, tmp_path) -> None:
+def test_training_improves_and_ends_at_the_best_validation(make, tmp_path) -> None:
     model, progress, events = run(
         make, tmp_path, settings=TrainSettings(steps=200, learning_rate=3e-2, eval_every=20)
     )
@@ -71,7 +71,7 @@ def test_it_learns_and_ends_at_its_best_point(make, tmp_path) -> None:
     assert task_for(model).validate()["acc"] == progress.best_score
 
 
-def test_events_tell_loss_norm_and_rate_when_due(make, tmp_path) -> None:
+def test_events_contain_loss_norm_and_rate_at_the_set_steps(make, tmp_path) -> None:
     _, _, events = run(make, tmp_path)
     trained = [e for e in events if e["event"] == "train"]
     assert [e["step"] for e in trained] == [1, 5, 10, 15, 20, 25, 30]
@@ -96,7 +96,7 @@ class Recorder(NoHook):
         return step >= 25
 
 
-def test_the_hook_is_called_each_step_and_its_penalty_is_logged_apart(make, tmp_path) -> None:
+def test_hook_runs_each_step_and_its_penalty_is_logged_separately(make, tmp_path) -> None:
     hook = Recorder()
     _, progress, events = run(make, tmp_path, hook)
     plain = run(make, tmp_path / "plain")[2]
@@ -108,7 +108,7 @@ def test_the_hook_is_called_each_step_and_its_penalty_is_logged_apart(make, tmp_
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(make, tmp_path, value: float) -> None:
+def test_nonfinite_loss_raises_diverged(make, tmp_path, value: float) -> None:
     class Broken:
         metric, higher_is_better = "acc", True
 
@@ -128,19 +128,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(make, tmp_path, value: float) -
     assert caught.value.step == 6
 
 
-def test_a_loss_that_runs_away_stops_the_run(make, tmp_path) -> None:
+def test_rising_smoothed_loss_raises_diverged(make, tmp_path) -> None:
     with pytest.raises(Diverged, match="smoothed loss rose"):
         run(make, tmp_path, settings=TrainSettings(steps=300, learning_rate=300.0, warmup=0.0, clip=1e9))
 
 
-def test_nothing_to_train_is_an_error(make, tmp_path) -> None:
+def test_model_without_trainable_parameters_raises_train_error(make, tmp_path) -> None:
     model = make("classification").requires_grad_(False)
     with pytest.raises(TrainError, match="no trainable parameter"):
         train(model, task_for(model), NoHook(), SETTINGS, tmp_path, lambda _: None)
 
 
 def test_accumulation_equals_one_big_batch(make, tmp_path) -> None:
-    """Two halves of eight and one of sixteen take the same first step (no dropout, equal halves)."""
+    """Two halves of eight and one batch of sixteen take the same first step (no dropout, equal halves)."""
     import numpy as np
 
     halves = [batch(0), batch(1)]

@@ -1,4 +1,4 @@
-"""fp16 with a loss scale: the curve of fp32, overflows skipped and got over, the scale kept in checkpoints."""
+"""fp16 with a loss scale: losses as in fp32, overflows skipped, scale saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OBJECTIVE = OBJECTIVES["classification"]
 
 
 class HalfBody(nn.Module):
-    """A frozen body in ``dtype`` under fp32 factors that are trained, as an adapted fp16 model has them."""
+    """Frozen body in ``dtype`` with trainable fp32 factors, like an adapted fp16 model."""
 
     def __init__(self, dtype: torch.dtype, shrink: float = 1.0) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class HalfBody(nn.Module):
         return SimpleNamespace(logits=self.linear((x * mask).sum(1) / mask.sum(1)) * self.shrink)
 
 
-def settings(scale: float | None, **words: Any) -> TrainSettings:
+def settings(scale: float | None, **options: Any) -> TrainSettings:
     return TrainSettings(
         **{
             "steps": 40,
@@ -44,7 +44,7 @@ def settings(scale: float | None, **words: Any) -> TrainSettings:
             "log_every": 1,
             "eval_every": 20,
             "checkpoint_every": 7,
-            **words,
+            **options,
         },
         loss_scale=scale,
     )
@@ -62,8 +62,8 @@ def run(model, folder, chosen, stop_after=None, objective=OBJECTIVE):
     return progress, [e["metrics"] for e in events if e["event"] == "train"]
 
 
-def test_the_curve_is_that_of_fp32(tmp_path) -> None:
-    """Within 1 % of the loss at every one of 40 steps: fp16 rounds to 3 digits."""
+def test_fp16_losses_equal_fp32_losses(tmp_path) -> None:
+    """The loss of each of 40 steps agrees within 1 %: fp16 has 3 significant digits."""
     _, half = run(HalfBody(torch.float16), tmp_path / "a", settings(FIRST_SCALE))
     _, full = run(HalfBody(torch.float32), tmp_path / "b", settings(None))
     assert [m["train/loss"] for m in half] == pytest.approx([m["train/loss"] for m in full], rel=0.01)
@@ -75,8 +75,8 @@ def test_the_curve_is_that_of_fp32(tmp_path) -> None:
     assert not {"train/skipped", "train/loss_scale"} & set(full[0])
 
 
-def test_without_a_scale_small_gradients_vanish_in_fp16(tmp_path) -> None:
-    """What scaling is for: a gradient of 1e-8 is zero in fp16 and whole with a scale."""
+def test_small_gradients_underflow_in_fp16_without_a_scale(tmp_path) -> None:
+    """A gradient of 1e-8 underflows in fp16 and is exact with a scale."""
     norms = {}
     for scale in (None, FIRST_SCALE):
         _, metrics = run(
@@ -90,8 +90,8 @@ def test_without_a_scale_small_gradients_vanish_in_fp16(tmp_path) -> None:
     assert norms[FIRST_SCALE] == pytest.approx(exact[0]["train/grad_norm"], rel=0.05)
 
 
-def test_gradients_are_clipped_after_they_are_unscaled(tmp_path) -> None:
-    """The norm told is that of the true gradient; were it clipped before, every norm would be over the limit by the scale."""
+def test_gradients_are_clipped_after_unscaling(tmp_path) -> None:
+    """The logged norm is the unscaled one; clipping scaled gradients would clip in every step."""
     _, scaled = run(HalfBody(torch.float32), tmp_path / "a", settings(1024.0, clip=1e-3))
     _, plain = run(HalfBody(torch.float32), tmp_path / "b", settings(None, clip=1e-3))
     assert [m["train/loss"] for m in scaled] == pytest.approx([m["train/loss"] for m in plain], rel=1e-5)
@@ -100,22 +100,22 @@ def test_gradients_are_clipped_after_they_are_unscaled(tmp_path) -> None:
     )
 
 
-def test_an_overflow_is_skipped_counted_and_got_over(tmp_path) -> None:
-    """A scale of 2³⁰ overflows fp16 until it is halved often enough; parameters stand still meanwhile."""
+def test_overflow_steps_are_skipped_and_counted(tmp_path) -> None:
+    """A scale of 2³⁰ overflows fp16 until it is halved often enough; until then parameters are constant."""
     progress, metrics = run(HalfBody(torch.float16), tmp_path / "a", settings(2.0**30, warmup=0.0))
     skipped = [m["train/skipped"] for m in metrics]
     assert progress.skipped == skipped[-1] > 5
     assert skipped == sorted(skipped) and all(math.isfinite(m["train/grad_norm"]) for m in metrics)
     assert metrics[-1]["train/loss_scale"] == 2.0**30 / 2**progress.skipped
-    standing = sum(count == step for step, count in enumerate(skipped, start=1))
-    still = HalfBody(torch.float16)
-    run(still, tmp_path / "b", settings(2.0**30, warmup=0.0, steps=standing))
-    assert torch.equal(still.down, HalfBody(torch.float16).down)
+    unchanged_steps = sum(count == step for step, count in enumerate(skipped, start=1))
+    unchanged = HalfBody(torch.float16)
+    run(unchanged, tmp_path / "b", settings(2.0**30, warmup=0.0, steps=unchanged_steps))
+    assert torch.equal(unchanged.down, HalfBody(torch.float16).down)
     assert metrics[-1]["train/loss"] < metrics[0]["train/loss"]
 
 
-def test_the_hook_sees_a_zero_gradient_when_a_step_is_left_out(tmp_path) -> None:
-    """AdaLoRA averages |w · gradient|: one infinite gradient would make its importance NaN for ever."""
+def test_hook_receives_zero_gradients_in_a_skipped_step(tmp_path) -> None:
+    """AdaLoRA averages |w · gradient|: one infinite gradient would turn its importance into NaN."""
     model, seen = HalfBody(torch.float16), []
 
     class Watcher(NoHook):
@@ -128,7 +128,7 @@ def test_the_hook_sees_a_zero_gradient_when_a_step_is_left_out(tmp_path) -> None
     assert all(math.isfinite(size) for size in seen)
 
 
-def test_gradients_that_overflow_without_a_scale_are_a_finding(tmp_path) -> None:
+def test_overflow_at_scale_1_raises_diverged(tmp_path) -> None:
     class Steep:
         metric, higher_is_better = "acc", True
         rows, metrics, weight = OBJECTIVE.rows, OBJECTIVE.metrics, OBJECTIVE.weight
@@ -141,7 +141,7 @@ def test_gradients_that_overflow_without_a_scale_are_a_finding(tmp_path) -> None
 
 
 @pytest.mark.parametrize("stop_after", [9, 15, 30])
-def test_a_resumed_run_goes_on_with_its_scale(tmp_path, stop_after: int) -> None:
+def test_resumed_run_continues_with_its_loss_scale(tmp_path, stop_after: int) -> None:
     chosen = settings(2.0**30)
     straight = HalfBody(torch.float16)
     whole, metrics = run(straight, tmp_path / "a", chosen)

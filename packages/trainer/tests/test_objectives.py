@@ -1,4 +1,4 @@
-"""Losses and metrics against PyTorch and plain arithmetic."""
+"""Losses and metrics equal PyTorch's and plain arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_problem import batch
 from torch.nn import functional as F
 
 
-def test_classification_rows_agree_with_the_loss(make) -> None:
+def test_classification_rows_equal_the_loss(make) -> None:
     model, objective, data = make("classification").eval(), OBJECTIVES["classification"], batch(0)
     with torch.no_grad():
         rows = objective.rows(model, data, "cpu")
@@ -25,7 +25,7 @@ def test_classification_rows_agree_with_the_loss(make) -> None:
     assert [row["tokens"] for row in rows] == data["attention_mask"].sum(1).tolist()
 
 
-def test_perplexity_is_the_exponential_of_nats_per_predicted_token(make) -> None:
+def test_perplexity_is_exp_of_nats_per_predicted_token(make) -> None:
     model, objective, data = make("lm").eval(), OBJECTIVES["language-modelling"], batch(0, lm=True)
     with torch.no_grad():
         rows = objective.rows(model, data, "cpu")
@@ -41,7 +41,7 @@ def test_perplexity_is_the_exponential_of_nats_per_predicted_token(make) -> None
 @pytest.mark.parametrize(
     ("kind", "model"), [("classification", "classification"), ("language-modelling", "lm")]
 )
-def test_what_is_judged_gives_the_loss(make, kind: str, model: str) -> None:
+def test_logits_and_labels_give_the_loss(make, kind: str, model: str) -> None:
     objective, data = OBJECTIVES[kind], batch(0, lm=model == "lm")
     with torch.no_grad():
         logits_NC, labels_N = objective.logits_and_labels(make(model).eval(), data, "cpu")
@@ -50,7 +50,7 @@ def test_what_is_judged_gives_the_loss(make, kind: str, model: str) -> None:
     assert float(F.cross_entropy(logits_NC, labels_N)) == pytest.approx(loss, rel=1e-6)
 
 
-def test_evaluation_keeps_the_mode_and_the_random_state(make) -> None:
+def test_evaluation_preserves_training_mode_and_random_state(make) -> None:
     model = make("classification").train()
     before = torch.get_rng_state()
     first = evaluate(model, [batch(1), batch(0)], OBJECTIVES["classification"], "cpu")

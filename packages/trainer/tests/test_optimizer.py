@@ -1,4 +1,4 @@
-"""A hook that cuts parameters while training: the optimizer trains the cut ones with the moments they had, also after a kill."""
+"""Parameters cut during training keep their moments, also after an interruption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUT = {"up.weight": (1, KEPT), "down.weight": (0, KEPT), "gone": (0, torch.tenso
 
 
 class Thin(TinyClassifier):
-    """A thin pair of layers between pooling and head, and a parameter that will go."""
+    """Two thin layers between pooling and head, and a parameter that the hook removes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ class Pair(nn.Module):
 
 
 class Cutter(NoHook):
-    """Keeps three of six at step 8; until then the other three are worth nothing, so the function stays."""
+    """Keeps three of six ranks at step 8 and resizes the parameters accordingly."""
 
     def __init__(self, model, at: int = 8) -> None:
-        self.model, self.at, self.cut, self._said = model, at, False, None
+        self.model, self.at, self.cut, self._changes = model, at, False, None
 
     def after_step(self, step: int) -> None:
         if step == self.at:
@@ -57,11 +57,11 @@ class Cutter(NoHook):
         pair.down.weight = nn.Parameter(pair.down.weight.detach()[KEPT])
         pair.up.weight = nn.Parameter(pair.up.weight.detach()[:, KEPT])
         del pair.gone
-        self.cut, self._said = True, {f"linear.0.{name}": how for name, how in CUT.items()}
+        self.cut, self._changes = True, {f"linear.0.{name}": how for name, how in CUT.items()}
 
     def resized(self):
-        said, self._said = self._said, None
-        return said
+        changes, self._changes = self._changes, None
+        return changes
 
     def settled(self, step: int) -> bool:
         return step >= self.at
@@ -95,7 +95,7 @@ def run(folder, stop_after=None):
 
 
 @pytest.mark.parametrize("stop_after", [5, 8, 9, 13, 19])
-def test_a_run_cut_short_and_cut_down_equals_an_uninterrupted_one(tmp_path, stop_after: int) -> None:
+def test_resumed_run_with_resized_parameters_equals_uninterrupted_run(tmp_path, stop_after: int) -> None:
     straight, progress = run(tmp_path / "a")
     assert straight.pair.down.weight.shape == (3, 8) and not hasattr(straight.pair, "gone")
     with pytest.raises((Stop, RuntimeError)):
@@ -115,7 +115,7 @@ def test_moments_are_cut_like_their_parameters() -> None:
     before = {
         name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in model.named_parameters()
     }
-    follow(model, optimizer, hook)  # nothing was cut: nothing changes
+    follow(model, optimizer, hook)  # without a cut nothing changes
     assert len(optimizer.param_groups[0]["params"]) == len(before)
     hook._cut()
     follow(model, optimizer, hook)

@@ -1,4 +1,4 @@
-"""Where a model's own attention takes over from the fused one, and that this is said."""
+"""Models with another attention formula use their own attention, with a warning."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_v
 
 
 @pytest.fixture(autouse=True)
-def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test hears what is said once a process."""
+def reset_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset the set of emitted warnings, so that every test receives its warnings."""
     monkeypatch.setattr(own_attention, "_said", set())
 
 
@@ -38,7 +38,7 @@ def tensors(shared: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)  # type: ignore[return-value]
 
 
-def test_capped_scores_are_the_models_own() -> None:
+def test_softcap_keyword_selects_the_own_attention() -> None:
     module, (query, key, value) = Gemma2Attention(Gemma2Config(**SIZES), 0).eval(), tensors()
     with pytest.warns(OwnAttention, match="Gemma2Attention attends with the keyword 'softcap'"):
         found, shares = attention.attention(module, query, key, value, None, scaling=0.4, softcap=1.5)
@@ -48,7 +48,7 @@ def test_capped_scores_are_the_models_own() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_a_position_bias_is_added() -> None:
+def test_position_bias_keyword_selects_the_own_attention() -> None:
     module, (query, key, value) = T5Attention(T5Config(d_model=32, d_kv=8, num_heads=4)).eval(), tensors(4)
     bias = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     with pytest.warns(OwnAttention, match="'position_bias'"):
@@ -57,10 +57,10 @@ def test_a_position_bias_is_added() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_a_keyword_that_says_nothing_changes_nothing() -> None:
+def test_neutral_keywords_keep_the_fused_attention() -> None:
     module, (query, key, value) = LlamaAttention(LlamaConfig(**SIZES), 0).eval(), tensors()
     plain = attention.attention(module, query, key, value, None, scaling=0.4)[0]
-    said = {
+    keywords = {
         "position_ids": torch.arange(6),
         "sliding_window": 3,
         "softcap": None,
@@ -70,7 +70,7 @@ def test_a_keyword_that_says_nothing_changes_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(
-            attention.attention(module, query, key, value, None, scaling=0.4, **said)[0], plain
+            attention.attention(module, query, key, value, None, scaling=0.4, **keywords)[0], plain
         )
     with pytest.warns(OwnAttention, match="'output_attentions'"):
         assert (
@@ -82,7 +82,7 @@ def test_a_keyword_that_says_nothing_changes_nothing() -> None:
 def eager_attention_forward(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
-    """Of :class:`Tempered` alone: nothing but the module tells that scores are made smaller."""
+    """Attention of :class:`Tempered`, whose scale is an attribute and no keyword."""
     return ((query @ key.transpose(2, 3) * module.temperature).softmax(-1) @ value).transpose(1, 2), None
 
 
@@ -92,21 +92,21 @@ class Tempered(nn.Module):
     def forward(self) -> None: ...
 
 
-def test_a_formula_of_its_own_is_found_without_any_keyword() -> None:
+def test_other_formula_is_detected_without_keywords() -> None:
     query, key, value = tensors(4)
     with pytest.warns(OwnAttention, match="Tempered attends with a formula of its own"):
         found, _ = attention.attention(Tempered(), query, key, value, None, scaling=0.4)
     assert torch.equal(found, eager_attention_forward(Tempered(), query, key, value, None)[0])
 
 
-def test_it_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
+def test_own_attention_warns_once(recwarn: pytest.WarningsRecorder) -> None:
     module, (query, key, value) = Tempered(), tensors(4)
     for _ in range(3):
         attention.attention(module, query, key, value, None)
     assert len([one for one in recwarn if one.category is OwnAttention]) == 1
 
 
-def test_trying_a_formula_draws_no_random_number() -> None:
+def test_formula_comparison_preserves_the_random_state() -> None:
     module, (query, key, value) = LlamaAttention(LlamaConfig(**SIZES), 0).train(), tensors()
     torch.manual_seed(0)
     attention.attention(module, query, key, value, None)
@@ -115,7 +115,7 @@ def test_trying_a_formula_draws_no_random_number() -> None:
     assert torch.equal(torch.rand(1), drawn)
 
 
-def test_an_unknown_keyword_without_an_own_attention_is_refused() -> None:
+def test_unknown_keyword_without_own_attention_raises_train_error() -> None:
     class Bare(torch.nn.Identity):
         forward = torch.nn.Identity.forward
 
@@ -127,14 +127,14 @@ def test_an_unknown_keyword_without_an_own_attention_is_refused() -> None:
 @pytest.mark.parametrize(
     "model_class", [GPTNeoForCausalLM, GPTJForCausalLM, FalconForCausalLM, MambaForCausalLM]
 )
-def test_models_with_attention_layers_of_their_own_are_built_with_eager(model_class: Any) -> None:
+def test_models_without_attention_lookup_use_eager(model_class: Any) -> None:
     with pytest.warns(
         OwnAttention, match=rf"{model_class.__name__} has attention layers of its own, without 'bitrank'"
     ):
         assert implementation(model_class, register_attention()) == "eager"
 
 
-def test_others_are_built_with_what_is_wanted() -> None:
+def test_supported_implementation_is_returned() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (

@@ -1,4 +1,4 @@
-"""A sequence is judged the same alone and beside longer ones, whatever id pads it and on whichever side."""
+"""Results of a sequence are independent of padding: its amount, id and side."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ NARROW: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions"
 
 @dataclass(frozen=True)
 class Architecture:
-    """The name of a family in transformers, the sizes of a small one, and the attention functions that it
-    takes."""
+    """Model family of transformers, sizes of a small model, and whether fused attention applies."""
 
     family: str
     sizes: dict[str, Any]
@@ -101,7 +100,7 @@ def cases(architectures: dict[str, Architecture]) -> list[Any]:
 
 
 def sequences() -> list[np.ndarray]:
-    """Some end in the end-of-sequence token, some in what may pad, some hold them in the middle."""
+    """Sequences that end in the end-of-sequence or a padding id, or contain these in the middle."""
     random = np.random.default_rng(1)
     rows = [random.integers(4, VOCABULARY, length) for length in (3, 17, 2, 9, 1, 12)]
     rows[0][-1] = EOS
@@ -131,7 +130,7 @@ def logits_and_labels(model: nn.Module, batch: dict[str, np.ndarray]) -> torch.T
         return OBJECTIVES["classification"].logits_and_labels(model, batch, "cpu")[0]
 
 
-@pytest.mark.parametrize("pad", [PAD, EOS, 5], ids=["own", "end of sequence", "a word"])
+@pytest.mark.parametrize("pad", [PAD, EOS, 5], ids=["pad token", "end of sequence", "word"])
 @pytest.mark.parametrize(("architecture", "attention"), cases(ALL))
 def test_padded_row_gives_the_same_logits_as_alone(
     architecture: Architecture,
@@ -141,21 +140,20 @@ def test_padded_row_gives_the_same_logits_as_alone(
     model = architecture.make("ModelForSequenceClassification", attention, pad_token_id=pad)
     rows = sequences()
     if hasattr(getattr(model, "roberta", None), "embeddings"):
-        # It counts positions from this id: none of its texts holds it.
+        # RoBERTa derives positions from the padding id, so its texts must not contain it.
         rows = [np.where(row == pad, 6, row) for row in rows]
     together = logits_and_labels(model, collated(rows, pad, lm=False))
     alone = torch.cat([logits_and_labels(model, collated([row], pad, lm=False)) for row in rows])
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
-    assert len({round(float(value), 4) for value in alone[:, 0]}) > 5, "rows differ, else this proves nothing"
+    assert len({round(float(value), 4) for value in alone[:, 0]}) > 5, "the rows must differ"
 
 
 @pytest.mark.parametrize(("architecture", "attention"), cases(DECODERS))
-def test_last_real_token_is_read_as_plain_transformers_reads_a_lone_row(
+def test_last_real_token_matches_transformers_on_a_single_row(
     architecture: Architecture,
     attention: str,
 ) -> None:
-    """The reference pads nothing and is told of no padding, so that it takes the last token whatever that
-    is."""
+    """The reference has no padding and no padding id, so it reads the last token in any case."""
     model = architecture.make("ModelForSequenceClassification", attention, pad_token_id=EOS)
     found = logits_and_labels(model, collated(sequences(), EOS, lm=False))
     reference = architecture.make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
@@ -166,8 +164,8 @@ def test_last_real_token_is_read_as_plain_transformers_reads_a_lone_row(
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt-neox"])
-def test_padding_on_the_left_reads_the_same_token(name: str) -> None:
-    """With rotary positions, which tell distances alone."""
+def test_left_padding_gives_the_same_logits_as_right_padding(name: str) -> None:
+    """Rotary positions encode distances only, so the side of the padding has no effect."""
     model = DECODERS[name].make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
     left, right = (
         logits_and_labels(model, collated(sequences(), EOS, lm=False, left=side)) for side in (True, False)
@@ -176,7 +174,7 @@ def test_padding_on_the_left_reads_the_same_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "electra"])
-def test_narrowed_last_block_leaves_padding_out_too(name: str) -> None:
+def test_narrowed_last_block_ignores_padding(name: str) -> None:
     model = ENCODERS[name].make("ModelForSequenceClassification", "fused")
     rows = [np.where(row == PAD, 6, row) for row in sequences()]
     whole = logits_and_labels(model, collated(rows, PAD, lm=False))
@@ -189,27 +187,27 @@ def test_narrowed_last_block_leaves_padding_out_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("objectives", [OBJECTIVES, PLAIN_OBJECTIVES], ids=["fused head", "plain head"])
-@pytest.mark.parametrize("pad", [PAD, EOS], ids=["own", "end of sequence"])
+@pytest.mark.parametrize("pad", [PAD, EOS], ids=["pad token", "end of sequence"])
 @pytest.mark.parametrize(("architecture", "attention"), cases(DECODERS))
-def test_padded_text_loses_as_many_nats_as_alone(
+def test_padded_text_has_the_same_loss_as_alone(
     architecture: Architecture,
     attention: str,
     pad: int,
     objectives: dict[str, Any],
 ) -> None:
-    """An end-of-sequence token that is part of the text is predicted, also where it pads."""
+    """An end-of-sequence token within the text is predicted, also if its id is the padding id."""
     model = architecture.make("ModelForCausalLM", attention, pad_token_id=pad).requires_grad_(False)
     objective, rows = objectives["language-modelling"], sequences()
     with torch.no_grad():
         together = objective.rows(model, collated(rows, pad, lm=True), "cpu")
         alone = [objective.rows(model, collated([row], pad, lm=True), "cpu")[0] for row in rows]
-    for one, among, row in zip(alone, together, rows, strict=True):
-        assert among["tokens"] == one["tokens"] == len(row) - 1
-        assert among["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-5)
+    for one, together_row, row in zip(alone, together, rows, strict=True):
+        assert together_row["tokens"] == one["tokens"] == len(row) - 1
+        assert together_row["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_gradient_reaches_the_last_real_token_alone(name: str) -> None:
+def test_gradient_equals_the_mean_over_single_rows(name: str) -> None:
     model = DECODERS[name].make("ModelForSequenceClassification", "eager", pad_token_id=EOS)
     batch = collated(sequences(), EOS, lm=False)
     loss = OBJECTIVES["classification"].loss(model, batch, "cpu")
@@ -222,7 +220,7 @@ def test_gradient_reaches_the_last_real_token_alone(name: str) -> None:
     torch.testing.assert_close(gradient, torch.stack(shares).mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_models_that_read_elsewhere_have_no_such_head() -> None:
+def test_last_token_head_is_none_for_other_models() -> None:
     for architecture in ENCODERS.values():
         assert last_token_head(architecture.make("ModelForSequenceClassification", "eager")) is None
     for architecture in DECODERS.values():
@@ -231,7 +229,7 @@ def test_models_that_read_elsewhere_have_no_such_head() -> None:
     assert last_token_head(DECODERS["llama"].make("ModelForCausalLM", "eager")) is None
 
 
-def test_the_head_has_no_hook_left_after_a_batch() -> None:
+def test_head_hook_is_removed_after_a_batch() -> None:
     model = DECODERS["llama"].make("ModelForSequenceClassification", "eager")
     logits_and_labels(model, collated(sequences(), PAD, lm=False))
     assert not model.score._forward_hooks

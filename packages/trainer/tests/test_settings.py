@@ -1,4 +1,4 @@
-"""The learning-rate schedule and the limits of settings."""
+"""Learning-rate schedule and validation of settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def test_warm_up_is_linear_and_the_rest_a_cosine_to_zero() -> None:
+def test_rate_warms_up_linearly_and_decays_as_cosine_to_zero() -> None:
     settings = TrainSettings(steps=100, learning_rate=1.0, warmup=0.1)
     assert [settings.rate(step) for step in (1, 5, 10, 11)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
     assert settings.rate(56) == pytest.approx(0.5)
@@ -16,7 +16,7 @@ def test_warm_up_is_linear_and_the_rest_a_cosine_to_zero() -> None:
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
-def test_the_rate_is_positive_and_never_above_its_peak(steps: int, warmup: float) -> None:
+def test_rate_is_positive_and_at_most_the_peak(steps: int, warmup: float) -> None:
     settings = TrainSettings(steps=steps, learning_rate=1.0, warmup=warmup)
     rates = [settings.rate(step) for step in range(1, steps + 1)]
     assert all(0 < rate <= 1 for rate in rates)
@@ -34,6 +34,6 @@ def test_the_rate_is_positive_and_never_above_its_peak(steps: int, warmup: float
         ("accumulation", 0),
     ],
 )
-def test_values_out_of_range_are_refused(field: str, value: float) -> None:
+def test_invalid_settings_raise_train_error(field: str, value: float) -> None:
     with pytest.raises(TrainError, match=field):
         TrainSettings(**{"steps": 10, field: value})

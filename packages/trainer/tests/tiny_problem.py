@@ -1,4 +1,4 @@
-"""A tiny learnable problem with batches like those of ``bitrank_data``, made from plain arrays."""
+"""Tiny learnable problem with batches like those of ``bitrank_data``, from plain arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class TinyClassifier(nn.Module):
-    """Mean of embeddings, with dropout so that the random state matters, then a linear layer."""
+    """Mean of embeddings, dropout (so that the random state matters), linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class TinyLm(nn.Module):
 
 
 class TinyBlock(nn.Module):
-    """A frozen matrix with a small trained pair beside it."""
+    """Frozen matrix with a small trainable pair of factors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyDeep(nn.Module):
-    """A language model of three blocks."""
+    """Language model of three blocks."""
 
     def __init__(self) -> None:
         super().__init__()

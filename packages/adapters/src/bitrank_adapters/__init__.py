@@ -1,4 +1,4 @@
-"""Rank: plans, PEFT models built from them, and what happens to ranks while training."""
+"""LoRA adapters: rank plans, PEFT models built from them, and rank changes during training."""
 
 from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, attach_lora
 from bitrank_adapters.errors import AdapterError, BudgetMissed

@@ -1,8 +1,9 @@
-"""Rank plans → PEFT models.
+"""PEFT models from rank plans.
 
-Scale policy, the same in every arm: the adapter's output is multiplied by one factor ``scale`` whatever its rank (α = scale · r,
-for AdaLoRA α = scale · initial r), so that arms differ in bits and rank and in nothing else. Adapters are fp32; the base is
-frozen, its norms are fp32 inside, and a freshly made head is trained whole in fp32.
+Scale policy, the same for every configuration: the adapter's output is multiplied by one factor ``scale`` at
+any rank (α = scale · r, for AdaLoRA α = scale · initial r), so configurations differ in bits and ranks only.
+Adapters are fp32. The base is frozen, its norms compute in fp32, and a newly initialized head is trained in
+full in fp32.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from bitrank_adapters.plans import RankPlan, check_ranks
 
 @dataclass(frozen=True)
 class AdaLora:
-    """The AdaLoRA schedule (Zhang et al. 2023): every matrix starts at ``init_r``; the sum of ranks ends at ``target_r`` · matrices.
+    """AdaLoRA schedule (Zhang et al. 2023): from rank ``init_r`` to an average rank of ``target_r``.
 
-    The budget is constant for the first ``warm`` share of the steps, falls as a cubic, and is frozen for the last ``final``
-    share. ``every`` is the number of steps between two prunings; ``orthogonality`` weighs the regulariser (0.1 in the authors'
-    scripts).
+    The budget (sum of ranks) is constant for the share ``warm`` of the steps, then decreases as a cubic, and
+    is frozen for the last share ``final``. ``every`` is the number of steps between two prunings,
+    ``orthogonality`` the weight of the regularizer (0.1 in the authors' scripts).
     """
 
     init_r: int = 12
@@ -53,16 +54,19 @@ class AdaLora:
 def attach_lora(
     model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: Sequence[str] = (), seed: int = 0
 ) -> PeftModel:
-    """LoRA with each matrix's own rank. ``heads`` names freshly made modules to train whole.
+    """Attach LoRA with one rank per matrix; ``heads`` names newly initialized modules to train in full.
 
-    Raises :class:`AdapterError` when the plan does not fit the model.
+    Raises :class:`AdapterError` if the plan does not fit the model.
     """
     check_ranks(plan, _shapes(model, plan))
     return _attach(model, lora_config(plan, scale, heads), heads, seed)
 
 
 def lora_config(plan: RankPlan, scale: float, heads: Sequence[str] = ()) -> LoraConfig:
-    """PEFT's words for a rank plan: the most frequent rank for all, patterns for the others, α = scale · r throughout."""
+    """PEFT configuration of a rank plan.
+
+    The most frequent rank is the default, patterns hold the others; α = scale · r for every matrix.
+    """
     usual = max(set(plan.values()), key=list(plan.values()).count)
     return LoraConfig(
         r=usual,
@@ -85,15 +89,16 @@ def attach_adalora(
     heads: Sequence[str] = (),
     seed: int = 0,
 ) -> PeftModel:
-    """AdaLoRA on the matrices ``names`` over ``total_steps`` optimizer steps (the trainer's number, not an epoch's).
+    """Attach AdaLoRA to the matrices ``names`` for ``total_steps`` optimizer steps in all.
 
-    Raises :class:`AdapterError` when the steps are too few for a schedule with at least one pruning before the freeze.
+    Raises :class:`AdapterError` if the steps leave no pruning between warm-up and freeze.
     """
     check_ranks(dict.fromkeys(names, schedule.init_r), _shapes(model, names))
     warm, final = round(schedule.warm * total_steps), max(1, round(schedule.final * total_steps))
     if total_steps - final - warm < 2:
         raise AdapterError(
-            f"{total_steps} steps are too few for AdaLoRA: no step is left between warm-up and freeze; give 10 or more"
+            f"{total_steps} steps are too few for AdaLoRA: no step is left between warm-up and freeze; give "
+            "10 or more"
         )
     config = AdaLoraConfig(
         init_r=schedule.init_r,
@@ -112,7 +117,7 @@ def attach_adalora(
 
 
 def adapter_bytes(model: PeftModel) -> int:
-    """Bytes of everything that adapting added to the base: adapters, their bookkeeping, and trained copies of heads."""
+    """Bytes added to the base: adapter parameters, AdaLoRA's rank counts, and trained copies of heads."""
     added = (".lora_", ".ranknum.", ".modules_to_save.")
     return sum(
         p.numel() * p.element_size()
@@ -124,14 +129,15 @@ def adapter_bytes(model: PeftModel) -> int:
 def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: int) -> PeftModel:
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the same start in every arm, whatever was drawn before
+        torch.manual_seed(seed)  # same initialization in every configuration, whatever was sampled before
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(peft_model, PeftModel)
-    # Set afterwards: given before, PEFT would choose modules to train whole by names of its own.
+    # Set after construction: otherwise PEFT selects further modules to train in full by name.
     peft_model.peft_config["default"].task_type = task_type(model)
     for name, parameter in peft_model.named_parameters():
         if ".ranknum." in name:
-            # A count, not a weight: PEFT leaves it trainable when the base is 16-bit, and the adapter's scale would drift.
+            # A count, not a weight: PEFT leaves it trainable if the base is 16-bit, and training it would
+            # change the adapter's scale.
             parameter.requires_grad_(False)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
@@ -143,7 +149,7 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
 
 
 def task_type(model: nn.Module) -> TaskType | None:
-    """PEFT's name for the task of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
+    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
     kind = type(model).__name__
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return TaskType.SEQ_CLS
@@ -151,14 +157,14 @@ def task_type(model: nn.Module) -> TaskType | None:
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:
-    """A trained head sees fp32 inputs; the frozen body hands it 16-bit ones."""
+    """Cast the inputs of a trained head to fp32, since the frozen body may output 16-bit values."""
     for name, module in model.named_modules():
         if name.endswith(f"{head}.modules_to_save.default"):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
 def _shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear module of ``model``; quantized layers tell theirs by their features, not by their codes."""
+    """(out, in) of every linear module of ``model``, from its features: quantized layers store codes."""
     shapes = {}
     for name, module in model.named_modules():
         if hasattr(module, "in_features") and hasattr(module, "out_features"):

@@ -1,9 +1,9 @@
-"""The errors this package raises."""
+"""Exceptions of this package."""
 
 
 class AdapterError(ValueError):
-    """A rank plan that cannot be attached; the message says what was expected, what came and what to do."""
+    """Invalid rank plan or adapter; the message gives the expected value, the actual value and the remedy."""
 
 
 class BudgetMissed(RuntimeError):
-    """The active ranks do not sum to the rank budget after the freeze: the run's result would not be what it claims."""
+    """Active ranks after the freeze do not sum to the rank budget, so the result of the run is invalid."""

@@ -1,7 +1,8 @@
-"""Adapters as files of plain LoRA, and back as what they add to each matrix.
+"""Adapters as plain LoRA files, and the low-rank update of each matrix read back from such files.
 
-An adapter adds scale · up · down to a matrix whatever its kind. AdaLoRA's factors fold into that form exactly: down = Λ Q, up = P. PEFT
-puts α / (rank + 1e-5) on AdaLoRA's product and α/r on LoRA's; the difference of 1e-6 goes into ``up``, so that α/r stays the one scale.
+An adapter of any kind adds scale · up · down to a matrix. AdaLoRA's factors convert to this form exactly:
+down = Λ Q, up = P. PEFT multiplies AdaLoRA's product by α / (rank + 1e-5) and LoRA's by α/r; the relative
+difference of about 1e-6 is folded into ``up``, so that α/r remains the only scale.
 """
 
 from __future__ import annotations
@@ -27,27 +28,30 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to one matrix: ``scale`` · ``up_OR`` · ``down_RI``."""
+    """Update of one matrix: ``scale`` · ``up_OR`` · ``down_RI``."""
 
     up_OR: Tensor
     down_RI: Tensor
     scale: float
 
     def product(self) -> Tensor:
-        """The (out, in) matrix."""
+        """The update as an (out, in) matrix in fp32."""
         return self.scale * (self.up_OR.float() @ self.down_RI.float())
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter read from its files: low-rank parts by matrix, and parameters of modules that were trained whole, by name."""
+    """Adapter read from files: low-rank ``parts`` by matrix, and ``whole`` parameters by name.
+
+    ``whole`` holds the parameters of modules trained in full.
+    """
 
     parts: dict[str, LowRank]
     whole: dict[str, Tensor]
 
 
 def save_as_lora(model: PeftModel, folder: Path) -> None:
-    """Write AdaLoRA layers of any ranks as a plain LoRA adapter with each matrix's own rank and α, trained heads as they are."""
+    """Write AdaLoRA layers as a plain LoRA adapter with rank and α per matrix; heads are unchanged."""
     config: Any = model.peft_config[_ADAPTER]
     scale = config.lora_alpha / config.init_r
     tensors = _whole_modules(model)
@@ -70,9 +74,9 @@ def save_as_lora(model: PeftModel, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """A LoRA or AdaLoRA adapter as PEFT or this package saved it.
+    """Read a LoRA or AdaLoRA adapter saved by PEFT or by this package.
 
-    Raises :class:`AdapterError` when ``folder`` holds none, or one of a kind that is no sum of low-rank parts.
+    Raises :class:`AdapterError` if ``folder`` holds no adapter, or one that is no sum of low-rank parts.
     """
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -84,7 +88,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     kind = config.get("peft_type")
     if kind not in {"LORA", "ADALORA"} or config.get("use_dora") or config.get("use_rslora"):
         raise AdapterError(
-            f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected LORA or ADALORA"
+            f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected "
+            "LORA or ADALORA"
         )
     named = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
     names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
@@ -102,9 +107,11 @@ def _part(name: str, named: dict[str, Tensor], config: dict[str, Any]) -> LowRan
 
 
 def _whole_modules(model: PeftModel) -> dict[str, Tensor]:
-    """Modules that were trained whole, under the names that PEFT saves them by."""
+    """Parameters of modules trained in full, under the names of PEFT's files."""
     return {
-        f"{_PREFIX}{name.removeprefix(_PREFIX).replace(f'.modules_to_save.{_ADAPTER}', '')}": parameter.detach()
+        (
+            f"{_PREFIX}{name.removeprefix(_PREFIX).replace(f'.modules_to_save.{_ADAPTER}', '')}"
+        ): parameter.detach()
         for name, parameter in model.named_parameters()
         if f".modules_to_save.{_ADAPTER}" in name
     }

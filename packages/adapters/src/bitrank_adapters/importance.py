@@ -1,6 +1,7 @@
-"""AdaLoRA's two costs at each step, over all matrices at once instead of one by one.
+"""AdaLoRA's importance update and orthogonality term for all matrices at once.
 
-PEFT's own way takes a few operations for each of hundreds of small tensors. The arithmetic here is the same (tests compare both).
+PEFT executes a few operations for each of hundreds of small tensors. The arithmetic here is the same (tests
+compare both).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from torch import Tensor
 
 
 def update_importance(allocator: Any, parameters: dict[str, Tensor]) -> None:
-    """Ī ← β₁Ī + (1−β₁)I and Ū ← β₂Ū + (1−β₂)|I − Ī| with I = |w ∂L/∂w| (Zhang et al. 2023, equations 8 to 10).
+    """Update AdaLoRA's importance averages (Zhang et al. 2023, equations 8 to 10).
 
-    ``allocator`` is PEFT's ``RankAllocator``; its averages are changed in place. Every one of ``parameters`` must have a gradient.
+    Ī ← β₁Ī + (1−β₁)I and Ū ← β₂Ū + (1−β₂)|I − Ī| with I = |w ∂L/∂w|. ``allocator`` is PEFT's
+    ``RankAllocator``, whose averages are updated in place. Every one of ``parameters`` must have a gradient.
     """
     names, weights = list(parameters), list(parameters.values())
     for averages in (allocator.exp_avg_ipt, allocator.exp_avg_unc):
@@ -30,11 +32,14 @@ def update_importance(allocator: Any, parameters: dict[str, Tensor]) -> None:
         torch._foreach_abs_(now)
         torch._foreach_mul_(unsure, allocator.beta2)
         torch._foreach_add_(unsure, now, alpha=1 - allocator.beta2)
-    allocator.ipt.update(zip(names, now, strict=True))  # its keys tell PEFT that averages exist
+    allocator.ipt.update(zip(names, now, strict=True))  # PEFT expects averages for the keys of this dict
 
 
 class OffOrthogonal(torch.autograd.Function):
-    """Mean over matrices of ‖F Fᵀ − I‖_F, the short side of each F being its rank; gradient 2 (F Fᵀ − I) F / ‖F Fᵀ − I‖_F / count."""
+    """Mean over matrices of ‖F Fᵀ − I‖_F; the short side of each F is its rank.
+
+    Gradient: 2 (F Fᵀ − I) F / ‖F Fᵀ − I‖_F / count.
+    """
 
     @staticmethod
     def forward(ctx: Any, *factors: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def _places_by_shape(factors: list[Tensor]) -> list[list[int]]:
 
 
 def _measure(factors: list[Tensor], places: list[int]) -> tuple[list[int], Tensor, Tensor, Tensor]:
-    """The factors at ``places`` as one tensor, F Fᵀ − I of each, and its norms."""
+    """Stack the factors at ``places``; compute F Fᵀ − I of each, and its Frobenius norm."""
     stacked_NRD = torch.stack([factors[place] for place in places])
     off_NRR = torch.bmm(stacked_NRD, stacked_NRD.mT)
     off_NRR.diagonal(dim1=1, dim2=2).sub_(1)

@@ -1,8 +1,8 @@
-"""The best low-rank matrix near a residual, plainly or under a weight per row and column.
+"""Best low-rank approximation of a residual, unweighted or with row and column weights.
 
-LoftQ (Li et al. 2024) asks for min ‖R − L‖_F over L of rank r: the truncated SVD. LQ-LoRA (Guo et al. 2024, section 3.3) asks for
-min ‖√F ∘ (R − L)‖_F with F the Fisher information; with F ≈ row · columnᵀ that is the truncated SVD of D₁ R D₂, D₁ = diag √row and
-D₂ = diag √column, taken back by D₁⁻¹ and D₂⁻¹.
+LoftQ (Li et al. 2024) minimizes ‖R − L‖_F over L of rank r: the truncated SVD. LQ-LoRA (Guo et al. 2024,
+section 3.3) minimizes ‖√F ∘ (R − L)‖_F with the Fisher information F. For F ≈ row · columnᵀ the solution is
+the truncated SVD of D₁ R D₂, with D₁ = diag √row and D₂ = diag √column, multiplied by D₁⁻¹ and D₂⁻¹.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ import torch
 from torch import Tensor
 
 RowColumn = tuple[Tensor, Tensor]
-_FLOOR = 1e-6  # least weight of a row or column, as a share of the mean: what was never seen must not be free
+# minimum weight of a row or column, as a share of the mean: without it, unobserved ones would cost nothing
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Factors:
-    """``left_OR`` · diag(``values_R``) · ``right_RI``: orthonormal columns, values largest first, orthonormal rows; fp32."""
+    """``left_OR`` · diag(``values_R``) · ``right_RI`` in fp32.
+
+    Columns of ``left_OR`` and rows of ``right_RI`` are orthonormal; values are in descending order.
+    """
 
     left_OR: Tensor
     values_R: Tensor
     right_RI: Tensor
 
     def product(self) -> Tensor:
-        """The (out, in) matrix."""
+        """The product as an (out, in) matrix."""
         return (self.left_OR * self.values_R) @ self.right_RI
 
 
 def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = None) -> Factors:
-    """The matrix of ``rank`` nearest to ``residual_OI``, in the norm that ``weights`` (row_O, column_I) give.
+    """Nearest matrix of ``rank`` to ``residual_OI``, in the norm of ``weights`` (row_O, column_I).
 
-    From the eigenvectors of the smaller Gram matrix: for a 1536 × 576 matrix several times cheaper than an SVD. These are found in fp32,
-    which turns directions that lose nearly the same into each other and costs less than a ten-millionth of what is repaired; the rest is
-    fp64. On devices without fp64 the CPU does it.
+    Computed from the eigenvectors of the smaller Gram matrix, for a 1536 × 576 matrix several times cheaper
+    than an SVD. The eigenvectors are fp32: this mixes directions with nearly equal singular values and costs
+    less than 1e-7 of the norm that the approximation removes. The rest is fp64, on the CPU for devices
+    without fp64.
     """
     exact = residual_OI.to("cpu" if residual_OI.device.type == "mps" else residual_OI.device, torch.float64)
     if exact.shape[0] < exact.shape[1]:
@@ -54,7 +59,7 @@ def weighted_norm(matrix_OI: Tensor, weights: RowColumn | None = None) -> float:
 
 
 def _project(tall_OI: Tensor, rank: int, weights: RowColumn | None) -> RowColumn:
-    """(M D₂ V, Vᵀ D₂⁻¹) with V the first ``rank`` right singular vectors of D₁ M D₂; D₁ cancels out of the product."""
+    """(M D₂ V, Vᵀ D₂⁻¹), V = first ``rank`` right singular vectors of D₁ M D₂; D₁ cancels."""
     if weights is None:
         vectors_IR = _right_vectors(tall_OI, rank)
         return tall_OI @ vectors_IR, vectors_IR.T
@@ -70,14 +75,14 @@ def _right_vectors(tall_OI: Tensor, rank: int) -> Tensor:
 
 
 def _floored(weight: Tensor, like: Tensor) -> Tensor:
-    """``weight`` without zeros; all ones when there is nothing but zeros."""
+    """``weight`` with its minimum raised above 0; all ones if the weights are all 0."""
     weight = weight.to(like)
     mean = weight.mean()
     return weight.clamp_min(mean * _FLOOR) if mean > 0 else torch.ones_like(weight)
 
 
 def _orthonormal(left_OR: Tensor, right_RI: Tensor, device: torch.device) -> Factors:
-    """The SVD of a product of two thin matrices, by QR of each."""
+    """SVD of a product of two thin matrices, by QR of each."""
     q_OR, r_RR = torch.linalg.qr(left_OR)
     p_IR, s_RR = torch.linalg.qr(right_RI.T)
     u_RR, values_R, vh_RR = torch.linalg.svd(r_RR @ s_RR.T)

@@ -1,4 +1,4 @@
-"""Rank plans: which matrix gets how much rank, as plain data ``{module name: rank}``."""
+"""Rank plans: the rank of every adapted matrix as plain data ``{module name: rank}``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ RankPlan = dict[str, int]
 
 
 def uniform_ranks(names: list[str], rank: int) -> RankPlan:
-    """The same rank everywhere (LoRA, Hu et al. 2022)."""
+    """The same ``rank`` for all ``names`` (LoRA, Hu et al. 2022)."""
     return dict.fromkeys(names, rank)
 
 
 def role_ranks(roles: Mapping[str, str], rank_of_role: Mapping[str, int]) -> RankPlan:
-    """A rank by role, such as attention 6 and FFN 10. Raises :class:`AdapterError` for a role that has no rank."""
+    """One rank per role, for example attention 6 and FFN 10.
+
+    Raises :class:`AdapterError` for a role without a rank.
+    """
     missing = sorted(set(roles.values()) - set(rank_of_role))
     if missing:
         raise AdapterError(
@@ -26,7 +29,10 @@ def role_ranks(roles: Mapping[str, str], rank_of_role: Mapping[str, int]) -> Ran
 
 
 def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise :class:`AdapterError` when a plan names no matrix of ``shapes``, or a rank does not fit its (out, in) matrix."""
+    """Raise :class:`AdapterError` if the plan is empty, names an unknown matrix or a rank does not fit.
+
+    ``shapes`` maps each matrix to (out, in); a rank fits from 1 to the smaller of both.
+    """
     if not plan:
         raise AdapterError(
             "the rank plan is empty: there is nothing to train; give at least one matrix a rank of 1 or more"

@@ -1,6 +1,7 @@
-"""What happens to ranks while a model trains: nothing (LoRA), or AdaLoRA's pruning.
+"""Rank hooks of the training loop: constant ranks (LoRA) and AdaLoRA's pruning.
 
-The training loop knows one hook with these methods and no method by name. ``step`` counts optimizer steps from 1.
+The training loop calls one hook with these methods and is independent of the adaptation method. ``step``
+counts optimizer steps from 1.
 """
 
 from __future__ import annotations
@@ -20,47 +21,50 @@ _ADAPTER = "default"
 
 
 class FixedRanks:
-    """LoRA: ranks stay what the plan says."""
+    """LoRA: ranks stay as planned."""
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
 
     def penalty(self) -> Tensor | None:
-        """A differentiable term to add to the task loss; None when there is none."""
+        """Differentiable term to add to the task loss; None if there is none."""
         return None
 
     def after_step(self, step: int) -> None:
-        """Called after each optimizer step, while the gradients of that step are still there."""
+        """Run after each optimizer step, while its gradients still exist."""
 
     def settled(self, step: int) -> bool:
         """Whether ranks are final after ``step``."""
         return True
 
     def ranks(self) -> dict[str, int]:
-        """The active rank of every adapted matrix."""
+        """Active rank of every adapted matrix."""
         return {name: module.r[_ADAPTER] for name, module in adapted(self._model)}
 
     def state(self) -> tuple[dict[str, Tensor], str]:
-        """Tensors and JSON text that :meth:`restore` needs to continue exactly."""
+        """Tensors and JSON text from which :meth:`restore` continues with the same numbers."""
         return {}, "{}"
 
     def restore(self, tensors: dict[str, Tensor], text: str) -> None: ...
 
     def resized(self) -> dict[str, tuple[int, Tensor]] | None:
-        """What became of the trainable parameters since this was last asked: None when they are the same. See
-        :class:`~bitrank_adapters.shrink.ShrinkingRanks`."""
+        """Changes of the trainable parameters since the last call; None if there are none.
+
+        See :class:`~bitrank_adapters.shrink.ShrinkingRanks`.
+        """
         return None
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's own format (safetensors)."""
+        """Save the adapter in PEFT's format (safetensors)."""
         self._model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 class AdaLoraRanks(FixedRanks):
-    """AdaLoRA: allocates after each step, adds the orthogonality term, and audits the budget at the freeze.
+    """AdaLoRA: allocates ranks after each step, adds the orthogonality term, audits the budget.
 
-    PEFT's allocator does the arithmetic (Zhang et al. 2023, equations 8 to 12). Added here: its moving averages are part of the
-    state, so that a resumed run continues exactly; and active ranks that miss the budget fail the run instead of passing unseen.
+    PEFT's allocator does the arithmetic (Zhang et al. 2023, equations 8 to 12). Two additions: its moving
+    averages are part of the state, so that a resumed run continues with the same numbers; and the run fails
+    at the freeze if the active ranks miss the budget.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -73,7 +77,7 @@ class AdaLoraRanks(FixedRanks):
         allocator.update_ipt = lambda _: update_importance(allocator, self._parameters)
 
     def _look(self) -> None:
-        """Remember the adapters' parameters as they are now."""
+        """Update the references to the adapters' parameters."""
         self._parameters = {
             n: p for n, p in self._tuner.model.named_parameters() if "lora_" in n and _ADAPTER in n
         }
@@ -81,12 +85,12 @@ class AdaLoraRanks(FixedRanks):
 
     @property
     def freeze_step(self) -> int:
-        """The optimizer step after which no rank changes any more."""
+        """Optimizer step after which ranks are constant."""
         return int(self._config.total_step - self._config.tfinal)
 
     @property
     def budget(self) -> int:
-        """The sum of active ranks after the freeze: target_r · matrices."""
+        """Sum of active ranks after the freeze: target_r · matrices."""
         return int(self._tuner.rankallocator.target_bgt)
 
     def penalty(self) -> Tensor:
@@ -128,11 +132,11 @@ class AdaLoraRanks(FixedRanks):
             averages[kind][name] = value.clone()
             allocator.ipt[name] = torch.zeros_like(
                 value
-            )  # made anew at each step, but its key tells that averages exist
+            )  # placeholder, recomputed at each step; PEFT expects averages for its key
         self._config.rank_pattern = json.loads(text) or {}
 
     def _mask(self) -> None:
-        """Keep pruned triplets at zero: the optimizer's momentum moves them."""
+        """Reset pruned triplets to zero, since the optimizer's momentum changes them."""
         values = {name: p for name, p in self._parameters.items() if "lora_E" in name}
         if not self._kept:
             self._kept = {
@@ -146,13 +150,14 @@ class AdaLoraRanks(FixedRanks):
         active = sum(self.ranks().values())
         if active != self.budget:
             raise BudgetMissed(
-                f"AdaLoRA froze with {active} active ranks, the budget is {self.budget}: scores tie or too few steps were "
+                f"AdaLoRA froze with {active} active ranks, the budget is {self.budget}: scores tie or too "
+                "few steps were "
                 "taken to tell ranks apart. Train longer, or widen the schedule between warm-up and freeze."
             )
 
 
 def adapted(model: PeftModel) -> list[tuple[str, Any]]:
-    """(matrix name, adapter layer) of every adapted matrix; the name is the one in the unadapted model."""
+    """(matrix name in the unadapted model, adapter layer) of every adapted matrix."""
     prefix = "base_model.model."
     return [
         (name.removeprefix(prefix), module)
@@ -162,5 +167,5 @@ def adapted(model: PeftModel) -> list[tuple[str, Any]]:
 
 
 def matrix_name(key: str) -> str:
-    """PEFT's key of a mask, such as ``model.layers.0.mlp.up_proj.lora_E.default`` → the matrix's name."""
+    """Matrix name of PEFT's mask key, for example ``model.layers.0.mlp.up_proj.lora_E.default``."""
     return key.removeprefix("base_model.model.").split(".lora_E")[0]

@@ -1,16 +1,19 @@
-"""Adapters that start as what quantization lost: LoftQ, and its Fisher-weighted form of LQ-LoRA.
+"""Adapter initialization from the quantization residual: LoftQ and Fisher-weighted LQ-LoRA.
 
-A matrix W becomes Q + s · B A with Q stored in few bits and s · B A the best low-rank part of W − Q, where s is the one scale of every
-rank (see :mod:`~bitrank_adapters.attach`). With AdaLoRA P, Λ and Q take the place of B and A: P and Q orthonormal, as its regulariser
-wants them. One matrix at a time: :meth:`ResidualStart.split` is called while a matrix's 16-bit weight is at hand, just before it is
-stored; :meth:`ResidualStart.write` puts what was kept (no more than the adapters themselves) into the adapters once they exist.
+A matrix W becomes Q + s · B A with Q stored in few bits and s · B A the best low-rank approximation of W − Q,
+where s is the scale common to all ranks (see :mod:`~bitrank_adapters.attach`). With AdaLoRA P, Λ and Q
+replace B and A; P and Q are orthonormal, as its regularizer requires. Matrices are processed one at a time:
+:meth:`ResidualStart.split` runs while the 16-bit weight of a matrix is in memory, before it is stored;
+:meth:`ResidualStart.write` copies the factors (as large as the adapters) into the adapters after these have
+been created.
 
-Rounds alternate (LoftQ, algorithm 1): Q ← q(W − L), L ← best rank-r part of W − Q. They end when the error rises, as in LQ-LoRA, and the
-best round counts, so that no start is worse than none. Directions in which nothing was lost keep the ordinary start; a matrix that
-stays in 16 bits keeps it in all of them.
+Rounds alternate (LoftQ, algorithm 1): Q ← q(W − L), L ← best rank-r approximation of W − Q. They end when the
+error rises, as in LQ-LoRA, and the best round is used, so the error never exceeds the error without an
+adapter. Directions with a zero residual keep the default initialization, and so do all directions of a 16-bit
+matrix.
 
-The scale policy holds, so a repair of size σ is shared as √(σ/s) by both factors: where much was lost adapters start large, and learn
-with the same rate as those that start at zero.
+The scale policy holds: both factors share a singular value σ of the residual as √(σ/s). Adapters with a large
+residual start with large values and use the same learning rate as adapters that start at zero.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ from bitrank_adapters.plans import RankPlan
 from bitrank_adapters.rank_hooks import adapted
 
 _ADAPTER = "default"
-_NOTHING = 1e-6  # a singular value below this share of the largest is rounding
+_NOTHING = 1e-6  # a singular value below this share of the largest is rounding error
 
 
 class ResidualStart:
-    """Starting points for the matrices of ``ranks``; an empty plan leaves everything as it is.
+    """Residual initialization for the matrices of ``ranks``; an empty plan changes nothing.
 
-    ``rounds`` alternating rounds at most; ``weights`` {name: (row_O, column_I)} makes it LQ-LoRA. ``errors`` tells for each matrix the
-    (weighted) norm of W − Q without an adapter and of what is left with it. Raises :class:`AdapterError` when ``rounds`` is below 1,
-    or weights are missing, of the wrong shape, negative or not finite.
+    ``rounds`` is the maximum number of alternating rounds; ``weights`` {name: (row_O, column_I)} selects
+    LQ-LoRA. ``errors`` maps each matrix to the (weighted) norm of W − Q, before and after adding the adapter.
+    Raises :class:`AdapterError` if ``rounds`` is below 1, or weights are missing, of the wrong shape,
+    negative or not finite.
     """
 
     def __init__(
@@ -47,14 +51,18 @@ class ResidualStart:
         missing = [] if weights is None else sorted(set(ranks) - set(weights))
         if missing:
             raise AdapterError(
-                f"no row and column weights were given for {missing[0]!r}; a weighted start needs them for every matrix"
+                f"no row and column weights were given for {missing[0]!r}; a weighted start needs them for "
+                "every matrix"
             )
         self._ranks, self._rounds, self._weights = ranks, rounds, weights
         self._factors: dict[str, Factors] = {}
         self.errors: dict[str, tuple[float, float]] = {}
 
     def split(self, name: str, weight_OI: Tensor, stored: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight to store for matrix ``name`` in place of ``weight_OI``; ``stored`` gives what a stored weight multiplies as."""
+        """Weight to store for matrix ``name`` instead of ``weight_OI``.
+
+        ``stored`` maps a weight to its value after quantization.
+        """
         if name not in self._ranks:
             return weight_OI
         whole_OI, weights, held_OI = weight_OI.detach().float(), self._weights_of(name, weight_OI), weight_OI
@@ -73,12 +81,16 @@ class ResidualStart:
         return best_OI
 
     def write(self, model: PeftModel) -> None:
-        """Put the starting points into the adapters of ``model``. Raises :class:`AdapterError` when one has no adapter to go to."""
+        """Copy the factors into the adapters of ``model``.
+
+        Raises :class:`AdapterError` if a matrix has no adapter.
+        """
         layers = dict(adapted(model))
         for name in list(self._factors):
             if name not in layers:
                 raise AdapterError(
-                    f"{name!r} was stored without what its adapter repairs, but the model has no adapter there"
+                    f"{name!r} was stored without what its adapter repairs, but the model has no adapter "
+                    "there"
                 )
             with torch.no_grad():
                 _write(layers[name], self._factors.pop(name))
@@ -89,7 +101,8 @@ class ResidualStart:
         row_O, column_I = (torch.as_tensor(part) for part in self._weights[name])
         if (len(row_O), len(column_I)) != tuple(weight_OI.shape):
             raise AdapterError(
-                f"the weights of {name!r} are for shape {(len(row_O), len(column_I))}, the matrix is {tuple(weight_OI.shape)}"
+                f"the weights of {name!r} are for shape {(len(row_O), len(column_I))}, the matrix is "
+                f"{tuple(weight_OI.shape)}"
             )
         if not all(torch.isfinite(part).all() and (part >= 0).all() for part in (row_O, column_I)):
             raise AdapterError(
@@ -99,13 +112,13 @@ class ResidualStart:
 
 
 def effective_scale(layer: Any) -> float:
-    """The factor that PEFT puts on the adapter's product: α/r, for AdaLoRA α/(rank count + 1e-5)."""
+    """Scale of the adapter's product in PEFT: α/r, for AdaLoRA α/(rank count + 1e-5)."""
     scaling = float(layer.scaling[_ADAPTER])
     return scaling / (float(layer.ranknum[_ADAPTER]) + 1e-5) if hasattr(layer, "lora_E") else scaling
 
 
 def _write(layer: Any, factors: Factors) -> None:
-    """Over the ordinary start, in every direction in which something was lost."""
+    """Overwrite the default initialization in every direction with a nonzero residual."""
     values_R = factors.values_R
     count = int((values_R > _NOTHING * values_R[0]).sum())
     values_R = values_R[:count] / effective_scale(layer)

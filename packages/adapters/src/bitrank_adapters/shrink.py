@@ -1,10 +1,11 @@
-"""After AdaLoRA's freeze: pruned ranks are removed physically, training goes on, and what is saved is plain LoRA.
+"""AdaLoRA that removes pruned ranks at the freeze, continues training and saves plain LoRA.
 
-PEFT masks a pruned triplet and carries it along: its parameters, moments and products stay. Here the kept rows of Λ and Q and columns
-of P become parameters of their own at the freeze, and a matrix whose rank fell to 0 loses its adapter. The factor on the product stays
-what it was, so the model computes the same. Training goes on as P Λ Q, not as B A: the optimizer's moments are then those of the same
-numbers, cut like them; folding Λ into a factor would leave moments that belong to no gradient ever seen. The orthogonality term is over
-what is left. When saved, A = Λ Q and B = P (Zhang et al. 2023, equation 3) with each matrix's own rank.
+PEFT masks a pruned triplet and keeps its parameters, moments and products. Here the kept rows of Λ and Q and
+columns of P become new parameters at the freeze, and a matrix of rank 0 loses its adapter. The scale of the
+product is unchanged, so the model computes the same function. Training continues with P Λ Q, not with B A:
+the optimizer's moments then belong to the same numbers and are cut like them, whereas folding Λ into a factor
+would leave moments of a gradient that never existed. The orthogonality term covers the remaining triplets.
+Saved adapters have A = Λ Q and B = P (Zhang et al. 2023, equation 3) with one rank per matrix.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
 from bitrank_adapters.residual_init import effective_scale
 
 _ADAPTER = "default"
-_AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # where the rank lies in (rank, in), (out, rank), (rank, 1)
+_AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # axis of the rank in (rank, in), (out, rank), (rank, 1)
 
 
 class ShrinkingRanks(AdaLoraRanks):
-    """AdaLoRA whose pruned ranks are gone after the freeze."""
+    """AdaLoRA that removes pruned ranks at the freeze."""
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__(model)
@@ -40,9 +41,9 @@ class ShrinkingRanks(AdaLoraRanks):
             self._shrink(dict(self._config.rank_pattern))
 
     def resized(self) -> dict[str, tuple[int, Tensor]] | None:
-        """{name of a trainable parameter: (axis, indices kept)} of those that were cut since this was last asked, None when none was.
+        """{parameter name: (axis, kept indices)} of parameters cut since the last call; None if none was.
 
-        Names are those of ``model.named_parameters()``. Parameters that are gone altogether are in it with no index kept.
+        Names are those of ``model.named_parameters()``. A removed parameter has no kept index.
         """
         resized, self._resized = self._resized, None
         return resized
@@ -63,7 +64,7 @@ class ShrinkingRanks(AdaLoraRanks):
             self._shrink(saved["masks"])
 
     def save(self, folder: Path) -> None:
-        """A plain LoRA adapter with a rank and α for each matrix; it loads in stock PEFT."""
+        """Save a plain LoRA adapter with rank and α per matrix, which stock PEFT loads."""
         if self._pattern:
             save_as_lora(self._model, folder)
         else:
@@ -85,7 +86,7 @@ class ShrinkingRanks(AdaLoraRanks):
 
 
 def keep_ranks(layer: Any, kept: Tensor) -> None:
-    """Cut an AdaLoRA layer down to the triplets ``kept`` (indices), with the same factor on their product as before."""
+    """Cut an AdaLoRA layer to the triplets ``kept`` (indices); the scale of their product is unchanged."""
     scale = effective_scale(layer)
     for part, axis in _AXIS.items():
         held = getattr(layer, part)

@@ -1,4 +1,4 @@
-"""A fused feed-forward part keeps its activation's inputs alone, and changes no number."""
+"""A fused feed-forward part saves only its activation's inputs and gives the same results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def adapted_model(make: Callable[..., Any], blocks: dict[str, Any], name: str) -
 
 
 def filled(model: Any) -> Any:
-    """With factors that are not zero."""
+    """Set the factors to nonzero values."""
     with torch.no_grad():
         for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
             parameter.copy_(
@@ -30,7 +30,7 @@ def filled(model: Any) -> Any:
 
 
 def kept_bytes(model: Any, ids: Tensor) -> int:
-    """Bytes of all storages that a forward pass keeps for the backward pass."""
+    """Bytes of all storages that a forward pass saves for the backward pass."""
     storages: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def kept_bytes(model: Any, ids: Tensor) -> int:
 
 
 @pytest.mark.parametrize(("name", "spared"), [("bert", 1), ("llama", 2)])
-def test_the_wide_tensors_are_kept_once(
+def test_wide_tensors_are_saved_once(
     make: Callable[..., Any],
     blocks: dict[str, Any],
     ids: Tensor,
@@ -56,15 +56,15 @@ def test_the_wide_tensors_are_kept_once(
     fuse(model)
     kept = kept_bytes(model, ids)
     monkeypatch.setattr(fused_fuse, "fuse_feed_forward", lambda *_: None)
-    wider = adapted_model(make, blocks, name)
-    fuse(wider)
+    unfused = adapted_model(make, blocks, name)
+    fuse(unfused)
     config = model.config
     wide = 4 * ids.numel() * config.intermediate_size
-    assert kept_bytes(wider, ids) - kept == spared * config.num_hidden_layers * wide
+    assert kept_bytes(unfused, ids) - kept == spared * config.num_hidden_layers * wide
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_a_disabled_adapter_stays_disabled(
+def test_disabled_adapter_gives_the_base_output(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
 ) -> None:
     model = adapted_model(make, blocks, name)
@@ -75,7 +75,7 @@ def test_a_disabled_adapter_stays_disabled(
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_a_merged_adapter_is_added_once(
+def test_merged_adapter_equals_unmerged_output(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
 ) -> None:
     model = adapted_model(make, blocks, name)
@@ -86,10 +86,10 @@ def test_a_merged_adapter_is_added_once(
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_another_activation_keeps_its_way(
+def test_other_activations_are_not_fused(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
 ) -> None:
-    """GELU by tanh and ReLU are none of those that are known: the part computes as it did."""
+    """tanh-GELU and ReLU have no fused form."""
     model, plain = (adapted_model(make, blocks, name) for _ in range(2))
     for one in (model, plain):
         for module in one.modules():
@@ -103,7 +103,7 @@ def test_another_activation_keeps_its_way(
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_an_adapter_with_dropout_keeps_its_way(
+def test_adapter_with_dropout_is_not_fused(
     make: Callable[..., Any], blocks: dict[str, Any], name: str
 ) -> None:
     dropped = PeftModel(
@@ -117,7 +117,7 @@ def test_an_adapter_with_dropout_keeps_its_way(
 
 
 def patched(model: Any) -> list[str]:
-    """The feed-forward parts that compute in the fused way."""
+    """Names of the fused feed-forward parts."""
     parts = {
         name: vars(module)
         for name, module in model.named_modules()
@@ -127,15 +127,15 @@ def patched(model: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_gradients_are_the_same_when_blocks_are_computed_again(
+def test_gradient_checkpointing_gives_the_same_gradients(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, name: str
 ) -> None:
-    """Gradient checkpointing unpacks what was kept, and allows that once."""
+    """Gradient checkpointing permits a single unpack of each saved tensor."""
     grads = []
-    for again in (False, True):
+    for checkpointing in (False, True):
         model = adapted_model(make, blocks, name).train()
         fuse(model)
-        if again:
+        if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model(input_ids=ids).logits.square().mean().backward()
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -143,8 +143,8 @@ def test_gradients_are_the_same_when_blocks_are_computed_again(
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
-def test_nothing_below_wants_a_gradient(make: Callable[..., Any]) -> None:
-    """With an adapter on the last layer alone, the activation's inputs get none and the factors do."""
+def test_inputs_without_gradient_are_supported(make: Callable[..., Any]) -> None:
+    """With an adapter on the last layer only, the activation's inputs get no gradient, the factors do."""
     plain, model = (
         filled(attach_lora(make("bert", torch.float32), {"bert.encoder.layer.0.output.dense": 2}))
         for _ in range(2)

@@ -1,4 +1,4 @@
-"""The fused product equals PEFT's own path, forward and gradient, for LoRA and AdaLoRA."""
+"""Fused layers equal PEFT's forward pass and gradients, for LoRA and AdaLoRA."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(model, ids):
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_fused_equals_plain(make, blocks, ids, name: str, kind: str, dtype, tolerance: float) -> None:
+def test_fused_model_equals_peft(make, blocks, ids, name: str, kind: str, dtype, tolerance: float) -> None:
     plain_logits, plain_grads = run(attach(make, blocks, name, kind, dtype), ids)
     model = attach(make, blocks, name, kind, dtype)
     fuse(model)
@@ -42,7 +42,7 @@ def test_fused_equals_plain(make, blocks, ids, name: str, kind: str, dtype, tole
         assert float((grads[key] - grad).norm()) < tolerance * scale, key
 
 
-def test_a_disabled_adapter_stays_disabled(make, blocks, ids) -> None:
+def test_disabled_adapter_gives_the_base_output(make, blocks, ids) -> None:
     model = attach(make, blocks, "bert", "lora", torch.float32)
     fuse(model)
     expected = make("bert").eval()(input_ids=ids).logits
@@ -51,7 +51,7 @@ def test_a_disabled_adapter_stays_disabled(make, blocks, ids) -> None:
     assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
 
 
-def test_fusing_changes_no_parameter(make, blocks) -> None:
+def test_fuse_changes_no_parameter(make, blocks) -> None:
     model = attach(make, blocks, "llama", "lora", torch.float32)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     fuse(model)
@@ -59,14 +59,14 @@ def test_fusing_changes_no_parameter(make, blocks) -> None:
     assert len(adapted(model)) == len(blocks["llama"])
 
 
-class Sometimes:
-    """Decodes a layer whose product is that of its matrix at times only."""
+class SwitchableDecoder:
+    """Decoder whose ``applies`` can be switched off, and which counts its calls."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
-        self.layer, self.now, self.decoded = layer, True, 0
+        self.layer, self.enabled, self.decoded = layer, True, 0
 
     def applies(self) -> bool:
-        return self.now
+        return self.enabled
 
     def __call__(self) -> torch.Tensor:
         self.decoded += 1
@@ -74,23 +74,23 @@ class Sometimes:
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_a_base_that_is_not_to_be_decoded_now_makes_its_own_product(make, blocks, ids, name: str) -> None:
-    """Alone, beside layers of the same input, and after an activation."""
+def test_base_computes_its_own_product_if_decoder_does_not_apply(make, blocks, ids, name: str) -> None:
+    """Covers a single layer, layers with shared input, and a layer after an activation."""
     plain, model = (attach(make, blocks, name, "lora", torch.float32) for _ in range(2))
-    decodes: list[Sometimes] = []
+    decodes: list[SwitchableDecoder] = []
 
-    def decoder(layer: torch.nn.Module) -> Sometimes | None:
-        decodes.append(Sometimes(layer))
+    def decoder(layer: torch.nn.Module) -> SwitchableDecoder | None:
+        decodes.append(SwitchableDecoder(layer))
         return decodes[-1]
 
     fuse(model, decoder)
     expected, gradients = run(plain, ids)
-    for now in (True, False):
+    for enabled in (True, False):
         for decode in decodes:
-            decode.now, decode.decoded = now, 0
+            decode.enabled, decode.decoded = enabled, 0
         model.zero_grad()
         logits, found = run(model, ids)
         assert torch.allclose(logits, expected, atol=1e-5)
         scale = max(float(grad.norm()) for grad in gradients.values())
         assert all(float((found[key] - grad).norm()) < 1e-4 * scale for key, grad in gradients.items())
-        assert bool(sum(decode.decoded for decode in decodes)) == now
+        assert bool(sum(decode.decoded for decode in decodes)) == enabled

@@ -1,4 +1,4 @@
-"""Norms and feed-forward parts that take given passes over rows: the same numbers, asked for where autograd need not see them."""
+"""Norms and feed-forward parts with row kernels equal those without; kernels run outside autograd."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from torch.nn import functional as F
 
 
 class PlainRows:
-    """The passes in plain torch; they tell what they were asked."""
+    """Row kernels in plain torch that record their calls."""
 
     def __init__(self, serving: bool = True) -> None:
-        self.serving, self.asked = serving, list[str]()
+        self.serving, self.calls = serving, list[str]()
 
     def serves(self, *tensors: Tensor) -> bool:
         return self.serving
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        self.asked.append("rms_norm")
+        self.calls.append("rms_norm")
         scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
         return (weight_D * (x.float() * scale)).to(x.dtype), scale
 
     def rms_norm_gradient(self, grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> Tensor:
-        self.asked.append("rms_norm_gradient")
+        self.calls.append("rms_norm_gradient")
         unit, part = x.float() * scale, grad.float() * weight_D
         return (scale * (part - unit * (part * unit).mean(-1, keepdim=True))).to(x.dtype)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        self.asked.append("swiglu")
+        self.calls.append("swiglu")
         assert not torch.is_grad_enabled()
         return F.silu(gate) * up
 
     def swiglu_gradients_(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        self.asked.append("swiglu_gradients_")
+        self.calls.append("swiglu_gradients_")
         share = torch.sigmoid(gate)
         return grad * up * share * (1 + gate * (1 - share)), grad * gate * share
 
@@ -64,7 +64,7 @@ def trained(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_a_llama_is_the_same(
+def test_llama_with_row_kernels_equals_plain(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor, dtype: torch.dtype, tolerance: float
 ) -> None:
     plain, model, rows = model_of(make, blocks, dtype), model_of(make, blocks, dtype), PlainRows()
@@ -72,13 +72,14 @@ def test_a_llama_is_the_same(
     fuse(model, rows=rows)
     for found, expected in zip(trained(model, ids), trained(plain, ids), strict=True):
         assert (found - expected).norm() < tolerance * expected.norm()
-    # Two layers: two norms each and the last one, whose gradients the first layer's input does not want; a feed-forward part each.
-    assert {name: rows.asked.count(name) for name in rows.asked} == {
+    # Two layers with two norms each, and the final norm; no gradient for the first layer's input. One
+    # feed-forward part per layer.
+    assert {name: rows.calls.count(name) for name in rows.calls} == {
         "rms_norm": 5, "rms_norm_gradient": 4, "swiglu": 4, "swiglu_gradients_": 2,
     }  # fmt: skip
 
 
-def test_what_is_not_served_goes_the_plain_way(
+def test_unserved_tensors_use_torch_operations(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor
 ) -> None:
     plain, model, rows = (
@@ -90,13 +91,13 @@ def test_what_is_not_served_goes_the_plain_way(
     fuse(model, rows=rows)
     for found, expected in zip(trained(model, ids), trained(plain, ids), strict=True):
         assert torch.equal(found, expected)
-    assert not rows.asked
+    assert not rows.calls
 
 
-def test_autograd_goes_through_a_part_without_its_adapter(
+def test_gradients_pass_through_a_part_without_adapter(
     make: Callable[..., Any], blocks: dict[str, Any], ids: Tensor
 ) -> None:
-    """A matrix whose ranks were all pruned: the gradient of those below goes through its activation."""
+    """As for a matrix of rank 0: gradients of lower layers pass through its activation."""
     results = []
     for rows in (None, PlainRows()):
         model = model_of(make, blocks, torch.float32)
@@ -107,8 +108,8 @@ def test_autograd_goes_through_a_part_without_its_adapter(
     assert (results[1] - results[0]).norm() < 1e-5 * results[0].norm()
 
 
-def test_a_second_derivative_is_refused_not_left_out() -> None:
-    """Autograd does not look into compiled passes."""
+def test_second_derivative_raises() -> None:
+    """Autograd records no graph of compiled kernels."""
     x = torch.randn(3, 8, requires_grad=True)
     normed = _RmsNorm.apply(x, torch.ones(8), 1e-6, PlainRows())
     (first,) = torch.autograd.grad(normed.pow(3).sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""Layers that share their input compute together, and change no number."""
+"""Layers with shared input compute together and give the same results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,23 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 PARTS = {
-    "bert": ("bert.encoder.layer.{}.", ("attention.self.query", "attention.self.key", "attention.self.value", "output.dense")),
-    "llama": ("model.layers.{}.", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj",
-                                   "mlp.down_proj")),
-}  # fmt: skip
-GROUPS = {"bert": 1, "llama": 2}  # of layers that share an input, in a block
+    "bert": (
+        "bert.encoder.layer.{}.",
+        ("attention.self.query", "attention.self.key", "attention.self.value", "output.dense"),
+    ),
+    "llama": (
+        "model.layers.{}.",
+        (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ),
+    ),
+}
+GROUPS = {"bert": 1, "llama": 2}  # groups of layers with shared input per block
 
 
 def matrices(name: str, without: str = "none") -> list[str]:
@@ -32,7 +44,7 @@ def attach(
     dtype: torch.dtype = torch.float32,
     without: str = "none",
 ) -> Any:
-    """With a rank of its own for every matrix, and factors that are not zero."""
+    """Adapters with a different rank per matrix and nonzero factors."""
     names = matrices(name, without)
     if kind == "lora":
         model = attach_lora(
@@ -56,24 +68,24 @@ def run(model: Any, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many layers each group had that computed together."""
+    """Number of layers of each group that computed together."""
     from bitrank_adapters.fused import shared_input
 
     found: list[int] = []
     products = shared_input._products
 
-    def noted(layers: Any, *words: Any) -> Any:
+    def recorded(layers: Any, *args: Any) -> Any:
         found.append(len(layers))
-        return products(layers, *words)
+        return products(layers, *args)
 
-    monkeypatch.setattr(shared_input, "_products", noted)
+    monkeypatch.setattr(shared_input, "_products", recorded)
     return found
 
 
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("name", PARTS)
-def test_together_is_apart(
+def test_shared_computation_equals_separate_layers(
     make: Callable[..., Any],
     ids: Tensor,
     name: str,
@@ -96,7 +108,7 @@ def test_together_is_apart(
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_the_graph_has_one_node_for_a_group(
+def test_graph_has_one_node_per_group(
     make: Callable[..., Any], ids: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nodes(model: Any) -> list[str]:
@@ -119,7 +131,7 @@ def test_the_graph_has_one_node_for_a_group(
 
 
 @pytest.mark.parametrize(("name", "without"), [("bert", "key"), ("llama", "v_proj")])
-def test_a_group_that_lacks_an_adapter_computes_apart(
+def test_group_without_all_adapters_is_not_shared(
     make: Callable[..., Any], ids: Tensor, name: str, without: str, together: list[int]
 ) -> None:
     expected, _ = run(attach(make, name, without=without), ids)
@@ -129,7 +141,7 @@ def test_a_group_that_lacks_an_adapter_computes_apart(
     assert 3 not in together
 
 
-def test_adapters_with_dropout_keep_their_way(
+def test_adapters_with_dropout_are_not_shared(
     make: Callable[..., Any], ids: Tensor, together: list[int]
 ) -> None:
     model = PeftModel(make("llama"), LoraConfig(r=2, lora_dropout=0.5, target_modules=matrices("llama")))
@@ -139,7 +151,7 @@ def test_adapters_with_dropout_keep_their_way(
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_disabled_and_a_merged_adapter_are_what_they_are(
+def test_disabled_and_merged_adapters_equal_unfused_output(
     make: Callable[..., Any], ids: Tensor, name: str, together: list[int]
 ) -> None:
     model = attach(make, name)
@@ -152,8 +164,8 @@ def test_a_disabled_and_a_merged_adapter_are_what_they_are(
     assert not together
 
 
-def test_a_layer_asked_for_something_else_computes_that(make: Callable[..., Any], ids: Tensor) -> None:
-    """Its parent's forward gives it another input than it was given itself; and outside of its parent it is a layer like any other."""
+def test_layer_with_another_input_computes_its_own_output(make: Callable[..., Any], ids: Tensor) -> None:
+    """The layer receives another input than its parent, or is called outside its parent."""
     model, plain = attach(make, "bert"), attach(make, "bert")
     fuse(model)
     for one in (model, plain):
@@ -167,14 +179,14 @@ def test_a_layer_asked_for_something_else_computes_that(make: Callable[..., Any]
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_gradients_are_the_same_when_blocks_are_computed_again(
+def test_gradient_checkpointing_gives_the_same_gradients(
     make: Callable[..., Any], ids: Tensor, name: str, together: list[int]
 ) -> None:
     grads = []
-    for again in (False, True):
+    for checkpointing in (False, True):
         model = attach(make, name).train()
         fuse(model)
-        if again:
+        if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         grads.append(run(model, ids)[1])
     assert len(together) == 3 * 2 * GROUPS[name]
@@ -183,7 +195,7 @@ def test_gradients_are_the_same_when_blocks_are_computed_again(
 
 
 def test_extra_arguments_reach_the_layer(make: Callable[..., Any], ids: Tensor) -> None:
-    """PEFT names an adapter for each row by them: here none for the first."""
+    """PEFT selects one adapter per row by ``adapter_names``: here none for the first row."""
     model, plain = attach(make, "bert"), attach(make, "bert")
     fuse(model)
     x = torch.randn(2, 3, 32)
@@ -201,10 +213,10 @@ def test_extra_arguments_reach_the_layer(make: Callable[..., Any], ids: Tensor) 
     )
 
 
-def test_a_layer_that_lost_its_adapter_after_fusing_is_left_alone(
+def test_layer_that_lost_its_adapter_after_fuse_is_not_shared(
     make: Callable[..., Any], ids: Tensor, together: list[int]
 ) -> None:
-    """As when AdaLoRA has pruned all ranks of a matrix: the group computes apart."""
+    """As after AdaLoRA has pruned all ranks of a matrix: the group computes separately."""
     model, plain = attach(make, "bert"), attach(make, "bert")
     fuse(model)
     for one in (model, plain):

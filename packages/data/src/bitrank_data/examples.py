@@ -1,4 +1,4 @@
-"""What a task is made of: labelled or plain texts in three splits, as plain values."""
+"""Plain values of a task: labelled or plain texts in three splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One sentence or document. ``id`` is stable: paired tests match examples by it. ``label`` is None for plain text."""
+    """A sentence or document. ``id`` is stable, since paired tests match by it; ``label`` may be None.
+
+    ``label`` is None for plain text.
+    """
 
     id: str
     text: str
@@ -23,7 +26,7 @@ class Example:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What reading and cutting did to the data: ``counts`` by name, and ``notes``, a sentence each for the user."""
+    """Effects of reading and splitting: ``counts`` by name, and ``notes``, one sentence each for the user."""
 
     counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -44,7 +47,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's texts come from. ``fingerprint`` is cheap and changes with the data; ``load`` may take seconds."""
+    """Source of a task's texts: ``fingerprint`` is cheap and identifies the data, ``load`` takes seconds."""
 
     name: str
     kind: Kind
@@ -53,15 +56,14 @@ class Source:
 
 
 def stable_order(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
-    """``items`` shuffled by the hash of their key: the same on every machine and for every version of every library."""
+    """``items`` ordered by the SHA-256 of their key, independent of machine and library versions."""
     return sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())
 
 
 def split_off(examples: Sequence[Example], test: int, validation: int) -> dict[str, list[Example]]:
-    """The first ``test`` of ``examples`` in stable order, the next ``validation``, and the rest as train.
+    """Split in stable order: the first ``test`` examples, the next ``validation``, the rest as train.
 
-    For examples whose texts differ; where texts may repeat, :mod:`bitrank_data.splitting` keeps copies
-    together.
+    Requires different texts; :mod:`bitrank_data.splitting` keeps repeated texts in one split.
     """
     shuffled = stable_order(examples, lambda example: f"{example.id}\t{example.text}")
     return {

@@ -1,9 +1,9 @@
-"""A user's own file as a task: CSV, JSON lines or Parquet with a column ``text``, and ``label`` for
-classification.
+"""A user's file as a task: CSV, JSON lines or Parquet with columns ``text`` and optionally ``label``.
 
-Different texts are split 80 / 10 / 10 by the hash of their content (:mod:`bitrank_data.splitting`), so the
-same texts give the same split everywhere and equal texts are in one split. Rows without text are left out and
-counted; a label that is missing or no class is an error with its row.
+With ``label`` the task is classification. Different texts are split 80 / 10 / 10 by the hash of their content
+(:mod:`bitrank_data.splitting`), so the same texts give the same split on every machine, and equal texts are
+in one split. Rows without text are skipped and counted. A missing or invalid label is an error that names its
+row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bitrank_data.splitting import split_by_text
 
 _MIN_ROWS = 10
 _EXPECTED = "Expected 'text' and 'label' for classification, 'text' alone for language modelling"
-# Names under which people keep labels. With one of them and no 'label' a file is not plain text for language
+# Common names of label columns. A file with one of them and no 'label' is not plain text for language
 # modelling.
 _LIKE_LABEL = {
     "label", "labels", "class", "classes", "target", "targets", "category", "categories", "sentiment", "y",
 }  # fmt: skip
-# Kinds of files that this process has read: a study opens the same file for every run. Texts are not kept, as
-# they may be large.
+# Kinds of files read by this process: a study opens the same file for every run. Texts may be large, so they
+# are not cached.
 _KINDS: dict[tuple[str, str], Kind] = {}
 _CONVERSATIONS = (
     "messages", "conversations", "prompt", "completion", "instruction", "output", "response", "chosen",
@@ -35,11 +35,10 @@ _CONVERSATIONS = (
 
 
 def file_source(path: Path) -> Source:
-    """A task from the file at ``path``, read and split here: a file that cannot be used is refused before any
-    run starts.
+    """Task of the file at ``path``, which is read and split here to reject a bad file before any run.
 
-    Raises :class:`DataError` when it is missing, of another type, has no column ``text``, or a row that
-    cannot be used.
+    Raises :class:`DataError` if it is missing, of another type, has no column ``text``, or has an unusable
+    row.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; give the path of a {', '.join(READERS)} file in it")
@@ -124,7 +123,7 @@ def _texts(path: Path, content: bytes) -> Texts:
 
 
 def _has_text(name: str, row: Row) -> bool:
-    """Whether a row's text is not empty. Raises :class:`DataError` when it is no text."""
+    """Whether the text of ``row`` is not empty. Raises :class:`DataError` if it is no valid text."""
     text = row.text
     if text is None or (isinstance(text, float) and text != text):
         return False
@@ -152,7 +151,7 @@ def _instead_of_text(value: object) -> str:
 
 
 def _reading(table: Table, rows: Sequence[Row]) -> DataReport:
-    """What reading left out, of rows and of columns."""
+    """Report the rows and columns that are not used."""
     notes = list(table.notes)
     if unused := [column for column in table.columns if column not in ("text", "label")]:
         notes.append(f"columns that are not used: {shown(unused)}")

@@ -1,9 +1,9 @@
 """``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
 
-SST-2's own test labels are hidden, so its 872 validation sentences are the test set and 1,000 training
-sentences, chosen once, are the validation set, all copies of a sentence together. The official sentences are
-kept: how many of the test set are also in train is noted. WikiText-2 is cut into articles at its level-one
-headings; an article keeps its number as id.
+The labels of SST-2's test set are hidden. Its 872 validation sentences are therefore the test set, and 1,000
+training sentences, chosen once, are the validation set; all copies of a sentence stay together. The official
+sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
+at its level-one headings; the number of an article is its id.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _VALIDATION = 1000
 
 
 def hub_source(name: str, folder: Path | None = None) -> Source:
-    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files)."""
+    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test files)."""
     kind, load = {"sst2": ("classification", _sst2), "wikitext2": ("language-modelling", _wikitext2)}[name]
     return Source(name, kind, partial(_fingerprint, name, folder), partial(load, folder))  # type: ignore[arg-type]
 
 
 def hub_repository(name: str) -> str:
-    """The repository of datasets on the hub that holds task ``name``."""
+    """Dataset repository of task ``name`` on the hub."""
     return _HUB[name][0]
 
 
@@ -39,7 +39,7 @@ def _fingerprint(name: str, folder: Path | None) -> str:
     if folder is None:
         repository, config = _HUB[name]
         if cached_commit("datasets", repository) is None:
-            _dataset(name, None, ())  # fetched here, because only what was fetched is known by its commit
+            _dataset(name, None, ())  # downloaded here, because the commit is known only after the download
         return f"hub:{repository}:{config}@{cached_commit('datasets', repository)}"
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
@@ -77,13 +77,13 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
 
 def _wikitext2(folder: Path | None) -> Texts:
     data = _dataset("wikitext2", folder, ("text",))
-    # A missing line is an empty one: in this layout lines without text separate paragraphs.
+    # A null line counts as empty: in this layout lines without text separate paragraphs.
     splits = {split: wikitext_articles((row["text"] or "" for row in data[split]), split) for split in SPLITS}
     return Texts("language-modelling", splits)
 
 
 def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
-    """Join WikiText's lines into articles: one starts at each `` = Title = `` heading of the first level."""
+    """Join WikiText's lines into articles, each starting at a level-one heading `` = Title = ``."""
     articles: list[list[str]] = [[]]
     for line in lines:
         if re.fullmatch(r" = [^=].*[^=] = \n?", line):
@@ -107,7 +107,8 @@ def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
     except Exception as error:
         where = f"the local folder {folder}" if folder else f"{path} on the hub"
         raise DataError(
-            f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data FOLDER "
+            f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data "
+            "FOLDER "
             "(saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
         ) from error
     _check(name, data, columns)
@@ -122,5 +123,6 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
         missing = [column for column in columns if column not in data[split].column_names]
         if missing:
             raise DataError(
-                f"{name} needs the column {missing[0]!r} in {split}; found {', '.join(data[split].column_names)}"
+                f"{name} needs the column {missing[0]!r} in {split}; found "
+                f"{', '.join(data[split].column_names)}"
             )

@@ -1,4 +1,4 @@
-"""Which commit of a repository on the Hugging Face hub this machine has a copy of. The hub is not asked."""
+"""Commit of a Hugging Face repository in the local cache; works without network access."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Literal
 
 
 def cached_commit(kind: Literal["models", "datasets"], repository: str) -> str | None:
-    """The commit of the copy that a loader would use without the hub; None when the hub's cache on this
-    machine has none.
+    """Commit of the copy that an offline loader would use; None if the local hub cache has none.
 
-    That is the commit which the branch ``main`` had when the hub was last asked, else the newest copy.
+    This is the commit of ``main`` at the last contact with the hub, otherwise the newest copy.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

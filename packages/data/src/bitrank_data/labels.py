@@ -1,8 +1,8 @@
-"""Classes from the labels of a user's file, with nothing guessed: a label is a class or the file is refused.
+"""Classes from the labels of a user's file; ambiguous labels are errors.
 
-Text, whole numbers and booleans are classes. ``1`` and ``1.0`` are one class. Spellings that only a reader
-can judge (``Pos`` beside ``pos``), missing labels, several labels in one row, and numbers that look like a
-regression target are refused.
+Text, whole numbers and booleans are classes. ``1`` and ``1.0`` are one class. Rejected are spellings whose
+identity is unclear (``Pos`` beside ``pos``), missing labels, several labels in one row, and numbers that look
+like a regression target.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from bitrank_data.errors import DataError
 from bitrank_data.readers import Row
 
-# Half stars from 0 to 5 are classes; more different values with fractions than these are measurements.
+# Half stars from 0 to 5 are classes; more than this number of different fractional values indicates
+# regression.
 _MOST_FRACTIONS = 20
-_MISSING = {"", "nan", "NaN", "<NA>"}  # as spreadsheets and pandas write a missing value
+_MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def read_classes(name: str, rows: Sequence[Row]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
-    """Class names in order (numbers by size, then text), the class of each row, and notes for the user.
+    """Class names in order (numbers by size, then text), class of each row, and notes for the user.
 
-    Raises :class:`DataError` with the row of the first label that is no class.
+    Raises :class:`DataError` that names the row of the first invalid label.
     """
     _refuse_missing(name, rows)
     labels = [_class_of(name, row) for row in rows]
@@ -61,7 +62,7 @@ def _is_missing(label: object) -> bool:
 
 
 def _class_of(name: str, row: Row) -> str:
-    """A label as the name of a class: no space around it, a whole number without its point."""
+    """Class name of a label: text without surrounding space, whole numbers without a decimal point."""
     label = row.label
     if isinstance(label, bool | int):
         return str(label)
@@ -105,7 +106,7 @@ def _refuse_spellings(name: str, first: dict[str, Row]) -> None:
 
 
 def _rewritten(rows: Sequence[Row], labels: Sequence[str]) -> tuple[str, ...]:
-    """Which spellings were read as one class."""
+    """Notes on different spellings read as one class."""
     spellings: dict[str, dict[str, None]] = {}
     for row, label in zip(rows, labels, strict=True):
         spellings.setdefault(label, {})[repr(row.label)] = None
@@ -122,5 +123,5 @@ def _minus_one(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_number(label: str) -> tuple[int, float, str]:
-    """Numbers by size, before the others."""
+    """Sort key: numbers by size, then text."""
     return (0, float(label), label) if _NUMBER.fullmatch(label) else (1, 0.0, label)

@@ -1,9 +1,8 @@
-"""Read CSV, JSON-lines and Parquet files strictly: every row as it was written, or an error that names the
-row.
+"""Strict readers of CSV, JSON-lines and Parquet files: every row unchanged, or an error that names it.
 
-Nothing is guessed from single values here: a CSV cell is text, a JSON or Parquet value keeps its type. The
-``csv`` module in its strict mode finds open quotes and stray ones, which pandas and pyarrow read on over, and
-it keeps no type inference.
+Values are not converted: a CSV cell is text, and a JSON or Parquet value keeps its type. The ``csv`` module
+in strict mode detects unclosed and misplaced quotes, which pandas and pyarrow accept, and does no type
+inference.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 from bitrank_data.errors import DataError
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 first: its little-endian mark begins with the one of UTF-16.
 _MARKS = {
     b"\xff\xfe\x00\x00": "utf-32",
     b"\x00\x00\xfe\xff": "utf-32",
@@ -30,10 +29,9 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its number from 1 (a CSV header is none), its line in the file where lines are known, and the
-    two values in use.
+    """One row: number from 1 (without CSV header), line in the file if known, and the two used values.
 
-    A value that the row lacks is None.
+    A missing value is None.
     """
 
     number: int
@@ -43,15 +41,13 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The row as error messages name it."""
+        """Location of the row for error messages."""
         return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file. ``columns`` are all of its columns, of JSON lines those of any row; ``notes`` say
-    how it was read.
-    """
+    """All rows of a file, all its ``columns`` (for JSON lines those of any row), and ``notes`` on reading."""
 
     columns: list[str]
     rows: list[Row]
@@ -59,8 +55,9 @@ class Table:
 
 
 def read_table(path: Path, content: bytes) -> Table:
-    """The rows in ``content``, read by the suffix of ``path``. Raises :class:`DataError` with the row, and
-    what to do.
+    """Rows of ``content``, parsed by the suffix of ``path``.
+
+    Raises :class:`DataError` with the row and the remedy.
     """
     read = READERS[path.suffix.lower()]
     try:
@@ -72,7 +69,7 @@ def read_table(path: Path, content: bytes) -> Table:
 
 
 def _decoded(name: str, content: bytes) -> tuple[str, tuple[str, ...]]:
-    """The text of a file in UTF-8, or in the encoding that its byte-order mark states."""
+    """Text of a file in UTF-8 or in the encoding of its byte-order mark, and notes."""
     encoding = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:
         text = content.decode(encoding)
@@ -112,7 +109,7 @@ def _read_csv(name: str, content: bytes) -> Table:
 
 
 def _delimiter(text: str) -> str:
-    """The separator whose header has the column ``text``; of none, the one that makes most columns."""
+    """Delimiter whose header has the column ``text``; if none, the one that gives the most columns."""
     line = next(line for line in io.StringIO(text) if line.strip())
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     for delimiter, header in headers.items():
@@ -122,8 +119,8 @@ def _delimiter(text: str) -> str:
 
 
 def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The line that each record begins at, and its fields; empty lines are no records."""
-    # A document may be longer than the module's limit of 128 KiB.
+    """First line and fields of each record; empty lines are skipped."""
+    # A document may exceed the module's default limit of 128 KiB.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number, line = 0, 1
@@ -174,19 +171,20 @@ def _read_jsonl(name: str, content: bytes) -> Table:
 
 
 def _objects(name: str, text: str) -> Iterable[tuple[int | None, Any]]:
-    """The line and value of each row: one JSON value a line, or one array over the whole file, whose rows
-    have no lines.
+    """Line and value of each row: one JSON value per line, or one array over the whole file.
+
+    Rows of an array have no line.
     """
     if text.lstrip().startswith("["):
         try:
             return [(None, value) for value in json.loads(text, object_pairs_hook=_unique)]
         except json.JSONDecodeError:
-            pass  # lines that begin with an array each: the first is named below
+            pass  # maybe one array per line: :func:`_lines` parses these
     return _lines(name, text)
 
 
 def _lines(name: str, text: str) -> Iterator[tuple[int, Any]]:
-    # str.splitlines would cut at U+2028, U+0085 and the like too, which JSON allows inside a text.
+    # str.splitlines would also split at U+2028, U+0085 and others, which JSON allows inside a text.
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
@@ -213,7 +211,8 @@ def _read_parquet(name: str, content: bytes) -> Table:
     file = pq.ParquetFile(pa.BufferReader(content))
     columns = [column for column in file.schema_arrow.names if not column.startswith("__index_level_")]
     used = [column for column in ("text", "label") if column in columns]
-    if doubled(columns):  # reading would fail or keep one of two; the caller says which column it is
+    # reading would fail or keep one of the two; the caller raises an error that names the column
+    if doubled(columns):
         return Table(columns, [])
     values = file.read(columns=used).to_pydict() if used else {}
     absent = [None] * file.metadata.num_rows
@@ -223,12 +222,12 @@ def _read_parquet(name: str, content: bytes) -> Table:
 
 
 def doubled(columns: list[str]) -> list[str]:
-    """Those of the two columns in use that a file has more than once."""
+    """Used columns (text, label) that occur more than once."""
     return [column for column in ("text", "label") if columns.count(column) > 1]
 
 
 def shown(columns: list[str]) -> str:
-    """Column names for a message, long ones cut: without a header they are a row of data."""
+    """Column names for a message; long ones are truncated, since without a header they are data."""
     names = [column if len(column) <= 40 else f"{column[:39]}…" for column in columns[:12]]
     return ", ".join(names + (["…"] if len(columns) > 12 else []))
 

@@ -1,9 +1,8 @@
-"""Three splits by the content of texts: equal texts are never in two of them.
+"""Train, validation and test splits by text content; equal texts are always in the same split.
 
-Two texts are equal when they are so after Unicode normalization (NFKC), case folding and joining runs of
-white space to one space; this decides splits only, and models see texts as they were written. The order is
-that of the SHA-256 of the normalized text: a split depends on the texts alone, not on their order or number
-in the file.
+Texts are equal if they match after Unicode normalization (NFKC), case folding and collapsing white space.
+This affects splits only; models receive the original texts. The order is that of the SHA-256 of the
+normalized text, so a split depends on the texts only, not on their order or number in the file.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example
 
 _SPLITS = 3
-Group = list[Example]  # examples of one text
-Place = Callable[[str], str]  # from an example's id to the row that messages name
+Group = list[Example]  # examples with equal text
+Place = Callable[[str], str]  # example id → row name for messages
 Split = tuple[dict[str, list[Example]], DataReport]
 
 
 def text_key(text: str) -> str:
-    """``text`` as it is compared: NFKC, case folded, white space collapsed."""
+    """Normalized ``text`` for comparison: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def groups_of(examples: Sequence[Example]) -> list[Group]:
-    """Examples of equal text together, in the order of the text's hash; within one text in the order given."""
+    """Groups of examples with equal text, ordered by the text's hash; the given order within a group."""
     groups: dict[str, Group] = {}
     for example in examples:
         groups.setdefault(text_key(example.text), []).append(example)
@@ -36,11 +35,10 @@ def groups_of(examples: Sequence[Example]) -> list[Group]:
 
 
 def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[str] = ()) -> Split:
-    """About 80 / 10 / 10 % of the different texts, of each class where there are classes: every split has
-    every class.
+    """Split the different texts into about 80 / 10 / 10 %, stratified by class.
 
-    Training keeps every copy of a text. Validation and test keep one for each label, so that a text counts
-    once when models are compared. ``place`` names the row of an example id. Raises :class:`DataError` when a
+    Training keeps every copy of a text. Validation and test keep one copy per label, so that a text counts
+    once in model comparisons. ``place`` maps an example id to its row name. Raises :class:`DataError` if a
     class has fewer than three texts.
     """
     groups = groups_of(examples)
@@ -64,9 +62,7 @@ def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[s
 
 
 def _by_class(groups: Sequence[Group]) -> dict[int | None, list[int]]:
-    """Places of the groups of each class; a text of several labels counts for the most frequent, of equals
-    the first class.
-    """
+    """Group indices by class, using the most frequent label of a text, on ties the first class."""
     places: dict[int | None, list[int]] = {}
     for number, group in enumerate(groups):
         counts = Counter(example.label for example in group)
@@ -90,7 +86,10 @@ def _too_few(what: str, texts: int, where: str, needed: str) -> str:
 
 
 def _refuse_absent(splits: dict[str, list[Example]], classes: Sequence[str]) -> None:
-    """A class whose every text has another label more often has no text of its own."""
+    """Raise :class:`DataError` if a class has no text in a split.
+
+    This happens if every text of the class has another label more often.
+    """
     for split, examples in splits.items():
         present = {example.label for example in examples}
         absent = [name for label, name in enumerate(classes) if label not in present]

@@ -1,4 +1,4 @@
-"""From a task's name to its source: embedded, hub, or a user's own file."""
+"""Task sources by name: embedded, hub, or a user's file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ TASKS: tuple[str, ...] = (*EMBEDDED, *HUB_TASKS)
 
 
 def open_task(name: str, folder: str | None = None) -> Source:
-    """The source of task ``name``: one of :data:`TASKS`, or the path of a CSV, JSONL or Parquet file.
+    """Source of task ``name``: one of :data:`TASKS`, or the path of a CSV, JSONL or Parquet file.
 
-    ``folder`` is a local copy for the hub tasks. Raises :class:`DataError` with the nearest names for an unknown task.
+    ``folder`` is a local copy for the hub tasks. Raises :class:`DataError` with the nearest names for an
+    unknown task.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]

@@ -1,14 +1,14 @@
-"""Texts tokenised once and kept on disk under a hash of data, tokenizer, length and code version.
+"""Token sequences, cached on disk under a hash of data, tokenizer, length and code.
 
-Classification: one sequence per example, cut at ``max_length``. Language modelling: each document is cut into
-windows of ``max_length`` tokens; a window keeps the id of its document, so losses can be summed per document
-for paired tests.
+Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
+cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
+per document for paired tests.
 
-Special tokens are those that the tokenizer adds by itself (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma:
-BOS; GPT-2: none). In language modelling every window begins with what the tokenizer puts before a text (BOS),
-as the model saw each training sequence begin so; what it puts after a text (EOS, by some) follows the last
-window of a document. BOS counts in ``max_length`` and is never predicted; with it the first token of a window
-is, so no token of a document goes unpredicted.
+Special tokens are those that the tokenizer adds (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma: BOS; GPT-2:
+none). In language modelling every window begins with the tokens that the tokenizer puts before a text (BOS),
+as in pretraining; tokens that it puts after a text (some add EOS) follow the last window of a document. BOS
+counts in ``max_length`` and is never predicted. With BOS the first text token of a window is predicted, so
+every token of a document is.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
 
 Encoded = list[list[int]]
 _BATCH = 1000
-_PROBES = 1000  # tokens of the vocabulary that are tried as a text
+_PROBES = 1000  # vocabulary tokens tried as a probe text
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Token sequences of one split. Sequence i is ``tokens[offsets[i]:offsets[i + 1]]`` and belongs to
-    example ``ids[i]``.
+    """Token sequences of one split; sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
 
-    ``labels_N`` is empty for language modelling.
+    ``ids[i]`` is the example of sequence i. ``labels_N`` is empty for language modelling.
     """
 
     tokens: np.ndarray
@@ -57,7 +56,7 @@ class TokenSplit:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def select(self, indices: np.ndarray) -> TokenSplit:
-        """The same split with the sequences ``indices`` alone, in that order."""
+        """Split with only the sequences ``indices``, in that order."""
         sequences = [self.sequence(i) for i in indices]
         labels = self.labels_N[indices] if len(self.labels_N) else self.labels_N
         return _pack(sequences, labels, [self.ids[i] for i in indices])
@@ -65,7 +64,7 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class TokenisedTask:
-    """All three splits of a task as tokens, and what is needed to batch them."""
+    """All three splits of a task as tokens, with the values that batching needs."""
 
     name: str
     kind: Kind
@@ -77,8 +76,9 @@ class TokenisedTask:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How texts become sequences: the most tokens of one, and the special tokens before and after a text
-    (none: plain text).
+    """Conversion of texts to sequences: maximum length, and special tokens before and after a text.
+
+    Without special tokens, ``before`` and ``after`` are empty.
     """
 
     max_length: int
@@ -90,12 +90,11 @@ class Cutting:
 def tokenise(
     source: Source, tokenizer: Any, max_length: int, special_tokens: bool = True, padding: int | None = None
 ) -> TokenisedTask:
-    """The tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache when they are there and
-    whole.
+    """Tokens of ``source`` for a Hugging Face ``tokenizer``, from the cache if present and unchanged.
 
-    ``padding`` is the id that pads, where the model has a say in it; else it is that of :func:`pad_id`.
-    ``special_tokens`` False leaves out what the tokenizer adds to a text. Raises :class:`DataError` when a
-    split has nothing to learn from, or ``max_length`` has no room beside the special tokens.
+    ``padding`` is the padding id if the model constrains it; the default is :func:`pad_id`.
+    ``special_tokens=False`` omits the tokens that the tokenizer adds to a text. Raises :class:`DataError` if
+    a split has no usable sequence, or ``max_length`` does not exceed the number of special tokens.
     """
     before, after = added_tokens(tokenizer) if special_tokens else ((), ())
     cutting = Cutting(max_length, special_tokens, before, after)
@@ -123,9 +122,9 @@ def tokenise(
 
 
 def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that ``tokenizer`` puts before and after a text, found on one that it has a token for.
+    """Ids that ``tokenizer`` adds before and after a text, detected on a probe text.
 
-    Raises :class:`DataError` when it has none, or special tokens change those of the text.
+    Raises :class:`DataError` if no probe gives a token, or special tokens change the ids of the text.
     """
     special = set(tokenizer.all_special_tokens)
     vocabulary = list(tokenizer.get_vocab())[:_PROBES]
@@ -148,11 +147,11 @@ def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
-    """The id that fills up short sequences: the tokenizer's padding token, else its end of sequence, else its
-    unknown token, else 0; the first that is below ``vocabulary``, the number of ids that the model knows.
+    """Padding id: the padding token, end of sequence, unknown token or 0, the first one available.
 
-    It is masked everywhere, so any id serves. But it must be one the model can look up, and a tokenizer may
-    have had a token added that its model never got a row for.
+    It is below ``vocabulary``, the number of ids that the model has. The attention mask excludes padding, so
+    any id the model can look up is valid; but a token added to the tokenizer may have no embedding row in the
+    model.
     """
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
         if candidate is not None and (vocabulary is None or candidate < vocabulary):
@@ -161,13 +160,13 @@ def pad_id(tokenizer: Any, vocabulary: int | None = None) -> int:
 
 
 def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
-    """Hash of all that the tokens depend on."""
+    """Hash of everything that determines the tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     for passing in ("truncation", "padding"):
-        state.pop(passing, None)  # left behind by the last call, no part of the vocabulary
+        state.pop(passing, None)  # state of the last call, not part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
-    # Kept beside the vocabulary by transformers, and used in each call.
+    # transformers stores these beside the vocabulary and uses them in each call.
     options = [str(getattr(tokenizer, name, None)) for name in ("truncation_side", "split_special_tokens")]
     how = json.dumps(asdict(cutting), sort_keys=True)
     text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, _code()))
@@ -176,7 +175,7 @@ def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
 
 @cache
 def _code() -> str:
-    """A hash of this package's sources: what other code read, split or cut is not used again."""
+    """Hash of this package's sources, so that another version of the code does not reuse its cache."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -210,7 +209,7 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
 
 
 def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
-    """A class that a split lacks cannot be learned, or is not measured."""
+    """Raise :class:`DataError` if a split lacks a class, which then is not learned or not evaluated."""
     absent = sorted(set(range(len(classes))) - set(packed.labels_N.tolist()))
     if absent:
         missing = classes[absent[0]]
@@ -231,7 +230,7 @@ def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
 def _tokenise_split(
     examples: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind
 ) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
-    """The sequences of ``examples``, and how many texts were there, were cut, and gave no sequence."""
+    """Sequences of ``examples``, and the numbers of texts: all, truncated, and without a sequence."""
     sequences: list[np.ndarray] = []
     ids: list[str] = []
     labels: list[int] = []
@@ -250,9 +249,10 @@ def _tokenise_split(
 
 
 def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[Encoded, int]:
-    """Token ids of each text, whole for language modelling and cut for classification; and how many were cut."""
+    """Token ids of each text, truncated only for classification; and the number of truncated texts."""
     texts = [example.text for example in batch]
-    # Longer than the model's window on purpose: windows are cut below, so no warning is due.
+    # Texts may exceed the model's window: they are cut into windows later, so ``verbose=False`` hides that
+    # warning.
     add = cutting.special_tokens and kind == "classification"
     whole = list(tokenizer(texts, add_special_tokens=add, truncation=False, verbose=False)["input_ids"])
     cut = sum(len(tokens) > cutting.max_length for tokens in whole) if kind == "classification" else 0
@@ -263,8 +263,9 @@ def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) 
 
 
 def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]:
-    """The sequences of one text: itself for classification, its windows for language modelling, none where
-    nothing is predicted.
+    """Sequences of one text: the text for classification, its windows for language modelling.
+
+    Empty if there is nothing to predict.
     """
     if kind == "classification":
         text = len(tokens) - len(cutting.before) - len(cutting.after)
@@ -273,7 +274,7 @@ def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]
         return []
     body, room = [*tokens, *cutting.after], cutting.max_length - len(cutting.before)
     windows = [[*cutting.before, *body[start : start + room]] for start in range(0, len(body), room)]
-    # One token alone predicts nothing.
+    # A window of one token has no prediction target.
     return [np.asarray(window, dtype=np.int32) for window in windows if len(window) > 1]
 
 

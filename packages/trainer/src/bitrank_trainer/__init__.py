@@ -1,4 +1,4 @@
-"""The one loop, evaluation, checkpoints, and meters of memory and speed."""
+"""Training loop, evaluation, checkpoints, and meters of memory and speed."""
 
 from bitrank_trainer.checkpoints import Progress
 from bitrank_trainer.distributed.data_parallel import ALONE, Joined, Processes, join, leave

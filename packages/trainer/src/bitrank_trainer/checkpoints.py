@@ -1,10 +1,11 @@
-"""All that is needed to continue exactly, in safetensors and JSON, whole or not at all.
+"""Checkpoints in safetensors and JSON from which training continues with the same numbers.
 
-A checkpoint is a folder named after its step, written under another name, flushed to the disk and renamed when it is complete. The
-one before it is kept. ``digest.json`` holds the sha256 of each file and of the best weights so far: a checkpoint with other content
-(a power cut, a bad disk, an edit) is never restored; training continues from the one before it, or from the beginning. Of several
-processes the first writes, when all have handed in their random state; everything else is the same in each of them, so another
-number of processes can continue.
+A checkpoint is a folder named after its step. The writer fills a temporary folder, flushes it to the disk and
+renames it, so an interrupted write never leaves a partial checkpoint. The previous checkpoint is kept.
+``digest.json`` holds the sha256 of each file and of the best weights: a checkpoint whose content differs
+(power cut, bad disk, edit) is never restored, and training continues from the previous one or from step 0.
+With several processes, the first one writes after it has gathered the random states of all. The rest of the
+state is equal in every process, so a run can resume with another number of processes.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from bitrank_trainer.rng import random_states, restore_random_states
 
 @dataclass
 class Progress:
-    """Where training stands after ``step`` optimizer steps.
+    """State of training after ``step`` optimizer steps.
 
-    ``scaling`` is the state of the loss scale and ``skipped`` the steps that it left out; ``micro_tokens`` bounds the passes since
-    memory ran out.
+    ``scaling`` is the state of the loss scale, ``skipped`` the number of steps that it skipped.
+    ``micro_tokens`` bounds the padded tokens of one pass after an out-of-memory error; None means no such
+    error.
     """
 
     step: int = 0
@@ -49,17 +51,17 @@ class Progress:
     micro_tokens: int | None = None
 
 
-_KEPT = 2  # checkpoints: the newest, and the one before it in case the newest is damaged
+_KEPT = 2  # number of checkpoints: the newest, and its predecessor in case the newest is damaged
 _DIGEST = "digest.json"
 
 
 def best_weights(folder: Path, progress: Progress) -> Path:
-    """Where the weights of the best validation so far are kept."""
+    """Path of the weights with the best validation score."""
     return folder / f"best-{progress.best_step:08d}.safetensors"
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The trainable parameters of ``model`` at ``path``, written whole and flushed to the disk."""
+    """Write the trainable parameters of ``model`` to ``path``: atomic replace, flushed to the disk."""
     making = path.with_suffix(".tmp")
     save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, making)
     _flush(making)
@@ -68,9 +70,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put parameters saved by :func:`save_weights` back, in place.
+    """Load parameters saved by :func:`save_weights` into ``model``, in place.
 
-    Read into memory that training has given back to the allocator, not mapped: a process at its limit has no address space left to map.
+    The file is read, not memory-mapped: the buffer reuses memory that training returned to the allocator,
+    whereas a process at its memory limit has no address space left for a mapping.
     """
     saved = load(path.read_bytes())
     with torch.no_grad():
@@ -86,7 +89,10 @@ def save_checkpoint(
     progress: Progress,
     processes: Processes = ALONE,
 ) -> None:
-    """Write the checkpoint of ``progress.step`` under ``folder`` and drop those before it. Every process calls this; the first writes."""
+    """Write the checkpoint of ``progress.step`` under ``folder`` and delete outdated ones.
+
+    Collective: every process calls it, and only the first one writes.
+    """
     each = processes.gather(random_states(_device(model)))
     random = {
         f"rng{rank}:{device}": state for rank, states in enumerate(each) for device, state in states.items()
@@ -127,7 +133,7 @@ def _write(
 
 
 def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:
-    """Remove all checkpoints under ``folder`` but the newest ``keep``, and best weights that none of these refers to."""
+    """Delete all but the newest ``keep`` checkpoints, and best weights that none of these refers to."""
     places = sorted(folder.glob("step-*"))
     for old in places[:-keep]:
         shutil.rmtree(old)
@@ -140,7 +146,10 @@ def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until ``path``, a file or the names in a folder, is on the disk. Windows cannot open folders and keeps them by itself."""
+    """Wait until ``path`` (a file, or the entries of a folder) is on the disk.
+
+    Folders are skipped on Windows, which cannot open them and flushes their entries itself.
+    """
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -156,7 +165,7 @@ def _sha256(path: Path) -> str:
 
 
 def _digests(place: Path) -> dict[str, str]:
-    """File name → sha256 of everything that the checkpoint ``place`` needs; empty when the list itself is missing or damaged."""
+    """File name → sha256 of the files of checkpoint ``place``; empty if the list is missing or damaged."""
     try:
         listed = json.loads((place / _DIGEST).read_text())
         return {str(name): str(digest) for name, digest in listed.items()}
@@ -165,7 +174,7 @@ def _digests(place: Path) -> dict[str, str]:
 
 
 def _damage(place: Path) -> str | None:
-    """What is wrong with the checkpoint ``place``, None when it holds what was written."""
+    """Description of the damage to checkpoint ``place``; None if all digests match."""
     digests = _digests(place)
     if not {"state.safetensors", "progress.json"} <= digests.keys():
         return f"{_DIGEST} is missing or damaged"
@@ -179,7 +188,7 @@ def _damage(place: Path) -> str | None:
 
 
 def _newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that holds what was written. ``report`` gets a sentence when a newer one does not."""
+    """Newest undamaged checkpoint; ``report`` receives one sentence if a newer one is damaged."""
     damaged: list[str] = []
     for place in sorted(folder.glob("step-*"), reverse=True):
         problem = _damage(place)
@@ -201,9 +210,10 @@ def load_checkpoint(
     processes: Processes = ALONE,
     report: Callable[[str], None] = lambda _: None,
 ) -> Progress:
-    """Restore the newest undamaged checkpoint under ``folder`` into everything given; a new :class:`Progress` when there is none.
+    """Restore the newest undamaged checkpoint under ``folder``; return its progress.
 
-    ``report`` is called with a sentence when a checkpoint is damaged.
+    Model, optimizer, hook and random states are restored in place. Without an undamaged checkpoint, the
+    result is a new :class:`Progress`. ``report`` receives one sentence if a checkpoint is damaged.
     """
     place = _newest_whole(folder, report)
     if place is None:
@@ -212,7 +222,8 @@ def load_checkpoint(
     tensors = load_file(place / "state.safetensors")
     saved = json.loads((place / "progress.json").read_text())
     held = {key: value.to(_device(model)) for key, value in _part(tensors, "hook").items()}
-    hook.restore(held, saved["hook"])  # first: it may cut parameters to the shapes that were saved
+    # before the parameters: the hook may replace them by smaller ones of the saved shapes
+    hook.restore(held, saved["hook"])
     follow(model, optimizer, hook)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -223,7 +234,11 @@ def load_checkpoint(
 
 
 def _restore_random(tensors: dict[str, Tensor], rank: int) -> None:
-    """The random states of this process: what they were, or else a stream of its own, so that no two processes drop out alike."""
+    """Restore the random states of this process.
+
+    A rank without saved states gets a seed that depends on the rank, so that dropout masks differ between
+    processes.
+    """
     if own := _part(tensors, f"rng{rank}"):
         restore_random_states(own)
     elif rank:
@@ -248,7 +263,7 @@ def _restore_optimizer(
     parameters = trainable(model)
     for key, value in tensors.items():
         kind, _, name = key.partition(":")
-        # The fused optimizer counts its steps on the parameter's device too.
+        # The fused optimizer keeps its step counter on the parameter's device too.
         optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
 

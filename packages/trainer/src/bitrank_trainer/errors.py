@@ -1,12 +1,12 @@
-"""The errors this package raises."""
+"""Exceptions of this package."""
 
 
 class TrainError(ValueError):
-    """Settings that cannot train; the message says what was expected, what came and what to do."""
+    """Invalid settings or model; the message gives the expected value, the actual value and the remedy."""
 
 
 class Diverged(RuntimeError):
-    """Training stopped because the loss or a gradient was not finite, or the loss ran away. A finding, not a crash."""
+    """Training stopped: loss or gradient not finite, or the smoothed loss ran away. A result, not a crash."""
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"diverged at step {step}: {what}")

@@ -1,4 +1,4 @@
-"""Judge a model on every sequence of a split, without gradients."""
+"""Evaluation of a model on every sequence of a split, without gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitrank_trainer.objectives import Batch, Objective, Row
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a split, the rows they come from (in order of their index), and the speed of getting them."""
+    """Metrics over a split, one row per sequence (ordered by index), and the evaluation speed."""
 
     metrics: dict[str, float]
     rows: list[Row]
@@ -30,10 +30,10 @@ def evaluate(
     device: str,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Run ``model`` over ``batches`` once. The model is left in the mode it came in.
+    """Run ``model`` over ``batches`` once and restore its training mode.
 
-    Several ``processes`` share the batches out whole, so that every row is what one process would find; each is given the figures
-    over all rows. Seconds are those of the slowest.
+    Several ``processes`` distribute whole batches, so every row equals the single-process row, and each
+    process receives the metrics over all rows. ``seconds`` is the time of the slowest process.
     """
     was_training = model.training
     model.eval()

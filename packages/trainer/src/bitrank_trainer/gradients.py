@@ -1,8 +1,9 @@
-"""The forward and backward passes of one optimizer step, and what happens when memory does not carry them.
+"""Forward and backward passes of one optimizer step, with recovery from out-of-memory errors.
 
-Out of memory, the passes are cut to half the sequences and the step is done again from the same parameters and the same random state:
-smaller passes, more of them, the same batch and the same gradient to rounding (dropout draws other masks). The cut holds
-for the rest of the run and is kept in its checkpoints.
+After an out-of-memory error, the number of sequences per pass is halved and the step repeats from the same
+parameters and the same random state: more and smaller passes over the same batch, with the same gradient up
+to rounding (dropout draws other masks). The limit holds for the rest of the run and is saved in its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ Emit = Callable[[dict[str, object]], None]
 
 
 class Passes:
-    """Makes gradients. ``tokens`` bounds the padded tokens of one pass; None takes batches whole until memory says no."""
+    """Computes gradients in passes of at most ``tokens`` padded tokens.
+
+    None runs whole batches until an out-of-memory error sets a limit.
+    """
 
     def __init__(
         self,
@@ -51,16 +55,15 @@ class Passes:
         self._shape = (0, 0)
 
     def gradient(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> Tensor:
-        """Leave the gradient of the mean loss over ``batches`` in the parameters of ``model``; that loss,
-        detached.
+        """Store the gradient of the mean loss over ``batches`` in the parameters; return the detached loss.
 
-        The mean is over all that the objective counts (sequences, predicted tokens) in all ``batches``
-        together, however they are cut into passes and shared out: a mean of the batches' means would weigh a
-        token by its neighbours' number. Of several processes each takes its rows, and all end with the same
-        sums.
+        The mean is over all units that the objective counts (sequences or predicted tokens) in all
+        ``batches`` together, regardless of micro-batches and processes. A mean of per-batch means would give
+        tokens of short batches a larger weight. With several processes, each computes its own rows, and all
+        receive the same sums.
 
-        The parameters must come without gradients. Raises :class:`TrainError` when one sequence alone does
-        not fit, or nothing in ``batches`` has a target.
+        The parameters must have no gradient at the call. Raises :class:`TrainError` if one sequence alone
+        does not fit, or no row of ``batches`` has a target.
         """
         states = random_states(self._device)
         while True:
@@ -68,13 +71,14 @@ class Passes:
                 loss = self._all(model, batches, progress.micro_tokens or self._tokens)
                 return self._processes.sum_gradients(model, loss)
             except Exception as error:
-                # One of several processes must not change its passes alone: the others would wait for it for ever.
+                # A process must not change its passes alone: the others would block in their next collective
+                # operation.
                 if not is_out_of_memory(error) or (
                     torch.distributed.is_available() and torch.distributed.is_initialized()
                 ):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            # Outside the handler: the traceback held the tensors of the pass that failed.
+            # Outside the handler, because the traceback references the tensors of the failed pass.
             self._recover(model)
             self._cut(progress, reason)
             restore_random_states(states)
@@ -88,7 +92,7 @@ class Passes:
                 "or more for a language model. Leave such sequences out"
             )
         for batch in batches:
-            # No rows for this process, or none with a target: no pass.
+            # A process without rows, or without a target in them, makes no pass.
             parts = [
                 part
                 for part in micro_batches(self._processes.mine(batch), tokens)
@@ -116,12 +120,15 @@ class Passes:
         rows, width = self._shape
         if rows < 2:
             raise TrainError(
-                f"out of memory at step {progress.step}: one sequence of {width} tokens does not fit on {self._device} ({reason[:200]}). "
-                "Give shorter sequences (max_length), a smaller model or fewer bits, free memory, or take another device"
+                f"out of memory at step {progress.step}: one sequence of {width} tokens does not fit on "
+                f"{self._device} ({reason[:200]}). "
+                "Give shorter sequences (max_length), a smaller model or fewer bits, free memory, or take "
+                "another device"
             )
         progress.micro_tokens = rows // 2 * width
         message = (
-            f"out of memory at step {progress.step} with {rows} × {width} tokens: passes of at most {progress.micro_tokens} tokens "
+            f"out of memory at step {progress.step} with {rows} × {width} tokens: passes of at most "
+            f"{progress.micro_tokens} tokens "
             "from here on, more of them, same gradient"
         )
         self._emit(

@@ -1,4 +1,4 @@
-"""Device, dtype and threads, chosen from what the hardware says about itself, so that the choice is the same every time."""
+"""Device, dtype and thread count from hardware flags, never from timings, for a reproducible choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """``wanted``, or the best of cuda, mps and cpu. Raises :class:`TrainError` when ``wanted`` is not here."""
+    """``wanted``, or for ``auto`` the fastest of cuda, mps and cpu.
+
+    Raises :class:`TrainError` if ``wanted`` is not available.
+    """
     here = available_devices()
     if wanted == "auto":
         return here[0]
@@ -26,7 +29,7 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def available_devices() -> list[str]:
-    """Devices that work here, the fastest first."""
+    """Available devices, fastest first."""
     devices = []
     if torch.cuda.is_available():
         devices.append("cuda")
@@ -36,8 +39,10 @@ def available_devices() -> list[str]:
 
 
 def choose_dtype(device: str) -> str:
-    """The compute dtype: bf16 where the hardware multiplies it fast; on other accelerators fp16, which needs a loss scale; on other
-    CPUs fp32. Read from flags, never timed."""
+    """Default compute dtype of ``device``: ``bf16`` if the hardware multiplies it fast.
+
+    Otherwise ``fp16`` on accelerators, which requires a loss scale, and ``fp32`` on CPUs.
+    """
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device == "mps":
@@ -46,8 +51,11 @@ def choose_dtype(device: str) -> str:
 
 
 def width_multiple(device: str, dtype: torch.dtype) -> int:
-    """What padded lengths should be a multiple of: 8 where every new shape is compiled or planned for before it is multiplied (16-bit
-    products of a CPU, 16-bit attention of a CUDA device), 1 elsewhere: padding is work."""
+    """Multiple to which sequence lengths are padded: 8 or 1.
+
+    8 if every new shape is compiled or planned before its first product (16-bit products on a CPU, 16-bit
+    attention on CUDA); 1 elsewhere, because padding costs compute.
+    """
     return 8 if device in {"cpu", "cuda"} and dtype != torch.float32 else 1
 
 
@@ -63,8 +71,11 @@ def cpu_has_bf16() -> bool:
 
 
 def pin_threads(threads: int | None = None, processes: int = 1) -> int:
-    """Use ``threads`` CPU threads, by default one per physical core that this process may use, shared out among the run's ``processes``;
-    results depend on the number, so it is recorded."""
+    """Set the number of CPU threads to ``threads`` and return it.
+
+    The default is one per physical core available to this process, divided by the run's ``processes``.
+    Results depend on the number, so the run records it.
+    """
     count = threads or max(1, _cores() // processes)
     torch.set_num_threads(count)
     return count

@@ -1,4 +1,4 @@
-"""The one place where a method reaches into the loop."""
+"""Interface by which a fine-tuning method takes part in the training loop."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from torch import Tensor
 
 
 class RankHook(Protocol):
-    """What changes ranks while training. ``step`` counts optimizer steps from 1. :class:`NoHook` does nothing."""
+    """Changes ranks during training; :class:`NoHook` changes nothing. ``step`` counts from 1."""
 
     def penalty(self) -> Tensor | None:
-        """A term to add to the task loss, logged apart from it; None when there is none."""
+        """Term to add to the task loss, logged separately; None if there is none."""
 
     def after_step(self, step: int) -> None:
-        """Called after the optimizer's step, before its gradients are dropped."""
+        """Run after the optimizer step, while its gradients still exist."""
 
     def resized(self) -> dict[str, tuple[int, Tensor]] | None:
-        """{parameter name: (axis, indices kept)} of the trainable parameters that were replaced by cut ones, or removed, since this
-        was last asked; None when all are the same. Asked after each step and after :meth:`restore`."""
+        """{parameter name: (axis, kept indices)} of trainable parameters cut or removed since the last call.
+
+        None if no parameter changed. The loop calls it after each step and after :meth:`restore`.
+        """
 
     def settled(self, step: int) -> bool:
-        """Whether ranks are final after ``step``: only then may a model count as the best one."""
+        """Whether ranks are final after ``step``; only then may a model count as the best."""
 
     def ranks(self) -> dict[str, int]:
-        """The active rank of each adapted matrix."""
+        """Active rank of each adapted matrix."""
 
     def state(self) -> tuple[dict[str, Tensor], str]:
-        """Tensors and a text for the checkpoint."""
+        """Tensors and text for the checkpoint."""
 
     def restore(self, tensors: dict[str, Tensor], text: str) -> None:
-        """Put back what :meth:`state` gave."""
+        """Restore the output of :meth:`state`."""
 
 
 class NoHook:
-    """Plain training."""
+    """Training without rank changes."""
 
     def penalty(self) -> Tensor | None:
         return None

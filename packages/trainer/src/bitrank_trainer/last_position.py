@@ -1,10 +1,9 @@
-"""A decoder that classifies reads its last real token, and the attention mask says which one that is.
+"""Last real token of a decoder classifier, selected by the attention mask instead of the token id.
 
-Decoders of transformers compute logits at every position and take those of the last token whose id is not
-``config.pad_token_id``. That is another token as soon as a text ends in the id that pads: tokenizers that pad
-with their end-of-sequence token, or have no padding token at all, make it so. Inside :func:`read_last_token`
-the logits of the last token under the mask stand at every position, so that the model's own choice finds them
-wherever it looks.
+Decoder classifiers of transformers compute logits at every position and use those of the last token whose id
+is not ``config.pad_token_id``. This is the wrong token if a text ends in the padding id, as with tokenizers
+that pad with their end-of-sequence token or have no padding token. :func:`read_last_token` copies the logits
+of the last token under the mask to every position, so the model's own selection returns them at any index.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ _HEADS = ("score", "classifier")
 
 @contextmanager
 def read_last_token(model: nn.Module, mask_BT: np.ndarray, device: str) -> Iterator[None]:
-    """Inside, a classifier ``model`` (adapted or not) that reads the last token finds it by ``mask_BT``.
+    """Context in which a classifier ``model`` selects its last token by ``mask_BT`` (batch, tokens).
 
-    Padding may lie on either side. Models that read elsewhere compute as they are.
+    Adapted models and padding on either side are supported. Models that read another position are unchanged.
     """
     head = last_token_head(model)
     if head is None:
@@ -41,19 +40,18 @@ def read_last_token(model: nn.Module, mask_BT: np.ndarray, device: str) -> Itera
 
 
 def last_token_head(model: nn.Module) -> nn.Module | None:
-    """The head of a classifier that takes the last token that is not ``config.pad_token_id``; None for other
-    models."""
+    """Head of a classifier that reads the last token other than ``config.pad_token_id``; else None."""
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    # Encoder-decoders look for it in the decoder's input, which is shifted by one.
+    # Encoder-decoders search in the decoder's input, which is shifted by one.
     if not _skips_padding(type(inner)) or inner.config.is_encoder_decoder:
         return None
     return next((getattr(inner, name) for name in _HEADS if hasattr(inner, name)), None)
 
 
 def _skips_padding(kind: type[nn.Module]) -> bool:
-    """Whether models of this class look for the last token that does not pad."""
+    """Whether models of class ``kind`` search for the last non-padding token."""
     code = getattr(inspect.unwrap(kind.forward), "__code__", None)
     return code is not None and "last_non_pad_token" in code.co_varnames
 

@@ -1,8 +1,8 @@
-"""The one training loop. It knows batches, an objective and a hook; it knows no method, no plan and no tracker.
+"""The training loop: batches, an objective and a hook, independent of methods, plans and trackers.
 
-Everything that happens is handed to ``emit`` as a small dict with a step. Training can stop at any moment and continue from
-its last checkpoint with the same numbers: parameters, optimizer moments, the hook's moving averages, random state and the
-position in the data are all in it.
+Every event is passed to ``emit`` as a small dict with a step. Training can stop at any moment and continue
+from its last checkpoint with the same numbers: the checkpoint contains parameters, optimizer moments, the
+hook's moving averages, random states and the position in the data.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
 from bitrank_trainer.settings import TrainSettings
 
-_RUNAWAY = 2.0  # nats: a smoothed loss this far, and by half, above its lowest point has run away
+# nats: training diverges if the smoothed loss exceeds its minimum by this and by half the minimum
+_RUNAWAY = 2.0
 _SMOOTH = 0.9
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the loop trains on. ``batches(skip)`` starts after ``skip`` batches, of which
-    ``settings.accumulation`` make a step (some may have no rows); ``validate()`` gives metrics by name. Of
-    several
-    ``processes`` each is given the same batches and takes its rows of them."""
+    """Data, objective and devices of a training run.
+
+    ``batches(skip)`` iterates from batch number ``skip``; ``settings.accumulation`` batches make one step,
+    and a batch may have no rows. ``validate()`` returns metrics by name. Each of several ``processes``
+    receives the same batches and computes its rows of them.
+    """
 
     objective: Objective
     batches: Callable[[int], Iterator[Batch]]
@@ -55,10 +58,11 @@ class Task:
 def train(
     model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit
 ) -> Progress:
-    """Train ``model`` in place for ``settings.steps`` optimizer steps and leave it at its best validation point.
+    """Train ``model`` in place for ``settings.steps`` optimizer steps; keep its best validated parameters.
 
-    ``folder`` keeps checkpoints and the best weights; what is there already is continued. Raises :class:`Diverged` when the loss
-    or a gradient is not finite or the loss runs away, :class:`TrainError` when nothing is trainable.
+    ``folder`` holds checkpoints and the best weights; training continues from a checkpoint there. Raises
+    :class:`Diverged` if the loss or a gradient is not finite or the smoothed loss runs away,
+    :class:`TrainError` if the model has no trainable parameter.
     """
     if not trainable(model):
         raise TrainError("the model has no trainable parameter; attach adapters first")
@@ -103,7 +107,7 @@ def _step(
     batches: Iterator[Batch],
     progress: Progress,
 ) -> dict[str, float]:
-    """One optimizer step; its figures."""
+    """Do one optimizer step and return its metrics."""
     speed = Throughput()
     progress.step += 1
     rate = settings.rate(progress.step)
@@ -134,7 +138,7 @@ def _add_penalty(hook: RankHook, scaling: Scaling) -> float | None:
 
 
 def _watch(progress: Progress, logs: dict[str, float]) -> None:
-    """Raise :class:`Diverged` when the numbers say that training is lost."""
+    """Raise :class:`Diverged` if loss or gradient norm is not finite or the smoothed loss runs away."""
     loss, grad_norm = logs["train/loss"], logs["train/grad_norm"]
     if not math.isfinite(loss):
         raise Diverged(progress.step, f"the loss is {loss}")
@@ -161,7 +165,7 @@ def _after(
     logs: dict[str, float],
     emit: Emit,
 ) -> None:
-    """Log, validate, keep the best and save, each when it is due."""
+    """Log, validate, keep the best weights and write a checkpoint, each when due."""
     step, last = progress.step, progress.step == settings.steps
     if step == 1 or last or step % settings.log_every == 0:
         ranks = hook.ranks()

@@ -1,8 +1,9 @@
-"""Loss scaling: small fp16 gradients kept from vanishing, and a step whose gradient overflowed left out.
+"""Loss scaling for fp16: small gradients stay above underflow, and steps with overflow are skipped.
 
-The loss is multiplied by a factor before the backward pass and gradients are divided by it before anything looks at them, clipping
-above all (Micikevicius et al. 2018, "Mixed precision training", section 3.2). An overflow halves the factor; 2,000 steps
-without one double it. The arithmetic is torch's ``GradScaler``; counted, told and kept in checkpoints here.
+The loss is multiplied by a scale before the backward pass, and gradients are divided by it before clipping
+(Micikevicius et al. 2018, "Mixed precision training", section 3.2). An overflow halves the scale; 2,000 steps
+without overflow double it. torch's ``GradScaler`` does the arithmetic; this module counts skipped steps, logs
+the scale and saves its state in checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FIRST_SCALE = 2.0**16  # as in torch and in the paper's recipe
 
 
 class Scaling:
-    """The backward pass, the clipping and the step of one optimizer. With ``first`` None nothing is scaled or left out."""
+    """Backward pass, clipping and step of one optimizer. With ``first`` None there is no scaling."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, device: str, first: float | None, progress: Progress
@@ -30,18 +31,19 @@ class Scaling:
             self._scaler.load_state_dict(progress.scaling)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss`` (scaled) to what the parameters hold."""
+        """Accumulate the gradient of the scaled ``loss`` in the parameters."""
         self._scaler.scale(loss).backward()
 
     def clip(self, limit: float) -> Tensor:
-        """Divide the gradients by the scale, clip them to norm ``limit``, and return the norm before clipping."""
+        """Unscale the gradients, clip them to norm ``limit`` and return the norm before clipping."""
         self._scaler.unscale_(self._optimizer)
         return torch.nn.utils.clip_grad_norm_(self._optimizer.param_groups[0]["params"], limit)
 
     def step(self, progress: Progress, norm: Tensor) -> dict[str, float]:
-        """The optimizer's step; its figures. A step left out counts in ``progress`` and has gradient zero for all that follows.
+        """Do the optimizer step and return its metrics.
 
-        Raises :class:`Diverged` when gradients overflow even without any scale: it is not the scale then.
+        A skipped step increments ``progress.skipped`` and sets gradients to zero for the rank hook. Raises
+        :class:`Diverged` if gradients overflow at a scale of 1 too, since a lower scale cannot help then.
         """
         self._scaler.step(self._optimizer)
         self._scaler.update()

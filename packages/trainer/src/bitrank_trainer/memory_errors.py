@@ -1,4 +1,7 @@
-"""Which exceptions say that memory ran out. Allocators have a type of their own on CUDA and ROCm alone; elsewhere their words tell."""
+"""Recognition of out-of-memory exceptions.
+
+Only CUDA and ROCm allocators raise an exception type for it; the others need a comparison of messages.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means that a tensor found no room, on any device."""
+    """Whether ``error`` is an out-of-memory error of any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)

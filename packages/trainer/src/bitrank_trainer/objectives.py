@@ -1,7 +1,7 @@
-"""What is minimised and how it is judged: sentence classification and causal language modelling.
+"""Objectives: sentence classification and causal language modelling.
 
-An objective turns a model and a batch into a loss to train on, and into one row per sequence to judge by. Rows carry the
-example's number, so that two models can be compared sequence by sequence.
+An objective computes from a model and a batch the training loss, and for evaluation one row per sequence.
+Rows carry the example's index, so that two models can be compared sequence by sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = dict[str, float | int]
 
 
 class Objective(Protocol):
-    """``metric`` is the name of the figure of merit; ``higher_is_better`` says which way it points."""
+    """Loss and metrics of a task. ``metric`` names the main metric, ``higher_is_better`` its direction."""
 
     @property
     def metric(self) -> str: ...
@@ -36,21 +36,21 @@ class Objective(Protocol):
         """Mean loss in nats: per sequence (classification) or per predicted token (language modelling)."""
 
     def weight(self, batch: Batch) -> int:
-        """What the mean in :meth:`loss` is over: sequences, or predicted tokens."""
+        """Denominator of the mean in :meth:`loss`: number of sequences or predicted tokens."""
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-        """Logits (positions, classes) of the whole batch, and the right class of each position: −100 where nothing is judged."""
+        """Logits (positions, classes) and labels (positions,) of the whole batch; −100 is ignored."""
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
-        """One row per sequence: index, loss (nats, summed over the sequence), tokens, and what the objective adds."""
+        """One row per sequence: index, loss (nats, summed over the sequence), tokens, and own fields."""
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
-        """Figures over all rows: ``loss`` in nats and the objective's own."""
+        """Metrics over all rows: ``loss`` in nats and the objective's own."""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy over classes; accuracy."""
+    """Cross entropy over classes; metric: accuracy."""
 
     metric: str = "acc"
     higher_is_better: bool = True
@@ -90,7 +90,7 @@ class Classification:
 class LanguageModelling:
     """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
 
-    ``fused`` computes head and loss a block of positions at a time where the model's head allows it.
+    ``fused`` computes head and loss in blocks of positions if the model's head supports it.
     """
 
     metric: str = "ppl"
@@ -110,7 +110,7 @@ class LanguageModelling:
         output: Any = model(**_decoder_inputs(batch, device))
         labels_BT = np.pad(
             batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100
-        )  # nothing is known of what follows the last
+        )  # the last position has no target
         return output.logits.flatten(0, 1), _tensor(labels_BT, device).flatten()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
@@ -131,7 +131,7 @@ class LanguageModelling:
     def _scores(
         self, model: nn.Module, batch: Batch, targets_N: Tensor, device: str
     ) -> tuple[Tensor, Tensor]:
-        """Nats of each target (0 for padding), and whether it is the most likely token."""
+        """Loss in nats of each target (0 for padding), and whether the target has the largest logit."""
         if (parts := split_head(model) if self.fused else None) is not None:
             return head_scores(_hidden(parts.body, batch, device), parts.head, targets_N)
         logits_NV = _next_logits(model, batch, device)
@@ -160,18 +160,18 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
 
 
 def _targets(batch: Batch, device: str) -> Tensor:
-    """The tokens to predict (B · (T − 1),), padding −100."""
+    """Target tokens (B · (T − 1),); −100 for padding."""
     return _tensor(batch["labels"][:, 1:], device).flatten()
 
 
 def _next_logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
-    """Logits of all positions but the last (B · (T − 1), V) in fp32."""
+    """fp32 logits of all positions but the last, (B · (T − 1), V)."""
     output: Any = model(**_decoder_inputs(batch, device))
     return output.logits[:, :-1].float().flatten(0, 1)
 
 
 def _hidden(body: nn.Module, batch: Batch, device: str) -> Tensor:
-    """Hidden states of all positions but the last (B · (T − 1), D)."""
+    """Hidden states of all positions but the last, (B · (T − 1), D)."""
     output: Any = body(**_decoder_inputs(batch, device))
     return output.last_hidden_state[:, :-1].flatten(0, 1)
 
@@ -180,7 +180,7 @@ def _decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
     padded = int(batch["attention_mask"].min()) == 0
     mask_BT = (
         _tensor(batch["attention_mask"], device) if padded else None
-    )  # without it the plain causal path is taken
+    )  # None selects the plain causal path
     return {"input_ids": _tensor(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
 
 

@@ -1,4 +1,4 @@
-"""What is trained, by whom, and how the optimizer follows parameters that a hook has cut: moments are cut like their numbers."""
+"""Optimizer over the trainable parameters, and its update after a hook has cut some of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from bitrank_trainer.hooks import RankHook
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name."""
+    """Trainable parameters of ``model`` by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def named_adamw(model: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of ``model``, which it knows by name too."""
+    """AdamW over the trainable parameters of ``model``, with parameter names in its group."""
     return torch.optim.AdamW(list(trainable(model).items()), lr=rate, weight_decay=weight_decay, fused=True)
 
 
 def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -> None:
-    """Let ``optimizer`` train the parameters that ``model`` has now, if ``hook`` says that it resized some."""
+    """Update ``optimizer`` after ``hook`` has resized parameters of ``model``; moments are cut alike."""
     if (resized := hook.resized()) is None:
         return
     (group,) = optimizer.param_groups
@@ -37,7 +37,7 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -
 
 
 def _cut(state: dict[str, Tensor], axis: int, kept: Tensor) -> dict[str, Tensor]:
-    """``step`` is a count, the rest has the parameter's shape."""
+    """Select the ``kept`` indices of every moment; the scalar ``step`` is unchanged."""
     return {
         key: value if value.ndim == 0 else value.index_select(axis, kept.to(value.device))
         for key, value in state.items()

@@ -1,4 +1,4 @@
-"""The random states that decide dropout: the CPU's, and the accelerator's own."""
+"""Random states of the CPU and the accelerator, which determine dropout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_states(device: str) -> dict[str, Tensor]:
-    """The states by device, as byte tensors on the CPU."""
+    """Random states by device, as byte tensors on the CPU."""
     states = {"cpu": torch.get_rng_state()}
     if device == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
@@ -17,7 +17,7 @@ def random_states(device: str) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: dict[str, Tensor]) -> None:
-    """Put back what :func:`random_states` gave."""
+    """Restore the output of :func:`random_states`."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])

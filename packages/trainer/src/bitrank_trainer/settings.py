@@ -1,4 +1,4 @@
-"""How to train, as one value."""
+"""Training settings as one value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from bitrank_trainer.errors import TrainError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Optimizer steps and their sizes. AdamW, linear warm-up, cosine decay to zero, gradients clipped by norm.
+    """Settings of AdamW with linear warm-up, cosine decay to zero and clipping by gradient norm.
 
-    ``steps`` counts optimizer steps; each takes ``accumulation`` batches and minimises the mean over all
-    their sequences or predicted tokens, as one batch of them all would. ``eval_every`` and
-    ``checkpoint_every`` are in
-    optimizer steps; ``log_every`` too (the first and the last step are always logged). ``micro_tokens`` bounds the padded tokens of
-    one pass: larger batches are cut, with the same gradient. ``loss_scale`` is the first factor on the loss of an fp16 model (see
-    :mod:`~bitrank_trainer.loss_scale`); None scales nothing.
+    ``steps`` counts optimizer steps. Each step takes ``accumulation`` batches and minimises the mean over all
+    their sequences or predicted tokens, like one batch of all of them. ``eval_every``, ``checkpoint_every``
+    and ``log_every`` are in optimizer steps (the first and the last step are always logged). ``micro_tokens``
+    bounds the padded tokens of one pass: larger batches are split, with the same gradient. ``loss_scale`` is
+    the initial loss scale of an fp16 model (see :mod:`~bitrank_trainer.loss_scale`); None disables scaling.
     """
 
     steps: int
@@ -43,7 +42,7 @@ class TrainSettings:
             )
 
     def rate(self, step: int) -> float:
-        """The learning rate of optimizer step ``step`` (from 1): linear warm-up, then cosine to zero after the last step."""
+        """Learning rate of optimizer step ``step`` (from 1): linear warm-up, then cosine to zero."""
         warm = max(1, round(self.warmup * self.steps)) if self.warmup else 0
         if step <= warm:
             return self.learning_rate * step / warm

@@ -1,4 +1,4 @@
-"""Two real processes against one: the same losses, weights and validations; the same checkpoint, whoever continues it."""
+"""Training in two processes equals training in one: losses, weights, validations, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tiny_problem import TinyDeep, TinyLm, batch
 
 PROGRAM = Path(__file__).parents[1] / "rank.py"
 KINDS = ("classification", "language-modelling")
-ROUNDING = 2e-6  # of losses of about one nat after twenty steps, in fp32
+ROUNDING = 2e-6  # tolerance for fp32 losses of about one nat after twenty steps
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What each process saw: its events, and its weights at the end."""
+    """Events and final weights of each process."""
 
     events: list[list[dict[str, Any]]]
     weights: list[dict[str, torch.Tensor]]
@@ -38,8 +38,11 @@ class Outcome:
 
 
 def session(place: Path, count: int, jobs: dict[str, dict[str, Any]], *form: str) -> dict[str, Outcome]:
-    """Do ``jobs`` one after the other in ``count`` processes; outcomes by name. Checkpoints lie in ``place`` under ``folder``."""
-    words = [
+    """Run ``jobs`` one after the other in ``count`` processes; return outcomes by name.
+
+    Each job keeps its checkpoints in ``place / folder``.
+    """
+    options = [
         {"out": str(place / f"{name}-{count}"), **job, "folder": str(place / job.get("folder", name))}
         for name, job in jobs.items()
     ]
@@ -57,7 +60,7 @@ def session(place: Path, count: int, jobs: dict[str, dict[str, Any]], *form: str
                     str(rank),
                     str(count),
                     f"{rendezvous_file}/file",
-                    json.dumps(words),
+                    json.dumps(options),
                     *form,
                 ],
                 env=environment,
@@ -82,7 +85,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(place: Path) -> dict[str, Outcome]:
-    """What two processes did, one, and two again; ``cut`` ones stop amidst the ninth step, after the checkpoint of the sixth."""
+    """Outcomes of two processes, of one, and of two again.
+
+    Jobs with ``stop_after`` stop within the ninth step, after the checkpoint of the sixth.
+    """
     two = {f"two {kind}": {"kind": kind} for kind in KINDS} | {
         "two in passes": {"micro_tokens": 12},
         "two cut": {"stop_after": 17, "folder": "2 to 2"},
@@ -106,19 +112,21 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    # AdamW divides by the gradient's own size: a weight whose gradient is nearly nothing magnifies its rounding.
+    # AdamW divides by the gradient's magnitude, which amplifies rounding where the gradient is close to zero.
     return all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_as_one(outcomes: dict[str, Outcome], place: Path, kind: str) -> None:
-    """Uneven batches, one of a single row, accumulation, clipping and a penalty."""
+def test_two_processes_give_the_losses_and_weights_of_one(
+    outcomes: dict[str, Outcome], place: Path, kind: str
+) -> None:
+    """Covers uneven batches, one with a single row, accumulation, clipping and a penalty."""
     one, two = outcomes[f"one {kind}"], outcomes[f"two {kind}"]
     for key in ("train/loss", "train/grad_norm", "train/reg"):
         alone, together = one.curve("train", key), two.curve("train", key)
         assert list(together) == list(range(1, 21))
         assert together == pytest.approx(alone, abs=ROUNDING, rel=ROUNDING), key
-        assert len(set(together.values())) == 20, "nothing was learnt: this proves nothing"
+        assert len(set(together.values())) == 20, "the loss is constant, so the test shows nothing"
     assert two.curve("train", "train/lr") == one.curve("train", "train/lr")
     assert two.curve("validation", "val/loss") == pytest.approx(
         one.curve("validation", "val/loss"), abs=ROUNDING
@@ -129,7 +137,7 @@ def test_two_processes_train_as_one(outcomes: dict[str, Outcome], place: Path, k
 
 @pytest.mark.parametrize("processes", ["one", "two"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_uneven_batches_take_the_step_of_both_as_one(
+def test_accumulated_uneven_batches_equal_one_joined_batch(
     outcomes: dict[str, Outcome], kind: str, processes: str
 ) -> None:  # fmt: skip
     whole, cut = outcomes[f"one joined {kind}"], outcomes[f"{processes} {kind}"]
@@ -139,19 +147,19 @@ def test_two_uneven_batches_take_the_step_of_both_as_one(
     assert close(whole.weights[0], cut.weights[0])
 
 
-def test_passes_cut_for_memory_change_nothing(outcomes: dict[str, Outcome]) -> None:
+def test_micro_batches_leave_two_process_training_unchanged(outcomes: dict[str, Outcome]) -> None:
     whole, cut = outcomes["two classification"], outcomes["two in passes"]
     assert cut.curve("train", "train/loss") == pytest.approx(whole.curve("train", "train/loss"), abs=ROUNDING)
     assert same(*cut.weights)
 
 
 @pytest.mark.parametrize(("before", "after"), [("two", "two"), ("two", "one"), ("one", "two")])
-def test_a_checkpoint_is_continued_by_any_number_of_processes(
+def test_checkpoint_resumes_with_any_number_of_processes(
     outcomes: dict[str, Outcome], before: str, after: str
 ) -> None:
     straight, resumed = outcomes[f"{before} classification"], outcomes[f"{before} continued by {after}"]
     assert list(resumed.curve("train", "train/loss")) == list(range(7, 21)), (
-        "it began anew: this proves nothing"
+        "the run restarted, so the test shows nothing"
     )
     expected = {step: straight.curve("train", "train/loss")[step] for step in range(7, 21)}
     if before == after:
@@ -163,7 +171,7 @@ def test_a_checkpoint_is_continued_by_any_number_of_processes(
         assert close(resumed.weights[0], straight.weights[0])
 
 
-def test_dropout_differs_between_processes_and_resumes_to_the_bit(
+def test_dropout_differs_between_processes_and_resumes_bit_identically(
     outcomes: dict[str, Outcome], place: Path
 ) -> None:
     tensors = load_file(next((place / "dropout").glob("step-*")) / "state.safetensors")
@@ -173,11 +181,11 @@ def test_dropout_differs_between_processes_and_resumes_to_the_bit(
     assert not close(straight.weights[0], outcomes["two classification"].weights[0])
 
 
-def test_a_base_shared_out_trains_as_a_whole_one(place: Path) -> None:
-    """Batches of one row, passes cut for memory, seventeen batches to judge in two: all make as many passes as each other."""
-    words = {"kind": "language-modelling", "deep": True}
-    jobs = {"whole": words, "in passes": {**words, "micro_tokens": 12}}
-    cut = {"cut": {**words, "stop_after": 17, "folder": "deep"}, "continued": {**words, "folder": "deep"}}
+def test_sharded_base_trains_like_replicated_base(place: Path) -> None:
+    """Covers batches of one row, micro-batches, and 17 evaluation batches for two processes."""
+    options = {"kind": "language-modelling", "deep": True}
+    jobs = {"whole": options, "in passes": {**options, "micro_tokens": 12}}
+    cut = {"cut": {**options, "stop_after": 17, "folder": "deep"}, "continued": {**options, "folder": "deep"}}
     whole, sharded = (
         session(place, 2, jobs),
         session(place, 2, {f"sharded {name}": job for name, job in (jobs | cut).items()}, "sharded"),
@@ -198,13 +206,13 @@ def test_a_base_shared_out_trains_as_a_whole_one(place: Path) -> None:
 
 
 @given(st.integers(0, 20), st.integers(1, 5))
-def test_every_process_judges_as_often(batches: int, count: int) -> None:
+def test_sharded_processes_evaluate_equally_many_batches(batches: int, count: int) -> None:
     dealt = [list(Sharded(rank, count).deal(range(batches))) for rank in range(count)]
     assert len({len(part) for part in dealt}) == 1
     assert sorted(number for part in dealt for number, counts in part if counts) == list(range(batches))
 
 
-def test_what_cannot_be_shared_out_is_refused() -> None:
+def test_unshardable_model_raises_train_error() -> None:
     model = TinyDeep()
     model.layers[1].frozen = QuantLike()
     with pytest.raises(TrainError, match=r"those of layers\.1 are decoded first"):
@@ -214,7 +222,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 
 
 class QuantLike(torch.nn.Module):
-    """Codes in a buffer, as low-bit layers keep them."""
+    """Layer with codes in a buffer, like low-bit layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +230,7 @@ class QuantLike(torch.nn.Module):
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.sampled_from(KINDS))
-def test_shares_make_up_the_batch(rows: int, count: int, kind: str) -> None:
+def test_shares_of_all_processes_form_the_batch(rows: int, count: int, kind: str) -> None:
     whole = batch(rows, rows, lm=kind != "classification")
     shares = [Joined(rank, count).mine(whole) for rank in range(count)]
     assert sorted(np.concatenate([share["index"] for share in shares])) == sorted(whole["index"])
@@ -233,14 +241,14 @@ def test_shares_make_up_the_batch(rows: int, count: int, kind: str) -> None:
 
 
 @given(st.integers(0, 20), st.integers(1, 5))
-def test_every_batch_to_judge_is_dealt_once(batches: int, count: int) -> None:
+def test_every_evaluation_batch_is_assigned_to_one_process(batches: int, count: int) -> None:
     dealt = [[batch for batch, _ in Joined(rank, count).deal(range(batches))] for rank in range(count)]
     assert sorted(chain.from_iterable(dealt)) == list(range(batches))
 
 
-def test_a_process_without_a_device_of_its_own_is_an_error(tmp_path: Path) -> None:
+def test_more_processes_than_gpus_raise_train_error(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="3 processes need 3 GPUs, one each, and this machine has 1"):
-        join("mps", 0, 3, tmp_path / "meeting")
+        join("mps", 0, 3, tmp_path / "rendezvous")
     gpus = torch.cuda.device_count()
     with pytest.raises(TrainError, match=f"this machine has {gpus}"):
-        join("cuda", 0, gpus + 1 if gpus else 2, tmp_path / "meeting")
+        join("cuda", 0, gpus + 1 if gpus else 2, tmp_path / "rendezvous")

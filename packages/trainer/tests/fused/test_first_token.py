@@ -1,4 +1,4 @@
-"""A classifier whose last block works for the first position alone, against the whole one."""
+"""A classifier with a narrowed last block equals the unmodified classifier."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ BERT_LIKE = [
 ]
 
 
-def build(model, config, attention: str = "", **words):
+def build(model, config, attention: str = "", **options):
     torch.manual_seed(0)
-    shape = config(**SIZES, num_hidden_layers=2, num_labels=3, **words)
+    shape = config(**SIZES, num_hidden_layers=2, num_labels=3, **options)
     shape._attn_implementation = attention or register_attention()
     return model(shape).eval()
 
@@ -55,7 +55,7 @@ def logits_and_gradients(model):
 
 @pytest.mark.parametrize("attention", ["", "sdpa"])
 @pytest.mark.parametrize(("model", "config"), BERT_LIKE)
-def test_the_narrow_block_changes_nothing(model, config, attention: str) -> None:
+def test_narrowed_block_gives_the_same_logits_and_gradients(model, config, attention: str) -> None:
     whole, narrow = build(model, config, attention), build(model, config, attention)
     assert narrow_last_block(narrow)
     (logits, gradients), (again, same) = logits_and_gradients(whole), logits_and_gradients(narrow)
@@ -65,7 +65,7 @@ def test_the_narrow_block_changes_nothing(model, config, attention: str) -> None
         torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_it_multiplies_less() -> None:
+def test_narrowed_block_needs_fewer_operations() -> None:
     def operations(narrow: bool) -> int:
         model = build(*BERT_LIKE[0])
         if narrow:
@@ -74,12 +74,13 @@ def test_it_multiplies_less() -> None:
             model(input_ids=torch.ones(1, 100, dtype=torch.long))
         return counted.get_total_flops()
 
-    # Of a block's products, in units of width² a position: query, output and both of the feed-forward part (1 + 1 + 2 · 2) of 8.
+    # The last block's products in units of width² per position: query, output and both feed-forward products
+    # (1 + 1 + 2 · 2), 6 of 8, run at one position only.
     assert operations(True) < 0.65 * operations(False)
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "words"),
+    ("model", "config", "options"),
     [
         (LlamaForSequenceClassification, LlamaConfig, {}),  # reads the last position
         (BertForSequenceClassification, BertConfig, {"chunk_size_feed_forward": 11}),
@@ -87,8 +88,8 @@ def test_it_multiplies_less() -> None:
         (BertForSequenceClassification, BertConfig, {"is_decoder": True}),
     ],
 )
-def test_other_models_stay_as_they_are(model, config, words: dict) -> None:
-    built = build(model, config, **words)
+def test_unsupported_models_stay_unchanged(model, config, options: dict) -> None:
+    built = build(model, config, **options)
     before = [module.forward for module in built.modules()]
     assert not narrow_last_block(built)
     assert [module.forward for module in built.modules()] == before
@@ -98,13 +99,13 @@ def test_other_models_stay_as_they_are(model, config, words: dict) -> None:
     "part",
     ["bert", "bert.encoder.layer.1", "bert.encoder.layer.1.attention.self", "bert.encoder.layer.1.output"],
 )
-def test_a_block_that_a_hook_watches_stays_whole(part: str) -> None:
+def test_block_with_a_hook_is_not_narrowed(part: str) -> None:
     model = build(BertForSequenceClassification, BertConfig)
     model.get_submodule(part).register_forward_hook(lambda *_: None)
     assert not narrow_last_block(model)
 
 
-def test_a_block_with_another_forward_pass_stays_whole() -> None:
+def test_block_with_another_forward_pass_is_not_narrowed() -> None:
     model = build(BertForSequenceClassification, BertConfig)
     attention = model.bert.encoder.layer[-1].attention
     attention.self.forward = attention.self.forward.__func__.__get__(attention.self)

@@ -1,4 +1,4 @@
-"""The fused head and attention against the plain formula, loss and gradients."""
+"""Fused head and attention equal the plain formulas, in losses and gradients."""
 
 from __future__ import annotations
 
@@ -39,9 +39,14 @@ def gpt2(kind: str, dtype=torch.float32):
 def bert(kind: str, dtype=torch.float32):
     torch.manual_seed(0)
     config = BertConfig(
-        **SIZES, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
-    )  # fmt: skip
+        **SIZES,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    )
     config._attn_implementation = kind
     return BertModel(config).to(dtype).train()
 
@@ -55,9 +60,11 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("build", [llama, gpt2, bert])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-@pytest.mark.parametrize("kept", [0, 2], ids=["made again", "kept"])
-@pytest.mark.parametrize("given", [False, True], ids=["plain", "given passes"])
-def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, given: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("kept", [0, 2], ids=["recomputed", "saved"])
+@pytest.mark.parametrize("given", [False, True], ids=["torch", "row kernels"])
+def test_attention_equals_eager_attention(
+    build, dtype, tolerance: float, kept: int, given: bool, monkeypatch
+) -> None:
     monkeypatch.setattr(attention, "_KEPT", kept)
     ids, mask = padded()
     results, rows = [], PlainRows()
@@ -77,7 +84,7 @@ def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, given
     assert (fused_grad - plain_grad).norm() < tolerance * plain_grad.norm()
     if given:
         assert (
-            rows.asked.count("softmax_") == (2 if kept else 4) and rows.asked.count("softmax_gradient_") == 2
+            rows.calls.count("softmax_") == (2 if kept else 4) and rows.calls.count("softmax_gradient_") == 2
         )
 
 
@@ -85,21 +92,19 @@ def test_attention_equals_eager(build, dtype, tolerance: float, kept: int, given
     ("shape", "dtype"),
     [((2, 4, 6, 6), torch.float32), ((1, 4, 1, 6), torch.float32), ((2, 1, 6, 6), torch.float64)],
 )
-def test_a_mask_that_passes_do_not_read_goes_the_plain_way(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    """By head, or in another type than the scores, whose least number would be infinite in theirs."""
+def test_unsupported_mask_uses_torch_operations(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Per-head masks, and masks whose dtype differs from the scores': its minimum would be infinite there."""
     rows, module = PlainRows(), torch.nn.Module()
     q, mask = torch.randn(2, 4, 6, 8), torch.randn(shape, dtype=dtype)
     given, _ = attention.attention(module, q, q, q, mask, rows=rows)
-    assert torch.equal(given, attention.attention(module, q, q, q, mask)[0]) and not rows.asked
+    assert torch.equal(given, attention.attention(module, q, q, q, mask)[0]) and not rows.calls
     read = torch.randn(2, 1, 1, 6)
     attention.attention(module, q, q, q, read, rows=rows)
-    assert rows.asked == ["softmax_"]
+    assert rows.calls == ["softmax_"]
 
 
 @pytest.mark.parametrize(("length", "kept"), [(8, True), (9, False)])
-def test_probabilities_are_kept_where_they_are_no_more_than_q(length: int, kept: bool) -> None:
+def test_probabilities_are_saved_if_no_larger_than_q(length: int, kept: bool) -> None:
     shapes: list[torch.Size] = []
     q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
     mask = torch.zeros(1, 1, length, length)
@@ -107,11 +112,11 @@ def test_probabilities_are_kept_where_they_are_no_more_than_q(length: int, kept:
         lambda tensor: shapes.append(tensor.shape) or tensor, lambda tensor: tensor
     ):
         attention.attention(torch.nn.Module(), q, k, v, mask)[0].sum().backward()
-    others = {8: 1}.get(length, 0)  # the query's shape is the same at 8 keys
+    others = {8: 1}.get(length, 0)  # at 8 keys the query has the same shape
     assert shapes.count(torch.Size((4, 2 * length, length))) == others + kept
 
 
-def test_attention_with_dropout_drops() -> None:
+def test_dropout_acts_in_training_mode_only() -> None:
     module = torch.nn.Module().train()
     q = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -129,13 +134,15 @@ def test_attention_with_dropout_drops() -> None:
 
 @pytest.mark.parametrize("build", [llama, gpt2])
 @pytest.mark.parametrize("block_bytes", [4 * 50 * 3, 2**25])
-def test_the_head_in_blocks_equals_the_whole(build, block_bytes: int, monkeypatch) -> None:
+def test_blockwise_head_equals_whole_head(build, block_bytes: int, monkeypatch) -> None:
     monkeypatch.setattr(lm_head, "_BLOCK_BYTES", block_bytes)
     ids, mask = padded()
     data = {
-        "input_ids": ids.numpy(), "attention_mask": mask.numpy(), "labels": torch.where(mask == 1, ids, -100).numpy(),
+        "input_ids": ids.numpy(),
+        "attention_mask": mask.numpy(),
+        "labels": torch.where(mask == 1, ids, -100).numpy(),
         "index": torch.arange(3).numpy(),
-    }  # fmt: skip
+    }
     results = []
     for objectives in (PLAIN_OBJECTIVES, OBJECTIVES):
         model = build("eager")
@@ -153,9 +160,9 @@ def test_the_head_in_blocks_equals_the_whole(build, block_bytes: int, monkeypatc
         assert got == pytest.approx(want, rel=1e-5)
 
 
-def test_a_head_that_trains_or_does_more_keeps_its_own_way() -> None:
+def test_trainable_or_unknown_head_is_not_fused() -> None:
     model = llama("eager")
-    assert lm_head.split_head(model) is None  # its weight takes a gradient
+    assert lm_head.split_head(model) is None  # its weight requires a gradient
     model.requires_grad_(False)
     parts = lm_head.split_head(model)
     assert parts is not None and parts.head is model.lm_head and parts.body is model.model
@@ -167,7 +174,7 @@ def test_a_head_that_trains_or_does_more_keeps_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("part", ["", "lm_head"])
-def test_a_head_that_a_hook_watches_keeps_its_own_way(part: str) -> None:
+def test_head_with_a_hook_is_not_fused(part: str) -> None:
     model = llama("eager").requires_grad_(False)
     handle = model.get_submodule(part).register_forward_hook(lambda _, args, output: output)
     assert lm_head.split_head(model) is None
@@ -177,7 +184,7 @@ def test_a_head_that_a_hook_watches_keeps_its_own_way(part: str) -> None:
     assert lm_head.split_head(model) is None
 
 
-def test_head_loss_skips_padding() -> None:
+def test_head_loss_ignores_padding() -> None:
     head = torch.nn.Linear(8, 20, bias=False).requires_grad_(False)
     hidden = torch.randn(6, 8, requires_grad=True)
     targets = torch.tensor([1, -100, 3, 19, -100, 0])
@@ -191,7 +198,7 @@ def test_head_loss_skips_padding() -> None:
 def head_gradient(
     dtype: torch.dtype, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradient of the hidden states of 300 positions over 2,000 words, with what it was made from."""
+    """Gradient of 300 hidden states over 2,000 tokens, with hidden states, weight and targets."""
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(16, 2000, bias=False).requires_grad_(False)
     head.weight.data = torch.randn(2000, 16, generator=generator).to(dtype)
@@ -201,8 +208,8 @@ def head_gradient(
     return hidden.grad, hidden.detach(), head.weight, targets
 
 
-def test_the_gradient_of_the_head_is_divided_last() -> None:
-    """By the positions, bit by bit: chances rounded, multiplied, then divided."""
+def test_head_gradient_is_divided_after_the_product() -> None:
+    """Bit-identical: probabilities are rounded, multiplied, then divided by the number of positions."""
     got, hidden, weight, targets = head_gradient(torch.bfloat16, 0.37)
     chances = torch.log_softmax((hidden @ weight.T).float(), -1).exp_()
     chances.scatter_add_(1, targets[:, None], chances.new_full((300, 1), -1.0))
@@ -211,7 +218,7 @@ def test_the_gradient_of_the_head_is_divided_last() -> None:
     )
 
 
-def test_dividing_last_saves_the_gradient_in_fp16() -> None:
+def test_head_gradient_does_not_underflow_in_fp16() -> None:
     exact, *_ = head_gradient(torch.float32, 2.0**10)
     got, *_ = head_gradient(torch.float16, 2.0**10)
     assert float((got.float() - exact).norm() / exact.norm()) < 0.005

@@ -1,4 +1,4 @@
-"""Peak memory is this process's own, and hardware words are checked."""
+"""Meters report this process only, and hardware choices are validated."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from bitrank_trainer import TrainError, choose_device, choose_dtype, peak_memory
 _CHILD = "from bitrank_trainer.memory.meters import peak_memory_mib; import sys; print(peak_memory_mib())"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
-def test_a_child_does_not_inherit_its_parents_peak() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM requires Linux")
+def test_peak_memory_excludes_the_parent_process() -> None:
     small = float(
         subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout
     )
-    held = bytearray(1500 * 2**20)
-    held[::4096] = b"x" * len(held[::4096])
+    allocated = bytearray(1500 * 2**20)
+    allocated[::4096] = b"x" * len(allocated[::4096])
     child = float(
         subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True).stdout
     )
     assert peak_memory_mib() > 1500 > child
     assert child < small * 1.5
-    del held
+    del allocated
 
 
-# Not tensors: their blocks are aligned, and whether one that was freed fits the next is chance with glibc.
+# Byte strings instead of tensors: tensor blocks are aligned, and whether a freed one fits the next is chance
+# with glibc.
 _FAULTS = """
 import resource, sys
 from bitrank_trainer import keep_memory
@@ -38,30 +39,30 @@ if "keep" in sys.argv:
     keep_memory()
 b"x" * 2**26
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for size in range(2**26, 2**26 + 8):  # of eight sizes, else Python would keep the constant
+for size in range(2**26, 2**26 + 8):  # eight sizes, else Python would cache the constant
     b"x" * size
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives large blocks back at once")
-def test_kept_memory_is_not_mapped_again() -> None:
-    def faults(*words: str) -> int:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc unmaps large blocks on free")
+def test_keep_memory_avoids_repeated_page_faults() -> None:
+    def faults(*options: str) -> int:
         return int(
             subprocess.run(
-                [sys.executable, "-c", _FAULTS, *words], capture_output=True, text=True, check=True
+                [sys.executable, "-c", _FAULTS, *options], capture_output=True, text=True, check=True
             ).stdout
         )
 
     assert faults("keep") < faults() / 4
 
 
-_RELEASED = """
+_RELEASE_PROGRAM = """
 import torch
 from bitrank_trainer import has_tcmalloc, release_memory
 from bitrank_trainer.memory.meters import resident_bytes
-held = [torch.ones(2**18) for _ in range(256)]
-del held
+allocated = [torch.ones(2**18) for _ in range(256)]
+del allocated
 before = resident_bytes()
 release_memory()
 print(has_tcmalloc(), before - resident_bytes())
@@ -69,9 +70,9 @@ print(has_tcmalloc(), before - resident_bytes())
 _TCMALLOC = next((str(path) for path in Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")), None)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it asks glibc and tcmalloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="requires glibc")
 @pytest.mark.parametrize("preloaded", ["", *([_TCMALLOC] if _TCMALLOC else [])])
-def test_what_is_freed_is_handed_back(preloaded: str) -> None:
+def test_release_memory_returns_freed_memory_to_the_system(preloaded: str) -> None:
     kept = {
         "MALLOC_MMAP_THRESHOLD_": str(2**28),
         "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -79,7 +80,7 @@ def test_what_is_freed_is_handed_back(preloaded: str) -> None:
         "LD_PRELOAD": preloaded,
     }
     done = subprocess.run(
-        [sys.executable, "-c", _RELEASED],
+        [sys.executable, "-c", _RELEASE_PROGRAM],
         env={**os.environ, **kept, "LD_PRELOAD": preloaded},
         capture_output=True,
         text=True,
@@ -89,7 +90,7 @@ def test_what_is_freed_is_handed_back(preloaded: str) -> None:
     assert from_tcmalloc == str(bool(preloaded)) and int(released) > 200 * 2**20, "256 MiB were freed"
 
 
-def test_devices() -> None:
+def test_choose_device_returns_available_or_raises() -> None:
     assert choose_device() in {"cuda", "mps", "cpu"}
     assert choose_device("cpu") == "cpu"
     assert choose_dtype("cpu") in {"bf16", "fp32"}
@@ -98,13 +99,13 @@ def test_devices() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp16")])
-def test_an_accelerator_without_bf16_computes_in_fp16(monkeypatch, bf16: bool, expected: str) -> None:
+def test_accelerator_without_bf16_uses_fp16(monkeypatch, bf16: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: bf16)
     assert choose_dtype("cuda") == choose_dtype("mps") == expected
 
 
-def test_lengths_are_padded_where_shapes_are_compiled() -> None:
+def test_width_multiple_is_8_where_shapes_are_compiled() -> None:
     for device in ("cpu", "cuda"):
         assert [
             width_multiple(device, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)
@@ -112,9 +113,12 @@ def test_lengths_are_padded_where_shapes_are_compiled() -> None:
     assert width_multiple("mps", torch.bfloat16) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sets of CPUs are Linux's")
-def test_a_process_takes_no_more_threads_than_it_has_cores() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="CPU affinity requires Linux")
+def test_default_threads_do_not_exceed_available_cores() -> None:
     core = min(os.sched_getaffinity(0))
-    counted = f"import os; os.sched_setaffinity(0, [{core}]); from bitrank_trainer import pin_threads; print(pin_threads(), pin_threads(3))"
-    done = subprocess.run([sys.executable, "-c", counted], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "3"], "one by itself, as many as it was told otherwise"
+    program = (
+        f"import os; os.sched_setaffinity(0, [{core}]); "
+        "from bitrank_trainer import pin_threads; print(pin_threads(), pin_threads(3))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3"], "one by default, else the requested number"

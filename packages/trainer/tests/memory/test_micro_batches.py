@@ -1,4 +1,4 @@
-"""Batches cut into smaller passes: the same gradient, and less to keep."""
+"""Micro-batches have the gradient of the whole batch and save less memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_problem import batch, batches
 
 
 @given(rows=st.integers(1, 9), width=st.integers(1, 12), tokens=st.integers(1, 130))
-def test_every_row_comes_once_and_no_pass_is_larger_than_asked(rows: int, width: int, tokens: int) -> None:
+def test_micro_batches_contain_every_row_once_within_the_limit(rows: int, width: int, tokens: int) -> None:
     whole = {
         "input_ids": np.arange(rows * width).reshape(rows, width),
         "attention_mask": np.tri(rows, width, k=width - 1, dtype=np.int64),
@@ -32,7 +32,7 @@ def test_every_row_comes_once_and_no_pass_is_larger_than_asked(rows: int, width:
 
 
 @pytest.mark.parametrize("kind", ["classification", "language-modelling"])
-def test_parts_add_up_to_the_gradient_of_the_whole(make, kind: str) -> None:
+def test_micro_batch_gradients_sum_to_the_batch_gradient(make, kind: str) -> None:
     lm = kind == "language-modelling"
     model, objective, data = make("lm" if lm else "classification").eval(), OBJECTIVES[kind], batch(3, lm=lm)
     whole = torch.autograd.grad(objective.loss(model, data, "cpu"), list(model.parameters()))
@@ -45,13 +45,13 @@ def test_parts_add_up_to_the_gradient_of_the_whole(make, kind: str) -> None:
     assert all(torch.allclose(got, want, atol=1e-7) for got, want in zip(total, whole, strict=True))
 
 
-def test_more_tokens_keep_more(make) -> None:
+def test_longer_sequences_save_more_bytes(make) -> None:
     model, objective = make("classification"), OBJECTIVES["classification"]
     small, large = (kept_bytes(model, objective, batch(0, length=length), "cpu") for length in (6, 24))
     assert 2 * small < large
 
 
-def test_what_fits_grows_with_the_limit_and_too_little_is_said(make) -> None:
+def test_fitting_tokens_grow_with_the_limit_and_too_small_limit_raises(make) -> None:
     model, objective = make("classification"), OBJECTIVES["classification"]
     longest = longest_sequence(batches(), 64)
     assert longest["input_ids"].shape == (1, 64)

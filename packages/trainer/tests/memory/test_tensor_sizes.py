@@ -1,4 +1,4 @@
-"""Tensor sizes told before the run: never under what a real pass makes, never over the bound, and no more cutting than needed."""
+"""Predicted tensor sizes bound a real pass from above; passes are as large as the bound permits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHAPES = st.builds(
 
 
 @given(shapes=SHAPES, rows=st.integers(1, 512), length=st.integers(1, 8192), data=st.data())
-def test_no_planned_tensor_is_over_the_bound_and_one_row_more_would_be(
+def test_safe_tokens_is_the_largest_number_within_the_bound(
     shapes: Shapes, rows: int, length: int, data: Any
 ) -> None:
     limit = data.draw(st.sampled_from([2**24, 2**28, MPS_BYTES]))
@@ -60,7 +60,7 @@ def test_no_planned_tensor_is_over_the_bound_and_one_row_more_would_be(
 
 
 @given(shapes=SHAPES, rows=st.integers(2, 64), length=st.integers(2, 512), width=st.integers(1, 512))
-def test_batches_of_any_width_are_cut_so_that_every_pass_is_under_the_bound(
+def test_micro_batches_of_any_width_stay_within_the_bound(
     shapes: Shapes, rows: int, length: int, width: int
 ) -> None:
     limit, width = 2**24, min(width, length)
@@ -73,8 +73,8 @@ def test_batches_of_any_width_are_cut_so_that_every_pass_is_under_the_bound(
         assert max(tensor_bytes(shapes, *part["input_ids"].shape).values()) <= limit
 
 
-def test_known_sizes() -> None:
-    """BERT-base at 512 tokens: 12 heads' scores outgrow everything; 341 sequences fill 2³² bytes."""
+def test_safe_tokens_of_known_models() -> None:
+    """BERT-base at 512 tokens: attention scores of 12 heads dominate; 341 sequences fill 2³² bytes."""
     bert = Shapes(
         hidden=768, widest=3072, heads=12, head=0, blockwise=False, wide_bytes=2, weight=30522 * 768 * 2
     )
@@ -101,7 +101,7 @@ def test_known_sizes() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that any operation makes, forward and backward."""
+    """Records the bytes of the largest tensor of any operation, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,10 +150,10 @@ MODELS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "length"), [(3, 8), (2, 128)])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_real_pass_makes_nothing_larger_than_told(
+def test_no_tensor_of_a_real_pass_exceeds_the_prediction(
     name: str, fused: bool, dtype: torch.dtype, rows: int, length: int
 ) -> None:
-    """Down to the first block's backward pass. What is told is close to what is made, where scores are in fp32 (without dropout, fused)."""
+    """Includes the first block's backward pass. Tight for fp32 scores (no dropout, fused)."""
     model: Any = (
         MODELS[name](attn_implementation=register_attention() if fused else "eager")
         .to(dtype)
@@ -180,9 +180,9 @@ def test_a_real_pass_makes_nothing_larger_than_told(
         "labels": labels,
         "index": np.arange(rows),
     }
-    told = tensor_bytes(shapes_of(model, fused, dtype.itemsize), rows, length)
+    predicted = tensor_bytes(shapes_of(model, fused, dtype.itemsize), rows, length)
     with Largest() as largest:
         (OBJECTIVES if fused else PLAIN_OBJECTIVES)[kind].loss(model.train(), batch, "cpu").backward()
-    assert largest.bytes <= max(told.values()), told
+    assert largest.bytes <= max(predicted.values()), predicted
     if length == 128 and (fused or dtype == torch.float32):
-        assert largest.bytes >= 0.9 * max(told.values()), (largest.bytes, told)
+        assert largest.bytes >= 0.9 * max(predicted.values()), (largest.bytes, predicted)

@@ -1,11 +1,13 @@
-"""An adapted layer as one autograd function: base and low-rank product together, nothing saved but what backward needs.
+"""Fused adapted layers: base product and low-rank product as one autograd function.
 
-PEFT computes ``base(x) + scale · up(down(x))`` as separate nodes of the graph, each with its own copies. Here W is frozen, so its only
-gradient is the one for x; the thin products run in the compute dtype; sums are made in place; x and the thin product are all that is
-kept, and of feed-forward parts not even x (:mod:`~bitrank_adapters.fused.feed_forward`). Layers that share their input compute together
-(:mod:`~bitrank_adapters.fused.shared_input`). A quantized W is decoded in both passes and kept in neither. :func:`fuse` changes how adapted
-layers compute, not what they hold: saving, loading and merging are PEFT's. In fp32 it equals PEFT's path to rounding; in bf16 it differs
-by bf16's rounding of the thin product.
+PEFT computes ``base(x) + scale · up(down(x))`` as separate graph nodes, each with copies of its tensors. Here
+W is frozen, so x is the only input of the base product with a gradient. The thin (rank-sized) products use
+the compute dtype, sums are in place, and only x and the thin product are saved; feed-forward parts do not
+save x either (:mod:`~bitrank_adapters.fused.feed_forward`). Layers with the same input compute together
+(:mod:`~bitrank_adapters.fused.shared_input`). A quantized W is decoded in both passes and saved in neither.
+:func:`fuse` changes the computation of adapted layers, not their parameters: PEFT still saves, loads and
+merges them. In fp32 the result equals PEFT's up to rounding; in bf16 it differs by the rounding of the thin
+product.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ from bitrank_adapters.rank_hooks import adapted
 
 
 def plain_decoder(layer: nn.Module) -> Decode | None:
-    """The decoder of unquantized models: the weight of an ``nn.Linear`` as it is."""
+    """Decoder of unquantized models: returns the weight of an ``nn.Linear``."""
     return (lambda: layer.weight) if type(layer) is nn.Linear else None
 
 
 def fuse(
     model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder, rows: Rows | None = None
 ) -> None:
-    """Let every adapted layer, layers that share their input, every feed-forward part and every norm of ``model`` use its fused form.
+    """Fuse adapted layers, layers with shared input, feed-forward parts and norms of ``model``, in place.
 
-    ``decoder`` tells how the (out, in) matrix of a base layer is decoded into the compute dtype, where the next one may overwrite it; None
-    when the layer's product is not that of a decoded matrix. Such layers keep their own base product, as do those whose decoder has a
-    method ``applies`` that says no at the time; and layers with adapter dropout keep PEFT's path, as do those
-    with hooks on what a fused form would not call. ``rows`` are compiled passes over rows, for the tensors
-    that they serve.
+    ``decoder`` returns, for a base layer, a function that decodes its (out, in) matrix into the compute
+    dtype, in a buffer that the next decode may overwrite; None if the layer does not multiply by a decoded
+    matrix. Such a layer keeps its own base product, as does a layer whose decoder has a method ``applies``
+    that returns False at the time of the call. Layers with adapter dropout, or with hooks that the fused form
+    would skip, keep PEFT's path. ``rows`` are compiled row kernels, used for the tensors that they serve.
     """
     for _, layer in adapted(model):
         if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity) and not hooked(

@@ -1,8 +1,8 @@
-"""Whether a module is one whose computation is known here: a fused form may only stand in for such a module.
+"""Checks that a module computes the known formula, so that a fused form may replace it.
 
-A class is known by its name among transformers' own models, and only as long as nobody changed it: a subclass
-with another forward pass, a forward pass put on one module, and hooks on modules that a fused form does not
-call are all reasons to leave the plain way.
+A class is known by its name among transformers' models. A subclass with another forward pass, a forward pass
+set on the instance, and hooks on modules that a fused form does not call disqualify a module; it keeps the
+plain path.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def known_kind(module: nn.Module, names: Collection[str], method: str = "forward") -> str | None:
-    """The name among ``names`` of the transformers class that ``module`` is, with that class's own
-    ``method``; None if it is none.
+    """Name of the transformers class of ``module`` among ``names``; None if absent or modified.
 
-    Sharding gives a block a class of its own, which inherits the method; a fused form may have been put on
-    the module before.
+    ``method`` must be the one of that class. Sharding subclasses a block's class and inherits the method; a
+    fused form already set on the instance is allowed.
     """
     for kind in type(module).__mro__:
         if kind.__name__ in names and kind.__module__.startswith("transformers.models."):
@@ -30,14 +29,16 @@ def known_kind(module: nn.Module, names: Collection[str], method: str = "forward
 
 
 def replaced(module: nn.Module, method: str = "forward") -> bool:
-    """Whether a ``method`` that is no fused form of ours was put on ``module`` itself."""
+    """Whether the instance ``module`` has a foreign ``method``, i.e. none of the fused forms."""
     found = vars(module).get(method)
     return found is not None and not _defined_in(found).startswith("bitrank_")
 
 
 def hooked(*modules: Any) -> bool:
-    """Whether any of ``modules`` has a hook that a fused form would pass by. Those of sharding are on blocks,
-    which are called."""
+    """Whether any of ``modules`` has a hook that a fused form would skip.
+
+    Sharding hooks do not count: they are on blocks, which are still called.
+    """
     return any(
         _foreign(hook) for module in modules for name in _HOOKS for hook in getattr(module, name, {}).values()
     )
@@ -48,5 +49,5 @@ def _foreign(hook: Any) -> bool:
 
 
 def _defined_in(function: Any) -> str:
-    """The module that defines ``function``, or what a partial one calls."""
+    """Name of the Python module that defines ``function``, or the function wrapped by a ``partial``."""
     return str(getattr(getattr(function, "func", function), "__module__", ""))

@@ -1,6 +1,7 @@
-"""Products of an adapted layer as autograd functions: the base's and the low-rank one together, W frozen.
+"""Autograd functions for adapted linear layers: base and low-rank product together, W frozen.
 
-Rows are (N, in) → (N, out). Thin products run in the compute dtype, sums are made in place, gradients of the factors are fp32.
+Shapes: (N, in) → (N, out). Thin (rank-sized) products use the compute dtype, sums are in place, gradients of
+the factors are fp32.
 """
 
 from __future__ import annotations
@@ -13,28 +14,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Decode = Callable[[], Tensor]
-"""Gives the (out, in) matrix of a base layer in the compute dtype, good until the next one is decoded: whoever asks is an autograd
-function, multiplies by it at once and saves it never."""
+"""Returns the (out, in) matrix of a base layer in the compute dtype, valid until the next decode.
+
+An autograd function calls it, multiplies by the result immediately and does not save it, because the next
+decode overwrites the buffer.
+"""
 ADAPTER = "default"
 
 
 def applies(decode: Decode | None) -> bool:
-    """Whether the product of a base layer is that of its decoded matrix now. Some are in training alone; what decodes them has a method
-    of this name."""
+    """Whether a base layer multiplies by its decoded matrix in this call.
+
+    A decoder may have a method of the same name, since some layers do so only in training.
+    """
     return decode is not None and (not hasattr(decode, "applies") or decode.applies())
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
-    """(rank, in), (out, rank) and the factor on their product, for LoRA and for AdaLoRA's P Λ Q."""
+    """``down`` (rank, in), ``up`` (out, rank) and their scale, for LoRA and for AdaLoRA's P Λ Q."""
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     if hasattr(layer, "lora_E"):
-        # PEFT divides by the initial rank plus this constant.
+        # PEFT divides by the layer's nominal rank, which includes masked ranks, plus this constant.
         return down * layer.lora_E[ADAPTER], up, layer.scaling[ADAPTER] / (layer.r[ADAPTER] + 1e-5)
     return down.weight, up.weight, layer.scaling[ADAPTER]
 
 
 class Adapted(torch.autograd.Function):
-    """``x Wᵀ + b + scale · (x downᵀ) upᵀ`` over rows, W frozen."""
+    """``x Wᵀ + b + scale · (x downᵀ) upᵀ`` over rows of x, W frozen."""
 
     @staticmethod
     def forward(
@@ -60,7 +66,7 @@ class Adapted(torch.autograd.Function):
 
 
 class LowRank(torch.autograd.Function):
-    """``base + scale · (x downᵀ) upᵀ`` over rows, for base layers that multiply in their own way."""
+    """``base + scale · (x downᵀ) upᵀ`` over rows of x, for base layers with their own product."""
 
     @staticmethod
     def forward(
@@ -83,7 +89,10 @@ class LowRank(torch.autograd.Function):
 def product(
     x_NI: Tensor, decode: Decode, bias: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The layer's output, and what its backward pass needs beside x: thin product (N, rank), ``down``, and ``scale · up`` (rank, out)."""
+    """Output (N, out) of the layer, and the tensors that its backward pass needs besides x.
+
+    These are the thin product (N, rank), ``down`` (rank, in) and ``scale · up`` (rank, out).
+    """
     down_16, up_RO = down_RI.to(x_NI.dtype), turned(up_OR, scale, x_NI.dtype)
     thin_NR = x_NI @ down_16.T
     out_NO = F.linear(x_NI, decode(), None if bias is None else bias.to(x_NI.dtype))
@@ -93,19 +102,28 @@ def product(
 def thin_gradients(
     x_NI: Tensor, thin: Sequence[Tensor], scale: float, grad_NO: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the thin product (N, rank), of ``down`` and of ``up``, the last two in fp32; ``thin`` as of :func:`product`."""
+    """Gradients of the thin product (N, rank), of ``down`` and of ``up``, the last two in fp32.
+
+    ``thin`` is the second result of :func:`product`.
+    """
     thin_NR, _, up_RO = thin
     grad_NR = grad_NO @ up_RO.T
     return grad_NR, (grad_NR.T @ x_NI).float(), up_gradient(thin_NR, grad_NO, scale)
 
 
 def up_gradient(thin_NR: Tensor, grad_NO: Tensor, scale: float) -> Tensor:
-    """The gradient of ``up`` (out, rank) in fp32, laid out as ``up`` is, so that autograd takes it as it comes instead of copying it."""
+    """Gradient of ``up`` (out, rank) in fp32, with the strides of ``up``.
+
+    Autograd copies a gradient with other strides.
+    """
     grad_up_OR = torch.empty((grad_NO.shape[1], thin_NR.shape[1]), dtype=torch.float32, device=grad_NO.device)
     return grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
 
 
 def turned(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """``scale · up`` as (rank, out), rows whole: the backward pass multiplies by it four times as fast as by columns of ``up``."""
+    """``scale · up`` as a contiguous (rank, out) tensor.
+
+    The backward pass multiplies by it four times as fast as by the transposed view of ``up``.
+    """
     made_RO = torch.empty(up_OR.shape[::-1], dtype=dtype, device=up_OR.device)
     return torch.mul(up_OR.T, scale, out=made_RO)

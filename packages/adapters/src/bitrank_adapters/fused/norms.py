@@ -1,8 +1,8 @@
-"""Norm layers that compute in fp32 whatever dtype flows through (k-bit preparation, as in QLoRA).
+"""Norm layers that compute in fp32 for inputs of any dtype (k-bit preparation, as in QLoRA).
 
-Their frozen weights are kept in fp32, their input and output stay in the model's dtype. Two ways give the same numbers: the plain
-one casts, normalises and casts back; the fused one does it in a pass and keeps only the 16-bit input for the backward pass. RMS norms take
-compiled passes where there are some.
+Frozen weights are fp32; input and output keep the model's dtype. Both implementations give the same numbers:
+the plain one casts, normalizes and casts back; the fused one does so in one pass and saves only the 16-bit
+input for the backward pass. RMS norms use compiled row kernels if available.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bitrank_adapters.fused.row_kernels import Rows
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a LayerNorm or one of the many classes called RMSNorm."""
+    """Whether ``module`` is a LayerNorm or of a class whose name ends in RMSNorm."""
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
 
 
 def norms_in_fp32(model: nn.Module) -> None:
-    """Weights of every norm in fp32, and fp32 inside it."""
+    """Convert the weights and the computation of every norm of ``model`` to fp32, in place."""
     for module in model.modules():
         if is_norm(module):
             module.float()
@@ -35,7 +35,7 @@ def norms_in_fp32(model: nn.Module) -> None:
 
 
 def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
-    """One pass for every frozen norm on a CPU; elsewhere, and where weights are trained, the plain way stays."""
+    """Fuse every frozen norm on the CPU, in place; trainable norms and other devices stay plain."""
     for module in model.modules():
         if not is_norm(module) or any(p.requires_grad or p.device.type != "cpu" for p in module.parameters()):
             continue
@@ -43,7 +43,7 @@ def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
             continue
         if (
             type(module).forward is nn.LayerNorm.forward
-        ):  # some subclasses add one to the weight, or normalise another axis
+        ):  # some subclasses add one to the weight, or normalize another axis
             module.forward = partial(_layer_norm, module)  # type: ignore[method-assign,arg-type]
         elif type(module).__name__ in _LLAMA_LIKE and type(module).__module__.startswith(
             "transformers.models."
@@ -52,8 +52,10 @@ def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:
 
 
 def _is_own(module: nn.Module) -> bool:
-    """Whether the forward pass of ``module`` is that of its class, in fp32 or not; another one may have been
-    put on it before."""
+    """Whether ``module`` uses the forward pass of its class, possibly wrapped for fp32.
+
+    False if another forward pass was set on the instance before.
+    """
     forward: Any = vars(module).get("forward")
     if forward is None:
         return True
@@ -61,7 +63,8 @@ def _is_own(module: nn.Module) -> bool:
     return isinstance(inner, partial) and inner.func is type(module).forward
 
 
-# Their formula is weight · x / √(mean x² + eps); others add one to the weight (Gemma) or differ in kind.
+# Classes with the formula weight · x / √(mean x² + eps); others add one to the weight (Gemma) or differ in
+# kind.
 _LLAMA_LIKE = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm")
 
 
@@ -71,7 +74,7 @@ def _plain(forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    # torch's CPU kernel takes 16-bit rows with fp32 weights and computes in fp32.
+    # torch's CPU kernel accepts 16-bit inputs with fp32 weights and computes in fp32.
     return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
@@ -87,7 +90,7 @@ def _rms_norm(module: Any, rows: Rows | None, x: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """``w · x / √(mean x² + eps)`` over the last axis (Zhang and Sennrich 2019); gradient for x alone."""
+    """``w · x / √(mean x² + eps)`` over the last axis (Zhang and Sennrich 2019); only x gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, rows: Rows | None) -> Tensor:

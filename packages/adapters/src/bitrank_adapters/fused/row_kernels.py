@@ -1,4 +1,4 @@
-"""What compiled passes over rows must offer to be used by the fused forms here. Who compiles them is not this package's matter."""
+"""Interface of the compiled row kernels used in this package; the caller provides an implementation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """Compiled passes over rows, each for tensors that :meth:`serves` says yes to."""
+    """Compiled row kernels; each requires tensors for which :meth:`serves` is true."""
 
     def serves(self, *tensors: Tensor) -> bool: ...
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) in fp32, (…, 1)."""
+        """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) in fp32, shape (…, 1)."""
 
     def rms_norm_gradient(self, grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> Tensor:
-        """The gradient of x; ``scale`` as it came with the norm."""
+        """Gradient of x; ``scale`` is the second result of :meth:`rms_norm`."""
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """``silu(gate) · up``."""
 
     def swiglu_gradients_(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of ``gate`` and ``up``; ``grad`` may be overwritten."""
+        """Gradients of ``gate`` and ``up``; may overwrite ``grad``."""

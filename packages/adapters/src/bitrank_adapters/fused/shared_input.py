@@ -1,8 +1,9 @@
-"""Adapted layers that multiply the same input, as one autograd function: query, key and value, or gate and up.
+"""Adapted layers with the same input as one autograd function: query, key and value, or gate and up.
 
-Their thin products are one of all their ranks together, forward and for the gradient of ``down``, and the gradient of the input is summed
-where it is made. The base's products stay apart, one matrix decoded at a time. A layer hands out what was made for it while its parent
-computes, and only for the very input that it was made of; else it computes alone.
+Their thin products form one product over the sum of their ranks, in the forward pass and for the gradient of
+``down``, and the gradient of the input is accumulated in place. The base products stay separate, with one
+matrix decoded at a time. The parent's forward pass computes all outputs first; a layer returns its
+precomputed output only during that call and only for the same input tensor. Otherwise it computes alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bitrank_adapters.fused.feed_forward import decoded
 from bitrank_adapters.fused.known import known_kind
 from bitrank_adapters.fused.linear import Decode, applies, factors, turned, up_gradient
 
-# Classes whose forward takes the hidden states first and gives them to these layers.
+# Classes whose forward pass receives the hidden states first and passes them to these layers.
 _SHARING = {
     **{
         f"{kind}SelfAttention": ("query", "key", "value")
@@ -28,13 +29,13 @@ _SHARING = {
     **{f"{kind}Attention": ("q_proj", "k_proj", "v_proj") for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")},
     **{f"{kind}MLP": ("gate_proj", "up_proj") for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")},
 }
-_Ready = dict[str, tuple[Tensor, Tensor]]  # of a layer's name: the input, and what the layer makes of it
+_Ready = dict[str, tuple[Tensor, Tensor]]  # layer name → (input, precomputed output)
 
 
 def share_inputs(model: nn.Module, decoder: Callable[[nn.Module], Decode | None]) -> None:
-    """Let the layers of ``model`` that are known to share their input compute together, in place.
+    """Compute layers of ``model`` that are known to share their input together, in place.
 
-    Where one of them is not adapted, has dropout or is not decoded, all of them stay as they are.
+    If one of them is not adapted, has dropout or has no decoder, all of them stay unchanged.
     """
     for module in model.modules():
         names = _SHARING.get(known_kind(module, _SHARING) or "", ())
@@ -70,7 +71,7 @@ def _together(
     **kwargs: Any,
 ) -> Any:
     layers = [getattr(part, name) for name in names]
-    # A matrix whose ranks were all pruned has lost its adapter.
+    # A matrix of rank 0 has no adapter, so the attribute may be missing.
     if not any(getattr(layer, "disable_adapters", True) or layer.merged for layer in layers) and all(
         map(applies, decodes)
     ):
@@ -95,7 +96,10 @@ def _products(layers: Sequence[Any], decodes: Sequence[Decode], x: Tensor) -> li
 
 
 class Shared(torch.autograd.Function):
-    """:class:`~bitrank_adapters.fused.linear.Adapted` of one x (N, in) by several layers; S is the sum of their ranks."""
+    """:class:`~bitrank_adapters.fused.linear.Adapted` of one x (N, in) for several layers.
+
+    In tensor names, S is the sum of their ranks.
+    """
 
     @staticmethod
     def forward(
@@ -110,7 +114,8 @@ class Shared(torch.autograd.Function):
         down_SI = torch.cat([down_RI.to(x_NI.dtype) for down_RI in downs])
         ups_RO = [turned(up_OR, scale, x_NI.dtype) for up_OR, scale in zip(ups, scales, strict=True)]
         ctx.ranks = [len(down_RI) for down_RI in downs]
-        # Rows whole: products of the shapes that other layers have too, which oneDNN need not compile anew.
+        # Contiguous: these product shapes also occur in other layers, so oneDNN need not compile further
+        # ones.
         thins = [thin_NR.contiguous() for thin_NR in (x_NI @ down_SI.T).split(ctx.ranks, 1)]
         ctx.save_for_backward(x_NI, down_SI, *thins, *ups_RO)
         ctx.decodes, ctx.scales = decodes, scales

@@ -1,1 +1,1 @@
-"""Training in several processes: data parallel, and fully sharded."""
+"""Training in several processes: data parallel and fully sharded."""

@@ -1,10 +1,12 @@
-"""One run in several processes, each on its own device: every batch is shared out, and all take the same step.
+"""Data-parallel training: one run in several processes, one device each, with identical optimizer steps.
 
-What is trained is small, so there is no wrapper around the model: gradients are laid end to end and summed once a step, through
-Accelerate. PyTorch's ``DistributedDataParallel`` would hook into the forward pass of the whole model, which the fused head does not
-take, and would wait for ever for a process whose share of a short batch is empty. Each process weighs its rows by the whole batch,
-so the sum is the gradient that one process would have, to float summation; the same sum everywhere keeps weights, moments, clipping
-and pruned ranks equal to the bit without further words. Sequences to judge are dealt out batch by batch and their rows gathered.
+Every batch is split by rows among the processes. The trainable parameters are small, so the model needs no
+wrapper: their gradients are concatenated and summed once per step through Accelerate. PyTorch's
+``DistributedDataParallel`` does not fit: it hooks into the forward pass of the whole model, which the fused
+head bypasses, and it deadlocks when one process has no rows of a short batch. Each process weights its loss
+by the whole batch, so the sum equals the single-process gradient up to floating-point summation order. All
+processes receive the same sum; parameters, moments, clipping and pruned ranks therefore stay bit-identical
+without further communication. Evaluation distributes whole batches and gathers their rows.
 """
 
 from __future__ import annotations
@@ -26,53 +28,60 @@ T = TypeVar("T")
 
 
 class Processes:
-    """One process alone: all rows are its own, and nobody else is to be asked. :class:`Joined` is the form for several."""
+    """A single process; the base class of :class:`Joined`, which serves several processes."""
 
     count = 1
     rank = 0
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes files."""
         return self.rank == 0
 
     @property
     def needed(self) -> bool:
-        """Whether this process must run the model where only the first one's answer is kept."""
+        """Whether this process must run the model when only the first process uses the result."""
         return self.first
 
     def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """This process's rows of ``batch``; there may be none."""
+        """Rows of ``batch`` that this process computes; possibly none."""
         return batch
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
-        """Every so many of ``batches``, so that each goes to one process; False with one that is run only to keep step with others."""
+        """Distribute whole ``batches`` among the processes; yield (batch, whether its result counts).
+
+        A batch that does not count only keeps collective operations aligned with the other processes.
+        """
         return ((batch, True) for batch in batches)
 
     def even(self, parts: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
-        """The passes to make of ``parts``; False with one made only to keep step with others, from ``spare`` if there is no part."""
+        """Yield (part, whether its result counts) for every pass over ``parts``.
+
+        A part that does not count only keeps collective operations aligned with the other processes.
+        ``spare`` makes one if ``parts`` is empty.
+        """
         return ((part, True) for part in parts)
 
     def share_out(self, model: nn.Module) -> None:
-        """Keep of the frozen base what falls to this process, if the run wants it so."""
+        """Shard the frozen base weights of ``model`` among the processes, if this class shards."""
 
     def sum_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
-        """Replace the gradients of what is trained of ``model`` by their sums over all processes; the sum of the scalar ``loss``."""
+        """Sum trainable gradients over all processes, in place; return the sum of the scalar ``loss``."""
         return loss
 
     def agree(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give everybody the first process's values of ``parameters``."""
+        """Copy the first process's values of ``parameters`` to all processes, in place."""
 
     def broadcast(self, value: T) -> T:
-        """The first process's ``value``."""
+        """Return the first process's ``value`` in every process."""
         return value
 
     def gather(self, value: T) -> list[T]:
-        """``value`` of every process, in the order of their ranks."""
+        """Return ``value`` of every process, in the order of their ranks."""
         return [value]
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Block until all processes have reached this call."""
 
 
 ALONE = Processes()
@@ -85,8 +94,9 @@ class Joined(Processes):
         self.rank, self.count = rank, count
 
     def mine(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        # Batches are sorted by length: every so many rows give all the same amount of work. Shares keep the batch's width: cut to their
-        # own longest row they would be as many shapes as lengths, and each is compiled anew.
+        # Batches are sorted by length, so a strided slice gives every process the same amount of work. The
+        # slice keeps the batch's width: trimmed to its own longest row it would add new shapes, and every new
+        # shape is compiled.
         return {key: value[self.rank :: self.count] for key, value in batch.items()}
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -102,7 +112,8 @@ class Joined(Processes):
         loss_1, here_P, flat = reduce(whole, "sum").split([1, len(here), len(whole) - len(here) - 1])
         pieces = flat.split([p.numel() for p in parameters])
         for parameter, there, piece in zip(parameters, here_P.tolist(), pieces, strict=True):
-            # Nobody's gradient stays none, or the optimizer would decay what one process leaves alone.
+            # A parameter without gradient in every process keeps None: with zeros the optimizer would apply
+            # weight decay to it.
             parameter.grad = piece.view_as(parameter).to(parameter.dtype) if there else None
         return loss_1[0]
 
@@ -132,11 +143,13 @@ class Joined(Processes):
 def join(
     device: str, rank: int, count: int, rendezvous_file: Path, made: Callable[[int, int], Processes] = Joined
 ) -> Processes:
-    """Meet the other processes of a run on this machine; ``rendezvous_file`` is a file that none of them has made yet.
+    """Join the process group of a run on this machine; return this process's :class:`Processes`.
 
-    ``made`` is the form of the several: :class:`Joined`, or :class:`~bitrank_trainer.distributed.fully_sharded.Sharded`. Afterwards
-    ``"cuda"`` is the GPU of this rank. Everything stays on the machine: processes find each other through the file and talk over the
-    loopback interface (gloo), or NCCL's own paths. Raises :class:`TrainError` when ``device`` cannot serve so many.
+    ``rendezvous_file`` must not exist before the first process creates it. ``made`` is the class for several
+    processes: :class:`Joined` or :class:`~bitrank_trainer.distributed.fully_sharded.Sharded`. After the call
+    ``"cuda"`` is the GPU of this rank. All communication stays on the machine: rendezvous through the file,
+    then the loopback interface (gloo) or NCCL. Raises :class:`TrainError` if ``device`` cannot serve
+    ``count`` processes.
     """
     if count == 1:
         return ALONE
@@ -156,13 +169,13 @@ def join(
 
 
 def leave() -> None:
-    """Part from the others; after this nothing may be asked of them."""
+    """Destroy the process group; collective operations fail afterwards."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def check_devices(device: str, count: int) -> None:
-    """Raise :class:`TrainError` unless ``count`` processes can train on ``device`` at once: a GPU serves one of them."""
+    """Raise :class:`TrainError` unless ``count`` processes fit on ``device``: a GPU serves one process."""
     if device == "cpu":
         return
     gpus = torch.cuda.device_count() if device == "cuda" else 1

@@ -1,12 +1,13 @@
-"""Several processes that also share the frozen base out among themselves (fully sharded data parallel, Zhao et al. 2023).
+"""Data-parallel training with a sharded frozen base (fully sharded data parallel, Zhao et al. 2023).
 
-Each keeps its slice of the weights of every transformer block; a block is put together when it runs, forward and backward, and taken
-apart again. What is trained, embeddings, head and buffers stay whole in every process: gradients are summed as in
-:class:`~bitrank_trainer.distributed.data_parallel.Joined`. PyTorch's own ``fully_shard`` does it; Accelerate leaves its plugin off on a
-CPU.
+Each process keeps its shard of the weights of every transformer block. A block is gathered for its forward
+and backward pass and resharded afterwards. Trainable parameters, embeddings, head and buffers are replicated,
+and gradients are summed as in :class:`~bitrank_trainer.distributed.data_parallel.Joined`. PyTorch's
+``fully_shard`` does the work directly, because Accelerate disables its plugin on a CPU.
 
-A block that runs in one process must run in all at the same time. So every process makes as many passes as the one with most: with
-weight zero where it has no rows left, and where only the first one's answer is kept, all compute it.
+Running a block is a collective operation, so all processes must run it the same number of times. A process
+with fewer micro-batches adds passes of weight zero, and results that only the first process uses are computed
+by all.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d+$")
 
 
 class Sharded(Joined):
-    """One of several processes that hold the base together."""
+    """One of several processes that shard the frozen base."""
 
     @property
     def needed(self) -> bool:
         return True
 
     def share_out(self, model: nn.Module) -> None:
-        """Cut the frozen weights of every block of ``model``, in place. They must be floating-point parameters of one dtype a block.
+        """Shard the frozen weights of every block of ``model``, in place.
 
-        Raises :class:`TrainError` when a block has none that can be cut.
+        They must be floating-point parameters of one dtype per block. Raises :class:`TrainError` if the model
+        has no block, or a block has no weight that can be sharded.
         """
         from torch.distributed.fsdp import fully_shard
 
@@ -72,11 +74,16 @@ def _groups(batches: Iterable[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _check(name: str, block: nn.Module) -> None:
-    """Weights that are decoded before they are multiplied are no floating-point parameters: nothing would be cut, and nobody told."""
+    """Raise :class:`TrainError` if ``block`` holds quantized codes or no floating-point weight.
+
+    Codes are decoded before the product and are no floating-point parameters: ``fully_shard`` would silently
+    shard nothing.
+    """
     frozen = [p for p in block.parameters() if not p.requires_grad and p.ndim == 2]
     codes = [b for b in block.buffers() if b.dtype in _CODES]
     if not frozen or codes or not all(torch.is_floating_point(p) for p in frozen):
         raise TrainError(
-            f"only weights that are multiplied as they are stored can be shared out, and those of {name} are decoded first: "
+            f"only weights that are multiplied as they are stored can be shared out, and those of {name} are "
+            "decoded first: "
             "take a 16-bit base (B-FP) with dtype=bf16, or train it without shard"
         )

@@ -1,1 +1,1 @@
-"""Fused forward and backward passes: attention, rotary embedding, head, row kernels."""
+"""Fused forward and backward passes: attention, rotary embedding, language-model head, row kernels."""

@@ -1,12 +1,13 @@
 """Plain softmax attention for short sequences as one autograd function.
 
-At a few dozen to a few hundred tokens on a CPU the textbook formula beats tiled kernels. Written out: scores are scaled and masked
-in place, heads that share keys are multiplied together instead of repeating the keys, and only q, k, v and the
-probabilities are kept for the backward pass. Probabilities that would be larger than q are made again instead. Between the products
-compiled passes work where there are some. Numbers equal the ``eager`` attention of transformers to rounding.
+At a few dozen to a few hundred tokens on a CPU the textbook formula is faster than tiled kernels. Scores are
+scaled and masked in place. Query heads that share a key head form one matrix product, so keys are not
+repeated. Only q, k, v and the probabilities are saved for the backward pass; probabilities larger than q are
+recomputed instead. Compiled row kernels replace the operations between the products if they serve the
+tensors. Results equal the ``eager`` attention of transformers up to rounding.
 
-Models whose attention is another one keep their own: what is done where is decided by
-:mod:`~bitrank_trainer.fused.own_attention`.
+Models with another attention formula keep their own: :mod:`~bitrank_trainer.fused.own_attention` makes that
+decision.
 """
 
 from __future__ import annotations
@@ -24,25 +25,35 @@ from bitrank_trainer.fused.own_attention import own_attention
 from bitrank_trainer.fused.row_kernels import Rows
 
 NAME = "bitrank"
-_KEPT = 1  # times the size of a head: with more keys the probabilities are larger than q
+_KEPT = 1  # in units of the head size: with more keys than this the probabilities are larger than q
 
 
 def register_attention(rows: Rows | None = None) -> str:
-    """Make the attention known to transformers; give the returned name as ``attn_implementation``. ``rows`` are compiled passes over
-    rows, for the tensors that they serve."""
+    """Register the attention with transformers; return its name, to be set as ``attn_implementation``.
+
+    ``rows`` are compiled row kernels, used for the tensors that they serve.
+    """
     AttentionInterface.register(NAME, partial(attention, rows=rows))
     AttentionMaskInterface.register(NAME, eager_mask)
     return NAME
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, rows: Rows | None = None, **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(B, heads, T, D), and keys and values (B, heads or fewer, S, D), → (B, T, heads, D). ``attention_mask`` is added to scores.
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rows: Rows | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with the signature that transformers expects of a registered implementation.
 
-    A module whose eager attention is another formula, or that gives keywords unknown here, is computed by its
-    own, with a notice. Dropout takes the graph of single operations, since it needs a mask to be kept.
+    Shapes: query (B, heads, T, D), key and value (B, key heads, S, D) → (B, T, heads, D). ``attention_mask``
+    is added to the scores. A module with another eager formula, or a call with an unknown keyword, runs the
+    model's own attention and warns. Dropout uses single autograd operations, because its mask must be saved.
     """
     if (own := own_attention(module, query.shape[1], key.shape[1], kwargs, textbook)) is not None:
         made: tuple[Tensor, Tensor | None] = own(
@@ -53,10 +64,16 @@ def attention(
 
 
 def textbook(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, rows: Rows | None = None,
-) -> Tensor:  # fmt: skip
-    """softmax(q kᵀ · scaling + mask) v, (B, T, heads, D); ``scaling`` is D^−½ where none is given."""
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rows: Rows | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scaling + mask) v, shape (B, T, heads, D); ``scaling`` defaults to D^−½."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout and module.training:
         return _with_dropout(query, key, value, attention_mask, scale, dropout)
@@ -66,7 +83,7 @@ def textbook(
 
 
 def _is_read(mask: Tensor | None, query: Tensor) -> bool:
-    """Whether compiled passes read ``mask``: one for all heads, in the type of the scores."""
+    """Whether compiled kernels support ``mask``: one mask for all heads, in the dtype of the scores."""
     return mask is None or (mask.shape[1] == 1 and mask.dtype == query.dtype)
 
 
@@ -81,7 +98,7 @@ def _with_dropout(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q kᵀ · scale + mask) v. Rows of heads that share keys (G of them) lie one below the other: (B · keys, G · T, D)."""
+    """softmax(q kᵀ · scale + mask) v over (B · key heads, G · T, D), G query heads per key head."""
 
     @staticmethod
     def forward(
@@ -137,21 +154,22 @@ def _chances(
     heads: int,
     rows: Rows | None,
 ) -> Tensor:
-    """Each row's share of attention to every key (B · keys, G · T, S), in the dtype of the query."""
+    """Attention probabilities (B · key heads, G · T, S), in the dtype of the query."""
     length = query_GTD.shape[0] * query_GTD.shape[1] // (batch * heads)
     scores = torch.bmm(query_GTD, key_SD.transpose(1, 2))
     if rows:
         return rows.softmax_(scores, mask, scale, length, heads)
-    # In fp32: torch's 16-bit softmax is five times slower on rows that do not fill its vectors.
+    # In fp32: torch's 16-bit softmax is five times slower on rows whose length is no multiple of the vector
+    # width.
     scores = scores.float().mul_(scale)
     if mask is not None:
         scores.view(batch, heads, length, -1).add_(mask)
-    # Not in place: rows that do not fill whole vectors would take twice as long.
+    # Not in place: in place it takes twice as long on rows whose length is no multiple of the vector width.
     return torch.softmax(scores, -1).to(query_GTD.dtype)
 
 
 def _score_gradient(grad_chances: Tensor, chances: Tensor, scale: float, rows: Rows | None) -> Tensor:
-    """The gradient of q kᵀ from that of the shares, in their dtype."""
+    """Gradient of q kᵀ from the gradient of the probabilities, in their dtype."""
     if rows:
         return rows.softmax_gradient_(grad_chances, chances, scale)
     grad_scores = torch._softmax_backward_data(grad_chances.float(), chances.float(), -1, torch.float32)

@@ -1,8 +1,9 @@
-"""A classifier that reads one position needs its last block at that position alone.
+"""Last block of a BERT-like classifier computed at the first position only.
 
-BERT and its kin classify by the hidden state of the first token. Keys and values of the last block are wanted at every position; its
-queries, its output and its feed-forward part at the first. Of MiniLM's six blocks that leaves out 14 % of all products, forward and
-backward, and changes no number but by rounding: what is left out was never read, and its gradient was zero.
+BERT-like models classify by the hidden state of the first token. The last block needs keys and values at
+every position, but queries, output projection and feed-forward part at the first position only. For MiniLM's
+six blocks this saves 14 % of all products, forward and backward. Results change by rounding only: the skipped
+outputs are never used, and their gradient is zero.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bitrank_trainer.fused.attention import NAME
 from bitrank_trainer.fused.known import hooked, unchanged
 
-# Their heads read position 0 of the last hidden states, and their blocks are built as BERT's is.
+# Model families whose head reads position 0 of the last hidden states and whose blocks are built like BERT's.
 _FIRST_READERS = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
-_ATTENTION = (NAME, "sdpa")  # they take masks of shape (B, 1, T, S), and any number of queries
+# implementations that accept masks of shape (B, 1, T, S) and any number of queries
+_ATTENTION = (NAME, "sdpa")
 
 
 def narrow_last_block(model: nn.Module) -> bool:
-    """Let the last block of ``model`` (adapted or not) compute what its classifier reads, in place; whether anything changed.
+    """Restrict the last block of ``model`` to the position its classifier reads; return whether it applied.
 
-    Models that are read elsewhere, decode, or attend in another way stay as they are.
+    The change is in place and supports adapted models. Models whose head reads another position, decoders and
+    other attention implementations stay unchanged.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -40,7 +43,7 @@ def narrow_last_block(model: nn.Module) -> bool:
     body = getattr(inner, inner.base_model_prefix)
     last = body.encoder.layer[-1]
     attention = last.attention
-    # A hook on any of these would see the first position alone, or nothing.
+    # A hook on one of these modules would receive the first position only, or would not run.
     if not unchanged(inner, attention, attention.self, attention.self.dropout) or any(
         map(hooked, (body, body.encoder, *last.modules()))
     ):
@@ -52,7 +55,7 @@ def narrow_last_block(model: nn.Module) -> bool:
 def _attend_once(
     layer: Any, attend: Any, hidden_BTD: Tensor, mask: Tensor | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """The attention of a BERT block for the first position's query: (B, T, D) → (B, 1, D)."""
+    """Attention of a BERT block for the query at the first position: (B, T, D) → (B, 1, D)."""
     inner = layer.self
     first_B1D = hidden_BTD[:, :1]
     query, key, value = (

@@ -1,4 +1,4 @@
-"""Whether a module is one whose computation is known here, so that a faster form of it may stand in."""
+"""Checks that a module computes the known formula, so that a fused form may replace it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def unchanged(*modules: nn.Module) -> bool:
-    """Whether all of ``modules`` are of transformers' or torch's own classes, with their own forward passes
-    or fused forms of ours, and without hooks."""
+    """Whether ``modules`` are unmodified library modules: no foreign forward pass, no hooks.
+
+    Library means a class of transformers or torch. A fused form from a bitrank package counts as unmodified.
+    """
     return all(_is_library(module) and not replaced(module) and not hooked(module) for module in modules)
 
 
 def replaced(module: nn.Module) -> bool:
-    """Whether a forward pass that is no fused form of ours was put on ``module`` itself."""
+    """Whether the instance ``module`` has a foreign forward pass, i.e. none of the fused forms."""
     found = vars(module).get("forward")
     return found is not None and not _defined_in(found).startswith("bitrank_")
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether ``module`` has a hook; those of sharding do not count, since they only gather what is computed
-    with."""
+    """Whether ``module`` has a hook; sharding hooks do not count, since they only gather parameters."""
     return any(_foreign(hook) for name in _HOOKS for hook in getattr(module, name).values())
 
 
@@ -41,5 +42,5 @@ def _foreign(hook: Any) -> bool:
 
 
 def _defined_in(function: Any) -> str:
-    """The module that defines ``function``, or what a partial one calls."""
+    """Name of the Python module that defines ``function``, or the function wrapped by a ``partial``."""
     return str(getattr(getattr(function, "func", function), "__module__", ""))

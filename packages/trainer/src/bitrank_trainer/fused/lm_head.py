@@ -1,8 +1,9 @@
-"""The language-model head and its cross entropy together, a block of positions at a time.
+"""Language-model head and cross entropy as one function, computed in blocks of positions.
 
-A vocabulary of 49,152 makes logits the largest tensors of a step: 100 MB in fp32 for 512 positions, several times over. The head
-is frozen, so its loss needs no graph: each block of positions gives its loss and the gradient for its hidden states at once, and
-its logits are forgotten. Numbers equal ``head(hidden).float()`` followed by ``cross_entropy`` to rounding.
+With a vocabulary of 49,152, logits are the largest tensors of a step: 100 MB in fp32 for 512 positions,
+several times over. The head is frozen, so its loss needs no graph: each block of positions yields its loss
+and the gradient of its hidden states in the forward pass, and its logits are discarded. Results equal
+``head(hidden).float()`` followed by ``cross_entropy`` up to rounding.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 
 from bitrank_trainer.fused.known import hooked, replaced, unchanged
 
-_BLOCK_BYTES = 2**25  # of fp32 logits held at once
-# Their head is one matrix product after the body, and nothing else. Others scale or cap their logits.
+_BLOCK_BYTES = 2**25  # fp32 logits of one block
+# Models whose head is a single matrix product after the body. Others scale or cap their logits.
 _PLAIN_HEADS = (
     "LlamaForCausalLM",
     "GPT2LMHeadModel",
@@ -30,15 +31,18 @@ _PLAIN_HEADS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """A causal language model cut before its head: ``body`` gives hidden states, ``head`` is a frozen linear layer."""
+    """Causal language model split into ``body`` (gives hidden states) and ``head`` (frozen linear layer)."""
 
     body: nn.Module
     head: nn.Module
 
 
 def split_head(model: nn.Module) -> Parts | None:
-    """Body and head of ``model`` (adapted or not); None when its head is trained or does more than one
-    product, or there are hooks that the two alone would pass by."""
+    """Body and head of ``model`` (adapted or not); None if the fused head loss does not apply.
+
+    It does not apply to a trainable head, a head with bias or more than one product, or hooks that separate
+    calls of body and head would skip.
+    """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
@@ -49,14 +53,17 @@ def split_head(model: nn.Module) -> Parts | None:
         return None
     whole = type(head) is nn.Linear or isinstance(
         getattr(type(head), "weight", None), property
-    )  # a property decodes
+    )  # a ``weight`` property decodes a quantized weight
     if not whole or head.bias is not None or any(parameter.requires_grad for parameter in head.parameters()):
         return None
     return Parts(getattr(inner, inner.base_model_prefix), head)
 
 
 def head_loss(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> Tensor:
-    """Mean cross entropy in nats over the positions whose target is not −100."""
+    """Mean cross entropy in nats over the positions whose target is not −100.
+
+    Shapes: ``hidden_ND`` (positions, width), ``targets_N`` (positions,).
+    """
     kept = targets_N != -100
     if not bool(kept.all()):
         hidden_ND, targets_N = hidden_ND[kept], targets_N[kept]
@@ -65,7 +72,7 @@ def head_loss(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> Tensor:
 
 
 def head_scores(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats (N,) of each target, 0 where it is −100, and whether it is the most likely token (N,)."""
+    """Per position: loss in nats (N,), 0 for target −100; whether the target has the largest logit (N,)."""
     weight_VD: Any = head.weight
     losses, rights = [], []
     for start, stop in _blocks(len(hidden_ND), len(weight_VD)):
@@ -76,22 +83,22 @@ def head_scores(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor) -> tuple[
 
 
 def block_positions(vocabulary: int) -> int:
-    """Positions whose fp32 logits are held at once."""
+    """Number of positions per block, so that fp32 logits of one block stay within a fixed size."""
     return max(1, _BLOCK_BYTES // (4 * max(1, vocabulary)))
 
 
 def _blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
-    """Starts and ends; one empty block where there is no position, as in a batch of one-token texts."""
+    """(start, stop) of each block; one empty block if there is no position (a batch of one-token texts)."""
     size = block_positions(vocabulary)
     return [(start, min(start + size, positions)) for start in range(0, max(1, positions), size)]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Loss and the gradient of the hidden states, made in the forward pass; the backward pass only scales it."""
+    """Head loss; the forward pass computes the gradient of the hidden states, the backward pass scales it."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head: Any, targets_N: Tensor) -> Tensor:
-        weight_VD = head.weight  # a quantized head decodes here, once for both passes
+        weight_VD = head.weight  # a quantized head decodes once here, for both passes
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         buffers = _scratch_buffers(hidden_ND, weight_VD)
@@ -111,13 +118,14 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        # Of the mean: divided here, where a loss scale is there too; divided before, chances over hundreds of positions vanish in fp16. In
-        # fp32, since accelerators round a factor to the dtype of what it multiplies.
+        # The division by N is here because the incoming gradient includes the loss scale: divided before,
+        # probabilities over hundreds of positions underflow in fp16. In fp32, because accelerators round a
+        # scalar factor to the dtype of the tensor.
         return grad_ND.float().mul_(grads[0] / len(grad_ND)).to(grad_ND.dtype), None, None
 
 
 def _scratch_buffers(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each block's product goes, in its own dtype, and its logits in fp32: the same place where these are one dtype."""
+    """Buffers for a block's product (its own dtype) and its fp32 logits; the same one for equal dtypes."""
     positions, vocabulary = min(len(hidden_ND), block_positions(len(weight_VD))), len(weight_VD)
     product_BV = hidden_ND.new_empty((positions, vocabulary))
     return product_BV, product_BV if product_BV.dtype == torch.float32 else product_BV.new_empty(

@@ -1,12 +1,12 @@
-"""Where the plain formula of :mod:`~bitrank_trainer.fused.attention` is not what a model computes, and its own
-attention takes over.
+"""Detection of models whose attention differs from the plain softmax formula.
 
-Models differ by what they add to scores (T5's position bias), by what they do to them (Gemma 2 caps them) and
-by what they add to the softmax (attention sinks), and tell that by keywords, or keep it in the module. A
-keyword that is unknown here and not None means the model's own ``eager_attention_forward``. Without such a
-keyword that function is tried once on a few random numbers for each module: only where the plain formula
-gives what it gives does the plain formula take its place. Either way is said once by a :class:`OwnAttention`
-warning, as the own attention is slower and keeps more.
+Models differ by terms added to the scores (T5's position bias), by functions of the scores (Gemma 2 caps
+them) and by terms in the softmax (attention sinks). They pass these as keywords or keep them in the module.
+An unknown keyword with a value other than None or False selects the model's own ``eager_attention_forward``.
+Without such a keyword, that function is evaluated once per module on small random inputs; the formula of
+:mod:`~bitrank_trainer.fused.attention` is used only if both results agree. A :class:`OwnAttention` warning,
+once per message, reports the model's own attention, because it is slower and saves more for the backward
+pass.
 """
 
 from __future__ import annotations
@@ -25,27 +25,42 @@ from bitrank_trainer.errors import TrainError
 
 Attend = Callable[..., Any]
 _EAGER = "eager_attention_forward"
-# What eager attentions of transformers are given and do not read: the mask says it already, or another
-# implementation needs it.
+# Keywords that eager attentions of transformers receive and ignore: the mask already contains the
+# information, or another implementation uses it.
 _UNREAD = frozenset(
-    ("position_ids", "cache_position", "is_causal", "sliding_window", "use_cache", "num_items_in_batch", "return_dict",
-     "output_hidden_states", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-)  # fmt: skip
+    (
+        "position_ids",
+        "cache_position",
+        "is_causal",
+        "sliding_window",
+        "use_cache",
+        "num_items_in_batch",
+        "return_dict",
+        "output_hidden_states",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+    )
+)
 _TOLERANCE = 1e-5
-_QUERIES, _KEYS, _WIDTH = 3, 5, 8  # of the numbers that an attention is tried on
+_QUERIES, _KEYS, _WIDTH = 3, 5, 8  # sizes of the random test inputs
 _tried: WeakKeyDictionary[nn.Module, bool] = (
     WeakKeyDictionary()
-)  # whether the plain formula is that of the module
+)  # per module: whether the plain formula equals its own attention
 _said: set[str] = set()
 
 
 class OwnAttention(UserWarning):
-    """A model's attention is computed by its own code instead of the fused one."""
+    """Warning: a model's own code computes its attention, instead of the fused form."""
 
 
 def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
-    """The ``attn_implementation`` to build a model of ``model_class`` with: ``wanted`` where its code looks
-    attentions up by name and supports that one, else ``eager``, which is said by a warning."""
+    """``attn_implementation`` for ``model_class``: ``wanted`` if the class supports it, else ``eager``.
+
+    Support means that the model's code looks attentions up by name and, for ``sdpa``, that the class declares
+    it. The fallback to ``eager`` emits an :class:`OwnAttention` warning.
+    """
     if model_class is None or wanted == "eager":
         return "eager"
     names = vars(sys.modules[model_class.__module__])
@@ -55,7 +70,8 @@ def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
     if served:
         return wanted
     _say(
-        f"{model_class.__name__} has attention layers of its own, without {wanted!r}: built with 'eager', which is slower"
+        f"{model_class.__name__} has attention layers of its own, without {wanted!r}: built with 'eager', "
+        "which is slower"
     )
     return "eager"
 
@@ -63,12 +79,11 @@ def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
 def own_attention(
     module: nn.Module, heads: int, shared: int, given: Mapping[str, Any], plain: Attend
 ) -> Attend | None:
-    """The eager attention of ``module`` where it is not the ``plain`` formula, by the keywords ``given`` or
-    by what it computes of ``heads`` queries that share ``shared`` keys; None where the plain formula may be
-    used.
+    """Eager attention of ``module`` if it differs from the ``plain`` formula; None if ``plain`` may be used.
 
-    Raises :class:`TrainError` for a keyword that is unknown here where the file that defines ``module`` has
-    no eager attention.
+    The decision depends on the keywords ``given``, or on a numeric comparison with ``heads`` query heads and
+    ``shared`` key heads. Raises :class:`TrainError` for an unknown keyword if the file that defines
+    ``module`` has no eager attention.
     """
     unknown = [
         name
@@ -92,16 +107,17 @@ def own_attention(
 
 
 def eager_attention(module: nn.Module) -> Attend | None:
-    """The function that ``module`` attends with by default, from the file that holds its forward pass; None
-    where it has none."""
+    """``eager_attention_forward`` of the file that defines the forward pass of ``module``; None if absent."""
     forward: Any = inspect.unwrap(type(module).forward)
     found: Attend | None = getattr(forward, "__globals__", {}).get(_EAGER)
     return found
 
 
 def _is_plain(module: nn.Module, heads: int, shared: int, plain: Attend) -> bool:
-    """Whether the eager attention of ``module`` gives what ``plain`` gives, tried on random numbers and a
-    mask that hides some keys. A module without one has nothing to differ from."""
+    """Whether eager attention of ``module`` equals ``plain`` on random inputs with a partial mask.
+
+    True if ``module`` has no eager attention, since there is nothing to compare with.
+    """
     own = eager_attention(module)
     if own is None:
         return True
@@ -119,12 +135,12 @@ def _is_plain(module: nn.Module, heads: int, shared: int, plain: Attend) -> bool
             return found.shape == expected.shape and bool(
                 torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
             )
-        except Exception:  # noqa: BLE001 - it needs what it was not given here, so it is no plain formula
+        except Exception:  # noqa: BLE001 - a missing argument also means another formula
             return False
 
 
 def _say(what: str) -> None:
-    """Once a process for each sentence."""
+    """Warn once per process and message."""
     if what not in _said:
         _said.add(what)
         warnings.warn(what, OwnAttention, stacklevel=4)

@@ -1,8 +1,9 @@
-"""Rotary positions in one pass, forward and backward, by compiled code.
+"""Rotary position embedding as one compiled pass, forward and backward.
 
-transformers writes them as a dozen operations a layer, whose gradients are two dozen: for each of query and key two products, a half
-negated, two halves joined, a sum. The attention of a model calls them by name; where it does, its forward pass is given another function
-under that name, in a copy of its own, so other models keep theirs.
+transformers computes it as a dozen operations per layer, with two dozen for the gradients: for query and key
+each two products, a negated half, a concatenation and a sum. A model's attention looks the function up by
+name in its module's globals. The fused form gives the forward pass a copy of these globals with another
+function under that name, so other models keep theirs.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ Plain = Callable[..., tuple[Tensor, Tensor]]
 _NAME = "apply_rotary_pos_emb"
 _ATTENTIONS = tuple(
     f"{kind}Attention" for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")
-)  # their halves of a head are pairs
+)  # attentions that rotate (first half, second half) of a head as pairs
 
 
 def fuse_rotary(model: nn.Module, rows: Rows) -> None:
-    """Let the attention layers of ``model`` that are known rotate by ``rows``, in place. What it does not serve goes the plain way."""
+    """Replace the rotary embedding in known attention layers of ``model`` by ``rows``, in place.
+
+    Tensors that ``rows`` does not serve use the original function.
+    """
     for module in model.modules():
-        kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding gives a block a class of its own
+        kinds = {kind.__name__ for kind in type(module).__mro__}  # sharding subclasses the block's class
         forward = module.forward
         if (
             kinds.isdisjoint(_ATTENTIONS)
@@ -36,19 +40,19 @@ def fuse_rotary(model: nn.Module, rows: Rows) -> None:
             or not isinstance(forward.__func__, FunctionType)
         ):
             continue
-        # Code from elsewhere may turn in another way under that name.
+        # Code outside transformers may use the same name for another rotation.
         ours = forward.__func__.__globals__.get("__name__", "").startswith("transformers.models.")
         if ours and _NAME in forward.__func__.__code__.co_names:
             module.forward = MethodType(_with_own(forward.__func__, rows), module)  # type: ignore[method-assign]
 
 
 def _with_own(forward: FunctionType, rows: Rows) -> FunctionType:
-    """``forward`` with our rotation under transformers' name."""
+    """Copy of ``forward`` that calls the compiled rotation under transformers' name."""
     plain = forward.__globals__[_NAME]
     named = {**forward.__globals__, _NAME: partial(_rotated, rows, plain)}
     made = FunctionType(forward.__code__, named, forward.__name__, forward.__defaults__, forward.__closure__)
     made.__kwdefaults__ = forward.__kwdefaults__
-    made.__module__ = __name__  # it is a fused form of ours, whatever file its code is from
+    made.__module__ = __name__  # marks it as a fused form: ``known.replaced`` checks the defining module
     return made
 
 
@@ -74,7 +78,10 @@ def _rotated(
 
 
 class _Rotary(Function):
-    """``x · cos + (−x₂, x₁) · sin`` for x = (x₁, x₂), (B, heads, T, D) (Su et al. 2021, equation 34); gradient for x alone."""
+    """Rotate x (B, heads, T, D): ``x · cos + (−x₂, x₁) · sin`` (Su et al. 2021, eq. 34).
+
+    x = (x₁, x₂) along D. Only x receives a gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_BHTD: Tensor, cosine: Tensor, sine: Tensor, rows: Rows) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory and time of this process, measured where they are true."""
+"""Memory and throughput of this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 def peak_memory_mib() -> float:
     """Peak resident memory of this process in MiB.
 
-    On Linux ``VmHWM``: the usual ``ru_maxrss`` is inherited through exec and reports the parent's peak as the child's own.
+    On Linux it is ``VmHWM``: ``ru_maxrss`` is inherited through exec, so a child would report its parent's
+    peak.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -34,15 +35,16 @@ def peak_memory_mib() -> float:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now, in bytes."""
+    """Current resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed for the next tensor, up to a gigabyte (glibc; elsewhere nothing is changed).
+    """Let glibc keep up to 1 GiB of freed memory for later tensors; no effect on other C libraries.
 
-    Else the big temporaries of every pass are mapped, zeroed page by page and unmapped again: a quarter of the time of a pass through
-    SmolLM2. It holds for the rest of the process; :func:`release_memory` still hands back what is kept.
+    Otherwise the large temporaries of every pass are mapped, zeroed page by page and unmapped, a quarter of
+    the time of a pass through SmolLM2. The setting holds for the rest of the process; :func:`release_memory`
+    still returns the memory to the system.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -52,7 +54,7 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Hand back to the system what the allocator keeps of freed memory (glibc and tcmalloc; elsewhere nothing is kept for long)."""
+    """Return freed memory kept by glibc or tcmalloc to the system; other allocators keep little."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -61,12 +63,12 @@ def release_memory() -> None:
 
 
 def has_tcmalloc() -> bool:
-    """Whether gperftools' tcmalloc was preloaded into this process (Linux)."""
+    """Whether gperftools' tcmalloc is preloaded into this process (Linux)."""
     return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory")
 
 
 def device_memory_mib(device: str) -> float:
-    """Peak memory of the accelerator in MiB; 0 on the CPU."""
+    """Memory of the accelerator in MiB: peak on CUDA, current allocation on MPS, 0 on the CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / _MIB**2
     if device == "mps":
@@ -76,7 +78,7 @@ def device_memory_mib(device: str) -> float:
 
 @dataclass
 class Throughput:
-    """Real (unpadded) tokens and the seconds spent on them; evaluation and checkpoints are not in it."""
+    """Unpadded tokens and the seconds spent on them, without evaluation and checkpoints."""
 
     tokens: int = 0
     seconds: float = 0.0

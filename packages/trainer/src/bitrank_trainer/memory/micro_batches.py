@@ -1,7 +1,7 @@
-"""Passes small enough for the memory at hand: a batch is cut into micro-batches whose gradients add up to the whole batch's.
+"""Micro-batches that fit a memory limit; their gradients sum to the gradient of the whole batch.
 
-What a pass keeps is measured, not modelled: the tensors of one sequence's graph are counted. What its backward pass makes and drops on
-top is for the caller to say.
+The memory saved for the backward pass is measured, not modelled: the tensors saved by the graph of one
+sequence are counted. The caller provides the size of the backward pass's temporaries.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from bitrank_trainer.memory.meters import resident_bytes
 from bitrank_trainer.objectives import Batch, Objective
 from bitrank_trainer.optimizer import trainable
 
-_PASSING = (
-    3 * 2**25
-)  # bytes of what a pass makes and drops, mostly one block of logits in fp32 and in 16 bits; tests make the former twice
-_SLACK = 1.25  # what allocators take above the tensors they serve
-_LATER = 12  # bytes a trainable number takes after the first step: its gradient and two moments
+# Bytes of temporaries of a pass, mostly logits of one block in fp32 and in 16 bits; evaluation holds two in
+# fp32, since the loss copies them.
+_PASSING = 3 * 2**25
+_SLACK = 1.25  # ratio of allocator usage to tensor bytes
+_LATER = 12  # bytes per trainable parameter after the first step: gradient and two fp32 moments
 
 
 def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
-    """``batch`` in parts of at most ``tokens`` padded tokens (one sequence at least), each as wide as its longest sequence."""
+    """Split ``batch`` into parts of at most ``tokens`` padded tokens, one sequence at least.
+
+    Each part is trimmed to its longest sequence. None for ``tokens`` yields ``batch`` unchanged.
+    """
     rows, width = batch["input_ids"].shape
     if tokens is None or rows * width <= tokens:
         yield batch
@@ -41,24 +44,26 @@ def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
 def fitting_tokens(
     model: nn.Module, objective: Objective, batch: Batch, device: str, limit: int, passing: int = 0
 ) -> int:
-    """Padded tokens of one pass so that the whole process stays under ``limit`` bytes of resident memory.
+    """Padded tokens per pass for which the process stays under ``limit`` bytes of resident memory.
 
-    ``batch`` is one sequence of the greatest length; ``passing`` the bytes that its backward pass makes anew and drops.
-    Raises :class:`TrainError` with the least limit that would do.
+    ``batch`` is one sequence of the greatest length; ``passing`` is the size in bytes of the temporaries of
+    its backward pass. Raises :class:`TrainError` with the smallest sufficient limit.
     """
     width = batch["input_ids"].shape[1]
     each = (kept_bytes(model, objective, batch, device) + passing) * _SLACK
     fixed = resident_bytes() + _PASSING + _LATER * sum(p.numel() for p in trainable(model).values())
     if (rows := int((limit - fixed) // each)) < 1:
         raise TrainError(
-            f"a memory limit of {limit / 2**20:.0f} MiB is too small: model and libraries take {fixed / 2**20:.0f} MiB, and one "
-            f"sequence of {width} tokens {each / 2**20:.0f} more. Give {(fixed + each) / 2**20 + 1:.0f} MiB or more, or shorter sequences."
+            f"a memory limit of {limit / 2**20:.0f} MiB is too small: model and libraries take "
+            f"{fixed / 2**20:.0f} MiB, and one "
+            f"sequence of {width} tokens {each / 2**20:.0f} more. Give {(fixed + each) / 2**20 + 1:.0f} MiB "
+            "or more, or shorter sequences."
         )
     return rows * width
 
 
 def kept_bytes(model: nn.Module, objective: Objective, batch: Batch, device: str) -> int:
-    """Bytes that the graph of ``batch`` keeps for its backward pass, weights not counted."""
+    """Bytes that the graph of ``batch`` saves for its backward pass, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in chain(model.parameters(), model.buffers())}
     kept: dict[int, int] = {}
 
@@ -75,7 +80,7 @@ def kept_bytes(model: nn.Module, objective: Objective, batch: Batch, device: str
 
 
 def longest_sequence(batches: Iterator[Batch], length: int) -> Batch:
-    """The first sequence of ``batches``, repeated to ``length`` tokens: the greatest that training may meet."""
+    """First sequence of ``batches``, repeated to ``length`` tokens: the largest sequence of the run."""
     first = next(batches)
     ids_1T = np.resize(first["input_ids"][:1], (1, length))
     labels = np.resize(first["labels"][:1], (1, length)) if first["labels"].ndim == 2 else first["labels"][:1]

@@ -1,9 +1,10 @@
-"""How large the tensors of a pass get, told before the run, and how many tokens keep them all under a bound.
+"""Sizes of the largest tensors of a pass, computed before the run, and the token limit that bounds them.
 
-Metal refuses a tensor of more than 2³² bytes and ends the process, so on MPS the bound must hold before anything is computed.
-Three kinds grow with the batch: attention scores (fp32, quadratic in the length), activations (the widest layer applied at every
-position; norms compute in fp32) and the logits of a language-model head, whole or a block of positions at a time. A weight
-does not shrink with the batch; one over the bound is an error. Optimizer state is smaller than the weights it belongs to.
+Metal rejects a tensor of more than 2³² bytes and aborts the process, so on MPS the bound must hold before any
+computation. Three kinds grow with the batch: attention scores (fp32, quadratic in the length), activations
+(the widest layer applied at every position; norms compute in fp32) and the logits of a language-model head,
+whole or in blocks of positions. A weight does not shrink with the batch; a weight over the bound is an error.
+Optimizer state is smaller than the weights it belongs to.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class Shapes:
-    """What decides the size of a pass's tensors, as plain numbers.
+    """Sizes of a model that determine the tensor sizes of a pass.
 
-    ``hidden`` is the width between layers and ``widest`` that of the widest layer between them; ``head`` the outputs at each position (a
-    vocabulary, or 0 when a classifier sees one position only); ``blockwise`` whether head and loss go by blocks; ``wide_bytes`` what one
-    number of the widest layer takes; ``weight`` the bytes of the largest matrix in the compute dtype.
+    ``hidden`` is the width between layers, ``widest`` the width of the widest layer between them. ``head`` is
+    the number of outputs per position (the vocabulary size, or 0 for a classifier that reads one position).
+    ``blockwise`` says whether head and loss are computed in blocks. ``wide_bytes`` is the size of one element
+    of the widest layer, ``weight`` the bytes of the largest matrix in the compute dtype.
     """
 
     hidden: int
@@ -40,7 +42,7 @@ class Shapes:
 
 
 def tensor_bytes(shapes: Shapes, rows: int, length: int) -> dict[str, int]:
-    """The largest tensor of each kind, in bytes, for a pass of ``rows`` sequences of ``length`` tokens."""
+    """Bytes of the largest tensor of each kind, for a pass of ``rows`` sequences of ``length`` tokens."""
     positions = rows * length
     at_once = min(positions, block_positions(shapes.head)) if shapes.blockwise else positions
     return {
@@ -52,10 +54,11 @@ def tensor_bytes(shapes: Shapes, rows: int, length: int) -> dict[str, int]:
 
 
 def safe_tokens(shapes: Shapes, rows: int, length: int, limit: int = MPS_BYTES) -> int | None:
-    """Padded tokens of a pass so that no tensor is over ``limit`` bytes at any length up to ``length``; None: ``rows`` fit whole.
+    """Padded tokens per pass for which no tensor exceeds ``limit`` bytes; None if all ``rows`` fit.
 
-    As many whole sequences of the greatest length as fit; shorter ones then fit too, since nothing grows faster than their number
-    falls. Raises :class:`TrainError` when one sequence, or a weight, is over the bound.
+    The bound holds at any length up to ``length``: the number of whole sequences of the greatest length
+    decides, and no tensor grows faster with the length than the number of rows falls. Raises
+    :class:`TrainError` if one sequence, or a weight, exceeds the bound.
     """
 
     def largest(count: int) -> int:
@@ -70,16 +73,17 @@ def safe_tokens(shapes: Shapes, rows: int, length: int, limit: int = MPS_BYTES) 
             else "shorter sequences (max_length), or device=cpu"
         )
         raise TrainError(
-            f"one sequence of {length} tokens makes a tensor of {size:,} bytes ({kind}), over the limit of {limit:,}: give {way_out}"
+            f"one sequence of {length} tokens makes a tensor of {size:,} bytes ({kind}), over the limit of "
+            f"{limit:,}: give {way_out}"
         )
     return None if fitting == rows else fitting * length
 
 
 def shapes_of(model: nn.Module, fused: bool, itemsize: int, exact_int8: bool = False) -> Shapes:
-    """The :class:`Shapes` of a transformers ``model`` (adapted or not) that computes in ``itemsize`` bytes a number.
+    """:class:`Shapes` of a transformers ``model`` (adapted or not) that computes with ``itemsize`` bytes.
 
-    ``exact_int8``: some layer multiplies int8 activations (LLM.int8()), whose sums take 4 bytes. Raises :class:`TrainError` when the
-    model's configuration does not tell its heads.
+    ``exact_int8``: a layer multiplies int8 activations (LLM.int8()), whose sums take 4 bytes each. Raises
+    :class:`TrainError` if the model's configuration lacks the number of heads or the hidden size.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -88,7 +92,8 @@ def shapes_of(model: nn.Module, fused: bool, itemsize: int, exact_int8: bool = F
     heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     if not heads or not hidden:
         raise TrainError(
-            f"cannot tell tensor sizes of {type(inner).__name__}: its configuration lacks num_attention_heads or hidden_size"
+            f"cannot tell tensor sizes of {type(inner).__name__}: its configuration lacks "
+            "num_attention_heads or hidden_size"
         )
     output = inner.get_output_embeddings()
     layers = [
@@ -109,7 +114,7 @@ def shapes_of(model: nn.Module, fused: bool, itemsize: int, exact_int8: bool = F
 
 
 def _features(module: Any) -> tuple[int, int] | None:
-    """(out, in) of a linear layer of any make; None for other modules."""
+    """(out, in) of a linear layer of any class; None for other modules."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.out_features), int(module.in_features)
     return (int(module.nf), int(module.nx)) if type(module).__name__ == "Conv1D" else None
