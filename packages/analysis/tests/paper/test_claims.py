@@ -50,7 +50,7 @@ def test_one_seed_gives_neither_better_nor_worse(
     evidence = evidence_in(tmp_path)
     sentences = [*claims(evidence), *headline([evidence]), *answer([evidence], ["B-Q4"])]
     assert (
-        "differs from B-FP on these examples; with one seed that is no verdict on the configs."
+        "differs from B-FP on these examples; with one seed that is no verdict on the configurations."
         in sentences[0]
     )
     assert any(
@@ -148,7 +148,7 @@ def test_factorial_claims_of_one_seed_are_limited_to_these_examples(full_study: 
     assert len(effects) == 3
     for sentence in effects:
         assert "on these examples (" in sentence and sentence.endswith(
-            "with one seed that is no verdict on the configs."
+            "with one seed that is no verdict on the configurations."
         )
     assert not any("makes accuracy" in sentence for sentence in effects)
 
@@ -219,7 +219,7 @@ def test_every_arm_is_claimed_once_per_baseline_under_its_verdict(
         for sentence in claims(evidence)
         if "B-FP" in sentence and "front" not in sentence and "stores" not in sentence
     ]
-    no_verdict = "with one seed that is no verdict on the configs."
+    no_verdict = "with one seed that is no verdict on the configurations."
     ends = {"better": "better than B-FP.", "worse": "worse than B-FP.", "as good as": "as good as B-FP.",
             "unresolved": "is shown.",
             DIFFERS: no_verdict, ALIKE: no_verdict}  # fmt: skip

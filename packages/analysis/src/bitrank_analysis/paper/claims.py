@@ -55,12 +55,12 @@ def _verdict(task: Evidence, baseline: str, verdict: str, group: pd.DataFrame) -
         return (
             f"In {phrasing.name(task.metric)}, {arms} {differ} from {baseline} on these examples; with one "
             "seed that is no verdict on the "
-            "configs."
+            "configurations."
         )
     if verdict == ALIKE:
         return (
             f"Within {margin}, {arms} {are} level with {baseline} on these examples; with one seed that is "
-            "no verdict on the configs."
+            "no verdict on the configurations."
         )
     if verdict == UNRESOLVED:
         remains = "remains" if len(group) == 1 else "remain"
@@ -130,7 +130,7 @@ def _effect(task: Evidence, row: pd.Series) -> str:
         return (
             f"Over the factorial, {what} moves {phrasing.name(task.metric)} on these examples {test}; with "
             "one seed that is no verdict on "
-            "the configs."
+            "the configurations."
         )
     if row["effect"] == "interaction":
         return f"Rank and precision {'interact' if resolved else 'show no resolved interaction'} {test}."
