@@ -22,6 +22,7 @@ from bitrank.models.config import load_config
 from bitrank.models.load import load_tokenizer
 from bitrank.models.padding import padding_of
 from bitrank.models.positions import check_length
+from bitrank.models.vocabulary import check_vocabulary
 from bitrank.process.compute import Compute
 from bitrank.run.train_settings import step_parts, step_sequences
 from bitrank.spec.run_spec import RunSpec
@@ -81,13 +82,15 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the model
     was trained on.
 
-    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data
-    package's error.
+    Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many or no row for a token,
+    and the data package's error.
     """
     too_long = check_length(spec)
     source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
-    padding = padding_of(tokenizer, load_config(spec.model))
+    config = load_config(spec.model)
+    padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)
+    check_vocabulary(spec.model, task, tokenizer, config)
     return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task
 
 
