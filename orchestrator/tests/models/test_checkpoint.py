@@ -322,3 +322,12 @@ def test_folder_with_an_adapter_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a PEFT adapter"):
         opened(folder, LM)
+
+
+@pytest.mark.parametrize("kept", [4, 200, -8])
+def test_weights_cut_short_are_refused_by_name(kept: int, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "llama")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file .* again"):
+        opened(folder, LM)

@@ -19,7 +19,7 @@ from bitrank.models.tokens import tokenised
 from bitrank.run.data import load_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 POSITIONS = 20
 COMMON = {
@@ -123,3 +123,13 @@ def test_length_beyond_a_rotary_models_training_length_gives_a_note(tmp_path: Pa
 
 def test_model_without_positions_accepts_any_length(tmp_path: Path) -> None:
     assert check_length(spec_of(saved("Bloom", tmp_path / "bloom"), 100_000, "toy_articles")) is None
+
+
+def test_a_token_that_the_embedding_has_no_row_for_is_refused_by_its_id(tmp_path: Path) -> None:
+    model = saved("Bert", tmp_path)
+    config = AutoConfig.from_pretrained(model)
+    largest = max(int(split.tokens.max()) for split in tokenised(spec_of(model, 16)).splits.values())
+    config.vocab_size = largest
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"gives id {largest} \(.*rows for {largest} tokens"):
+        tokenised(spec_of(model, 16))

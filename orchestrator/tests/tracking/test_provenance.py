@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from bitrank.spec.configs import CONFIGS
 from bitrank.tracking import provenance
-from bitrank.tracking.provenance import CHANGES_NO_NUMBER, RUN, code_files, code_id, git_state, reachable
+from bitrank.tracking.provenance import (
+    CHANGES_NO_NUMBER,
+    RUN,
+    code_files,
+    code_hash,
+    code_id,
+    git_state,
+    reachable,
+)
 
 LIBRARIES = (
     "bitrank_data",
@@ -56,6 +64,36 @@ def test_a_rule_changed_makes_only_its_arms_stale(rules) -> None:
     rules.write_text(text.replace("class ByRole:", "class ByRole:\n    changed = True\n"))
     assert rules.read_text() != text
     assert [name for name in CONFIGS if code_of(name) != before[name]] == ["Joint-3"]
+
+
+def test_a_rule_that_does_not_exist_has_no_hash() -> None:
+    with pytest.raises(LookupError, match="Vanished"):
+        code_hash(RUN, rules=frozenset({"GivenRanks", "Vanished"}))
+
+
+def test_a_module_that_does_not_exist_has_no_hash() -> None:
+    with pytest.raises(LookupError, match="moved_away"):
+        code_hash(RUN, "bitrank.run.moved_away")
+    with pytest.raises(LookupError, match="bitrank_moved"):
+        code_hash("bitrank_moved.measure")
+
+
+def hashed_names() -> set[str]:
+    """Every name that code of the orchestrator gives to ``code_hash`` as a string."""
+    root = Path(find_spec("bitrank").origin).parent
+    calls = [
+        node
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("code_hash")
+    ]
+    return {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
+
+
+def test_every_module_whose_code_is_hashed_exists() -> None:
+    names = hashed_names()
+    assert {"bitrank.sensitivity.measure", "bitrank.planning.interactions"} <= names
+    assert all(len(code_hash(name)) == 64 for name in names)
 
 
 def imported_by(path: Path) -> set[str]:

@@ -58,6 +58,8 @@ def act(arguments: argparse.Namespace) -> int:
             "Merge into 16bit, allow more, or say --force"
         )
     _write(merged, arguments.out)
+    if merged.padding and not arguments.json:
+        print(f"note: {merged.padding}")
     print(f"merged: {arguments.out.resolve()}")
     return 0
 

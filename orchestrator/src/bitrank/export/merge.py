@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
+from bitrank.export.padding import separate_padding
 from bitrank.models.load import Loaded, open_model
 from bitrank.process.compute import Compute
 from bitrank.run.adapter_init import choose_init
@@ -64,11 +65,12 @@ class Audit:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model in memory, its tokenizer, and its audit."""
+    """A merged model in memory, its tokenizer, its audit, and a sentence on its padding where that was changed."""
 
     model: Any
     tokenizer: Any
     audit: Audit
+    padding: str | None = None
 
 
 def merge(run: FinishedRun, into: str) -> Merged:
@@ -88,9 +90,9 @@ def merge(run: FinishedRun, into: str) -> Merged:
     merged, matrices = WAYS[into](
         _Base(spec, model, loaded, applied, adapter, device, dtype, data.task.classes)
     )
-    return Merged(
-        merged, loaded.tokenizer, Audit(into, before, _evaluate(merged, spec, data, device), matrices)
-    )
+    audit = Audit(into, before, _evaluate(merged, spec, data, device), matrices)
+    padding = separate_padding(merged, loaded.tokenizer, data.task)
+    return Merged(merged, loaded.tokenizer, audit, padding)
 
 
 @dataclass(frozen=True)

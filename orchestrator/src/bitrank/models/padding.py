@@ -34,7 +34,11 @@ def padding_of(tokenizer: Any, config: Any) -> int:
 
 def set_padding(model: Any, tokenizer: Any) -> None:
     """Write the padding id into the configuration of ``model`` and of its generation."""
-    chosen = padding_of(tokenizer, model.config)
+    use_padding(model, padding_of(tokenizer, model.config))
+
+
+def use_padding(model: Any, chosen: int) -> None:
+    """Write the padding id ``chosen`` into the configuration of ``model`` and of its generation."""
     for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = chosen

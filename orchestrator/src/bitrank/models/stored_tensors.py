@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
@@ -109,10 +109,20 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield every tensor of ``files`` with its key."""
+    """Yield every tensor of ``files`` with its key. Raises :class:`UserError` for a file that is cut short or damaged."""
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open returns no dictionary
-                part = file.get_slice(key)
-                dtype = part[:0].dtype if part.get_shape() else file.get_tensor(key).dtype
-                yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)
+        try:
+            yield from _tensors_of(path)
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} is no whole safetensors file ({error}); it may have been cut short while it was "
+                "written or fetched: fetch or write it again"
+            ) from error
+
+
+def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open returns no dictionary
+            part = file.get_slice(key)
+            dtype = part[:0].dtype if part.get_shape() else file.get_tensor(key).dtype
+            yield key, StoredTensor(path, key, tuple(part.get_shape()), dtype)

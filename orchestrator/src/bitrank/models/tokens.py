@@ -10,6 +10,7 @@ from bitrank.models.config import load_config
 from bitrank.models.load import load_tokenizer
 from bitrank.models.padding import padding_of
 from bitrank.models.positions import check_length
+from bitrank.models.vocabulary import check_vocabulary
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -22,6 +23,8 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     """
     too_long = check_length(spec)
     source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
-    padding = padding_of(tokenizer, load_config(spec.model))
+    config = load_config(spec.model)
+    padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)
+    check_vocabulary(spec.model, task, tokenizer, config)
     return replace(task, report=task.report + DataReport(notes=(too_long,))) if too_long else task

@@ -24,7 +24,6 @@ _SOURCES = {".py", ".c", ".h"}
 # Modules that a run reaches and that can change no number of it, with the reason. All others are hashed.
 CHANGES_NO_NUMBER = {
     "bitrank": "the version, and the names that other programs import",
-    "bitrank.process.advice": "turns an error of a run into advice for the reader",
     "bitrank.spec.configs": "its outcome is the arm, which the spec holds and a run compares before it starts",
     "bitrank.spec.plan_file": "its values are the arm, which the spec holds",
     "bitrank.errors": "the wording of errors",
@@ -57,7 +56,8 @@ def code_hash(*modules: str, rules: frozenset[str] = frozenset()) -> str:
     not.
 
     ``rules`` names the classes of ``rules.py`` that take part. The hash depends on names and contents of
-    files, not on where they are installed or in which order they are found.
+    files, not on where they are installed or in which order they are found. Raises :class:`LookupError` for a
+    module or a rule that does not exist: the hash would be the same whatever the code is.
     """
     shared = _files_hash(modules)
     return hashlib.sha256((shared + _rules_code(rules)).encode()).hexdigest() if rules else shared
@@ -89,8 +89,13 @@ def code_files(*modules: str) -> dict[str, Path]:
 def reachable(*modules: str) -> dict[str, Path]:
     """``modules`` and the modules of this project that they import, directly or not, with their files.
 
-    Libraries are not followed: they import no sibling and nothing of the orchestrator.
+    Libraries are not followed: they import no sibling and nothing of the orchestrator. Raises
+    :class:`LookupError` for one of ``modules`` that does not exist; an imported name that is none (a function)
+    is passed over.
     """
+    for name in modules:
+        if _file_of(name) is None:
+            raise LookupError(f"there is no module {name!r}: name the one that holds its code now")
     found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
@@ -175,6 +180,10 @@ def _rules_code(names: frozenset[str]) -> str:
     text = path.read_text(encoding="utf-8")
     body = ast.parse(text).body
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    if missing := sorted(names - classes.keys()):
+        raise LookupError(
+            f"{path.name} defines no {', '.join(missing)}: a rule defined elsewhere is not hashed"
+        )
     used, found = set[str](), set(names)
     while found - used:
         used |= found

@@ -54,8 +54,8 @@ def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.Dat
     """
     runs = study.runs[study.runs["task"] == task]
     held = _MIB * (runs["model_mib"] + runs["adapter_mib"])
-    arms = runs.assign(held_bytes=held).groupby("config", as_index=False).agg(
-        seeds=("seed", "nunique"), quality=("quality", "mean"), zero=("zero", "mean"), held_bytes=("held_bytes", "mean"),
+    arms = runs.assign(stored_bytes=held).groupby("config", as_index=False).agg(
+        seeds=("seed", "nunique"), quality=("quality", "mean"), zero=("zero", "mean"), stored_bytes=("stored_bytes", "mean"),
         train_s=("seconds", "mean"),
     )  # fmt: skip
     arms = arms.merge(spent[spent["task"] == task].drop(columns="task"), on="config", how="left")
@@ -87,7 +87,7 @@ def _shown(frame: pd.DataFrame) -> Table:
             "against": row.baseline if isinstance(row.baseline, str) else "–",
             "quality": f"{row.quality:.4g}",
             "untrained": f"{row.zero:.4g}",
-            "bytes": f"{row.held_bytes:,.0f}",
+            "bytes": f"{row.stored_bytes:,.0f}",
             "difference": _difference(row),
             "p (Holm)": f"{row.p_holm:.3g}" if row.p_holm == row.p_holm else "–",
             "verdict": row.verdict if isinstance(row.verdict, str) else "reference",
@@ -116,12 +116,12 @@ def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
     sentences = []
     for reference in references:
         rows = frame[frame["baseline"] == reference]
-        mine = float(frame.loc[frame["config"] == reference, "held_bytes"].iloc[0])
+        mine = float(frame.loc[frame["config"] == reference, "stored_bytes"].iloc[0])
         equal, own = rows[rows["budget"].notna()], rows[rows["budget"].isna()]
         if len(equal):
             sentences.append(f"At equal bytes, after Holm, {reference} {_outcome(equal)}.")
         if len(own):
-            times = own["held_bytes"] / mine
+            times = own["stored_bytes"] / mine
             sentences.append(
                 f"Beside what was not planned for this budget ({times.min():.1f} to {times.max():.1f} times its bytes) it {_outcome(own)}."
             )
