@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitrank_adapters import attach_lora, fuse, uniform_ranks
 from bitrank_quant import BACKENDS, block_matrices, decoder, parse_format
-from bitrank_quant.backends import dequantize
+from bitrank_quant.backends import scratch
 from bitrank_quant.kernels.status import kernels_status
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -75,10 +75,10 @@ def test_one_room_serves_matrices_of_all_shapes_and_formats(
     make: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        dequantize, "_scratch_buffers", {}
+        scratch, "_buffers", {}
     )  # it grows on the way, from a query's matrix to a feed-forward part's
     logits, gradients = trained(adapted_model(make, backend, HELD[backend], fused=True))
-    assert bool(dequantize._scratch_buffers) == kernels_status().startswith("compiled")
+    assert bool(scratch._buffers) == kernels_status().startswith("compiled")
     plain_logits, plain_gradients = trained(adapted_model(make, backend, HELD[backend], fused=False))
     assert torch.allclose(logits, plain_logits, atol=1e-4) and close(gradients, plain_gradients, 1e-4)
 

@@ -1,12 +1,10 @@
 """Bytes that a model will hold once a precision plan is applied, by shapes alone: equal to what is counted in the built model.
 
-Formats tell their own bytes; libraries keep code books and scales of their own beside them, and pad in their own way. Here that is
-arithmetic, and tests hold it against layers that were really built.
+Backends count the bytes of their own layers by arithmetic; tests hold it against layers that were really built.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,10 +12,7 @@ import torch
 from bitrank_adapters import is_norm
 from bitrank_quant import (
     BACKENDS,
-    Codebook,
     Float,
-    Format,
-    Int8Row,
     WeightMatrix,
     check_fits,
     choose_backend,
@@ -28,14 +23,6 @@ from bitrank_quant import (
     tied_modules,
 )  # fmt: skip
 from torch import Tensor, nn
-
-_BOOK, _SCALE_BOOK, _OFFSET = (
-    4 * 16,
-    4 * 256,
-    4,
-)  # bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32
-_NESTED = 256  # block scales under one outer scale
-_GROUP = 64
 
 
 def stored_size(
@@ -60,23 +47,13 @@ def stored_size(
         return fmt.nbytes(matrix.shape)
     backend = override.backend or choose_backend(fmt, device, dtype).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
-    return backend_bytes(backend, fmt, matrix.shape, dtype)
+    return BACKENDS[backend].nbytes(fmt, matrix.shape, dtype)
 
 
 def held_by_torch(model: nn.Module) -> frozenset[str]:
     """Names of the matrices of ``model`` that plain torch holds whatever the backend: other modules share
     their weights, or read them."""
     return frozenset(tied_modules(model).values()) | readers_of_weights(model)
-
-
-def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Bytes that the backend called ``backend`` keeps for a matrix of ``shape`` (out, in) in ``fmt``, with inputs in ``dtype``."""
-    assert backend in BACKENDS
-    if backend == "bitsandbytes" and isinstance(fmt, Codebook):
-        return _bitsandbytes_4bit(math.prod(shape), fmt.double_quant)
-    if backend == "quanto":
-        return _quanto(fmt, shape, dtype.itemsize)
-    return fmt.nbytes(shape)
 
 
 def base_bytes(
@@ -118,19 +95,3 @@ def _buffers(model: nn.Module) -> int:
 
 def _place(buffer: Tensor) -> object:
     return id(buffer) if buffer.is_meta else buffer.untyped_storage().data_ptr()
-
-
-def _bitsandbytes_4bit(numbers: int, double_quant: bool) -> int:
-    """Codes in one row of blocks, whatever the shape; with double quantization 8-bit scales, their own outer scales and code book."""
-    blocks = -(-numbers // _GROUP)
-    scales = blocks + 4 * -(-blocks // _NESTED) + _SCALE_BOOK + _OFFSET if double_quant else 4 * blocks
-    return -(-numbers // 2) + scales + _BOOK
-
-
-def _quanto(fmt: Format, shape: tuple[int, int], size: int) -> int:
-    """Scales (and shifts) in the compute dtype of ``size`` bytes, and two scalars for activations that it keeps though unused."""
-    if isinstance(fmt, Int8Row):
-        return math.prod(shape) + size * shape[0] + 2 * size
-    groups = math.prod(shape) // _GROUP  # whole ones: other shapes are refused
-    scales = groups if groups > 1 else _GROUP  # a single group it takes for a column, and scales each number
-    return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * scales + 2 * size

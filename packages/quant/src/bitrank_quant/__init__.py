@@ -1,6 +1,7 @@
 """Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
+from bitrank_quant.backends.base import Backend, Decode, computes_as
 from bitrank_quant.backends.choose import (
     available_overrides,
     check_fits,
@@ -8,10 +9,10 @@ from bitrank_quant.backends.choose import (
     override_for,
     rejected,
 )
-from bitrank_quant.backends.dequantize import Decode, decoder, stored_weight
+from bitrank_quant.backends.dequantize import decoder, stored_weight
 from bitrank_quant.backends.probe import Trial, probe, try_format
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight, encode_in_parts
-from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, Backend, Override
+from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats.base import Format
@@ -39,6 +40,7 @@ __all__ = [
     "BACKENDS",
     "FORMATS",
     "OVERRIDES",
+    "REFERENCE",
     "Affine",
     "Applied",
     "Backend",
@@ -64,6 +66,7 @@ __all__ = [
     "block_matrices",
     "check_fits",
     "choose_backend",
+    "computes_as",
     "decoder",
     "encode_in_parts",
     "float_format",
