@@ -1,4 +1,4 @@
-"""Exit codes of a run's process, and a watch that ends it together with its parent."""
+"""A watch that ends a run's process together with its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
+from bitrank.errors import FAILED
 
 
 def exit_with_parent() -> None:

@@ -19,7 +19,7 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import Float, float_format
 from bitrank_quant.formats.integer import Affine, Int8Row
-from bitrank_quant.formats.parse import FORMATS, parse_format
+from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_quant.kernels.status import kernels_status
 from bitrank_quant.matrices import (
@@ -38,6 +38,7 @@ from bitrank_quant.understood import readers_of_weights
 __version__ = "0.1.0"
 __all__ = [
     "BACKENDS",
+    "FAMILIES",
     "FORMATS",
     "OVERRIDES",
     "REFERENCE",
@@ -47,6 +48,7 @@ __all__ = [
     "Codebook",
     "CompiledRows",
     "Decode",
+    "Family",
     "Float",
     "Footprint",
     "Format",

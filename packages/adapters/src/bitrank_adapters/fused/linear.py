@@ -59,7 +59,7 @@ class Adapted(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
-class LowRank(torch.autograd.Function):
+class AddLowRank(torch.autograd.Function):
     """``base + scale · (x downᵀ) upᵀ`` over rows, for base layers that multiply in their own way."""
 
     @staticmethod
