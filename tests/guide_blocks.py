@@ -22,28 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 _ACTION = r'run(?: slow)?|file|append|insert (after|before) "([^\n]+)"'
 _BLOCK = re.compile(rf"^<!-- ({_ACTION})(?:: (\S+))? -->\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Documents use the layout and names of docs/architecture.md. For each folder of it that the sources do not have
-# yet, this maps them to former ones. Remove a folder's entry once it is there.
-FORMER = {
-    "bitrank/spec": {
-        "bitrank/spec/": "bitrank/",
-        "def assign_formats(": "def bits(",
-        "def assign_ranks(": "def ranks(",
-    },
-    "bitrank_quant/formats": {
-        "bitrank_quant/formats/parse.py": "bitrank_quant/formats/parse.py",
-        "bitrank_quant/formats/": "bitrank_quant/",
-        "bitrank_quant.formats.base": "bitrank_quant.formats.base",
-        "bitrank_quant.formats.integer": "bitrank_quant.formats.integer",
-        "bitrank_quant.formats.parse.ternary": "bitrank_quant.ternary",
-    },
-    "bitrank_quant/backends": {
-        "bitrank_quant/backends/registry.py": "bitrank_quant/backends/registry.py",
-        "bitrank_quant/backends/": "bitrank_quant/",
-        "bitrank_quant.backends.reference": "bitrank_quant.backends.reference",
-        "from bitrank_quant.backends.registry import scaled": "from bitrank_quant import scaled",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +80,7 @@ class SourceCopy:
     def run(self, block: Block) -> str:
         """Execute one block in the work folder."""
         shells = {"python": [sys.executable, "-"], "sh": ["bash", "-euo", "pipefail", "-s"]}
-        command, text = shells[block.language], self.placed(block.text)
+        command, text = shells[block.language], block.text
         place = {"cwd": self.work, "env": self.environment, "timeout": 600}
         done = subprocess.run(command, input=text, text=True, capture_output=True, check=False, **place)
         assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -110,7 +88,7 @@ class SourceCopy:
 
     def write(self, block: Block) -> None:
         """Put one block where it says."""
-        path, text = self.folder / self.placed(block.path), self.placed(block.text)
+        path, text = self.folder / block.path, block.text
         if block.action == "file":
             assert not path.exists(), f"{path} exists already"
             path.write_text(text)
@@ -124,11 +102,3 @@ class SourceCopy:
         assert place is not None, f"{block.path} has no line with {block.anchor!r}"
         lines.insert(place + (block.action == "after"), text)
         path.write_text("".join(lines))
-
-    def placed(self, text: str) -> str:
-        """``text`` with places and names that the sources do not have yet replaced by their former ones."""
-        for folder, names in FORMER.items():
-            if not any(self.folder.glob(f"**/src/{folder}/__init__.py")):
-                for name, former in names.items():
-                    text = text.replace(name, former)
-        return text

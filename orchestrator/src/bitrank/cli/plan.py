@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--evaluations", type=int, default=24, help="plans that a search may try (default: 24)"
     )
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="what exact, bits-only and rank-only may search for (a format); then "
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long a planner with a proof may search (a format); then "
                         "the best plan so far comes with its proven gap (default: 60)")  # fmt: skip
     parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
     parser.add_argument(
