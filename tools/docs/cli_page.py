@@ -50,6 +50,7 @@ def _commands(parser: argparse.ArgumentParser) -> tuple[dict[str, argparse.Argum
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> list[str]:
+    find("bitrank.cli.help:complete")(parser)
     positional = [a for a in parser._actions if not a.option_strings]
     optional = [a for a in parser._actions if a.option_strings and a.dest != "help"]
     lines = [f"## bitrank {name}", "", _sentence(parser.description or ""), ""]

@@ -28,8 +28,8 @@ def _configs() -> list[str]:
     configs = find("bitrank.spec.configs:CONFIGS")
     rows = []
     for name, config in configs.items():
-        rows.append((f"`{name}`", config.family, f"`{config.precision}`", f"`{config.rank}`"))
-    head = ("name", "family", "precision rule", "rank rule")
+        rows.append((f"`{name}`", config.about, f"`{config.precision}`", f"`{config.rank}`"))
+    head = ("name", "what it is", "precision rule", "rank rule")
     return ["## Configs", "", "`--config`, `--configs`.", "", *table(head, rows)]
 
 
@@ -39,13 +39,15 @@ def _formats() -> list[str]:
     rows = []
     for name, fmt in formats.items():
         stored = 8 * fmt.nbytes(_SHAPE) / size
-        rows.append((f"`{name}`", str(fmt.bits), str(fmt.block or "–"), f"{stored:.3f}"))
-    head = ("name", "bits of a code", "block", "stored bits a weight, 768 × 768")
+        rows.append((f"`{name}`", fmt.about, str(fmt.bits), str(fmt.block or "–"), f"{stored:.3f}"))
+    head = ("name", "stored", "bits of a code", "block", "stored bits a weight, 768 × 768")
+    families = find("bitrank_quant:FAMILIES")
     return [
         "## Number formats",
         "",
-        "In plan files, `--formats` and `--pin`. Besides these names: `int<2–8>-g<size>`, `nf4-g<size>` and",
-        "`fp4-g<size>`, each of the last two also with `-dq`.",
+        "In plan files, `--formats` and `--pin`. Besides these names: "
+        + ", ".join(f"`{grammar}`" for grammar in families)
+        + ".",
         "",
         *table(head, rows),
     ]
@@ -57,20 +59,20 @@ def _backends() -> list[str]:
     served = []
     for name, backend in backends.items():
         names = [text for text, fmt in formats.items() if backend.serves(fmt)]
-        served.append((f"`{name}`", ", ".join(backend.devices), ", ".join(names)))
+        served.append((f"`{name}`", backend.about, ", ".join(backend.devices), ", ".join(names)))
     shown = []
     for name, entry in overrides.items():
         backend = entry.backend or "the first that serves it"
-        shown.append((f"`{name}`", entry.format or "the plan's", backend, entry.device or "any"))
+        shown.append((f"`{name}`", entry.about, entry.format or "the plan's", backend, entry.device or "any"))
     return [
         "## Backends",
         "",
         "In order of preference.",
         "",
-        *table(("name", "devices", "formats"), served),
+        *table(("name", "what it is", "devices", "formats"), served),
         "## `--quant-backend`",
         "",
-        *table(("name", "format of low-bit matrices", "backend", "device"), shown),
+        *table(("name", "meaning", "format of low-bit matrices", "backend", "device"), shown),
     ]
 
 
@@ -86,9 +88,10 @@ def _planners() -> list[str]:
     return [
         "## Planners",
         "",
-        "`bitrank plan --planner`. Without training: " + ", ".join(f"`{name}`" for name in planners) + ".",
+        "`bitrank plan --planner`. Those of the second table evaluate plans by short trainings.",
         "",
-        "With short trainings: " + ", ".join(f"`{name}`" for name in searches) + ".",
+        *table(("name", "plan"), [(f"`{name}`", entry.about) for name, entry in planners.items()]),
+        *table(("name", "search"), [(f"`{name}`", entry.about) for name, entry in searches.items()]),
         "",
         "## Studies of planners",
         "",

@@ -1,28 +1,31 @@
-"""Bad words from a user, told apart from broken code: they end with a clear line and exit code 2, never with a traceback."""
+"""Errors caused by user input: they end with one clear line and exit code 2, never with a traceback.
+
+An exception class says how a process that it ends exits by its attribute ``exit_code``; each package has such classes of
+its own, and none imports another's.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-_SPEAK_TO_THE_USER = {
-    "UserError",
-    "DataError",
-    "PlanError",
-    "QuantError",
-    "AdapterError",
-    "TrainError",
-    "AnalysisError",
-}
+FAILED, BAD_INPUT, DIVERGED = 1, 2, 3  # exit codes of a run's process
 
 
 class UserError(ValueError):
     """Something asked for cannot be done; the message says what was expected, what came and what to do."""
 
+    exit_code = BAD_INPUT
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that ``error`` ends."""
+    return int(getattr(error, "exit_code", FAILED))
+
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether ``error`` speaks to the user. Each package has its own ``…Error(ValueError)`` for that; none imports another's."""
-    return any(kind.__name__ in _SPEAK_TO_THE_USER for kind in type(error).__mro__)
+    """Whether ``error`` is caused by user input."""
+    return isinstance(error, ValueError) and exit_code_of(error) == BAD_INPUT
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:

@@ -20,7 +20,6 @@ from bitrank.forecast.training_time import training_time
 from bitrank.forecast.workload import heaviest, workload
 from bitrank.models.load import open_model
 from bitrank.planning.from_config import outlined_problem, training_memory
-from bitrank.planning.planners import PLANNERS
 from bitrank.planning.prior import LEVEL, prior_costs, prior_errors
 from bitrank.process.hardware import hardware
 from bitrank.run.adapter_init import choose_init
@@ -30,6 +29,7 @@ from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_adapters import adapter_bytes, fuse
+from bitrank_planner import exact
 from bitrank_quant import WeightMatrix, decoder, weight_matrices
 from bitrank_trainer import DTYPES, OBJECTIVES, Task, TrainSettings, choose_dtype, train, trainable
 from bitrank_trainer.optimizer import named_adamw
@@ -250,7 +250,7 @@ def test_planning_70_billion_parameters_allocates_only_small_tensors(tmp_path: P
     spec = RunSpec(config="B-FP", task="", model=str(tmp_path / "config.json"), **options)
     with LargestTensor() as largest:
         problem, sizes = outlined_problem(spec, "40GB", Choices())
-        plan = PLANNERS["exact"](problem, None)
+        plan = exact(problem)
         parts = training_memory(spec, plan)
     assert sizes.parameters == 70_553_706_496
     assert parts.weights + parts.adapters == plan.nbytes <= 40_000_000_000

@@ -10,7 +10,7 @@ import torch
 from bitrank.cli.main import main
 from bitrank.forecast.dry_run import unplanned_model
 from bitrank.forecast.model_shapes import model_shapes
-from bitrank.forecast.stored_size import backend_bytes, base_bytes, held_by_torch, stored_size
+from bitrank.forecast.stored_size import base_bytes, held_by_torch, stored_size
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate
 from bitrank.run.adapter_init import choose_init
@@ -57,7 +57,7 @@ def test_computed_bytes_of_a_matrix_equal_those_of_the_built_layer(
                 BACKENDS[backend].make(linear, fmt, dtype)
             continue
         made = BACKENDS[backend].make(linear, fmt, dtype)
-        assert backend_bytes(backend, fmt, (out, into), dtype) == stored_bytes(made).total, (out, into)
+        assert BACKENDS[backend].nbytes(fmt, (out, into), dtype) == stored_bytes(made).total, (out, into)
 
 
 def test_matrix_that_its_backend_cannot_store_is_refused_by_name() -> None:

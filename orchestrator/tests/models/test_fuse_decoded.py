@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitrank_adapters import attach_lora, fuse, uniform_ranks
 from bitrank_quant import BACKENDS, block_matrices, decoder, parse_format
-from bitrank_quant.backends import dequantize
+from bitrank_quant.backends import scratch
 from bitrank_quant.kernels.status import kernels_status
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -86,11 +86,11 @@ def test_one_scratch_buffer_fits_matrices_of_all_shapes_and_formats(
     make: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The buffer starts empty and grows from the query's matrix to the feed-forward matrices.
-    monkeypatch.setattr(dequantize, "_scratch_buffers", {})
+    monkeypatch.setattr(scratch, "_buffers", {})
     logits, gradients = logits_and_gradients(
         adapted_model(make, backend, FORMATS_BY_BACKEND[backend], fused=True)
     )
-    assert bool(dequantize._scratch_buffers) == kernels_status().startswith("compiled")
+    assert bool(scratch._buffers) == kernels_status().startswith("compiled")
     plain_logits, plain_gradients = logits_and_gradients(
         adapted_model(make, backend, FORMATS_BY_BACKEND[backend], fused=False)
     )

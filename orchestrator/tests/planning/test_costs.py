@@ -6,11 +6,11 @@ import pytest
 import torch
 from bitrank.planning.budget import Sizes, sizes_of
 from bitrank.planning.costs import Choices, costs, estimated_loss, make_problem, without_divergences
-from bitrank.planning.planners import PLANNERS
+from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
-from bitrank_planner import Infeasible, PlanError, exact
+from bitrank_planner import Effort, Infeasible, PlanError, exact
 
 CHOICES = Choices(ranks=(2, 4, 8))
 
@@ -70,7 +70,7 @@ def test_embeddings_get_formats_and_no_rank(tables: Tables, sizes: Sizes) -> Non
 def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes) -> None:
     problem = make_problem(tables, sizes, sizes.parameters * 12 // 8, Choices(ranks=tuple(range(1, 13))))
     try:
-        plan = PLANNERS[name](problem, tables)
+        plan = plan_by(name, problem, tables, Effort())
     except PlanError as error:
         assert name in {"encoder_high_decoder_low", "edges_high", "bits-only", "embeddings_and_head_high"}, (
             error

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from bitrank.cli.main import main
-from bitrank.planning.make_plan import NAMES
 from bitrank.planning.planner_studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
+from bitrank.planning.planners import planner_names
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
 
@@ -20,7 +20,7 @@ ARGUMENTS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
     study = find_study(name, quick=False)
-    assert set(study.arms) <= {*NAMES, *ADALORA} and study.reference in study.arms
+    assert set(study.arms) <= {*planner_names(), *ADALORA} and study.reference in study.arms
     quick = find_study(name, quick=True)
     assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
     assert set(quick.configs) <= set(study.configs) and quick.arms == study.arms

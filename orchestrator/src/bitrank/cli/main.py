@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from bitrank.cli import merge, plan, study
 from bitrank.cli import ui as cli_ui
+from bitrank.cli.help import Parser
 from bitrank.cli.list import add_list
 from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.options import add_command
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bitrank",
         description="How many bits and how much LoRA rank each weight matrix gets, trained and compared.",
     )

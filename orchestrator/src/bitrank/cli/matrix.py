@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bitrank.cli.help import list_names, tasks
 from bitrank.cli.options import (
     add_command,
     add_places,
@@ -18,6 +19,7 @@ from bitrank.cli.options import (
 from bitrank.errors import UserError
 from bitrank.execution import registry
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 
@@ -33,7 +35,7 @@ RUN = """examples:
   bitrank run --config B-Q4 --task wiki_articles --processes 2
   bitrank run --plan my-plan.json --task wiki_articles"""
 MATRIX = """examples:
-  bitrank matrix                                   all six configs on both tasks of profile laptop
+  bitrank matrix                                   every config on the tasks of profile laptop
   bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
   bitrank matrix --profile paper --store http://127.0.0.1:5000
   WANDB_MODE=offline bitrank matrix --wandb        Weights & Biases hears of it too
@@ -95,17 +97,20 @@ def add_matrix(commands: Any) -> None:
 
 def add_run(commands: Any) -> None:
     parser = add_command(commands, "run", "do one run", RUN, _run)
-    parser.add_argument("--config", help=f"one of {', '.join(CONFIGS)}")
     parser.add_argument(
-        "--task", required=True, help="a task's name, or the path of a .csv, .jsonl or .parquet file"
+        "--config", help="; ".join(f"{name}: {config.about}" for name, config in CONFIGS.items())
     )
+    task = parser.add_argument(
+        "--task", required=True, help="the path of a .csv, .jsonl or .parquet file, or a task's name"
+    )
+    list_names(task, tasks)
     parser.add_argument(
         "--profile", default="laptop", help=f"defaults for this kind of task: {', '.join(PROFILES)}"
     )
     parser.add_argument(
         "--plan", help="a plan file instead of a config: JSON with precision and ranks by module"
     )
-    parser.add_argument("--model", help="minilm, smollm2, a hub id, or a local folder")
+    parser.add_argument("--model", help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, or a local folder")
     parser.add_argument("--epochs", type=int, help="passes over the training data")
     parser.add_argument("--max-steps", type=int, dest="steps", help="optimizer steps instead of epochs")
     parser.add_argument("--batch-size", type=int, help="sequences a micro-batch")

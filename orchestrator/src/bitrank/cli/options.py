@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bitrank.cli.help import list_names, overrides, tasks
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.parse import parse_bytes, parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
@@ -36,7 +37,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default=list(CONFIGS),
         help=f"comma-separated (default: {','.join(CONFIGS)})",
     )
-    parser.add_argument("--tasks", type=comma_separated, help="comma-separated (default: the profile's)")
+    chosen = parser.add_argument(
+        "--tasks", type=comma_separated, help="comma-separated (default: the profile's), files or names"
+    )
+    list_names(chosen, tasks)
     parser.add_argument(
         "--seeds", type=_numbers, help="comma-separated whole numbers (default: the profile's)"
     )
@@ -54,8 +58,10 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quant-backend", help="override low-bit formats: auto, cuda-4bit, cuda-8bit, cpu-4bit, cpu-int8, "
-                        "quanto-int4, quanto-int8, none")  # fmt: skip
+    backend = parser.add_argument(
+        "--quant-backend", metavar="NAME", help="replace the low-bit formats of every plan"
+    )
+    list_names(backend, overrides)
     parser.add_argument(
         "--memory-limit",
         metavar="BYTES",

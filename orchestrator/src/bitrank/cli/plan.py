@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bitrank.cli.help import formats, list_names, planners
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
+from bitrank.spec.embedded_models import EMBEDDED_MODELS
+from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
@@ -29,13 +32,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--budget", required=True, help="bytes, bits per parameter, or =CONFIG; model and adapters together"
     )
     parser.add_argument("--task", help="what to measure on; not needed for a config.json")
-    parser.add_argument("--model", help="minilm, smollm2, a hub id, a local folder, or a config.json alone")
+    parser.add_argument(
+        "--model", help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, a local folder, or a config.json alone"
+    )
     parser.add_argument(
         "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
     )
-    parser.add_argument("--planner", default="exact", help="exact, greedy, uniform, bits-only, rank-only, nsga2, bayes, random, anneal, "
-                        "or a rule of thumb by name (default: exact)")  # fmt: skip
-    parser.add_argument("--formats", help="formats to choose from, comma-separated")
+    planner = parser.add_argument("--planner", default="exact", help="(default: exact) one of")
+    list_names(planner, planners)
+    choice = parser.add_argument("--formats", help="formats to choose from, comma-separated")
+    list_names(choice, formats)
     parser.add_argument("--ranks", help="ranks to choose from, comma-separated")
     parser.add_argument(
         "--pin",
@@ -45,13 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="fix matrices with PART in their name",
     )
     parser.add_argument("--max-trainable", type=int, help="trainable numbers allowed")
-    parser.add_argument("--init", default="lq-lora", choices=["lq-lora", "default"], help="how adapters will start: with lq-lora rank "
+    parser.add_argument("--init", default="lq-lora", choices=PLANNED_INITS, help="how adapters will start: with lq-lora rank "
                         "repairs what quantization lost (default: lq-lora)")  # fmt: skip
     parser.add_argument(
         "--evaluations", type=int, default=24, help="plans that a search may try (default: 24)"
     )
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="what exact, bits-only and rank-only may search for (a format); then "
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long a planner with a proof may search (a format); then "
                         "the best plan so far comes with its proven gap (default: 60)")  # fmt: skip
     parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
     parser.add_argument(
@@ -127,12 +133,13 @@ def _outlined(arguments: argparse.Namespace) -> int:
 
     from bitrank.cli.plan_view import proven
     from bitrank.planning.from_config import outlined_problem, training_memory
-    from bitrank.planning.planners import plan_by
+    from bitrank.planning.planners import PLANNERS, plan_by
     from bitrank.spec.plan_file import plan_data, save_plan
 
-    if arguments.planner not in {"exact", "greedy", "uniform", "bits-only", "rank-only"}:
+    able = [name for name, planner in PLANNERS.items() if planner.from_prior]
+    if arguments.planner not in able:
         raise UserError(
-            f"from a config.json alone the planners are exact, greedy, uniform, bits-only, rank-only; got {arguments.planner!r}"
+            f"from a config.json alone the planners are {', '.join(able)}; got {arguments.planner!r}"
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
@@ -208,7 +215,7 @@ def _choices(arguments: argparse.Namespace) -> Any:
         )
     except ValueError:
         raise UserError(f"--ranks takes whole numbers like 4,8,16, got {arguments.ranks!r}") from None
-    return Choices(formats, ranks, repairs=arguments.init == "lq-lora")
+    return Choices(formats, ranks, repairs=INITS[arguments.init].residual)
 
 
 def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:

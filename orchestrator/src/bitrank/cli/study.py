@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank.cli.help import list_names, planners, studies
 from bitrank.cli.options import WANDB
 from bitrank.execution.registry import add_options as add_executor
 from bitrank.execution.registry import execution
@@ -25,7 +26,7 @@ kill it at any time; the same command goes on. The report lies in RESULTS/NAME/r
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The words of ``bitrank study``."""
-    parser.add_argument("name", help="allocators, frozen-rank, eight-bits or three-bits")
+    list_names(parser.add_argument("name", help="the study"), studies)
     parser.add_argument(
         "--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches"
     )
@@ -34,7 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", type=_comma_separated, help="comma-separated")
     parser.add_argument("--budgets", type=_comma_separated, help="comma-separated")
-    parser.add_argument("--arms", type=_comma_separated, help="comma-separated; no configs then")
+    arms = parser.add_argument(
+        "--arms", type=_comma_separated, help="comma-separated; no configs then; planners"
+    )
+    list_names(arms, planners)
     parser.add_argument(
         "--seeds",
         type=lambda text: tuple(int(part) for part in text.split(",") if part),

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from bitrank.process.libraries import LIBRARIES as RUN_LIBRARIES
+from bitrank.process.libraries import NOT_INSTALLED, installed_version
 from bitrank.process.tcmalloc import find_tcmalloc, heap_description, is_refused
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets", "mlflow", "gguf")
+LIBRARIES = (*RUN_LIBRARIES, "mlflow", "gguf")
 _TEX = ("pdflatex", "bibtex", "latexmk", "pdffonts", "aspell")
 _TEX_DEBIAN = (
     "texlive-latex-recommended texlive-fonts-recommended lmodern latexmk poppler-utils aspell aspell-en"
@@ -36,10 +37,9 @@ def programs() -> dict[str, Found]:
 
 
 def version_of(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed: make install"
+    """The version of the distribution ``name``, or the command that installs it."""
+    found = installed_version(name)
+    return f"{found}: make install" if found == NOT_INSTALLED else found
 
 
 def _library(module: str, distribution: str, use: str, extra: str | None = None) -> Callable[[], Found]:

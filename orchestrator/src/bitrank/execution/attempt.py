@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitrank.errors import BAD_INPUT, DIVERGED
 from bitrank.process.advice import advise_signal
 from bitrank.process.environment import run_environment
 from bitrank.process.events import EventTail
-from bitrank.process.lifetime import BAD_INPUT, DIVERGED
 from bitrank.process.run_folder import result_of
 from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.tracking.base import Log

@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +18,7 @@ from bitrank_data import build_once, cache_dir
 from bitrank.errors import UserError
 from bitrank.process.environment import run_environment
 from bitrank.process.fast_imports import quick_imports
+from bitrank.process.libraries import installed_version
 from bitrank.process.tcmalloc import find_tcmalloc
 from bitrank.spec.inputs import data_digest, model_digest
 from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
@@ -59,7 +59,7 @@ def import_memory(spec: RunSpec) -> ImportMemory:
     inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
     sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
     fields = (*inputs, spec.max_length, *sets_threads_and_heap)
-    libraries = [f"{name} {_version(name)}" for name in _LIBRARIES]
+    libraries = [f"{name} {installed_version(name)}" for name in _LIBRARIES]
     key_parts = [
         code_hash("bitrank.forecast.import_memory"),
         sys.version,
@@ -88,13 +88,6 @@ def _measure_apart(spec: RunSpec, folder: Path) -> None:
             "cannot measure what a run takes before its model: "
             f"{(done.stderr.strip() or 'no word').splitlines()[-1]}"
         )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def _measure(spec_path: Path, answer: Path) -> None:

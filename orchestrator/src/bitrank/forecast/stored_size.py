@@ -1,13 +1,11 @@
 """Compute from shapes the bytes that a model takes once a precision plan is applied.
 
-The result equals the count in the built model. Formats report their own bytes; libraries store code books and
-scales beside them, and pad in their own way. This module computes those sizes, and tests compare them with
-built layers.
+The result equals the count in the built model.
+Backends count the bytes of their own layers by arithmetic; tests compare them with built layers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,10 +13,7 @@ import torch
 from bitrank_adapters import is_norm
 from bitrank_quant import (
     BACKENDS,
-    Codebook,
     Float,
-    Format,
-    Int8Row,
     WeightMatrix,
     check_fits,
     choose_backend,
@@ -29,15 +24,6 @@ from bitrank_quant import (
     tied_modules,
 )  # fmt: skip
 from torch import Tensor, nn
-
-# bitsandbytes stores its code books and the mean of the scales with each matrix, in fp32.
-_BOOK, _SCALE_BOOK, _OFFSET = (
-    4 * 16,
-    4 * 256,
-    4,
-)
-_NESTED = 256  # number of block scales that share one outer scale
-_GROUP = 64
 
 
 def stored_size(
@@ -62,7 +48,7 @@ def stored_size(
         return fmt.nbytes(matrix.shape)
     backend = override.backend or choose_backend(fmt, device, dtype).name
     check_fits(backend, fmt, matrix.shape, matrix.name)
-    return backend_bytes(backend, fmt, matrix.shape, dtype)
+    return BACKENDS[backend].nbytes(fmt, matrix.shape, dtype)
 
 
 def held_by_torch(model: nn.Module) -> frozenset[str]:
@@ -71,19 +57,6 @@ def held_by_torch(model: nn.Module) -> frozenset[str]:
     Other modules share or read the weights of these matrices.
     """
     return frozenset(tied_modules(model).values()) | readers_of_weights(model)
-
-
-def backend_bytes(backend: str, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Return the bytes that ``backend`` stores for a matrix of ``shape`` (out, in) in ``fmt``.
-
-    ``dtype`` is the compute dtype.
-    """
-    assert backend in BACKENDS
-    if backend == "bitsandbytes" and isinstance(fmt, Codebook):
-        return _bitsandbytes_4bit(math.prod(shape), fmt.double_quant)
-    if backend == "quanto":
-        return _quanto(fmt, shape, dtype.itemsize)
-    return fmt.nbytes(shape)
 
 
 def base_bytes(
@@ -137,27 +110,3 @@ def _buffers(model: nn.Module) -> int:
 
 def _place(buffer: Tensor) -> object:
     return id(buffer) if buffer.is_meta else buffer.untyped_storage().data_ptr()
-
-
-def _bitsandbytes_4bit(numbers: int, double_quant: bool) -> int:
-    """Return the bytes of a 4-bit matrix in bitsandbytes.
-
-    Blocks run across rows, so the shape does not matter. Double quantization stores 8-bit block scales with
-    outer scales and a code book of their own.
-    """
-    blocks = -(-numbers // _GROUP)
-    scales = blocks + 4 * -(-blocks // _NESTED) + _SCALE_BOOK + _OFFSET if double_quant else 4 * blocks
-    return -(-numbers // 2) + scales + _BOOK
-
-
-def _quanto(fmt: Format, shape: tuple[int, int], size: int) -> int:
-    """Return the bytes of a matrix in quanto with a compute dtype of ``size`` bytes.
-
-    Scales (and shifts) are in the compute dtype. Two unused scalars for activations are stored as well.
-    """
-    if isinstance(fmt, Int8Row):
-        return math.prod(shape) + size * shape[0] + 2 * size
-    groups = math.prod(shape) // _GROUP  # check_fits has refused shapes with a partial group
-    # quanto treats a single group as a column and scales each number.
-    scales = groups if groups > 1 else _GROUP
-    return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * scales + 2 * size

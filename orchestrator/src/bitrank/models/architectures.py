@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 
 from bitrank.errors import UserError
 from bitrank.models.quantized_checkpoints import refuse_quantized_config
+from bitrank.spec.embedded_models import EMBEDDED_MODELS
 
 
 def config_of(name: str, place: str) -> Any:
@@ -34,8 +35,8 @@ def config_of(name: str, place: str) -> Any:
             ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
-            "reached, or one of minilm, smollm2"
+            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}"
         ) from error
 
 

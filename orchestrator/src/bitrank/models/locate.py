@@ -17,6 +17,7 @@ from bitrank.errors import UserError
 from bitrank.models.architectures import config_of
 from bitrank.models.stored_tensors import weight_files
 from bitrank.models.tiny import TINY, build_tiny
+from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.tracking.provenance import code_hash
 
 _TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
@@ -28,10 +29,8 @@ def locate(name: str) -> str:
     ``name`` is an embedded model, a tiny one, a local folder, or a hub id, which is returned unchanged.
     Raises :class:`UserError` if a local folder does not exist or holds no model.
     """
-    if name == "minilm":
-        return str(asset_dir("minilm"))
-    if name == "smollm2":
-        return str(_smollm2())
+    if name in EMBEDDED_MODELS:
+        return str(_CONVERTED[name]() if name in _CONVERTED else asset_dir(name))
     if name in TINY:
         place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.models.tiny')[:8]}"
         return str(build_once(place, partial(build_tiny, name)))
@@ -40,7 +39,8 @@ def locate(name: str) -> str:
         raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
-            f"no such model folder: {name}; give a folder in hub format, a hub id, or one of minilm, smollm2"
+            f"no such model folder: {name}; give a folder in hub format, a hub id, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}"
         )
     return name
 
@@ -96,12 +96,13 @@ def _convert_smollm2(folder: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file="model.gguf").save_pretrained(folder)
 
 
+_CONVERTED = {"smollm2": _smollm2}  # embedded models whose asset is not in hub format
+
+
 def cannot_load(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
-    return (
-        f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
-        "reached, or one of minilm, smollm2"
-    )
+    known = ", ".join(EMBEDDED_MODELS)
+    return f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of {known}"
 
 
 def quiet_transformers() -> None:

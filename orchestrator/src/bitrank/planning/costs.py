@@ -30,10 +30,11 @@ from bitrank_quant import WeightMatrix
 from bitrank_quant.sensitivity import FormatErrors
 
 from bitrank.planning.budget import Sizes
+from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
 RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
+FORMATS: tuple[str, ...] = measure.FORMATS
 ETA = 0.0
 
 

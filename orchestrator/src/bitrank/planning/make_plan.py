@@ -9,29 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bitrank_data import cache_dir
-from bitrank_planner import SEARCHES, Effort, Plan, Problem
+from bitrank_planner import Effort, Plan, Problem
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError, unknown
 from bitrank.planning.budget import Sizes, parse_budget, sizes_of
 from bitrank.planning.costs import Choices, make_problem, without_divergences
 from bitrank.planning.interactions import calibrate_costs
-from bitrank.planning.planners import PLANNERS, plan_by
-from bitrank.planning.short_runs import search
-from bitrank.sensitivity.measure import measure
+from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
+from bitrank.planning.short_runs import SearchLimits, search
+from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
-NAMES = (*PLANNERS, *SEARCHES)
-# The other planners follow rules, or use one format and rank everywhere, and do not minimize costs.
-_BY_COST = {
-    "exact",
-    "greedy",
-    "bits-only",
-    "rank-only",
-    *SEARCHES,
-}
 Pins = Mapping[str, tuple[str | None, int | None]]
 
 
@@ -81,14 +72,15 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    if request.planner not in NAMES:
-        raise unknown("planner", request.planner, NAMES)
+    names = planner_names()
+    if request.planner not in names:
+        raise unknown("planner", request.planner, names)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     budget = parse_budget(request.budget, sizes)
-    tables = measure(spec, on_progress)
+    tables = measure(spec, on_progress, measured_formats(request.choices.formats))
     problem, calibrating = make_problem(tables, sizes, budget, request.choices, request.max_trainable), 0.0
-    if request.planner in _BY_COST:
+    if by_cost(request.planner):
         by_fisher = make_problem(
             without_divergences(tables), sizes, budget, request.choices, request.max_trainable
         )
@@ -100,10 +92,8 @@ def make_plan(
     if request.planner in PLANNERS:
         plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
-    found = search(
-        request.planner, problem, spec, tables, evaluations=request.evaluations, steps=request.steps,
-        journal=_journal(problem, spec, request), on_progress=on_progress,
-    )  # fmt: skip
+    limits = SearchLimits(request.planner, request.evaluations, request.steps)
+    found = search(limits, problem, spec, tables, _journal(problem, spec, request), on_progress)
     return PlanResult(
         replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
     )

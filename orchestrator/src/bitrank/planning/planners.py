@@ -6,17 +6,43 @@ Planners that train the plans they consider are in :mod:`~bitrank.planning.short
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-from bitrank_planner import Effort, Item, Plan, PlanError, Problem, bits_only, exact, greedy, rank_only
-from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, at_budget
+from bitrank_planner import (
+    SEARCHES,
+    Effort,
+    Item,
+    Plan,
+    PlanError,
+    Problem,
+    bits_only,
+    exact,
+    greedy,
+    rank_only,
+)
+from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, THREE_BITS, at_budget
 
 from bitrank.sensitivity.tables import Tables
 
-Planner = Callable[[Problem, Tables], Plan]
 FIXED_RANK = 8  # of the bits-only planner; the study's choice
 HIGH, LOW = "int8", "nf4-dq"  # of the precision heuristics; the study's choice
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A function from a problem and the measured tables to a plan, and what is said of it.
+
+    ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``: it needs no
+    tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an ``Effort`` as third argument.
+    """
+
+    choose: Callable[..., Plan]
+    about: str
+    by_cost: bool = False
+    from_prior: bool = False
+    effort: bool = False
 
 
 def uniform(problem: Problem, tables: Tables) -> Plan:
@@ -31,6 +57,11 @@ def uniform(problem: Problem, tables: Tables) -> Plan:
 def joint(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
     """Return the exact plan."""
     return exact(problem, effort)
+
+
+def climb(problem: Problem, tables: Tables) -> Plan:
+    """The greedy plan."""
+    return greedy(problem)
 
 
 def bits(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
@@ -90,12 +121,11 @@ def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 
     The format is the one with the most bits that leaves a mean rank of at least one.
     """
-    rule, items = _filled(name, _adapted(problem), tables), _adapted(problem)
+    items = _adapted(problem)
+    rule = partial(RANK_HEURISTICS[name], items, **_rank_measurement(name, items, tables))
     for fmt in reversed(_formats(problem)):
         try:
-            return replace(
-                at_budget(problem, {i.name: fmt for i in problem.items}, partial(rule, items)), solver=name
-            )
+            return replace(at_budget(problem, {i.name: fmt for i in problem.items}, rule), solver=name)
         except PlanError as error:
             last = error
     raise last
@@ -104,48 +134,54 @@ def _by_rank_rule(name: str, problem: Problem, tables: Tables) -> Plan:
 def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     """Assign formats by a heuristic (int8 and NF4), and the largest equal rank that the budget allows."""
     items = _adapted(problem)
-    options: dict[str, object] = {"high": HIGH, "low": LOW}
-    if name == "three_bits_on_least_sensitive":
-        options = {
-            "high": LOW,
-            "added_loss": {i.name: tables.errors[i.name]["int3-g64"].divergence for i in problem.items},
-        }
-    if name in {"low_rank_more_bits", "low_rank_fewer_bits"}:
-        options["ranks"] = RANK_HEURISTICS["gradient_probe"](
-            items, float(FIXED_RANK), _importance(items, tables)
-        )
+    options: dict[str, Any] = {"high": HIGH, "low": LOW}
+    needs = PRECISION_HEURISTICS[name].needs
+    if needs == "added_loss":
+        added = {i.name: tables.errors[i.name][THREE_BITS].divergence for i in problem.items}
+        options = {"high": LOW, "low": THREE_BITS, "added_loss": added}
+    elif needs == "ranks":
+        importance = _MEASURED["importance"](items, tables)
+        options["ranks"] = RANK_HEURISTICS["gradient_probe"](items, float(FIXED_RANK), importance)
     precision = PRECISION_HEURISTICS[name](problem.items, **options)
     return replace(at_budget(problem, precision, partial(RANK_HEURISTICS["uniform"], items)), solver=name)
 
 
-def _extreme(fmt: str, problem: Problem, tables: Tables) -> Plan:
-    """Assign one format everywhere, and the largest equal rank that the budget allows."""
+def _extreme(fmt: str, problem: Problem, _tables: Tables) -> Plan:
+    """One format everywhere, and ranks as large as the budget lets them be, the same everywhere."""
     items = _adapted(problem)
     return at_budget(
         problem, {i.name: fmt for i in problem.items}, partial(RANK_HEURISTICS["uniform"], items)
     )
 
 
-def _filled(
-    name: str, items: Sequence[Item], tables: Tables
-) -> Callable[[Sequence[Item], float], dict[str, int]]:
-    """Return the rank heuristic called ``name`` with its measurements bound."""
-    rule = RANK_HEURISTICS[name]
-    if name in {"gradient_probe", "two_stage"}:
-        return lambda over, mean: rule(over, mean, _importance(items, tables))
-    if name == "parameter_norm":
-        return lambda over, mean: rule(over, mean, {i.name: tables.moments[i.name].norm for i in items})
-    if name == "activation":
-        ratios = {
-            i.name: (tables.moments[i.name].input_K / tables.moments[i.name].column_I.sum()).tolist()
-            for i in items
-        }
-        return lambda over, mean: rule(over, mean, ratios)
-    return rule
+def _rank_measurement(name: str, items: Sequence[Item], tables: Tables) -> dict[str, Any]:
+    """The measurement that the rank rule called ``name`` takes, by the name of its argument."""
+    needs = RANK_HEURISTICS[name].needs
+    return {} if needs is None else {needs: _MEASURED[needs](items, tables)}
 
 
 def _importance(items: Sequence[Item], tables: Tables) -> dict[str, float]:
     return {item.name: tables.moments[item.name].importance for item in items}
+
+
+def _norms(items: Sequence[Item], tables: Tables) -> dict[str, float]:
+    return {item.name: tables.moments[item.name].norm for item in items}
+
+
+def _ratios(items: Sequence[Item], tables: Tables) -> dict[str, list[float]]:
+    ratios = {}
+    for item in items:
+        moments = tables.moments[item.name]
+        ratios[item.name] = (moments.input_K / moments.column_I.sum()).tolist()
+    return ratios
+
+
+# Measurements that rules of thumb name in their registry entry.
+_MEASURED: dict[str, Callable[[Sequence[Item], Tables], Any]] = {
+    "importance": _importance,
+    "norms": _norms,
+    "ratios": _ratios,
+}
 
 
 def _adapted(problem: Problem) -> list[Item]:
@@ -167,26 +203,45 @@ def _ranks(problem: Problem) -> list[int]:
     return sorted({option.rank for item in _adapted(problem) for option in item.options})
 
 
+def _rules_of_thumb() -> dict[str, Planner]:
+    """A planner for each rule of thumb; those that are one format or one rank everywhere have planners of their own."""
+    made = {}
+    for name, rank_rule in RANK_HEURISTICS.items():
+        if name != "uniform":
+            made[name] = Planner(partial(_by_rank_rule, name), rank_rule.about)
+    for name, precision_rule in PRECISION_HEURISTICS.items():
+        if name != "all_in":
+            made[name] = Planner(partial(_by_precision_rule, name), precision_rule.about)
+    return made
+
+
 PLANNERS: dict[str, Planner] = {
-    "exact": joint,
-    "greedy": lambda problem, tables: greedy(problem),
-    "uniform": uniform,
-    "bits-only": bits,
-    "rank-only": ranks,
-    "all-4": partial(_extreme, "nf4-dq"),
-    "all-8": partial(_extreme, "int8"),
-    **{name: partial(_by_rank_rule, name) for name in RANK_HEURISTICS if name != "uniform"},
-    **{name: partial(_by_precision_rule, name) for name in PRECISION_HEURISTICS if name != "all_in"},
-}
-_SEARCHED: dict[str, Callable[[Problem, Tables, Effort], Plan]] = {
-    "exact": joint,
-    "bits-only": bits,
-    "rank-only": ranks,
+    "exact": Planner(joint, "the plan of least predicted loss", by_cost=True, from_prior=True, effort=True),
+    "greedy": Planner(climb, "steps of the best ratio of loss to bytes", by_cost=True, from_prior=True),
+    "uniform": Planner(uniform, "one format and one rank for all matrices", from_prior=True),
+    "bits-only": Planner(
+        bits, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
+    ),
+    "rank-only": Planner(
+        ranks, "the exact plan with one format everywhere", by_cost=True, from_prior=True, effort=True
+    ),
+    "all-4": Planner(partial(_extreme, LOW), f"{LOW} everywhere, ranks as large as the budget allows"),
+    "all-8": Planner(partial(_extreme, HIGH), f"{HIGH} everywhere, ranks as large as the budget allows"),
+    **_rules_of_thumb(),
 }
 
 
 def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort) -> Plan:
-    """Return the plan of the planner called ``name``; ``effort`` limits planners that search."""
-    if name in _SEARCHED:
-        return _SEARCHED[name](problem, tables, effort)
-    return PLANNERS[name](problem, tables)
+    """The plan of the planner called ``name``; ``effort`` is for those that search."""
+    planner = PLANNERS[name]
+    return planner.choose(problem, tables, effort) if planner.effort else planner.choose(problem, tables)
+
+
+def planner_names() -> list[str]:
+    """Every planner, those that evaluate plans by short trainings last."""
+    return [*PLANNERS, *SEARCHES]
+
+
+def by_cost(name: str) -> bool:
+    """Whether the planner called ``name`` minimises predicted loss, so that costs are corrected for interactions first."""
+    return name in SEARCHES or PLANNERS[name].by_cost

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,21 +80,28 @@ class ShortRun:
         return train(model, task, hook, settings, folder, lambda _: None).history["loss"]
 
 
+@dataclass(frozen=True)
+class SearchLimits:
+    """A search by name, the number of plans that it may evaluate, and the optimizer steps of one evaluation."""
+
+    name: str
+    evaluations: int
+    steps: int
+
+
 def search(
-    name: str,
+    limits: SearchLimits,
     problem: Problem,
     spec: RunSpec,
     tables: Tables,
-    *,
-    evaluations: int,
-    steps: int,
     journal: Path,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Found:
-    """Run the search called ``name`` with real short evaluations; resume from ``journal`` if it exists.
+    """Run the search of ``limits`` with real short evaluations; resume from ``journal`` if it exists.
 
     Raises :class:`~bitrank_planner.PlanError` as the searches do.
     """
+    name, evaluations, steps = limits.name, limits.evaluations, limits.steps
     short = ShortRun(spec, tables, steps)
     seen = 0
 

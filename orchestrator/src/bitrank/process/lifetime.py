@@ -1,4 +1,4 @@
-"""Exit codes of a run's process, and a thread that ends the process when its parent is gone."""
+"""A watch that ends a run's process together with its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-FAILED, BAD_INPUT, DIVERGED = 1, 2, 3
+from bitrank.errors import FAILED
 
 
 def exit_with_parent() -> None:

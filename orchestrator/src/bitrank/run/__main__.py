@@ -11,9 +11,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, exit_code_of
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
-from bitrank.process.lifetime import BAD_INPUT, DIVERGED, FAILED, exit_with_parent
+from bitrank.process.lifetime import exit_with_parent
 from bitrank.process.run_folder import RESULT, is_complete
 from bitrank.run.multiprocess import failure_path, launch
 
@@ -79,12 +79,10 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
 def _fail(path: Path, error: Exception) -> int:
     from bitrank_data import write_atomically
 
-    from bitrank.errors import is_user_error
     from bitrank.process.advice import advise
 
     traceback.print_exc()
-    diverged = type(error).__name__ == "Diverged"
-    code = DIVERGED if diverged else BAD_INPUT if is_user_error(error) else FAILED
+    code = exit_code_of(error)
     failure = {
         "kind": type(error).__name__,
         "message": str(error),

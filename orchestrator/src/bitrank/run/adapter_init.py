@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -13,34 +12,19 @@ from torch import Tensor
 
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.sensitivity.measure import is_measured, measure
+from bitrank.spec.inits import INITS
 from bitrank.spec.run_spec import RunSpec
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 
 
 def choose_init(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
-    """What ``spec.init`` asks for; the default start leaves every matrix and adapter as it is."""
-    return _INITS[spec.init](spec, ranks)
-
-
-def _default(_spec: RunSpec, _ranks: dict[str, int]) -> ResidualStart:
-    return ResidualStart({})
-
-
-def _loftq(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
-    return ResidualStart(ranks, rounds=spec.init_rounds)
-
-
-def _lq_lora(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
-    weights = fisher_weights(spec)
+    """The start that ``spec.init`` names; the default start leaves every matrix and adapter as it is."""
+    init = INITS[spec.init]
+    if not init.residual:
+        return ResidualStart({})
+    weights = fisher_weights(spec) if init.weighted else None
     return ResidualStart(ranks, rounds=spec.init_rounds, weights=weights)
-
-
-_INITS: dict[str, Callable[[RunSpec, dict[str, int]], ResidualStart]] = {
-    "default": _default,
-    "loftq": _loftq,
-    "lq-lora": _lq_lora,
-}
 
 
 def fisher_weights(spec: RunSpec) -> Weights:

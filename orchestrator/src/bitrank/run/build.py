@@ -9,6 +9,7 @@ from typing import Any
 from bitrank_adapters import ResidualStart, adapter_bytes
 from bitrank_quant import Applied, Decode, decoder, stored_bytes
 from bitrank_trainer import ALONE, Processes, trainable
+from peft import PeftModel
 from torch import nn
 
 from bitrank.models.fuse import fuse_model
@@ -19,6 +20,7 @@ from bitrank.run.adapter_init import choose_init
 from bitrank.run.notices import notice
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
+from bitrank.spec.adapter_hook import AdapterHook
 from bitrank.spec.configs import Config
 from bitrank.spec.run_spec import RunSpec
 
@@ -27,8 +29,8 @@ from bitrank.spec.run_spec import RunSpec
 class Built:
     """A model that can train, the hook for its ranks, its tokenizer, and how each of its matrices is stored."""
 
-    model: Any
-    hook: Any
+    model: PeftModel
+    hook: AdapterHook
     tokenizer: Any
     applied: dict[str, Applied]
 

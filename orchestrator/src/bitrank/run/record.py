@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import nn
 
 from bitrank.process.events import open_events, read_events
 from bitrank.process.hardware import hardware
+from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
 from bitrank.run.notices import notice, rejected_backends, told_left_out
 
@@ -69,16 +69,7 @@ class Record:
         """Where the run runs, and the memory that imports alone took."""
         self._device, self._dtype = device, dtype
         self._result["mem/import_mib"] = import_mib
-        libraries = ("torch", "transformers", "peft", "bitsandbytes", "optimum-quanto", "datasets")
-        ours = (
-            "bitrank",
-            "bitrank-data",
-            "bitrank-planner",
-            "bitrank-quant",
-            "bitrank-adapters",
-            "bitrank-trainer",
-        )
-        tags = {f"version.{name}": _version(name) for name in (*ours, *libraries)}
+        tags = {f"version.{name}": installed_version(name) for name in (*OURS, *LIBRARIES)}
         tags |= {
             "device": device,
             "dtype": str(dtype).removeprefix("torch."),
@@ -248,13 +239,6 @@ def _past_peak(path: Path, which: str) -> float:
     return float(
         np.max([event["live"][which] for event in read_events(path) if "live" in event], initial=0.0)
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 class SilentRecord(Record):

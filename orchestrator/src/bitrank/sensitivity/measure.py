@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,22 +31,33 @@ from bitrank.spec.inputs import check_inputs, model_digest
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
+# Formats that are measured for every plan, and that a plan chooses from unless others are asked for.
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 
 
-def measure(spec: RunSpec, on_progress: Callable[[str], None] = lambda _: None) -> Tables:
-    """Return the tables for the model and task of ``spec``, from the cache if possible.
+def measured_formats(asked: Sequence[str]) -> tuple[str, ...]:
+    """:data:`FORMATS`, and those of ``asked`` that are not among them. Raises the quant package's error for an unknown one."""
+    more = sorted({str(parse_format(text)) for text in asked} - set(FORMATS))
+    return (*FORMATS, *more)
+
+
+def measure(
+    spec: RunSpec,
+    on_progress: Callable[[str], None] = lambda _: None,
+    formats: tuple[str, ...] = FORMATS,
+) -> Tables:
+    """The tables for the model and task of ``spec`` in ``formats``, from the cache when they are there.
 
     Raises :class:`UserError` if the task has fewer than two training examples.
     """
     calibration_task(spec)
 
     def build(folder: Path) -> None:
-        tables = _measured(spec, on_progress)
-        check_inputs(spec)  # the cache key holds digests from before the measurement
+        tables = _measured(spec, formats, on_progress)
+        check_inputs(spec)  # the tables are kept under digests from before files were read
         write_tables(folder, tables)
 
-    return read_tables(build_once(tables_place(spec), build))
+    return read_tables(build_once(tables_place(spec, formats), build))
 
 
 def is_measured(spec: RunSpec) -> bool:
@@ -54,15 +65,12 @@ def is_measured(spec: RunSpec) -> bool:
     return tables_place(spec).is_dir()
 
 
-def tables_place(spec: RunSpec) -> Path:
-    """Return the cache folder of the tables.
-
-    Its name contains a hash of the model's files, the task's text and the measuring code.
-    """
+def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
+    """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that measures."""
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.sensitivity.measure")
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
-    key_parts = (_model_of(spec), source.fingerprint(), length, *FORMATS, code)
+    key_parts = (_model_of(spec), source.fingerprint(), length, *formats, code)
     key = hashlib.sha256("\0".join(key_parts).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
@@ -73,7 +81,7 @@ def _model_of(spec: RunSpec) -> str:
     return model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
-def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
+def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str], None]) -> Tables:
     started = time.monotonic()
 
     def swept(matrix: str) -> None:
@@ -90,7 +98,7 @@ def _measured(spec: RunSpec, on_progress: Callable[[str], None]) -> Tables:
         narrow_last_block(ready.model)
         replay = Replay(ready.model, ready.few, ready.forward)
         errors = measure_errors(
-            replay, ready.matrices, [parse_format(text) for text in FORMATS], moments, on_progress=swept
+            replay, ready.matrices, [parse_format(text) for text in formats], moments, on_progress=swept
         )
     return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 

@@ -19,6 +19,7 @@ class Config:
     precision: rules.PrecisionRule
     rank: rules.RankRule
     family: str  # "baseline" or "joint"
+    about: str = ""
 
     def as_data(self) -> dict[str, Any]:
         """The arm as plain data: it goes into the spec, so that changing an arm changes the ids of its runs."""
@@ -29,15 +30,23 @@ class Config:
 
 
 CONFIGS: dict[str, Config] = {
-    "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline"),
-    "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline"),
-    "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline"),
-    "Joint-1": Config(rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
-    "Joint-2": Config(rules.EdgesHigh("int8", "nf4-dq"), rules.AdaptiveRank(12, 4), "joint"),
+    "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits"),
+    "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline", "QLoRA: NF4 blocks, rank 8"),
+    "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline", "AdaLoRA in 16 bits"),
+    "Joint-1": Config(
+        rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint", "NF4 blocks with AdaLoRA"
+    ),
+    "Joint-2": Config(
+        rules.EdgesHigh("int8", "nf4-dq"),
+        rules.AdaptiveRank(12, 4),
+        "joint",
+        "int8 at the edges, NF4 between, AdaLoRA",
+    ),
     "Joint-3": Config(
         rules.ByRole({"attention": "int8", "ffn": "nf4-dq"}),
         rules.RankByRole({"attention": 6, "ffn": 10}),
         "joint",
+        "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
 }
 

@@ -27,13 +27,13 @@ from bitrank_data import ASSETS, HUB_TASKS, TASKS, cached_commit, hub_repository
 from bitrank.errors import UserError
 from bitrank.models.tiny import TINY
 from bitrank.spec.digests import content_digest
+from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.tracking.provenance import code_hash
 
 if TYPE_CHECKING:
     from bitrank.spec.run_spec import RunSpec
 
 _CONTENT = "content:"
-_EMBEDDED = ("minilm", "smollm2")  # come before a folder of the same name, as in bitrank.models.locate
 _HUB_SECONDS = 10.0  # to wait for the hub's answer
 # Weights, configuration and tokenizer: whatever of a model folder may be loaded. Notes and pictures beside
 # them do not count.
@@ -55,7 +55,7 @@ def model_digest(name: str) -> str | None:
     """The digest of the model ``name`` (see :func:`bitrank.models.locate`); None when only the hub knows it
     or there is none.
     """
-    if name in _EMBEDDED:
+    if name in EMBEDDED_MODELS:  # before a folder of the same name, as in bitrank.models.locate
         return f"pinned:{ASSETS[name].sha256}"
     if name in TINY:
         return f"code:{code_hash('bitrank.models.tiny')}"
@@ -78,7 +78,7 @@ def located(text: str) -> str:
     are.
     """
     path = Path(text).expanduser()
-    named = text in _EMBEDDED or text in TINY
+    named = text in EMBEDDED_MODELS or text in TINY
     return str(path.absolute()) if path.exists() and not named else text
 
 

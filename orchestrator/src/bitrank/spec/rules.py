@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bitrank.errors import UserError
 
 if TYPE_CHECKING:  # the command line reads configs without loading torch
     from bitrank_quant import WeightMatrix
+    from torch import nn
+
+    from bitrank.spec.adapter_hook import Attached
 
 Bits = dict[str, str]
 Ranks = dict[str, int]
@@ -30,8 +33,8 @@ class RankRule(Protocol):
         """The rank that every block matrix starts with."""
 
     def attach(
-        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
-    ) -> tuple[Any, Any]:
+        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> Attached:
         """The model with adapters, and the hook that the training loop calls."""
 
 
@@ -101,12 +104,14 @@ class _Lora:
     """LoRA with the ranks of the plan, fixed."""
 
     def attach(
-        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
-    ) -> tuple[Any, Any]:
+        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> Attached:
         from bitrank_adapters import FixedRanks, attach_lora
 
+        from bitrank.spec.adapter_hook import Attached
+
         adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
-        return adapted, FixedRanks(adapted)
+        return Attached(adapted, FixedRanks(adapted))
 
 
 @dataclass(frozen=True)
@@ -159,15 +164,18 @@ class AdaptiveRank:
         return {m.name: self.init_r for m in blocks}
 
     def attach(
-        self, model: Any, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
-    ) -> tuple[Any, Any]:
+        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+    ) -> Attached:
         from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
+
+        from bitrank.spec.adapter_hook import Attached
 
         schedule = AdaLora(self.init_r, self.target_r)
         adapted = attach_adalora(
             model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
         )
-        return adapted, (ShrinkingRanks if self.shrink else AdaLoraRanks)(adapted)
+        hook = ShrinkingRanks if self.shrink else AdaLoraRanks
+        return Attached(adapted, hook(adapted))
 
 
 def _in_block(matrix: WeightMatrix) -> bool:

@@ -18,6 +18,7 @@ from bitrank_data import open_task
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import find_config
+from bitrank.spec.inits import INITS
 from bitrank.spec.inputs import data_digest, is_content, located, model_digest
 from bitrank.spec.plan_file import read_plan
 from bitrank.spec.profiles import Profile
@@ -150,7 +151,6 @@ _POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "val
 _TUNED = ("rank", "init_r", "target_r", "shrink")
 _ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
 _FRACTIONS = ("warmup", "dropout")
-INITS = ("default", "loftq", "lq-lora")
 _CHOICES = {"dtype": ("auto", "bf16", "fp16", "fp32"), "init": INITS}
 
 

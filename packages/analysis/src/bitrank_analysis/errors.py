@@ -3,3 +3,5 @@
 
 class AnalysisError(ValueError):
     """A store that cannot be read; the message says what was expected, what came and what to do."""
+
+    exit_code = 2  # the input is at fault: a program shows the message alone

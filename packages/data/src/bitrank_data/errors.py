@@ -3,3 +3,5 @@
 
 class DataError(ValueError):
     """Unusable asset, task or file; the message gives the expected value, the actual one and the remedy."""
+
+    exit_code = 2  # the input is at fault: a program shows the message alone

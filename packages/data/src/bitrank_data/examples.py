@@ -53,6 +53,7 @@ class Source:
     kind: Kind
     fingerprint: Callable[[], str]
     load: Callable[[], Texts]
+    about: str = ""
 
 
 def stable_order(items: Sequence[T], key: Callable[[T], str]) -> list[T]:

@@ -10,34 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
+from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source, Texts
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.splitting import groups_of, text_key
 
-_HUB = {"sst2": ("stanfordnlp/sst2", None), "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 _VALIDATION = 1000
 
 
 def hub_source(name: str, folder: Path | None = None) -> Source:
-    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test files)."""
-    kind, load = {"sst2": ("classification", _sst2), "wikitext2": ("language-modelling", _wikitext2)}[name]
-    return Source(name, kind, partial(_fingerprint, name, folder), partial(load, folder))  # type: ignore[arg-type]
+    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files)."""
+    task = HUB[name]
+    return Source(
+        name, task.kind, partial(_fingerprint, name, folder), partial(task.load, folder), task.about
+    )
 
 
 def hub_repository(name: str) -> str:
-    """Dataset repository of task ``name`` on the hub."""
-    return _HUB[name][0]
+    """The repository of datasets on the hub that holds task ``name``."""
+    return HUB[name].repository
 
 
 def _fingerprint(name: str, folder: Path | None) -> str:
     if folder is None:
-        repository, config = _HUB[name]
+        repository, config = HUB[name].repository, HUB[name].config
         if cached_commit("datasets", repository) is None:
             _dataset(name, None, ())  # downloaded here, because the commit is known only after the download
         return f"hub:{repository}:{config}@{cached_commit('datasets', repository)}"
@@ -96,7 +98,7 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
 def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
     import datasets
 
-    path, config = _HUB[name]
+    path, config = HUB[name].repository, HUB[name].config
     try:
         if folder is None:
             data = datasets.load_dataset(path, config)
@@ -126,3 +128,22 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
                 f"{name} needs the column {missing[0]!r} in {split}; found "
                 f"{', '.join(data[split].column_names)}"
             )
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """A task whose data lie in a repository of the hub; ``load`` reads them from a folder, or from the hub without one."""
+
+    kind: Kind
+    about: str
+    repository: str
+    config: str | None
+    load: Callable[[Path | None], Texts]
+
+
+HUB: dict[str, HubTask] = {
+    "sst2": HubTask("classification", "movie-review phrases, two classes", "stanfordnlp/sst2", None, _sst2),
+    "wikitext2": HubTask(
+        "language-modelling", "Wikipedia articles", "Salesforce/wikitext", "wikitext-2-raw-v1", _wikitext2
+    ),
+}

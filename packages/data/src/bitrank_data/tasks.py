@@ -9,9 +9,9 @@ from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Source
 from bitrank_data.files import file_source
-from bitrank_data.hub import hub_source
+from bitrank_data.hub import HUB, hub_source
 
-HUB_TASKS = ("sst2", "wikitext2")
+HUB_TASKS = tuple(HUB)
 TASKS: tuple[str, ...] = (*EMBEDDED, *HUB_TASKS)
 
 

@@ -7,6 +7,7 @@ from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.exact import GAP, Effort, exact
 from bitrank_planner.greedy import greedy
 from bitrank_planner.problem import Item, Option, Plan, Problem
+from bitrank_planner.registry import Entry
 from bitrank_planner.search import SEARCHES, Found, anneal, bayes, nsga2, random_search
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "SEARCHES",
     "SOLVERS",
     "Effort",
+    "Entry",
     "Found",
     "Infeasible",
     "Item",

@@ -9,6 +9,8 @@ class PlanError(ValueError):
     The message states what was expected, what was given and what to do.
     """
 
+    exit_code = 2  # the input is at fault: a program shows the message alone
+
 
 class Infeasible(PlanError):
     """No plan satisfies the limits.

@@ -1,6 +1,7 @@
 """Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte counted."""
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
+from bitrank_quant.backends.base import Backend, Decode, computes_as
 from bitrank_quant.backends.choose import (
     available_overrides,
     check_fits,
@@ -8,17 +9,17 @@ from bitrank_quant.backends.choose import (
     override_for,
     rejected,
 )
-from bitrank_quant.backends.dequantize import Decode, decoder, stored_weight
+from bitrank_quant.backends.dequantize import decoder, stored_weight
 from bitrank_quant.backends.probe import Trial, probe, try_format
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight, encode_in_parts
-from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, Backend, Override
+from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
 from bitrank_quant.errors import QuantError
 from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import Float, float_format
 from bitrank_quant.formats.integer import Affine, Int8Row
-from bitrank_quant.formats.parse import FORMATS, parse_format
+from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_quant.kernels.status import kernels_status
 from bitrank_quant.matrices import (
@@ -37,14 +38,17 @@ from bitrank_quant.understood import readers_of_weights
 __version__ = "0.1.0"
 __all__ = [
     "BACKENDS",
+    "FAMILIES",
     "FORMATS",
     "OVERRIDES",
+    "REFERENCE",
     "Affine",
     "Applied",
     "Backend",
     "Codebook",
     "CompiledRows",
     "Decode",
+    "Family",
     "Float",
     "Footprint",
     "Format",
@@ -64,6 +68,7 @@ __all__ = [
     "block_matrices",
     "check_fits",
     "choose_backend",
+    "computes_as",
     "decoder",
     "encode_in_parts",
     "float_format",

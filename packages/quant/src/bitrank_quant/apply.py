@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.backends.choose import check_fits, choose_backend, override_for
 from bitrank_quant.backends.dequantize import stored_weight
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
-from bitrank_quant.backends.registry import BACKENDS, Override
+from bitrank_quant.backends.registry import BACKENDS, REFERENCE, Override
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
@@ -31,7 +31,7 @@ PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
 # For a matrix whose weight is read by another module: plain torch gives it decoded, libraries give their
 # codes.
-_DECODED = Override(None, "torch", None)
+_DECODED = Override(None, REFERENCE.name, None)
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
           "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
 
@@ -88,7 +88,7 @@ def apply_precision(
             fill(name)
             only = _DECODED if name in read else override
             applied |= _store(model, name, fmt, heads_of.get(name, []), only, compute_dtype, split)
-    _tell_peft(model, applied)
+    _flag_for_peft(model, applied)
     return applied
 
 
@@ -111,7 +111,7 @@ def _store(
         replace_module(model, name, module)
     assert isinstance(module, (nn.Linear, nn.Embedding))
     if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == compute_dtype:
-        return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
+        return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}
     if isinstance(module, nn.Embedding) or heads:
         return _store_shared(model, name, module, fmt, heads, compute_dtype)
     backend = _backend(fmt, override, module.weight.device.type, compute_dtype)
@@ -141,12 +141,12 @@ def _store_shared(
     """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
     swap_weights(model, with_weight(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
-    return {part: Applied(str(fmt), "torch") for part in (name, *heads)}
+    return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}
 
 
 def _backend(fmt: Format, override: Override, device: str, compute_dtype: torch.dtype) -> str:
     if isinstance(fmt, Float):
-        return "torch"
+        return REFERENCE.name
     return override.backend or choose_backend(fmt, device, compute_dtype).name
 
 
@@ -219,10 +219,8 @@ def _check_tied(formats: dict[str, Format], tied: dict[str, str]) -> None:
             )
 
 
-def _tell_peft(model: nn.Module, applied: dict[str, Applied]) -> None:
-    """PEFT picks its bitsandbytes classes by model-level flags; a mixed model needs both."""
-    bnb = {parse_format(done.format).bits for done in applied.values() if done.backend == "bitsandbytes"}
-    if 4 in bnb:
-        model.is_loaded_in_4bit = True  # type: ignore[assignment]
-    if 8 in bnb:
-        model.is_loaded_in_8bit = True  # type: ignore[assignment]
+def _flag_for_peft(model: nn.Module, applied: dict[str, Applied]) -> None:
+    for done in applied.values():
+        flag = BACKENDS[done.backend].peft_flag(parse_format(done.format))
+        if flag is not None:
+            setattr(model, flag, True)

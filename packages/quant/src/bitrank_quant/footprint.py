@@ -1,7 +1,7 @@
 """Count the bytes a model really keeps: codes, scales, nested scales, and what stays in 16 bits.
 
-Every tensor reachable from a module is counted once per storage, so tied weights count once. Libraries hide tensors in
-different places: bitsandbytes in a quant state or a matmul state, quanto inside tensor subclasses; all are followed.
+Every tensor reachable from a module is counted once per storage, so tied weights count once. Tensors inside tensor
+subclasses are followed; what a library keeps elsewhere, its backend lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from bitrank_quant.backends.registry import backend_of
 
 
 @dataclass(frozen=True)
@@ -42,31 +44,15 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield from _leaves(tensor)
-    # bitsandbytes' 8-bit layer keeps codes and scales in its matmul state, before or after the first call.
-    state = getattr(module, "state", None)
-    for key in ("CB", "SCB"):
-        if isinstance(getattr(state, key, None), Tensor):
-            yield getattr(state, key)
+    backend = backend_of(module)
+    if backend is not None:
+        yield from backend.hidden_tensors(module)
 
 
 def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that make up ``tensor``: itself, or the parts of a subclass, and what bitsandbytes hangs on it."""
+    """The plain tensors that make up ``tensor``: itself, or the parts of a subclass."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _leaves(getattr(tensor, name))
         return
     yield tensor.data
-    if isinstance(getattr(tensor, "SCB", None), Tensor):
-        yield tensor.SCB  # type: ignore[attr-defined]
-    if isinstance(getattr(tensor, "CB", None), Tensor):
-        yield tensor.CB  # type: ignore[attr-defined]
-    yield from _quant_state(getattr(tensor, "quant_state", None))
-
-
-def _quant_state(state: object) -> Iterator[Tensor]:
-    if state is None:
-        return
-    for key in ("absmax", "code", "offset"):
-        if isinstance(getattr(state, key, None), Tensor):
-            yield getattr(state, key)
-    yield from _quant_state(getattr(state, "state2", None))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.apply import swap_weights, with_weight
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
@@ -98,6 +99,6 @@ def _put_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> Non
             raise QuantError(
                 f"{folder} holds {name!r} of shape {tuple(tensor.shape)}, which does not fit this model"
             )
-        conv = type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D" and tensor.ndim == 2
+        conv = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and tensor.ndim == 2
         # In the model's own dtype: norms are computed in fp32 while adapters train, and hold 16-bit numbers all the same.
         target.data = (tensor.T.contiguous() if conv else tensor).to(target.dtype)

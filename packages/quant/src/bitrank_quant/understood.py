@@ -20,6 +20,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from bitrank_quant.backends.reference import QuantEmbedding
+from bitrank_quant.backends.registry import backend_of
+
 # Their forward is written out as x Wᵀ + b instead of inherited.
 _PLAIN_PRODUCTS = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
@@ -52,7 +55,7 @@ def why_left(module: nn.Module) -> str | None:
     known = (
         kind.forward is plain.forward
         or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_PRODUCTS
-        or _is_quantized(kind)
+        or backend_of(module) is not None
     )
     return None if known else f"the forward pass of {kind.__name__} is not that of {plain.__name__}"
 
@@ -73,10 +76,6 @@ def readers_of_weights(model: nn.Module) -> set[str]:
     return found
 
 
-def _is_quantized(kind: type[nn.Module]) -> bool:
-    return kind.__module__.startswith(("bitrank_quant.", "bitsandbytes.", "optimum.quanto."))
-
-
 @cache
 def _looks_up(kind: Any) -> bool:
     """Whether every forward pass between ``kind`` and ``nn.Embedding`` calls that of its parent class."""
@@ -84,7 +83,7 @@ def _looks_up(kind: Any) -> bool:
     return all(
         _calls_parent(vars(cls)["forward"])
         for cls in between
-        if "forward" in vars(cls) and not _is_quantized(cls)
+        if "forward" in vars(cls) and not issubclass(cls, QuantEmbedding)
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_quant import BACKENDS, QuantLinear, QuantWeight, decoder, kernels, parse_format, stored_weight
-from bitrank_quant.backends import dequantize
-from bitrank_quant.backends.dequantize import _bitsandbytes_on_cpu
+from bitrank_quant.backends import scratch as buffers
+from bitrank_quant.backends.bitsandbytes import decode_on_cpu
 from bitrank_quant.kernels.status import kernels_status
 from torch import nn
 
@@ -77,7 +77,7 @@ def test_codes_of_bitsandbytes_are_read_as_it_reads_them(
     )
     layer = BACKENDS["bitsandbytes"].make(linear.to(dtype), parse_format(name), dtype)
     wanted = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    mine = _bitsandbytes_on_cpu(layer.weight.data, layer.weight.quant_state, dtype)
+    mine = decode_on_cpu(layer.weight.data, layer.weight.quant_state, dtype)
     if not kernels_status().startswith("compiled") or shape[1] % 64:
         assert mine is None
         mine = decoder(layer)()
@@ -132,16 +132,16 @@ def test_what_a_layer_holds_may_change_between_two_calls(backend: str, name: str
 
 
 def test_a_larger_room_replaces_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dequantize, "_scratch_buffers", {})
-    small = dequantize._scratch((2, 3), torch.bfloat16)
+    monkeypatch.setattr(buffers, "_buffers", {})
+    small = buffers.scratch((2, 3), torch.bfloat16)
     assert (
-        dequantize._scratch((2, 3), torch.bfloat16) is small
-        and dequantize._scratch((3, 2), torch.bfloat16).data_ptr() == small.data_ptr()
+        buffers.scratch((2, 3), torch.bfloat16) is small
+        and buffers.scratch((3, 2), torch.bfloat16).data_ptr() == small.data_ptr()
     )
-    large = dequantize._scratch((2, 4), torch.bfloat16)
-    again = dequantize._scratch((2, 3), torch.bfloat16)
+    large = buffers.scratch((2, 4), torch.bfloat16)
+    again = buffers.scratch((2, 3), torch.bfloat16)
     assert again.data_ptr() == large.data_ptr() != small.data_ptr() and again.shape == (2, 3)
-    assert dequantize._scratch((1, 1), torch.float32).dtype == torch.float32
+    assert buffers.scratch((1, 1), torch.float32).dtype == torch.float32
 
 
 def test_16_bits_that_are_multiplied_in_32_go_into_the_room_too() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitrank_adapters.fused.feed_forward import fuse_feed_forward
 from bitrank_adapters.fused.known import hooked
-from bitrank_adapters.fused.linear import ADAPTER, Adapted, Decode, LowRank, applies, factors
+from bitrank_adapters.fused.linear import ADAPTER, Adapted, AddLowRank, Decode, applies, factors
 from bitrank_adapters.fused.norms import fuse_norms
 from bitrank_adapters.fused.row_kernels import Rows
 from bitrank_adapters.fused.shared_input import share_inputs
@@ -62,7 +62,7 @@ def _forward(layer: Any, plain: Any, decode: Decode | None, x: Tensor, *args: An
     down_RI, up_OR, scale = factors(layer)
     rows_NI = x.reshape(-1, x.shape[-1])
     if decode is None or not applies(decode):
-        rows_NO = LowRank.apply(rows_NI, layer.base_layer(rows_NI), down_RI, up_OR, scale)
+        rows_NO = AddLowRank.apply(rows_NI, layer.base_layer(rows_NI), down_RI, up_OR, scale)
     else:
         rows_NO = Adapted.apply(rows_NI, decode, layer.base_layer.bias, down_RI, up_OR, scale)
     return rows_NO.view(*x.shape[:-1], rows_NO.shape[-1])

@@ -65,7 +65,7 @@ class Adapted(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
-class LowRank(torch.autograd.Function):
+class AddLowRank(torch.autograd.Function):
     """``base + scale · (x downᵀ) upᵀ`` over rows of x, for base layers with their own product."""
 
     @staticmethod

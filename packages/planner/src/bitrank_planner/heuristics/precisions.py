@@ -7,7 +7,7 @@ the model or the measurement lacks an input of the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from bitrank_planner.errors import PlanError
 from bitrank_planner.heuristics.ranks import ATTENTION, FFN
 from bitrank_planner.heuristics.shares import measured
 from bitrank_planner.problem import Item
+from bitrank_planner.registry import Entry
 
 THREE_BITS = "int3-g64"
 
@@ -137,14 +138,14 @@ def _where(matrices: Sequence[Item], picked: str, other: str, mask: Sequence[boo
     return {matrix.name: picked if chosen else other for matrix, chosen in zip(matrices, mask, strict=True)}
 
 
-PRECISION_HEURISTICS: dict[str, Callable[..., dict[str, str]]] = {
-    "all_in": all_in,
-    "embeddings_and_head_high": embeddings_and_head_high,
-    "edges_high": edges_high,
-    "attention_high_ffn_low": attention_high_ffn_low,
-    "ffn_high_attention_low": ffn_high_attention_low,
-    "low_rank_more_bits": low_rank_more_bits,
-    "low_rank_fewer_bits": low_rank_fewer_bits,
-    "three_bits_on_least_sensitive": three_bits_on_least_sensitive,
-    "encoder_high_decoder_low": encoder_high_decoder_low,
+PRECISION_HEURISTICS: dict[str, Entry[dict[str, str]]] = {
+    "all_in": Entry(all_in),
+    "embeddings_and_head_high": Entry(embeddings_and_head_high),
+    "edges_high": Entry(edges_high),
+    "attention_high_ffn_low": Entry(attention_high_ffn_low),
+    "ffn_high_attention_low": Entry(ffn_high_attention_low),
+    "low_rank_more_bits": Entry(low_rank_more_bits, needs="ranks"),
+    "low_rank_fewer_bits": Entry(low_rank_fewer_bits, needs="ranks"),
+    "three_bits_on_least_sensitive": Entry(three_bits_on_least_sensitive, needs="added_loss"),
+    "encoder_high_decoder_low": Entry(encoder_high_decoder_low),
 }

@@ -9,11 +9,12 @@ input of the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bitrank_planner.errors import PlanError
 from bitrank_planner.heuristics.shares import measured, share_out, step_of, total
 from bitrank_planner.problem import Item
+from bitrank_planner.registry import Entry
 
 ATTENTION = ("attention", "cross-attention")
 FFN = ("ffn",)
@@ -143,13 +144,13 @@ def _focused(matrices: Sequence[Item], mean: float, roles: tuple[str, ...]) -> d
     )
 
 
-RANK_HEURISTICS: dict[str, Callable[..., dict[str, int]]] = {
-    "uniform": uniform,
-    "linear_decay": linear_decay,
-    "attention_first": attention_first,
-    "ffn_first": ffn_first,
-    "gradient_probe": gradient_probe,
-    "activation": activation,
-    "parameter_norm": parameter_norm,
-    "two_stage": two_stage,
+RANK_HEURISTICS: dict[str, Entry[dict[str, int]]] = {
+    "uniform": Entry(uniform),
+    "linear_decay": Entry(linear_decay),
+    "attention_first": Entry(attention_first),
+    "ffn_first": Entry(ffn_first),
+    "gradient_probe": Entry(gradient_probe, needs="importance"),
+    "activation": Entry(activation, needs="ratios"),
+    "parameter_norm": Entry(parameter_norm, needs="norms"),
+    "two_stage": Entry(two_stage, needs="importance"),
 }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from bitrank_quant.backends.base import Backend
 from bitrank_quant.backends.probe import tried
-from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, Backend, Override
+from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
@@ -74,4 +75,4 @@ def _unfit(backend: Backend, fmt: Format, device: str, dtype: torch.dtype) -> st
     """Why ``backend`` cannot hold ``fmt`` on ``device``. Plain torch is the reference itself: there is nothing to try it against."""
     if reason := backend.missing(device):
         return reason
-    return None if backend.name == "torch" else tried(backend.name, str(fmt), device, dtype)
+    return None if backend is REFERENCE else tried(backend.name, str(fmt), device, dtype)

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import nn
 
-from bitrank_quant.backends.registry import BACKENDS, Backend
+from bitrank_quant.backends.base import Backend
+from bitrank_quant.backends.registry import BACKENDS
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.parse import parse_format
 

@@ -7,13 +7,15 @@ kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bitrank_quant.backends.base import Backend, Decode, computes_as
+from bitrank_quant.backends.products import DecodedLinear, LlmInt8
+from bitrank_quant.backends.scratch import scratch
 from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.codebook import Codebook, encode_dynamic_8bit
 from bitrank_quant.formats.float import Float
@@ -21,7 +23,6 @@ from bitrank_quant.formats.integer import Int8Row
 from bitrank_quant.kernels import Scratch
 from bitrank_quant.lazy import LazyWeight
 
-_OUTLIER = 6.0  # LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
 _PART = 2**20  # weights encoded at once
 _PRODUCT = (
     2**20
@@ -132,10 +133,10 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        llm_int8 = isinstance(self.quantized.fmt, Int8Row) and self.quantized.fmt.activations
+        llm_int8 = _rounds_activations(self.quantized.fmt)
         # Two dimensions inside, so that what comes out of the function is no view: PEFT adds to it in place.
         rows_NI = input.reshape(-1, self.in_features)
-        rows_NO = (_LlmInt8 if llm_int8 else _DecodedLinear).apply(rows_NI, self.quantized, bias)
+        rows_NO = (LlmInt8 if llm_int8 else DecodedLinear).apply(rows_NI, self.quantized, bias)
         return rows_NO.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -213,59 +214,40 @@ def _without_weight(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return made
 
 
-class _DecodedLinear(torch.autograd.Function):
-    """``y = x Wᵀ + b`` with W decoded in both passes instead of saved."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
-        ctx.quantized = quantized
-        parts = quantized.parts(input.dtype)
-        if len(parts) == 1:
-            return F.linear(input, quantized.decode(input.dtype), bias)
-        y_NO = input.new_empty(len(input), quantized.shape[0])
-        for part in parts:
-            torch.mm(input, quantized.decode_part(part, input.dtype).T, out=y_NO[:, part])
-        return y_NO if bias is None else y_NO.add_(bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return _back(grads[0], ctx.quantized), None, None
+def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
+    """A frozen :class:`QuantLinear`."""
+    return QuantLinear(QuantWeight(linear.weight, fmt, compute_dtype), linear.bias)
 
 
-def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
-    """∂/∂x of ``y = x Wᵀ``; sums over parts are made in fp32."""
-    parts = quantized.parts(grad_NO.dtype)
-    if len(parts) == 1:
-        return grad_NO @ quantized.decode(grad_NO.dtype)
-    total_NI = grad_NO.new_zeros(len(grad_NO), quantized.shape[1], dtype=torch.float32)
-    for part in parts:
-        total_NI += grad_NO[:, part] @ quantized.decode_part(part, grad_NO.dtype)
-    return total_NI.to(grad_NO.dtype)
+def owns(layer: nn.Module) -> bool:
+    """Whether ``layer`` is a linear layer or an embedding over a :class:`QuantWeight`."""
+    return computes_as(layer, QuantLinear) or isinstance(layer, QuantEmbedding)
 
 
-class _LlmInt8(torch.autograd.Function):
-    """LLM.int8(): int8 × int8 outside outlier features, 16-bit inside them; gradient through the decoded matrix."""
+def decode(layer: Any) -> Decode | None:
+    """The decoder of a linear ``layer``; None where its product rounds activations as well."""
+    plain = isinstance(layer, QuantLinear) and not _rounds_activations(layer.quantized.fmt)
+    return partial(layer.quantized.decode, scratch=scratch) if plain else None
 
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
-        ctx.quantized = quantized
-        x_NI = input.float()
-        outlier_I = (x_NI.abs() > _OUTLIER).any(0)
-        inner_NI = x_NI.masked_fill(outlier_I, 0.0)
-        scale_N = inner_NI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        codes_NI = (inner_NI / scale_N[:, None]).round()
-        parts = quantized.tensors
-        # Integer products up to 127² · in are exact in fp32 below 2²⁴, that is for up to about 1,000 features; close beyond.
-        y_NO = (codes_NI @ parts["codes"].float().T) * scale_N[:, None] * parts["scale"]
-        if outlier_I.any():
-            y_NO += x_NI[:, outlier_I] @ quantized.decode(torch.float32)[:, outlier_I].T
-        y_NO = y_NO.to(input.dtype)
-        return y_NO if bias is None else y_NO + bias
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return grads[0] @ ctx.quantized.decode(grads[0].dtype), None, None
+def stored_weight(layer: Any) -> Tensor:
+    """The matrix of ``layer``."""
+    weight: Tensor = layer.quantized.decode()
+    return weight
+
+
+def _rounds_activations(fmt: Format) -> bool:
+    return isinstance(fmt, Int8Row) and fmt.activations
+
+
+BACKEND = Backend(
+    "torch",
+    "every format in plain PyTorch: the reference",
+    "torch",
+    ("cpu", "cuda", "mps", "xpu"),
+    lambda _fmt: True,
+    make,
+    owns,
+    stored_weight,
+    decode,
+)

@@ -17,6 +17,10 @@ class Format(Protocol):
     """What every format offers. ``weight_OI`` is (out, in); blocks never cross a row."""
 
     @property
+    def about(self) -> str:
+        """What is stored, in half a sentence, for lists and help texts."""
+
+    @property
     def bits(self) -> int:
         """Bits of one code, scales not counted."""
 

@@ -79,6 +79,11 @@ class Codebook:
     bits = 4
 
     @property
+    def about(self) -> str:
+        scale = "an 8-bit absmax (double quantization)" if self.double_quant else "one fp32 absmax"
+        return f"4-bit code book, {scale} per block of {self.block}"
+
+    @property
     def value_range(self) -> tuple[float, float]:
         book = CODEBOOKS[self.name]
         return float(book.min()), float(book.max())

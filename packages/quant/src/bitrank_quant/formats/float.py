@@ -29,6 +29,7 @@ class Float:
         return self.dtype.itemsize * 8
 
     block = None
+    about = "the weight itself, cast"
 
     @property
     def value_range(self) -> tuple[float, float]:

@@ -24,6 +24,11 @@ class Int8Row:
     block = None
     value_range = (-127.0, 127.0)
 
+    @property
+    def about(self) -> str:
+        plain = "symmetric, one fp32 scale per row"
+        return f"{plain}; activations are quantized too (LLM.int8())" if self.activations else plain
+
     def encode(self, weight_OI: Tensor) -> Tensors:
         weight_OI = weight_OI.detach().float()
         scale_O = weight_OI.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
@@ -60,6 +65,10 @@ class Affine:
 
     bits: int
     block: int
+
+    @property
+    def about(self) -> str:
+        return f"affine, a bf16 scale and minimum per group of {self.block} along the row"
 
     @property
     def value_range(self) -> tuple[float, float]:

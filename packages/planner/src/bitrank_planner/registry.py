@@ -1,0 +1,29 @@
+"""What a registry of this package holds: functions, each with what help texts and lists say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One line of a registry, called as its function is.
+
+    ``needs`` names the measurement by matrix that the function takes besides: ``importance`` (mean |W ∘ G|), ``norms``
+    (‖W‖_F), ``ratios`` (explained variance of the inputs), ``ranks`` (of a plan) or ``added_loss`` (nats in the low format).
+    """
+
+    function: Callable[..., T]
+    needs: str | None = None
+
+    @property
+    def about(self) -> str:
+        """The first line of the function's documentation."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(self, *arguments: Any, **named: Any) -> T:
+        return self.function(*arguments, **named)

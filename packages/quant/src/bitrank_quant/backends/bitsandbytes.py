@@ -1,0 +1,220 @@
+"""Backend "bitsandbytes": 4-bit code books with blocks of 64, and LLM.int8()."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitrank_quant import kernels
+from bitrank_quant.backends.base import Backend, Decode, computes_as, frozen
+from bitrank_quant.backends.scratch import scratch
+from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.codebook import DYNAMIC_8BIT, Codebook
+from bitrank_quant.formats.integer import Int8Row
+
+# Every access to a weight of bitsandbytes passes through Python (`__torch_function__`), 2 µs each, but in here.
+_unwatched = torch._C.DisableTorchFunctionSubclass
+_BLOCK = 64
+_NESTED = 256  # block scales under one outer scale
+# bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32.
+_BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4
+
+
+def serves(fmt: Format) -> bool:
+    """Whether bitsandbytes has ``fmt``."""
+    return (isinstance(fmt, Codebook) and fmt.block == _BLOCK) or (
+        isinstance(fmt, Int8Row) and fmt.activations
+    )
+
+
+def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
+    """A frozen ``Linear4bit`` or ``Linear8bitLt``."""
+    # It warns at every call that bf16 inputs are cast, and once that an optional kernel package is absent.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if isinstance(fmt, Int8Row):
+        return _make_8bit(linear, compute_dtype)
+    assert isinstance(fmt, Codebook)
+    return _make_4bit(linear, fmt, compute_dtype)
+
+
+def _make_4bit(linear: nn.Linear, fmt: Codebook, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    made = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=compute_dtype,
+        device="meta",
+    )
+    made.weight = Params4bit(
+        linear.weight.detach().contiguous(),
+        requires_grad=False,
+        quant_type=fmt.name,
+        compress_statistics=fmt.double_quant,
+    )
+    made.bias = frozen(linear.bias)
+    # On the CPU an evaluation would repack the codes into a layout that has no backward pass, and training after it would
+    # lose its gradients without a word.
+    made.support_avx512bf16_for_cpu = False
+    made = made.to(linear.weight.device)
+    # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two
+    # roundings where these differ.
+    made.weight.quant_state.dtype = compute_dtype
+    return made
+
+
+def _make_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    made = Linear8bitLt(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        has_fp16_weights=False,
+        threshold=6.0,
+        device="meta",
+    )
+    # bitsandbytes quantizes from fp16; weights far outside its range would become inf, the cast below would say so.
+    made.weight = Int8Params(linear.weight.detach().contiguous(), requires_grad=False, has_fp16_weights=False)
+    made.bias = frozen(linear.bias)
+    made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself goes by its input
+    return made.to(linear.weight.device)
+
+
+def owns(layer: nn.Module) -> bool:
+    """Whether ``layer`` is one of the two linear layers above."""
+    return _is_4bit(layer) or _is_8bit(layer)
+
+
+def _is_4bit(layer: nn.Module) -> bool:
+    library: Any = sys.modules.get("bitsandbytes.nn")  # a layer of it exists only where it was imported
+    return library is not None and computes_as(layer, library.Linear4bit)
+
+
+def _is_8bit(layer: nn.Module) -> bool:
+    library: Any = sys.modules.get("bitsandbytes.nn")
+    return library is not None and computes_as(layer, library.Linear8bitLt)
+
+
+def decode(layer: Any) -> Decode | None:
+    """The decoder of ``layer``. An 8-bit layer that others made has none: its compute dtype is not known."""
+    if _is_4bit(layer):
+        return partial(_decode_4bit, layer, scratch)
+    return Int8InTraining(layer) if hasattr(layer, "compute_dtype") else None
+
+
+class Int8InTraining:
+    """The matrix of bitsandbytes' LLM.int8(), which on a CPU rounds activations in evaluations alone: while it trains it multiplies by
+    this very matrix, which it makes in two passes into new memory."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def applies(self) -> bool:
+        codes_OI = _held_8bit(self.layer).CB
+        return self.layer.training and codes_OI is not None and codes_OI.is_cpu
+
+    def __call__(self) -> Tensor:
+        held, dtype = _held_8bit(self.layer), self.layer.compute_dtype
+        scale_O = held.SCB.mul(1.0 / 127.0)
+        made = kernels.int8_rows(held.CB, scale_O, dtype, scratch)
+        return held.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
+
+
+def stored_weight(layer: Any) -> Tensor:
+    """The matrix; that of an 8-bit layer in fp32."""
+    if _is_4bit(layer):
+        return _decode_4bit(layer).detach()
+    held = _held_8bit(layer)
+    made: Tensor = held.CB.float() * held.SCB.float()[:, None] / 127
+    return made
+
+
+def _held_8bit(layer: Any) -> Any:
+    """Codes and scales lie with the weight until bitsandbytes' first product, with the state of its products after it."""
+    weight = layer._parameters["weight"]
+    return weight if getattr(weight, "SCB", None) is not None else layer.state
+
+
+def _decode_4bit(layer: Any, buffer: kernels.Scratch = None) -> Tensor:
+    weight, dtype = layer._parameters["weight"], layer.compute_dtype
+    with _unwatched():
+        codes: Tensor = weight.data
+    made: Tensor | None = decode_on_cpu(codes, weight.quant_state, dtype, buffer)
+    if made is None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        made = dequantize_4bit(codes, weight.quant_state)
+    return made if made.dtype == dtype else made.to(dtype)
+
+
+def decode_on_cpu(
+    codes: Tensor, state: Any, dtype: torch.dtype, buffer: kernels.Scratch = None
+) -> Tensor | None:  # fmt: skip
+    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second
+    pool, and the two wait for each other's cores.
+
+    None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
+    """
+    shape, block = state.shape, state.blocksize
+    if len(shape) != 2 or shape[1] % block:
+        return None
+    if not state.nested:
+        return kernels.codebook(codes, state.code, state.absmax, block, shape, dtype, buffer)
+    scales = state.absmax, DYNAMIC_8BIT, state.state2.absmax, state.offset
+    return kernels.nested_codebook(codes, state.code, scales, block, shape, dtype, buffer)
+
+
+def nbytes(fmt: Format, shape: tuple[int, int], _dtype: torch.dtype) -> int:
+    """4-bit codes lie in one row of blocks, whatever the shape; with double quantization there are 8-bit scales,
+    their own outer scales and code book."""
+    if not isinstance(fmt, Codebook):
+        return fmt.nbytes(shape)
+    numbers = math.prod(shape)
+    blocks = -(-numbers // _BLOCK)
+    nested = blocks + 4 * -(-blocks // _NESTED) + _SCALE_BOOK + _OFFSET
+    return -(-numbers // 2) + (nested if fmt.double_quant else 4 * blocks) + _BOOK
+
+
+def hidden_tensors(layer: Any) -> Iterator[Tensor]:
+    """Codes and scales of an 8-bit layer, in the state of its products or on its weight; the quant state of a 4-bit one."""
+    weight = layer._parameters["weight"]
+    for holder in (getattr(layer, "state", None), weight):
+        for key in ("CB", "SCB"):
+            if isinstance(getattr(holder, key, None), Tensor):
+                yield getattr(holder, key)
+    state = getattr(weight, "quant_state", None)
+    while state is not None:
+        for key in ("absmax", "code", "offset"):
+            if isinstance(getattr(state, key, None), Tensor):
+                yield getattr(state, key)
+        state = getattr(state, "state2", None)
+
+
+def peft_flag(fmt: Format) -> str:
+    """PEFT chooses its bitsandbytes classes by flags of the whole model; one that mixes both needs both."""
+    return f"is_loaded_in_{fmt.bits}bit"
+
+
+BACKEND = Backend(
+    "bitsandbytes",
+    "4-bit code books and LLM.int8(), from the library of that name",
+    "bitsandbytes",
+    ("cpu", "cuda", "mps", "xpu"),
+    serves,
+    make,
+    owns,
+    stored_weight,
+    decode,
+    nbytes,
+    hidden_tensors,
+    peft_flag=peft_flag,
+)
