@@ -110,14 +110,9 @@ def test_a_model_in_memory_has_the_plan_of_its_folder_and_does_not_change(planne
 
 def test_planned_bytes_are_those_of_the_model_after_apply_and_attach(planned) -> None:
     plan, _ = planned
-    model = tiny().to(torch.bfloat16)
+    model = tiny()
     bitrank.apply(model, plan)
-    adapted = bitrank.attach(model, plan)
-    norms = sum(
-        p.numel() * 4 for name, p in adapted.named_parameters() if "norm" in name and p.dtype == torch.float32
-    )
-    in_bf16 = norms // 2
-    assert stored_bytes(adapted).total - norms + in_bf16 in {plan["bytes"], plan["bytes"] + in_bf16}
+    assert stored_bytes(bitrank.attach(model, plan)).total == plan["bytes"] <= plan["budget"]
 
 
 def test_apply_gives_the_logits_of_plain_transformers_on_the_decoded_weights(planned) -> None:
