@@ -118,7 +118,7 @@ def test_planned_bytes_are_those_of_the_model_after_apply_and_attach(planned) ->
 def test_apply_gives_the_logits_of_plain_transformers_on_the_decoded_weights(planned) -> None:
     plan, _ = planned
     model, reference = tiny(), tiny()
-    applied = bitrank.apply(model, plan, quant_backend="reference")
+    applied = bitrank.apply(model, plan)
     assert {applied[name].format for name in plan["precision"]} > {"bf16"}
     with torch.no_grad():
         for name in plan["precision"]:
@@ -132,7 +132,7 @@ def test_apply_gives_the_logits_of_plain_transformers_on_the_decoded_weights(pla
 def test_apply_stores_every_format(text: str) -> None:
     model = tiny()
     weight = model.get_submodule(UP).weight.detach().clone()
-    done = bitrank.apply(model, {"precision": {UP: text, EMBEDDING: text}}, quant_backend="reference")
+    done = bitrank.apply(model, {"precision": {UP: text, EMBEDDING: text}})
     assert done[UP].format == done[EMBEDDING].format == str(parse_format(text))
     stored = stored_weight(model.get_submodule(UP)).float()
     assert 0 < float((stored - weight).norm() / weight.norm()) < 0.7
@@ -160,7 +160,7 @@ def test_attach_trains_the_ranks_of_the_plan_and_the_head_with_the_scale_of_runs
 def test_gradients_reach_adapters_through_every_quantized_layer(planned) -> None:
     plan, _ = planned
     model = tiny()
-    bitrank.apply(model, plan, quant_backend="reference")
+    bitrank.apply(model, plan)
     adapted = bitrank.attach(model, plan)
     adapted(IDS, labels=IDS).loss.backward()
     seconds = {name: p.grad for name, p in adapted.named_parameters() if "lora_B" in name}

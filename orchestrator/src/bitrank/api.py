@@ -129,7 +129,8 @@ def apply(
     Args:
         model: a transformers model with float weights, on the device where it will compute.
         plan: from :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough.
-        quant_backend: ``auto`` takes the fastest backend that serves a format here; ``reference`` is plain torch.
+        quant_backend: ``auto`` takes for each format the first backend that serves it here; others as ``bitrank run
+            --set quant_backend=…``.
         compute_dtype: of inputs and outputs of quantized layers; default: the model's dtype.
 
     Returns:
