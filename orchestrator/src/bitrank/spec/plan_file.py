@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
     from bitrank_quant import WeightMatrix
 
+_EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
+
 
 def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
     """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its adapters are meant to start.
@@ -52,17 +54,25 @@ def read_plan(path: Path) -> dict[str, Any]:
 
     Raises :class:`UserError` when it cannot be read or is no plan.
     """
-    expected = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
     try:
-        data = dict(json.loads(path.read_text(encoding="utf-8")))
-        bits, ranks = dict(data["precision"]), dict(data["ranks"])
-        shapes, adaptive = dict(data.get("shapes", {})), dict(data.get("adaptive", {}))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no plan: {_EXPECTED}; got {type(error).__name__}: {error}") from error
+    return check_plan_data(data, str(path))
+
+
+def check_plan_data(plan: Any, source: str) -> dict[str, Any]:
+    """``plan`` as a plan's data with every optional part. Raises :class:`UserError`, which names ``source``, when it is none."""
+    try:
+        data = dict(plan)
+        bits, ranks = dict(data["precision"]), dict(data["ranks"])
+        shapes, adaptive = dict(data.get("shapes", {})), dict(data.get("adaptive", {}))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no plan: {expected}; got {type(error).__name__}: {error}") from error
+        raise UserError(f"{source} is no plan: {_EXPECTED}; got {type(error).__name__}: {error}") from error
     if not all(isinstance(fmt, str) for fmt in bits.values()) or not all(
         type(rank) is int for rank in ranks.values()
     ):
-        raise UserError(f"{path} is no plan: {expected}; formats must be text and ranks whole numbers")
+        raise UserError(f"{source} is no plan: {_EXPECTED}; formats must be text and ranks whole numbers")
     return {**data, "precision": bits, "ranks": ranks, "shapes": shapes, "adaptive": adaptive}

@@ -10,10 +10,12 @@ from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ra
 from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.residual_init import ResidualStart, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
+from bitrank_adapters.trainer_callback import AdaLoraCallback
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaLora",
+    "AdaLoraCallback",
     "AdaLoraRanks",
     "AdapterError",
     "BudgetMissed",

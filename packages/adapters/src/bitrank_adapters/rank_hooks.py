@@ -89,6 +89,11 @@ class AdaLoraRanks(FixedRanks):
         return int(self._config.total_step - self._config.tfinal)
 
     @property
+    def factors(self) -> list[Tensor]:
+        """P and Q of every adapted matrix: the parameters that :meth:`penalty` depends on."""
+        return list(self._factors)
+
+    @property
     def budget(self) -> int:
         """Sum of active ranks after the freeze: target_r · matrices."""
         return int(self._tuner.rankallocator.target_bgt)
@@ -154,6 +159,19 @@ class AdaLoraRanks(FixedRanks):
                 "few steps were "
                 "taken to tell ranks apart. Train longer, or widen the schedule between warm-up and freeze."
             )
+
+
+def keep_loss_plain(model: PeftModel) -> None:
+    """Stop PEFT from adding the orthogonality term to ``loss`` in the model's output, in training and evaluation.
+
+    PEFT adds it to every micro-batch, so it would count once per micro-batch instead of once per step.
+    """
+    tuner: Any = model.base_model
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return tuner.model.forward(*args, **kwargs)
+
+    tuner.forward = forward
 
 
 def adapted(model: PeftModel) -> list[tuple[str, Any]]:

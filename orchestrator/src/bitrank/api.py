@@ -1,0 +1,335 @@
+"""The Python interface: plan a model, apply the plan to it in memory, attach adapters, read runs.
+
+Each function does what the command line does, with the same code; ``import bitrank`` loads none of it before it is
+used. A plan is plain data, a ``dict`` that ``json`` can write: ``precision`` (module → format) and ``ranks`` (module →
+rank), and what the planner predicted. Module names are those of ``model.named_modules()``.
+
+    import bitrank
+
+    plan = bitrank.plan("minilm", "movie_sentences", "9MB")
+    bitrank.apply(model, plan)                 # a transformers model: its matrices take the plan's formats
+    adapted = bitrank.attach(model, plan)      # a PEFT model with the plan's ranks, ready for any training loop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from bitrank_quant import Applied, apply_precision, hold_in_16_bits, left_out, weight_matrices
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from bitrank.errors import UserError, unknown
+from bitrank.models.architectures import check_adaptable
+from bitrank.models.completeness import heads_of
+from bitrank.models.load import load_tokenizer
+from bitrank.planning.budget import sizes_of
+from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.from_config import is_outline
+from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
+from bitrank.spec.configs import config_of_plan
+from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
+from bitrank.spec.plan_file import save_plan as _save_plan
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import INITS, RunSpec, make_spec
+
+if TYPE_CHECKING:
+    import duckdb
+    from peft import PeftModel
+
+__all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
+
+Plan = dict[str, Any]
+
+
+def plan(
+    model: str | Path | nn.Module,
+    task: str | Path,
+    budget: str,
+    *,
+    planner: str = "exact",
+    init: str = "default",
+    formats: tuple[str, ...] = FORMATS,
+    ranks: tuple[int, ...] = RANKS,
+    pins: Pins | None = None,
+    max_trainable: int | None = None,
+    tokenizer: Any = None,
+    profile: str = "laptop",
+    settings: Mapping[str, Any] | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
+
+    Sensitivities are measured on a little of ``task`` (minutes, once per model and task: they are cached).
+
+    Args:
+        model: the name of an embedded model (``minilm``, ``smollm2``), a hub id, a folder in hub format, or a
+            transformers model in memory, with float weights and its task's head. A model in memory is written to a
+            temporary folder while it is measured, and does not change.
+        task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        budget: bytes of model and adapters together (``9MB``), stored bits per base parameter (``3.5bits``), or the
+            bytes of a config on this model (``=B-Q4``).
+        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
+        init: how adapters will start. ``default`` starts them at zero, which is what :func:`attach` does; with
+            ``lq-lora`` rank repairs quantization, and the plan is for ``bitrank run --plan``.
+        formats: formats to choose from.
+        ranks: ranks to choose from.
+        pins: a part of module names → (format or None, rank or None), such as ``{"down_proj": ("int8", None)}``.
+        max_trainable: most numbers that adapters may train.
+        tokenizer: of a model in memory; default: the one at ``model.name_or_path``.
+        profile: defaults for this kind of task.
+        settings: fields of the run that the plan is for, such as ``{"max_length": 256}``.
+        on_progress: gets the name of each matrix as it is measured.
+
+    Returns:
+        The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes), ``predicted_added_loss``
+        (nats), ``proven_gap`` (relative), ``trainable`` (numbers), ``shapes`` (out, in), ``planning_seconds``.
+
+    Raises:
+        UserError: a model, task, budget or setting that does not exist or fit; the packages' own errors likewise
+            (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
+
+    Example:
+        >>> import bitrank
+        >>> plan = bitrank.plan("tiny-bert", "toy_sentences", "120kB", profile="smoke")
+        >>> plan["bytes"] <= plan["budget"] == 120_000
+        True
+    """
+    if init not in INITS or init == "loftq":
+        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
+    request = PlanRequest(
+        budget, planner, Choices(formats, ranks, repairs=init == "lq-lora"), max_trainable, pins
+    )
+    with _folder(model, tokenizer) as place, _threads_kept():
+        given = {**(settings or {}), "model": place}
+        spec = make_spec(find_profile(profile), "B-FP", str(task), given)
+        if isinstance(model, nn.Module):
+            _check_names(model, spec)
+        result = make_plan(spec, request, on_progress)
+    return _as_data(result, init)
+
+
+def apply(
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    *,
+    quant_backend: str = "auto",
+    compute_dtype: torch.dtype | None = None,
+) -> dict[str, Applied]:
+    """Store the matrices of a transformers ``model`` in the plan's formats, in place.
+
+    Matrices that the plan does not name go to bf16, as in a run; heads of a classifier, which are trained whole, stay
+    as they are, and so does a head that shares its embedding's weight: it follows the embedding.
+
+    Args:
+        model: a transformers model with float weights, on the device where it will compute.
+        plan: from :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough.
+        quant_backend: ``auto`` takes for each format the first backend that serves it here; others as ``bitrank run
+            --set quant_backend=…``.
+        compute_dtype: of inputs and outputs of quantized layers; default: the model's dtype.
+
+    Returns:
+        For every matrix the format and the backend that store it. Gradients flow through quantized layers to their
+        inputs, not to their weights.
+
+    Raises:
+        UserError: the plan was made for other shapes, or is no plan.
+        QuantError: a format that does not exist or fit, or a module that the model lacks. The model is untouched.
+
+    Example:
+        >>> import bitrank
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100))
+        >>> done = bitrank.apply(model, {"precision": {"model.layers.0.mlp.up_proj": "int4-g64"}})
+        >>> done["model.layers.0.mlp.up_proj"].format
+        'int4-g64'
+    """
+    config = config_of_plan(check_plan_data({"ranks": {}, **plan}, "the plan"), "the plan")
+    heads = _heads(model)
+    check_adaptable(type(model).__name__, model)
+    free = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
+    formats = config.precision.assign_formats(free)
+    dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
+    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype)
+    hold_in_16_bits(model, left_out(model, heads))
+    return applied
+
+
+def attach(
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    *,
+    scale: float = RunSpec.adapter_scale,
+    heads: list[str] | None = None,
+    total_steps: int | None = None,
+    init: str | None = None,
+    seed: int = 0,
+) -> PeftModel:
+    """Attach LoRA adapters with the plan's ranks; the base is frozen, adapters train in fp32.
+
+    Args:
+        model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
+        plan: from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``.
+        scale: the factor on every adapter's output, α / rank, the same for all ranks; the default is that of runs.
+        heads: modules to train whole; default: the head of a classifier.
+        total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
+            :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
+        init: default: the plan's. Only ``default`` can be attached (adapters start at zero): a start from what
+            quantization lost is made while the base is stored, by ``bitrank run``.
+        seed: of the adapters' random half.
+
+    Returns:
+        A PEFT model: train it with any loop, save it with ``save_pretrained``.
+
+    Raises:
+        UserError: a plan whose adapters must start from the quantization error; an adaptive plan without steps.
+        AdapterError: a rank that does not fit its matrix, a module that the model lacks, or no rank at all.
+
+    Example:
+        >>> import bitrank
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100))
+        >>> adapted = bitrank.attach(model, {"ranks": {"model.layers.0.mlp.up_proj": 4}})
+        >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 4 * (64 + 128)
+        True
+    """
+    data = check_plan_data({"precision": {}, **plan}, "the plan")
+    start = init or data.get("init", "default")
+    if start != "default":
+        raise UserError(
+            f"the adapters of this plan start with init={start!r}, which is made while a run stores its base; train it "
+            "with `bitrank run --plan`, plan with init='default', or give init='default' to start them at zero anyway"
+        )
+    rule = config_of_plan(data, "the plan").rank
+    if data["adaptive"] and total_steps is None:
+        raise UserError(
+            "this plan is adaptive (AdaLoRA): give total_steps, the optimizer steps of the training"
+        )
+    blocks = [m for m in weight_matrices(model) if m.adaptable]
+    adapted, _ = rule.attach(
+        model,
+        rule.assign_ranks(blocks),
+        total_steps=total_steps or 0,
+        scale=scale,
+        heads=_heads(model) if heads is None else heads,
+        seed=seed,
+    )
+    return adapted
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read the plan file at ``path``: from ``bitrank plan --save``, :func:`save_plan`, or a run's ``plan.json``.
+
+    Raises :class:`~bitrank.errors.UserError` when it cannot be read or is no plan.
+
+    Example:
+        >>> import bitrank
+        >>> bitrank.save_plan({"precision": {}, "ranks": {"model.layers.0.mlp.up_proj": 4}}, "plan.json")
+        >>> bitrank.load_plan("plan.json")["ranks"]
+        {'model.layers.0.mlp.up_proj': 4}
+    """
+    return read_plan(Path(path))
+
+
+def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``plan`` as JSON to ``path``, for :func:`load_plan` and ``bitrank run --plan``.
+
+    Raises :class:`~bitrank.errors.UserError` when it is no plan or cannot be written.
+
+    Example:
+        >>> import bitrank
+        >>> bitrank.save_plan({"precision": {"lm_head": "int8"}, "ranks": {}}, "plan.json")
+    """
+    _save_plan(check_plan_data(plan, "the plan"), Path(path))
+
+
+def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
+    """Open the store of finished runs, read-only, as a DuckDB connection with views such as ``wide`` and ``plans``.
+
+    ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()`` gives a
+    DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
+
+    Example:
+        >>> import bitrank
+        >>> store = bitrank.open_store("runs")  # doctest: +SKIP
+        >>> store.sql('SELECT run_name, "m.eval/acc", "m.model/mib" FROM wide').df()  # doctest: +SKIP
+    """
+    from bitrank_analysis import open_store as open_views
+
+    return open_views(str(uri))
+
+
+def _as_data(result: PlanResult, init: str) -> Plan:
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init)
+    data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
+    return check_plan_data(data, "the plan")
+
+
+def _heads(model: nn.Module) -> list[str]:
+    """The modules of a classifier that runs train whole; none for other models."""
+    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
+    return heads_of(model) if type(model).__name__ in classifiers else []
+
+
+@contextmanager
+def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
+    """Where the files of ``model`` are; one in memory is written for the time that it is measured."""
+    if not isinstance(model, nn.Module):
+        if is_outline(str(model)):
+            raise UserError(
+                f"{model} has no weights to measure; `bitrank plan --model` plans from a config alone"
+            )
+        yield str(model)
+        return
+    _check_plain(model)
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(model)
+    with TemporaryDirectory(prefix="bitrank-") as temporary:
+        folder = Path(temporary) / "model"  # the name is part of the cache's
+        model.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+        yield str(folder)
+
+
+def _tokenizer_of(model: Any) -> Any:
+    if not getattr(model.config, "name_or_path", ""):
+        raise UserError("this model does not say where it came from; give its tokenizer, tokenizer=…")
+    return load_tokenizer(model.config.name_or_path)
+
+
+def _check_plain(model: nn.Module) -> None:
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+        raise UserError(f"expected a transformers model, a name or a folder, got {type(model).__name__}")
+    if hasattr(model, "peft_config"):
+        raise UserError("this model has adapters; plan its base before attach")
+    quantized = any(not p.is_floating_point() for p in model.parameters())
+    if quantized or any(hasattr(module, "quantized") for module in model.modules()):
+        raise UserError("this model is quantized; plan it before apply, with its float weights")
+
+
+def _check_names(model: nn.Module, spec: RunSpec) -> None:
+    """The model that is measured is made by the kind of task: its names must be those of ``model``."""
+    own = {name for name, _ in model.named_modules()}
+    missing = [name for name in sizes_of(spec).matrices if name not in own]
+    if missing:
+        raise UserError(
+            f"{type(model).__name__} has no {missing[0]}, which a model for {spec.kind} has: give the model with the "
+            "head of its task (AutoModelForSequenceClassification or AutoModelForCausalLM)"
+        )
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Planning sets the number of torch's threads; the caller's comes back."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
