@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _SPEAK_TO_THE_USER = {
@@ -14,6 +15,16 @@ _SPEAK_TO_THE_USER = {
     "TrainError",
     "AnalysisError",
 }
+
+
+# A password in a URI reaches to the last @ of the word, so that one with unquoted characters is hidden too.
+_USER_PASSWORD = re.compile(r"(\w://[^\s/:@'\"]*):[^\s'\"]*@")
+_QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """``text`` with ``***`` for every password that stands inside a URI."""
+    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
 
 
 class UserError(ValueError):

@@ -98,8 +98,8 @@ def test_a_store_of_before_digests_and_file_uris_is_still_read_and_listed(tmp_pa
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     old = replace(spec, data_digest=None, model_digest=None)
     log = Tracker(client, store, "smoke").open(old, None)
-    (tmp_path / "result.json").write_text(json.dumps({"eval/acc": 0.5, "time/total_s": 9.0}))
     (tmp_path / "spec.json").write_text(json.dumps({"seed": 7}))
+    seal(tmp_path, {"eval/acc": 0.5, "time/total_s": 9.0})
     log.close(tmp_path, "FINISHED", {})
 
     stated = {row["spec_id"]: (row["state"], row["seconds"]) for row in rows([old, spec], store)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +44,11 @@ class Store:
     artifact_uri: str | None
     work: Path
 
+    @property
+    def shown(self) -> str:
+        """``uri`` for people: a password in it is masked. Use this in every message."""
+        return masked(self.uri)
+
     @classmethod
     def parse(cls, text: str) -> Store:
         """The store that ``text`` names: a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
@@ -58,7 +63,7 @@ class Store:
         if "://" in text:
             expected = ", ".join(("sqlite:///", *_SERVER))
             raise UserError(
-                f"cannot use the store {text!r}; expected a folder or a URI that starts with {expected}"
+                f"cannot use the store {masked(text)!r}; expected a folder or a URI that starts with {expected}"
             )
         return cls._of_database(Path(text).resolve() / "mlflow.db")
 
@@ -114,10 +119,10 @@ def open_store(store: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     if path is None:
-        return _reached(MlflowClient(place.uri), place.uri)
+        return _reached(MlflowClient(place.uri), place.shown)
     with FileLock(path.with_suffix(".lock")):
         check_file(path)
-        client = _reached(MlflowClient(place.uri), place.uri)
+        client = _reached(MlflowClient(place.uri), place.shown)
         with sqlite3.connect(path) as database:
             database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
     return client
@@ -159,12 +164,13 @@ def check_file(path: Path) -> None:
         )
 
 
-def _reached(client: MlflowClient, uri: str) -> MlflowClient:
+def _reached(client: MlflowClient, shown: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise UserError(f"the store {uri} does not answer: {str(error).splitlines()[0][:200]}") from error
+        said = masked(str(error).splitlines()[0])[:200]
+        raise UserError(f"the store {shown} does not answer: {said}") from None
     return client

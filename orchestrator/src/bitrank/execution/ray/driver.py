@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlparse
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, masked
 from bitrank.execution.attempt import Job
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.execution.options import Execution
@@ -43,7 +43,7 @@ def check(how: Execution, store: str) -> None:
         )
     if Store.parse(store).database is not None:
         raise UserError(
-            f"--executor ray needs a tracking server as its store, and {store} is a file that other machines cannot write; {_SERVER}"
+            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other machines cannot write; {_SERVER}"
         )
     if how.ray_address and how.ray_address.startswith("ray://"):
         raise UserError(
@@ -124,7 +124,7 @@ def _handle_messages(
             if job.add_event(event):
                 changed(job)
         if "ended" in message:
-            task.over, job.status, job.message = True, message["ended"], message["message"]
+            task.over, job.status, job.message = True, message["ended"], masked(message["message"])
             if job.done:
                 job.state = State("done", message["run_id"], figures=message["figures"])
             changed(job)
@@ -140,7 +140,7 @@ def _lost(
     retries: int,
     changed: Callable[[Job | None], None],
 ) -> _Task | None:
-    job, lost = task.job, [*task.lost, f"{task.host or 'a worker'}: {message['lost']}"]
+    job, lost = task.job, [*task.lost, f"{task.host or 'a worker'}: {masked(message['lost'])}"]
     task.over = True
     if len(lost) > retries:
         job.status, job.message = (
@@ -186,5 +186,5 @@ def _check_artifacts(tracker: Tracker) -> None:
     place = tracker.client.get_experiment(tracker.experiment_id).artifact_location
     if urlparse(place).scheme in {"", "file"}:
         raise UserError(
-            f"the server at {tracker.store} lets each machine write artifacts to its own {place}; {_SERVER}"
+            f"the server at {masked(tracker.store)} lets each machine write artifacts to its own {masked(place)}; {_SERVER}"
         )
