@@ -19,8 +19,14 @@ SECRET = "pl4nted"
         (f"postgresql://me:{SECRET}@host/db", "postgresql://me:***@host/db"),
         (f"postgresql+psycopg2://me:a@{SECRET}/b@host/db", "postgresql+psycopg2://me:***@host/db"),
         (f"https://:{SECRET}@host", "https://:***@host"),
-        (f"postgresql://host/db?user=me&password={SECRET}&x=1", "postgresql://host/db?user=me&password=***&x=1"),
-        (f"cannot use 'http://me:{SECRET}@host'; give another", "cannot use 'http://me:***@host'; give another"),
+        (
+            f"postgresql://host/db?user=me&password={SECRET}&x=1",
+            "postgresql://host/db?user=me&password=***&x=1",
+        ),
+        (
+            f"cannot use 'http://me:{SECRET}@host'; give another",
+            "cannot use 'http://me:***@host'; give another",
+        ),
         ("http://127.0.0.1:5000/#/experiments/1", "http://127.0.0.1:5000/#/experiments/1"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("write to me: a@b", "write to me: a@b"),
@@ -50,7 +56,10 @@ def test_a_store_is_opened_with_its_password_and_shown_without() -> None:
     ],
 )
 def test_no_command_prints_the_password_of_its_store(
-    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

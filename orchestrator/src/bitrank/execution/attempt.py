@@ -42,6 +42,7 @@ class Job:
     started: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    replaces: State | None = None  # the state of the run to forget, when this job makes it again
 
     @property
     def done(self) -> bool:

@@ -1,7 +1,8 @@
 """The local executor: runs on this machine, each in a process of its own.
 
 It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two invocations never train the
-same spec.
+same spec. When it has them it asks the store again, since another invocation may have done the run in between. Runs that another
+process holds go to the end of the queue.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bitrank.execution.attempt import Attempt, Job
+from bitrank.execution.claim import claim, look_again
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.cores import usable_cores
 from bitrank.process.environment import is_apple
+from bitrank.process.run_folder import LOCK
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE, RunHeldElsewhere
@@ -35,13 +38,19 @@ def run_all(
     One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
     """
     waiting, running = deque(jobs), dict[Attempt, ExitStack]()
+    elsewhere, last = list[Job](), False
     with Signals() as stop:
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
                     job = waiting.popleft()
-                    if (held := _hold(job, tracker)) is not None:
+                    if (held := _hold(job, tracker)) is None:
+                        elsewhere.append(job)
+                    elif claim(job, tracker):
                         running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = held
+                        changed(job)
+                    else:
+                        held.close()
                         changed(job)
                 for attempt in list(running):
                     for event in attempt.follow():
@@ -54,11 +63,16 @@ def run_all(
                 changed(None)
                 time.sleep(_POLL)
                 stop.check()
+                if not (waiting or running or last):
+                    waiting, elsewhere, last = deque(elsewhere), [], True
         except Interrupted:
             for attempt, held in running.items():
                 attempt.kill()
                 held.close()
             raise
+    for job in elsewhere:
+        look_again(job, tracker)
+        changed(job)
 
 
 def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
@@ -66,7 +80,7 @@ def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     held = ExitStack()
     try:
-        held.enter_context(FileLock(job.folder / ".lock", timeout=0))
+        held.enter_context(FileLock(job.folder / LOCK, timeout=0))
         held.enter_context(tracker.hold(job.spec.spec_id))
     except (Timeout, RunHeldElsewhere):
         held.close()

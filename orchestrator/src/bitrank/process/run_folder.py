@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data import flush, write_atomically
+from filelock import FileLock, Timeout
 
-RESULT, DIGESTS, ADAPTER = "result.json", "digests.json", "adapter"
+RESULT, DIGESTS, ADAPTER, LOCK = "result.json", "digests.json", "adapter", ".lock"
 _SEALED = (
     "spec.json",
     "plan.json",
@@ -59,6 +60,21 @@ def damage(folder: Path) -> str | None:
         if _sha256(folder / name) != digest:
             return f"{name} has other content than was written"
     return None
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process runs the run in ``folder``. A folder that cannot be written is nobody's."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def is_complete(folder: Path) -> bool:

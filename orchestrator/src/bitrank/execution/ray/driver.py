@@ -62,6 +62,7 @@ class _Task:
     host: str = ""
     lease: str | None = None
     over: bool = False
+    last_try: bool = False  # another process held the run, and every other run is over now
     lost: list[str] = field(default_factory=list)
 
 
@@ -80,7 +81,7 @@ def run_all(
         slots = how.jobs or 2 * max(
             capacity(task.need, cluster.machines) for task in waiting
         )  # half of them wait for room, in Ray
-        running = list[_Task]()
+        running, elsewhere = list[_Task](), list[_Task]()
         with Signals() as stop:
             try:
                 while waiting or running:
@@ -92,9 +93,13 @@ def run_all(
                         again = _handle_messages(task, cluster, tracker, how.retries, changed)
                         if task.over:
                             running.remove(task)
+                            if task.job.status == "elsewhere" and not task.last_try:
+                                elsewhere.append(_Task(task.job, task.order, task.need, last_try=True))
                         waiting.extendleft([again] if again else [])
                     changed(None)
                     stop.check()
+                    if not (waiting or running):
+                        waiting, elsewhere = deque(elsewhere), []
             except Interrupted:
                 _stop(running, cluster, tracker)
                 raise
@@ -105,7 +110,7 @@ def run_all(
 def _tasks(jobs: Sequence[Job], tracker: Tracker, cluster: Cluster) -> list[_Task]:
     needs = [needed(job.spec, cluster.machines) for job in jobs]
     return [
-        _Task(job, order_for(job.spec, tracker.store, int(need["CPU"])), need)
+        _Task(job, order_for(job.spec, tracker.store, int(need["CPU"]), job.replaces), need)
         for job, need in zip(jobs, needs, strict=True)
     ]
 
