@@ -57,7 +57,8 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
     from bitrank.process.run_folder import is_locked
     from bitrank.tracking.lease import held_specs
     from bitrank.tracking.run_state import read_runs, state_of
-    from bitrank.tracking.store import Store, check_file
+    from bitrank.tracking.sqlite_store import has_store
+    from bitrank.tracking.store import Store
 
     database, profile = Store.parse(store).database, specs[0].profile
     if database is None:
@@ -67,8 +68,7 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
         tracker = Tracker(open_store(store), store, profile)
         runs, held = tracker.runs(), held_specs(tracker.client, tracker.experiment_id)
         return [_running(state_of(spec, runs), spec.spec_id in held) for spec in specs]
-    check_file(database)
-    runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
+    runs = read_runs(database, f"bitrank-{profile}") if has_store(database) else {}
     work = Store.parse(store).work
     return [_running(state_of(spec, runs), is_locked(work / spec.spec_id)) for spec in specs]
 

@@ -18,7 +18,7 @@ from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import open_ui
-from bitrank.errors import is_user_error, masked
+from bitrank.errors import disk_problem, is_user_error, masked
 from bitrank.process.environment import set_own_environment
 from bitrank.process.tcmalloc import adopt
 
@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if not is_user_error(error) and (problem := disk_problem(error)):
+            print(
+                f"bitrank: {masked(problem)}; free or choose another place, and run the same command again",
+                file=sys.stderr,
+            )
+            return 2
         if not is_user_error(error):
             if argv is not None:
                 raise

@@ -35,44 +35,70 @@ def run_all(
 ) -> None:
     """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
+    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED. When the store
+    fails, such as on a full disk, the processes are ended and its error is raised.
     """
-    waiting, running = deque(jobs), dict[Attempt, ExitStack]()
-    elsewhere, last = list[Job](), False
+    queue = _Queue(jobs, tracker, changed)
     with Signals() as stop:
         try:
-            while waiting or running:
-                while waiting and len(running) < slots:
-                    job = waiting.popleft()
-                    if (held := _hold(job, tracker)) is None:
-                        elsewhere.append(job)
-                    elif claim(job, tracker):
-                        running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = held
-                        changed(job)
-                    else:
-                        held.close()
-                        changed(job)
-                for attempt in list(running):
-                    for event in attempt.follow():
-                        if attempt.job.add_event(event):
-                            changed(attempt.job)
-                    if attempt.ended:
-                        attempt.close()
-                        running.pop(attempt).close()
-                        changed(attempt.job)
+            while queue.waiting or queue.running:
+                queue.start(slots)
+                queue.follow()
                 changed(None)
                 time.sleep(_POLL)
                 stop.check()
-                if not (waiting or running or last):
-                    waiting, elsewhere, last = deque(elsewhere), [], True
+                queue.try_again()
         except Interrupted:
-            for attempt, held in running.items():
+            for attempt, held in queue.running.items():
                 attempt.kill()
                 held.close()
             raise
-    for job in elsewhere:
+        except BaseException:
+            for attempt in queue.running:
+                attempt.stop()
+            raise
+    for job in queue.elsewhere:
         look_again(job, tracker)
         changed(job)
+
+
+class _Queue:
+    """Jobs that wait, run, or were found in the hands of another process."""
+
+    def __init__(self, jobs: Sequence[Job], tracker: Tracking, changed: Callable[[Job | None], None]) -> None:
+        self.waiting, self.running = deque(jobs), dict[Attempt, ExitStack]()
+        self.elsewhere, self._last = list[Job](), False
+        self._tracker, self._changed = tracker, changed
+
+    def start(self, slots: int) -> None:
+        """Start waiting jobs until ``slots`` run."""
+        while self.waiting and len(self.running) < slots:
+            job = self.waiting.popleft()
+            if (held := _hold(job, self._tracker)) is None:
+                self.elsewhere.append(job)
+                continue
+            if claim(job, self._tracker):
+                attempt = Attempt(job, self._tracker.open(job.spec, job.state.run_id))
+                self.running[attempt] = held
+            else:
+                held.close()
+            self._changed(job)
+
+    def follow(self) -> None:
+        """Take in what the runs say, and close those that ended."""
+        for attempt in list(self.running):
+            for event in attempt.follow():
+                if attempt.job.add_event(event):
+                    self._changed(attempt.job)
+            if attempt.ended:
+                attempt.close()
+                self.running.pop(attempt).close()
+                self._changed(attempt.job)
+
+    def try_again(self) -> None:
+        """When nothing else is left, queue the jobs that another process held once more."""
+        if not (self.waiting or self.running or self._last):
+            self.waiting, self.elsewhere, self._last = deque(self.elsewhere), [], True
 
 
 def _hold(job: Job, tracker: Tracking) -> ExitStack | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from bitrank.errors import UserError
 from bitrank.execution.attempt import Job
 from bitrank.execution.claim import COMPLETE
 from bitrank.execution.options import Execution
@@ -17,7 +19,7 @@ from bitrank.spec.inputs import ask_hub
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking, open_tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE
-from bitrank.tracking.results_files import write_results
+from bitrank.tracking.results_files import check_results, write_results
 from bitrank.tracking.run_state import State, state_of
 from bitrank.tracking.store import Store
 
@@ -60,7 +62,11 @@ class Watcher(Protocol):
 def run_study(
     specs: Sequence[RunSpec], options: Options, watch: Callable[[Sequence[Job]], Watcher]
 ) -> list[Job]:
-    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
+    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date.
+
+    Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is done.
+    """
+    check_results(options.results)
     tracker, jobs = look([ask_hub(spec) for spec in specs], options)
     for job in jobs:
         if options.force and job.state.run_id is not None and job.status != "elsewhere":
@@ -70,7 +76,10 @@ def run_study(
     def changed(job: Job | None) -> None:
         progress.changed(job)
         if job is not None and job.done:
-            write_results(result_rows([job]), options.results)
+            with contextlib.suppress(
+                UserError
+            ):  # the last write below says so, when every run has had its turn
+                write_results(result_rows([job]), options.results)
 
     with watch(due) as progress:
         if due:

@@ -21,7 +21,8 @@ from bitrank.process.cores import usable_cores
 from bitrank.process.hardware import hardware
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun, read_runs
-from bitrank.tracking.store import Store, check_file
+from bitrank.tracking.sqlite_store import has_store
+from bitrank.tracking.store import Store
 
 # The share of this machine's products that runs reach, all products of all blocks counted: bf16 by B-FP on the sentences before their last
 # block was narrowed, so a little low; fp32 the middle of five configs on both models when products ran at 180 GFLOP/s, without what a
@@ -91,9 +92,8 @@ def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Traini
 
 def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> list[StoredRun]:
     database = Store.parse(store).database
-    if database is None or not database.exists():
+    if database is None or not has_store(database):
         return []
-    check_file(database)
     threads = spec.threads or max(
         1, usable_cores() // spec.processes
     )  # as bitrank_trainer.pin_threads counts

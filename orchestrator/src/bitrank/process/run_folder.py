@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(content))
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of the complete run in ``folder``; None when all hold what was written."""
+def damage(folder: Path, is_needed: Callable[[str], bool] = lambda name: True) -> str | None:
+    """The fault of a file of the complete run in ``folder``; None when all that are needed hold what was written."""
     digests = _read_json(folder / DIGESTS)
     if RESULT not in digests:
         return f"{DIGESTS} is missing or damaged"
     for name, digest in digests.items():
+        if not is_needed(name):
+            continue
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _sha256(folder / name) != digest:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
@@ -79,20 +80,22 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
 def _fail(path: Path, error: Exception) -> int:
     from bitrank_data import write_atomically
 
-    from bitrank.errors import is_user_error
+    from bitrank.errors import disk_problem, is_user_error
     from bitrank.process.advice import advise
 
     traceback.print_exc()
     diverged = type(error).__name__ == "Diverged"
-    code = DIVERGED if diverged else BAD_INPUT if is_user_error(error) else FAILED
+    disk = None if is_user_error(error) else disk_problem(error)
+    code = DIVERGED if diverged else BAD_INPUT if disk or is_user_error(error) else FAILED
     failure = {
         "kind": type(error).__name__,
-        "message": str(error),
+        "message": f"{disk}; free space or give another --store" if disk else str(error),
         "trace": traceback.format_exc(),
         "code": code,
     }
     failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    write_atomically(path, json.dumps(failure, indent=1))
+    with contextlib.suppress(OSError):  # on a full disk: the code alone tells the parent
+        write_atomically(path, json.dumps(failure, indent=1))
     return code
 
 

@@ -67,9 +67,12 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``path`` so that a reader, also after a power cut, finds the old content or all of the new (text in UTF-8)."""
     making = path.with_name(f".{path.name}.{os.getpid()}")
-    making.write_bytes(content.encode() if isinstance(content, str) else content)
-    flush(making)
-    making.replace(path)
+    try:
+        making.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(making)
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)
     flush(path.parent)
 
 

@@ -43,7 +43,8 @@ def check(how: Execution, store: str) -> None:
         )
     if Store.parse(store).database is not None:
         raise UserError(
-            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other machines cannot write; {_SERVER}"
+            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other machines "
+            f"cannot write; {_SERVER}"
         )
     if how.ray_address and how.ray_address.startswith("ray://"):
         raise UserError(
