@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_user_error(error) and (problem := disk_problem(error)):
             print(
-                f"bitrank: {masked(problem)}; free or choose another place, and run the same command again",
+                f"bitrank: {masked(problem)}; free space, or give another folder with --store, --results or BITRANK_CACHE",
                 file=sys.stderr,
             )
             return 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def open_store(store: str) -> MlflowClient:
                 make_store(path, _create)
             migrate(path, place.uri)
             return _reached(MlflowClient(place.uri), place.shown)
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise UserError(_cannot_write(path, disk_problem(error) or str(error))) from error
 
 

@@ -49,7 +49,7 @@ def memory(evidence: Evidence) -> Figure:
         alt.Chart(parts.assign(order=parts["part"].map(order), mib=parts["mib"].clip(lower=0)))
         .mark_bar(height=15)
         .encode(
-            x=alt.X("mib:Q", title="Peak memory, MiB (lower is better)", scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16)),
+            x=alt.X("mib:Q", title="Peak memory, MiB (lower is better)", axis=alt.Axis(tickCount=4, labelOverlap=True), scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16)),
             y=y,
             color=alt.Color("part:N", scale=alt.Scale(domain=list(_PARTS), range=list(_PARTS.values())),
                             legend=alt.Legend(title=None, orient="bottom", columns=3)),

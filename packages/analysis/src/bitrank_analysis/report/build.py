@@ -66,7 +66,9 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
     sections, refused = [], {}
     for task in evidence:
         drawn, refused[task.task] = draw_all(task)
-        sections.append(Section(task, drawn, tables(task), side_by_side(study, task)))
+        sections.append(
+            Section(task, drawn, tables(task), side_by_side(study, task), facts.warnings(study, task.task))
+        )
     missing, gaps = facts.not_run(study), facts.gaps(study, evidence, refused)
     return Report(
         study.experiment,
@@ -76,6 +78,7 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
         facts.machine(study),
         missing,
         gaps,
+        facts.notice(study),
     )
 
 

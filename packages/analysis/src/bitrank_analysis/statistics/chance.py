@@ -10,10 +10,23 @@ from bitrank_analysis.study import Study
 _NEAR = 0.05  # a run further above chance than this did learn something, though few examples may not show it
 
 
-def at_chance(study: Study, alpha: float = 0.05) -> list[str]:
+def chance_level(study: Study, task: str) -> float | None:
+    """The share of the most frequent class among the test examples of ``task``; None for a language task, or when none can be read."""
+    runs = study.runs[(study.runs["task"] == task) & (study.runs["kind"] == "classification")]
+    for run_id in runs["run_id"]:
+        try:
+            labels = study.predictions(str(run_id))["label"]
+        except AnalysisError:
+            continue
+        return float(labels.value_counts(normalize=True).max())
+    return None
+
+
+def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> list[str]:
     """A sentence for each run whose test accuracy is not above the share of the most frequent class (exact binomial test)."""
     found = []
-    for run in study.runs[study.runs["kind"] == "classification"].itertuples():
+    runs = study.runs[study.runs["kind"] == "classification"]
+    for run in (runs if task is None else runs[runs["task"] == task]).itertuples():
         try:
             rows = study.predictions(str(run.run_id))
         except AnalysisError:
