@@ -267,3 +267,17 @@ def test_without_continuations_a_sentence_says_so(maker: Any, tmp_path: Path) ->
         found.sentence == "The runs left no continuations.json, so no texts can be set side by side."
         and found.rows == ()
     )
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "ranks.json", "plan.json", "spec.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_report_over_torn_artifacts_says_so(maker: Any, tmp_path: Path, name: str, share: float) -> None:
+    add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",))
+    torn = sorted(tmp_path.rglob(name))
+    if not torn:
+        pytest.skip(f"this study has no {name}")
+    for path in torn[:1]:
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    report = collect(load_study(open_store(str(tmp_path))))
+    assert any(name in gap or "predictions" in gap for gap in report.gaps)
+    assert "<h1>" in page(report)

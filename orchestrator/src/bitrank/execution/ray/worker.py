@@ -39,9 +39,7 @@ class LeftCluster(Exception):
     """This machine is no part of its cluster any more."""
 
 
-def order_for(
-    spec: RunSpec, store: str, cpus: int, replaces: State | None = None
-) -> dict[str, Any]:
+def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = None) -> dict[str, Any]:
     """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files it must find there."""
     return {
         "version": __version__,
@@ -52,7 +50,8 @@ def order_for(
         "cwd": str(Path.cwd()),
         "files": _files_of(spec),
         "cpus": cpus,
-        "replaces": replaces and [replaces.name, replaces.run_id],  # the run to forget, if it is still as it was
+        "replaces": replaces
+        and [replaces.name, replaces.run_id],  # the run to forget, if it is still as it was
         "gone": None,  # the lease of a worker that is dead, from the second attempt on
         "patience": 0.0,  # seconds that a worker which may still live is given to let go
     }

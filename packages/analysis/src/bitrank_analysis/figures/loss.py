@@ -46,7 +46,10 @@ def loss_curves(evidence: Evidence) -> Figure:
         )
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
-    note = f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), points validation loss; equal curves are drawn as one."
+    note = (
+        f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), points validation loss; "
+        "equal curves are drawn as one."
+    )
     return Figure("loss", _title(val if not val.empty else smooth, val.empty), chart, note)
 
 
