@@ -7,9 +7,56 @@ its own, and none imports another's.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 FAILED, BAD_INPUT, DIVERGED = 1, 2, 3  # exit codes of a run's process
+
+
+# A password in a URI reaches to the last @ of the word, so that one with unquoted characters is hidden too.
+_USER_PASSWORD = re.compile(r"(\w://[^\s/:@'\"]*):[^\s'\"]*@")
+_QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """``text`` with ``***`` for every password that stands inside a URI."""
+    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk reports an input/output error",
+}
+# What libraries say of a disk inside errors of their own kind.
+_DISK_TEXTS = {
+    "database or disk is full": "the disk is full",
+    "No space left on device": "the disk is full",
+    "attempt to write a readonly database": "the disk is read-only",
+    "Read-only file system": "the disk is read-only",
+    "disk I/O error": "the disk reports an input/output error",
+}
+_WITH_DISK_TEXTS = {"sqlite3", "sqlalchemy", "mlflow", "safetensors_rust", "pyarrow"}
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with a disk, in one clause, when that is the cause of ``error``; None for any other error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
+            place = f" ({os.fsdecode(seen.filename)})" if isinstance(seen.filename, str | bytes) else ""
+            return _DISK_ERRORS[seen.errno] + place
+        if type(seen).__module__.partition(".")[0] in _WITH_DISK_TEXTS:
+            for text, meaning in _DISK_TEXTS.items():
+                if text in str(seen):
+                    return meaning
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class UserError(ValueError):

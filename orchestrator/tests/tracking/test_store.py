@@ -15,7 +15,8 @@ from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import read_runs
-from bitrank.tracking.store import Store, check_file, open_store
+from bitrank.tracking.sqlite_store import has_store
+from bitrank.tracking.store import Store, open_store
 from bitrank_analysis import load_study
 from bitrank_analysis import open_store as open_for_analysis
 
@@ -86,7 +87,7 @@ def test_a_file_of_another_program_is_refused_under_any_path(tmp_path: Path) -> 
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE songs (name TEXT)")
     with pytest.raises(UserError, match="is a SQLite file but no MLflow store"):
-        check_file(path)
+        has_store(path)
 
 
 def test_a_store_of_before_digests_and_file_uris_is_still_read_and_listed(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_a_store_of_before_digests_and_file_uris_is_still_read_and_listed(tmp_pa
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     old = replace(spec, data_digest=None, model_digest=None)
     log = Tracker(client, store, "smoke").open(old, None)
-    (tmp_path / "result.json").write_text(json.dumps({"eval/acc": 0.5, "time/total_s": 9.0}))
     (tmp_path / "spec.json").write_text(json.dumps({"seed": 7}))
+    seal(tmp_path, {"eval/acc": 0.5, "time/total_s": 9.0})
     log.close(tmp_path, "FINISHED", {})
 
     stated = {row["spec_id"]: (row["state"], row["seconds"]) for row in rows([old, spec], store)}

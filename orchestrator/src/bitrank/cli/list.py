@@ -54,19 +54,33 @@ def table(listed: Sequence[dict[str, Any]]) -> Table:
 
 
 def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
+    from bitrank.process.run_folder import is_locked
+    from bitrank.tracking.lease import held_specs
     from bitrank.tracking.run_state import read_runs, state_of
-    from bitrank.tracking.store import Store, check_file
+    from bitrank.tracking.sqlite_store import has_store
+    from bitrank.tracking.store import Store
 
     database, profile = Store.parse(store).database, specs[0].profile
     if database is None:
         from bitrank.tracking.mlflow_tracker import Tracker
         from bitrank.tracking.store import open_store
 
-        runs = Tracker(open_store(store), store, profile).runs()
-    else:
-        check_file(database)
-        runs = read_runs(database, f"bitrank-{profile}") if database.exists() else {}
-    return [state_of(spec, runs) for spec in specs]
+        tracker = Tracker(open_store(store), store, profile)
+        runs, held = tracker.runs(), held_specs(tracker.client, tracker.experiment_id)
+        return [_running(state_of(spec, runs), spec.spec_id in held) for spec in specs]
+    runs = read_runs(database, f"bitrank-{profile}") if has_store(database) else {}
+    work = Store.parse(store).work
+    return [_running(state_of(spec, runs), is_locked(work / spec.spec_id)) for spec in specs]
+
+
+def _running(state: State, held: bool) -> State:
+    """``state``, or running where a process holds the run: the store alone cannot tell that from a run that was cut off."""
+    from bitrank.tracking.lease import HELD_ELSEWHERE
+    from bitrank.tracking.run_state import State
+
+    if held and state.name not in {"done", "stale"}:
+        return State("running", state.run_id, HELD_ELSEWHERE)
+    return state
 
 
 def add_list(commands: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
 from bitrank.cli import merge, plan, study
@@ -18,7 +19,7 @@ from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import open_ui
-from bitrank.errors import is_user_error
+from bitrank.errors import disk_problem, is_user_error, masked
 from bitrank.process.environment import set_own_environment
 from bitrank.process.tcmalloc import adopt
 
@@ -45,10 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:
+    except Exception as error:
+        if not is_user_error(error) and (problem := disk_problem(error)):
+            print(
+                f"bitrank: {masked(problem)}; free space, or give another folder with --store, --results or BITRANK_CACHE",
+                file=sys.stderr,
+            )
+            return 2
         if not is_user_error(error):
-            raise
-        print(f"bitrank: {error}", file=sys.stderr)
+            if argv is not None:
+                raise
+            # A library's own message may hold the store's URI, so the trace is printed here, masked.
+            print(masked(traceback.format_exc()), file=sys.stderr, end="")
+            return 1
+        print(f"bitrank: {masked(str(error))}", file=sys.stderr)
         return 2
 
 

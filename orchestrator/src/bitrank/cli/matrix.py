@@ -69,7 +69,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
         screen.print(
             "Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False
         )
-    store = Store.parse(options.store).uri
+    store = Store.parse(options.store).shown
     screen.print(
         f"results: {options.results}   store: {store}   UI: make ui", highlight=False, soft_wrap=True
     )

@@ -27,6 +27,7 @@ from bitrank.tracking.base import Log
 from bitrank.tracking.run_state import State
 
 _FLUSH = 1.0  # seconds
+_LEAST = 2**20  # bytes; with fewer free, a disk counts as full
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Job:
     started: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    replaces: State | None = None  # the state of the run to forget, when this job makes it again
 
     @property
     def done(self) -> bool:
@@ -120,9 +122,7 @@ class Attempt:
                 ("diverged" if code == DIVERGED else "bad input" if code == BAD_INPUT else "failed"),
                 "FAILED",
             )
-            job.message = (
-                failure.get("message") or f"the process ended with code {code}; see {job.folder / 'log.txt'}"
-            )
+            job.message = str(failure.get("message") or _without_failure(code, job.folder))
             job.message = _with_advice(job.message, failure.get("advice"))
             tags["finding" if code == DIVERGED else "failure"] = job.message[:500]
         self._log.close(job.folder, status, tags)
@@ -136,6 +136,13 @@ class Attempt:
         if self.job.spec.processes > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _without_failure(code: int, folder: Path) -> str:
+    """What to say of a run that left no readable ``failure.json``, which a full disk prevents."""
+    if shutil.disk_usage(folder).free < _LEAST:
+        return f"the disk of {folder} is full; free space or give another --store"
+    return f"the process ended with code {code}; see {folder / 'log.txt'}"
 
 
 def _with_advice(message: str, advice: str | None) -> str:
@@ -153,5 +160,5 @@ def _end_of(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # absent, torn, or no object
         return {}

@@ -1,7 +1,8 @@
 """The local executor: runs on this machine, each in a process of its own.
 
 It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two invocations never train the
-same spec.
+same spec. When it has them it asks the store again, since another invocation may have done the run in between. Runs that another
+process holds go to the end of the queue.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bitrank.execution.attempt import Attempt, Job
+from bitrank.execution.claim import claim, look_again
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.cores import usable_cores
 from bitrank.process.environment import is_apple
+from bitrank.process.run_folder import LOCK
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE, RunHeldElsewhere
@@ -32,33 +35,70 @@ def run_all(
 ) -> None:
     """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
+    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED. When the store
+    fails, such as on a full disk, the processes are ended and its error is raised.
     """
-    waiting, running = deque(jobs), dict[Attempt, ExitStack]()
+    queue = _Queue(jobs, tracker, changed)
     with Signals() as stop:
         try:
-            while waiting or running:
-                while waiting and len(running) < slots:
-                    job = waiting.popleft()
-                    if (held := _hold(job, tracker)) is not None:
-                        running[Attempt(job, tracker.open(job.spec, job.state.run_id))] = held
-                        changed(job)
-                for attempt in list(running):
-                    for event in attempt.follow():
-                        if attempt.job.add_event(event):
-                            changed(attempt.job)
-                    if attempt.ended:
-                        attempt.close()
-                        running.pop(attempt).close()
-                        changed(attempt.job)
+            while queue.waiting or queue.running:
+                queue.start(slots)
+                queue.follow()
                 changed(None)
                 time.sleep(_POLL)
                 stop.check()
+                queue.try_again()
         except Interrupted:
-            for attempt, held in running.items():
+            for attempt, held in queue.running.items():
                 attempt.kill()
                 held.close()
             raise
+        except BaseException:
+            for attempt in queue.running:
+                attempt.stop()
+            raise
+    for job in queue.elsewhere:
+        look_again(job, tracker)
+        changed(job)
+
+
+class _Queue:
+    """Jobs that wait, run, or were found in the hands of another process."""
+
+    def __init__(self, jobs: Sequence[Job], tracker: Tracking, changed: Callable[[Job | None], None]) -> None:
+        self.waiting, self.running = deque(jobs), dict[Attempt, ExitStack]()
+        self.elsewhere, self._last = list[Job](), False
+        self._tracker, self._changed = tracker, changed
+
+    def start(self, slots: int) -> None:
+        """Start waiting jobs until ``slots`` run."""
+        while self.waiting and len(self.running) < slots:
+            job = self.waiting.popleft()
+            if (held := _hold(job, self._tracker)) is None:
+                self.elsewhere.append(job)
+                continue
+            if claim(job, self._tracker):
+                attempt = Attempt(job, self._tracker.open(job.spec, job.state.run_id))
+                self.running[attempt] = held
+            else:
+                held.close()
+            self._changed(job)
+
+    def follow(self) -> None:
+        """Take in what the runs say, and close those that ended."""
+        for attempt in list(self.running):
+            for event in attempt.follow():
+                if attempt.job.add_event(event):
+                    self._changed(attempt.job)
+            if attempt.ended:
+                attempt.close()
+                self.running.pop(attempt).close()
+                self._changed(attempt.job)
+
+    def try_again(self) -> None:
+        """When nothing else is left, queue the jobs that another process held once more."""
+        if not (self.waiting or self.running or self._last):
+            self.waiting, self.elsewhere, self._last = deque(self.elsewhere), [], True
 
 
 def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
@@ -66,7 +106,7 @@ def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     held = ExitStack()
     try:
-        held.enter_context(FileLock(job.folder / ".lock", timeout=0))
+        held.enter_context(FileLock(job.folder / LOCK, timeout=0))
         held.enter_context(tracker.hold(job.spec.spec_id))
     except (Timeout, RunHeldElsewhere):
         held.close()

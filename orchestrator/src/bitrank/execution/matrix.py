@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
+from bitrank.errors import UserError
 from bitrank.execution.attempt import Job
+from bitrank.execution.claim import COMPLETE
 from bitrank.execution.options import Execution
 from bitrank.execution.registry import EXECUTORS
-from bitrank.process.run_folder import result_of
+from bitrank.process.run_folder import is_locked, result_of
 from bitrank.spec.inputs import ask_hub
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking, open_tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE
-from bitrank.tracking.results_files import write_results
+from bitrank.tracking.results_files import check_results, write_results
 from bitrank.tracking.run_state import State, state_of
 from bitrank.tracking.store import Store
-
-_COMPLETE = {"done", "stale"}
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,24 @@ class Watcher(Protocol):
 def run_study(
     specs: Sequence[RunSpec], options: Options, watch: Callable[[Sequence[Job]], Watcher]
 ) -> list[Job]:
-    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date."""
+    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date.
+
+    Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is done.
+    """
+    check_results(options.results)
     tracker, jobs = look([ask_hub(spec) for spec in specs], options)
     for job in jobs:
-        again = options.force or job.state.name == "outdated"
-        if again and job.state.run_id is not None and job.status != "elsewhere":
-            tracker.forget(job.state.run_id)  # numbers of two versions of the code must not meet in one run
-            shutil.rmtree(job.folder, ignore_errors=True)
-            job.state, job.status = State("new"), "waiting"
-    due = [job for job in jobs if job.status == "waiting"]
+        if options.force and job.state.run_id is not None and job.status != "elsewhere":
+            job.replaces, job.status = job.state, "waiting"
+    due = [job for job in jobs if job.status in {"waiting", "elsewhere"}]
 
     def changed(job: Job | None) -> None:
         progress.changed(job)
         if job is not None and job.done:
-            write_results(result_rows([job]), options.results)
+            with contextlib.suppress(
+                UserError
+            ):  # the last write below says so, when every run has had its turn
+                write_results(result_rows([job]), options.results)
 
     with watch(due) as progress:
         if due:
@@ -87,22 +89,10 @@ def run_study(
 
 
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:
-    status = state.name if state.name in {*_COMPLETE, "diverged"} else "waiting"
-    if state.name in {"interrupted", "new"} and _locked(folder):
+    status = state.name if state.name in {*COMPLETE, "diverged"} else "waiting"
+    if state.name not in COMPLETE and is_locked(folder):
         status, state = "elsewhere", State("running", state.run_id, HELD_ELSEWHERE)
     return Job(spec, folder, state, status, state.note)
-
-
-def _locked(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def result_rows(jobs: Sequence[Job]) -> list[tuple[RunSpec, dict[str, Any], str]]:

@@ -10,6 +10,7 @@ from bitrank_quant import weight_matrices
 
 from bitrank.errors import UserError
 from bitrank.models.load import Loaded
+from bitrank.process.run_folder import ADAPTER, DIGESTS, damage
 from bitrank.spec.inputs import check_inputs
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec, read_spec
@@ -55,12 +56,29 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     if (home / "spec.json").is_file() and (home / "plan.json").is_file():
         if task or model:
             raise UserError(f"{home} is a run and knows its task and model; leave --task and --model out")
-        plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
-        spec = read_spec(home / "spec.json")
-        check_inputs(spec)
-        return FinishedRun(spec, adapter, plan["precision"], plan["ranks"])
+        return _run_of(home, adapter)
     if not (task and model):
         raise UserError(
             f"{adapter} is an adapter without its run: say --model (its 16-bit base) and --task (what to judge it on)"
         )
     return FinishedRun(make_spec(find_profile("laptop"), "B-FP", task, {"model": model}), adapter, None, {})
+
+
+def _run_of(home: Path, adapter: Path) -> FinishedRun:
+    """The run in ``home``, whose files must hold what the run wrote; a run of before digests is taken as it is."""
+    problem = damage(home, _is_read) if (home / DIGESTS).is_file() else None
+    if problem:
+        remedy = "copy it again from the store's artifacts, or do the run again with --force"
+        raise UserError(f"{home}: {problem}; {remedy}")
+    try:
+        plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+        precision, ranks = dict(plan["precision"]), dict(plan["ranks"])
+        spec = read_spec(home / "spec.json")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{home}: plan.json or spec.json is damaged ({error}); copy the run again") from error
+    check_inputs(spec)
+    return FinishedRun(spec, adapter, precision, ranks)
+
+
+def _is_read(name: str) -> bool:
+    return name in {"spec.json", "plan.json"} or name.startswith(f"{ADAPTER}/")

@@ -23,7 +23,8 @@ from bitrank.process.cores import usable_cores
 from bitrank.process.hardware import hardware
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import StoredRun, read_runs
-from bitrank.tracking.store import Store, check_file
+from bitrank.tracking.sqlite_store import has_store
+from bitrank.tracking.store import Store
 
 # The share of the machine's matrix product speed that runs reach, counting all products of all blocks. bf16:
 # B-FP on the sentences before the last block was narrowed, so slightly low. fp32: the median of five configs
@@ -111,9 +112,8 @@ def _by_runs(spec: RunSpec, work: Workload, runs: Sequence[StoredRun]) -> Traini
 
 def _finished(spec: RunSpec, device: str, dtype: torch.dtype, store: str) -> list[StoredRun]:
     database = Store.parse(store).database
-    if database is None or not database.exists():
+    if database is None or not has_store(database):
         return []
-    check_file(database)
     # Equal to the default of bitrank_trainer.pin_threads.
     threads = spec.threads or max(1, usable_cores() // spec.processes)
     same = {

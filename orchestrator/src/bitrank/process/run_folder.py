@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bitrank_data import flush, write_atomically
+from filelock import FileLock, Timeout
 
-RESULT, DIGESTS, ADAPTER = "result.json", "digests.json", "adapter"
+RESULT, DIGESTS, ADAPTER, LOCK = "result.json", "digests.json", "adapter", ".lock"
 _SEALED = (
     "spec.json",
     "plan.json",
@@ -49,17 +50,34 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(content))
 
 
-def damage(folder: Path) -> str | None:
-    """Return the first problem in the files of the complete run in ``folder``; None if all are intact."""
+def damage(folder: Path, is_needed: Callable[[str], bool] = lambda name: True) -> str | None:
+    """Return the first problem in the files of the complete run in ``folder``; None if all needed files are intact."""
     digests = _read_json(folder / DIGESTS)
     if RESULT not in digests:
         return f"{DIGESTS} is missing or damaged"
     for name, digest in digests.items():
+        if not is_needed(name):
+            continue
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _sha256(folder / name) != digest:
             return f"{name} has other content than was written"
     return None
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process runs the run in ``folder``. A folder that cannot be written is nobody's."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def is_complete(folder: Path) -> bool:

@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
 from pathlib import Path
 
-from bitrank.errors import UserError, exit_code_of
+from bitrank.errors import BAD_INPUT, UserError, exit_code_of
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.process.run_folder import RESULT, is_complete
@@ -79,18 +80,22 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
 def _fail(path: Path, error: Exception) -> int:
     from bitrank_data import write_atomically
 
+    from bitrank.errors import disk_problem
     from bitrank.process.advice import advise
 
     traceback.print_exc()
     code = exit_code_of(error)
+    disk = None if code == BAD_INPUT else disk_problem(error)
+    code = BAD_INPUT if disk else code
     failure = {
         "kind": type(error).__name__,
-        "message": str(error),
+        "message": f"{disk}; free space or give another --store" if disk else str(error),
         "trace": traceback.format_exc(),
         "code": code,
     }
     failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    write_atomically(path, json.dumps(failure, indent=1))
+    with contextlib.suppress(OSError):  # on a full disk: the code alone tells the parent
+        write_atomically(path, json.dumps(failure, indent=1))
     return code
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bitrank_data import open_task
+from bitrank_data import open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import find_config
@@ -234,4 +234,4 @@ def read_spec(path: Path) -> RunSpec:
 
 
 def write_spec(spec: RunSpec, path: Path) -> None:
-    path.write_text(json.dumps(asdict(spec), indent=1, sort_keys=True))
+    write_atomically(path, json.dumps(asdict(spec), indent=1, sort_keys=True))

@@ -30,6 +30,9 @@ class Tracking(Protocol):
     def runs(self) -> dict[str, StoredRun]:
         """The newest run of each spec_id."""
 
+    def find(self, spec_id: str) -> StoredRun | None:
+        """The newest run of one spec_id."""
+
     def open(self, spec: RunSpec, run_id: str | None) -> Log:
         """The log of a new run, or of the interrupted run ``run_id``."""
 

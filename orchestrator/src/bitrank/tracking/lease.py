@@ -149,6 +149,15 @@ def is_held(client: MlflowClient, experiment_id: str, spec_id: str, holder: str)
     return f"lease.{spec_id}.{holder}" in client.get_experiment(experiment_id).tags
 
 
+def held_specs(client: MlflowClient, experiment_id: str) -> set[str]:
+    """The spec ids whose lease somebody holds, as far as can be told without waiting: a holder that died on another machine counts
+    until the next one takes over."""
+    tags = client.get_experiment(experiment_id).tags
+    holders = [(key.removeprefix("lease."), value) for key, value in tags.items() if key.startswith("lease.")]
+    held = [key.partition(".") for key, value in holders if value.startswith(_HOLDING)]
+    return {spec_id for spec_id, _, holder in held if not _is_dead(holder)}
+
+
 def _is_dead(holder: str) -> bool:
     """Whether ``holder`` was a process of this machine, and is no more."""
     machine, pid, _ = holder.split("-")

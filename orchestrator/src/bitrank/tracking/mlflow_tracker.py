@@ -6,6 +6,7 @@ has already are not logged twice, whatever a crash left half done: events are re
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
 from bitrank.process.events import read_events
-from bitrank.process.run_folder import result_of
+from bitrank.process.run_folder import is_complete, result_of
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.lease import Lease
-from bitrank.tracking.mlflow_views import save_views
+from bitrank.tracking.mlflow_views import save_task_views, save_views, shown_figures
+from bitrank.tracking.plan_images import plan_images
 from bitrank.tracking.provenance import git_state, shared_code
 from bitrank.tracking.run_state import StoredRun, code_of
 from bitrank.tracking.store import Store
@@ -41,6 +43,7 @@ class Tracker:
     def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
         self.client, self.store = client, store
         self._place = Store.parse(store)
+        self._tasks: set[str] = set()  # whose views were written
         self.experiment_id = _experiment(client, f"bitrank-{profile}", self._place.artifact_uri)
 
     def runs(self) -> dict[str, StoredRun]:
@@ -74,6 +77,10 @@ class Tracker:
 
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
         """The log of a new run, or of the interrupted run ``run_id``."""
+        if spec.task_name not in self._tasks:
+            self._tasks.add(spec.task_name)
+            is_accuracy = spec.kind == "classification"
+            save_task_views(self.client, self.experiment_id, spec.task_name, is_accuracy)
         if run_id is None:
             run_id = self.client.create_run(
                 self.experiment_id, tags=tags_of(spec), run_name=spec.run_name
@@ -138,15 +145,25 @@ class RunLog:
         result = (result_of(folder) or {}) if status == "FINISHED" else {}
         now = int(time.time() * 1000)
         self._send(
-            [_metric(key, value, now, 0) for key, value in result.items() if self._new(key, 0)], dict(tags)
+            [_metric(key, value, now, 0) for key, value in result.items() if self._new(key, 0)],
+            {**tags, **shown_figures(result)},
         )
         for name in _FILES:
             if (folder / name).exists():
                 self._client.log_artifact(self.run_id, str(folder / name))
+        if status == "FINISHED" and is_complete(folder) and (folder / "ranks.json").exists():
+            self._log_images(folder)
         for name in ("adapter", "checkpoint"):
             if status == "FINISHED" and (folder / name).is_dir():
                 self._client.log_artifacts(self.run_id, str(folder / name), name)
         self._client.set_terminated(self.run_id, status)
+
+    def _log_images(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="bitrank-maps-") as made:
+            name = self._client.get_run(self.run_id).info.run_name or self.run_id
+            for file, content in plan_images(folder, name).items():
+                (Path(made) / file).write_bytes(content)
+                self._client.log_artifact(self.run_id, str(Path(made) / file), "maps")
 
     def _new(self, key: str, step: int) -> bool:
         if (key, step) in self._logged:

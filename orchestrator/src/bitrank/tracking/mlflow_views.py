@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import re
 import time
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,33 @@ _COST = (
 )
 
 
+# Final figures in three significant digits, which MLflow's own columns do not offer: tag → metrics, the first that a run has.
+SHOWN = {
+    "quality": ("eval/acc", "eval/ppl"),
+    "untrained": ("zero/acc", "zero/ppl"),
+    "stored MiB": ("model/mib",),
+    "bits": ("model/bits",),
+    "peak MiB": ("mem/peak_mib",),
+    "tokens/s": ("speed/train_tok_s",),
+    "seconds": ("time/total_s",),
+}
+SHOWN_TAGS = ("config", *(f"shown {name}" for name in SHOWN))
+
+
+def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
+    """The tags with the rounded figures of a complete run."""
+    found = {name: next((result[key] for key in keys if key in result), None) for name, keys in SHOWN.items()}
+    return {f"shown {name}": three_digits(value) for name, value in found.items() if value is not None}
+
+
+def three_digits(value: float) -> str:
+    """``0.84675`` as ``0.847``, ``1234.5`` as ``1230``: three significant digits, without exponent."""
+    if not math.isfinite(value) or value == 0:
+        return str(value)
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):.{max(0, digits)}f}"
+
+
 @dataclass(frozen=True)
 class View:
     """One saved view: which columns, in what order, grouped by what; ``chart`` opens it on the charts."""
@@ -41,6 +71,26 @@ class View:
     ascending: bool = True
     group_by: str | None = None
     chart: bool = False
+    search: str = ""
+
+
+def task_views(task: str, higher_is_better: bool) -> tuple[View, View]:
+    """The leaderboard of one task, best quality first, in numbers of three digits; and its charts."""
+    metric = "eval/acc" if higher_is_better else "eval/ppl"
+    quote = '"' if "'" in task else "'"
+    search = f"tags.task = {quote}{task}{quote}"
+    key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]  # a file's name may hold what no tag may
+    board = View(
+        f"task-{key}",
+        f"{task}, best first",
+        metrics=(),
+        params=(),
+        tags=SHOWN_TAGS,
+        order_by=f"metrics.`{metric}`",
+        ascending=not higher_is_better,
+        search=search,
+    )
+    return board, View(f"charts-{key}", f"{task}, charts", (metric, *_FIRST[2:]), chart=True, search=search)
 
 
 VIEWS = (
@@ -81,7 +131,28 @@ def save_views(client: MlflowClient, experiment_id: str, name: str) -> None:
     note = f"{name}: bits and LoRA rank per weight matrix. Final figures at step 0, curves at their steps. Open a saved view above."
     if tags.get("mlflow.note.content") != note:
         client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
-    for view in VIEWS:
+    _save(client, experiment_id, tags, VIEWS)
+
+
+def save_task_views(client: MlflowClient, experiment_id: str, task: str, higher_is_better: bool) -> None:
+    """Write the views of one task, unless they are there as they should be."""
+    _save(
+        client, experiment_id, client.get_experiment(experiment_id).tags, task_views(task, higher_is_better)
+    )
+
+
+def saved_task_views(tags: Mapping[str, str]) -> list[View]:
+    """The views of tasks that the experiment with these ``tags`` has, by key and name."""
+    views = []
+    for tag in sorted(tags):
+        key = tag.removeprefix("mlflow.sharedViewState.")
+        if key != tag and key.startswith(("task-", "charts-")):
+            views.append(View(key, json.loads(tags[tag])["name"], chart=key.startswith("charts-")))
+    return views
+
+
+def _save(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], views: Iterable[View]) -> None:
+    for view in views:
         key, state = f"mlflow.sharedViewState.{view.key}", _state(view)
         if state not in tags.get(key, ""):
             now = int(time.time() * 1000)
@@ -100,7 +171,7 @@ def _state(view: View) -> str:
     )
     group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": view.group_by}]}
     state = {
-        "searchFilter": "",
+        "searchFilter": view.search,
         "orderByKey": view.order_by,
         "orderByAsc": view.ascending,
         "startTime": "ALL",

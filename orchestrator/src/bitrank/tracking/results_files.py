@@ -12,7 +12,7 @@ from typing import Any
 
 from bitrank_data import write_atomically
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, disk_problem
 from bitrank.spec.run_spec import RunSpec
 
 # Summary column → key of the result. Quality first, then size, then cost.
@@ -52,9 +52,22 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
             )
         write_atomically(folder / "experiment_summary.csv", _csv(entries))
     except OSError as error:
-        raise UserError(
-            f"cannot write results to {folder}: {error.strerror}; give another folder with --results"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def check_results(folder: Path) -> None:
+    """Raise :class:`UserError` when results cannot be written to ``folder``: to be found before anything trains."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    why = disk_problem(error) or error.strerror
+    return UserError(f"cannot write results to {folder}: {why}; give another folder with --results")
 
 
 def _csv(entries: Sequence[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from bitrank.errors import UserError
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_id
-from bitrank.tracking.store import read_only
+from bitrank.tracking.sqlite_store import read_only
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
     Raises :class:`UserError` when ``database`` is no MLflow store.
     """
     try:
-        with closing(read_only(database)) as store:
+        with read_only(database) as store:
             found = {
                 run_id: StoredRun(run_id, status, {}, {})
                 for run_id, status in store.execute(_RUNS, (experiment,))

@@ -1,6 +1,7 @@
 """The MLflow store: where it keeps what, created once under a lock, checked before anything runs.
 
-Two processes that create a SQLite store together break it, so it is created here, before any run starts. The
+Two processes that create a SQLite store together break it, so it is created here, before any run starts
+(see :mod:`bitrank.tracking.sqlite_store`). The
 default store is ``runs/mlflow.db`` with artifacts in ``runs/artifacts``; a URI names another, such as a
 tracking server.
 """
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, disk_problem, masked
+from bitrank.tracking.sqlite_store import has_store, make_store, migrate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +46,11 @@ class Store:
     artifact_uri: str | None
     work: Path
 
+    @property
+    def shown(self) -> str:
+        """``uri`` for people: a password in it is masked. Use this in every message."""
+        return masked(self.uri)
+
     @classmethod
     def parse(cls, text: str) -> Store:
         """The store that ``text`` names: a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
@@ -58,7 +65,7 @@ class Store:
         if "://" in text:
             expected = ", ".join(("sqlite:///", *_SERVER))
             raise UserError(
-                f"cannot use the store {text!r}; expected a folder or a URI that starts with {expected}"
+                f"cannot use the store {masked(text)!r}; expected a folder or a URI that starts with {expected}"
             )
         return cls._of_database(Path(text).resolve() / "mlflow.db")
 
@@ -114,18 +121,26 @@ def open_store(store: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     if path is None:
-        return _reached(MlflowClient(place.uri), place.uri)
-    with FileLock(path.with_suffix(".lock")):
-        check_file(path)
-        client = _reached(MlflowClient(place.uri), place.uri)
-        with sqlite3.connect(path) as database:
-            database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
-    return client
+        return _reached(MlflowClient(place.uri), place.shown)
+    try:
+        with FileLock(path.with_suffix(".lock")):
+            if not has_store(path):
+                make_store(path, _create)
+            migrate(path, place.uri)
+            return _reached(MlflowClient(place.uri), place.shown)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(_cannot_write(path, disk_problem(error) or str(error))) from error
 
 
-def read_only(path: Path) -> sqlite3.Connection:
-    """The SQLite file at ``path`` opened for reading, whatever characters its path has."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+def _create(path: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = _reached(MlflowClient(_uri_of(path)), str(path))
+    client._tracking_client.store.engine.dispose()  # the file is renamed, and must not stay open
+
+
+def _cannot_write(path: Path, why: str) -> str:
+    return f"cannot write the store {path}: {why}; give another with --store"
 
 
 def _make_folder(path: Path) -> None:
@@ -134,37 +149,16 @@ def _make_folder(path: Path) -> None:
         with path.with_suffix(".lock").open("ab"):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write the store {path}: {error.strerror}; give another with --store"
-        ) from error
+        raise UserError(_cannot_write(path, disk_problem(error) or str(error.strerror))) from error
 
 
-def check_file(path: Path) -> None:
-    """Refuse a file that is not MLflow's with :class:`UserError`.
-
-    Whoever may meet another process that makes the store calls it under the lock.
-    """
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    try:
-        with read_only(path) as database:
-            tables = {
-                row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            }
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is no MLflow store: {error}; give another with --store") from error
-    if tables and not {"runs", "experiments", "metrics"} <= tables:
-        raise UserError(
-            f"{path} is a SQLite file but no MLflow store (tables: {', '.join(sorted(tables)[:5])}); give another with --store"
-        )
-
-
-def _reached(client: MlflowClient, uri: str) -> MlflowClient:
+def _reached(client: MlflowClient, shown: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise UserError(f"the store {uri} does not answer: {str(error).splitlines()[0][:200]}") from error
+        said = disk_problem(error) or masked(str(error).splitlines()[0])[:200]
+        raise UserError(f"the store {shown} does not answer: {said}") from None
     return client

@@ -58,6 +58,10 @@ class PairTracker:
         """The newest run of each spec_id, by MLflow."""
         return self._first.runs()
 
+    def find(self, spec_id: str) -> StoredRun | None:
+        """The newest run of one spec_id, by MLflow."""
+        return self._first.find(spec_id)
+
     def open(self, spec: RunSpec, run_id: str | None) -> PairLog:
         """Both logs of a new run, or of the interrupted run ``run_id``."""
         log = self._first.open(spec, run_id)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import duckdb
 
-from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.errors import AnalysisError, masked
 
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
 _EMPTY_PREDICTIONS = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens WHERE false"
@@ -61,7 +61,7 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | No
     for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
         folder = local_folder(uri, beside)
         if folder is None:
-            unread.append((run_id, "all", f"its artifacts are not on this machine: {uri}"))
+            unread.append((run_id, "all", f"its artifacts are not on this machine: {masked(uri)}"))
         else:
             files += [
                 (run_id, name, str(folder / name))

@@ -7,6 +7,7 @@ Neither torch nor mlflow is imported.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from bitrank_analysis.artifacts import create_artifact_views, pattern_of, sql_list
-from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.errors import AnalysisError, masked
+from bitrank_analysis.sqlite_file import readable_uri
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
 # off its first batch, so a run of NULLs would make it an integer and a later text an error.
@@ -75,9 +77,10 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     )
     database.execute("CREATE SCHEMA raw")
     place = _place(uri)
-    source, options = _connect(place)
     try:
-        with source, source.cursor() as cursor:
+        with ExitStack() as stack:
+            source, options = _connect(place, stack)
+            cursor = stack.enter_context(stack.enter_context(source).cursor())
             if options:
                 cursor.adbc_statement.set_options(**options)
             for table, (columns, query) in _TABLES.items():
@@ -85,10 +88,11 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
                 cursor.execute(query)
                 reader = cursor.fetch_record_batch()  # noqa: F841 - DuckDB finds it by its name
                 database.execute(f"INSERT INTO raw.{table} SELECT * FROM reader")
-    except Exception as error:  # drivers raise their own kinds
-        raise AnalysisError(
-            f"{uri} is no MLflow store that can be read: {str(error).splitlines()[0][:200]}"
-        ) from error
+    except AnalysisError:
+        raise
+    except Exception as error:  # noqa: BLE001 - drivers raise their own kinds
+        said = masked(str(error).splitlines()[0])[:200]
+        raise AnalysisError(f"{masked(uri)} is no MLflow store that can be read: {said}") from None
     database.execute(_VIEWS)
     _create_wide(database)
     beside = place.parent if isinstance(place, Path) else None
@@ -116,19 +120,27 @@ def _both_forms(paths: list[str]) -> list[str]:
     return list(dict.fromkeys([*paths, *map(pattern_of, paths)]))
 
 
-def _connect(place: Path | URL) -> tuple[Any, dict[str, str]]:
+def _connect(place: Path | URL, stack: ExitStack) -> tuple[Any, dict[str, str]]:
     if isinstance(place, Path):
         import adbc_driver_sqlite.dbapi as sqlite
 
         if not place.is_file():
             remedy = "run `make matrix` first, or give another store"
             raise AnalysisError(f"there is no store at {place}; {remedy}")
-        return sqlite.connect(f"{place.as_uri()}?mode=ro"), {"adbc.sqlite.query.batch_rows": "65536"}
+        uri = stack.enter_context(readable_uri(place))
+        return sqlite.connect(uri), {"adbc.sqlite.query.batch_rows": "65536"}
     try:
         import adbc_driver_postgresql.dbapi as postgresql
     except ImportError as error:
         raise AnalysisError("reading Postgres needs: pip install 'bitrank-analysis[postgres]'") from error
-    return postgresql.connect(place.set(drivername="postgresql").render_as_string(hide_password=False)), {}
+    address = place.set(drivername="postgresql")
+    try:
+        return postgresql.connect(address.render_as_string(hide_password=False)), {}
+    except postgresql.Error as error:
+        said = masked(str(error).splitlines()[0])[:200]
+        raise AnalysisError(
+            f"the store {masked(address.render_as_string())} does not answer: {said}"
+        ) from None
 
 
 def _place(uri: str) -> Path | URL:
@@ -138,8 +150,8 @@ def _place(uri: str) -> Path | URL:
         return Path(uri).resolve() / "mlflow.db"
     try:
         url = make_url(uri)
-    except ArgumentError as error:
-        raise AnalysisError(f"cannot read the store URI {uri!r}") from error
+    except (ArgumentError, ValueError):  # SQLAlchemy reads the port with int()
+        raise AnalysisError(f"cannot read the store URI {masked(uri)!r}") from None
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
         raise AnalysisError(
             f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://"

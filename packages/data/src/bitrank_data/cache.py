@@ -72,9 +72,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Text is encoded as UTF-8.
     """
     making = path.with_name(f".{path.name}.{os.getpid()}")
-    making.write_bytes(content.encode() if isinstance(content, str) else content)
-    flush(making)
-    making.replace(path)
+    try:
+        making.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(making)
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)
     flush(path.parent)
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlparse
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, masked
 from bitrank.execution.attempt import Job
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.execution.options import Execution
@@ -43,7 +43,8 @@ def check(how: Execution, store: str) -> None:
         )
     if Store.parse(store).database is not None:
         raise UserError(
-            f"--executor ray needs a tracking server as its store, and {store} is a file that other machines cannot write; {_SERVER}"
+            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other machines "
+            f"cannot write; {_SERVER}"
         )
     if how.ray_address and how.ray_address.startswith("ray://"):
         raise UserError(
@@ -62,6 +63,7 @@ class _Task:
     host: str = ""
     lease: str | None = None
     over: bool = False
+    last_try: bool = False  # another process held the run, and every other run is over now
     lost: list[str] = field(default_factory=list)
 
 
@@ -80,7 +82,7 @@ def run_all(
         slots = how.jobs or 2 * max(
             capacity(task.need, cluster.machines) for task in waiting
         )  # half of them wait for room, in Ray
-        running = list[_Task]()
+        running, elsewhere = list[_Task](), list[_Task]()
         with Signals() as stop:
             try:
                 while waiting or running:
@@ -92,9 +94,13 @@ def run_all(
                         again = _handle_messages(task, cluster, tracker, how.retries, changed)
                         if task.over:
                             running.remove(task)
+                            if task.job.status == "elsewhere" and not task.last_try:
+                                elsewhere.append(_Task(task.job, task.order, task.need, last_try=True))
                         waiting.extendleft([again] if again else [])
                     changed(None)
                     stop.check()
+                    if not (waiting or running):
+                        waiting, elsewhere = deque(elsewhere), []
             except Interrupted:
                 _stop(running, cluster, tracker)
                 raise
@@ -105,7 +111,7 @@ def run_all(
 def _tasks(jobs: Sequence[Job], tracker: Tracker, cluster: Cluster) -> list[_Task]:
     needs = [needed(job.spec, cluster.machines) for job in jobs]
     return [
-        _Task(job, order_for(job.spec, tracker.store, int(need["CPU"])), need)
+        _Task(job, order_for(job.spec, tracker.store, int(need["CPU"]), job.replaces), need)
         for job, need in zip(jobs, needs, strict=True)
     ]
 
@@ -124,7 +130,7 @@ def _handle_messages(
             if job.add_event(event):
                 changed(job)
         if "ended" in message:
-            task.over, job.status, job.message = True, message["ended"], message["message"]
+            task.over, job.status, job.message = True, message["ended"], masked(message["message"])
             if job.done:
                 job.state = State("done", message["run_id"], figures=message["figures"])
             changed(job)
@@ -140,7 +146,7 @@ def _lost(
     retries: int,
     changed: Callable[[Job | None], None],
 ) -> _Task | None:
-    job, lost = task.job, [*task.lost, f"{task.host or 'a worker'}: {message['lost']}"]
+    job, lost = task.job, [*task.lost, f"{task.host or 'a worker'}: {masked(message['lost'])}"]
     task.over = True
     if len(lost) > retries:
         job.status, job.message = (
@@ -186,5 +192,5 @@ def _check_artifacts(tracker: Tracker) -> None:
     place = tracker.client.get_experiment(tracker.experiment_id).artifact_location
     if urlparse(place).scheme in {"", "file"}:
         raise UserError(
-            f"the server at {tracker.store} lets each machine write artifacts to its own {place}; {_SERVER}"
+            f"the server at {masked(tracker.store)} lets each machine write artifacts to its own {masked(place)}; {_SERVER}"
         )

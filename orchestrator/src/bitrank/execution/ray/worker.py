@@ -19,6 +19,7 @@ from typing import Any
 from bitrank import __version__
 from bitrank.errors import UserError, is_user_error
 from bitrank.execution.attempt import Attempt, Job
+from bitrank.execution.claim import is_replaced
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.run_folder import result_of
 from bitrank.spec.configs import find_config
@@ -27,7 +28,7 @@ from bitrank.tracking.lease import Lease, RunHeldElsewhere
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.provenance import shared_code
 from bitrank.tracking.remote_checkpoints import Snapshots
-from bitrank.tracking.run_state import code_of, state_of
+from bitrank.tracking.run_state import State, code_of, state_of
 from bitrank.tracking.store import open_store
 
 _POLL = 0.2  # seconds
@@ -38,7 +39,7 @@ class LeftCluster(Exception):
     """This machine is no part of its cluster any more."""
 
 
-def order_for(spec: RunSpec, store: str, cpus: int) -> dict[str, Any]:
+def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = None) -> dict[str, Any]:
     """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files it must find there."""
     return {
         "version": __version__,
@@ -49,6 +50,8 @@ def order_for(spec: RunSpec, store: str, cpus: int) -> dict[str, Any]:
         "cwd": str(Path.cwd()),
         "files": _files_of(spec),
         "cpus": cpus,
+        "replaces": replaces
+        and [replaces.name, replaces.run_id],  # the run to forget, if it is still as it was
         "gone": None,  # the lease of a worker that is dead, from the second attempt on
         "patience": 0.0,  # seconds that a worker which may still live is given to let go
     }
@@ -96,6 +99,10 @@ def _run(
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     stored = tracker.find(spec.spec_id)
     state = state_of(spec, {spec.spec_id: stored} if stored else {})
+    if is_replaced(state, State(*order["replaces"]) if order["replaces"] else None):
+        assert state.run_id is not None
+        tracker.forget(state.run_id)
+        stored, state = None, State("new")
     if stored and state.name in {"done", "stale"}:  # by a worker that was lost then, or for another driver
         Snapshots(tracker.client, stored.run_id, folder).drop()
         return {"ended": "finished", "message": "", "run_id": state.run_id, "figures": dict(state.figures)}

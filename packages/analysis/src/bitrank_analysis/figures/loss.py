@@ -7,6 +7,7 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.coinciding import drawn_once, labels_of
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape
 
 _WINDOW = 5  # recorded points in the running mean
@@ -32,22 +33,27 @@ def loss_curves(evidence: Evidence) -> Figure:
             lambda loss: loss.rolling(_WINDOW, min_periods=1).mean()
         )
     )
-    hue = colour(evidence.configs)
+    labels = labels_of(smooth, "step", "value", evidence.configs)
+    hue = colour(list(labels), labels=labels)
     x = alt.X("step:Q", title="Optimizer step")
     y = alt.Y("value:Q", title="Loss, nats (lower is better)", scale=alt.Scale(zero=False))
     tips = ["config:N", "step:Q", alt.Tooltip("value:Q", format=".3f")]
-    layers = [alt.Chart(smooth).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=hue, tooltip=tips)]
+    layers = [
+        alt.Chart(drawn_once(smooth, labels))
+        .mark_line(strokeWidth=1.5)
+        .encode(x=x, y=y, color=hue, tooltip=tips)
+    ]
     if not val.empty:
         layers.append(
-            alt.Chart(val)
+            alt.Chart(drawn_once(val, labels))
             .mark_point(filled=True, size=60, opacity=0.9)
-            .encode(x=x, y=y, color=hue, shape=shape(evidence.configs), tooltip=tips)
+            .encode(x=x, y=y, color=hue, shape=shape(list(labels), labels=labels), tooltip=tips)
         )
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = f", mean of {evidence.seeds} seeds" if evidence.seeds > 1 else ""
     note = (
         f"{evidence.task}: lines are training loss (running mean of {_WINDOW} recorded points{seeds}), "
-        "points validation loss."
+        "points validation loss; equal curves are drawn as one."
     )
     return Figure("loss", _title(val if not val.empty else smooth, val.empty), chart, note)
 

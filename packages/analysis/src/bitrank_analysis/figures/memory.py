@@ -45,13 +45,18 @@ def memory(evidence: Evidence) -> Figure:
     parts = memory_parts(evidence)
     peaks = parts.groupby("config", as_index=False)["mib"].sum()
     order = {part: at for at, part in enumerate(_PARTS)}
+    x = alt.X(
+        "mib:Q",
+        title="Peak memory, MiB (lower is better)",
+        axis=alt.Axis(tickCount=4, labelOverlap=True),
+        scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16),
+    )
     y = alt.Y("config:N", sort=evidence.configs, title=None)
     bars = (
         alt.Chart(parts.assign(order=parts["part"].map(order), mib=parts["mib"].clip(lower=0)))
         .mark_bar(height=15)
         .encode(
-            x=alt.X("mib:Q", title="Peak memory, MiB (lower is better)",
-                    scale=alt.Scale(domainMax=float(peaks["mib"].max()) * 1.16)),
+            x=x,
             y=y,
             color=alt.Color("part:N", scale=alt.Scale(domain=list(_PARTS), range=list(_PARTS.values())),
                             legend=alt.Legend(title=None, orient="bottom", columns=3)),
@@ -84,7 +89,8 @@ def _title(peaks: pd.DataFrame, parts: pd.DataFrame) -> str:
     low, high = ranked.iloc[0], ranked.iloc[-1]
     total = parts.groupby("part")["mib"].sum()
     trained = total[["base weights", "adapters", "optimizer state"]].sum() / total.sum()
-    share = f"weights, adapters and optimizer are {100 * trained:.0f} % of the peak"
+    percent = f"{100 * trained:.0f}" if trained >= 0.01 else "less than 1"
+    share = f"weights, adapters and optimizer are {percent} % of the peak"
     if len(peaks) == 1:
         return f"{low['config']} peaks at {low['mib']:,.0f} MiB; {share}"
     if high["mib"] / low["mib"] < 1.02:

@@ -55,7 +55,12 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
 
 def _front_line(points: pd.DataFrame, axis: str) -> alt.Chart:
     line = points[points["on_front"]].sort_values("x")[["x", "quality"]]
-    x = alt.X("x:Q", title=axis, scale=alt.Scale(zero=False, padding=26))
+    x = alt.X(
+        "x:Q",
+        title=axis,
+        axis=alt.Axis(tickCount=5, labelOverlap=True),
+        scale=alt.Scale(zero=False, padding=26),
+    )
     return (
         alt.Chart(line)
         .mark_line(interpolate="step-after", strokeDash=[4, 3], strokeWidth=1.2, style="guide")

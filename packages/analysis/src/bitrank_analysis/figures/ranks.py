@@ -8,6 +8,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.figures.coinciding import drawn_once, labels_of
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour
 from bitrank_analysis.matrix_names import module_order
 
@@ -143,15 +144,17 @@ def rank_layers(evidence: Evidence) -> Figure:
             "layers?"
         )
     arms, half = adaptive(evidence), lines["layer"].max() / 2
+    labels = labels_of(lines, "layer", "rank", evidence.configs)
+    numbers = _some(sorted(int(layer) for layer in lines["layer"].unique()), 8)
     chart = (
-        alt.Chart(lines)
+        alt.Chart(drawn_once(lines, labels))
         .mark_line(point=alt.OverlayMarkDef(size=26, filled=True), strokeWidth=1.8)
         .encode(
             x=alt.X(
-                "layer:Q", title="Layer (0 is next to the input)", axis=alt.Axis(tickMinStep=1, format="d")
+                "layer:Q", title="Layer (0 is next to the input)", axis=alt.Axis(values=numbers, format="d")
             ),
             y=alt.Y("rank:Q", title="Mean rank", scale=alt.Scale(domainMin=0)),
-            color=colour(list(lines["config"].unique())),
+            color=colour(list(labels), labels=labels),
             tooltip=["config:N", "layer:Q", alt.Tooltip("rank:Q", format=".2f")],
         )
         .properties(width=COLUMN, height=190)
@@ -171,7 +174,7 @@ def rank_layers(evidence: Evidence) -> Figure:
         "rank-layers",
         title,
         chart,
-        f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds.{_coinciding(lines)}",
+        f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds; equal lines are drawn as one.",
     )
 
 
@@ -197,11 +200,3 @@ def _settled(moves: pd.DataFrame, arms: list[str]) -> str:
 def _some(numbers: list[int], most: int = 4) -> list[int]:
     """About ``most`` of ``numbers`` at equal distances, as axis labels."""
     return [int(number) for number in numbers[:: max(1, len(numbers) // most)]]
-
-
-def _coinciding(lines: pd.DataFrame) -> str:
-    """Arms with identical lines, as text."""
-    same: dict[tuple[float, ...], list[str]] = {}
-    for name, of_arm in lines.groupby("config"):
-        same.setdefault(tuple(of_arm.sort_values("layer")["rank"]), []).append(str(name))
-    return "".join(f" {phrasing.listed(names)} coincide." for names in same.values() if len(names) > 1)

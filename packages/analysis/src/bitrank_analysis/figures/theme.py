@@ -71,18 +71,32 @@ def style(configs: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLE.get(name) or spare[name] for name in config_order(configs)}
 
 
-def colour(configs: Sequence[str], column: str = "config", legend: bool = True) -> Any:
-    """The colour channel by config, with a legend below the chart."""
+def colour(
+    configs: Sequence[str],
+    column: str = "config",
+    legend: bool = True,
+    labels: Mapping[str, str] | None = None,
+) -> Any:
+    """The colour channel by config, with a legend below the chart; ``labels`` are names to print instead of a config's own."""
     styles = style(configs)
-    scale = alt.Scale(domain=list(styles), range=[c for c, _ in styles.values()])
+    scale = alt.Scale(domain=_printed(styles, labels), range=[c for c, _ in styles.values()])
     return alt.Color(f"{column}:N", scale=scale, legend=_legend(styles) if legend else None)
 
 
-def shape(configs: Sequence[str], column: str = "config", legend: bool = True) -> Any:
+def shape(
+    configs: Sequence[str],
+    column: str = "config",
+    legend: bool = True,
+    labels: Mapping[str, str] | None = None,
+) -> Any:
     """The shape channel by config; it shares the legend of :func:`colour`."""
     styles = style(configs)
-    scale = alt.Scale(domain=list(styles), range=[s for _, s in styles.values()])
+    scale = alt.Scale(domain=_printed(styles, labels), range=[s for _, s in styles.values()])
     return alt.Shape(f"{column}:N", scale=scale, legend=_legend(styles) if legend else None)
+
+
+def _printed(styles: Mapping[str, tuple[str, str]], labels: Mapping[str, str] | None) -> list[str]:
+    return [(labels or {}).get(name, name) for name in styles]
 
 
 def _legend(styles: Sized) -> Any:

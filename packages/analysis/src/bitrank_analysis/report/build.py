@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import gather
@@ -62,11 +65,14 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
         raise AnalysisError(
             f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first"
         )
+    study = _without_torn(study)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     sections, refused = [], {}
     for task in evidence:
         drawn, refused[task.task] = draw_all(task)
-        sections.append(Section(task, drawn, tables(task), side_by_side(study, task)))
+        sections.append(
+            Section(task, drawn, tables(task), side_by_side(study, task), facts.warnings(study, task.task))
+        )
     missing, gaps = facts.not_run(study), facts.gaps(study, evidence, refused)
     return Report(
         study.experiment,
@@ -76,7 +82,32 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
         facts.machine(study),
         missing,
         gaps,
+        facts.notice(study),
     )
+
+
+def _without_torn(study: Study) -> Study:
+    """The study without the runs whose predictions are torn, which then count as not run, with the reason.
+
+    When no other run is left, the study itself: its error names the file.
+    """
+    torn = study.database.sql(
+        "SELECT run_id, reason FROM unread WHERE file = 'predictions.parquet'"
+    ).fetchall()
+    reasons = dict(torn)
+    is_torn = study.runs["run_id"].isin(reasons)
+    if not is_torn.any() or is_torn.all():
+        return study
+    lost = study.runs[is_torn]
+    rows = lost[["config", "task", "seed"]].assign(
+        status="FINISHED",
+        reason=[
+            f"finished, but its predictions.parquet cannot be read: {reasons[run_id]}"
+            for run_id in lost["run_id"]
+        ],
+    )
+    missing = pd.concat([study.missing, rows], ignore_index=True)
+    return replace(study, runs=study.runs[~is_torn].reset_index(drop=True), missing=missing)
 
 
 def _empty_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
-from bitrank_analysis.statistics.chance import at_chance
+from bitrank_analysis.statistics.chance import at_chance, chance_level
 from bitrank_analysis.study import Study
 
 
@@ -77,6 +77,25 @@ def not_run(study: Study) -> list[str]:
     ]
 
 
+def notice(study: Study) -> str:
+    """What must be known before any number is read; empty when nothing."""
+    profiles = study.database.sql("SELECT DISTINCT value FROM tags WHERE key = 'profile'").fetchall()
+    if profiles != [("smoke",)]:
+        return ""
+    return "Profile smoke: tiny random models on toy text. The numbers on this page mean nothing; they show that the program works."
+
+
+def warnings(study: Study, task: str) -> list[str]:
+    """Chance level and collapsed runs of a classification task, to stand beside its result."""
+    share = chance_level(study, task)
+    if share is None:
+        return []
+    level = (
+        f"Chance level: naming the most frequent class is right in {100 * share:.1f} % of the test examples."
+    )
+    return [level, *at_chance(study, task=task)]
+
+
 def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What the report lacks and why: frames, figures, files that cannot be read, and what the study and statistics note."""
     sentences = [f"{task.task}, {name}: {reason}" for task in evidence for name, reason in task.gaps.items()]
@@ -92,7 +111,5 @@ def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mappi
     )
     sentences += [f"{row.run_name}, {row.file}: {row.reason}" for row in unread.itertuples()]
     return list(
-        dict.fromkeys(
-            [*sentences, *study.notes, *at_chance(study), *(note for task in evidence for note in task.notes)]
-        )
+        dict.fromkeys([*sentences, *study.notes, *(note for task in evidence for note in task.notes)])
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
@@ -21,6 +21,14 @@ class Section:
     figures: list[Figure]
     tables: list[Table]
     errors: SideBySide
+    warnings: list[str] = field(
+        default_factory=list
+    )  # to be read with the result: chance level and collapses
+
+    @property
+    def lead(self) -> Figure | None:
+        """The one figure of the first screen: quality against bytes."""
+        return next((one for one in self.figures if one.name.startswith("quality-bytes")), None)
 
     def table(self, name: str) -> Table | None:
         """The table of that name, None when the task has none."""
@@ -38,6 +46,7 @@ class Report:
     machine: list[tuple[str, str]]
     not_run: list[str]
     gaps: list[str]
+    notice: str = ""  # what must be known before any number is read
 
 
 def sentences(sections: Sequence[Section]) -> str:

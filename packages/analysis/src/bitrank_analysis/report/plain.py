@@ -8,7 +8,11 @@ from bitrank_analysis.report.side_by_side import SideBySide
 
 def plain(report: Report) -> str:
     """All of the report but the drawings, whose titles and files are named."""
-    parts = [f"# {report.experiment}", "\n\n".join(report.verdict)]
+    parts = [
+        f"# {report.experiment}",
+        *([report.notice] if report.notice else []),
+        "\n\n".join(report.verdict),
+    ]
     parts += [_section(section) for section in report.sections]
     parts.append(
         "## Runs\n\n"
@@ -24,7 +28,7 @@ def plain(report: Report) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [f"## {section.evidence.task}"]
+    parts = [f"## {section.evidence.task}", *([_bullets(section.warnings)] if section.warnings else [])]
     parts += [f"### {table.caption}\n\n{table.markdown()}".rstrip() for table in section.tables]
     parts.append(
         "### Figures\n\n"

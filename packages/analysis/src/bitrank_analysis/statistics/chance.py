@@ -10,14 +10,27 @@ from bitrank_analysis.study import Study
 _NEAR = 0.05  # accuracy above chance that counts as learning even if a small test set shows no significance
 
 
-def at_chance(study: Study, alpha: float = 0.05) -> list[str]:
+def chance_level(study: Study, task: str) -> float | None:
+    """Return the share of the most frequent class among the test examples of ``task``; None for a language task, or when none can be read."""
+    runs = study.runs[(study.runs["task"] == task) & (study.runs["kind"] == "classification")]
+    for run_id in runs["run_id"]:
+        try:
+            labels = study.predictions(str(run_id))["label"]
+        except AnalysisError:
+            continue
+        return float(labels.value_counts(normalize=True).max())
+    return None
+
+
+def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> list[str]:
     """Return a sentence for each run whose test accuracy is not above the most frequent class's share.
 
     A run is listed if the exact binomial test at ``alpha`` is not significant and the accuracy is less than 5
     points above that share. Runs without readable predictions are skipped.
     """
     found = []
-    for run in study.runs[study.runs["kind"] == "classification"].itertuples():
+    runs = study.runs[study.runs["kind"] == "classification"]
+    for run in (runs if task is None else runs[runs["task"] == task]).itertuples():
         try:
             rows = study.predictions(str(run.run_id))
         except AnalysisError:

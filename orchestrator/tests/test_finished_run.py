@@ -1,0 +1,62 @@
+"""A merge takes an adapter and a plan only as the run wrote them; a torn failure file is no failure of the matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bitrank.errors import UserError
+from bitrank.execution.attempt import _read
+from bitrank.export.finished_run import find_run
+from bitrank.process.run_folder import DIGESTS, seal
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec, write_spec
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_spec(make_spec(PROFILES["smoke"], "B-Q4", "toy_sentences"), tmp_path / "spec.json")
+    (tmp_path / "plan.json").write_text(json.dumps({"precision": {"a": "nf4"}, "ranks": {"a": 8}}))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "zero_shot.json").write_text("{}")
+    seal(tmp_path, {"eval/acc": 0.5})
+    return tmp_path
+
+
+def test_an_intact_run_is_found_also_without_the_files_that_are_not_read(folder: Path) -> None:
+    (folder / "zero_shot.json").unlink()  # the store's artifacts lack it
+    run = find_run(folder)
+    assert (run.precision, run.ranks, run.adapter) == ({"a": "nf4"}, {"a": 8}, folder / "adapter")
+    assert find_run(folder / "adapter") == run
+
+
+@pytest.mark.parametrize("name", ["plan.json", "spec.json", "adapter/adapter_model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"changed"])
+def test_an_altered_or_torn_file_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} has other content than was written"):
+        find_run(folder)
+    (folder / name).unlink()
+    if name.startswith("adapter"):
+        with pytest.raises(UserError, match=f"{name} is missing"):
+            find_run(folder)
+
+
+def test_a_torn_list_of_digests_is_named_and_a_run_of_before_digests_is_taken(folder: Path) -> None:
+    (folder / DIGESTS).write_text('{"plan.json": ')
+    with pytest.raises(UserError, match=r"digests\.json is missing or damaged"):
+        find_run(folder)
+    (folder / DIGESTS).unlink()
+    assert find_run(folder).ranks == {"a": 8}
+    (folder / "plan.json").write_text('{"precision": ')
+    with pytest.raises(UserError, match=r"plan\.json or spec\.json is damaged"):
+        find_run(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b'"text"', b"7", b'{"message": "cut', b"\xff\xfe\x00"])
+def test_a_damaged_failure_file_says_nothing(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "failure.json").write_bytes(content)
+    assert _read(tmp_path / "failure.json") == {}

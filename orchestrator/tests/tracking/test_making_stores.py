@@ -1,0 +1,149 @@
+"""A store whose creation was cut off at any moment is made again; one that has held runs is never thrown away."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from bitrank.errors import UserError
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.sqlite_store import has_store
+from bitrank.tracking.store import open_store
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bytes of a new store, all in one file."""
+    folder = tmp_path_factory.mktemp("fresh")
+    open_store(str(folder))
+    path = folder / "mlflow.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    alone = folder / "alone.db"
+    shutil.copyfile(path, alone)
+    return alone
+
+
+def test_a_new_store_leaves_nothing_but_itself(tmp_path: Path) -> None:
+    open_store(str(tmp_path))
+    names = {path.name for path in tmp_path.iterdir()} - {"mlflow.db-wal", "mlflow.db-shm"}
+    assert names == {"mlflow.db", "mlflow.lock"}
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 1e-4, 0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
+def test_a_store_cut_at_any_byte_counts_as_none(fresh: Path, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    content = fresh.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert not has_store(path)
+    shutil.copyfile(fresh, path)
+    assert has_store(path)
+
+
+def test_a_store_with_the_first_tables_only_counts_as_none(fresh: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(fresh)) as whole:
+        statements = [
+            sql
+            for (sql,) in whole.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+        ]
+    for count in (1, 2, 5, len(statements) // 2, len(statements)):  # alembic's version is written last
+        path = tmp_path / f"{count}.db"
+        with closing(sqlite3.connect(path)) as database:
+            for sql in statements[:count]:
+                if "sqlite_" not in sql:
+                    database.execute(sql)
+        assert not has_store(path), count
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.5])
+def test_a_half_made_store_is_made_again_and_kept(fresh: Path, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    content = fresh.read_bytes()
+    torn = content[: int(len(content) * share)]
+    path.write_bytes(torn)
+    path.with_name("mlflow.db-journal").write_bytes(b"a journal of the half-made one")
+    path.with_name(".mlflow.db.4711.new").write_bytes(b"of a process that was killed")
+    Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
+    assert has_store(path)
+    assert path.with_name("mlflow.db.half-made").read_bytes() == torn
+    assert not list(tmp_path.glob(".mlflow.db.*")) and not path.with_name("mlflow.db-journal").exists()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_a_torn_store_beside_which_runs_left_files_is_refused(
+    fresh: Path, share: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "mlflow.db"
+    content = fresh.read_bytes()[: int(fresh.stat().st_size * share)]
+    path.write_bytes(content)
+    (tmp_path / "artifacts" / "bitrank-smoke").mkdir(parents=True)
+    with pytest.raises(UserError, match="put a backup in its place"):
+        open_store(str(tmp_path))
+    assert path.read_bytes() == content
+
+
+def test_a_store_of_an_older_mlflow_is_migrated_after_a_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = open_store(str(tmp_path))
+    run = client.create_run(client.create_experiment("bitrank-smoke"))
+    client.log_metric(run.info.run_id, "eval/acc", 0.75)
+    older = _downgrade(tmp_path / "mlflow.db")
+    again = open_store(str(tmp_path))
+    assert again.get_run(run.info.run_id).data.metrics == {"eval/acc": 0.75}
+    assert "it is migrated" in capsys.readouterr().err
+    with closing(sqlite3.connect(tmp_path / f"mlflow.db.schema-{older}")) as kept:
+        assert kept.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
+        assert kept.execute("SELECT value FROM metrics").fetchall() == [(0.75,)]
+
+
+def _downgrade(path: Path) -> str:
+    """Bring the store back to the schema of the revision before the newest, by MLflow's own migrations."""
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config, create_sqlalchemy_engine
+
+    uri = f"sqlite:///{path}"
+    config = _get_alembic_config(uri)
+    script = ScriptDirectory.from_config(config)
+    newest = script.get_revision(script.get_current_head())
+    older = str(newest.down_revision)
+    engine = create_sqlalchemy_engine(uri)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, older)
+    engine.dispose()
+    return older
+
+
+def test_a_store_of_a_newer_mlflow_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    open_store(str(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffff12345678'")
+        database.commit()
+    with pytest.raises(UserError, match=r"written by another MLflow .* install a newer MLflow"):
+        open_store(str(tmp_path))
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(str(tmp_path))
+    older = _downgrade(tmp_path / "mlflow.db")
+
+    def break_off(uri: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute("DROP TABLE metrics")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("bitrank.tracking.sqlite_store._upgrade", break_off)
+    with pytest.raises(UserError, match="cannot be migrated: the disk is full; it is unchanged"):
+        open_store(str(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
+        assert database.execute("SELECT count(*) FROM metrics").fetchone() == (0,)

@@ -1,0 +1,40 @@
+"""The maps of one run alone: bits and rank of every matrix, as PNG, from its own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import vl_convert
+
+from bitrank_analysis.figures.ranks import heat_map
+from bitrank_analysis.figures.save import VEGA_LITE, spec
+from bitrank_analysis.figures.theme import Figure
+from bitrank_analysis.matrix_names import nominal_bits, with_place
+
+
+def run_maps(name: str, formats: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, bytes]:
+    """``bits.png`` and ``rank.png`` of the run called ``name``, each only where it says something.
+
+    A map without matrices in numbered layers, or with one value everywhere, is left out.
+    """
+    bits = {matrix: nominal_bits(text) for matrix, text in formats.items()}
+    found = {
+        "bits.png": _map(name, bits, "bits", "Bits of one stored weight"),
+        "rank.png": _map(name, ranks, "rank", "Final LoRA rank"),
+    }
+    return {file: content for file, content in found.items() if content is not None}
+
+
+def _map(name: str, values: Mapping[str, int], column: str, title: str) -> bytes | None:
+    frame = pd.DataFrame({"matrix": list(values), column: list(values.values())})
+    if frame.empty or frame[column].nunique() < 2:
+        return None
+    inside = with_place(frame).dropna(subset=["layer"])
+    if inside.empty:
+        return None
+    cells = inside.assign(config=name).groupby(["config", "layer", "module"], as_index=False)[column].mean()
+    figure = Figure(
+        column, title, heat_map(cells, column, [name]), "Rows are layers from input (top) to output."
+    )
+    return vl_convert.vegalite_to_png(spec(figure), vl_version=VEGA_LITE, scale=2)

@@ -1,0 +1,125 @@
+"""Full and read-only disks: the product's own sentence and exit code 2, and a read-only store can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bitrank.errors import disk_problem
+from study_tools import SMOKE, bitrank
+
+ONE = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP")
+Mount = Callable[..., Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts with the options of ``mount``; skips where this is not allowed."""
+    mounted: list[Path] = []
+
+    def make(name: str, *options: str) -> Path:
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *options, str(place)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        mounted.append(place)
+        return place
+
+    if shutil.which("mount") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    yield make
+    for place in reversed(mounted):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    assert all(text in said for text in expected), said
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("once")
+    done = bitrank(*ONE, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd
+
+
+@pytest.mark.parametrize("with_wal", [True, False])
+def test_a_read_only_store_is_listed_and_queried_and_not_written(
+    once: Path, with_wal: bool, mount: Mount, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(once / "runs", source)
+    writer = sqlite3.connect(source / "mlflow.db")
+    writer.execute("UPDATE tags SET value = 'changed' WHERE key = 'family'")
+    writer.commit()
+    if not with_wal:
+        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    place = mount("read-only", "--bind", str(source))
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+    if not with_wal:
+        writer.close()
+    listed = bitrank("list", *ONE[1:], "--store", str(place), "--json", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout)[0]["state"] == "done"
+    sql = 'SELECT "t.family" AS family FROM wide'
+    asked = bitrank("sql", sql, "--store", str(place), "--format", "csv", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout == "family\nchanged\n"
+    report = bitrank("report", "--profile", "smoke", "--store", str(place), cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    _refused(bitrank(*ONE, "--store", str(place), cwd=tmp_path), "cannot write the store", "read-only")
+    writer.close()
+
+
+@pytest.mark.parametrize("size", ["16k", "200k", "900k"])
+def test_a_full_disk_under_the_store_is_said(size: str, mount: Mount, tmp_path: Path) -> None:
+    place = mount("full", "-t", "tmpfs", "-o", f"size={size}", "none")
+    _refused(bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path), "full", "--store")
+    subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
+    again = bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_results_folder_that_cannot_be_written_is_noticed_before_anything_trains(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    _refused(bitrank(*ONE, cwd=tmp_path), "cannot write results to", "--results")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_that_fail_later_do_not_stop_the_runs(
+    once: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from bitrank.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitrank.tracking.results_files._csv", full)
+    assert main([*SMOKE, "--configs", "B-FP,B-Q4", "--tasks", "toy_articles", "--jobs", "1"]) == 2
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)] * 2
+
+
+def test_the_cause_of_a_disk_error_is_found_in_the_chain() -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device", "/data/x")
+        except OSError as inner:
+            raise RuntimeError("a library's own words") from inner
+    except RuntimeError as error:
+        assert disk_problem(error) == "the disk is full (/data/x)"
+    assert disk_problem(sqlite3.OperationalError("database or disk is full")) == "the disk is full"
+    assert disk_problem(ValueError("database or disk is full")) is None

@@ -1,0 +1,170 @@
+"""Two matrices in different order on one store: every spec is trained once, and none stays "elsewhere"."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bitrank.execution.attempt import Job
+from bitrank.execution.claim import claim
+from bitrank.execution.local import run_all
+from bitrank.process.events import read_events
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec
+from bitrank.tracking.mlflow_tracker import Tracker
+from bitrank.tracking.run_state import State, state_of
+from bitrank.tracking.store import open_store
+from filelock import FileLock
+from study_tools import SMOKE, bitrank, kill_children_of, start, wait_for
+
+STEPS = ("--set", "steps=150")
+ONE = (*SMOKE, "--tasks", "toy_articles", *STEPS)
+
+
+def _attempts(cwd: Path) -> dict[str, int]:
+    """How often each run's process began, by the name of its folder."""
+    return {
+        path.parent.name: sum(e["event"] == "machine" for e in read_events(path))
+        for path in (cwd / "runs" / "work").glob("*/events.jsonl")
+    }
+
+
+def _runs(cwd: Path) -> list[tuple[str, str, str]]:
+    with sqlite3.connect(cwd / "runs" / "mlflow.db") as database:
+        return database.execute("SELECT name, status, lifecycle_stage FROM runs ORDER BY name").fetchall()
+
+
+def _together(cwd: Path, *orders: str, more: tuple[str, ...] = ()) -> list[str]:
+    """What matrices with these orders of configs print, all started at once; each must end with all its runs complete."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bitrank", *ONE, "--configs", order, "--jobs", "1", *more],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for order in orders
+    ]
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert all("Traceback" not in text for text in said), said
+    assert 0 in [process.returncode for process in processes], said
+    return said
+
+
+def test_every_spec_is_trained_once_whatever_the_order(tmp_path: Path) -> None:
+    first, second = _together(tmp_path, "B-FP,B-Q4,Joint-1", "Joint-1,B-Q4,B-FP")
+    assert [status for _, status, _ in _runs(tmp_path)] == ["FINISHED"] * 3, first + second
+    assert list(_attempts(tmp_path).values()) == [1, 1, 1]
+
+    _together(tmp_path, "B-FP,B-Q4,Joint-1", "Joint-1,B-Q4,B-FP", more=("--force",))
+    stages = [stage for _, _, stage in _runs(tmp_path)]
+    assert stages.count("active") == 3 and list(_attempts(tmp_path).values()) == [1, 1, 1]
+
+
+def _job(cwd: Path, tracker: Tracker, force: bool = False) -> Job:
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_articles", {"steps": 150})
+    found = tracker.find(spec.spec_id)
+    state = state_of(spec, {spec.spec_id: found} if found else {})
+    job = Job(spec, cwd / "runs" / "work" / spec.spec_id, state)
+    job.replaces = state if force else None
+    return job
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one run, complete."""
+    cwd = tmp_path_factory.mktemp("once")
+    done = bitrank(*ONE, "--configs", "B-FP", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd
+
+
+@pytest.fixture
+def copied(once: Path, tmp_path: Path) -> Path:
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def _tracker(cwd: Path) -> Tracker:
+    return Tracker(open_store(str(cwd / "runs")), str(cwd / "runs"), "smoke")
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_not_trained(copied: Path) -> None:
+    tracker = _tracker(copied)
+    job = _job(copied, tracker)
+    job.state = State("new")  # as it was when this matrix looked
+    run_all([job], tracker, 1, lambda _: None)
+    assert (job.status, job.state.figures["train/best_step"] >= 0) == ("done", True)
+    assert list(_attempts(copied).values()) == [1]
+
+
+def test_force_keeps_what_another_process_made_since(copied: Path) -> None:
+    tracker = _tracker(copied)
+    job = _job(copied, tracker, force=True)
+    job.replaces = State("done", "an older run, forgotten by the other process")
+    assert not claim(job, tracker)
+    assert job.status == "done" and [stage for _, _, stage in _runs(copied)] == ["active"]
+
+
+def test_force_replaces_the_run_that_it_saw_and_keeps_its_lock(copied: Path) -> None:
+    tracker = _tracker(copied)
+    job = _job(copied, tracker, force=True)
+    with FileLock(job.folder / ".lock", timeout=0):
+        assert claim(job, tracker)
+        assert [path.name for path in job.folder.iterdir()] == [".lock"]
+    assert job.state == State("new") and [stage for _, _, stage in _runs(copied)] == ["deleted"]
+
+
+def test_a_run_that_is_held_at_first_is_done_in_the_end(copied: Path) -> None:
+    tracker = _tracker(copied)
+    job = _job(copied, tracker)
+    job.state = State("new")
+    lock = FileLock(job.folder / ".lock", thread_local=False)
+    lock.acquire()
+    polls = []
+
+    def release_later(_: Job | None) -> None:
+        polls.append(1)
+        if len(polls) == 1:
+            lock.release()
+
+    run_all([job], tracker, 1, release_later)
+    assert job.status == "done"
+    with FileLock(job.folder / ".lock"):
+        job.state, job.status = State("new"), "elsewhere"
+        run_all([job], tracker, 1, lambda _: None)
+    assert job.status == "done", "held to the end, and complete in the store all the same"
+
+
+def test_list_tells_a_running_run_from_an_interrupted_one(tmp_path: Path) -> None:
+    def state() -> str:
+        listed = bitrank("list", *ONE[1:], "--configs", "B-FP", "--json", cwd=tmp_path)
+        return str(json.loads(listed.stdout)[0]["state"])
+
+    process = start(
+        *SMOKE, "--tasks", "toy_articles", "--set", "steps=4000", "--configs", "B-FP", cwd=tmp_path
+    )
+    wait_for(tmp_path, "train")
+    long = (
+        "list",
+        *SMOKE[1:],
+        "--tasks",
+        "toy_articles",
+        "--set",
+        "steps=4000",
+        "--configs",
+        "B-FP",
+        "--json",
+    )
+    assert json.loads(bitrank(*long, cwd=tmp_path).stdout)[0]["state"] == "running"
+    process.kill()
+    kill_children_of(process)
+    process.wait(timeout=60)
+    assert json.loads(bitrank(*long, cwd=tmp_path).stdout)[0]["state"] == "interrupted"
+    assert state() == "new"
