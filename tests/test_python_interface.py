@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertModel,
+    LlamaConfig,
     LlamaForCausalLM,
 )
 
@@ -119,7 +120,7 @@ def test_apply_gives_the_logits_of_plain_transformers_on_the_decoded_weights(pla
     plan, _ = planned
     model, reference = tiny(), tiny()
     applied = bitrank.apply(model, plan)
-    assert {applied[name].format for name in plan["precision"]} > {"bf16"}
+    assert len({applied[name].format for name in plan["precision"]}) > 2
     with torch.no_grad():
         for name in plan["precision"]:
             module = model.get_submodule(name)
@@ -202,7 +203,7 @@ def _quantized():
         ),
         (lambda: torch.nn.Linear(4, 4), "expected a transformers model, a name or a folder, got Linear"),
         (
-            lambda: LlamaForCausalLM(tiny().config.__class__(vocab_size=40, hidden_size=8)),
+            lambda: LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1)),
             "give its tokenizer",
         ),
     ],
