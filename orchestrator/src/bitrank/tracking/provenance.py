@@ -26,6 +26,8 @@ CHANGES_NO_NUMBER = {
     "bitrank": "the version, and the names that other programs import",
     "bitrank.process.advice": "turns an error of a run into advice for the reader",
     "bitrank.spec.configs": "its outcome is the arm, which the spec holds and a run compares before it starts",
+    "bitrank.spec.fields": "types and limits of fields, which change no value",
+    "bitrank.spec.validation": "refuses values, and changes none",
     "bitrank.spec.plan_file": "its values are the arm, which the spec holds",
     "bitrank.errors": "the wording of errors",
     "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",
