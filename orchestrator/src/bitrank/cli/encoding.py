@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import sys
 import unicodedata
 
@@ -11,9 +12,10 @@ _ERRORS = "bitrank-plain"
 # Characters of the texts of this program. Every other one is shown without its accents, or as a question mark.
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "×": "x", "→": "->", "·": "|",
-    "²": "^2", "³": "^3", "α": "alpha", "±": "+-", "─": "-", "━": "-", "│": "|", "“": '"', "”": '"',
+    "α": "alpha", "±": "+-", "─": "-", "━": "-", "│": "|", "“": '"', "”": '"',
     "‘": "'", "’": "'", "✓": "ok", "✗": "no", "•": "*",
 }  # fmt: skip
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def show_every_character() -> None:
@@ -33,7 +35,12 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
+    characters = re.sub(f"[{_RAISED}]+", _power, characters)
     return "".join(_PLAIN.get(character) or _ascii(character) for character in characters), error.end
+
+
+def _power(digits: re.Match[str]) -> str:
+    return "^" + unicodedata.normalize("NFKD", digits[0])
 
 
 def _ascii(character: str) -> str:

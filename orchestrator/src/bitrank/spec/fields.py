@@ -47,6 +47,11 @@ class OneOf:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
+def one_of(names: tuple[str, ...]) -> OneOf:
+    """The value must be one of ``names``."""
+    return OneOf(lambda: names)
+
+
 @dataclass(frozen=True)
 class NoNul:
     """Text without NUL characters, which no path, database or process accepts."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bitrank_data import write_atomically
 
 from bitrank.errors import UserError, shortened
-from bitrank.spec.fields import INITS, About, Count, OneOf, Rank, Text
+from bitrank.spec.fields import INITS, About, Count, Rank, Text, one_of
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
@@ -54,6 +54,15 @@ def save_plan(data: dict[str, Any], path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """The keys of ``adaptive`` in a plan file."""
+
+    init_r: Annotated[Rank, About("AdaLoRA's first rank")]
+    target_r: Annotated[Rank, About("AdaLoRA's last mean rank")]
+    shrink: Annotated[bool, About("remove pruned ranks when AdaLoRA stops moving them")] = False
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """The keys of a plan file. A file written by hand needs ``precision`` and ``ranks`` only."""
 
@@ -62,9 +71,9 @@ class PlanFile:
     shapes: Annotated[
         dict[Text, list[Count]], About("(out, in) by module; a run refuses a model with other shapes")
     ] = field(default_factory=dict)
-    init: Annotated[Text, OneOf(lambda: INITS), About("default of the run's field `init`")] = "default"
+    init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
     adaptive: Annotated[
-        dict[Text, Rank | bool],
+        dict[str, Any],
         About("`init_r`, `target_r` and `shrink`: AdaLoRA moves rank, and `ranks` is not used"),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
@@ -124,6 +133,8 @@ def valid_plan(path: Path) -> dict[str, Any]:
     data = read_plan(path)
     try:
         validate(PlanFile, data)
+        if data["adaptive"]:
+            validate(Adaptive, data["adaptive"], "key of adaptive")
     except UserError as error:
         raise UserError(f"{path} is no plan: {error}") from error
     return data

@@ -36,6 +36,7 @@ from bitrank.spec.fields import (
     Sequences,
     Text,
     Workers,
+    one_of,
 )
 from bitrank.spec.inputs import data_digest, is_content, located, model_digest
 from bitrank.spec.plan_file import valid_plan
@@ -49,10 +50,6 @@ def quant_backend_names() -> list[str]:
     from bitrank_quant import OVERRIDES
 
     return list(OVERRIDES)
-
-
-def _one_of(names: tuple[str, ...]) -> OneOf:
-    return OneOf(lambda: names)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class RunSpec:
         "auto"
     )
     dtype: Annotated[
-        Text, _one_of(DTYPE_NAMES), About("16-bit weights and activations; auto: what the device is fast in")
+        Text, one_of(DTYPE_NAMES), About("16-bit weights and activations; auto: what the device is fast in")
     ] = "auto"
     threads: Annotated[
         Workers | None, About("threads of a CPU; None: all cores that the process may use")
@@ -143,7 +140,7 @@ class RunSpec:
     ] = True
     init: Annotated[
         Text,
-        _one_of(INITS),
+        one_of(INITS),
         About(
             "what adapters start as: nothing, or the quantization error, plain or weighted by Fisher information"
         ),
@@ -153,9 +150,7 @@ class RunSpec:
     ] = 1
     shrink: Annotated[bool, About("remove the ranks that AdaLoRA pruned, when it stops moving them")] = False
     mps_safe: Annotated[bool, About("no tensor over 2³² bytes, as Metal needs, on any device")] = False
-    processes: Annotated[
-        Workers, About("processes that share every batch of batch_size, one GPU each", "processes")
-    ] = 1
+    processes: Annotated[Workers, About("processes that share every batch of batch_size, one GPU each")] = 1
     shard: Annotated[bool, About("each process holds a slice of the frozen 16-bit base (FSDP)")] = False
     data_digest: Annotated[Text | None, About("digest of the data; follows from task and data")] = None
     model_digest: Annotated[Text | None, About("digest of the model; follows from model")] = None
