@@ -98,7 +98,7 @@ class RunSpec:
     dropout: Annotated[Fraction | None, About("dropout everywhere in the model; None: the model's own")] = (
         None
     )
-    adapter_scale: Annotated[Positive, About("α/r, the same for every rank and arm")] = 2.0
+    adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
     ] = None
@@ -126,7 +126,9 @@ class RunSpec:
         "auto"
     )
     dtype: Annotated[
-        Text, one_of(DTYPE_NAMES), About("16-bit weights and activations; auto: what the device is fast in")
+        Text,
+        one_of(DTYPE_NAMES),
+        About("dtype of computation and of weights that are not quantized; auto: what the device is fast in"),
     ] = "auto"
     threads: Annotated[
         Workers | None, About("threads of a CPU; None: all cores that the process may use")
