@@ -1,6 +1,7 @@
 """``reference/spec.md``: every field of a run's spec, from the dataclass itself.
 
-The meaning of a field comes from its metadata (``about``, ``help`` or ``doc``; ``unit``; ``check`` or
+The meaning of a field comes from the metadata of its annotation (``About`` and limits, see
+``bitrank.spec.fields``) or of its dataclass field (``about``, ``help`` or ``doc``; ``unit``; ``check`` or
 ``choices``), else from the comment behind it or the comment lines above it in the source. Without any of them
 the cell is empty.
 """
@@ -44,10 +45,12 @@ def spec_page() -> str:
 def field_table(spec: type, settable: Collection[str]) -> list[str]:
     """A table with a row for each field of the dataclass ``spec``; those named in ``settable`` are marked."""
     comments, types = _comments(inspect.getsource(spec)), typing.get_type_hints(spec)
+    annotated = typing.get_type_hints(spec, include_extras=True)
     head, rows = ("field", "type", "default", "settable", "meaning"), []
     for field in dataclasses.fields(spec):
         kind, may_set = _type(types[field.name]), "yes" if field.name in settable else ""
-        meaning = _meaning(field.metadata, comments.get(field.name, ""))
+        metadata = {**_annotated_metadata(annotated[field.name]), **field.metadata}
+        meaning = _meaning(metadata, comments.get(field.name, ""))
         rows.append((f"`{field.name}`", f"`{kind}`", _default(field), may_set, meaning))
     if not any(row[-1] for row in rows):  # leave out an empty column
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -62,6 +65,7 @@ def _prose(docstring: str) -> list[str]:
 
 def _type(kind: Any) -> str:
     text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    text = re.sub(r"Optional\[(.+)\]", r"\1 | None", text)
     return text.replace(" | ", " or ")
 
 
@@ -69,6 +73,21 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return f"`{field.default!r}`"
     return "required" if field.default_factory is dataclasses.MISSING else f"`{field.default_factory()!r}`"
+
+
+def _annotated_metadata(hint: Any) -> dict[str, Any]:
+    """The metadata of an annotation in the form that dataclass fields have."""
+    about_type, first, limits_of = (
+        find(f"bitrank.spec.fields:{name}") for name in ("About", "first", "limits_of")
+    )
+    about = first(hint, about_type)
+    if about is None:
+        return {}
+    return {
+        "about": f"{about.text[:1].upper()}{about.text[1:]}.",
+        "unit": about.unit,
+        "check": limits_of(hint),
+    }
 
 
 def _meaning(metadata: Mapping[str, Any], comment: str) -> str:

@@ -75,13 +75,22 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and exit_code_of(error) == BAD_INPUT
 
 
+def shortened(value: object, most: int = 60) -> str:
+    """``value`` for a message: its ``repr``, cut when it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+        text = "a number of more than 4,300 digits"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that is not among ``known``, with the nearest that are."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.4)
     listed = (
         f"nearest: {', '.join(near)}; all: {', '.join(names)}"
         if near
         else f"expected one of {', '.join(names)}"
     )
-    return UserError(f"unknown {kind} {name!r}; {listed}{hint}")
+    return UserError(f"unknown {kind} {shortened(name)}; {listed}{hint}")

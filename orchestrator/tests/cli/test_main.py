@@ -41,7 +41,7 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
         (["matrix", "--profile", "smok"], "unknown profile 'smok'; nearest: smoke"),
         (["matrix", "--tasks", "sst3"], "unknown task 'sst3'; nearest: sst2"),
         (["matrix", "--seeds", "a"], "expected whole numbers"),
-        (["matrix", "--jobs", "0"], "--jobs must be 1 or more"),
+        (["matrix", "--jobs", "0"], "argument --jobs: must be 1 or more, got 0"),
         (["matrix", "--executor", "slurm"], "invalid choice: 'slurm'"),
         (["run", "--task", "sst2"], "give --config"),
         (
@@ -52,7 +52,10 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
             ["run", "--config", "B-FP", "--task", "toy_sentences", "--max-steps", "-4"],
             "steps must be 1 or more, got -4",
         ),
-        (["run", "--config", "B-FP", "--task", "toy_sentences", "--seed", "x"], "invalid int value: 'x'"),
+        (
+            ["run", "--config", "B-FP", "--task", "toy_sentences", "--seed", "x"],
+            "seed must be a whole number, got 'x'",
+        ),
         (["run", "--config", "B-FP", "--task", "toy_sentences", "--seed", "-1"], "seed"),
         (
             ["run", "--config", "B-FP", "--task", "toy_sentences", "--set", "lerning_rate=1"],

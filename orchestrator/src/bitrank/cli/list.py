@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bitrank.cli.arguments import place
 from bitrank.cli.options import add_command, add_selection, add_settings, chosen_specs
+from bitrank.errors import UserError
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
         tracker = Tracker(open_store(store), store, profile)
         runs, held = tracker.runs(), held_specs(tracker.client, tracker.experiment_id)
         return [_running(state_of(spec, runs), spec.spec_id in held) for spec in specs]
+    if database.parent.exists() and not database.parent.is_dir():
+        raise UserError(f"cannot read the store {store}: it is a file; expected a folder or an MLflow URI")
     runs = read_runs(database, f"bitrank-{profile}") if has_store(database) else {}
     work = Store.parse(store).work
     return [_running(state_of(spec, runs), is_locked(work / spec.spec_id)) for spec in specs]
@@ -88,7 +92,7 @@ def add_list(commands: Any) -> None:
         commands, "list", "the matrix: every run, its id, its state, what it would cost", LIST, _list
     )
     add_selection(parser)
-    parser.add_argument("--store", default="runs", help="folder or MLflow URI (default: runs)")
+    parser.add_argument("--store", type=place, default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser)
 

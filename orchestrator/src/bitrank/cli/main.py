@@ -13,13 +13,15 @@ from collections.abc import Sequence
 
 from bitrank.cli import merge, plan, study
 from bitrank.cli import ui as cli_ui
+from bitrank.cli.arguments import check_text, place, whole
+from bitrank.cli.encoding import show_every_character
 from bitrank.cli.help import Parser
 from bitrank.cli.list import add_list
 from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import open_ui
-from bitrank.errors import disk_problem, is_user_error, masked
+from bitrank.errors import UserError, disk_problem, is_user_error, masked
 from bitrank.process.environment import set_own_environment
 from bitrank.process.tcmalloc import adopt
 
@@ -33,6 +35,12 @@ _HOLDING = ("plan", "study", "merge")  # commands that load a model into this ve
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code."""
+    show_every_character()
+    try:
+        check_text(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"bitrank: {error}", file=sys.stderr)
+        return 2
     arguments = _parser().parse_args(argv)
     if argv is None and arguments.command in _HOLDING:
         adopt()
@@ -112,11 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     ui = add_command(
         commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", cli_ui.UI, open_ui
     )
-    ui.add_argument("--store", default="runs", help="folder of the store (default: runs)")
+    ui.add_argument("--store", type=place, default="runs", help="folder of the store (default: runs)")
     ui.add_argument(
         "--profile", default="laptop", help="whose experiment the printed links open (default: laptop)"
     )
-    ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: 5000)")
+    ui.add_argument("--port", type=whole(-(10**9)), default=5000, help="port to listen on (default: 5000)")
     ui.add_argument(
         "--host",
         default="127.0.0.1",

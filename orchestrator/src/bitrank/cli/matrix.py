@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bitrank.cli.arguments import whole
 from bitrank.cli.help import list_names, tasks
 from bitrank.cli.options import (
     add_command,
+    add_field,
     add_places,
     add_selection,
     add_settings,
@@ -19,7 +20,6 @@ from bitrank.cli.options import (
 from bitrank.errors import UserError
 from bitrank.execution import registry
 from bitrank.spec.configs import CONFIGS
-from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 
@@ -90,7 +90,7 @@ def add_matrix(commands: Any) -> None:
     add_places(parser)
     registry.add_options(parser)
     parser.add_argument(
-        "--jobs", type=int, help="runs at the same time (default: what cores and memory carry)"
+        "--jobs", type=whole(), help="runs at the same time (default: what cores and memory carry)"
     )
     add_settings(parser)
 
@@ -107,14 +107,12 @@ def add_run(commands: Any) -> None:
     parser.add_argument(
         "--profile", default="laptop", help=f"defaults for this kind of task: {', '.join(PROFILES)}"
     )
-    parser.add_argument(
-        "--plan", help="a plan file instead of a config: JSON with precision and ranks by module"
-    )
-    parser.add_argument("--model", help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, or a local folder")
-    parser.add_argument("--epochs", type=int, help="passes over the training data")
-    parser.add_argument("--max-steps", type=int, dest="steps", help="optimizer steps instead of epochs")
-    parser.add_argument("--batch-size", type=int, help="sequences a micro-batch")
-    parser.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
+    add_field(parser, "--plan", "plan", metavar="FILE")
+    add_field(parser, "--model", "model")
+    add_field(parser, "--epochs", "epochs")
+    add_field(parser, "--max-steps", "steps", metavar="STEPS")
+    add_field(parser, "--batch-size", "batch_size")
+    add_field(parser, "--seed", "seed")
     add_places(parser)
     registry.add_options(parser)
     add_settings(parser)
@@ -127,13 +125,10 @@ def _matrix(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if (arguments.config is None) == (arguments.plan is None):
         raise UserError(f"give --config (one of {', '.join(CONFIGS)}) or --plan FILE, and not both")
-    spec = make_spec(
-        find_profile(arguments.profile), arguments.config or "", arguments.task, given_settings(arguments)
-    )
+    given = given_settings(arguments)
     if arguments.seed is not None:
-        from bitrank.spec.run_spec import check
-
-        spec = check(replace(spec, seed=arguments.seed))
+        given["seed"] = arguments.seed
+    spec = make_spec(find_profile(arguments.profile), arguments.config or "", arguments.task, given)
     return _do([spec], arguments, jobs=1)
 
 
@@ -144,6 +139,10 @@ def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -
     options = Options(
         arguments.store, arguments.results, registry.execution(arguments, jobs), arguments.force
     )
+    if any(spec.plan for spec in specs) and options.how.name == registry.LOCAL:
+        from bitrank.run.plan_check import check_plans
+
+        check_plans(specs)  # before a run is opened in the store
     done = run_study(specs, options, Progress)
     show(done, options)
     if any(job.status == "bad input" for job in done):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitrank.cli.arguments import file_path
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quiet_libraries
 
@@ -26,8 +27,8 @@ _SHOWN = 12
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The words of the command."""
-    parser.add_argument("source", type=Path, help="a run's folder, or an adapter's")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist yet")
+    parser.add_argument("source", type=file_path, help="a run's folder, or an adapter's")
+    parser.add_argument("--out", type=file_path, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--into", choices=["16bit", "quantized"], default="16bit",
                         help="16bit: for stock transformers, in the dtype that runs compute in; quantized: each matrix in its own format "
                         "(default: 16bit)")  # fmt: skip

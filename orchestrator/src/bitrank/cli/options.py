@@ -6,12 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitrank.cli.help import list_names, overrides, tasks
+from bitrank.cli.arguments import comma_separated, file_path, place, seeds
+from bitrank.cli.help import list_names, tasks
+from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS
-from bitrank.spec.parse import parse_bytes, parse_setting
+from bitrank.spec.fields import OneOf, about_of, first, hints_of, limits_of
+from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import SETTABLE, RunSpec, matrix
 
+_NAMED = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
 
 
@@ -41,67 +45,86 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--tasks", type=comma_separated, help="comma-separated (default: the profile's), files or names"
     )
     list_names(chosen, tasks)
-    parser.add_argument(
-        "--seeds", type=_numbers, help="comma-separated whole numbers (default: the profile's)"
-    )
+    parser.add_argument("--seeds", type=seeds, help="comma-separated whole numbers (default: the profile's)")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
+        "--store", type=place, default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder for JSON and CSV (default: results)"
+        "--results",
+        type=file_path,
+        default=Path("results"),
+        help="folder for JSON and CSV (default: results)",
     )
     parser.add_argument("--force", action="store_true", help="run again what is complete")
     parser.add_argument("--wandb", action="store_true", help=WANDB)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    backend = parser.add_argument(
-        "--quant-backend", metavar="NAME", help="replace the low-bit formats of every plan"
-    )
-    list_names(backend, overrides)
-    parser.add_argument(
-        "--memory-limit",
-        metavar="BYTES",
-        help="keep each run's process under this, such as 1.5GiB, by smaller passes",
-    )
+    add_field(parser, "--quant-backend", "quant_backend")
+    add_field(parser, "--memory-limit", "memory_limit", metavar="BYTES")
     parser.add_argument(
         "--mps-safe",
         action="store_true",
         default=None,
         help="no tensor over 2³² bytes, by smaller passes (always so on MPS)",
     )
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="train each run in N processes, one GPU each (default: 1)"
-    )
+    add_field(parser, "--processes", "processes", metavar="N")
     parser.add_argument(
         "--shard",
         action="store_true",
         default=None,
         help="with --processes: a 16-bit base in slices, one a process (FSDP)",
     )
-    parser.add_argument("--data", help="local folder with the hub task's data")
+    add_field(parser, "--data", "data", metavar="FOLDER")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}"
     )
 
 
-def comma_separated(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+class _FieldAction(argparse.Action):
+    """An option that sets a field of the spec. Its help text is derived from the field when it is printed: the names
+    of some registries cost seconds to import."""
+
+    @property
+    def help(self) -> str:  # type: ignore[override]
+        about = about_of(RunSpec, self.dest)
+        limits = limits_of(hints_of(RunSpec)[self.dest]) if self.dest in _NAMED else ""
+        unit = f", in {about.unit}" if about.unit else ""
+        return (about.text + unit + (f"; {limits}" if limits else "")).replace("%", "%%")
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        """argparse sets what was given to it: nothing."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in comma_separated(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2, got {text!r}") from None
+def add_field(parser: argparse.ArgumentParser, option: str, field: str, metavar: str | None = None) -> None:
+    """An option for a field of the spec, with the field's own check and meaning."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse_setting(f"{field}={text}")[1]
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser.add_argument(option, dest=field, type=read, metavar=metavar, action=_FieldAction)
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     keys = (
         "quant_backend",
+        "memory_limit",
         "data",
         "model",
         "epochs",
@@ -113,13 +136,11 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "shard",
     )
     given = {part: getattr(arguments, part) for part in keys if getattr(arguments, part, None) is not None}
-    if arguments.memory_limit is not None:
-        given["memory_limit"] = parse_bytes(arguments.memory_limit)
     return {**given, **dict(parse_setting(text) for text in arguments.set)}
 
 
 def chosen_specs(arguments: argparse.Namespace) -> list[RunSpec]:
     profile = find_profile(arguments.profile)
     tasks = arguments.tasks or list(profile.tasks)
-    seeds = arguments.seeds if arguments.seeds is not None else list(profile.seeds)
-    return matrix(profile, arguments.configs, tasks, seeds, given_settings(arguments))
+    chosen = arguments.seeds if arguments.seeds is not None else list(profile.seeds)
+    return matrix(profile, arguments.configs, tasks, chosen, given_settings(arguments))

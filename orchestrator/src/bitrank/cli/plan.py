@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from bitrank.cli.arguments import comma_separated, file_path, place, positive, ranks, whole
 from bitrank.cli.help import formats, list_names, planners
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
@@ -15,7 +15,7 @@ from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec, check, make_spec
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -33,16 +33,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="what to measure on; not needed for a config.json")
     parser.add_argument(
-        "--model", help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, a local folder, or a config.json alone"
+        "--model",
+        type=place,
+        help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, a local folder, or a config.json alone",
     )
     parser.add_argument(
         "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
     )
     planner = parser.add_argument("--planner", default="exact", help="(default: exact) one of")
     list_names(planner, planners)
-    choice = parser.add_argument("--formats", help="formats to choose from, comma-separated")
+    choice = parser.add_argument(
+        "--formats", type=comma_separated, help="formats to choose from, comma-separated"
+    )
     list_names(choice, formats)
-    parser.add_argument("--ranks", help="ranks to choose from, comma-separated")
+    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated")
     parser.add_argument(
         "--pin",
         action="append",
@@ -50,18 +54,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FORMAT[:RANK]",
         help="fix matrices with PART in their name",
     )
-    parser.add_argument("--max-trainable", type=int, help="trainable numbers allowed")
+    parser.add_argument("--max-trainable", type=whole(1, 10**15), help="trainable numbers allowed")
     parser.add_argument("--init", default="lq-lora", choices=PLANNED_INITS, help="how adapters will start: with lq-lora rank "
                         "repairs what quantization lost (default: lq-lora)")  # fmt: skip
     parser.add_argument(
-        "--evaluations", type=int, default=24, help="plans that a search may try (default: 24)"
+        "--evaluations", type=whole(), default=24, help="plans that a search may try (default: 24)"
     )
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of one try (default: 10)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long a planner with a proof may search (a format); then "
-                        "the best plan so far comes with its proven gap (default: 60)")  # fmt: skip
-    parser.add_argument("--save", type=Path, help="write the plan as JSON, for run --plan")
+    parser.add_argument("--steps", type=whole(), default=10, help="optimizer steps of one try (default: 10)")
     parser.add_argument(
-        "--store", default="runs", help="where finished runs tell how long training takes (default: runs)"
+        "--seconds",
+        type=positive,
+        default=60.0,
+        help="time of exact, bits-only and rank-only (for each format), after which the best plan so far is "
+        "returned with its proven gap (default: 60)",
+    )
+    parser.add_argument("--save", type=file_path, help="write the plan as JSON, for run --plan")
+    parser.add_argument(
+        "--store",
+        type=place,
+        default="runs",
+        help="where finished runs tell how long training takes (default: runs)",
     )
     parser.add_argument("--matrices", action="store_true", help="list every matrix too")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -143,7 +155,7 @@ def _outlined(arguments: argparse.Namespace) -> int:
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
-    spec = RunSpec(config="B-FP", task="", model=arguments.model, kind="language-modelling", **options)
+    spec = check(RunSpec(config="B-FP", task="", model=arguments.model, kind="language-modelling", **options))
     problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
     from bitrank.planning.make_plan import match_pins
 
@@ -208,14 +220,9 @@ def _show(
 def _choices(arguments: argparse.Namespace) -> Any:
     from bitrank.planning.costs import FORMATS, RANKS, Choices
 
-    formats = tuple(arguments.formats.split(",")) if arguments.formats else FORMATS
-    try:
-        ranks = (
-            tuple(sorted({int(word) for word in arguments.ranks.split(",")})) if arguments.ranks else RANKS
-        )
-    except ValueError:
-        raise UserError(f"--ranks takes whole numbers like 4,8,16, got {arguments.ranks!r}") from None
-    return Choices(formats, ranks, repairs=INITS[arguments.init].residual)
+    formats = tuple(arguments.formats or FORMATS)
+    given = tuple(sorted(set(arguments.ranks or RANKS)))
+    return Choices(formats, given, repairs=INITS[arguments.init].residual)
 
 
 def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitrank.cli.options import add_command, comma_separated
+from bitrank.cli.arguments import comma_separated, file_path, place
+from bitrank.cli.options import add_command
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
 
@@ -32,7 +33,7 @@ def add_report(commands: Any) -> None:
     _add_experiment(parser)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=file_path,
         default=Path("results/report"),
         help="folder to write to (default: results/report)",
     )
@@ -56,7 +57,7 @@ def add_paper(commands: Any) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=file_path,
         default=Path("paper/generated"),
         help="folder to write to (default: paper/generated)",
     )
@@ -65,6 +66,7 @@ def add_paper(commands: Any) -> None:
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
+        type=place,
         default="runs",
         help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
@@ -86,6 +88,7 @@ def add_sql(commands: Any) -> None:
     )
     parser.add_argument(
         "--store",
+        type=place,
         default="runs",
         help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
     )

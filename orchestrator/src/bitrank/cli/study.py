@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank.cli.arguments import comma_separated, file_path, place, seeds, whole
 from bitrank.cli.help import list_names, planners, studies
 from bitrank.cli.options import WANDB
 from bitrank.execution.registry import add_options as add_executor
@@ -33,30 +34,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="laptop", help="whose tasks, models and settings (default: laptop)"
     )
-    parser.add_argument("--tasks", type=_comma_separated, help="comma-separated")
-    parser.add_argument("--budgets", type=_comma_separated, help="comma-separated")
+    parser.add_argument("--tasks", type=comma_separated, help="comma-separated")
+    parser.add_argument("--budgets", type=comma_separated, help="comma-separated")
     arms = parser.add_argument(
-        "--arms", type=_comma_separated, help="comma-separated; no configs then; planners"
+        "--arms", type=comma_separated, help="comma-separated; no configs then; planners"
     )
     list_names(arms, planners)
+    parser.add_argument("--seeds", type=seeds, help="comma-separated")
+    parser.add_argument("--evaluations", type=whole(), help="plans that a search may try")
     parser.add_argument(
-        "--seeds",
-        type=lambda text: tuple(int(part) for part in text.split(",") if part),
-        help="comma-separated",
-    )
-    parser.add_argument("--evaluations", type=int, help="plans that a search may try")
-    parser.add_argument(
-        "--store", default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
+        "--store", type=place, default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=file_path,
         default=Path("results"),
         help="folder for plans, tables and the report (default: results)",
     )
     add_executor(parser)
     parser.add_argument(
-        "--jobs", type=int, help="runs at the same time (default: what cores and memory carry)"
+        "--jobs", type=whole(), help="runs at the same time (default: what cores and memory carry)"
     )
     parser.add_argument("--wandb", action="store_true", help=WANDB)
     parser.add_argument(
@@ -81,9 +78,9 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
 
         check()
     given: dict[str, Any] = {
-        key: getattr(arguments, key)
+        key: value if isinstance(value, int) else tuple(value)
         for key in ("budgets", "arms", "seeds", "evaluations")
-        if getattr(arguments, key)
+        if (value := getattr(arguments, key))
     }
     if arguments.arms:
         given["configs"] = ()
@@ -106,7 +103,3 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
     print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
     return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
-
-
-def _comma_separated(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

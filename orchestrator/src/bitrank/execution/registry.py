@@ -52,8 +52,9 @@ def _run_on_ray(jobs: Sequence[Job], tracker: Tracking, how: Execution, changed:
     run_all(jobs, tracker, how, changed)
 
 
+LOCAL = "local"
 EXECUTORS: dict[str, Executor] = {
-    "local": Executor("on this machine", lambda how, store: None, _run_here),
+    LOCAL: Executor("on this machine", lambda how, store: None, _run_here),
     "ray": Executor(
         "on the machines of a Ray cluster, with an MLflow server as the store", _check_ray, _run_on_ray
     ),
@@ -64,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The words that say who runs the runs."""
     about = "; ".join(f"{name}: {executor.about}" for name, executor in EXECUTORS.items())
     parser.add_argument(
-        "--executor", choices=list(EXECUTORS), default="local", help=f"{about} (default: local)"
+        "--executor", choices=list(EXECUTORS), default=LOCAL, help=f"{about} (default: %(default)s)"
     )
     parser.add_argument("--retries", type=int, default=Execution.retries, help="ray: times that a run may lose its worker and go on "
                         "from its last checkpoint on another (default: %(default)s)")  # fmt: skip

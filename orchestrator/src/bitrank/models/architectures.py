@@ -27,7 +27,7 @@ def config_of(name: str, place: str) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{name} needs Python code from its own folder (auto_map in config.json), which bitrank does "

@@ -58,7 +58,7 @@ def load_tokenizer(name: str) -> Any:
     place = locate(name)
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if Path(place).is_dir():
             raise UserError(
                 f"{name} has no tokenizer that can be loaded: expected tokenizer.json, or the files of a "

@@ -86,7 +86,7 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
             is_remote_code=False,
             transformers_explicit_filename=named,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         others = sorted(
             path.name
             for path in folder.iterdir()

@@ -12,7 +12,7 @@ from functools import cached_property
 from bitrank_quant import WeightMatrix
 from bitrank_trainer import DTYPES
 
-from bitrank.errors import UserError, unknown
+from bitrank.errors import UserError, shortened, unknown
 from bitrank.forecast.model_shapes import ModelShapes, model_shapes
 from bitrank.forecast.stored_size import stored_size
 from bitrank.models.locate import locate
@@ -84,9 +84,9 @@ def parse_budget(text: str, sizes: Sizes) -> int:
         if name not in CONFIGS:
             raise unknown("config", name, CONFIGS, "; a budget like =B-Q4 takes the bytes of a config")
         return sizes.of_config(find_config(name))
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*bits?\s*", text):
+    if match := re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,20})?)\s*bits?\s*", text, re.ASCII):
         return int(float(match[1]) * sizes.parameters / 8)
     try:
         return parse_bytes(text)
     except UserError:
-        raise UserError(f"expected a budget such as 20MB, 4.25bits or =B-Q4, got {text!r}") from None
+        raise UserError(f"expected a budget such as 20MB, 4.25bits or =B-Q4, got {shortened(text)}") from None

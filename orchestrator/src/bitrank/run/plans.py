@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from bitrank_quant import (
     weight_matrices,
 )  # fmt: skip
 
+from bitrank.errors import UserError, shortened
 from bitrank.models.architectures import check_adaptable
 from bitrank.models.load import Loaded
 from bitrank.spec.configs import Config
@@ -49,6 +52,7 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     ]
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
+    check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
     check_ranks(ranks, {m.name: m.shape for m in blocks})
     return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 
@@ -69,3 +73,22 @@ def store_base(
         spec
     )  # all is read by now; a file that was written meanwhile may have been read in two states
     return applied
+
+
+def check_names(formats: Mapping[str, str], names: Collection[str], trained: Collection[str]) -> None:
+    """Raise :class:`UserError` for a format of a module that is no quantizable matrix.
+
+    A head in ``trained`` is trained whole, so its weights stay in fp32.
+    """
+    for name in formats:
+        inside = next((head for head in trained if name == head or name.startswith(f"{head}.")), None)
+        if inside is not None:
+            raise UserError(
+                f"the plan gives {name} the format {formats[name]}, but it is in the head {inside}, which is trained "
+                "whole and is not quantized; remove it from precision"
+            )
+        if name not in names:
+            near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.3) or sorted(names)[:3]
+            raise UserError(
+                f"the plan gives a format to {shortened(name)}, which this model lacks; nearest: {', '.join(near)}"
+            )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitrank_data import ASSETS, HUB_TASKS, TASKS, cached_commit, hub_repository, open_task
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, shortened
 from bitrank.models.tiny import TINY
 from bitrank.spec.digests import content_digest
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
@@ -75,11 +75,17 @@ def located(text: str) -> str:
     """``text`` as an absolute path when it names a file or folder that exists.
 
     Names of embedded models, which come first, and all that does not exist (a hub id, a wrong path) stay as they
-    are.
+    are. Raises :class:`UserError` for text that no file can be called.
     """
-    path = Path(text).expanduser()
     named = text in EMBEDDED_MODELS or text in TINY
-    return str(path.absolute()) if path.exists() and not named else text
+    try:
+        path = Path(text).expanduser()
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"cannot read {shortened(text)}: {error.strerror}; give another path") from error
+    except RuntimeError as error:  # ~name of a user that the machine does not know
+        raise UserError(f"cannot read {shortened(text)}: {error}") from error
+    return str(path.absolute()) if exists and not named else text
 
 
 def check_inputs(spec: RunSpec) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from bitrank_data import write_atomically
 
-from bitrank.errors import UserError
+from bitrank.errors import UserError, shortened
+from bitrank.spec.fields import About, Count, Rank, Text, one_of
+from bitrank.spec.inits import INITS
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
     from bitrank_quant import WeightMatrix
 
 _EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
+_LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks has less than two million
 
 
 def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
@@ -49,30 +54,125 @@ def save_plan(data: dict[str, Any], path: Path) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Adaptive:
+    """The keys of ``adaptive`` in a plan file."""
+
+    init_r: Annotated[Rank, About("AdaLoRA's first rank")]
+    target_r: Annotated[Rank, About("AdaLoRA's last mean rank")]
+    shrink: Annotated[bool, About("remove pruned ranks when AdaLoRA stops moving them")] = False
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The keys of a plan file. A file written by hand needs ``precision`` and ``ranks`` only."""
+
+    precision: Annotated[dict[Text, Text], About("format by module; other matrices stay in 16 bits")]
+    ranks: Annotated[dict[Text, Rank], About("rank by module; other matrices get no adapter")]
+    shapes: Annotated[
+        dict[Text, list[Count]], About("(out, in) by module; a run refuses a model with other shapes")
+    ] = field(default_factory=dict)
+    init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
+    adaptive: Annotated[
+        dict[str, Any],
+        About("`init_r`, `target_r` and `shrink`: AdaLoRA moves rank, and `ranks` is not used"),
+    ] = field(default_factory=dict)
+    planner: Annotated[Text | None, About("the planner that made the plan")] = None
+    budget: Annotated[int | None, About("bytes that the planner was allowed", "bytes")] = None
+    bytes: Annotated[int | None, About("stored size that the planner computed", "bytes")] = None
+    predicted_added_loss: Annotated[float | None, About("predicted increase of the loss", "nats")] = None
+    proven_lower_bound: Annotated[float | None, About("no plan is predicted to add less loss", "nats")] = None
+    proven_gap: Annotated[float | None, About("the most that a better plan could save, relative")] = None
+    trainable: Annotated[int | None, About("trainable numbers")] = None
+    forecast: Annotated[dict[str, Any], About("predicted memory, part by part")] = field(default_factory=dict)
+    planning_seconds: Annotated[dict[str, Any], About("time of measuring and of choosing", "seconds")] = (
+        field(default_factory=dict)
+    )
+    sensitivities: Annotated[str | None, About("`prior` for a plan from a `config.json` alone")] = None
+    left_in_16_bits: Annotated[dict[str, Any], About("tensors that no plan can name, with the reason")] = (
+        field(default_factory=dict)
+    )
+    made_for: Annotated[str | None, About("hash of what a study made the plan for")] = None
+    matrices: Annotated[list[Any], About("in a run's artifact: every matrix of its model")] = field(
+        default_factory=list
+    )
+    applied: Annotated[dict[str, Any], About("in a run's artifact: what stores each matrix")] = field(
+        default_factory=dict
+    )
+
+
 def read_plan(path: Path) -> dict[str, Any]:
-    """The plan file at ``path``: ``precision`` and ``ranks`` by module, and what else its maker wrote (see :mod:`bitrank.spec.plan_file`).
+    """The plan file at ``path`` with ``precision``, ``ranks``, ``shapes`` and ``adaptive``, and its maker's other keys.
 
-    Raises :class:`UserError` when it cannot be read or is no plan.
+    The four are checked to be objects; :func:`valid_plan` checks the rest. Raises :class:`UserError` when the
+    file cannot be read or is no plan.
     """
+    return check_plan_data(_json_of(path), str(path))
+
+
+def check_plan_data(data: Any, source: str) -> dict[str, Any]:
+    """``data`` as a plan's data with its optional parts. Raises :class:`UserError`, which names ``source``, when it is none."""
+    if not isinstance(data, dict):
+        raise _no_plan(source, f"{type(data).__name__}: {shortened(data)}")
+    if missing := [key for key in ("precision", "ranks") if key not in data]:
+        raise _no_plan(source, f"no {missing[0]!r}")
+    mappings = {key: data.get(key, {}) for key in ("precision", "ranks", "shapes", "adaptive")}
+    for key, value in mappings.items():
+        if not isinstance(value, dict):
+            raise _no_plan(source, f"{key} = {shortened(value)}")
+    formats_are_text = all(isinstance(fmt, str) for fmt in mappings["precision"].values())
+    ranks_are_whole = all(type(rank) is int for rank in mappings["ranks"].values())
+    if not (formats_are_text and ranks_are_whole):
+        raise _no_plan(source, "another type; formats must be text and ranks whole numbers")
+    return {**data, **mappings}
+
+
+def valid_plan(path: Path) -> dict[str, Any]:
+    """The plan of :func:`read_plan` with every key and type checked. Formats are checked against a model later.
+
+    Raises :class:`UserError`.
+    """
+    # Lazily: a run's own process reads its plan again, and pydantic would count as its memory.
+    from bitrank.spec.validation import validate
+
+    data = read_plan(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        validate(PlanFile, data)
+        if data["adaptive"]:
+            validate(Adaptive, data["adaptive"], "key of adaptive")
+    except UserError as error:
+        raise UserError(f"{path} is no plan: {error}") from error
+    return data
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        # Opening a pipe would wait for its other end, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"cannot read the plan {path}: it is no regular file; {_EXPECTED}")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
     except OSError as error:
-        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no plan: {_EXPECTED}; got {type(error).__name__}: {error}") from error
-    return check_plan_data(data, str(path))
-
-
-def check_plan_data(plan: Any, source: str) -> dict[str, Any]:
-    """``plan`` as a plan's data with every optional part. Raises :class:`UserError`, which names ``source``, when it is none."""
+        raise UserError(f"cannot read the plan {shortened(str(path))}: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise _no_plan(str(path), f"more than {_LARGEST // 2**20} MiB")
     try:
-        data = dict(plan)
-        bits, ranks = dict(data["precision"]), dict(data["ranks"])
-        shapes, adaptive = dict(data.get("shapes", {})), dict(data.get("adaptive", {}))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is no plan: {_EXPECTED}; got {type(error).__name__}: {error}") from error
-    if not all(isinstance(fmt, str) for fmt in bits.values()) or not all(
-        type(rank) is int for rank in ranks.values()
-    ):
-        raise UserError(f"{source} is no plan: {_EXPECTED}; formats must be text and ranks whole numbers")
-    return {**data, "precision": bits, "ranks": ranks, "shapes": shapes, "adaptive": adaptive}
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise _no_plan(str(path), "objects nested too deeply") from error
+    except ValueError as error:
+        raise _no_plan(str(path), f"{type(error).__name__}: {error}") from error
+
+
+def _no_plan(source: str, got: str) -> UserError:
+    return UserError(f"{source} is no plan: {_EXPECTED}; got {got}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of ``pairs``. Of two values for one key JSON readers keep the last one without a word."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"two values for {shortened(key)}; remove one")
+        found[key] = value
+    return found

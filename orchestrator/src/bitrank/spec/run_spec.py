@@ -12,81 +12,150 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bitrank_data import open_task, write_atomically
+from annotated_types import Ge, Le, MaxLen
+from bitrank_data import HUB_TASKS, open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import find_config
+from bitrank.spec.fields import (
+    TEXT_LENGTH,
+    About,
+    Bytes,
+    Count,
+    Fraction,
+    Length,
+    NoNul,
+    NotNegative,
+    OneOf,
+    Positive,
+    Rank,
+    Seed,
+    Sequences,
+    Text,
+    Workers,
+    one_of,
+)
 from bitrank.spec.inits import INITS
 from bitrank.spec.inputs import data_digest, is_content, located, model_digest
-from bitrank.spec.plan_file import read_plan
+from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
+
+DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
+
+
+def quant_backend_names() -> list[str]:
+    """The names that ``quant_backend`` may have. The registry imports torch, so ask only where needed."""
+    from bitrank_quant import OVERRIDES
+
+    return list(OVERRIDES)
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run. Sizes are in sequences, lengths in tokens, ``*_every`` in optimizer steps.
+    """One run. Every field that can change a number of it, with its check and its meaning.
 
-    ``steps`` or ``epochs`` says how long to train. An optimizer step takes ``accumulation`` batches of
-    ``batch_size`` sequences and minimises the mean over all their sequences (or predicted tokens): 2 × 4 is
-    the step that 8 × 1 is. With ``accumulation`` 0 a step is one batch on every device; a CPU that trains by
-    epochs computes it in two halves, to save memory, which changes nothing but rounding. ``dropout``
-    None keeps the model's own; ``arm`` is the config as plain data; ``rank``, ``init_r`` and ``target_r`` replace the arm's own;
-    ``special_tokens`` False leaves out what the tokenizer adds to a text (BOS, [CLS], [SEP]);
-    ``adapter_scale`` is α/r, the same for every rank and arm; ``memory_limit`` bounds the
-    process in bytes by cutting batches into smaller passes; ``fused`` False takes the plain, slower products and pads nothing beyond the
-    longest; ``init`` is one of
-    :data:`INITS`, with ``init_rounds`` alternating rounds at most; ``shrink`` removes the ranks that AdaLoRA pruned at the freeze;
-    ``mps_safe`` bounds every tensor as Metal does, on any device. ``processes`` share every
-    batch of ``batch_size`` sequences out among themselves, one GPU each; with ``shard`` the frozen 16-bit base too.
-    ``task``, ``data``, ``model`` and ``plan`` locate what a run reads; ``data_digest`` and ``model_digest``
-    say which content it is.
+    ``steps`` or ``epochs`` says how long to train; exactly one of them is given. ``task``, ``data``, ``model``
+    and ``plan`` locate content, and ``data_digest``, ``model_digest`` and ``arm`` say which content it is.
     """
 
-    config: str
-    task: str
-    model: str
-    seed: int = 0
-    profile: str = "laptop"
-    kind: str = "classification"
-    arm: dict[str, Any] = field(default_factory=dict)
-    plan: str | None = None
-    data: str | None = None
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 8
-    accumulation: int = 0
-    learning_rate: float = 2e-4
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    dropout: float | None = None
-    adapter_scale: float = 2.0
-    rank: int | None = None
-    init_r: int | None = None
-    target_r: int | None = None
-    max_length: int = 128
-    special_tokens: bool = True
-    test_windows: int | None = None
-    validation_windows: int | None = None
-    log_every: int = 50
-    eval_every: int = 500
-    checkpoint_every: int = 500
-    quant_backend: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    memory_limit: int | None = None
-    fused: bool = True
-    init: str = "default"
-    init_rounds: int = 1
-    shrink: bool = False
-    mps_safe: bool = False
-    processes: int = 1
-    shard: bool = False
-    data_digest: str | None = None
-    model_digest: str | None = None
+    config: Annotated[Text, About("the arm's name, or the name of the plan file")]
+    task: Annotated[str, MaxLen(TEXT_LENGTH), NoNul(), About("a task's name, or the path of a user's file")]
+    model: Annotated[Text, About("an embedded model, a hub id, or a local folder")]
+    seed: Annotated[
+        Seed, About("seed of everything random: order of batches, new heads, adapters, dropout")
+    ] = 0
+    profile: Annotated[Text, About("the profile that gave the fields their values; names the experiment")] = (
+        "laptop"
+    )
+    kind: Annotated[Text, About("the kind of task; follows from the task")] = "classification"
+    arm: Annotated[
+        dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
+    ] = field(default_factory=dict)
+    plan: Annotated[Text | None, About("path of a plan file that replaces the config")] = None
+    data: Annotated[Text | None, About("local folder with the data of a hub task; None: the hub")] = None
+    steps: Annotated[Count | None, About("length of training", "optimizer steps")] = None
+    epochs: Annotated[
+        Annotated[int, Ge(1), Le(10**6)] | None, About("length of training", "passes over the training data")
+    ] = None
+    batch_size: Annotated[
+        Sequences, About("size of a batch; a step takes accumulation × batch_size", "sequences")
+    ] = 8
+    accumulation: Annotated[
+        Annotated[int, Ge(0), Le(2**20)],
+        About(
+            "batches of one optimizer step, which minimizes the mean over all their sequences (or predicted tokens): "
+            "2 × 4 is the step that 8 × 1 is. 0: one batch on every device; a CPU that trains by epochs computes it "
+            "in two halves to save memory, which changes only rounding",
+            "batches",
+        ),
+    ] = 0
+    learning_rate: Annotated[Positive, About("peak learning rate of AdamW")] = 2e-4
+    warmup: Annotated[Fraction, About("share of the steps in which the learning rate rises from 0")] = 0.1
+    weight_decay: Annotated[NotNegative, About("decoupled weight decay of AdamW")] = 0.0
+    clip: Annotated[Positive, About("largest norm of the gradient; a longer one is scaled down to it")] = 1.0
+    dropout: Annotated[Fraction | None, About("dropout everywhere in the model; None: the model's own")] = (
+        None
+    )
+    adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
+    rank: Annotated[
+        Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
+    ] = None
+    init_r: Annotated[Rank | None, About("AdaLoRA's first rank; None: the arm's own")] = None
+    target_r: Annotated[Rank | None, About("AdaLoRA's last mean rank; None: the arm's own")] = None
+    max_length: Annotated[Length, About("longest sequence; longer texts are cut or split", "tokens")] = 128
+    special_tokens: Annotated[
+        bool, About("whether the tokenizer adds its own tokens to a text (BOS, [CLS], [SEP])")
+    ] = True
+    test_windows: Annotated[
+        Count | None, About("of each document, how much the test takes; None: all", "windows of max_length")
+    ] = None
+    validation_windows: Annotated[
+        Count | None, About("of each document, how much validation takes; None: all", "windows of max_length")
+    ] = None
+    log_every: Annotated[Count, About("distance of two records of the training loss", "optimizer steps")] = 50
+    eval_every: Annotated[Count, About("distance of two validations", "optimizer steps")] = 500
+    checkpoint_every: Annotated[Count, About("distance of two checkpoints", "optimizer steps")] = 500
+    quant_backend: Annotated[
+        Text,
+        OneOf(quant_backend_names, always=("auto",)),
+        About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
+    ] = "auto"
+    device: Annotated[Text, About("torch's name of the device; auto: an accelerator if there is one")] = (
+        "auto"
+    )
+    dtype: Annotated[
+        Text,
+        one_of(DTYPE_NAMES),
+        About("dtype of computation and of weights that are not quantized; auto: what the device is fast in"),
+    ] = "auto"
+    threads: Annotated[
+        Workers | None, About("threads of a CPU; None: all cores that the process may use")
+    ] = None
+    memory_limit: Annotated[
+        Bytes | None, About("bound of the process, kept by cutting batches into smaller passes", "bytes")
+    ] = None
+    fused: Annotated[
+        bool,
+        About("fused products, and batches padded to fast widths; false: plain products, no such padding"),
+    ] = True
+    init: Annotated[
+        Text,
+        one_of(INITS),
+        About(
+            "what adapters start as: nothing, or the quantization error, plain or weighted by Fisher information"
+        ),
+    ] = "default"
+    init_rounds: Annotated[
+        Annotated[int, Ge(1), Le(1000)], About("most alternating rounds of loftq and lq-lora", "rounds")
+    ] = 1
+    shrink: Annotated[bool, About("remove the ranks that AdaLoRA pruned, when it stops moving them")] = False
+    mps_safe: Annotated[bool, About("no tensor over 2³² bytes, as Metal needs, on any device")] = False
+    processes: Annotated[Workers, About("processes that share every batch of batch_size, one GPU each")] = 1
+    shard: Annotated[bool, About("each process holds a slice of the frozen 16-bit base (FSDP)")] = False
+    data_digest: Annotated[Text | None, About("digest of the data; follows from task and data")] = None
+    model_digest: Annotated[Text | None, About("digest of the model; follows from model")] = None
 
     @property
     def tuned(self) -> dict[str, int]:
@@ -146,12 +215,7 @@ def _is_path(task: str) -> bool:
 _DIGESTS = ("data_digest", "model_digest")
 _FIXED = {"config", "task", "profile", "kind", "arm", *_DIGESTS}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
-_POSITIVE = ("steps", "epochs", "batch_size", "max_length", "test_windows", "validation_windows", "log_every", "eval_every",
-             "checkpoint_every", "threads", "processes", "memory_limit", "rank", "init_r", "target_r", "init_rounds")  # fmt: skip
 _TUNED = ("rank", "init_r", "target_r", "shrink")
-_ABOVE_ZERO = ("learning_rate", "clip", "adapter_scale")
-_FRACTIONS = ("warmup", "dropout")
-_CHOICES = {"dtype": ("auto", "bf16", "fp16", "fp32"), "init": INITS}
 
 
 def make_spec(
@@ -161,16 +225,21 @@ def make_spec(
 
     Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out of range.
     """
+    from bitrank.spec.validation import validate
+
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     for key in given:
         if key not in SETTABLE:
             raise unknown("key", key, SETTABLE)
+    # Before any path is opened: text that is no path would fail there with an error of the operating system.
+    validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
     task = located(task) if _is_path(task) else task
     given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
+    _check_data(given.get("data"), [task])
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
-    planned = {"init": read_plan(Path(plan)).get("init", "default")} if plan else {}
+    planned = {"init": valid_plan(Path(plan)).get("init", "default")} if plan else {}
     chosen = {**profile.fields_for(source.kind, task), **planned, **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
@@ -184,23 +253,11 @@ def make_spec(
 
 
 def check(spec: RunSpec) -> RunSpec:
-    """``spec`` itself. Raises :class:`UserError` when a number is out of range or the length of training is not given once."""
-    for name in _POSITIVE:
-        value = getattr(spec, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be 1 or more, got {value}")
-    if small := [name for name in _ABOVE_ZERO if getattr(spec, name) <= 0]:
-        raise UserError(f"{small[0]} must be above 0, got {getattr(spec, small[0])}")
-    for name in _FRACTIONS:
-        if not 0 <= (getattr(spec, name) or 0) < 1:
-            raise UserError(f"{name} must be at least 0 and below 1, got {getattr(spec, name)}")
-    for name, known in _CHOICES.items():
-        if getattr(spec, name) not in known:
-            raise unknown(name, getattr(spec, name), known)
-    if spec.seed < 0 or spec.accumulation < 0 or spec.weight_decay < 0:
-        raise UserError(
-            f"seed, accumulation and weight_decay must not be negative, got {spec.seed}, {spec.accumulation}, {spec.weight_decay}"
-        )
+    """``spec`` itself. Raises :class:`UserError` for a value that its field does not accept, or fields that contradict each other."""
+    # Lazily: a run's own process reads specs and validates none, and pydantic would count as its memory.
+    from bitrank.spec.validation import validate
+
+    validate(RunSpec, vars(spec))
     _check_processes(spec)
     if (spec.steps is None) == (spec.epochs is None):
         raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
@@ -222,11 +279,37 @@ def _check_processes(spec: RunSpec) -> None:
 def matrix(
     profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]
 ) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once."""
-    cells = [(task, config) for task in tasks for config in configs]
-    made = {(task, config): make_spec(profile, config, task, overrides) for task, config in cells}
-    specs = [replace(made[task, config], seed=seed) for task in tasks for seed in seeds for config in configs]
+    """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once.
+
+    Tasks that do not read ``data`` go without it. Raises :class:`UserError` as :func:`make_spec` does, when no
+    task reads it, and when there is no config, task or seed.
+    """
+    for word, values in (("config", configs), ("task", tasks), ("seed", seeds)):
+        if not values:
+            raise UserError(f"expected at least one {word}, got none")
+    _check_data(overrides.get("data"), tasks)
+    made = {}
+    for task in tasks:
+        reads = task in HUB_TASKS
+        given = {key: value for key, value in overrides.items() if key != "data" or reads}
+        for config in configs:
+            made[task, config] = make_spec(profile, config, task, given)
+    specs = [
+        check(replace(made[task, config], seed=seed))
+        for task in tasks
+        for seed in seeds
+        for config in configs
+    ]
     return list({spec.spec_id: spec for spec in specs}.values())
+
+
+def _check_data(data: str | None, tasks: list[str]) -> None:
+    """A folder that no task reads is a mistake: the user expects a run on it."""
+    if data is not None and not set(tasks) & set(HUB_TASKS):
+        raise UserError(
+            f"data={data} is read by no task here; it is a local folder for {' or '.join(HUB_TASKS)}. "
+            "Leave it out, or give your own file as the task"
+        )
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -25,6 +25,8 @@ _SOURCES = {".py", ".c", ".h"}
 CHANGES_NO_NUMBER = {
     "bitrank": "the version, and the names that other programs import",
     "bitrank.spec.configs": "its outcome is the arm, which the spec holds and a run compares before it starts",
+    "bitrank.spec.fields": "types and limits of fields, which change no value",
+    "bitrank.spec.validation": "refuses values, and changes none",
     "bitrank.spec.plan_file": "its values are the arm, which the spec holds",
     "bitrank.errors": "the wording of errors",
     "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",

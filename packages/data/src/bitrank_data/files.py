@@ -40,7 +40,11 @@ def file_source(path: Path) -> Source:
     Raises :class:`DataError` if it is missing, of another type, has no column ``text``, or has an unusable
     row.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long for the file system
+        raise DataError(f"cannot read {path.name[:60]!r}: {error.strerror}; give another path") from error
+    if is_folder:
         raise DataError(f"{path} is a folder; give the path of a {', '.join(READERS)} file in it")
     if not path.is_file():
         raise DataError(f"no such file: {path}")

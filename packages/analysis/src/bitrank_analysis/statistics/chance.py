@@ -11,7 +11,10 @@ _NEAR = 0.05  # accuracy above chance that counts as learning even if a small te
 
 
 def chance_level(study: Study, task: str) -> float | None:
-    """Return the share of the most frequent class among the test examples of ``task``; None for a language task, or when none can be read."""
+    """Return the share of the most frequent class among the test examples of ``task``.
+
+    None for a language task, or if no run's predictions can be read.
+    """
     runs = study.runs[(study.runs["task"] == task) & (study.runs["kind"] == "classification")]
     for run_id in runs["run_id"]:
         try:

@@ -1,0 +1,38 @@
+"""Plan files checked against the shapes of their models, before runs are opened in the store. No weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitrank_adapters import check_ranks
+from bitrank_quant import block_matrices, parse_format, weight_matrices
+
+from bitrank.models.locate import locate
+from bitrank.models.meta_model import find_new_modules, meta_model
+from bitrank.process.compute import Compute
+from bitrank.run.data import tokenised
+from bitrank.run.plans import check_names
+from bitrank.spec.configs import find_config
+from bitrank.spec.run_spec import RunSpec
+
+
+def check_plans(specs: Sequence[RunSpec]) -> None:
+    """Raise :class:`~bitrank.errors.UserError`, or an error of a package, for the first plan file that does not fit its model."""
+    different = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
+    for spec in different.values():
+        _check_plan(spec)
+
+
+def _check_plan(spec: RunSpec) -> None:
+    config = find_config(spec.config, spec.plan, spec.tuned)
+    place, classes = locate(spec.model), len(tokenised(spec).classes)
+    model = meta_model(place, spec.kind, classes, Compute.of(spec).dtype)
+    trained = set(find_new_modules(model, place, spec.kind))
+    matrices = weight_matrices(model)
+    quantizable = [matrix for matrix in matrices if matrix.tied_to is None and matrix.name not in trained]
+    formats = config.precision.assign_formats(quantizable)
+    check_names(formats, [matrix.name for matrix in matrices], trained)
+    for text in set(formats.values()):
+        parse_format(text)
+    blocks = block_matrices(model)
+    check_ranks(config.rank.assign_ranks(blocks), {matrix.name: matrix.shape for matrix in blocks})

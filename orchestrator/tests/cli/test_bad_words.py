@@ -1,0 +1,187 @@
+"""Command lines of any content: exit code 2 with one sentence, and never a traceback; output in any encoding."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bitrank.cli.encoding import show_every_character
+from bitrank.cli.main import main
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+RUN = ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences")
+LONG = "a" * 5000
+QUERY = "bert.encoder.layer.0.attention.self.query"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run, expect exit code 2, and return what was printed."""
+    try:
+        code = main(list(words))
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    assert code == 2, printed
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "--config", "B-FP", "--task", LONG), "task must be text of at most 4096 characters"),
+        (("run", "--config", "B-FP", "--task", f"{'a' * 300}/x.csv"), "File name too long"),
+        (("run", "--config", "B-FP", "--task", "~no-such-user/x.csv"), "cannot read"),
+        ((*RUN, "--model", LONG), "model must be text of at most 4096 characters"),
+        ((*RUN, "--model", ""), "model must be text of at least one character"),
+        ((*RUN, "--results", LONG), "expected a path that the operating system accepts"),
+        ((*RUN, "--store", ""), "expected a path, got an empty text"),
+        ((*RUN, "--memory-limit", "9" * 400), "expected an amount of memory"),
+        ((*RUN, "--seed", "1e23"), "seed must be a whole number"),
+        ((*RUN, "--seed", "9" * 400), "seed must be at most 4294967295"),
+        ((*RUN, "--seed", "9" * 5000), "seed must be a whole number"),
+        ((*RUN, "--set", f"threads={10**23}"), "threads must be at most 1024"),
+        ((*RUN, "--set", f"max_length={10**23}"), "max_length must be at most"),
+        ((*RUN, "--set", "learning_rate=nan"), "learning_rate must be a finite number"),
+        ((*RUN, "--set", "learning_rate=1e308"), "learning_rate must be at most 1e+38"),
+        ((*RUN, "--set", "data=folder"), "is read by no task here"),
+        ((*RUN, "--set", "model=\ud800"), "is not valid Unicode"),
+        ((*RUN, "--plan", "\udcff.json"), "is not valid Unicode"),
+        (("run", "--task", "toy_sentences", "--plan", "/dev/zero"), "it is no regular file"),
+        (("list", "--configs", ""), "expected names separated by commas"),
+        (("list", "--tasks", " , "), "expected names separated by commas"),
+        (("list", "--seeds", ""), "expected whole numbers like 0,1,2"),
+        (("list", "--seeds", "0,-1"), "must be 0 or more, got -1"),
+        (("list", "--store", "/etc/passwd"), "it is a file; expected a folder"),
+        (("study", "allocators", "--seeds", "-1"), "must be 0 or more, got -1"),
+        (("study", "allocators", "--budgets", ""), "expected names separated by commas"),
+        (
+            ("plan", "--task", "toy_sentences", "--budget", "1MB", "--seconds", "nan"),
+            "must be a finite number above 0",
+        ),
+        (
+            ("plan", "--task", "toy_sentences", "--budget", "1MB", "--ranks", ""),
+            "expected whole numbers like 4,8,16",
+        ),
+        (("merge", LONG, "--out", "x"), "expected a path that the operating system accepts"),
+        (("matrix", "--jobs", "9" * 30), "must be at most"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    said = refusal(capsys, *words)
+    assert message in said and len(said) < 600
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(
+        ["--configs", "--tasks", "--seeds", "--memory-limit", "--processes", "--data", "--store", "--set"]
+    ),
+    st.one_of(st.text(st.characters(), max_size=40), st.integers().map(str), st.floats().map(str)),
+)
+def test_any_text_behind_an_option_lists_runs_or_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, text: str
+) -> None:
+    if option == "--store" and "://" in text:
+        return  # a server is asked, and may take long to not answer
+    try:
+        code = main(["list", "--profile", "smoke", "--json", f"{option}={text}"])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    printed = capsys.readouterr()
+    assert code in {0, 2} and "Traceback" not in printed.err
+    if code == 0:
+        assert json.loads(printed.out)
+
+
+def test_a_mistyped_quant_backend_is_refused_with_the_names_of_the_registry(capsys, monkeypatch) -> None:
+    from bitrank_quant import OVERRIDES
+
+    monkeypatch.setitem(OVERRIDES, "my-backend", OVERRIDES["none"])
+    monkeypatch.setattr("bitrank_quant.override_for", None)  # nothing is tried or compiled
+    for words in (("--quant-backend", "cpu-in8"), ("--set", "quant_backend=cpu-in8")):
+        said = refusal(capsys, *RUN, *words)
+        assert "unknown quant_backend 'cpu-in8'; nearest: cpu-int8" in said and "my-backend" in said
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert all(name in capsys.readouterr().out.replace("\n", " ") for name in ["my-backend"])
+
+
+def test_a_command_without_a_quant_backend_does_not_import_the_registry() -> None:
+    code = (
+        "import sys; from bitrank.cli.main import main; "
+        "main(['run', '--config', 'B-FP', '--task', 'none.csv', '--set', 'dtype=fp32']); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_run_process_does_not_load_pydantic_to_read_its_spec_and_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"precision": {"a": "nf4"}, "ranks": {"a": 2}}))
+    code = (
+        "import sys; from bitrank.spec.configs import find_config; from bitrank.spec.run_spec import read_spec; "
+        "find_config('x', 'plan.json'); print('pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"precision": {"classifier": "nf4"}, "ranks": {QUERY: 2}}, "is in the head classifier"),
+        ({"precision": {QUERY: "nf5"}, "ranks": {QUERY: 2}}, "unknown format 'nf5'"),
+        (
+            {"precision": {"bert.encoder.layer.0": "nf4"}, "ranks": {QUERY: 2}},
+            "which this model lacks; nearest",
+        ),
+        ({"precision": {QUERY: "nf4"}, "ranks": {"query": 2}}, "names 'query', which this model lacks"),
+        ({"precision": {QUERY: "nf4"}, "ranks": {QUERY: 4096}}, "rank 4096 does not fit"),
+        (
+            {"precision": {QUERY: "nf4"}, "ranks": {QUERY: 2}, "shapes": {QUERY: [1, 2]}},
+            "made for another model",
+        ),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_before_a_store_is_made(
+    capsys, tmp_path: Path, plan: dict[str, object], message: str
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    words = ("run", "--profile", "smoke", "--task", "toy_sentences", "--plan", "plan.json")
+    assert message in refusal(capsys, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_characters_that_an_encoding_lacks_are_written_plainly(monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
+    show_every_character()
+    print("2³² ≤ x – é 中")
+    sys.stdout.flush()
+    assert written.getvalue() == b"2^32 <= x - e ?\n"
+
+
+@pytest.mark.parametrize("command", ["", "matrix", "plan", "study", "report", "sql", "merge", "doctor", "ui"])
+def test_help_is_printed_where_only_ascii_can_be(monkeypatch, command: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
+    with pytest.raises(SystemExit) as stop:
+        main([*filter(None, [command]), "--help"])
+    sys.stdout.flush()
+    assert stop.value.code == 0 and b"usage: bitrank" in written.getvalue()
+
+
+def test_tables_are_printed_where_only_ascii_can_be(monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))
+    assert main(["list", "--profile", "smoke"]) == 0
+    sys.stdout.flush()
+    assert b"B-FP toy_sentences s0" in written.getvalue()

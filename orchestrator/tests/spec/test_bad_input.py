@@ -1,0 +1,200 @@
+"""Specs, settings and plan files of any content: a valid value, or one sentence for the user, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.errors import UserError, is_user_error
+from bitrank.spec.configs import find_config
+from bitrank.spec.parse import parse_bytes, parse_setting
+from bitrank.spec.plan_file import valid_plan
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import SETTABLE, RunSpec, check, make_spec, matrix
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SMOKE = PROFILES["smoke"]
+PLAN = {"precision": {"a": "nf4"}, "ranks": {"a": 3}}
+
+# Whole code points, lone surrogates too, as JSON and command lines may hold them.
+any_text = st.text(st.characters(), max_size=30)
+any_number = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([10**23, -1, 0, 10**400, 1e308, math.inf, math.nan])
+)
+any_value = st.recursive(
+    st.one_of(st.none(), st.booleans(), any_number, any_text),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(any_text, inner, max_size=3)),
+    max_leaves=6,
+)
+slow_is_fine = settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def refused(error: ValueError) -> None:
+    """The error is the user's, and its text is one printable line."""
+    assert is_user_error(error), repr(error)
+    assert "\n" not in str(error) and len(str(error)) < 1500
+
+
+@slow_is_fine
+@given(st.sampled_from(SETTABLE), any_value)
+def test_any_value_of_any_field_is_valid_or_refused(name: str, value: Any) -> None:
+    if name in {"model", "plan", "data"} and isinstance(value, str):
+        return  # valid text that names nothing is for the run to refuse
+    try:
+        spec = make_spec(SMOKE, "B-FP", "toy_sentences", {name: value})
+    except ValueError as error:
+        refused(error)
+        return
+    assert check(spec) == spec
+    assert json.loads(json.dumps(vars(spec), allow_nan=False)) is not None
+
+
+@slow_is_fine
+@given(st.sampled_from(SETTABLE), st.one_of(any_text, st.from_type(float).map(str), st.integers().map(str)))
+def test_any_setting_text_is_valid_or_refused(name: str, text: str) -> None:
+    try:
+        key, value = parse_setting(f"{name}={text}")
+    except ValueError as error:
+        refused(error)
+        return
+    assert key == name
+    assert not isinstance(value, float) or math.isfinite(value)
+
+
+@slow_is_fine
+@given(any_text)
+def test_any_amount_of_bytes_is_a_whole_number_or_refused(text: str) -> None:
+    try:
+        assert parse_bytes(text) >= 0
+    except UserError as error:
+        refused(error)
+
+
+@slow_is_fine
+@given(
+    st.dictionaries(
+        st.sampled_from(["precision", "ranks", "shapes", "adaptive", "init", "forecast", "other"]), any_value
+    )
+)
+def test_any_plan_file_is_valid_or_refused(tmp_path: Path, data: dict[str, Any]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(data))
+    try:
+        spec = make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
+    except ValueError as error:
+        refused(error)
+        return
+    assert spec.arm["precision"]["formats"] == data["precision"]
+
+
+@slow_is_fine
+@given(st.binary(max_size=60))
+def test_any_bytes_as_a_plan_file_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no plan"):
+        valid_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init": 3}, "init must be text, got 3"),
+        ({"init": "loft"}, "unknown init 'loft'; nearest: loftq"),
+        ({"shapes": 5}, "shapes = 5"),
+        ({"shapes": {"a": ["x", 1]}}, r"shapes.a.0 must be a whole number, got 'x'"),
+        ({"adaptive": {"init_r": 12.5, "target_r": 4}}, "init_r must be a whole number, got 12.5"),
+        ({"adaptive": {"init_r": 4, "target_r": 12}}, "target_r < init_r"),
+        ({"adaptive": {"first": 12}}, "init_r is missing"),
+        ({"ranks": {"a": 0}}, "ranks.a must be 1 or more, got 0"),
+        ({"ranks": {"a": True}}, "ranks whole numbers"),
+        ({"precision": {"a": "\ud800"}}, "text without NUL characters and surrogates"),
+        ({"precison": {}}, "unknown key 'precison'; nearest: precision"),
+    ],
+)
+def test_a_plan_with_a_wrong_key_or_type_says_which(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**PLAN, **change}))
+    with pytest.raises(UserError, match=message):
+        make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
+
+
+def test_a_plan_with_two_values_for_one_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"precision": {"a": "nf4", "a": "int8"}, "ranks": {}}')
+    with pytest.raises(UserError, match="two values for 'a'"):
+        find_config("x", str(path))
+
+
+def test_a_deeply_nested_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        find_config("x", str(path))
+
+
+def test_a_plan_is_read_from_regular_files_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
+        with pytest.raises(UserError, match="it is no regular file"):
+            find_config("x", path)
+
+
+def test_a_huge_plan_file_is_refused_without_parsing_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bitrank.spec.plan_file._LARGEST", 2**20)
+    (tmp_path / "plan.json").write_bytes(b" " * (2**20 + 1))
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        find_config("x", str(tmp_path / "plan.json"))
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 400 + "GiB", "1e23", "nan", "-1", ""])
+def test_an_amount_of_bytes_has_few_digits(text: str) -> None:
+    with pytest.raises(UserError, match="expected an amount of memory"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e308", "1e400", "0", "-1"])
+def test_a_learning_rate_that_cannot_train_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="learning_rate must be"):
+        parse_setting(f"learning_rate={text}")
+
+
+def test_seeds_of_a_matrix_are_checked() -> None:
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match="seed must be"):
+            matrix(SMOKE, ["B-FP"], ["toy_sentences"], [0, seed], {})
+    with pytest.raises(UserError, match="expected at least one config, got none"):
+        matrix(SMOKE, [], ["toy_sentences"], [0], {})
+
+
+def test_data_that_no_task_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is read by no task here"):
+        make_spec(SMOKE, "B-FP", "toy_sentences", {"data": str(tmp_path)})
+    with pytest.raises(UserError, match="is read by no task here"):
+        matrix(SMOKE, ["B-FP"], ["toy_sentences"], [0], {"data": str(tmp_path)})
+    specs = matrix(SMOKE, ["B-FP"], ["toy_sentences", "sst2"], [0], {"data": str(tmp_path)})
+    assert [spec.data for spec in specs] == [None, str(tmp_path)]
+
+
+def test_a_spec_made_by_hand_is_checked_like_one_from_the_command_line() -> None:
+    spec = RunSpec(config="B-FP", task="toy_sentences", model="tiny-bert", steps=4)
+    assert check(spec) is spec
+    bad: dict[str, Any] = {
+        "threads": 10**23,
+        "max_length": 2.5,
+        "fused": "yes",
+        "device": "a\0b",
+        "clip": math.nan,
+    }
+    for name, value in bad.items():
+        with pytest.raises(UserError, match=f"{name} must be"):
+            check(RunSpec(**{**vars(spec), name: value}))
