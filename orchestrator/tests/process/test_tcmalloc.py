@@ -139,7 +139,17 @@ def test_import_memory_is_measured_separately_for_each_allocator(
     assert import_memory(SPEC) != with_tcmalloc
 
 
-_PLAN = ["plan", "--task", "toy_sentences", "--model", "tiny-bert", "--budget", "8bits"]
+_PLAN = [
+    "plan",
+    "--task",
+    "toy_sentences",
+    "--model",
+    "tiny-bert",
+    "--budget",
+    "8bits",
+    "--set",
+    "max_length=64",
+]
 
 
 def _plain_environment() -> dict[str, str]:
