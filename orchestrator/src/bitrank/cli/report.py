@@ -100,7 +100,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     report = collect(load_study(open_store(arguments.store), _experiment(arguments)), arguments.ui_url)
     page = write(report, arguments.out)
-    print("\n\n".join([*report.verdict, f"report: {page.resolve()}"]))
+    notice = [report.notice] if report.notice else []
+    print("\n\n".join([*notice, *report.verdict, f"report: {page.resolve()}"]))
     return 0
 
 
