@@ -168,6 +168,10 @@ def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
             target: Any = unquantized.model.get_submodule(name)
             target.weight.copy_(wanted_OI.T if isinstance(target, Conv1D) else wanted_OI)
             audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(target))
+        for name in base.applied.keys() - layers.keys():  # held in 16 bits: the file may have more
+            kept: Any = unquantized.model.get_submodule(name)
+            kept_OI = stored_weight(_inner(base).get_submodule(name))
+            kept.weight.copy_(kept_OI.T if isinstance(kept, Conv1D) else kept_OI)
         for one in left_out(unquantized.model, unquantized.trained_modules):  # the run held these in 16 bits
             tensor = unquantized.model.get_parameter(one.name)
             tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
@@ -205,9 +209,14 @@ def _layers(base: _Base) -> dict[str, nn.Module]:
     """Every matrix that a merge must write: those with an adapter, and those that are quantized; adapters unwrapped."""
     held = dict(adapted(base.model))
     quantized = [name for name, done in base.applied.items() if parse_format(done.format).bits < 16]
-    inner = base.model.base_model.model
+    inner = _inner(base)
     owned = dict.fromkeys([*held, *(name for name in quantized if name not in tied_modules(inner))])
     return {name: held[name].base_layer if name in held else inner.get_submodule(name) for name in owned}
+
+
+def _inner(base: _Base) -> Any:
+    """The adapted model without PEFT's wrapping."""
+    return base.model.base_model.model
 
 
 def _put_heads(model: Any, base: _Base) -> None:

@@ -1,0 +1,31 @@
+"""A merged model computes what its run computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bitrank.export.finished_run import find_run
+from bitrank.export.merge import merge
+from bitrank.run.record import Record
+from bitrank.run.road import execute
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank_trainer import ALONE
+from small_models import write
+
+
+def test_matrices_that_the_run_held_in_16_bits_are_merged_as_it_held_them(tmp_path: Path) -> None:
+    """From a file in fp32, by a run that computes in fp32: no rounding but that of the run is left."""
+    model, folder = write(tmp_path / "model", "llama"), tmp_path / "run"
+    folder.mkdir()
+    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "steps": 1}
+    spec = make_spec(find_profile("smoke"), "B-Q4", "toy_articles", given)
+    write_spec(spec, folder / "spec.json")
+    execute(spec, folder, Record(folder, ALONE), ALONE)
+    merged = merge(find_run(folder), "16bit")
+    assert merged.audit.after["loss"] == pytest.approx(merged.audit.before["loss"], abs=1e-6)
+    table = merged.model.get_input_embeddings().weight
+    assert table.dtype == torch.float32
+    assert torch.equal(table, table.bfloat16().float())
