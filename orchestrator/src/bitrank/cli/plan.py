@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -211,10 +212,21 @@ def _show(
     screen.print(plan_view(plan, items, shown))
     if arguments.save is not None:
         screen.print(
-            f"\nsaved: {arguments.save}   train it: bitrank run --plan {arguments.save} --task {arguments.task}",
-            soft_wrap=True,
+            f"\nsaved: {arguments.save}   train it: {_run_command(arguments)}", soft_wrap=True, markup=False
         )
     return 0
+
+
+def _run_command(arguments: argparse.Namespace) -> str:
+    """The command line that trains the saved plan on the same task, model and settings."""
+    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", str(arguments.task)]
+    if arguments.model is not None:
+        parts += ["--model", str(arguments.model)]
+    if arguments.profile != "laptop":
+        parts += ["--profile", arguments.profile]
+    for setting in arguments.set:
+        parts += ["--set", setting]
+    return shlex.join(parts)
 
 
 def _choices(arguments: argparse.Namespace) -> Any:

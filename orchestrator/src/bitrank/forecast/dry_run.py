@@ -5,7 +5,8 @@ The dry run counts the bytes that are alive at the same time and the matrix prod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
 from torch import nn
 
+from bitrank.errors import UserError
 from bitrank.forecast.live_bytes import LiveBytes, full_batch
 from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
@@ -53,16 +55,29 @@ class Stage:
         self.model.train()
         for parameter in trainable(self.model).values():
             parameter.grad = torch.empty_like(parameter)
-        with LiveBytes() as live:
+        with _by_shapes_alone(self.model), LiveBytes() as live:
             self.objective.loss(self.model, full_batch(*shape, self.kind), "meta").backward()
         return Pass(live.peak, len(live.products))
 
     def evaluate(self, shape: Shape) -> Pass:
         """Run a forward pass over a batch of ``shape`` without gradients."""
         self.model.eval()
-        with torch.no_grad(), LiveBytes() as live:
+        with torch.no_grad(), _by_shapes_alone(self.model), LiveBytes() as live:
             self.objective.loss(self.model, full_batch(*shape, self.kind), "meta")
         return Pass(live.peak, len(live.products))
+
+
+@contextmanager
+def _by_shapes_alone(model: Any) -> Iterator[None]:
+    """Raise :class:`UserError` inside for a pass whose shapes depend on values, which a model without data lacks."""
+    try:
+        yield
+    except NotImplementedError as error:
+        family = getattr(getattr(model, "config", None), "model_type", "this")
+        raise UserError(
+            f"the memory of a {family} model with this head cannot be forecast, so it cannot be planned: its forward pass "
+            f"selects by the values of tokens ({str(error).splitlines()[0][:120]}); give another model, or run a config"
+        ) from error
 
 
 def unplanned_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
