@@ -116,7 +116,7 @@ def test_any_bytes_as_a_plan_file_are_refused(tmp_path: Path, content: bytes) ->
         ({"ranks": {"a": 0}}, "ranks.a must be 1 or more, got 0"),
         ({"ranks": {"a": True}}, "ranks whole numbers"),
         ({"precision": {"a": "\ud800"}}, "text without NUL characters and surrogates"),
-        ({"precison": {}}, "unknown key 'precison'; nearest: precision"),
+        ({"precisions": {}}, "unknown key 'precisions'; nearest: precision"),
     ],
 )
 def test_a_plan_with_a_wrong_key_or_type_says_which(
