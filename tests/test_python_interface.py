@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_planned_is_refused_before_measuring(model, messa
             lambda: bitrank.apply(tiny(), {"precision": {UP: "int8"}, "shapes": {UP: [3, 3]}}),
             "made for another model",
         ),
-        (lambda: bitrank.load_plan("nowhere.json"), "cannot read the plan nowhere.json"),
+        (lambda: bitrank.load_plan("nowhere.json"), "cannot read the plan 'nowhere.json'"),
         (lambda: bitrank.open_store("nowhere"), "there is no store at"),
     ],
 )
