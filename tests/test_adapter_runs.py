@@ -74,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
 
 def test_a_better_start_is_a_better_zero_shot(runs) -> None:
     zero = {
-        name: json.loads((runs(name) / "zero_shot.json").read_text())["loss"]
+        name: json.loads((runs(name) / "zero_shot.json").read_text())["metrics"]["loss"]
         for name in ("lora", "loftq", "lq-lora")
     }
     assert abs(zero["loftq"] - zero["lora"]) < 0.02 and abs(zero["lq-lora"] - zero["lora"]) < 0.02

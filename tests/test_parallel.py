@@ -230,5 +230,5 @@ def test_a_failure_of_the_ranks_is_the_runs(tmp_path: Path) -> None:
     done = bitrank(*SMOKE, *words, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
     (run,) = store_runs(tmp_path)
     assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]
-    done = bitrank(*SMOKE, *words, "--quant-backend", "gpu", cwd=tmp_path, timeout=1200)
-    assert done.returncode == 2 and "unknown quant backend 'gpu'" in done.stdout
+    done = bitrank(*SMOKE, *words, "--quant-backend", "cuda-4bit", cwd=tmp_path, timeout=1200)
+    assert done.returncode == 2 and "'cuda-4bit' cannot run here" in done.stdout

@@ -197,7 +197,7 @@ def run_one(cwd: Path, *words: str) -> tuple[int, str]:
         ),
         (
             ["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "gpu"],
-            "unknown quant backend 'gpu'",
+            "unknown quant_backend 'gpu'",
         ),
         (
             ["--config", "B-FP", "--task", "toy_articles", "--model", "tiny-bert"],
@@ -220,15 +220,19 @@ def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) 
     code, said = run_one(tmp_path, *words)
     assert code == 2, said
     assert message in said
-    (run,) = store_runs(tmp_path)
-    assert run["status"] == "FAILED" and message in run["tags"]["failure"]
+    # Names and plans are checked before a run is opened; what only the run can know is recorded as its failure.
+    runs = store_runs(tmp_path) if (tmp_path / "runs/mlflow.db").exists() else []
+    checked_before = "--plan" in words or "gpu" in words
+    assert len(runs) == (0 if checked_before else 1)
+    for run in runs:
+        assert run["status"] == "FAILED" and message in run["tags"]["failure"]
 
 
 def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
     import datasets
 
     rows = {
-        "sentence": [f"the film is {'good' if n % 2 else 'bad'}" for n in range(80)],
+        "sentence": [f"the film {n} is {'good' if n % 2 else 'bad'}" for n in range(80)],
         "label": [n % 2 for n in range(80)],
     }
     part = datasets.Dataset.from_dict(rows)
@@ -246,7 +250,8 @@ def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
     (tmp_path / "gpt2").mkdir()
     build_tiny("tiny-gpt2", tmp_path / "gpt2")
     lines = [
-        json.dumps({"text": "the film is good . the cast is bad . the score is fine " * 5}) for _ in range(30)
+        json.dumps({"text": f"film {n} " + "the film is good . the cast is bad . the score is fine " * 5})
+        for n in range(30)
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     plan = {

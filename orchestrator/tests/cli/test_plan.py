@@ -82,7 +82,9 @@ def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
     assert planned(capsys, *words, "--planner", "greedy")["proven_gap"] is None
     assert main(["plan", *SMOKE, *words]) == 0
     assert "no plan of the kind has less" in capsys.readouterr().out
-    assert "expected seconds above 0" in refused(capsys, *words, "--seconds", "0")
+    with pytest.raises(SystemExit) as refusal:
+        main(["plan", *SMOKE, *words, "--seconds", "0"])
+    assert refusal.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
 
 
 def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:

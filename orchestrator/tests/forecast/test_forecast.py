@@ -276,6 +276,8 @@ def write_store(path: Path, runs: list[tuple[dict[str, str], dict[str, float]]])
             CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT);
             CREATE TABLE metrics (run_uuid TEXT, key TEXT, value REAL);
             CREATE TABLE latest_metrics (run_uuid TEXT, key TEXT, value REAL, is_nan BOOLEAN);
+            CREATE TABLE alembic_version (version_num TEXT);
+            INSERT INTO alembic_version VALUES ('any');
             INSERT INTO experiments VALUES (1, 'bitrank-smoke')""")
         for number, (tags, figures) in enumerate(runs):
             database.execute("INSERT INTO runs VALUES (?, 1, 'FINISHED', 'active', ?)", (str(number), number))

@@ -66,8 +66,8 @@ def run_study(
 
     Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is done.
     """
-    check_results(options.results)
     tracker, jobs = look([ask_hub(spec) for spec in specs], options)
+    check_results(options.results)
     for job in jobs:
         if options.force and job.state.run_id is not None and job.status != "elsewhere":
             job.replaces, job.status = job.state, "waiting"

@@ -25,14 +25,14 @@ from bitrank_data import DataError, cache_dir
 _TICK = 2.0  # seconds
 
 
-def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True) -> str:
+def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True, deep: bool = True) -> str:
     """64 hex digits over the content of ``root``: a file, or all files below a folder for which ``counts`` is
-    true, with their names.
+    true, with their names; without ``deep`` only the files directly in it.
 
     It does not depend on where ``root`` is or what it is called. Raises ``OSError`` when something cannot be
     read.
     """
-    files = _files(root, counts)
+    files = _files(root, counts, deep)
     state = [[name, *_state_of(path)] for name, path in files.items()]
     place = _place(root)
     remembered = _read(place)
@@ -48,12 +48,11 @@ def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True) 
     return digest
 
 
-def _files(root: Path, counts: Callable[[Path], bool]) -> dict[str, Path]:
+def _files(root: Path, counts: Callable[[Path], bool], deep: bool) -> dict[str, Path]:
     if root.is_file():
         return {"": root}
-    found = {
-        path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file() and counts(path)
-    }
+    paths = root.rglob("*") if deep else root.iterdir()
+    found = {path.relative_to(root).as_posix(): path for path in paths if path.is_file() and counts(path)}
     return dict(sorted(found.items()))
 
 

@@ -61,7 +61,8 @@ def model_digest(name: str) -> str | None:
         return f"code:{code_hash('bitrank.models.tiny')}"
     folder = Path(name)
     if folder.is_dir():
-        return f"{_CONTENT}{content_digest(folder, _is_loaded)}"
+        # Models are read from files directly in their folder. Runs may keep their own files below it.
+        return f"{_CONTENT}{content_digest(folder, _is_loaded, deep=False)}"
     commit = cached_commit("models", name)
     return f"hub:{commit}" if commit else None
 

@@ -12,6 +12,6 @@ def plan_images(folder: Path, name: str) -> dict[str, bytes]:
     ranks = json.loads((folder / "ranks.json").read_text(encoding="utf-8"))["final"]
     if len(set(formats.values())) < 2 and len(set(ranks.values())) < 2:
         return {}
-    from bitrank_analysis.figures.run_maps import run_maps  # seconds to import, and most runs need none
+    from bitrank_analysis.figures import run_maps  # seconds to import, and most runs need none
 
     return run_maps(name, formats, ranks)

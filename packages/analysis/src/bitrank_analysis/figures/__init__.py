@@ -15,6 +15,7 @@ from bitrank_analysis.figures.parameters import parameters
 from bitrank_analysis.figures.quality_bytes import quality_bytes, quality_memory
 from bitrank_analysis.figures.ranks import rank_layers, rank_map, rank_time
 from bitrank_analysis.figures.recovery import recovery
+from bitrank_analysis.figures.run_maps import run_maps
 from bitrank_analysis.figures.save import bare_spec, pdf, save, spec
 from bitrank_analysis.figures.theme import PAGE, Figure, config, style
 
@@ -51,4 +52,16 @@ def draw_all(evidence: Evidence) -> tuple[list[Figure], dict[str, str]]:
     return drawn, refused
 
 
-__all__ = ["FIGURES", "PAGE", "Figure", "bare_spec", "config", "draw_all", "pdf", "save", "spec", "style"]
+__all__ = [
+    "FIGURES",
+    "PAGE",
+    "Figure",
+    "bare_spec",
+    "config",
+    "draw_all",
+    "pdf",
+    "run_maps",
+    "save",
+    "spec",
+    "style",
+]
