@@ -168,7 +168,10 @@ def test_bad_words_are_told(capsys: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert "unknown planner 'exat'; nearest: exact" in refused(
         capsys, *task, "--budget", "12bits", "--planner", "exat"
     )
-    assert "--ranks takes whole numbers" in refused(capsys, *task, "--budget", "12bits", "--ranks", "two")
+    with pytest.raises(SystemExit) as refusal:
+        main(["plan", *SMOKE, *task, "--budget", "12bits", "--ranks", "two"])
+    assert refusal.value.code == 2
+    assert "argument --ranks: expected whole numbers like 4,8,16" in capsys.readouterr().err
     assert "int9" in refused(capsys, *task, "--budget", "12bits", "--formats", "int9")
     assert "give --task" in refused(capsys, "--budget", "12bits")
 
@@ -179,7 +182,8 @@ def test_a_plan_for_another_model_is_refused(
     monkeypatch.chdir(tmp_path)
     planned(capsys, "--task", "toy_articles", "--budget", "12bits", "--save", "mine.json")
     assert main(["run", "--profile", "smoke", "--plan", "mine.json", "--task", "toy_sentences"]) == 2
-    assert "this plan was made for another model" in capsys.readouterr().out
+    assert "this plan was made for another model" in capsys.readouterr().err
+    assert not Path("runs").exists()  # refused before a run is opened
 
 
 def test_calibration_data_of_one_example_is_refused(capsys: Any, tmp_path: Path) -> None:
