@@ -17,7 +17,7 @@ from bitrank.execution.registry import EXECUTORS
 from bitrank.process.run_folder import is_locked, result_of
 from bitrank.spec.inputs import ask_hub
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.base import Tracking, open_tracking
+from bitrank.tracking.base import Tracking, check_tracking, open_tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE
 from bitrank.tracking.results_files import check_results, write_results
 from bitrank.tracking.run_state import State, state_of
@@ -66,8 +66,10 @@ def run_study(
 
     Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is done.
     """
-    tracker, jobs = look([ask_hub(spec) for spec in specs], options)
+    # Before the store is made: neither a store nor results are left behind by a command that cannot run.
+    check_tracking(options.how.wandb)
     check_results(options.results)
+    tracker, jobs = look([ask_hub(spec) for spec in specs], options)
     for job in jobs:
         if options.force and job.state.run_id is not None and job.status != "elsewhere":
             job.replaces, job.status = job.state, "waiting"

@@ -43,6 +43,14 @@ class Tracking(Protocol):
         """Take a run out of sight, for another to replace it."""
 
 
+def check_tracking(wandb: bool) -> None:
+    """Raise :class:`UserError` when Weights & Biases is asked for without its library or key. Nothing is made."""
+    if wandb and os.environ.get("WANDB_MODE") != "disabled":
+        from bitrank.tracking.wandb_tracker import check
+
+        check()
+
+
 def open_tracking(store: str, profile: str, work: Path, wandb: bool = False) -> Tracking:
     """What tracks the runs of ``profile`` in ``store``, whose files lie under ``work``; with ``wandb`` Weights & Biases hears it all too.
 
