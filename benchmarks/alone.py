@@ -2,11 +2,12 @@
 
     python benchmarks/alone.py --config B-FP --task movie_sentences --threads 2 [--set key=value]
 
-A batch of middling width is trained on again and again, which gives the seconds of a step. Then everything that one such step asks of
-torch, and of compiled code for decodings and passes over rows, is written down, and called again with the very tensors that it had:
-several times each on end, of which the least counts. So caches are warm, Python's way from one to the next is not in it, and what a call
-itself costs (that of an operation that does nothing) is taken off. They are called in the order of the step too, each once, so that caches
-are what they are there. Last, a step of one row of 8 tokens: what a step costs whatever it is given.
+A batch of middling width is trained on again and again, which gives the seconds of a step. Then everything
+that one such step asks of torch, and of compiled code for decodings and passes over rows, is written down,
+and called again with the very tensors that it had: several times each on end, of which the least counts. So
+caches are warm, Python's way from one to the next is not in it, and what a call itself costs (that of an
+operation that does nothing) is taken off. They are called in the order of the step too, each once, so that
+caches are what they are there. Last, a step of one row of 8 tokens: what a step costs whatever it is given.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ Call = tuple[str, Callable[[], object]]
 
 
 class Written(TorchDispatchMode):
-    """Writes down, while it is entered, each operation that works on numbers, with its tensors, under its kind."""
+    """Writes down, while it is entered, each operation that works on numbers, with its tensors, under its
+    kind.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +134,9 @@ def alone(calls: list[Call]) -> dict[str, float]:
 
 
 def in_order(calls: list[Call]) -> float:
-    """Seconds of ``calls`` one after another, each once, as in the step but without Python's way between: the median of several goes."""
+    """Seconds of ``calls`` one after another, each once, as in the step but without Python's way between: the
+    median of several goes.
+    """
     found = []
     with torch.no_grad():
         for _ in range(_TRIES + 1):
@@ -152,7 +157,9 @@ def _least(call: Callable[[], object]) -> float:
 
 
 def stages(batches: Iterator[Any], written: Written, figures: dict[str, Any]) -> Iterator[Any]:
-    """The batches of a training that is measured: see the head of this file. Raises :class:`Enough` at its end."""
+    """The batches of a training that is measured: see the head of this file. Raises :class:`Enough` at its
+    end.
+    """
     drawn = sorted((next(batches) for _ in range(_DRAWN)), key=lambda batch: batch["input_ids"].size)
     middling = drawn[len(drawn) // 2]
     rows, width = _SMALL

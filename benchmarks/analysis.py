@@ -1,7 +1,9 @@
-"""How fast the store becomes views: ``open_store`` and one query, against ``mlflow.search_runs`` in the same process where it is there.
+"""How fast the store becomes views: ``open_store`` and one query, against ``mlflow.search_runs`` in the same
+process where it is there.
 
-Two stores are made in a temporary folder with MLflow's tables and keys: few long runs, and many short ones. The contestants take turns;
-medians and the spread over repeats are printed. ``search_runs`` gives final metrics only, so it does less than what it is held against.
+Two stores are made in a temporary folder with MLflow's tables and keys: few long runs, and many short ones.
+The contestants take turns; medians and the spread over repeats are printed. ``search_runs`` gives final
+metrics only, so it does less than what it is held against.
 
     python benchmarks/analysis.py [--rounds 5] [--small]
 
@@ -88,7 +90,9 @@ def ours(folder: Path) -> int:
 
 
 def _mlflow(folder: Path) -> Callable[[], int] | None:
-    """A search for all runs through MLflow, over a store that MLflow itself made in ``folder``; None without MLflow."""
+    """A search for all runs through MLflow, over a store that MLflow itself made in ``folder``; None without
+    MLflow.
+    """
     if importlib.util.find_spec("mlflow") is None:
         print("mlflow is not installed: ours alone is timed")
         return None
@@ -104,7 +108,9 @@ def _mlflow(folder: Path) -> Callable[[], int] | None:
 
 
 def fill(path: Path, runs: int, points: int, made: bool) -> None:
-    """Write ``runs`` runs of ``points`` metric points, 10 params and 12 tags each, into the store at ``path``."""
+    """Write ``runs`` runs of ``points`` metric points, 10 params and 12 tags each, into the store at
+    ``path``.
+    """
     with sqlite3.connect(path) as database:
         if not made:
             database.executescript(SCHEMA)

@@ -2,9 +2,10 @@
 
     python benchmarks/bound.py [--configs B-FP,Joint-2] [--tasks movie_sentences] [--rounds 1]
 
-``alone.py`` gives the time of a step and of each of its operations alone, the tuned peer of ``training.py`` its speed. Were every operation
-as fast within a step as alone, with warm caches and with no Python between, a step would take what they sum up to: no arrangement of the
-same operations is faster. What that is in peers and in shares of the machine's peak is the most that could be had.
+``alone.py`` gives the time of a step and of each of its operations alone, the tuned peer of ``training.py``
+its speed. Were every operation as fast within a step as alone, with warm caches and with no Python between, a
+step would take what they sum up to: no arrangement of the same operations is faster. What that is in peers
+and in shares of the machine's peak is the most that could be had.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str
 
 
 def speeds(mine: Figures, tuned: float, peak: float) -> Figures:
-    """``mine`` with its tokens/s, now and at most, over ``tuned`` tokens/s and, by ``peak`` seconds a token, over the machine's peak."""
+    """``mine`` with its tokens/s, now and at most, over ``tuned`` tokens/s and, by ``peak`` seconds a token,
+    over the machine's peak.
+    """
     if "failed" in mine:
         return mine
     now, ordered, most = (mine["tokens"] / mine[f"{name}_s"] for name in ("step", "ordered", "alone"))

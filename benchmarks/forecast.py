@@ -1,10 +1,12 @@
-"""Does the forecast of memory hold? What ``bitrank plan`` predicts of a run's peak, against the peak of that run.
+"""Does the forecast of memory hold? What ``bitrank plan`` predicts of a run's peak, against the peak of that
+run.
 
     python benchmarks/forecast.py [--configs …] [--tasks …] [--steps N] [--set key=value]
 
-The laptop profile's runs, six configs on two tasks, each in a process of its own through the executor that ``bitrank run`` uses, and cut to
-a few steps; both sides are given the same spec. *measured* is the peak resident set (VmHWM) of the process up to its last training step.
-The test before training is in it, the one after it is spared.
+The laptop profile's runs, six configs on two tasks, each in a process of its own through the executor that
+``bitrank run`` uses, and cut to a few steps; both sides are given the same spec. *measured* is the peak
+resident set (VmHWM) of the process up to its last training step. The test before training is in it, the one
+after it is spared.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def main() -> int:
 
 
 def settings(task: str, steps: int, given: Settings) -> Settings:
-    """What differs from the laptop profile, for both sides: ``steps``, and nothing between them that no peak depends on."""
+    """What differs from the laptop profile, for both sides: ``steps``, and nothing between them that no peak
+    depends on.
+    """
     return {"steps": steps, "eval_every": steps, "checkpoint_every": steps, **_WINDOWS.get(task, {}), **given}
 
 

@@ -1,11 +1,14 @@
-"""Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can ask for, and mixed plans.
+"""Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can
+ask for, and mixed plans.
 
-    python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto] [--tasks movie_sentences]
+    python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto]
+    [--tasks movie_sentences]
 
-LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each format and 16 bits take turns
-step by step (``turns.py``): the machine is not the same for two runs. ``bf16`` against itself tells how far off a ratio
-may be. ``Joint-2`` and ``Joint-3`` here are the bits of those configs with rank 8. What a backend serves but no ``--quant-backend`` asks
-for (nf4 in plain torch, int2 in quanto) is not timed: no run uses it.
+LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each
+format and 16 bits take turns step by step (``turns.py``): the machine is not the same for two runs. ``bf16``
+against itself tells how far off a ratio may be. ``Joint-2`` and ``Joint-3`` here are the bits of those
+configs with rank 8. What a backend serves but no ``--quant-backend`` asks for (nf4 in plain torch, int2 in
+quanto) is not timed: no run uses it.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ def main() -> int:
 
 
 def plan(row: str, task: str) -> dict[str, dict[str, object]]:
-    """The plan of ``row``: one format, or the bits of a config, for the block matrices; rank 8 on all of them."""
+    """The plan of ``row``: one format, or the bits of a config, for the block matrices; rank 8 on all of
+    them.
+    """
     what = ROWS[row][0]
     model = empty_model(task)
     blocks = [matrix.name for matrix in block_matrices(model)]
@@ -111,7 +116,9 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
 
 
 def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
-    """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over ``sixteen``, pair by pair."""
+    """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over
+    ``sixteen``, pair by pair.
+    """
     ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {

@@ -16,14 +16,17 @@ from sqlalchemy import create_engine, inspect, text
 
 SIZES, HORIZON = (100, 1000, 5000), 100_000
 _TABLES = ("runs", "params", "tags", "latest_metrics", "metrics")
-# A copy's id: the first 24 digits of the original's, a mark that no hexadecimal number has, and the number of the copy.
+# A copy's id: the first 24 digits of the original's, a mark that no hexadecimal number has, and the number of
+# the copy.
 _COPY = "substr(run_uuid, 1, 24) || 'x' || :copy"
 _ORIGINAL = "substr(run_uuid, 25, 1) <> 'x'"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """y = fixed + each · runs. ``off`` is the largest distance of a measured point from it, as a share of the point."""
+    """y = fixed + each · runs. ``off`` is the largest distance of a measured point from it, as a share of the
+    point.
+    """
 
     fixed: float
     each: float
@@ -34,7 +37,9 @@ class Fit:
 
 
 def fit(points: Mapping[int, float]) -> Fit:
-    """The line through ``points`` (runs → y) that makes relative errors least, Σ ((y − ŷ)/y)². Raises ``ValueError`` for fewer than two."""
+    """The line through ``points`` (runs → y) that makes relative errors least, Σ ((y − ŷ)/y)². Raises
+    ``ValueError`` for fewer than two.
+    """
     if len(points) < 2:
         raise ValueError(f"a line needs two sizes or more, got {sorted(points)}; give --runs 100,1000")
     runs, y = np.array(list(points), dtype=float), np.array(list(points.values()))
@@ -43,9 +48,11 @@ def fit(points: Mapping[int, float]) -> Fit:
 
 
 def copy_runs(database: str, runs: int) -> None:
-    """Fill the store behind the SQLAlchemy URL ``database`` to ``runs`` runs, by copies of those that were written into it.
+    """Fill the store behind the SQLAlchemy URL ``database`` to ``runs`` runs, by copies of those that were
+    written into it.
 
-    Copies have ids and spec_ids of their own, and the artifacts of their originals. Raises ``ValueError`` when there are more already.
+    Copies have ids and spec_ids of their own, and the artifacts of their originals. Raises ``ValueError``
+    when there are more already.
     """
     engine = create_engine(database)
     columns = {table: [column["name"] for column in inspect(engine).get_columns(table)] for table in _TABLES}
@@ -84,7 +91,9 @@ def _file_of(database: str) -> Path:
 
 
 def database_bytes(database: str) -> int:
-    """What the tables and indexes of a store take: the SQLite file with its log written back, or what Postgres says of the database."""
+    """What the tables and indexes of a store take: the SQLite file with its log written back, or what
+    Postgres says of the database.
+    """
     if database.startswith("sqlite"):
         path = _file_of(database)
         with sqlite3.connect(path) as connection:
@@ -100,7 +109,9 @@ def database_bytes(database: str) -> int:
 def draw(
     sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]
 ) -> None:
-    """Measured points and their lines up to the horizon, both axes logarithmic: size, and processor time to read."""
+    """Measured points and their lines up to the horizon, both axes logarithmic: size, and processor time to
+    read.
+    """
     charts = [_panel(sizes, "MiB in the database"), _panel(reads, "CPU seconds to read")]
     chart = (
         alt.hconcat(*charts)

@@ -1,9 +1,10 @@
-"""How do time and memory grow: with steps, data, sequence length, batch, rank, and the number of adapted matrices?
+"""How do time and memory grow: with steps, data, sequence length, batch, rank, and the number of adapted
+matrices?
 
     python benchmarks/growth.py [--rounds 1] [--steps 16] [--axes rank,batch] [--tasks movie_sentences]
 
-Each point is a run of the road in which one thing differs from B-FP as the laptop profile has it. Drawn in figures/growth.png and .svg:
-microseconds per real token (upper row) and peak memory over imports (lower row).
+Each point is a run of the road in which one thing differs from B-FP as the laptop profile has it. Drawn in
+figures/growth.png and .svg: microseconds per real token (upper row) and peak memory over imports (lower row).
 """
 
 from __future__ import annotations
@@ -225,7 +226,9 @@ def _frame(found: dict[tuple[str, str, int], list[Figures]]) -> pd.DataFrame:
 
 
 def _panel(frame: pd.DataFrame, column: str, title: str, axis: str) -> alt.LayerChart | alt.FacetChart:
-    """Both axes logarithmic, so that a slope is a power; steps are shown as they are, for there flat is the claim."""
+    """Both axes logarithmic, so that a slope is a power; steps are shown as they are, for there flat is the
+    claim.
+    """
     scale = alt.Scale(type="linear" if axis == "steps" else "log", nice=False, padding=12)
     x = alt.X(
         "at:Q",

@@ -1,8 +1,10 @@
-"""What the benchmarks share: fresh processes that take turns, paired ratios with their spread, and sections of RESULTS.md.
+"""What the benchmarks share: fresh processes that take turns, paired ratios with their spread, and sections
+of RESULTS.md.
 
-A *side* is one contestant. It runs in processes of its own and prints one JSON line of figures. The sides of a comparison take
-turns, forwards in one round and backwards in the next, so that a machine that warms up or is busy for a while favours none. A
-ratio is taken within each round; its median and range over rounds are shown.
+A *side* is one contestant. It runs in processes of its own and prints one JSON line of figures. The sides of
+a comparison take turns, forwards in one round and backwards in the next, so that a machine that warms up or
+is busy for a while favours none. A ratio is taken within each round; its median and range over rounds are
+shown.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 FIGURES = HERE / "figures"
 CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-2", "Joint-3")
-# Optimizer steps of a timed run. Tens suffice: a step takes 0.1 to 1 s, and the first WARM_UP are not counted.
-# On the sentences 50 counted steps after the warm-up: the peers sort by length within 50 batches, the longest first, and longer batches
-# are faster a token.
+# Optimizer steps of a timed run. Tens suffice: a step takes 0.1 to 1 s, and the first WARM_UP are not
+# counted. On the sentences 50 counted steps after the warm-up: the peers sort by length within 50 batches,
+# the longest first, and longer batches are faster a token.
 STEPS = {"movie_sentences": 53, "wiki_articles": 8}
 WARM_UP = 3
 _HEAD = (
@@ -73,7 +75,9 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
 
 
 def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
-    """Run every side once a round, in turn; the figures of each side by round. A failed one leaves ``{"failed": why}``."""
+    """Run every side once a round, in turn; the figures of each side by round. A failed one leaves
+    ``{"failed": why}``.
+    """
     found: dict[K, list[Figures]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
@@ -117,7 +121,8 @@ def _said(make: Callable[[], Spread], digits: int) -> str:
 
 
 def fresh(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
-    """Run Python with each of ``commands`` at the same time, each in a fresh process; the last JSON line that each one printed.
+    """Run Python with each of ``commands`` at the same time, each in a fresh process; the last JSON line that
+    each one printed.
 
     Raises :class:`SideFailed` when one fails or prints none.
     """
@@ -165,12 +170,16 @@ def script(name: str, *words: object) -> list[str]:
 
 
 def machine(threads: int) -> Figures:
-    """Processor, its peaks with ``threads`` threads, and the model's arithmetic per token: measured now, in a fresh process."""
+    """Processor, its peaks with ``threads`` threads, and the model's arithmetic per token: measured now, in a
+    fresh process.
+    """
     return fresh(script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)})[0]
 
 
 def again(before: Figures) -> Figures:
-    """``before`` with the peaks measured once more, the higher of both: another program may have been busy the first time."""
+    """``before`` with the peaks measured once more, the higher of both: another program may have been busy
+    the first time.
+    """
     after = machine(before["threads"])["gflops"]
     return {**before, "gflops": {name: max(speed, after[name]) for name, speed in before["gflops"].items()}}
 
@@ -228,7 +237,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_section(name: str, text: str, path: Path = RESULTS) -> None:
-    """Put ``text`` between the markers of section ``name`` in the file at ``path``: in the place of what is there, or at the end.
+    """Put ``text`` between the markers of section ``name`` in the file at ``path``: in the place of what is
+    there, or at the end.
 
     Raises ``ValueError`` when the file has only one of the two markers.
     """

@@ -2,8 +2,9 @@
 
     python benchmarks/loading.py --config B-Q4 --task wiki_articles
 
-Everything that a run imports is there and the model stands without weights when counting begins: the peak (VmHWM) is set back to what is
-resident, the road's own functions read, quantize and store matrix by matrix, and the peak over where it began is what that took.
+Everything that a run imports is there and the model stands without weights when counting begins: the peak
+(VmHWM) is set back to what is resident, the road's own functions read, quantize and store matrix by matrix,
+and the peak over where it began is what that took.
 """
 
 from __future__ import annotations

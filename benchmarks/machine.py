@@ -2,14 +2,16 @@
 
     python benchmarks/machine.py [--threads 2]
 
-The peak is the best of several products of square matrices (2048 on a processor, with the same number of threads as the runs; 8192 on an
-accelerator) on the device that runs choose, in fp32, and in bf16 where the hardware has instructions for it (without them such a product
-is a hundred times slower, and no run takes it). Work per trained token,
-for adapters on frozen matrices: 2·P forward, with P the weights of all block matrices; 2·P' backward to the inputs, with P' those
-whose input carries a gradient (the first block's query, key and value have none: nothing below them is trained); no product for
-gradients of frozen weights. A language model adds 2·d·V forward and 2·d·V backward for its head. A classifier that reads the first
-position needs, of its last block, key and value alone at every position: the rest of that block is not in P. Left out: adapters,
-attention scores, norms. So utilisation = work per token × tokens/s ÷ peak, a little below the truth.
+The peak is the best of several products of square matrices (2048 on a processor, with the same number of
+threads as the runs; 8192 on an accelerator) on the device that runs choose, in fp32, and in bf16 where the
+hardware has instructions for it (without them such a product is a hundred times slower, and no run takes it).
+Work per trained token, for adapters on frozen matrices: 2·P forward, with P the weights of all block
+matrices; 2·P' backward to the inputs, with P' those whose input carries a gradient (the first block's query,
+key and value have none: nothing below them is trained); no product for gradients of frozen weights. A
+language model adds 2·d·V forward and 2·d·V backward for its head. A classifier that reads the first position
+needs, of its last block, key and value alone at every position: the rest of that block is not in P. Left out:
+adapters, attention scores, norms. So utilisation = work per token × tokens/s ÷ peak, a little below the
+truth.
 """
 
 from __future__ import annotations

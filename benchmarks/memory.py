@@ -1,13 +1,15 @@
-"""How much memory does a run take: against the tuned peer, while loading, and does SmolLM2 train inside a hard limit?
+"""How much memory does a run take: against the tuned peer, while loading, and does SmolLM2 train inside a
+hard limit?
 
     python benchmarks/memory.py [--rounds 1] [--steps 8] [--configs B-FP,B-Q4] [--limit 1610612736]
 
-Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test before training is in it.
-*Loading* is the peak while the base is read and quantized, over what was resident when the model stood without weights (``loading.py``),
-held against stored bytes + the largest matrix in fp32, and a tenth.
-Our runs take their memory from tcmalloc where it is installed; the tuned peer from the C library, and once more from tcmalloc.
-The limit is RLIMIT_DATA: the operating system refuses private writable memory (heap, arrays, quantized weights) beyond it, touched or
-not. Pages of shared libraries do not count there, so the whole resident peak is shown beside it.
+Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test
+before training is in it. *Loading* is the peak while the base is read and quantized, over what was resident
+when the model stood without weights (``loading.py``), held against stored bytes + the largest matrix in fp32,
+and a tenth. Our runs take their memory from tcmalloc where it is installed; the tuned peer from the C
+library, and once more from tcmalloc. The limit is RLIMIT_DATA: the operating system refuses private writable
+memory (heap, arrays, quantized weights) beyond it, touched or not. Pages of shared libraries do not count
+there, so the whole resident peak is shown beside it.
 """
 
 from __future__ import annotations

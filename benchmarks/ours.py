@@ -1,11 +1,12 @@
-"""Our side of a comparison: runs of the road through the real executor, each in a process of its own; one JSON line of figures.
+"""Our side of a comparison: runs of the road through the real executor, each in a process of its own; one
+JSON line of figures.
 
-    python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value] [--plan FILE]
-    python benchmarks/ours.py --config B-FP --task wiki_articles --steps 30 --until tested
+    python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value]
+    [--plan FILE] python benchmarks/ours.py --config B-FP --task wiki_articles --steps 30 --until tested
 
-``--until trained`` ends the run after its last training step and spares it the test before training, ``judged`` does not spare it that
-test; ``tested`` runs it to its end.
-Nothing here trains: specs go to :func:`bitrank.execution.local.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
+``--until trained`` ends the run after its last training step and spares it the test before training,
+``judged`` does not spare it that test; ``tested`` runs it to its end. Nothing here trains: specs go to
+:func:`bitrank.execution.local.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
 nothing, and what runs wrote into their folders is read back.
 """
 
@@ -54,7 +55,8 @@ class _Silent:
 def main() -> int:
     arguments = _parser().parse_args()
     if arguments.data_limit:
-        # Private writable memory of this process and of each that it starts; the operating system refuses more.
+        # Private writable memory of this process and of each that it starts; the operating system refuses
+        # more.
         resource.setrlimit(resource.RLIMIT_DATA, (arguments.data_limit, arguments.data_limit))
     specs = [_spec(arguments, arguments.seed + number) for number in range(arguments.processes)]
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +97,9 @@ def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
 
 
 def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
-    """Run ``specs`` at the same time below ``folder``, until all have done their last step, or to their ends (``tested``)."""
+    """Run ``specs`` at the same time below ``folder``, until all have done their last step, or to their ends
+    (``tested``).
+    """
     jobs = [Job(spec, folder / str(number), State("new")) for number, spec in enumerate(specs)]
     if until == "trained":
         for job in jobs:
@@ -121,10 +125,12 @@ def _trained(job: Job) -> bool:
 
 
 def figures_of(job: Job) -> dict[str, Any]:
-    """What the run in ``job`` did. Speeds count steps after the warm-up; ``wall_tok_s`` counts what stands between steps too.
+    """What the run in ``job`` did. Speeds count steps after the warm-up; ``wall_tok_s`` counts what stands
+    between steps too.
 
-    ``*_at_s`` are seconds since the process was started. Memory is the peak (VmHWM) in MiB: after imports, when the model was ready,
-    after the last training step, and at the end. Ends the program with the run's own message when it failed.
+    ``*_at_s`` are seconds since the process was started. Memory is the peak (VmHWM) in MiB: after imports,
+    when the model was ready, after the last training step, and at the end. Ends the program with the run's
+    own message when it failed.
     """
     events = read_events(job.folder / "events.jsonl")
     train = [event for event in events if event["event"] == "train"]

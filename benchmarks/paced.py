@@ -1,4 +1,5 @@
-"""A training whose batches somebody else hands out, step by step: the lines of the road up to training, and the run's training loop.
+"""A training whose batches somebody else hands out, step by step: the lines of the road up to training, and
+the run's training loop.
 
 Memory limits, validation and checkpoints are left out.
 """
@@ -26,7 +27,9 @@ Pace = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
 def train_paced(spec: RunSpec, folder: Path, pace: Pace, decode: Callable[[Any], Any] = decoder) -> None:
-    """Train as ``spec`` says on what ``pace`` makes of its batches, until that raises. ``decode`` stands for the decoder of base layers."""
+    """Train as ``spec`` says on what ``pace`` makes of its batches, until that raises. ``decode`` stands for
+    the decoder of base layers.
+    """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     pin_threads(spec.threads)
@@ -41,7 +44,9 @@ def train_paced(spec: RunSpec, folder: Path, pace: Pace, decode: Callable[[Any],
 
 
 def paced_spec(arguments: argparse.Namespace) -> RunSpec:
-    """The spec of ``--task``, ``--steps``, ``--threads``, ``--set``, and ``config`` or ``plan``, with nothing between its steps."""
+    """The spec of ``--task``, ``--steps``, ``--threads``, ``--set``, and ``config`` or ``plan``, with nothing
+    between its steps.
+    """
     never = arguments.steps + 1  # the loop asks for one batch more than it does steps
     given = {
         "steps": never,

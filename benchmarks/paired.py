@@ -2,9 +2,10 @@
 
     python benchmarks/paired.py [--rounds 1] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
 
-``training.py`` runs one side after the other, and a machine that is shared may be a third slower for one of them. Here each step of ours
-stands beside one of the peer's. Same model, texts, batch, steps and threads; both load, wait and train in processes of their own.
-Joint-2 and Joint-3 have no peer that does the same, so they are held against the tuned peer of B-FP.
+``training.py`` runs one side after the other, and a machine that is shared may be a third slower for one of
+them. Here each step of ours stands beside one of the peer's. Same model, texts, batch, steps and threads;
+both load, wait and train in processes of their own. Joint-2 and Joint-3 have no peer that does the same, so
+they are held against the tuned peer of B-FP.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from harness import (
 from training import PEERS
 from turns import in_turns, parsed
 
-# Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches, the longest first.
+# Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches,
+# the longest first.
 STEPS = {"movie_sentences": 53, "wiki_articles": 19}
 
 
@@ -78,7 +80,9 @@ def pair(config: str, task: str, steps: int, threads: int) -> Figures:
 
 
 def figures(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Figures:
-    """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps' own ratios."""
+    """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps'
+    own ratios.
+    """
     mine, tuned = (
         sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side)
         for side in (ours, theirs)

@@ -1,12 +1,15 @@
-"""The other side: Hugging Face Trainer + PEFT + bitsandbytes, as a user writes them from their documentation; one JSON line.
+"""The other side: Hugging Face Trainer + PEFT + bitsandbytes, as a user writes them from their documentation;
+one JSON line.
 
-    python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2 [--until tested]
+    python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2
+    [--until tested]
 
-``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and for 4 bits
-``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes: bf16 weights where the hardware
-multiplies them fast (elsewhere fp32) and there lengths padded to multiples of 8, sentences grouped by length, no dropout, plain
-attention on a CPU (the fastest there at these lengths). Device, model, texts, split, tokens, batch, steps, learning rate and schedule
-are those of our run, and both sides are judged by the same function. With ``--turns`` it waits for its turn before every step, as
+``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and
+for 4 bits ``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes:
+bf16 weights where the hardware multiplies them fast (elsewhere fp32) and there lengths padded to multiples of
+8, sentences grouped by length, no dropout, plain attention on a CPU (the fastest there at these lengths).
+Device, model, texts, split, tokens, batch, steps, learning rate and schedule are those of our run, and both
+sides are judged by the same function. With ``--turns`` it waits for its turn before every step, as
 ``turns.py`` does.
 """
 

@@ -2,10 +2,11 @@
 
     python benchmarks/planner.py [--rounds 3] [--matrices 36,126,210,882,2000] [--limit 60]
 
-Each round is another instance: seven matrices a block with the shapes of SmolLM2-135M, 40 options each (five formats at eight ranks),
-costs that fall with bits and rank as measured ones do, with a scale and a slope of each matrix's own and noise. *plain* is
-``scipy.optimize.milp`` on all options, to the same relative gap of 1e-6, with a limit of time. Both sides solve in one process, in turn;
-their gap is to the bound that the plain side proved, or the linear relaxation's where that is higher.
+Each round is another instance: seven matrices a block with the shapes of SmolLM2-135M, 40 options each (five
+formats at eight ranks), costs that fall with bits and rank as measured ones do, with a scale and a slope of
+each matrix's own and noise. *plain* is ``scipy.optimize.milp`` on all options, to the same relative gap of
+1e-6, with a limit of time. Both sides solve in one process, in turn; their gap is to the bound that the plain
+side proved, or the linear relaxation's where that is higher.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ BITS = 4.25  # of budget a weight, adapters counted
 
 @dataclass(frozen=True)
 class Solved:
-    """Seconds, and the plan's cost: infinite when there was none within the limit of time; ``bound`` is what no plan can cost less than."""
+    """Seconds, and the plan's cost: infinite when there was none within the limit of time; ``bound`` is what
+    no plan can cost less than.
+    """
 
     seconds: float
     cost: float
@@ -137,7 +140,9 @@ def solve_exact(problem: Problem) -> Solved:
 
 
 def solve_plain(problem: Problem, limit: float) -> Solved:
-    """All options as they are, as one writes the program from its formula; the linear relaxation's bound is not in the time."""
+    """All options as they are, as one writes the program from its formula; the linear relaxation's bound is
+    not in the time.
+    """
     options = [(number, option) for number, item in enumerate(problem.items) for option in item.options]
     cost_X = np.array([option.cost for _, option in options])
     bytes_X = np.array([[option.nbytes for _, option in options]], dtype=float)

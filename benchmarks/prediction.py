@@ -1,11 +1,12 @@
-"""Is a predicted loss worth something? Rank correlation between predicted and true added loss over random precision plans.
+"""Is a predicted loss worth something? Rank correlation between predicted and true added loss over random
+precision plans.
 
     python benchmarks/prediction.py [--plans 60] [--tasks movie_sentences,wiki_articles]
 
-Each plan draws a format for every matrix; how many bits it leans to is drawn first, so that plans differ in size too. It is put into the
-model as it is (no adapter, no training), and data that was not measured on say what it truly added: to the loss on the labels, and as
-divergence of the answers. The held-out data are two halves, and how well one half's truth ranks the other's is the most that any
-prediction can reach.
+Each plan draws a format for every matrix; how many bits it leans to is drawn first, so that plans differ in
+size too. It is put into the model as it is (no adapter, no training), and data that was not measured on say
+what it truly added: to the loss on the labels, and as divergence of the answers. The held-out data are two
+halves, and how well one half's truth ranks the other's is the most that any prediction can reach.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ PREDICTORS: dict[str, Callable[[Any], float]] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """What plans truly add on each half of the held-out data (2, plans), in nats: loss on the labels, and divergence."""
+    """What plans truly add on each half of the held-out data (2, plans), in nats: loss on the labels, and
+    divergence.
+    """
 
     loss_HP: np.ndarray
     divergence_HP: np.ndarray

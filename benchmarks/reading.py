@@ -1,8 +1,10 @@
-"""How long a store takes to be read, and how much memory: every way that a command line reads it, once, in a process of its own.
+"""How long a store takes to be read, and how much memory: every way that a command line reads it, once, in a
+process of its own.
 
     python benchmarks/reading.py states|list|report STORE PROFILE
 
-Prints one JSON line: runs found; seconds by the clock and of processor time, both without imports; peak MiB (VmHWM) with them.
+Prints one JSON line: runs found; seconds by the clock and of processor time, both without imports; peak MiB
+(VmHWM) with them.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from harness import Figures, fresh, script
 
 
 def read_times(uri: str, database: str, profile: str, served: Callable[[], float]) -> dict[str, Figures]:
-    """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users give it, ``database`` for SQL.
+    """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users
+    give it, ``database`` for SQL.
 
-    ``served`` tells how much processor time the store's servers have used; it counts with the reader's own in ``cpu``. A SQLite file
-    behind a server is read by SQL as one without, so that is left out.
+    ``served`` tells how much processor time the store's servers have used; it counts with the reader's own in
+    ``cpu``. A SQLite file behind a server is read by SQL as one without, so that is left out.
     """
     ways = {"states": uri}
     if uri == database:

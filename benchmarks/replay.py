@@ -1,11 +1,13 @@
-"""Writers of a store that did not train: finished runs written again, as the executor writes them, under new seeds.
+"""Writers of a store that did not train: finished runs written again, as the executor writes them, under new
+seeds.
 
     python benchmarks/replay.py STORE RUN_FOLDER … --writers 4 --runs 10 --first 0
 
-A writer is one machine of a study, a process with a client of its own. It opens each run, sends its events in the batches that a look a
-second would have made of them, and closes it with every file, all through ``bitrank.tracking.mlflow_tracker``. The script prints ``ready``
-when all have opened the store, waits for a line, lets them begin together, and prints one JSON line for each: seconds of every call of the
-client by name, and processor time. :func:`load` is the side that starts it.
+A writer is one machine of a study, a process with a client of its own. It opens each run, sends its events in
+the batches that a look a second would have made of them, and closes it with every file, all through
+``bitrank.tracking.mlflow_tracker``. The script prints ``ready`` when all have opened the store, waits for a
+line, lets them begin together, and prints one JSON line for each: seconds of every call of the client by
+name, and processor time. :func:`load` is the side that starts it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ FLUSH = 1.0  # seconds between two batches of one run, as the executor has it
 
 @dataclass(frozen=True)
 class Template:
-    """A finished run: its spec, its folder with everything that goes into the store, and its events as they were flushed."""
+    """A finished run: its spec, its folder with everything that goes into the store, and its events as they
+    were flushed.
+    """
 
     folder: Path
     spec: RunSpec
@@ -67,7 +71,9 @@ def read_template(folder: Path) -> Template:
 
 
 def batches(events: Sequence[Event], seconds: float) -> list[list[Event]]:
-    """``events`` as one who looks all the time and sends every ``seconds`` would send them: the first at once, later ones together."""
+    """``events`` as one who looks all the time and sends every ``seconds`` would send them: the first at
+    once, later ones together.
+    """
     found: list[list[Event]] = []
     sent = float("-inf")
     for event in events:
@@ -108,8 +114,9 @@ def write(tracker: Tracker, template: Template, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """What writers that began together did to a store: ``runs`` in ``seconds``, ``calls`` of the client in all, and the seconds of each
-    ``log_batch``. ``cpu`` is processor time in seconds, of the writers and of the processes that serve the store."""
+    """What writers that began together did to a store: ``runs`` in ``seconds``, ``calls`` of the client in
+    all, and the seconds of each ``log_batch``. ``cpu`` is processor time in seconds, of the writers and of
+    the processes that serve the store."""
 
     runs: int
     seconds: float
@@ -126,7 +133,8 @@ def load(
     first: int,
     cpu: Callable[[], dict[str, float]],
 ) -> Load:
-    """``runs`` runs written by ``writers`` processes, with seeds from ``first`` on; ``cpu`` tells what the servers have used so far.
+    """``runs`` runs written by ``writers`` processes, with seeds from ``first`` on; ``cpu`` tells what the
+    servers have used so far.
 
     Raises :class:`SideFailed` when a writer fails.
     """
@@ -192,7 +200,9 @@ def main() -> int:
 def _writer(
     arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, told: Any
 ) -> None:
-    """Open the store, wait for the others twice, write the runs, tell the figures. Whatever fails ends all of them."""
+    """Open the store, wait for the others twice, write the runs, tell the figures. Whatever fails ends all of
+    them.
+    """
     try:
         client = Timed(open_store(arguments.store))
         tracker = Tracker(cast(Any, client), arguments.store, templates[0].spec.profile)

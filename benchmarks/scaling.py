@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py [--template runs] [--runs 100,1000,5000] [--writers 1,4,16] [--each 32]
 
-Two finished runs of the laptop profile, one a task, are written again and again through the code that writes real runs (`replay.py`):
-into SQLite as it is by default, through MLflow's tracking server on SQLite, and through the same server on Postgres. Measured are
-the server's load with several writers at once, the bytes that a run leaves, and how long the store takes to be listed and opened. Larger
-stores are made of the runs written so far by copying rows in SQL. A line through the measured points is carried on to 100,000 runs.
+Two finished runs of the laptop profile, one a task, are written again and again through the code that writes
+real runs (`replay.py`): into SQLite as it is by default, through MLflow's tracking server on SQLite, and
+through the same server on Postgres. Measured are the server's load with several writers at once, the bytes
+that a run leaves, and how long the store takes to be listed and opened. Larger stores are made of the runs
+written so far by copying rows in SQL. A line through the measured points is carried on to 100,000 runs.
 Without Postgres on this machine (`apt-get install postgresql`) its columns are missing.
 """
 
@@ -36,7 +37,9 @@ STORES = DIRECT, SERVED, POSTGRES = ("sqlite", "server on sqlite", "server on po
 
 @dataclass
 class Store:
-    """One way to keep runs: what writers are given, where its tables lie for SQL, the processes that serve it."""
+    """One way to keep runs: what writers are given, where its tables lie for SQL, the processes that serve
+    it.
+    """
 
     name: str
     uri: str
@@ -50,7 +53,9 @@ class Store:
 
 @dataclass
 class Found:
-    """What was measured: loads by (store, writers, runs in the store), sizes in MiB and readings by (store, way) and runs in the store."""
+    """What was measured: loads by (store, writers, runs in the store), sizes in MiB and readings by (store,
+    way) and runs in the store.
+    """
 
     loads: dict[tuple[str, int, int], Load | str] = field(default_factory=dict)
     sizes: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
@@ -149,7 +154,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _templates(store: Path | None, folder: Path) -> list[Template]:
-    """A finished run of each task, with the checkpoint that lies with its artifacts back in its folder, as it is when a run ends."""
+    """A finished run of each task, with the checkpoint that lies with its artifacts back in its folder, as it
+    is when a run ends.
+    """
     if store is None:
         store = folder / "template"
         words = [

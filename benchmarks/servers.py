@@ -1,4 +1,5 @@
-"""What a study of many machines writes to: a Postgres of its own in a temporary folder, and MLflow's tracking server before a database.
+"""What a study of many machines writes to: a Postgres of its own in a temporary folder, and MLflow's tracking
+server before a database.
 
 Both listen on 127.0.0.1 alone and end with the block that started them.
 """
@@ -33,7 +34,9 @@ class Server:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process and of all under it, those that have ended (and their parents have seen it) too."""
+        """Processor time of the process and of all under it, those that have ended (and their parents have
+        seen it) too.
+        """
         parent = psutil.Process(self.pid)
         return sum(sum(process.cpu_times()[:4]) for process in [parent, *parent.children(recursive=True)])
 
@@ -55,7 +58,9 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[Server]:
-    """A fresh cluster with Postgres' own settings, and its first database. As root it runs as the user ``postgres``."""
+    """A fresh cluster with Postgres' own settings, and its first database. As root it runs as the user
+    ``postgres``.
+    """
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     user = "postgres" if as_user else pwd.getpwuid(os.geteuid()).pw_name
     folder, port = Path(tempfile.mkdtemp(prefix="bitrank-postgres-")), free_port()

@@ -2,9 +2,10 @@
 
     python benchmarks/study.py [--profile laptop] [--configs …] [--tasks …] [--jobs 2] [--steps N]
 
-``bitrank matrix`` runs as a user runs it, texts and models in the cache. *Orchestration and logging* is what is left of its wall time:
-wall × slots − Σ of the runs' own seconds (from the start of each process to its last figure) − the time that a slot stood empty at the
-end because no run was left, as a share of wall × slots. Quality stands beside the table of the README (seed 0).
+``bitrank matrix`` runs as a user runs it, texts and models in the cache. *Orchestration and logging* is what
+is left of its wall time: wall × slots − Σ of the runs' own seconds (from the start of each process to its
+last figure) − the time that a slot stood empty at the end because no run was left, as a share of wall ×
+slots. Quality stands beside the table of the README (seed 0).
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps
 
 
 def _study(folder: Path, words: list[str], slots: int) -> list[str]:
-    """One row: run the matrix in ``folder`` and take its time apart. Ends the program when a run of it failed."""
+    """One row: run the matrix in ``folder`` and take its time apart. Ends the program when a run of it
+    failed.
+    """
     places = ["--store", str(folder / "runs"), "--results", str(folder / "results")]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "bitrank", *words, *places], check=False)

@@ -3,9 +3,10 @@
     python benchmarks/training.py [--rounds 2] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
     python benchmarks/training.py --quality [--seeds 0,1,2]       # whole trainings, both sides tested: long
 
-Every side trains the same model on the same texts for the same steps and batch on all cores. Joint-2 and Joint-3 have no peer that
-does the same (none mixes formats), so they are held against the tuned peer of B-FP. One more row: two processes of one thread each.
-Speeds are real tokens/s of the steps after the first three, by the clock on the wall.
+Every side trains the same model on the same texts for the same steps and batch on all cores. Joint-2 and
+Joint-3 have no peer that does the same (none mixes formats), so they are held against the tuned peer of B-FP.
+One more row: two processes of one thread each. Speeds are real tokens/s of the steps after the first three,
+by the clock on the wall.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def peer(
     kind: str, task: str, config: str, steps: int, threads: int, processes: int = 1, seed: int = 0, until: str = "trained",
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Figures:  # fmt: skip
-    """The peer's figures; with ``processes`` at the same time their sum. ``environment`` is set beside the number of threads."""
+    """The peer's figures; with ``processes`` at the same time their sum. ``environment`` is set beside the
+    number of threads.
+    """
     words = (
         "--peer",
         kind,

@@ -1,10 +1,12 @@
-"""One side of a comparison step by step: the training of one plan or config, which waits for its turn before every step.
+"""One side of a comparison step by step: the training of one plan or config, which waits for its turn before
+every step.
 
     python benchmarks/turns.py PLAN --task movie_sentences --steps 43 --threads 2 [--set key=value]     # or --config Joint-2
 
-It prints ``{"ready": true}`` once it could train, does a step for each line that it reads, and prints the seconds and real tokens of each,
-the making of the next batch included. It ends where its input does. The training is ``paced.py``'s; :func:`in_turns` is the other end.
-A process for each side, not a thread: OpenMP's threads of two pools in one process hardly wait for the next product before they sleep.
+It prints ``{"ready": true}`` once it could train, does a step for each line that it reads, and prints the
+seconds and real tokens of each, the making of the next batch included. It ends where its input does. The
+training is ``paced.py``'s; :func:`in_turns` is the other end. A process for each side, not a thread: OpenMP's
+threads of two pools in one process hardly wait for the next product before they sleep.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Enough(Exception):
 
 
 def each_in_turn(batches: Iterator[Any], accumulation: int) -> Iterator[Any]:
-    """``batches``, of which ``accumulation`` are a step: a line is read before each step and its seconds are printed after it.
+    """``batches``, of which ``accumulation`` are a step: a line is read before each step and its seconds are
+    printed after it.
 
     Raises :class:`Enough` at the end of the input.
     """
@@ -87,8 +90,9 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def in_turns(
     commands: Sequence[Sequence[str]], steps: int, environments: Sequence[Mapping[str, str]]
 ) -> list[list[Figures]]:
-    """Run Python with each of ``commands``, sides of this kind, at the same time but for their steps; ``seconds`` and ``tokens`` of each
-    one's steps. Each has its environment, and begins every other step. Raises :class:`SideFailed` when one ends early.
+    """Run Python with each of ``commands``, sides of this kind, at the same time but for their steps;
+    ``seconds`` and ``tokens`` of each one's steps. Each has its environment, and begins every other step.
+    Raises :class:`SideFailed` when one ends early.
     """
     sides = [
         subprocess.Popen(

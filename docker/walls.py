@@ -1,4 +1,6 @@
-"""Run inside the image by docker/verify.sh: what a container of ours must not be able to do, tried. Exit code 1 when it can."""
+"""Run inside the image by docker/verify.sh: what a container of ours must not be able to do, tried. Exit code
+1 when it can.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Pat
 
 
 def run_processes(pid: int) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """The processes of runs below ``pid``, each with its command line; what ends while it is looked at is none."""
+    """The processes of runs below ``pid``, each with its command line; what ends while it is looked at is
+    none.
+    """
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more
             words = child.cmdline()

@@ -1,4 +1,6 @@
-"""Runs that start from what quantization lost, shrink at the freeze, and are merged: through the real command line."""
+"""Runs that start from what quantization lost, shrink at the freeze, and are merged: through the real command
+line.
+"""
 
 from __future__ import annotations
 

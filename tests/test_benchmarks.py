@@ -1,4 +1,6 @@
-"""The arithmetic of the benchmarks' harness: ratios by round, turns, sections of the results. Never a second of time."""
+"""The arithmetic of the benchmarks' harness: ratios by round, turns, sections of the results. Never a second
+of time.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
 def test_a_side_waits_before_every_step_and_counts_its_own_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two batches a step, three steps asked for; the clock goes on by 1 for a batch made, 10 for one trained on, 1000 while waiting."""
+    """Two batches a step, three steps asked for; the clock goes on by 1 for a batch made, 10 for one trained
+    on, 1000 while waiting.
+    """
     turns, clock, trained = script("turns"), [0.0], list[int]()
 
     def waited() -> str:
@@ -304,7 +308,9 @@ def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) 
 
 
 def test_a_step_is_written_down_by_kind() -> None:
-    """A product with a decoded matrix, one with factors, attention's, a pass over rows; views and what is inside of a pass are not told."""
+    """A product with a decoded matrix, one with factors, attention's, a pass over rows; views and what is
+    inside of a pass are not told.
+    """
     import torch
     from torch import nn
 

@@ -1,4 +1,6 @@
-"""Images, run script and Compose file: what can be held without an engine. `make docker-verify` builds and runs the CPU image."""
+"""Images, run script and Compose file: what can be held without an engine. `make docker-verify` builds and
+runs the CPU image.
+"""
 
 from __future__ import annotations
 
@@ -211,7 +213,9 @@ def test_healthy_is_who_answers_200(healthy: ModuleType, server: http.server.HTT
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
-    """A folder to put on PATH: docker and podman there write their arguments, one a line; id says that the user is 1000:1001."""
+    """A folder to put on PATH: docker and podman there write their arguments, one a line; id says that the
+    user is 1000:1001.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("docker", "podman"):
@@ -508,7 +512,9 @@ def test_hadolint_finds_nothing_here_and_something_there(tmp_path: Path) -> None
 
 
 def test_torch_is_asked_for_in_the_right_place(tmp_path: Path) -> None:
-    """pip first for cpu and cuda, uv alone for rocm and a named backend, pip alone when it was told where to look."""
+    """pip first for cpu and cuda, uv alone for rocm and a named backend, pip alone when it was told where to
+    look.
+    """
     asked_of = tmp_path / "asked"
     for name, code in (("pip", 1), ("python", 0)):
         (tmp_path / name).write_text(

@@ -1,4 +1,6 @@
-"""A run's process that is ended from outside: what its log says becomes a remedy, on the screen and in the store."""
+"""A run's process that is ended from outside: what its log says becomes a remedy, on the screen and in the
+store.
+"""
 
 from __future__ import annotations
 

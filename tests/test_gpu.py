@@ -1,4 +1,6 @@
-"""What only an accelerator can show: formats, dtypes, peak memory, memory that runs out, random states. Skipped where there is none."""
+"""What only an accelerator can show: formats, dtypes, peak memory, memory that runs out, random states.
+Skipped where there is none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The layout: few files at the top, no import cycles, tests beside what they test, and packages entered by their public names."""
+"""The layout: few files at the top, no import cycles, tests beside what they test, and packages entered by
+their public names.
+"""
 
 from __future__ import annotations
 

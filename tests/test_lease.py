@@ -1,4 +1,6 @@
-"""One writer at a time for each run, wherever it comes from; and the snapshots that a run leaves for the writer that comes next."""
+"""One writer at a time for each run, wherever it comes from; and the snapshots that a run leaves for the
+writer that comes next.
+"""
 
 from __future__ import annotations
 

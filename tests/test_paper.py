@@ -1,4 +1,6 @@
-"""The paper: its constants are the code's, its checks find what they look for, it builds from a study, and says what it lacks."""
+"""The paper: its constants are the code's, its checks find what they look for, it builds from a study, and
+says what it lacks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A run in two processes (gloo, on the CPU) is the run in one: curves, figures, masks; one writer; killed, it says so and continues."""
+"""A run in two processes (gloo, on the CPU) is the run in one: curves, figures, masks; one writer; killed, it
+says so and continues.
+"""
 
 from __future__ import annotations
 
@@ -225,7 +227,9 @@ def test_more_processes_than_rows_are_refused_before_anything_runs(
 
 
 def test_a_failure_of_the_ranks_is_the_runs(tmp_path: Path) -> None:
-    """Bad input that only a rank can find, and a training that diverges: one failure, its own code, no word of lost connections."""
+    """Bad input that only a rank can find, and a training that diverges: one failure, its own code, no word
+    of lost connections.
+    """
     words = ("--tasks", "toy_articles", "--configs", "B-FP", *TWO)
     done = bitrank(*SMOKE, *words, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
     (run,) = store_runs(tmp_path)

@@ -1,4 +1,6 @@
-"""Cut any file of an interrupted or finished run at any byte: the next start ends with the same numbers, or says which file is wrong."""
+"""Cut any file of an interrupted or finished run at any byte: the next start ends with the same numbers, or
+says which file is wrong.
+"""
 
 from __future__ import annotations
 

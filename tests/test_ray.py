@@ -1,4 +1,6 @@
-"""Two workers of a real Ray cluster, a tracking server, and no disk that they share: lose a worker at any moment, no point with it."""
+"""Two workers of a real Ray cluster, a tracking server, and no disk that they share: lose a worker at any
+moment, no point with it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ LONG = (
     "eval_every=50",
 )  # seconds of steps to be lost in
 WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", *LONG)
-# Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than after half a minute.
+# Ray finds a node on the loopback interface only when it looks for itself there, and dead ones sooner than
+# after half a minute.
 RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
        "RAY_health_check_period_ms": "500",
        "RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
@@ -93,7 +96,9 @@ class Place:
     def wait_for_worker(
         self, driver: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool]
     ) -> tuple[dict[str, Any], psutil.Process]:
-        """The first run of which ``what`` holds while it is at work, and its worker: the record says RUNNING for longer than a run runs."""
+        """The first run of which ``what`` holds while it is at work, and its worker: the record says RUNNING
+        for longer than a run runs.
+        """
         workers: dict[str, psutil.Process] = {}
 
         def at_work(run: dict[str, Any]) -> bool:
@@ -148,7 +153,9 @@ def straight(tmp_path: Path) -> Callable[..., dict[str, dict[str, Any]]]:
 
 
 def check_points(runs: list[dict[str, Any]], straight: dict[str, dict[str, Any]]) -> None:
-    """The tables hold the points of undisturbed runs: the same keys at the same steps, once each, with the same values."""
+    """The tables hold the points of undisturbed runs: the same keys at the same steps, once each, with the
+    same values.
+    """
     assert {run["status"] for run in runs} == {"FINISHED"}
     for run in runs:
         expected = straight[run["name"]]

@@ -1,4 +1,6 @@
-"""Kill a run, its parent, or both, at any moment: the next `matrix` finishes the work with the same numbers, none doubled."""
+"""Kill a run, its parent, or both, at any moment: the next `matrix` finishes the work with the same numbers,
+none doubled.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Numbers = list[tuple[str, int, float]]
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Numbers]]:
-    """Numbers of a config's uninterrupted runs, made when first asked for: LoRA and AdaLoRA, in bf16 and in NF4, on both kinds of task."""
+    """Numbers of a config's uninterrupted runs, made when first asked for: LoRA and AdaLoRA, in bf16 and in
+    NF4, on both kinds of task.
+    """
 
     @cache
     def run(config: str) -> dict[str, Numbers]:

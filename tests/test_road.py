@@ -1,4 +1,6 @@
-"""The road end to end on tiny models: what a run leaves behind, what fails and how, and what the user is told."""
+"""The road end to end on tiny models: what a run leaves behind, what fails and how, and what the user is
+told.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +222,8 @@ def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) 
     code, said = run_one(tmp_path, *words)
     assert code == 2, said
     assert message in said
-    # Names and plans are checked before a run is opened; what only the run can know is recorded as its failure.
+    # Names and plans are checked before a run is opened; what only the run can know is recorded as its
+    # failure.
     runs = store_runs(tmp_path) if (tmp_path / "runs/mlflow.db").exists() else []
     checked_before = "--plan" in words or "gpu" in words
     assert len(runs) == (0 if checked_before else 1)
@@ -244,7 +247,9 @@ def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
-    """GPT-2 (`Conv1D`) in hub format from a local folder, a user's own text, and a plan that mixes formats and ranks."""
+    """GPT-2 (`Conv1D`) in hub format from a local folder, a user's own text, and a plan that mixes formats
+    and ranks.
+    """
     from bitrank.models.tiny import build_tiny
 
     (tmp_path / "gpt2").mkdir()

@@ -1,4 +1,6 @@
-"""Starting points over real formats and backends: what a layer holds plus its adapter comes nearer to the 16-bit weight."""
+"""Starting points over real formats and backends: what a layer holds plus its adapter comes nearer to the
+16-bit weight.
+"""
 
 from __future__ import annotations
 

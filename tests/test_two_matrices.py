@@ -40,7 +40,9 @@ def _runs(cwd: Path) -> list[tuple[str, str, str]]:
 
 
 def _together(cwd: Path, *orders: str, more: tuple[str, ...] = ()) -> list[str]:
-    """What matrices with these orders of configs print, all started at once; each must end with all its runs complete."""
+    """What matrices with these orders of configs print, all started at once; each must end with all its runs
+    complete.
+    """
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "bitrank", *ONE, "--configs", order, "--jobs", "1", *more],

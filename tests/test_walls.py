@@ -51,7 +51,9 @@ def test_data_and_analysis_stay_light() -> None:
 
 
 def test_the_orchestrator_meets_analysis_only_at_the_store() -> None:
-    """Its command line asks analysis what the store says, inside the command that needs it; nothing on the way of a run imports it."""
+    """Its command line asks analysis what the store says, inside the command that needs it; nothing on the
+    way of a run imports it.
+    """
     sources = (ROOT / "orchestrator/src").rglob("*.py")
     importers = {
         path.relative_to(ROOT / "orchestrator/src/bitrank").as_posix()

@@ -1,4 +1,6 @@
-"""--wandb: what W&B's own file of an offline run holds is what MLflow's store holds, through kills too; a W&B that fails loses nothing."""
+"""--wandb: what W&B's own file of an offline run holds is what MLflow's store holds, through kills too; a W&B
+that fails loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +193,9 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
 def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(
     tmp_path: Path, first: tuple[str, ...]
 ) -> None:
-    """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has no file at all."""
+    """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has
+    no file at all.
+    """
     words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
     process = start(*words, *first, cwd=tmp_path)
     wait_for(tmp_path, "checkpoint", timeout=400)

@@ -1,4 +1,6 @@
-"""What a cluster's worker does for one run, without a cluster: stop it anywhere, and another goes on from its last checkpoint."""
+"""What a cluster's worker does for one run, without a cluster: stop it anywhere, and another goes on from its
+last checkpoint.
+"""
 
 from __future__ import annotations
 

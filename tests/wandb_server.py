@@ -1,4 +1,6 @@
-"""As much of a W&B server as its client asks for: runs kept by name, lines of their history by number, files thrown away."""
+"""As much of a W&B server as its client asks for: runs kept by name, lines of their history by number, files
+thrown away.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from typing import Any
 
 @dataclass
 class Kept:
-    """What the server has of one run: the words it was opened with, its history by line number, and its exit code."""
+    """What the server has of one run: the words it was opened with, its history by line number, and its exit
+    code.
+    """
 
     words: dict[str, Any]
     history: dict[int, dict[str, Any]] = field(default_factory=dict)

@@ -1,6 +1,8 @@
-"""Check a Compose file for what an engine would not: images that cannot be had, secrets in it, ports open to the world.
+"""Check a Compose file for what an engine would not: images that cannot be had, secrets in it, ports open to
+the world.
 
-usage: check_compose.py FILE. Exit code 0 when nothing is wrong, 1 when something is (each on a line of its own), 2 for no such file.
+usage: check_compose.py FILE. Exit code 0 when nothing is wrong, 1 when something is (each on a line of its
+own), 2 for no such file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Fail when the built paper is not fit to be sent out. usage: check_paper.py FOLDER (which holds main.tex, main.log, main.pdf, words.txt)
+"""Fail when the built paper is not fit to be sent out. usage: check_paper.py FOLDER (which holds main.tex,
+main.log, main.pdf, words.txt)
 
-LaTeX's log, references, hand-typed numbers, fonts and spelling. Only the standard library, pdffonts and aspell are needed.
+LaTeX's log, references, hand-typed numbers, fonts and spelling. Only the standard library, pdffonts and
+aspell are needed.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def inputs(folder: Path, text: str, name: str = "main.tex") -> Iterator[tuple[st
 
 
 def log_faults(log: str) -> list[str]:
-    """Undefined references and citations, missing letters, errors, and boxes that stick out by 5 points or more."""
+    """Undefined references and citations, missing letters, errors, and boxes that stick out by 5 points or
+    more.
+    """
     return [found[0] for pattern in _LOG for found in re.finditer(pattern, log, re.MULTILINE)]
 
 

@@ -1,7 +1,8 @@
 """bitrank: how many bits and how much LoRA rank each weight matrix gets; the study that compares the choices.
 
-From Python: :func:`plan`, :func:`apply`, :func:`attach`, :func:`load_plan`, :func:`save_plan`, :func:`open_store` (see
-:mod:`bitrank.api`). They are imported when first used: torch takes seconds to load, and the command line needs it late.
+From Python: :func:`plan`, :func:`apply`, :func:`attach`, :func:`load_plan`, :func:`save_plan`,
+:func:`open_store` (see :mod:`bitrank.api`). They are imported when first used: torch takes seconds to load,
+and the command line needs it late.
 """
 
 from __future__ import annotations

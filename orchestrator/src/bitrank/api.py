@@ -1,8 +1,9 @@
 """The Python interface: plan a model, apply the plan to it in memory, attach adapters, read runs.
 
-Each function does what the command line does, with the same code; ``import bitrank`` loads none of it before it is
-used. A plan is plain data, a ``dict`` that ``json`` can write: ``precision`` (module → format) and ``ranks`` (module →
-rank), and what the planner predicted. Module names are those of ``model.named_modules()``.
+Each function does what the command line does, with the same code; ``import bitrank`` loads none of it before
+it is used. A plan is plain data, a ``dict`` that ``json`` can write: ``precision`` (module → format) and
+``ranks`` (module → rank), and what the planner predicted. Module names are those of
+``model.named_modules()``.
 
     import bitrank
 
@@ -69,29 +70,29 @@ def plan(
 
     Args:
         model: the name of an embedded model (``minilm``, ``smollm2``), a hub id, a folder in hub format, or a
-            transformers model in memory, with float weights and its task's head. A model in memory is written to a
-            temporary folder while it is measured, and does not change.
+            transformers model in memory, with float weights and its task's head. A model in memory is written
+            to a temporary folder while it is measured, and does not change.
         task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
-        budget: bytes of model and adapters together (``9MB``), stored bits per base parameter (``3.5bits``), or the
+        budget: bytes of model and adapters together (``9MB``), stored bits per base parameter (``3.5bits``),
+        or the
             bytes of a config on this model (``=B-Q4``).
-        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
-        init: how adapters will start. ``default`` starts them at zero, which is what :func:`attach` does; with
+        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``. init: how adapters will
+        start. ``default`` starts them at zero, which is what :func:`attach` does; with
             ``lq-lora`` rank repairs quantization, and the plan is for ``bitrank run --plan``.
-        formats: formats to choose from.
-        ranks: ranks to choose from.
-        pins: a part of module names → (format or None, rank or None), such as ``{"down_proj": ("int8", None)}``.
-        max_trainable: most numbers that adapters may train.
-        tokenizer: of a model in memory; default: the one at ``model.name_or_path``.
-        profile: defaults for this kind of task.
-        settings: fields of the run that the plan is for, such as ``{"max_length": 256}``.
-        on_progress: gets the name of each matrix as it is measured.
+        formats: formats to choose from. ranks: ranks to choose from. pins: a part of module names → (format
+        or None, rank or None), such as ``{"down_proj": ("int8", None)}``. max_trainable: most numbers that
+        adapters may train. tokenizer: of a model in memory; default: the one at ``model.name_or_path``.
+        profile: defaults for this kind of task. settings: fields of the run that the plan is for, such as
+        ``{"max_length": 256}``. on_progress: gets the name of each matrix as it is measured.
 
     Returns:
-        The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes), ``predicted_added_loss``
-        (nats), ``proven_gap`` (relative), ``trainable`` (numbers), ``shapes`` (out, in), ``planning_seconds``.
+        The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes),
+        ``predicted_added_loss`` (nats), ``proven_gap`` (relative), ``trainable`` (numbers), ``shapes`` (out,
+        in), ``planning_seconds``.
 
     Raises:
-        UserError: a model, task, budget or setting that does not exist or fit; the packages' own errors likewise
+        UserError: a model, task, budget or setting that does not exist or fit; the packages' own errors
+        likewise
             (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
 
     Example:
@@ -123,32 +124,30 @@ def apply(
 ) -> dict[str, Applied]:
     """Store the matrices of a transformers ``model`` in the plan's formats, in place.
 
-    Matrices that the plan does not name go to bf16, as in a run; heads of a classifier, which are trained whole, stay
-    as they are, and so does a head that shares its embedding's weight: it follows the embedding.
+    Matrices that the plan does not name go to bf16, as in a run; heads of a classifier, which are trained
+    whole, stay as they are, and so does a head that shares its embedding's weight: it follows the embedding.
 
     Args:
-        model: a transformers model with float weights, on the device where it will compute.
-        plan: from :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough.
-        quant_backend: ``auto`` takes for each format the first backend that serves it here; others as ``bitrank run
+        model: a transformers model with float weights, on the device where it will compute. plan: from
+        :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough. quant_backend:
+        ``auto`` takes for each format the first backend that serves it here; others as ``bitrank run
             --set quant_backend=…``.
         compute_dtype: of inputs and outputs of quantized layers; default: the model's dtype.
 
     Returns:
-        For every matrix the format and the backend that store it. Gradients flow through quantized layers to their
-        inputs, not to their weights.
+        For every matrix the format and the backend that store it. Gradients flow through quantized layers to
+        their inputs, not to their weights.
 
     Raises:
-        UserError: the plan was made for other shapes, or is no plan.
-        QuantError: a format that does not exist or fit, or a module that the model lacks. The model is untouched.
+        UserError: the plan was made for other shapes, or is no plan. QuantError: a format that does not exist
+        or fit, or a module that the model lacks. The model is untouched.
 
     Example:
-        >>> import bitrank
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
-        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100))
-        >>> done = bitrank.apply(model, {"precision": {"model.layers.0.mlp.up_proj": "int4-g64"}})
-        >>> done["model.layers.0.mlp.up_proj"].format
-        'int4-g64'
+        >>> import bitrank >>> from transformers import LlamaConfig, LlamaForCausalLM >>> sizes =
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4} >>>
+        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)) >>> done = bitrank.apply(model,
+        {"precision": {"model.layers.0.mlp.up_proj": "int4-g64"}}) >>>
+        done["model.layers.0.mlp.up_proj"].format 'int4-g64'
     """
     config = config_of_plan(check_plan_data({"ranks": {}, **plan}, "the plan"), "the plan")
     heads = _heads(model)
@@ -174,13 +173,14 @@ def attach(
     """Attach LoRA adapters with the plan's ranks; the base is frozen, adapters train in fp32.
 
     Args:
-        model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
-        plan: from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``.
-        scale: the factor on every adapter's output, α / rank, the same for all ranks; the default is that of runs.
-        heads: modules to train whole; default: the head of a classifier.
-        total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
+        model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place. plan:
+        from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``. scale: the
+        factor on every adapter's output, α / rank, the same for all ranks; the default is that of runs.
+        heads: modules to train whole; default: the head of a classifier. total_steps: optimizer steps of the
+        training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
-        init: default: the plan's. Only ``default`` can be attached (adapters start at zero): a start from what
+        init: default: the plan's. Only ``default`` can be attached (adapters start at zero): a start from
+        what
             quantization lost is made while the base is stored, by ``bitrank run``.
         seed: of the adapters' random half.
 
@@ -188,17 +188,16 @@ def attach(
         A PEFT model: train it with any loop, save it with ``save_pretrained``.
 
     Raises:
-        UserError: a plan whose adapters must start from the quantization error; an adaptive plan without steps.
-        AdapterError: a rank that does not fit its matrix, a module that the model lacks, or no rank at all.
+        UserError: a plan whose adapters must start from the quantization error; an adaptive plan without
+        steps. AdapterError: a rank that does not fit its matrix, a module that the model lacks, or no rank at
+        all.
 
     Example:
-        >>> import bitrank
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
-        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100))
-        >>> adapted = bitrank.attach(model, {"ranks": {"model.layers.0.mlp.up_proj": 4}})
-        >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 4 * (64 + 128)
-        True
+        >>> import bitrank >>> from transformers import LlamaConfig, LlamaForCausalLM >>> sizes =
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4} >>>
+        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)) >>> adapted = bitrank.attach(model,
+        {"ranks": {"model.layers.0.mlp.up_proj": 4}}) >>> sum(p.numel() for p in adapted.parameters() if
+        p.requires_grad) == 4 * (64 + 128) True
     """
     data = check_plan_data({"precision": {}, **plan}, "the plan")
     start = init or data.get("init", "default")
@@ -225,7 +224,8 @@ def attach(
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read the plan file at ``path``: from ``bitrank plan --save``, :func:`save_plan`, or a run's ``plan.json``.
+    """Read the plan file at ``path``: from ``bitrank plan --save``, :func:`save_plan`, or a run's
+    ``plan.json``.
 
     Raises :class:`~bitrank.errors.UserError` when it cannot be read or is no plan.
 
@@ -251,10 +251,11 @@ def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
 
 
 def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
-    """Open the store of finished runs, read-only, as a DuckDB connection with views such as ``wide`` and ``plans``.
+    """Open the store of finished runs, read-only, as a DuckDB connection with views such as ``wide`` and
+    ``plans``.
 
-    ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()`` gives a
-    DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
+    ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()``
+    gives a DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
 
     Example:
         >>> import bitrank

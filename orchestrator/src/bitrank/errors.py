@@ -1,7 +1,7 @@
 """Errors caused by user input: they end with one clear line and exit code 2, never with a traceback.
 
-An exception class says how a process that it ends exits by its attribute ``exit_code``; each package has such classes of
-its own, and none imports another's.
+An exception class says how a process that it ends exits by its attribute ``exit_code``; each package has such
+classes of its own, and none imports another's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _WITH_DISK_TEXTS = {"sqlite3", "sqlalchemy", "mlflow", "safetensors_rust", "pyar
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with a disk, in one clause, when that is the cause of ``error``; None for any other error."""
+    """What is wrong with a disk, in one clause, when that is the cause of ``error``; None for any other
+    error.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:

@@ -1,4 +1,6 @@
-"""The command line with real words: help, exit codes, bad input. Each bad word ends with 2, one clear line and no traceback."""
+"""The command line with real words: help, exit codes, bad input. Each bad word ends with 2, one clear line
+and no traceback.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``bitrank plan`` on tiny models: what it prints, saves and refuses; the saved plan is what a run then holds, to the byte."""
+"""``bitrank plan`` on tiny models: what it prints, saves and refuses; the saved plan is what a run then
+holds, to the byte.
+"""
 
 from __future__ import annotations
 

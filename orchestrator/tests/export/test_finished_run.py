@@ -1,4 +1,6 @@
-"""A merge takes an adapter and a plan only as the run wrote them; a torn failure file is no failure of the matrix."""
+"""A merge takes an adapter and a plan only as the run wrote them; a torn failure file is no failure of the
+matrix.
+"""
 
 from __future__ import annotations
 

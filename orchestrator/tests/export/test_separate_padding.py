@@ -1,5 +1,5 @@
-"""A merged decoder that classifies predicts in plain transformers as in its run, also where texts end in the id that
-pads."""
+"""A merged decoder that classifies predicts in plain transformers as in its run, also where texts end in the
+id that pads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ TEXTS = [
 
 
 def write_model(folder: Path, ends: bool, **tokens: str) -> None:
-    """A decoder with a head for two classes, whose tokenizer pads with its end of sequence and ends texts in it."""
+    """A decoder with a head for two classes, whose tokenizer pads with its end of sequence and ends texts in
+    it.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

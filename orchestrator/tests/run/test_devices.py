@@ -1,4 +1,6 @@
-"""Roads for other devices, travelled on this one: bounded tensors, fp16 with its scale, memory that runs out, what is said of it."""
+"""Roads for other devices, travelled on this one: bounded tensors, fp16 with its scale, memory that runs out,
+what is said of it.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def said(events: list[dict[str, Any]], tag: str) -> list[str]:
 
 @pytest.mark.parametrize(("task", "bound"), [("toy_sentences", 2**15), ("toy_articles", 2**16)])
 def test_mps_safe_changes_the_passes_and_not_the_curve(tmp_path, monkeypatch, task: str, bound: int) -> None:
-    """With a bound small enough to cut: losses within a millionth part in fp32 (sums in another order), the same test figures to 1e-4."""
+    """With a bound small enough to cut: losses within a millionth part in fp32 (sums in another order), the
+    same test figures to 1e-4.
+    """
     plain, plain_result = go(tmp_path / "plain", task=task)
     monkeypatch.setattr(bitrank.run.memory_limits, "MPS_BYTES", bound)
     cut, cut_result = go(tmp_path / "cut", task=task, mps_safe=True)

@@ -1,4 +1,6 @@
-"""Specs, settings and plan files of any content: a valid value, or one sentence for the user, and nothing else."""
+"""Specs, settings and plan files of any content: a valid value, or one sentence for the user, and nothing
+else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A store whose creation was cut off at any moment is made again; one that has held runs is never thrown away."""
+"""A store whose creation was cut off at any moment is made again; one that has held runs is never thrown
+away.
+"""
 
 from __future__ import annotations
 

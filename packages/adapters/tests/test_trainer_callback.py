@@ -1,4 +1,6 @@
-"""AdaLoRA inside the real ``Trainer`` and ``SFTTrainer``: its schedule, its budget, its checkpoints, its loss."""
+"""AdaLoRA inside the real ``Trainer`` and ``SFTTrainer``: its schedule, its budget, its checkpoints, its
+loss.
+"""
 
 from __future__ import annotations
 

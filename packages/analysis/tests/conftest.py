@@ -45,7 +45,9 @@ class StoreMaker:
         experiment: str = "bitrank-test",
         uri: str | None = None,
     ) -> str:
-        """One run, started after those before it; its id. A tag given as "" is left out; files are text, or JSON of what is given."""
+        """One run, started after those before it; its id. A tag given as "" is left out; files are text, or
+        JSON of what is given.
+        """
         self.count += 1
         run_id = f"{self.count:032x}"
         folder = self.folder / "artifacts" / experiment / run_id / "artifacts"

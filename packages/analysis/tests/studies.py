@@ -1,4 +1,6 @@
-"""Whole small studies in a real store: arms that differ in bits, rank and how often they are right, with ranks that move."""
+"""Whole small studies in a real store: arms that differ in bits, rank and how often they are right, with
+ranks that move.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-# Arm → format inside the layers, final ranks of (q, k, v, o, up, down), whether ranks move, share of right answers, added nats a token.
+# Arm → format inside the layers, final ranks of (q, k, v, o, up, down), whether ranks move, share of right
+# answers, added nats a token.
 ARMS: dict[str, tuple[str, tuple[int, ...], bool, float, float]] = {
     "B-FP": ("bf16", (8, 8, 8, 8, 8, 8), False, 0.86, 0.0),
     "B-Q4": ("nf4-dq", (8, 8, 8, 8, 8, 8), False, 0.80, 0.12),

@@ -1,4 +1,6 @@
-"""Tables: full values for programs, the same rows as people read them, and nothing that LaTeX would stumble over."""
+"""Tables: full values for programs, the same rows as people read them, and nothing that LaTeX would stumble
+over.
+"""
 
 from __future__ import annotations
 

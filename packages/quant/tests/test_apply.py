@@ -1,4 +1,6 @@
-"""Plans applied to real models: mixed formats, Conv1D, tied weights, every byte counted, and nothing half done on bad input."""
+"""Plans applied to real models: mixed formats, Conv1D, tied weights, every byte counted, and nothing half
+done on bad input.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_an_override_replaces_low_bits_and_says_what_ran(make, backend: str) -> 
 
 @pytest.mark.parametrize("text", [t for t, f in FORMATS.items() if f.bits < 16])
 def test_stored_bytes_are_those_of_the_format(make, text: str) -> None:
-    """Counted bytes fall by exactly what the format saves; bitsandbytes' code tables (64 or 1,088 bytes a matrix) come on top."""
+    """Counted bytes fall by exactly what the format saves; bitsandbytes' code tables (64 or 1,088 bytes a
+    matrix) come on top.
+    """
     model = make("bert", torch.bfloat16)
     before = stored_bytes(model).total
     assert before == sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())

@@ -1,4 +1,6 @@
-"""Types of command-line arguments: argparse calls one with the text and prints what it raises as one sentence."""
+"""Types of command-line arguments: argparse calls one with the text and prints what it raises as one
+sentence.
+"""
 
 from __future__ import annotations
 

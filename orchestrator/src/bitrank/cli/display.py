@@ -1,4 +1,6 @@
-"""What the user sees: one live table on a terminal, plain lines in a pipe, and the table of results at the end."""
+"""What the user sees: one live table on a terminal, plain lines in a pipe, and the table of results at the
+end.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ import sys
 import unicodedata
 
 _ERRORS = "bitrank-plain"
-# Characters of the texts of this program. Every other one is shown without its accents, or as a question mark.
+# Characters of the texts of this program. Every other one is shown without its accents, or as a question
+# mark.
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "×": "x", "→": "->", "·": "|",
     "α": "alpha", "±": "+-", "─": "-", "━": "-", "│": "|", "“": '"', "”": '"',
@@ -19,7 +20,9 @@ _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def show_every_character() -> None:
-    """Let standard output and error write characters that their encoding lacks as plain ones, instead of failing."""
+    """Let standard output and error write characters that their encoding lacks as plain ones, instead of
+    failing.
+    """
     codecs.register_error(_ERRORS, _plain)
     for stream in (sys.stdout, sys.stderr):
         # A stream that another program put in place, such as a notebook, has an encoding of its own.

@@ -24,7 +24,9 @@ LIST = """examples:
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
-    """One plain row per spec. ``seconds`` is what the run took, or the median of complete runs of its task; None if unknown."""
+    """One plain row per spec. ``seconds`` is what the run took, or the median of complete runs of its task;
+    None if unknown.
+    """
     states = _states(specs, store)
     took = [
         (spec.task, state.figures["time/total_s"])
@@ -78,7 +80,9 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
 
 
 def _running(state: State, held: bool) -> State:
-    """``state``, or running where a process holds the run: the store alone cannot tell that from a run that was cut off."""
+    """``state``, or running where a process holds the run: the store alone cannot tell that from a run that
+    was cut off.
+    """
     from bitrank.tracking.lease import HELD_ELSEWHERE
     from bitrank.tracking.run_state import State
 

@@ -1,6 +1,7 @@
 """The command line: ``bitrank matrix | run | plan | study | list | report | paper | sql | merge | doctor | ui``.
 
-Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n stopped by signal n.
+Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n
+stopped by signal n.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Merge, show the audit, and write unless it costs too much. Raises :class:`UserError` then, with nothing written."""
+    """Merge, show the audit, and write unless it costs too much. Raises :class:`UserError` then, with nothing
+    written.
+    """
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already; give --out a folder that does not")
     if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):

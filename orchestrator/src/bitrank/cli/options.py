@@ -85,8 +85,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 class _FieldAction(argparse.Action):
-    """An option that sets a field of the spec. Its help text is derived from the field when it is printed: the names
-    of some registries cost seconds to import."""
+    """An option that sets a field of the spec. Its help text is derived from the field when it is printed:
+    the names of some registries cost seconds to import."""
 
     @property
     def help(self) -> str:  # type: ignore[override]

@@ -27,7 +27,8 @@ _POLL, _PATIENCE = 0.2, 10.0  # seconds; the latter is how long the server may t
 def serve(store: str, profile: str, port: int, host: str = HOST) -> int:
     """Serve ``store`` until stopped. Raises :class:`UserError` when the port is taken or there is no store.
 
-    Another ``host`` than this machine's own is for containers, whose ports the engine publishes; MLflow knows no passwords.
+    Another ``host`` than this machine's own is for containers, whose ports the engine publishes; MLflow knows
+    no passwords.
     """
     from bitrank.tracking.mlflow_tracker import Tracker
     from bitrank.tracking.mlflow_views import VIEWS, saved_task_views, view_path
@@ -98,7 +99,9 @@ def _end(pid: int) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether ``host`` can be reached from this machine alone. A name that does not resolve is not taken for one."""
+    """Whether ``host`` can be reached from this machine alone. A name that does not resolve is not taken for
+    one.
+    """
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:

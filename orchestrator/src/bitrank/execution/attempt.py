@@ -1,6 +1,8 @@
-"""One run under way: its process, what it says, and how it ends. Whoever follows it is the one writer of its record.
+"""One run under way: its process, what it says, and how it ends. Whoever follows it is the one writer of its
+record.
 
-Children end when the process that follows them does. Events are tailed, logged in batches and handed on to be shown.
+Children end when the process that follows them does. Events are tailed, logged in batches and handed on to be
+shown.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Job:
 
 
 class Attempt:
-    """The process of ``job``'s run, started in ``job.folder``, from its start to its closed record in ``log``."""
+    """The process of ``job``'s run, started in ``job.folder``, from its start to its closed record in
+    ``log``.
+    """
 
     def __init__(self, job: Job, log: Log) -> None:
         self.job, self.ended = job, False
@@ -77,8 +81,8 @@ class Attempt:
         job.status, job.started = "running", time.monotonic()
 
     def follow(self, at_once: bool = False) -> list[dict[str, Any]]:
-        """What the run has said since the last call; it is logged within a second, or ``at_once``. Then ``ended`` tells whether that
-        was all, and the run is to be closed."""
+        """What the run has said since the last call; it is logged within a second, or ``at_once``. Then
+        ``ended`` tells whether that was all, and the run is to be closed."""
         self.ended = (
             self._process.poll() is not None
         )  # asked before reading, so that nothing written before the end is missed
@@ -132,7 +136,9 @@ class Attempt:
             )  # it lies with the run's artifacts now
 
     def _sweep(self) -> None:
-        """End what is left of a run's several processes, before its folder is given back. They are a process group of their own."""
+        """End what is left of a run's several processes, before its folder is given back. They are a process
+        group of their own.
+        """
         if self.job.spec.processes > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""The second look at a spec's state, when its lock or lease is held: another process may have done the run meanwhile."""
+"""The second look at a spec's state, when its lock or lease is held: another process may have done the run
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ COMPLETE = ("done", "stale")
 def is_replaced(now: State, replaces: State | None) -> bool:
     """Whether the run of state ``now`` is to be forgotten and made again.
 
-    ``replaces`` is the state in which the run was found when that was decided. A run that another process has begun or ended
-    since is kept. A run of other code never is: numbers of two versions of the code must not meet in one run.
+    ``replaces`` is the state in which the run was found when that was decided. A run that another process has
+    begun or ended since is kept. A run of other code never is: numbers of two versions of the code must not
+    meet in one run.
     """
     if now.run_id is None:
         return False

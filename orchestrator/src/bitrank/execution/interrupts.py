@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM while runs are under way: taken between two polls, so that every run is closed as what it is."""
+"""SIGINT and SIGTERM while runs are under way: taken between two polls, so that every run is closed as what
+it is.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Remember SIGINT and SIGTERM inside the block, for :meth:`check` to raise as :class:`Interrupted` between two polls.
+    """Remember SIGINT and SIGTERM inside the block, for :meth:`check` to raise as :class:`Interrupted`
+    between two polls.
 
-    Raised at once they could strike inside a write to the store, whose own error handling would make something else of them.
+    Raised at once they could strike inside a write to the store, whose own error handling would make
+    something else of them.
     """
 
     def __enter__(self) -> Signals:

@@ -1,8 +1,8 @@
 """The local executor: runs on this machine, each in a process of its own.
 
-It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two invocations never train the
-same spec. When it has them it asks the store again, since another invocation may have done the run in between. Runs that another
-process holds go to the end of the queue.
+It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two
+invocations never train the same spec. When it has them it asks the store again, since another invocation may
+have done the run in between. Runs that another process holds go to the end of the queue.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _POLL = 0.2  # seconds
 def run_all(
     jobs: Sequence[Job], tracker: Tracking, slots: int, changed: Callable[[Job | None], None]
 ) -> None:
-    """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at each poll.
+    """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at
+    each poll.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED. When the store
-    fails, such as on a full disk, the processes are ended and its error is raised.
+    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
+    When the store fails, such as on a full disk, the processes are ended and its error is raised.
     """
     queue = _Queue(jobs, tracker, changed)
     with Signals() as stop:
@@ -102,7 +103,9 @@ class _Queue:
 
 
 def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
-    """Keep others from the job's folder and from its run, until it is closed; None when another process has one of them."""
+    """Keep others from the job's folder and from its run, until it is closed; None when another process has
+    one of them.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     held = ExitStack()
     try:
@@ -116,10 +119,11 @@ def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
 
 
 def choose_slots(specs: Sequence[RunSpec]) -> int:
-    """How many runs at once when nobody says: as many as cores and memory carry, if each run's threads are fixed by its spec.
+    """How many runs at once when nobody says: as many as cores and memory carry, if each run's threads are
+    fixed by its spec.
 
-    One run a core is faster than one run on all cores (the README has the figures). Runs that take all threads, or share an
-    accelerator, go one by one.
+    One run a core is faster than one run on all cores (the README has the figures). Runs that take all
+    threads, or share an accelerator, go one by one.
     """
     threads = {spec.threads and spec.threads * spec.processes for spec in specs}
     if None in threads or not threads or _has_accelerator():

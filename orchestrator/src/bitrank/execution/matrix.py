@@ -26,7 +26,9 @@ from bitrank.tracking.store import Store
 
 @dataclass(frozen=True)
 class Options:
-    """Where to keep and how to run. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs anew."""
+    """Where to keep and how to run. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs
+    anew.
+    """
 
     store: str
     results: Path
@@ -62,9 +64,11 @@ class Watcher(Protocol):
 def run_study(
     specs: Sequence[RunSpec], options: Options, watch: Callable[[Sequence[Job]], Watcher]
 ) -> list[Job]:
-    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up to date.
+    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up
+    to date.
 
-    Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is done.
+    Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is
+    done.
     """
     # Before the store is made: neither a store nor results are left behind by a command that cannot run.
     check_tracking(options.how.wandb)

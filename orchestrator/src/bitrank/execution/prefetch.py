@@ -1,7 +1,9 @@
-"""What later runs need is fetched and made ready while the first ones train: assets, weights from a hub, a converted model, tokens.
+"""What later runs need is fetched and made ready while the first ones train: assets, weights from a hub, a
+converted model, tokens.
 
-``python -m bitrank.execution.prefetch`` reads specs from its input. It yields processor and memory to runs, and a run that needs what is
-still being made waits for it, as for another run's. Where something cannot be made, the run that needs it says why: here it is passed over.
+``python -m bitrank.execution.prefetch`` reads specs from its input. It yields processor and memory to runs,
+and a run that needs what is still being made waits for it, as for another run's. Where something cannot be
+made, the run that needs it says why: here it is passed over.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _NICE = 10  # a tenth of a core beside runs that take all of it: enough to be do
 
 @contextmanager
 def prefetch(specs: Sequence[RunSpec], slots: int) -> Iterator[None]:
-    """Inside, what ``specs`` need and was never made ready here is, in their order, but for what the first ``slots`` of them begin with.
+    """Inside, what ``specs`` need and was never made ready here is, in their order, but for what the first
+    ``slots`` of them begin with.
 
     Not where runs have a memory limit: there nothing may run beside them.
     """
@@ -97,13 +100,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _prefetch_key(spec: RunSpec) -> tuple[Any, ...]:
-    """What :func:`~bitrank.models.locate.folder_of` and :func:`~bitrank.run.data.load_data` make for ``spec``, by what it is made of."""
+    """What :func:`~bitrank.models.locate.folder_of` and :func:`~bitrank.run.data.load_data` make for
+    ``spec``, by what it is made of.
+    """
     fields = (spec.model, spec.task, spec.data, spec.max_length, spec.special_tokens)
     return *fields, spec.model_digest, spec.data_digest
 
 
 def _mark(spec: RunSpec) -> Path:
-    """The file that says that its material was made ready here once. Whoever empties the cache otherwise costs a run its wait, no more."""
+    """The file that says that its material was made ready here once. Whoever empties the cache otherwise
+    costs a run its wait, no more.
+    """
     from bitrank_data import cache_dir
 
     return cache_dir() / "prepared" / hashlib.sha256(repr(_prefetch_key(spec)).encode()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""Who runs the runs: by name, with what must hold before anything starts. Adding an executor is one entry here."""
+"""Who runs the runs: by name, with what must hold before anything starts. Adding an executor is one entry
+here.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Executor:
-    """``check`` raises :class:`UserError` when runs cannot be executed like that with that store, before anything is opened; ``run`` runs
-    jobs, calls its last argument with a job that moved on or with None, and raises ``Interrupted`` after closing what runs as KILLED."""
+    """``check`` raises :class:`UserError` when runs cannot be executed like that with that store, before
+    anything is opened; ``run`` runs jobs, calls its last argument with a job that moved on or with None, and
+    raises ``Interrupted`` after closing what runs as KILLED."""
 
     about: str
     check: Callable[[Execution, str], None]
@@ -77,7 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def execution(arguments: argparse.Namespace, jobs: int | None) -> Execution:
-    """What the words say. Raises :class:`UserError` for a number out of range, or when the executor cannot work like that."""
+    """What the words say. Raises :class:`UserError` for a number out of range, or when the executor cannot
+    work like that.
+    """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {jobs}")
     if arguments.retries < 0:

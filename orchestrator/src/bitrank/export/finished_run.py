@@ -39,7 +39,8 @@ class FinishedRun:
 
 
 def find_run(source: Path, task: str | None = None, model: str | None = None) -> FinishedRun:
-    """The run whose folder, or whose adapter's folder, is ``source``. An adapter from elsewhere needs ``task`` and ``model``.
+    """The run whose folder, or whose adapter's folder, is ``source``. An adapter from elsewhere needs
+    ``task`` and ``model``.
 
     Raises :class:`UserError` when there is neither.
     """
@@ -65,7 +66,9 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
 
 
 def _run_of(home: Path, adapter: Path) -> FinishedRun:
-    """The run in ``home``, whose files must hold what the run wrote; a run of before digests is taken as it is."""
+    """The run in ``home``, whose files must hold what the run wrote; a run of before digests is taken as it
+    is.
+    """
     problem = damage(home, _is_read) if (home / DIGESTS).is_file() else None
     if problem:
         remedy = "copy it again from the store's artifacts, or do the run again with --force"

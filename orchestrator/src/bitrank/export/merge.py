@@ -1,9 +1,10 @@
 """A trained adapter folded into its base, with an audit of what that costs before anything is written.
 
-The run's base is built again as the run had it, start included: an adapter that began as what quantization lost belongs to that base and
-to no other. Into 16 bits every matrix becomes what it multiplied by, W_q + scale · B A, in the run's compute dtype: a folder for stock
-transformers. Into the quantized base it becomes q(W_q + scale · B A) in its own format: what falls between two codes is lost, and the
-audit says how much. The loss is taken on the validation split, since it decides whether the merge is written.
+The run's base is built again as the run had it, start included: an adapter that began as what quantization
+lost belongs to that base and to no other. Into 16 bits every matrix becomes what it multiplied by, W_q +
+scale · B A, in the run's compute dtype: a folder for stock transformers. Into the quantized base it becomes
+q(W_q + scale · B A) in its own format: what falls between two codes is lost, and the audit says how much. The
+loss is taken on the validation split, since it decides whether the merge is written.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class MatrixAudit:
-    """Relative Frobenius distances from W_q + scale · B A: of W_q alone (``before``), and of what the merged matrix holds (``after``)."""
+    """Relative Frobenius distances from W_q + scale · B A: of W_q alone (``before``), and of what the merged
+    matrix holds (``after``).
+    """
 
     format: str
     rank: int
@@ -65,7 +68,9 @@ class Audit:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model in memory, its tokenizer, its audit, and a sentence on its padding where that was changed."""
+    """A merged model in memory, its tokenizer, its audit, and a sentence on its padding where that was
+    changed.
+    """
 
     model: Any
     tokenizer: Any
@@ -76,7 +81,8 @@ class Merged:
 def merge(run: FinishedRun, into: str) -> Merged:
     """Fold the adapter of ``run`` into its base (one of :data:`WAYS`); nothing is written.
 
-    Raises the error of a package, or :class:`~bitrank.errors.UserError`, when run and adapter do not fit each other.
+    Raises the error of a package, or :class:`~bitrank.errors.UserError`, when run and adapter do not fit each
+    other.
     """
     spec, adapter = run.spec, read_adapter(run.adapter)
     compute = Compute.of(spec)
@@ -180,7 +186,8 @@ def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
 
 
 def _into_quantized(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
-    """The same base, every adapted matrix, and those of other libraries, encoded anew by plain torch in their own formats.
+    """The same base, every adapted matrix, and those of other libraries, encoded anew by plain torch in their
+    own formats.
 
     Raises :class:`UserError` when the base is in 16 bits.
     """
@@ -206,7 +213,9 @@ WAYS = {"16bit": _into_16bit, "quantized": _into_quantized}
 
 
 def _layers(base: _Base) -> dict[str, nn.Module]:
-    """Every matrix that a merge must write: those with an adapter, and those that are quantized; adapters unwrapped."""
+    """Every matrix that a merge must write: those with an adapter, and those that are quantized; adapters
+    unwrapped.
+    """
     held = dict(adapted(base.model))
     quantized = [name for name, done in base.applied.items() if parse_format(done.format).bits < 16]
     inner = _inner(base)

@@ -1,9 +1,9 @@
 """A merged classifier reads the same token in plain transformers as it did in its run.
 
-A decoder that classifies reads the last token of a text. A run finds it by the attention mask, transformers by its id:
-the last one that is not ``config.pad_token_id``. Where texts end in the id that pads (a tokenizer that appends its
-end-of-sequence token and pads with it), transformers reads one token earlier, and every prediction is another. So such a
-model is saved with a padding token that no text ends in.
+A decoder that classifies reads the last token of a text. A run finds it by the attention mask, transformers
+by its id: the last one that is not ``config.pad_token_id``. Where texts end in the id that pads (a tokenizer
+that appends its end-of-sequence token and pads with it), transformers reads one token earlier, and every
+prediction is another. So such a model is saved with a padding token that no text ends in.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bitrank.models.padding import use_padding
 def separate_padding(model: Any, tokenizer: Any, task: TokenisedTask) -> str | None:
     """Give ``model`` and ``tokenizer`` another padding token where a text of ``task`` ends in theirs.
 
-    A sentence on it, or None where nothing was to do. Raises :class:`UserError` where texts end in every special token
-    that could pad.
+    A sentence on it, or None where nothing was to do. Raises :class:`UserError` where texts end in every
+    special token that could pad.
     """
     if task.kind != "classification" or last_token_head(model) is None:
         return None

@@ -69,7 +69,9 @@ class Stage:
 
 @contextmanager
 def _by_shapes_alone(model: Any) -> Iterator[None]:
-    """Raise :class:`UserError` inside for a pass whose shapes depend on values, which a model without data lacks."""
+    """Raise :class:`UserError` inside for a pass whose shapes depend on values, which a model without data
+    lacks.
+    """
     try:
         yield
     except NotImplementedError as error:

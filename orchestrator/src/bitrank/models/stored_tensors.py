@@ -109,7 +109,9 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield every tensor of ``files`` with its key. Raises :class:`UserError` for a file that is cut short or damaged."""
+    """Yield every tensor of ``files`` with its key. Raises :class:`UserError` for a file that is cut short or
+    damaged.
+    """
     for path in files:
         try:
             yield from _tensors_of(path)

@@ -1,4 +1,6 @@
-"""The tokens of a task for a spec's model: its tokenizer, its padding id, and its longest sequence decide them."""
+"""The tokens of a task for a spec's model: its tokenizer, its padding id, and its longest sequence decide
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def tokenised(spec: RunSpec) -> TokenisedTask:
-    """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the model
-    was trained on.
+    """The tokens of the task of ``spec`` for its model, with a note where sequences may be longer than the
+    model was trained on.
 
     Raises :class:`~bitrank.errors.UserError` where the model has no positions for so many, and the data
     package's error.

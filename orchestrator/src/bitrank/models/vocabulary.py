@@ -1,7 +1,7 @@
 """Every token id has a row in the model's embedding: a tokenizer with more tokens than rows is refused.
 
-A look-up beyond the table is an IndexError on a CPU and an assertion inside a kernel on a GPU, and neither names the
-tokenizer.
+A look-up beyond the table is an IndexError on a CPU and an assertion inside a kernel on a GPU, and neither
+names the tokenizer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from bitrank.errors import UserError
 
 
 def check_vocabulary(name: str, task: TokenisedTask, tokenizer: Any, config: Any) -> None:
-    """Raises :class:`UserError` when ``task`` holds an id that model ``name`` with this configuration has no row for.
+    """Raises :class:`UserError` when ``task`` holds an id that model ``name`` with this configuration has no
+    row for.
 
     Tokens beyond the table that no text contains are no obstacle: tokenizers often have some.
     """

@@ -34,8 +34,9 @@ HIGH, LOW = "int8", "nf4-dq"  # of the precision heuristics; the study's choice
 class Planner:
     """A function from a problem and the measured tables to a plan, and what is said of it.
 
-    ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``: it needs no
-    tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an ``Effort`` as third argument.
+    ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``:
+    it needs no tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an
+    ``Effort`` as third argument.
     """
 
     choose: Callable[..., Plan]
@@ -204,7 +205,9 @@ def _ranks(problem: Problem) -> list[int]:
 
 
 def _rules_of_thumb() -> dict[str, Planner]:
-    """A planner for each rule of thumb; those that are one format or one rank everywhere have planners of their own."""
+    """A planner for each rule of thumb; those that are one format or one rank everywhere have planners of
+    their own.
+    """
     made = {}
     for name, rank_rule in RANK_HEURISTICS.items():
         if name != "uniform":
@@ -243,5 +246,7 @@ def planner_names() -> list[str]:
 
 
 def by_cost(name: str) -> bool:
-    """Whether the planner called ``name`` minimises predicted loss, so that costs are corrected for interactions first."""
+    """Whether the planner called ``name`` minimises predicted loss, so that costs are corrected for
+    interactions first.
+    """
     return name in SEARCHES or PLANNERS[name].by_cost

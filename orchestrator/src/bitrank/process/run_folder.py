@@ -51,7 +51,9 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, is_needed: Callable[[str], bool] = lambda name: True) -> str | None:
-    """Return the first problem in the files of the complete run in ``folder``; None if all needed files are intact."""
+    """Return the first problem in the files of the complete run in ``folder``; None if all needed files are
+    intact.
+    """
     digests = _read_json(folder / DIGESTS)
     if RESULT not in digests:
         return f"{DIGESTS} is missing or damaged"

@@ -1,7 +1,9 @@
-"""The process of one run: ``python -m bitrank.run FOLDER``. The parent made the folder and wrote ``spec.json`` into it.
+"""The process of one run: ``python -m bitrank.run FOLDER``. The parent made the folder and wrote
+``spec.json`` into it.
 
-A run of several processes starts this program again for each rank: ``python -m bitrank.run FOLDER RANK COUNT RENDEZVOUS``.
-Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The reason is in ``failure.json``.
+A run of several processes starts this program again for each rank: ``python -m bitrank.run FOLDER RANK COUNT
+RENDEZVOUS``. Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The reason is in
+``failure.json``.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
     check_inputs(spec)  # early, to refuse without loading anything; store_base checks again when all is read
     locate(
         spec.model
-    )  # a model that the cache lacks is made before joining: transformers saves in the first of joined processes only
+        # a model that the cache lacks is made before joining: transformers saves in the first of joined processes
+        # only
+    )
     processes = join(
         choose_device(spec.device), rank, count, rendezvous_file, Sharded if spec.shard else Joined
     )

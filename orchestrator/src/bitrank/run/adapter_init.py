@@ -1,4 +1,6 @@
-"""Where adapters start: as nothing, or as what quantization lost (LoftQ), weighted by the Fisher information if asked (LQ-LoRA)."""
+"""Where adapters start: as nothing, or as what quantization lost (LoftQ), weighted by the Fisher information
+if asked (LQ-LoRA).
+"""
 
 from __future__ import annotations
 

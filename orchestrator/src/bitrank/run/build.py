@@ -1,4 +1,6 @@
-"""Build the model of a run: open, quantize, attach, initialize, move, fuse. One function for runs, short runs and benchmarks."""
+"""Build the model of a run: open, quantize, attach, initialize, move, fuse. One function for runs, short runs
+and benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,12 @@ def build_model(
     processes: Processes = ALONE,
     decode: Callable[[nn.Module], Decode | None] = decoder,
 ) -> Built:
-    """The model of ``spec`` with the formats and ranks of ``config``, for ``classes`` classes and ``steps`` optimizer steps.
+    """The model of ``spec`` with the formats and ranks of ``config``, for ``classes`` classes and ``steps``
+    optimizer steps.
 
-    ``init`` replaces the initialization that the spec names. ``record`` gets the plan before it is applied, and the stored
-    model before ``processes`` share it. ``decode`` gives the fused layers their decoders. Raises the packages' errors for a
-    plan that does not fit the model.
+    ``init`` replaces the initialization that the spec names. ``record`` gets the plan before it is applied,
+    and the stored model before ``processes`` share it. ``decode`` gives the fused layers their decoders.
+    Raises the packages' errors for a plan that does not fit the model.
     """
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, classes, device, dtype)

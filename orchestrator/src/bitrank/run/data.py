@@ -26,9 +26,9 @@ _EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every ten
 
 @dataclass(frozen=True)
 class RunData:
-    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the profile says so. Batches are
-    padded to a ``multiple`` of tokens. ``batch_size`` sequences make an optimizer step, and come in
-    ``parts``."""
+    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the
+    profile says so. Batches are padded to a ``multiple`` of tokens. ``batch_size`` sequences make an
+    optimizer step, and come in ``parts``."""
 
     task: TokenisedTask
     validation: TokenSplit

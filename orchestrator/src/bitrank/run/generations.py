@@ -19,8 +19,8 @@ def save_generations(
     device: str,
     keep: Callable[[list[dict[str, str]]], None],
 ) -> list[str]:
-    """What is to be read of a run: a language model's continuations, given to ``keep``; a classifier's texts, returned to stand
-    beside its predictions."""
+    """What is to be read of a run: a language model's continuations, given to ``keep``; a classifier's texts,
+    returned to stand beside its predictions."""
     if kind == "classification":
         return texts_of(split, tokenizer)
     keep(continuations(model, tokenizer, split, device))

@@ -28,7 +28,9 @@ from bitrank.run.data import RunData
 from bitrank.run.notices import notice
 from bitrank.spec.run_spec import RunSpec
 
-_SIMULTANEOUS = 4  # tensors of one size that a layer's backward pass holds at once: a value made again, its gradient, and what lies between
+# tensors of one size that a layer's backward pass holds at once: a value made again, its gradient, and what
+# lies between
+_SIMULTANEOUS = 4
 
 
 def within_limit(
@@ -43,8 +45,8 @@ def within_limit(
 ) -> TrainSettings:
     """``settings`` with passes small enough for ``spec.memory_limit``; as they are when there is none.
 
-    The limit is each process's own; of several the one with the least room speaks for all. What was chosen is kept in ``folder``, so
-    that a resumed run cuts its batches as before and ends with the same numbers.
+    The limit is each process's own; of several the one with the least room speaks for all. What was chosen is
+    kept in ``folder``, so that a resumed run cuts its batches as before and ends with the same numbers.
     """
     if spec.memory_limit is None:
         return settings
@@ -64,7 +66,9 @@ def within_limit(
 
 
 def _kept_tokens(path: Path) -> int | None:
-    """The bound that an earlier attempt wrote; None when it is missing or torn. A whole one ends with a line break."""
+    """The bound that an earlier attempt wrote; None when it is missing or torn. A whole one ends with a line
+    break.
+    """
     try:
         text = path.read_text()
         return int(text) if text.endswith("\n") else None
@@ -73,8 +77,8 @@ def _kept_tokens(path: Path) -> int | None:
 
 
 def _passing(model: nn.Module, spec: RunSpec, device: str) -> int:
-    """Bytes that the backward pass of one of the longest sequences makes and drops: a layer's attention scores and widest activation,
-    their gradients, and what of them is made again."""
+    """Bytes that the backward pass of one of the longest sequences makes and drops: a layer's attention
+    scores and widest activation, their gradients, and what of them is made again."""
     shapes = shapes_of(model, spec.fused, _itemsize(spec, device))
     sizes = tensor_bytes(shapes, 1, spec.max_length)
     return _SIMULTANEOUS * (sizes["attention scores"] + sizes["activations"])
@@ -94,9 +98,11 @@ def tensor_safe(
     device: str,
     emit: Callable[[Mapping[str, object]], None],
 ) -> tuple[TrainSettings, RunData]:
-    """Passes and evaluation batches in which no tensor is over 2³² bytes: on MPS always, elsewhere when ``spec.mps_safe`` asks.
+    """Passes and evaluation batches in which no tensor is over 2³² bytes: on MPS always, elsewhere when
+    ``spec.mps_safe`` asks.
 
-    Batches, their order and their gradient stay what they were. Raises the trainer's error when one sequence is over the bound.
+    Batches, their order and their gradient stay what they were. Raises the trainer's error when one sequence
+    is over the bound.
     """
     if not (spec.mps_safe or device == "mps"):
         return settings, data

@@ -1,7 +1,9 @@
-"""A run in several processes on one machine: one program starts them, waits, and ends them all when one of them ends badly.
+"""A run in several processes on one machine: one program starts them, waits, and ends them all when one of
+them ends badly.
 
-``python -m bitrank.run FOLDER`` of a run with ``processes`` above 1 becomes this program; whoever started it sees one process with
-the run's true end, and needs to know nothing of ranks. It imports no torch and takes next to no memory.
+``python -m bitrank.run FOLDER`` of a run with ``processes`` above 1 becomes this program; whoever started it
+sees one process with the run's true end, and needs to know nothing of ranks. It imports no torch and takes
+next to no memory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _POLL = 0.05  # seconds
 def launch(folder: Path, count: int) -> int:
     """Run the ``count`` ranks of the run in ``folder``; the exit code that tells of all.
 
-    What ended a rank first is the run's failure: its ``failure.json`` is kept, and a signal that killed it ends this process too.
+    What ended a rank first is the run's failure: its ``failure.json`` is kept, and a signal that killed it
+    ends this process too.
     """
     came: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
@@ -53,7 +56,9 @@ def _start(folder: Path, rank: int, count: int, rendezvous_file: Path) -> subpro
 
 
 def _environment(count: int) -> dict[str, str]:
-    """Ranks speak over the loopback interface alone, and share the machine's cores out unless their number is given."""
+    """Ranks speak over the loopback interface alone, and share the machine's cores out unless their number is
+    given.
+    """
     loopback = "lo" if sys.platform == "linux" else "lo0"
     cores = max(1, usable_cores() // count)
     return {

@@ -25,7 +25,9 @@ def notice(kind: str, message: str) -> dict[str, object]:
 
 
 def rejected_backends(applied: Mapping[str, Applied], device: str, dtype: torch.dtype) -> str | None:
-    """Which formats another backend holds than the preferred one, because that one failed its trial here; None when all is as preferred."""
+    """Which formats another backend holds than the preferred one, because that one failed its trial here;
+    None when all is as preferred.
+    """
     notes = []
     for text, backend in sorted({(done.format, done.backend) for done in applied.values()}):
         fmt = parse_format(text)

@@ -1,4 +1,6 @@
-"""Plan files checked against the shapes of their models, before runs are opened in the store. No weight is read."""
+"""Plan files checked against the shapes of their models, before runs are opened in the store. No weight is
+read.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def check_plans(specs: Sequence[RunSpec]) -> None:
-    """Raise :class:`~bitrank.errors.UserError`, or an error of a package, for the first plan file that does not fit its model."""
+    """Raise :class:`~bitrank.errors.UserError`, or an error of a package, for the first plan file that does
+    not fit its model.
+    """
     different = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
     for spec in different.values():
         _check_plan(spec)

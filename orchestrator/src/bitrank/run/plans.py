@@ -42,8 +42,8 @@ class Plans:
 def make_plans(config: Config, loaded: Loaded) -> Plans:
     """What ``config`` gives to the matrices of a model.
 
-    Raises the adapters' error for a rank that does not fit its matrix, and :class:`~bitrank.errors.UserError` for a
-    model without matrices that a plan can name.
+    Raises the adapters' error for a rank that does not fit its matrix, and :class:`~bitrank.errors.UserError`
+    for a model without matrices that a plan can name.
     """
     config_of_model: Any = loaded.model.config
     check_adaptable(config_of_model.name_or_path, loaded.model)
@@ -60,8 +60,8 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
 def store_base(
     spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: ResidualStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """Read the base one matrix at a time and store each as ``assign_formats`` says, less what ``init`` gives to its
-    adapter; then the tensors that no plan can name, in 16 bits.
+    """Read the base one matrix at a time and store each as ``assign_formats`` says, less what ``init`` gives
+    to its adapter; then the tensors that no plan can name, in 16 bits.
 
     Raises :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
     """

@@ -1,7 +1,8 @@
 """What a run tells while it runs: JSON lines that the parent process reads, and files that stay.
 
-The training process never imports MLflow. It appends to ``events.jsonl``; the orchestrator's parent tails that file, logs in
-batches and closes the run. So memory figures are the training's own, and a crash cannot leave a half-written store.
+The training process never imports MLflow. It appends to ``events.jsonl``; the orchestrator's parent tails
+that file, logs in batches and closes the run. So memory figures are the training's own, and a crash cannot
+leave a half-written store.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class Record:
         parameters: int = 0,
         new_modules: Sequence[str] = (),
     ) -> None:
-        """Both plans, before anything is applied; what no plan can name of a model with so many ``parameters``;
-        and the modules that no file had weights for."""
+        """Both plans, before anything is applied; what no plan can name of a model with so many
+        ``parameters``; and the modules that no file had weights for."""
         plan = {
             "precision": bits,
             "ranks": ranks,
@@ -160,8 +161,8 @@ class Record:
         self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], adapter_bytes: int, device: str,
         texts: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Test figures, predictions, ranks, ``adapter_bytes`` bytes of adapters; ``result.json`` comes last and says that the run is
-        complete."""
+        """Test figures, predictions, ranks, ``adapter_bytes`` bytes of adapters; ``result.json`` comes last
+        and says that the run is complete."""
         write_predictions(final, split, self._folder / "predictions.parquet", texts)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         write_atomically(
@@ -185,8 +186,8 @@ class Record:
         self._close()
 
     def _memory(self, device: str) -> dict[str, float]:
-        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of what each took at its
-        own peak, in this attempt."""
+        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of
+        what each took at its own peak, in this attempt."""
         peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib"))
         here = {"mem/peak_mib": peak, "mem/device_mib": max(self._device_peak, device_memory_mib(device))}
         if self._processes.count == 1:
@@ -204,8 +205,8 @@ class Record:
 
 
 def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: Sequence[str] = ()) -> None:
-    """One row per sequence: example id, its text if given, and whatever the objective tells of it. Loss is in nats, summed over
-    the sequence."""
+    """One row per sequence: example id, its text if given, and whatever the objective tells of it. Loss is in
+    nats, summed over the sequence."""
     columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
     places = [int(index) for index in columns.pop("index")]
     columns["id"] = [split.ids[place] for place in places]
@@ -215,7 +216,9 @@ def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: S
 
 
 def _read_figures(path: Path) -> dict[str, float] | None:
-    """The metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged, so that they are made again."""
+    """The metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged, so that
+    they are made again.
+    """
     try:
         kept = json.loads(path.read_text())
         return dict(kept["metrics"]) if kept["sha256"] == _digest(kept["metrics"]) else None
@@ -242,7 +245,9 @@ def _past_peak(path: Path, which: str) -> float:
 
 
 class SilentRecord(Record):
-    """The record of a process that is not the run's first: it does what all must do together, and writes nothing."""
+    """The record of a process that is not the run's first: it does what all must do together, and writes
+    nothing.
+    """
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes

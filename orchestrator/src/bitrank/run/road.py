@@ -28,7 +28,9 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -> None:
-    """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything on the way."""
+    """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything
+    on the way.
+    """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     record.machine(device, dtype, pin_threads(spec.threads, processes.count), peak_memory_mib())

@@ -31,8 +31,8 @@ def step_parts(spec: RunSpec, device: str) -> int:
 def settings_for(
     spec: RunSpec, sequences: int, device: str, dtype: torch.dtype = torch.bfloat16
 ) -> TrainSettings:
-    """Settings for training on ``sequences`` sequences. Epochs become optimizer steps, the last short batch counted; fp16 gets a loss
-    scale."""
+    """Settings for training on ``sequences`` sequences. Epochs become optimizer steps, the last short batch
+    counted; fp16 gets a loss scale."""
     steps = spec.steps or math.ceil(sequences / step_sequences(spec)) * (spec.epochs or 1)
     return TrainSettings(
         steps=steps,

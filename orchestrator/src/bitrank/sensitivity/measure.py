@@ -36,7 +36,9 @@ FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
 
 
 def measured_formats(asked: Sequence[str]) -> tuple[str, ...]:
-    """:data:`FORMATS`, and those of ``asked`` that are not among them. Raises the quant package's error for an unknown one."""
+    """:data:`FORMATS`, and those of ``asked`` that are not among them. Raises the quant package's error for
+    an unknown one.
+    """
     more = sorted({str(parse_format(text)) for text in asked} - set(FORMATS))
     return (*FORMATS, *more)
 
@@ -66,7 +68,9 @@ def is_measured(spec: RunSpec) -> bool:
 
 
 def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
-    """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that measures."""
+    """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that
+    measures.
+    """
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.sensitivity.measure")
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"

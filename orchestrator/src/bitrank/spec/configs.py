@@ -52,7 +52,8 @@ CONFIGS: dict[str, Config] = {
 
 
 def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
-    """The arm called ``name``, or the one that the plan file at ``plan`` describes, with the ranks in ``tuned`` set otherwise.
+    """The arm called ``name``, or the one that the plan file at ``plan`` describes, with the ranks in
+    ``tuned`` set otherwise.
 
     ``tuned`` holds fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
     """

@@ -1,4 +1,6 @@
-"""Models that install from PyPI, by the name that ``--model`` takes; :mod:`bitrank.models.locate` fetches them."""
+"""Models that install from PyPI, by the name that ``--model`` takes; :mod:`bitrank.models.locate` fetches
+them.
+"""
 
 from __future__ import annotations
 

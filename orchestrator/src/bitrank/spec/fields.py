@@ -1,7 +1,9 @@
-"""Types of fields with their meaning and limits as metadata. Validation, help texts and the reference page read them.
+"""Types of fields with their meaning and limits as metadata. Validation, help texts and the reference page
+read them.
 
-Limits are those of ``annotated_types``, which pydantic understands. pydantic itself is imported when something
-is validated (:mod:`bitrank.spec.validation`): a run's own process validates nothing, and its memory is measured.
+Limits are those of ``annotated_types``, which pydantic understands. pydantic itself is imported when
+something is validated (:mod:`bitrank.spec.validation`): a run's own process validates nothing, and its memory
+is measured.
 """
 
 from __future__ import annotations

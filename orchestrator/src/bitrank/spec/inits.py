@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Init:
-    """``residual``: the adapter starts as the best repair of its matrix's quantization error, ``weighted`` by the Fisher
-    information or not; otherwise it starts as zero."""
+    """``residual``: the adapter starts as the best repair of its matrix's quantization error, ``weighted`` by
+    the Fisher information or not; otherwise it starts as zero."""
 
     about: str
     residual: bool = False

@@ -75,8 +75,8 @@ def is_content(digest: str | None) -> bool:
 def located(text: str) -> str:
     """``text`` as an absolute path when it names a file or folder that exists.
 
-    Names of embedded models, which come first, and all that does not exist (a hub id, a wrong path) stay as they
-    are. Raises :class:`UserError` for text that no file can be called.
+    Names of embedded models, which come first, and all that does not exist (a hub id, a wrong path) stay as
+    they are. Raises :class:`UserError` for text that no file can be called.
     """
     named = text in EMBEDDED_MODELS or text in TINY
     try:

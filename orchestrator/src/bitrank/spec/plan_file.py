@@ -24,10 +24,11 @@ _LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks has less than two m
 
 
 def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
-    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its adapters are meant to start.
+    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its
+    adapters are meant to start.
 
-    ``proven_lower_bound`` is an added loss that no plan of the kind is predicted to fall below, ``proven_gap`` what a better one could
-    save at most, relative; both None where the planner proves nothing.
+    ``proven_lower_bound`` is an added loss that no plan of the kind is predicted to fall below,
+    ``proven_gap`` what a better one could save at most, relative; both None where the planner proves nothing.
     """
     return {
         "planner": plan.solver,
@@ -102,7 +103,8 @@ class PlanFile:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The plan file at ``path`` with ``precision``, ``ranks``, ``shapes`` and ``adaptive``, and its maker's other keys.
+    """The plan file at ``path`` with ``precision``, ``ranks``, ``shapes`` and ``adaptive``, and its maker's
+    other keys.
 
     The four are checked to be objects; :func:`valid_plan` checks the rest. Raises :class:`UserError` when the
     file cannot be read or is no plan.
@@ -111,7 +113,9 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 
 def check_plan_data(data: Any, source: str) -> dict[str, Any]:
-    """``data`` as a plan's data with its optional parts. Raises :class:`UserError`, which names ``source``, when it is none."""
+    """``data`` as a plan's data with its optional parts. Raises :class:`UserError`, which names ``source``,
+    when it is none.
+    """
     if not isinstance(data, dict):
         raise _no_plan(source, f"{type(data).__name__}: {shortened(data)}")
     if missing := [key for key in ("precision", "ranks") if key not in data]:
@@ -128,7 +132,8 @@ def check_plan_data(data: Any, source: str) -> dict[str, Any]:
 
 
 def valid_plan(path: Path) -> dict[str, Any]:
-    """The plan of :func:`read_plan` with every key and type checked. Formats are checked against a model later.
+    """The plan of :func:`read_plan` with every key and type checked. Formats are checked against a model
+    later.
 
     Raises :class:`UserError`.
     """

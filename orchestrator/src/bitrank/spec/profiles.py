@@ -1,7 +1,7 @@
 """Profiles: the same study at three prices.
 
-``laptop`` runs on what installs from PyPI, ``paper`` is the study as it was designed (hub models and data, three seeds),
-``smoke`` takes seconds on tiny random models and says nothing about methods.
+``laptop`` runs on what installs from PyPI, ``paper`` is the study as it was designed (hub models and data,
+three seeds), ``smoke`` takes seconds on tiny random models and says nothing about methods.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from bitrank.errors import unknown
 
 @dataclass(frozen=True)
 class Profile:
-    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each kind
-    of task, and for single tasks beside."""
+    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each
+    kind of task, and for single tasks beside."""
 
     name: str
     about: str

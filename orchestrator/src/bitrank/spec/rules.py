@@ -1,7 +1,7 @@
 """How a config turns the matrices of a model into plans: small values, one per idea, no flags.
 
-A precision rule gives every matrix a format, a rank rule gives every block matrix a rank and attaches the adapters. Rules see
-plain descriptions (name, role, layer, shape); they never see weights.
+A precision rule gives every matrix a format, a rank rule gives every block matrix a rank and attaches the
+adapters. Rules see plain descriptions (name, role, layer, shape); they never see weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ SIXTEEN = "bf16"
 
 class PrecisionRule(Protocol):
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
-        """A format for every one of ``matrices``: all of the model but heads tied to an embedding, which follow it."""
+        """A format for every one of ``matrices``: all of the model but heads tied to an embedding, which
+        follow it.
+        """
 
 
 class RankRule(Protocol):
@@ -48,7 +50,9 @@ class Sixteen:
 
 @dataclass(frozen=True)
 class BlocksIn:
-    """One format for every matrix inside the transformer blocks; embeddings and heads stay 16-bit, as in QLoRA."""
+    """One format for every matrix inside the transformer blocks; embeddings and heads stay 16-bit, as in
+    QLoRA.
+    """
 
     format: str
 
@@ -84,7 +88,9 @@ class ByRole:
 
 @dataclass(frozen=True)
 class GivenBits:
-    """A precision plan read from a file; matrices that it does not name stay 16-bit. ``shapes``, if given, are those it was made for."""
+    """A precision plan read from a file; matrices that it does not name stay 16-bit. ``shapes``, if given,
+    are those it was made for.
+    """
 
     formats: Mapping[str, str]
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -148,7 +154,9 @@ class GivenRanks(_Lora):
 
 @dataclass(frozen=True)
 class AdaptiveRank:
-    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``; ``shrink`` removes pruned ranks."""
+    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``; ``shrink`` removes
+    pruned ranks.
+    """
 
     init_r: int
     target_r: int

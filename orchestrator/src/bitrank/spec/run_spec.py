@@ -56,8 +56,9 @@ def quant_backend_names() -> list[str]:
 class RunSpec:
     """One run. Every field that can change a number of it, with its check and its meaning.
 
-    ``steps`` or ``epochs`` says how long to train; exactly one of them is given. ``task``, ``data``, ``model``
-    and ``plan`` locate content, and ``data_digest``, ``model_digest`` and ``arm`` say which content it is.
+    ``steps`` or ``epochs`` says how long to train; exactly one of them is given. ``task``, ``data``,
+    ``model`` and ``plan`` locate content, and ``data_digest``, ``model_digest`` and ``arm`` say which content
+    it is.
     """
 
     config: Annotated[Text, About("the arm's name, or the name of the plan file")]
@@ -223,7 +224,8 @@ def make_spec(
 ) -> RunSpec:
     """The spec of one run: the profile's fields for this kind of task, then ``overrides``.
 
-    Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out of range.
+    Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out
+    of range.
     """
     from bitrank.spec.validation import validate
 
@@ -253,7 +255,9 @@ def make_spec(
 
 
 def check(spec: RunSpec) -> RunSpec:
-    """``spec`` itself. Raises :class:`UserError` for a value that its field does not accept, or fields that contradict each other."""
+    """``spec`` itself. Raises :class:`UserError` for a value that its field does not accept, or fields that
+    contradict each other.
+    """
     # Lazily: a run's own process reads specs and validates none, and pydantic would count as its memory.
     from bitrank.spec.validation import validate
 
@@ -281,8 +285,8 @@ def matrix(
 ) -> list[RunSpec]:
     """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once.
 
-    Tasks that do not read ``data`` go without it. Raises :class:`UserError` as :func:`make_spec` does, when no
-    task reads it, and when there is no config, task or seed.
+    Tasks that do not read ``data`` go without it. Raises :class:`UserError` as :func:`make_spec` does, when
+    no task reads it, and when there is no config, task or seed.
     """
     for word, values in (("config", configs), ("task", tasks), ("seed", seeds)):
         if not values:

@@ -1,8 +1,8 @@
 """Validation of specs, settings and plan files by pydantic, with every refusal as one sentence.
 
-A dataclass whose fields carry metadata (:mod:`bitrank.spec.fields`) becomes a strict pydantic model: types are
-not converted, unknown keys are refused, numbers must be finite. Text from the command line is converted by the
-same annotations.
+A dataclass whose fields carry metadata (:mod:`bitrank.spec.fields`) becomes a strict pydantic model: types
+are not converted, unknown keys are refused, numbers must be finite. Text from the command line is converted
+by the same annotations.
 """
 
 from __future__ import annotations

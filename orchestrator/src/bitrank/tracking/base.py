@@ -1,4 +1,6 @@
-"""Where runs are recorded, as the executor sees it: one road for MLflow alone and for MLflow with a second log beside it."""
+"""Where runs are recorded, as the executor sees it: one road for MLflow alone and for MLflow with a second
+log beside it.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,18 @@ class Tracking(Protocol):
         """The log of a new run, or of the interrupted run ``run_id``."""
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
-        """Keep others from a spec's run; raises :class:`~bitrank.tracking.lease.RunHeldElsewhere` when one of them has it."""
+        """Keep others from a spec's run; raises :class:`~bitrank.tracking.lease.RunHeldElsewhere` when one of
+        them has it.
+        """
 
     def forget(self, run_id: str) -> None:
         """Take a run out of sight, for another to replace it."""
 
 
 def check_tracking(wandb: bool) -> None:
-    """Raise :class:`UserError` when Weights & Biases is asked for without its library or key. Nothing is made."""
+    """Raise :class:`UserError` when Weights & Biases is asked for without its library or key. Nothing is
+    made.
+    """
     if wandb and os.environ.get("WANDB_MODE") != "disabled":
         from bitrank.tracking.wandb_tracker import check
 
@@ -52,9 +58,11 @@ def check_tracking(wandb: bool) -> None:
 
 
 def open_tracking(store: str, profile: str, work: Path, wandb: bool = False) -> Tracking:
-    """What tracks the runs of ``profile`` in ``store``, whose files lie under ``work``; with ``wandb`` Weights & Biases hears it all too.
+    """What tracks the runs of ``profile`` in ``store``, whose files lie under ``work``; with ``wandb``
+    Weights & Biases hears it all too.
 
-    Raises :class:`UserError` when the store cannot be used, or Weights & Biases is asked for without its library or key.
+    Raises :class:`UserError` when the store cannot be used, or Weights & Biases is asked for without its
+    library or key.
     """
     if not wandb or os.environ.get("WANDB_MODE") == "disabled":
         return Tracker(open_store(store), store, profile)

@@ -1,9 +1,11 @@
-"""The right to write one spec's run, where no file lock reaches: a tag of the experiment that its holder renews.
+"""The right to write one spec's run, where no file lock reaches: a tag of the experiment that its holder
+renews.
 
-Each holder has a tag of its own, so that none overwrites another's. Whoever wants the lease writes its tag first and reads the others
-then: of two at the same time at least one sees the other. A tag that stays the same for ``SECONDS``, by the clock of whoever
-watches it, belongs to a holder that is gone; clocks of different machines are never compared. So does one whose process is no more on
-this machine. A holder that could not renew its tag for two thirds of that time looks whether another has come, before it writes on.
+Each holder has a tag of its own, so that none overwrites another's. Whoever wants the lease writes its tag
+first and reads the others then: of two at the same time at least one sees the other. A tag that stays the
+same for ``SECONDS``, by the clock of whoever watches it, belongs to a holder that is gone; clocks of
+different machines are never compared. So does one whose process is no more on this machine. A holder that
+could not renew its tag for two thirds of that time looks whether another has come, before it writes on.
 """
 
 from __future__ import annotations
@@ -40,10 +42,11 @@ class LeaseLost(Exception):
 
 
 class Lease:
-    """The lease on the runs of ``spec_id``, held inside the block and renewed by a thread. Entering raises :class:`RunHeldElsewhere`.
+    """The lease on the runs of ``spec_id``, held inside the block and renewed by a thread. Entering raises
+    :class:`RunHeldElsewhere`.
 
-    ``gone`` is the ``holder`` of a lease whose process is known to be dead: it is not waited for. ``patience`` is how many seconds a
-    living holder is given to let go.
+    ``gone`` is the ``holder`` of a lease whose process is known to be dead: it is not waited for.
+    ``patience`` is how many seconds a living holder is given to let go.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class Lease:
                 raise LeaseLost("the store could not be reached, and another took the run over")
 
     def _take(self) -> bool:
-        """Whether nobody else has it. Of several who wait for a holder that is gone, the first by name gets it."""
+        """Whether nobody else has it. Of several who wait for a holder that is gone, the first by name gets
+        it.
+        """
         deadline = time.monotonic() + self._patience
         for holder in self._others():
             if holder == self._gone or _is_dead(holder):
@@ -150,8 +155,8 @@ def is_held(client: MlflowClient, experiment_id: str, spec_id: str, holder: str)
 
 
 def held_specs(client: MlflowClient, experiment_id: str) -> set[str]:
-    """The spec ids whose lease somebody holds, as far as can be told without waiting: a holder that died on another machine counts
-    until the next one takes over."""
+    """The spec ids whose lease somebody holds, as far as can be told without waiting: a holder that died on
+    another machine counts until the next one takes over."""
     tags = client.get_experiment(experiment_id).tags
     holders = [(key.removeprefix("lease."), value) for key, value in tags.items() if key.startswith("lease.")]
     held = [key.partition(".") for key, value in holders if value.startswith(_HOLDING)]

@@ -1,7 +1,8 @@
 """The one writer: the parent process that logs runs to MLflow from their events.
 
-A run is found again by its ``spec_id`` tag, so an interrupted one continues under the same MLflow run. Points that the store
-has already are not logged twice, whatever a crash left half done: events are read from the start and what is known is skipped.
+A run is found again by its ``spec_id`` tag, so an interrupted one continues under the same MLflow run. Points
+that the store has already are not logged twice, whatever a crash left half done: events are read from the
+start and what is known is skipped.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Tracker:
         return _stored(found[0]) if found else None
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
-        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by the locks of their folders."""
+        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by
+        the locks of their folders.
+        """
         return nullcontext() if self._place.database else Lease(self.client, self.experiment_id, spec_id)
 
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
@@ -101,7 +104,9 @@ class Tracker:
         return run is not None and run.status == "RUNNING"
 
     def abandon(self, spec_id: str, why: str) -> None:
-        """Close the run that its writer left under way as KILLED. When the store is gone too it stays RUNNING, and can be continued so."""
+        """Close the run that its writer left under way as KILLED. When the store is gone too it stays
+        RUNNING, and can be continued so.
+        """
         from mlflow.exceptions import MlflowException
 
         with suppress(MlflowException):
@@ -140,7 +145,9 @@ class RunLog:
         self._send(points, tags)
 
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
-        """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the status."""
+        """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the
+        status.
+        """
         self.events(read_events(folder / "events.jsonl"))
         result = (result_of(folder) or {}) if status == "FINISHED" else {}
         now = int(time.time() * 1000)

@@ -1,6 +1,8 @@
-"""Saved views of the MLflow runs page, written into the experiment so that the UI opens on something worth seeing.
+"""Saved views of the MLflow runs page, written into the experiment so that the UI opens on something worth
+seeing.
 
-MLflow keeps a shared view as an experiment tag with compressed JSON. That form is not documented, so a browser test holds it.
+MLflow keeps a shared view as an experiment tag with compressed JSON. That form is not documented, so a
+browser test holds it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _COST = (
 )
 
 
-# Final figures in three significant digits, which MLflow's own columns do not offer: tag → metrics, the first that a run has.
+# Final figures in three significant digits, which MLflow's own columns do not offer: tag → metrics, the first
+# that a run has.
 SHOWN = {
     "quality": ("eval/acc", "eval/ppl"),
     "untrained": ("zero/acc", "zero/ppl"),
@@ -126,7 +129,9 @@ def view_path(experiment_id: str, view: View = VIEWS[0]) -> str:
 
 
 def save_views(client: MlflowClient, experiment_id: str, name: str) -> None:
-    """Write every view of :data:`VIEWS` and the experiment's description, unless they are there as they should be."""
+    """Write every view of :data:`VIEWS` and the experiment's description, unless they are there as they
+    should be.
+    """
     tags = client.get_experiment(experiment_id).tags
     note = f"{name}: bits and LoRA rank per weight matrix. Final figures at step 0, curves at their steps. Open a saved view above."
     if tags.get("mlflow.note.content") != note:

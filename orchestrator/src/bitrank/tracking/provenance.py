@@ -92,8 +92,8 @@ def reachable(*modules: str) -> dict[str, Path]:
     """``modules`` and the modules of this project that they import, directly or not, with their files.
 
     Libraries are not followed: they import no sibling and nothing of the orchestrator. Raises
-    :class:`LookupError` for one of ``modules`` that does not exist; an imported name that is none (a function)
-    is passed over.
+    :class:`LookupError` for one of ``modules`` that does not exist; an imported name that is none (a
+    function) is passed over.
     """
     for name in modules:
         if _file_of(name) is None:

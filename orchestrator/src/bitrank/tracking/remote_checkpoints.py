@@ -1,7 +1,8 @@
 """Checkpoints of a run under way among its artifacts, so that another machine can go on from there.
 
-A snapshot is a folder of artifacts named after its step. It counts once the run's tag ``snapshot`` names it, which is set when it has
-arrived whole; the one before is deleted then. With it go the events until then, the figures before training, and how batches were cut.
+A snapshot is a folder of artifacts named after its step. It counts once the run's tag ``snapshot`` names it,
+which is set when it has arrived whole; the one before is deleted then. With it go the events until then, the
+figures before training, and how batches were cut.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Snapshots:
         return self._last
 
     def take(self) -> str | None:
-        """Lay the newest checkpoint aside, with links, while the run goes on; its name, or None when that has been stored already.
+        """Lay the newest checkpoint aside, with links, while the run goes on; its name, or None when that has
+        been stored already.
 
         The files beside it are copied later than the checkpoint, so every event before it is among them.
         """

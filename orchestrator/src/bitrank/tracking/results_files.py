@@ -1,4 +1,6 @@
-"""Results on disk beside the store: a JSON file per cell, one of all runs, and a CSV summary. Each is written whole."""
+"""Results on disk beside the store: a JSON file per cell, one of all runs, and a CSV summary. Each is written
+whole.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ COLUMNS = {
 
 
 def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
-    """Write ``results_<config>_<task>.json``, ``all_results.json`` and ``experiment_summary.csv`` for (spec, figures, state) triples.
+    """Write ``results_<config>_<task>.json``, ``all_results.json`` and ``experiment_summary.csv`` for (spec,
+    figures, state) triples.
 
-    Results of earlier invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot be written.
+    Results of earlier invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot
+    be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,9 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
 
 
 def check_results(folder: Path) -> None:
-    """Raise :class:`UserError` when results cannot be written to ``folder``: to be found before anything trains."""
+    """Raise :class:`UserError` when results cannot be written to ``folder``: to be found before anything
+    trains.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")

@@ -28,8 +28,8 @@ class StoredRun:
 class State:
     """Where a spec stands in the store.
 
-    ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since), failed, diverged,
-    running; ``figures`` are the final metrics of a complete run.
+    ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since),
+    failed, diverged, running; ``figures`` are the final metrics of a complete run.
     """
 
     name: str
@@ -63,7 +63,8 @@ def code_of(spec: RunSpec) -> str:
 
 
 def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
-    """The newest run of each spec_id, straight from a SQLite store: importing MLflow takes seconds, a look should not.
+    """The newest run of each spec_id, straight from a SQLite store: importing MLflow takes seconds, a look
+    should not.
 
     Raises :class:`UserError` when ``database`` is no MLflow store.
     """

@@ -1,6 +1,8 @@
-"""The SQLite file of a store: made aside and renamed, recognized when half made, migrated when an older MLflow wrote it.
+"""The SQLite file of a store: made aside and renamed, recognized when half made, migrated when an older
+MLflow wrote it.
 
-MLflow creates its tables in place, one after another, and can never open a file again whose creation was cut off.
+MLflow creates its tables in place, one after another, and can never open a file again whose creation was cut
+off.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _OTHER = "give another with --store"
 
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """The SQLite file at ``path`` opened for reading, whatever characters its path has, also on a read-only disk."""
+    """The SQLite file at ``path`` opened for reading, whatever characters its path has, also on a read-only
+    disk.
+    """
     with (
         readable_copy(path) as (place, options),
         closing(sqlite3.connect(f"{place.absolute().as_uri()}?{options}", uri=True)) as database,
@@ -42,8 +46,8 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
 def readable_copy(path: Path) -> Iterator[tuple[Path, str]]:
     """The file to open for reading ``path``, and the options of its SQLite URI.
 
-    A database in WAL mode needs a file beside it even to be read. Where none can be made, the file is read as it is if all
-    of it is in the main file; otherwise a copy is read.
+    A database in WAL mode needs a file beside it even to be read. Where none can be made, the file is read as
+    it is if all of it is in the main file; otherwise a copy is read.
     """
     wal = path.with_name(path.name + "-wal")
     if _can_make_files(path.parent):
@@ -66,7 +70,8 @@ def _can_make_files(folder: Path) -> bool:
 
 
 def has_store(path: Path) -> bool:
-    """Whether there is a store at ``path``; False when nothing is there, or only the beginning of one that never held a run.
+    """Whether there is a store at ``path``; False when nothing is there, or only the beginning of one that
+    never held a run.
 
     Raises :class:`UserError` for a file of another program and for a damaged store that has held runs.
     """
@@ -106,7 +111,9 @@ def _is_sound(database: sqlite3.Connection) -> bool:
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether the unreadable file at ``path`` is the torn beginning of a SQLite file beside which no run has left anything."""
+    """Whether the unreadable file at ``path`` is the torn beginning of a SQLite file beside which no run has
+    left anything.
+    """
     head = path.open("rb").read(16)
     return b"SQLite format 3\0".startswith(head) and not _holds_files(path)
 
@@ -122,7 +129,8 @@ def _remedy(path: Path) -> str:
 
 
 def make_store(path: Path, create: Callable[[Path], None]) -> None:
-    """Make the SQLite file ``path`` by ``create(file aside)`` and rename it into its place. Hold the store's lock.
+    """Make the SQLite file ``path`` by ``create(file aside)`` and rename it into its place. Hold the store's
+    lock.
 
     A half-made one that is there is kept as ``mlflow.db.half-made``.
     """
@@ -155,9 +163,11 @@ def _set_aside(path: Path) -> None:
 
 
 def migrate(path: Path, uri: str) -> None:
-    """Bring a store that an older MLflow wrote to the installed one's schema, after a copy. Hold the store's lock.
+    """Bring a store that an older MLflow wrote to the installed one's schema, after a copy. Hold the store's
+    lock.
 
-    Raises :class:`UserError` when a newer MLflow wrote it, or when the migration fails; the store is then as it was.
+    Raises :class:`UserError` when a newer MLflow wrote it, or when the migration fails; the store is then as
+    it was.
     """
     from mlflow.version import VERSION
 

@@ -1,11 +1,13 @@
 """Weights & Biases beside MLflow: the same points under the MLflow run's id, from the same one writer.
 
-MLflow stays the store of record. Whatever fails on the way to W&B is said once, and W&B is left alone from then on.
+MLflow stays the store of record. Whatever fails on the way to W&B is said once, and W&B is left alone from
+then on.
 
-W&B numbers the rows of a run's history. A row here is what one event brought that is new, and its number counts such rows from the start
-of the events, which a resumed run reads again: so the same points have the same number at every start, and a run that W&B has already
-goes on at the first number that W&B lacks. Offline its files are read: what their writer had in hand when it was killed is not in them.
-The axis of the charts is the metric ``step``: W&B's own numbers must rise, and final figures belong to step 0, as in MLflow.
+W&B numbers the rows of a run's history. A row here is what one event brought that is new, and its number
+counts such rows from the start of the events, which a resumed run reads again: so the same points have the
+same number at every start, and a run that W&B has already goes on at the first number that W&B lacks. Offline
+its files are read: what their writer had in hand when it was killed is not in them. The axis of the charts is
+the metric ``step``: W&B's own numbers must rise, and final figures belong to step 0, as in MLflow.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ class PairTracker:
 
 
 class PairLog:
-    """MLflow is told first: when the parent is killed in between, the rest reaches W&B from the events, on the next start."""
+    """MLflow is told first: when the parent is killed in between, the rest reaches W&B from the events, on
+    the next start.
+    """
 
     def __init__(self, first: RunLog, second: WandbLog) -> None:
         self._logs = (first, second)
@@ -95,8 +99,8 @@ class PairLog:
 class WandbTracker:
     """Opens runs in Weights & Biases, until something goes wrong there.
 
-    ``work`` is the folder of the runs' own folders; W&B's files lie beside it, in ``wandb/``, unless WANDB_DIR says otherwise.
-    Raises :class:`UserError` as :func:`check` does.
+    ``work`` is the folder of the runs' own folders; W&B's files lie beside it, in ``wandb/``, unless
+    WANDB_DIR says otherwise. Raises :class:`UserError` as :func:`check` does.
     """
 
     def __init__(self, work: Path, say: Callable[[str], None] | None = None) -> None:
@@ -111,7 +115,9 @@ class WandbTracker:
         return WandbLog(self.try_to, lambda: self._init(spec, run_id))
 
     def try_to(self, act: Callable[[], None]) -> None:
-        """Do ``act`` unless W&B has failed before; the first failure is said, and the last thing that is asked of it."""
+        """Do ``act`` unless W&B has failed before; the first failure is said, and the last thing that is
+        asked of it.
+        """
         if self._left:
             return
         try:
@@ -167,7 +173,9 @@ class WandbTracker:
 
 
 class WandbLog:
-    """Writes one run to W&B. ``try_to`` does what may fail; ``init`` opens the run and knows the first row that it lacks."""
+    """Writes one run to W&B. ``try_to`` does what may fail; ``init`` opens the run and knows the first row
+    that it lacks.
+    """
 
     def __init__(
         self, try_to: Callable[[Callable[[], None]], None], init: Callable[[], tuple[Run, int]]
@@ -221,14 +229,18 @@ def _offline() -> bool:
 
 
 def _rows(folder: Path, run_id: str) -> int:
-    """How many rows of a run's history W&B's files under ``folder`` hold. Rows are written in order of their numbers."""
+    """How many rows of a run's history W&B's files under ``folder`` hold. Rows are written in order of their
+    numbers.
+    """
     return max(
         (_last_row(path) + 1 for path in folder.glob(f"wandb/*-{run_id}/run-{run_id}.wandb")), default=0
     )
 
 
 def _last_row(path: Path) -> int:
-    """The number of the last whole row in one of W&B's files, -1 when there is none; a killed writer tears the end off."""
+    """The number of the last whole row in one of W&B's files, -1 when there is none; a killed writer tears
+    the end off.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
@@ -251,6 +263,8 @@ def _last_row(path: Path) -> int:
 
 
 def _exit_code(status: str, tags: Mapping[str, str]) -> int:
-    """As a shell says it: 128 + n for signal n. Never 0 for a run that did not finish, which W&B would call finished."""
+    """As a shell says it: 128 + n for signal n. Never 0 for a run that did not finish, which W&B would call
+    finished.
+    """
     code = int(tags.get("exit_code", 0))
     return 0 if status == "FINISHED" else 128 - code if code < 0 else code or 1

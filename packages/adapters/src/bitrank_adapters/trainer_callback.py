@@ -1,12 +1,12 @@
 """AdaLoRA inside transformers' ``Trainer`` and TRL's ``SFTTrainer``.
 
-PEFT leaves four things to the training loop, and a ``Trainer`` does none of them: ranks must be allocated after each
-optimizer step, for the number of steps that is really taken; the moving averages must survive a restart; and the
-orthogonality term, which PEFT adds to the loss of every micro-batch, must count once per step and not be reported as
-the task's loss. :class:`AdaLoraCallback` does them.
+PEFT leaves four things to the training loop, and a ``Trainer`` does none of them: ranks must be allocated
+after each optimizer step, for the number of steps that is really taken; the moving averages must survive a
+restart; and the orthogonality term, which PEFT adds to the loss of every micro-batch, must count once per
+step and not be reported as the task's loss. :class:`AdaLoraCallback` does them.
 
-Between steps PEFT's own ``rank_pattern`` is kept empty. With a pattern PEFT would cut the pruned triplets out of every
-checkpoint; a resumed run needs them, since before the freeze they may come back.
+Between steps PEFT's own ``rank_pattern`` is kept empty. With a pattern PEFT would cut the pruned triplets out
+of every checkpoint; a resumed run needs them, since before the freeze they may come back.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ _ADAPTER = "default"
 class AdaLoraCallback(TrainerCallback):
     """Runs AdaLoRA on ``model`` while a ``Trainer`` trains it.
 
-    ``model`` is what :func:`attach_adalora` returned for the number of optimizer steps that the ``Trainer`` takes; give
-    the same model to both. With ``shrink`` pruned ranks are removed from model and optimizer when ranks freeze.
+    ``model`` is what :func:`attach_adalora` returned for the number of optimizer steps that the ``Trainer``
+    takes; give the same model to both. With ``shrink`` pruned ranks are removed from model and optimizer when
+    ranks freeze.
 
     - After each optimizer step ranks are allocated; at the freeze their sum is compared with the budget.
-    - The gradient of the orthogonality term is added once per optimizer step, before clipping. The reported loss, in
-      training and evaluation, is the task's alone; logs have ``orthogonality`` and ``active_ranks`` beside it.
-    - Checkpoints contain the moving averages and masks (``adalora_state.safetensors``): a resumed run takes the same
-      steps as an uninterrupted one.
+    - The gradient of the orthogonality term is added once per optimizer step, before clipping. The reported
+      loss, in training and evaluation, is the task's alone; logs have ``orthogonality`` and ``active_ranks``
+      beside it.
+    - Checkpoints contain the moving averages and masks (``adalora_state.safetensors``): a resumed run takes
+      the same steps as an uninterrupted one.
     - What is saved after training loads in stock PEFT: AdaLoRA with its ranks, or plain LoRA with ``shrink``.
 
     Logs reach ``trainer.state.log_history`` and the callbacks that come after this one.
@@ -55,9 +57,9 @@ class AdaLoraCallback(TrainerCallback):
                           callbacks=[AdaLoraCallback(model)])
         trainer.train()
 
-    Raises :class:`AdapterError` when ``model`` has no AdaLoRA adapter, and when training starts with another number of
-    steps or in a way that hides gradients (fp16, DeepSpeed, FSDP); :class:`BudgetMissed` when the ranks that training
-    leaves do not sum to the budget.
+    Raises :class:`AdapterError` when ``model`` has no AdaLoRA adapter, and when training starts with another
+    number of steps or in a way that hides gradients (fp16, DeepSpeed, FSDP); :class:`BudgetMissed` when the
+    ranks that training leaves do not sum to the budget.
     """
 
     def __init__(self, model: PeftModel, *, shrink: bool = False) -> None:
@@ -161,8 +163,8 @@ class AdaLoraCallback(TrainerCallback):
     def save(self, folder: str | Path, **kwargs: Any) -> None:
         """Save the adapter; it replaces the model's own ``save_pretrained``.
 
-        While training this is a checkpoint: full-size factors and the state of the allocator. Afterwards it is what
-        stock PEFT loads.
+        While training this is a checkpoint: full-size factors and the state of the allocator. Afterwards it
+        is what stock PEFT loads.
         """
         if self._finished and self._cut:
             self._hook.save(Path(folder))
@@ -181,7 +183,9 @@ class AdaLoraCallback(TrainerCallback):
         save_file(held, folder / STATE_FILE, metadata={"step": str(self._step), "hook": text})
 
     def _load_adapter(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Restore the allocator first: a shrunk model must have its final shapes before weights and optimizer come."""
+        """Restore the allocator first: a shrunk model must have its final shapes before weights and optimizer
+        come.
+        """
         if adapter_name == _ADAPTER:
             self._read_state(Path(model_id))
         return self._load(model_id, adapter_name, *args, **kwargs)
@@ -226,7 +230,8 @@ def follow(
     now: Mapping[str, nn.Parameter],
     resized: Mapping[str, tuple[int, Tensor]],
 ) -> None:
-    """Let ``optimizer`` train the parameters ``now`` in place of those ``before``, by name, with their moments cut alike.
+    """Let ``optimizer`` train the parameters ``now`` in place of those ``before``, by name, with their
+    moments cut alike.
 
     ``resized`` is what :meth:`ShrinkingRanks.resized` returned. Parameters that are gone leave the optimizer.
     """

@@ -1,4 +1,6 @@
-"""The run store as DuckDB views, studies, and paired statistics. Figures and the report build on it. Never torch, never mlflow."""
+"""The run store as DuckDB views, studies, and paired statistics. Figures and the report build on it. Never
+torch, never mlflow.
+"""
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.query import query

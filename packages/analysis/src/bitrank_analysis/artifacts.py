@@ -1,7 +1,9 @@
-"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, ``specs``, and ``unread`` for what cannot be read.
+"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, ``specs``, and ``unread`` for
+what cannot be read.
 
-Only artifacts on this machine are read. A run that keeps them elsewhere (``mlflow-artifacts:/``, ``s3://``), and a file that is
-broken, is a row of ``unread``; it is never just absent. A file that is not there (a run that failed before it) is no row anywhere.
+Only artifacts on this machine are read. A run that keeps them elsewhere (``mlflow-artifacts:/``, ``s3://``),
+and a file that is broken, is a row of ``unread``; it is never just absent. A file that is not there (a run
+that failed before it) is no row anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from bitrank_analysis.errors import AnalysisError, masked
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
 _EMPTY_PREDICTIONS = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens WHERE false"
 
-# Files are read as text and parsed one by one, so that one torn file is a row of `unread` and does not take the view with it.
+# Files are read as text and parsed one by one, so that one torn file is a row of `unread` and does not take
+# the view with it.
 _VIEWS = """
 CREATE VIEW ranks AS
   WITH parsed AS (
@@ -50,10 +53,11 @@ CREATE VIEW unread AS
 
 
 def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
-    """Add the views to a connection that has the view ``runs``. ``beside`` is the folder of a SQLite store, None for a server.
+    """Add the views to a connection that has the view ``runs``. ``beside`` is the folder of a SQLite store,
+    None for a server.
 
-    The files are listed now and read when a view is asked. A store that was moved as a whole is found again: where a run's own
-    address is gone, the same experiment and run under ``beside/artifacts`` are taken.
+    The files are listed now and read when a view is asked. A store that was moved as a whole is found again:
+    where a run's own address is gone, the same experiment and run under ``beside/artifacts`` are taken.
     """
     database.execute("CREATE TABLE raw.files (run_id VARCHAR, file VARCHAR, path VARCHAR)")
     database.execute("CREATE TABLE raw.unread (run_id VARCHAR, file VARCHAR, reason VARCHAR)")
@@ -78,7 +82,9 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | No
 
 
 def local_folder(uri: str, beside: Path | None) -> Path | None:
-    """The folder that an artifact URI names on this machine (a path or ``file://``); None when it is another kind of address."""
+    """The folder that an artifact URI names on this machine (a path or ``file://``); None when it is another
+    kind of address.
+    """
     parts = urlsplit(uri)
     if parts.scheme not in {"", "file"}:
         return None
@@ -90,7 +96,9 @@ def local_folder(uri: str, beside: Path | None) -> Path | None:
 
 
 def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb.DuckDBPyRelation:
-    """The predictions of one run, without ``run_id``. Raises :class:`AnalysisError` that says why there are none."""
+    """The predictions of one run, without ``run_id``. Raises :class:`AnalysisError` that says why there are
+    none.
+    """
     rows = database.execute(
         "SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]
     ).fetchall()
@@ -124,7 +132,9 @@ def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str])
 
 
 def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str, str]]) -> None:
-    """Columns are united by name. The files' heads are read here; those that are no whole Parquet become rows of ``unread``."""
+    """Columns are united by name. The files' heads are read here; those that are no whole Parquet become rows
+    of ``unread``.
+    """
     whole = [path for _, path in files]
     try:
         database.execute(_predictions_sql(whole))

@@ -18,9 +18,10 @@ from bitrank_analysis.study import Study
 class Evidence:
     """Frames about ``task``; their columns are those of the functions that made them.
 
-    ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank; ``plans`` has config, seed,
-    matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key, step, value. ``gaps`` tells what could not be worked
-    out, and why; ``notes`` what the statistics say of themselves.
+    ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank;
+    ``plans`` has config, seed, matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key,
+    step, value. ``gaps`` tells what could not be worked out, and why; ``notes`` what the statistics say of
+    themselves.
     """
 
     task: str

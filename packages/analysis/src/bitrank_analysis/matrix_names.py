@@ -1,4 +1,6 @@
-"""Where a weight matrix stands in a transformer, read off its module name: layer number and module, and the bits of its format."""
+"""Where a weight matrix stands in a transformer, read off its module name: layer number and module, and the
+bits of its format.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 
-# Long endings of module names → what a figure has room for. A name that is not here is shown by its last part.
+# Long endings of module names → what a figure has room for. A name that is not here is shown by its last
+# part.
 SHORT = {
     "attention.self.query": "q",
     "attention.self.key": "k",
@@ -39,7 +42,9 @@ def place(matrix: str) -> tuple[int | None, str]:
 
 
 def nominal_bits(number_format: str) -> int:
-    """Bits of one stored number by the format's text, ``"nf4-dq"`` → 4; scales are not counted. Raises :class:`AnalysisError`."""
+    """Bits of one stored number by the format's text, ``"nf4-dq"`` → 4; scales are not counted. Raises
+    :class:`AnalysisError`.
+    """
     found = _BITS.search(number_format)
     if found is None:
         raise AnalysisError(
@@ -49,7 +54,9 @@ def nominal_bits(number_format: str) -> int:
 
 
 def with_place(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with columns ``layer`` (NaN outside the layers) and ``module`` added from its column ``matrix``."""
+    """``frame`` with columns ``layer`` (NaN outside the layers) and ``module`` added from its column
+    ``matrix``.
+    """
     places = {name: place(name) for name in frame["matrix"].unique()}
     layers = pd.to_numeric(frame["matrix"].map(lambda name: places[name][0]))
     return frame.assign(layer=layers, module=frame["matrix"].map(lambda name: places[name][1]))

@@ -22,11 +22,13 @@ Rows = list[tuple[Any, ...]]
 
 
 def query(uri: str, sql: str, format: str = "table") -> str:
-    """The answer of the store at ``uri`` to one ``sql`` statement, as ``table``, ``csv`` or ``json`` (a list of objects).
+    """The answer of the store at ``uri`` to one ``sql`` statement, as ``table``, ``csv`` or ``json`` (a list
+    of objects).
 
-    Only statements that read are run: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE) and EXPLAIN of them.
-    NULL is empty in a table and in CSV; NaN and infinities are ``null`` in JSON, which has no word for them. Raises
-    :class:`AnalysisError` on an unknown format, a store that cannot be read, any other kind of statement, and SQL that DuckDB refuses.
+    Only statements that read are run: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE)
+    and EXPLAIN of them. NULL is empty in a table and in CSV; NaN and infinities are ``null`` in JSON, which
+    has no word for them. Raises :class:`AnalysisError` on an unknown format, a store that cannot be read, any
+    other kind of statement, and SQL that DuckDB refuses.
     """
     if format not in FORMATS:
         raise AnalysisError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -45,7 +47,9 @@ def query(uri: str, sql: str, format: str = "table") -> str:
 
 
 def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise :class:`AnalysisError` unless ``sql`` is one statement that reads; EXPLAIN ANALYZE runs its statement, so that is checked."""
+    """Raise :class:`AnalysisError` unless ``sql`` is one statement that reads; EXPLAIN ANALYZE runs its
+    statement, so that is checked.
+    """
     statements = database.extract_statements(sql)
     if len(statements) != 1:
         raise AnalysisError(

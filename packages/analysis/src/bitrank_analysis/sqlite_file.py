@@ -14,8 +14,8 @@ from pathlib import Path
 def readable_uri(path: Path) -> Iterator[str]:
     """The ``file:`` URI under which SQLite can read ``path`` inside the block.
 
-    A database in WAL mode needs a file beside it even to be read. Where none can be made, the file is read as it is if all
-    of it is in the main file; otherwise a copy is read.
+    A database in WAL mode needs a file beside it even to be read. Where none can be made, the file is read as
+    it is if all of it is in the main file; otherwise a copy is read.
     """
     wal = path.with_name(path.name + "-wal")
     if _can_make_files(path.parent):

@@ -1,8 +1,8 @@
 """An MLflow store (SQLite or Postgres) as DuckDB views, read-only and without DuckDB extensions.
 
-The tables are streamed over ADBC into typed DuckDB tables in memory. Views put right what the store keeps oddly: NaN is stored
-as 0 with a flag, infinities as the largest double, a resumed run may hold one step twice, and deleted runs stay in the tables.
-Neither torch nor mlflow is imported.
+The tables are streamed over ADBC into typed DuckDB tables in memory. Views put right what the store keeps
+oddly: NaN is stored as 0 with a flag, infinities as the largest double, a resumed run may hold one step
+twice, and deleted runs stay in the tables. Neither torch nor mlflow is imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from bitrank_analysis.artifacts import create_artifact_views, pattern_of, sql_li
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.sqlite_file import readable_uri
 
-# Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver reads a column's type
-# off its first batch, so a run of NULLs would make it an integer and a later text an error.
+# Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver
+# reads a column's type off its first batch, so a run of NULLs would make it an integer and a later text an
+# error.
 _TABLES = {
     "experiments": (
         "experiment_id BIGINT, name VARCHAR, lifecycle_stage VARCHAR",
@@ -64,13 +65,16 @@ CREATE VIEW final_metrics AS SELECT run_id, key, arg_max(value, step) AS value, 
 
 
 def open_store(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with views over the store at ``uri``: a folder that holds ``mlflow.db``, ``sqlite:///`` or ``postgresql://``.
+    """A DuckDB connection with views over the store at ``uri``: a folder that holds ``mlflow.db``,
+    ``sqlite:///`` or ``postgresql://``.
 
-    From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with params as ``p.<key>``, tags as
-    ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files: ``predictions`` (run_id and the columns of predictions.parquet),
-    ``ranks`` (run_id, matrix, step, rank, final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role,
-    layer, shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file, reason). The connection
-    can open no other file and no network address, and its settings are locked. Raises :class:`AnalysisError` when there is no MLflow store.
+    From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with
+    params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files:
+    ``predictions`` (run_id and the columns of predictions.parquet), ``ranks`` (run_id, matrix, step, rank,
+    final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role, layer,
+    shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file,
+    reason). The connection can open no other file and no network address, and its settings are locked. Raises
+    :class:`AnalysisError` when there is no MLflow store.
     """
     database = duckdb.connect(
         config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
@@ -102,14 +106,17 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
 
 
 def _lock(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
-    """Allow the connection no file but the runs' artifacts, for good: no other file, no network, no extension, no setting.
+    """Allow the connection no file but the runs' artifacts, for good: no other file, no network, no
+    extension, no setting.
 
-    A store's own artifact folder is allowed as a whole; files of runs that keep them elsewhere are allowed one by one.
+    A store's own artifact folder is allowed as a whole; files of runs that keep them elsewhere are allowed
+    one by one.
     """
     folder = f"{beside}/artifacts/" if beside else None
     paths = [path for (path,) in database.sql("SELECT path FROM raw.files").fetchall()]
     elsewhere = [path for path in paths if folder is None or not path.startswith(folder)]
-    # A path with characters of a pattern is asked for as the pattern that matches it alone, and both forms are checked.
+    # A path with characters of a pattern is asked for as the pattern that matches it alone, and both forms
+    # are checked.
     database.execute(f"SET allowed_directories = {sql_list(_both_forms([folder] if folder else []))}")
     database.execute(f"SET allowed_paths = {sql_list(_both_forms(elsewhere))}")
     database.execute("SET enable_external_access = false")

@@ -1,4 +1,6 @@
-"""One experiment of the store as a study: which runs count, what each measured, and what is missing from the grid."""
+"""One experiment of the store as a study: which runs count, what each measured, and what is missing from the
+grid.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from bitrank_analysis.artifacts import read_predictions
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.training_settings import unusual_settings
 
-# Final metric → (kind of task, short name, whether more of it is better). A new kind of task is one line here.
+# Final metric → (kind of task, short name, whether more of it is better). A new kind of task is one line
+# here.
 METRICS: dict[str, tuple[str, str, bool]] = {
     "eval/acc": ("classification", "acc", True),
     "eval/ppl": ("language-modelling", "ppl", False),
@@ -44,11 +47,12 @@ _CELL = ["config", "task", "seed"]
 class Study:
     """An experiment's runs, ready to compare.
 
-    ``runs``: one row per cell (config, task, seed) that has a finished run with a quality. Where there are several, the newest of those
-    with the settings that most runs of the task share, else the newest.
-    ``missing``: one row per cell of the full grid that has none (every config × task × seed seen), with MLflow's ``status`` (or
-    ``ABSENT``) and a ``reason`` that begins with failed, killed, diverged, running, finished or absent.
-    ``notes``: sentences on runs that were left out and results of older code. ``database`` is the open store.
+    ``runs``: one row per cell (config, task, seed) that has a finished run with a quality. Where there are
+    several, the newest of those with the settings that most runs of the task share, else the newest.
+    ``missing``: one row per cell of the full grid that has none (every config × task × seed seen), with
+    MLflow's ``status`` (or ``ABSENT``) and a ``reason`` that begins with failed, killed, diverged, running,
+    finished or absent. ``notes``: sentences on runs that were left out and results of older code.
+    ``database`` is the open store.
     """
 
     experiment: str
@@ -58,19 +62,21 @@ class Study:
     notes: tuple[str, ...] = ()
 
     def predictions(self, run_id: str) -> pd.DataFrame:
-        """Rows of the run's ``predictions.parquet``. Raises :class:`AnalysisError` when it has none or they cannot be read."""
+        """Rows of the run's ``predictions.parquet``. Raises :class:`AnalysisError` when it has none or they
+        cannot be read.
+        """
         return read_predictions(self.database, run_id).df()
 
 
 def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = None) -> Study:
     """The study in ``experiment``, or in the only experiment that holds runs of bitrank.
 
-    Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality, zero (quality before
-    training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of training), adapter_params,
-    trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits, hardware, code, stale (made by other code than the
-    newest run of the config), settings (what was trained otherwise than in most runs of the task, "" for nothing).
-    Raises :class:`AnalysisError` when there
-    is no such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
+    Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality,
+    zero (quality before training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of
+    training), adapter_params, trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits,
+    hardware, code, stale (made by other code than the newest run of the config), settings (what was trained
+    otherwise than in most runs of the task, "" for nothing). Raises :class:`AnalysisError` when there is no
+    such experiment, when it holds no run with the tags config, task and seed, or when several could be meant.
     """
     every = _tagged(database)
     experiment = _experiment(database, every, experiment)
@@ -104,9 +110,11 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
 
 
 def _stale(rows: pd.DataFrame) -> pd.Series:
-    """Runs made by other code than the newest of their config, or by other shared code than the newest run of all.
+    """Runs made by other code than the newest of their config, or by other shared code than the newest run of
+    all.
 
-    ``code`` covers what decides the numbers of one arm, its rules included; ``shared_code`` is the part that all arms have.
+    ``code`` covers what decides the numbers of one arm, its rules included; ``shared_code`` is the part that
+    all arms have.
     """
     other_arm = rows["code"] != rows.groupby("config")["code"].transform("last")
     sentences = rows.loc[rows["shared_code"] != "", "shared_code"]

@@ -1,4 +1,6 @@
-"""The study's tables, as values for programs (CSV) and as people read them (LaTeX with booktabs, Markdown, HTML by the report)."""
+"""The study's tables, as values for programs (CSV) and as people read them (LaTeX with booktabs, Markdown,
+HTML by the report).
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ def tables(evidence: Evidence) -> list[Table]:
 
 
 def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Heads) -> Table:
-    """``heads`` maps a column to what is printed over it and how its values are written; a column without any value is not printed."""
+    """``heads`` maps a column to what is printed over it and how its values are written; a column without any
+    value is not printed.
+    """
     kept = {
         column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()
     }

@@ -1,4 +1,6 @@
-"""How a run was trained, apart from what its arm decides: runs of one task that differ in this must not be compared unseen."""
+"""How a run was trained, apart from what its arm decides: runs of one task that differ in this must not be
+compared unseen.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ SETTINGS = (
 
 
 def unusual_settings(database: duckdb.DuckDBPyConnection, runs: pd.DataFrame) -> dict[str, str]:
-    """By run_id, what sets a run apart from the settings that most runs of its task share, such as ``steps=20``; "" for none.
+    """By run_id, what sets a run apart from the settings that most runs of its task share, such as
+    ``steps=20``; "" for none.
 
-    ``runs`` has run_id and task, oldest first. Where two sets of settings are as frequent, that of the newest run is the usual one.
+    ``runs`` has run_id and task, oldest first. Where two sets of settings are as frequent, that of the newest
+    run is the usual one.
     """
     settings = _settings(database)
     unusual = {}

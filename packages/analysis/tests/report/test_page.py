@@ -1,4 +1,6 @@
-"""The page in a real headless Chromium: every chart is drawn, nothing is logged, nothing is asked of the network."""
+"""The page in a real headless Chromium: every chart is drawn, nothing is logged, nothing is asked of the
+network.
+"""
 
 from __future__ import annotations
 

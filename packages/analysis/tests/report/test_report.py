@@ -1,4 +1,6 @@
-"""The report: what it says of full and of poor studies, and that the page is whole and asks the network for nothing."""
+"""The report: what it says of full and of poor studies, and that the page is whole and asks the network for
+nothing.
+"""
 
 from __future__ import annotations
 

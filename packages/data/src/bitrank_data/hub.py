@@ -132,7 +132,9 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class HubTask:
-    """A task whose data lie in a repository of the hub; ``load`` reads them from a folder, or from the hub without one."""
+    """A task whose data lie in a repository of the hub; ``load`` reads them from a folder, or from the hub
+    without one.
+    """
 
     kind: Kind
     about: str

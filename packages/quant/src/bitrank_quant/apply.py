@@ -1,9 +1,9 @@
 """Apply a precision plan to a model, module by module.
 
-A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not name stay as they are.
-Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their subclasses (whose own
-forward pass stays), modules that share a weight (they follow its owner and share its bytes), and hooks (they
-move to the module that takes the place).
+A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not
+name stay as they are. Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their
+subclasses (whose own forward pass stays), modules that share a weight (they follow its owner and share its
+bytes), and hooks (they move to the module that takes the place).
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ def apply_precision(
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place, and say what was done.
 
-    ``quant_backend`` overrides the plan's low-bit formats (see :data:`~bitrank_quant.backends.registry.OVERRIDES`). Inputs and outputs of
-    quantized layers are in ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own,
-    just before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where they will lie.
-    ``split`` may put another weight in place of each quantized linear one: it gets the module's name, its (out, in) weight, and a
-    function from a weight to the (out, in) matrix that a layer holding it multiplies by; it gives the weight to store.
-    Raises :class:`QuantError` for a module the model lacks, a format or backend that cannot be served or does not fit a matrix, or a tied
-    head that the plan wants in another format than its embedding; the model is untouched then.
+    ``quant_backend`` overrides the plan's low-bit formats (see
+    :data:`~bitrank_quant.backends.registry.OVERRIDES`). Inputs and outputs of quantized layers are in
+    ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own, just
+    before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where
+    they will lie. ``split`` may put another weight in place of each quantized linear one: it gets the
+    module's name, its (out, in) weight, and a function from a weight to the (out, in) matrix that a layer
+    holding it multiplies by; it gives the weight to store. Raises :class:`QuantError` for a module the model
+    lacks, a format or backend that cannot be served or does not fit a matrix, or a tied head that the plan
+    wants in another format than its embedding; the model is untouched then.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
@@ -138,7 +140,9 @@ def _linear(weight_OI: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 def _store_shared(
     model: nn.Module, name: str, module: nn.Module, fmt: Format, heads: list[str], compute_dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever the override."""
+    """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever
+    the override.
+    """
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
     swap_weights(model, with_weight(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
     return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}

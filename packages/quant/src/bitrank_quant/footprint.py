@@ -1,7 +1,7 @@
 """Count the bytes a model really keeps: codes, scales, nested scales, and what stays in 16 bits.
 
-Every tensor reachable from a module is counted once per storage, so tied weights count once. Tensors inside tensor
-subclasses are followed; what a library keeps elsewhere, its backend lists.
+Every tensor reachable from a module is counted once per storage, so tied weights count once. Tensors inside
+tensor subclasses are followed; what a library keeps elsewhere, its backend lists.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The weight matrices of a model, as plain data: what a precision or rank plan can name.
 
-A *block* matrix is a linear layer inside the repeated transformer blocks. Its role is read from its path: attention when a
-component of the path speaks of attention, feed-forward otherwise. That rule holds for BERT, DistilBERT, GPT-2, GPT-Neo, Llama
-and T5, and is tested on them.
+A *block* matrix is a linear layer inside the repeated transformer blocks. Its role is read from its path:
+attention when a component of the path speaks of attention, feed-forward otherwise. That rule holds for BERT,
+DistilBERT, GPT-2, GPT-Neo, Llama and T5, and is tested on them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Codes of 2 to 8 bits in as few bytes as they need.
 
-Eight codes of b bits fill exactly b bytes, so packing works on groups of eight: 3-bit codes take 3 bits, not 4.
+Eight codes of b bits fill exactly b bytes, so packing works on groups of eight: 3-bit codes take 3 bits, not
+4.
 """
 
 from __future__ import annotations

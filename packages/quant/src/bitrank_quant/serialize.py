@@ -1,7 +1,8 @@
 """A quantized model as a file: codes and scales as they are in memory, and the format of every matrix.
 
-The file is ``quantized.safetensors`` and not ``model.safetensors``: a loader that knows nothing of it must find no weights rather than
-the wrong ones. Only matrices held by plain torch are written; others are made into it first (:func:`to_reference`).
+The file is ``quantized.safetensors`` and not ``model.safetensors``: a loader that knows nothing of it must
+find no weights rather than the wrong ones. Only matrices held by plain torch are written; others are made
+into it first (:func:`to_reference`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _WEIGHTS, _FORMATS = "quantized.safetensors", "formats.json"
 
 
 def to_reference(layer: nn.Module, weight_OI: Tensor, text: str, compute_dtype: torch.dtype) -> nn.Module:
-    """A linear layer in plain torch that holds ``weight_OI`` in the format ``text``, with the bias of ``layer``."""
+    """A linear layer in plain torch that holds ``weight_OI`` in the format ``text``, with the bias of
+    ``layer``.
+    """
     bias, fmt = layer.bias, parse_format(text)
     if not isinstance(fmt, Float):
         return QuantLinear(QuantWeight(weight_OI, fmt, compute_dtype), bias)  # type: ignore[arg-type]
@@ -55,7 +58,8 @@ def save_quantized(model: nn.Module, folder: Path) -> None:
 
 
 def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """Put what :func:`save_quantized` wrote into ``model``, built from the same configuration with any weights; ``model`` itself.
+    """Put what :func:`save_quantized` wrote into ``model``, built from the same configuration with any
+    weights; ``model`` itself.
 
     Raises :class:`QuantError` when ``folder`` holds no quantized model, or that of another one.
     """

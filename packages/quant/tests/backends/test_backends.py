@@ -1,4 +1,6 @@
-"""Real bitsandbytes and quanto layers against the reference, forward and backward, and the words that name them."""
+"""Real bitsandbytes and quanto layers against the reference, forward and backward, and the words that name
+them.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def test_probe_reports_a_failure_instead_of_raising() -> None:
 
 
 def test_a_trial_measures_output_and_gradient() -> None:
-    """llm-int8 rounds activations: its output is off by about a hundredth, its gradient by bf16's rounding alone."""
+    """llm-int8 rounds activations: its output is off by about a hundredth, its gradient by bf16's rounding
+    alone.
+    """
     trial = try_format(BACKENDS["torch"], parse_format("llm-int8"), "cpu", torch.float32)
     assert trial.problem is None and 1e-3 < trial.output_error < 0.02 and trial.gradient_error < 1e-5
     off = try_format(BACKENDS["quanto"], parse_format("int2-g64"), "cpu")
@@ -141,7 +145,9 @@ def test_a_cpu_serves_all_but_the_cuda_overrides() -> None:
 
 
 def test_quanto_builds_in_the_cache_and_a_killed_build_does_not_hang_the_next_process(tmp_path: Path) -> None:
-    """torch's extension loader waits for a lock file for ever; one is planted as a killed build would leave it."""
+    """torch's extension loader waits for a lock file for ever; one is planted as a killed build would leave
+    it.
+    """
     quanto = pytest.importorskip("optimum.quanto")
     installed = sorted(Path(quanto.__file__).parent.rglob("build/*"))
     code = "from bitrank_quant import BACKENDS, parse_format, probe; print(probe(BACKENDS['quanto'], parse_format('int4-g64'), 'cpu'))"

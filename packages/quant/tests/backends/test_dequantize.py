@@ -40,7 +40,9 @@ def test_rows_that_end_within_a_byte_are_decoded_together(monkeypatch: pytest.Mo
 def test_a_large_matrix_is_multiplied_by_a_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    """Forward and backward, as by the whole of it; a matrix that is there already in the dtype of the product is not cut."""
+    """Forward and backward, as by the whole of it; a matrix that is there already in the dtype of the product
+    is not cut.
+    """
     torch.manual_seed(0)
     weight_OI, bias_O, x_NI = (
         torch.randn(150, 128).bfloat16(),
@@ -171,7 +173,9 @@ def test_layers_that_multiply_in_their_own_way_have_none() -> None:
 def test_llm_int8_of_bitsandbytes_trains_by_its_decoded_matrix(
     dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradient, outlier columns or none, bit by bit what bitsandbytes makes of the same layer in training on a CPU."""
+    """Output and gradient, outlier columns or none, bit by bit what bitsandbytes makes of the same layer in
+    training on a CPU.
+    """
     if not compiled:
         monkeypatch.setattr(kernels, "switched_off", lambda: True)
     torch.manual_seed(0)

@@ -92,7 +92,8 @@ def test_zero_stays_zero(fmt) -> None:
     "wanted", [torch.tensor([3, 299, 3, 0, -1]), slice(0, 7), slice(120, 290), slice(299, 300)], ids=str
 )
 def test_rows_are_the_rows_of_the_whole(fmt, wanted) -> None:
-    # 900 block scales, three a row: nested ones fill three outer blocks and begin a fourth, and the first two end within a row.
+    # 900 block scales, three a row: nested ones fill three outer blocks and begin a fourth, and the first two
+    # end within a row.
     weight = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
     encoded = fmt.encode(weight)
     whole = fmt.decode(encoded, (300, 192), torch.float32)

@@ -39,8 +39,8 @@ def near(
 ) -> bool:
     """Of that type and of ``exact``'s shape, and off by no more than rounding, ``times`` over.
 
-    Rounding is that of the exact value, and of the largest one; where terms cancel, of ``parts``, the terms' magnitudes,
-    for a difference near 0 keeps the terms' error whoever takes it (torch's own is the same).
+    Rounding is that of the exact value, and of the largest one; where terms cancel, of ``parts``, the terms'
+    magnitudes, for a difference near 0 keeps the terms' error whoever takes it (torch's own is the same).
     """
     same = found.dtype == dtype and found.shape == exact.shape
     size = exact.abs().double() + (exact.abs().max() if parts is None else parts)
@@ -131,7 +131,9 @@ def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
 def test_rotary_positions(
     batch: int, heads: int, length: int, half: int, shared: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    """x as a product leaves it, by position first; angles of all sequences or of each, of which the halves may differ."""
+    """x as a product leaves it, by position first; angles of all sequences or of each, of which the halves
+    may differ.
+    """
     x, grad = draw(seed, dtype, (batch, length, heads, 2 * half), (batch, heads, length, 2 * half))
     angles = torch.randn(
         1 if shared else batch, length, 2 * half, generator=torch.Generator().manual_seed(seed)

@@ -217,7 +217,9 @@ def keep(seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, o
 
 @pytest.mark.parametrize("make", [llama, bert, gpt2, roberta, Forked])
 def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
-    """Rows of every linear matrix, from one graph through the whole model; also where blocks do not follow one another."""
+    """Rows of every linear matrix, from one graph through the whole model; also where blocks do not follow
+    one another.
+    """
     model = make().eval()
     replay = Replay(model, batches(), logits_and_labels)
     assert replay.chained == (make is not Forked)
@@ -259,7 +261,9 @@ def test_a_matrix_that_the_task_does_not_use_is_named() -> None:
 
 @pytest.mark.parametrize("make", [llama, bert, gpt2])
 def test_a_model_held_in_16_bits_is_measured_as_one_held_in_32(make: Any) -> None:
-    """Of weights that 16 bits hold exactly. What is held is not made wider, and what the model holds is as before afterwards."""
+    """Of weights that 16 bits hold exactly. What is held is not made wider, and what the model holds is as
+    before afterwards.
+    """
     found = []
     for narrow in (False, True):
         model = make()
@@ -354,7 +358,9 @@ def test_added_loss_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
 
 
 def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
-    """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the likeliest of many."""
+    """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the
+    likeliest of many.
+    """
     model, fmt = measured["model"], FORMATS[0]
     ids = torch.cat(batches())
     counts_N = logits_and_labels(model, ids)[1] >= 0

@@ -1,6 +1,8 @@
-"""A Ray cluster: its machines, what a run needs of one, and runs as tasks on them. Imported only when it is asked for.
+"""A Ray cluster: its machines, what a run needs of one, and runs as tasks on them. Imported only when it is
+asked for.
 
-Ray places runs and tells of lost workers. It never repeats a task by itself: a run under way is continued, not begun again.
+Ray places runs and tells of lost workers. It never repeats a task by itself: a run under way is continued,
+not begun again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _FOREIGN = "failed to import"  # how Ray begins to say that a worker lacks the m
 
 
 class Cluster:
-    """The cluster at ``address``, or, if there is none, one on this machine's loopback interface that ends with this process.
+    """The cluster at ``address``, or, if there is none, one on this machine's loopback interface that ends
+    with this process.
 
     Raises :class:`UserError` when it does not answer.
     """
@@ -55,7 +58,9 @@ class Cluster:
         self._work = ray.remote(max_retries=0, num_returns="streaming")(work)
 
     def start(self, order: dict[str, Any], need: Resources) -> Any:
-        """Hand a run out; it waits for a machine with room. The handle is for :meth:`hear` and :meth:`cancel`."""
+        """Hand a run out; it waits for a machine with room. The handle is for :meth:`hear` and
+        :meth:`cancel`.
+        """
         return self._work.options(num_cpus=need["CPU"], num_gpus=need["GPU"], memory=need["memory"]).remote(
             order
         )
@@ -65,8 +70,8 @@ class Cluster:
         self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
 
     def messages(self, handle: Any) -> list[dict[str, Any]]:
-        """What a run has told since (see :func:`bitrank.execution.ray.worker.work`). ``lost`` as the last says why its worker will tell no
-        more, and ``dead`` whether it is sure that it does no more either."""
+        """What a run has told since (see :func:`bitrank.execution.ray.worker.work`). ``lost`` as the last
+        says why its worker will tell no more, and ``dead`` whether it is sure that it does no more either."""
         received: list[dict[str, Any]] = []
         while self._ray.wait([handle], timeout=0)[0]:
             try:
@@ -97,7 +102,9 @@ class Cluster:
 
 
 def _hint(address: str | None) -> str:
-    """Ray says the same of a cluster that is not there and of one that wants a token; `ray start` of today makes one by default."""
+    """Ray says the same of a cluster that is not there and of one that wants a token; `ray start` of today
+    makes one by default.
+    """
     if address is None or os.environ.get("RAY_AUTH_MODE"):
         return ""
     return "; if it was started with a token (ray start says so), copy that to this machine and set RAY_AUTH_MODE=token"
@@ -106,8 +113,9 @@ def _hint(address: str | None) -> str:
 def needed(spec: RunSpec, machines: Sequence[Resources]) -> Resources:
     """What a run takes of a machine: ``CPU`` cores, ``GPU`` devices, ``memory`` in bytes.
 
-    A run that does not say how many threads it has takes as many cores as the smallest machine has; one that may use a GPU takes one
-    for each of its processes where there are any. Raises :class:`UserError` when no machine has that much.
+    A run that does not say how many threads it has takes as many cores as the smallest machine has; one that
+    may use a GPU takes one for each of its processes where there are any. Raises :class:`UserError` when no
+    machine has that much.
     """
     cores = min((machine["CPU"] for machine in machines), default=0)
     wants_gpu = spec.device == "cuda" or (

@@ -1,7 +1,8 @@
 """The Ray executor: every run is a task on whichever machine of a cluster has room.
 
-The driver hands runs out, shows what they tell, and hands a run out again when its worker is lost, up to ``retries`` times. It writes
-nothing to a run that lives: the run's worker does (see :mod:`bitrank.execution.ray.worker`).
+The driver hands runs out, shows what they tell, and hands a run out again when its worker is lost, up to
+``retries`` times. It writes nothing to a run that lives: the run's worker does (see
+:mod:`bitrank.execution.ray.worker`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _SERVER = "start one (mlflow server on Postgres, with --artifacts-destination; d
 
 
 def check(how: Execution, store: str) -> None:
-    """Raise :class:`UserError` when Ray is not installed, or ``store`` is none that other machines can write to."""
+    """Raise :class:`UserError` when Ray is not installed, or ``store`` is none that other machines can write
+    to.
+    """
     if find_spec("ray") is None:
         raise UserError(
             f"--executor ray needs Ray; install it with: {sys.executable} -m pip install 'bitrank[ray]'"
@@ -70,10 +73,12 @@ class _Task:
 def run_all(
     jobs: Sequence[Job], tracker: Tracker, how: Execution, changed: Callable[[Job | None], None]
 ) -> None:
-    """Run every job on the cluster, at most ``how.jobs`` at once. ``changed`` is called when a job moved on, and with None at each poll.
+    """Run every job on the cluster, at most ``how.jobs`` at once. ``changed`` is called when a job moved on,
+    and with None at each poll.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after what runs is closed as KILLED, and :class:`UserError`
-    when the cluster does not answer, is too small for a run, or the server keeps artifacts where workers cannot put them.
+    One failing run does not stop the others. Raises :class:`Interrupted` after what runs is closed as KILLED,
+    and :class:`UserError` when the cluster does not answer, is too small for a run, or the server keeps
+    artifacts where workers cannot put them.
     """
     _check_artifacts(tracker)
     cluster = Cluster(how.ray_address)
@@ -168,7 +173,9 @@ def _lost(
 
 
 def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
-    """End what runs. Workers close their own runs as KILLED; what they have not closed in time is closed here."""
+    """End what runs. Workers close their own runs as KILLED; what they have not closed in time is closed
+    here.
+    """
     for task in running:
         cluster.cancel(task.handle)
     deadline = time.monotonic() + _PATIENCE

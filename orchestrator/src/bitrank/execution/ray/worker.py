@@ -1,8 +1,9 @@
-"""One run on a machine of a cluster: the same process as on the driver's own machine, in a scratch folder, followed and logged here.
+"""One run on a machine of a cluster: the same process as on the driver's own machine, in a scratch folder,
+followed and logged here.
 
-The worker that runs a run is the one writer of its record, and holds its lease. It needs no shared disk: each checkpoint is stored
-with the run's artifacts, and the worker that comes after a lost one goes on from there, under the same MLflow run. What crosses from
-the driver and back is plain data.
+The worker that runs a run is the one writer of its record, and holds its lease. It needs no shared disk: each
+checkpoint is stored with the run's artifacts, and the worker that comes after a lost one goes on from there,
+under the same MLflow run. What crosses from the driver and back is plain data.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class LeftCluster(Exception):
 
 
 def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = None) -> dict[str, Any]:
-    """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files it must find there."""
+    """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files
+    it must find there.
+    """
     return {
         "version": __version__,
         "shared_code": shared_code(),
@@ -60,8 +63,8 @@ def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = Non
 def work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Do one run; yields what the driver is to know: ``started``, then ``events``, and ``ended`` last.
 
-    It says nothing of its end when it is interrupted, after closing the run as KILLED. Raises what breaks here, such as a store that
-    is gone.
+    It says nothing of its end when it is interrupted, after closing the run as KILLED. Raises what breaks
+    here, such as a store that is gone.
     """
     try:
         yield from _work(order)
@@ -154,8 +157,8 @@ def _follow(
 
 
 def _checked(order: dict[str, Any]) -> RunSpec:
-    """The order's spec, with this process where its paths lead from. Raises :class:`UserError` when this machine has other code than the
-    driver, or lacks a file that the run reads."""
+    """The order's spec, with this process where its paths lead from. Raises :class:`UserError` when this
+    machine has other code than the driver, or lacks a file that the run reads."""
     here, there = (__version__, shared_code()), (order["version"], order["shared_code"])
     if here != there:
         raise UserError(
@@ -178,6 +181,8 @@ def _checked(order: dict[str, Any]) -> RunSpec:
 
 
 def _files_of(spec: RunSpec) -> list[str]:
-    """Paths of the user's own that the run reads: a plan, a task's file, a folder with data, a model's folder."""
+    """Paths of the user's own that the run reads: a plan, a task's file, a folder with data, a model's
+    folder.
+    """
     task = spec.task if spec.task_name != spec.task else None
     return [path for path in (spec.plan, task, spec.data, spec.model) if path and Path(path).exists()]

@@ -27,8 +27,8 @@ def write_report(
 ) -> Path:
     """Collect and write in one step; the path of the page.
 
-    ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for the links to runs. Raises
-    :class:`AnalysisError` when there is nothing to report, or no place to write.
+    ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for
+    the links to runs. Raises :class:`AnalysisError` when there is nothing to report, or no place to write.
     """
     return write(collect(load_study(open_store(store_uri), experiment), ui_url or UI_URL), out_folder)
 
@@ -36,7 +36,8 @@ def write_report(
 def write(report: Report, out_folder: Path | str) -> Path:
     """Write ``report.html report.md figures/ tables/`` into ``out_folder``; the path of the page.
 
-    Figures and tables of an earlier report in the folder are replaced. Raises :class:`AnalysisError` when it cannot be written to.
+    Figures and tables of an earlier report in the folder are replaced. Raises :class:`AnalysisError` when it
+    cannot be written to.
     """
     from bitrank_analysis.report.page import page
     from bitrank_analysis.report.plain import plain

@@ -1,4 +1,6 @@
-"""What a reader needs to trust a report: the runs with their links, machine and versions, what was not run, what could not be drawn."""
+"""What a reader needs to trust a report: the runs with their links, machine and versions, what was not run,
+what could not be drawn.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def warnings(study: Study, task: str) -> list[str]:
 
 
 def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What the report lacks and why: frames, figures, files that cannot be read, and what the study and statistics note."""
+    """What the report lacks and why: frames, figures, files that cannot be read, and what the study and
+    statistics note.
+    """
     sentences = [f"{task.task}, {name}: {reason}" for task in evidence for name, reason in task.gaps.items()]
     sentences += [
         f"{task}, figure {name}: {reason}"

@@ -1,4 +1,6 @@
-"""What a study of planners says: every arm beside a reference at equal bytes, with what it cost to plan and to train."""
+"""What a study of planners says: every arm beside a reference at equal bytes, with what it cost to plan and
+to train.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ _PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm
 def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
     """Write ``report.md`` and a CSV file per task into ``folder``; the report's text.
 
-    ``references`` are configs, one a budget, that the arms of their budget are compared with (those without a finished run are left out),
-    ``costs`` the JSON file that tells what each plan took to make. Raises :class:`~bitrank_analysis.errors.AnalysisError` as
-    :func:`load_study` does.
+    ``references`` are configs, one a budget, that the arms of their budget are compared with (those without a
+    finished run are left out), ``costs`` the JSON file that tells what each plan took to make. Raises
+    :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
     """
     study = load_study(open_store(store), experiment)
     spent = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
@@ -46,11 +48,12 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
 
 
 def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of ``task`` (and reference it is compared with): quality over seeds, bytes, seconds, and the paired comparison.
+    """One row an arm of ``task`` (and reference it is compared with): quality over seeds, bytes, seconds, and
+    the paired comparison.
 
-    Arms planned for a reference's budget are one family of tests, and what was planned for none (``budget`` is NaN) another one.
-    ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference; a reference stands alone with NaN. ``total_s``
-    is planning and one training together.
+    Arms planned for a reference's budget are one family of tests, and what was planned for none (``budget``
+    is NaN) another one. ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference;
+    a reference stands alone with NaN. ``total_s`` is planning and one training together.
     """
     runs = study.runs[study.runs["task"] == task]
     held = _MIB * (runs["model_mib"] + runs["adapter_mib"])
@@ -129,7 +132,9 @@ def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
 
 
 def _outcome(rows: pd.DataFrame) -> str:
-    """Counts of won and lost comparisons; with one seed, counts of the arms that differ and on which side they are."""
+    """Counts of won and lost comparisons; with one seed, counts of the arms that differ and on which side
+    they are.
+    """
     apart = rows[rows["verdict"] == DIFFERS]
     if len(apart):
         ahead = _ahead(apart)

@@ -35,7 +35,9 @@ def side_by_side(study: Study, evidence: Evidence) -> SideBySide:
 
 
 def disagreements(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> SideBySide:
-    """Config → rows with id, label, prediction and perhaps confidence and text; the examples where arms split most evenly come first."""
+    """Config → rows with id, label, prediction and perhaps confidence and text; the examples where arms split
+    most evenly come first.
+    """
     arms = list(predictions)
     if len(arms) < 2:
         return SideBySide(f"{arms[0]} is the only arm, so there is nothing to disagree with.")
@@ -106,7 +108,9 @@ def _continued(study: Study, runs: dict[str, str]) -> SideBySide:
 
 
 def _continuations(study: Study, run_id: str) -> dict[str, str]:
-    """Prompt → continuation, empty when the run left none. Raises :class:`AnalysisError` on a file of another form."""
+    """Prompt → continuation, empty when the run left none. Raises :class:`AnalysisError` on a file of another
+    form.
+    """
     places = study.database.execute(
         "SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]
     ).fetchall()

@@ -1,4 +1,6 @@
-"""The answer, one line for each task and baseline, and how sure it is. The figures stand in the tables below it."""
+"""The answer, one line for each task and baseline, and how sure it is. The figures stand in the tables below
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _VERBS = {claim: ("differs", "differ") if claim == DIFFERS else ("is ", "are ") 
 
 
 def verdict(evidence: Sequence[Evidence]) -> list[str]:
-    """One line for each task and baseline, worked out from the verdicts of the paired comparisons; then how sure they are."""
+    """One line for each task and baseline, worked out from the verdicts of the paired comparisons; then how
+    sure they are.
+    """
     lines = [_against(task, baseline) for task in evidence for baseline in BASELINES]
     return [*lines, _how_sure(evidence)]
 

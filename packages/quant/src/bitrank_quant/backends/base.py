@@ -1,7 +1,7 @@
 """What a backend is: one value that says how a library stores a quantized linear layer and multiplies by it.
 
-A backend is one file that defines one :class:`Backend`; :data:`~bitrank_quant.backends.registry.BACKENDS` lists them.
-No other module knows the classes of a library.
+A backend is one file that defines one :class:`Backend`; :data:`~bitrank_quant.backends.registry.BACKENDS`
+lists them. No other module knows the classes of a library.
 """
 
 from __future__ import annotations

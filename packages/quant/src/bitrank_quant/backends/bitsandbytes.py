@@ -19,7 +19,8 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import DYNAMIC_8BIT, Codebook
 from bitrank_quant.formats.integer import Int8Row
 
-# Every access to a weight of bitsandbytes passes through Python (`__torch_function__`), 2 µs each, but in here.
+# Every access to a weight of bitsandbytes passes through Python (`__torch_function__`), 2 µs each, but in
+# here.
 _unwatched = torch._C.DisableTorchFunctionSubclass
 _BLOCK = 64
 _NESTED = 256  # block scales under one outer scale
@@ -61,8 +62,8 @@ def _make_4bit(linear: nn.Linear, fmt: Codebook, compute_dtype: torch.dtype) -> 
         compress_statistics=fmt.double_quant,
     )
     made.bias = frozen(linear.bias)
-    # On the CPU an evaluation would repack the codes into a layout that has no backward pass, and training after it would
-    # lose its gradients without a word.
+    # On the CPU an evaluation would repack the codes into a layout that has no backward pass, and training
+    # after it would lose its gradients without a word.
     made.support_avx512bf16_for_cpu = False
     made = made.to(linear.weight.device)
     # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two
@@ -82,7 +83,8 @@ def _make_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         threshold=6.0,
         device="meta",
     )
-    # bitsandbytes quantizes from fp16; weights far outside its range would become inf, the cast below would say so.
+    # bitsandbytes quantizes from fp16; weights far outside its range would become inf, the cast below would
+    # say so.
     made.weight = Int8Params(linear.weight.detach().contiguous(), requires_grad=False, has_fp16_weights=False)
     made.bias = frozen(linear.bias)
     made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself goes by its input
@@ -112,8 +114,8 @@ def decode(layer: Any) -> Decode | None:
 
 
 class Int8InTraining:
-    """The matrix of bitsandbytes' LLM.int8(), which on a CPU rounds activations in evaluations alone: while it trains it multiplies by
-    this very matrix, which it makes in two passes into new memory."""
+    """The matrix of bitsandbytes' LLM.int8(), which on a CPU rounds activations in evaluations alone: while
+    it trains it multiplies by this very matrix, which it makes in two passes into new memory."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -139,7 +141,9 @@ def stored_weight(layer: Any) -> Tensor:
 
 
 def _held_8bit(layer: Any) -> Any:
-    """Codes and scales lie with the weight until bitsandbytes' first product, with the state of its products after it."""
+    """Codes and scales lie with the weight until bitsandbytes' first product, with the state of its products
+    after it.
+    """
     weight = layer._parameters["weight"]
     return weight if getattr(weight, "SCB", None) is not None else layer.state
 
@@ -174,8 +178,8 @@ def decode_on_cpu(
 
 
 def nbytes(fmt: Format, shape: tuple[int, int], _dtype: torch.dtype) -> int:
-    """4-bit codes lie in one row of blocks, whatever the shape; with double quantization there are 8-bit scales,
-    their own outer scales and code book."""
+    """4-bit codes lie in one row of blocks, whatever the shape; with double quantization there are 8-bit
+    scales, their own outer scales and code book."""
     if not isinstance(fmt, Codebook):
         return fmt.nbytes(shape)
     numbers = math.prod(shape)
@@ -185,7 +189,9 @@ def nbytes(fmt: Format, shape: tuple[int, int], _dtype: torch.dtype) -> int:
 
 
 def hidden_tensors(layer: Any) -> Iterator[Tensor]:
-    """Codes and scales of an 8-bit layer, in the state of its products or on its weight; the quant state of a 4-bit one."""
+    """Codes and scales of an 8-bit layer, in the state of its products or on its weight; the quant state of a
+    4-bit one.
+    """
     weight = layer._parameters["weight"]
     for holder in (getattr(layer, "state", None), weight):
         for key in ("CB", "SCB"):

@@ -1,7 +1,8 @@
 """Which backend holds a format on this machine, and what a ``--quant-backend`` means here.
 
-Under ``auto`` the first backend that serves a format takes it, if a small matrix goes through it on this device; those passed over are told
-with their reasons (:func:`rejected`). A backend asked for by name is taken or refused, never replaced.
+Under ``auto`` the first backend that serves a format takes it, if a small matrix goes through it on this
+device; those passed over are told with their reasons (:func:`rejected`). A backend asked for by name is taken
+or refused, never replaced.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from bitrank_quant.formats.parse import parse_format
 
 
 def choose_backend(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Backend:
-    """The first of :data:`BACKENDS` that serves ``fmt`` on ``device`` and does it here; plain torch serves everything."""
+    """The first of :data:`BACKENDS` that serves ``fmt`` on ``device`` and does it here; plain torch serves
+    everything.
+    """
     return next(b for b in BACKENDS.values() if b.serves(fmt) and _unfit(b, fmt, device, dtype) is None)
 
 
 def rejected(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
-    """Backends that come before the one :func:`choose_backend` takes and serve ``fmt``, but not here: name → reason."""
+    """Backends that come before the one :func:`choose_backend` takes and serve ``fmt``, but not here: name →
+    reason.
+    """
     chosen = choose_backend(fmt, device, dtype).name
     before = list(BACKENDS)[: list(BACKENDS).index(chosen)]
     reasons = {
@@ -35,7 +40,8 @@ def rejected(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> d
 def override_for(name: str, device: str, dtype: torch.dtype = torch.bfloat16) -> Override:
     """The ``--quant-backend`` called ``name``, checked against ``device``.
 
-    Raises :class:`QuantError` when there is none of that name, or when this machine lacks it; the message names those it has.
+    Raises :class:`QuantError` when there is none of that name, or when this machine lacks it; the message
+    names those it has.
     """
     if name in OVERRIDES and (reason := _lacks(OVERRIDES[name], device, dtype)) is None:
         return OVERRIDES[name]
@@ -51,7 +57,9 @@ def available_overrides(device: str, dtype: torch.dtype = torch.bfloat16) -> lis
 
 
 def check_fits(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> None:
-    """Raise :class:`QuantError` when ``backend`` cannot hold the matrix ``name`` of ``shape`` (out, in) in ``fmt``."""
+    """Raise :class:`QuantError` when ``backend`` cannot hold the matrix ``name`` of ``shape`` (out, in) in
+    ``fmt``.
+    """
     if reason := BACKENDS[backend].misfit(fmt, shape):
         raise QuantError(
             f"{name} cannot be stored as {fmt}: {reason}; give another --quant-backend (auto fits every shape), or pin it"
@@ -72,7 +80,9 @@ def _lacks(override: Override, device: str, dtype: torch.dtype) -> str | None:
 
 
 def _unfit(backend: Backend, fmt: Format, device: str, dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot hold ``fmt`` on ``device``. Plain torch is the reference itself: there is nothing to try it against."""
+    """Why ``backend`` cannot hold ``fmt`` on ``device``. Plain torch is the reference itself: there is
+    nothing to try it against.
+    """
     if reason := backend.missing(device):
         return reason
     return None if backend is REFERENCE else tried(backend.name, str(fmt), device, dtype)

@@ -1,8 +1,8 @@
 """How the matrix of a linear layer is decoded into its compute dtype, whichever backend stores it.
 
-For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and keeps nothing. What our
-kernels decode on a CPU, and what lies there in 16 bits and is multiplied in 32, goes into one buffer
-(:mod:`~bitrank_quant.backends.scratch`).
+For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and
+keeps nothing. What our kernels decode on a CPU, and what lies there in 16 bits and is multiplied in 32, goes
+into one buffer (:mod:`~bitrank_quant.backends.scratch`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from bitrank_quant.understood import why_left
 
 
 def decoder(layer: nn.Module) -> Decode | None:
-    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype, good until the next matrix is decoded by one.
+    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype, good until the next
+    matrix is decoded by one.
 
-    None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too, and layers of a kind
-    unknown here may do anything. Where it is that at times only, the function has a method ``applies`` that says when
-    (:class:`~bitrank_quant.backends.bitsandbytes.Int8InTraining`).
+    None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too,
+    and layers of a kind unknown here may do anything. Where it is that at times only, the function has a
+    method ``applies`` that says when (:class:`~bitrank_quant.backends.bitsandbytes.Int8InTraining`).
     """
     if type(layer) is nn.Linear:
         return partial(_weight, layer)
@@ -32,7 +33,8 @@ def decoder(layer: nn.Module) -> Decode | None:
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
-    """The (out, in) matrix that ``layer`` holds, in its compute dtype, whoever stores it; LLM.int8() rounds activations besides.
+    """The (out, in) matrix that ``layer`` holds, in its compute dtype, whoever stores it; LLM.int8() rounds
+    activations besides.
 
     Raises :class:`QuantError` for a layer of a kind unknown here.
     """

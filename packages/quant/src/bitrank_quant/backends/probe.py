@@ -1,4 +1,6 @@
-"""Try a backend on a small matrix: encode it, multiply, go back, and compare with the reference. Nothing is looked up."""
+"""Try a backend on a small matrix: encode it, multiply, go back, and compare with the reference. Nothing is
+looked up.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.parse import parse_format
 
 _OUT, _IN, _ROWS = 64, 128, 16
-_TOLERANCE = 0.05  # of the output's and the gradient's norm: int8 activations and quanto's own choice of scales stay under it
+# of the output's and the gradient's norm: int8 activations and quanto's own choice of scales stay under it
+_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial went. ``problem`` is None when it works; errors are relative, of the output and of the input's gradient."""
+    """How a trial went. ``problem`` is None when it works; errors are relative, of the output and of the
+    input's gradient.
+    """
 
     problem: str | None
     output_error: float | None = None
@@ -27,7 +32,9 @@ class Trial:
 
 
 def try_format(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Trial:
-    """``backend`` with a 64 × 128 matrix in ``fmt`` on ``device``, forward and backward. Draws from no random state but its own."""
+    """``backend`` with a 64 × 128 matrix in ``fmt`` on ``device``, forward and backward. Draws from no random
+    state but its own.
+    """
     try:
         return _try(backend, fmt, device, dtype)
     except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here
@@ -42,7 +49,9 @@ def probe(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch
 
 @cache
 def tried(backend: str, fmt: str, device: str, dtype: torch.dtype) -> str | None:
-    """:func:`probe`, once a process: what is wrong with the backend called ``backend`` for ``fmt`` on ``device``; None when it works."""
+    """:func:`probe`, once a process: what is wrong with the backend called ``backend`` for ``fmt`` on
+    ``device``; None when it works.
+    """
     return probe(BACKENDS[backend], parse_format(fmt), device, dtype)
 
 

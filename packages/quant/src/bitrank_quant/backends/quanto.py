@@ -60,9 +60,9 @@ def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Modul
 def _build_extension(device: str) -> None:
     """Let quanto compile its unpacking code for ``device`` into the cache folder, one process at a time.
 
-    quanto itself would compile into its installed package, which may be read-only or shared. A build that was killed leaves a lock
-    file, and later processes would wait for it for ever; under a lock that the operating system releases with its holder, such a file
-    belongs to a dead process and is removed.
+    quanto itself would compile into its installed package, which may be read-only or shared. A build that was
+    killed leaves a lock file, and later processes would wait for it for ever; under a lock that the operating
+    system releases with its holder, such a file belongs to a dead process and is removed.
     """
     from optimum import quanto
     from optimum.quanto.library.extensions import extension
@@ -125,7 +125,9 @@ def _decode_on_cpu(weight: Any, buffer: kernels.Scratch) -> Tensor | None:
 
 
 def nbytes(fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Scales (and shifts) in the compute dtype, and two scalars for activations that quanto keeps though unused."""
+    """Scales (and shifts) in the compute dtype, and two scalars for activations that quanto keeps though
+    unused.
+    """
     size = dtype.itemsize
     if isinstance(fmt, Int8Row):
         return math.prod(shape) + size * shape[0] + 2 * size

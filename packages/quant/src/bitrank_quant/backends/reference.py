@@ -1,7 +1,9 @@
-"""Backend "torch": every format, every device, in plain PyTorch. The oracle that faster backends are tested against.
+"""Backend "torch": every format, every device, in plain PyTorch. The oracle that faster backends are tested
+against.
 
-The forward pass decodes the matrix, multiplies and forgets it; the backward pass decodes it again. Only codes and scales are
-kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts plus one decoded matrix at a time.
+The forward pass decodes the matrix, multiplies and forgets it; the backward pass decodes it again. Only codes
+and scales are kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts plus one
+decoded matrix at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from bitrank_quant.lazy import LazyWeight
 _PART = 2**20  # weights encoded at once
 _PRODUCT = (
     2**20
-)  # weights decoded at once for a product on a CPU: 4 MiB in fp32, which are still in its cache when they are multiplied by
+    # weights decoded at once for a product on a CPU: 4 MiB in fp32, which are still in its cache when they are
+    # multiplied by
+)
 
 
 def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
@@ -52,7 +56,9 @@ def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
 
 
 class QuantWeight(nn.Module):
-    """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to it."""
+    """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to
+    it.
+    """
 
     def __init__(self, weight_OI: Tensor, fmt: Format, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -78,17 +84,20 @@ class QuantWeight(nn.Module):
 
     @property
     def tensors(self) -> Tensors:
-        # Asked for at every product: torch's walk over a module and its children takes longer than some decodings.
+        # Asked for at every product: torch's walk over a module and its children takes longer than some
+        # decodings.
         return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
     def decode(self, dtype: torch.dtype | None = None, scratch: Scratch = None) -> Tensor:
-        """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``scratch`` as :meth:`Format.decode` takes it."""
+        """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``scratch`` as
+        :meth:`Format.decode` takes it.
+        """
         held: Any = self._buffers  # as they are: a copy of the dictionary would be made at every product
         return self.fmt.decode(held, self.shape, dtype or self.compute_dtype, scratch)
 
     def parts(self, dtype: torch.dtype) -> list[slice]:
-        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large matrix, else all of them, as where
-        a row ends within a byte."""
+        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large
+        matrix, else all of them, as where a row ends within a byte."""
         rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
         as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
         codes = next(iter(self.tensors.values()))
@@ -116,7 +125,9 @@ class QuantWeight(nn.Module):
 
 
 class QuantLinear(nn.Linear):
-    """A frozen linear layer over a :class:`QuantWeight`. Subclasses ``nn.Linear`` so that PEFT wraps it like one."""
+    """A frozen linear layer over a :class:`QuantWeight`. Subclasses ``nn.Linear`` so that PEFT wraps it like
+    one.
+    """
 
     def __init__(self, quantized: QuantWeight, bias: Tensor | None) -> None:
         nn.Module.__init__(self)

@@ -1,7 +1,8 @@
 """Backends by name, and what a ``--quant-backend`` asks of them.
 
-To add one: a file that defines a :class:`~bitrank_quant.backends.base.Backend`, and its line in :data:`BACKENDS`. What a
-backend really does on this machine is tried on a small matrix (see :mod:`~bitrank_quant.backends.probe`).
+To add one: a file that defines a :class:`~bitrank_quant.backends.base.Backend`, and its line in
+:data:`BACKENDS`. What a backend really does on this machine is tried on a small matrix (see
+:mod:`~bitrank_quant.backends.probe`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from bitrank_quant.backends import bitsandbytes, quanto, reference
 from bitrank_quant.backends.base import Backend
 
 REFERENCE = reference.BACKEND
-# First that serves a format wins under `auto`. quanto comes last: its int8 took 1.7 and its int4 2.3 times a bf16 step on a CPU.
+# First that serves a format wins under `auto`. quanto comes last: its int8 took 1.7 and its int4 2.3 times a
+# bf16 step on a CPU.
 _IN_ORDER = [
     bitsandbytes.BACKEND,
     REFERENCE,
@@ -33,7 +35,9 @@ def backend_of(layer: nn.Module) -> Backend | None:
 
 @dataclass(frozen=True)
 class Override:
-    """One ``--quant-backend``: the format that replaces every low-bit one of a plan, who serves it, and where."""
+    """One ``--quant-backend``: the format that replaces every low-bit one of a plan, who serves it, and
+    where.
+    """
 
     format: str | None
     backend: str | None

@@ -1,8 +1,8 @@
 """One scratch buffer per dtype for decoded matrices.
 
-A product that decodes its matrix in the forward and in the backward pass needs the matrix for a moment only. New
-memory for each, thousands of times a second, would leave holes between the tensors that autograd keeps, and
-fragment the heap. Autograd does not see the buffer change, so nothing may be saved of it.
+A product that decodes its matrix in the forward and in the backward pass needs the matrix for a moment only.
+New memory for each, thousands of times a second, would leave holes between the tensors that autograd keeps,
+and fragment the heap. Autograd does not see the buffer change, so nothing may be saved of it.
 """
 
 from __future__ import annotations

@@ -37,16 +37,22 @@ class Format(Protocol):
     def decode(
         self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
     ) -> Tensor:
-        """The matrix; where it is made on a CPU, in what ``scratch`` gives, but for what plain torch makes of codes."""
+        """The matrix; where it is made on a CPU, in what ``scratch`` gives, but for what plain torch makes of
+        codes.
+        """
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding look-up, or neighbours."""
+        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding
+        look-up, or neighbours.
+        """
 
     def nbytes(self, shape: tuple[int, int]) -> int: ...
 
 
 def take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-    """Rows of tensors that each hold the same number of elements per row; the shape of the rest is kept flat or 2-D."""
+    """Rows of tensors that each hold the same number of elements per row; the shape of the rest is kept flat
+    or 2-D.
+    """
     taken = {}
     for name, tensor in tensors.items():
         if tensor.numel() % rows:

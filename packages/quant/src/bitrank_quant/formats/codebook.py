@@ -1,8 +1,9 @@
 """The 4-bit formats of a code book, their books, and the 8-bit one that double quantization uses for scales.
 
-NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] and holding an exact zero (QLoRA, Dettmers et al. 2023, appendix E).
-FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own subnormal).
-Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers 2016, 8-bit approximations).
+NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] and holding an exact zero (QLoRA, Dettmers et al. 2023,
+appendix E). FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own
+subnormal). Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers
+2016, 8-bit approximations).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ _SCALE_BLOCK = 256
 
 
 def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
-    """Quantize block scales: subtract their mean, then dynamic 8-bit in blocks of 256. QLoRA section 3, double quantization."""
+    """Quantize block scales: subtract their mean, then dynamic 8-bit in blocks of 256. QLoRA section 3,
+    double quantization.
+    """
     offset = absmax_N.mean()
     centred_MB = torch.nn.functional.pad(absmax_N - offset, (0, -absmax_N.numel() % _SCALE_BLOCK)).view(
         -1, _SCALE_BLOCK
@@ -57,8 +60,8 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
 
 
 def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(None)) -> Tensor:
-    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a step), or those at some places,
-    which count from 0."""
+    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a
+    step), or those at some places, which count from 0."""
     codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
     book = DYNAMIC_8BIT.to(outer_M.device)
     if isinstance(at, slice):
@@ -71,7 +74,9 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
 
 @dataclass(frozen=True)
 class Codebook:
-    """Four-bit code book with an absmax per block: ``w ≈ book[code] · absmax``; with ``double_quant`` absmax is 8-bit itself."""
+    """Four-bit code book with an absmax per block: ``w ≈ book[code] · absmax``; with ``double_quant`` absmax
+    is 8-bit itself.
+    """
 
     name: str
     block: int = 64

@@ -16,7 +16,8 @@ from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 class Int8Row:
     """Symmetric int8 with one fp32 scale per row: ``w ≈ code · absmax(row) / 127``.
 
-    ``activations=True`` is LLM.int8(): the same stored bytes, but products run on int8 activations outside the outlier columns.
+    ``activations=True`` is LLM.int8(): the same stored bytes, but products run on int8 activations outside
+    the outlier columns.
     """
 
     activations: bool = False

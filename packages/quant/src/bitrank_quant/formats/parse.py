@@ -1,13 +1,15 @@
 """Number formats for stored weights, as values.
 
-A format says how one weight matrix is stored: how many bits a code has, how many weights share a scale, and what else is kept
-beside the codes. It can encode a matrix into plain tensors, decode them again, and tell their bytes without doing either.
-Its text form (``str(fmt)``) parses back with :func:`parse_format`, so a plan can be plain text.
-:data:`FORMATS` lists the named ones, each with its ``about``, and :data:`FAMILIES` the grammar of the others.
+A format says how one weight matrix is stored: how many bits a code has, how many weights share a scale, and
+what else is kept beside the codes. It can encode a matrix into plain tensors, decode them again, and tell
+their bytes without doing either. Its text form (``str(fmt)``) parses back with :func:`parse_format`, so a
+plan can be plain text. :data:`FORMATS` lists the named ones, each with its ``about``, and :data:`FAMILIES`
+the grammar of the others.
 
-Encoding here is the reference: plain torch, any device, no kernels. Faster backends must agree with it (see the tests). Decoding on
-a CPU takes :mod:`~bitrank_quant.kernels` where they can be compiled; their numbers are those of the formats' own torch code, bit by bit.
-Left out: formats without a per-block scale, and activation formats other than LLM.int8().
+Encoding here is the reference: plain torch, any device, no kernels. Faster backends must agree with it (see
+the tests). Decoding on a CPU takes :mod:`~bitrank_quant.kernels` where they can be compiled; their numbers
+are those of the formats' own torch code, bit by bit. Left out: formats without a per-block scale, and
+activation formats other than LLM.int8().
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def parse_format(text: str) -> Format:
-    """The format that ``text`` names. Raises :class:`QuantError` with the nearest valid names when there is none."""
+    """The format that ``text`` names. Raises :class:`QuantError` with the nearest valid names when there is
+    none.
+    """
     if text in FORMATS:
         return FORMATS[text]
     for family in FAMILIES.values():

@@ -1,10 +1,12 @@
-"""Fast decoding on the CPU: one small C file behind six functions. Each gives what is decoded, or None when plain torch has to do it.
+"""Fast decoding on the CPU: one small C file behind six functions. Each gives what is decoded, or None when
+plain torch has to do it.
 
-Plain torch does it on other devices, under a compiler that traces (it fuses the decoding itself), in other output types, where no C
-compiler is found, and with ``BITRANK_KERNELS=0``. The numbers are the same to the last bit, so nothing else depends on who did it.
+Plain torch does it on other devices, under a compiler that traces (it fuses the decoding itself), in other
+output types, where no C compiler is found, and with ``BITRANK_KERNELS=0``. The numbers are the same to the
+last bit, so nothing else depends on who did it.
 
-A step decodes hundreds of small matrices, some of them in 20 µs, so what is asked before each call is little and cheap: no copies of
-scales, no views, no look-up in the environment.
+A step decodes hundreds of small matrices, some of them in 20 µs, so what is asked before each call is little
+and cheap: no copies of scales, no views, no look-up in the environment.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def affine(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum per block of a row."""
+    """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum
+    per block of a row.
+    """
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, bits)
@@ -70,7 +74,9 @@ def codebook(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a row."""
+    """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a
+    row.
+    """
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
@@ -111,7 +117,9 @@ def nested_codebook(
 def nested_scales(
     codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0
 ) -> Tensor | None:
-    """``book[code] · outer + offset`` in fp32, of the ``codes_N`` from ``first`` on; the rest as of :data:`Nested`."""
+    """``book[code] · outer + offset`` in fp32, of the ``codes_N`` from ``first`` on; the rest as of
+    :data:`Nested`.
+    """
     count = codes_N.numel()
     if not (
         _ready(torch.float32) and first >= 0 and _nested_fits((codes_N, book, outer_M, offset), count, first)
@@ -150,7 +158,8 @@ def quanto(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """quanto's groups along rows, ``code · scale − shift``: (lines, block) bytes, each with codes of groups ``lines`` apart.
+    """quanto's groups along rows, ``code · scale − shift``: (lines, block) bytes, each with codes of groups
+    ``lines`` apart.
 
     quanto multiplies and subtracts in ``dtype``, so the product is rounded as well as the difference.
     """
@@ -184,7 +193,8 @@ def _ready(dtype: torch.dtype) -> bool:
 
 
 def _fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
-    """Whether the kernels may read ``tensor``: a plain contiguous one on the CPU, of this type and this many elements.
+    """Whether the kernels may read ``tensor``: a plain contiguous one on the CPU, of this type and this many
+    elements.
 
     Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
     """

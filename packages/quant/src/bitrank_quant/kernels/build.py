@@ -1,10 +1,12 @@
 """C files of this folder, compiled once per machine and kept in the cache folder.
 
-The file's name holds a hash of the source, of the compiler and of the CPU it compiles for (the compiler's own predefined macros tell
-both), so nothing stale is ever loaded. A digest beside it says whether it is whole: loading half a library can kill the process.
+The file's name holds a hash of the source, of the compiler and of the CPU it compiles for (the compiler's own
+predefined macros tell both), so nothing stale is ever loaded. A digest beside it says whether it is whole:
+loading half a library can kill the process.
 
-Threads come from the OpenMP runtime that torch ships. A second one in the process would start threads of its own beside torch's, so
-the library is linked against torch's file; where there is none, or the compiler speaks to another runtime, it is built without.
+Threads come from the OpenMP runtime that torch ships. A second one in the process would start threads of its
+own beside torch's, so the library is linked against torch's file; where there is none, or the compiler speaks
+to another runtime, it is built without.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Built:
-    """A loaded library, the compiler that made it, and the OpenMP runtime that it shares with torch (None: one thread)."""
+    """A loaded library, the compiler that made it, and the OpenMP runtime that it shares with torch (None:
+    one thread).
+    """
 
     library: ctypes.CDLL
     compiler: str
@@ -66,7 +70,9 @@ class Built:
 
 
 def load(source: Source = DECODE) -> Built:
-    """The library of ``source``, compiled now unless the cache holds it. Raises :class:`BuildError` when that cannot be."""
+    """The library of ``source``, compiled now unless the cache holds it. Raises :class:`BuildError` when that
+    cannot be.
+    """
     compiler = find_compiler()
     target, macros = _target(compiler)
     openmp = torch_openmp()
@@ -93,9 +99,11 @@ def load(source: Source = DECODE) -> Built:
 
 
 def cache_folder() -> Path:
-    """The part for kernels of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700 if absent.
+    """The part for kernels of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700 if
+    absent.
 
-    Raises :class:`BuildError` when another user owns the folder or may write to it: a library in it would run with this user's rights.
+    Raises :class:`BuildError` when another user owns the folder or may write to it: a library in it would run
+    with this user's rights.
     """
     folder = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank")) / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,7 +112,9 @@ def cache_folder() -> Path:
 
 
 def check_private(path: Path) -> None:
-    """Raise :class:`BuildError` unless this user owns ``path`` and nobody else may write to it. Windows keeps no such modes."""
+    """Raise :class:`BuildError` unless this user owns ``path`` and nobody else may write to it. Windows keeps
+    no such modes.
+    """
     if not hasattr(os, "getuid"):
         return
     state = path.lstat()
@@ -124,7 +134,9 @@ def check_private(path: Path) -> None:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C compiler: ``$CC`` or the first of cc, gcc and clang. Raises :class:`BuildError` when there is none."""
+    """The command of the C compiler: ``$CC`` or the first of cc, gcc and clang. Raises :class:`BuildError`
+    when there is none.
+    """
     for name in (os.environ.get("CC", ""), *_COMPILERS):
         command = shlex.split(name)
         if command and shutil.which(command[0]):
@@ -144,7 +156,9 @@ def torch_openmp() -> Path | None:
 
 
 def _target(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
-    """The flags for this CPU that the compiler knows, and what it defines under them: its version and the CPU's features."""
+    """The flags for this CPU that the compiler knows, and what it defines under them: its version and the
+    CPU's features.
+    """
     for target in _TARGETS:
         done = _run([*compiler, *target, "-dM", "-E", "-x", "c", os.devnull])
         if done.returncode == 0:
@@ -164,7 +178,9 @@ def _whole(place: Path) -> bool:
 
 
 def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -> None:
-    """Compile ``source`` beside ``place`` and move into it, then the digest: a build that dies leaves nothing that counts as whole."""
+    """Compile ``source`` beside ``place`` and move into it, then the digest: a build that dies leaves nothing
+    that counts as whole.
+    """
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
         shared = _compile(source, command, openmp, made)
@@ -182,12 +198,15 @@ def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -
 
 
 def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) -> str | None:
-    """Compile ``source`` to ``made``; the name of the OpenMP runtime that it came to use. Raises :class:`BuildError`."""
+    """Compile ``source`` to ``made``; the name of the OpenMP runtime that it came to use. Raises
+    :class:`BuildError`.
+    """
     for runtime in dict.fromkeys((openmp, None)):
         threads = ["-fopenmp"] if runtime else []
         done = _run([*command, *threads, "-c", str(source), "-o", f"{made}.o"])
         if done.returncode == 0:
-            # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they would fail at a call.
+            # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they
+            # would fail at a call.
             checked = ["-Wl,-z,defs"] if runtime else []
             done = _run(
                 [

@@ -1,9 +1,11 @@
-"""Passes over rows on a CPU: what stands between a model's products, each read and written once instead of once an operation.
+"""Passes over rows on a CPU: what stands between a model's products, each read and written once instead of
+once an operation.
 
-Softmax of masked scores, RMS norms, SwiGLU and rotary positions with their gradients, in fp32 and bf16; sums are in fp32. Ask
-:func:`serves` first: elsewhere plain torch has to do it, and with ``BITRANK_KERNELS=0`` or without a compiler too. Decoded weights are
-plain torch's to the last bit; these equal it to rounding, since they round once where torch rounds after every operation. On the meta
-device, where memory is foretold, they make what they would make on a CPU, without its numbers.
+Softmax of masked scores, RMS norms, SwiGLU and rotary positions with their gradients, in fp32 and bf16; sums
+are in fp32. Ask :func:`serves` first: elsewhere plain torch has to do it, and with ``BITRANK_KERNELS=0`` or
+without a compiler too. Decoded weights are plain torch's to the last bit; these equal it to rounding, since
+they round once where torch rounds after every operation. On the meta device, where memory is foretold, they
+make what they would make on a CPU, without its numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _ARGUMENTS = {
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether these can be worked on here: plain tensors of one of the two types on a CPU, or on paper, and a compiled library."""
+    """Whether these can be worked on here: plain tensors of one of the two types on a CPU, or on paper, and a
+    compiled library.
+    """
     kind = tensors[0].dtype
     if kind not in _KINDS or torch.compiler.is_compiling():
         return False
@@ -46,7 +50,9 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def missing() -> str | None:
-    """Why there is no compiled library, as the end of a sentence; None where there is one. Compiles if need be."""
+    """Why there is no compiled library, as the end of a sentence; None where there is one. Compiles if need
+    be.
+    """
     built = _built()
     return built if isinstance(built, str) else None
 
@@ -54,8 +60,9 @@ def missing() -> str | None:
 def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
     """``softmax(scale · scores + mask)`` over the last axis, in place, of contiguous scores.
 
-    Rows lie by sequence, by head (``heads`` of a sequence) and by position (``length`` of a head); ``mask``, in the type of the scores, is
-    expanded to (sequences, 1, ``length``, keys). Raises ``RuntimeError``, as torch does, when it cannot be.
+    Rows lie by sequence, by head (``heads`` of a sequence) and by position (``length`` of a head); ``mask``,
+    in the type of the scores, is expanded to (sequences, 1, ``length``, keys). Raises ``RuntimeError``, as
+    torch does, when it cannot be.
     """
     keys, rows = scores_URS.shape[-1], scores_URS.numel() // scores_URS.shape[-1]
     at, by_sequence, by_row = None, 0, 0
@@ -87,7 +94,9 @@ def softmax_gradient_(grad_URS: Tensor, shares_URS: Tensor, scale: float) -> Ten
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) of each row in fp32, (…, 1). The weight is fp32."""
+    """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) of each row in fp32, (…, 1). The
+    weight is fp32.
+    """
     x, size = x.contiguous(), x.shape[-1]
     made, scale = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     _call(
@@ -139,9 +148,11 @@ def swiglu_gradients_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, T
 
 
 def rotate(x_BHTD: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
-    """x by rotary positions (Su et al. 2021), halves of a head paired; ``cosine`` and ``sine`` are (B or 1, T, D).
+    """x by rotary positions (Su et al. 2021), halves of a head paired; ``cosine`` and ``sine`` are (B or 1,
+    T, D).
 
-    What comes is contiguous; with ``back``, the gradient of x from that of the result, it lies by position first, as x's product does.
+    What comes is contiguous; with ``back``, the gradient of x from that of the result, it lies by position
+    first, as x's product does.
     """
     x_BHTD, cosine, sine = _dense(x_BHTD), cosine.contiguous(), sine.contiguous()
     batch, heads, length, size = x_BHTD.shape

@@ -6,8 +6,8 @@ from bitrank_quant.kernels import built_kernels, rows, switched_off
 
 
 def kernels_status() -> str:
-    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why; and who works on rows between
-    products. Compiles if need be."""
+    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why;
+    and who works on rows between products. Compiles if need be."""
     if switched_off():
         return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
     built = built_kernels()

@@ -1,7 +1,8 @@
-"""How much each weight matrix minds being stored in fewer bits, what rank can repair of it, and what rank can learn.
+"""How much each weight matrix minds being stored in fewer bits, what rank can repair of it, and what rank can
+learn.
 
-Three steps, each streamed block by block so that the model as it is held and one block's work space are all that is in memory, beside what
-blocks gave (a hidden state for each position and block):
+Three steps, each streamed block by block so that the model as it is held and one block's work space are all
+that is in memory, beside what blocks gave (a hidden state for each position and block):
 
     replay = Replay(model, batches, judged)                    what every block gives, kept once
     moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient

@@ -1,12 +1,14 @@
-"""How far a changed model's answers are from the unchanged one's: Kullback-Leibler divergence, in nats a position.
+"""How far a changed model's answers are from the unchanged one's: Kullback-Leibler divergence, in nats a
+position.
 
-If the unchanged model's probabilities are right, D(p ‖ q) is the loss that the change adds, on average over all labels that could have
-come (Kullback and Leibler 1951). The loss on the labels that did come also holds a term of first order in the change: of either sign,
-mostly chance on a few thousand tokens, and larger than the rest for small errors. The divergence is of second order, as the Fisher
-form that predicts it, and never negative.
+If the unchanged model's probabilities are right, D(p ‖ q) is the loss that the change adds, on average over
+all labels that could have come (Kullback and Leibler 1951). The loss on the labels that did come also holds a
+term of first order in the change: of either sign, mostly chance on a few thousand tokens, and larger than the
+rest for small errors. The divergence is of second order, as the Fisher form that predicts it, and never
+negative.
 
-Of a vocabulary only the :data:`LIKELIEST` classes of the unchanged model are kept, and all others as one: a lower bound (merging
-classes loses divergence, it never adds any), in a thousandth of the memory.
+Of a vocabulary only the :data:`LIKELIEST` classes of the unchanged model are kept, and all others as one: a
+lower bound (merging classes loses divergence, it never adds any), in a thousandth of the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _BLOCK = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers at N positions: the likeliest classes, their log-probabilities, and how many classes there are."""
+    """What a model answers at N positions: the likeliest classes, their log-probabilities, and how many
+    classes there are.
+    """
 
     ids_NK: Tensor
     logp_NK: Tensor
@@ -47,7 +51,8 @@ def answers(logits_NC: Tensor) -> Answers:
 
 
 def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """Nats lost on ``labels_N`` and of divergence from ``kept``, each summed over the positions whose label is not negative.
+    """Nats lost on ``labels_N`` and of divergence from ``kept``, each summed over the positions whose label
+    is not negative.
 
     Both come from one normaliser: of 49,000 classes finding it takes longer than all else.
     """
@@ -62,12 +67,15 @@ def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> t
 
 
 def divergence(kept: Answers, logq_NK: Tensor) -> Tensor:
-    """D(p ‖ q) in nats at each of N positions, p as ``kept`` and q as the log-probabilities of the same classes say."""
+    """D(p ‖ q) in nats at each of N positions, p as ``kept`` and q as the log-probabilities of the same
+    classes say.
+    """
     p_NK = kept.logp_NK.exp()
     total_N = (p_NK * (kept.logp_NK - logq_NK)).sum(1)
     if kept.ids_NK.shape[1] == kept.classes:
         return total_N + logq_NK.logsumexp(1) - kept.logp_NK.logsumexp(1)
-    # What is left is taken as one less the rest, not from the logits: rounding of the normaliser then cancels to first order.
+    # What is left is taken as one less the rest, not from the logits: rounding of the normaliser then cancels
+    # to first order.
     rest_p_N, rest_q_N = _rest(p_NK), _rest(logq_NK.exp())
     return total_N + rest_p_N * (rest_p_N.log() - rest_q_N.log())
 

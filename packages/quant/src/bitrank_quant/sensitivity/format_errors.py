@@ -1,4 +1,5 @@
-"""For every matrix and format: bytes, the error of the weights measured three ways, what rank can repair, and the true added loss.
+"""For every matrix and format: bytes, the error of the weights measured three ways, what rank can repair, and
+the true added loss.
 
 plain   Σ Δ²                      Δ = W − q(W)
 input   Σ column_i Δ_oi²          what the layer's output moves (the objective of GPTQ, AWQ)
@@ -30,8 +31,9 @@ Modules = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class FormatErrors:
-    """One matrix in one format. ``tail_R`` holds :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1 values or fewer; empty for
-    embeddings, which get no adapter. ``added`` and ``divergence`` are None where they were not measured."""
+    """One matrix in one format. ``tail_R`` holds :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1
+    values or fewer; empty for embeddings, which get no adapter. ``added`` and ``divergence`` are None where
+    they were not measured."""
 
     nbytes: int
     plain: float
@@ -57,8 +59,9 @@ def measure_errors(
 ) -> dict[str, dict[str, FormatErrors]]:
     """{matrix: {format text: errors}} of every matrix that is not a tied head.
 
-    Floating-point formats are what the model is in: no error. ``measured`` says for which formats added loss and divergence are taken; by
-    default those below 8 bits, whose loss stands above the rounding noise of a 16-bit forward pass.
+    Floating-point formats are what the model is in: no error. ``measured`` says for which formats added loss
+    and divergence are taken; by default those below 8 bits, whose loss stands above the rounding noise of a
+    16-bit forward pass.
     """
     done: dict[str, dict[str, FormatErrors]] = {}
     for matrix in (m for m in matrices if m.tied_to is None):
@@ -95,7 +98,9 @@ def _one(
 
 
 def _weight_errors(weight_OI: Tensor, stored: QuantWeight, moments: Moments) -> tuple[float, float, float]:
-    """The three errors of the weights, some rows at a time: an embedding may be half of a model, and is not made wider as a whole."""
+    """The three errors of the weights, some rows at a time: an embedding may be half of a model, and is not
+    made wider as a whole.
+    """
     plain = by_input = fisher = 0.0
     for part in stored.parts(torch.float32):
         square_PI = stored.decode_part(part, stored.compute_dtype).float().sub_(weight_OI[part]).square_()

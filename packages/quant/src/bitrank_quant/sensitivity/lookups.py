@@ -41,8 +41,8 @@ class Lookups:
 def watched_lookups(
     model: nn.Module, tables: Mapping[str, Lookups], counted: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside, the embeddings named in ``tables`` give every look-up to their :class:`Lookups`. ``counted`` picks
-    those of the flat ids that count: all but padding.
+    """Inside, the embeddings named in ``tables`` give every look-up to their :class:`Lookups`. ``counted``
+    picks those of the flat ids that count: all but padding.
     """
     modules = {name: model.get_submodule(name) for name in tables}
     before = {name: type(module) for name, module in modules.items()}

@@ -1,6 +1,8 @@
-"""Second moments of inputs and output gradients, and the spectra of task gradient and inputs, for every matrix.
+"""Second moments of inputs and output gradients, and the spectra of task gradient and inputs, for every
+matrix.
 
-For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units, the Fisher information of W is approximated by
+For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units, the Fisher information of W
+is approximated by
 
     F_oi ≈ row_o · column_i,    row_o = (1/U) Σ_n (∂Σloss/∂y_no)²,    column_i = (1/N) Σ_n x_ni²
 
@@ -9,8 +11,9 @@ and Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F
 a row's weight is how often its token comes (with one count spread over all tokens, so that none is free), and
 a column's is the mean squared gradient of the rows that were looked up.
 
-One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block to the embeddings. A block is
-computed again for its own gradients and then forgotten, so that no more is held than one block's graph and its matrices' sums.
+One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block
+to the embeddings. A block is computed again for its own gradients and then forgotten, so that no more is held
+than one block's graph and its matrices' sums.
 """
 
 from __future__ import annotations
@@ -80,10 +83,11 @@ class _Sums:
 def measure_moments(
     replay: Replay, matrices: Sequence[WeightMatrix], on_progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Moments]:
-    """The moments of every matrix that is not a tied head, by name. ``on_progress`` hears which block is being measured.
+    """The moments of every matrix that is not a tied head, by name. ``on_progress`` hears which block is
+    being measured.
 
-    Where blocks do not simply follow one another (:attr:`Replay.chained`) all is gathered in one pass, and held at once. Raises
-    :class:`QuantError` when a gradient is not finite, or none reaches a matrix.
+    Where blocks do not simply follow one another (:attr:`Replay.chained`) all is gathered in one pass, and
+    held at once. Raises :class:`QuantError` when a gradient is not finite, or none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
     inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
@@ -115,7 +119,9 @@ def _swept(
     outside: _Outside,
     on_progress: Callable[[str], None],
 ) -> dict[str, Moments]:
-    """The moments of what lies inside the blocks, from the last block to the first; what lies outside them gathers on the way."""
+    """The moments of what lies inside the blocks, from the last block to the first; what lies outside them
+    gathers on the way.
+    """
     done: dict[str, Moments] = {}
     on_progress("after the blocks")
     with outside.gathering(replay, tables=False):
@@ -141,7 +147,9 @@ def _finished(replay: Replay, sums: Mapping[str, _Sums]) -> dict[str, Moments]:
 
 
 class _Spectra:
-    """Eigenvalues of inputs' second moments: once for neighbours that share an input, as query, key and value do."""
+    """Eigenvalues of inputs' second moments: once for neighbours that share an input, as query, key and value
+    do.
+    """
 
     def __init__(self) -> None:
         self._input_II: Tensor | None = None
@@ -202,10 +210,11 @@ def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Sp
 
 
 class _Outside:
-    """What lies outside the blocks: linear matrices, tables and tied heads, those before the blocks and those after them.
+    """What lies outside the blocks: linear matrices, tables and tied heads, those before the blocks and those
+    after them.
 
-    Tables' rows are weighted by how often they are looked up, their columns by the gradient of what comes out; tied heads have moments of
-    their own.
+    Tables' rows are weighted by how often they are looked up, their columns by the gradient of what comes
+    out; tied heads have moments of their own.
     """
 
     def __init__(
@@ -245,7 +254,9 @@ class _Outside:
 
 
 class _HeadSums:
-    """What a tied head gathers: row and column moments, without the (vocabulary, in) gradient that nobody asks for."""
+    """What a tied head gathers: row and column moments, without the (vocabulary, in) gradient that nobody
+    asks for.
+    """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._row_O, self._column_I = torch.zeros(shape[0]), torch.zeros(shape[1])
@@ -264,7 +275,9 @@ class _HeadSums:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding, as it is held: what lies in 16 bits is not made wider."""
+    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding, as it is held: what lies in 16 bits is
+    not made wider.
+    """
     if isinstance(module, (QuantLinear, QuantEmbedding)):
         held: Tensor | None = module.quantized.tensors.get("weight")
         return module.quantized.decode() if held is None else held
@@ -281,9 +294,11 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 
 
 def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Singular values, largest first: roots of the eigenvalues of the smaller Gram matrix, many times cheaper than an SVD.
+    """Singular values, largest first: roots of the eigenvalues of the smaller Gram matrix, many times cheaper
+    than an SVD.
 
-    ``dtype`` fp32 is enough for a flat spectrum, such as an error's; values below a thousandth of the largest are noise then.
+    ``dtype`` fp32 is enough for a flat spectrum, such as an error's; values below a thousandth of the largest
+    are noise then.
     """
     tall = matrix_OI.to(dtype) if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.to(dtype).T
     return torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0).sqrt()

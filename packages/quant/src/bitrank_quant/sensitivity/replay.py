@@ -1,9 +1,10 @@
 """Run a model again from one of its blocks on, or one of its blocks alone.
 
-What each block gives for the calibration batches is kept, in the compute dtype. To see what a change inside one block does, the blocks
-before it need not be computed: they hand out what they gave before. On average that halves the cost. To see the gradients inside one
-block, nothing else is computed at all: it is called again as it was called, and given the gradient of what it gives
-(:meth:`Replay.back_from_loss`, :meth:`Replay.back_through`, :meth:`Replay.back_to_start`), so that there is never more than one block's
+What each block gives for the calibration batches is kept, in the compute dtype. To see what a change inside
+one block does, the blocks before it need not be computed: they hand out what they gave before. On average
+that halves the cost. To see the gradients inside one block, nothing else is computed at all: it is called
+again as it was called, and given the gradient of what it gives (:meth:`Replay.back_from_loss`,
+:meth:`Replay.back_through`, :meth:`Replay.back_to_start`), so that there is never more than one block's
 graph.
 """
 
@@ -53,15 +54,17 @@ _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 
 
 class Replay:
-    """``model`` on ``batches``, from any block on. ``order`` lists the blocks as the model runs them, ``units`` counts what is judged.
+    """``model`` on ``batches``, from any block on. ``order`` lists the blocks as the model runs them,
+    ``units`` counts what is judged.
 
-    ``chained`` says that each block is called once, on what the one before it gave: a loss then reaches a block only through the next one,
-    and gradients can be carried from block to block. What else a block is given (masks, positions) counts as constant.
+    ``chained`` says that each block is called once, on what the one before it gave: a loss then reaches a
+    block only through the next one, and gradients can be carried from block to block. What else a block is
+    given (masks, positions) counts as constant.
 
-    ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change nothing but the head.
-    ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for those who gather over
-    positions (:meth:`tokens_of`); by default all do.
-    Raises :class:`QuantError` when there is no batch, or the loss is not finite.
+    ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change
+    nothing but the head. ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for
+    those who gather over positions (:meth:`tokens_of`); by default all do. Raises :class:`QuantError` when
+    there is no batch, or the loss is not finite.
     """
 
     def __init__(
@@ -112,8 +115,8 @@ class Replay:
 
     def evaluate_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
-        :mod:`~bitrank_quant.sensitivity.divergence`), when everything from ``block`` on is computed (None: what comes
-        after the last block); with ``first`` all of it."""
+        :mod:`~bitrank_quant.sensitivity.divergence`), when everything from ``block`` on is computed (None:
+        what comes after the last block); with ``first`` all of it."""
         with torch.no_grad():
             answered = zip(self._answers, self._from(block, first), strict=True)
             parts = [
@@ -126,7 +129,9 @@ class Replay:
         ) / units
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
-        """Loss in nats, summed over what is judged, and how much that is, batch by batch, when what comes after the blocks is computed."""
+        """Loss in nats, summed over what is judged, and how much that is, batch by batch, when what comes
+        after the blocks is computed.
+        """
         for logits_NC, labels_N in self._from(None, first=False):
             yield _loss(logits_NC, labels_N), _count(labels_N)
 
@@ -149,7 +154,9 @@ class Replay:
             self._back(batch)
 
     def back_through(self, block: str, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """From the gradients of what ``block`` gives those of what it is given, batch by batch. It is computed again, alone."""
+        """From the gradients of what ``block`` gives those of what it is given, batch by batch. It is
+        computed again, alone.
+        """
         found = []
         for given, gradient, real in zip(self._given, gradients, self._real, strict=True):
             self._now = real
@@ -159,7 +166,9 @@ class Replay:
         return found
 
     def back_to_start(self, gradients: Sequence[Tensor]) -> None:
-        """From the gradients of what the first block is given to what lies before the blocks: to leaves that hooks have put there."""
+        """From the gradients of what the first block is given to what lies before the blocks: to leaves that
+        hooks have put there.
+        """
         entered: list[Tensor] = []
         first = self._blocks[self.order[0]]
         hook = first.register_forward_pre_hook(
@@ -258,9 +267,11 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _loss_gradient(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """∂/∂logits of the cross entropy in nats, summed over the positions whose label is not negative: softmax less the right class.
+    """∂/∂logits of the cross entropy in nats, summed over the positions whose label is not negative: softmax
+    less the right class.
 
-    Written out, since autograd's way holds three tensors of the logits' size, and a vocabulary's are the largest of all.
+    Written out, since autograd's way holds three tensors of the logits' size, and a vocabulary's are the
+    largest of all.
     """
     gradient_NC = torch.softmax(logits_NC, dim=1, dtype=torch.float32)
     gradient_NC.scatter_add_(
