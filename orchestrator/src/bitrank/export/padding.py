@@ -23,7 +23,7 @@ def separate_padding(model: Any, tokenizer: Any, task: TokenisedTask) -> str | N
     A sentence on it, or None where nothing was to do. Raises :class:`UserError` where texts end in every
     special token that could pad.
     """
-    if task.kind != "classification" or last_token_head(model) is None:
+    if last_token_head(model) is None:
         return None
     ends = _last_tokens(task)
     if task.pad_id not in ends:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitrank.errors import unknown
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+
+from bitrank.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,15 @@ class Profile:
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fields_for(self, kind: str, task: str) -> dict[str, Any]:
-        """The fields of a spec for ``task``, which is of ``kind``."""
+        """The fields of a spec for ``task``, which is of ``kind``.
+
+        Raises :class:`~bitrank.errors.UserError` if the profile has none for the kind.
+        """
+        if kind not in self.by_kind:
+            raise UserError(
+                f"the profile {self.name} has no settings for tasks of the kind {kind!r}, only for "
+                f"{', '.join(self.by_kind)}; add them to its by_kind, or give another profile"
+            )
         return {**self.by_kind[kind], **self.by_task.get(task, {})}
 
 
@@ -42,11 +52,11 @@ PROFILES: dict[str, Profile] = {
             ("movie_sentences", "wiki_articles"),
             (0,),
             {
-                "classification": {
+                CLASSIFICATION: {
                     "model": "minilm", "threads": 1, "steps": 320, "batch_size": 32, "learning_rate": 1e-3, "max_length": 128,
                     "log_every": 10, "eval_every": 160, "checkpoint_every": 40, "dropout": 0.0,
                 },
-                "language-modelling": {
+                LANGUAGE_MODELLING: {
                     "model": "smollm2", "threads": 1, "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
                     "log_every": 1, "eval_every": 15, "checkpoint_every": 10, "dropout": 0.0,
                 },
@@ -59,8 +69,8 @@ PROFILES: dict[str, Profile] = {
             ("sst2", "wikitext2"),
             (0, 1, 2),
             {
-                "classification": {"model": "bert-base-uncased", "epochs": 3, "batch_size": 8, "max_length": 128},
-                "language-modelling": {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
+                CLASSIFICATION: {"model": "bert-base-uncased", "epochs": 3, "batch_size": 8, "max_length": 128},
+                LANGUAGE_MODELLING: {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
             },
         ),
         Profile(
@@ -69,11 +79,11 @@ PROFILES: dict[str, Profile] = {
             ("toy_sentences", "toy_articles"),
             (0,),
             {
-                "classification": {
+                CLASSIFICATION: {
                     "model": "tiny-bert", "threads": 1, "steps": 20, "batch_size": 8, "learning_rate": 5e-3, "max_length": 32,
                     "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
                 },
-                "language-modelling": {
+                LANGUAGE_MODELLING: {
                     "model": "tiny-llama", "threads": 1, "steps": 20, "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
                     "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
                 },

@@ -19,6 +19,7 @@ from bitrank.errors import UserError
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import is_complete, result_of
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.lease import Lease
 from bitrank.tracking.mlflow_views import save_task_views, save_views, shown_figures
 from bitrank.tracking.plan_images import plan_images
@@ -82,8 +83,7 @@ class Tracker:
         """The log of a new run, or of the interrupted run ``run_id``."""
         if spec.task_name not in self._tasks:
             self._tasks.add(spec.task_name)
-            is_accuracy = spec.kind == "classification"
-            save_task_views(self.client, self.experiment_id, spec.task_name, is_accuracy)
+            save_task_views(self.client, self.experiment_id, spec.task_name, task_kind(spec.kind).metric)
         if run_id is None:
             run_id = self.client.create_run(
                 self.experiment_id, tags=tags_of(spec), run_name=spec.run_name
@@ -197,6 +197,7 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
     options = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
+             "kind": spec.kind, "metric": task_kind(spec.kind).metric.key,
              "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec),
              "shared_code": shared_code()[:12]}  # fmt: skip
     note = (
