@@ -1,6 +1,4 @@
-"""Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte
-counted.
-"""
+"""Number formats as values, backends that store them, precision plans, and exact byte counts."""
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
 from bitrank_quant.backends.base import Backend, Decode, computes_as

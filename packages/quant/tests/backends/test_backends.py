@@ -26,7 +26,7 @@ from bitrank_quant import (
     rejected,
     try_format,
 )
-from bitrank_quant.backends.probe import tried
+from bitrank_quant.backends.probe import cached_probe
 from torch import nn
 
 SERVED = [
@@ -111,9 +111,9 @@ def broken(monkeypatch: pytest.MonkeyPatch):
         library.cquantize_blockwise_bf16_nf4()
 
     monkeypatch.setitem(BACKENDS, "bitsandbytes", replace(BACKENDS["bitsandbytes"], make=make))
-    tried.cache_clear()
+    cached_probe.cache_clear()
     yield
-    tried.cache_clear()
+    cached_probe.cache_clear()
 
 
 def test_a_backend_that_fails_is_passed_over_and_told(broken) -> None:

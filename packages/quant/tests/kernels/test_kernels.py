@@ -122,7 +122,7 @@ def test_older_cpus_get_the_same_numbers(
     """Without shuffles, with SSSE3, with AVX2: each has lines of its own in the source."""
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_TARGETS", ((f"-march={target}",),))
-    built = kernels.bound(build.load())
+    built = kernels.with_types(build.load())
     monkeypatch.setattr(kernels, "built_kernels", lambda: built)
     weight = torch.randn(9, 1111, generator=torch.Generator().manual_seed(0))
     for text in (
@@ -276,7 +276,7 @@ def test_a_broken_cache_is_built_again(damage: str, tmp_path: Path, monkeypatch:
     (library,) = (tmp_path / "kernels").glob("decode-*.so")
     whole = library.read_bytes()
     (library if damage == "library" else library.with_suffix(".json")).write_bytes(whole[:100])
-    assert isinstance(kernels.bound(build.load()), build.Built)
+    assert isinstance(kernels.with_types(build.load()), build.Built)
     assert library.stat().st_size > 1000
     assert json.loads(library.with_suffix(".json").read_text())["sha256"]
 

@@ -226,7 +226,7 @@ def test_older_cpus_get_these_numbers_to_rounding(
     new = {dtype: every_pass(dtype) for dtype in DTYPES}
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_TARGETS", ((f"-march={target}",),))
-    older = rows.bound(build.load(build.ROWS).library)
+    older = rows.with_types(build.load(build.ROWS).library)
     monkeypatch.setattr(rows, "_built", lambda: older)
     for dtype, expected in new.items():
         for found, one in zip(every_pass(dtype), expected, strict=True):
