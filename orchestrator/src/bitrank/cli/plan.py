@@ -183,10 +183,10 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
     """The line on tensors that no plan can name; ``data`` gets them too."""
     from dataclasses import asdict
 
-    from bitrank.run.notices import told_left_out
+    from bitrank.run.notices import left_out_message
 
     data["left_in_16_bits"] = {one.name: asdict(one) for one in sizes.outline.left}
-    said = told_left_out(sizes.outline.left, sizes.parameters)
+    said = left_out_message(sizes.outline.left, sizes.parameters)
     return {"left out": said} if said else {}
 
 
