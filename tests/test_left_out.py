@@ -18,7 +18,7 @@ from bitrank.models.meta_model import meta_model
 from bitrank.models.tiny import build_tiny
 from bitrank.process.events import read_events
 from bitrank.run.adapter_init import choose_init
-from bitrank.run.notices import report_mps_fallbacks, left_out_message
+from bitrank.run.notices import left_out_message, report_mps_fallbacks
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
 from bitrank.spec.configs import find_config
