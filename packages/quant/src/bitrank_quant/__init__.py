@@ -33,6 +33,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
+from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import hold_in_16_bits
 from bitrank_quant.understood import readers_of_weights
@@ -43,6 +44,7 @@ __all__ = [
     "FAMILIES",
     "FORMATS",
     "OVERRIDES",
+    "QUANTIZERS",
     "REFERENCE",
     "Affine",
     "Applied",
@@ -54,6 +56,7 @@ __all__ = [
     "Float",
     "Footprint",
     "Format",
+    "InputMoments",
     "Int8Row",
     "LeftOut",
     "Override",
@@ -62,6 +65,7 @@ __all__ = [
     "QuantError",
     "QuantLinear",
     "QuantWeight",
+    "Quantizer",
     "Split",
     "Trial",
     "WeightMatrix",
@@ -82,6 +86,7 @@ __all__ = [
     "override_for",
     "parse_format",
     "probe",
+    "quantize",
     "readers_of_weights",
     "rejected",
     "save_quantized",
