@@ -1,13 +1,12 @@
-"""What a training step is made of: one step, and each of its operations alone. One JSON line of figures.
+"""Time one training step, and each of its operations alone; prints one JSON line of figures.
 
     python benchmarks/alone.py --config B-FP --task movie_sentences --threads 2 [--set key=value]
 
-A batch of middling width is trained on again and again, which gives the seconds of a step. Then everything
-that one such step asks of torch, and of compiled code for decodings and passes over rows, is written down,
-and called again with the very tensors that it had: several times each on end, of which the least counts. So
-caches are warm, Python's way from one to the next is not in it, and what a call itself costs (that of an
-operation that does nothing) is taken off. They are called in the order of the step too, each once, so that
-caches are what they are there. Last, a step of one row of 8 tokens: what a step costs whatever it is given.
+Training repeats one batch of median size, which gives the time of a step. One step then records every torch
+operation, and every call of a compiled decoder or row pass, with its tensors. Each recorded call is repeated
+several times, of which the fastest counts, minus the time of an operation that does nothing: caches are warm
+and no Python overhead is included. All calls are also replayed once in the order of the step, with the cache
+state of that order. Finally a step of one row of 8 tokens measures the fixed cost of a step.
 """
 
 from __future__ import annotations
@@ -41,9 +40,7 @@ Call = tuple[str, Callable[[], object]]
 
 
 class Written(TorchDispatchMode):
-    """Writes down, while it is entered, each operation that works on numbers, with its tensors, under its
-    kind.
-    """
+    """Records, while active, each operation that computes or copies, with its tensors and kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,20 +58,20 @@ class Written(TorchDispatchMode):
         super().__exit__(*reason)
 
     def decoder(self, layer: Any) -> Callable[[], Tensor] | None:
-        """The decoder of ``layer``, whose calls are written down whole."""
+        """The decoder of ``layer``, whose calls are recorded as single operations."""
         decode = decoder(layer)
         if decode is None:
             return None
 
-        def told() -> Tensor:
+        def decode_recorded() -> Tensor:
             weight_OI: Tensor = self.whole("decoding", decode)
             self._bases.add(weight_OI.untyped_storage().data_ptr())
             return weight_OI
 
-        return told
+        return decode_recorded
 
     def whole(self, kind: str, call: Callable[[], Any]) -> Any:
-        """What ``call`` gives; written down as one operation, whatever it does inside."""
+        """Call ``call`` and record it as one operation, without the operations inside it."""
         if not self._writing:
             return call()
         self.calls.append((kind, call))
@@ -85,10 +82,10 @@ class Written(TorchDispatchMode):
             self._within = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        words = kwargs or {}
+        named = kwargs or {}
         if not self._within and works(func):
-            self.calls.append((self._kind(func, args), lambda: func(*args, **words)))
-        return func(*args, **words)
+            self.calls.append((self._kind(func, args), lambda: func(*args, **named)))
+        return func(*args, **named)
 
     def _kind(self, func: Any, args: Any) -> str:
         name = func.overloadpacket.__name__
@@ -101,7 +98,7 @@ class Written(TorchDispatchMode):
 
 
 class WrittenRows:
-    """The compiled passes over rows, each written down whole."""
+    """The compiled row passes, each recorded as a single operation."""
 
     def __init__(self, written: Written) -> None:
         self._written = written
@@ -110,11 +107,11 @@ class WrittenRows:
         function = getattr(_COMPILED, name)
         if name == "serves":
             return function  # type: ignore[no-any-return]
-        return lambda *args, **words: self._written.whole("rows", lambda: function(*args, **words))
+        return lambda *args, **named: self._written.whole("rows", lambda: function(*args, **named))
 
 
 def works(func: Any) -> bool:
-    """Whether ``func`` computes or copies numbers: no view, no memory that is only asked for."""
+    """Whether ``func`` computes or copies numbers, unlike views and allocations."""
     return (
         not func.is_view
         and torch.Tag.inplace_view not in func.tags
@@ -123,7 +120,7 @@ def works(func: Any) -> bool:
 
 
 def alone(calls: list[Call]) -> dict[str, float]:
-    """Seconds of each kind: the sum over ``calls`` of the least of several goes, less that of an empty call."""
+    """Seconds of each kind: the sum over ``calls`` of the fastest of several repeats, minus an empty call."""
     nothing = torch.zeros(())
     empty = _least(lambda: torch.ops.aten.alias.default(nothing))
     found = dict.fromkeys(KINDS, 0.0)
@@ -134,9 +131,7 @@ def alone(calls: list[Call]) -> dict[str, float]:
 
 
 def in_order(calls: list[Call]) -> float:
-    """Seconds of ``calls`` one after another, each once, as in the step but without Python's way between: the
-    median of several goes.
-    """
+    """Median seconds of all ``calls`` replayed once in order, without Python code in between."""
     found = []
     with torch.no_grad():
         for _ in range(_TRIES + 1):
@@ -157,8 +152,9 @@ def _least(call: Callable[[], object]) -> float:
 
 
 def stages(batches: Iterator[Any], written: Written, figures: dict[str, Any]) -> Iterator[Any]:
-    """The batches of a training that is measured: see the head of this file. Raises :class:`Enough` at its
-    end.
+    """The batches of the measured training, in the stages that the module describes.
+
+    Raises :class:`Enough` after the last one.
     """
     drawn = sorted((next(batches) for _ in range(_DRAWN)), key=lambda batch: batch["input_ids"].size)
     middling = drawn[len(drawn) // 2]

@@ -1,14 +1,13 @@
-"""Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can
-ask for, and mixed plans.
+"""Time of a training step by format: every format on every CPU backend that a run can use, and mixed plans.
 
     python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto]
     [--tasks movie_sentences]
 
-LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each
-format and 16 bits take turns step by step (``turns.py``): the machine is not the same for two runs. ``bf16``
-against itself tells how far off a ratio may be. ``Joint-2`` and ``Joint-3`` here are the bits of those
-configs with rank 8. What a backend serves but no ``--quant-backend`` asks for (nf4 in plain torch, int2 in
-quanto) is not timed: no run uses it.
+LoRA of rank 8 on all block matrices is trained; only the stored format differs, set by a plan file. Each
+format alternates with bf16 step by step (``turns.py``), since the machine's speed varies between runs.
+``bf16`` against itself shows the noise of a ratio. ``Joint-2`` and ``Joint-3`` here are the formats of those
+configs with rank 8. Combinations that no ``--quant-backend`` selects (nf4 in plain torch, int2 in quanto) are
+not timed: no run uses them.
 """
 
 from __future__ import annotations
@@ -78,17 +77,16 @@ def main() -> int:
         "## A training step by format",
         machine_words(here),
         *parts,
-        "Medians over steps: milliseconds, and the time of a step over that of the bf16 step beside it, in turn; over\n"
-        "rounds the median (range). *quartiles* are those of the last round's ratios. bf16 against itself tells the noise.",
+        "Medians over steps: milliseconds, and the time of a step over that of the alternating bf16 step; "
+        "over rounds the median (range). *quartiles* are those of the last round's ratios. bf16 against "
+        "itself shows the noise.",
     ]
     write_section("formats", "\n\n".join(text), arguments.results)
     return leave(everything)
 
 
 def plan(row: str, task: str) -> dict[str, dict[str, object]]:
-    """The plan of ``row``: one format, or the bits of a config, for the block matrices; rank 8 on all of
-    them.
-    """
+    """The plan of ``row``: one format, or the formats of a config, for the block matrices, with rank 8."""
     what = ROWS[row][0]
     model = empty_model(task)
     blocks = [matrix.name for matrix in block_matrices(model)]
@@ -116,9 +114,7 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
 
 
 def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
-    """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over
-    ``sixteen``, pair by pair.
-    """
+    """Both medians, and the quartiles of ``other`` ÷ ``sixteen`` over paired steps (two or more)."""
     ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {

@@ -1,11 +1,11 @@
-"""How fast do we train against the tuned peer, when both take turns step by step?
+"""Training speed against the tuned peer, alternating step by step.
 
     python benchmarks/paired.py [--rounds 1] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
 
-``training.py`` runs one side after the other, and a machine that is shared may be a third slower for one of
-them. Here each step of ours stands beside one of the peer's. Same model, texts, batch, steps and threads;
-both load, wait and train in processes of their own. Joint-2 and Joint-3 have no peer that does the same, so
-they are held against the tuned peer of B-FP.
+``training.py`` runs one side after the other, and a shared machine may be a third slower for one of them.
+Here our steps alternate with the peer's. Model, texts, batch size, steps and threads are equal; both sides
+load, wait and train in their own processes. Joint-2 and Joint-3 have no equivalent peer, so they are compared
+with the tuned peer of B-FP.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training import PEERS
 from turns import in_turns, parsed
 
 # Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches,
-# the longest first.
+# longest first.
 STEPS = {"movie_sentences": 53, "wiki_articles": 19}
 
 
@@ -55,8 +55,9 @@ def main() -> int:
         parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
         everything |= {f"{task} {config}": rounds for config, rounds in found.items()}
     note = (
-        "Real tokens/s over all counted steps of a side, and their ratio; over rounds the median (range). *quartiles*: of the ratios of\n"
-        "steps side by side, of the last round. † against the peer of B-FP."
+        "Tokens/s over all counted steps of a side, without padding, and their ratio; over rounds the "
+        "median (range). *quartiles*: of the ratios of paired steps, in the last round. † against the peer "
+        "of B-FP."
     )
     write_section(
         "training-paired",
@@ -67,7 +68,7 @@ def main() -> int:
 
 
 def pair(config: str, task: str, steps: int, threads: int) -> Figures:
-    """Both sides' figures of one race."""
+    """Figures of both sides of one comparison."""
     against = config if config in PEERS else "B-FP"
     words = ("--task", task, "--steps", steps, "--threads", threads)
     commands = [
@@ -80,9 +81,7 @@ def pair(config: str, task: str, steps: int, threads: int) -> Figures:
 
 
 def figures(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Figures:
-    """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps'
-    own ratios.
-    """
+    """Tokens/s of each side over paired steps (two or more), their ratio, and quartiles of step ratios."""
     mine, tuned = (
         sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side)
         for side in (ours, theirs)

@@ -1,7 +1,6 @@
-"""What a study of many machines writes to: a Postgres of its own in a temporary folder, and MLflow's tracking
-server before a database.
+"""Servers of a multi-machine study: a temporary Postgres, and MLflow's tracking server on a database.
 
-Both listen on 127.0.0.1 alone and end with the block that started them.
+Both listen on 127.0.0.1 only, and end with the context that started them.
 """
 
 from __future__ import annotations
@@ -28,20 +27,18 @@ WORKERS = 2  # as in docker/compose.yaml
 
 @dataclass(frozen=True)
 class Server:
-    """A started server: where it answers, and its process."""
+    """A started server: its URL and process id."""
 
     url: str
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process and of all under it, those that have ended (and their parents have
-        seen it) too.
-        """
+        """Processor time of the process and its descendants, including those that have been waited for."""
         parent = psutil.Process(self.pid)
         return sum(sum(process.cpu_times()[:4]) for process in [parent, *parent.children(recursive=True)])
 
     def resident_mib(self) -> float:
-        """Memory of the process and of all under it; shared pages count once for each."""
+        """Resident memory of the process and its descendants; shared pages count once per process."""
         parent = psutil.Process(self.pid)
         return (
             sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
@@ -49,7 +46,7 @@ class Server:
 
 
 def postgres_programs() -> Path | None:
-    """The folder of ``initdb`` and ``postgres``; None when Postgres is not installed."""
+    """The folder of ``initdb`` and ``postgres``; None if Postgres is not installed."""
     found = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
     folders = [Path(found).resolve().parent] if found else debian
@@ -58,9 +55,7 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[Server]:
-    """A fresh cluster with Postgres' own settings, and its first database. As root it runs as the user
-    ``postgres``.
-    """
+    """A new cluster with default settings, and its first database; root runs it as the user ``postgres``."""
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     user = "postgres" if as_user else pwd.getpwuid(os.geteuid()).pw_name
     folder, port = Path(tempfile.mkdtemp(prefix="bitrank-postgres-")), free_port()
@@ -101,13 +96,14 @@ def postgres(programs: Path) -> Iterator[Server]:
 
 @contextmanager
 def tracking_server(database: str, artifacts: Path, workers: int = WORKERS) -> Iterator[Server]:
-    """MLflow's server before ``database``, as docker/compose.yaml starts it."""
+    """MLflow's server on ``database``, started as in docker/compose.yaml."""
     port, log = free_port(), artifacts.parent / "server.log"
     artifacts.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(artifacts),
-             "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    command += ["--artifacts-destination", str(artifacts)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
     with _process(
-        words, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     ) as process:
         _until(lambda: _answers(f"http://127.0.0.1:{port}/health"), process, log)
         yield Server(f"http://127.0.0.1:{port}", process.pid)

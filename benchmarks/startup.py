@@ -1,4 +1,4 @@
-"""How long until something happens: the command line, and a run until its first step.
+"""Start-up time of the command line, and of a run up to its first step.
 
 python benchmarks/startup.py [--rounds 3] [--configs B-FP,B-Q4] [--tasks movie_sentences]
 """
@@ -59,7 +59,8 @@ def main() -> int:
         machine_words(here),
         table(("command", "seconds"), rows),
         table(("run", "imported after s", "ready to train after s", "first step done after s"), set_up),
-        "Seconds from the start of the process, tokens and models in the cache, the test before training left out; median (range).",
+        "Seconds from the start of the process, tokens and models in the cache, without the test before "
+        "training; median (range).",
     ]
     write_section("startup", "\n\n".join(text), arguments.results)
     return leave({**found, **{" ".join(cell): rounds for cell, rounds in runs.items()}})

@@ -1,11 +1,11 @@
-"""What does the whole study cost: the laptop profile's runs from a finished install, in a fresh store.
+"""Cost of the whole study: the laptop profile's runs from a complete installation, into a new store.
 
     python benchmarks/study.py [--profile laptop] [--configs …] [--tasks …] [--jobs 2] [--steps N]
 
-``bitrank matrix`` runs as a user runs it, texts and models in the cache. *Orchestration and logging* is what
-is left of its wall time: wall × slots − Σ of the runs' own seconds (from the start of each process to its
-last figure) − the time that a slot stood empty at the end because no run was left, as a share of wall ×
-slots. Quality stands beside the table of the README (seed 0).
+Runs ``bitrank matrix`` as a user does, with texts and models in the cache. *Orchestration and logging* is the
+remainder of its wall time: wall × slots − Σ of the runs' own seconds (from process start to last figure) −
+the time that slots were idle at the end because no run was left, as a share of wall × slots. Quality is
+listed beside the table of the README (seed 0).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
     note = (
         ""
         if arguments.steps is None
-        else f" **{arguments.steps} steps instead of the profile's: quality and time say nothing about the study.**"
+        else f" **{arguments.steps} steps instead of the profile's: not representative of the study.**"
     )
     head = (
         "round",
@@ -88,15 +88,13 @@ def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps
 
 
 def _study(folder: Path, words: list[str], slots: int) -> list[str]:
-    """One row: run the matrix in ``folder`` and take its time apart. Ends the program when a run of it
-    failed.
-    """
+    """One row: run the matrix in ``folder`` and split its time. Exits if a run failed."""
     places = ["--store", str(folder / "runs"), "--results", str(folder / "results")]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "bitrank", *words, *places], check=False)
     wall = time.perf_counter() - started
     if done.returncode:
-        sys.exit(f"bitrank matrix ended with code {done.returncode}; its words are above")
+        sys.exit(f"bitrank matrix ended with code {done.returncode}; its output is above")
     with open_store(str(folder / "runs")) as database:
         runs = database.sql('SELECT ended, "m.time/total_s" FROM wide ORDER BY ended').fetchall()
     took = sum(float(seconds) for _, seconds in runs)
@@ -114,7 +112,7 @@ def _study(folder: Path, words: list[str], slots: int) -> list[str]:
 
 
 def _quality(entries: list[dict[str, Any]]) -> str:
-    """Quality of each run beside the mean over seeds that the README states."""
+    """Quality of each run beside the mean over seeds in the README."""
     stated = readme_rows(README.read_text(encoding="utf-8"))
     rows = []
     for entry in entries:
@@ -122,7 +120,8 @@ def _quality(entries: list[dict[str, Any]]) -> str:
         quality = figures.get("eval/acc", figures.get("eval/ppl"))
         rows.append([
             f"`{key[0]}`", key[1], f"{quality:.3f}", f"{stated[key]:.3f}" if key in stated else "–",
-            f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}", f"{figures['mem/peak_mib']:,.0f}",
+            f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}",
+            f"{figures['mem/peak_mib']:,.0f}",
         ])  # fmt: skip
     return table(
         ("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows
@@ -130,7 +129,7 @@ def _quality(entries: list[dict[str, Any]]) -> str:
 
 
 def readme_rows(text: str) -> dict[tuple[str, str], float]:
-    """(task, config) → quality, of the README's table."""
+    """(task, config) → quality, from the README's table."""
     rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|.*?\*\*([\d.]+)\*\*", text, flags=re.MULTILINE)
     return {(task, config): float(quality) for task, config, quality in rows}
 
