@@ -21,15 +21,15 @@ from harness import (
     STEPS,
     Figures,
     Side,
-    again,
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    remeasured,
+    report_failures,
+    run_scripts,
     script,
     table,
     write_section,
@@ -58,15 +58,15 @@ def main() -> int:
         found = alternate(
             sides(task, arguments.configs, arguments.steps or STEPS[task], threads), arguments.rounds
         )
-        here = again(here)
+        here = remeasured(here)
         parts.append(f"### `{task}`\n\n{bounds(found, here, task)}")
         everything |= {(task, *key): rounds for key, rounds in found.items()}
     write_section(
         "bound",
-        "\n\n".join(["## A step's operations alone", machine_words(here), *parts, _NOTE]),
+        "\n\n".join(["## A step's operations alone", machine_line(here), *parts, _NOTE]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:
@@ -80,7 +80,7 @@ def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple
 def alone(task: str, config: str, threads: int) -> Figures:
     """The figures of ``alone.py``, in the environment of a run."""
     environment = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
-    return fresh(
+    return run_scripts(
         script("alone.py", "--config", config, "--task", task, "--threads", threads), environment=environment
     )[0]
 

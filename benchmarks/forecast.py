@@ -27,11 +27,11 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -73,10 +73,10 @@ def main() -> int:
     found = alternate({key: partial(measured, *run) for key, run in runs.items()}, arguments.rounds)
     write_section(
         "forecast",
-        f"## Forecast of memory\n\n{machine_words(here)}\n\n{_words(predicted_by, found)}",
+        f"## Forecast of memory\n\n{machine_line(here)}\n\n{_section(predicted_by, found)}",
         arguments.results,
     )
-    return leave(found)
+    return report_failures(found)
 
 
 def settings(task: str, steps: int, given: Settings) -> Settings:
@@ -95,8 +95,8 @@ def predicted(config: str, task: str, given: Settings) -> Forecast:
 
 def measured(config: str, task: str, given: Settings) -> Figures:
     """Measured MiB of that run, on one thread as in the profile. Raises :class:`SideFailed`."""
-    words = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-    found = fresh(
+    overrides = [argument for key, value in given.items() for argument in ("--set", f"{key}={value}")]
+    found = run_scripts(
         script(
             "ours.py",
             "--config",
@@ -108,14 +108,14 @@ def measured(config: str, task: str, given: Settings) -> Figures:
             "--threads",
             1,
             "--until",
-            "judged",
-            *words,
+            "zero-shot",
+            *overrides,
         )
     )[0]
     return {key: found[key] for key in ("import_mib", "ready_mib", "peak_mib")}
 
 
-def _words(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
+def _section(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
     head = ("task", "config", *_PARTS, "predicted MiB", "measured MiB", "error")
     rows = [
         _row(task, config, predicted_by[task, config], found[task, config]) for task, config in predicted_by
@@ -123,12 +123,12 @@ def _words(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Fi
     errors = [
         abs(error) for key in predicted_by if (error := _error(predicted_by[key], found[key])) is not None
     ]
-    said = (
+    summary = (
         f"Largest error {max(errors):.1%}, mean {statistics.mean(errors):.1%} over {len(errors)} runs."
         if errors
         else "No run ended."
     )
-    return f"{table(head, rows)}\n\n{said} {_NOTE}"
+    return f"{table(head, rows)}\n\n{summary} {_NOTE}"
 
 
 def _row(task: str, config: str, predicted_by: Forecast, rounds: Sequence[Figures]) -> list[str]:

@@ -31,16 +31,16 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
     script,
     table,
     write_section,
 )
 from machine import empty_model
-from turns import in_turns, parsed
+from turns import in_turns, parse_step_arguments
 
 # Row → (format or config of the plan, --quant-backend).
 ROWS = {
@@ -58,7 +58,7 @@ STEPS = {"movie_sentences": 43, "wiki_articles": 23}
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=list(ROWS), steps=STEPS)
-    arguments = parsed(parser)
+    arguments = parse_step_arguments(parser)
     if unknown := set(arguments.configs) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
     threads = cores()
@@ -75,26 +75,26 @@ def main() -> int:
             everything |= {f"{task} {row}": rounds for row, rounds in found.items()}
     text = [
         "## A training step by format",
-        machine_words(here),
+        machine_line(here),
         *parts,
         "Medians over steps: milliseconds, and the time of a step over that of the alternating bf16 step; "
         "over rounds the median (range). *quartiles* are those of the last round's ratios. bf16 against "
         "itself shows the noise.",
     ]
     write_section("formats", "\n\n".join(text), arguments.results)
-    return leave(everything)
+    return report_failures(everything)
 
 
 def plan(row: str, task: str) -> dict[str, dict[str, object]]:
     """The plan of ``row``: one format, or the formats of a config, for the block matrices, with rank 8."""
-    what = ROWS[row][0]
+    name = ROWS[row][0]
     model = empty_model(task)
     blocks = [matrix.name for matrix in block_matrices(model)]
-    if what in CONFIGS:
+    if name in CONFIGS:
         quantizable = [m for m in weight_matrices(model) if m.role != "head" and m.tied_to is None]
-        precision: dict[str, object] = dict(CONFIGS[what].precision.assign_formats(quantizable))
+        precision: dict[str, object] = dict(CONFIGS[name].precision.assign_formats(quantizable))
     else:
-        precision = dict.fromkeys(blocks, what)
+        precision = dict.fromkeys(blocks, name)
     return {"precision": precision, "ranks": dict.fromkeys(blocks, 8)}
 
 
@@ -102,9 +102,10 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
     paths = {name: folder / f"{name.replace('@', '-')}-{task}.json" for name in ("bf16", row)}
     for name, path in paths.items():
         path.write_text(json.dumps(plan(name, task)))
-    words = ("--task", task, "--steps", steps, "--threads", threads, "--set")
+    arguments = ("--task", task, "--steps", steps, "--threads", threads, "--set")
     commands = [
-        script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)
+        script("turns.py", paths[name], *arguments, f"quant_backend={ROWS[name][1]}")
+        for name in ("bf16", row)
     ]
     environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
     sixteen, other = (

@@ -30,11 +30,11 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -132,13 +132,13 @@ def main() -> int:
     draw(found)
     text = [
         "## Growth",
-        machine_words(here),
+        machine_line(here),
         "![cost against size](figures/growth.png)",
         table(("axis", "task", "at", "µs a token", "peak MiB over imports"), rows),
         _NOTE,
     ]
     write_section("growth", "\n\n".join(text), arguments.results)
-    return leave({" ".join(map(str, key)): rounds for key, rounds in found.items()})
+    return report_failures({" ".join(map(str, key)): rounds for key, rounds in found.items()})
 
 
 _NOTE = """B-FP with one setting varied at a time. *steps*: one long run, cost per token in each quarter of it
@@ -163,7 +163,9 @@ def _sides(
 
 
 def _run(task: str, arguments: Arguments, steps: int, threads: int) -> Figures:
-    found = fresh(script("ours.py", "--task", task, "--steps", steps, "--threads", threads, *arguments))[0]
+    found = run_scripts(
+        script("ours.py", "--task", task, "--steps", steps, "--threads", threads, *arguments)
+    )[0]
     return {
         **found,
         "token_us": 1e6 * found["seconds"] / found["tokens"],

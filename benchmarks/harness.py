@@ -103,34 +103,34 @@ def values(rounds: Sequence[Figures], key: str) -> list[float]:
 
 def figure_cell(rounds: Sequence[Figures], key: str, digits: int = 0, factor: float = 1.0) -> str:
     """The spread of figure ``key`` times ``factor`` as text, or the reason of a failure."""
-    return _said(lambda: spread([factor * value for value in values(rounds, key)]), digits)
+    return _cell_text(lambda: spread([factor * value for value in values(rounds, key)]), digits)
 
 
 def ratio_cell(ours: Sequence[Figures], theirs: Sequence[Figures], key: str) -> str:
     """The paired ratio of figure ``key`` as text."""
-    return _said(lambda: paired_ratio(values(ours, key), values(theirs, key)), 2)
+    return _cell_text(lambda: paired_ratio(values(ours, key), values(theirs, key)), 2)
 
 
-def _said(make: Callable[[], Spread], digits: int) -> str:
+def _cell_text(make: Callable[[], Spread], digits: int) -> str:
     try:
         return make().text(digits)
     except SideFailed as failure:
         return f"failed: {str(failure)[:80]}"
 
 
-def fresh(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
+def run_scripts(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
     """Run Python with each of ``commands`` concurrently, one process each; return their last JSON lines.
 
     Raises :class:`SideFailed` if one fails or prints no JSON line.
     """
-    surroundings = {**os.environ, **(environment or {})}
+    full_environment = {**os.environ, **(environment or {})}
     started = [
         subprocess.Popen(
             [sys.executable, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=surroundings,
+            env=full_environment,
         )
         for command in commands
     ]
@@ -145,12 +145,12 @@ def _figures(process: subprocess.Popen[str], command: Sequence[str]) -> Figures:
     out, err = process.communicate()
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if process.returncode or not lines:
-        said = (err.strip() or out.strip() or "nothing").splitlines()[-1]
-        raise SideFailed(f"{Path(command[0]).name} ended with code {process.returncode}: {said}")
+        message = (err.strip() or out.strip() or "nothing").splitlines()[-1]
+        raise SideFailed(f"{Path(command[0]).name} ended with code {process.returncode}: {message}")
     return dict(json.loads(lines[-1]))
 
 
-def together(parts: Sequence[Figures]) -> Figures:
+def combined(parts: Sequence[Figures]) -> Figures:
     """Combine figures of concurrent processes: speeds and memory are summed, times are the longest."""
     if len(parts) == 1:
         return parts[0]
@@ -168,10 +168,12 @@ def script(name: str, *arguments: object) -> list[str]:
 
 def machine(threads: int) -> Figures:
     """Processor, its peak speeds with ``threads`` threads, and operations per token, measured now."""
-    return fresh(script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)})[0]
+    return run_scripts(
+        script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)}
+    )[0]
 
 
-def again(before: Figures) -> Figures:
+def remeasured(before: Figures) -> Figures:
     """``before`` with the peaks measured once more, keeping the higher ones.
 
     Another program may have been busy during the first measurement.
@@ -180,7 +182,7 @@ def again(before: Figures) -> Figures:
     return {**before, "gflops": {name: max(speed, after[name]) for name, speed in before["gflops"].items()}}
 
 
-def machine_words(found: Figures) -> str:
+def machine_line(found: Figures) -> str:
     """One line for a section: the machine and the conditions of its figures."""
     peaks = " and ".join(f"{name} {speed:,.0f}" for name, speed in found["gflops"].items())
     without = "" if "bf16" in found["gflops"] else " (no bf16 instructions)"
@@ -212,12 +214,15 @@ def options(
     parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {dict(steps)})")
     parser.add_argument(
         "--configs",
-        type=_words,
+        type=_comma_separated,
         default=list(configs),
         help=f"comma-separated (default: {','.join(configs)})",
     )
     parser.add_argument(
-        "--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})"
+        "--tasks",
+        type=_comma_separated,
+        default=list(tasks),
+        help=f"comma-separated (default: {','.join(tasks)})",
     )
     parser.add_argument(
         "--results",
@@ -258,7 +263,7 @@ def replace_section(document: str, name: str, text: str) -> str:
     return head + section + tail
 
 
-def leave(results: Mapping[Any, Sequence[Figures]]) -> int:
+def report_failures(results: Mapping[Any, Sequence[Figures]]) -> int:
     """Print the failures; return 1 if there are any, otherwise 0."""
     failed = {
         str(name): figures["failed"]
@@ -283,5 +288,5 @@ def _brief(figures: Figures) -> str:
     )
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _comma_separated(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

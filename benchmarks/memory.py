@@ -27,12 +27,12 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
     ratio_cell,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -55,7 +55,7 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = cores()
     everything: dict[str, list[Figures]] = {}
-    parts = ["## Memory", machine_words(machine(threads))]
+    parts = ["## Memory", machine_line(machine(threads))]
     for task in arguments.tasks:
         steps = arguments.steps or STEPS[task]
         found = alternate(_sides(task, arguments.configs, steps, threads), arguments.rounds)
@@ -66,11 +66,11 @@ def main() -> int:
         parts.append(text)
         everything |= found_limited
     write_section("memory", "\n\n".join(parts), arguments.results)
-    return leave(everything)
+    return report_failures(everything)
 
 
-def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> Figures:
-    words = (
+def _complete_run(task: str, config: str, steps: int, threads: int, *more: object) -> Figures:
+    arguments = (
         "--task",
         task,
         "--config",
@@ -84,18 +84,18 @@ def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> F
         *more,
     )
     windows = ("--set", "test_windows=1", "--set", "validation_windows=1") if task == "wiki_articles" else ()
-    found = fresh(script("ours.py", *words, *windows))[0]
+    found = run_scripts(script("ours.py", *arguments, *windows))[0]
     return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
 
 
 def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
     """A complete run, and loading its base alone."""
     spec = make_spec(find_profile("laptop"), config, task, {"threads": threads})
-    loading = fresh(
+    loading = run_scripts(
         script("loading.py", "--task", task, "--config", config), environment=run_environment(spec)
     )[0]
     bound = 1.1 * (loading["stored_mib"] + loading["largest_fp32_mib"])
-    return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
+    return {**_complete_run(task, config, steps, threads), **loading, "bound_mib": bound}
 
 
 def _peer(task: str, config: str, steps: int, threads: int, preloaded: bool) -> Figures:
@@ -160,7 +160,9 @@ def _loading(rounds: list[Figures]) -> str:
 def _limited(arguments: argparse.Namespace, threads: int) -> tuple[str, dict[str, list[Figures]]]:
     """The same training without and with the limit, and the difference of their loss curves."""
     steps, limit = arguments.steps or STEPS["wiki_articles"], arguments.limit
-    run = partial(_whole, "wiki_articles", arguments.limit_config, steps, threads, "--set", "log_every=1")
+    run = partial(
+        _complete_run, "wiki_articles", arguments.limit_config, steps, threads, "--set", "log_every=1"
+    )
     sides = {
         "unlimited": run,
         "limited": partial(run, "--set", f"memory_limit={limit}", "--data-limit", limit),
@@ -179,12 +181,12 @@ def _limited(arguments: argparse.Namespace, threads: int) -> tuple[str, dict[str
     title = f"### SmolLM2 under {limit / _GIB:.2f} GiB, {arguments.limit_config}, {steps} steps"
     how = (
         f"RLIMIT_DATA = {limit} bytes and `--memory-limit {limit}`; the run is trained and tested inside it. "
-        + _apart(found)
+        + _loss_difference(found)
     )
     return f"{title}\n\n{shown}\n\n{how}", found
 
 
-def _apart(found: dict[str, list[Figures]]) -> str:
+def _loss_difference(found: dict[str, list[Figures]]) -> str:
     free, bound = found["unlimited"][0], found["limited"][0]
     if "failed" in free or "failed" in bound:
         return "The loss curves cannot be compared: a run failed."

@@ -3,8 +3,8 @@
     python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value]
     python benchmarks/ours.py --plan FILE --task wiki_articles --steps 30 --threads 2 --until tested
 
-``--until trained`` ends the run after its last training step and skips the test before training; ``judged``
-ends it there too but includes that test; ``tested`` completes the run. The specs go to
+``--until trained`` ends the run after its last training step and skips the test before training;
+``zero-shot`` ends it there too but includes that test; ``tested`` completes the run. The specs go to
 :func:`bitrank.execution.local.run_all` as in ``bitrank run``, with a tracker that stores nothing, and the
 figures are read from the run folders. Each run is a process.
 """
@@ -34,16 +34,16 @@ from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.results_files import result_of
 from bitrank.tracking.run_state import State
-from harness import WARM_UP, together
+from harness import WARM_UP, combined
 
 
-class _Silent:
+class _NullTracker:
     """A tracker, and the log of each run, that stores nothing."""
 
     def hold(self, _spec_id: str) -> nullcontext[None]:
         return nullcontext()
 
-    def open(self, _spec: RunSpec, _run_id: str | None) -> _Silent:
+    def open(self, _spec: RunSpec, _run_id: str | None) -> _NullTracker:
         return self
 
     def events(self, events: Sequence[object]) -> None: ...
@@ -59,7 +59,7 @@ def main() -> int:
     specs = [_spec(arguments, arguments.seed + number) for number in range(arguments.processes)]
     with tempfile.TemporaryDirectory() as folder:
         figures = [figures_of(job) for job in run(specs, Path(folder), arguments.until)]
-    print(json.dumps(together(figures)))
+    print(json.dumps(combined(figures)))
     return 0
 
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="concurrent runs, with consecutive seeds")
-    parser.add_argument("--until", choices=["trained", "judged", "tested"], default="trained")
+    parser.add_argument("--until", choices=["trained", "zero-shot", "tested"], default="trained")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--data-limit",
@@ -85,11 +85,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
     steps = arguments.steps
-    given = {"steps": steps, "threads": arguments.threads, "plan": arguments.plan, "model": arguments.model}
+    overrides = {
+        "steps": steps,
+        "threads": arguments.threads,
+        "plan": arguments.plan,
+        "model": arguments.model,
+    }
     # No validation or checkpoint, and a log line only every third step, between the timed steps.
-    given |= {"eval_every": steps, "checkpoint_every": steps, "log_every": WARM_UP}
-    given |= dict(parse_setting(text) for text in arguments.set)
-    return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=seed)
+    overrides |= {"eval_every": steps, "checkpoint_every": steps, "log_every": WARM_UP}
+    overrides |= dict(parse_setting(text) for text in arguments.set)
+    return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, overrides), seed=seed)
 
 
 def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
@@ -106,7 +111,7 @@ def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
             raise Interrupted(signal.SIGTERM)
 
     try:
-        run_all(jobs, cast(Tracker, _Silent()), len(jobs), changed)
+        run_all(jobs, cast(Tracker, _NullTracker()), len(jobs), changed)
     except Interrupted:
         if not all(_trained(job) for job in jobs):
             raise
@@ -132,7 +137,7 @@ def figures_of(job: Job) -> dict[str, Any]:
         sys.exit(
             job.message or (log.read_text()[-300:] if log.exists() else "the run ended without a message")
         )
-    begun = (time.time() - (time.monotonic() - job.started)) * 1000
+    started_ms = (time.time() - (time.monotonic() - job.started)) * 1000
     phases = {event["phase"]: event for event in events if event["event"] == "phase"}
     machine = next(event for event in events if event["event"] == "machine")
     return {
@@ -142,9 +147,9 @@ def figures_of(job: Job) -> dict[str, Any]:
         "ready_mib": phases["zero-shot"]["live"]["peak_mib"],
         "peak_mib": train[-1]["live"]["peak_mib"],
         "device_mib": max(event["live"]["device_mib"] for event in train),
-        "ready_at_s": (phases["zero-shot"]["time_ms"] - begun) / 1000,
-        "imported_at_s": (machine["time_ms"] - begun) / 1000,
-        "first_step_at_s": (train[0]["time_ms"] - begun) / 1000,
+        "ready_at_s": (phases["zero-shot"]["time_ms"] - started_ms) / 1000,
+        "imported_at_s": (machine["time_ms"] - started_ms) / 1000,
+        "first_step_at_s": (train[0]["time_ms"] - started_ms) / 1000,
         "losses": {event["step"]: event["metrics"]["train/loss"] for event in train},
         "points": [(event["step"], event["tok_s"] * event["seconds"], event["seconds"]) for event in train],
         **_end(job),

@@ -25,16 +25,16 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
     script,
     table,
     write_section,
 )
 from training import PEERS
-from turns import in_turns, parsed
+from turns import in_turns, parse_step_arguments
 
 # Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches,
 # longest first.
@@ -42,7 +42,7 @@ STEPS = {"movie_sentences": 53, "wiki_articles": 19}
 
 
 def main() -> int:
-    arguments = parsed(options(__doc__, rounds=1, steps=STEPS))
+    arguments = parse_step_arguments(options(__doc__, rounds=1, steps=STEPS))
     threads = cores()
     here, parts = machine(threads), list[str]()
     everything: dict[str, list[Figures]] = {}
@@ -61,19 +61,19 @@ def main() -> int:
     )
     write_section(
         "training-paired",
-        "\n\n".join(["## Training speed, step by step", machine_words(here), *parts, note]),
+        "\n\n".join(["## Training speed, step by step", machine_line(here), *parts, note]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def pair(config: str, task: str, steps: int, threads: int) -> Figures:
     """Figures of both sides of one comparison."""
     against = config if config in PEERS else "B-FP"
-    words = ("--task", task, "--steps", steps, "--threads", threads)
+    arguments = ("--task", task, "--steps", steps, "--threads", threads)
     commands = [
-        script("turns.py", "--config", config, *words),
-        script("peers.py", "--turns", "--peer", "tuned", "--config", against, *words),
+        script("turns.py", "--config", config, *arguments),
+        script("peers.py", "--turns", "--peer", "tuned", "--config", against, *arguments),
     ]
     ours = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
     theirs = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -56,7 +56,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from turns import Enough, Turn
+from turns import InputEnded, Turn
 
 CONFIGS = ("B-FP", "B-Q4", "B-Ada")
 # All linear layers inside the blocks: BERT's by a pattern that excludes the pooler, Llama's by name.
@@ -141,7 +141,7 @@ def _train_in_turns(trainer: Timed) -> None:
     turns = InTurns()
     turns.trainer = trainer
     trainer.add_callback(turns)
-    with suppress(Enough):
+    with suppress(InputEnded):
         trainer.train()
 
 
@@ -162,16 +162,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
-    place, dtype = locate(spec.model), DTYPES[choose_dtype(choose_device())] if tuned else torch.float32
-    config = AutoConfig.from_pretrained(place)
-    words: dict[str, Any] = {"config": config, "dtype": dtype}
+    path, dtype = locate(spec.model), DTYPES[choose_dtype(choose_device())] if tuned else torch.float32
+    config = AutoConfig.from_pretrained(path)
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
     if tuned:
-        words["attn_implementation"] = "eager" if choose_device() == "cpu" else "sdpa"
+        options["attn_implementation"] = "eager" if choose_device() == "cpu" else "sdpa"
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
     if spec.config == "B-Q4":
-        words["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -181,8 +181,8 @@ def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
         )
     if spec.kind == "classification":
         config.num_labels = classes
-        return AutoModelForSequenceClassification.from_pretrained(place, **words)
-    return AutoModelForCausalLM.from_pretrained(place, **words)
+        return AutoModelForSequenceClassification.from_pretrained(path, **options)
+    return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
 def _adapted(model: Any, spec: RunSpec, tuned: bool) -> Any:
@@ -211,7 +211,7 @@ def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     classification = spec.kind == "classification"
-    words = TrainingArguments(
+    options = TrainingArguments(
         output_dir=folder,
         max_steps=spec.steps or 1,
         per_device_train_batch_size=spec.batch_size,
@@ -237,7 +237,9 @@ def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str)
     clock = Clock()
     train = _dataset(data.task.splits["train"], classification)
     callbacks = [clock, *([Allocate()] if spec.config == "B-Ada" else [])]
-    trainer = Timed(model=model, args=words, train_dataset=train, data_collator=collate, callbacks=callbacks)
+    trainer = Timed(
+        model=model, args=options, train_dataset=train, data_collator=collate, callbacks=callbacks
+    )
     clock.trainer = trainer
     return trainer, clock
 

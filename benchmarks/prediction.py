@@ -31,7 +31,7 @@ from bitrank_data import TokenisedTask
 from bitrank_quant import encode_in_parts, parse_format
 from bitrank_quant.sensitivity import Replay
 from bitrank_trainer import DTYPES, choose_dtype
-from harness import cores, machine, machine_words, options, table, write_section
+from harness import cores, machine, machine_line, options, table, write_section
 from scipy.stats import spearmanr
 
 # Number of sequences, and offset of the first half in the shuffle.
@@ -67,7 +67,7 @@ def main() -> int:
         rows += correlations(make_spec(find_profile("laptop"), "B-FP", task), arguments.plans)
     text = [
         "## Predicted and true added loss",
-        machine_words(here),
+        machine_line(here),
         table(
             ("task", "predictor", "ρ with added loss", "ρ with divergence", "plans", "true added loss, nats"),
             rows,

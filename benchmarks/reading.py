@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from harness import Figures, fresh, script
+from harness import Figures, run_scripts, script
 
 
 def read_times(uri: str, database: str, profile: str, served: Callable[[], float]) -> dict[str, Figures]:
@@ -26,16 +26,16 @@ def read_times(uri: str, database: str, profile: str, served: Callable[[], float
     time used by the store's servers so far; its increase is added to ``cpu``. A SQLite file behind a server
     is the same to SQL as one without, so it is not read again.
     """
-    ways = {"states": uri}
+    queries = {"states": uri}
     if uri == database:
-        ways["list"] = uri
+        queries["list"] = uri
     if uri == database or not database.startswith("sqlite"):
-        ways["report"] = database
+        queries["report"] = database
     found = {}
-    for what, store in ways.items():
+    for query, store in queries.items():
         before = served()
-        figures = fresh(script("reading.py", what, store, profile))[0]
-        found[what] = {**figures, "cpu": figures["cpu"] + served() - before}
+        figures = run_scripts(script("reading.py", query, store, profile))[0]
+        found[query] = {**figures, "cpu": figures["cpu"] + served() - before}
     return found
 
 
@@ -65,7 +65,7 @@ def _report(store: str, profile: str) -> int:
         return int(found.sql('SELECT count(*), sum("m.eval/loss") FROM wide').fetchall()[0][0])
 
 
-_WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
+_QUERIES: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
     "states": (_states, ("mlflow", "bitrank.tracking.mlflow_tracker")),
     "list": (_list, ("bitrank.tracking.run_state",)),
     "report": (_report, ("bitrank_analysis",)),
@@ -74,11 +74,11 @@ _WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=_WAYS)
+    parser.add_argument("query", choices=_QUERIES)
     parser.add_argument("store")
     parser.add_argument("profile")
     arguments = parser.parse_args()
-    read, modules = _WAYS[arguments.what]
+    read, modules = _QUERIES[arguments.query]
     for module in modules:
         import_module(module)
     started, cpu = time.perf_counter(), time.process_time()

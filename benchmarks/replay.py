@@ -144,9 +144,9 @@ def load(
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            before, begun = cpu(), time.perf_counter()
+            before, started_at = cpu(), time.perf_counter()
             out, error = process.communicate("\n")
-            seconds, after = time.perf_counter() - begun, cpu()
+            seconds, after = time.perf_counter() - started_at, cpu()
         finally:
             with suppress(ProcessLookupError):  # normally all have ended already
                 os.killpg(process.pid, signal.SIGKILL)
@@ -175,26 +175,26 @@ def main() -> int:
     templates = [read_template(folder) for folder in arguments.folders]
     import_module("mlflow")  # once: the writers are forked from here
     fork = get_context("fork")
-    together, results = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
+    barrier, results = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
     writers = [
         fork.Process(
             target=_writer,
-            args=(arguments, templates, arguments.first + number * arguments.runs, together, results),
+            args=(arguments, templates, arguments.first + number * arguments.runs, barrier, results),
         )
         for number in range(arguments.writers)
     ]
     for writer in writers:
         writer.start()
-    together.wait(_TIMEOUT_S)
+    barrier.wait(_TIMEOUT_S)
     print("ready", flush=True)
     sys.stdin.readline()
-    together.wait(_TIMEOUT_S)
+    barrier.wait(_TIMEOUT_S)
     print(*(results.get() for _ in writers), sep="\n")
     return 0
 
 
 def _writer(
-    arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, results: Any
+    arguments: argparse.Namespace, templates: Sequence[Template], first: int, barrier: Any, results: Any
 ) -> None:
     """Open the store, wait for the others twice, write the runs, report the figures.
 
@@ -204,8 +204,8 @@ def _writer(
         client = Timed(open_store(arguments.store))
         tracker = Tracker(cast(Any, client), arguments.store, templates[0].spec.profile)
         client.seconds.clear()
-        together.wait(_TIMEOUT_S)
-        together.wait(_TIMEOUT_S)
+        barrier.wait(_TIMEOUT_S)
+        barrier.wait(_TIMEOUT_S)
         cpu = time.process_time()
         for number in range(arguments.runs):
             write(tracker, templates[number % len(templates)], first + number)

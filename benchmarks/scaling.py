@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"writers at once (default: {','.join(map(str, LEVELS))})",
     )
     parser.add_argument(
-        "--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})"
+        "--stores", type=_store_names, default=STORES, help=f"which of them (default: {','.join(STORES)})"
     )
     parser.add_argument(
         "--each", type=int, default=32, help="runs written with each number of writers (default: 32)"
@@ -136,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _words(text: str) -> tuple[str, ...]:
-    names = tuple(word.strip() for word in text.split(","))
+def _store_names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
     if unknown := set(names) - set(STORES):
         raise argparse.ArgumentTypeError(
             f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}"
@@ -146,14 +146,14 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted(int(word) for word in text.split(",")))
+    return tuple(sorted(int(part) for part in text.split(",")))
 
 
 def _templates(store: Path | None, folder: Path) -> list[Template]:
     """A finished run per task, with its checkpoint copied back from the artifacts as at the end of a run."""
     if store is None:
         store = folder / "template"
-        words = [
+        arguments = [
             "matrix",
             "--configs",
             "Joint-3",
@@ -164,7 +164,7 @@ def _templates(store: Path | None, folder: Path) -> list[Template]:
             "--results",
             str(folder / "results"),
         ]
-        subprocess.run([sys.executable, "-m", "bitrank", *words], check=True)
+        subprocess.run([sys.executable, "-m", "bitrank", *arguments], check=True)
     found: dict[str, Template] = {}
     for path in sorted((store / "work").glob("*/result.json")):
         template = read_template(path.parent)
@@ -174,10 +174,10 @@ def _templates(store: Path | None, folder: Path) -> list[Template]:
             f"expected finished runs below {store / 'work'}, found none; "
             "give the folder of another store with --template"
         )
-    return [_whole(template, store, folder / task) for task, template in sorted(found.items())]
+    return [_restored(template, store, folder / task) for task, template in sorted(found.items())]
 
 
-def _whole(template: Template, store: Path, folder: Path) -> Template:
+def _restored(template: Template, store: Path, folder: Path) -> Template:
     """A copy of the run's folder as it was before its checkpoint was moved to the artifacts."""
     wanted = (template.folder / "spec.json").read_text()
     kept = next(

@@ -75,7 +75,7 @@ def postgres(programs: Path) -> Iterator[Server]:
                 "--no-locale",
             ]
         )
-        words = [
+        command = [
             *as_user,
             programs / "postgres",
             "-D",
@@ -87,8 +87,8 @@ def postgres(programs: Path) -> Iterator[Server]:
             "-c",
             "listen_addresses=127.0.0.1",
         ]
-        with _process(list(map(str, words)), folder / "log") as process:
-            _until(lambda: _accepts(port), process, folder / "log")
+        with _process(list(map(str, command)), folder / "log") as process:
+            _wait_until(lambda: _accepts(port), process, folder / "log")
             yield Server(f"postgresql+psycopg2://{user}@127.0.0.1:{port}/postgres", process.pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +105,7 @@ def tracking_server(database: str, artifacts: Path, workers: int = WORKERS) -> I
     with _process(
         command, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     ) as process:
-        _until(lambda: _answers(f"http://127.0.0.1:{port}/health"), process, log)
+        _wait_until(lambda: _is_healthy(f"http://127.0.0.1:{port}/health"), process, log)
         yield Server(f"http://127.0.0.1:{port}", process.pid)
 
 
@@ -117,11 +117,11 @@ def free_port() -> int:
 
 @contextmanager
 def _process(
-    words: Sequence[str], log: Path, environment: dict[str, str] | None = None
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
         )
     try:
         yield process
@@ -133,16 +133,16 @@ def _process(
         )
         process.terminate()
         _, alive = psutil.wait_procs(family, timeout=20)
-        for left in alive:
-            left.kill()
+        for survivor in alive:
+            survivor.kill()
         process.wait()
 
 
-def _run(words: Sequence[object]) -> None:
-    subprocess.run(list(map(str, words)), check=True, capture_output=True, cwd="/")
+def _run(command: Sequence[object]) -> None:
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd="/")
 
 
-def _until(ready: object, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+def _wait_until(ready: object, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if process.poll() is not None or time.monotonic() > deadline:
@@ -157,7 +157,7 @@ def _accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _answers(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return bool(reply.status == 200)

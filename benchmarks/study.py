@@ -24,7 +24,7 @@ from bitrank.spec.configs import CONFIGS
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import matrix
 from bitrank_analysis import open_store
-from harness import HERE, cores, machine, machine_words, options, table, write_section
+from harness import HERE, cores, machine, machine_line, options, table, write_section
 
 README = HERE.parent / "README.md"
 
@@ -44,7 +44,7 @@ def main() -> int:
             lines.append(
                 _study(
                     Path(folder) / str(len(lines)),
-                    _words(arguments.profile, arguments.configs, tasks, slots, arguments.steps),
+                    _arguments(arguments.profile, arguments.configs, tasks, slots, arguments.steps),
                     slots,
                 )
             )
@@ -65,13 +65,15 @@ def main() -> int:
         "orchestration and logging",
     )
     shown = table(head, [[str(number + 1), *line] for number, line in enumerate(lines)])
-    text = [f"## The study, profile {profile.name}", machine_words(here) + note, shown, _quality(entries)]
+    text = [f"## The study, profile {profile.name}", machine_line(here) + note, shown, _quality(entries)]
     write_section("study", "\n\n".join(text), arguments.results)
     return 0
 
 
-def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps: int | None) -> list[str]:
-    words = [
+def _arguments(
+    profile: str, configs: list[str], tasks: list[str], slots: int, steps: int | None
+) -> list[str]:
+    arguments = [
         "matrix",
         "--profile",
         profile,
@@ -84,14 +86,14 @@ def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps
         "--jobs",
         str(slots),
     ]
-    return [*words, *([] if steps is None else ["--set", f"steps={steps}"])]
+    return [*arguments, *([] if steps is None else ["--set", f"steps={steps}"])]
 
 
-def _study(folder: Path, words: list[str], slots: int) -> list[str]:
+def _study(folder: Path, arguments: list[str], slots: int) -> list[str]:
     """One row: run the matrix in ``folder`` and split its time. Exits if a run failed."""
     places = ["--store", str(folder / "runs"), "--results", str(folder / "results")]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "bitrank", *words, *places], check=False)
+    done = subprocess.run([sys.executable, "-m", "bitrank", *arguments, *places], check=False)
     wall = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"bitrank matrix ended with code {done.returncode}; its output is above")

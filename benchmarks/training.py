@@ -23,19 +23,19 @@ from harness import (
     Side,
     SideFailed,
     Spread,
-    again,
     alternate,
+    combined,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
     ratio_cell,
+    remeasured,
+    report_failures,
+    run_scripts,
     script,
     table,
-    together,
     values,
     write_section,
 )
@@ -65,7 +65,7 @@ def ours(
     until: str = "trained",
 ) -> Figures:
     """Our figures, or the combined ones of concurrent ``processes``."""
-    words = (
+    arguments = (
         "--task",
         task,
         "--config",
@@ -79,7 +79,7 @@ def ours(
         "--until",
         until,
     )
-    return fresh(script("ours.py", *words, "--processes", processes))[0]
+    return run_scripts(script("ours.py", *arguments, "--processes", processes))[0]
 
 
 def peer(
@@ -97,7 +97,7 @@ def peer(
 
     ``environment`` is set in addition to the number of threads.
     """
-    words = (
+    arguments = (
         "--peer",
         kind,
         "--task",
@@ -111,8 +111,8 @@ def peer(
         "--until",
         until,
     )
-    commands = [script("peers.py", *words, "--seed", seed + number) for number in range(processes)]
-    return together(fresh(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
+    commands = [script("peers.py", *arguments, "--seed", seed + number) for number in range(processes)]
+    return combined(run_scripts(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
 
 
 def sides_of(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:
@@ -138,15 +138,17 @@ def _speed(arguments: argparse.Namespace) -> int:
         task: alternate(sides_of(task, arguments.configs, _steps(arguments, task), threads), arguments.rounds)
         for task in arguments.tasks
     }
-    here = again(before)
+    here = remeasured(before)
     parts = [
         f"### `{task}`, {_steps(arguments, task)} steps, {arguments.rounds} rounds\n\n"
         + speed_table(found, here, task)
         for task, found in tasks.items()
     ]
-    text = "\n\n".join(["## Training speed", machine_words(here), *parts, _NOTE])
+    text = "\n\n".join(["## Training speed", machine_line(here), *parts, _NOTE])
     write_section("training", text, arguments.results)
-    return leave({(task, *key): rounds for task, found in tasks.items() for key, rounds in found.items()})
+    return report_failures(
+        {(task, *key): rounds for task, found in tasks.items() for key, rounds in found.items()}
+    )
 
 
 def _steps(arguments: argparse.Namespace, task: str) -> int:
@@ -174,14 +176,14 @@ def speed_table(found: Found, here: Figures, task: str) -> str:
         "of peak",
         "peak MiB ours / tuned",
     )
-    held = "peak_mib" if here["device"] == "cpu" else "device_mib"
+    memory_key = "peak_mib" if here["device"] == "cpu" else "device_mib"
     work = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config in dict.fromkeys(config for config, side in found if side == "ours"):
         against = config if (config, "tuned") in found else "B-FP"
         mine, tuned = found[config, "ours"], found[against, "tuned"]
         default = found.get((against, "default"))
-        memory = " / ".join(figure_cell(side, held).partition(" (")[0] for side in (mine, tuned))
+        memory = " / ".join(figure_cell(side, memory_key).partition(" (")[0] for side in (mine, tuned))
         rows.append([
             f"{config}{'' if against == config else ' †'}",
             *(figure_cell(side, "wall_tok_s") if side else "–" for side in (mine, tuned, default)),
@@ -213,10 +215,10 @@ def _quality(arguments: argparse.Namespace) -> int:
     )
     write_section(
         "training-quality",
-        "\n\n".join(["## Training to the end: quality beside speed", machine_words(here), *parts, note]),
+        "\n\n".join(["## Training to the end: quality beside speed", machine_line(here), *parts, note]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def _whole_sides(

@@ -29,7 +29,7 @@ def main() -> int:
     from paced import paced_spec, train_paced  # imported late: the controlling side needs no torch
 
     arguments = _parser().parse_args()
-    with tempfile.TemporaryDirectory() as folder, suppress(Enough):
+    with tempfile.TemporaryDirectory() as folder, suppress(InputEnded):
         train_paced(paced_spec(arguments), Path(folder), each_in_turn)
     return 0
 
@@ -37,14 +37,14 @@ def main() -> int:
 _PAUSE_S = 0.05  # enough for the other side's spinning OpenMP threads to go to sleep
 
 
-class Enough(Exception):
+class InputEnded(Exception):
     """The input has ended: no further step was requested."""
 
 
 def each_in_turn(batches: Iterator[Any], accumulation: int) -> Iterator[Any]:
     """Yield ``batches``, ``accumulation`` per step; read a line before each step, print its time after.
 
-    Raises :class:`Enough` at the end of the input.
+    Raises :class:`InputEnded` at the end of the input.
     """
     turn = Turn()
     for number, batch in enumerate(batches):
@@ -62,21 +62,21 @@ class Turn:
 
     def ready(self) -> None:
         """Report that the first step can begin, and wait for it."""
-        _say({"ready": True})
+        _print_figures({"ready": True})
         self._wait()
 
     def over(self) -> None:
-        """Report the step, and wait for the next. Raises :class:`Enough` at the end of the input."""
-        _say({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens})
+        """Report the step, and wait for the next. Raises :class:`InputEnded` at the end of the input."""
+        _print_figures({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens})
         self._wait()
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
-            raise Enough
+            raise InputEnded
         self.tokens, self._begun = 0, time.perf_counter()
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse_step_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse and check the arguments of a step-by-step comparison: quartiles need two counted steps."""
     arguments = parser.parse_args()
     if arguments.steps and arguments.steps < WARM_UP + 2:
@@ -96,23 +96,23 @@ def in_turns(
     """
     sides = [
         subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, *command],
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        for words, environment in zip(commands, environments, strict=True)
+        for command, environment in zip(commands, environments, strict=True)
     ]
     found: list[list[Figures]] = [[] for _ in sides]
     try:
         for side in sides:
-            _heard(side)
+            _read_figures(side)
         for step in range(steps):
             for number in range(len(sides)) if step % 2 == 0 else reversed(range(len(sides))):
                 time.sleep(_PAUSE_S)
                 print(file=sides[number].stdin, flush=True)
-                found[number].append(_heard(sides[number]))
+                found[number].append(_read_figures(sides[number]))
     finally:
         for side in sides:
             side.kill()
@@ -120,7 +120,7 @@ def in_turns(
     return found
 
 
-def _heard(side: subprocess.Popen[str]) -> Figures:
+def _read_figures(side: subprocess.Popen[str]) -> Figures:
     assert side.stdout is not None
     for line in side.stdout:
         if line.startswith("{"):
@@ -128,7 +128,7 @@ def _heard(side: subprocess.Popen[str]) -> Figures:
     raise SideFailed(f"a side ended with code {side.wait()}; the reason is printed above")
 
 
-def _say(figures: Mapping[str, object]) -> None:
+def _print_figures(figures: Mapping[str, object]) -> None:
     print(json.dumps(figures), flush=True)
 
 
