@@ -41,7 +41,7 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class MatrixAudit:
-    """Relative Frobenius distances of W_q (``before``) and the merged matrix (``after``) from W_q + scale · B A."""
+    """Relative Frobenius distances from W_q + scale · B A: ``before`` of W_q, ``after`` of the merged matrix."""
 
     format: str
     rank: int
