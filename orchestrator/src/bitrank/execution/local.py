@@ -35,8 +35,9 @@ def run_all(
 ) -> None:
     """Run all jobs, at most ``slots`` in parallel.
 
-    Calls ``changed`` with each updated job, and with None at each poll. A failed run does not stop the others. Raises :class:`Interrupted` after closing running jobs as KILLED.
-    When the store fails, such as on a full disk, the processes are ended and the store's error is raised.
+    Calls ``changed`` with each updated job, and with None at each poll. A failed run does not stop the
+    others. Raises :class:`Interrupted` after closing running jobs as KILLED. When the store fails, such as on
+    a full disk, the processes are ended and the store's error is raised.
     """
     queue = _Queue(jobs, tracker, changed)
     with Signals() as stop:

@@ -41,7 +41,7 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class MatrixAudit:
-    """Relative Frobenius distances from W_q + scale · B A: ``before`` of W_q, ``after`` of the merged matrix."""
+    """Relative Frobenius distances of W_q (``before``) and the result (``after``) from W_q + scale · B A."""
 
     format: str
     rank: int
