@@ -1,6 +1,4 @@
-"""Results on disk beside the store: a JSON file per cell, one of all runs, and a CSV summary. Each is written
-whole.
-"""
+"""Results on disk, in addition to the store: JSON per cell, JSON of all runs, and a CSV summary."""
 
 from __future__ import annotations
 
@@ -20,12 +18,18 @@ from bitrank.spec.task_kinds import task_metrics
 
 # Summary column → key of the result, after the columns of quality: size first, then cost.
 _COSTS = {
-    "model_mib": "model/mib", "bits_per_parameter": "model/bits",
-    "trainable_parameters": "lora/params", "trainable_percent": "lora/percent", "active_rank": "lora/rank",
-    "peak_mib": "mem/peak_mib", "import_mib": "mem/import_mib",
-    "train_tokens_per_s": "speed/train_tok_s", "infer_tokens_per_s": "speed/infer_tok_s",
-    "train_s": "time/train_s", "total_s": "time/total_s",
-}  # fmt: skip
+    "model_mib": "model/mib",
+    "bits_per_parameter": "model/bits",
+    "trainable_parameters": "lora/params",
+    "trainable_percent": "lora/percent",
+    "active_rank": "lora/rank",
+    "peak_mib": "mem/peak_mib",
+    "import_mib": "mem/import_mib",
+    "train_tokens_per_s": "speed/train_tok_s",
+    "infer_tokens_per_s": "speed/infer_tok_s",
+    "train_s": "time/train_s",
+    "total_s": "time/total_s",
+}
 
 
 def summary_columns() -> dict[str, str]:
@@ -70,9 +74,7 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
 
 
 def check_results(folder: Path) -> None:
-    """Raise :class:`UserError` when results cannot be written to ``folder``: to be found before anything
-    trains.
-    """
+    """Raise :class:`UserError` if results cannot be written to ``folder``. Call it before training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
@@ -92,8 +94,9 @@ def _csv(entries: Sequence[dict[str, Any]]) -> str:
     writer.writerow(["config", "task", "seed", "profile", "model", "spec_id", "state", *columns])
     for entry in entries:
         spec, figures = entry["spec"], entry["results"]
-        writer.writerow([spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"], entry["spec_id"], entry["state"],
-                         *(figures.get(key, "") for key in columns.values())])  # fmt: skip
+        description = [spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"]]
+        values = [figures.get(key, "") for key in columns.values()]
+        writer.writerow([*description, entry["spec_id"], entry["state"], *values])
     return text.getvalue()
 
 
