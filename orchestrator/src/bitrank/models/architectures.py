@@ -44,8 +44,8 @@ def check_task(name: str, config: Any, kind: str) -> None:
     family, required = config.model_type, task_kind(kind).requirement
     if required.decoder_only and config.is_encoder_decoder:
         raise UserError(
-            f"{name} is an encoder-decoder ({family}) and cannot {required.ability}, which continues one text; "
-            f"give {required.remedy}, or a classification task"
+            f"{name} is an encoder-decoder ({family}) and cannot {required.ability}, which continues one "
+            f"text; give {required.remedy}, or a classification task"
         )
     if required.decoder_only and family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(f"{name} is a {family} encoder and cannot {required.ability}; give {required.remedy}")

@@ -41,8 +41,8 @@ def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | Non
 def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
     """Raise :class:`UserError` if a part that must not be drawn at random is missing or has another shape.
 
-    Only a kind of task with a new head may have new modules: those outside its body, and the body's pooler, which language
-    models lack.
+    Only a kind of task with a new head may have new modules: those outside the body, and the body's pooler,
+    which language models lack.
     """
     new_head = task_kind(kind).new_head
     heads = set(heads_of(model)) if new_head else set[str]()

@@ -1,9 +1,9 @@
 """Kinds of tasks: everything that a run, a plan and the store need to know of one, in one entry.
 
-The layers below have an entry of the same name each: sequences and labels in ``bitrank_data.DATA_KINDS``, the
-loss in ``bitrank_trainer.OBJECTIVES``. A metric is compared with statistics once ``bitrank_analysis`` has it
-in ``METRICS``. Fields of a spec for tasks of a kind are in each profile's ``by_kind``. Entries are plain data:
-this module imports no model library.
+Each package has an entry of its own: sequences and labels are in ``bitrank_data.DATA_KINDS`` under the same
+name, the loss is in ``bitrank_trainer.OBJECTIVES``. Runs are compared on a metric if ``bitrank_analysis`` has
+it in ``METRICS``. Fields of a spec for tasks of a kind are in each profile's ``by_kind``. Entries are plain
+data: this module imports no model library.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bitrank.errors import unknown
 class TaskMetric:
     """Metric that a task is ranked by.
 
-    A run logs it as ``eval/<key>``, ``val/<key>`` and ``zero/<key>`` (before training); ``name`` is the text in
-    summaries and views, and ``decimals`` how many digits a table shows.
+    A run logs it as ``eval/<key>``, ``val/<key>`` and ``zero/<key>`` (before training); ``name`` is the text
+    in summaries and views, and ``decimals`` how many digits a table shows.
     """
 
     key: str
@@ -52,8 +52,9 @@ class CalibrationSizes:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Models that can do a kind of task, for errors: ``cannot <ability>``, ``no <model_class>``, ``give <remedy>``.
+    """Models that a kind of task needs, as text of errors about others.
 
+    A model ``cannot <ability>``, transformers has ``no <model_class>``, and the user is to ``give <remedy>``.
     ``decoder_only``: the model must read one text from left to right, so encoders and encoder-decoders are
     refused even if transformers has such a class for them.
     """
@@ -70,8 +71,8 @@ class TaskKind:
 
     ``objective`` is a key of ``bitrank_trainer.OBJECTIVES``. ``auto_model`` names the class of transformers
     that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
-    and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the texts
-    that a run leaves for reading. ``validation_sequences`` evaluate a planner's short training, and
+    and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the
+    texts that a run saves for reading. ``validation_sequences`` evaluate a planner's short training, and
     ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step takes longer.
     """
 

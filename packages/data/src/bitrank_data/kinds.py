@@ -29,7 +29,7 @@ Encoded = tuple[list[list[Piece]], int]
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Sequences ``indices`` of ``split``, padded: ``ids_BT`` and ``mask_BT`` (1 for tokens, 0 for padding)."""
+    """Sequences ``indices`` of ``split``, padded. ``mask_BT`` is 1 for tokens and 0 for padding."""
 
     split: TokenSplit
     indices: np.ndarray
@@ -42,10 +42,10 @@ class DataKind:
     """Data of one kind of task.
 
     ``encode`` makes the sequences of a batch of examples, with a Hugging Face tokenizer. ``labels`` makes the
-    labels of a padded batch: (B,), or (B, T) with :data:`~bitrank_data.sequences.IGNORED` for positions without
-    one. ``columns`` are the columns of a user's file of this kind; a kind without columns is never recognized
-    in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document into windows;
-    None: an example is one sequence.
+    labels of a padded batch: (B,), or (B, T) with :data:`~bitrank_data.sequences.IGNORED` for positions
+    without one. ``columns`` are the columns of a user's file of this kind; a kind without columns is never
+    recognized in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document
+    into windows; None: an example is one sequence.
     """
 
     about: str

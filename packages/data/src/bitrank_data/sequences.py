@@ -24,8 +24,8 @@ class TokenSplit:
     """Token sequences of one split; sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
 
     ``ids[i]`` is the example of sequence i. ``labels_N`` has the class of each sequence, and is empty for
-    kinds without classes of sequences. ``targets`` has the label of each token (:data:`IGNORED` for none), and
-    is empty for kinds that do not label tokens.
+    kinds without classes of sequences. ``targets`` has the label of each token (:data:`IGNORED` for none),
+    and is empty for kinds that do not label tokens.
     """
 
     tokens: np.ndarray

@@ -16,8 +16,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import METRICS
 
-MARGIN = 0.01  # equivalence margin: one percentage point of accuracy
+MARGIN = METRICS["acc"].margin
 
 
 @dataclass(frozen=True)
