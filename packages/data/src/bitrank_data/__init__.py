@@ -13,6 +13,7 @@ from bitrank_data.batches import (
     widths,
 )
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
+from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example, Source, Texts
 from bitrank_data.hub import hub_repository
@@ -39,6 +40,7 @@ __all__ = [
     "ASSETS",
     "CLASSIFICATION",
     "DATA_KINDS",
+    "EMBEDDED",
     "HUB_TASKS",
     "IGNORED",
     "LANGUAGE_MODELLING",
