@@ -15,8 +15,8 @@ from bitrank_quant import (
     WeightMatrix,
     apply_precision,
     block_matrices,
-    hold_in_16_bits,
     left_out,
+    store_in_16_bits,
     weight_matrices,
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def store_base(
     options = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
     applied = apply_precision(loaded.model, bits, **options, fill=loaded.fill, split=init.split)  # type: ignore[arg-type]
     loaded.fill_rest()
-    hold_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
+    store_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
     check_inputs(
         spec
     )  # all is read by now; a file that was written meanwhile may have been read in two states
