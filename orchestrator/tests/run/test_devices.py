@@ -163,7 +163,7 @@ def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None
         cached_probe.cache_clear()
     assert said(events, "stored_as") == ["bf16@torch, nf4-dq@torch"]
     assert said(events, "fallback")[0].startswith(
-        "nf4-dq is held by torch: bitsandbytes cannot (RuntimeError: "
+        "nf4-dq uses torch: bitsandbytes fails here (RuntimeError: "
     )
 
 

@@ -31,6 +31,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
+from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
 from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import store_in_16_bits
@@ -41,6 +42,7 @@ __all__ = [
     "FAMILIES",
     "FORMATS",
     "OVERRIDES",
+    "QUANTIZERS",
     "REFERENCE",
     "Affine",
     "Applied",
@@ -52,6 +54,7 @@ __all__ = [
     "Float",
     "Footprint",
     "Format",
+    "InputMoments",
     "Int8Row",
     "LeftOut",
     "Override",
@@ -60,6 +63,7 @@ __all__ = [
     "QuantError",
     "QuantLinear",
     "QuantWeight",
+    "Quantizer",
     "Split",
     "Trial",
     "WeightMatrix",
@@ -79,6 +83,7 @@ __all__ = [
     "override_for",
     "parse_format",
     "probe",
+    "quantize",
     "readers_of_weights",
     "rejected",
     "save_quantized",
