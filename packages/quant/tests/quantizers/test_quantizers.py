@@ -1,4 +1,4 @@
-"""Quantizers choose codes and scales in a format's own storage. GPTQ equals a dense solve of its definition."""
+"""Quantizers choose codes and scales in a format's storage. GPTQ equals a dense solve of its definition."""
 
 from __future__ import annotations
 
