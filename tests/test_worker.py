@@ -132,5 +132,6 @@ def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
     (end,) = work(order)
     assert (
         end["ended"] == "bad input"
-        and f"{plan} does not exist; files and folders that a run reads must have the same path" in end["message"]
+        and f"{plan} does not exist; files and folders that a run reads must have the same path"
+        in end["message"]
     )
