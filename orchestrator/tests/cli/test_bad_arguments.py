@@ -90,7 +90,7 @@ def test_any_text_behind_an_option_lists_runs_or_is_rejected(
     capsys: pytest.CaptureFixture[str], option: str, text: str
 ) -> None:
     if option == "--store" and "://" in text:
-        return  # a server is asked, and may take long to not answer
+        return  # a request to a server may take long
     try:
         code = main(["list", "--profile", "smoke", "--json", f"{option}={text}"])
     except SystemExit as stop:

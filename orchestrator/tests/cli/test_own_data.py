@@ -146,9 +146,9 @@ def test_a_run_says_what_was_left_out_before_it_trains_and_keeps_the_counts(
         "steps=4",
     ]
     assert main(words) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     note = "1 of 13 rows have no text and were left out (the first: row 13 (line 13))"
-    assert said.index(f"mine: note: {note}") < said.index("zero-shot"), "before training"
+    assert output.index(f"mine: note: {note}") < output.index("zero-shot"), "before training"
     figures = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert figures["data/rows"] == 13 and figures["data/rows_without_text"] == 1
     assert figures["data/test_tokens"] == figures["data/test_tokens_evaluated"] > 0

@@ -82,9 +82,9 @@ def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
     assert planned(capsys, *arguments, "--planner", "greedy")["proven_gap"] is None
     assert main(["plan", *SMOKE, *arguments]) == 0
     assert "optimal among plans with these options" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(SystemExit) as exit_info:
         main(["plan", *SMOKE, *arguments, "--seconds", "0"])
-    assert refusal.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
+    assert exit_info.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
 
 
 def test_a_search_that_reached_its_time_limit_reports_the_proven_gap() -> None:
@@ -116,7 +116,7 @@ def test_searches_evaluate_plans_and_resume_from_their_journal(
     assert first["planning_seconds"]["choosing"] > 0
     assert not [
         warning for warning in recwarn if warning.category is FutureWarning
-    ]  # what PEFT asks of transformers is not the user's
+    ]  # warnings of PEFT's use of transformers
     again = planned(capsys, *arguments)  # from its journal: the same plan, the same cost, nothing evaluated
     assert again["precision"] == first["precision"] and again["planning_seconds"] == first["planning_seconds"]
 
@@ -171,9 +171,9 @@ def test_bad_arguments_are_rejected(capsys: Any, tmp_path: Path, monkeypatch: py
     assert "unknown planner 'exat'; nearest: exact" in rejected(
         capsys, *task, "--budget", "12bits", "--planner", "exat"
     )
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(SystemExit) as exit_info:
         main(["plan", *SMOKE, *task, "--budget", "12bits", "--ranks", "two"])
-    assert refusal.value.code == 2
+    assert exit_info.value.code == 2
     assert "argument --ranks: expected whole numbers like 4,8,16" in capsys.readouterr().err
     assert "int9" in rejected(capsys, *task, "--budget", "12bits", "--formats", "int9")
     assert "give --task" in rejected(capsys, "--budget", "12bits")

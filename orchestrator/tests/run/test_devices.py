@@ -123,7 +123,7 @@ def test_fp16_runs_scale_the_loss_and_follow_the_curve_of_fp32(tmp_path, config:
 
 
 def test_out_of_memory_splits_the_batch_and_emits_a_notice(tmp_path, monkeypatch) -> None:
-    """A classifier's forward pass that gets the allocator's own refusal above four sequences."""
+    """A classifier's forward pass raises the allocator's out-of-memory error above four sequences."""
     from transformers import BertForSequenceClassification
 
     whole, _ = go(tmp_path / "whole")

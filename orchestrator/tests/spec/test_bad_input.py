@@ -36,7 +36,7 @@ slow_is_fine = settings(
 )
 
 
-def refused(error: ValueError) -> None:
+def assert_user_error(error: ValueError) -> None:
     """The error is the user's, and its text is one printable line."""
     assert is_user_error(error), repr(error)
     assert "\n" not in str(error) and len(str(error)) < 1500
@@ -46,11 +46,11 @@ def refused(error: ValueError) -> None:
 @given(st.sampled_from(SETTABLE), any_value)
 def test_any_value_of_any_field_is_valid_or_rejected(name: str, value: Any) -> None:
     if name in {"model", "plan", "data"} and isinstance(value, str):
-        return  # valid text that names nothing is for the run to refuse
+        return  # a valid name of nothing is rejected when the run loads it
     try:
         spec = make_spec(SMOKE, "B-FP", "toy_sentences", {name: value})
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert check(spec) == spec
     assert json.loads(json.dumps(vars(spec), allow_nan=False)) is not None
@@ -62,7 +62,7 @@ def test_any_setting_text_is_valid_or_rejected(name: str, text: str) -> None:
     try:
         key, value = parse_setting(f"{name}={text}")
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert key == name
     assert not isinstance(value, float) or math.isfinite(value)
@@ -74,7 +74,7 @@ def test_any_amount_of_bytes_is_a_whole_number_or_rejected(text: str) -> None:
     try:
         assert parse_bytes(text) >= 0
     except UserError as error:
-        refused(error)
+        assert_user_error(error)
 
 
 @slow_is_fine
@@ -89,7 +89,7 @@ def test_any_plan_file_is_valid_or_rejected(tmp_path: Path, data: dict[str, Any]
     try:
         spec = make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert spec.arm["precision"]["formats"] == data["precision"]
 

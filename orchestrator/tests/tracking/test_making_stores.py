@@ -64,13 +64,13 @@ def test_a_store_with_only_the_first_tables_does_not_exist(new_store: Path, tmp_
 def test_an_incomplete_store_is_created_again_and_kept(new_store: Path, share: float, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     content = new_store.read_bytes()
-    torn = content[: int(len(content) * share)]
-    path.write_bytes(torn)
+    truncated = content[: int(len(content) * share)]
+    path.write_bytes(truncated)
     path.with_name("mlflow.db-journal").write_bytes(b"a journal of the half-made one")
     path.with_name(".mlflow.db.4711.new").write_bytes(b"of a process that was killed")
     Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
     assert has_store(path)
-    assert path.with_name("mlflow.db.half-made").read_bytes() == torn
+    assert path.with_name("mlflow.db.half-made").read_bytes() == truncated
     assert not list(tmp_path.glob(".mlflow.db.*")) and not path.with_name("mlflow.db-journal").exists()
 
 
