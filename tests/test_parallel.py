@@ -213,7 +213,7 @@ def test_killed_process_is_reported_and_the_run_resumes_with_equal_results(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes", "9"], "9 processes share the 8 sequences of a batch out"),
+        (["--processes", "9"], "9 processes cannot share the 8 sequences of a batch"),
         (["--processes", "0"], "processes must be 1 or more, got 0"),
         (["--shard"], "give processes=2 or more, got 1"),
     ],

@@ -197,7 +197,7 @@ def test_stopped_run_is_closed_and_resumed_by_the_same_command(site: Site, strai
     run = site.wait_for(driver, lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 130 and "the same command continues where it was" in output, output
+    assert driver.returncode == 130 and "repeat the same command to continue" in output, output
     stopped = site.run(run["id"])
     assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(site.database) == []
 
