@@ -130,5 +130,6 @@ def test_user_files_must_exist_and_be_equal(here: Path) -> None:
     (end,) = work(order)
     assert (
         end["ended"] == "bad input"
-        and f"{plan} does not exist; files and folders that a run reads must have the same path" in end["message"]
+        and f"{plan} does not exist; files and folders that a run reads must have the same path"
+        in end["message"]
     )
