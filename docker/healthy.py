@@ -15,14 +15,14 @@ from pathlib import Path
 _SERVER_COMMANDS = {"ui", "server"}  # bitrank ui, mlflow server
 
 
-def port_served(words: Sequence[str]) -> int | None:
-    """The port on which the command line ``words`` listens; None if it starts no server."""
-    command = next((place for place, word in enumerate(words[:8]) if word in _SERVER_COMMANDS), None)
+def port_served(arguments: Sequence[str]) -> int | None:
+    """The port on which the command line ``arguments`` listens; None if it starts no server."""
+    command = next((place for place, word in enumerate(arguments[:8]) if word in _SERVER_COMMANDS), None)
     if command is None:
         return None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--port", type=int, default=5000)
-    return int(parser.parse_known_args(words[command:])[0].port)
+    return int(parser.parse_known_args(arguments[command:])[0].port)
 
 
 def answers(port: int) -> bool:
@@ -36,8 +36,8 @@ def answers(port: int) -> bool:
 
 def main() -> int:
     """Read the command line of the container's first process and query its server."""
-    words = Path("/proc/1/cmdline").read_bytes().decode(errors="replace").split("\0")
-    port = port_served(words)
+    arguments = Path("/proc/1/cmdline").read_bytes().decode(errors="replace").split("\0")
+    port = port_served(arguments)
     return 0 if port is None or answers(port) else 1
 
 

@@ -67,7 +67,7 @@ inside() { "$root/docker/run.sh" shell "$@"; }
 
 check_walls() {
     say "the walls: user, root file system, network, memory ($limit)"
-    inside python - <"$root/docker/walls.py"
+    inside python - <"$root/docker/check_isolation.py"
     local code=0
     inside python -c 'b"x" * (8 << 30)' || code=$?
     [ "$code" = 137 ] || fail "8 GiB were had under a limit of $limit (exit code $code, expected 137)"

@@ -192,15 +192,15 @@ def test_newly_initialized_modules_are_in_plan_file_and_output(runs) -> None:
 
 def test_merge_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None:
     out = tmp_path / "merged"
-    words = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
-    assert main([*words, "--max-loss", "0"]) == 2
+    command = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
+    assert main([*command, "--max-loss", "0"]) == 2
     output = capsys.readouterr()
     assert (
         "nats to the validation loss, more than --max-loss 0: nothing was written" in output.err
         and "Audit" in output.out
     )
     assert list(tmp_path.iterdir()) == []
-    assert main([*words, "--max-loss", "0", "--force"]) == 0
+    assert main([*command, "--max-loss", "0", "--force"]) == 0
     assert json.loads((out / "audit.json").read_text())["added_loss"] > 0
 
 
@@ -218,7 +218,7 @@ def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "message"),
     [
         (["{run}", "--out", "{run}"], "exists already"),
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
@@ -231,9 +231,11 @@ def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
         (["{empty}", "--out", "{new}"], "contains no adapter"),
     ],
 )
-def test_invalid_merge_arguments_exit_with_2(runs, tmp_path, capsys, words: list[str], message: str) -> None:
+def test_invalid_merge_arguments_exit_with_2(
+    runs, tmp_path, capsys, command: list[str], message: str
+) -> None:
     places = {"run": runs("lora"), "new": tmp_path / "new", "empty": tmp_path / "empty"}
     places["empty"].mkdir()
-    assert main(["merge", *(word.format(**places) for word in words)]) == 2
+    assert main(["merge", *(word.format(**places) for word in command)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
