@@ -32,7 +32,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """Settings of a comparison; ``family`` is the number of rows that the correction covers."""
 
     alpha: float
@@ -95,8 +95,8 @@ def compare_arms(
             pairs.append((arms[candidate], arms[baseline], shared))
         else:
             notes.append(f"{candidate} and {baseline} have no seed in common, so they are not compared.")
-    asked = _Asked(alpha, margin, seed_spread(arms.values()), len(pairs))
-    return _with_verdicts([_row(*pair, asked) for pair in pairs], notes, alpha)
+    request = _Request(alpha, margin, seed_spread(arms.values()), len(pairs))
+    return _with_verdicts([_row(*pair, request) for pair in pairs], notes, alpha)
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
     ]
 
 
-def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) -> dict[str, object]:
+def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], request: _Request) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(
             f"{candidate.config} and {baseline.config} share one example; expected two or more to compare "
@@ -115,7 +115,7 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
         )
     gaps_SN = candidate.over(shared) - baseline.over(shared)
     per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
-    seeds = asked.spread.error(per_seed_S, size=2.0) if asked.spread and len(shared) > 1 else None
+    seeds = request.spread.error(per_seed_S, size=2.0) if request.spread and len(shared) > 1 else None
     row: dict[str, Any] = dict.fromkeys(COLUMNS, NAN)
     row |= {
         "metric": candidate.metric,
@@ -127,11 +127,11 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
     row |= {"candidate_quality": candidate.quality(shared), "baseline_quality": baseline.quality(shared)}
     row |= {"difference": float(per_seed_S.mean())}
     if seeds:
-        half = float(stats.t.ppf(1 - asked.alpha / 2, seeds.df)) * seeds.error
+        half = float(stats.t.ppf(1 - request.alpha / 2, seeds.df)) * seeds.error
         row |= {"seed_low": per_seed_S.mean() - half, "seed_high": per_seed_S.mean() + half}
     metric = metric_of(candidate.metric)
-    margin = metric.margin if asked.margin is None else asked.margin
-    settings = ComparisonSettings(asked.alpha, margin, asked.family)
+    margin = metric.margin if request.margin is None else request.margin
+    settings = ComparisonSettings(request.alpha, margin, request.family)
     pair = Pair(candidate.over(shared), baseline.over(shared), candidate.weights_N, seeds)
     row |= paired_test(metric.test).row(pair, settings)
     return row | _ratio(pair, row) if metric.is_log else row
@@ -148,11 +148,10 @@ def _with_verdicts(rows: list[dict[str, object]], notes: list[str], alpha: float
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
     table["equivalent"] = table["tost_p_holm"] < alpha
-    wins = (table["difference"].astype(float) > 0) == table["metric"].map(
-        lambda key: metric_of(key).higher_is_better
-    ).astype(bool)
-    judged = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
-    table["verdict"] = pd.Series([verdict(*row) for row in judged], dtype=object)
+    higher_is_better = table["metric"].map(lambda key: metric_of(key).higher_is_better).astype(bool)
+    wins = (table["difference"].astype(float) > 0) == higher_is_better
+    outcomes = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
+    table["verdict"] = pd.Series([verdict(*row) for row in outcomes], dtype=object)
     table.attrs["notes"] = notes
     return table
 
