@@ -115,7 +115,7 @@ def test_holder_that_could_not_renew_checks_for_a_new_holder(
             patch.setattr(tracker.client, "set_experiment_tag", unreachable)
             time.sleep(1.5)
         tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "waiting 1")
-        with pytest.raises(LeaseLost, match="another took the run over"):
+        with pytest.raises(LeaseLost, match="another process took over the run"):
             for _ in range(50):
                 monkeypatch.setattr(lease, "_renewed", 0.0)
                 lease.check()
