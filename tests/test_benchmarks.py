@@ -231,7 +231,7 @@ def test_section_is_replaced_and_others_are_kept(tmp_path: Path) -> None:
 
 
 def test_section_without_end_marker_raises() -> None:
-    with pytest.raises(ValueError, match="found one only"):
+    with pytest.raises(ValueError, match="found one alone"):
         harness.replace_section("text <!-- training: begin --> text", "training", "new")
 
 
