@@ -147,7 +147,7 @@ class Attempt:
 def _without_failure(code: int, folder: Path) -> str:
     """What to say of a run that left no readable ``failure.json``, which a full disk prevents."""
     if shutil.disk_usage(folder).free < _LEAST:
-        return f"the disk of {folder} is full; free space or give another --store"
+        return f"the disk of {folder} is full; once that is solved, the same command continues this run"
     return f"the process ended with code {code}; see {folder / 'log.txt'}"
 
 

@@ -20,6 +20,8 @@ from bitrank.process.lifetime import exit_with_parent
 from bitrank.process.run_folder import RESULT, is_complete
 from bitrank.run.multiprocess import failure_path, launch
 
+_CONTINUES = "once that is solved, the same command continues this run"
+
 
 def main(folder: Path) -> int:
     """Run the road in ``folder``. A run that is complete already does nothing."""
@@ -90,10 +92,9 @@ def _fail(path: Path, error: Exception) -> int:
     traceback.print_exc()
     code = exit_code_of(error)
     disk = None if code == BAD_INPUT else disk_problem(error)
-    code = BAD_INPUT if disk else code
     failure = {
         "kind": type(error).__name__,
-        "message": f"{disk}; free space or give another --store" if disk else str(error),
+        "message": f"{disk}; {_CONTINUES}" if disk else str(error),
         "trace": traceback.format_exc(),
         "code": code,
     }
