@@ -43,10 +43,12 @@ from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
+# Those of bitrank_trainer.DEVICES, which imports torch; a test compares them.
+DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
 
 def quant_backend_names() -> list[str]:
-    """The names that ``quant_backend`` may have. The registry imports torch, so ask only where needed."""
+    """The names that ``quant_backend`` may have."""
     from bitrank_quant import OVERRIDES
 
     return list(OVERRIDES)
@@ -123,9 +125,11 @@ class RunSpec:
         OneOf(quant_backend_names, always=("auto",)),
         About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
     ] = "auto"
-    device: Annotated[Text, About("torch's name of the device; auto: an accelerator if there is one")] = (
-        "auto"
-    )
+    device: Annotated[
+        Text,
+        one_of(DEVICE_NAMES),
+        About("torch's name of the device; auto: an accelerator if there is one"),
+    ] = "auto"
     dtype: Annotated[
         Text,
         one_of(DTYPE_NAMES),

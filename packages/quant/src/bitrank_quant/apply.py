@@ -18,8 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.backends.choose import check_fits, choose_backend, override_for
 from bitrank_quant.backends.dequantize import stored_weight
+from bitrank_quant.backends.overrides import Override
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
-from bitrank_quant.backends.registry import BACKENDS, REFERENCE, Override
+from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
@@ -64,7 +65,7 @@ def apply_precision(
     """Store every matrix that ``plan`` names in its format, in place, and say what was done.
 
     ``quant_backend`` overrides the plan's low-bit formats (see
-    :data:`~bitrank_quant.backends.registry.OVERRIDES`). Inputs and outputs of quantized layers are in
+    :data:`~bitrank_quant.backends.overrides.OVERRIDES`). Inputs and outputs of quantized layers are in
     ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own, just
     before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where
     they will lie. ``split`` may put another weight in place of each quantized linear one: it gets the
