@@ -153,7 +153,9 @@ def test_a_whole_disk_that_fills_while_runs_train_loses_no_number(
 
 def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
     limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    write = "from bitrank_trainer.checkpoints import save_weights; from torch import nn; from pathlib import Path"
+    write = (
+        "from bitrank_trainer.checkpoints import save_weights; from torch import nn; from pathlib import Path"
+    )
     call = f"save_weights(nn.Linear(200, 200), Path({str(tmp_path / 'best.safetensors')!r}))"
     show = "    from bitrank.errors import disk_problem; print(disk_problem(error))"
     code = f"{limit}\n{write}\ntry:\n    {call}\nexcept Exception as error:\n{show}"

@@ -34,7 +34,7 @@ _COST = (
 
 
 # Final figures in three significant digits, which MLflow's own columns do not offer: tag → metrics, the first
-# that a run has.
+# that a run has. A column shows about 11 characters of its head.
 SHOWN = {
     "quality": ("eval/acc", "eval/ppl"),
     "untrained": ("zero/acc", "zero/ppl"),
@@ -44,13 +44,13 @@ SHOWN = {
     "tokens/s": ("speed/train_tok_s",),
     "seconds": ("time/total_s",),
 }
-SHOWN_TAGS = ("config", *(f"shown {name}" for name in SHOWN))
+SHOWN_TAGS = ("config", *SHOWN)
 
 
 def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
     """The tags with the rounded figures of a complete run."""
     found = {name: next((result[key] for key in keys if key in result), None) for name, keys in SHOWN.items()}
-    return {f"shown {name}": three_digits(value) for name, value in found.items() if value is not None}
+    return {name: three_digits(value) for name, value in found.items() if value is not None}
 
 
 def three_digits(value: float) -> str:
