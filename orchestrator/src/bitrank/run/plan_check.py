@@ -1,6 +1,4 @@
-"""Plan files checked against the shapes of their models, before runs are opened in the store. No weight is
-read.
-"""
+"""Check plan files against the shapes of their models, without weights, before runs are opened."""
 
 from __future__ import annotations
 
@@ -19,19 +17,17 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def check_plans(specs: Sequence[RunSpec]) -> None:
-    """Raise :class:`~bitrank.errors.UserError`, or an error of a package, for the first plan file that does
-    not fit its model.
-    """
-    different = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
-    for spec in different.values():
+    """Raise :class:`~bitrank.errors.UserError`, or a package's error, if a plan does not fit its model."""
+    distinct = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
+    for spec in distinct.values():
         _check_plan(spec)
 
 
 def _check_plan(spec: RunSpec) -> None:
     config = find_config(spec.config, spec.plan, spec.tuned)
-    place, classes = locate(spec.model), len(tokenised(spec).classes)
-    model = meta_model(place, spec.kind, classes, Compute.of(spec).dtype)
-    trained = set(find_new_modules(model, place, spec.kind))
+    location, classes = locate(spec.model), len(tokenised(spec).classes)
+    model = meta_model(location, spec.kind, classes, Compute.of(spec).dtype)
+    trained = set(find_new_modules(model, location, spec.kind))
     matrices = weight_matrices(model)
     quantizable = [matrix for matrix in matrices if matrix.tied_to is None and matrix.name not in trained]
     formats = config.precision.assign_formats(quantizable)

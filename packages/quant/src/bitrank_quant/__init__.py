@@ -1,5 +1,4 @@
-"""Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte
-counted.
+"""Number formats as values, backends that store them, precision plans, and exact byte counts.
 
 ``OVERRIDES`` and ``Override`` are imported at once, so that a name given on the command line can be checked
 without torch. The other names import torch when the first of them is read.
@@ -22,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "FORMATS",
     "OVERRIDES",
+    "QUANTIZERS",
     "REFERENCE",
     "Affine",
     "Applied",
@@ -33,6 +33,7 @@ __all__ = [
     "Float",
     "Footprint",
     "Format",
+    "InputMoments",
     "Int8Row",
     "LeftOut",
     "Override",
@@ -41,6 +42,7 @@ __all__ = [
     "QuantError",
     "QuantLinear",
     "QuantWeight",
+    "Quantizer",
     "Split",
     "Trial",
     "WeightMatrix",
@@ -54,16 +56,17 @@ __all__ = [
     "encode_in_parts",
     "float_format",
     "followers",
-    "hold_in_16_bits",
     "kernels_status",
     "left_out",
     "load_quantized",
     "override_for",
     "parse_format",
     "probe",
+    "quantize",
     "readers_of_weights",
     "rejected",
     "save_quantized",
+    "store_in_16_bits",
     "stored_bytes",
     "stored_weight",
     "swap_weights",
