@@ -38,7 +38,7 @@ from bitrank.spec.fields import (
     one_of,
 )
 from bitrank.spec.inits import INITS
-from bitrank.spec.inputs import data_digest, is_content, located, model_digest
+from bitrank.spec.inputs import data_digest, is_content, is_hub, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
 
@@ -190,6 +190,12 @@ class RunSpec:
         if self.plan is not None and self.arm:
             left_out.add("plan")
         return left_out
+
+    @property
+    def model_source(self) -> str:
+        """The model as it is loaded: a hub id with the commit in the spec (``id@commit``), else ``model``."""
+        commit = (self.model_digest or "").partition(":")[2]
+        return f"{self.model}@{commit}" if is_hub(self.model_digest) else self.model
 
     @property
     def reads_file(self) -> bool:
