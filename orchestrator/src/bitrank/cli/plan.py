@@ -201,9 +201,10 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
     """The row for tensors that no plan can name; also adds them to ``data``."""
     from dataclasses import asdict
 
-    from bitrank.run.notices import left_out_message
+    from bitrank.run.notices import left_out_message, left_out_share
 
     data["left_in_16_bits"] = {tensor.name: asdict(tensor) for tensor in sizes.outline.left}
+    data["left_in_16_bits_share"] = left_out_share(sizes.outline.left, sizes.parameters)
     message = left_out_message(sizes.outline.left, sizes.parameters)
     return {"left out": message} if message else {}
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank_data import write_atomically
+
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, planners, studies
 from bitrank.cli.options import WANDB
@@ -102,7 +104,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     done = run_study(specs, options, Progress)
     show(done, options)
     costs = folder / "planning.json"
-    costs.write_text(json.dumps(planning_costs(specs), indent=1))
+    write_atomically(costs, json.dumps(planning_costs(specs), indent=1))
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
     print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
     return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1

@@ -86,7 +86,7 @@ def _by_shapes_alone(model: Any) -> Iterator[None]:
 def unplanned_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Return the unquantized model of ``spec``, and the names of its newly initialized modules."""
     attention = attention_for(device, spec.fused)
-    place = locate(spec.model)
+    place = locate(spec.model_source)
     model = meta_model(place, spec.kind, classes, dtype, attention, spec.dropout)
     return model, find_new_modules(model, place, spec.kind)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.models.architectures import check_task, config_of
-from bitrank.models.locate import locate
+from bitrank.models.locate import locate, repository_of
 from bitrank.spec.task_kinds import task_kind
 
 
@@ -20,7 +20,10 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
     place = locate(name)
     config = config_of(name, place)
     check_task(name, config, kind)
-    if Path(place).is_dir():
+    repository = repository_of(name)
+    if repository != name:
+        config.name_or_path = repository  # a path in this machine's hub cache exists nowhere else
+    elif Path(place).is_dir():
         # A saved adapter stores this path as its base, and may be loaded from another working folder.
         config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})

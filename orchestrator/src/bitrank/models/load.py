@@ -76,7 +76,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     its label names are the same, in any order; otherwise its last layer is new. The head is always trained
     whole. Raises :class:`UserError` if the model cannot be loaded or does not support such tasks.
     """
-    name, kind, labels = spec.model, spec.kind, class_names(classes)
+    name, kind, labels = spec.model_source, spec.kind, class_names(classes)
     tokenizer = load_tokenizer(name)
     config, stored = task_config(name, kind, labels, spec.dropout)
     auto = auto_class(kind)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from bitrank_quant import override_for
 from bitrank_trainer import DTYPES, OBJECTIVES, Objective, choose_device, choose_dtype
 
 from bitrank.errors import unknown
@@ -32,6 +34,18 @@ class Compute:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
+
+
+def check_here(specs: Iterable[RunSpec]) -> None:
+    """Check that this machine has the device and the quant backend of every spec, before a run is opened.
+
+    Raises :class:`~bitrank_trainer.TrainError` or :class:`~bitrank_quant.QuantError` for the first that it
+    lacks.
+    """
+    different = {(spec.device, spec.dtype, spec.quant_backend): spec for spec in specs}
+    for spec in different.values():
+        compute = Compute.of(spec)
+        override_for(spec.quant_backend, compute.device, compute.dtype)
 
 
 def objective_of(spec: RunSpec) -> Objective:

@@ -28,7 +28,7 @@ from bitrank.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 _BATCH = 900  # MLflow accepts 1,000 entries per call
 _FILES = (
@@ -240,18 +240,25 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None and experiment.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name) or _created(client, name, artifacts)
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name} was deleted in this store; restore it in MLflow or give another --store"
         )
-    if experiment is None:
-        location = f"{artifacts}/{name}" if artifacts else None
-        experiment_id = client.create_experiment(name, artifact_location=location)
-    else:
-        experiment_id = experiment.experiment_id
-    save_views(client, experiment_id, name)
-    return str(experiment_id)
+    save_views(client, experiment.experiment_id, name)
+    return str(experiment.experiment_id)
+
+
+def _created(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+    """The new experiment, or that of another process that creates it on the same server at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=f"{artifacts}/{name}" if artifacts else None)
+    except MlflowException:
+        if client.get_experiment_by_name(name) is None:
+            raise
+    return client.get_experiment_by_name(name)
 
 
 def _metric(key: str, value: float, time_ms: int, step: int) -> Any:

@@ -34,7 +34,8 @@ _COST = (
 )
 
 
-# Final figures with three significant digits, which MLflow's own columns do not support: tag → metric.
+# Final figures with three significant digits, which MLflow's own columns do not support: tag → metric. A
+# column shows about 11 characters of its heading.
 _QUALITIES = {"quality": "eval", "untrained": "zero"}
 _COSTS = {
     "stored MiB": "model/mib",
@@ -43,7 +44,7 @@ _COSTS = {
     "tokens/s": "speed/train_tok_s",
     "seconds": "time/total_s",
 }
-SHOWN_TAGS = ("config", *(f"shown {name}" for name in (*_QUALITIES, *_COSTS)))
+SHOWN_TAGS = ("config", *_QUALITIES, *_COSTS)
 
 
 def _qualities(prefix: str) -> tuple[str, ...]:
@@ -56,7 +57,7 @@ def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
     shown = {name: _qualities(prefix) for name, prefix in _QUALITIES.items()}
     shown |= {name: (key,) for name, key in _COSTS.items()}
     found = {name: next((result[key] for key in keys if key in result), None) for name, keys in shown.items()}
-    return {f"shown {name}": three_digits(value) for name, value in found.items() if value is not None}
+    return {name: three_digits(value) for name, value in found.items() if value is not None}
 
 
 def three_digits(value: float) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.matrix_names import module_order
 from bitrank_analysis.metrics import metric_of
 
@@ -79,7 +80,7 @@ class Table:
         """Write ``<name>.csv .tex .md`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in (("csv", self.csv()), ("tex", self.latex()), ("md", self.markdown())):
-            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8")
+            write_atomically(folder / f"{self.name}.{ending}", text)
 
 
 def latex_escape(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis import phrasing
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.compare import compare
 from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
@@ -38,10 +39,10 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
         finished = set(study.runs.loc[study.runs["task"] == task, "config"])
         available = [name for name in references if name in finished]
         frame = arms_table(study, task, available, planning_costs)
-        frame.to_csv(folder / f"{task}.csv", index=False)
+        write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
         parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
     text = "\n\n".join(parts) + "\n"
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "report.md", text)
     return text
 
 
