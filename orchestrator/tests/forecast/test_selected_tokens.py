@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from bitrank.forecast.dry_run import Stage, dry_run, unplanned_model
-from bitrank.forecast.live_bytes import LiveBytes, full_batch
+from bitrank.forecast.live_bytes import LiveBytes
 from bitrank.spec.run_spec import RunSpec
+from bitrank_data import full_batch
 from bitrank_quant import block_matrices
 from small_models import write
 

@@ -68,6 +68,8 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     how = execution(arguments, arguments.jobs)
     import dataclasses
 
+    from bitrank_data import open_task
+
     from bitrank.cli.display import Progress
     from bitrank.cli.matrix import show
     from bitrank.execution.local import choose_slots
@@ -93,7 +95,8 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     settings = dict(parse_setting(text) for text in arguments.set)
     tasks = arguments.tasks or list(base.tasks)
     sample = [
-        RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks
+        RunSpec("B-FP", task, "", threads=profile.fields_for(open_task(task).kind, task).get("threads"))
+        for task in tasks
     ]
     jobs = arguments.jobs or choose_slots(sample)
     specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)

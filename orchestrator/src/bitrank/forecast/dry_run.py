@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from bitrank_adapters import is_norm
+from bitrank_data import full_batch
 from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
 from torch import nn
 
 from bitrank.errors import UserError
-from bitrank.forecast.live_bytes import LiveBytes, full_batch
+from bitrank.forecast.live_bytes import LiveBytes
 from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
 from bitrank.models.locate import locate

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitrank.models.architectures import check_task, config_of
 from bitrank.models.locate import locate, repository_of
+from bitrank.spec.task_kinds import task_kind
 
 
 def load_config(name: str) -> Any:
@@ -26,7 +27,7 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
         # A saved adapter stores this path as its base, and may be loaded from another working folder.
         config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})
-    if kind == "classification":
+    if task_kind(kind).new_head:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
@@ -44,7 +45,7 @@ def read_config(place: str, kind: str, classes: int = 2, dropout: float | None =
     """
     config = config_of(place, place)
     check_task(place, config, kind)
-    if kind == "classification":
+    if task_kind(kind).new_head:
         config.num_labels = classes
         if config.pad_token_id is None:
             config.pad_token_id = 0  # the padding id does not affect shapes

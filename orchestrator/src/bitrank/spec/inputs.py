@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitrank_data import ASSETS, HUB_TASKS, TASKS, cached_commit, hub_repository, open_task
+from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, cached_commit, hub_repository
 
 from bitrank.errors import UserError, shortened
 from bitrank.models.tiny import TINY
@@ -41,8 +41,8 @@ _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".ji
 
 def data_digest(task: str, data: str | None = None) -> str | None:
     """The digest of the data of ``task``; None when only the hub knows it or the file does not exist."""
-    if task in TASKS and task not in HUB_TASKS:
-        return f"pinned:{open_task(task).fingerprint()}"
+    if task in EMBEDDED:
+        return f"pinned:{EMBEDDED[task].fingerprint()}"
     if task in HUB_TASKS and data is None:
         commit = cached_commit("datasets", hub_repository(task))
         return f"{_HUB}{commit}" if commit else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import HUB_TASKS, open_task, write_atomically
+from bitrank_data import CLASSIFICATION, HUB_TASKS, open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import find_config
@@ -71,7 +71,7 @@ class RunSpec:
     profile: Annotated[Text, About("the profile with the defaults of the fields; names the experiment")] = (
         "laptop"
     )
-    kind: Annotated[Text, About("the kind of task; follows from the task")] = "classification"
+    kind: Annotated[Text, About("the kind of task; follows from the task")] = CLASSIFICATION
     arm: Annotated[
         dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
     ] = field(default_factory=dict)

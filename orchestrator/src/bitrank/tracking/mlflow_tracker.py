@@ -18,6 +18,7 @@ from bitrank.errors import UserError
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import is_complete, result_of
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.lease import Lease
 from bitrank.tracking.mlflow_views import save_task_views, save_views, shown_figures
 from bitrank.tracking.plan_images import plan_images
@@ -104,8 +105,7 @@ class Tracker:
         """Open the log of a new run, or of the interrupted run ``run_id``."""
         if spec.task_name not in self._tasks:
             self._tasks.add(spec.task_name)
-            is_accuracy = spec.kind == "classification"
-            save_task_views(self.client, self.experiment_id, spec.task_name, is_accuracy)
+            save_task_views(self.client, self.experiment_id, spec.task_name, task_kind(spec.kind).metric)
         if run_id is None:
             run_id = self.client.create_run(
                 self.experiment_id, tags=tags_of(spec), run_name=spec.run_name
@@ -224,6 +224,8 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         "task": spec.task_name,
         "model": spec.model,
         "profile": spec.profile,
+        "kind": spec.kind,
+        "metric": task_kind(spec.kind).metric.key,
         "seed": str(spec.seed),
         "family": family,
         "spec_id": spec.spec_id,

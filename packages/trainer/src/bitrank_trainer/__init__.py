@@ -36,7 +36,6 @@ from bitrank_trainer.memory.tensor_sizes import MPS_BYTES, Shapes, safe_tokens, 
 from bitrank_trainer.memory_errors import is_out_of_memory
 from bitrank_trainer.objectives import (
     OBJECTIVES,
-    PLAIN_OBJECTIVES,
     Classification,
     LanguageModelling,
     Objective,
@@ -53,7 +52,6 @@ __all__ = [
     "FIRST_SCALE",
     "MPS_BYTES",
     "OBJECTIVES",
-    "PLAIN_OBJECTIVES",
     "Classification",
     "Diverged",
     "Evaluation",
