@@ -18,7 +18,7 @@ from bitrank.models.meta_model import meta_model
 from bitrank.models.tiny import build_tiny
 from bitrank.process.events import read_events
 from bitrank.run.adapter_init import choose_init
-from bitrank.run.notices import report_mps_fallbacks, told_left_out
+from bitrank.run.notices import left_out_message, report_mps_fallbacks
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
 from bitrank.spec.configs import find_config
@@ -83,19 +83,19 @@ def test_the_outline_of_a_plan_names_them(folder: Path, capsys: pytest.CaptureFi
     assert "86.6% of the weights stay in 16 bits" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_is_left_out_is_told_by_kind_and_share() -> None:
+def test_the_message_groups_left_out_tensors_by_kind_and_gives_their_share() -> None:
     left = [
         LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions")
         for n in range(9)
         for part in ("up", "down")
     ]
-    assert told_left_out(left, 6000) == (
-        "90.0% of the weights stay in 16 bits, whatever the plan, and get no adapter: layers.*.experts.up (3 dimensions), "
-        "layers.*.experts.down (3 dimensions)"
+    assert left_out_message(left, 6000) == (
+        "90.0% of the weights stay in 16 bits under every plan and get no adapter: "
+        "layers.*.experts.up (3 dimensions), layers.*.experts.down (3 dimensions)"
     )
-    assert told_left_out([], 6000) is None
+    assert left_out_message([], 6000) is None
     many = [LeftOut(f"part{n}", 1, "x") for n in range(5)]
-    assert str(told_left_out(many, 10)).endswith("part2 (x) and 2 more")
+    assert str(left_out_message(many, 10)).endswith("part2 (x) and 2 more")
 
 
 def test_an_attention_of_a_models_own_becomes_a_notice() -> None:

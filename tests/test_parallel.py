@@ -211,7 +211,7 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--processes", "9"], "9 processes share the 8 sequences of a batch out"),
+        (["--processes", "9"], "9 processes cannot share the 8 sequences of a batch"),
         (["--processes", "0"], "processes must be 1 or more, got 0"),
         (["--shard"], "give processes=2 or more, got 1"),
     ],

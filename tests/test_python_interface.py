@@ -223,7 +223,7 @@ def test_a_model_that_cannot_be_planned_is_refused_before_measuring(model, messa
             "unknown init of a plan",
         ),
         (lambda: bitrank.plan("tiny-bert", "toy_sentenced", "9MB", **SMOKE), "toy_sentences"),
-        (lambda: bitrank.apply(tiny(), {"precision": {UP: 4}}), "the plan is no plan.*formats must be text"),
+        (lambda: bitrank.apply(tiny(), {"precision": {UP: 4}}), "the plan is not a plan.*formats must be text"),
         (
             lambda: bitrank.apply(tiny(), {"precision": {"model.up": "int8"}}),
             "no weight matrix of this model; nearest",

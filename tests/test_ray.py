@@ -199,7 +199,7 @@ def test_stopped_or_given_up_a_run_is_closed_and_the_same_command_continues_it(
     run = place.wait_for(driver, lambda run: has_snapshot(run) and run["name"] == "B-FP toy_articles s1")
     driver.send_signal(signal.SIGINT)
     said, _ = driver.communicate(timeout=900)
-    assert driver.returncode == 130 and "the same command continues where it was" in said, said
+    assert driver.returncode == 130 and "repeat the same command to continue" in said, said
     stopped = place.run(run["id"])
     assert stopped["status"] == "KILLED" and "exit_code" in stopped["tags"] and leases(place.database) == []
 

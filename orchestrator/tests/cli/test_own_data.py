@@ -73,16 +73,16 @@ def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -
     judged = sum(row["tokens"] for row, owner in zip(rows, data.test.ids, strict=True) if owner == document)
     assert judged == sum(lengths) - len(lengths)
     counts = data.report.counts
-    assert counts["test_tokens"] == counts["test_tokens_judged"] == sum(row["tokens"] for row in rows)
+    assert counts["test_tokens"] == counts["test_tokens_evaluated"] == sum(row["tokens"] for row in rows)
 
 
 def test_a_smaller_share_is_said_with_its_figures(tmp_path: Path) -> None:
     whole = load_data(spec_of(documents(tmp_path / "mine.jsonl"))).report.counts["test_tokens"]
     data = load_data(spec_of(str(tmp_path / "mine.jsonl"), test_windows=1))
     judged = sum(len(data.test.sequence(n)) - 1 for n in range(len(data.test)))
-    assert data.report.counts["test_tokens_judged"] == judged < whole == data.report.counts["test_tokens"]
+    assert data.report.counts["test_tokens_evaluated"] == judged < whole == data.report.counts["test_tokens"]
     assert data.report.notes[-1].startswith(
-        f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged"
+        f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are evaluated"
     )
 
 
@@ -149,7 +149,7 @@ def test_a_run_says_what_was_left_out_before_it_trains_and_keeps_the_counts(
     assert said.index(f"mine: note: {note}") < said.index("zero-shot"), "before training"
     figures = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert figures["data/rows"] == 13 and figures["data/rows_without_text"] == 1
-    assert figures["data/test_tokens"] == figures["data/test_tokens_judged"] > 0
+    assert figures["data/test_tokens"] == figures["data/test_tokens_evaluated"] > 0
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

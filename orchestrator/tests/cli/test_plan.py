@@ -83,7 +83,7 @@ def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
         assert 0 <= data["proven_gap"] <= 1e-6 and data["proven_lower_bound"] <= data["predicted_added_loss"]
     assert planned(capsys, *words, "--planner", "greedy")["proven_gap"] is None
     assert main(["plan", *SMOKE, *words]) == 0
-    assert "no plan of the kind has less" in capsys.readouterr().out
+    assert "optimal among plans with these options" in capsys.readouterr().out
     with pytest.raises(SystemExit) as refusal:
         main(["plan", *SMOKE, *words, "--seconds", "0"])
     assert refusal.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
@@ -92,7 +92,8 @@ def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
 def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:
     plan = Plan("exact", {}, {}, 10, 2.0, 0, (), bound=1.9)
     assert proven(plan, 60.0) == {
-        "proven": "no plan of the kind has less than 1.9000 nats: at most 5 % to gain; 60 seconds of search ended first"
+        "proven": "no plan with these options adds less than 1.9000 nats: at most 5 % to gain; "
+        "the search stopped at its limit of 60 seconds"
     }
     assert proven(replace(plan, bound=None), 60.0) == {}
 
@@ -148,7 +149,7 @@ def test_what_people_see(capsys: Any) -> None:
         "bits by block and matrix",
         "rank by block and matrix",
         "peak memory",
-        "time to train",
+        "training time",
         "added loss",
         "mlp.down_proj",
     ):
@@ -166,7 +167,7 @@ def test_bad_words_are_told(capsys: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert "no matrix has 'downproj' in its name" in refused(
         capsys, *task, "--budget", "12bits", "--pin", "downproj=int8"
     )
-    assert "a pin looks like" in refused(capsys, *task, "--budget", "12bits", "--pin", "downproj")
+    assert "expected a pin like" in refused(capsys, *task, "--budget", "12bits", "--pin", "downproj")
     assert "unknown planner 'exat'; nearest: exact" in refused(
         capsys, *task, "--budget", "12bits", "--planner", "exat"
     )

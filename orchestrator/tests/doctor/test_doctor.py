@@ -147,7 +147,7 @@ def test_verify_names_the_damaged_folder_and_exits_with_1(
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     place = build_once(tmp_path / "models" / "m", lambda folder: (folder / "weights").write_text("12345"))
     assert main(["doctor", "--verify"]) == 0
-    assert "every file is as it was built" in capsys.readouterr().out
+    assert "every file matches its digest" in capsys.readouterr().out
     before = (place / "weights").stat()
     (place / "weights").write_text("54321")
     os.utime(place / "weights", ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -148,7 +148,7 @@ def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None
     from dataclasses import replace
 
     from bitrank_quant import BACKENDS
-    from bitrank_quant.backends.probe import tried
+    from bitrank_quant.backends.probe import cached_probe
 
     absent = pytest.importorskip("bitsandbytes.cextension").ErrorHandlerMockBNBNativeLibrary
 
@@ -156,14 +156,14 @@ def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None
         absent("").cquantize_blockwise_bf16_nf4()
 
     monkeypatch.setitem(BACKENDS, "bitsandbytes", replace(BACKENDS["bitsandbytes"], make=make))
-    tried.cache_clear()
+    cached_probe.cache_clear()
     try:
         events, _ = go(tmp_path / "run", "B-Q4", steps=2)
     finally:
-        tried.cache_clear()
+        cached_probe.cache_clear()
     assert said(events, "stored_as") == ["bf16@torch, nf4-dq@torch"]
     assert said(events, "fallback")[0].startswith(
-        "nf4-dq is held by torch: bitsandbytes cannot (RuntimeError: "
+        "nf4-dq uses torch: bitsandbytes fails here (RuntimeError: "
     )
 
 

@@ -101,7 +101,7 @@ def test_any_plan_file_is_valid_or_refused(tmp_path: Path, data: dict[str, Any])
 def test_any_bytes_as_a_plan_file_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no plan"):
+    with pytest.raises(UserError, match="is not a plan"):
         valid_plan(path)
 
 
@@ -147,7 +147,7 @@ def test_a_deeply_nested_plan_is_refused(tmp_path: Path) -> None:
 def test_a_plan_is_read_from_regular_files_only(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
-        with pytest.raises(UserError, match="it is no regular file"):
+        with pytest.raises(UserError, match="it is not a regular file"):
             find_config("x", path)
 
 
@@ -179,9 +179,9 @@ def test_seeds_of_a_matrix_are_checked() -> None:
 
 
 def test_data_that_no_task_reads_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is read by no task here"):
+    with pytest.raises(UserError, match="is not used by these tasks"):
         make_spec(SMOKE, "B-FP", "toy_sentences", {"data": str(tmp_path)})
-    with pytest.raises(UserError, match="is read by no task here"):
+    with pytest.raises(UserError, match="is not used by these tasks"):
         matrix(SMOKE, ["B-FP"], ["toy_sentences"], [0], {"data": str(tmp_path)})
     specs = matrix(SMOKE, ["B-FP"], ["toy_sentences", "sst2"], [0], {"data": str(tmp_path)})
     assert [spec.data for spec in specs] == [None, str(tmp_path)]

@@ -75,7 +75,7 @@ def test_a_plan_file_is_a_config(tmp_path) -> None:
 def test_a_file_that_is_no_plan(tmp_path, content: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="is no plan: expected JSON like"):
+    with pytest.raises(UserError, match="is not a plan: expected JSON like"):
         find_config("x", str(path))
     with pytest.raises(UserError, match="cannot read the plan"):
         find_config("x", str(tmp_path / "none.json"))

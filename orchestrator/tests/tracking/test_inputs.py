@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from bitrank.errors import UserError
 from bitrank.spec import digests, inputs
-from bitrank.spec.inputs import ask_hub, check_inputs, check_plan, data_digest
+from bitrank.spec.inputs import check_inputs, check_plan, data_digest, resolve_hub_digests
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec, matrix, read_spec, write_spec
 from bitrank.tracking.mlflow_tracker import Tracker
@@ -135,11 +135,11 @@ def test_inputs_are_accepted_as_long_as_their_content_is_the_same(tmp_path: Path
     write_reviews(path, "fine")
     with pytest.raises(
         UserError,
-        match=r"reviews\.csv changed .* expected content:\w{12}, and its digest now is content:\w{12}",
+        match=r"reviews\.csv changed .* expected content:\w{12}, got content:\w{12}",
     ):
         check_inputs(spec)
     path.unlink()
-    with pytest.raises(UserError, match=r"the data of .* changed .* it is gone"):
+    with pytest.raises(UserError, match=r"the data of .* changed .* it no longer exists"):
         check_inputs(spec)
     write_reviews(path)
     (folder / "model.safetensors").write_text("other weights")
@@ -236,7 +236,7 @@ def test_hub_models_and_data_are_known_by_the_commit_of_the_cached_copy(hub_cach
     assert len({unknown.spec_id, known.spec_id, make_spec(PAPER, "B-FP", "sst2").spec_id}) == 3
     with pytest.raises(
         UserError,
-        match=r"the model bert-base-uncased changed .* expected hub:86b5, and its digest now is hub:ffff",
+        match=r"the model bert-base-uncased changed .* expected hub:86b5, got hub:ffff",
     ):
         check_inputs(known)
 
@@ -254,11 +254,11 @@ def test_the_hub_is_asked_before_a_run_for_what_is_not_cached(
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     inputs._hub_commit.cache_clear()
-    spec = ask_hub(make_spec(PAPER, "B-FP", "sst2"))
+    spec = resolve_hub_digests(make_spec(PAPER, "B-FP", "sst2"))
     inputs._hub_commit.cache_clear()
     assert (spec.data_digest, spec.model_digest) == (None, "hub:commit of bert-base-uncased")
     check_inputs(spec)  # nothing is cached yet, so nothing differs
-    assert ask_hub(spec_of("toy_sentences")) == spec_of("toy_sentences")
+    assert resolve_hub_digests(spec_of("toy_sentences")) == spec_of("toy_sentences")
 
 
 def test_a_missing_file_has_no_digest(tmp_path: Path) -> None:

@@ -28,9 +28,16 @@ _VOCAB: dict[str, Any] = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2
 
 def _bert() -> Any:
     return BertForSequenceClassification(
-        BertConfig(**_VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=0.0,
-                   attention_probs_dropout_prob=0.0)
-    )  # fmt: skip
+        BertConfig(
+            **_VOCAB,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=128,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
 
 
 def _distilbert() -> Any:
@@ -84,7 +91,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the tests' own: what they compile is not left in the user's."""
+    """A separate kernel cache for the tests, so that they leave nothing in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("BITRANK_CACHE", str(folder))
@@ -93,7 +100,7 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def make() -> Callable[..., Any]:
-    """``make("gpt2", torch.bfloat16)``: a frozen random model in evaluation mode, always the same."""
+    """``make("gpt2", torch.bfloat16)``: a frozen random model in evaluation mode, the same at every call."""
 
     def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(0)

@@ -1,6 +1,4 @@
-"""Plans applied to real models: mixed formats, Conv1D, tied weights, every byte counted, and nothing half
-done on bad input.
-"""
+"""Plans applied to real models: mixed formats, Conv1D, tied weights, byte counts, and refused plans."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def test_sixteen_bits_change_nothing(make, ids, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "gpt-neo", "llama"])
 def test_a_mixed_plan_equals_quantizing_the_weights_by_hand(make, ids, name: str) -> None:
-    """The same codes put back as plain weights give the same logits: modules are wired right, biases and all."""
+    """Decoded codes as plain weights give the same logits, so modules and biases are wired correctly."""
     model, oracle = make(name), make(name)
     formats = {"attention": "int8", "ffn": "nf4", "embedding": "int8"}
     plan = {m.name: formats[m.role] for m in weight_matrices(model) if m.role in formats}
@@ -55,7 +53,7 @@ def _round_in_place(module, text: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu-4bit", "cpu-int8", "quanto-int4", "quanto-int8", "none"])
-def test_an_override_replaces_low_bits_and_says_what_ran(make, backend: str) -> None:
+def test_an_override_replaces_low_bit_formats_and_reports_the_stored_ones(make, backend: str) -> None:
     model = make("llama", torch.bfloat16)
     plan = {m.name: "nf4-dq" if m.role == "ffn" else "bf16" for m in block_matrices(model)}
     applied = apply_precision(model, plan, quant_backend=backend)
@@ -74,8 +72,9 @@ def test_an_override_replaces_low_bits_and_says_what_ran(make, backend: str) -> 
 
 @pytest.mark.parametrize("text", [t for t, f in FORMATS.items() if f.bits < 16])
 def test_stored_bytes_are_those_of_the_format(make, text: str) -> None:
-    """Counted bytes fall by exactly what the format saves; bitsandbytes' code tables (64 or 1,088 bytes a
-    matrix) come on top.
+    """Counted bytes shrink by exactly the format's savings, apart from bitsandbytes' code tables.
+
+    These take 64 bytes per matrix, or 1,088 with double quantization.
     """
     model = make("bert", torch.bfloat16)
     before = stored_bytes(model).total
@@ -93,7 +92,7 @@ def test_stored_bytes_are_those_of_the_format(make, text: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["quanto-int8", "quanto-int4"])
-def test_quanto_bytes_are_found_inside_its_tensors(make, backend: str) -> None:
+def test_stored_bytes_include_the_inner_tensors_of_quanto(make, backend: str) -> None:
     model = make("bert", torch.bfloat16)
     apply_precision(model, {m.name: "nf4" for m in block_matrices(model)}, quant_backend=backend)
     layer = model.bert.encoder.layer[0].intermediate.dense
@@ -112,7 +111,7 @@ def test_a_tied_head_follows_its_embedding_and_shares_its_bytes(make, ids) -> No
     assert torch.isfinite(logits(model, ids)).all()
 
 
-def test_bad_plans_are_refused_before_anything_changes(make, ids) -> None:
+def test_invalid_plans_raise_and_leave_the_model_unchanged(make, ids) -> None:
     model = make("llama")
     before = logits(model, ids)
     with pytest.raises(QuantError, match=r"q_porj.*nearest: model\.layers\.0\.self_attn\.q_proj"):
@@ -126,7 +125,7 @@ def test_bad_plans_are_refused_before_anything_changes(make, ids) -> None:
     assert torch.equal(logits(model, ids), before)
 
 
-def test_peft_is_told_of_both_bitsandbytes_kinds(make) -> None:
+def test_peft_flags_are_set_for_both_bitsandbytes_kinds(make) -> None:
     model = make("llama", torch.bfloat16)
     apply_precision(
         model, {m.name: "llm-int8" if m.role == "attention" else "nf4" for m in block_matrices(model)}

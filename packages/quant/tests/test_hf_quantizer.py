@@ -1,6 +1,4 @@
-"""A plan given to ``from_pretrained``: the same model as the plan applied afterwards, saved and loaded again
-by transformers.
-"""
+"""``from_pretrained`` with a plan equals applying the plan afterwards, and survives saving and loading."""
 
 from __future__ import annotations
 
@@ -52,8 +50,8 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS).logits.float()
 
 
-def load(folder: Path, **words: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **words)
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
 
 
 def plan_of(model: Any) -> dict[str, str]:
@@ -63,7 +61,7 @@ def plan_of(model: Any) -> dict[str, str]:
 
 
 def decoded(module: Any, text: str) -> torch.Tensor:
-    """What a matrix stored as ``text`` multiplies by, in the layout of ``module``."""
+    """The decoded weight of ``module`` after storing it as ``text``, in the layout of ``module``."""
     transposed = type(module).__name__ == "Conv1D"
     weight_OI = module.weight.T.contiguous() if transposed else module.weight
     stored_OI = QuantWeight(weight_OI.detach(), parse_format(text), torch.bfloat16).decode()

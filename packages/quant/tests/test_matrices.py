@@ -1,4 +1,4 @@
-"""Roles, layers and shapes are read right for every architecture of the study."""
+"""Roles, layers and shapes of the matrices of every architecture in the study."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_block_has_its_attention_and_ffn_matrices(make, name: str) -> None
     }
 
 
-def test_an_encoder_decoder_tells_cross_attention_apart(make) -> None:
+def test_an_encoder_decoder_has_cross_attention_matrices(make) -> None:
     roles = Counter(m.role for m in block_matrices(make("t5")))
     assert roles == {"attention": 16, "cross-attention": 8, "ffn": 8}
 

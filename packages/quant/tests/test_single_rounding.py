@@ -1,4 +1,4 @@
-"""A decoded matrix is rounded once: what is decoded into 16 bits is what is decoded into fp32, rounded."""
+"""Decoding rounds once: a matrix decoded into 16 bits equals the one decoded into fp32 and then rounded."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_any_format_of_any_shape_and_size_rounds_once(
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
-def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(
+def test_int8_in_bf16_is_as_accurate_as_the_rounded_fp32_matrix(
     compiled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rounding the scale first adds an error of its own, of the whole row alike."""
+    """Rounding the scale first would add an error that is common to the whole row."""
     monkeypatch.setattr(kernels, "switched_off", lambda: not compiled)
     weight_OI = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
     encoded = Int8Row().encode(weight_OI)
@@ -101,12 +101,12 @@ def test_int8_in_bf16_is_as_near_as_rounding_the_fp32_matrix_allows(
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("given_in", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("text", ["nf4", "nf4-dq", "fp4", "llm-int8"])
-def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(
+def test_layers_of_bitsandbytes_round_once_into_the_compute_dtype(
     text: str,
     given_in: torch.dtype,
     compute: torch.dtype,
 ) -> None:
-    """Whatever type the weight came in; the same codes in fp32 are the reference."""
+    """For every original dtype of the weight; the same codes decoded into fp32 are the reference."""
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=given_in).requires_grad_(False)
     linear.weight.copy_(weights())
     make, fmt = BACKENDS["bitsandbytes"].make, parse_format(text)
@@ -123,8 +123,7 @@ def test_layers_of_bitsandbytes_decode_into_the_compute_dtype_at_once(
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_int8_of_quanto_rounds_its_product_once(dtype: torch.dtype) -> None:
-    """quanto keeps the scale itself in 16 bits; its 4-bit layers round product and difference, and are
-    decoded as quanto does it."""
+    """quanto stores the scale in 16 bits; its 4-bit layers round product and difference, like the decoder."""
     linear = nn.Linear(SHAPE[1], SHAPE[0], bias=False, dtype=dtype).requires_grad_(False)
     layer = BACKENDS["quanto"].make(linear, parse_format("int8"), dtype)
     decode = decoder(layer)

@@ -1,4 +1,4 @@
-"""Tensors that no plan can name, in 16 bits: numbers, gradients, bytes, and what autograd keeps of them."""
+"""Tensors that no plan can name, stored in 16 bits: results, gradients, bytes and autograd's memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Experts(nn.Module):
-    """Two products with experts that the input chooses from."""
+    """Expert matrices as three-dimensional parameters, all applied in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def model() -> nn.Sequential:
 
 
 def rounded() -> nn.Sequential:
-    """The reference: weights rounded to bf16, held in fp32."""
+    """The reference: weights rounded to bf16 and stored in fp32."""
     made = model()
     for parameter in made.parameters():
         if parameter.ndim == 3:
@@ -40,41 +40,41 @@ def rounded() -> nn.Sequential:
     return made
 
 
-def held() -> nn.Sequential:
+def in_16_bits() -> nn.Sequential:
     made = model()
     hold_in_16_bits(made, left_out(made))
     return made
 
 
-def passed(made: nn.Module) -> tuple[Tensor, Tensor]:
+def forward_backward(made: nn.Module) -> tuple[Tensor, Tensor]:
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     out = made(x)
     out.square().sum().backward()
     return out.detach(), x.grad
 
 
-def test_numbers_and_gradients_are_those_of_rounded_weights() -> None:
-    for found, expected in zip(passed(held()), passed(rounded()), strict=True):
+def test_outputs_and_gradients_equal_those_of_rounded_weights() -> None:
+    for found, expected in zip(forward_backward(in_16_bits()), forward_backward(rounded()), strict=True):
         assert torch.equal(found, expected)
 
 
-def test_bytes_are_two_a_number() -> None:
+def test_stored_bytes_are_two_per_weight() -> None:
     numbers = sum(one.numbers for one in left_out(model()))
     assert numbers == 2 * 2 * 4 * 16 * 8
-    assert stored_bytes(model()).total - stored_bytes(held()).total == 2 * numbers
-    assert stored_bytes(held()).modules["0"] == numbers
+    assert stored_bytes(model()).total - stored_bytes(in_16_bits()).total == 2 * numbers
+    assert stored_bytes(in_16_bits()).modules["0"] == numbers
 
 
 def test_autograd_keeps_no_decoded_tensor() -> None:
-    made, alive = held(), []
+    made, alive = in_16_bits(), []
     x = torch.randn(5, 8).requires_grad_()
     inner = Experts.forward
 
-    def spied(self: Experts, x: Tensor) -> Tensor:
+    def recorded(self: Experts, x: Tensor) -> Tensor:
         alive.append(self.up.untyped_storage()._weak_ref())
         return inner(self, x)
 
-    Experts.forward = spied  # type: ignore[method-assign]
+    Experts.forward = recorded  # type: ignore[method-assign]
     try:
         out = made(x)
     finally:
@@ -84,7 +84,7 @@ def test_autograd_keeps_no_decoded_tensor() -> None:
     out.sum().backward()
 
 
-def test_what_is_in_16_bits_already_stays_as_it_is() -> None:
+def test_modules_in_16_bits_are_unchanged() -> None:
     made = model().bfloat16()
     before = [type(module) for module in made]
     hold_in_16_bits(made, left_out(made))
@@ -93,15 +93,15 @@ def test_what_is_in_16_bits_already_stays_as_it_is() -> None:
     ).total
 
 
-def test_names_of_the_state_stay_and_copies_compute_the_same() -> None:
-    made = held()
+def test_state_dict_keys_are_unchanged_and_copies_are_equivalent() -> None:
+    made = in_16_bits()
     assert made.state_dict().keys() == model().state_dict().keys()
     assert made.state_dict()["0.up"].dtype == torch.bfloat16 and made[0].up.dtype == torch.float32
-    expected = passed(made)[0]
+    expected = forward_backward(made)[0]
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert torch.equal(passed(other)[0], expected)
+        assert torch.equal(forward_backward(other)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
-def test_the_usual_models_have_nothing_left_out(make, name: str) -> None:
+def test_dense_models_have_no_unquantizable_tensors(make, name: str) -> None:
     assert left_out(make(name)) == []

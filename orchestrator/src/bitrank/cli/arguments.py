@@ -1,6 +1,4 @@
-"""Types of command-line arguments: argparse calls one with the text and prints what it raises as one
-sentence.
-"""
+"""Types of command-line arguments: argparse calls them and prints their error as one sentence."""
 
 from __future__ import annotations
 
@@ -13,23 +11,24 @@ from bitrank.errors import UserError, shortened
 from bitrank.spec.fields import TEXT_LENGTH
 
 _NAME_BYTES = 255  # the longest name that file systems accept
-_MOST = 10**9
-_SEEDS = 2**32 - 1
+_LARGEST = 10**9
+_LARGEST_SEED = 2**32 - 1
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """Raise :class:`UserError` for bytes that are no text: they cannot be printed, stored or sent on."""
+    """Raise :class:`UserError` for invalid Unicode, which cannot be printed, stored or transmitted."""
     for number, text in enumerate(arguments, 1):
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"argument {number} is not valid Unicode: {shortened(text)}; give it as UTF-8, and rename files whose names are not"
+                f"argument {number} is not valid Unicode: {shortened(text)}; "
+                "give it as UTF-8, and rename files whose names are not UTF-8"
             ) from None
 
 
-def place(text: str) -> str:
-    """A path or URI: not empty, and no longer than the operating system accepts."""
+def location(text: str) -> str:
+    """A path or URI: not empty, and not longer than the operating system accepts."""
     if not text.strip():
         raise ArgumentTypeError("expected a path, got an empty text")
     longest = max(len(part.encode(errors="replace")) for part in text.split("/"))
@@ -39,12 +38,12 @@ def place(text: str) -> str:
 
 
 def file_path(text: str) -> Path:
-    """A file or folder."""
-    return Path(place(text))
+    """A path of a file or folder."""
+    return Path(location(text))
 
 
-def whole(least: int = 1, most: int = _MOST) -> Callable[[str], int]:
-    """A whole number from ``least`` to ``most``."""
+def whole(least: int = 1, most: int = _LARGEST) -> Callable[[str], int]:
+    """A parser of whole numbers from ``least`` to ``most``."""
 
     def read(text: str) -> int:
         try:
@@ -71,7 +70,7 @@ def positive(text: str) -> float:
 
 
 def comma_separated(text: str) -> list[str]:
-    """One name or more."""
+    """One or more names."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise ArgumentTypeError(f"expected names separated by commas, got {shortened(text)}")
@@ -79,12 +78,12 @@ def comma_separated(text: str) -> list[str]:
 
 
 def seeds(text: str) -> list[int]:
-    """One seed or more."""
-    return _whole_numbers(text, whole(0, _SEEDS), "0,1,2")
+    """One or more seeds."""
+    return _whole_numbers(text, whole(0, _LARGEST_SEED), "0,1,2")
 
 
 def ranks(text: str) -> list[int]:
-    """One rank or more."""
+    """One or more ranks."""
     return _whole_numbers(text, whole(0, 2**16), "4,8,16")
 
 

@@ -1,6 +1,4 @@
-"""What the user sees: one live table on a terminal, plain lines in a pipe, and the table of results at the
-end.
-"""
+"""Progress and results: a live table on a terminal, plain lines in a pipe, and a final table."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
 
 
 class Progress:
-    """A live table of jobs on a terminal; in a pipe, a line when something happens."""
+    """A live table of jobs on a terminal; in a pipe, one line for each change."""
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
         self._jobs = list(jobs)
@@ -46,7 +44,7 @@ class Progress:
             self._live.stop()
 
     def changed(self, job: Job | None) -> None:
-        """Show the news of ``job``; None refreshes the clocks."""
+        """Show the new state of ``job``; None refreshes the remaining times."""
         if job is not None:
             self._notes(job)
         if self._live:
@@ -55,7 +53,7 @@ class Progress:
             self._line(job)
 
     def _notes(self, job: Job) -> None:
-        """Print each notice when it comes; runs of one task often have the same, which is printed once."""
+        """Print new notices, each text once per task: runs of one task often emit the same notice."""
         for text in job.notices:
             if (job.spec.task, text) not in self._noted:
                 self._noted.add((job.spec.task, text))
@@ -116,14 +114,14 @@ def _figures(job: Job) -> dict[str, str]:
 
 
 def _left(train: dict[str, Any]) -> str:
-    """Time until training ends, from the pace so far; evaluation comes on top."""
+    """Time until training ends, extrapolated from the speed so far; the final evaluation is not included."""
     done, total = train["step"], train["steps"]
     seconds = int(train["seconds"] / done * (total - done))
     return f"{seconds // 60}:{seconds % 60:02d}"
 
 
 def results_table(rows: Sequence[tuple[RunSpec, dict[str, Any], str]]) -> Table:
-    """All runs with quality, size and cost; one row each, failed ones too."""
+    """Table of all runs, failed ones included, with quality, size and cost."""
     table = Table(title="Results", title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Output on terminals that cannot show every character."""
+"""Output on terminals whose encoding lacks some characters."""
 
 from __future__ import annotations
 
@@ -9,23 +9,39 @@ import sys
 import unicodedata
 
 _ERRORS = "bitrank-plain"
-# Characters of the texts of this program. Every other one is shown without its accents, or as a question
-# mark.
+# Replacements for the special characters in the texts of this program. Other characters lose their accents,
+# or become a question mark.
 _PLAIN = {
-    "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "×": "x", "→": "->", "·": "|",
-    "α": "alpha", "±": "+-", "─": "-", "━": "-", "│": "|", "“": '"', "”": '"',
-    "‘": "'", "’": "'", "✓": "ok", "✗": "no", "•": "*",
-}  # fmt: skip
-_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "×": "x",
+    "→": "->",
+    "·": "|",
+    "α": "alpha",
+    "±": "+-",
+    "─": "-",
+    "━": "-",
+    "│": "|",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "✓": "ok",
+    "✗": "no",
+    "•": "*",
+}
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def show_every_character() -> None:
-    """Let standard output and error write characters that their encoding lacks as plain ones, instead of
-    failing.
-    """
+    """Make standard output and error replace characters that their encoding lacks, instead of raising."""
     codecs.register_error(_ERRORS, _plain)
     for stream in (sys.stdout, sys.stderr):
-        # A stream that another program put in place, such as a notebook, has an encoding of its own.
+        # A stream that another program installed, such as a notebook's, handles its own encoding.
         if isinstance(stream, io.TextIOWrapper) and not _is_utf(stream.encoding):
             stream.reconfigure(errors=_ERRORS)
 
@@ -38,7 +54,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
-    characters = re.sub(f"[{_RAISED}]+", _power, characters)
+    characters = re.sub(f"[{_SUPERSCRIPTS}]+", _power, characters)
     return "".join(_PLAIN.get(character) or _ascii(character) for character in characters), error.end
 
 

@@ -1,7 +1,6 @@
-"""Help texts that list names from registries, read when help is shown.
+"""Help texts that list the names of registries; the registries are read only when help is shown.
 
-Some registries live beside code that loads torch, which takes seconds; a command line that shows no help does
-not wait for it.
+The modules of some registries import torch, which takes seconds. Commands that show no help skip this import.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def list_names(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
-    """Let the help of ``action`` end with ``names``, which are asked for when it is shown."""
+    """Append ``names()`` to the help of ``action`` when the help is shown."""
     action.names = names  # type: ignore[attr-defined]
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Put the names into the help of every option of ``parser``."""
+    """Append the registered names to the help of every option of ``parser``."""
     for action in parser._actions:
         names = getattr(action, "names", None)
         if names is not None:
@@ -33,7 +32,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides() -> list[str]:
-    """Values of ``--quant-backend``, each with what it means."""
+    """Values of ``--quant-backend``, each with its meaning."""
     from bitrank_quant import OVERRIDES
 
     return [f"{name} ({override.about})" for name, override in OVERRIDES.items()]
@@ -54,7 +53,7 @@ def studies() -> list[str]:
 
 
 def formats() -> list[str]:
-    """Names of number formats, and the grammar of those without a name."""
+    """Names of number formats, and the grammar of the parametric ones."""
     from bitrank_quant import FAMILIES, FORMATS
 
     return [*FORMATS, *FAMILIES]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bitrank.cli.arguments import place
+from bitrank.cli.arguments import location
 from bitrank.cli.options import add_command, add_selection, add_settings, chosen_specs
 from bitrank.errors import UserError
 from bitrank.spec.run_spec import RunSpec
@@ -24,24 +24,32 @@ LIST = """examples:
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
-    """One plain row per spec. ``seconds`` is what the run took, or the median of complete runs of its task;
-    None if unknown.
+    """One row of plain data per spec.
+
+    ``seconds`` is the duration of the run, or the median of the complete runs of its task; None if unknown.
     """
     states = _states(specs, store)
-    took = [
+    durations = [
         (spec.task, state.figures["time/total_s"])
         for spec, state in zip(specs, states, strict=True)
         if state.figures
     ]
     listed = []
     for spec, state in zip(specs, states, strict=True):
-        same = [seconds for task, seconds in took if task == spec.task]
-        seconds = state.figures.get("time/total_s") or (median(same) if same else None)
+        same_task = [seconds for task, seconds in durations if task == spec.task]
+        seconds = state.figures.get("time/total_s") or (median(same_task) if same_task else None)
         length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs} epochs"
         listed.append(
-            {"run": spec.run_name, "spec_id": spec.spec_id, "state": state.name, "model": spec.model,
-             "training": f"{length} of {spec.batch_size}", "seconds": seconds, "note": state.note}
-        )  # fmt: skip
+            {
+                "run": spec.run_name,
+                "spec_id": spec.spec_id,
+                "state": state.name,
+                "model": spec.model,
+                "training": f"{length} of {spec.batch_size}",
+                "seconds": seconds,
+                "note": state.note,
+            }
+        )
     return listed
 
 
@@ -49,11 +57,11 @@ def table(listed: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("run", "spec_id", "state", "model", "training", "about"):
+    for head in ("run", "spec_id", "state", "model", "training", "time"):
         shown.add_column(head, no_wrap=True)
     for row in listed:
-        about = f"{row['seconds']:.0f} s" if row["seconds"] else "not known yet"
-        shown.add_row(row["run"], row["spec_id"], row["state"], row["model"], row["training"], about)
+        time = f"{row['seconds']:.0f} s" if row["seconds"] else "unknown"
+        shown.add_row(row["run"], row["spec_id"], row["state"], row["model"], row["training"], time)
     return shown
 
 
@@ -70,8 +78,8 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
         from bitrank.tracking.store import open_store
 
         tracker = Tracker(open_store(store), store, profile)
-        runs, held = tracker.runs(), held_specs(tracker.client, tracker.experiment_id)
-        return [_running(state_of(spec, runs), spec.spec_id in held) for spec in specs]
+        runs, locked = tracker.runs(), held_specs(tracker.client, tracker.experiment_id)
+        return [_running(state_of(spec, runs), spec.spec_id in locked) for spec in specs]
     if database.parent.exists() and not database.parent.is_dir():
         raise UserError(f"cannot read the store {store}: it is a file; expected a folder or an MLflow URI")
     runs = read_runs(database, f"bitrank-{profile}") if has_store(database) else {}
@@ -79,24 +87,25 @@ def _states(specs: Sequence[RunSpec], store: str) -> list[State]:
     return [_running(state_of(spec, runs), is_locked(work / spec.spec_id)) for spec in specs]
 
 
-def _running(state: State, held: bool) -> State:
-    """``state``, or running where a process holds the run: the store alone cannot tell that from a run that
-    was cut off.
+def _running(state: State, locked: bool) -> State:
+    """``state``, or running if a process has locked the run.
+
+    The store alone does not distinguish a running process from an interrupted one.
     """
     from bitrank.tracking.lease import HELD_ELSEWHERE
     from bitrank.tracking.run_state import State
 
-    if held and state.name not in {"done", "stale"}:
+    if locked and state.name not in {"done", "stale"}:
         return State("running", state.run_id, HELD_ELSEWHERE)
     return state
 
 
 def add_list(commands: Any) -> None:
     parser = add_command(
-        commands, "list", "the matrix: every run, its id, its state, what it would cost", LIST, _list
+        commands, "list", "every run of the matrix with its id, state and estimated time", LIST, _list
     )
     add_selection(parser)
-    parser.add_argument("--store", type=place, default="runs", help="folder or MLflow URI (default: runs)")
+    parser.add_argument("--store", type=location, default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser)
 

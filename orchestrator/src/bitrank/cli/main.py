@@ -1,6 +1,6 @@
-"""The command line: ``bitrank matrix | run | plan | study | list | report | paper | sql | merge | doctor | ui``.
+"""The command line ``bitrank``; ``_parser`` adds one subcommand per module of this package.
 
-Exit codes: 0 all that was asked for is done, 1 something of it failed, 2 wrong words or bad input, 128 + n
+Exit codes: 0 all requested work is done, 1 a part of it failed, 2 wrong arguments or bad input, 128 + n
 stopped by signal n.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from bitrank.cli import merge, plan, study
 from bitrank.cli import ui as cli_ui
-from bitrank.cli.arguments import check_text, place, whole
+from bitrank.cli.arguments import check_text, location, whole
 from bitrank.cli.encoding import show_every_character
 from bitrank.cli.help import Parser
 from bitrank.cli.list import add_list
@@ -31,11 +31,11 @@ DOCTOR = """examples:
   bitrank doctor --json
   bitrank doctor --verify"""
 
-_HOLDING = ("plan", "study", "merge")  # commands that load a model into this very process
+_LOADING_MODELS = ("plan", "study", "merge")  # commands that load a model into their own process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the process's exit code."""
+    """Run the command line and return the exit code of the process."""
     show_every_character()
     try:
         check_text(sys.argv[1:] if argv is None else argv)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bitrank: {error}", file=sys.stderr)
         return 2
     arguments = _parser().parse_args(argv)
-    if argv is None and arguments.command in _HOLDING:
+    if argv is None and arguments.command in _LOADING_MODELS:
         adopt()
     set_own_environment()
     from bitrank.execution.interrupts import Interrupted
@@ -51,21 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.act(arguments))
     except Interrupted as stop:
-        print(f"\nstopped by {stop}; the same command continues where it was", file=sys.stderr)
+        print(f"\nstopped by {stop}; repeat the same command to continue", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if not is_user_error(error) and (problem := disk_problem(error)):
-            print(
-                f"bitrank: {masked(problem)}; free space, or give another folder with --store, --results or BITRANK_CACHE",
-                file=sys.stderr,
-            )
+            advice = "free space, or give another folder with --store, --results or BITRANK_CACHE"
+            print(f"bitrank: {masked(problem)}; {advice}", file=sys.stderr)
             return 2
         if not is_user_error(error):
             if argv is not None:
                 raise
-            # A library's own message may hold the store's URI, so the trace is printed here, masked.
+            # A library's message may contain the password of the store's URI, so the trace is masked.
             print(masked(traceback.format_exc()), file=sys.stderr, end="")
             return 1
         print(f"bitrank: {masked(str(error))}", file=sys.stderr)
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="bitrank",
-        description="How many bits and how much LoRA rank each weight matrix gets, trained and compared.",
+        description="Choose bits and LoRA rank for each weight matrix, train, and compare.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     add_matrix(commands)
@@ -84,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         add_command(
             commands,
             "plan",
-            "bits and rank for a model under a byte budget, without training",
+            "choose bits and rank for a model under a byte budget, without training",
             plan.EXAMPLES,
             plan.act,
         )
@@ -108,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add_command(
         commands,
         "doctor",
-        "hardware, dtypes, backends that work here, assets, what is missing",
+        "show hardware, dtypes, working backends, assets, and missing parts",
         DOCTOR,
         _doctor,
     )
@@ -116,15 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--verify",
         action="store_true",
-        help="only read every file of the cache and compare it with its digest",
+        help="only compare every file of the cache with its digest",
     )
     ui = add_command(
         commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", cli_ui.UI, open_ui
     )
-    ui.add_argument("--store", type=place, default="runs", help="folder of the store (default: runs)")
-    ui.add_argument(
-        "--profile", default="laptop", help="whose experiment the printed links open (default: laptop)"
-    )
+    ui.add_argument("--store", type=location, default="runs", help="folder of the store (default: runs)")
+    ui.add_argument("--profile", default="laptop", help="profile of the linked experiment (default: laptop)")
     ui.add_argument("--port", type=whole(-(10**9)), default=5000, help="port to listen on (default: 5000)")
     ui.add_argument(
         "--host",
@@ -161,10 +157,10 @@ def _verify(as_json: bool) -> int:
         print(json.dumps({"cache": str(cache_dir()), "damaged": found}, indent=1))
     else:
         lines = [
-            f"{folder}: other content than was built; the next command that opens it builds it again"
+            f"{folder}: the content differs from its digest; the next command that opens it builds it again"
             for folder in found
         ]
-        print("\n".join(lines or [f"{cache_dir()}: every file is as it was built"]))
+        print("\n".join(lines or [f"{cache_dir()}: every file matches its digest"]))
     return 1 if found else 0
 
 

@@ -1,4 +1,4 @@
-"""``bitrank matrix`` and ``bitrank run``: run what is missing and show the results."""
+"""``bitrank matrix`` and ``bitrank run``: execute missing runs and show the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitrank.cli.help import list_names, tasks
 from bitrank.cli.options import (
     add_command,
     add_field,
-    add_places,
+    add_locations,
     add_selection,
     add_settings,
     chosen_specs,
@@ -38,13 +38,13 @@ MATRIX = """examples:
   bitrank matrix                                   every config on the tasks of profile laptop
   bitrank matrix --configs B-FP,Joint-2 --seeds 0,1,2
   bitrank matrix --profile paper --store http://127.0.0.1:5000
-  WANDB_MODE=offline bitrank matrix --wandb        Weights & Biases hears of it too
+  WANDB_MODE=offline bitrank matrix --wandb        log to Weights & Biases too
   bitrank matrix --profile paper --store http://tracking:5000 --executor ray --ray-address head:6379
   bitrank matrix --profile smoke --force"""
 
 
 def show(jobs: Sequence[Job], options: Options) -> None:
-    """The final table, what failed and why, and where everything lies."""
+    """Print the table of results, notices, the reasons of failures, and the locations of the files."""
     from bitrank.cli.display import results_table
     from bitrank.execution.matrix import result_rows
     from bitrank.terminal import console
@@ -67,7 +67,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
     screen.print(f"\n{complete} of {len(jobs)} runs are complete.", highlight=False)
     if jobs and jobs[0].spec.profile == "smoke":
         screen.print(
-            "Profile smoke: tiny random models on toy text; these numbers mean nothing.", highlight=False
+            "Profile smoke: tiny random models on toy text; do not interpret these numbers.", highlight=False
         )
     store = Store.parse(options.store).shown
     screen.print(
@@ -76,7 +76,7 @@ def show(jobs: Sequence[Job], options: Options) -> None:
 
 
 def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:
-    """Each notice, and the names of the runs that gave it."""
+    """Names of the runs by notice."""
     names: dict[str, list[str]] = {}
     for job in jobs:
         for notice in dict.fromkeys(job.notices):
@@ -85,18 +85,18 @@ def _noted(jobs: Sequence[Job]) -> dict[str, list[str]]:
 
 
 def add_matrix(commands: Any) -> None:
-    parser = add_command(commands, "matrix", "run what is missing of the study matrix", MATRIX, _matrix)
+    parser = add_command(commands, "matrix", "execute the missing runs of the study matrix", MATRIX, _matrix)
     add_selection(parser)
-    add_places(parser)
+    add_locations(parser)
     registry.add_options(parser)
     parser.add_argument(
-        "--jobs", type=whole(), help="runs at the same time (default: what cores and memory carry)"
+        "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
     )
     add_settings(parser)
 
 
 def add_run(commands: Any) -> None:
-    parser = add_command(commands, "run", "do one run", RUN, _run)
+    parser = add_command(commands, "run", "execute one run", RUN, _run)
     parser.add_argument(
         "--config", help="; ".join(f"{name}: {config.about}" for name, config in CONFIGS.items())
     )
@@ -113,13 +113,13 @@ def add_run(commands: Any) -> None:
     add_field(parser, "--max-steps", "steps", metavar="STEPS")
     add_field(parser, "--batch-size", "batch_size")
     add_field(parser, "--seed", "seed")
-    add_places(parser)
+    add_locations(parser)
     registry.add_options(parser)
     add_settings(parser)
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    return _do(chosen_specs(arguments), arguments, jobs=arguments.jobs)
+    return _execute(chosen_specs(arguments), arguments, jobs=arguments.jobs)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -129,10 +129,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.seed is not None:
         given["seed"] = arguments.seed
     spec = make_spec(find_profile(arguments.profile), arguments.config or "", arguments.task, given)
-    return _do([spec], arguments, jobs=1)
+    return _execute([spec], arguments, jobs=1)
 
 
-def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
+def _execute(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -> int:
     from bitrank.cli.display import Progress
     from bitrank.execution.matrix import Options, run_study
 
@@ -142,7 +142,7 @@ def _do(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | None) -
     if any(spec.plan for spec in specs) and options.how.name == registry.LOCAL:
         from bitrank.run.plan_check import check_plans
 
-        check_plans(specs)  # before a run is opened in the store
+        check_plans(specs)  # a plan that does not fit must not open a run in the store
     done = run_study(specs, options, Progress)
     show(done, options)
     if any(job.status == "bad input" for job in done):

@@ -1,4 +1,4 @@
-"""``bitrank merge``: its words, its table, its refusal, and what it writes."""
+"""``bitrank merge``: options, table of the audit, limit on the added loss, and output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitrank.cli.arguments import file_path
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quiet_libraries
 
-if TYPE_CHECKING:  # `bitrank --help` loads no torch
+if TYPE_CHECKING:  # `bitrank --help` does not import torch
     from bitrank.export.merge import Audit, Merged
 
 EXAMPLES = """examples:
@@ -26,23 +26,33 @@ _SHOWN = 12
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The words of the command."""
-    parser.add_argument("source", type=file_path, help="a run's folder, or an adapter's")
-    parser.add_argument("--out", type=file_path, required=True, help="folder to write; it must not exist yet")
-    parser.add_argument("--into", choices=["16bit", "quantized"], default="16bit",
-                        help="16bit: for stock transformers, in the dtype that runs compute in; quantized: each matrix in its own format "
-                        "(default: 16bit)")  # fmt: skip
-    parser.add_argument("--max-loss", type=float, default=_MAX_LOSS, metavar="NATS",
-                        help="refuse when merging adds more than this to the validation loss (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="write whatever it costs")
-    parser.add_argument("--task", help="for an adapter without its run: what to judge it on")
-    parser.add_argument("--model", help="for an adapter without its run: its 16-bit base")
+    """Add the arguments of ``bitrank merge``."""
+    parser.add_argument("source", type=file_path, help="folder of a run or of an adapter")
+    parser.add_argument("--out", type=file_path, required=True, help="folder to write; it must not exist")
+    parser.add_argument(
+        "--into",
+        choices=["16bit", "quantized"],
+        default="16bit",
+        help="16bit: for transformers without bitrank, in the compute dtype of runs; quantized: each matrix "
+        "in its own format (default: 16bit)",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=_MAX_LOSS,
+        metavar="NATS",
+        help="maximum increase of the validation loss by merging (default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")
+    parser.add_argument("--task", help="task to evaluate an adapter without its run")
+    parser.add_argument("--model", help="16-bit base of an adapter without its run")
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Merge, show the audit, and write unless it costs too much. Raises :class:`UserError` then, with nothing
-    written.
+    """Merge, show the audit and write the model.
+
+    Raises :class:`UserError`, and writes nothing, if merging adds more than ``--max-loss``.
     """
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already; give --out a folder that does not")
@@ -55,10 +65,12 @@ def act(arguments: argparse.Namespace) -> int:
     merged = merge(find_run(arguments.source, arguments.task, arguments.model), arguments.into)
     _show(merged.audit, arguments.json)
     added = merged.audit.added_loss
-    if not added <= arguments.max_loss and not arguments.force:  # a loss that is no number is refused too
+    accepted = added <= arguments.max_loss  # false for NaN, which is rejected too
+    if not accepted and not arguments.force:
         raise UserError(
-            f"merging adds {added:.4f} nats to the validation loss, more than --max-loss {arguments.max_loss:g}: nothing was written. "
-            "Merge into 16bit, allow more, or say --force"
+            f"merging adds {added:.4f} nats to the validation loss, more than --max-loss "
+            f"{arguments.max_loss:g}: nothing was written. Merge into 16bit, increase --max-loss, "
+            "or give --force"
         )
     _write(merged, arguments.out)
     if merged.padding and not arguments.json:
@@ -87,25 +99,34 @@ def _show(audit: Audit, as_json: bool) -> None:
         quality.add_row(name, f"{before:.4f}", f"{audit.after[name]:.4f}")
     console().print(quality)
     worst = sorted(audit.matrices.items(), key=lambda item: -item[1].after)
-    errors = Table("matrix", "format", "rank", "without adapter", "merged", title_justify="left", box=None,
-                   title=f"Relative error to base + adapter, the {min(_SHOWN, len(worst))} worst of {len(worst)}")  # fmt: skip
+    shown = f"the {min(_SHOWN, len(worst))} worst of {len(worst)}"
+    errors = Table(
+        "matrix",
+        "format",
+        "rank",
+        "without adapter",
+        "merged",
+        title_justify="left",
+        box=None,
+        title=f"Relative error to base + adapter, {shown}",
+    )
     for name, row in worst[:_SHOWN]:
         errors.add_row(name, row.format, str(row.rank), f"{row.before:.2%}", f"{row.after:.2%}")
     console().print(errors)
 
 
 def _write(merged: Merged, out: Path) -> None:
-    """The whole folder or none."""
+    """Write the folder atomically: to a temporary name first, then renamed."""
     from bitrank_quant import save_quantized
 
-    making = out.parent / f".{out.name}.making"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+    unfinished = out.parent / f".{out.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     if merged.audit.into == "16bit":
-        merged.model.save_pretrained(making)
+        merged.model.save_pretrained(unfinished)
     else:
-        merged.model.config.save_pretrained(making)
-        save_quantized(merged.model, making)
-    merged.tokenizer.save_pretrained(making)
-    (making / "audit.json").write_text(json.dumps(as_data(merged.audit), indent=1))
-    making.rename(out)
+        merged.model.config.save_pretrained(unfinished)
+        save_quantized(merged.model, unfinished)
+    merged.tokenizer.save_pretrained(unfinished)
+    (unfinished / "audit.json").write_text(json.dumps(as_data(merged.audit), indent=1))
+    unfinished.rename(out)

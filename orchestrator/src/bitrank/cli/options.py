@@ -1,4 +1,4 @@
-"""Options that several commands share, and the specs that they describe."""
+"""Options shared by several commands, and the specs that they select."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitrank.cli.arguments import comma_separated, file_path, place, seeds
+from bitrank.cli.arguments import comma_separated, file_path, location, seeds
 from bitrank.cli.help import list_names, tasks
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS
@@ -15,7 +15,7 @@ from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import SETTABLE, RunSpec, matrix
 
-_NAMED = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
+_WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
 
 
@@ -48,9 +48,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, help="comma-separated whole numbers (default: the profile's)")
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
+def add_locations(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--store", type=place, default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
+        "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
     )
     parser.add_argument(
         "--results",
@@ -58,7 +58,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         default=Path("results"),
         help="folder for JSON and CSV (default: results)",
     )
-    parser.add_argument("--force", action="store_true", help="run again what is complete")
+    parser.add_argument("--force", action="store_true", help="repeat complete runs")
     parser.add_argument("--wandb", action="store_true", help=WANDB)
 
 
@@ -69,14 +69,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--mps-safe",
         action="store_true",
         default=None,
-        help="no tensor over 2³² bytes, by smaller passes (always so on MPS)",
+        help="split batches so that no tensor exceeds 2³² bytes (always on MPS)",
     )
     add_field(parser, "--processes", "processes", metavar="N")
     parser.add_argument(
         "--shard",
         action="store_true",
         default=None,
-        help="with --processes: a 16-bit base in slices, one a process (FSDP)",
+        help="with --processes: shard the 16-bit base over the processes (FSDP)",
     )
     add_field(parser, "--data", "data", metavar="FOLDER")
     parser.add_argument(
@@ -85,19 +85,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 class _FieldAction(argparse.Action):
-    """An option that sets a field of the spec. Its help text is derived from the field when it is printed:
-    the names of some registries cost seconds to import."""
+    """An option that sets a field of the spec.
+
+    The help text is derived from the field when it is printed: some registries take seconds to import.
+    """
 
     @property
     def help(self) -> str:  # type: ignore[override]
         about = about_of(RunSpec, self.dest)
-        limits = limits_of(hints_of(RunSpec)[self.dest]) if self.dest in _NAMED else ""
+        limits = limits_of(hints_of(RunSpec)[self.dest]) if self.dest in _WITH_CHOICES else ""
         unit = f", in {about.unit}" if about.unit else ""
         return (about.text + unit + (f"; {limits}" if limits else "")).replace("%", "%%")
 
     @help.setter
     def help(self, text: str | None) -> None:
-        """argparse sets what was given to it: nothing."""
+        """Ignore the value that argparse sets."""
 
     def __call__(
         self,
@@ -110,7 +112,7 @@ class _FieldAction(argparse.Action):
 
 
 def add_field(parser: argparse.ArgumentParser, option: str, field: str, metavar: str | None = None) -> None:
-    """An option for a field of the spec, with the field's own check and meaning."""
+    """Add an option for a field of the spec, with the field's validation and meaning."""
 
     def read(text: str) -> Any:
         try:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import Any
 
-from bitrank.cli.arguments import comma_separated, file_path, place, positive, ranks, whole
+from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import formats, list_names, planners
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
@@ -20,22 +20,24 @@ from bitrank.spec.run_spec import RunSpec, check, make_spec
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
-  bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json      then: bitrank run --plan plan.json --task wiki_articles
+  bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json
+  bitrank run --plan plan.json --task wiki_articles                      train with the saved plan
   bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
   bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64:16
-  bitrank plan --model llama-70b/config.json --budget 40GB               sizes exact, sensitivities by prior
-a budget is bytes (20MB, 1.5GiB), stored bits per base parameter with adapters counted (4.25bits), or a config's bytes (=B-Q4)"""
+  bitrank plan --model llama-70b/config.json --budget 40GB               exact sizes, sensitivities by prior
+A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter with adapters included
+(4.25bits), or the bytes of a config (=B-Q4)."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The words of ``bitrank plan``."""
+    """Add the arguments of ``bitrank plan``."""
     parser.add_argument(
         "--budget", required=True, help="bytes, bits per parameter, or =CONFIG; model and adapters together"
     )
-    parser.add_argument("--task", help="what to measure on; not needed for a config.json")
+    parser.add_argument("--task", help="task to measure sensitivities on; not needed for a config.json")
     parser.add_argument(
         "--model",
-        type=place,
+        type=location,
         help=f"{', '.join(EMBEDDED_MODELS)}, a hub id, a local folder, or a config.json alone",
     )
     parser.add_argument(
@@ -55,55 +57,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FORMAT[:RANK]",
         help="fix matrices with PART in their name",
     )
-    parser.add_argument("--max-trainable", type=whole(1, 10**15), help="trainable numbers allowed")
-    parser.add_argument("--init", default="lq-lora", choices=PLANNED_INITS, help="how adapters will start: with lq-lora rank "
-                        "repairs what quantization lost (default: lq-lora)")  # fmt: skip
+    parser.add_argument("--max-trainable", type=whole(1, 10**15), help="maximum trainable parameters")
     parser.add_argument(
-        "--evaluations", type=whole(), default=24, help="plans that a search may try (default: 24)"
+        "--init",
+        default="lq-lora",
+        choices=PLANNED_INITS,
+        help="initialization of adapters; with lq-lora, rank reduces the quantization error "
+        "(default: lq-lora)",
     )
-    parser.add_argument("--steps", type=whole(), default=10, help="optimizer steps of one try (default: 10)")
+    parser.add_argument(
+        "--evaluations", type=whole(), default=24, help="maximum plans that a search evaluates (default: 24)"
+    )
+    parser.add_argument(
+        "--steps", type=whole(), default=10, help="optimizer steps of one evaluation (default: 10)"
+    )
     parser.add_argument(
         "--seconds",
         type=positive,
         default=60.0,
-        help="time of exact, bits-only and rank-only (for each format), after which the best plan so far is "
-        "returned with its proven gap (default: 60)",
+        help="time limit of exact, bits-only and rank-only (for each format); at the limit they return the "
+        "best plan so far with its proven gap (default: 60)",
     )
     parser.add_argument("--save", type=file_path, help="write the plan as JSON, for run --plan")
     parser.add_argument(
         "--store",
-        type=place,
+        type=location,
         default="runs",
-        help="where finished runs tell how long training takes (default: runs)",
+        help="store whose finished runs predict the training time (default: runs)",
     )
-    parser.add_argument("--matrices", action="store_true", help="list every matrix too")
+    parser.add_argument("--matrices", action="store_true", help="list every matrix")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of the run that the plan is for",
+        help="setting of the planned run",
     )
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """Plan, show, save."""
+    """Make a plan, show it, and save it."""
     quiet_libraries()
     with quick_imports():
         from bitrank.planning.from_config import is_outline
-        from bitrank.planning.make_plan import make_plan  # noqa: F401 - all that planning needs
+        from bitrank.planning.make_plan import make_plan  # noqa: F401 - imports every module for planning
 
     if arguments.model is not None and is_outline(arguments.model):
-        return _outlined(arguments)
+        return _plan_from_config(arguments)
     if arguments.task is None:
         raise UserError(
-            "give --task: sensitivities are measured on it (only a config.json alone is planned without)"
+            "give --task: sensitivities are measured on it (only a plan from a config.json needs no task)"
         )
-    return _measured(arguments)
+    return _plan_from_measurements(arguments)
 
 
-def _measured(arguments: argparse.Namespace) -> int:
+def _plan_from_measurements(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
     from bitrank.forecast.forecast import forecast
     from bitrank.planning.make_plan import PlanRequest, make_plan
@@ -117,9 +126,15 @@ def _measured(arguments: argparse.Namespace) -> int:
         given | dict(parse_setting(text) for text in arguments.set),
     )
     request = PlanRequest(
-        arguments.budget, arguments.planner, _choices(arguments), arguments.max_trainable, _pins(arguments.pin), arguments.evaluations,
-        arguments.steps, arguments.seconds,
-    )  # fmt: skip
+        arguments.budget,
+        arguments.planner,
+        _choices(arguments),
+        arguments.max_trainable,
+        _pins(arguments.pin),
+        arguments.evaluations,
+        arguments.steps,
+        arguments.seconds,
+    )
     result = make_plan(spec, request, _print_progress)
     data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, arguments.init)
     parts = forecast(spec, result.plan.precision, result.plan.ranks, arguments.store)
@@ -127,21 +142,21 @@ def _measured(arguments: argparse.Namespace) -> int:
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
     shown = {
         "model and adapters": f"{result.plan.nbytes:,} of {result.problem.budget:,} bytes "
-        f"({8 * result.plan.nbytes / result.sizes.parameters:.2f} bits a parameter)",
-        "trainable": f"{result.plan.trainable:,} numbers",
+        f"({8 * result.plan.nbytes / result.sizes.parameters:.2f} bits per parameter)",
+        "trainable": f"{result.plan.trainable:,} parameters",
         "added loss": f"{result.plan.cost:.4f} nats, of {result.tables.base:.4f} measured in 16 bits",
         **proven(result.plan, arguments.seconds),
-        "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, gradients "
-        f"{_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, activations {_mib(parts.activations)}, "
-        f"process {_mib(parts.imports + parts.overhead)}",
-        "time to train": f"{parts.seconds:.0f} s ({parts.basis})",
-        "planning took": f"{result.tables.seconds:.0f} s to measure (once, at most {result.tables.peak_mib:,.0f} MiB), "
-        f"{result.choosing:.1f} s to choose",
+        "peak memory": f"{_mib(parts.peak)}: weights {_mib(parts.stored)}, adapters {_mib(parts.adapters)}, "
+        f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
+        f"activations {_mib(parts.activations)}, process {_mib(parts.imports + parts.overhead)}",
+        "training time": f"{parts.seconds:.0f} s ({parts.basis})",
+        "planning time": f"{result.tables.seconds:.0f} s to measure (once, at most "
+        f"{result.tables.peak_mib:,.0f} MiB), {result.choosing:.1f} s to search",
     } | _left_out(result.sizes, data)
     return _show(arguments, result.plan, result.problem.items, shown, data, save_plan)
 
 
-def _outlined(arguments: argparse.Namespace) -> int:
+def _plan_from_config(arguments: argparse.Namespace) -> int:
     from bitrank_planner import Effort
 
     from bitrank.cli.plan_view import proven
@@ -152,7 +167,8 @@ def _outlined(arguments: argparse.Namespace) -> int:
     able = [name for name, planner in PLANNERS.items() if planner.from_prior]
     if arguments.planner not in able:
         raise UserError(
-            f"from a config.json alone the planners are {', '.join(able)}; got {arguments.planner!r}"
+            f"a plan from a config.json needs one of the planners {', '.join(able)}; "
+            f"got {arguments.planner!r}"
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
@@ -168,26 +184,27 @@ def _outlined(arguments: argparse.Namespace) -> int:
         "sensitivities": "prior",
     }
     shown = {
-        "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes ({8 * plan.nbytes / sizes.parameters:.2f} bits a parameter of "
-        f"{sizes.parameters:,})",
+        "model and adapters": f"{plan.nbytes:,} of {problem.budget:,} bytes "
+        f"({8 * plan.nbytes / sizes.parameters:.2f} bits per parameter, {sizes.parameters:,} parameters)",
         "added loss": f"{plan.cost:.3f} nats by prior (nothing was measured: see bitrank.planning.prior)",
         **proven(plan, arguments.seconds),
-        "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, libraries not counted: weights "
-        f"{_mib(parts.weights)}, adapters {_mib(parts.adapters)}, gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
+        "training memory": f"{_mib(parts.peak)} with {spec.batch_size} × {spec.max_length} tokens, without "
+        f"libraries: weights {_mib(parts.weights)}, adapters {_mib(parts.adapters)}, "
+        f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}",
     } | _left_out(sizes, data)
     return _show(arguments, plan, problem.items, shown, data, save_plan)
 
 
 def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
-    """The line on tensors that no plan can name; ``data`` gets them too."""
+    """The row for tensors that no plan can name; also adds them to ``data``."""
     from dataclasses import asdict
 
-    from bitrank.run.notices import told_left_out
+    from bitrank.run.notices import left_out_message
 
     data["left_in_16_bits"] = {one.name: asdict(one) for one in sizes.outline.left}
-    said = told_left_out(sizes.outline.left, sizes.parameters)
-    return {"left out": said} if said else {}
+    message = left_out_message(sizes.outline.left, sizes.parameters)
+    return {"left out": message} if message else {}
 
 
 def _show(
@@ -212,13 +229,13 @@ def _show(
     screen.print(plan_view(plan, items, shown))
     if arguments.save is not None:
         screen.print(
-            f"\nsaved: {arguments.save}   train it: {_run_command(arguments)}", soft_wrap=True, markup=False
+            f"\nsaved: {arguments.save}   train: {_run_command(arguments)}", soft_wrap=True, markup=False
         )
     return 0
 
 
 def _run_command(arguments: argparse.Namespace) -> str:
-    """The command line that trains the saved plan on the same task, model and settings."""
+    """The command that trains with the saved plan on the same task, model and settings."""
     parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", str(arguments.task)]
     if arguments.model is not None:
         parts += ["--model", str(arguments.model)]
@@ -244,7 +261,7 @@ def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
         fmt, _, rank = choice.partition(":")
         if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
             raise UserError(
-                f"a pin looks like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
+                f"expected a pin like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
             )
         pins[part] = (fmt or None, int(rank) if rank else None)
     return pins
@@ -254,7 +271,7 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:,.0f} MiB"
 
 
-def _print_progress(what: str) -> None:
-    """Progress on standard error, so that JSON on standard output stays alone."""
+def _print_progress(step: str) -> None:
+    """Print progress to standard error: standard output contains only the result, such as JSON."""
     end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
-    print(f"measuring {what}" if ":" not in what else what, end=end, file=sys.stderr, flush=True)
+    print(f"measuring {step}" if ":" not in step else step, end=end, file=sys.stderr, flush=True)

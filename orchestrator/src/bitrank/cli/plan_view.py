@@ -1,4 +1,4 @@
-"""A plan on the terminal: two small maps, bits and rank by block and matrix, and what the plan will take."""
+"""A plan on the terminal: maps of bits and rank by block and matrix, and predicted figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-_ACROSS = 30  # blocks beside each other
-_PALE, _DEEP = (222, 235, 247), (8, 69, 148)  # of one blue ramp
+_BLOCKS_PER_MAP = 30
+_PALE, _DEEP = (222, 235, 247), (8, 69, 148)  # ends of the blue colour scale
 
 
 def plan_view(plan: Plan, items: Sequence[Item], predicted: Mapping[str, str]) -> RenderableType:
-    """Maps, a summary of formats and ranks, and the ``predicted`` figures in their own words."""
+    """Maps, a summary of formats and ranks, and the ``predicted`` figures by label."""
     bits = {name: parse_format(fmt).bits for name, fmt in plan.precision.items()}
     inside = [item for item in items if item.layer is not None and item.role != "embedding"]
     outside = [item for item in items if item not in inside]
@@ -36,14 +36,14 @@ def plan_view(plan: Plan, items: Sequence[Item], predicted: Mapping[str, str]) -
 
 
 def proven(plan: Plan, seconds: float) -> dict[str, str]:
-    """What the planner has proven of the added loss, as a row; none where it proves nothing."""
+    """The proven bound on the added loss as a row; empty if the planner proves none."""
     if plan.gap is None or plan.bound is None:
         return {}
     if plan.gap <= GAP:
-        return {"proven": f"no plan of the kind has less (to {GAP:.0e} of it)"}
+        return {"proven": f"optimal among plans with these options (relative gap at most {GAP:.0e})"}
     return {
-        "proven": f"no plan of the kind has less than {plan.bound:.4f} nats: at most {100 * plan.gap:.2g} % to gain; {seconds:g} seconds "
-        "of search ended first"
+        "proven": f"no plan with these options adds less than {plan.bound:.4f} nats: at most "
+        f"{100 * plan.gap:.2g} % to gain; the search stopped at its limit of {seconds:g} seconds"
     }
 
 
@@ -67,14 +67,14 @@ def plan_lines(plan: Plan, items: Sequence[Item]) -> Table:
 
 
 def _maps(title: str, items: Sequence[Item], values: Mapping[str, int]) -> Iterator[Table]:
-    """A map of so many blocks as fit beside each other; of deep models several, one below the other."""
+    """One map for every ``_BLOCKS_PER_MAP`` blocks; deep models have several."""
     layers = sorted({item.layer for item in items if item.layer is not None})
-    for start in range(0, len(layers), _ACROSS):
-        yield _map(title if not start else "", items, values, layers[start : start + _ACROSS])
+    for start in range(0, len(layers), _BLOCKS_PER_MAP):
+        yield _map(title if not start else "", items, values, layers[start : start + _BLOCKS_PER_MAP])
 
 
 def _map(title: str, items: Sequence[Item], values: Mapping[str, int], layers: Sequence[int]) -> Table:
-    """One row a kind of matrix, one column a block; the number stands in its colour."""
+    """A table with one row per kind of matrix and one column per block; colours show the values."""
     kinds = dict.fromkeys(_kind(item) for item in items)
     cells = {(_kind(item), item.layer): values[item.name] for item in items}
     low, high = min(cells.values(), default=0), max(cells.values(), default=1)
@@ -109,7 +109,7 @@ def _cell(value: int, low: int, high: int, width: int) -> Text:
 
 
 def _kind(item: Item) -> str:
-    """What follows the block's number in the matrix's name."""
+    """The part of the matrix's name after the block number."""
     return re.split(r"\.\d+\.", item.name)[-1]
 
 

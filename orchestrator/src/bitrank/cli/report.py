@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bitrank.cli.arguments import comma_separated, file_path, place
+from bitrank.cli.arguments import comma_separated, file_path, location
 from bitrank.cli.options import add_command
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
@@ -17,18 +17,18 @@ SQL = """examples:
   bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
 views: runs params tags metrics final_metrics wide predictions ranks plans specs unread"""
 REPORT = """examples:
-  bitrank report                                   the page in results/report/report.html
+  bitrank report                                   writes results/report/report.html
   bitrank report --profile paper --out paper-report
   bitrank report --store postgresql://me@host/mlflow --ui-url http://host:5000"""
 PAPER = """examples:
-  bitrank paper                                    the paper's numbers, tables, figures and claims in paper/generated
+  bitrank paper                                    writes numbers, tables, figures, claims to paper/generated
   bitrank paper --profile paper --store sqlite:////data/runs/mlflow.db
   bitrank paper --configs B-FP,B-Q4,Joint-2 --out draft/generated"""
 
 
 def add_report(commands: Any) -> None:
     parser = add_command(
-        commands, "report", "figures, tables and one HTML page from the store", REPORT, _report
+        commands, "report", "write figures, tables and one HTML page from the store", REPORT, _report
     )
     _add_experiment(parser)
     parser.add_argument(
@@ -40,20 +40,24 @@ def add_report(commands: Any) -> None:
     parser.add_argument(
         "--ui-url",
         default="http://127.0.0.1:5000",
-        help="where the MLflow UI answers, for links (default: %(default)s)",
+        help="address of the MLflow UI, for links (default: %(default)s)",
     )
 
 
 def add_paper(commands: Any) -> None:
     parser = add_command(
-        commands, "paper", "the paper's numbers, tables, figures and claims from the store", PAPER, _paper
+        commands,
+        "paper",
+        "write the paper's numbers, tables, figures and claims from the store",
+        PAPER,
+        _paper,
     )
     _add_experiment(parser)
     parser.add_argument(
         "--configs",
         type=comma_separated,
         default=list(CONFIGS),
-        help=f"arms that count (default: {','.join(CONFIGS)})",
+        help=f"configs to include (default: {','.join(CONFIGS)})",
     )
     parser.add_argument(
         "--out",
@@ -66,29 +70,29 @@ def add_paper(commands: Any) -> None:
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
-        type=place,
+        type=location,
         default="runs",
         help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
-    which.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
+    group.add_argument("--profile", help=f"the experiment of a profile: {', '.join(PROFILES)}")
 
 
 def add_sql(commands: Any) -> None:
     parser = add_command(
-        commands, "sql", "ask the store one question in SQL (DuckDB's), read-only", SQL, _sql
+        commands, "sql", "query the store with one SQL statement (DuckDB), read-only", SQL, _sql
     )
     parser.add_argument("statement", help="one statement over the views named below")
     parser.add_argument(
         "--format",
         choices=["table", "csv", "json"],
         default="table",
-        help="how to print the answer (default: table)",
+        help="output format (default: table)",
     )
     parser.add_argument(
         "--store",
-        type=place,
+        type=location,
         default="runs",
         help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
@@ -108,9 +112,8 @@ def _report(arguments: argparse.Namespace) -> int:
 def _paper(arguments: argparse.Namespace) -> int:
     from bitrank_analysis.paper import write_paper
 
-    print(
-        f"paper inputs: {write_paper(arguments.store, arguments.out, _experiment(arguments), arguments.configs)}"
-    )
+    folder = write_paper(arguments.store, arguments.out, _experiment(arguments), arguments.configs)
+    print(f"paper inputs: {folder}")
     return 0
 
 

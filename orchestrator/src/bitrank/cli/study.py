@@ -1,4 +1,4 @@
-"""``bitrank study``: planners compared at equal bytes."""
+"""``bitrank study``: compare planners at equal bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitrank.cli.arguments import comma_separated, file_path, place, seeds, whole
+from bitrank.cli.arguments import comma_separated, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, planners, studies
 from bitrank.cli.options import WANDB
 from bitrank.execution.registry import add_options as add_executor
@@ -19,31 +19,31 @@ from bitrank.spec.run_spec import RunSpec
 
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
-  bitrank study allocators                      three budgets, three seeds, all arms: a night; resumable
+  bitrank study allocators                      three budgets, three seeds, all arms: several hours
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
-kill it at any time; the same command goes on. The report lies in RESULTS/NAME/report.md"""
+To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The words of ``bitrank study``."""
-    list_names(parser.add_argument("name", help="the study"), studies)
+    """Add the arguments of ``bitrank study``."""
+    list_names(parser.add_argument("name", help="name of the study"), studies)
     parser.add_argument(
         "--quick", action="store_true", help="one seed, one budget, a third of the steps, small searches"
     )
     parser.add_argument(
-        "--profile", default="laptop", help="whose tasks, models and settings (default: laptop)"
+        "--profile", default="laptop", help="profile of tasks, models and settings (default: laptop)"
     )
     parser.add_argument("--tasks", type=comma_separated, help="comma-separated")
     parser.add_argument("--budgets", type=comma_separated, help="comma-separated")
     arms = parser.add_argument(
-        "--arms", type=comma_separated, help="comma-separated; no configs then; planners"
+        "--arms", type=comma_separated, help="comma-separated planners; excludes the configs"
     )
     list_names(arms, planners)
     parser.add_argument("--seeds", type=seeds, help="comma-separated")
-    parser.add_argument("--evaluations", type=whole(), help="plans that a search may try")
+    parser.add_argument("--evaluations", type=whole(), help="maximum plans that a search evaluates")
     parser.add_argument(
-        "--store", type=place, default="runs", help="folder or MLflow URI that keeps the runs (default: runs)"
+        "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
     )
     parser.add_argument(
         "--results",
@@ -53,16 +53,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_executor(parser)
     parser.add_argument(
-        "--jobs", type=whole(), help="runs at the same time (default: what cores and memory carry)"
+        "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
     )
     parser.add_argument("--wandb", action="store_true", help=WANDB)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every run"
     )
 
 
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
-    """Plan, train what is missing, report. ``report`` asks the store what came of it."""
+    """Plan, execute missing runs, and print the report that ``report`` makes from the store."""
     how = execution(arguments, arguments.jobs)
     import dataclasses
 
@@ -73,7 +73,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     from bitrank.planning.planner_studies import find_study, planning_costs, profile_of, study_specs
 
     study = find_study(arguments.name, arguments.quick)
-    if arguments.wandb:  # planning may take hours: what is missing is said before
+    if arguments.wandb:  # planning may take hours, so missing requirements are reported first
         from bitrank.tracking.wandb_tracker import check
 
         check()

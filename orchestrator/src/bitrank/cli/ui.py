@@ -1,4 +1,4 @@
-"""``bitrank ui``: the MLflow UI on 127.0.0.1, opened on the saved views."""
+"""``bitrank ui``: serve the MLflow UI on 127.0.0.1 and print links to the saved views."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ UI = """examples:
   bitrank ui --port 5001 --store /data/runs"""
 
 HOST = "127.0.0.1"
-_POLL, _PATIENCE = 0.2, 10.0  # seconds; the latter is how long the server may take to end
+_POLL_SECONDS = 0.2
+_SHUTDOWN_SECONDS = 10.0  # time for the server to end before it is killed
 
 
 def serve(store: str, profile: str, port: int, host: str = HOST) -> int:
-    """Serve ``store`` until stopped. Raises :class:`UserError` when the port is taken or there is no store.
+    """Serve ``store`` until stopped. Raises :class:`UserError` if the port is in use or no store exists.
 
-    Another ``host`` than this machine's own is for containers, whose ports the engine publishes; MLflow knows
-    no passwords.
+    A ``host`` other than loopback is meant for containers, whose ports the engine publishes: MLflow has no
+    authentication.
     """
     from bitrank.tracking.mlflow_tracker import Tracker
     from bitrank.tracking.mlflow_views import VIEWS, saved_task_views, view_path
     from bitrank.tracking.store import Store, open_store
 
-    place = Store.parse(store)
-    if place.database is None:
-        raise UserError(f"{place.shown} is a server with a UI of its own; open it in a browser")
-    if not place.database.exists():
-        database = place.database
-        raise UserError(f"there is no store at {database} yet; run `make matrix` first, or give --store")
+    parsed = Store.parse(store)
+    if parsed.database is None:
+        raise UserError(f"{parsed.shown} is a server with its own UI; open it in a browser")
+    if not parsed.database.exists():
+        database = parsed.database
+        raise UserError(f"there is no store at {database}; run `make matrix` first, or give --store")
     _check_port(host, port)
     tracker = Tracker(open_store(store), store, profile)
     experiment_id = tracker.experiment_id
@@ -52,38 +53,39 @@ def serve(store: str, profile: str, port: int, host: str = HOST) -> int:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.uri,
-               "--artifacts-destination", str(place.artifact_uri), "--host", host, "--port", str(port), "--workers", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--backend-store-uri", parsed.uri, "--artifacts-destination", str(parsed.artifact_uri)]
+    command += ["--host", host, "--port", str(port)]
     if not _is_loopback(host):
         print(
-            f"bitrank: --host {host} opens a server without login: everybody who reaches port {port} of this machine "
-            f"can read, change and delete the runs; leave --host out, or let only trusted machines through",
+            f"bitrank: --host {host} opens a server without login: every client that reaches port {port} of "
+            "this machine can read, change and delete the runs; omit --host, or allow only trusted machines",
             file=sys.stderr,
             flush=True,
         )
-    return _follow(command, environment)
+    return _run_server(command, environment)
 
 
-def _follow(command: list[str], environment: dict[str, str]) -> int:
-    """Run the server until it ends by itself, or until SIGINT or SIGTERM; its worker processes end with it."""
+def _run_server(command: list[str], environment: dict[str, str]) -> int:
+    """Run the server until it exits, or until SIGINT or SIGTERM; then end its worker processes too."""
     from bitrank.execution.interrupts import Interrupted, Signals
 
-    # A session of its own: Ctrl-C reaches this process alone, which then ends all of the server in order.
+    # In its own session, so that Ctrl-C reaches only this process, which then ends the server's processes.
     with Signals() as stop, subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             while True:
                 try:
-                    return server.wait(timeout=_POLL)
+                    return server.wait(timeout=_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
                     stop.check()
         except Interrupted as interrupted:
             return interrupted.code
         finally:
-            _end(server.pid)
+            _end_tree(server.pid)
 
 
-def _end(pid: int) -> None:
-    """End the process ``pid`` and all below it."""
+def _end_tree(pid: int) -> None:
+    """End the process ``pid`` and all its descendants."""
     try:
         root = psutil.Process(pid)
         processes = [*root.children(recursive=True), root]
@@ -92,16 +94,14 @@ def _end(pid: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_PATIENCE)
+    _, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_SECONDS)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether ``host`` can be reached from this machine alone. A name that does not resolve is not taken for
-    one.
-    """
+    """Whether ``host`` is reachable only from this machine; false for a name that does not resolve."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:

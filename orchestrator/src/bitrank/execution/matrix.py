@@ -15,7 +15,7 @@ from bitrank.execution.claim import COMPLETE
 from bitrank.execution.options import Execution
 from bitrank.execution.registry import EXECUTORS
 from bitrank.process.run_folder import is_locked, result_of
-from bitrank.spec.inputs import ask_hub
+from bitrank.spec.inputs import resolve_hub_digests
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking, check_tracking, open_tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE
@@ -73,7 +73,7 @@ def run_study(
     # Before the store is made: neither a store nor results are left behind by a command that cannot run.
     check_tracking(options.how.wandb)
     check_results(options.results)
-    tracker, jobs = look([ask_hub(spec) for spec in specs], options)
+    tracker, jobs = look([resolve_hub_digests(spec) for spec in specs], options)
     for job in jobs:
         if options.force and job.state.run_id is not None and job.status != "elsewhere":
             job.replaces, job.status = job.state, "waiting"

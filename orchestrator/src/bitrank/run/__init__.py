@@ -1,1 +1,1 @@
-"""One run inside its process; ``road`` reads from top to bottom."""
+"""One training run inside its own process; start reading at ``road``."""

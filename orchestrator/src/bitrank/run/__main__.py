@@ -1,9 +1,8 @@
-"""The process of one run: ``python -m bitrank.run FOLDER``. The parent made the folder and wrote
-``spec.json`` into it.
+"""The process of one run: ``python -m bitrank.run FOLDER``, where FOLDER contains ``spec.json``.
 
 A run of several processes starts this program again for each rank: ``python -m bitrank.run FOLDER RANK COUNT
-RENDEZVOUS``. Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a finding). The reason is in
-``failure.json``.
+RENDEZVOUS``. Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a result, not an error).
+``failure.json`` gives the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from bitrank.run.multiprocess import failure_path, launch
 
 
 def main(folder: Path) -> int:
-    """Run the road in ``folder``. A run that is complete already does nothing."""
+    """Execute the run in ``folder`` and return the exit code. A complete run is not executed again."""
     exit_with_parent()
     if is_complete(folder):
         return 0
@@ -31,7 +30,10 @@ def main(folder: Path) -> int:
     try:
         count = int(json.loads((folder / "spec.json").read_text())["processes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{folder / 'spec.json'} is damaged ({error}); run the same `bitrank` command again: it writes the file again"
+        reason = (
+            f"{folder / 'spec.json'} is damaged ({error}); "
+            "repeat the same `bitrank` command to write the file again"
+        )
         return _fail(failure_path(folder, 0), UserError(reason))
     if count > 1:
         return launch(folder, count)
@@ -39,7 +41,7 @@ def main(folder: Path) -> int:
 
 
 def run_rank(folder: Path, rank: int, count: int, rendezvous_file: Path) -> int:
-    """Run the road as one of ``count`` processes that find each other through the file ``rendezvous_file``."""
+    """Execute the run as rank ``rank`` of ``count`` processes, which connect through ``rendezvous_file``."""
     exit_with_parent()
     return _run(folder, rank, count, rendezvous_file)
 
@@ -47,7 +49,7 @@ def run_rank(folder: Path, rank: int, count: int, rendezvous_file: Path) -> int:
 def _run(folder: Path, rank: int, count: int, rendezvous_file: Path) -> int:
     try:
         _execute(folder, rank, count, rendezvous_file)
-    except Exception as error:  # noqa: BLE001 - whatever went wrong is recorded, then said by the exit code
+    except Exception as error:  # noqa: BLE001 - every failure is recorded and sets the exit code
         return _fail(failure_path(folder, rank), error)
     return 0
 
@@ -66,15 +68,13 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
 
     spec = read_spec(folder / "spec.json")
     check_plan(spec)
-    check_inputs(spec)  # early, to refuse without loading anything; store_base checks again when all is read
-    locate(
-        spec.model
-        # a model that the cache lacks is made before joining: transformers saves in the first of joined processes
-        # only
-    )
-    processes = join(
-        choose_device(spec.device), rank, count, rendezvous_file, Sharded if spec.shard else Joined
-    )
+    # Checked before anything is loaded; store_base checks again after all inputs are read.
+    check_inputs(spec)
+    # A missing model is added to the cache before the processes join: once joined, transformers saves only
+    # in rank 0.
+    locate(spec.model)
+    strategy = Sharded if spec.shard else Joined
+    processes = join(choose_device(spec.device), rank, count, rendezvous_file, strategy)
     record = open_record(folder, processes)
     with report_mps_fallbacks(record.emit):
         execute(spec, folder, record, processes)
@@ -98,15 +98,14 @@ def _fail(path: Path, error: Exception) -> int:
         "code": code,
     }
     failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    with contextlib.suppress(OSError):  # on a full disk: the code alone tells the parent
+    with contextlib.suppress(OSError):  # on a full disk the parent has only the exit code
         write_atomically(path, json.dumps(failure, indent=1))
     return code
 
 
 if __name__ == "__main__":
-    place, *arguments = sys.argv[1:]
-    sys.exit(
-        run_rank(Path(place), int(arguments[0]), int(arguments[1]), Path(arguments[2]))
-        if arguments
-        else main(Path(place))
-    )
+    run_folder, *rank_arguments = sys.argv[1:]
+    if rank_arguments:
+        own_rank, rank_count, rendezvous = rank_arguments
+        sys.exit(run_rank(Path(run_folder), int(own_rank), int(rank_count), Path(rendezvous)))
+    sys.exit(main(Path(run_folder)))

@@ -1,6 +1,4 @@
-"""Where adapters start: as nothing, or as what quantization lost (LoftQ), weighted by the Fisher information
-if asked (LQ-LoRA).
-"""
+"""Initial values of adapters: zero, the quantization residual (LoftQ), or Fisher-weighted (LQ-LoRA)."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ Weights = dict[str, tuple[Tensor, Tensor]]
 
 
 def choose_init(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
-    """The start that ``spec.init`` names; the default start leaves every matrix and adapter as it is."""
+    """Return the initialization that ``spec.init`` names; the default changes no matrix and no adapter."""
     init = INITS[spec.init]
     if not init.residual:
         return ResidualStart({})
@@ -32,7 +30,8 @@ def choose_init(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
 def fisher_weights(spec: RunSpec) -> Weights:
     """{matrix: (row_O, column_I)} for the model and task of ``spec``, measured once and cached.
 
-    Measuring holds the whole model in 16 bits, which a run may not: it is done in a process of its own.
+    The measurement loads the whole model in 16 bits. It runs in a separate process, so that the peak memory
+    of the run does not include it.
     """
     if is_measured(spec):
         return {name: (moments.row_O, moments.column_I) for name, moments in measure(spec).moments.items()}

@@ -1,5 +1,6 @@
-"""Build the model of a run: open, quantize, attach, initialize, move, fuse. One function for runs, short runs
-and benchmarks.
+"""Build the model of a run: open, quantize, attach adapters, initialize, move to the device, fuse.
+
+Training runs, short planning runs and benchmarks share this function.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Built:
-    """A model that can train, the hook for its ranks, its tokenizer, and how each of its matrices is stored."""
+    """A trainable model, its rank hook, its tokenizer, and the format and backend of each matrix."""
 
     model: PeftModel
     hook: AdapterHook
@@ -49,12 +50,12 @@ def build_model(
     processes: Processes = ALONE,
     decode: Callable[[nn.Module], Decode | None] = decoder,
 ) -> Built:
-    """The model of ``spec`` with the formats and ranks of ``config``, for ``classes`` classes and ``steps``
-    optimizer steps.
+    """Build the model of ``spec`` with the formats and ranks of ``config``.
 
-    ``init`` replaces the initialization that the spec names. ``record`` gets the plan before it is applied,
-    and the stored model before ``processes`` share it. ``decode`` gives the fused layers their decoders.
-    Raises the packages' errors for a plan that does not fit the model.
+    The head has ``classes`` classes; rank schedules span ``steps`` optimizer steps. ``init`` replaces the
+    initialization that the spec names. ``record`` logs the plan before it is applied, and the sizes of the
+    quantized model before ``processes`` share it. ``decode`` returns the decoder of a quantized module for
+    the fused layers. Raises the packages' errors for a plan that does not fit the model.
     """
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, classes, device, dtype)

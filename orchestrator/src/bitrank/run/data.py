@@ -1,4 +1,4 @@
-"""What a run learns from and is judged on: a tokenised task, cut to the profile's sizes, as batches."""
+"""Training and evaluation data of a run: a tokenised task, reduced to the spec's sizes, as batches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from bitrank.process.compute import Compute
 from bitrank.run.train_settings import step_parts, step_sequences
 from bitrank.spec.run_spec import RunSpec
 
-_EVALUATION_TOKENS = 1024  # padded tokens in one evaluation batch, if every tensor of it is small enough
+_EVALUATION_TOKENS = 1024  # padded tokens of one evaluation batch, unless a tensor limit reduces it
 
 
 @dataclass(frozen=True)
 class RunData:
-    """``test`` and ``validation`` are the splits to judge on; of long documents only some windows when the
-    profile says so. Batches are padded to a ``multiple`` of tokens. ``batch_size`` sequences make an
-    optimizer step, and come in ``parts``."""
+    """Splits and batch sizes of one run.
+
+    ``test`` and ``validation`` contain at most ``test_windows`` and ``validation_windows`` of each document.
+    Batches are padded to a ``multiple`` of tokens. One optimizer step takes ``batch_size`` sequences in
+    ``parts`` batches.
+    """
 
     task: TokenisedTask
     validation: TokenSplit
@@ -41,29 +44,27 @@ class RunData:
     report: DataReport = field(default_factory=DataReport)
 
     def train_batches(self, skip: int) -> Iterator[Batch]:
-        """Endless parts of training batches after the first ``skip``; the same for every config of a seed."""
+        """Yield training batches without end, after the first ``skip``; equal for all configs of a seed."""
         train, task = self.task.splits["train"], self.task
         return training_batches(
             train, task.kind, task.pad_id, self.batch_size, self.seed, skip, self.multiple, self.parts
-        )  # fmt: skip
+        )
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
-        """Every sequence of ``split`` once."""
+        """Yield every sequence of ``split`` once."""
         return evaluation_batches(
             split, self.task.kind, self.task.pad_id, self.evaluation_tokens, self.multiple
         )
 
 
 def load_data(spec: RunSpec) -> RunData:
-    """The task of ``spec``, tokenised for its model (from the cache when it is there).
+    """Load the task of ``spec``, tokenised for its model; cached tokens are reused.
 
-    Raises as :func:`~bitrank.models.tokens.tokenised` does.
+    Raises the same errors as :func:`~bitrank.models.tokens.tokenised`.
     """
     task = tokenised(spec)
-    validation, test = (
-        _capped(task, "validation", spec.validation_windows),
-        _capped(task, "test", spec.test_windows),
-    )
+    validation = _capped(task, "validation", spec.validation_windows)
+    test = _capped(task, "test", spec.test_windows)
     parts = step_parts(spec, choose_device(spec.device))
     multiple, report = _multiple(spec), _report(spec, task, test)
     sequences = step_sequences(spec)
@@ -73,20 +74,20 @@ def load_data(spec: RunSpec) -> RunData:
 
 
 def _report(spec: RunSpec, task: TokenisedTask, test: TokenSplit) -> DataReport:
-    """What was left out of the task, and which share of the test split's predicted tokens is judged."""
+    """Counts of excluded data, and the share of the test split's predicted tokens that is evaluated."""
     if task.kind == "classification":
         return task.report
-    judged, whole = _targets(test), _targets(task.splits["test"])
-    shares = DataReport({"test_tokens": whole, "test_tokens_judged": judged})
-    if judged < whole:
-        share = f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are judged"
+    evaluated, whole = _targets(test), _targets(task.splits["test"])
+    shares = DataReport({"test_tokens": whole, "test_tokens_evaluated": evaluated})
+    if evaluated < whole:
+        share = f"{evaluated:,} of {whole:,} tokens of the test split ({evaluated / whole:.1%}) are evaluated"
         windows = f"at most {spec.test_windows} windows of {spec.max_length} tokens of each document"
         shares += DataReport(notes=(f"{share}: {windows}",))
     return task.report + shares
 
 
 def _targets(split: TokenSplit) -> int:
-    """Predicted tokens: all of each sequence but the first."""
+    """Number of predicted tokens: all tokens of a sequence except the first."""
     return int((split.lengths_N - 1).sum())
 
 

@@ -1,4 +1,4 @@
-"""What a trained model says, to be read beside what the others say: the same prompts continued by every arm."""
+"""Sample outputs for comparison between configs: every trained model continues the same prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from bitrank_data import TokenSplit
 
-_PROMPTS, _GIVEN, _NEW = 3, 24, 24  # prompts, tokens of each, and tokens that the model adds
+_PROMPTS = 3
+_PROMPT_TOKENS = 24
+_NEW_TOKENS = 24
 
 
 def save_generations(
@@ -19,8 +21,10 @@ def save_generations(
     device: str,
     keep: Callable[[list[dict[str, str]]], None],
 ) -> list[str]:
-    """What is to be read of a run: a language model's continuations, given to ``keep``; a classifier's texts,
-    returned to stand beside its predictions."""
+    """Pass a language model's continuations to ``keep``, or return a classifier's input texts.
+
+    The texts become a column of the predictions table; a language model returns none.
+    """
     if kind == "classification":
         return texts_of(split, tokenizer)
     keep(continuations(model, tokenizer, split, device))
@@ -28,7 +32,7 @@ def save_generations(
 
 
 def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
-    """The text of every sequence of ``split``, as far as its tokens tell it."""
+    """Decode every sequence of ``split``, without special tokens."""
     texts: list[str] = tokenizer.batch_decode(
         [split.sequence(i) for i in range(len(split))], skip_special_tokens=True
     )
@@ -36,31 +40,34 @@ def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
 
 
 def continuations(model: Any, tokenizer: Any, split: TokenSplit, device: str) -> list[dict[str, str]]:
-    """Prompt and greedy continuation of the beginnings of the first documents of ``split``."""
+    """Continue the first tokens of the first documents of ``split`` by greedy decoding.
+
+    Each row has the keys ``prompt`` and ``continuation``.
+    """
     prompts_PT = torch.tensor(
-        [split.sequence(i)[:_GIVEN].tolist() for i in _beginnings(split)], device=device
+        [split.sequence(i)[:_PROMPT_TOKENS].tolist() for i in _beginnings(split)], device=device
     )
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        whole = model.generate(
+        whole_PT = model.generate(
             input_ids=prompts_PT,
             attention_mask=torch.ones_like(prompts_PT),
-            max_new_tokens=_NEW,
+            max_new_tokens=_NEW_TOKENS,
             do_sample=False,
             pad_token_id=model.config.pad_token_id,
         )
     model.train(was_training)
-    given = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)
-    added = tokenizer.batch_decode(whole[:, prompts_PT.shape[1] :], skip_special_tokens=True)
-    return [{"prompt": prompt, "continuation": text} for prompt, text in zip(given, added, strict=True)]
+    prompts = tokenizer.batch_decode(prompts_PT, skip_special_tokens=True)
+    texts = tokenizer.batch_decode(whole_PT[:, prompts_PT.shape[1] :], skip_special_tokens=True)
+    return [{"prompt": prompt, "continuation": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _beginnings(split: TokenSplit) -> list[int]:
-    """The first window of each of the first documents that are long enough to make a prompt."""
+    """Indices of the first window of the first documents that are long enough for a prompt."""
     seen: dict[str, int] = {}
     for index, document in enumerate(split.ids):
-        if document not in seen and len(split.sequence(index)) >= _GIVEN:
+        if document not in seen and len(split.sequence(index)) >= _PROMPT_TOKENS:
             seen[document] = index
         if len(seen) == _PROMPTS:
             break

@@ -1,4 +1,4 @@
-"""Keep a run's process under its memory limit, and its tensors under what the device takes."""
+"""Limit the memory of a run's process, and the size of its tensors, by smaller passes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from bitrank.run.data import RunData
 from bitrank.run.notices import notice
 from bitrank.spec.run_spec import RunSpec
 
-# tensors of one size that a layer's backward pass holds at once: a value made again, its gradient, and what
-# lies between
+# Tensors of one size that exist at once in a layer's backward pass: a recomputed value, its gradient, and
+# intermediates.
 _SIMULTANEOUS = 4
 
 
@@ -43,32 +43,29 @@ def within_limit(
     folder: Path,
     processes: Processes,
 ) -> TrainSettings:
-    """``settings`` with passes small enough for ``spec.memory_limit``; as they are when there is none.
+    """Return ``settings`` with passes small enough for ``spec.memory_limit``; unchanged without a limit.
 
-    The limit is each process's own; of several the one with the least room speaks for all. What was chosen is
-    kept in ``folder``, so that a resumed run cuts its batches as before and ends with the same numbers.
+    The limit applies to each process; the smallest pass of all processes is used. The size is stored in
+    ``folder``: a resumed run splits its batches in the same way and gives the same numbers.
     """
     if spec.memory_limit is None:
         return settings
     chosen = folder / "micro_tokens.txt"
-    if not processes.broadcast(_kept_tokens(chosen) is not None):
+    if not processes.broadcast(_stored_tokens(chosen) is not None):
         longest = longest_sequence(data.train_batches(0), spec.max_length)
-        passing = _passing(model, spec, device)
-        tokens = min(
-            processes.gather(fitting_tokens(model, objective, longest, device, spec.memory_limit, passing))
-        )
+        transient = _transient_bytes(model, spec, device)
+        own_tokens = fitting_tokens(model, objective, longest, device, spec.memory_limit, transient)
+        tokens = min(processes.gather(own_tokens))
         if processes.first:
             write_atomically(chosen, f"{tokens}\n")
         processes.wait()
-    kept = _kept_tokens(chosen)
-    assert kept is not None
-    return replace(settings, micro_tokens=min(kept, settings.micro_tokens or kept))
+    stored = _stored_tokens(chosen)
+    assert stored is not None
+    return replace(settings, micro_tokens=min(stored, settings.micro_tokens or stored))
 
 
-def _kept_tokens(path: Path) -> int | None:
-    """The bound that an earlier attempt wrote; None when it is missing or torn. A whole one ends with a line
-    break.
-    """
+def _stored_tokens(path: Path) -> int | None:
+    """Read the limit that an earlier attempt wrote; None when it is missing or truncated (no line break)."""
     try:
         text = path.read_text()
         return int(text) if text.endswith("\n") else None
@@ -76,16 +73,18 @@ def _kept_tokens(path: Path) -> int | None:
         return None
 
 
-def _passing(model: nn.Module, spec: RunSpec, device: str) -> int:
-    """Bytes that the backward pass of one of the longest sequences makes and drops: a layer's attention
-    scores and widest activation, their gradients, and what of them is made again."""
+def _transient_bytes(model: nn.Module, spec: RunSpec, device: str) -> int:
+    """Temporary bytes in the backward pass of one of the longest sequences.
+
+    They are a layer's attention scores and widest activation, their gradients, and recomputed copies.
+    """
     shapes = shapes_of(model, spec.fused, _itemsize(spec, device))
     sizes = tensor_bytes(shapes, 1, spec.max_length)
     return _SIMULTANEOUS * (sizes["attention scores"] + sizes["activations"])
 
 
 def _itemsize(spec: RunSpec, device: str) -> int:
-    """Bytes of a number that the run computes with."""
+    """Bytes of one number in the compute dtype."""
     return DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype].itemsize
 
 
@@ -98,11 +97,10 @@ def tensor_safe(
     device: str,
     emit: Callable[[Mapping[str, object]], None],
 ) -> tuple[TrainSettings, RunData]:
-    """Passes and evaluation batches in which no tensor is over 2³² bytes: on MPS always, elsewhere when
-    ``spec.mps_safe`` asks.
+    """Limit passes and evaluation batches so that no tensor exceeds 2³² bytes.
 
-    Batches, their order and their gradient stay what they were. Raises the trainer's error when one sequence
-    is over the bound.
+    The limit applies on MPS, and elsewhere if ``spec.mps_safe`` is set. Batches, their order and their
+    gradient do not change. Raises the trainer's error when a single sequence exceeds the limit.
     """
     if not (spec.mps_safe or device == "mps"):
         return settings, data
@@ -128,9 +126,9 @@ def tensor_safe(
 def _format_limit(shapes: Shapes, batch_size: int, length: int, tokens: int | None) -> str:
     rows = batch_size if tokens is None else tokens // length
     kind, size = max(tensor_bytes(shapes, rows, length).items(), key=lambda item: item[1])
-    cut = (
-        "whole batches"
-        if tokens is None
-        else f"passes of {rows} of {batch_size} sequences, same batches and gradient"
+    passes = f"passes of {rows} of {batch_size} sequences, same batches and gradient"
+    split = "whole batches" if tokens is None else passes
+    return (
+        f"{split}: the largest tensor takes {size:,} bytes ({kind}, {rows} × {length} tokens), "
+        f"the limit is {MPS_BYTES:,}"
     )
-    return f"{cut}: the largest tensor takes {size:,} bytes ({kind}, {rows} × {length} tokens), the limit is {MPS_BYTES:,}"

@@ -1,9 +1,7 @@
-"""A run in several processes on one machine: one program starts them, waits, and ends them all when one of
-them ends badly.
+"""Launcher of a run in several processes on one machine: starts all ranks, and ends all when one fails.
 
-``python -m bitrank.run FOLDER`` of a run with ``processes`` above 1 becomes this program; whoever started it
-sees one process with the run's true end, and needs to know nothing of ranks. It imports no torch and takes
-next to no memory.
+``python -m bitrank.run FOLDER`` becomes this launcher if the spec has ``processes`` above 1. Its parent sees
+one process with the status of the whole run. The launcher does not import torch, so it takes little memory.
 """
 
 from __future__ import annotations
@@ -23,29 +21,29 @@ _POLL = 0.05  # seconds
 
 
 def launch(folder: Path, count: int) -> int:
-    """Run the ``count`` ranks of the run in ``folder``; the exit code that tells of all.
+    """Run the ``count`` ranks of the run in ``folder`` and return the exit code of the whole run.
 
-    What ended a rank first is the run's failure: its ``failure.json`` is kept, and a signal that killed it
-    ends this process too.
+    The first failure of a rank is the failure of the run: its ``failure.json`` is kept. If a signal killed
+    the rank, the same signal ends this process.
     """
-    came: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     with tempfile.TemporaryDirectory(prefix="bitrank-") as scratch:
         ranks = [_start(folder, rank, count, Path(scratch) / "rendezvous") for rank in range(count)]
-        while not came and not _failed(ranks) and any(rank.poll() is None for rank in ranks):
+        while not received and not _failed(ranks) and any(rank.poll() is None for rank in ranks):
             time.sleep(_POLL)
         failed = _failed(ranks)
         for rank in ranks:
             rank.kill()
             rank.wait()
-    killed = came or [-code for code in failed.values() if code < 0]
+    killed = received or [-code for code in failed.values() if code < 0]
     if killed:
         _end_by_signal(folder, killed[0])
     return _settle(folder, failed)
 
 
 def failure_path(folder: Path, rank: int) -> Path:
-    """Where a rank says why it failed."""
+    """The file with the reason why a rank failed."""
     return folder / ("failure.json" if rank == 0 else f"failure-{rank}.json")
 
 
@@ -56,9 +54,7 @@ def _start(folder: Path, rank: int, count: int, rendezvous_file: Path) -> subpro
 
 
 def _environment(count: int) -> dict[str, str]:
-    """Ranks speak over the loopback interface alone, and share the machine's cores out unless their number is
-    given.
-    """
+    """Environment of a rank: loopback communication only, and an equal share of the cores by default."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
     cores = max(1, usable_cores() // count)
     return {
@@ -75,7 +71,7 @@ def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
 
 
 def _settle(folder: Path, failed: Mapping[int, int]) -> int:
-    """Keep the failure that came first: the others fail because of it, their connection gone."""
+    """Keep the earliest failure; the later ones follow from it, because their connection breaks."""
     written = {
         rank: path.stat().st_mtime_ns for rank in failed if (path := failure_path(folder, rank)).exists()
     }
@@ -88,7 +84,7 @@ def _settle(folder: Path, failed: Mapping[int, int]) -> int:
 
 
 def _end_by_signal(folder: Path, number: int) -> None:
-    """End as the rank ended; what the others said of a lost connection is not the cause."""
+    """End by the signal that ended the rank, without the follow-up failures of the other ranks."""
     for path in folder.glob("failure*.json"):
         path.unlink()
     if number != signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""What a run says aloud beside its figures: one sentence, shown, logged, and kept as a tag of the run."""
+"""Notices of a run: one sentence each, printed, logged, and stored as a tag of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from bitrank_quant import Applied, LeftOut, choose_backend, parse_format, rejected
 from bitrank_trainer import OwnAttention
 
-_LISTED = 3  # kinds of tensors that are named
+_LISTED = 3  # kinds of tensors that a notice lists
 Emit = Callable[[Mapping[str, object]], None]
 _CPU_INSTEAD = re.compile(
     r"operator '([^']+)' is not currently supported on the MPS backend and will fall back to run on the CPU"
@@ -20,28 +20,28 @@ _CPU_INSTEAD = re.compile(
 
 
 def notice(kind: str, message: str) -> dict[str, object]:
-    """The event that says ``message``; ``kind`` is its tag."""
+    """The event of a notice with the text ``message`` and the tag ``kind``."""
     return {"event": "notice", "message": message, "tags": {kind: message[:500]}}
 
 
 def rejected_backends(applied: Mapping[str, Applied], device: str, dtype: torch.dtype) -> str | None:
-    """Which formats another backend holds than the preferred one, because that one failed its trial here;
-    None when all is as preferred.
+    """Formats that use another backend because the preferred one failed its trial on this machine.
+
+    None when every format uses its preferred backend.
     """
     notes = []
     for text, backend in sorted({(done.format, done.backend) for done in applied.values()}):
         fmt = parse_format(text)
         if fmt.bits < 16 and choose_backend(fmt, device, dtype).name == backend:
             notes += [
-                f"{text} is held by {backend}: {name} cannot ({reason})"
+                f"{text} uses {backend}: {name} fails here ({reason})"
                 for name, reason in rejected(fmt, device, dtype).items()
             ]
     return "; ".join(notes) or None
 
 
-def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
-    """Which share of a model's ``parameters`` stays in 16 bits whatever its plan says, and why; None when a
-    plan can name them all."""
+def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
+    """Share of a model's ``parameters`` that no plan can quantize, with reasons; None if there is none."""
     if not left:
         return None
     kinds: dict[str, str] = {}
@@ -50,13 +50,19 @@ def told_left_out(left: Sequence[LeftOut], parameters: int) -> str | None:
     listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
     more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
     share = sum(one.numbers for one in left) / parameters
-    return f"{share:.1%} of the weights stay in 16 bits, whatever the plan, and get no adapter: {', '.join(listed)}{more}"
+    return (
+        f"{share:.1%} of the weights stay in 16 bits under every plan and get no adapter: "
+        f"{', '.join(listed)}{more}"
+    )
 
 
 @contextmanager
 def report_mps_fallbacks(emit: Emit) -> Iterator[None]:
-    """Inside, torch's warning that an operation left MPS for the CPU becomes a notice, once for each
-    operation, and so does the trainer's that a model's own attention computes. They are logged as before."""
+    """Emit notices for two kinds of warnings inside the block; the warnings are still logged.
+
+    They are torch's warning that an operation falls back from MPS to the CPU (once per operation), and the
+    trainer's warning that a model's own attention replaces the requested one.
+    """
     plain, reported = warnings.showwarning, set[str]()
 
     def show(

@@ -1,6 +1,4 @@
-"""Plan files checked against the shapes of their models, before runs are opened in the store. No weight is
-read.
-"""
+"""Check plan files against the shapes of their models, without weights, before runs are opened."""
 
 from __future__ import annotations
 
@@ -19,11 +17,9 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def check_plans(specs: Sequence[RunSpec]) -> None:
-    """Raise :class:`~bitrank.errors.UserError`, or an error of a package, for the first plan file that does
-    not fit its model.
-    """
-    different = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
-    for spec in different.values():
+    """Raise :class:`~bitrank.errors.UserError`, or a package's error, if a plan does not fit its model."""
+    distinct = {(spec.plan, spec.model, spec.task): spec for spec in specs if spec.plan}
+    for spec in distinct.values():
         _check_plan(spec)
 
 

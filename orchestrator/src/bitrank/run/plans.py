@@ -1,4 +1,4 @@
-"""Both plans of a run, checked against its model before anything is applied; and the precision plan applied."""
+"""Precision and rank plan of a run: checked against the model, then the precision plan is applied."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Plans:
-    """A format by matrix, a rank by matrix, and the matrices that may have a format: all but fresh heads and
-    those that share the weight of another one. ``left`` are the tensors that no plan can name."""
+    """Format and rank by matrix name.
+
+    ``quantizable`` are the matrices that accept a format: all except newly initialized heads and tied
+    weights. ``left`` are the tensors that no plan can name.
+    """
 
     bits: dict[str, str]
     ranks: dict[str, int]
@@ -40,7 +43,7 @@ class Plans:
 
 
 def make_plans(config: Config, loaded: Loaded) -> Plans:
-    """What ``config`` gives to the matrices of a model.
+    """Assign formats and ranks to the matrices of a model by the rules of ``config``.
 
     Raises the adapters' error for a rank that does not fit its matrix, and :class:`~bitrank.errors.UserError`
     for a model without matrices that a plan can name.
@@ -60,35 +63,43 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
 def store_base(
     spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: ResidualStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """Read the base one matrix at a time and store each as ``assign_formats`` says, less what ``init`` gives
-    to its adapter; then the tensors that no plan can name, in 16 bits.
+    """Load the base one matrix at a time and store each in its format of ``bits``.
 
-    Raises :class:`~bitrank.errors.UserError` when data or model changed since the spec was made.
+    ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized. The
+    tensors that no plan can name are stored in 16 bits. Raises :class:`~bitrank.errors.UserError` when data
+    or model changed since the spec was made.
     """
-    options = {"quant_backend": spec.quant_backend, "compute_dtype": dtype, "device": device}
-    applied = apply_precision(loaded.model, bits, **options, fill=loaded.fill, split=init.split)  # type: ignore[arg-type]
+    applied = apply_precision(
+        loaded.model,
+        bits,
+        quant_backend=spec.quant_backend,
+        compute_dtype=dtype,
+        device=device,
+        fill=loaded.fill,
+        split=init.split,
+    )
     loaded.fill_rest()
     hold_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
-    check_inputs(
-        spec
-    )  # all is read by now; a file that was written meanwhile may have been read in two states
+    # All inputs are read now. A file that changed while it was read may be a mixture of two versions.
+    check_inputs(spec)
     return applied
 
 
 def check_names(formats: Mapping[str, str], names: Collection[str], trained: Collection[str]) -> None:
-    """Raise :class:`UserError` for a format of a module that is no quantizable matrix.
+    """Raise :class:`UserError` for a format of a module that is not a quantizable matrix.
 
-    A head in ``trained`` is trained whole, so its weights stay in fp32.
+    All weights of a head in ``trained`` are trained, so they stay in fp32.
     """
     for name in formats:
         inside = next((head for head in trained if name == head or name.startswith(f"{head}.")), None)
         if inside is not None:
             raise UserError(
-                f"the plan gives {name} the format {formats[name]}, but it is in the head {inside}, which is trained "
-                "whole and is not quantized; remove it from precision"
+                f"the plan gives {name} the format {formats[name]}, but it is in the head {inside}, "
+                "which is trained whole and is not quantized; remove it from precision"
             )
         if name not in names:
             near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.3) or sorted(names)[:3]
             raise UserError(
-                f"the plan gives a format to {shortened(name)}, which this model lacks; nearest: {', '.join(near)}"
+                f"the plan gives a format to {shortened(name)}, which this model lacks; "
+                f"nearest: {', '.join(near)}"
             )

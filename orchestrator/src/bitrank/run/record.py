@@ -1,8 +1,8 @@
-"""What a run tells while it runs: JSON lines that the parent process reads, and files that stay.
+"""Record of a run: an event log that the parent process reads during training, and result files.
 
-The training process never imports MLflow. It appends to ``events.jsonl``; the orchestrator's parent tails
-that file, logs in batches and closes the run. So memory figures are the training's own, and a crash cannot
-leave a half-written store.
+The training process never imports MLflow. It appends JSON lines to ``events.jsonl``; the orchestrator's
+parent process follows that file, logs in batches and closes the run. So the memory figures contain training
+alone, and a crash cannot leave a half-written store.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from bitrank.process.events import open_events, read_events
 from bitrank.process.hardware import hardware
 from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
-from bitrank.run.notices import notice, rejected_backends, told_left_out
+from bitrank.run.notices import left_out_message, notice, rejected_backends
 
 MIB = 1024**2
 
 
 class Record:
-    """The run's own record in ``folder``: events, plan, ranks over time, predictions, result."""
+    """Writes events, plans, ranks over time, predictions and the result of a run to ``folder``."""
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         self._folder, self._processes = folder, processes
@@ -48,26 +48,27 @@ class Record:
         self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
 
     def emit(self, event: Mapping[str, object]) -> None:
-        """Append one event, whole and at once."""
+        """Append one event and flush it to disk."""
         if event["event"] == "ranks":
             self._ranks_over_time[event["step"]] = event["ranks"]  # type: ignore[index,assignment]
-        # Sampled: MPS tells what is allocated now, and no peak.
+        # Sampled at every event: MPS reports the current allocation and no peak.
         self._device_peak = max(self._device_peak, device_memory_mib(self._device))
         live = {"peak_mib": peak_memory_mib(), "device_mib": self._device_peak}
         self._events.write(json.dumps({**event, "time_ms": int(time.time() * 1000), "live": live}) + "\n")
         self._events.flush()
-        os.fsync(
-            self._events.fileno()
-        )  # before the checkpoint that follows: after a power cut its step must not lack its points
+        # Events reach the disk before the checkpoint of the same step: after a power cut, a resumed run must
+        # not have a checkpoint without the points of its curves.
+        os.fsync(self._events.fileno())
         if event["event"] == "resumed" and event["step"] not in self._checkpoints:
-            gap = f"events.jsonl ends before step {event['step']}, where training continues: the curves have a gap"
+            step = event["step"]
+            gap = f"events.jsonl ends before step {step}, where training continues: the curves have a gap"
             self.emit(notice("missing_events", gap))
 
     def phase(self, name: str) -> None:
         self.emit({"event": "phase", "phase": name})
 
     def machine(self, device: str, dtype: torch.dtype, threads: int, import_mib: float) -> None:
-        """Where the run runs, and the memory that imports alone took."""
+        """Record the hardware, library versions, and the memory after all imports."""
         self._device, self._dtype = device, dtype
         self._result["mem/import_mib"] = import_mib
         tags = {f"version.{name}": installed_version(name) for name in (*OURS, *LIBRARIES)}
@@ -81,13 +82,13 @@ class Record:
         self.emit({"event": "machine", "tags": tags})
 
     def data(self, report: DataReport) -> None:
-        """What was left out of the data, before anything is trained on it: the counts, and a notice."""
+        """Record the counts of excluded data, and a notice if there are any."""
         self._result |= {f"data/{name}": count for name, count in report.counts.items()}
         if report.notes:
             self.emit(notice("data", "; ".join(report.notes)))
 
     def notices(self, kind: str, messages: Sequence[str]) -> None:
-        """Sentences to show and to keep under one tag; none when there are none."""
+        """Emit ``messages`` as one notice with the tag ``kind``; nothing if there are none."""
         if messages:
             self.emit(notice(kind, "; ".join(messages)))
 
@@ -100,8 +101,11 @@ class Record:
         parameters: int = 0,
         new_modules: Sequence[str] = (),
     ) -> None:
-        """Both plans, before anything is applied; what no plan can name of a model with so many
-        ``parameters``; and the modules that no file had weights for."""
+        """Write both plans to ``plan.json`` before they are applied.
+
+        ``left`` are the tensors that no plan can name, of a model with ``parameters`` parameters;
+        ``new_modules`` are the modules without weights in the model's files.
+        """
         plan = {
             "precision": bits,
             "ranks": ranks,
@@ -114,13 +118,13 @@ class Record:
         self.emit(
             {"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))}
         )
-        if message := told_left_out(left, parameters):
+        if message := left_out_message(left, parameters):
             self.emit(notice("left_in_16_bits", message))
 
     def model(
         self, applied: dict[str, Applied], base: int, trained: Mapping[str, nn.Parameter], parameters: int
     ) -> None:
-        """What really holds the base, and its ``base`` bytes. Trained parameters are counted apart."""
+        """Record the backend of each matrix, the ``base`` bytes of the model, and the trained parameters."""
         plan = json.loads((self._folder / "plan.json").read_text())
         plan["applied"] = {name: asdict(done) for name, done in applied.items()}
         write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
@@ -137,7 +141,7 @@ class Record:
             self.emit(notice("fallback", message))
 
     def zero_shot(self, evaluate: Callable[[], Evaluation]) -> None:
-        """Quality before training: what the precision alone costs. A resumed run keeps the figure it has."""
+        """Evaluate before training: the effect of quantization alone. A resumed run reuses the figures."""
         path = self._folder / "zero_shot.json"
         metrics = _read_figures(path)
         if not self._processes.broadcast(metrics is not None):
@@ -146,23 +150,28 @@ class Record:
         self._result |= {f"zero/{name}": value for name, value in (metrics or {}).items()}
 
     def adapter(self, hook: Any) -> None:
-        """The adapter that ``hook`` looks after, in PEFT's own format (safetensors)."""
+        """Save the adapter of ``hook`` in PEFT's format (safetensors)."""
         hook.save(self._folder / "adapter")
 
     def samples(self, rows: list[dict[str, str]]) -> None:
-        """What a language model says, as ``continuations.json``."""
+        """Write a language model's continuations to ``continuations.json``."""
         write_atomically(self._folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False))
 
     def ready(self) -> None:
-        """Set-up is over: from the start of the process, imports included, to a model that can train."""
+        """Record the set-up time: from the start of the process, imports included, to a trainable model."""
         self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
 
     def finish(
-        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], adapter_bytes: int, device: str,
+        self,
+        final: Evaluation,
+        split: TokenSplit,
+        progress: Progress,
+        ranks: dict[str, int],
+        adapter_bytes: int,
+        device: str,
         texts: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Test figures, predictions, ranks, ``adapter_bytes`` bytes of adapters; ``result.json`` comes last
-        and says that the run is complete."""
+    ) -> None:
+        """Write predictions, ranks and figures. ``result.json`` is written last and marks a complete run."""
         write_predictions(final, split, self._folder / "predictions.parquet", texts)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         write_atomically(
@@ -186,8 +195,10 @@ class Record:
         self._close()
 
     def _memory(self, device: str) -> dict[str, float]:
-        """Peaks in MiB of the first process, whichever attempt it was; of several processes also the sum of
-        what each took at its own peak, in this attempt."""
+        """Peak memory in MiB of the first process, over all attempts.
+
+        With several processes also the sum of the peaks of all processes, of this attempt.
+        """
         peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib"))
         here = {"mem/peak_mib": peak, "mem/device_mib": max(self._device_peak, device_memory_mib(device))}
         if self._processes.count == 1:
@@ -205,23 +216,23 @@ class Record:
 
 
 def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: Sequence[str] = ()) -> None:
-    """One row per sequence: example id, its text if given, and whatever the objective tells of it. Loss is in
-    nats, summed over the sequence."""
+    """Write one row per sequence: example id, text if given, and the objective's columns.
+
+    Loss is in nats, summed over the sequence.
+    """
     columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
-    places = [int(index) for index in columns.pop("index")]
-    columns["id"] = [split.ids[place] for place in places]
+    indices = [int(index) for index in columns.pop("index")]
+    columns["id"] = [split.ids[index] for index in indices]
     if texts:
-        columns["text"] = [texts[place] for place in places]
+        columns["text"] = [texts[index] for index in indices]
     pq.write_table(pa.table(columns), path)
 
 
 def _read_figures(path: Path) -> dict[str, float] | None:
-    """The metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged, so that
-    they are made again.
-    """
+    """Read the metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged."""
     try:
-        kept = json.loads(path.read_text())
-        return dict(kept["metrics"]) if kept["sha256"] == _digest(kept["metrics"]) else None
+        stored = json.loads(path.read_text())
+        return dict(stored["metrics"]) if stored["sha256"] == _digest(stored["metrics"]) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -238,16 +249,13 @@ def _past_checkpoints(path: Path) -> set[int]:
     return {event["step"] for event in read_events(path) if event["event"] == "checkpoint"}
 
 
-def _past_peak(path: Path, which: str) -> float:
-    return float(
-        np.max([event["live"][which] for event in read_events(path) if "live" in event], initial=0.0)
-    )
+def _past_peak(path: Path, key: str) -> float:
+    peaks = [event["live"][key] for event in read_events(path) if "live" in event]
+    return float(np.max(peaks, initial=0.0))
 
 
 class SilentRecord(Record):
-    """The record of a process that is not the run's first: it does what all must do together, and writes
-    nothing.
-    """
+    """The record of the other ranks: takes part in collective operations and writes nothing."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
@@ -283,12 +291,18 @@ class SilentRecord(Record):
     def ready(self) -> None: ...
 
     def finish(
-        self, final: Evaluation, split: TokenSplit, progress: Progress, ranks: dict[str, int], adapter_bytes: int, device: str,
+        self,
+        final: Evaluation,
+        split: TokenSplit,
+        progress: Progress,
+        ranks: dict[str, int],
+        adapter_bytes: int,
+        device: str,
         texts: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._processes.gather((peak_memory_mib(), device_memory_mib(device)))
 
 
 def open_record(folder: Path, processes: Processes) -> Record:
-    """The record of this process of the run in ``folder``."""
+    """Open the record of the run in ``folder``; only the first of ``processes`` writes to it."""
     return Record(folder, processes) if processes.first else SilentRecord(processes)

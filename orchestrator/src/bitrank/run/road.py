@@ -1,4 +1,4 @@
-"""THE ROAD: one run from its spec to its record, top to bottom. Read this first."""
+"""The main function of a run, from its spec to its record. Start reading here."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from pathlib import Path
 
 from bitrank_adapters import adapter_bytes
 from bitrank_data import TokenSplit
-from bitrank_trainer import (
-    Evaluation,
-    Processes,
-    Task,
-    evaluate,
-    peak_memory_mib,
-    pin_threads,
-    train,
-)  # fmt: skip
+from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_mib, pin_threads, train
 
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import build_model
@@ -28,9 +20,7 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -> None:
-    """Do the run that ``spec`` describes, keep what it leaves in ``folder``, and tell ``record`` everything
-    on the way.
-    """
+    """Execute the run of ``spec``: write its files to ``folder`` and its events to ``record``."""
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     record.machine(device, dtype, pin_threads(spec.threads, processes.count), peak_memory_mib())

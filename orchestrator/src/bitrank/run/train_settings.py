@@ -1,4 +1,4 @@
-"""How long and how big: a spec's words turned into the trainer's settings."""
+"""Convert a spec's sizes and durations to the trainer's settings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def step_sequences(spec: RunSpec) -> int:
-    """Sequences of one optimizer step, the same on every device."""
+    """Number of sequences of one optimizer step, the same on every device."""
     return spec.batch_size * max(1, spec.accumulation)
 
 
 def step_parts(spec: RunSpec, device: str) -> int:
-    """In how many parts those sequences go through the model; gradients add up over them, so this costs or
-    saves memory.
+    """Number of forward passes of one optimizer step. Gradients accumulate over them, which saves memory.
 
-    By epochs a CPU takes two unless the spec says how many: half the activations, the same step to rounding.
-    Every part still has a sequence for each process.
+    A CPU that trains by epochs takes two unless the spec sets ``accumulation``: half the activations, and
+    the same step up to rounding. Every pass has at least one sequence for each process.
     """
     if spec.accumulation:
         return spec.accumulation
@@ -31,8 +30,10 @@ def step_parts(spec: RunSpec, device: str) -> int:
 def settings_for(
     spec: RunSpec, sequences: int, device: str, dtype: torch.dtype = torch.bfloat16
 ) -> TrainSettings:
-    """Settings for training on ``sequences`` sequences. Epochs become optimizer steps, the last short batch
-    counted; fp16 gets a loss scale."""
+    """Settings for training on ``sequences`` sequences.
+
+    Epochs are converted to optimizer steps, the last short batch included. fp16 uses a loss scale.
+    """
     steps = spec.steps or math.ceil(sequences / step_sequences(spec)) * (spec.epochs or 1)
     return TrainSettings(
         steps=steps,

@@ -1,1 +1,1 @@
-"""Plain values that describe runs: specs, configs, rules, profiles, plan files."""
+"""Data types that describe runs: specs, configs, rules, profiles, plan files."""

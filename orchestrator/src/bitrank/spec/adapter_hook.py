@@ -1,4 +1,4 @@
-"""What a rank rule attaches: the adapted model and the hook that the training loop calls."""
+"""The result of a rank rule's ``attach``: the adapted model and the hook that the training loop calls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from peft import PeftModel
 
 
 class AdapterHook(RankHook, Protocol):
-    """A hook of the loop that can also save its adapter."""
+    """A hook of the training loop that can also save its adapter."""
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's own format (safetensors)."""
+        """Save the adapter in PEFT's format (safetensors)."""
 
 
 class Attached(NamedTuple):
-    """A model with adapters, and what changes their ranks while it trains."""
+    """A model with adapters, and the hook that changes their ranks during training."""
 
     model: PeftModel
     hook: AdapterHook

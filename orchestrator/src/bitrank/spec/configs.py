@@ -1,4 +1,4 @@
-"""The six arms of the study. A seventh is one dataclass in ``rules.py`` (if no rule fits) and one line here."""
+"""The six arms of the study. A new arm is one entry here, and a dataclass in ``rules.py`` if no rule fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitrank.spec.plan_file import read_plan
 
 @dataclass(frozen=True)
 class Config:
-    """One arm: how many bits, how much rank."""
+    """One arm of the study: a precision rule and a rank rule."""
 
     precision: rules.PrecisionRule
     rank: rules.RankRule
@@ -22,11 +22,12 @@ class Config:
     about: str = ""
 
     def as_data(self) -> dict[str, Any]:
-        """The arm as plain data: it goes into the spec, so that changing an arm changes the ids of its runs."""
-        return {
-            "precision": {"rule": type(self.precision).__name__, **asdict(self.precision)},  # type: ignore[call-overload]
-            "rank": {"rule": type(self.rank).__name__, **asdict(self.rank)},  # type: ignore[call-overload]
-        }
+        """The arm as plain data. The spec contains it, so a changed arm changes the ids of its runs."""
+        return {"precision": _rule_data(self.precision), "rank": _rule_data(self.rank)}
+
+
+def _rule_data(rule: rules.PrecisionRule | rules.RankRule) -> dict[str, Any]:
+    return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
 CONFIGS: dict[str, Config] = {
@@ -52,25 +53,25 @@ CONFIGS: dict[str, Config] = {
 
 
 def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
-    """The arm called ``name``, or the one that the plan file at ``plan`` describes, with the ranks in
-    ``tuned`` set otherwise.
+    """Return the arm ``name``, or the arm of the plan file at ``plan``, with the changes in ``tuned``.
 
-    ``tuned`` holds fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
+    ``tuned`` replaces fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
     """
     if plan is None and name not in CONFIGS:
         raise unknown("config", name, CONFIGS)
     config = CONFIGS[name] if plan is None else config_of_plan(read_plan(Path(plan)), plan)
-    has = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
+    tunable = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
     for key in tuned or {}:
-        if key not in has:
-            raise UserError(f"the rank rule of {name} has no {key!r} to set; it has {', '.join(has)}")
+        if key not in tunable:
+            raise UserError(f"the rank rule of {name} has no {key!r} to set; it has {', '.join(tunable)}")
     return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
 def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
-    """The arm that the data of a plan describes; ``source`` names it in errors.
+    """Return the arm that a plan's data describes; errors name ``source``.
 
-    ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, lets AdaLoRA move rank instead of ``ranks``.
+    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank and ``ranks`` is
+    not used.
     """
     bits = rules.GivenBits(plan["precision"], plan["shapes"])
     try:
@@ -81,5 +82,5 @@ def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
         )
     except TypeError as error:
         raise UserError(
-            f"{source} is no plan: adaptive takes init_r, target_r and shrink; {error}"
+            f"{source} is not a plan: adaptive takes init_r, target_r and shrink; {error}"
         ) from error

@@ -1,9 +1,8 @@
-"""Hashes of files by content, remembered so that a folder of many gigabytes is read once and not at every
-command.
+"""Content hashes of files, cached so that a folder of many gigabytes is read once and not by every command.
 
-A remembered hash counts as long as no file was added, removed or touched: its size, times of modification and
-of change, and inode are the same. The time of change (``ctime``) cannot be set by programs, so a copy that
-keeps the old time of modification is noticed.
+A cached hash is valid while no file is added, removed or changed: size, modification time, change time and
+inode are equal. Programs cannot set the change time (``ctime``), so a copy with an old modification time is
+detected.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from typing import Any
 
 from bitrank_data import DataError, cache_dir
 
-# Two writes within one tick of a file system's clock leave the same times, and some clocks tick every two
-# seconds. A hash of a file that was touched so recently is not remembered.
+# Two writes within one tick of a file system's clock have equal times, and some clocks tick every two
+# seconds. The hash of a file that changed so recently is not cached.
 _TICK = 2.0  # seconds
 
 
 def content_digest(root: Path, counts: Callable[[Path], bool] = lambda _: True, deep: bool = True) -> str:
-    """64 hex digits over the content of ``root``: a file, or all files below a folder for which ``counts`` is
-    true, with their names; without ``deep`` only the files directly in it.
+    """Hash the content of ``root`` to 64 hex digits (SHA-256).
 
-    It does not depend on where ``root`` is or what it is called. Raises ``OSError`` when something cannot be
-    read.
+    ``root`` is a file, or a folder: then the hash covers names and content of all files below it for which
+    ``counts`` is true, or only of the files directly in it if ``deep`` is false. The path and name of
+    ``root`` do not change the hash. Raises ``OSError`` when a file cannot be read.
     """
     files = _files(root, counts, deep)
     state = [[name, *_state_of(path)] for name, path in files.items()]
-    place = _place(root)
-    remembered = _read(place)
-    if remembered.get("state") == state:
-        return str(remembered["digest"])
+    entry_path = _entry_path(root)
+    cached = _read(entry_path)
+    if cached.get("state") == state:
+        return str(cached["digest"])
     began = time.time()
     digest = _digest(root, files)
-    # What changed while it was read belongs to no single state.
+    # If a file changed while it was read, the hash belongs to neither state and is not cached.
     unchanged = state == [[name, *_state_of(path)] for name, path in files.items()]
     settled = all(began - max(path.stat().st_mtime, path.stat().st_ctime) > _TICK for path in files.values())
     if unchanged and settled:
-        _write(place, {"root": str(root), "state": state, "digest": digest})
+        _write(entry_path, {"root": str(root), "state": state, "digest": digest})
     return digest
 
 
@@ -76,10 +75,8 @@ def _file_digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _place(root: Path) -> Path | None:
-    """Where the hash of ``root`` is remembered; None when there is no cache to write to, which only costs
-    time.
-    """
+def _entry_path(root: Path) -> Path | None:
+    """The cache file for the hash of ``root``; None when the cache is not writable, which only costs time."""
     try:
         folder = cache_dir() / "digests"
         folder.mkdir(exist_ok=True)
@@ -88,18 +85,18 @@ def _place(root: Path) -> Path | None:
     return folder / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.json"
 
 
-def _read(place: Path | None) -> dict[str, Any]:
+def _read(entry_path: Path | None) -> dict[str, Any]:
     try:
-        return dict(json.loads(place.read_text(encoding="utf-8"))) if place else {}
+        return dict(json.loads(entry_path.read_text(encoding="utf-8"))) if entry_path else {}
     except (OSError, ValueError):
         return {}
 
 
-def _write(place: Path | None, entry: dict[str, Any]) -> None:
-    if place is None:
+def _write(entry_path: Path | None, entry: dict[str, Any]) -> None:
+    if entry_path is None:
         return
     with contextlib.suppress(OSError):
-        handle, name = tempfile.mkstemp(prefix=".", dir=place.parent)
+        handle, name = tempfile.mkstemp(prefix=".", dir=entry_path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(entry, file)
-        Path(name).replace(place)
+        Path(name).replace(entry_path)

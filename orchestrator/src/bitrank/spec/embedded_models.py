@@ -1,6 +1,4 @@
-"""Models that install from PyPI, by the name that ``--model`` takes; :mod:`bitrank.models.locate` fetches
-them.
-"""
+"""Models from PyPI packages, by the name for ``--model``; :mod:`bitrank.models.locate` downloads them."""
 
 from __future__ import annotations
 

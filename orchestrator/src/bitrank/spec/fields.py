@@ -1,9 +1,7 @@
-"""Types of fields with their meaning and limits as metadata. Validation, help texts and the reference page
-read them.
+"""Field types with meaning and limits as metadata, for validation, help texts and the reference page.
 
-Limits are those of ``annotated_types``, which pydantic understands. pydantic itself is imported when
-something is validated (:mod:`bitrank.spec.validation`): a run's own process validates nothing, and its memory
-is measured.
+Limits are the types of ``annotated_types``, which pydantic supports. Only :mod:`bitrank.spec.validation`
+imports pydantic: a run's own process validates nothing, and pydantic would increase its measured memory.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ _Kind = TypeVar("_Kind")
 
 @dataclass(frozen=True)
 class About:
-    """The meaning of a field, and its unit where it has one."""
+    """The meaning of a field, and its unit if it has one."""
 
     text: str
     unit: str = ""
@@ -28,7 +26,7 @@ class About:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The value must be one of ``names()``. ``names`` is called only for a value that is not in ``always``."""
+    """The value must be one of ``names()``, which is called only for a value that is not in ``always``."""
 
     names: Callable[[], Iterable[str]]
     always: tuple[str, ...] = ()
@@ -75,8 +73,8 @@ class ByteAmount:
     """On the command line the number may have a unit, such as ``1.5GiB``."""
 
 
-# Bounds that no training reaches. They keep values within what torch, NumPy and the operating system accept.
-_SINGLE = 1e38  # the optimizer computes in fp32, whose largest number is 3.4e38
+# Limits far above practical values: larger ones overflow in torch, NumPy or the operating system.
+_LARGEST_FLOAT = 1e38  # the optimizer computes in fp32, whose largest number is 3.4e38
 TEXT_LENGTH = 4096  # the longest path that Linux accepts
 
 Text = Annotated[str, MinLen(1), MaxLen(TEXT_LENGTH), NoNul()]
@@ -87,20 +85,20 @@ Rank = Annotated[int, Ge(1), Le(2**16)]
 Workers = Annotated[int, Ge(1), Le(1024)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Bytes = Annotated[int, Ge(1), Le(2**60), ByteAmount()]
-Positive = Annotated[float, Gt(0), Le(_SINGLE)]
-NotNegative = Annotated[float, Ge(0), Le(_SINGLE)]
+Positive = Annotated[float, Gt(0), Le(_LARGEST_FLOAT)]
+NotNegative = Annotated[float, Ge(0), Le(_LARGEST_FLOAT)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """The annotation of every field of the dataclass ``kind``, with metadata."""
+    """Annotations, with metadata, of all fields of the dataclass ``kind``."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def metadata_of(hint: Any) -> list[Any]:
-    """All metadata inside an annotation, through ``Annotated`` and unions, outermost first."""
+    """All metadata in an annotation, ``Annotated`` and unions included, outermost first."""
     own = list(getattr(hint, "__metadata__", ()))
     for part in get_args(hint):
         if part not in own:
@@ -109,7 +107,7 @@ def metadata_of(hint: Any) -> list[Any]:
 
 
 def base_of(hint: Any) -> type:
-    """The type that a value has unless it is None: ``int`` for ``Annotated[int, …] | None``."""
+    """The type of a value that is not None: ``int`` for ``Annotated[int, …] | None``."""
     if hasattr(hint, "__metadata__"):
         return base_of(hint.__origin__)
     parts = [part for part in get_args(hint) if part is not type(None)]
@@ -130,7 +128,7 @@ def about_of(kind: type, name: str) -> About:
 
 
 def limits_of(hint: Any) -> str:
-    """The limits of an annotation as text, such as ``1 or more, at most 1024``; empty where there is none."""
+    """The limits of an annotation as text, such as ``1 or more, at most 1024``; empty without limits."""
     choice = first(hint, OneOf)
     if choice is not None:
         return "one of " + ", ".join(choice.known())
@@ -138,7 +136,7 @@ def limits_of(hint: Any) -> str:
 
 
 def limit_text(limit: Any) -> str:
-    """One limit in words; empty for other metadata."""
+    """One limit as text; empty for other metadata."""
     if isinstance(limit, Ge):
         return f"{limit.ge} or more"
     if isinstance(limit, Gt):

@@ -1,4 +1,4 @@
-"""How adapters may start, by name; :mod:`bitrank.run.adapter_init` computes the starts."""
+"""Adapter initializations by name; :mod:`bitrank.run.adapter_init` computes them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Init:
-    """``residual``: the adapter starts as the best repair of its matrix's quantization error, ``weighted`` by
-    the Fisher information or not; otherwise it starts as zero."""
+    """An initialization of adapters.
+
+    With ``residual`` the adapter starts as the best low-rank approximation of its matrix's quantization
+    error, ``weighted`` by the Fisher information or not; otherwise it starts at zero.
+    """
 
     about: str
     residual: bool = False
@@ -16,7 +19,7 @@ class Init:
 
     @property
     def planned(self) -> bool:
-        """Whether predicted costs describe this start: they assume a weighted repair, or none."""
+        """Whether a planner predicts costs for this initialization: a weighted residual, or zero."""
         return self.weighted or not self.residual
 
 

@@ -1,17 +1,16 @@
-"""What a run reads from outside its code, by content: the digests of its data and of its model.
+"""Content digests of a run's inputs: its data and its model.
 
-The id of a run depends on content and not on paths. A path only locates content: the same path may hold other
-data tomorrow, and the same data may be moved. So a spec keeps the path, for the run to open, and the digest,
-for its id. Edited files make another run, and files that were moved or copied make the same one.
+The id of a run depends on content and not on paths: files behind a path may change, and files may be moved.
+So a spec contains the path, to open the input, and the digest, for the id. Edited files give a different run;
+moved or copied files give the same one.
 
-A digest says where its certainty comes from:
+The prefix of a digest names its source:
 
-- ``content:…`` hashes files of the user's own: a data file, a folder given with ``--data``, a model folder;
-- ``pinned:…`` repeats the hash that an embedded task or model is pinned by, so nothing is read;
-- ``code:…`` hashes the code that makes a tiny test model;
-- ``hub:…`` is the commit of a repository on the Hugging Face hub. Without a copy in the hub's cache it is
-  known only once the hub was asked, which :func:`ask_hub` does before runs start; ``bitrank list`` asks
-  nobody.
+- ``content:…`` hashes the user's own files: a data file, a folder given with ``--data``, a model folder;
+- ``pinned:…`` is the pinned hash of an embedded task or model, so no file is read;
+- ``code:…`` hashes the code that creates a tiny test model;
+- ``hub:…`` is the commit of a repository on the Hugging Face hub. If the hub's cache has no copy,
+  :func:`resolve_hub_digests` requests the commit before runs start; ``bitrank list`` sends no request.
 """
 
 from __future__ import annotations
@@ -34,49 +33,47 @@ if TYPE_CHECKING:
     from bitrank.spec.run_spec import RunSpec
 
 _CONTENT = "content:"
-_HUB_SECONDS = 10.0  # to wait for the hub's answer
-# Weights, configuration and tokenizer: whatever of a model folder may be loaded. Notes and pictures beside
-# them do not count.
+_HUB_SECONDS = 10.0  # timeout of a request to the hub
+# Files of a model folder that may be loaded: weights, configuration and tokenizer. Notes and images in the
+# folder are not part of the digest.
 _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
 def data_digest(task: str, data: str | None = None) -> str | None:
-    """The digest of what ``task`` reads; None when only the hub knows it or there is no such file."""
+    """The digest of the data of ``task``; None when only the hub knows it or the file does not exist."""
     if task in TASKS and task not in HUB_TASKS:
         return f"pinned:{open_task(task).fingerprint()}"
     if task in HUB_TASKS and data is None:
         commit = cached_commit("datasets", hub_repository(task))
         return f"hub:{commit}" if commit else None
-    place = Path(data if task in HUB_TASKS and data is not None else task)
-    return f"{_CONTENT}{content_digest(place)}" if place.exists() else None
+    path = Path(data if task in HUB_TASKS and data is not None else task)
+    return f"{_CONTENT}{content_digest(path)}" if path.exists() else None
 
 
 def model_digest(name: str) -> str | None:
-    """The digest of the model ``name`` (see :func:`bitrank.models.locate`); None when only the hub knows it
-    or there is none.
-    """
-    if name in EMBEDDED_MODELS:  # before a folder of the same name, as in bitrank.models.locate
+    """The digest of the model ``name``; None when only the hub knows it or the model does not exist."""
+    if name in EMBEDDED_MODELS:  # precedes a folder of the same name, as in bitrank.models.locate
         return f"pinned:{ASSETS[name].sha256}"
     if name in TINY:
         return f"code:{code_hash('bitrank.models.tiny')}"
     folder = Path(name)
     if folder.is_dir():
-        # Models are read from files directly in their folder. Runs may keep their own files below it.
+        # Models are read from files directly in their folder; runs may write files to subfolders.
         return f"{_CONTENT}{content_digest(folder, _is_loaded, deep=False)}"
     commit = cached_commit("models", name)
     return f"hub:{commit}" if commit else None
 
 
 def is_content(digest: str | None) -> bool:
-    """Whether ``digest`` stands for files of the user's own, so that their path says nothing more."""
+    """Whether ``digest`` hashes the user's own files, so that the id does not depend on their path."""
     return digest is not None and digest.startswith(_CONTENT)
 
 
 def located(text: str) -> str:
-    """``text`` as an absolute path when it names a file or folder that exists.
+    """Make ``text`` an absolute path if it names an existing file or folder.
 
-    Names of embedded models, which come first, and all that does not exist (a hub id, a wrong path) stay as
-    they are. Raises :class:`UserError` for text that no file can be called.
+    Names of embedded models, which take precedence, and names that do not exist (a hub id, a wrong path) are
+    returned unchanged. Raises :class:`UserError` for text that cannot be a file name.
     """
     named = text in EMBEDDED_MODELS or text in TINY
     try:
@@ -84,46 +81,44 @@ def located(text: str) -> str:
         exists = path.exists()
     except OSError as error:
         raise UserError(f"cannot read {shortened(text)}: {error.strerror}; give another path") from error
-    except RuntimeError as error:  # ~name of a user that the machine does not know
+    except RuntimeError as error:  # ~name of an unknown user
         raise UserError(f"cannot read {shortened(text)}: {error}") from error
     return str(path.absolute()) if exists and not named else text
 
 
 def check_inputs(spec: RunSpec) -> None:
-    """Raise :class:`UserError` when data or model of ``spec`` are others now than when the spec was made.
+    """Raise :class:`UserError` if data or model of ``spec`` changed since the spec was made.
 
-    Call it after they were read: then what was read is what the id says. Specs of before digests were kept
-    are not checked.
+    Call it after the inputs were read, to confirm that the run used the content of its id. Old specs without
+    digests are not checked.
     """
     _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data))
     _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
 
 
 def check_plan(spec: RunSpec) -> None:
-    """Raise :class:`UserError` when the config or plan file of ``spec`` describes another arm now than when
-    the spec was made.
-    """
+    """Raise :class:`UserError` if the config or plan file changed since ``spec`` was made."""
     from bitrank.spec.configs import find_config
 
     if not spec.arm:
         return
-    now = find_config(spec.config, spec.plan, spec.tuned).as_data()
-    if json.loads(json.dumps(now)) != json.loads(json.dumps(spec.arm)):
+    current = find_config(spec.config, spec.plan, spec.tuned).as_data()
+    if json.loads(json.dumps(current)) != json.loads(json.dumps(spec.arm)):
         raise UserError(
             f"{spec.plan or spec.config} changed after this run was requested: it describes another arm now. "
-            "Run the same command again: it makes a new run"
+            "Repeat the same command to start a new run"
         )
 
 
-def _compare(what: str, expected: str | None, found: str | None) -> None:
+def _compare(label: str, expected: str | None, found: str | None) -> None:
     if expected is None or found == expected:
         return
     if found is None and not is_content(expected):
         return  # the hub's cache has no copy yet
-    now = f"its digest now is {_short(found)}" if found else "it is gone"
+    got = f"got {_short(found)}" if found else "but it no longer exists"
     raise UserError(
-        f"{what} changed after this run was requested: expected {_short(expected)}, and {now}. "
-        "Put the old content back, or run the same command again: it makes a new run on what is there now"
+        f"{label} changed after this run was requested: expected {_short(expected)}, {got}. "
+        "Restore the old content, or repeat the same command to start a new run with the current content"
     )
 
 
@@ -136,9 +131,10 @@ def _is_loaded(path: Path) -> bool:
     return path.suffix in _MODEL_FILES and not any(part.startswith(".") for part in path.parts[-2:])
 
 
-def ask_hub(spec: RunSpec) -> RunSpec:
-    """``spec`` with the commits of what it reads from the hub, asked for where no copy is cached; as it is
-    when the hub is silent.
+def resolve_hub_digests(spec: RunSpec) -> RunSpec:
+    """Add the commits of data and model on the hub to ``spec``; unchanged if the hub does not answer.
+
+    A request is sent only if the hub's cache has no copy.
     """
     missing: dict[str, Any] = {}
     if spec.data_digest is None and spec.data is None and spec.task in HUB_TASKS:
@@ -152,12 +148,10 @@ def ask_hub(spec: RunSpec) -> RunSpec:
 def _hub_commit(kind: Literal["models", "datasets"], repository: str) -> str | None:
     from huggingface_hub import HfApi
 
-    ask = HfApi().model_info if kind == "models" else HfApi().dataset_info
+    request = HfApi().model_info if kind == "models" else HfApi().dataset_info
     try:
-        commit = ask(repository, timeout=_HUB_SECONDS).sha
-    except (
-        OSError,
-        ValueError,
-    ):  # not reachable, no such repository, or no such name: the run itself says so when it loads
+        commit = request(repository, timeout=_HUB_SECONDS).sha
+    except (OSError, ValueError):
+        # The hub is unreachable or the repository does not exist: the run reports it when it loads.
         return None
     return f"hub:{commit}" if commit else None

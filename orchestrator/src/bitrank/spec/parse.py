@@ -11,7 +11,7 @@ from bitrank.spec.run_spec import SETTABLE, RunSpec
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``key=value`` from the command line, with the value in the field's own type."""
+    """Parse ``key=value``; the value gets the type of the spec's field. Raises :class:`UserError`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"expected key=value, got {shortened(text)}")
@@ -25,8 +25,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from ``1610612736``, ``1.5GiB`` or ``900 MB``. Raises :class:`UserError`."""
-    # Not more digits than an exbibyte has: beyond it, the product is inexact or overflows.
+    """Parse ``1610612736``, ``1.5GiB`` or ``900 MB`` to bytes. Raises :class:`UserError`."""
+    # At most as many digits as an exbibyte has: the product of longer numbers is inexact or overflows.
     match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE | re.ASCII)
     if not match:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A plan on disk: what a run needs to follow it, and what its maker promised of it."""
+"""Plan files: formats and ranks by module, and the planner's predictions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_quant import WeightMatrix
 
 _EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"module": 8}}'
-_LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks has less than two million
+_LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks takes less than 2 MB
 
 
 def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
-    """``plan`` as plain data. ``shapes`` let a run refuse a plan for another model; ``init`` is how its
-    adapters are meant to start.
+    """Convert ``plan`` to the data of a plan file.
 
-    ``proven_lower_bound`` is an added loss that no plan of the kind is predicted to fall below,
-    ``proven_gap`` what a better one could save at most, relative; both None where the planner proves nothing.
+    A run compares ``shapes`` with its model and rejects a plan for another one. ``init`` is the adapters'
+    initialization. ``proven_lower_bound`` is the least predicted added loss of all plans with the same
+    options, and ``proven_gap`` the largest relative improvement over this plan; both are None if the planner
+    proves no bound.
     """
     return {
         "planner": plan.solver,
@@ -46,7 +47,7 @@ def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, ini
 
 
 def save_plan(data: dict[str, Any], path: Path) -> None:
-    """Write ``data`` to ``path``, whole. Raises :class:`UserError` when that cannot be done."""
+    """Write ``data`` to ``path`` atomically. Raises :class:`UserError` if the file cannot be written."""
     try:
         write_atomically(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:
@@ -57,7 +58,7 @@ def save_plan(data: dict[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """The keys of ``adaptive`` in a plan file."""
+    """Keys of ``adaptive`` in a plan file."""
 
     init_r: Annotated[Rank, About("AdaLoRA's first rank")]
     target_r: Annotated[Rank, About("AdaLoRA's last mean rank")]
@@ -66,78 +67,78 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """The keys of a plan file. A file written by hand needs ``precision`` and ``ranks`` only."""
+    """Keys of a plan file. A file written by hand needs only ``precision`` and ``ranks``."""
 
     precision: Annotated[dict[Text, Text], About("format by module; other matrices stay in 16 bits")]
     ranks: Annotated[dict[Text, Rank], About("rank by module; other matrices get no adapter")]
     shapes: Annotated[
-        dict[Text, list[Count]], About("(out, in) by module; a run refuses a model with other shapes")
+        dict[Text, list[Count]], About("(out, in) by module; a run rejects a model with other shapes")
     ] = field(default_factory=dict)
     init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
     adaptive: Annotated[
         dict[str, Any],
-        About("`init_r`, `target_r` and `shrink`: AdaLoRA moves rank, and `ranks` is not used"),
+        About("`init_r`, `target_r` and `shrink`: AdaLoRA distributes rank, and `ranks` is not used"),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
-    budget: Annotated[int | None, About("bytes that the planner was allowed", "bytes")] = None
+    budget: Annotated[int | None, About("byte budget of the planner", "bytes")] = None
     bytes: Annotated[int | None, About("stored size that the planner computed", "bytes")] = None
     predicted_added_loss: Annotated[float | None, About("predicted increase of the loss", "nats")] = None
-    proven_lower_bound: Annotated[float | None, About("no plan is predicted to add less loss", "nats")] = None
-    proven_gap: Annotated[float | None, About("the most that a better plan could save, relative")] = None
+    proven_lower_bound: Annotated[float | None, About("no plan has a lower predicted added loss", "nats")] = (
+        None
+    )
+    proven_gap: Annotated[
+        float | None, About("largest relative improvement that a better plan could bring")
+    ] = None
     trainable: Annotated[int | None, About("trainable numbers")] = None
-    forecast: Annotated[dict[str, Any], About("predicted memory, part by part")] = field(default_factory=dict)
-    planning_seconds: Annotated[dict[str, Any], About("time of measuring and of choosing", "seconds")] = (
+    forecast: Annotated[dict[str, Any], About("predicted memory by component")] = field(default_factory=dict)
+    planning_seconds: Annotated[dict[str, Any], About("time of measuring and of searching", "seconds")] = (
         field(default_factory=dict)
     )
     sensitivities: Annotated[str | None, About("`prior` for a plan from a `config.json` alone")] = None
     left_in_16_bits: Annotated[dict[str, Any], About("tensors that no plan can name, with the reason")] = (
         field(default_factory=dict)
     )
-    made_for: Annotated[str | None, About("hash of what a study made the plan for")] = None
+    made_for: Annotated[str | None, About("hash of a study's planning inputs, to reuse its plan")] = None
     matrices: Annotated[list[Any], About("in a run's artifact: every matrix of its model")] = field(
         default_factory=list
     )
-    applied: Annotated[dict[str, Any], About("in a run's artifact: what stores each matrix")] = field(
+    applied: Annotated[dict[str, Any], About("in a run's artifact: format and backend by matrix")] = field(
         default_factory=dict
     )
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The plan file at ``path`` with ``precision``, ``ranks``, ``shapes`` and ``adaptive``, and its maker's
-    other keys.
+    """Read the plan file at ``path``; optional ``shapes`` and ``adaptive`` default to empty objects.
 
-    The four are checked to be objects; :func:`valid_plan` checks the rest. Raises :class:`UserError` when the
-    file cannot be read or is no plan.
+    ``precision``, ``ranks``, ``shapes`` and ``adaptive`` must be objects; :func:`valid_plan` checks the other
+    keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
     """
     return check_plan_data(_json_of(path), str(path))
 
 
 def check_plan_data(data: Any, source: str) -> dict[str, Any]:
-    """``data`` as a plan's data with its optional parts. Raises :class:`UserError`, which names ``source``,
-    when it is none.
-    """
+    """Return ``data`` with the optional keys. Raises :class:`UserError` with ``source`` if it is no plan."""
     if not isinstance(data, dict):
-        raise _no_plan(source, f"{type(data).__name__}: {shortened(data)}")
+        raise _not_a_plan(source, f"{type(data).__name__}: {shortened(data)}")
     if missing := [key for key in ("precision", "ranks") if key not in data]:
-        raise _no_plan(source, f"no {missing[0]!r}")
+        raise _not_a_plan(source, f"no {missing[0]!r}")
     mappings = {key: data.get(key, {}) for key in ("precision", "ranks", "shapes", "adaptive")}
     for key, value in mappings.items():
         if not isinstance(value, dict):
-            raise _no_plan(source, f"{key} = {shortened(value)}")
+            raise _not_a_plan(source, f"{key} = {shortened(value)}")
     formats_are_text = all(isinstance(fmt, str) for fmt in mappings["precision"].values())
     ranks_are_whole = all(type(rank) is int for rank in mappings["ranks"].values())
     if not (formats_are_text and ranks_are_whole):
-        raise _no_plan(source, "another type; formats must be text and ranks whole numbers")
+        raise _not_a_plan(source, "another type; formats must be text and ranks whole numbers")
     return {**data, **mappings}
 
 
 def valid_plan(path: Path) -> dict[str, Any]:
-    """The plan of :func:`read_plan` with every key and type checked. Formats are checked against a model
-    later.
+    """Read the plan file at ``path`` and check every key and type; formats are checked against a model later.
 
     Raises :class:`UserError`.
     """
-    # Lazily: a run's own process reads its plan again, and pydantic would count as its memory.
+    # Imported here: a run's own process also reads plans, and pydantic would increase its measured memory.
     from bitrank.spec.validation import validate
 
     data = read_plan(path)
@@ -146,35 +147,35 @@ def valid_plan(path: Path) -> dict[str, Any]:
         if data["adaptive"]:
             validate(Adaptive, data["adaptive"], "key of adaptive")
     except UserError as error:
-        raise UserError(f"{path} is no plan: {error}") from error
+        raise UserError(f"{path} is not a plan: {error}") from error
     return data
 
 
 def _json_of(path: Path) -> Any:
     try:
-        # Opening a pipe would wait for its other end, and a device may never end.
+        # Opening a pipe would block until another process writes to it, and a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"cannot read the plan {path}: it is no regular file; {_EXPECTED}")
+            raise UserError(f"cannot read the plan {path}: it is not a regular file; {_EXPECTED}")
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
     except OSError as error:
         raise UserError(f"cannot read the plan {shortened(str(path))}: {error.strerror}") from error
     if len(content) > _LARGEST:
-        raise _no_plan(str(path), f"more than {_LARGEST // 2**20} MiB")
+        raise _not_a_plan(str(path), f"more than {_LARGEST // 2**20} MiB")
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError as error:
-        raise _no_plan(str(path), "objects nested too deeply") from error
+        raise _not_a_plan(str(path), "objects nested too deeply") from error
     except ValueError as error:
-        raise _no_plan(str(path), f"{type(error).__name__}: {error}") from error
+        raise _not_a_plan(str(path), f"{type(error).__name__}: {error}") from error
 
 
-def _no_plan(source: str, got: str) -> UserError:
-    return UserError(f"{source} is no plan: {_EXPECTED}; got {got}")
+def _not_a_plan(source: str, got: str) -> UserError:
+    return UserError(f"{source} is not a plan: {_EXPECTED}; got {got}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of ``pairs``. Of two values for one key JSON readers keep the last one without a word."""
+    """Build the object of ``pairs``. JSON readers silently keep the last of two values for one key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -1,7 +1,7 @@
-"""Profiles: the same study at three prices.
+"""Profiles: the same study at three costs.
 
-``laptop`` runs on what installs from PyPI, ``paper`` is the study as it was designed (hub models and data,
-three seeds), ``smoke`` takes seconds on tiny random models and says nothing about methods.
+``laptop`` uses models and data from PyPI packages, ``paper`` is the study of the paper (hub models and data,
+three seeds), ``smoke`` takes seconds on tiny random models; its figures allow no conclusion about methods.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from bitrank.errors import unknown
 
 @dataclass(frozen=True)
 class Profile:
-    """Tasks and seeds of a study matrix, and the fields of a spec that differ from its defaults: for each
-    kind of task, and for single tasks beside."""
+    """Tasks and seeds of a study matrix, and its defaults for the fields of a spec.
+
+    ``by_kind`` has defaults for each kind of task; ``by_task`` overrides them for single tasks.
+    """
 
     name: str
     about: str
@@ -25,11 +27,11 @@ class Profile:
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fields_for(self, kind: str, task: str) -> dict[str, Any]:
-        """The fields of a spec for ``task``, which is of ``kind``."""
+        """Fields of a spec for ``task``, which is of ``kind``."""
         return {**self.by_kind[kind], **self.by_task.get(task, {})}
 
 
-# Of these long texts two windows of each document are judged; a user's own files are judged whole.
+# Two windows of each document are evaluated for these long texts; a user's own files are evaluated whole.
 _TWO_WINDOWS = {"test_windows": 2, "validation_windows": 2}
 
 
@@ -43,12 +45,28 @@ PROFILES: dict[str, Profile] = {
             (0,),
             {
                 "classification": {
-                    "model": "minilm", "threads": 1, "steps": 320, "batch_size": 32, "learning_rate": 1e-3, "max_length": 128,
-                    "log_every": 10, "eval_every": 160, "checkpoint_every": 40, "dropout": 0.0,
+                    "model": "minilm",
+                    "threads": 1,
+                    "steps": 320,
+                    "batch_size": 32,
+                    "learning_rate": 1e-3,
+                    "max_length": 128,
+                    "log_every": 10,
+                    "eval_every": 160,
+                    "checkpoint_every": 40,
+                    "dropout": 0.0,
                 },
                 "language-modelling": {
-                    "model": "smollm2", "threads": 1, "steps": 30, "batch_size": 4, "learning_rate": 3e-3, "max_length": 128,
-                    "log_every": 1, "eval_every": 15, "checkpoint_every": 10, "dropout": 0.0,
+                    "model": "smollm2",
+                    "threads": 1,
+                    "steps": 30,
+                    "batch_size": 4,
+                    "learning_rate": 3e-3,
+                    "max_length": 128,
+                    "log_every": 1,
+                    "eval_every": 15,
+                    "checkpoint_every": 10,
+                    "dropout": 0.0,
                 },
             },
             dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles"), _TWO_WINDOWS),
@@ -59,32 +77,53 @@ PROFILES: dict[str, Profile] = {
             ("sst2", "wikitext2"),
             (0, 1, 2),
             {
-                "classification": {"model": "bert-base-uncased", "epochs": 3, "batch_size": 8, "max_length": 128},
+                "classification": {
+                    "model": "bert-base-uncased",
+                    "epochs": 3,
+                    "batch_size": 8,
+                    "max_length": 128,
+                },
                 "language-modelling": {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
             },
         ),
         Profile(
             "smoke",
-            "tiny random models on toy text, for tests only: its numbers mean nothing",
+            "tiny random models on toy text, for tests only; do not interpret its figures",
             ("toy_sentences", "toy_articles"),
             (0,),
             {
                 "classification": {
-                    "model": "tiny-bert", "threads": 1, "steps": 20, "batch_size": 8, "learning_rate": 5e-3, "max_length": 32,
-                    "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
+                    "model": "tiny-bert",
+                    "threads": 1,
+                    "steps": 20,
+                    "batch_size": 8,
+                    "learning_rate": 5e-3,
+                    "max_length": 32,
+                    "log_every": 2,
+                    "eval_every": 5,
+                    "checkpoint_every": 4,
+                    "dropout": 0.0,
                 },
                 "language-modelling": {
-                    "model": "tiny-llama", "threads": 1, "steps": 20, "batch_size": 4, "learning_rate": 5e-3, "max_length": 32,
-                    "log_every": 2, "eval_every": 5, "checkpoint_every": 4, "dropout": 0.0,
+                    "model": "tiny-llama",
+                    "threads": 1,
+                    "steps": 20,
+                    "batch_size": 4,
+                    "learning_rate": 5e-3,
+                    "max_length": 32,
+                    "log_every": 2,
+                    "eval_every": 5,
+                    "checkpoint_every": 4,
+                    "dropout": 0.0,
                 },
             },
         ),
     )
-}  # fmt: skip
+}
 
 
 def find_profile(name: str) -> Profile:
-    """The profile called ``name``. Raises :class:`~bitrank.errors.UserError` with the nearest names."""
+    """Return the profile ``name``. Raises :class:`~bitrank.errors.UserError` with the nearest names."""
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]

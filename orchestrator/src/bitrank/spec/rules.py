@@ -1,7 +1,7 @@
-"""How a config turns the matrices of a model into plans: small values, one per idea, no flags.
+"""Precision and rank rules of a config: one small dataclass per rule.
 
-A precision rule gives every matrix a format, a rank rule gives every block matrix a rank and attaches the
-adapters. Rules see plain descriptions (name, role, layer, shape); they never see weights.
+A precision rule assigns a format to every matrix. A rank rule assigns a rank to every block matrix and
+attaches the adapters. Rules read descriptions of matrices (name, role, layer, shape) and no weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from bitrank.errors import UserError
 
-if TYPE_CHECKING:  # the command line reads configs without loading torch
+if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_quant import WeightMatrix
     from torch import nn
 
@@ -25,24 +25,22 @@ SIXTEEN = "bf16"
 
 class PrecisionRule(Protocol):
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
-        """A format for every one of ``matrices``: all of the model but heads tied to an embedding, which
-        follow it.
-        """
+        """Assign a format to each of ``matrices``: all of the model except tied heads."""
 
 
 class RankRule(Protocol):
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        """The rank that every block matrix starts with."""
+        """Assign an initial rank to every block matrix."""
 
     def attach(
         self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
     ) -> Attached:
-        """The model with adapters, and the hook that the training loop calls."""
+        """Add adapters to ``model``; returns it with the hook that the training loop calls."""
 
 
 @dataclass(frozen=True)
 class Sixteen:
-    """Nothing is quantized."""
+    """All matrices stay in 16 bits."""
 
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
         return dict.fromkeys((m.name for m in matrices), SIXTEEN)
@@ -50,9 +48,7 @@ class Sixteen:
 
 @dataclass(frozen=True)
 class BlocksIn:
-    """One format for every matrix inside the transformer blocks; embeddings and heads stay 16-bit, as in
-    QLoRA.
-    """
+    """One format for all matrices in the transformer blocks; embeddings and heads stay 16-bit (QLoRA)."""
 
     format: str
 
@@ -62,7 +58,7 @@ class BlocksIn:
 
 @dataclass(frozen=True)
 class EdgesHigh:
-    """Embeddings, first and last block in ``high``; the blocks between in ``low``."""
+    """Embeddings, first and last block in format ``high``; the other blocks in ``low``."""
 
     high: str
     low: str
@@ -88,8 +84,9 @@ class ByRole:
 
 @dataclass(frozen=True)
 class GivenBits:
-    """A precision plan read from a file; matrices that it does not name stay 16-bit. ``shapes``, if given,
-    are those it was made for.
+    """A precision plan from a file; matrices that it does not name stay 16-bit.
+
+    ``shapes``, if given, are the shapes of the model that the plan was made for.
     """
 
     formats: Mapping[str, str]
@@ -99,15 +96,16 @@ class GivenBits:
         here = {m.name: m.shape for m in matrices}
         for name, shape in self.shapes.items():
             if here.get(name) != tuple(shape):
-                is_ = f"is {here[name]}" if name in here else "does not exist"
+                got = f"got {here[name]}" if name in here else "which does not exist in this model"
                 raise UserError(
-                    f"this plan was made for another model: there {name} was {tuple(shape)}, here it {is_}; plan again"
+                    f"this plan was made for another model: expected {name} of shape {tuple(shape)}, {got}; "
+                    "make a plan for this model"
                 )
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 
 class _Lora:
-    """LoRA with the ranks of the plan, fixed."""
+    """LoRA with fixed ranks."""
 
     def attach(
         self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
@@ -144,7 +142,7 @@ class RankByRole(_Lora):
 
 @dataclass(frozen=True)
 class GivenRanks(_Lora):
-    """A rank plan read from a file; matrices that it does not name get no adapter."""
+    """A rank plan from a file; matrices that it does not name get no adapter."""
 
     plan: Mapping[str, int]
 
@@ -154,8 +152,9 @@ class GivenRanks(_Lora):
 
 @dataclass(frozen=True)
 class AdaptiveRank:
-    """AdaLoRA: every matrix starts at ``init_r``, the mean ends at exactly ``target_r``; ``shrink`` removes
-    pruned ranks.
+    """AdaLoRA: every rank starts at ``init_r`` and the mean rank ends at ``target_r``.
+
+    ``shrink`` removes pruned ranks from memory when AdaLoRA stops pruning.
     """
 
     init_r: int
@@ -165,7 +164,8 @@ class AdaptiveRank:
     def __post_init__(self) -> None:
         if not 1 <= self.target_r < self.init_r:
             raise UserError(
-                f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={self.init_r} and target_r={self.target_r}"
+                "adaptive rank needs 1 ≤ target_r < init_r, "
+                f"got init_r={self.init_r} and target_r={self.target_r}"
             )
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:

@@ -1,8 +1,8 @@
-"""A run as a typed value, and the matrix of runs as a list of them.
+"""The spec of a run as a typed value, and the study matrix as a list of specs.
 
-A spec holds everything that decides the numbers of a run. Its id is the hash of all of it; the same id is the
-same run, so a finished one is not run again. Data, models and plans count by their content: paths are in the
-spec and not in its id (see :mod:`bitrank.spec.inputs`).
+A spec contains everything that determines the numbers of a run. Its id is a hash of the spec: runs with equal
+ids are equal, so a finished run is not repeated. Data, models and plans enter the id by content and not by
+path (see :mod:`bitrank.spec.inputs`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
 
 
 def quant_backend_names() -> list[str]:
-    """The names that ``quant_backend`` may have. The registry imports torch, so ask only where needed."""
+    """Valid names for ``quant_backend``. The registry imports torch, so call this only where needed."""
     from bitrank_quant import OVERRIDES
 
     return list(OVERRIDES)
@@ -54,20 +54,19 @@ def quant_backend_names() -> list[str]:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run. Every field that can change a number of it, with its check and its meaning.
+    """One run: every field that can change its numbers, with validation and meaning.
 
-    ``steps`` or ``epochs`` says how long to train; exactly one of them is given. ``task``, ``data``,
-    ``model`` and ``plan`` locate content, and ``data_digest``, ``model_digest`` and ``arm`` say which content
-    it is.
+    Exactly one of ``steps`` and ``epochs`` sets the length of training. ``task``, ``data``, ``model`` and
+    ``plan`` locate content; ``data_digest``, ``model_digest`` and ``arm`` identify it.
     """
 
     config: Annotated[Text, About("the arm's name, or the name of the plan file")]
     task: Annotated[str, MaxLen(TEXT_LENGTH), NoNul(), About("a task's name, or the path of a user's file")]
     model: Annotated[Text, About("an embedded model, a hub id, or a local folder")]
     seed: Annotated[
-        Seed, About("seed of everything random: order of batches, new heads, adapters, dropout")
+        Seed, About("seed of all random numbers: order of batches, new heads, adapters, dropout")
     ] = 0
-    profile: Annotated[Text, About("the profile that gave the fields their values; names the experiment")] = (
+    profile: Annotated[Text, About("the profile with the defaults of the fields; names the experiment")] = (
         "laptop"
     )
     kind: Annotated[Text, About("the kind of task; follows from the task")] = "classification"
@@ -86,19 +85,19 @@ class RunSpec:
     accumulation: Annotated[
         Annotated[int, Ge(0), Le(2**20)],
         About(
-            "batches of one optimizer step, which minimizes the mean over all their sequences (or predicted tokens): "
-            "2 × 4 is the step that 8 × 1 is. 0: one batch on every device; a CPU that trains by epochs computes it "
-            "in two halves to save memory, which changes only rounding",
+            "batches of one optimizer step, which minimizes the mean over all their sequences "
+            "(or predicted tokens): 2 × 4 gives the same step as 8 × 1. 0: one batch on every device; a CPU "
+            "that trains by epochs computes it in two halves to save memory, which changes only rounding",
             "batches",
         ),
     ] = 0
     learning_rate: Annotated[Positive, About("peak learning rate of AdamW")] = 2e-4
-    warmup: Annotated[Fraction, About("share of the steps in which the learning rate rises from 0")] = 0.1
+    warmup: Annotated[Fraction, About("share of the steps in which the learning rate increases from 0")] = 0.1
     weight_decay: Annotated[NotNegative, About("decoupled weight decay of AdamW")] = 0.0
-    clip: Annotated[Positive, About("largest norm of the gradient; a longer one is scaled down to it")] = 1.0
-    dropout: Annotated[Fraction | None, About("dropout everywhere in the model; None: the model's own")] = (
-        None
-    )
+    clip: Annotated[Positive, About("maximum norm of the gradient; a larger gradient is scaled down")] = 1.0
+    dropout: Annotated[
+        Fraction | None, About("dropout in all layers of the model; None: the model's own")
+    ] = None
     adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
@@ -110,14 +109,16 @@ class RunSpec:
         bool, About("whether the tokenizer adds its own tokens to a text (BOS, [CLS], [SEP])")
     ] = True
     test_windows: Annotated[
-        Count | None, About("of each document, how much the test takes; None: all", "windows of max_length")
+        Count | None, About("part of each document in the test; None: all", "windows of max_length")
     ] = None
     validation_windows: Annotated[
-        Count | None, About("of each document, how much validation takes; None: all", "windows of max_length")
+        Count | None, About("part of each document in validation; None: all", "windows of max_length")
     ] = None
-    log_every: Annotated[Count, About("distance of two records of the training loss", "optimizer steps")] = 50
-    eval_every: Annotated[Count, About("distance of two validations", "optimizer steps")] = 500
-    checkpoint_every: Annotated[Count, About("distance of two checkpoints", "optimizer steps")] = 500
+    log_every: Annotated[Count, About("interval between records of the training loss", "optimizer steps")] = (
+        50
+    )
+    eval_every: Annotated[Count, About("interval between validations", "optimizer steps")] = 500
+    checkpoint_every: Annotated[Count, About("interval between checkpoints", "optimizer steps")] = 500
     quant_backend: Annotated[
         Text,
         OneOf(quant_backend_names, always=("auto",)),
@@ -129,53 +130,52 @@ class RunSpec:
     dtype: Annotated[
         Text,
         one_of(DTYPE_NAMES),
-        About("dtype of computation and of weights that are not quantized; auto: what the device is fast in"),
+        About("dtype of computation and of unquantized weights; auto: a fast one for the device"),
     ] = "auto"
     threads: Annotated[
         Workers | None, About("threads of a CPU; None: all cores that the process may use")
     ] = None
     memory_limit: Annotated[
-        Bytes | None, About("bound of the process, kept by cutting batches into smaller passes", "bytes")
+        Bytes | None, About("memory limit of the process; batches are split into smaller passes", "bytes")
     ] = None
     fused: Annotated[
         bool,
-        About("fused products, and batches padded to fast widths; false: plain products, no such padding"),
+        About("fused layers, and batches padded to fast widths; false: standard layers, no such padding"),
     ] = True
     init: Annotated[
         Text,
         one_of(INITS),
         About(
-            "what adapters start as: nothing, or the quantization error, plain or weighted by Fisher information"
+            "initial adapters: zero, or the quantization error, unweighted or weighted by Fisher information"
         ),
     ] = "default"
     init_rounds: Annotated[
-        Annotated[int, Ge(1), Le(1000)], About("most alternating rounds of loftq and lq-lora", "rounds")
+        Annotated[int, Ge(1), Le(1000)], About("maximum alternating rounds of loftq and lq-lora", "rounds")
     ] = 1
-    shrink: Annotated[bool, About("remove the ranks that AdaLoRA pruned, when it stops moving them")] = False
+    shrink: Annotated[bool, About("remove pruned ranks from memory when AdaLoRA stops pruning")] = False
     mps_safe: Annotated[bool, About("no tensor over 2³² bytes, as Metal needs, on any device")] = False
     processes: Annotated[Workers, About("processes that share every batch of batch_size, one GPU each")] = 1
-    shard: Annotated[bool, About("each process holds a slice of the frozen 16-bit base (FSDP)")] = False
+    shard: Annotated[bool, About("each process stores a shard of the frozen 16-bit base (FSDP)")] = False
     data_digest: Annotated[Text | None, About("digest of the data; follows from task and data")] = None
     model_digest: Annotated[Text | None, About("digest of the model; follows from model")] = None
 
     @property
     def tuned(self) -> dict[str, int]:
-        """Fields of the arm's rank rule that this run sets otherwise."""
+        """Fields of the arm's rank rule that this run overrides."""
         return {key: getattr(self, key) for key in _TUNED if getattr(self, key) not in (None, False)}
 
     @property
     def spec_id(self) -> str:
-        """Twelve hex digits: the hash of the whole spec, with the content of files in place of their paths.
+        """Twelve hex digits: a hash of the spec, with the digests of files instead of their paths.
 
-        Where no digest is known (specs of before digests were kept, a hub that was never asked) the names
-        alone count.
+        Without a digest (an old spec, or a hub repository without a known commit) the hash contains the name.
         """
-        counted = {key: value for key, value in asdict(self).items() if key not in self._locators}
-        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
+        hashed = {key: value for key, value in asdict(self).items() if key not in self._locators}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def _locators(self) -> set[str]:
-        """The fields that say only where content is that other fields describe."""
+        """Fields that only locate content that another field identifies, and digests that are unknown."""
         left_out = {key for key in _DIGESTS if getattr(self, key) is None}
         if self.data_digest is not None:
             left_out.add("data")
@@ -194,7 +194,7 @@ class RunSpec:
 
     @property
     def task_name(self) -> str:
-        """The task as it is shown: a user's file by its stem."""
+        """Display name of the task; the stem of a user's own file."""
         return Path(self.task).stem if self.reads_file else self.task
 
     @property
@@ -203,16 +203,16 @@ class RunSpec:
 
     @property
     def cell(self) -> str:
-        """What to average seeds over."""
+        """Name of the group of runs that differ only in their seed."""
         return f"{self.config} · {self.task_name}"
 
 
 def _is_path(task: str) -> bool:
-    """Whether a task is given as a file, as :func:`~bitrank_data.open_task` tells files from names."""
+    """Whether a task is a file, by the same rule as in :func:`~bitrank_data.open_task`."""
     return "/" in task or bool(Path(task).suffix)
 
 
-# Fields that `--set key=value` may not touch: they have their own words, or follow from others.
+# `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
 _DIGESTS = ("data_digest", "model_digest")
 _FIXED = {"config", "task", "profile", "kind", "arm", *_DIGESTS}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
@@ -222,7 +222,7 @@ _TUNED = ("rank", "init_r", "target_r", "shrink")
 def make_spec(
     profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None
 ) -> RunSpec:
-    """The spec of one run: the profile's fields for this kind of task, then ``overrides``.
+    """Make the spec of one run from the profile's defaults for this kind of task and ``overrides``.
 
     Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out
     of range.
@@ -233,7 +233,7 @@ def make_spec(
     for key in given:
         if key not in SETTABLE:
             raise unknown("key", key, SETTABLE)
-    # Before any path is opened: text that is no path would fail there with an error of the operating system.
+    # Validate before opening paths: text that cannot be a path would raise an error of the operating system.
     validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
     task = located(task) if _is_path(task) else task
     given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
@@ -255,10 +255,8 @@ def make_spec(
 
 
 def check(spec: RunSpec) -> RunSpec:
-    """``spec`` itself. Raises :class:`UserError` for a value that its field does not accept, or fields that
-    contradict each other.
-    """
-    # Lazily: a run's own process reads specs and validates none, and pydantic would count as its memory.
+    """Return ``spec``. Raises :class:`UserError` for an invalid value or contradicting fields."""
+    # Imported here: a run's own process does not validate, and pydantic would increase its measured memory.
     from bitrank.spec.validation import validate
 
     validate(RunSpec, vars(spec))
@@ -271,26 +269,24 @@ def check(spec: RunSpec) -> RunSpec:
 def _check_processes(spec: RunSpec) -> None:
     if spec.processes > spec.batch_size:
         raise UserError(
-            f"{spec.processes} processes share the {spec.batch_size} sequences of a batch out, and some would have none; give "
-            f"{spec.batch_size} processes or fewer, or a larger batch_size"
+            f"{spec.processes} processes cannot share the {spec.batch_size} sequences of a batch: some would "
+            f"have none; give {spec.batch_size} processes or fewer, or a larger batch_size"
         )
     if spec.shard and spec.processes == 1:
-        raise UserError(
-            "shard keeps a part of the base in each of several processes: give processes=2 or more, got 1"
-        )
+        raise UserError("shard splits the base over several processes: expected processes=2 or more, got 1")
 
 
 def matrix(
     profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]
 ) -> list[RunSpec]:
-    """Every run of the study: task by task, seed by seed, config by config. A run named twice is there once.
+    """Return the specs of all runs of the study, ordered by task, seed and config, without duplicates.
 
-    Tasks that do not read ``data`` go without it. Raises :class:`UserError` as :func:`make_spec` does, when
-    no task reads it, and when there is no config, task or seed.
+    ``data`` applies only to tasks that read it. Raises :class:`UserError` as :func:`make_spec` does, if no
+    task reads ``data``, and if there is no config, task or seed.
     """
-    for word, values in (("config", configs), ("task", tasks), ("seed", seeds)):
+    for name, values in (("config", configs), ("task", tasks), ("seed", seeds)):
         if not values:
-            raise UserError(f"expected at least one {word}, got none")
+            raise UserError(f"expected at least one {name}, got none")
     _check_data(overrides.get("data"), tasks)
     made = {}
     for task in tasks:
@@ -308,11 +304,11 @@ def matrix(
 
 
 def _check_data(data: str | None, tasks: list[str]) -> None:
-    """A folder that no task reads is a mistake: the user expects a run on it."""
+    """Raise :class:`UserError` for a data folder that no task reads: the user expects it to be used."""
     if data is not None and not set(tasks) & set(HUB_TASKS):
         raise UserError(
-            f"data={data} is read by no task here; it is a local folder for {' or '.join(HUB_TASKS)}. "
-            "Leave it out, or give your own file as the task"
+            f"data={data} is not used by these tasks; it is a local folder for {' or '.join(HUB_TASKS)}. "
+            "Remove it, or give your own file as the task"
         )
 
 

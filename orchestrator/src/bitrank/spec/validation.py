@@ -1,7 +1,7 @@
-"""Validation of specs, settings and plan files by pydantic, with every refusal as one sentence.
+"""Validation of specs, settings and plan files by pydantic; each error becomes one sentence.
 
-A dataclass whose fields carry metadata (:mod:`bitrank.spec.fields`) becomes a strict pydantic model: types
-are not converted, unknown keys are refused, numbers must be finite. Text from the command line is converted
+A dataclass with metadata on its fields (:mod:`bitrank.spec.fields`) becomes a strict pydantic model: types
+are not converted, unknown keys are rejected, numbers must be finite. Text from the command line is parsed
 by the same annotations.
 """
 
@@ -18,30 +18,38 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from bitrank.errors import UserError, shortened, unknown
 from bitrank.spec.fields import OneOf, base_of, first, hints_of, limit_text
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_TYPES = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text",
-    "dict": "an object", "list": "a list",
-}  # fmt: skip
+# Descriptions by Python type, by the prefix of pydantic's error type, and the bound of each error type.
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_ERROR_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "dict": "an object",
+    "list": "a list",
+}
 _BOUNDS: dict[str, type] = {
-    "greater_than_equal": Ge, "greater_than": Gt, "less_than_equal": Le, "less_than": Lt,
-}  # fmt: skip
-_SHOWN = 120  # characters of a key
+    "greater_than_equal": Ge,
+    "greater_than": Gt,
+    "less_than_equal": Le,
+    "less_than": Lt,
+}
+_SHOWN = 120  # characters of a key in a message
 
 
-def validate(kind: type, values: Mapping[str, Any], what: str = "key") -> None:
+def validate(kind: type, values: Mapping[str, Any], key_noun: str = "key") -> None:
     """Raise :class:`UserError` for the first of ``values`` that the field of ``kind`` does not accept.
 
-    ``what`` is the word for a key that ``kind`` does not have.
+    ``key_noun`` names an unknown key in the message.
     """
     try:
         _model(kind).model_validate(dict(values))
     except ValidationError as error:
-        raise _refusal(kind, error, what) from None
+        raise _user_error(kind, error, key_noun) from None
 
 
 def parse_text(kind: type, name: str, text: str) -> Any:
-    """``text`` as a value of field ``name`` of ``kind``. Raises :class:`UserError`."""
+    """Parse ``text`` as a value of field ``name`` of ``kind``. Raises :class:`UserError`."""
     hint = hints_of(kind)[name]
     config = ConfigDict(allow_inf_nan=False)
     adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
@@ -49,7 +57,7 @@ def parse_text(kind: type, name: str, text: str) -> Any:
         return adapter.validate_strings(text)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
-        raise _sentence(name, hint, details[0]) from None
+        raise _field_error(name, hint, details[0]) from None
 
 
 @cache
@@ -68,19 +76,18 @@ def _model(kind: type) -> type[BaseModel]:
     return create_model(kind.__name__, __config__=config, **members)
 
 
-def _refusal(kind: type, error: ValidationError, what: str) -> UserError:
-    # Without the input: it may be a number with too many digits to print.
+def _user_error(kind: type, error: ValidationError, key_noun: str) -> UserError:
     details = error.errors(include_url=False)[0]
-    place = [str(part) for part in details["loc"] if part != "[key]"]
-    name = place[0]
+    keys = [str(part) for part in details["loc"] if part != "[key]"]
+    name = keys[0]
     if details["type"] == "extra_forbidden":
-        return unknown(what, name, hints_of(kind))
-    if details["type"] == "missing" and len(place) == 1:
+        return unknown(key_noun, name, hints_of(kind))
+    if details["type"] == "missing" and len(keys) == 1:
         return UserError(f"{name} is missing")
-    return _sentence(".".join(place), hints_of(kind)[name], details)
+    return _field_error(".".join(keys), hints_of(kind)[name], details)
 
 
-def _sentence(name: str, hint: Any, details: Any) -> UserError:
+def _field_error(name: str, hint: Any, details: Any) -> UserError:
     value, problem = details["input"], details["type"]
     choice = first(hint, OneOf)
     is_text = isinstance(value, str)
@@ -90,7 +97,7 @@ def _sentence(name: str, hint: Any, details: Any) -> UserError:
 
 
 def _shown(value: object, problem: str) -> str:
-    """``value`` for a message; a number is shown as one where the command line gave it as text."""
+    """Format ``value`` for a message; a number from the command line, which is text, without quotes."""
     is_number = problem in _BOUNDS and isinstance(value, str)
     return str(value)[:_SHOWN] if is_number else shortened(value)
 
@@ -111,8 +118,8 @@ def _expected(hint: Any, details: Any) -> str:
         return "a finite number"
     if problem in {"too_short", "too_long"}:
         return f"of another length: {details['msg']}"
-    word = _TYPES.get(problem.split("_")[0])
-    return word or _WORDS.get(base_of(hint), details["msg"])
+    error_type = _ERROR_TYPES.get(problem.split("_")[0])
+    return error_type or _TYPE_NAMES.get(base_of(hint), details["msg"])
 
 
 def _cut(name: str) -> str:

@@ -1,6 +1,4 @@
-"""Bits: number formats as values, backends that hold them, precision plans applied, and every stored byte
-counted.
-"""
+"""Number formats as values, backends that store them, precision plans, and exact byte counts."""
 
 from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
 from bitrank_quant.backends.base import Backend, Decode, computes_as
@@ -33,6 +31,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
+from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import hold_in_16_bits
 from bitrank_quant.understood import readers_of_weights
@@ -43,6 +42,7 @@ __all__ = [
     "FAMILIES",
     "FORMATS",
     "OVERRIDES",
+    "QUANTIZERS",
     "REFERENCE",
     "Affine",
     "Applied",
@@ -54,6 +54,7 @@ __all__ = [
     "Float",
     "Footprint",
     "Format",
+    "InputMoments",
     "Int8Row",
     "LeftOut",
     "Override",
@@ -62,6 +63,7 @@ __all__ = [
     "QuantError",
     "QuantLinear",
     "QuantWeight",
+    "Quantizer",
     "Split",
     "Trial",
     "WeightMatrix",
@@ -82,6 +84,7 @@ __all__ = [
     "override_for",
     "parse_format",
     "probe",
+    "quantize",
     "readers_of_weights",
     "rejected",
     "save_quantized",

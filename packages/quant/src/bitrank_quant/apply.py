@@ -1,9 +1,9 @@
 """Apply a precision plan to a model, module by module.
 
-A plan is plain data, ``{module name: format text}``. One model may mix formats; modules the plan does not
-name stay as they are. Handled on the way: GPT-2's ``Conv1D`` (becomes a linear layer), embeddings and their
-subclasses (whose own forward pass stays), modules that share a weight (they follow its owner and share its
-bytes), and hooks (they move to the module that takes the place).
+A plan is plain data, ``{module name: format text}``. One model may mix formats; modules that the plan does
+not name are unchanged. Supported besides linear layers: GPT-2's ``Conv1D`` (converted to a linear layer),
+embeddings and their subclasses (which keep their forward pass), modules that share a weight (they use the
+format and the bytes of its owner), and hooks (they move to the new module).
 """
 
 from __future__ import annotations
@@ -29,25 +29,32 @@ from bitrank_quant.understood import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
-# For a matrix whose weight is read by another module: plain torch gives it decoded, libraries give their
+# For a matrix whose ``weight`` another module reads: the reference backend returns it decoded, others return
 # codes.
 _DECODED = Override(None, REFERENCE.name, None)
-_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-          "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What really holds one matrix after :func:`apply_precision`."""
+    """Format and backend that store one matrix after :func:`apply_precision`."""
 
     format: str
     backend: str
 
 
-def _leave(_name: str) -> None: ...
+def _no_fill(_name: str) -> None: ...
 
 
-def _whole(_name: str, weight_OI: Tensor, _stored: Callable[[Tensor], Tensor]) -> Tensor:
+def _no_split(_name: str, weight_OI: Tensor, _stored: Callable[[Tensor], Tensor]) -> Tensor:
     return weight_OI
 
 
@@ -58,20 +65,23 @@ def apply_precision(
     quant_backend: str = "auto",
     compute_dtype: torch.dtype = torch.bfloat16,
     device: str | None = None,
-    fill: Callable[[str], None] = _leave,
-    split: Split = _whole,
+    fill: Callable[[str], None] = _no_fill,
+    split: Split = _no_split,
 ) -> dict[str, Applied]:
-    """Store every matrix that ``plan`` names in its format, in place, and say what was done.
+    """Store every matrix that ``plan`` names in its format, in place; return format and backend per module.
 
     ``quant_backend`` overrides the plan's low-bit formats (see
-    :data:`~bitrank_quant.backends.registry.OVERRIDES`). Inputs and outputs of quantized layers are in
-    ``compute_dtype``. ``fill`` gives a module that has no weights yet (on the ``meta`` device) its own, just
-    before it is stored, so that the model is never in memory unquantized as a whole; ``device`` says where
-    they will lie. ``split`` may put another weight in place of each quantized linear one: it gets the
-    module's name, its (out, in) weight, and a function from a weight to the (out, in) matrix that a layer
-    holding it multiplies by; it gives the weight to store. Raises :class:`QuantError` for a module the model
-    lacks, a format or backend that cannot be served or does not fit a matrix, or a tied head that the plan
-    wants in another format than its embedding; the model is untouched then.
+    :data:`~bitrank_quant.backends.registry.OVERRIDES`). Quantized layers take and return ``compute_dtype``.
+    ``device`` is the final device of the weights, by default that of the first parameter. ``fill`` is called
+    with the name of each module just before it is encoded, and may load weights that are still on the
+    ``meta`` device, so that the whole unquantized model is never in memory. ``split`` may replace the weight
+    of each quantized linear layer: it gets the module's name, the (out, in) weight, and a function that maps
+    a weight to the (out, in) matrix a layer would multiply by after encoding it, and returns the weight to
+    encode.
+
+    Raises :class:`QuantError`, before the model changes, for a module that the model lacks, a format or
+    backend that is unavailable or does not fit a matrix, or a tied head whose format differs from its
+    embedding's.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
@@ -140,8 +150,9 @@ def _linear(weight_OI: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 def _store_shared(
     model: nn.Module, name: str, module: nn.Module, fmt: Format, heads: list[str], compute_dtype: torch.dtype
 ) -> dict[str, Applied]:
-    """An embedding and the heads tied to it, over one set of codes. Only plain torch looks rows up, whatever
-    the override.
+    """Store an embedding and the heads tied to it over one set of codes.
+
+    Always in the reference backend, whatever the override: no other one looks rows up.
     """
     quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
     swap_weights(model, with_weight(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
@@ -155,7 +166,7 @@ def _backend(fmt: Format, override: Override, device: str, compute_dtype: torch.
 
 
 def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
-    """GPT-2's ``Conv1D`` computes ``x W + b`` with W (in, out): the same layer with W transposed."""
+    """A linear layer with the transposed weight of GPT-2's ``Conv1D``: ``x W + b`` with W (in, out)."""
     linear = nn.Linear(conv.weight.shape[0], conv.weight.shape[1], device="meta")
     linear.weight = nn.Parameter(conv.weight.detach().T.contiguous(), requires_grad=conv.weight.requires_grad)
     linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=conv.bias.requires_grad)
@@ -163,20 +174,22 @@ def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:
 
 
 def with_weight(weight: QuantWeight, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Modules that compute as ``modules`` do (a matrix's own and those that share its weight), over another
-    weight."""
-    return {name: _over(weight, module) for name, module in modules.items()}
+    """Equivalents of ``modules``, which share one weight, that use the quantized ``weight`` instead."""
+    return {name: _with_weight(weight, module) for name, module in modules.items()}
 
 
-def _over(weight: QuantWeight, module: nn.Module) -> nn.Module:
+def _with_weight(weight: QuantWeight, module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return QuantEmbedding.instead_of(module, weight)
     return keep_hooks(module, QuantLinear(weight, module.bias))  # type: ignore[arg-type]
 
 
 def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
-    """``after`` with the hooks of ``before``, in whose place it is put. Where it has none of its own the two
-    share them, so that a handle that removes a hook still does."""
+    """Move the hooks of ``before`` to ``after``, its replacement, and return ``after``.
+
+    If ``after`` has no hooks of its own, both share the same dictionaries, so that existing handles still
+    work.
+    """
     for name in _HOOKS:
         held, own = before.__dict__[name], after.__dict__[name]
         if own:
@@ -188,13 +201,13 @@ def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
 
 
 def swap_weights(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put ``modules`` in their places in ``model``."""
+    """Replace the named modules of ``model`` by ``modules``."""
     for name, module in modules.items():
         replace_module(model, name, module)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``name`` is in ``model``."""
+    """Replace the submodule ``name`` of ``model`` by ``module``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
@@ -207,10 +220,12 @@ def _check_names(model: nn.Module, formats: dict[str, Format]) -> None:
             left = next((one for one in left_out(model) if one.name == f"{name}.weight"), None)
             if left is not None:
                 raise QuantError(
-                    f"the plan names {name!r}, which stays in 16 bits ({left.reason}); leave it out of the plan"
+                    f"the plan names {name!r}, which stays in 16 bits ({left.reason}); "
+                    "leave it out of the plan"
                 )
             raise QuantError(
-                f"the plan names {name!r}, which is no weight matrix of this model; nearest: {', '.join(near)}"
+                f"the plan names {name!r}, which is no weight matrix of this model; "
+                f"nearest: {', '.join(near)}"
             )
 
 
@@ -219,7 +234,8 @@ def _check_tied(formats: dict[str, Format], tied: dict[str, str]) -> None:
         if head in formats and formats[head] != formats.get(embedding):
             raise QuantError(
                 f"{head!r} shares its weight with {embedding!r}, so both need one format; the plan says "
-                f"{formats[head]} and {formats.get(embedding, 'nothing')}. Give them the same format, or leave the head out."
+                f"{formats[head]} and {formats.get(embedding, 'nothing')}. "
+                "Give them the same format, or leave the head out."
             )
 
 

@@ -1,9 +1,7 @@
-"""The one error this package raises on bad input."""
+"""The error that this package raises on bad input."""
 
 
 class QuantError(ValueError):
-    """A format, plan or backend that cannot be served; the message says what was expected, what came and what
-    to do.
-    """
+    """A format, plan or backend that cannot be used; the message gives expected, got and what to do."""
 
-    exit_code = 2  # the input is at fault: a program shows the message alone
+    exit_code = 2  # caused by user input: command lines print the message without a traceback

@@ -1,7 +1,7 @@
-"""Count the bytes a model really keeps: codes, scales, nested scales, and what stays in 16 bits.
+"""Count the bytes that a model stores: codes, scales, nested scales, and unquantized tensors.
 
-Every tensor reachable from a module is counted once per storage, so tied weights count once. Tensors inside
-tensor subclasses are followed; what a library keeps elsewhere, its backend lists.
+Every storage reachable from a module counts once, so tied weights count once. Tensors inside tensor
+subclasses are included; each backend lists the tensors that its library keeps elsewhere.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from bitrank_quant.backends.registry import backend_of
 
 @dataclass(frozen=True)
 class Footprint:
-    """Stored bytes of a model. ``modules`` holds the bytes by name of the module that owns them."""
+    """Stored bytes of a model: the ``total``, and ``modules`` by name of the owning module."""
 
     total: int
     modules: dict[str, int]
 
     def bits_per_parameter(self, parameters: int) -> float:
-        """Stored bits per base parameter, scales and unquantized parts counted."""
+        """Stored bits per base parameter, with scales and unquantized parts."""
         return self.total * 8 / parameters
 
 
 def stored_bytes(model: nn.Module) -> Footprint:
-    """The bytes of all parameters, buffers and hidden quantization state of ``model``, each storage once."""
+    """Bytes of all parameters, buffers and hidden quantization state of ``model``, each storage once."""
     seen: set[tuple[torch.device, int]] = set()
     modules: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -50,7 +50,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that make up ``tensor``: itself, or the parts of a subclass."""
+    """The plain tensors that make up ``tensor``: itself, or the inner tensors of a subclass."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _leaves(getattr(tensor, name))

@@ -1,11 +1,11 @@
-"""A precision plan as a quantizer of transformers: ``from_pretrained(folder,
-quantization_config=BitrankConfig(plan))``.
+"""A precision plan as a quantizer of transformers.
 
-Each matrix is encoded as transformers' own loader reads it, so names, conversions and ties are the loader's.
-``save_pretrained`` writes codes and scales, and ``from_pretrained`` reads them again in any program that has
-imported this module; without the import transformers warns that it does not know the method and starts from
-random weights. Only plain torch holds the matrices: the layers of other libraries have file formats of their
-own.
+    from_pretrained(folder, quantization_config=BitrankConfig(plan))
+
+Each matrix is encoded while transformers' loader reads it, so names, conversions and ties are the loader's.
+``save_pretrained`` writes codes and scales, and ``from_pretrained`` reads them back in any program that has
+imported this module; without the import transformers warns about an unknown method and starts from random
+weights. Only the reference backend is supported: the layers of other libraries have their own file formats.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BitrankConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Encodes linear matrices while they are read, and embeddings, which heads may share, afterwards."""
+    """Encodes linear matrices during loading, and embeddings, which heads may share, after it."""
 
     def __init__(self, quantization_config: BitrankConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -55,41 +55,41 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        """Whether adapters can be trained over it."""
+        """Whether adapters can be trained on the quantized model."""
         return True
 
     def is_serializable(self) -> bool:
-        """Whether ``save_pretrained`` may write it."""
+        """Whether ``save_pretrained`` can write the quantized model."""
         return True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        """Raises :class:`QuantError` when the plan names a module that ``model`` lacks."""
+        """Raises :class:`QuantError` if the plan names a module that ``model`` lacks."""
         self.dtype = kwargs.get("dtype") or self.dtype
         shapes = {matrix.name: matrix.shape for matrix in weight_matrices(model)}
         strange = [name for name in self.plan if name not in shapes]
         if strange:
             raise QuantError(f"the plan names {strange[0]!r}, which is no weight matrix of this model")
         if self.pre_quantized:
-            self._make_shells(model, shapes, _stored_codes(kwargs["checkpoint_files"]))
+            self._insert_empty_modules(model, shapes, _stored_codes(kwargs["checkpoint_files"]))
 
-    def _make_shells(
+    def _insert_empty_modules(
         self, model: Any, shapes: dict[str, tuple[int, int]], codes: dict[str, dict[str, Tensor]]
     ) -> None:
-        """Put quantized modules without data in place, for the loader to fill by their names."""
+        """Insert quantized modules with meta tensors, which the loader fills by name."""
         for head, source in list(model.all_tied_weights_keys.items()):
             name, embedding = head.removesuffix(".weight"), source.removesuffix(".weight")
             if embedding in codes:
                 del model.all_tied_weights_keys[head]
                 module = model.get_submodule(name)
                 self._tied[name] = (embedding, module)
-                swap_weights(model, {name: _Waiting(getattr(module, "bias", None))})
+                swap_weights(model, {name: _HeadPlaceholder(getattr(module, "bias", None))})
         for matrix, tensors in codes.items():
             weight = QuantWeight.of(tensors, parse_format(self.plan[matrix]), shapes[matrix], self.dtype)
             swap_weights(model, with_weight(weight, {matrix: model.get_submodule(matrix)}))
-            _keep_as_loaded(model.get_submodule(matrix))
+            _mark_initialised(model.get_submodule(matrix))
 
     def param_needs_quantization(self, model: Any, param_name: str, **_options: Any) -> bool:
-        """Whether this parameter is a linear matrix of the plan that nothing is tied to."""
+        """Whether this parameter is an untied linear matrix of the plan."""
         name, _, attribute = param_name.rpartition(".")
         fmt = parse_format(self.plan[name]) if name in self.plan else None
         if attribute != "weight" or fmt is None or (isinstance(fmt, Float) and fmt.dtype == self.dtype):
@@ -99,7 +99,7 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
         return not shared and isinstance(model.get_submodule(name), (nn.Linear, Conv1D))
 
     def get_quantize_ops(self) -> ConversionOps:
-        """What the loader does with such a parameter."""
+        """The loader's conversion for such a parameter."""
         return _Encode(self)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -117,14 +117,14 @@ class BitrankQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Every tensor once: a head over the codes of an embedding is not written."""
-        shared = _followers(model)
+        """The state dict without heads that share the codes of an embedding."""
+        shared = _heads_over_codes(model)
         state = model.state_dict()
         return {key: value for key, value in state.items() if key.partition(_CODES)[0] not in shared}, {}
 
 
 class _Encode(ConversionOps):
-    """One linear matrix, encoded and put in place of its layer; nothing is left for the loader to set."""
+    """Encodes one linear matrix and replaces its layer; the loader has nothing left to assign."""
 
     def __init__(self, quantizer: BitrankQuantizer) -> None:
         self._quantizer = quantizer
@@ -139,26 +139,26 @@ class _Encode(ConversionOps):
         swap_weights(
             model, {name: to_reference(layer, weight_OI, self._quantizer.plan[name], self._quantizer.dtype)}
         )
-        _keep_as_loaded(model.get_submodule(name))
+        _mark_initialised(model.get_submodule(name))
         kwargs["missing_keys"].discard(parameter)
         return {}
 
 
-class _Waiting(nn.Module):
-    """Keeps the place of a tied head, and its bias, until the embedding's codes are loaded."""
+class _HeadPlaceholder(nn.Module):
+    """Placeholder of a tied head, with its bias, until the embedding's codes are loaded."""
 
     def __init__(self, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.bias = bias
 
 
-def _keep_as_loaded(module: nn.Module) -> None:
-    """Mark ``module`` as one that transformers must not initialise."""
+def _mark_initialised(module: nn.Module) -> None:
+    """Mark ``module`` as initialised, so that transformers does not overwrite its weights."""
     module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def _stored_codes(files: list[str]) -> dict[str, dict[str, Tensor]]:
-    """{module: its codes and scales without data}, from the files' headers."""
+    """{module: its codes and scales as meta tensors}, as listed in the safetensors ``files``."""
     found: dict[str, dict[str, Tensor]] = {}
     for path in map(Path, files):
         with safe_open(path, framework="pt") as file:
@@ -174,8 +174,8 @@ def _heads_of_embeddings(model: Any) -> set[str]:
     return {name.removesuffix(".weight") for pair in ties.items() for name in pair}
 
 
-def _followers(model: nn.Module) -> set[str]:
-    """Linear layers over the codes of an embedding."""
+def _heads_over_codes(model: nn.Module) -> set[str]:
+    """Names of linear layers that share the codes of an embedding."""
     codes = {
         id(m.quantized) for m in model.modules() if isinstance(m, nn.Embedding) and hasattr(m, "quantized")
     }

@@ -1,8 +1,8 @@
-"""The weight of a quantized embedding as a tensor that is decoded only if its numbers are needed.
+"""The weight of a quantized embedding as a tensor that is decoded only if its values are needed.
 
-Subclasses of ``nn.Embedding`` ask their weight for its dtype or device at every call (Gemma's, BART's), and
-some modules look rows up in the weight of another one. Neither may decode a whole table: it can be half of a
-model.
+Subclasses of ``nn.Embedding`` read the dtype or device of their weight at every call (Gemma's, BART's), and
+some modules look rows up in the weight of another one. Neither may decode the whole table, which can be half
+of a model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from bitrank_quant.errors import QuantError
 if TYPE_CHECKING:
     from bitrank_quant.backends.reference import QuantWeight
 
-_unwatched = torch._C.DisableTorchFunctionSubclass
-_FACTS = {
-    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "is_meta", "requires_grad", "layout")),
+_no_torch_function = torch._C.DisableTorchFunctionSubclass
+_ATTRIBUTES = ("dtype", "device", "shape", "ndim", "is_meta", "requires_grad", "layout")
+_METADATA = {
+    *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size, Tensor.__len__),
-}  # fmt: skip
-_HARMLESS = {Tensor.requires_grad_}
+}
+_NO_VALUES_CHANGED = {Tensor.requires_grad_}
 
 
 class LazyWeight(Tensor):
-    """A (rows, width) matrix that stands for ``quantized``: facts about it are free, ``F.embedding`` decodes
-    the rows it looks up, and everything else decodes the whole matrix. Writing to it raises
-    :class:`QuantError`: the codes would not change."""
+    """A (rows, width) tensor in place of ``quantized``, decoded on demand.
+
+    Metadata costs nothing, ``F.embedding`` decodes the rows that it looks up, and every other operation
+    decodes the whole matrix. In-place changes raise :class:`QuantError`, since the codes would not change.
+    """
 
     _quantized: QuantWeight
 
@@ -53,8 +56,8 @@ class LazyWeight(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if func in _FACTS or func in _HARMLESS:
-            with _unwatched():
+        if func in _METADATA or func in _NO_VALUES_CHANGED:
+            with _no_torch_function():
                 return func(*args, **named)
         if func is F.embedding and _is_look_up(*args, **named):
             return args[1]._quantized.decode_rows(args[0])
@@ -83,6 +86,8 @@ def _is_look_up(
     ids: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, norm_type: Any = 2.0,
     scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> bool:  # fmt: skip
-    """Whether ``F.embedding`` with these arguments gives rows of ``weight`` as they are. How its gradient is
-    scaled does not matter."""
+    """Whether ``F.embedding`` with these arguments returns rows of ``weight`` unchanged.
+
+    Arguments that only scale the gradient do not matter.
+    """
     return isinstance(weight, LazyWeight) and max_norm is None

@@ -1,8 +1,8 @@
-"""The weight matrices of a model, as plain data: what a precision or rank plan can name.
+"""The weight matrices of a model as plain data: everything that a precision or rank plan can name.
 
-A *block* matrix is a linear layer inside the repeated transformer blocks. Its role is read from its path:
-attention when a component of the path speaks of attention, feed-forward otherwise. That rule holds for BERT,
-DistilBERT, GPT-2, GPT-Neo, Llama and T5, and is tested on them.
+A *block* matrix is a linear layer inside the repeated transformer blocks. Its role comes from its path:
+attention if a component of the path contains "attn" or "attention", feed-forward otherwise. The rule holds
+for BERT, DistilBERT, GPT-2, GPT-Neo, Llama and T5, and is tested on them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bitrank_quant.understood import is_matrix, why_left
 
 @dataclass(frozen=True)
 class WeightMatrix:
-    """One matrix: its module name, role, block number (None outside the blocks) and stored shape (out, in).
+    """One matrix: module name, role, block number (None outside the blocks) and shape (out, in).
 
-    ``tied_to`` names the module that owns the weight where several share it; the others follow its format.
+    ``tied_to`` names the module that owns the weight if several share it; the others use its format.
     """
 
     name: str
@@ -33,8 +33,7 @@ class WeightMatrix:
 
     @property
     def adaptable(self) -> bool:
-        """Whether LoRA may adapt it: inside a block, and larger than an adapter of rank 1 (gates of one
-        output are not)."""
+        """Whether LoRA may adapt it: a block matrix larger than a rank-1 adapter, unlike one-output gates."""
         return self.layer is not None and self.role != "embedding" and min(self.shape) > 1
 
 
@@ -51,19 +50,21 @@ def weight_matrices(model: nn.Module) -> list[WeightMatrix]:
     """Every linear, ``Conv1D`` and embedding matrix of ``model`` that can be quantized, in module order.
 
     Modules that share one weight (a head and its embedding, the tables of an encoder and its decoder) are all
-    listed; each but the owner has ``tied_to``. Modules whose forward pass is not known are absent: see
+    listed; each except the owner has ``tied_to``. Modules with an unknown forward pass are absent: see
     :func:`left_out`.
     """
-    tied, left = tied_modules(model), _modules_left(model)
+    tied, left = tied_modules(model), _unquantizable(model)
     return [_describe(name, module, tied.get(name)) for name, module in _matrices(model) if name not in left]
 
 
 def tied_modules(model: nn.Module) -> dict[str, str]:
-    """Modules that share the weight of another one: {name: owner}. The owner is the first embedding, or else
-    the first module."""
+    """{name: owner} of modules that share another module's weight.
+
+    The owner is the first embedding that uses the weight, or else the first module.
+    """
     groups: dict[int, list[str]] = {}
     for name, module in _matrices(model):
-        if (held := _held(module)) is not None:
+        if (held := _weight_object(module)) is not None:
             groups.setdefault(id(held), []).append(name)
     tied: dict[str, str] = {}
     for names in groups.values():
@@ -82,11 +83,13 @@ def followers(model: nn.Module) -> dict[str, list[str]]:
 
 
 def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
-    """Tensors of two dimensions or more that no plan can name, largest first: modules whose forward pass is
-    not known, and weights that lie in no linear layer or embedding, such as the three-dimensional ones of
-    experts. Modules named in ``without`` do not count."""
-    left = _modules_left(model)
-    seen = {id(_held(module)) for name, module in _matrices(model) if name not in left}
+    """Tensors of two or more dimensions that no plan can name, largest first.
+
+    These are weights of modules with an unknown forward pass, and weights outside of linear layers and
+    embeddings, such as the three-dimensional ones of experts. Modules named in ``without`` are skipped.
+    """
+    left = _unquantizable(model)
+    seen = {id(_weight_object(module)) for name, module in _matrices(model) if name not in left}
     found = []
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
@@ -106,7 +109,7 @@ def left_out(model: nn.Module, without: Collection[str] = ()) -> list[LeftOut]:
 
 
 def block_matrices(model: nn.Module) -> list[WeightMatrix]:
-    """The linear matrices inside the transformer blocks that LoRA adapts."""
+    """The linear matrices inside the transformer blocks that LoRA can adapt."""
     return [matrix for matrix in weight_matrices(model) if matrix.adaptable]
 
 
@@ -114,22 +117,24 @@ def _matrices(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if is_matrix(module)]
 
 
-def _held(module: nn.Module) -> object:
-    """What holds the weight of ``module``: its parameter, or the codes of a quantized one. Two modules with
-    the same share it."""
+def _weight_object(module: nn.Module) -> object:
+    """The object that stores the weight of ``module``: its parameter, or the codes of a quantized module.
+
+    Modules share a weight if and only if they share this object.
+    """
     quantized = module._modules.get("quantized")
     return module._parameters.get("weight") if quantized is None else quantized
 
 
-def _modules_left(model: nn.Module) -> dict[str, str]:
-    """{module: reason} of the matrices that stay as they are; with one of them stay all that share its
-    weight."""
+def _unquantizable(model: nn.Module) -> dict[str, str]:
+    """{module: reason} of matrices that cannot be quantized, including all that share a weight with one."""
     found = {name: reason for name, module in _matrices(model) if (reason := why_left(module)) is not None}
     for owner, others in followers(model).items():
         group = [owner, *others]
         cause = next((name for name in group if name in found), None)
-        for name in group if cause else ():
-            found.setdefault(name, f"it shares its weight with {cause}: {found[cause]}")  # type: ignore[index]
+        if cause:
+            for name in group:
+                found.setdefault(name, f"it shares its weight with {cause}: {found[cause]}")
     return found
 
 
@@ -141,7 +146,7 @@ def _describe(name: str, module: nn.Module, tied_to: str | None) -> WeightMatrix
 
 
 def _shape(module: Any) -> tuple[int, int]:
-    """(out, in) of a matrix; libraries store a quantized one in another shape."""
+    """(out, in) of a matrix; some libraries store a quantized one in another shape."""
     if isinstance(module, nn.Linear):
         return int(module.out_features), int(module.in_features)
     rows, columns = module.weight.shape

@@ -1,7 +1,7 @@
-"""Codes of 2 to 8 bits in as few bytes as they need.
+"""Codes of 2 to 8 bits, packed without gaps.
 
-Eight codes of b bits fill exactly b bytes, so packing works on groups of eight: 3-bit codes take 3 bits, not
-4.
+Eight codes of b bits fill exactly b bytes, so packing works on groups of eight: 3-bit codes take 3 bits,
+not 4.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes of ``bits`` bits take once packed."""
+    """Number of bytes of ``count`` packed codes of ``bits`` bits."""
     if bits in (2, 4, 8):
         return -(-count * bits // 8)
     return -(-count // 8) * bits
@@ -24,7 +24,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if bits in (2, 4):
         per_byte = 8 // bits
         codes = _padded(codes, per_byte).view(-1, per_byte)
-        # First code in the high bits, as bitsandbytes does, so that 4-bit codes are comparable byte by byte.
+        # First code in the high bits, as in bitsandbytes, so that 4-bit codes can be compared byte by byte.
         shifts = torch.arange(per_byte - 1, -1, -1, device=codes.device, dtype=torch.uint8) * bits
         return (codes << shifts).sum(1).to(torch.uint8)
     groups = _padded(codes, 8).view(-1, 8).to(torch.int64)

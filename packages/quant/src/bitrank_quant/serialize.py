@@ -1,8 +1,8 @@
-"""A quantized model as a file: codes and scales as they are in memory, and the format of every matrix.
+"""A quantized model as files: codes and scales as in memory, and the format of every matrix.
 
-The file is ``quantized.safetensors`` and not ``model.safetensors``: a loader that knows nothing of it must
-find no weights rather than the wrong ones. Only matrices held by plain torch are written; others are made
-into it first (:func:`to_reference`).
+The weights file is ``quantized.safetensors`` instead of ``model.safetensors``: a loader that does not support
+it must find no weights rather than misread these. Only layers of the reference backend are written;
+:func:`to_reference` converts others.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _WEIGHTS, _FORMATS = "quantized.safetensors", "formats.json"
 
 
 def to_reference(layer: nn.Module, weight_OI: Tensor, text: str, compute_dtype: torch.dtype) -> nn.Module:
-    """A linear layer in plain torch that holds ``weight_OI`` in the format ``text``, with the bias of
-    ``layer``.
-    """
+    """A reference layer that stores ``weight_OI`` in the format ``text``, with the bias of ``layer``."""
     bias, fmt = layer.bias, parse_format(text)
     if not isinstance(fmt, Float):
         return QuantLinear(QuantWeight(weight_OI, fmt, compute_dtype), bias)  # type: ignore[arg-type]
@@ -58,10 +56,10 @@ def save_quantized(model: nn.Module, folder: Path) -> None:
 
 
 def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """Put what :func:`save_quantized` wrote into ``model``, built from the same configuration with any
-    weights; ``model`` itself.
+    """Load the files of :func:`save_quantized` into ``model``, in place, and return it.
 
-    Raises :class:`QuantError` when ``folder`` holds no quantized model, or that of another one.
+    ``model`` has the same configuration and any weights. Raises :class:`QuantError` if ``folder`` contains no
+    quantized model, or one with other matrices or shapes.
     """
     try:
         formats = json.loads((folder / _FORMATS).read_text(encoding="utf-8"))
@@ -77,7 +75,8 @@ def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = 
     )
     if strange := [name for name in formats if name not in shapes]:
         raise QuantError(
-            f"{folder} holds the matrix {strange[0]!r}, which this model lacks; build the model from the folder's config.json"
+            f"{folder} holds the matrix {strange[0]!r}, which this model lacks; "
+            "build the model from the folder's config.json"
         )
     for name, text in formats.items():
         prefix = f"{name}.quantized."
@@ -90,12 +89,12 @@ def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = 
             model,
             with_weight(QuantWeight.of(codes, parse_format(text), shapes[name], compute_dtype), modules),
         )
-    _put_rest(model, tensors, folder)
+    _assign_unquantized(model, tensors, folder)
     return model
 
 
-def _put_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """All that is in 16 or 32 bits; a 16-bit matrix in GPT-2's layout has become a linear layer on its way."""
+def _assign_unquantized(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Assign all unquantized tensors; 16-bit ``Conv1D`` matrices were saved transposed, as linear layers."""
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         target = held.get(name)
@@ -104,5 +103,5 @@ def _put_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> Non
                 f"{folder} holds {name!r} of shape {tuple(tensor.shape)}, which does not fit this model"
             )
         conv = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and tensor.ndim == 2
-        # In the model's own dtype: norms are computed in fp32 while adapters train, and hold 16-bit numbers all the same.
+        # Keep the model's dtype: norms are computed in fp32 during training, though their values fit 16 bits.
         target.data = (tensor.T.contiguous() if conv else tensor).to(target.dtype)

@@ -1,10 +1,10 @@
-"""Tensors that no plan can name, held in 16 bits where a model computes in 32.
+"""Store tensors that no plan can name in 16 bits, where a model computes in 32.
 
-A plan of 16 bits everywhere would otherwise be half true: experts, the largest part of a mixture of experts,
-are three-dimensional parameters, lie in no linear layer, and would stay in the compute dtype. Here such a
-parameter becomes a 16-bit buffer of the same name, and the module gets a class of its own that decodes it
-when its forward pass reads it. Of a decoded tensor autograd keeps nothing: what it saves of one is a place in
-the buffer, decoded again in the backward pass.
+Without this, a plan of 16 bits everywhere would leave them in the compute dtype: the experts of a mixture,
+often the largest part of a model, are three-dimensional parameters outside of any linear layer. Such a
+parameter becomes a 16-bit buffer of the same name, and the module gets a subclass that decodes it when its
+forward pass reads it. Autograd keeps no decoded tensor: saved tensors are stored as views of the buffer, and
+decoded again in the backward pass.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _Kept = tuple[Tensor, torch.Size, tuple[int, ...], int, torch.dtype]
 
 
 def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Store the tensors ``left`` of ``model`` in ``dtype``, in place, where they take more; modules compute
-    in the dtype they had."""
+    """Convert the tensors ``left`` of ``model`` to ``dtype``, in place, if they take more bytes.
+
+    Modules compute in the dtype that the tensors had.
+    """
     for one in left:
         module_name, _, attribute = one.name.rpartition(".")
         module = model.get_submodule(module_name)
@@ -40,12 +42,12 @@ def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtyp
         module._decoded_dtype = parameter.dtype  # type: ignore[assignment]
         kind: Any = type(module)
         held = (*getattr(kind, "held", ()), attribute)
-        module.__class__ = _holding(kind.replaces if hasattr(kind, "held") else kind, held)
+        module.__class__ = _decoding_class(kind.replaces if hasattr(kind, "held") else kind, held)
 
 
 @cache
-def _holding(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
-    """``kind`` with the attributes ``held`` decoded from buffers of the same name."""
+def _decoding_class(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
+    """A subclass of ``kind`` whose attributes ``held`` are decoded from buffers of the same name."""
     members: dict[str, Any] = {name: property(partial(_decode, name=name)) for name in held}
     members |= {
         "held": held,
@@ -58,7 +60,7 @@ def _holding(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The forward pass of the class that was replaced, over decoded tensors."""
+    """The forward pass of the replaced class, on decoded tensors."""
     decoded: dict[str, Tensor] = {}
     self.__dict__["_decoded"] = decoded
     try:
@@ -66,21 +68,21 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return self.replaces.forward(self, *args, **kwargs)
     finally:
         del self.__dict__["_decoded"]
-        decoded.clear()  # the graph keeps the hooks, and they keep this
+        decoded.clear()  # the autograd graph references the hooks, and these reference the dictionary
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
-    # Classes made here have no name that a pickle could find them by.
+    # Classes created at run time cannot be found by name when unpickling.
     return _empty, (self.replaces, self.held), self.__dict__
 
 
 def _empty(kind: Any, held: tuple[str, ...]) -> nn.Module:
-    made = _holding(kind, held)
+    made = _decoding_class(kind, held)
     return made.__new__(made)
 
 
 def _decode(module: Any, name: str) -> Tensor:
-    """The tensor in the compute dtype: once in a forward pass, and anew at every read outside of one."""
+    """The tensor in the compute dtype, decoded once per forward pass, or at each read outside of one."""
     decoded = module.__dict__.get("_decoded", {})
     if name not in decoded:
         decoded[name] = module._buffers[name].to(module._decoded_dtype)

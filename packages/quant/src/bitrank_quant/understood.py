@@ -1,9 +1,9 @@
-"""Which modules may be replaced by quantized ones, and why the others may not.
+"""Decide which modules can be replaced by quantized ones, and why others cannot.
 
-A quantized layer computes as the module in its place does only if that module's forward pass is known: a
-plain product, or a look-up that a subclass makes by ``super().forward`` and does something with. A module
-whose forward pass is not known keeps its weight; which ones these are is reported
-(:func:`~bitrank_quant.matrices.left_out`), so that no number changes unseen.
+A quantized layer is equivalent to the module it replaces only if that module's forward pass is known: a
+matrix product, or an embedding look-up, possibly through the ``super().forward`` of a subclass. A module with
+an unknown forward pass keeps its weight and is reported (:func:`~bitrank_quant.matrices.left_out`), so that
+no result changes silently.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.backends.reference import QuantEmbedding
 from bitrank_quant.backends.registry import backend_of
 
-# Their forward is written out as x Wᵀ + b instead of inherited.
+# These classes define ``forward`` themselves, but as x Wᵀ + b.
 _PLAIN_PRODUCTS = {"transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Whether ``module`` holds one weight matrix: a linear layer, a ``Conv1D`` or an embedding, or a subclass
-    of one."""
+    """Whether ``module`` is a linear layer, a ``Conv1D``, an embedding, or a subclass of one."""
     return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
 
 
 def why_left(module: nn.Module) -> str | None:
-    """Why a quantized layer cannot stand in for ``module``, a linear layer, ``Conv1D`` or embedding; None
-    when it can."""
+    """The reason why a quantized layer cannot replace ``module``; None if it can.
+
+    ``module`` is a linear layer, ``Conv1D`` or embedding.
+    """
     kind: Any = type(module)
     if "forward" in vars(module):
         return "its forward pass was replaced"
@@ -61,11 +62,9 @@ def why_left(module: nn.Module) -> str | None:
 
 
 def readers_of_weights(model: nn.Module) -> set[str]:
-    """Names of the modules whose ``weight`` their parent reads itself, besides calling them: it must be a
-    decoded matrix.
+    """Names of the modules whose ``weight`` is read by their parent, so that it must be a decoded matrix.
 
-    T5 casts the input of ``wo`` to the dtype of its weight, for instance, and codes of bitsandbytes are
-    uint8.
+    T5, for instance, casts the input of ``wo`` to the dtype of its weight, and bitsandbytes' codes are uint8.
     """
     found = set()
     for name, parent in model.named_modules():
@@ -88,14 +87,17 @@ def _looks_up(kind: Any) -> bool:
 
 
 def _calls_parent(forward: object) -> bool:
-    names = getattr(getattr(inspect.unwrap(forward), "__code__", None), "co_names", ())  # type: ignore[arg-type]
+    code = getattr(inspect.unwrap(forward), "__code__", None)  # type: ignore[arg-type]
+    names = getattr(code, "co_names", ())
     return "super" in names and "forward" in names
 
 
 @cache
 def _children_read(kind: Any) -> frozenset[str]:
-    """Attributes whose ``weight`` a method of ``kind`` reads, as in ``self.wo.weight.dtype``. Methods of
-    torch's own classes, and those that set weights up, do not count."""
+    """Attributes whose ``weight`` is read by a method of ``kind``, as in ``self.wo.weight.dtype``.
+
+    Methods of torch's own classes, and methods that initialise or tie weights, do not count.
+    """
     found: set[str] = set()
     for cls in kind.__mro__:
         if cls.__module__.startswith("torch."):

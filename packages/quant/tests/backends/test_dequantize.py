@@ -1,4 +1,4 @@
-"""A decoded matrix is the one that its layer multiplies by, whoever holds it."""
+"""The decoded matrix equals the one that the layer multiplies by, for every backend."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from bitrank_quant.backends.bitsandbytes import decode_on_cpu
 from bitrank_quant.kernels.status import kernels_status
 from torch import nn
 
-HELD = [("bitsandbytes", "nf4"), ("bitsandbytes", "nf4-dq"), ("bitsandbytes", "fp4"), ("quanto", "int8"), ("quanto", "int4-g64"),
-        *(("torch", name) for name in ("int8", "nf4", "nf4-dq", "int4-g64", "int3-g64", "int2-g64", "bf16"))]  # fmt: skip
+BACKENDS_AND_FORMATS = [
+    ("bitsandbytes", "nf4"),
+    ("bitsandbytes", "nf4-dq"),
+    ("bitsandbytes", "fp4"),
+    ("quanto", "int8"),
+    ("quanto", "int4-g64"),
+    *(("torch", name) for name in ("int8", "nf4", "nf4-dq", "int4-g64", "int3-g64", "int2-g64", "bf16")),
+]
 
 
-@pytest.mark.parametrize(("backend", "name"), HELD)
-def test_the_decoded_matrix_is_what_the_layer_multiplies_by(backend: str, name: str) -> None:
+@pytest.mark.parametrize(("backend", "name"), BACKENDS_AND_FORMATS)
+def test_the_decoded_matrix_reproduces_the_output_of_the_layer(backend: str, name: str) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(128, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     layer = BACKENDS[backend].make(linear, parse_format(name), torch.bfloat16)
@@ -36,13 +42,11 @@ def test_rows_that_end_within_a_byte_are_decoded_together(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [name for backend, name in HELD if backend == "torch"])
-def test_a_large_matrix_is_multiplied_by_a_few_rows_at_a_time(
+@pytest.mark.parametrize("name", [name for backend, name in BACKENDS_AND_FORMATS if backend == "torch"])
+def test_a_product_in_row_ranges_equals_the_whole_product(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    """Forward and backward, as by the whole of it; a matrix that is there already in the dtype of the product
-    is not cut.
-    """
+    """Forward and backward equal those of the whole matrix, which is not split if no decoding is needed."""
     torch.manual_seed(0)
     weight_OI, bias_O, x_NI = (
         torch.randn(150, 128).bfloat16(),
@@ -67,7 +71,7 @@ def test_a_large_matrix_is_multiplied_by_a_few_rows_at_a_time(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["nf4", "nf4-dq", "fp4", "fp4-dq"])
 @pytest.mark.parametrize("shape", [(64, 128), (33, 192), (600, 64), (16, 96)])
-def test_codes_of_bitsandbytes_are_read_as_it_reads_them(
+def test_kernels_decode_bitsandbytes_codes_as_bitsandbytes_does(
     name: str, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     from bitsandbytes.functional import dequantize_4bit
@@ -83,13 +87,12 @@ def test_codes_of_bitsandbytes_are_read_as_it_reads_them(
     if not kernels_status().startswith("compiled") or shape[1] % 64:
         assert mine is None
         mine = decoder(layer)()
-    torch.testing.assert_close(
-        mine, wanted, rtol=torch.finfo(dtype).eps, atol=0
-    )  # one rounding apart at most, where it has AVX-512
+    # At most one rounding apart, where bitsandbytes uses AVX-512.
+    torch.testing.assert_close(mine, wanted, rtol=torch.finfo(dtype).eps, atol=0)
 
 
-@pytest.mark.parametrize(("backend", "name"), [held for held in HELD if held[1] != "bf16"])
-def test_matrices_are_decoded_into_one_room_and_told_in_one_of_their_own(backend: str, name: str) -> None:
+@pytest.mark.parametrize(("backend", "name"), [pair for pair in BACKENDS_AND_FORMATS if pair[1] != "bf16"])
+def test_decoders_share_one_buffer_and_stored_weights_do_not(backend: str, name: str) -> None:
     if not kernels_status().startswith("compiled"):
         pytest.skip("plain torch makes a new matrix each time")
     torch.manual_seed(0)
@@ -105,15 +108,15 @@ def test_matrices_are_decoded_into_one_room_and_told_in_one_of_their_own(backend
     assert torch.equal(large(), own[0]) and scratch not in {weight.data_ptr() for weight in own}
 
 
-@pytest.mark.parametrize(("backend", "name"), HELD)
-def test_what_a_layer_holds_may_change_between_two_calls(backend: str, name: str) -> None:
-    """In place, by other memory under the same parameter or buffer, and by another of them."""
+@pytest.mark.parametrize(("backend", "name"), BACKENDS_AND_FORMATS)
+def test_a_decoder_follows_changes_of_codes_and_scales(backend: str, name: str) -> None:
+    """In place, by new memory under the same parameter or buffer, and by a new parameter or buffer."""
     torch.manual_seed(0)
     linears = [nn.Linear(128, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False) for _ in range(3)]
     layer, other, third = (
         BACKENDS[backend].make(linear, parse_format(name), torch.bfloat16) for linear in linears
     )
-    decode, wanted = decoder(layer), [stored_weight(held).clone() for held in (layer, other, third)]
+    decode, wanted = decoder(layer), [stored_weight(one).clone() for one in (layer, other, third)]
     assert decode is not None and torch.equal(decode(), wanted[0])
     if backend == "torch":
         for key, tensor in other.quantized.tensors.items():
@@ -133,7 +136,7 @@ def test_what_a_layer_holds_may_change_between_two_calls(backend: str, name: str
     assert torch.equal(decode(), wanted[2])
 
 
-def test_a_larger_room_replaces_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_buffer_replaces_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "_buffers", {})
     small = buffers.scratch((2, 3), torch.bfloat16)
     assert (
@@ -146,7 +149,7 @@ def test_a_larger_room_replaces_the_smaller_one(monkeypatch: pytest.MonkeyPatch)
     assert buffers.scratch((1, 1), torch.float32).dtype == torch.float32
 
 
-def test_16_bits_that_are_multiplied_in_32_go_into_the_room_too() -> None:
+def test_16_bit_weights_multiplied_in_fp32_use_the_shared_buffer() -> None:
     linear = nn.Linear(128, 64, bias=False).requires_grad_(False)
     layer = BACKENDS["torch"].make(linear, parse_format("bf16"), torch.float32)
     decode = decoder(layer)
@@ -162,7 +165,7 @@ def test_an_unquantized_layer_gives_its_own_weight() -> None:
     assert decode is not None and decode() is linear.weight
 
 
-def test_layers_that_multiply_in_their_own_way_have_none() -> None:
+def test_layers_without_a_decoded_matrix_have_no_decoder() -> None:
     linear = nn.Linear(64, 64, dtype=torch.bfloat16).requires_grad_(False)
     assert decoder(BACKENDS["torch"].make(linear, parse_format("llm-int8"), torch.bfloat16)) is None
     assert decoder(nn.Conv1d(4, 4, 1)) is None
@@ -170,12 +173,10 @@ def test_layers_that_multiply_in_their_own_way_have_none() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("compiled", [True, False])
-def test_llm_int8_of_bitsandbytes_trains_by_its_decoded_matrix(
+def test_llm_int8_of_bitsandbytes_trains_with_its_decoded_matrix(
     dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradient, outlier columns or none, bit by bit what bitsandbytes makes of the same layer in
-    training on a CPU.
-    """
+    """Output and gradient are bit-identical to bitsandbytes' training on a CPU, outlier columns or not."""
     if not compiled:
         monkeypatch.setattr(kernels, "switched_off", lambda: True)
     torch.manual_seed(0)
@@ -191,11 +192,11 @@ def test_llm_int8_of_bitsandbytes_trains_by_its_decoded_matrix(
     assert torch.equal(nn.functional.linear(x_NI, decode(), layer.bias), expected)
     (gradient,) = torch.autograd.grad(expected, x_NI, expected.detach())
     assert torch.equal(expected.detach() @ decode(), gradient)
-    assert torch.equal(decode(), before)  # its codes have moved from the weight to the state of its products
+    assert torch.equal(decode(), before)  # although the codes have moved from the weight to `layer.state`
 
 
-def test_llm_int8_of_bitsandbytes_evaluates_in_its_own_way() -> None:
-    """It rounds activations to 8 bits outside outlier columns, and the decoder says that it is not asked for."""
+def test_the_llm_int8_decoder_does_not_apply_in_evaluation() -> None:
+    """It rounds activations to 8 bits outside outlier columns, so the decoder does not apply."""
     torch.manual_seed(0)
     linear = nn.Linear(192, 96, bias=False).requires_grad_(False)
     layer = BACKENDS["bitsandbytes"].make(linear, parse_format("llm-int8"), torch.float32)
@@ -208,12 +209,12 @@ def test_llm_int8_of_bitsandbytes_evaluates_in_its_own_way() -> None:
     assert not decode.applies() and 1e-4 < (evaluated - exact).norm() / exact.norm() < 0.02
     layer.train()
     assert decode.applies() and torch.equal(x_NI @ decode().T, exact)
-    layer.state.CB = layer.state.CB.to("meta")  # elsewhere than on a CPU it rounds them in training too
+    layer.state.CB = layer.state.CB.to("meta")  # on other devices activations are rounded in training too
     assert not decode.applies()
 
 
-def test_a_layer_of_bitsandbytes_that_others_made_keeps_its_own_product() -> None:
-    """Nobody has said what dtype it computes in."""
+def test_a_foreign_llm_int8_layer_has_no_decoder() -> None:
+    """Its compute dtype is unknown."""
     from bitsandbytes.nn import Linear8bitLt
 
     assert decoder(Linear8bitLt(64, 64, has_fp16_weights=False)) is None

@@ -1,4 +1,4 @@
-"""Formats are values: known errors, exact bytes, a text form that parses back, and bitsandbytes' own codes."""
+"""Formats: known errors, exact bytes, a text form that parses back, and codes equal to bitsandbytes'."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def normal() -> torch.Tensor:
         ("fp4", 0.122),
     ],
 )
-def test_relative_error_on_a_standard_normal_is_the_known_one(
+def test_relative_error_on_a_standard_normal_equals_the_known_value(
     text: str, error: float, normal: torch.Tensor
 ) -> None:
     fmt = parse_format(text)
@@ -58,7 +58,7 @@ def test_any_format_of_the_grammar_parses_back(bits: int, group: int, book: str,
 
 
 @given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 2**31))
-def test_packing_loses_nothing_and_wastes_nothing(bits: int, count: int, seed: int) -> None:
+def test_packing_is_lossless_and_without_gaps(bits: int, count: int, seed: int) -> None:
     codes = torch.randint(
         0, 2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
@@ -76,7 +76,7 @@ def test_affine_error_is_at_most_half_a_step(
     fmt = Affine(bits, 64)
     encoded = fmt.encode(weight)
     error = (weight - fmt.decode(encoded, (rows, columns), torch.float32)).abs().max()
-    # Half a step, plus what rounding scale and minimum to bf16 can push over the ends of the range.
+    # Half a step, plus the clipping that rounding scale and minimum to bf16 can cause at the ends.
     assert error <= encoded["scale"].float().max() * (0.5 + 2**bits * 2**-8) + weight.abs().max() * 2**-8
 
 
@@ -91,9 +91,9 @@ def test_zero_stays_zero(fmt) -> None:
 @pytest.mark.parametrize(
     "wanted", [torch.tensor([3, 299, 3, 0, -1]), slice(0, 7), slice(120, 290), slice(299, 300)], ids=str
 )
-def test_rows_are_the_rows_of_the_whole(fmt, wanted) -> None:
-    # 900 block scales, three a row: nested ones fill three outer blocks and begin a fourth, and the first two
-    # end within a row.
+def test_decoded_rows_equal_rows_of_the_decoded_matrix(fmt, wanted) -> None:
+    # 900 block scales, three per row: they fill three outer blocks and part of a fourth, and the first two
+    # outer blocks end within a row.
     weight = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
     encoded = fmt.encode(weight)
     whole = fmt.decode(encoded, (300, 192), torch.float32)

@@ -1,4 +1,4 @@
-"""The compiled decoding gives the numbers of plain torch to the last bit, and its absence is said, not felt."""
+"""Compiled decoding is bit-identical to plain torch, and its absence is reported."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def _compiler(kernel_cache: Path) -> None:
 
 
 def plain(function: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What ``function`` gives without kernels."""
+    """The result of ``function`` without kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "switched_off", lambda: True)  # a process reads its environment once
+        patch.setattr(kernels, "switched_off", lambda: True)  # the environment is read once per process
         return function()
 
 
@@ -78,7 +78,7 @@ def in_a_process(code: str, **environment: str) -> str:
     st.floats(1e-9, 1e6),
     st.integers(0, 2**31),
 )
-def test_every_format_decodes_to_the_numbers_of_torch(
+def test_every_format_decodes_bit_identically_to_torch(
     fmt: Format, rows: int, columns: int, dtype: torch.dtype, size: float, seed: int
 ) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
@@ -89,7 +89,7 @@ def test_every_format_decodes_to_the_numbers_of_torch(
 
 @pytest.mark.parametrize("text", ["int8", "nf4", "nf4-dq", *(f"int{bits}-g64" for bits in range(2, 9))])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_two_threads_give_what_one_gives(text: str, dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(text: str, dtype: torch.dtype) -> None:
     weight = torch.randn(517, 576, generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     try:
@@ -102,8 +102,8 @@ def test_two_threads_give_what_one_gives(text: str, dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 3000), st.integers(0, 2900), st.integers(1, 3000), st.integers(0, 2**31))
-def test_nested_scales_are_those_of_torch(count: int, first: int, length: int, seed: int) -> None:
-    """All of them, and neighbours that begin and end anywhere in a block of 256."""
+def test_nested_scales_equal_torchs(count: int, first: int, length: int, seed: int) -> None:
+    """All of them, and ranges that begin and end anywhere in a block of 256."""
     absmax_N = torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 5
     tensors, part = encode_dynamic_8bit(absmax_N), slice(min(first, count), min(first + length, count))
     fast = kernels.nested_scales(
@@ -116,13 +116,13 @@ def test_nested_scales_are_those_of_torch(count: int, first: int, length: int, s
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
 @pytest.mark.parametrize("target", ["x86-64", "x86-64-v2", "x86-64-v3"])
-def test_older_cpus_get_the_same_numbers(
+def test_older_cpu_targets_decode_identically(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without shuffles, with SSSE3, with AVX2: each has lines of its own in the source."""
+    """Without shuffles, with SSSE3, and with AVX2: separate code paths in the source."""
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_TARGETS", ((f"-march={target}",),))
-    built = kernels.bound(build.load())
+    built = kernels.with_types(build.load())
     monkeypatch.setattr(kernels, "built_kernels", lambda: built)
     weight = torch.randn(9, 1111, generator=torch.Generator().manual_seed(0))
     for text in (
@@ -139,8 +139,8 @@ def test_older_cpus_get_the_same_numbers(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_is_that_of_torch_for_every_kind_of_number(dtype: torch.dtype) -> None:
-    """Subnormals, ties, overflow, infinities and NaN: a million bit patterns of a scale, decoded from code 1."""
+def test_rounding_equals_torchs_for_every_kind_of_number(dtype: torch.dtype) -> None:
+    """Subnormals, ties, overflow, infinities and NaN: a million bit patterns as scales of code 1."""
     patterns = torch.arange(-(2**31), 2**31, 4093, dtype=torch.int64).to(torch.int32).view(torch.float32)
     absmax_N = torch.cat(
         [patterns, torch.tensor([65519.9, 65520.0, 2**-25, 3 * 2**-25, 1 + 2**-8, 1 + 3 * 2**-8, torch.inf])]
@@ -156,13 +156,13 @@ def test_rounding_is_that_of_torch_for_every_kind_of_number(dtype: torch.dtype) 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_scale_is_not_rounded_before_it_multiplies(stored: torch.dtype, dtype: torch.dtype) -> None:
-    """Every 16-bit pattern as a scale in each type, into each."""
+    """Every 16-bit pattern as a scale of each dtype, decoded into each dtype."""
     patterns = (
         torch.arange(-(2**15), 2**15)
         .to(torch.int16)
         .view(torch.bfloat16 if stored == torch.float32 else torch.float16)
     )
-    scale_O = (patterns.float() * 1.00390625).to(stored)  # so that fp32 has more digits than 16 bits keep
+    scale_O = (patterns.float() * 1.00390625).to(stored)  # gives fp32 scales more digits than 16 bits hold
     codes_OI = torch.tensor([[-127, 1, 3]], dtype=torch.int8).repeat(len(scale_O), 1)
     made = kernels.int8_rows(codes_OI, scale_O, dtype)
     assert made is not None
@@ -174,15 +174,13 @@ def test_a_row_scale_is_not_rounded_before_it_multiplies(stored: torch.dtype, dt
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("text", ["int8", "int4-g64", "int2-g64"])
 @pytest.mark.parametrize("shape", [(96, 128), (3, 64), (5, 192)])
-def test_quanto_layers_decode_to_quantos_own_numbers(
-    text: str, dtype: torch.dtype, shape: tuple[int, int]
-) -> None:
+def test_quanto_layers_decode_as_quanto_does(text: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     linear = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype).requires_grad_(False)
     layer = BACKENDS["quanto"].make(linear, parse_format(text), dtype)
     fast = decoder(layer)
     assert fast is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(layer.weight), "dequantize", None)  # so that only the kernels can have answered
+        patch.setattr(type(layer.weight), "dequantize", None)  # proves that the kernels decoded
         got = fast()
     assert torch.equal(got, layer.weight.dequantize())
     assert torch.equal(plain(fast), got)
@@ -195,7 +193,7 @@ def test_rows_of_an_embedding_are_rows_of_the_matrix(text: str) -> None:
     assert torch.equal(quantized.decode_rows(ids), plain(quantized.decode)[ids])
 
 
-def test_what_the_kernels_cannot_read_is_left_to_torch() -> None:
+def test_kernels_return_none_for_unsupported_tensors() -> None:
     fmt, weight = Affine(4, 64), torch.randn(4, 128)
     parts = fmt.encode(weight)
 
@@ -260,8 +258,8 @@ def test_two_processes_that_compile_at_once_both_get_the_kernels(tmp_path: Path)
     environment = os.environ | {"BITRANK_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", DECODE + "print(kernels_status())"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [text.startswith("compiled kernels") for text in said] == [True, True]
+    output = [process.communicate(timeout=300)[0] for process in both]
+    assert [text.startswith("compiled kernels") for text in output] == [True, True]
     assert sorted(path.name.partition("-")[0] for path in (tmp_path / "kernels").glob("*.so")) == [
         "decode",
         "rows",
@@ -271,24 +269,26 @@ def test_two_processes_that_compile_at_once_both_get_the_kernels(tmp_path: Path)
 @pytest.mark.parametrize("damage", ["library", "digest"])
 def test_a_broken_cache_is_built_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
-    # Damaged in another process: this one must not have mapped the file that is cut short.
+    # Built by another process: this one must not have mapped the file that is truncated below.
     in_a_process("from bitrank_quant import kernels_status; kernels_status()", BITRANK_CACHE=str(tmp_path))
     (library,) = (tmp_path / "kernels").glob("decode-*.so")
     whole = library.read_bytes()
     (library if damage == "library" else library.with_suffix(".json")).write_bytes(whole[:100])
-    assert isinstance(kernels.bound(build.load()), build.Built)
+    assert isinstance(kernels.with_types(build.load()), build.Built)
     assert library.stat().st_size > 1000
     assert json.loads(library.with_suffix(".json").read_text())["sha256"]
 
 
 def test_without_a_compiler_torch_decodes_and_the_status_says_so(tmp_path: Path) -> None:
     code = DECODE + "print(f.decode(e, (640, 640), torch.bfloat16).sum().item(), kernels_status())"
-    said = in_a_process(code, PATH=str(tmp_path), CC="", BITRANK_CACHE=str(tmp_path))
-    assert said.startswith(f"{640 * 640:.1f} plain torch decodes low-bit weights")
-    assert "no C compiler found" in said and "install" in said
+    output = in_a_process(code, PATH=str(tmp_path), CC="", BITRANK_CACHE=str(tmp_path))
+    assert output.startswith(f"{640 * 640:.1f} plain torch decodes low-bit weights")
+    assert "no C compiler found" in output and "install" in output
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_is_reported_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken-cc"
     broken.write_text("#!/bin/sh\ncase \"$*\" in *-dM*) exit 0;; esac\necho 'no room left' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -299,14 +299,14 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_raises_a_build_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "file"))
     with pytest.raises(build.BuildError, match="cannot be kept"):
         build.load()
 
 
-def _planted(folder: Path) -> Path:
+def _built_in(folder: Path) -> Path:
     """A library built by this user in ``folder``."""
     folder.mkdir(mode=0o700)
     with pytest.MonkeyPatch.context() as patch:
@@ -318,7 +318,7 @@ def _planted(folder: Path) -> Path:
 def test_a_library_that_others_may_write_is_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = _planted(tmp_path / "cache")
+    library = _built_in(tmp_path / "cache")
     before = library.stat().st_ino
     library.chmod(0o666)
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
@@ -328,7 +328,7 @@ def test_a_library_that_others_may_write_is_built_again(
 
 
 def test_a_cache_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = _planted(tmp_path / "cache")
+    library = _built_in(tmp_path / "cache")
     library.parent.chmod(0o777)
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
     with pytest.raises(build.BuildError, match=r"other users may write to .*chmod 700"):
@@ -336,7 +336,7 @@ def test_a_cache_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_a_cache_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = _planted(tmp_path / "cache")
+    library = _built_in(tmp_path / "cache")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/kernels").symlink_to(library.parent)
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "other"))
@@ -347,20 +347,20 @@ def test_a_cache_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files to another user"
 )
-@pytest.mark.parametrize("given", ["folder", "library", "digest"])
-def test_what_another_user_planted_is_never_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+@pytest.mark.parametrize("foreign", ["folder", "library", "digest"])
+def test_a_library_of_another_user_is_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: str
 ) -> None:
-    """The planted library carries its own right digest; its owner is what tells it apart."""
-    library = _planted(tmp_path / "cache")
+    """The planted library has a matching digest; only its owner gives it away."""
+    library = _built_in(tmp_path / "cache")
     digest = library.with_suffix(".json")
     library.write_bytes(b"\x7fELF planted")
     digest.write_text(
         json.dumps({"sha256": hashlib.sha256(library.read_bytes()).hexdigest(), "openmp": None})
     )
-    os.chown({"folder": library.parent, "library": library, "digest": digest}[given], 65534, 65534)
+    os.chown({"folder": library.parent, "library": library, "digest": digest}[foreign], 65534, 65534)
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
-    if given == "folder":
+    if foreign == "folder":
         with pytest.raises(build.BuildError, match="belongs to user 65534"):
             build.load()
     else:
@@ -369,10 +369,11 @@ def test_what_another_user_planted_is_never_loaded(
         assert library.stat().st_uid == os.getuid()
 
 
-def test_the_switch_turns_them_off() -> None:
+def test_the_environment_variable_disables_the_kernels() -> None:
     code = (
         "import torch; from bitrank_quant import kernels, kernels_status; "
-        "print(kernels.int8_rows(torch.zeros(2, 2, dtype=torch.int8), torch.ones(2), torch.bfloat16), kernels_status())"
+        "codes = torch.zeros(2, 2, dtype=torch.int8); "
+        "print(kernels.int8_rows(codes, torch.ones(2), torch.bfloat16), kernels_status())"
     )
     assert (
         in_a_process(code, BITRANK_KERNELS="0")

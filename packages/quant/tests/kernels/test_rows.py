@@ -1,4 +1,4 @@
-"""Compiled passes over rows against the same in float64, and who does them."""
+"""Compiled row passes against float64 references, and when they are used."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ def draw(seed: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor
 def near(
     found: Tensor, exact: Tensor, dtype: torch.dtype, times: float = 1.0, parts: Tensor | None = None
 ) -> bool:
-    """Of that type and of ``exact``'s shape, and off by no more than rounding, ``times`` over.
+    """Whether ``found`` has the right dtype and shape, and differs from ``exact`` by rounding only.
 
-    Rounding is that of the exact value, and of the largest one; where terms cancel, of ``parts``, the terms'
-    magnitudes, for a difference near 0 keeps the terms' error whoever takes it (torch's own is the same).
+    The tolerance is ``times`` the rounding of the exact value and of the largest one. If terms cancel,
+    ``parts`` gives their magnitudes: a difference near 0 keeps the error of its terms in any implementation,
+    torch's too.
     """
     same = found.dtype == dtype and found.shape == exact.shape
     size = exact.abs().double() + (exact.abs().max() if parts is None else parts)
     return same and bool(((found.double() - exact.double()).abs() <= times * DTYPES[dtype] * size).all())
 
 
-def turned(x_BHLD: Tensor, cosine_BLD: Tensor, sine_BLD: Tensor, sign: int) -> Tensor:
+def rotated(x_BHLD: Tensor, cosine_BLD: Tensor, sine_BLD: Tensor, sign: int) -> Tensor:
     first, second = x_BHLD.chunk(2, -1)
     return x_BHLD * cosine_BLD[:, None] + torch.cat([sign * second, first], -1) * sine_BLD[:, None]
 
@@ -83,7 +84,7 @@ def test_softmax(
     exact = torch.softmax(shifted if mask is None else (shifted + mask.double()), -1).view(scores.shape)
     shares = rows.softmax_(scores.clone(), mask, scale, length, heads)
     assert near(shares, exact.detach(), dtype)
-    # The gradient from the shares that it is given, as torch takes it.
+    # The gradient is computed from the rounded softmax, as in torch.
     expected = torch._softmax_backward_data(grad.double(), shares.double(), -1, torch.float64) * scale
     parts = (
         (grad.double().abs() + (grad.double() * shares.double()).abs().sum(-1, keepdim=True))
@@ -118,7 +119,7 @@ def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
     assert near(rows.swiglu(gate, up), exact.detach(), dtype)
     to_gate, to_up = rows.swiglu_gradients_(grad.clone(), gate, up)
     expected_gate, expected_up = gradients(exact, leaves, grad)
-    # silu's slope is 0 near -1.28: s, and x·s·(1 - s).
+    # The two terms of silu's derivative, s and x·s·(1 - s), cancel near -1.28.
     share, terms = torch.sigmoid(gate.double()), (grad.double() * up.double()).abs()
     assert near(to_gate, expected_gate, dtype, parts=terms * share * (1 + gate.double().abs() * (1 - share)))
     assert near(to_up, expected_up, dtype)
@@ -131,17 +132,15 @@ def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
 def test_rotary_positions(
     batch: int, heads: int, length: int, half: int, shared: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    """x as a product leaves it, by position first; angles of all sequences or of each, of which the halves
-    may differ.
-    """
+    """x in the memory order (B, L, H, D) of a product; angles shared or per sequence, halves unequal."""
     x, grad = draw(seed, dtype, (batch, length, heads, 2 * half), (batch, heads, length, 2 * half))
     angles = torch.randn(
         1 if shared else batch, length, 2 * half, generator=torch.Generator().manual_seed(seed)
     )
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     leaf = x.transpose(1, 2).double().requires_grad_()
-    exact = turned(leaf, cosine.double(), sine.double(), -1)
-    terms = turned(leaf.abs(), cosine.double().abs(), sine.double().abs(), 1)
+    exact = rotated(leaf, cosine.double(), sine.double(), -1)
+    terms = rotated(leaf.abs(), cosine.double().abs(), sine.double().abs(), 1)
     (expected,), (back_terms,) = gradients(exact, [leaf], grad), gradients(terms, [leaf], grad.abs())
     found = rows.rotate(x.transpose(1, 2), cosine, sine)
     assert near(found, exact.detach(), dtype, parts=terms.detach())
@@ -156,34 +155,36 @@ def test_a_mask_of_another_shape_is_refused_as_torch_does() -> None:
         rows.softmax_(torch.randn(8, 4, 5), torch.zeros(2, 1, 4, 9), 1.0, 4, 4)
 
 
-def spread(tensor: Tensor) -> Tensor:
-    """The same numbers, of a row not side by side."""
+def strided(tensor: Tensor) -> Tensor:
+    """The same values, not contiguous within a row."""
     return tensor.repeat_interleave(2, -1)[..., ::2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_numbers_need_not_lie_side_by_side(dtype: torch.dtype) -> None:
+def test_non_contiguous_inputs_give_the_same_results(dtype: torch.dtype) -> None:
     x, y, z = draw(0, dtype, *[(4, 6, 34)] * 3)
     weight, (cosine, sine) = torch.rand(34), draw(1, dtype, (1, 6, 34), (1, 6, 34))
     normed, scale = rows.rms_norm(x, weight, 1e-6)
-    assert torch.equal(rows.rms_norm(spread(x), weight, 1e-6)[0], normed)
+    assert torch.equal(rows.rms_norm(strided(x), weight, 1e-6)[0], normed)
     assert torch.equal(
-        rows.rms_norm_gradient(spread(y), spread(x), weight, scale),
+        rows.rms_norm_gradient(strided(y), strided(x), weight, scale),
         rows.rms_norm_gradient(y, x, weight, scale),
     )
-    assert torch.equal(rows.swiglu(spread(x), spread(y)), rows.swiglu(x, y))
+    assert torch.equal(rows.swiglu(strided(x), strided(y)), rows.swiglu(x, y))
     apart, together = (
-        rows.swiglu_gradients_(spread(z), spread(x), spread(y)),
+        rows.swiglu_gradients_(strided(z), strided(x), strided(y)),
         rows.swiglu_gradients_(z.clone(), x, y),
     )
     assert all(torch.equal(*pair) for pair in zip(apart, together, strict=True))
     for back in (False, True):
         contiguous = rows.rotate(x[None], cosine, sine, back=back)
-        assert torch.equal(rows.rotate(spread(x)[None], spread(cosine), spread(sine), back=back), contiguous)
+        assert torch.equal(
+            rows.rotate(strided(x)[None], strided(cosine), strided(sine), back=back), contiguous
+        )
 
 
 def every_pass(dtype: torch.dtype) -> list[Tensor]:
-    """One of each, on enough numbers for two threads, with widths that fill no vector."""
+    """One result per pass, large enough for two threads, with widths that are no multiple of a vector."""
     x, y, z = draw(0, dtype, *[(37, 9, 133)] * 3)
     weight = draw(1, torch.float32, (133,))[0]
     q, cosine, sine = draw(2, dtype, (3, 5, 61, 66), (1, 61, 66), (1, 61, 66))
@@ -203,7 +204,7 @@ def every_pass(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_two_threads_give_what_one_gives(dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
     if build.load(build.ROWS).openmp is None:
         pytest.skip("compiled for one thread here")
     before = torch.get_num_threads()
@@ -219,14 +220,14 @@ def test_two_threads_give_what_one_gives(dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
 @pytest.mark.parametrize("target", ["x86-64", "x86-64-v2", "x86-64-v3"])
-def test_older_cpus_get_these_numbers_to_rounding(
+def test_older_cpu_targets_agree_up_to_rounding(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With registers of four and eight numbers, and ends of rows without masks."""
+    """With registers of four and eight numbers, and row ends without masked loads."""
     new = {dtype: every_pass(dtype) for dtype in DTYPES}
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_TARGETS", ((f"-march={target}",),))
-    older = rows.bound(build.load(build.ROWS).library)
+    older = rows.with_types(build.load(build.ROWS).library)
     monkeypatch.setattr(rows, "_built", lambda: older)
     for dtype, expected in new.items():
         for found, one in zip(every_pass(dtype), expected, strict=True):
@@ -235,8 +236,8 @@ def test_older_cpus_get_these_numbers_to_rounding(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_a_number_stays_in_sight(bad: float, dtype: torch.dtype) -> None:
-    """A run that diverges is told by it."""
+def test_nan_and_infinity_propagate_as_in_torch(bad: float, dtype: torch.dtype) -> None:
+    """A diverging run must be noticed."""
     x = torch.ones(2, 33, dtype=dtype)
     x[0, 17] = bad
     one = torch.ones_like(x)
@@ -265,7 +266,7 @@ def test_what_is_not_a_number_stays_in_sight(bad: float, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_with_every_key_hidden_is_torchs(dtype: torch.dtype) -> None:
+def test_a_row_with_all_keys_masked_equals_torchs(dtype: torch.dtype) -> None:
     scores, mask = (
         torch.randn(2, 3, 5).to(dtype),
         torch.full((2, 1, 3, 5), torch.finfo(dtype).min, dtype=dtype),
@@ -274,8 +275,8 @@ def test_a_row_with_every_key_hidden_is_torchs(dtype: torch.dtype) -> None:
     assert near(rows.softmax_(scores, mask, 1.0, 3, 1), expected, dtype)
 
 
-def test_on_paper_shapes_alone_are_made() -> None:
-    """Where memory is foretold: same shapes, types and layouts, no number."""
+def test_meta_tensors_give_shapes_dtypes_and_strides() -> None:
+    """Used to predict memory: same shapes, dtypes and strides, without values."""
     real = every_pass(torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
         drawn = draw
@@ -285,11 +286,11 @@ def test_on_paper_shapes_alone_are_made() -> None:
     assert [(t.shape, t.dtype, t.stride()) for t in paper] == [(t.shape, t.dtype, t.stride()) for t in real]
 
 
-class _Own(Tensor):
-    """A kind of tensor that may have no memory of its own."""
+class _Subclass(Tensor):
+    """A tensor subclass that may have no memory of its own."""
 
 
-def test_what_they_cannot_read_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_tensors_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(3)
     assert (
         rows.serves(x)
@@ -297,7 +298,7 @@ def test_what_they_cannot_read_is_not_served(monkeypatch: pytest.MonkeyPatch) ->
         and rows.serves(x.to("meta"))
         and rows.serves(torch.nn.Parameter(x), x)
     )
-    served: list[Any] = [x.half(), x.double(), x.as_subclass(_Own)]
+    served: list[Any] = [x.half(), x.double(), x.as_subclass(_Subclass)]
     assert not any(rows.serves(tensor) for tensor in served) and not rows.serves(x, x.bfloat16())
     monkeypatch.setattr(kernels, "switched_off", lambda: True)
     assert not rows.serves(x)

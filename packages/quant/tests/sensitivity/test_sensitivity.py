@@ -1,4 +1,4 @@
-"""Moments, weight errors, tails and true added loss against plain computations of the same things."""
+"""Moments, weight errors, tails and true added loss against plain reference computations."""
 
 from __future__ import annotations
 
@@ -31,13 +31,20 @@ from transformers import (
 
 FORMATS = [parse_format(text) for text in ("int2-g64", "int4-g64", "nf4", "int8", "bf16")]
 
-ROUNDING = 5e-6  # nats: what the fp32 normaliser of five positions leaves
+ROUNDING = 5e-6  # nats: rounding error of the fp32 normalisers of five positions
 
 
 def llama(tied: bool = True) -> nn.Module:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, tie_word_embeddings=tied)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -59,7 +66,7 @@ def gpt2() -> nn.Module:
 
 
 def roberta() -> nn.Module:
-    """Two linear layers after the blocks, one on top of the other."""
+    """A model with two consecutive linear layers after the blocks."""
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
@@ -68,7 +75,7 @@ def roberta() -> nn.Module:
 
 
 class Forked(nn.Module):
-    """A Llama whose blocks each get a little of the embeddings too: they do not simply follow one another."""
+    """A Llama whose blocks all get the embeddings as well, so that they do not form a chain."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +155,7 @@ def test_replay_from_any_block_is_the_whole_model(measured: dict[str, Any]) -> N
         assert replay.evaluate_from(block)[0] == pytest.approx(mean_loss(measured["model"]), abs=1e-6)
 
 
-def test_a_table_counts_its_lookups_and_squares_the_gradients_of_what_comes_out(
+def test_table_moments_are_look_up_counts_and_squared_output_gradients(
     measured: dict[str, Any],
 ) -> None:
     model, moments = measured["model"], measured["moments"]
@@ -216,10 +223,8 @@ def keep(seen: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, o
 
 
 @pytest.mark.parametrize("make", [llama, bert, gpt2, roberta, Forked])
-def test_what_a_sweep_gathers_is_what_autograd_gives(make: Any) -> None:
-    """Rows of every linear matrix, from one graph through the whole model; also where blocks do not follow
-    one another.
-    """
+def test_row_moments_of_the_sweep_equal_those_of_autograd(make: Any) -> None:
+    """Row moments of every linear matrix against one autograd graph of the whole model, chained or not."""
     model = make().eval()
     replay = Replay(model, batches(), logits_and_labels)
     assert replay.chained == (make is not Forked)
@@ -260,10 +265,8 @@ def test_a_matrix_that_the_task_does_not_use_is_named() -> None:
 
 
 @pytest.mark.parametrize("make", [llama, bert, gpt2])
-def test_a_model_held_in_16_bits_is_measured_as_one_held_in_32(make: Any) -> None:
-    """Of weights that 16 bits hold exactly. What is held is not made wider, and what the model holds is as
-    before afterwards.
-    """
+def test_a_model_stored_in_16_bits_measures_like_one_in_32(make: Any) -> None:
+    """For weights that are exact in 16 bits. Nothing is converted to 32 bits, and the model is restored."""
     found = []
     for narrow in (False, True):
         model = make()
@@ -330,7 +333,7 @@ def test_weight_errors_are_their_formulas(measured: dict[str, Any]) -> None:
             assert errors.fisher == pytest.approx(float(fisher), rel=1e-4, abs=1e-12)
 
 
-def test_tails_are_what_the_best_repair_leaves(measured: dict[str, Any]) -> None:
+def test_tails_are_the_loss_left_after_the_best_correction(measured: dict[str, Any]) -> None:
     for name in linear(measured):
         weight_OI, moments = measured["model"].get_submodule(name).weight, measured["moments"][name]
         fmt = FORMATS[0]
@@ -358,9 +361,7 @@ def test_added_loss_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
 
 
 def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
-    """Against PyTorch's own, over all classes: the same for two of them, no more and nearly as much for the
-    likeliest of many.
-    """
+    """Against PyTorch over all classes: equal for two classes, a close lower bound for many."""
     model, fmt = measured["model"], FORMATS[0]
     ids = torch.cat(batches())
     counts_N = logits_and_labels(model, ids)[1] >= 0
@@ -398,16 +399,16 @@ def test_divergence_is_never_negative_and_a_lower_bound(classes: int, size: floa
     p, q = logits_NC.double().log_softmax(-1), other_NC.double().log_softmax(-1)
     whole = float(F.kl_div(q, p, log_target=True, reduction="sum"))
     assert -ROUNDING <= divergence_of(kept, other_NC) <= whole * (1 + 1e-4) + ROUNDING
-    # The sums are rounded to fp32: another rounding each for five positions.
+    # The sums are rounded to fp32: one more rounding for each of five positions.
     assert divergence_of(kept, logits_NC + 7.0) == pytest.approx(0.0, abs=5 * ROUNDING), (
-        "a shift of all logits changes no answer"
+        "a shift of all logits changes no probability"
     )
     if classes <= LIKELIEST:
         assert divergence_of(kept, other_NC) == pytest.approx(whole, rel=1e-3, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_classes_are_judged_in_blocks_like_few(
+def test_the_result_does_not_depend_on_the_block_size(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -421,10 +422,10 @@ def test_many_classes_are_judged_in_blocks_like_few(
     )
     labelled_N = labels_N >= 0
     alone = loss_and_divergence(answers(before_NC[labelled_N]), after_NC[labelled_N], labels_N[labelled_N])
-    assert alone == pytest.approx(whole, rel=1e-12), "where nothing is judged nothing counts"
+    assert alone == pytest.approx(whole, rel=1e-12), "positions without a label must not count"
 
 
-def test_padding_is_no_answer() -> None:
+def test_padding_does_not_affect_the_loss() -> None:
     model, ids_BL = llama(), batches(1)[0]
     mask_BL = torch.ones_like(ids_BL)
     mask_BL[:, 7:] = 0
@@ -448,7 +449,8 @@ def test_a_tied_head_counts_twice() -> None:
     for tied in (True, False):
         model = llama(tied)
         if not tied:
-            model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.clone(), requires_grad=False)  # type: ignore[union-attr,operator]
+            weight = model.model.embed_tokens.weight.clone()  # type: ignore[union-attr,operator]
+            model.lm_head.weight = nn.Parameter(weight, requires_grad=False)  # type: ignore[union-attr]
         moments = measure_moments(Replay(model, batches(), logits_and_labels), weight_matrices(model))
         tables.append(
             moments["model.embed_tokens"].weights() + ([] if tied else moments["lm_head"].weights())
@@ -457,7 +459,7 @@ def test_a_tied_head_counts_twice() -> None:
         assert torch.allclose(row_O, other_O, rtol=1e-4) and torch.allclose(column_I, other_I, rtol=1e-4)
 
 
-def test_data_that_cannot_be_measured_on_are_refused() -> None:
+def test_empty_data_and_non_finite_losses_raise() -> None:
     with pytest.raises(QuantError, match="nothing to measure on"):
         Replay(llama(), [], logits_and_labels)
     broken = llama()
@@ -467,8 +469,8 @@ def test_data_that_cannot_be_measured_on_are_refused() -> None:
 
 
 @pytest.mark.parametrize("make", [bert, llama, gpt2], ids=["bert", "llama", "gpt2"])
-def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
-    """Texts of two lengths measured in one padded batch, and each length in a batch of its own."""
+def test_padding_does_not_affect_the_moments(make: Callable[[], Any]) -> None:
+    """Texts of two lengths in one padded batch, against one batch per length."""
     model, generator = make(), torch.Generator().manual_seed(4)
     short_BL, long_BL = (torch.randint(3, 97, (2, length), generator=generator) for length in (5, 11))
     padded = torch.cat([F.pad(short_BL, (0, 6)), long_BL]), torch.tensor([5, 5, 11, 11])
@@ -478,7 +480,7 @@ def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
         ids_BL, length_B = batch
         return torch.arange(ids_BL.shape[1]) < length_B[:, None]
 
-    def answered(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def padded_forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         mask_BL, (ids_BL, _) = real(batch), batch
         logits = model(input_ids=ids_BL, attention_mask=mask_BL.long()).logits
         if logits.ndim == 2:
@@ -487,22 +489,29 @@ def test_padding_is_in_no_moment(make: Callable[[], Any]) -> None:
         return logits.flatten(0, 1), labels_BL.flatten()
 
     matrices = [m for m in weight_matrices(model) if "position" not in m.name and "wpe" not in m.name]
-    together = measure_moments(Replay(model, [padded], answered, real=real), matrices)
-    wanted = measure_moments(Replay(model, apart, answered, real=real), matrices)
+    together = measure_moments(Replay(model, [padded], padded_forward, real=real), matrices)
+    wanted = measure_moments(Replay(model, apart, padded_forward, real=real), matrices)
     for name, moments in together.items():
         for key, value in vars(moments).items():
             got, expected = torch.as_tensor(value), torch.as_tensor(getattr(wanted[name], key))
-            # Of a spectrum: small eigenvalues are noise.
+            # Relative to the largest value: small eigenvalues of a spectrum are noise.
             size = float(expected.abs().max()) if expected.numel() else 0.0
             assert torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * size), (name, key)
 
 
 def test_moments_of_a_table_are_those_of_its_look_ups() -> None:
-    """Gemma scales what it looked up: gradients of rows are larger by that factor than those of what comes
-    out."""
+    """Gemma scales rows after the look-up: their gradients exceed the output's by that factor."""
     torch.manual_seed(0)
-    config = GemmaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-                         intermediate_size=32, tie_word_embeddings=False)  # fmt: skip
+    config = GemmaConfig(
+        vocab_size=97,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+        tie_word_embeddings=False,
+    )
     model = GemmaForCausalLM(config).eval().requires_grad_(False)
     table = model.model.embed_tokens
     plain = copy.deepcopy(model)

@@ -1,1 +1,1 @@
-"""Backends that store a format: registry, choice, probe, and decoding."""
+"""Backends that store a format: interface, registry, choice, probe, and decoding."""

@@ -1,7 +1,7 @@
-"""What a backend is: one value that says how a library stores a quantized linear layer and multiplies by it.
+"""The interface of a backend: how a library stores a quantized linear layer and multiplies by it.
 
 A backend is one file that defines one :class:`Backend`; :data:`~bitrank_quant.backends.registry.BACKENDS`
-lists them. No other module knows the classes of a library.
+lists them. No other module uses the classes of a library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Shape = tuple[int, int]
 def _never_decoded(_layer: Any) -> None: ...
 
 
-def _fits(_fmt: Format, _shape: Shape) -> None: ...
+def _always_fits(_fmt: Format, _shape: Shape) -> None: ...
 
 
 def _no_flag(_fmt: Format) -> None: ...
@@ -34,7 +34,7 @@ def _reference_bytes(fmt: Format, shape: Shape, _dtype: torch.dtype) -> int:
     return fmt.nbytes(shape)
 
 
-def _nothing_hidden(_layer: Any) -> Iterator[Tensor]:
+def _no_hidden_tensors(_layer: Any) -> Iterator[Tensor]:
     return iter(())
 
 
@@ -42,10 +42,10 @@ def _nothing_hidden(_layer: Any) -> Iterator[Tensor]:
 class Backend:
     """A library that stores quantized linear layers. Matrices are (out, in).
 
-    ``library`` is the importable package that it needs. ``make`` turns a linear layer, whose weights are on
-    their final device, into a frozen quantized one. ``owns`` recognises the layers that ``make`` returns; the
-    functions below it are called with such layers only. The optional fields have the defaults of a layer that
-    stores what its format encodes.
+    ``library`` is the importable package that the backend needs. ``make`` converts a linear layer, whose
+    weights are on their final device, to a frozen quantized one. ``owns`` recognises the layers that ``make``
+    returns; the functions below it are called with such layers only. The defaults of the optional fields suit
+    a layer that stores exactly the tensors that its format encodes.
     """
 
     name: str
@@ -56,27 +56,27 @@ class Backend:
     make: MakeLinear
     owns: Callable[[nn.Module], bool]
     stored_weight: Callable[[Any], Tensor]
-    """The matrix that the layer multiplies by, in its compute dtype."""
+    """The (out, in) matrix that the layer multiplies by, in its compute dtype."""
     decode: Callable[[Any], Decode | None] = _never_decoded
-    """See :func:`~bitrank_quant.backends.dequantize.decoder`; None: the layer multiplies in its own way."""
+    """See :func:`~bitrank_quant.backends.dequantize.decoder`; None: the layer does not decode one matrix."""
     nbytes: Callable[[Format, Shape, torch.dtype], int] = _reference_bytes
-    """Stored bytes of a matrix with inputs in a dtype, without building it."""
-    hidden_tensors: Callable[[Any], Iterator[Tensor]] = _nothing_hidden
+    """Stored bytes of a matrix of some shape and compute dtype, without building it."""
+    hidden_tensors: Callable[[Any], Iterator[Tensor]] = _no_hidden_tensors
     """Tensors of a layer that are neither parameters, buffers, nor parts of those."""
-    misfit: Callable[[Format, Shape], str | None] = _fits
-    """Why a matrix of some shape cannot be stored in a format that the backend serves."""
+    misfit: Callable[[Format, Shape], str | None] = _always_fits
+    """The reason why a matrix of some shape cannot be stored in a supported format; None if it can."""
     peft_flag: Callable[[Format], str | None] = _no_flag
     """The attribute of a model by which PEFT chooses its adapter class for these layers."""
 
     def missing(self, device: str) -> str | None:
-        """Why this backend cannot run on ``device`` here; None when it can."""
+        """The reason why this backend cannot run on ``device`` here; None if it can."""
         if importlib.util.find_spec(self.library) is None:
             return f"the package {self.library} is not installed"
         return None if device in self.devices else f"{self.name} does not run on {device}"
 
 
 def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether ``layer`` is a ``kind`` that has the forward pass of ``kind``."""
+    """Whether ``layer`` is an instance of ``kind`` with the forward pass of ``kind``."""
     return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 

@@ -19,25 +19,24 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import DYNAMIC_8BIT, Codebook
 from bitrank_quant.formats.integer import Int8Row
 
-# Every access to a weight of bitsandbytes passes through Python (`__torch_function__`), 2 µs each, but in
-# here.
-_unwatched = torch._C.DisableTorchFunctionSubclass
+# Inside this context, accesses to weights of bitsandbytes skip `__torch_function__`, which costs 2 µs each.
+_no_torch_function = torch._C.DisableTorchFunctionSubclass
 _BLOCK = 64
 _NESTED = 256  # block scales under one outer scale
-# bitsandbytes keeps its code books and the mean of scales with each matrix, in fp32.
+# Bytes that bitsandbytes stores with each matrix: its fp32 code books and the mean of the scales.
 _BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4
 
 
 def serves(fmt: Format) -> bool:
-    """Whether bitsandbytes has ``fmt``."""
+    """Whether bitsandbytes supports ``fmt``."""
     return (isinstance(fmt, Codebook) and fmt.block == _BLOCK) or (
         isinstance(fmt, Int8Row) and fmt.activations
     )
 
 
 def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
-    """A frozen ``Linear4bit`` or ``Linear8bitLt``."""
-    # It warns at every call that bf16 inputs are cast, and once that an optional kernel package is absent.
+    """A frozen ``Linear4bit`` or ``Linear8bitLt`` with the weight of ``linear``."""
+    # Silence a warning per call (bf16 inputs are cast) and one about an optional kernel package.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if isinstance(fmt, Int8Row):
         return _make_8bit(linear, compute_dtype)
@@ -62,12 +61,12 @@ def _make_4bit(linear: nn.Linear, fmt: Codebook, compute_dtype: torch.dtype) -> 
         compress_statistics=fmt.double_quant,
     )
     made.bias = frozen(linear.bias)
-    # On the CPU an evaluation would repack the codes into a layout that has no backward pass, and training
-    # after it would lose its gradients without a word.
+    # On the CPU an evaluation would repack the codes into a layout without a backward pass, and any training
+    # after it would silently get no gradients.
     made.support_avx512bf16_for_cpu = False
     made = made.to(linear.weight.device)
-    # bitsandbytes decodes into the type that the weight came in, then casts to that of the input: two
-    # roundings where these differ.
+    # bitsandbytes decodes into the original dtype of the weight, then casts to the input's: two roundings if
+    # they differ.
     made.weight.quant_state.dtype = compute_dtype
     return made
 
@@ -83,21 +82,20 @@ def _make_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         threshold=6.0,
         device="meta",
     )
-    # bitsandbytes quantizes from fp16; weights far outside its range would become inf, the cast below would
-    # say so.
+    # bitsandbytes quantizes from fp16; weights outside of its range become inf in the cast, which is visible.
     made.weight = Int8Params(linear.weight.detach().contiguous(), requires_grad=False, has_fp16_weights=False)
     made.bias = frozen(linear.bias)
-    made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself goes by its input
+    made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself uses the dtype of its input
     return made.to(linear.weight.device)
 
 
 def owns(layer: nn.Module) -> bool:
-    """Whether ``layer`` is one of the two linear layers above."""
+    """Whether ``layer`` is a ``Linear4bit`` or ``Linear8bitLt``."""
     return _is_4bit(layer) or _is_8bit(layer)
 
 
 def _is_4bit(layer: nn.Module) -> bool:
-    library: Any = sys.modules.get("bitsandbytes.nn")  # a layer of it exists only where it was imported
+    library: Any = sys.modules.get("bitsandbytes.nn")  # its layers exist only after an import
     return library is not None and computes_as(layer, library.Linear4bit)
 
 
@@ -107,50 +105,52 @@ def _is_8bit(layer: nn.Module) -> bool:
 
 
 def decode(layer: Any) -> Decode | None:
-    """The decoder of ``layer``. An 8-bit layer that others made has none: its compute dtype is not known."""
+    """The decoder of ``layer``; None for an 8-bit layer made elsewhere, whose compute dtype is unknown."""
     if _is_4bit(layer):
         return partial(_decode_4bit, layer, scratch)
     return Int8InTraining(layer) if hasattr(layer, "compute_dtype") else None
 
 
 class Int8InTraining:
-    """The matrix of bitsandbytes' LLM.int8(), which on a CPU rounds activations in evaluations alone: while
-    it trains it multiplies by this very matrix, which it makes in two passes into new memory."""
+    """Decoder of an LLM.int8() layer for training on a CPU.
+
+    bitsandbytes quantizes activations on a CPU only in evaluation mode. In training mode it multiplies by the
+    decoded matrix, which it computes in two passes into new memory.
+    """
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     def applies(self) -> bool:
-        codes_OI = _held_8bit(self.layer).CB
+        """Whether the layer currently multiplies by the decoded matrix."""
+        codes_OI = _tensors_8bit(self.layer).CB
         return self.layer.training and codes_OI is not None and codes_OI.is_cpu
 
     def __call__(self) -> Tensor:
-        held, dtype = _held_8bit(self.layer), self.layer.compute_dtype
+        held, dtype = _tensors_8bit(self.layer), self.layer.compute_dtype
         scale_O = held.SCB.mul(1.0 / 127.0)
         made = kernels.int8_rows(held.CB, scale_O, dtype, scratch)
         return held.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
 
 
 def stored_weight(layer: Any) -> Tensor:
-    """The matrix; that of an 8-bit layer in fp32."""
+    """The (out, in) matrix of ``layer``; fp32 for an 8-bit layer."""
     if _is_4bit(layer):
         return _decode_4bit(layer).detach()
-    held = _held_8bit(layer)
+    held = _tensors_8bit(layer)
     made: Tensor = held.CB.float() * held.SCB.float()[:, None] / 127
     return made
 
 
-def _held_8bit(layer: Any) -> Any:
-    """Codes and scales lie with the weight until bitsandbytes' first product, with the state of its products
-    after it.
-    """
+def _tensors_8bit(layer: Any) -> Any:
+    """The object with codes (CB) and scales (SCB): the weight before the first product, ``state`` after."""
     weight = layer._parameters["weight"]
     return weight if getattr(weight, "SCB", None) is not None else layer.state
 
 
 def _decode_4bit(layer: Any, buffer: kernels.Scratch = None) -> Tensor:
     weight, dtype = layer._parameters["weight"], layer.compute_dtype
-    with _unwatched():
+    with _no_torch_function():
         codes: Tensor = weight.data
     made: Tensor | None = decode_on_cpu(codes, weight.quant_state, dtype, buffer)
     if made is None:
@@ -163,10 +163,10 @@ def _decode_4bit(layer: Any, buffer: kernels.Scratch = None) -> Tensor:
 def decode_on_cpu(
     codes: Tensor, state: Any, dtype: torch.dtype, buffer: kernels.Scratch = None
 ) -> Tensor | None:  # fmt: skip
-    """The matrix in ``dtype`` by our kernels, which run on torch's threads: bitsandbytes brings a second
-    pool, and the two wait for each other's cores.
+    """The matrix in ``dtype``, decoded by the compiled kernels; None if they cannot read it.
 
-    None where they cannot read it: its blocks run on from row to row, ours begin anew with each.
+    They run on torch's threads, while bitsandbytes starts a second pool that competes for the same cores. Its
+    blocks continue from row to row while ours restart with each, so a row must be a whole number of blocks.
     """
     shape, block = state.shape, state.blocksize
     if len(shape) != 2 or shape[1] % block:
@@ -178,8 +178,11 @@ def decode_on_cpu(
 
 
 def nbytes(fmt: Format, shape: tuple[int, int], _dtype: torch.dtype) -> int:
-    """4-bit codes lie in one row of blocks, whatever the shape; with double quantization there are 8-bit
-    scales, their own outer scales and code book."""
+    """Stored bytes of a matrix.
+
+    4-bit codes form one sequence of blocks, whatever the shape. With double quantization there are 8-bit
+    scales, their outer scales and code book.
+    """
     if not isinstance(fmt, Codebook):
         return fmt.nbytes(shape)
     numbers = math.prod(shape)
@@ -189,9 +192,7 @@ def nbytes(fmt: Format, shape: tuple[int, int], _dtype: torch.dtype) -> int:
 
 
 def hidden_tensors(layer: Any) -> Iterator[Tensor]:
-    """Codes and scales of an 8-bit layer, in the state of its products or on its weight; the quant state of a
-    4-bit one.
-    """
+    """Codes and scales of an 8-bit layer (in ``state`` or on its weight), or a 4-bit layer's quant state."""
     weight = layer._parameters["weight"]
     for holder in (getattr(layer, "state", None), weight):
         for key in ("CB", "SCB"):
@@ -206,13 +207,13 @@ def hidden_tensors(layer: Any) -> Iterator[Tensor]:
 
 
 def peft_flag(fmt: Format) -> str:
-    """PEFT chooses its bitsandbytes classes by flags of the whole model; one that mixes both needs both."""
+    """PEFT selects its bitsandbytes classes by flags of the whole model; a mixed model needs both flags."""
     return f"is_loaded_in_{fmt.bits}bit"
 
 
 BACKEND = Backend(
     "bitsandbytes",
-    "4-bit code books and LLM.int8(), from the library of that name",
+    "4-bit code books and LLM.int8(), by bitsandbytes",
     "bitsandbytes",
     ("cpu", "cuda", "mps", "xpu"),
     serves,

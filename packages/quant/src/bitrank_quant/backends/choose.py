@@ -1,8 +1,8 @@
-"""Which backend holds a format on this machine, and what a ``--quant-backend`` means here.
+"""Choose the backend of a format on this machine, and resolve ``--quant-backend``.
 
-Under ``auto`` the first backend that serves a format takes it, if a small matrix goes through it on this
-device; those passed over are told with their reasons (:func:`rejected`). A backend asked for by name is taken
-or refused, never replaced.
+``auto`` takes the first backend that supports a format and passes a probe with a small matrix on this device;
+:func:`rejected` gives the reasons for those passed over. A backend requested by name is used or refused,
+never replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from bitrank_quant.backends.base import Backend
-from bitrank_quant.backends.probe import tried
+from bitrank_quant.backends.probe import cached_probe
 from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
@@ -19,20 +19,20 @@ from bitrank_quant.formats.parse import parse_format
 
 
 def choose_backend(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Backend:
-    """The first of :data:`BACKENDS` that serves ``fmt`` on ``device`` and does it here; plain torch serves
-    everything.
-    """
-    return next(b for b in BACKENDS.values() if b.serves(fmt) and _unfit(b, fmt, device, dtype) is None)
+    """The first of :data:`BACKENDS` that supports ``fmt`` and works on ``device``; plain torch does."""
+    return next(
+        b for b in BACKENDS.values() if b.serves(fmt) and _backend_problem(b, fmt, device, dtype) is None
+    )
 
 
 def rejected(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
-    """Backends that come before the one :func:`choose_backend` takes and serve ``fmt``, but not here: name →
-    reason.
-    """
+    """{backend: reason} of backends before the chosen one that support ``fmt`` but do not work here."""
     chosen = choose_backend(fmt, device, dtype).name
     before = list(BACKENDS)[: list(BACKENDS).index(chosen)]
     reasons = {
-        name: _unfit(BACKENDS[name], fmt, device, dtype) for name in before if BACKENDS[name].serves(fmt)
+        name: _backend_problem(BACKENDS[name], fmt, device, dtype)
+        for name in before
+        if BACKENDS[name].serves(fmt)
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -40,10 +40,10 @@ def rejected(fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> d
 def override_for(name: str, device: str, dtype: torch.dtype = torch.bfloat16) -> Override:
     """The ``--quant-backend`` called ``name``, checked against ``device``.
 
-    Raises :class:`QuantError` when there is none of that name, or when this machine lacks it; the message
-    names those it has.
+    Raises :class:`QuantError` if the name is unknown or unavailable on this machine; the message lists the
+    available ones.
     """
-    if name in OVERRIDES and (reason := _lacks(OVERRIDES[name], device, dtype)) is None:
+    if name in OVERRIDES and (reason := _override_problem(OVERRIDES[name], device, dtype)) is None:
         return OVERRIDES[name]
     here = ", ".join(available_overrides(device, dtype))
     if name not in OVERRIDES:
@@ -52,21 +52,22 @@ def override_for(name: str, device: str, dtype: torch.dtype = torch.bfloat16) ->
 
 
 def available_overrides(device: str, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-    """The ``--quant-backend`` names that this machine can serve on ``device``, each tried."""
-    return [name for name, override in OVERRIDES.items() if _lacks(override, device, dtype) is None]
+    """The ``--quant-backend`` names that work on ``device`` of this machine, each probed."""
+    return [
+        name for name, override in OVERRIDES.items() if _override_problem(override, device, dtype) is None
+    ]
 
 
 def check_fits(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> None:
-    """Raise :class:`QuantError` when ``backend`` cannot hold the matrix ``name`` of ``shape`` (out, in) in
-    ``fmt``.
-    """
+    """Raise :class:`QuantError` if ``backend`` cannot store the (out, in) matrix ``name`` in ``fmt``."""
     if reason := BACKENDS[backend].misfit(fmt, shape):
         raise QuantError(
-            f"{name} cannot be stored as {fmt}: {reason}; give another --quant-backend (auto fits every shape), or pin it"
+            f"{name} cannot be stored as {fmt}: {reason}; "
+            "give another --quant-backend (auto fits every shape), or pin it"
         )
 
 
-def _lacks(override: Override, device: str, dtype: torch.dtype) -> str | None:
+def _override_problem(override: Override, device: str, dtype: torch.dtype) -> str | None:
     if override.device is not None and override.device != device:
         return f"it needs device {override.device}, this run is on {device}"
     if override.backend is None:
@@ -75,14 +76,17 @@ def _lacks(override: Override, device: str, dtype: torch.dtype) -> str | None:
     if isinstance(fmt, Float):
         return None
     return (
-        _unfit(backend, fmt, device, dtype) if backend.serves(fmt) else f"{backend.name} does not serve {fmt}"
+        _backend_problem(backend, fmt, device, dtype)
+        if backend.serves(fmt)
+        else f"{backend.name} does not serve {fmt}"
     )
 
 
-def _unfit(backend: Backend, fmt: Format, device: str, dtype: torch.dtype) -> str | None:
-    """Why ``backend`` cannot hold ``fmt`` on ``device``. Plain torch is the reference itself: there is
-    nothing to try it against.
+def _backend_problem(backend: Backend, fmt: Format, device: str, dtype: torch.dtype) -> str | None:
+    """The reason why ``backend`` cannot store ``fmt`` on ``device``; None if it can.
+
+    Plain torch is the reference itself, so it is not probed.
     """
     if reason := backend.missing(device):
         return reason
-    return None if backend is REFERENCE else tried(backend.name, str(fmt), device, dtype)
+    return None if backend is REFERENCE else cached_probe(backend.name, str(fmt), device, dtype)

@@ -1,8 +1,8 @@
-"""How the matrix of a linear layer is decoded into its compute dtype, whichever backend stores it.
+"""Decode the matrix of a linear layer into its compute dtype, whichever backend stores it.
 
-For those who multiply by it themselves: a fused product decodes in the forward and in the backward pass and
-keeps nothing. What our kernels decode on a CPU, and what lies there in 16 bits and is multiplied in 32, goes
-into one buffer (:mod:`~bitrank_quant.backends.scratch`).
+Used by callers that multiply by the matrix themselves: a fused product decodes it in the forward and in the
+backward pass and saves nothing. Matrices decoded by the compiled kernels, and 16-bit matrices multiplied in
+32 bits on a CPU, share one buffer (:mod:`~bitrank_quant.backends.scratch`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bitrank_quant.understood import why_left
 
 
 def decoder(layer: nn.Module) -> Decode | None:
-    """A function that gives the (out, in) matrix of ``layer`` in its compute dtype, good until the next
-    matrix is decoded by one.
+    """A function that returns the (out, in) matrix of ``layer`` in its compute dtype.
 
-    None when the product of ``layer`` is not that of one decoded matrix: LLM.int8() rounds activations too,
-    and layers of a kind unknown here may do anything. Where it is that at times only, the function has a
-    method ``applies`` that says when (:class:`~bitrank_quant.backends.bitsandbytes.Int8InTraining`).
+    The result is valid until the next matrix is decoded. None if ``layer`` does not multiply by one decoded
+    matrix: LLM.int8() quantizes activations too, and unknown layers may compute anything. If it does so at
+    times only, the function has a method ``applies`` that returns whether it does now
+    (:class:`~bitrank_quant.backends.bitsandbytes.Int8InTraining`).
     """
     if type(layer) is nn.Linear:
         return partial(_weight, layer)
@@ -33,10 +33,10 @@ def decoder(layer: nn.Module) -> Decode | None:
 
 
 def stored_weight(layer: nn.Module) -> Tensor:
-    """The (out, in) matrix that ``layer`` holds, in its compute dtype, whoever stores it; LLM.int8() rounds
-    activations besides.
+    """The (out, in) matrix stored in ``layer``, in its compute dtype, for every backend.
 
-    Raises :class:`QuantError` for a layer of a kind unknown here.
+    An LLM.int8() layer quantizes activations besides. Raises :class:`QuantError` for an unknown kind of
+    layer.
     """
     backend = backend_of(layer)
     if backend is not None:
@@ -46,8 +46,8 @@ def stored_weight(layer: nn.Module) -> Tensor:
     if isinstance(layer, (nn.Linear, nn.Embedding)) and why_left(layer) is None:
         return layer.weight.detach()
     raise QuantError(
-        f"cannot tell the weight of a {type(layer).__name__}; expected an unquantized linear layer or embedding, or a "
-        f"layer of {', '.join(BACKENDS)}"
+        f"cannot tell the weight of a {type(layer).__name__}; expected an unquantized linear layer or "
+        f"embedding, or a layer of {', '.join(BACKENDS)}"
     )
 
 

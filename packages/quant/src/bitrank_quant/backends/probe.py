@@ -1,6 +1,4 @@
-"""Try a backend on a small matrix: encode it, multiply, go back, and compare with the reference. Nothing is
-looked up.
-"""
+"""Probe a backend with a small matrix: encode, multiply, back-propagate, and compare with the reference."""
 
 from __future__ import annotations
 
@@ -16,14 +14,15 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.parse import parse_format
 
 _OUT, _IN, _ROWS = 64, 128, 16
-# of the output's and the gradient's norm: int8 activations and quanto's own choice of scales stay under it
+# Relative to the norm of output or gradient; int8 activations and quanto's choice of scales stay below it.
 _TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a trial went. ``problem`` is None when it works; errors are relative, of the output and of the
-    input's gradient.
+    """The result of a probe: ``problem`` is None if it passed.
+
+    Errors are relative to the norm of the output and of the input's gradient.
     """
 
     problem: str | None
@@ -32,26 +31,25 @@ class Trial:
 
 
 def try_format(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> Trial:
-    """``backend`` with a 64 × 128 matrix in ``fmt`` on ``device``, forward and backward. Draws from no random
-    state but its own.
+    """Run ``backend`` with a 64 × 128 matrix in ``fmt`` on ``device``, forward and backward.
+
+    Uses its own random generator, and leaves the global one unchanged.
     """
     try:
         return _try(backend, fmt, device, dtype)
-    except Exception as problem:  # noqa: BLE001 - whatever a driver or a kernel raises is the answer here
+    except Exception as problem:  # noqa: BLE001 - any error of a driver or kernel is a result of the probe
         message = " ".join(str(problem).split()) or "no message"
         return Trial(f"{type(problem).__name__}: {message}"[:200])
 
 
 def probe(backend: Backend, fmt: Format, device: str, dtype: torch.dtype = torch.bfloat16) -> str | None:
-    """None when ``backend`` can hold ``fmt`` on ``device``, otherwise what went wrong."""
+    """None if ``backend`` can store ``fmt`` on ``device``, otherwise the reason why not."""
     return try_format(backend, fmt, device, dtype).problem
 
 
 @cache
-def tried(backend: str, fmt: str, device: str, dtype: torch.dtype) -> str | None:
-    """:func:`probe`, once a process: what is wrong with the backend called ``backend`` for ``fmt`` on
-    ``device``; None when it works.
-    """
+def cached_probe(backend: str, fmt: str, device: str, dtype: torch.dtype) -> str | None:
+    """:func:`probe` by backend name and format text, cached per process."""
     return probe(BACKENDS[backend], parse_format(fmt), device, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Products by a matrix of codes in plain torch, forward and backward."""
+"""Products with an encoded matrix in plain torch, forward and backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from bitrank_quant.backends.reference import QuantWeight
 
-# LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2)
+# LLM.int8(): input features with a larger magnitude stay in 16 bits (Dettmers et al. 2022, section 3.2).
 _OUTLIER = 6.0
 
 
@@ -37,7 +37,7 @@ class DecodedLinear(torch.autograd.Function):
 
 
 def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
-    """∂/∂x of ``y = x Wᵀ``; sums over parts are made in fp32."""
+    """∂/∂x of ``y = x Wᵀ``; partial sums are accumulated in fp32."""
     parts = quantized.parts(grad_NO.dtype)
     if len(parts) == 1:
         return grad_NO @ quantized.decode(grad_NO.dtype)
@@ -48,9 +48,7 @@ def _back(grad_NO: Tensor, quantized: QuantWeight) -> Tensor:
 
 
 class LlmInt8(torch.autograd.Function):
-    """LLM.int8(): int8 × int8 outside outlier features, 16-bit inside them; gradient through the decoded
-    matrix.
-    """
+    """LLM.int8(): int8 × int8 products, 16-bit ones for outlier features; gradient by the decoded matrix."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, quantized: QuantWeight, bias: Tensor | None) -> Tensor:
@@ -61,8 +59,8 @@ class LlmInt8(torch.autograd.Function):
         scale_N = inner_NI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         codes_NI = (inner_NI / scale_N[:, None]).round()
         parts = quantized.tensors
-        # Integer products up to 127² · in are exact in fp32 below 2²⁴, that is for up to about 1,000
-        # features; close beyond.
+        # Integer sums up to 127² · in are exact in fp32 below 2²⁴, that is for about 1,000 features, and
+        # nearly exact beyond.
         y_NO = (codes_NI @ parts["codes"].float().T) * scale_N[:, None] * parts["scale"]
         if outlier_I.any():
             y_NO += x_NI[:, outlier_I] @ quantized.decode(torch.float32)[:, outlier_I].T

@@ -1,4 +1,4 @@
-"""Backend "quanto": int8 rows, and affine integers of 2 and 4 bits in groups of 64, from optimum-quanto."""
+"""Backend "quanto": int8 rows, and affine 2- and 4-bit integers in groups of 64, by optimum-quanto."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.integer import Affine, Int8Row
 from bitrank_quant.kernels.build import cache_folder, check_private
 
-_unwatched = (
-    torch._C.DisableTorchFunctionSubclass
-)  # its weights pass every access through Python, but in here
+# Inside this context, accesses to quanto's weights skip `__torch_function__`.
+_no_torch_function = torch._C.DisableTorchFunctionSubclass
 _GROUP = 64
 _LIBRARY = "optimum.quanto"
 
 
 def serves(fmt: Format) -> bool:
-    """Whether quanto has ``fmt``."""
+    """Whether quanto supports ``fmt``."""
     if isinstance(fmt, Int8Row):
         return not fmt.activations
     return isinstance(fmt, Affine) and fmt.bits in (2, 4) and fmt.block == _GROUP
 
 
 def misfit(fmt: Format, shape: tuple[int, int]) -> str | None:
-    """quanto pads no rows."""
+    """The reason why ``shape`` does not fit: quanto does not pad rows."""
     if fmt.block is None or shape[1] % fmt.block == 0:
         return None
-    return f"quanto holds {fmt} only in rows of a multiple of {fmt.block} numbers, this matrix has {shape[1]} in a row"
+    return (
+        f"quanto holds {fmt} only in rows of a multiple of {fmt.block} numbers, "
+        f"this matrix has {shape[1]} in a row"
+    )
 
 
 def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
-    """A frozen ``QLinear``."""
+    """A frozen ``QLinear`` with the weight of ``linear``."""
     from optimum.quanto import qint2, qint4, qint8
     from optimum.quanto.nn import QLinear
 
@@ -58,11 +60,11 @@ def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Modul
 
 @cache
 def _build_extension(device: str) -> None:
-    """Let quanto compile its unpacking code for ``device`` into the cache folder, one process at a time.
+    """Make quanto compile its unpacking code for ``device`` into the cache folder, one process at a time.
 
-    quanto itself would compile into its installed package, which may be read-only or shared. A build that was
-    killed leaves a lock file, and later processes would wait for it for ever; under a lock that the operating
-    system releases with its holder, such a file belongs to a dead process and is removed.
+    By default quanto compiles into its installed package, which may be read-only or shared. A killed build
+    leaves a lock file for which later processes would wait forever. This function holds a second lock, which
+    the operating system releases if its process dies, so any lock file found is stale and is removed.
     """
     from optimum import quanto
     from optimum.quanto.library.extensions import extension
@@ -86,17 +88,17 @@ def _build_extension(device: str) -> None:
 
 def owns(layer: nn.Module) -> bool:
     """Whether ``layer`` is a linear layer of quanto."""
-    library: Any = sys.modules.get(_LIBRARY)  # a layer of it exists only where it was imported
+    library: Any = sys.modules.get(_LIBRARY)  # its layers exist only after an import
     return library is not None and computes_as(layer, library.nn.QLinear)
 
 
 def decode(layer: Any) -> Decode:
-    """The decoder of ``layer``, into the scratch buffer where our kernels can read its weight."""
+    """The decoder of ``layer``; it uses the scratch buffer if the compiled kernels can read the weight."""
     return partial(_decode, layer, scratch)
 
 
 def stored_weight(layer: Any) -> Tensor:
-    """The matrix of ``layer``."""
+    """The (out, in) matrix of ``layer``."""
     return _decode(layer).detach()
 
 
@@ -109,11 +111,11 @@ def _decode(layer: Any, buffer: kernels.Scratch = None) -> Tensor:
 
 
 def _decode_on_cpu(weight: Any, buffer: kernels.Scratch) -> Tensor | None:
-    """The matrix by our kernels when ``weight`` is stored in one of the two layouts that they read."""
+    """The matrix by the compiled kernels, if ``weight`` has one of the two layouts that they support."""
     from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
 
     kind, data = type(weight), weight._data
-    with _unwatched():
+    with _no_torch_function():
         shape, dtype = weight.shape, weight.dtype
     if weight.axis != 0 or len(shape) != 2:
         return None
@@ -125,20 +127,21 @@ def _decode_on_cpu(weight: Any, buffer: kernels.Scratch) -> Tensor | None:
 
 
 def nbytes(fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Scales (and shifts) in the compute dtype, and two scalars for activations that quanto keeps though
-    unused.
+    """Stored bytes of a matrix.
+
+    Scales and shifts are in the compute dtype; quanto also stores two unused scalars for activations.
     """
     size = dtype.itemsize
     if isinstance(fmt, Int8Row):
         return math.prod(shape) + size * shape[0] + 2 * size
-    groups = math.prod(shape) // _GROUP  # whole ones: other shapes are refused
-    scales = groups if groups > 1 else _GROUP  # a single group it takes for a column, and scales each number
+    groups = math.prod(shape) // _GROUP  # exact: other shapes are refused
+    scales = groups if groups > 1 else _GROUP  # quanto treats a single group as a column of scaled numbers
     return -(-groups * fmt.bits // 8) * _GROUP + 2 * size * scales + 2 * size
 
 
 BACKEND = Backend(
     "quanto",
-    "int8 rows and affine 2- and 4-bit groups, from optimum-quanto",
+    "int8 rows and affine 2- and 4-bit groups, by optimum-quanto",
     _LIBRARY,
     ("cpu", "cuda", "mps"),
     serves,

@@ -1,9 +1,8 @@
-"""Backend "torch": every format, every device, in plain PyTorch. The oracle that faster backends are tested
-against.
+"""Backend "torch": every format on every device in plain PyTorch, the reference for faster backends.
 
-The forward pass decodes the matrix, multiplies and forgets it; the backward pass decodes it again. Only codes
-and scales are kept, so the memory is what :func:`~bitrank_quant.footprint.stored_bytes` counts plus one
-decoded matrix at a time.
+The forward pass decodes the matrix, multiplies and frees it; the backward pass decodes it again. Only codes
+and scales are stored, so memory is :func:`~bitrank_quant.footprint.stored_bytes` plus one decoded matrix at a
+time.
 """
 
 from __future__ import annotations
@@ -25,18 +24,15 @@ from bitrank_quant.formats.integer import Int8Row
 from bitrank_quant.kernels import Scratch
 from bitrank_quant.lazy import LazyWeight
 
-_PART = 2**20  # weights encoded at once
-_PRODUCT = (
-    2**20
-    # weights decoded at once for a product on a CPU: 4 MiB in fp32, which are still in its cache when they are
-    # multiplied by
-)
+_PART = 2**20  # weights encoded at a time
+# Weights decoded at a time for a product on a CPU: 4 MiB in fp32, which stay in its cache until multiplied.
+_PRODUCT = 2**20
 
 
 def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
-    """``fmt.encode`` some rows at a time, so that a large table is never there in fp32 as a whole.
+    """``fmt.encode`` some rows at a time, so that a large table is never in memory in fp32 as a whole.
 
-    Nested scales span rows: they are encoded once those of all rows are there.
+    Nested scales span rows, so they are encoded after all rows.
     """
     if isinstance(fmt, Codebook) and fmt.double_quant:
         plain = encode_in_parts(replace(fmt, double_quant=False), weight_OI)
@@ -48,7 +44,7 @@ def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
     for start in range(0, len(weight_OI), rows):
         part_OI = weight_OI[start : start + rows]
         for name, part in fmt.encode(part_OI).items():
-            per_row = len(part) // len(part_OI)  # entries of the first axis
+            per_row = len(part) // len(part_OI)  # entries of the first axis per row
             if name not in whole:
                 whole[name] = part.new_empty((per_row * len(weight_OI), *part.shape[1:]))
             whole[name][per_row * start : per_row * start + len(part)] = part
@@ -56,9 +52,7 @@ def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
 
 
 class QuantWeight(nn.Module):
-    """Codes and scales of one (out, in) matrix as buffers. Shared by a quantized embedding and a head tied to
-    it.
-    """
+    """Codes and scales of one (out, in) matrix as buffers; an embedding and the head tied to it share one."""
 
     def __init__(self, weight_OI: Tensor, fmt: Format, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -74,7 +68,7 @@ class QuantWeight(nn.Module):
     def of(
         cls, tensors: Tensors, fmt: Format, shape: tuple[int, int], compute_dtype: torch.dtype
     ) -> QuantWeight:
-        """From codes and scales that are encoded already."""
+        """Construct from encoded ``tensors`` of a matrix of ``shape`` (out, in)."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.fmt, made.shape, made.compute_dtype = fmt, shape, compute_dtype
@@ -84,20 +78,23 @@ class QuantWeight(nn.Module):
 
     @property
     def tensors(self) -> Tensors:
-        # Asked for at every product: torch's walk over a module and its children takes longer than some
-        # decodings.
+        # Read at every product: `named_buffers` walks the module tree and takes longer than some decodings.
         return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
     def decode(self, dtype: torch.dtype | None = None, scratch: Scratch = None) -> Tensor:
-        """The matrix (out, in) in ``dtype`` (default: the compute dtype); ``scratch`` as
-        :meth:`Format.decode` takes it.
+        """The (out, in) matrix in ``dtype`` (default: the compute dtype).
+
+        ``scratch`` allocates the result, as in :meth:`Format.decode`.
         """
-        held: Any = self._buffers  # as they are: a copy of the dictionary would be made at every product
+        held: Any = self._buffers  # not `tensors`, which would copy the dictionary at every product
         return self.fmt.decode(held, self.shape, dtype or self.compute_dtype, scratch)
 
     def parts(self, dtype: torch.dtype) -> list[slice]:
-        """The rows to decode into ``dtype`` together: some at a time where a CPU multiplies by a large
-        matrix, else all of them, as where a row ends within a byte."""
+        """Row ranges to decode into ``dtype`` one after the other.
+
+        Several ranges for a large matrix on a CPU; a single one on other devices, if no decoding is needed,
+        or if rows end within a byte.
+        """
         rows, step = self.shape[0], max(1, _PRODUCT // self.shape[1])
         as_it_is = isinstance(self.fmt, Float) and self.fmt.dtype == dtype
         codes = next(iter(self.tensors.values()))
@@ -106,7 +103,7 @@ class QuantWeight(nn.Module):
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def decode_part(self, part: slice, dtype: torch.dtype) -> Tensor:
-        """Some neighbouring rows of the matrix in ``dtype``."""
+        """A contiguous range of rows of the matrix in ``dtype``."""
         if part.stop - part.start == self.shape[0]:
             return self.decode(dtype)
         rows = self.fmt.rows(self.tensors, part, self.shape[0])
@@ -125,9 +122,7 @@ class QuantWeight(nn.Module):
 
 
 class QuantLinear(nn.Linear):
-    """A frozen linear layer over a :class:`QuantWeight`. Subclasses ``nn.Linear`` so that PEFT wraps it like
-    one.
-    """
+    """A frozen linear layer over a :class:`QuantWeight`, an ``nn.Linear`` so that PEFT wraps it as one."""
 
     def __init__(self, quantized: QuantWeight, bias: Tensor | None) -> None:
         nn.Module.__init__(self)
@@ -139,13 +134,14 @@ class QuantLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The decoded matrix; made anew at each access."""
+        """The decoded (out, in) matrix, computed at each access."""
         return self.quantized.decode()
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         llm_int8 = _rounds_activations(self.quantized.fmt)
-        # Two dimensions inside, so that what comes out of the function is no view: PEFT adds to it in place.
+        # Flatten to 2-D before the function instead of inside: a view returned by a custom function could not
+        # be changed in place, as PEFT does.
         rows_NI = input.reshape(-1, self.in_features)
         rows_NO = (LlmInt8 if llm_int8 else DecodedLinear).apply(rows_NI, self.quantized, bias)
         return rows_NO.view(*input.shape[:-1], self.out_features)
@@ -155,12 +151,12 @@ class QuantLinear(nn.Linear):
 
 
 class QuantEmbedding(nn.Embedding):
-    """A frozen embedding over a :class:`QuantWeight`: only the rows that are looked up get decoded.
+    """A frozen embedding over a :class:`QuantWeight` that decodes only the rows that are looked up.
 
     For a subclass of ``nn.Embedding`` see :meth:`instead_of`.
     """
 
-    replaces: type[nn.Embedding] = nn.Embedding  # the class of the module in whose place it stands
+    replaces: type[nn.Embedding] = nn.Embedding  # the class of the replaced module
 
     def __init__(self, quantized: QuantWeight, padding_idx: int | None) -> None:
         nn.Module.__init__(self)
@@ -171,11 +167,10 @@ class QuantEmbedding(nn.Embedding):
 
     @staticmethod
     def instead_of(module: nn.Embedding, quantized: QuantWeight) -> QuantEmbedding:
-        """An embedding that computes as ``module`` does, over ``quantized`` instead of its weight.
+        """An embedding equivalent to ``module``, over ``quantized`` instead of its weight.
 
-        It keeps everything else: attributes, buffers, children, hooks, and the forward pass of its class. A
-        subclass reaches ours by ``super().forward``, so what it does with ids before a look-up and with rows
-        after one still happens.
+        It keeps attributes, buffers, children, hooks, and the forward pass of its class. A subclass reaches
+        the quantized look-up by ``super().forward``, so its own treatment of ids and rows still applies.
         """
         kind: Any = kind_replaced(module)
         made: Any = _without_weight(module, _table_class(kind))
@@ -185,25 +180,25 @@ class QuantEmbedding(nn.Embedding):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The table, decoded if its numbers are needed (see :mod:`~bitrank_quant.lazy`)."""
+        """The table, decoded only if its values are needed (see :mod:`~bitrank_quant.lazy`)."""
         return LazyWeight(self.quantized)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.quantized.decode_rows(input)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Classes made here have no name that a pickle could find them by.
+        # Classes created at run time cannot be found by name when unpickling.
         return _empty_table, (self.replaces,), self.__dict__
 
 
 def kind_replaced(module: nn.Embedding) -> type[nn.Embedding]:
-    """The class of ``module``, or of the one that it replaced."""
+    """The class of ``module``, or the class that it replaced if it is quantized."""
     return module.replaces if isinstance(module, QuantEmbedding) else type(module)
 
 
 @cache
 def _table_class(kind: Any) -> type[QuantEmbedding]:
-    """``kind`` with our look-up under its ``super().forward``, and our ``weight``."""
+    """A subclass of ``kind`` with the quantized look-up as its ``super().forward``, and a lazy ``weight``."""
     if kind is nn.Embedding:
         return QuantEmbedding
     return type(f"Quant{kind.__name__}", (kind, QuantEmbedding), {"replaces": kind, "__module__": __name__})
@@ -215,8 +210,10 @@ def _empty_table(kind: Any) -> QuantEmbedding:
 
 
 def _without_weight(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """A shallow copy of ``module`` as a ``kind`` that has no parameter ``weight``. Hooks are the same
-    objects, so that a handle removes them from both."""
+    """A shallow copy of ``module`` as a ``kind`` without the parameter ``weight``.
+
+    Both share the hook dictionaries, so that a handle removes a hook from both.
+    """
     made = kind.__new__(kind)
     made.__dict__.update(module.__dict__)
     for name in ("_parameters", "_buffers", "_modules"):
@@ -236,13 +233,13 @@ def owns(layer: nn.Module) -> bool:
 
 
 def decode(layer: Any) -> Decode | None:
-    """The decoder of a linear ``layer``; None where its product rounds activations as well."""
+    """The decoder of a linear ``layer``; None if its product also quantizes activations."""
     plain = isinstance(layer, QuantLinear) and not _rounds_activations(layer.quantized.fmt)
     return partial(layer.quantized.decode, scratch=scratch) if plain else None
 
 
 def stored_weight(layer: Any) -> Tensor:
-    """The matrix of ``layer``."""
+    """The (out, in) matrix of ``layer``."""
     weight: Tensor = layer.quantized.decode()
     return weight
 

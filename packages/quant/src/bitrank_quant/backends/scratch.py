@@ -1,8 +1,8 @@
 """One scratch buffer per dtype for decoded matrices.
 
-A product that decodes its matrix in the forward and in the backward pass needs the matrix for a moment only.
-New memory for each, thousands of times a second, would leave holes between the tensors that autograd keeps,
-and fragment the heap. Autograd does not see the buffer change, so nothing may be saved of it.
+A product that decodes its matrix in the forward and the backward pass needs it only briefly. New memory for
+each, thousands of times a second, would fragment the heap between the tensors that autograd keeps. Autograd
+does not notice that the buffer changes, so no view of it may be saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 _buffers: dict[torch.dtype, dict[tuple[int, ...], Tensor]] = {}
-"""Per dtype the whole buffer under (), and its views by shape: models have few, and a new view takes 3 µs."""
+"""Per dtype the whole buffer under (), and cached views by shape: models have few, a new view costs 3 µs."""
 
 
 def scratch(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Memory of this process for one decoded matrix, as large as the largest matrix so far."""
+    """Process-wide memory for one decoded matrix, as large as the largest matrix so far."""
     views = _buffers.get(dtype)
     view = None if views is None else views.get(shape)
     return _view(shape, dtype) if view is None else view
@@ -24,7 +24,7 @@ def scratch(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 def _view(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     count = shape[0] * shape[1]
     if dtype not in _buffers or _buffers[dtype][()].numel() < count:
-        # Without the views of the smaller buffer, which would keep it.
+        # Drop the views of the smaller buffer: they would keep it alive.
         _buffers[dtype] = {(): torch.empty(count, dtype=dtype)}
     views = _buffers[dtype]
     views[shape] = views[()][:count].view(shape)

@@ -1,4 +1,4 @@
-"""What every number format offers, and how rows of a matrix are cut into blocks and taken apart."""
+"""The interface of number formats, and how matrix rows are split into blocks."""
 
 from __future__ import annotations
 
@@ -14,50 +14,48 @@ Tensors = dict[str, Tensor]
 
 
 class Format(Protocol):
-    """What every format offers. ``weight_OI`` is (out, in); blocks never cross a row."""
+    """The interface of every format. ``weight_OI`` is (out, in); blocks never cross a row."""
 
     @property
     def about(self) -> str:
-        """What is stored, in half a sentence, for lists and help texts."""
+        """The stored data in half a sentence, for lists and help texts."""
 
     @property
     def bits(self) -> int:
-        """Bits of one code, scales not counted."""
+        """Bits per code, without scales."""
 
     @property
     def block(self) -> int | None:
-        """Weights that share one scale along a row; None: the whole row, or no scale at all."""
+        """Number of weights along a row that share one scale; None: the whole row, or no scale at all."""
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest code value, before the scale is applied."""
+        """Smallest and largest code value, before scaling."""
 
     def encode(self, weight_OI: Tensor) -> Tensors: ...
 
     def decode(
         self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
     ) -> Tensor:
-        """The matrix; where it is made on a CPU, in what ``scratch`` gives, but for what plain torch makes of
-        codes.
-        """
+        """The matrix in ``dtype``; compiled kernels write it into the buffer of ``scratch``."""
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-        """The encoded tensors of the rows ``ids_N`` alone, of a matrix with ``rows`` rows: an embedding
-        look-up, or neighbours.
+        """The encoded tensors of the rows ``ids_N`` of a matrix with ``rows`` rows.
+
+        A tensor of ids is an embedding look-up, a slice a range of neighbouring rows.
         """
 
     def nbytes(self, shape: tuple[int, int]) -> int: ...
 
 
 def take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-    """Rows of tensors that each hold the same number of elements per row; the shape of the rest is kept flat
-    or 2-D.
-    """
+    """Select rows of tensors with equally many elements per row; 2-D tensors stay 2-D, others are flat."""
     taken = {}
     for name, tensor in tensors.items():
         if tensor.numel() % rows:
             raise QuantError(
-                f"rows of this format do not end on a byte: {tensor.numel()} bytes for {rows} rows; use a group of 8·k"
+                f"rows of this format do not end on a byte: {tensor.numel()} bytes for {rows} rows; "
+                "use a group of 8·k"
             )
         per_row = tensor.reshape(rows, -1)[ids_N]
         taken[name] = per_row if tensor.dim() == 2 else per_row.flatten()
@@ -65,7 +63,7 @@ def take_rows(tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
 
 
 def block_count(shape: tuple[int, int], block: int) -> int:
-    """Of a matrix whose rows are padded to whole blocks."""
+    """Number of blocks of a matrix whose rows are padded to whole blocks."""
     return shape[0] * -(-shape[1] // block)
 
 
@@ -78,5 +76,5 @@ def blocks(weight_OI: Tensor, block: int) -> Tensor:
 
 
 def unblock(values_NB: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The matrix of :func:`blocks`, without the padding."""
+    """The inverse of :func:`blocks`: the (out, in) matrix without padding."""
     return values_NB.reshape(shape[0], -1)[:, : shape[1]]

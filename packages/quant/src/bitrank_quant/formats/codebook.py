@@ -1,9 +1,9 @@
-"""The 4-bit formats of a code book, their books, and the 8-bit one that double quantization uses for scales.
+"""4-bit code book formats, their books, and the 8-bit format of double quantization's scales.
 
-NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] and holding an exact zero (QLoRA, Dettmers et al. 2023,
-appendix E). FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own
-subnormal). Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers
-2016, 8-bit approximations).
+NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] with an exact zero (QLoRA, Dettmers et al. 2023, appendix E).
+FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own subnormal).
+Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers 2016, 8-bit
+approximations).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from bitrank_quant import kernels
 from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
-_NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+_NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
 _FP4_POSITIVE = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
 
@@ -43,8 +44,9 @@ _SCALE_BLOCK = 256
 
 
 def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
-    """Quantize block scales: subtract their mean, then dynamic 8-bit in blocks of 256. QLoRA section 3,
-    double quantization.
+    """Quantize block scales (N,): subtract their mean, then dynamic 8-bit in blocks of 256.
+
+    QLoRA, section 3, double quantization.
     """
     offset = absmax_N.mean()
     centred_MB = torch.nn.functional.pad(absmax_N - offset, (0, -absmax_N.numel() % _SCALE_BLOCK)).view(
@@ -60,8 +62,10 @@ def encode_dynamic_8bit(absmax_N: Tensor) -> dict[str, Tensor]:
 
 
 def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(None)) -> Tensor:
-    """The block scales (fp32) that :func:`encode_dynamic_8bit` stored: all, neighbours (a slice without a
-    step), or those at some places, which count from 0."""
+    """The fp32 block scales that :func:`encode_dynamic_8bit` stored.
+
+    ``at`` selects them: a slice without a step, or non-negative indices; by default all.
+    """
     codes_N, outer_M, offset = tensors["absmax"][at], tensors["outer"], tensors["offset"]
     book = DYNAMIC_8BIT.to(outer_M.device)
     if isinstance(at, slice):
@@ -74,8 +78,9 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
 
 @dataclass(frozen=True)
 class Codebook:
-    """Four-bit code book with an absmax per block: ``w ≈ book[code] · absmax``; with ``double_quant`` absmax
-    is 8-bit itself.
+    """4-bit code book with an absmax per block: ``w ≈ book[code] · absmax``.
+
+    With ``double_quant`` absmax itself is quantized to 8 bits.
     """
 
     name: str
@@ -128,7 +133,7 @@ class Codebook:
         codes = take_rows({"codes": tensors["codes"]}, ids_N, rows)
         if not self.double_quant:
             return codes | take_rows({"absmax": tensors["absmax"]}, ids_N, rows)
-        # The blocks of nested scales do not end where rows do, so those of the rows are decoded here.
+        # Blocks of nested scales cross rows, so the scales of the selected rows are decoded here.
         per_row = tensors["absmax"].numel() // rows
         if isinstance(ids_N, slice):
             start, stop, _ = ids_N.indices(rows)

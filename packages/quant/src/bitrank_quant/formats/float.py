@@ -1,4 +1,4 @@
-"""Floating-point formats: weights that are stored as they are."""
+"""Floating-point formats: weights stored without codes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Float:
 
 
 def float_format(dtype: torch.dtype) -> Float:
-    """The floating-point format that holds ``dtype``. Raises :class:`QuantError` where there is none."""
+    """The floating-point format of ``dtype``. Raises :class:`QuantError` if there is none."""
     for name, held in FLOATS.items():
         if held == dtype:
             return Float(name)

@@ -1,4 +1,4 @@
-"""Integer formats: symmetric with a scale for each row, and affine with a scale and a minimum for each group."""
+"""Integer formats: symmetric with one scale per row, and affine with scale and minimum per group."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 class Int8Row:
     """Symmetric int8 with one fp32 scale per row: ``w ≈ code · absmax(row) / 127``.
 
-    ``activations=True`` is LLM.int8(): the same stored bytes, but products run on int8 activations outside
-    the outlier columns.
+    ``activations=True`` is LLM.int8() (Dettmers et al. 2022): the same stored bytes, but products use int8
+    activations outside of the outlier columns.
     """
 
     activations: bool = False
@@ -42,8 +42,7 @@ class Int8Row:
         made = kernels.int8_rows(tensors["codes"], tensors["scale"], dtype, scratch)
         if made is not None:
             return made
-        # fp32 inside: a scale rounded to 16 bits first would shift its whole row, and the product would round
-        # again.
+        # In fp32: a scale rounded to 16 bits would shift its whole row, and the product would round again.
         return (tensors["codes"].float() * tensors["scale"][:, None]).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
@@ -60,8 +59,8 @@ class Int8Row:
 class Affine:
     """Affine integers: ``w ≈ code · scale + minimum`` with bf16 scale and minimum per group along the row.
 
-    Codes are rounded against the *stored* (bf16) scale and minimum, so their own rounding costs no accuracy.
-    A row whose length is no multiple of the group is padded; the padding is stored and counted.
+    Codes are computed from the *stored* (bf16) scale and minimum, so their rounding costs no accuracy. A row
+    whose length is no multiple of the group is padded; the padding is stored and counted.
     """
 
     bits: int
@@ -106,7 +105,7 @@ class Affine:
             return made
         count = tensors["scale"].numel() * self.block
         codes_GB = unpack_bits(tensors["codes"], self.bits, count).view(-1, self.block)
-        # fp32 inside: a bf16 product plus a bf16 sum would round twice.
+        # In fp32: a bf16 product and a bf16 sum would round twice.
         values_GB = torch.addcmul(
             tensors["minimum"].float()[:, None], codes_GB.float(), tensors["scale"].float()[:, None]
         )

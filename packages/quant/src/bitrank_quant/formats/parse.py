@@ -1,15 +1,13 @@
-"""Number formats for stored weights, as values.
+"""Number formats of stored weights, as values.
 
-A format says how one weight matrix is stored: how many bits a code has, how many weights share a scale, and
-what else is kept beside the codes. It can encode a matrix into plain tensors, decode them again, and tell
-their bytes without doing either. Its text form (``str(fmt)``) parses back with :func:`parse_format`, so a
-plan can be plain text. :data:`FORMATS` lists the named ones, each with its ``about``, and :data:`FAMILIES`
-the grammar of the others.
+A format defines how a weight matrix is stored: bits per code, weights per scale, and further tensors. It
+encodes a matrix into plain tensors, decodes them, and computes their bytes without doing either. Its text
+form (``str(fmt)``) parses back with :func:`parse_format`, so a plan is plain text. :data:`FORMATS` lists the
+named formats and :data:`FAMILIES` the grammar of the others.
 
-Encoding here is the reference: plain torch, any device, no kernels. Faster backends must agree with it (see
-the tests). Decoding on a CPU takes :mod:`~bitrank_quant.kernels` where they can be compiled; their numbers
-are those of the formats' own torch code, bit by bit. Left out: formats without a per-block scale, and
-activation formats other than LLM.int8().
+The encoders are the reference: plain torch, any device, no kernels. Faster backends must agree with them (see
+the tests). On a CPU, decoding uses :mod:`~bitrank_quant.kernels` if they can be compiled, with bit-identical
+results. Not included: formats without a per-block scale, and activation formats other than LLM.int8().
 """
 
 from __future__ import annotations
@@ -37,13 +35,13 @@ FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in _NAMED}
 
 @dataclass(frozen=True)
 class Family:
-    """Formats that differ in numbers: a pattern for the whole text, and the format of a match."""
+    """Formats that differ in numbers only: a pattern for the whole text, and a constructor from its match."""
 
     pattern: str
     make: Callable[[re.Match[str]], Format]
 
 
-# By grammar, as error messages and lists show it.
+# By grammar, in the form that error messages and lists show.
 FAMILIES: dict[str, Family] = {
     "int<2-8>-g<size>": Family(r"int([2-8])-g([1-9]\d*)", lambda match: Affine(int(match[1]), int(match[2]))),
     "<nf4|fp4>-g<size>[-dq]": Family(
@@ -53,9 +51,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def parse_format(text: str) -> Format:
-    """The format that ``text`` names. Raises :class:`QuantError` with the nearest valid names when there is
-    none.
-    """
+    """The format named ``text``. Raises :class:`QuantError` with the nearest valid names if there is none."""
     if text in FORMATS:
         return FORMATS[text]
     for family in FAMILIES.values():

@@ -1,12 +1,11 @@
-"""Fast decoding on the CPU: one small C file behind six functions. Each gives what is decoded, or None when
-plain torch has to do it.
+"""Compiled decoding on the CPU: one small C file behind six functions.
 
-Plain torch does it on other devices, under a compiler that traces (it fuses the decoding itself), in other
-output types, where no C compiler is found, and with ``BITRANK_KERNELS=0``. The numbers are the same to the
-last bit, so nothing else depends on who did it.
+Each function returns the decoded tensor, or None if plain torch has to decode: on other devices, under a
+tracing compiler (which fuses the decoding itself), for other output dtypes, without a C compiler, and with
+``BITRANK_KERNELS=0``. Both paths give bit-identical results.
 
-A step decodes hundreds of small matrices, some of them in 20 µs, so what is asked before each call is little
-and cheap: no copies of scales, no views, no look-up in the environment.
+A training step decodes hundreds of small matrices, some within 20 µs. The checks before each call are
+therefore few and cheap: no copies of scales, no views, no look-up in the environment.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from bitrank_quant.packing import packed_bytes
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the enum of decode.c
 _PLAIN = (Tensor, torch.nn.Parameter)
-_GRAIN = 1 << 17  # weights below which a second thread costs more than it does
+_PARALLEL_FROM = 1 << 17  # below this number of weights a second thread costs more than it saves
 Scratch = Callable[[tuple[int, int], torch.dtype], Tensor] | None
-"""Gives the (contiguous CPU) tensor that a matrix is decoded into; None: a new one."""
+"""(shape, dtype) → the contiguous CPU tensor to decode into; None: allocate a new one."""
 Nested = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Scales in 8 bits: their codes, the book of 256 fp32 entries, one fp32 outer scale for 256 codes, and the fp32 offset."""
+"""8-bit scales: codes, code book of 256 fp32 entries, one fp32 outer scale per 256 codes, fp32 offset."""
 _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "bitrank_affine": (_P, _N, _I, _P, _P, _N, _N, _N, _I, _I, _P),
@@ -51,8 +50,9 @@ def affine(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """``code · scale + minimum``: ``codes`` packed by :mod:`~bitrank_quant.packing`, bf16 scale and minimum
-    per block of a row.
+    """``code · scale + minimum``, (rows, columns) = ``shape``.
+
+    ``codes`` are packed by :mod:`~bitrank_quant.packing`; scale and minimum are bf16, one per block of a row.
     """
     rows, columns = shape
     groups = rows * -(-columns // block)
@@ -74,9 +74,7 @@ def codebook(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """``book[code] · absmax``: 4-bit ``codes``, 16 fp32 entries in ``book``, one fp32 absmax per block of a
-    row.
-    """
+    """``book[code] · absmax``: packed 4-bit codes, 16 fp32 entries, one fp32 absmax per block of a row."""
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
@@ -97,7 +95,7 @@ def nested_codebook(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """:func:`codebook` with nested scales in place of absmax."""
+    """:func:`codebook` with nested scales instead of absmax."""
     rows, columns = shape
     groups = rows * -(-columns // block)
     count = packed_bytes(groups * block, 4)
@@ -117,8 +115,9 @@ def nested_codebook(
 def nested_scales(
     codes_N: Tensor, book: Tensor, outer_M: Tensor, offset: Tensor, first: int = 0
 ) -> Tensor | None:
-    """``book[code] · outer + offset`` in fp32, of the ``codes_N`` from ``first`` on; the rest as of
-    :data:`Nested`.
+    """``book[code] · outer + offset`` in fp32.
+
+    ``codes_N`` start at position ``first`` of all codes; the other arguments are as in :data:`Nested`.
     """
     count = codes_N.numel()
     if not (
@@ -134,7 +133,7 @@ def nested_scales(
 def int8_rows(
     codes_OI: Tensor, scale_O: Tensor, dtype: torch.dtype, scratch: Scratch = None
 ) -> Tensor | None:
-    """``code · scale`` with one scale a row, multiplied in fp32 and rounded once, to ``dtype``."""
+    """``code · scale`` with one scale per row, multiplied in fp32 and rounded once, to ``dtype``."""
     if codes_OI.dim() != 2:
         return None
     (rows, columns), kind = codes_OI.shape, scale_O.dtype
@@ -158,10 +157,10 @@ def quanto(
     dtype: torch.dtype,
     scratch: Scratch = None,
 ) -> Tensor | None:
-    """quanto's groups along rows, ``code · scale − shift``: (lines, block) bytes, each with codes of groups
-    ``lines`` apart.
+    """quanto's groups along rows, ``code · scale − shift``.
 
-    quanto multiplies and subtracts in ``dtype``, so the product is rounded as well as the difference.
+    ``packed_LB`` has (lines, block) bytes; one byte packs codes of groups that are ``lines`` apart. quanto
+    multiplies and subtracts in ``dtype``, so both the product and the difference are rounded.
     """
     groups, (lines, block) = scale_G.numel(), packed_LB.shape
     if groups * block != shape[0] * shape[1] or lines != -(-groups * bits // 8):
@@ -176,25 +175,24 @@ def quanto(
 
 def _call(name: str, shape: tuple[int, int], dtype: torch.dtype, scratch: Scratch, *given: int) -> Tensor:
     made = torch.empty(shape, dtype=dtype, device="cpu") if scratch is None else scratch(shape, dtype)
-    threads = torch.get_num_threads() if shape[0] * shape[1] >= _GRAIN else 1
+    threads = torch.get_num_threads() if shape[0] * shape[1] >= _PARALLEL_FROM else 1
     _function(name)(*given, _KINDS[dtype], threads, made.data_ptr())
     return made
 
 
 def _function(name: str) -> Any:
     built = built_kernels()
-    assert isinstance(built, Built)  # _ready has asked
+    assert isinstance(built, Built)  # checked by _ready
     return getattr(built.library, name)
 
 
 def _ready(dtype: torch.dtype) -> bool:
-    """Whether the kernels are there and may be asked for ``dtype``."""
+    """Whether the kernels are available and support the output ``dtype``."""
     return not torch.compiler.is_compiling() and dtype in _KINDS and _usable()
 
 
 def _fits(tensor: Tensor, dtype: torch.dtype, count: int) -> bool:
-    """Whether the kernels may read ``tensor``: a plain contiguous one on the CPU, of this type and this many
-    elements.
+    """Whether the kernels can read ``tensor``: plain, contiguous, on the CPU, with this dtype and size.
 
     Subclasses (fake, functional, distributed tensors) have no memory of their own to read.
     """
@@ -226,20 +224,21 @@ def _usable() -> bool:
 
 @cache
 def switched_off() -> bool:
-    """Whether the user wants plain torch; a process reads its environment once."""
+    """Whether the user disabled the kernels; the environment is read once per process."""
     return os.environ.get("BITRANK_KERNELS") == "0"
 
 
 @cache
 def built_kernels() -> Built | str:
+    """The loaded kernels, or the reason why there are none."""
     try:
-        return bound(load())
+        return with_types(load())
     except BuildError as reason:
         return str(reason)
 
 
-def bound(built: Built) -> Built:
-    """``built`` with the types of its functions told to ctypes."""
+def with_types(built: Built) -> Built:
+    """Declare the argument types of the functions of ``built`` to ctypes."""
     for name, arguments in _ARGUMENTS.items():
         function: Any = getattr(built.library, name)
         function.argtypes, function.restype = arguments, None

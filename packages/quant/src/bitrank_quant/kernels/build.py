@@ -1,12 +1,12 @@
-"""C files of this folder, compiled once per machine and kept in the cache folder.
+"""Compile the C files of this folder once per machine, into the cache folder.
 
-The file's name holds a hash of the source, of the compiler and of the CPU it compiles for (the compiler's own
-predefined macros tell both), so nothing stale is ever loaded. A digest beside it says whether it is whole:
-loading half a library can kill the process.
+The file name contains a hash of the source, the compiler and the target CPU (both identified by the
+compiler's predefined macros), so an outdated library is never loaded. A digest file beside it proves that the
+library is complete: loading a truncated one can crash the process.
 
-Threads come from the OpenMP runtime that torch ships. A second one in the process would start threads of its
-own beside torch's, so the library is linked against torch's file; where there is none, or the compiler speaks
-to another runtime, it is built without.
+Threads come from the OpenMP runtime that torch ships, since a second runtime would start a second set of
+threads. The library is linked against torch's file; without that file, or with a compiler that needs another
+runtime, it is built single-threaded.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from platformdirs import user_cache_path
 
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math")
-_TARGETS = (("-march=native",), ("-mcpu=native",), ())  # how x86 and ARM compilers call "this CPU"
-_PATIENCE_S = 120
+_TARGETS = (("-march=native",), ("-mcpu=native",), ())  # the flag for "this CPU" on x86, on ARM, or none
+_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
 class Source:
-    """A C file, what it includes, and flags of its own."""
+    """A C file, the header that it includes, and its own compiler flags."""
 
     name: str
     header: str
@@ -46,23 +46,19 @@ class Source:
         return Path(__file__).with_name(f"{self.name}.c"), Path(__file__).with_name(self.header)
 
 
-DECODE = Source(
-    "decode", "codes.h", ("-ffp-contract=off",)
-)  # a product and a sum in one would round once where torch rounds twice
-ROWS = Source(
-    "rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi")
-)  # vectors wider than the CPU's are passed nowhere: all is inlined
+# No fused multiply-add: it would round once where torch rounds twice.
+DECODE = Source("decode", "codes.h", ("-ffp-contract=off",))
+# -Wno-psabi: vectors wider than the CPU's registers never cross a call, since everything is inlined.
+ROWS = Source("rows", "vectors.h", ("-ffp-contract=fast", "-Wno-psabi"))
 
 
 class BuildError(Exception):
-    """Why there is no compiled library, as the end of a sentence."""
+    """The reason why there is no compiled library, phrased as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A loaded library, the compiler that made it, and the OpenMP runtime that it shares with torch (None:
-    one thread).
-    """
+    """A loaded library, its compiler, and the OpenMP runtime shared with torch (None: single-threaded)."""
 
     library: ctypes.CDLL
     compiler: str
@@ -70,9 +66,7 @@ class Built:
 
 
 def load(source: Source = DECODE) -> Built:
-    """The library of ``source``, compiled now unless the cache holds it. Raises :class:`BuildError` when that
-    cannot be.
-    """
+    """Load the library of ``source`` from the cache; compile it if absent. Raises :class:`BuildError`."""
     compiler = find_compiler()
     target, macros = _target(compiler)
     openmp = torch_openmp()
@@ -90,7 +84,7 @@ def load(source: Source = DECODE) -> Built:
     try:
         place = cache_folder() / f"{source.name}-{key.hexdigest()[:16]}.so"
         with FileLock(place.with_suffix(".lock")):
-            if not _whole(place):
+            if not _is_complete(place):
                 _build(place, source.paths[0], [*compiler, *flags, *target], openmp)
         shared = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))["openmp"]
         return Built(ctypes.CDLL(str(place)), Path(compiler[0]).name, shared)
@@ -99,10 +93,9 @@ def load(source: Source = DECODE) -> Built:
 
 
 def cache_folder() -> Path:
-    """The part for kernels of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700 if
-    absent.
+    """The kernels' part of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700.
 
-    Raises :class:`BuildError` when another user owns the folder or may write to it: a library in it would run
+    Raises :class:`BuildError` if another user owns the folder or may write to it: a library in it would run
     with this user's rights.
     """
     folder = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank")) / "kernels"
@@ -112,31 +105,32 @@ def cache_folder() -> Path:
 
 
 def check_private(path: Path) -> None:
-    """Raise :class:`BuildError` unless this user owns ``path`` and nobody else may write to it. Windows keeps
-    no such modes.
+    """Raise :class:`BuildError` unless this user owns ``path`` and nobody else may write to it.
+
+    Does nothing on Windows, which has no such modes.
     """
     if not hasattr(os, "getuid"):
         return
     state = path.lstat()
     if state.st_uid != os.getuid():
         raise BuildError(
-            f"{path} belongs to user {state.st_uid}, not to this user ({os.getuid()}), and code in it would run as this user; "
-            "remove it or set BITRANK_CACHE to a folder of your own"
+            f"{path} belongs to user {state.st_uid}, not to this user ({os.getuid()}), and code in it would "
+            "run as this user; remove it or set BITRANK_CACHE to a folder of your own"
         )
     if stat.S_ISLNK(state.st_mode):
         raise BuildError(
-            f"{path} is a symbolic link, and its target may change hands; remove it, or link the cache folder as a whole"
+            f"{path} is a symbolic link, and its target may change hands; "
+            "remove it, or link the cache folder as a whole"
         )
     if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BuildError(
-            f"other users may write to {path}, and code in it would run as this user; run `chmod 700 {path.parent}`"
+            f"other users may write to {path}, and code in it would run as this user; "
+            f"run `chmod 700 {path.parent}`"
         )
 
 
 def find_compiler() -> list[str]:
-    """The command of the C compiler: ``$CC`` or the first of cc, gcc and clang. Raises :class:`BuildError`
-    when there is none.
-    """
+    """Command of the C compiler: ``$CC`` or the first of cc, gcc and clang. Raises :class:`BuildError`."""
     for name in (os.environ.get("CC", ""), *_COMPILERS):
         command = shlex.split(name)
         if command and shutil.which(command[0]):
@@ -145,7 +139,7 @@ def find_compiler() -> list[str]:
 
 
 def torch_openmp() -> Path | None:
-    """The libgomp that lies in torch's own folder; None on systems where torch uses another runtime."""
+    """The libgomp in torch's own folder; None where torch uses another runtime."""
     package = Path(torch.__file__).parent
     found = [
         path
@@ -156,9 +150,7 @@ def torch_openmp() -> Path | None:
 
 
 def _target(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
-    """The flags for this CPU that the compiler knows, and what it defines under them: its version and the
-    CPU's features.
-    """
+    """The first supported flags for this CPU, and the macros that the compiler predefines with them."""
     for target in _TARGETS:
         done = _run([*compiler, *target, "-dM", "-E", "-x", "c", os.devnull])
         if done.returncode == 0:
@@ -166,8 +158,8 @@ def _target(compiler: list[str]) -> tuple[tuple[str, ...], bytes]:
     raise BuildError(f"{shlex.join(compiler)} does not work: {_first_line(done)}")
 
 
-def _whole(place: Path) -> bool:
-    """Whether ``place`` is this user's own and has the digest that was written when it was built."""
+def _is_complete(place: Path) -> bool:
+    """Whether ``place`` is private to this user and matches the digest recorded when it was built."""
     try:
         check_private(place)
         check_private(place.with_suffix(".json"))
@@ -178,8 +170,9 @@ def _whole(place: Path) -> bool:
 
 
 def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -> None:
-    """Compile ``source`` beside ``place`` and move into it, then the digest: a build that dies leaves nothing
-    that counts as whole.
+    """Compile into a temporary folder, then move the library and after it the digest to ``place``.
+
+    An interrupted build therefore leaves no file that counts as complete.
     """
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         made = Path(folder) / place.name
@@ -190,23 +183,19 @@ def _build(place: Path, source: Path, command: list[str], openmp: Path | None) -
             encoding="utf-8",
         )
         for path in (made, record):
-            path.chmod(
-                0o600
-            )  # a umask of 002 would let the group write, and check_private would refuse the file
+            path.chmod(0o600)  # a umask of 002 lets the group write, and check_private would refuse that
         made.replace(place)
         record.replace(place.with_suffix(".json"))
 
 
 def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) -> str | None:
-    """Compile ``source`` to ``made``; the name of the OpenMP runtime that it came to use. Raises
-    :class:`BuildError`.
-    """
+    """Compile ``source`` to ``made``; return the OpenMP runtime that it uses. Raises :class:`BuildError`."""
     for runtime in dict.fromkeys((openmp, None)):
         threads = ["-fopenmp"] if runtime else []
         done = _run([*command, *threads, "-c", str(source), "-o", f"{made}.o"])
         if done.returncode == 0:
-            # Linked without -fopenmp, which would name the compiler's own runtime. No undefined names: they
-            # would fail at a call.
+            # Link without -fopenmp, which would add the compiler's own runtime, and allow no undefined
+            # symbols, which would fail only when called.
             checked = ["-Wl,-z,defs"] if runtime else []
             done = _run(
                 [
@@ -227,7 +216,7 @@ def _compile(source: Path, command: list[str], openmp: Path | None, made: Path) 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
-            command, capture_output=True, check=False, timeout=_PATIENCE_S, stdin=subprocess.DEVNULL
+            command, capture_output=True, check=False, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise BuildError(f"{command[0]} cannot be run: {problem}") from problem

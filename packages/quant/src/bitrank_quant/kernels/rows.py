@@ -1,11 +1,10 @@
-"""Passes over rows on a CPU: what stands between a model's products, each read and written once instead of
-once an operation.
+"""Compiled row passes on a CPU: the operations between a model's matrix products, fused.
 
-Softmax of masked scores, RMS norms, SwiGLU and rotary positions with their gradients, in fp32 and bf16; sums
-are in fp32. Ask :func:`serves` first: elsewhere plain torch has to do it, and with ``BITRANK_KERNELS=0`` or
-without a compiler too. Decoded weights are plain torch's to the last bit; these equal it to rounding, since
-they round once where torch rounds after every operation. On the meta device, where memory is foretold, they
-make what they would make on a CPU, without its numbers.
+Softmax of masked scores, RMS norms, SwiGLU and rotary positions with their gradients, in fp32 and bf16 with
+fp32 sums. Each reads and writes its rows once, instead of once per operation. Check :func:`serves` first:
+otherwise plain torch has to compute, as with ``BITRANK_KERNELS=0`` or without a compiler. Results equal plain
+torch's up to rounding, since these round once where torch rounds after every operation. On the meta device
+they only allocate their outputs, so that memory can be predicted.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bitrank_quant import kernels
 from bitrank_quant.kernels.build import ROWS, BuildError, load
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}  # the enum of vectors.h
-_GRAIN = 1 << 15  # numbers below which a second thread costs more than it does
+_PARALLEL_FROM = 1 << 15  # below this number of elements a second thread costs more than it saves
 _P, _N, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
     "bitrank_softmax": (_P, _N, _N, _N, _N, _F, _P, _N, _N),
@@ -35,9 +34,7 @@ _ARGUMENTS = {
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether these can be worked on here: plain tensors of one of the two types on a CPU, or on paper, and a
-    compiled library.
-    """
+    """Whether the tensors are supported: plain fp32 or bf16 on CPU or meta, with a compiled library."""
     kind = tensors[0].dtype
     if kind not in _KINDS or torch.compiler.is_compiling():
         return False
@@ -50,24 +47,22 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def missing() -> str | None:
-    """Why there is no compiled library, as the end of a sentence; None where there is one. Compiles if need
-    be.
-    """
+    """The reason why there is no compiled library; None if there is one. Compiles if necessary."""
     built = _built()
     return built if isinstance(built, str) else None
 
 
 def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int, heads: int) -> Tensor:
-    """``softmax(scale · scores + mask)`` over the last axis, in place, of contiguous scores.
+    """``softmax(scale · scores + mask)`` over the last axis of contiguous scores, in place.
 
-    Rows lie by sequence, by head (``heads`` of a sequence) and by position (``length`` of a head); ``mask``,
-    in the type of the scores, is expanded to (sequences, 1, ``length``, keys). Raises ``RuntimeError``, as
-    torch does, when it cannot be.
+    Rows are ordered by sequence, head (``heads`` per sequence) and position (``length`` per head). ``mask``
+    has the dtype of the scores and is expanded to (sequences, 1, ``length``, keys). Raises ``RuntimeError``,
+    as torch does, if it cannot be.
     """
     keys, rows = scores_URS.shape[-1], scores_URS.numel() // scores_URS.shape[-1]
     at, by_sequence, by_row = None, 0, 0
     if mask is not None:
-        assert mask.dtype == scores_URS.dtype  # a cast could make its least number infinite
+        assert mask.dtype == scores_URS.dtype  # a cast could turn its lowest value into -inf
         mask = _dense(mask.expand(rows // (heads * length), 1, length, keys))
         at, by_sequence, by_row = mask.data_ptr(), mask.stride(0), mask.stride(2)
     _call(
@@ -87,16 +82,14 @@ def softmax_(scores_URS: Tensor, mask: Tensor | None, scale: float, length: int,
 
 
 def softmax_gradient_(grad_URS: Tensor, shares_URS: Tensor, scale: float) -> Tensor:
-    """The gradient of the scores from that of their shares, in its place; both contiguous."""
+    """Gradient of the scores from that of the softmax, in place; both are contiguous."""
     keys, rows = grad_URS.shape[-1], grad_URS.numel() // grad_URS.shape[-1]
     _call("bitrank_softmax_gradient", grad_URS, grad_URS.data_ptr(), shares_URS.data_ptr(), rows, keys, scale)
     return grad_URS
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) of each row in fp32, (…, 1). The
-    weight is fp32.
-    """
+    """``weight · x / √(mean x² + eps)`` over the last axis, and 1 / √(…) as fp32 (…, 1); fp32 weight."""
     x, size = x.contiguous(), x.shape[-1]
     made, scale = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     _call(
@@ -114,7 +107,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_gradient(grad: Tensor, x: Tensor, weight_D: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of x; ``scale`` as :func:`rms_norm` gave it."""
+    """Gradient of x; ``scale`` is the second result of :func:`rms_norm`."""
     grad, x = grad.contiguous(), x.contiguous()
     made = torch.empty_like(x)
     pointers = (made.data_ptr(), grad.data_ptr(), x.data_ptr())
@@ -139,7 +132,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_gradients_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of ``gate``, in the place of ``grad`` where that is contiguous, and of ``up``."""
+    """Gradients of ``gate`` and ``up``; that of ``gate`` overwrites ``grad`` if that is contiguous."""
     grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
     grad_up = torch.empty_like(up)
     pointers = (grad.data_ptr(), grad_up.data_ptr(), grad.data_ptr(), gate.data_ptr(), up.data_ptr())
@@ -148,11 +141,10 @@ def swiglu_gradients_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, T
 
 
 def rotate(x_BHTD: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Tensor:
-    """x by rotary positions (Su et al. 2021), halves of a head paired; ``cosine`` and ``sine`` are (B or 1,
-    T, D).
+    """Rotary positions (Su et al. 2021) with the halves of a head paired; angles are (B or 1, T, D).
 
-    What comes is contiguous; with ``back``, the gradient of x from that of the result, it lies by position
-    first, as x's product does.
+    The result is contiguous. With ``back``, computes the gradient of x from that of the result, in memory
+    order (B, T, H, D), as the product that made x needs it.
     """
     x_BHTD, cosine, sine = _dense(x_BHTD), cosine.contiguous(), sine.contiguous()
     batch, heads, length, size = x_BHTD.shape
@@ -168,7 +160,7 @@ def rotate(x_BHTD: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) 
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """With the numbers of a row side by side."""
+    """Make the elements of a row contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -176,21 +168,21 @@ def _call(name: str, of: Tensor, *arguments: float | None) -> None:
     if of.device.type == "meta":
         return
     library = _built()
-    assert not isinstance(library, str)  # serves has asked
-    threads = torch.get_num_threads() if of.numel() >= _GRAIN else 1
+    assert not isinstance(library, str)  # checked by serves
+    threads = torch.get_num_threads() if of.numel() >= _PARALLEL_FROM else 1
     getattr(library, name)(*arguments, _KINDS[of.dtype], threads)
 
 
 @cache
 def _built() -> ctypes.CDLL | str:
     try:
-        return bound(load(ROWS).library)
+        return with_types(load(ROWS).library)
     except BuildError as reason:
         return str(reason)
 
 
-def bound(library: ctypes.CDLL) -> ctypes.CDLL:
-    """``library`` with the types of its functions told to ctypes."""
+def with_types(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the argument types of the functions of ``library`` to ctypes."""
     for name, arguments in _ARGUMENTS.items():
         function: Any = getattr(library, name)
         function.argtypes, function.restype = (*arguments, _I, _I), None
@@ -198,7 +190,7 @@ def bound(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class CompiledRows:
-    """The passes as one value, which those who are handed it can copy and pickle, as a module cannot be."""
+    """The row passes as one value that can be copied and pickled, unlike a module."""
 
     serves = staticmethod(serves)
     softmax_ = staticmethod(softmax_)

@@ -1,4 +1,4 @@
-"""One sentence about which code decodes low-bit weights on this machine."""
+"""Report which code decodes low-bit weights on this machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from bitrank_quant.kernels import built_kernels, rows, switched_off
 
 
 def kernels_status() -> str:
-    """One sentence: who decodes low-bit weights on the CPU of this machine, and if it is plain torch, why;
-    and who works on rows between products. Compiles if need be."""
+    """One sentence: the code that decodes low-bit weights and runs row passes on this CPU, and why.
+
+    Compiles the kernels if necessary.
+    """
     if switched_off():
         return "plain torch decodes low-bit weights: BITRANK_KERNELS=0"
     built = built_kernels()

@@ -1,14 +1,13 @@
-"""How much each weight matrix minds being stored in fewer bits, what rank can repair of it, and what rank can
-learn.
+"""Sensitivity of each weight matrix to quantization, and the ranks that can repair or learn something in it.
 
-Three steps, each streamed block by block so that the model as it is held and one block's work space are all
-that is in memory, beside what blocks gave (a hidden state for each position and block):
+Three steps, each streamed block by block. Memory holds the model, the block outputs of the calibration
+batches (one hidden state per position and block), and the work space of one block:
 
-    replay = Replay(model, batches, judged)                    what every block gives, kept once
-    moments = measure_moments(replay, matrices)                second moments of inputs and output gradients, spectra of the task gradient
-    tables = measure_errors(replay, matrices, formats, moments)  by matrix and format: weight errors, tails, added loss, divergence
+    replay = Replay(model, batches, forward)                     records the output of every block once
+    moments = measure_moments(replay, matrices)                  second moments and spectra per matrix
+    errors = measure_errors(replay, matrices, formats, moments)  errors per matrix and format
 
-Nothing is trained, and the model is left as it was.
+Nothing is trained, and the model is unchanged afterwards.
 """
 
 from bitrank_quant.sensitivity.format_errors import FormatErrors, Modules, measure_errors, modules_of

@@ -1,14 +1,13 @@
-"""How far a changed model's answers are from the unchanged one's: Kullback-Leibler divergence, in nats a
-position.
+"""Kullback-Leibler divergence, in nats per position, of a changed model's predictions from the original's.
 
-If the unchanged model's probabilities are right, D(p ‖ q) is the loss that the change adds, on average over
-all labels that could have come (Kullback and Leibler 1951). The loss on the labels that did come also holds a
-term of first order in the change: of either sign, mostly chance on a few thousand tokens, and larger than the
-rest for small errors. The divergence is of second order, as the Fisher form that predicts it, and never
-negative.
+If the original model's probabilities p are right, D(p ‖ q) is the expected loss that the change adds, over
+all labels that could occur (Kullback and Leibler 1951). The loss on the observed labels also contains a term
+of first order in the change. On a few thousand tokens that term is mostly noise, has either sign, and
+dominates for small errors. The divergence is of second order, like the Fisher form that predicts it, and
+never negative.
 
-Of a vocabulary only the :data:`LIKELIEST` classes of the unchanged model are kept, and all others as one: a
-lower bound (merging classes loses divergence, it never adds any), in a thousandth of the memory.
+Only the :data:`LIKELIEST` classes of the original model are stored, and all others are merged into one. The
+result is a lower bound, since merging classes can only lose divergence, in a thousandth of the memory.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ import torch
 from torch import Tensor
 
 LIKELIEST = 64
-_BLOCK = (
-    2**21
-)  # logits looked at together: 8 MiB in fp32, so that what a pass over them makes stays in a cache
+# Logits processed together: 8 MiB in fp32, so that intermediate results stay in the CPU cache.
+_BLOCK = 2**21
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers at N positions: the likeliest classes, their log-probabilities, and how many
-    classes there are.
+    """Top-K predictions of a model at N positions.
+
+    ``ids_NK`` are the likeliest classes, ``logp_NK`` their log-probabilities, ``classes`` the total number of
+    classes.
     """
 
     ids_NK: Tensor
@@ -36,12 +36,12 @@ class Answers:
     classes: int
 
     def at(self, rows: slice) -> Answers:
-        """The answers at some of the positions."""
+        """Return the predictions at the positions ``rows``."""
         return Answers(self.ids_NK[rows], self.logp_NK[rows], self.classes)
 
 
 def answers(logits_NC: Tensor) -> Answers:
-    """What to keep of ``logits_NC`` (positions, classes)."""
+    """Reduce ``logits_NC`` (positions, classes) to the :data:`LIKELIEST` classes of each position."""
     ids, logp = [], []
     for rows in _blocks(logits_NC):
         some_NC = logits_NC[rows].float()
@@ -51,10 +51,9 @@ def answers(logits_NC: Tensor) -> Answers:
 
 
 def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """Nats lost on ``labels_N`` and of divergence from ``kept``, each summed over the positions whose label
-    is not negative.
+    """Cross entropy on ``labels_N`` and divergence from ``kept``: nats, summed over labels that are ≥ 0.
 
-    Both come from one normaliser: of 49,000 classes finding it takes longer than all else.
+    Both share one log-normaliser: over 49,000 classes it costs more than everything else.
     """
     loss = diverged = 0.0
     for rows in _blocks(logits_NC):
@@ -67,15 +66,16 @@ def loss_and_divergence(kept: Answers, logits_NC: Tensor, labels_N: Tensor) -> t
 
 
 def divergence(kept: Answers, logq_NK: Tensor) -> Tensor:
-    """D(p ‖ q) in nats at each of N positions, p as ``kept`` and q as the log-probabilities of the same
-    classes say.
+    """D(p ‖ q) in nats at each of N positions, (N,).
+
+    ``kept`` gives p, and ``logq_NK`` the log-probabilities of the same classes under q.
     """
     p_NK = kept.logp_NK.exp()
     total_N = (p_NK * (kept.logp_NK - logq_NK)).sum(1)
     if kept.ids_NK.shape[1] == kept.classes:
         return total_N + logq_NK.logsumexp(1) - kept.logp_NK.logsumexp(1)
-    # What is left is taken as one less the rest, not from the logits: rounding of the normaliser then cancels
-    # to first order.
+    # The merged class gets 1 minus the sum of the others instead of a sum over logits: rounding errors of the
+    # normaliser then cancel to first order.
     rest_p_N, rest_q_N = _rest(p_NK), _rest(logq_NK.exp())
     return total_N + rest_p_N * (rest_p_N.log() - rest_q_N.log())
 

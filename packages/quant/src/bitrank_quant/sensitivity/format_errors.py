@@ -1,13 +1,16 @@
-"""For every matrix and format: bytes, the error of the weights measured three ways, what rank can repair, and
-the true added loss.
+"""Errors of every matrix in every format: stored bytes, weight errors, repairable part, and true added loss.
 
-plain   Σ Δ²                      Δ = W − q(W)
-input   Σ column_i Δ_oi²          what the layer's output moves (the objective of GPTQ, AWQ)
-fisher  ½ Σ row_o column_i Δ_oi²  predicted added loss in nats (see :mod:`~bitrank_quant.sensitivity.moments`)
-tail_R  ½ Σ_{k>r} σ_k²            the same after the best rank-r repair, σ the singular values of √row ∘ Δ ∘ √column, for r = 0, 1, 2 …
-added   loss with this matrix alone quantized − loss, in nats on the calibration data: the reference that the others are judged by
-far     divergence of the answers with this matrix alone quantized, in nats: added, less what is chance in the labels
-        (see :mod:`~bitrank_quant.sensitivity.divergence`)
+With Δ = W − q(W), and ``row`` and ``column`` from :mod:`~bitrank_quant.sensitivity.moments`:
+
+plain       Σ Δ²
+input       Σ column_i Δ_oi²: squared error of the layer's output (the objective of GPTQ and AWQ)
+fisher      ½ Σ row_o column_i Δ_oi²: predicted added loss in nats
+tail_R      ½ Σ_{k>r} σ_k² for r = 0, 1, 2 …: the predicted loss left after the best rank-r correction,
+            σ being the singular values of √row ∘ Δ ∘ √column
+added       loss with this matrix alone quantized minus the original loss, in nats, on the calibration data:
+            the reference for the predictions
+divergence  divergence of the predictions with this matrix alone quantized, in nats: ``added`` without the
+            noise of the observed labels (see :mod:`~bitrank_quant.sensitivity.divergence`)
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ Modules = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class FormatErrors:
-    """One matrix in one format. ``tail_R`` holds :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1
-    values or fewer; empty for embeddings, which get no adapter. ``added`` and ``divergence`` are None where
-    they were not measured."""
+    """Errors of one matrix in one format; fields as in the module's description.
+
+    ``tail_R`` has at most :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1 values, and none for
+    embeddings, which get no adapter. ``added`` and ``divergence`` are None if they were not measured.
+    """
 
     nbytes: int
     plain: float
@@ -45,7 +50,7 @@ class FormatErrors:
 
 
 def modules_of(model: nn.Module, matrix: str, matrices: Iterable[WeightMatrix]) -> dict[str, nn.Module]:
-    """The modules that hold ``matrix``: its own, and the heads tied to it."""
+    """Modules that use the weight ``matrix``: its own, and those tied to it."""
     return {m.name: model.get_submodule(m.name) for m in matrices if matrix in (m.name, m.tied_to)}
 
 
@@ -57,11 +62,11 @@ def measure_errors(
     measured: Callable[[Format], bool] = lambda fmt: fmt.bits < 8,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, FormatErrors]]:
-    """{matrix: {format text: errors}} of every matrix that is not a tied head.
+    """Measure every matrix that is not tied to another one: {matrix: {format text: errors}}.
 
-    Floating-point formats are what the model is in: no error. ``measured`` says for which formats added loss
-    and divergence are taken; by default those below 8 bits, whose loss stands above the rounding noise of a
-    16-bit forward pass.
+    Floating-point formats count as exact, since the model is in one. ``measured`` selects the formats for
+    which added loss and divergence are measured: by default those below 8 bits, whose added loss exceeds the
+    rounding noise of a 16-bit forward pass. ``on_progress`` is called with the name of each matrix.
     """
     done: dict[str, dict[str, FormatErrors]] = {}
     for matrix in (m for m in matrices if m.tied_to is None):
@@ -98,8 +103,9 @@ def _one(
 
 
 def _weight_errors(weight_OI: Tensor, stored: QuantWeight, moments: Moments) -> tuple[float, float, float]:
-    """The three errors of the weights, some rows at a time: an embedding may be half of a model, and is not
-    made wider as a whole.
+    """Plain, input and Fisher error, computed a few rows at a time.
+
+    An embedding may be half of a model, so it is never converted to fp32 as a whole.
     """
     plain = by_input = fisher = 0.0
     for part in stored.parts(torch.float32):
@@ -122,7 +128,7 @@ def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
 def _measured(
     replay: Replay, matrix: WeightMatrix, modules: Modules, stored: QuantWeight
 ) -> tuple[float, float]:
-    """Loss added and divergence when this matrix alone is ``stored``; the model is as it was afterwards."""
+    """Added loss and divergence when this matrix alone is ``stored``; the model is restored afterwards."""
     try:
         swap_weights(replay.model, with_weight(stored, modules))
         loss, divergence = replay.evaluate_from(

@@ -1,8 +1,8 @@
-"""What an embedding looks up: which rows, and the gradients that reach them.
+"""Look-up counts of embedding rows, and the gradients that reach the rows.
 
-A subclass of ``nn.Embedding`` may make ids of its inputs and change the rows it looked up (Gemma scales
-them). So the look-up itself is watched, inside the module's forward pass, and not what goes into the module
-or comes out of it.
+A subclass of ``nn.Embedding`` may compute ids from its inputs and change the rows after the look-up (Gemma
+scales them). Therefore the look-up inside the module's forward pass is recorded, and not the module's inputs
+and outputs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from bitrank_quant.backends.reference import QuantEmbedding, kind_replaced
 
 
 class Lookups:
-    """What one table gathers over the batches: how often each row is looked up, and the squared gradients of
-    what comes out."""
+    """Statistics of one embedding table (V, D), summed over the batches.
+
+    ``counts_V`` counts the look-ups of each row; ``column_D`` sums the squared gradients of the looked-up
+    rows.
+    """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
         self.positions = 0
 
     def looked_up(self, ids_N: Tensor, rows: Tensor) -> Tensor:
-        """Count ``ids_N``; ``rows``, where a graph begins."""
+        """Count ``ids_N``, and return ``rows`` as the leaf of a new autograd graph."""
         self.counts_V += torch.bincount(ids_N.cpu(), minlength=len(self.counts_V)).float()
         self.positions += len(ids_N)
         leaf = rows.detach().requires_grad_()
@@ -33,7 +36,7 @@ class Lookups:
         return leaf
 
     def frequency_V(self) -> Tensor:
-        """The share of each row in all lookups, one more lookup being spread over all rows."""
+        """Share of each row in all look-ups; one extra look-up is spread over all rows, so none is zero."""
         return (self.counts_V + 1 / len(self.counts_V)) / (self.positions + 1)
 
 
@@ -41,8 +44,9 @@ class Lookups:
 def watched_lookups(
     model: nn.Module, tables: Mapping[str, Lookups], counted: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside, the embeddings named in ``tables`` give every look-up to their :class:`Lookups`. ``counted``
-    picks those of the flat ids that count: all but padding.
+    """Record every look-up of the embeddings named in ``tables`` while the context is open.
+
+    ``counted`` filters the flat ids, for instance to drop padding.
     """
     modules = {name: model.get_submodule(name) for name in tables}
     before = {name: type(module) for name, module in modules.items()}
@@ -58,7 +62,7 @@ def watched_lookups(
 def _watching(
     module: nn.Embedding, lookups: Lookups, counted: Callable[[Tensor], Tensor]
 ) -> type[nn.Embedding]:
-    """The class of ``module`` with a watched look-up under its ``super().forward``."""
+    """A subclass of the class of ``module`` whose ``super().forward`` records the look-up."""
     base: type[nn.Embedding] = QuantEmbedding if isinstance(module, QuantEmbedding) else nn.Embedding
 
     def forward(self: nn.Embedding, input: Tensor) -> Tensor:
@@ -70,13 +74,11 @@ def _watching(
 
 
 def add_squares(total_O: Tensor) -> Callable[[Tensor], None]:
-    """A gradient hook that adds the squares of each column to ``total_O``. It gives nothing back: the
-    gradient stays what it is."""
+    """A gradient hook that adds the squared gradient of each column to ``total_O``."""
 
     def hook(grad: Tensor) -> None:
-        norm_O = torch.linalg.vector_norm(
-            grad.detach().flatten(0, -2), dim=0, dtype=torch.float32
-        )  # a vocabulary's gradient is not copied
+        # A norm instead of squares: it makes no copy of the gradient, which spans the vocabulary.
+        norm_O = torch.linalg.vector_norm(grad.detach().flatten(0, -2), dim=0, dtype=torch.float32)
         total_O.add_(norm_O.square().cpu())
 
     return hook

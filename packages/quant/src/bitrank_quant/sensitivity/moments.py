@@ -1,19 +1,18 @@
-"""Second moments of inputs and output gradients, and the spectra of task gradient and inputs, for every
-matrix.
+"""Second moments of inputs and output gradients, and spectra of task gradient and inputs, per matrix.
 
-For a linear layer y = W x (W is (O, I)) and a loss that is a mean over U units, the Fisher information of W
-is approximated by
+For a linear layer y = W x, W being (O, I), and a loss that is a mean over U units, the Fisher information of
+W is approximated by
 
     F_oi ≈ row_o · column_i,    row_o = (1/U) Σ_n (∂Σloss/∂y_no)²,    column_i = (1/N) Σ_n x_ni²
 
-over the N positions that the layer sees, padding left out: the diagonals of both Kronecker factors (Martens
-and Grosse 2015). An error Δ of the weights is then predicted to add ½ Σ_oi F_oi Δ_oi² nats. For an embedding
-a row's weight is how often its token comes (with one count spread over all tokens, so that none is free), and
-a column's is the mean squared gradient of the rows that were looked up.
+over the N positions of the layer's input, without padding: the diagonals of both Kronecker factors (Martens
+and Grosse 2015). An error Δ of the weights then adds a predicted ½ Σ_oi F_oi Δ_oi² nats. For an embedding,
+``row`` is the frequency of each token (with one count spread over all tokens, so that none is zero), and
+``column`` the mean squared gradient of the rows that were looked up.
 
-One sweep backwards: from the loss to what the last block gave, from block to block, and from the first block
-to the embeddings. A block is computed again for its own gradients and then forgotten, so that no more is held
-than one block's graph and its matrices' sums.
+One backward sweep: from the loss to the output of the last block, from block to block, and from the first
+block to the embeddings. Each block is recomputed for its own gradients and then released, so memory holds
+one block's graph and the sums of its matrices.
 """
 
 from __future__ import annotations
@@ -35,16 +34,19 @@ from bitrank_quant.sensitivity.lookups import Lookups, add_squares, watched_look
 from bitrank_quant.sensitivity.replay import Replay
 
 SPECTRUM = 128  # singular values kept
-_ROWS = 1024  # of a table looked at together
+_ROWS = 1024  # rows of a table converted to fp32 together
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one matrix (O, I), in fp32 on the CPU.
+    """Statistics of one matrix (O, I), in fp32 on the CPU.
 
-    ``row_O`` and ``column_I`` as above; ``gradient_K`` the singular values of the task gradient ∂loss/∂W (mean loss, nats), largest
-    first; ``input_K`` the eigenvalues of the inputs' second moment matrix, largest first; ``importance`` mean |W ∘ ∂loss/∂W| (GoRA);
-    ``norm`` ‖W‖_F. A head tied to an embedding adds its own pair as ``head_row_O`` and ``head_column_I`` (empty otherwise).
+    ``row_O`` and ``column_I``: the factors of the module's description.
+    ``gradient_K``: singular values of the task gradient ∂loss/∂W (mean loss, nats), largest first.
+    ``input_K``: eigenvalues of the inputs' second-moment matrix, largest first.
+    ``importance``: mean |W ∘ ∂loss/∂W| (GoRA).
+    ``norm``: ‖W‖_F.
+    ``head_row_O`` and ``head_column_I``: the factors of a head tied to this embedding, empty otherwise.
     """
 
     row_O: Tensor
@@ -63,7 +65,7 @@ class Moments:
 
 
 class _Sums:
-    """What one matrix gathers over the batches."""
+    """Running sums of one linear matrix over the batches."""
 
     def __init__(self) -> None:
         self.row_O: Any = 0.0
@@ -83,11 +85,11 @@ class _Sums:
 def measure_moments(
     replay: Replay, matrices: Sequence[WeightMatrix], on_progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Moments]:
-    """The moments of every matrix that is not a tied head, by name. ``on_progress`` hears which block is
-    being measured.
+    """Moments by matrix name, for every matrix that is not tied to another one.
 
-    Where blocks do not simply follow one another (:attr:`Replay.chained`) all is gathered in one pass, and
-    held at once. Raises :class:`QuantError` when a gradient is not finite, or none reaches a matrix.
+    ``on_progress`` is called with the name of each block. If the blocks do not form a chain
+    (:attr:`Replay.chained`), one backward pass collects everything, with the sums of all matrices in memory.
+    Raises :class:`QuantError` if a gradient is not finite, or if none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
     inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
@@ -119,8 +121,9 @@ def _swept(
     outside: _Outside,
     on_progress: Callable[[str], None],
 ) -> dict[str, Moments]:
-    """The moments of what lies inside the blocks, from the last block to the first; what lies outside them
-    gathers on the way.
+    """Moments of the matrices inside blocks, from the last block to the first.
+
+    ``outside`` collects the matrices outside of blocks during the same sweep.
     """
     done: dict[str, Moments] = {}
     on_progress("after the blocks")
@@ -147,27 +150,25 @@ def _finished(replay: Replay, sums: Mapping[str, _Sums]) -> dict[str, Moments]:
 
 
 class _Spectra:
-    """Eigenvalues of inputs' second moments: once for neighbours that share an input, as query, key and value
-    do.
-    """
+    """Eigenvalues of input second moments, computed once for consecutive matrices with one input (qkv)."""
 
     def __init__(self) -> None:
         self._input_II: Tensor | None = None
         self._values_K = torch.zeros(0)
 
     def of(self, input_II: Tensor) -> Tensor:
-        """The :data:`SPECTRUM` largest, largest first. fp32 is enough: they are shares of their sum."""
+        """The :data:`SPECTRUM` largest eigenvalues, largest first; fp32 is enough for shares of their sum."""
         if self._input_II is None or not torch.equal(self._input_II, input_II):
             self._input_II, self._values_K = (
                 input_II,
                 torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu(),
             )
-        return self._values_K.clone()  # files hold no tensor twice
+        return self._values_K.clone()  # safetensors refuses tensors that share storage
 
 
 @contextmanager
 def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """A forward hook on each named module, for a while."""
+    """Register a forward hook on each named module while the context is open."""
     handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         yield
@@ -177,8 +178,7 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
 
 
 def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
-    """Give a module's input and output gradient to its sums, in passes whose gradient comes through it.
-    Padding is left out."""
+    """A forward hook that adds a module's inputs and output gradients to ``sums``, without padding."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
@@ -191,7 +191,7 @@ def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
 def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
     if not sums.positions:
         raise QuantError(
-            f"no gradient of the loss reaches {name}: the task does not use it, so nothing can be measured of it"
+            f"no gradient of the loss reaches {name}: the task does not use it, so it cannot be measured"
         )
     gradient_OI = sums.gradient_OI / units
     weight_OI = weight_of(module).float()
@@ -210,11 +210,10 @@ def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Sp
 
 
 class _Outside:
-    """What lies outside the blocks: linear matrices, tables and tied heads, those before the blocks and those
-    after them.
+    """Statistics of everything outside the blocks: linear matrices, embedding tables and tied heads.
 
-    Tables' rows are weighted by how often they are looked up, their columns by the gradient of what comes
-    out; tied heads have moments of their own.
+    The rows of a table are weighted by look-up frequency, its columns by the gradient of the looked-up rows.
+    Tied heads have moments of their own.
     """
 
     def __init__(
@@ -224,14 +223,16 @@ class _Outside:
         heads = [m for m in sharing if m.role != "embedding"]
         self._linear = {m.name: _Sums() for m in matrices if m.role != "embedding"}
         self._tables = {m.name: Lookups(m.shape) for m in matrices if m.role == "embedding"}
-        self._looking = dict(self._tables)  # the modules that look up; several may share a table
+        self._looking = dict(self._tables)  # by embedding module; several modules may share a table
         self._looking |= {m.name: self._tables[str(m.tied_to)] for m in sharing if m.role == "embedding"}
         self._heads = {str(m.tied_to): (m.name, _HeadSums(m.shape)) for m in heads}
 
     @contextmanager
     def gathering(self, replay: Replay, tables: bool) -> Iterator[None]:
-        """Gather in the passes that follow. ``tables`` says that they reach the tables, whose lookups must be
-        counted once."""
+        """Collect statistics while the context is open.
+
+        ``tables`` is true for the one pass that runs the embeddings, so that look-ups are counted once.
+        """
         hooks: dict[str, Callable[..., Any]] = {}
         hooks |= {name: _watch(sums, replay) for name, sums in self._linear.items()}
         hooks |= {name: partial(sums.hook, replay) for name, sums in self._heads.values()}
@@ -246,24 +247,21 @@ class _Outside:
     def _table(self, name: str, lookups: Lookups, units: int) -> Moments:
         empty = torch.zeros(0)
         weight_VD = weight_of(self._model.get_submodule(name))
-        norm = (
-            sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5
-        )  # a table is not made wider as a whole
+        # Some rows at a time: a table is never converted to fp32 as a whole.
+        norm = sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5
         head = self._heads[name][1].pair(units) if name in self._heads else (empty, empty)
         return Moments(lookups.frequency_V(), lookups.column_D / units, empty, empty, 0.0, norm, *head)
 
 
 class _HeadSums:
-    """What a tied head gathers: row and column moments, without the (vocabulary, in) gradient that nobody
-    asks for.
-    """
+    """Running sums of a tied head: row and column moments, without the unused (vocabulary, in) gradient."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._row_O, self._column_I = torch.zeros(shape[0]), torch.zeros(shape[1])
         self._positions = 0
 
     def hook(self, replay: Replay, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """As a forward hook, in passes whose gradient comes through the head."""
+        """A forward hook, active in passes whose gradient flows through the head."""
         if output.requires_grad:
             x_NI = replay.tokens_of(inputs[0].detach().flatten(0, -2))
             self._column_I += x_NI.float().square().sum(0).cpu()
@@ -275,8 +273,9 @@ class _HeadSums:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding, as it is held: what lies in 16 bits is
-    not made wider.
+    """The (out, in) weight of a linear layer, ``Conv1D`` or embedding.
+
+    It keeps its stored dtype if it is a float, else it is decoded to the layer's compute dtype.
     """
     if isinstance(module, (QuantLinear, QuantEmbedding)):
         held: Tensor | None = module.quantized.tensors.get("weight")
@@ -286,7 +285,7 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """What a linear layer, ``Conv1D`` or embedding multiplies in, or gives."""
+    """The dtype in which a linear layer or ``Conv1D`` multiplies, or an embedding returns its rows."""
     if isinstance(module, (QuantLinear, QuantEmbedding)):
         return module.quantized.compute_dtype
     dtype: torch.dtype = module.weight.dtype  # type: ignore[union-attr,assignment]
@@ -294,11 +293,10 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 
 
 def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Singular values, largest first: roots of the eigenvalues of the smaller Gram matrix, many times cheaper
-    than an SVD.
+    """Singular values, largest first, as roots of the eigenvalues of the smaller Gram matrix.
 
-    ``dtype`` fp32 is enough for a flat spectrum, such as an error's; values below a thousandth of the largest
-    are noise then.
+    Many times cheaper than an SVD. With ``dtype`` fp32, values below a thousandth of the largest are noise,
+    so it is only good enough for a flat spectrum such as that of a quantization error.
     """
     tall = matrix_OI.to(dtype) if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.to(dtype).T
     return torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0).sqrt()

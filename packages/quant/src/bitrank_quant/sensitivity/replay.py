@@ -1,11 +1,10 @@
-"""Run a model again from one of its blocks on, or one of its blocks alone.
+"""Re-run a model from one of its blocks on, or one block alone.
 
-What each block gives for the calibration batches is kept, in the compute dtype. To see what a change inside
-one block does, the blocks before it need not be computed: they hand out what they gave before. On average
-that halves the cost. To see the gradients inside one block, nothing else is computed at all: it is called
-again as it was called, and given the gradient of what it gives (:meth:`Replay.back_from_loss`,
-:meth:`Replay.back_through`, :meth:`Replay.back_to_start`), so that there is never more than one block's
-graph.
+The output of each block on the calibration batches is recorded once, in the compute dtype. To evaluate a
+change inside one block, the blocks before it return their recorded outputs instead of computing, which halves
+the cost on average. For the gradients inside one block nothing else is computed: the block is called with its
+recorded inputs and receives the gradient of its output (:meth:`Replay.back_from_loss`,
+:meth:`Replay.back_through`, :meth:`Replay.back_to_start`), so at most one block's graph exists at a time.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from bitrank_quant.errors import QuantError
 from bitrank_quant.sensitivity.divergence import Answers, answers, loss_and_divergence
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
-"""A model and a batch → its logits (positions, classes), and the right class of each position: −100 where nothing is judged."""
+"""(model, batch) → logits (positions, classes) and labels (positions,); −100 marks positions without loss."""
 
 Real = Callable[[Any], Tensor | None]
-"""A batch → which of its positions (B, T) hold tokens and not padding; None: all."""
+"""batch → mask (B, T), true for tokens and false for padding; None: all are tokens."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a block: what it was given beside the hidden states, those, and what it gave."""
+    """One recorded call of a block: its arguments, hidden states included, and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -44,7 +43,7 @@ class _Call:
         return _first(self.args, self.kwargs)
 
     def on(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """What ``block`` gives for other hidden states."""
+        """Call ``block`` with other hidden states and the recorded remaining arguments."""
         if self.args:
             return _states(block(hidden, *self.args[1:], **self.kwargs))
         return _states(block(**{**self.kwargs, "hidden_states": hidden}))
@@ -54,17 +53,16 @@ _BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
 
 
 class Replay:
-    """``model`` on ``batches``, from any block on. ``order`` lists the blocks as the model runs them,
-    ``units`` counts what is judged.
+    """``model`` on ``batches``, re-run from any block on.
 
-    ``chained`` says that each block is called once, on what the one before it gave: a loss then reaches a
-    block only through the next one, and gradients can be carried from block to block. What else a block is
-    given (masks, positions) counts as constant.
+    ``order`` lists the blocks in execution order; ``units`` counts the positions that have a label; ``base``
+    is the mean loss of the unchanged model in nats. ``chained`` is true if each block is called once, with
+    the output of the block before it. The loss then depends on a block only through the next one, and
+    gradients can be passed from block to block. Other block arguments (masks, positions) count as constants.
 
-    ``blocks`` names the modules to take as blocks instead of the model's layers: a whole body, to change
-    nothing but the head. ``real`` tells which positions (B, T) of a batch hold tokens and not padding, for
-    those who gather over positions (:meth:`tokens_of`); by default all do. Raises :class:`QuantError` when
-    there is no batch, or the loss is not finite.
+    ``blocks`` names the modules to use as blocks instead of the model's layers, for instance a whole body if
+    only the head changes. ``real`` masks padding for statistics over positions (:meth:`tokens_of`). Raises
+    :class:`QuantError` if there is no batch, or if the loss is not finite.
     """
 
     def __init__(
@@ -95,28 +93,31 @@ class Replay:
         self.base = total / self.units if self.units else float("nan")
         if not torch.isfinite(torch.tensor(self.base)):
             raise QuantError(
-                f"the model's loss on the calibration data is {self.base}: expected a finite number; check weights and data"
+                f"the model's loss on the calibration data is {self.base}: expected a finite number; "
+                "check weights and data"
             )
 
     def tokens_of(self, values_N: Tensor) -> Tensor:
-        """Those of ``values_N``, one for each position of the batch in progress, whose position holds a
-        token.
+        """Drop the entries of ``values_N`` at padding positions of the current batch.
 
-        All of them where there are not as many as positions, such as one vector for each sequence.
+        Returned unchanged if the length differs from the number of positions, as with one vector per
+        sequence.
         """
         if self._now is None or len(values_N) != self._now.numel():
             return values_N
         return values_N[self._now.flatten()]
 
     def block_of(self, matrix: str) -> str | None:
-        """The block that ``matrix`` lies in; None for embeddings and what comes after the blocks."""
+        """The block that contains ``matrix``; None for embeddings and modules after the blocks."""
         hit = _BLOCK.match(matrix)
         return hit[0] if hit and hit[0] in self._blocks else None
 
     def evaluate_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
-        """Mean loss in nats, and the mean divergence of the answers from those of the model as it came (see
-        :mod:`~bitrank_quant.sensitivity.divergence`), when everything from ``block`` on is computed (None:
-        what comes after the last block); with ``first`` all of it."""
+        """Mean loss, and mean divergence from the unchanged model's predictions, in nats.
+
+        Computes everything from ``block`` on; with None, only the modules after the last block. With
+        ``first`` the whole model is computed. See :mod:`~bitrank_quant.sensitivity.divergence`.
+        """
         with torch.no_grad():
             answered = zip(self._answers, self._from(block, first), strict=True)
             parts = [
@@ -129,14 +130,12 @@ class Replay:
         ) / units
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
-        """Loss in nats, summed over what is judged, and how much that is, batch by batch, when what comes
-        after the blocks is computed.
-        """
+        """Summed loss in nats and number of labels per batch, computing only the modules after the blocks."""
         for logits_NC, labels_N in self._from(None, first=False):
             yield _loss(logits_NC, labels_N), _count(labels_N)
 
     def back_from_loss(self) -> list[Tensor]:
-        """Back-propagate the summed loss to what the last block gives; its gradient there, batch by batch."""
+        """Back-propagate the summed loss to the output of the last block: the gradient there, per batch."""
         found, last = [], self.order[-1]
         for batch, given, real in zip(self.batches, self._given, self._real, strict=True):
             self._now = real
@@ -148,15 +147,13 @@ class Replay:
         return found
 
     def back_through_all(self) -> None:
-        """Back-propagate the summed loss through the whole model, to leaves that hooks have put there."""
+        """Back-propagate the summed loss through the whole model, to leaves inserted by forward hooks."""
         for batch, real in zip(self.batches, self._real, strict=True):
             self._now = real
             self._back(batch)
 
     def back_through(self, block: str, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """From the gradients of what ``block`` gives those of what it is given, batch by batch. It is
-        computed again, alone.
-        """
+        """Recompute ``block`` alone, and map gradients of its output to gradients of its input, per batch."""
         found = []
         for given, gradient, real in zip(self._given, gradients, self._real, strict=True):
             self._now = real
@@ -166,9 +163,7 @@ class Replay:
         return found
 
     def back_to_start(self, gradients: Sequence[Tensor]) -> None:
-        """From the gradients of what the first block is given to what lies before the blocks: to leaves that
-        hooks have put there.
-        """
+        """Back-propagate gradients of the first block's input to the leaves that hooks inserted before it."""
         entered: list[Tensor] = []
         first = self._blocks[self.order[0]]
         hook = first.register_forward_pre_hook(
@@ -180,7 +175,7 @@ class Replay:
                 self._now = real
                 with self._handing_out({name: given[name].output for name in self.order}):
                     self._forward(self.model, batch)
-                if (states := entered.pop()).requires_grad:  # else nothing before the blocks is watched
+                if (states := entered.pop()).requires_grad:  # false if nothing before the blocks has a hook
                     states.backward(gradient)
         finally:
             hook.remove()
@@ -239,7 +234,7 @@ def _count(labels_N: Tensor) -> int:
 
 
 def _states(output: Any) -> Tensor:
-    """The hidden states in what a block gives: all of it, or the first of several things."""
+    """The hidden states in a block's output: all of it, or its first element."""
     states: Tensor = output if isinstance(output, Tensor) else output[0]
     return states
 
@@ -249,7 +244,7 @@ def _with_states(output: Any, states: Tensor) -> Any:
 
 
 def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states that a block is called with."""
+    """The hidden states among a block's arguments."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
@@ -257,7 +252,7 @@ def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def _without_cache(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A cache of keys and values has room for one call: a second one would find its own keys there."""
+    """Drop the key-value cache: a second call would find the keys of the first one in it."""
     kept = tuple(None if isinstance(value, Cache) else value for value in args)
     return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
@@ -267,11 +262,9 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _loss_gradient(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """∂/∂logits of the cross entropy in nats, summed over the positions whose label is not negative: softmax
-    less the right class.
+    """∂/∂logits of the summed cross entropy in nats, over labels that are not negative: softmax − one-hot.
 
-    Written out, since autograd's way holds three tensors of the logits' size, and a vocabulary's are the
-    largest of all.
+    Written out because autograd would keep three tensors of the logits' size, the largest of all activations.
     """
     gradient_NC = torch.softmax(logits_NC, dim=1, dtype=torch.float32)
     gradient_NC.scatter_add_(

@@ -1,0 +1,112 @@
+"""GPTQ: columns are quantized one by one, and the later columns compensate each column's rounding error.
+
+For a linear layer with inputs x, quantizing W to Ŵ adds the error tr((W - Ŵ) H (W - Ŵ)ᵀ) with
+H = (1/N) Σ x xᵀ. When column i is fixed, the best change of the columns j > i is - (w_i - ŵ_i) / U_ii · U_ij,
+where U is the upper Cholesky factor of H⁻¹ (Frantar et al. 2023, equations 2 and 3, algorithm 1). The scales
+of a group are found from the weights as they are when its first column comes, by
+:func:`~bitrank_quant.quantizers.search.fit_scales`; formats with nested scales, which span rows, get all
+scales first, from the original weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitrank_quant.errors import QuantError
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.codebook import Codebook
+from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
+from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
+from bitrank_quant.quantizers.search import fit_scales, rows_at_once, search, settle, split_scales
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
+_TRIES = 6  # each with ten times the damping of the one before
+_PANEL = 128  # about so many columns are fixed before the rest of the matrix is updated
+
+
+def gptq(weight_OI: Tensor, fmt: Format, moments: InputMoments, damping: float = DAMPING) -> Tensors:
+    """The stored tensors of ``weight_OI`` (O, I) in ``fmt``.
+
+    With the diagonal of the moments alone no column can compensate another, and the result is that of
+    ``search``. Raises :class:`QuantError` when the moments cannot be factorized with any damping.
+    """
+    if moments.input_II is None:
+        return search(weight_OI, fmt, moments)
+    grid = grid_of(fmt)
+    weight_GB = column_weights(moments, weight_OI, grid.block)
+    factor_II = inverse_factor(moments.input_II.to(weight_OI.device), damping)
+    upper_II = _padded_factor(factor_II, weight_GB.numel())
+    parts = weight_OI.split(rows_at_once(weight_OI))
+    given: list[Scales | None] = [None] * len(parts)
+    stored: Tensors | None = None
+    if isinstance(fmt, Codebook) and fmt.double_quant:
+        fitted = [fit_scales(grid, grouped(part_OI, grid.block), weight_GB) for part_OI in parts]
+        stored, scales_OG = settle(grid, fitted, len(weight_OI))
+        given = list(split_scales(scales_OG, parts))
+    codes, found = [], []
+    for part_OI, part_OG in zip(parts, given, strict=True):
+        columns_OI = grouped(part_OI, grid.block).flatten(1).clone()
+        codes_OI, used_OG = _feed_back(grid, columns_OI, weight_GB, upper_II, part_OG)
+        codes.append(grid.pack(codes_OI))
+        found.append(used_OG)
+    return {"codes": torch.cat(codes), **(stored or settle(grid, found, len(weight_OI))[0])}
+
+
+def inverse_factor(input_II: Tensor, damping: float = DAMPING) -> Tensor:
+    """The upper triangular U with UᵀU = (H + damping · mean diag(H) · 1)⁻¹, fp32.
+
+    A column whose input is always zero gets a diagonal of one: its error changes nothing and is not passed
+    on. A singular H gets more damping until it can be factorized. Raises :class:`QuantError` when it is not
+    finite or no damping helps.
+    """
+    hessian_II = input_II.double()
+    if not torch.isfinite(hessian_II).all():
+        raise QuantError(
+            "the second moments of the inputs are not finite; check the model and the calibration data"
+        )
+    diagonal_I = hessian_II.diagonal()
+    dead_I = diagonal_I <= 0
+    mean = diagonal_I[~dead_I].mean() if (~dead_I).any() else diagonal_I.new_ones(())
+    hessian_II = hessian_II + torch.diag(dead_I * mean)
+    eye_II = torch.eye(len(hessian_II), dtype=torch.double, device=hessian_II.device)
+    for attempt in range(_TRIES):
+        lower_II, problem = torch.linalg.cholesky_ex(hessian_II + damping * 10**attempt * mean * eye_II)
+        if problem == 0:
+            upper_II, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
+            if problem == 0 and torch.isfinite(upper_II).all():
+                return upper_II.float()
+    raise QuantError("the second moments of the inputs cannot be factorized; give more calibration data")
+
+
+def _padded_factor(upper_II: Tensor, columns: int) -> Tensor:
+    """The factor with a unit diagonal for the columns that fill the last group: their errors go nowhere."""
+    missing = columns - len(upper_II)
+    return torch.block_diag(upper_II, torch.eye(missing, device=upper_II.device)) if missing else upper_II
+
+
+def _feed_back(
+    grid: Grid, weight_OI: Tensor, weight_GB: Tensor, upper_II: Tensor, given_OG: Scales | None
+) -> tuple[Tensor, Scales]:
+    """Codes (O, I) and scales (O, G). ``weight_OI`` is changed on the way."""
+    columns, width = weight_OI.shape[1], weight_GB.shape[1]
+    # Whole groups make a panel, so that a group's weights have all errors before them when it is fitted.
+    panel = columns if width >= columns else width * max(1, _PANEL // width)
+    codes, scales = [], list[Scales]()
+    for first in range(0, columns, panel):
+        last = min(first + panel, columns)
+        errors_OP = torch.zeros_like(weight_OI[:, first:last])
+        for column in range(first, last):
+            if column % width == 0:
+                group = column // width
+                weights_OB = weight_OI[:, column : column + width]
+                fitted = fit_scales(grid, weights_OB, weight_GB[group]) if given_OG is None else None
+                scales.append(fitted or tuple(one[:, group] for one in given_OG or ()))
+            code_O1 = grid.quantize(weight_OI[:, column, None], scales[-1])
+            error_O = weight_OI[:, column] - grid.decode(code_O1, scales[-1])[:, 0]
+            error_O /= upper_II[column, column]
+            errors_OP[:, column - first] = error_O
+            weight_OI[:, column + 1 : last] -= error_O[:, None] * upper_II[column, column + 1 : last]
+            codes.append(code_O1)
+        weight_OI[:, last:] -= errors_OP @ upper_II[first:last, last:]
+    return torch.cat(codes, dim=1), tuple(torch.stack(one, dim=1) for one in zip(*scales, strict=True))

@@ -1,0 +1,206 @@
+"""The grid of a group of weights: the values that its codes can take, for given scales.
+
+A quantizer sees every format through these few functions, so that one search and one error feedback serve all
+of them. A group is the columns of a row that share scales: ``block`` columns, or the whole row for ``int8``.
+Scales are rounded to the type in which the format stores them before codes are chosen.
+
+Shapes: weights and codes (..., B), scales (...), column weights (B,) or with the same groups, (G, B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitrank_quant.errors import QuantError
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.codebook import (
+    CODEBOOKS,
+    Codebook,
+    decode_dynamic_8bit,
+    encode_dynamic_8bit,
+    nearest,
+)
+from bitrank_quant.formats.integer import Affine, Int8Row
+from bitrank_quant.packing import pack_bits
+
+TINY = torch.finfo(torch.float32).tiny
+Scales = tuple[Tensor, ...]  # one tensor per stored scale of a group
+
+
+class Grid(Protocol):
+    """The part of a format that a quantizer needs. Everything is fp32 except codes."""
+
+    @property
+    def block(self) -> int | None:
+        """Columns of a group; None: the whole row."""
+
+    def fit(self, weights: Tensor, shrink: float) -> Scales:
+        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped."""
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+        """Scales with the least weighted squared error for given codes."""
+
+    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes of the nearest values."""
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        """The values of codes."""
+
+    def store(self, scales_OG: Scales) -> Tensors:
+        """The stored tensors of the scales of a whole matrix."""
+
+    def read(self, stored: Tensors, rows: int) -> Scales:
+        """The scales (O, G) that decoding uses."""
+
+    def pack(self, codes_OI: Tensor) -> Tensor:
+        """The stored tensor of the codes of whole groups."""
+
+
+def weighted(values: Tensor, column_weights: Tensor) -> Tensor:
+    """Σ_b column_weights_b · values_b: (..., B) → (...)."""
+    return (values * column_weights).sum(-1)
+
+
+@dataclass(frozen=True)
+class AffineGrid:
+    """``code · scale + minimum``, both in bf16."""
+
+    format: Affine
+
+    @property
+    def block(self) -> int:
+        return self.format.block
+
+    @property
+    def _top(self) -> int:
+        return 2**self.format.bits - 1
+
+    def fit(self, weights: Tensor, shrink: float) -> Scales:
+        low, high = shrink * weights.amin(-1), shrink * weights.amax(-1)
+        minimum = low.to(torch.bfloat16).float()
+        return self._rounded_scale((high - minimum) / self._top), minimum
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+        codes = codes.float()
+        total = column_weights.sum(-1).clamp_min(TINY)
+        mean, mean_code = weighted(weights, column_weights) / total, weighted(codes, column_weights) / total
+        centred = codes - mean_code[..., None]
+        spread = weighted(centred.square(), column_weights)
+        slope = weighted((weights - mean[..., None]) * centred, column_weights) / spread.clamp_min(TINY)
+        # One code for the whole group leaves the slope open.
+        scale = self._rounded_scale(torch.where(spread > 0, slope, self.fit(weights, 1.0)[0]))
+        return scale, (mean - scale * mean_code).to(torch.bfloat16).float()
+
+    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        scale, minimum = scales
+        steps = (weights - minimum[..., None]) / scale[..., None]
+        return steps.round_().clamp_(0, self._top).to(torch.uint8)
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        scale, minimum = scales
+        return torch.addcmul(minimum[..., None], codes.float(), scale[..., None])
+
+    def store(self, scales_OG: Scales) -> Tensors:
+        scale_OG, minimum_OG = scales_OG
+        return {
+            "scale": scale_OG.flatten().to(torch.bfloat16),
+            "minimum": minimum_OG.flatten().to(torch.bfloat16),
+        }
+
+    def read(self, stored: Tensors, rows: int) -> Scales:
+        return stored["scale"].float().view(rows, -1), stored["minimum"].float().view(rows, -1)
+
+    def pack(self, codes_OI: Tensor) -> Tensor:
+        return pack_bits(codes_OI.flatten(), self.format.bits)
+
+    @staticmethod
+    def _rounded_scale(scale: Tensor) -> Tensor:
+        return scale.to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny).float()
+
+
+@dataclass(frozen=True)
+class CodebookGrid:
+    """``book[code] · absmax``; absmax in fp32, or in nested 8 bits."""
+
+    format: Codebook
+
+    @property
+    def block(self) -> int:
+        return self.format.block
+
+    def _book(self, like: Tensor) -> Tensor:
+        return CODEBOOKS[self.format.name].to(like.device)
+
+    def fit(self, weights: Tensor, shrink: float) -> Scales:
+        return ((shrink * weights.abs().amax(-1)).clamp_min(TINY),)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+        values = self._book(weights)[codes.int()]
+        size = weighted(values.square(), column_weights)
+        scale = weighted(values * weights, column_weights) / size.clamp_min(TINY)
+        return (torch.where(size > 0, scale, weights.abs().amax(-1)).clamp_min(TINY),)
+
+    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        # A nested absmax can be read as zero or below: its offset is that of many groups.
+        return nearest(weights / scales[0].clamp_min(TINY)[..., None], self._book(weights))
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        return self._book(codes)[codes.int()] * scales[0][..., None]
+
+    def store(self, scales_OG: Scales) -> Tensors:
+        absmax_N = scales_OG[0].flatten()
+        return encode_dynamic_8bit(absmax_N) if self.format.double_quant else {"absmax": absmax_N}
+
+    def read(self, stored: Tensors, rows: int) -> Scales:
+        absmax_N = decode_dynamic_8bit(stored) if self.format.double_quant else stored["absmax"]
+        return (absmax_N.view(rows, -1),)
+
+    def pack(self, codes_OI: Tensor) -> Tensor:
+        return pack_bits(codes_OI.flatten(), self.format.bits)
+
+
+@dataclass(frozen=True)
+class RowGrid:
+    """``code · scale`` with one fp32 scale for each row."""
+
+    format: Int8Row
+    block = None
+
+    def fit(self, weights: Tensor, shrink: float) -> Scales:
+        return ((shrink * weights.abs().amax(-1)).clamp_min(TINY) / 127,)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+        codes = codes.float()
+        size = weighted(codes.square(), column_weights)
+        scale = weighted(codes * weights, column_weights) / size.clamp_min(TINY)
+        return (torch.where(size > 0, scale, self.fit(weights, 1.0)[0]).clamp_min(TINY),)
+
+    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        return (weights / scales[0][..., None]).round_().clamp_(-127, 127).to(torch.int8)
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        return codes.float() * scales[0][..., None]
+
+    def store(self, scales_OG: Scales) -> Tensors:
+        return {"scale": scales_OG[0].flatten()}
+
+    def read(self, stored: Tensors, rows: int) -> Scales:
+        return (stored["scale"].view(rows, 1),)
+
+    def pack(self, codes_OI: Tensor) -> Tensor:
+        return codes_OI.contiguous()
+
+
+def grid_of(fmt: Format) -> Grid:
+    """The grid of ``fmt``. Raises :class:`QuantError` for a format without codes, such as bf16."""
+    if isinstance(fmt, Affine):
+        return AffineGrid(fmt)
+    if isinstance(fmt, Codebook):
+        return CodebookGrid(fmt)
+    if isinstance(fmt, Int8Row):
+        return RowGrid(fmt)
+    raise QuantError(f"{fmt} has no codes to choose; a quantizer needs an integer format or a code book")

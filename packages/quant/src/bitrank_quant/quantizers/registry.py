@@ -1,0 +1,84 @@
+"""The quantizers by name, and :func:`quantize`, which applies one of them to a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bitrank_quant.backends.reference import encode_in_parts
+from bitrank_quant.errors import QuantError
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.float import Float
+from bitrank_quant.quantizers.base import InputMoments
+from bitrank_quant.quantizers.gptq import gptq
+from bitrank_quant.quantizers.search import search
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """``encode`` returns the stored tensors of a matrix (O, I) in a format; ``needs_moments``: it cannot work
+    without the second moments of the inputs; ``uses_moments``: they change its result."""
+
+    name: str
+    about: str
+    encode: Callable[[Tensor, Format, InputMoments | None], Tensors]
+    uses_moments: bool = True
+    needs_moments: bool = False
+
+
+def _rtn(weight_OI: Tensor, fmt: Format, _moments: InputMoments | None) -> Tensors:
+    return encode_in_parts(fmt, weight_OI)
+
+
+def _gptq(weight_OI: Tensor, fmt: Format, moments: InputMoments | None) -> Tensors:
+    assert moments is not None  # checked by quantize
+    return gptq(weight_OI, fmt, moments)
+
+
+QUANTIZERS: dict[str, Quantizer] = {
+    quantizer.name: quantizer
+    for quantizer in (
+        Quantizer("rtn", "the nearest code on a grid over each group's range", _rtn, uses_moments=False),
+        Quantizer("search", "the clip and scale of each group with the least error at the inputs", search),
+        Quantizer(
+            "gptq",
+            "search, and the error of each column compensated by the columns after it",
+            _gptq,
+            needs_moments=True,
+        ),
+    )
+}
+
+
+def find_quantizer(name: str) -> Quantizer:
+    """The quantizer called ``name``. Raises :class:`QuantError` with all names when there is none."""
+    if name not in QUANTIZERS:
+        raise QuantError(f"unknown quantizer {name!r}; expected one of {', '.join(QUANTIZERS)}")
+    return QUANTIZERS[name]
+
+
+def quantize(
+    weight_OI: Tensor, fmt: Format, quantizer: str = "rtn", moments: InputMoments | None = None
+) -> Tensors:
+    """The stored tensors of ``weight_OI`` (O, I) in ``fmt``, on the device of the weights.
+
+    ``fmt.decode(stored, (O, I), dtype)`` is the matrix that they stand for. A floating-point format has no
+    codes to choose: every quantizer casts. ``moments`` are those of the inputs of the linear layer.
+
+    Raises :class:`QuantError` for an unknown quantizer, for one that needs moments where there are none, and
+    for moments of another width, not finite, or without any factorization.
+    """
+    chosen = find_quantizer(quantizer)
+    if isinstance(fmt, Float):
+        return encode_in_parts(fmt, weight_OI)
+    if moments is None and chosen.needs_moments:
+        optional = [name for name, one in QUANTIZERS.items() if not one.needs_moments]
+        raise QuantError(
+            f"{quantizer} needs the second moments of the inputs; give calibration data, or take the "
+            f"quantizer {' or '.join(optional)}"
+        )
+    if moments is not None:
+        moments.check_width(weight_OI.shape[1])
+    return chosen.encode(weight_OI, fmt, moments)

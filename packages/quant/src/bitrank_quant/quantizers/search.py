@@ -1,0 +1,89 @@
+"""Clip and scale search: the scales of each group with the least weighted squared error.
+
+Round-to-nearest spreads the codes over the whole range of a group, so a single large weight widens every
+step. A grid over a smaller range clips that weight and rounds the others to a finer grid; the better of the
+two depends on the inputs. For each group, ranges of 16 sizes are tried. The scales of the best one are then
+fitted by least squares to its codes, which is repeated while the error falls. The error of a weight is
+multiplied by the second moment of its input. The range searches of GPTQ's code and of llama.cpp are of the
+same kind.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
+from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
+
+CANDIDATES = 16
+SMALLEST = 0.4  # of the full range: a smaller one clips more than even 2 bits gain
+_REFITS = 3
+_PART = 2**20  # weights searched at once
+
+
+def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) -> Tensors:
+    """The stored tensors of ``weight_OI`` (O, I) in ``fmt``.
+
+    Without moments, every column has the same weight. Works on some rows at a time.
+    """
+    grid = grid_of(fmt)
+    weight_GB = column_weights(moments, weight_OI, grid.block)
+    parts = weight_OI.split(rows_at_once(weight_OI))
+    fitted = [fit_scales(grid, grouped(part_OI, grid.block), weight_GB) for part_OI in parts]
+    stored, scales_OG = settle(grid, fitted, len(weight_OI))
+    codes = []
+    for part_OI, part_OG in zip(parts, split_scales(scales_OG, parts), strict=True):
+        codes_OGB = grid.quantize(grouped(part_OI, grid.block), part_OG)
+        codes.append(grid.pack(codes_OGB.flatten(1)))
+    return {"codes": torch.cat(codes), **stored}
+
+
+def fit_scales(grid: Grid, weights: Tensor, column_weights: Tensor) -> Scales:
+    """The scales of groups (..., B) with the least error Σ_b column_weight_b (w_b - decoded_b)²."""
+    best, least = grid.fit(weights, 1.0), None
+    for step in range(CANDIDATES):
+        shrink = 1.0 - (1.0 - SMALLEST) * step / (CANDIDATES - 1)
+        best, least = _better(grid, weights, column_weights, grid.fit(weights, shrink), (best, least))
+    for _ in range(_REFITS):
+        codes = grid.quantize(weights, best)
+        refitted = grid.refit(weights, codes, column_weights)
+        best, least = _better(grid, weights, column_weights, refitted, (best, least))
+    return best
+
+
+def _better(
+    grid: Grid,
+    weights: Tensor,
+    column_weights: Tensor,
+    candidate: Scales,
+    before: tuple[Scales, Tensor | None],
+) -> tuple[Scales, Tensor]:
+    """For each group the better scales of ``candidate`` and ``before``, and their error."""
+    best, least = before
+    difference = grid.decode(grid.quantize(weights, candidate), candidate).sub_(weights)
+    error = difference.square_().mul_(column_weights).sum(-1)
+    if least is None:
+        return candidate, error
+    wins = error < least
+    chosen = tuple(torch.where(wins, new, old) for new, old in zip(candidate, best, strict=True))
+    return chosen, torch.where(wins, error, least)
+
+
+def rows_at_once(weight_OI: Tensor) -> int:
+    """Rows whose fp32 temporaries stay small; 64 rows end on a whole byte at any bit width."""
+    return max(64, _PART // weight_OI.shape[1] // 64 * 64)
+
+
+def settle(grid: Grid, parts: list[Scales], rows: int) -> tuple[Tensors, Scales]:
+    """The stored scales of a matrix from those of its row parts, and the scales (O, G) that decoding uses."""
+    whole = tuple(torch.cat(one) for one in zip(*parts, strict=True))
+    stored = grid.store(whole)
+    return stored, grid.read(stored, rows)
+
+
+def split_scales(scales_OG: Scales, parts: tuple[Tensor, ...]) -> list[Scales]:
+    """The scales of each of the row parts of a matrix."""
+    sizes = [len(part) for part in parts]
+    return list(zip(*(one.split(sizes) for one in scales_OG), strict=True))
