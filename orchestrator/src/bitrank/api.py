@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, apply_precision, hold_in_16_bits, left_out, weight_matrices
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -30,7 +31,7 @@ from bitrank.models.architectures import check_adaptable
 from bitrank.models.completeness import heads_of
 from bitrank.models.load import load_tokenizer
 from bitrank.planning.budget import sizes_of
-from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.from_config import is_outline
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
 from bitrank.spec.configs import config_of_plan
@@ -56,7 +57,7 @@ def plan(
     planner: str = "exact",
     init: str = "default",
     formats: tuple[str, ...] = FORMATS,
-    ranks: tuple[int, ...] = RANKS,
+    ranks: tuple[int, ...] | None = None,
     pins: Pins | None = None,
     max_trainable: int | None = None,
     tokenizer: Any = None,
@@ -79,7 +80,7 @@ def plan(
         planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``. init: how adapters will
         start. ``default`` starts them at zero, which is what :func:`attach` does; with
             ``lq-lora`` rank repairs quantization, and the plan is for ``bitrank run --plan``.
-        formats: formats to choose from. ranks: ranks to choose from. pins: a part of module names → (format
+        formats: formats to choose from. ranks: ranks to choose from (0: no adapter). pins: a part of module names → (format
         or None, rank or None), such as ``{"down_proj": ("int8", None)}``. max_trainable: most numbers that
         adapters may train. tokenizer: of a model in memory; default: the one at ``model.name_or_path``.
         profile: defaults for this kind of task. settings: fields of the run that the plan is for, such as
@@ -165,6 +166,7 @@ def attach(
     plan: Mapping[str, Any],
     *,
     scale: float = RunSpec.adapter_scale,
+    scale_policy: str = RunSpec.scale_policy,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -174,8 +176,10 @@ def attach(
 
     Args:
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place. plan:
-        from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``. scale: the
-        factor on every adapter's output, α / rank, the same for all ranks; the default is that of runs.
+        from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``, or
+            ``rank_rule``.
+        scale: the factor on the output of an adapter of rank 8, α / 8; the default is that of runs.
+        scale_policy: the factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
         heads: modules to train whole; default: the head of a classifier. total_steps: optimizer steps of the
         training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -185,7 +189,8 @@ def attach(
         seed: of the adapters' random half.
 
     Returns:
-        A PEFT model: train it with any loop, save it with ``save_pretrained``.
+        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count adapters
+        in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
         UserError: a plan whose adapters must start from the quantization error; an adaptive plan without
@@ -216,7 +221,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=scale,
+        scale=AdapterScale(scale, scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )

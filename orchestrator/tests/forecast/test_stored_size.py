@@ -18,7 +18,7 @@ from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_adapters import AdapterScale, adapter_bytes
+from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
     BACKENDS,
     FORMATS,
@@ -141,4 +141,4 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
     assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
         model
-    ).total - adapter_bytes(model)
+    ).total - adapter_memory(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_trainer import DTYPES, OBJECTIVES, PLAIN_OBJECTIVES, Objective, choose_device, choose_dtype
 
 from bitrank.spec.run_spec import RunSpec
@@ -30,6 +31,11 @@ class Compute:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
+
+
+def scale_of(spec: RunSpec) -> AdapterScale:
+    """Return the scale policy of the spec's adapters, with the scale of rank 8."""
+    return AdapterScale(spec.adapter_scale, spec.scale_policy)
 
 
 def objective_of(spec: RunSpec) -> Objective:
