@@ -25,7 +25,7 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import followers, left_out, tied_modules, weight_matrices
-from bitrank_quant.understood import readers_of_weights
+from bitrank_quant.replaceable import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -191,11 +191,11 @@ def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
     work.
     """
     for name in _HOOKS:
-        held, own = before.__dict__[name], after.__dict__[name]
+        old, own = before.__dict__[name], after.__dict__[name]
         if own:
-            own.update(held)
+            own.update(old)
         else:
-            after.__dict__[name] = held
+            after.__dict__[name] = old
     after._is_full_backward_hook = before._is_full_backward_hook
     return after
 
