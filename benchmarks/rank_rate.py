@@ -55,7 +55,7 @@ def main() -> int:
         print_forecast(list(specs.values()), arguments.store, slots)
         if arguments.forecast:
             return 0
-        run_tasks(specs, tasks, Options(arguments.store, arguments.results / "runs", Execution(jobs=slots)))
+        run_tasks(specs, tasks, Options(arguments.store, Path("results") / NAME, Execution(jobs=slots)))
     losses = losses_of(specs, arguments.store)
     write_report(losses, arguments.results, {cell: spec.steps for cell, spec in specs.items()})
     missing = len(specs) - len(losses)
@@ -170,7 +170,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=_whole, default=[0, 1], help="comma-separated")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 120, language modelling 30)")
     parser.add_argument("--jobs", type=int, help="runs at the same time (default: what bitrank chooses)")
-    parser.add_argument("--store", default="runs-rank-rates", help="folder or MLflow URI of the runs")
+    parser.add_argument("--store", default="runs", help="folder or MLflow URI of the runs (default: runs)")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of table and figure")
     parser.add_argument("--forecast", action="store_true", help="print the predicted hours alone")
     parser.add_argument("--report", action="store_true", help="write table and figure of finished runs alone")
