@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitrank.models.load import open_model
-from bitrank.process.compute import Compute, scale_of
+from bitrank.process.compute import Compute, objective_for, scale_of
 from bitrank.process.events import read_events
 from bitrank.run.data import load_data
 from bitrank.run.plans import make_plans, store_base
@@ -20,7 +20,7 @@ from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_adapters import ResidualStart, adapted
-from bitrank_trainer import ALONE, PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import ALONE, evaluate
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -63,9 +63,11 @@ def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     bits = make_plans(find_config(config), loaded).bits
     store_base(spec, loaded, bits, ResidualStart({}), "cpu", torch.float32)
     stock = PeftModel.from_pretrained(loaded.model, str(tmp_path / "adapter"))
-    found = evaluate(stock, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    found = evaluate(stock, data.batches_of(data.test), objective_for(spec.kind, fused=False), "cpu")
     assert found.metrics["loss"] == pytest.approx(result["eval/loss"], abs=2e-5)
-    validated = evaluate(stock, data.batches_of(data.validation), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    validated = evaluate(
+        stock, data.batches_of(data.validation), objective_for(spec.kind, fused=False), "cpu"
+    )
     events = read_events(tmp_path / "events.jsonl")
     reported = {e["step"]: e["metrics"]["val/loss"] for e in events if e["event"] == "validation"}
     assert validated.metrics["loss"] == pytest.approx(reported[result["train/best_step"]], abs=2e-5)
