@@ -18,6 +18,7 @@ def names_page() -> str:
         *_configs(),
         *_formats(),
         *_backends(),
+        *_ranks(),
         *_planners(),
         *_tasks(),
     ]
@@ -73,6 +74,25 @@ def _backends() -> list[str]:
         "## `--quant-backend`",
         "",
         *table(("name", "meaning", "format of low-bit matrices", "backend", "device"), shown),
+    ]
+
+
+def _ranks() -> list[str]:
+    registries = ("bitrank.spec.rules:RANK_RULES", "bitrank_adapters:SCALE_POLICIES")
+    rules, policies = (
+        [(f"`{name}`", entry.about) for name, entry in find(registry).items()] for registry in registries
+    )
+    return [
+        "## Rank rules",
+        "",
+        "`rank_rule` in a plan file.",
+        "",
+        *table(("name", "what it is"), rules),
+        "## Scale policies",
+        "",
+        "`--set scale_policy=`: the scale of an adapter as a function of its rank.",
+        "",
+        *table(("name", "what it is"), policies),
     ]
 
 

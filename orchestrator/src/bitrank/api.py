@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
 
@@ -28,7 +29,7 @@ from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
 from bitrank.models.load import load_tokenizer
 from bitrank.planning.budget import sizes_of
-from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.from_config import is_outline
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
 from bitrank.spec.configs import config_of_plan
@@ -54,7 +55,7 @@ def plan(
     planner: str = "exact",
     init: str = "default",
     formats: tuple[str, ...] = FORMATS,
-    ranks: tuple[int, ...] = RANKS,
+    ranks: tuple[int, ...] | None = None,
     pins: Pins | None = None,
     max_trainable: int | None = None,
     tokenizer: Any = None,
@@ -77,7 +78,7 @@ def plan(
         init: initialization of the adapters. :func:`attach` supports ``default`` (zero). With ``lq-lora``,
             rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
         formats: formats to choose from.
-        ranks: ranks to choose from.
+        ranks: ranks to choose from (0: no adapter).
         pins: part of a module name → (format or None, rank or None), such as
             ``{"down_proj": ("int8", None)}``.
         max_trainable: maximum trainable parameters of the adapters.
@@ -168,6 +169,7 @@ def attach(
     plan: Mapping[str, Any],
     *,
     scale: float = RunSpec.adapter_scale,
+    scale_policy: str = RunSpec.scale_policy,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -177,8 +179,10 @@ def attach(
 
     Args:
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
-        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), or ``adaptive``.
-        scale: factor on every adapter's output, α / rank, the same for all ranks; default: that of runs.
+        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
+            ``rank_rule``.
+        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs.
+        scale_policy: factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -187,7 +191,8 @@ def attach(
         seed: seed of the adapters' random factor.
 
     Returns:
-        A PEFT model: train it with any loop, save it with ``save_pretrained``.
+        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count adapters
+        in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
         UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
@@ -221,7 +226,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=scale,
+        scale=AdapterScale(scale, scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )

@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--formats", type=comma_separated, help="formats to choose from, comma-separated"
     )
     list_names(choice, formats)
-    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated")
+    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated; 0: no adapter")
     parser.add_argument(
         "--pin",
         action="append",
@@ -249,10 +249,10 @@ def _run_command(arguments: argparse.Namespace) -> str:
 
 
 def _choices(arguments: argparse.Namespace) -> Any:
-    from bitrank.planning.costs import FORMATS, RANKS, Choices
+    from bitrank.planning.costs import FORMATS, Choices
 
     formats = tuple(arguments.formats or FORMATS)
-    given = tuple(sorted(set(arguments.ranks or RANKS)))
+    given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
     return Choices(formats, given, repairs=INITS[arguments.init].residual)
 
 

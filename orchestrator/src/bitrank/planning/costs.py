@@ -33,7 +33,7 @@ from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
-RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RANKS = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # rank 0: no adapter
 FORMATS: tuple[str, ...] = measure.FORMATS
 ETA = 0.0
 
@@ -43,13 +43,22 @@ class Choices:
     """The formats and ranks that a plan may choose.
 
     ``eta`` is the distance by which training is expected to move a matrix, in units of weights. ``repairs``
-    is False if adapters start with B = 0, so that rank repairs no quantization error.
+    is False if adapters start with B = 0, so that rank repairs no quantization error. ``ranks`` None offers
+    :data:`RANKS`, without rank 0 if costs do not depend on rank: every matrix would get it.
     """
 
     formats: tuple[str, ...] = FORMATS
-    ranks: tuple[int, ...] = RANKS
+    ranks: tuple[int, ...] | None = None
     eta: float = ETA
     repairs: bool = True
+
+    @property
+    def offered_ranks(self) -> tuple[int, ...]:
+        """The ranks that every block matrix may have, if they fit its shape."""
+        if self.ranks is not None:
+            return self.ranks
+        rank_has_a_value = self.repairs or self.eta > 0
+        return RANKS if rank_has_a_value else tuple(rank for rank in RANKS if rank)
 
 
 def make_problem(
@@ -72,10 +81,12 @@ def adaptable(matrix: WeightMatrix) -> bool:
 
 
 def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choices) -> tuple[Option, ...]:
-    fitting = [rank for rank in choices.ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
+    fitting = (
+        [rank for rank in choices.offered_ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
+    )
     if not fitting:
         raise PlanError(
-            f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
+            f"no rank of {choices.offered_ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
             f"{min(matrix.shape)}"
         )
     return tuple(

@@ -13,7 +13,7 @@ from bitrank_planner import Effort, Plan, Problem
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError, unknown
-from bitrank.planning.budget import Sizes, parse_budget, sizes_of
+from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
 from bitrank.planning.costs import Choices, make_problem, without_divergences
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
@@ -91,12 +91,19 @@ def make_plan(
     started = time.monotonic()
     if request.planner in PLANNERS:
         plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
+        _check_trainable(plan, sizes)
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     limits = SearchLimits(request.planner, request.evaluations, request.steps)
     found = search(limits, problem, spec, tables, _journal(problem, spec, request), on_progress)
     return PlanResult(
         replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
     )
+
+
+def _check_trainable(plan: Plan, sizes: Sizes) -> None:
+    """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to train."""
+    if not plan.ranks and not sizes.outline.trained:
+        raise UserError(NOTHING_TRAINS)
 
 
 def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:

@@ -201,7 +201,8 @@ def _formats(problem: Problem) -> list[str]:
 
 
 def _ranks(problem: Problem) -> list[int]:
-    return sorted({option.rank for item in _adapted(problem) for option in item.options})
+    """Ranks above 0 that any matrix offers: a uniform plan has an adapter on every matrix."""
+    return sorted({option.rank for item in _adapted(problem) for option in item.options if option.rank})
 
 
 def _rules_of_thumb() -> dict[str, Planner]:

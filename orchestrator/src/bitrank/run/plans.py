@@ -56,7 +56,7 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
     check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
-    check_ranks(ranks, {m.name: m.shape for m in blocks})
+    check_ranks(ranks, {m.name: m.shape for m in blocks}, loaded.trained_modules)
     return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 
 

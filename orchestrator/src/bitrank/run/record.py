@@ -183,7 +183,7 @@ class Record:
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
-            "lora/rank_mean": sum(ranks.values()) / len(ranks),
+            "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
             "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped,

@@ -54,6 +54,13 @@ def quant_backend_names() -> list[str]:
     return list(OVERRIDES)
 
 
+def scale_policy_names() -> list[str]:
+    """The names that ``scale_policy`` may have. Importing the registry imports torch."""
+    from bitrank_adapters import SCALE_POLICIES
+
+    return list(SCALE_POLICIES)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run: every field that can change its numbers, with validation and meaning.
@@ -100,7 +107,14 @@ class RunSpec:
     dropout: Annotated[
         Fraction | None, About("dropout in all layers of the model; None: the model's own")
     ] = None
-    adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
+    adapter_scale: Annotated[Positive, About("scale s of an adapter of rank 8: W + s · B A")] = 2.0
+    scale_policy: Annotated[
+        Text,
+        OneOf(scale_policy_names, always=("alpha",)),
+        About(
+            "scale of other ranks: s ∝ 1/r (alpha), bounded at 2 s (alpha-capped), ∝ 1/√r (rslora), constant"
+        ),
+    ] = "alpha"
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
     ] = None
@@ -323,7 +337,9 @@ def _check_data(data: str | None, tasks: list[str]) -> None:
 
 
 def read_spec(path: Path) -> RunSpec:
-    return RunSpec(**json.loads(path.read_text()))
+    data = json.loads(path.read_text())
+    # Before the field existed, all ranks had one scale.
+    return RunSpec(**{"scale_policy": "constant", **data})
 
 
 def write_spec(spec: RunSpec, path: Path) -> None:

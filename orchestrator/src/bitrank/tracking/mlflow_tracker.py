@@ -53,6 +53,7 @@ _PARAMS = (
     "learning_rate",
     "max_length",
     "adapter_scale",
+    "scale_policy",
     "rank",
     "init_r",
     "target_r",
