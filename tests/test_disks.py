@@ -1,4 +1,4 @@
-"""Full and read-only disks: the product's own sentence and exit code 2, and a read-only store can be read."""
+"""Full and read-only disks give a clear message and exit code 2; a read-only store is readable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Mount = Callable[..., Path]
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts with the options of ``mount``; skips where this is not allowed."""
+    """Mount with the options of ``mount``; skips without permission."""
     mounted: list[Path] = []
 
     def make(name: str, *options: str) -> Path:
@@ -40,10 +40,10 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def _refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
-    said = done.stdout + done.stderr
-    assert done.returncode == 2, said
-    assert "Traceback" not in said
-    assert all(text in said for text in expected), said
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert "Traceback" not in output
+    assert all(text in output for text in expected), output
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("with_wal", [True, False])
-def test_a_read_only_store_is_listed_and_queried_and_not_written(
+def test_read_only_store_can_be_listed_and_queried_but_not_written(
     once: Path, with_wal: bool, mount: Mount, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -73,9 +73,9 @@ def test_a_read_only_store_is_listed_and_queried_and_not_written(
     assert listed.returncode == 0, listed.stderr
     assert json.loads(listed.stdout)[0]["state"] == "done"
     sql = 'SELECT "t.family" AS family FROM wide'
-    asked = bitrank("sql", sql, "--store", str(place), "--format", "csv", cwd=tmp_path)
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout == "family\nchanged\n"
+    done = bitrank("sql", sql, "--store", str(place), "--format", "csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "family\nchanged\n"
     report = bitrank("report", "--profile", "smoke", "--store", str(place), cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     _refused(bitrank(*ONE, "--store", str(place), cwd=tmp_path), "cannot write the store", "read-only")
@@ -83,7 +83,7 @@ def test_a_read_only_store_is_listed_and_queried_and_not_written(
 
 
 @pytest.mark.parametrize("size", ["16k", "200k", "900k"])
-def test_a_full_disk_under_the_store_is_said(size: str, mount: Mount, tmp_path: Path) -> None:
+def test_full_disk_of_the_store_is_reported(size: str, mount: Mount, tmp_path: Path) -> None:
     place = mount("full", "-t", "tmpfs", "-o", f"size={size}", "none")
     _refused(bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path), "full", "--store")
     subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
@@ -91,7 +91,7 @@ def test_a_full_disk_under_the_store_is_said(size: str, mount: Mount, tmp_path: 
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_a_results_folder_that_cannot_be_written_is_noticed_before_anything_trains(tmp_path: Path) -> None:
+def test_unwritable_results_folder_is_rejected_before_training(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
     _refused(bitrank(*ONE, cwd=tmp_path), "cannot write results to", "--results")
     assert not (tmp_path / "runs").exists()
@@ -113,12 +113,12 @@ def test_results_that_fail_later_do_not_stop_the_runs(
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)] * 2
 
 
-def test_the_cause_of_a_disk_error_is_found_in_the_chain() -> None:
+def test_disk_error_is_found_in_the_exception_chain() -> None:
     try:
         try:
             raise OSError(28, "No space left on device", "/data/x")
         except OSError as inner:
-            raise RuntimeError("a library's own words") from inner
+            raise RuntimeError("an error of a library") from inner
     except RuntimeError as error:
         assert disk_problem(error) == "the disk is full (/data/x)"
     assert disk_problem(sqlite3.OperationalError("database or disk is full")) == "the disk is full"

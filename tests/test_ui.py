@@ -1,4 +1,4 @@
-"""`bitrank ui` in a real headless Chromium: the leaderboard shows runs, metrics and params without a click."""
+"""`bitrank ui` in a real headless Chromium: the leaderboard shows runs, metrics and params."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ import pytest
 from study_tools import SMOKE, bitrank
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--window-size=1900,900")  # fmt: skip
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1900,900",
+)
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver"
 )
@@ -31,9 +40,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port)]
+    arguments = [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port)]
     server = subprocess.Popen(
-        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        arguments,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     assert server.stdout is not None
     lines = [server.stdout.readline() for _ in range(5)]
@@ -71,7 +85,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
 
 
 def text_when(browser: Any, *needed: str) -> str:
-    """The page's text once it holds every one of ``needed``."""
+    """The page's text as soon as it contains all of ``needed``."""
     shown = ""
     for _ in range(120):
         shown = browser.find_element("tag name", "body").text
@@ -81,7 +95,7 @@ def text_when(browser: Any, *needed: str) -> str:
     raise AssertionError(f"not all of {needed} are on the page:\n{shown[:3000]}")
 
 
-def test_the_leaderboard_shows_runs_metrics_and_params(
+def test_leaderboard_shows_runs_metrics_and_params(
     served: dict[str, str], browser: Any, tmp_path: Path
 ) -> None:
     browser.get(served["Leaderboard"])
@@ -98,18 +112,18 @@ def test_the_leaderboard_shows_runs_metrics_and_params(
     browser.save_screenshot(str(tmp_path / "leaderboard.png"))
 
 
-def test_the_grouped_view_shows_cells(served: dict[str, str], browser: Any) -> None:
+def test_grouped_view_shows_cells(served: dict[str, str], browser: Any) -> None:
     browser.get(served["Mean over seeds, by cell"])
     shown = text_when(browser, "Group by: cell", "Group: B-FP · t", "Group: B-Q4 · t", "eval/acc")
     assert "(average)" in shown
 
 
-def test_the_charts_view_draws_charts(served: dict[str, str], browser: Any) -> None:
+def test_charts_view_draws_charts(served: dict[str, str], browser: Any) -> None:
     browser.get(served["Charts"])
     text_when(browser, "Add chart", "Model metrics")
     charts: list[Any] = []
     for _ in range(60):
-        # Charts below the fold are drawn when they are scrolled to; the first ones at once.
+        # MLflow draws charts outside the window only after scrolling to them.
         charts = browser.find_elements("css selector", ".js-plotly-plot, .plotly, svg.main-svg")
         if charts:
             break

@@ -1,4 +1,4 @@
-"""``reference/names.md``: everything that is chosen by name, from the registries themselves."""
+"""``reference/names.md``: all named choices, generated from the registries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saved views: each task has a leaderboard sorted by its quality, in numbers of three digits."""
+"""Saved views: each task has a leaderboard sorted by its quality, with three significant digits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _state(tags: dict[str, str], key: str) -> dict[str, Any]:
     return dict(json.loads(zlib.decompress(base64.b64decode(packed))))
 
 
-def test_each_task_has_a_board_sorted_by_its_own_quality(tmp_path: Path) -> None:
+def test_each_task_has_a_leaderboard_sorted_by_its_quality(tmp_path: Path) -> None:
     store = str(tmp_path / "runs")
     tracker = Tracker(open_store(store), store, "smoke")
     for task, result in {

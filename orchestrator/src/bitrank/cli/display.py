@@ -114,7 +114,7 @@ def _figures(job: Job) -> dict[str, str]:
 
 
 def _left(train: dict[str, Any]) -> str:
-    """Time until training ends, extrapolated from the speed so far; the final evaluation is not included."""
+    """Time until training ends, extrapolated from the mean speed; the final evaluation is not included."""
     done, total = train["step"], train["steps"]
     seconds = int(train["seconds"] / done * (total - done))
     return f"{seconds // 60}:{seconds % 60:02d}"

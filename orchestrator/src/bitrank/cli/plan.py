@@ -202,7 +202,7 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
 
     from bitrank.run.notices import left_out_message
 
-    data["left_in_16_bits"] = {one.name: asdict(one) for one in sizes.outline.left}
+    data["left_in_16_bits"] = {tensor.name: asdict(tensor) for tensor in sizes.outline.left}
     message = left_out_message(sizes.outline.left, sizes.parameters)
     return {"left out": message} if message else {}
 

@@ -116,7 +116,7 @@ def _check_port(host: str, port: int) -> None:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise UserError(
-            f"--host {host} is no address of this machine; expected one such as {HOST}"
+            f"--host {host} is not an address of this machine; expected one such as {HOST}"
         ) from error
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,7 +125,7 @@ def _check_port(host: str, port: int) -> None:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise UserError(
-                    f"--host {host} is no address of this machine; expected one such as {HOST}"
+                    f"--host {host} is not an address of this machine; expected one such as {HOST}"
                 ) from error
             raise UserError(
                 f"port {port} is in use; give another with --port (make ui PORT={port + 1})"

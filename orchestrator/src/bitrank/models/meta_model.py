@@ -16,9 +16,9 @@ from bitrank_quant import (
     Float,
     QuantEmbedding,
     followers,
-    hold_in_16_bits,
     left_out,
     parse_format,
+    store_in_16_bits,
     tied_modules,
 )
 from bitrank_trainer import implementation
@@ -173,7 +173,7 @@ def stand_in(
         plain = isinstance(fmt, Float) and fmt.dtype == dtype
         for part in (name, *sharing.get(name, [])):
             _replace(model, part, _instead(model.get_submodule(part), plain, dtype))
-    hold_in_16_bits(model, left_out(model, trained_modules))
+    store_in_16_bits(model, left_out(model, trained_modules))
 
 
 def _instead(module: Any, plain: bool, dtype: torch.dtype) -> nn.Module:

@@ -45,11 +45,11 @@ def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
     if not left:
         return None
     kinds: dict[str, str] = {}
-    for one in left:
-        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", one.name), one.reason)
+    for tensor in left:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", tensor.name), tensor.reason)
     listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
     more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
-    share = sum(one.numbers for one in left) / parameters
+    share = sum(tensor.numbers for tensor in left) / parameters
     return (
         f"{share:.1%} of the weights stay in 16 bits under every plan and get no adapter: "
         f"{', '.join(listed)}{more}"

@@ -110,7 +110,7 @@ class Record:
             "precision": bits,
             "ranks": ranks,
             "matrices": [asdict(matrix) for matrix in matrices],
-            "left_in_16_bits": {one.name: asdict(one) for one in left},
+            "left_in_16_bits": {tensor.name: asdict(tensor) for tensor in left},
             "new_modules": list(new_modules),
         }
         write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))

@@ -32,9 +32,9 @@ from bitrank_quant.matrices import (
     weight_matrices,
 )
 from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
+from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
-from bitrank_quant.sixteen import hold_in_16_bits
-from bitrank_quant.understood import readers_of_weights
+from bitrank_quant.sixteen import store_in_16_bits
 
 __version__ = "0.1.0"
 __all__ = [
@@ -77,7 +77,6 @@ __all__ = [
     "encode_in_parts",
     "float_format",
     "followers",
-    "hold_in_16_bits",
     "kernels_status",
     "left_out",
     "load_quantized",
@@ -88,6 +87,7 @@ __all__ = [
     "readers_of_weights",
     "rejected",
     "save_quantized",
+    "store_in_16_bits",
     "stored_bytes",
     "stored_weight",
     "swap_weights",

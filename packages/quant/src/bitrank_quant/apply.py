@@ -25,7 +25,7 @@ from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import followers, left_out, tied_modules, weight_matrices
-from bitrank_quant.understood import readers_of_weights
+from bitrank_quant.replaceable import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]

@@ -1,4 +1,4 @@
-"""A quantizer chooses codes and scales; the stored form stays the format's own. GPTQ equals a dense solve of its definition."""
+"""Quantizers choose codes and scales in a format's storage. GPTQ equals a dense solve of its definition."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_low_bits_gain_a_third_over_rounding() -> None:
 
 
 def dense_gptq(weight_OI: Tensor, name: str, input_II: Tensor) -> Tensor:
-    """The decoded matrix by GPTQ's definition: fix a column, then solve for the best values of all later columns."""
+    """The decoded matrix by GPTQ's definition: fix a column, then solve for all later columns."""
     grid = grid_of(parse_format(name))
     columns = weight_OI.shape[1]
     damped_II = input_II.double() + DAMPING * input_II.double().diagonal().mean() * torch.eye(

@@ -30,8 +30,8 @@ def claims(task: Evidence) -> list[str]:
 
     Each verdict has its difference, interval, corrected p-value and number of seeds.
     """
-    said = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
-    return [*said, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
+    against_baselines = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
+    return [*against_baselines, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
 
 
 def _against(task: Evidence, baseline: str) -> list[str]:

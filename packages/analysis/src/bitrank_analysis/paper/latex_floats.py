@@ -71,14 +71,16 @@ def _floats(kind: str, short: str, name: str, made: Sequence[tuple[Evidence, str
 
 
 def _panel(name: str, task: Evidence, figure: Figure, width: str) -> str:
-    said = rf"\smallskip\raggedright\footnotesize \textbf{{{escape(figure.title)}.}} {escape(figure.note)}"
+    caption_text = (
+        rf"\smallskip\raggedright\footnotesize \textbf{{{escape(figure.title)}.}} {escape(figure.note)}"
+    )
     return "\n".join(
         [
             rf"\begin{{minipage}}[t]{{{width}}}",
             r"\centering",
             _graphic(name, task),
             "",
-            said,
+            caption_text,
             r"\end{minipage}",
         ]
     )

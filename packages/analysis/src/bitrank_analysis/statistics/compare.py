@@ -34,7 +34,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _TestSettings:
     """Settings of a comparison; ``family`` is the number of rows that the correction covers."""
 
     alpha: float
@@ -95,8 +95,8 @@ def compare_arms(
             pairs.append((arms[candidate], arms[baseline], shared))
         else:
             notes.append(f"{candidate} and {baseline} have no seed in common, so they are not compared.")
-    asked = _Asked(alpha, margins, seed_spread(arms.values()), len(pairs))
-    return _with_verdicts([_row(*pair, asked) for pair in pairs], notes, alpha)
+    test_settings = _TestSettings(alpha, margins, seed_spread(arms.values()), len(pairs))
+    return _with_verdicts([_row(*pair, test_settings) for pair in pairs], notes, alpha)
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,7 +107,9 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
     ]
 
 
-def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) -> dict[str, object]:
+def _row(
+    candidate: Arm, baseline: Arm, shared: tuple[int, ...], test_settings: _TestSettings
+) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(
             f"{candidate.config} and {baseline.config} share one example; expected two or more to compare "
@@ -115,7 +117,9 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
         )
     gaps_SN = candidate.over(shared) - baseline.over(shared)
     per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
-    seeds = asked.spread.error(per_seed_S, size=2.0) if asked.spread and len(shared) > 1 else None
+    seeds = (
+        test_settings.spread.error(per_seed_S, size=2.0) if test_settings.spread and len(shared) > 1 else None
+    )
     row: dict[str, object] = dict.fromkeys(COLUMNS, NAN)
     row |= {
         "metric": candidate.metric,
@@ -127,39 +131,47 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], asked: _Asked) 
     row |= {"candidate_quality": candidate.quality(shared), "baseline_quality": baseline.quality(shared)}
     row |= {"difference": float(per_seed_S.mean())}
     if seeds:
-        half = float(stats.t.ppf(1 - asked.alpha / 2, seeds.df)) * seeds.error
+        half = float(stats.t.ppf(1 - test_settings.alpha / 2, seeds.df)) * seeds.error
         row |= {"seed_low": per_seed_S.mean() - half, "seed_high": per_seed_S.mean() + half}
     if candidate.metric == "acc":
-        return row | _accuracy(candidate.over(shared), baseline.over(shared), seeds, asked)
-    return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, seeds, asked)
+        return row | _accuracy(candidate.over(shared), baseline.over(shared), seeds, test_settings)
+    return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, seeds, test_settings)
 
 
 def _accuracy(
-    candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, asked: _Asked
+    candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, test_settings: _TestSettings
 ) -> dict[str, object]:
     """McNemar and Newcombe with one seed; the padded normal and the error over seeds with several."""
     gaps_SN = candidate_SN - baseline_SN
     gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
-    row: dict[str, object] = {"discordant_gain": gain, "discordant_loss": loss, "margin": asked.margins[0]}
+    row: dict[str, object] = {
+        "discordant_gain": gain,
+        "discordant_loss": loss,
+        "margin": test_settings.margins[0],
+    }
     row |= {"effect": gain / (gain + loss) - 0.5 if gain + loss else NAN, "effect_name": "Cohen's g"}
     if len(gaps_SN) == 1:
         return row | _one_seed_of_accuracy(
-            accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), asked
+            accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), test_settings
         )
     return row | _both_sources(
-        of_bounded(gaps_SN.mean(axis=0), seeds=seeds), asked, asked.margins[0], "normal over examples", seeds
+        of_bounded(gaps_SN.mean(axis=0), seeds=seeds),
+        test_settings,
+        test_settings.margins[0],
+        "normal over examples",
+        seeds,
     )
 
 
-def _one_seed_of_accuracy(pairs: accuracy.Paired, asked: _Asked) -> dict[str, object]:
-    discordant, margin = pairs.gain + pairs.loss, asked.margins[0]
-    low, high = accuracy.newcombe(pairs, asked.alpha)
-    family_low, family_high = accuracy.newcombe(pairs, asked.alpha / asked.family)
-    least = accuracy.smallest_significant(discordant, asked.alpha)
+def _one_seed_of_accuracy(pairs: accuracy.Paired, test_settings: _TestSettings) -> dict[str, object]:
+    discordant, margin = pairs.gain + pairs.loss, test_settings.margins[0]
+    low, high = accuracy.newcombe(pairs, test_settings.alpha)
+    family_low, family_high = accuracy.newcombe(pairs, test_settings.alpha / test_settings.family)
+    least = accuracy.smallest_significant(discordant, test_settings.alpha)
     return {
         "low": low, "high": high, "family_low": family_low, "family_high": family_high,
         "p": accuracy.mcnemar_exact(pairs), "test": "McNemar, exact",
-        "detectable": accuracy.detectable(discordant / pairs.n, pairs.n, asked.alpha),
+        "detectable": accuracy.detectable(discordant / pairs.n, pairs.n, test_settings.alpha),
         "least_significant": NAN if least is None else least / pairs.n,
         "tost_p": accuracy.equivalence(pairs, margin),
         "tost_best_p": accuracy.best_equivalence(discordant, pairs.n, margin),
@@ -167,10 +179,14 @@ def _one_seed_of_accuracy(pairs: accuracy.Paired, asked: _Asked) -> dict[str, ob
 
 
 def _perplexity(
-    gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, asked: _Asked
+    gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, test_settings: _TestSettings
 ) -> dict[str, object]:
     row = _both_sources(
-        of_documents(gaps_N, tokens_N, seeds), asked, asked.margins[1], "sign flips of documents", seeds
+        of_documents(gaps_N, tokens_N, seeds),
+        test_settings,
+        test_settings.margins[1],
+        "sign flips of documents",
+        seeds,
     )
     low, high = float(np.exp(row["low"])), float(np.exp(row["high"]))
     ratio = float(np.exp(gaps_N.sum() / tokens_N.sum()))
@@ -179,10 +195,10 @@ def _perplexity(
 
 
 def _both_sources(
-    found: Confidence, asked: _Asked, margin: float, test: str, seeds: SeedError | None
+    found: Confidence, test_settings: _TestSettings, margin: float, test: str, seeds: SeedError | None
 ) -> dict[str, Any]:
-    low, high = found.interval(asked.alpha)
-    family_low, family_high = found.interval(asked.alpha / asked.family)
+    low, high = found.interval(test_settings.alpha)
+    family_low, family_high = found.interval(test_settings.alpha / test_settings.family)
     return {
         "low": low, "high": high, "family_low": family_low, "family_high": family_high, "p": found.p,
         "test": f"{test}, moderated t over seeds" if seeds else test, "detectable": found.detectable(),
@@ -197,8 +213,8 @@ def _with_verdicts(rows: list[dict[str, object]], notes: list[str], alpha: float
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
     table["equivalent"] = table["tost_p_holm"] < alpha
     wins = (table["difference"].astype(float) > 0) == (table["metric"] == "acc")
-    judged = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
-    table["verdict"] = pd.Series([verdict(*row) for row in judged], dtype=object)
+    outcomes = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
+    table["verdict"] = pd.Series([verdict(*row) for row in outcomes], dtype=object)
     table.attrs["notes"] = notes
     return table
 

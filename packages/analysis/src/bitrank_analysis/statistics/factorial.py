@@ -111,7 +111,7 @@ def _effect(
 def _frame(rows: list[dict[str, object]], notes: list[str], alpha: float = 0.05) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["p_holm"] = holm(frame["p"].to_numpy(dtype=np.float64))
-    judged = zip(frame["p_holm"] < alpha, frame["seeds"], strict=True)
-    frame["verdict"] = pd.Series([effect_verdict(*row) for row in judged], dtype=object)
+    outcomes = zip(frame["p_holm"] < alpha, frame["seeds"], strict=True)
+    frame["verdict"] = pd.Series([effect_verdict(*row) for row in outcomes], dtype=object)
     frame.attrs["notes"] = notes
     return frame
