@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,19 +22,12 @@ from bitrank.process.compute import Compute
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
 
-# Number of sequences for the moments.
-SEQUENCES = {"classification": 256, "language-modelling": 8}
-# Number of these sequences for the error of each matrix and format: each takes a separate pass.
-_TRIED = {
-    "classification": 64,
-    "language-modelling": 1,
-}
-# Number of these sequences for the error of a whole plan. A plan takes few passes, and every error
-# contributes to each of them.
-_JOINT = {
-    "classification": 64,
-    "language-modelling": 2,
-}
+# Number of sequences for moments and costs: 2,048 tokens of language modelling in windows of 128.
+SEQUENCES = {"classification": 256, "language-modelling": 16}
+# Number of these sequences for the divergence of each kind of matrix in a plan.
+_JOINT = {"classification": 64, "language-modelling": 4}
+# Number of other sequences, on which plans are compared.
+_HELD_OUT = {"classification": 256, "language-modelling": 32}
 _BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
 # Tokens per batch if the autograd graph is kept: its memory grows with the batch, unlike the tables.
 _GRAPH_TOKENS = {
@@ -44,17 +38,23 @@ _HEAD_SEQUENCES = 1024
 
 
 def calibration_batches(
-    task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None, of: int | None = None
+    task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None
 ) -> list[Batch]:
     """Return ``count`` training sequences in batches of similar length.
 
-    The sequences come after the first ``offset`` of a fixed shuffle. A batch has ``tokens`` tokens, by
-    default as many as suit a pass without a graph. ``of`` selects the longest ``count`` among that many
-    sequences: a single sequence must not be the short last window of a text.
+    The sequences come after the first ``offset`` of a fixed shuffle; a negative ``offset`` counts from its
+    end. The shuffle takes one window of each document before a second one of any. A batch has ``tokens``
+    tokens, by default as many as suit a pass without a graph.
     """
     train = task.splits["train"]
-    chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + (of or count)]
-    chosen = chosen[np.argsort(-train.lengths_N[chosen], kind="stable")][:count] if of else chosen
+    shuffled = np.random.default_rng(0).permutation(len(train))
+    seen: Counter[str] = Counter()
+    rounds = []
+    for index in shuffled:
+        rounds.append(seen[train.ids[index]])
+        seen[train.ids[index]] += 1
+    order = shuffled[np.argsort(rounds, kind="stable")]
+    chosen = order[offset:][:count]
     return list(
         evaluation_batches(
             train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]
@@ -83,17 +83,17 @@ def whole_machine() -> Iterator[None]:
 class Calibration:
     """A model that is ready for measurements, and its calibration data.
 
-    ``many`` sequences in small batches are for moments, ``few`` for the effect of changing one matrix,
-    ``joint`` for the effect of a whole plan. ``matrices`` are those whose weights come from a file; the other
-    ones are fitted.
+    ``many`` sequences in small batches are for moments and costs, ``joint``, some of them, for the divergence
+    of each kind of matrix in a plan. ``held_out`` are others, in small batches, for comparing plans.
+    ``matrices`` are those whose weights come from a file; the other ones are fitted.
     """
 
     model: nn.Module
     forward: Forward
     matrices: list[WeightMatrix]
     many: list[Batch]
-    few: list[Batch]
     joint: list[Batch]
+    held_out: list[Batch]
 
 
 def calibration(spec: RunSpec) -> Calibration:
@@ -111,21 +111,28 @@ def calibration(spec: RunSpec) -> Calibration:
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
-    count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
+    sequences = len(task.splits["train"])
+    count = min(SEQUENCES[task.kind], sequences // 2)
+    held_out = max(1, min(_HELD_OUT[task.kind], (sequences - count) // 2))
     if loaded.new_modules:  # a head from the checkpoint is measured as it is
+        others = max(1, sequences - count - held_out)
         fit_head(
             model,
             loaded.trained_modules,
             spec.kind,
-            calibration_batches(task, _HEAD_SEQUENCES, offset=count),
+            calibration_batches(task, min(_HEAD_SEQUENCES, others), offset=count),
             device,
         )
         release_memory()
-    many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
-    whole = min(count, _JOINT[task.kind])
-    joint = calibration_batches(task, whole)
-    few = calibration_batches(task, min(count, _TRIED[task.kind]), of=whole)
-    return Calibration(model, logits_and_labels(spec.kind, device), matrices, many, few, joint)
+    small = _GRAPH_TOKENS[task.kind]
+    return Calibration(
+        model,
+        logits_and_labels(spec.kind, device),
+        matrices,
+        many=calibration_batches(task, count, tokens=small),
+        joint=calibration_batches(task, min(count, _JOINT[task.kind])),
+        held_out=calibration_batches(task, held_out, offset=-held_out, tokens=small),
+    )
 
 
 def _storage_format(filed: torch.dtype, computed: torch.dtype) -> str:

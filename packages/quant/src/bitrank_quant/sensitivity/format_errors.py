@@ -102,9 +102,7 @@ def _errors(
         return FormatErrors(nbytes, 0.0, 0.0, 0.0, 0.0, torch.zeros(ranks))
     weight_OI = weight_of(module)
     if isinstance(sample, LookupSample):
-        # Columns of a row that is only looked up are added to nothing, so all weigh the same.
-        column_D = moments.head_column_I if len(moments.head_column_I) else torch.ones(matrix.shape[1])
-        stored = stored_in(module, fmt, quantizer, InputMoments(column_D))
+        stored = stored_in(module, fmt, quantizer, moments.quantizer_inputs())
         plain, by_input, table, *head = _weighted_squares(weight_OI, stored, moments)
         looked_up = stored.decode_rows(sample.ids_N).float() - weight_OI[sample.ids_N]
         # The gradients of a tied head span the vocabulary and are not kept: it adds its Fisher part.

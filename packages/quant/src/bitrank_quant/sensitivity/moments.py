@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
+from bitrank_quant.quantizers import InputMoments
 from bitrank_quant.sensitivity.lookups import Lookups, add_squares, watched_lookups
 from bitrank_quant.sensitivity.replay import Replay
 from bitrank_quant.sensitivity.samples import (
@@ -68,6 +69,14 @@ class Moments:
         """The (row, column) pairs whose outer products add up to the Fisher diagonal."""
         pairs = [(self.row_O, self.column_I)]
         return [*pairs, (self.head_row_O, self.head_column_I)] if len(self.head_row_O) else pairs
+
+    def quantizer_inputs(self) -> InputMoments:
+        """The mean squares of the inputs for a quantizer: of a table those of the head that shares it, and ones
+        if there is none, because columns of a row that is only looked up are added to nothing."""
+        if len(self.head_column_I):
+            return InputMoments(self.head_column_I)
+        looked_up = len(self.input_K) == 0
+        return InputMoments(torch.ones(len(self.column_I)) if looked_up else self.column_I)
 
 
 OnMatrix = Callable[[str, Moments, LayerSample | LookupSample], None]
