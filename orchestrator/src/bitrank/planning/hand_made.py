@@ -36,13 +36,11 @@ def hand_made(problem: Problem, tables: Tables) -> Plan:
 
 
 def _ladder(items: Sequence[Item]) -> list[str]:
-    """Return the formats of the block matrices with a choice, smallest first, the largest of each bit width."""
-    sizes: dict[str, int] = {}
+    """Return the formats that block matrices can choose, fewest bits first; the first offered of each width."""
+    by_bits: dict[int, str] = {}
     for option in (o for item in _free(items) if item.layer is not None for o in item.options):
-        sizes[option.format] = sizes.get(option.format, 0) + option.nbytes
-    ordered = sorted(sizes, key=sizes.__getitem__)
-    by_bits = {parse_format(text).bits: text for text in ordered}
-    return sorted(by_bits.values(), key=ordered.index)
+        by_bits.setdefault(parse_format(option.format).bits, option.format)
+    return [by_bits[bits] for bits in sorted(by_bits)]
 
 
 def _free(items: Sequence[Item]) -> list[Item]:
