@@ -252,10 +252,10 @@ def test_calibration_restores_the_model_and_is_cached(
 ) -> None:
     problem = problem_of(spec, tables, 1.31)
     bench = Bench(spec, tables, repairs=True)
-    modules = dict(bench._model.named_modules())
+    modules = dict(bench.model.named_modules())
     before = {matrix.name: weight_of(modules[matrix.name]).clone() for matrix in tables.matrices}
     find_candidates(problem, bench)
-    assert dict(bench._model.named_modules()) == modules
+    assert dict(bench.model.named_modules()) == modules
     assert all(torch.equal(weight_of(modules[name]), weight) for name, weight in before.items())
 
     messages: list[str] = []

@@ -57,7 +57,7 @@ class Bench:
         ready = calibration(spec)
         narrow_last_block(ready.model)  # only the model's output is used
         # Every pass runs the whole model, so no block's output is recorded.
-        self._model, self._replay = ready.model, Replay(ready.model, ready.joint, ready.forward, blocks=())
+        self.model, self._replay = ready.model, Replay(ready.model, ready.joint, ready.forward, blocks=())
         self._others = Replay(ready.model, ready.held_out, ready.forward, blocks=())
         self._kept = {
             m.name: modules_of(ready.model, m.name, ready.matrices)
@@ -71,23 +71,21 @@ class Bench:
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in self._kept:
             kinds[kind_of(name)].append(name)
-        with self._applied(plan):
+        with self.applied(plan.precision, plan.ranks):
             whole = self._divergence()
             return Added(whole, {kind: whole - self._without(names) for kind, names in kinds.items()})
 
     def held_out(self, plan: Plan) -> Divergence:
         """Return the divergence of ``plan`` on the held-out sequences, by batch."""
-        with self._applied(plan):
+        with self.applied(plan.precision, plan.ranks):
             return self._others.divergence()
 
     @contextmanager
-    def _applied(self, plan: Plan) -> Iterator[None]:
-        """Apply ``plan`` to the model while the context is open."""
+    def applied(self, precision: Mapping[str, str], ranks: Mapping[str, int]) -> Iterator[None]:
+        """Apply formats and repairs to the model while the context is open."""
         try:
             for name in self._kept:
-                swap_weights(
-                    self._model, self._as_planned(name, plan.precision[name], plan.ranks.get(name, 0))
-                )
+                swap_weights(self.model, self._as_planned(name, precision[name], ranks.get(name, 0)))
             yield
         finally:
             self._put_back(self._kept)
@@ -96,12 +94,12 @@ class Bench:
         self._put_back(names)
         divergence = self._divergence()
         for name in names:
-            swap_weights(self._model, self._planned[name][1])
+            swap_weights(self.model, self._planned[name][1])
         return divergence
 
     def _put_back(self, names: Iterable[str]) -> None:
         for name in names:
-            swap_weights(self._model, self._kept[name])
+            swap_weights(self.model, self._kept[name])
 
     def _divergence(self) -> float:
         return self._replay.evaluate_from(None, first=True)[1]
