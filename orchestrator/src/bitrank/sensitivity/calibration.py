@@ -21,19 +21,8 @@ from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
-# Number of sequences for moments and costs: 2,048 tokens of language modelling in windows of 128.
-SEQUENCES = {"classification": 256, "language-modelling": 16}
-# Number of these sequences for the divergence of each kind of matrix in a plan.
-_JOINT = {"classification": 64, "language-modelling": 4}
-# Number of other sequences, on which plans are compared.
-_HELD_OUT = {"classification": 256, "language-modelling": 32}
-_BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
-# Tokens per batch if the autograd graph is kept: its memory grows with the batch, unlike the tables.
-_GRAPH_TOKENS = {
-    "classification": 512,
-    "language-modelling": 128,
-}
 _HEAD_SEQUENCES = 1024
 
 
@@ -42,9 +31,9 @@ def calibration_batches(
 ) -> list[Batch]:
     """Return ``count`` training sequences in batches of similar length.
 
-    The sequences come after the first ``offset`` of a fixed shuffle; a negative ``offset`` counts from its
-    end. The shuffle takes one window of each document before a second one of any. A batch has ``tokens``
-    tokens, by default as many as suit a pass without a graph.
+    The sequences come after the first ``offset`` of a fixed shuffle, which takes one window of each document
+    before a second one of any. A batch has ``tokens`` tokens, by default as many as suit a pass without a
+    graph.
     """
     train = task.splits["train"]
     shuffled = np.random.default_rng(0).permutation(len(train))
@@ -54,10 +43,13 @@ def calibration_batches(
         rounds.append(seen[train.ids[index]])
         seen[train.ids[index]] += 1
     order = shuffled[np.argsort(rounds, kind="stable")]
-    chosen = order[offset:][:count]
+    chosen = order[offset : offset + count]
     return list(
         evaluation_batches(
-            train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]
+            train.select(np.sort(chosen)),
+            task.kind,
+            task.pad_id,
+            tokens or task_kind(task.kind).calibration.batch_tokens,
         )
     )
 
@@ -111,27 +103,28 @@ def calibration(spec: RunSpec) -> Calibration:
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
-    sequences = len(task.splits["train"])
-    count = min(SEQUENCES[task.kind], sequences // 2)
-    held_out = max(1, min(_HELD_OUT[task.kind], (sequences - count) // 2))
+    sizes, sequences = task_kind(task.kind).calibration, len(task.splits["train"])
+    count = min(sizes.moments, sequences // 2)
+    held_out = max(1, min(sizes.held_out, (sequences - count) // 2))
     if loaded.new_modules:  # a head from the checkpoint is measured as it is
-        others = max(1, sequences - count - held_out)
+        measured = count + held_out
         fit_head(
             model,
             loaded.trained_modules,
             spec.kind,
-            calibration_batches(task, min(_HEAD_SEQUENCES, others), offset=count),
+            # Other sequences than those measured on, but in the smallest tasks, which have no others.
+            calibration_batches(task, _HEAD_SEQUENCES, offset=measured if measured < sequences else count),
             device,
         )
         release_memory()
-    small = _GRAPH_TOKENS[task.kind]
+    small = sizes.graph_tokens
     return Calibration(
         model,
         logits_and_labels(spec.kind, device),
         matrices,
         many=calibration_batches(task, count, tokens=small),
-        joint=calibration_batches(task, min(count, _JOINT[task.kind])),
-        held_out=calibration_batches(task, held_out, offset=-held_out, tokens=small),
+        joint=calibration_batches(task, min(count, sizes.per_plan)),
+        held_out=calibration_batches(task, held_out, offset=count, tokens=small),
     )
 
 
