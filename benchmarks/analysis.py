@@ -1,13 +1,10 @@
-"""How fast the store becomes views: ``open_store`` and one query, against ``mlflow.search_runs`` in the same
-process where it is there.
-
-Two stores are made in a temporary folder with MLflow's tables and keys: few long runs, and many short ones.
-The contestants take turns; medians and the spread over repeats are printed. ``search_runs`` gives final
-metrics only, so it does less than what it is held against.
+"""Time to open a store as views: ``open_store`` and one query, against ``mlflow.search_runs`` if installed.
 
     python benchmarks/analysis.py [--rounds 5] [--small]
 
-The median and range go into the section `analysis` of RESULTS.md.
+Two stores with MLflow's tables and keys are created in a temporary folder: one of few long runs, one of many
+short ones. The contestants alternate in one process. ``search_runs`` returns final metrics only, so it does
+less work than ours. Median and range go into section `analysis` of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -26,17 +23,17 @@ from bitrank_analysis import open_store
 from harness import RESULTS, paired_ratio, spread, table, write_section
 
 KEYS = ("train/loss", "train/lr", "train/grad_norm", "train/rank", "val/loss")
-# The tables and keys of MLflow 3.17 that are read, and `latest_metrics`, which search_runs reads.
+# The tables and keys of MLflow 3.17 that ours reads, and `latest_metrics`, which search_runs reads.
 SCHEMA = """
 CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT, lifecycle_stage TEXT);
-CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER, lifecycle_stage TEXT,
-                   artifact_uri TEXT, experiment_id INTEGER, user_id TEXT);
+CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER,
+                   lifecycle_stage TEXT, artifact_uri TEXT, experiment_id INTEGER, user_id TEXT);
 CREATE TABLE params (run_uuid TEXT, key TEXT, value TEXT, PRIMARY KEY (key, run_uuid));
 CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT, PRIMARY KEY (key, run_uuid));
 CREATE TABLE metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL, is_nan BOOLEAN,
                       PRIMARY KEY (key, timestamp, step, run_uuid, value, is_nan));
-CREATE TABLE latest_metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL, is_nan BOOLEAN,
-                             PRIMARY KEY (key, run_uuid));
+CREATE TABLE latest_metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL,
+                             is_nan BOOLEAN, PRIMARY KEY (key, run_uuid));
 """
 QUERY = 'SELECT count(*), sum("m.train/loss") FROM wide'
 
@@ -44,7 +41,7 @@ QUERY = 'SELECT count(*), sum("m.train/loss") FROM wide'
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", "--repeats", dest="repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="a tenth of the runs: does it work at all")
+    parser.add_argument("--small", action="store_true", help="a tenth of the runs, as a smoke test")
     parser.add_argument(
         "--results",
         type=Path,
@@ -58,12 +55,15 @@ def main() -> None:
             count = runs // 10 if arguments.small else runs
             rows.append(compare(Path(folder), count, points, arguments.repeats))
     shown = table(("store", "ours s", "mlflow.search_runs s", "search_runs ÷ ours"), rows)
-    note = f"Median (range) over {arguments.repeats} repeats in one process, on one core. search_runs gives final metrics only."
+    note = (
+        f"Median (range) over {arguments.repeats} repeats in one process, on one core. "
+        "search_runs gives final metrics only."
+    )
     write_section("analysis", f"## Opening a store\n\n{shown}\n\n{note}", arguments.results)
 
 
 def compare(folder: Path, runs: int, points: int, repeats: int) -> list[str]:
-    """One row of the table for a store of ``runs`` runs of ``points`` points."""
+    """One table row for a store of ``runs`` runs with ``points`` points each."""
     peer = _mlflow(folder)
     fill(folder / "mlflow.db", runs, points, made=peer is not None)
     contestants: dict[str, Callable[[], int]] = {"bitrank_analysis": lambda: ours(folder)}
@@ -84,15 +84,13 @@ def compare(folder: Path, runs: int, points: int, repeats: int) -> list[str]:
 
 
 def ours(folder: Path) -> int:
-    """Open the store and ask the widest view; the number of runs."""
+    """Open the store and query the widest view; return the number of runs."""
     with open_store(str(folder)) as database:
         return int(database.sql(QUERY).fetchall()[0][0])
 
 
 def _mlflow(folder: Path) -> Callable[[], int] | None:
-    """A search for all runs through MLflow, over a store that MLflow itself made in ``folder``; None without
-    MLflow.
-    """
+    """A search for all runs by MLflow, in a store that MLflow created in ``folder``; None without MLflow."""
     if importlib.util.find_spec("mlflow") is None:
         print("mlflow is not installed: ours alone is timed")
         return None
@@ -108,9 +106,7 @@ def _mlflow(folder: Path) -> Callable[[], int] | None:
 
 
 def fill(path: Path, runs: int, points: int, made: bool) -> None:
-    """Write ``runs`` runs of ``points`` metric points, 10 params and 12 tags each, into the store at
-    ``path``.
-    """
+    """Write ``runs`` runs with ``points`` metric points, 10 params and 12 tags each to the store ``path``."""
     with sqlite3.connect(path) as database:
         if not made:
             database.executescript(SCHEMA)
@@ -120,8 +116,8 @@ def fill(path: Path, runs: int, points: int, made: bool) -> None:
         ).fetchone()[0]
         ids = [f"{n:032x}" for n in range(runs)]
         database.executemany(
-            "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri, experiment_id, user_id) "
-            "VALUES (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'bench')",
+            "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri, "
+            "experiment_id, user_id) VALUES (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'bench')",
             [
                 (run, f"run {n}", n, n + 1000, f"{path.parent}/artifacts/{run}/artifacts", experiment)
                 for n, run in enumerate(ids)

@@ -1,11 +1,11 @@
-"""Where does a training step's time go, and how fast could it be of the operations that it is made of?
+"""Time of a training step by kind of operation, and an upper bound on its speed.
 
     python benchmarks/bound.py [--configs B-FP,Joint-2] [--tasks movie_sentences] [--rounds 1]
 
 ``alone.py`` gives the time of a step and of each of its operations alone, the tuned peer of ``training.py``
-its speed. Were every operation as fast within a step as alone, with warm caches and with no Python between, a
-step would take what they sum up to: no arrangement of the same operations is faster. What that is in peers
-and in shares of the machine's peak is the most that could be had.
+its speed. A step cannot be faster than the sum of its operations alone, with warm caches and no Python in
+between, however the same operations are arranged. That sum, relative to the peer and to the machine's peak,
+is the bound.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from harness import (
     STEPS,
     Figures,
     Side,
-    again,
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    remeasured,
+    report_failures,
+    run_scripts,
     script,
     table,
     write_section,
@@ -37,15 +37,16 @@ from harness import (
 from training import PEERS, peer
 
 KINDS = ("base", "thin", "attention", "decoding", "rows", "rest")
-_NOTE = """Milliseconds of one step, of a batch of middling width; median (range) over rounds. *in order*: all its operations called
-again one after another, without autograd and models between; what a step drops on its way is kept here and its memory not used again, so
-a language model's can take longer than in the step. *alone*: the sum of all its operations, each called again
-with its own tensors, the least of several goes. *base*: products with frozen matrices, a language model's head among them;
-*thin*: products of adapters; *attention*: q·kᵀ and the like; *decoding*: low-bit matrices; *rows*: compiled passes between products;
-*rest*: all others. *8 tokens*: a step of one row of 8 tokens, most of which is Python and the calling of operations. What a step takes
-beyond *alone* is that, and caches: within a step an operation finds its numbers further away than when it has just been called with them.
-*now*, *in order* and *at most*: tokens/s over those of the tuned peer (of B-FP where †), and work per token × tokens/s ÷ the peak above,
-with the time of the step, *in order* and *alone*."""
+_NOTE = """Milliseconds of one step on a batch of median size; median (range) over rounds. *in order*: all its
+operations replayed in sequence, without autograd and model code; tensors that a step frees are kept here, so
+memory is not reused and a language model can take longer than in the step. *alone*: the sum of all its
+operations, each repeated with its own tensors, the fastest repeat of each. *base*: products with frozen
+matrices, including a language model's head; *thin*: products of adapters; *attention*: q·kᵀ and the like;
+*decoding*: low-bit matrices; *rows*: compiled passes between products; *rest*: all others. *8 tokens*: a step
+of one row of 8 tokens, mostly Python and the overhead of calls. The time of a step beyond *alone* is that
+overhead and cache misses: in a step, the inputs of an operation are less likely to be in a cache than in
+repeated calls. *now*, *in order* and *at most*: tokens/s over those of the tuned peer (of B-FP where †), and
+work per token × tokens/s ÷ the peak above, with the time of the step, *in order* and *alone*."""
 
 
 def main() -> int:
@@ -57,19 +58,19 @@ def main() -> int:
         found = alternate(
             sides(task, arguments.configs, arguments.steps or STEPS[task], threads), arguments.rounds
         )
-        here = again(here)
+        here = remeasured(here)
         parts.append(f"### `{task}`\n\n{bounds(found, here, task)}")
         everything |= {(task, *key): rounds for key, rounds in found.items()}
     write_section(
         "bound",
-        "\n\n".join(["## A step's operations alone", machine_words(here), *parts, _NOTE]),
+        "\n\n".join(["## A step's operations alone", machine_line(here), *parts, _NOTE]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:
-    """(config, ``alone`` or ``tuned``) → what to run."""
+    """(config, ``alone`` or ``tuned``) → function to run."""
     peers = dict.fromkeys(config if config in PEERS else "B-FP" for config in configs)
     return {(config, "alone"): partial(alone, task, config, threads) for config in configs} | {
         (config, "tuned"): partial(peer, "tuned", task, config, steps, threads) for config in peers
@@ -77,15 +78,15 @@ def sides(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple
 
 
 def alone(task: str, config: str, threads: int) -> Figures:
-    """The figures of ``alone.py``, in a run's environment."""
+    """The figures of ``alone.py``, in the environment of a run."""
     environment = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
-    return fresh(
+    return run_scripts(
         script("alone.py", "--config", config, "--task", task, "--threads", threads), environment=environment
     )[0]
 
 
 def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str) -> str:
-    """One row a config: its step, the parts of it alone, and what is and could be had."""
+    """One row per config: the step, its parts alone, current and highest possible speed."""
     head = (
         "config",
         "step",
@@ -118,8 +119,9 @@ def bounds(found: dict[tuple[str, str], list[Figures]], here: Figures, task: str
 
 
 def speeds(mine: Figures, tuned: float, peak: float) -> Figures:
-    """``mine`` with its tokens/s, now and at most, over ``tuned`` tokens/s and, by ``peak`` seconds a token,
-    over the machine's peak.
+    """``mine`` with its current and highest possible tokens/s relative to the peer and to the machine's peak.
+
+    ``tuned`` is in tokens/s, ``peak`` in seconds per token at the machine's peak.
     """
     if "failed" in mine:
         return mine

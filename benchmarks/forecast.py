@@ -1,12 +1,10 @@
-"""Does the forecast of memory hold? What ``bitrank plan`` predicts of a run's peak, against the peak of that
-run.
+"""Accuracy of the memory forecast: the peak that ``bitrank plan`` predicts, against the peak of the run.
 
     python benchmarks/forecast.py [--configs …] [--tasks …] [--steps N] [--set key=value]
 
-The laptop profile's runs, six configs on two tasks, each in a process of its own through the executor that
-``bitrank run`` uses, and cut to a few steps; both sides are given the same spec. *measured* is the peak
-resident set (VmHWM) of the process up to its last training step. The test before training is in it, the one
-after it is spared.
+The laptop profile's runs, six configs on two tasks, each in its own process by the executor of ``bitrank
+run``, shortened to a few steps; both sides use the same spec. *measured* is the peak resident set (VmHWM) of
+the process up to its last training step, including the test before training but not the one after it.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -41,13 +39,13 @@ from harness import (
 )
 
 STEPS = {"movie_sentences": 30, "wiki_articles": 6}  # each batch of articles has the same shape
-_WINDOWS = {
-    "wiki_articles": {"test_windows": 1, "validation_windows": 1}
-}  # of each article: more take longer, and no more memory
+# Windows per article: more take longer, but no more memory.
+_WINDOWS = {"wiki_articles": {"test_windows": 1, "validation_windows": 1}}
 _PARTS = ("imports", "stored", "adapters", "gradients", "optimizer", "activations", "overhead")
 _NOTE = (
-    "*imports* are libraries, tokenizer and tokens; *stored* the base; *overhead* what compiled products, pages of libraries and the heap "
-    "take on top of what is alive. Both sides are of the same cut spec: a whole run of sentences meets longer batches later."
+    "*imports* are libraries, tokenizer and tokens; *stored* the base; *overhead* compiled products, "
+    "library pages and heap beyond live data. Both sides use the same shortened spec: a complete run on "
+    "the sentences gets longer batches later."
 )
 _MIB = 2**20
 
@@ -75,21 +73,19 @@ def main() -> int:
     found = alternate({key: partial(measured, *run) for key, run in runs.items()}, arguments.rounds)
     write_section(
         "forecast",
-        f"## Forecast of memory\n\n{machine_words(here)}\n\n{_words(predicted_by, found)}",
+        f"## Forecast of memory\n\n{machine_line(here)}\n\n{_section(predicted_by, found)}",
         arguments.results,
     )
-    return leave(found)
+    return report_failures(found)
 
 
 def settings(task: str, steps: int, given: Settings) -> Settings:
-    """What differs from the laptop profile, for both sides: ``steps``, and nothing between them that no peak
-    depends on.
-    """
+    """Overrides of the laptop profile for both sides: ``steps``, and nothing else that affects the peak."""
     return {"steps": steps, "eval_every": steps, "checkpoint_every": steps, **_WINDOWS.get(task, {}), **given}
 
 
 def predicted(config: str, task: str, given: Settings) -> Forecast:
-    """The forecast of a run, with the formats and ranks that its config gives."""
+    """The forecast of a run with the formats and ranks of its config."""
     spec = make_spec(find_profile("laptop"), config, task, given)
     matrices = sizes_of(spec).outline.matrices
     found = find_config(spec.config, spec.plan, spec.tuned)
@@ -98,9 +94,9 @@ def predicted(config: str, task: str, given: Settings) -> Forecast:
 
 
 def measured(config: str, task: str, given: Settings) -> Figures:
-    """MiB of that run, on one thread as the profile has it. Raises :class:`SideFailed`."""
-    words = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-    found = fresh(
+    """Measured MiB of that run, on one thread as in the profile. Raises :class:`SideFailed`."""
+    overrides = [argument for key, value in given.items() for argument in ("--set", f"{key}={value}")]
+    found = run_scripts(
         script(
             "ours.py",
             "--config",
@@ -112,14 +108,14 @@ def measured(config: str, task: str, given: Settings) -> Figures:
             "--threads",
             1,
             "--until",
-            "judged",
-            *words,
+            "zero-shot",
+            *overrides,
         )
     )[0]
     return {key: found[key] for key in ("import_mib", "ready_mib", "peak_mib")}
 
 
-def _words(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
+def _section(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Figures]]) -> str:
     head = ("task", "config", *_PARTS, "predicted MiB", "measured MiB", "error")
     rows = [
         _row(task, config, predicted_by[task, config], found[task, config]) for task, config in predicted_by
@@ -127,12 +123,12 @@ def _words(predicted_by: Mapping[Run, Forecast], found: Mapping[Run, Sequence[Fi
     errors = [
         abs(error) for key in predicted_by if (error := _error(predicted_by[key], found[key])) is not None
     ]
-    said = (
+    summary = (
         f"Largest error {max(errors):.1%}, mean {statistics.mean(errors):.1%} over {len(errors)} runs."
         if errors
         else "No run ended."
     )
-    return f"{table(head, rows)}\n\n{said} {_NOTE}"
+    return f"{table(head, rows)}\n\n{summary} {_NOTE}"
 
 
 def _row(task: str, config: str, predicted_by: Forecast, rounds: Sequence[Figures]) -> list[str]:

@@ -1,14 +1,13 @@
-"""Does a training step in few bits cost more than one in 16? Every format on every CPU backend that a run can
-ask for, and mixed plans.
+"""Time of a training step by format: every format on every CPU backend that a run can use, and mixed plans.
 
     python benchmarks/formats.py [--rounds 3] [--steps 12] [--configs bf16,nf4-dq@bitsandbytes,int8@quanto]
     [--tasks movie_sentences]
 
-LoRA of rank 8 on all block matrices is trained; only the stored format differs, given as a plan file. Each
-format and 16 bits take turns step by step (``turns.py``): the machine is not the same for two runs. ``bf16``
-against itself tells how far off a ratio may be. ``Joint-2`` and ``Joint-3`` here are the bits of those
-configs with rank 8. What a backend serves but no ``--quant-backend`` asks for (nf4 in plain torch, int2 in
-quanto) is not timed: no run uses it.
+LoRA of rank 8 on all block matrices is trained; only the stored format differs, set by a plan file. Each
+format alternates with bf16 step by step (``turns.py``), since the machine's speed varies between runs.
+``bf16`` against itself shows the noise of a ratio. ``Joint-2`` and ``Joint-3`` here are the formats of those
+configs with rank 8. Combinations that no ``--quant-backend`` selects (nf4 in plain torch, int2 in quanto) are
+not timed: no run uses them.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
     script,
     table,
     write_section,
 )
 from machine import empty_model
-from turns import in_turns, parsed
+from turns import in_turns, parse_step_arguments
 
 # Row → (format or config of the plan, --quant-backend).
 ROWS = {
@@ -59,7 +58,7 @@ STEPS = {"movie_sentences": 43, "wiki_articles": 23}
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=list(ROWS), steps=STEPS)
-    arguments = parsed(parser)
+    arguments = parse_step_arguments(parser)
     if unknown := set(arguments.configs) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}; known: {', '.join(ROWS)}")
     threads = cores()
@@ -76,27 +75,26 @@ def main() -> int:
             everything |= {f"{task} {row}": rounds for row, rounds in found.items()}
     text = [
         "## A training step by format",
-        machine_words(here),
+        machine_line(here),
         *parts,
-        "Medians over steps: milliseconds, and the time of a step over that of the bf16 step beside it, in turn; over\n"
-        "rounds the median (range). *quartiles* are those of the last round's ratios. bf16 against itself tells the noise.",
+        "Medians over steps: milliseconds, and the time of a step over that of the alternating bf16 step; "
+        "over rounds the median (range). *quartiles* are those of the last round's ratios. bf16 against "
+        "itself shows the noise.",
     ]
     write_section("formats", "\n\n".join(text), arguments.results)
-    return leave(everything)
+    return report_failures(everything)
 
 
 def plan(row: str, task: str) -> dict[str, dict[str, object]]:
-    """The plan of ``row``: one format, or the bits of a config, for the block matrices; rank 8 on all of
-    them.
-    """
-    what = ROWS[row][0]
+    """The plan of ``row``: one format, or the formats of a config, for the block matrices, with rank 8."""
+    name = ROWS[row][0]
     model = empty_model(task)
     blocks = [matrix.name for matrix in block_matrices(model)]
-    if what in CONFIGS:
+    if name in CONFIGS:
         quantizable = [m for m in weight_matrices(model) if m.role != "head" and m.tied_to is None]
-        precision: dict[str, object] = dict(CONFIGS[what].precision.assign_formats(quantizable))
+        precision: dict[str, object] = dict(CONFIGS[name].precision.assign_formats(quantizable))
     else:
-        precision = dict.fromkeys(blocks, what)
+        precision = dict.fromkeys(blocks, name)
     return {"precision": precision, "ranks": dict.fromkeys(blocks, 8)}
 
 
@@ -104,9 +102,10 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
     paths = {name: folder / f"{name.replace('@', '-')}-{task}.json" for name in ("bf16", row)}
     for name, path in paths.items():
         path.write_text(json.dumps(plan(name, task)))
-    words = ("--task", task, "--steps", steps, "--threads", threads, "--set")
+    arguments = ("--task", task, "--steps", steps, "--threads", threads, "--set")
     commands = [
-        script("turns.py", paths[name], *words, f"quant_backend={ROWS[name][1]}") for name in ("bf16", row)
+        script("turns.py", paths[name], *arguments, f"quant_backend={ROWS[name][1]}")
+        for name in ("bf16", row)
     ]
     environment = run_environment(make_spec(find_profile("laptop"), "B-FP", task, {"threads": threads}))
     sixteen, other = (
@@ -116,9 +115,7 @@ def _in_turns(row: str, task: str, steps: int, threads: int, folder: Path) -> Fi
 
 
 def figures(sixteen: Sequence[float], other: Sequence[float]) -> Figures:
-    """Of the seconds of two or more steps side by side: both medians, and the quartiles of ``other`` over
-    ``sixteen``, pair by pair.
-    """
+    """Both medians, and the quartiles of ``other`` ÷ ``sixteen`` over paired steps (two or more)."""
     ratios = [ours / theirs for theirs, ours in zip(sixteen, other, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {

@@ -1,4 +1,4 @@
-"""Stores of many runs: made by copying rows in SQL, and a line through what was measured of them."""
+"""Large stores, made by copying rows in SQL, and linear fits of their measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, inspect, text
 
 SIZES, HORIZON = (100, 1000, 5000), 100_000
 _TABLES = ("runs", "params", "tags", "latest_metrics", "metrics")
-# A copy's id: the first 24 digits of the original's, a mark that no hexadecimal number has, and the number of
+# A copy's id: the first 24 digits of the original's, a letter that is no hexadecimal digit, and the number of
 # the copy.
 _COPY = "substr(run_uuid, 1, 24) || 'x' || :copy"
 _ORIGINAL = "substr(run_uuid, 25, 1) <> 'x'"
@@ -24,9 +24,7 @@ _ORIGINAL = "substr(run_uuid, 25, 1) <> 'x'"
 
 @dataclass(frozen=True)
 class Fit:
-    """y = fixed + each · runs. ``off`` is the largest distance of a measured point from it, as a share of the
-    point.
-    """
+    """y = fixed + each · runs. ``off`` is the largest relative distance of a measured point from the line."""
 
     fixed: float
     each: float
@@ -37,8 +35,9 @@ class Fit:
 
 
 def fit(points: Mapping[int, float]) -> Fit:
-    """The line through ``points`` (runs → y) that makes relative errors least, Σ ((y − ŷ)/y)². Raises
-    ``ValueError`` for fewer than two.
+    """The line through ``points`` (runs → y) with the least squared relative errors, Σ ((y − ŷ)/y)².
+
+    Raises ``ValueError`` for fewer than two points.
     """
     if len(points) < 2:
         raise ValueError(f"a line needs two sizes or more, got {sorted(points)}; give --runs 100,1000")
@@ -48,11 +47,10 @@ def fit(points: Mapping[int, float]) -> Fit:
 
 
 def copy_runs(database: str, runs: int) -> None:
-    """Fill the store behind the SQLAlchemy URL ``database`` to ``runs`` runs, by copies of those that were
-    written into it.
+    """Fill the store at the SQLAlchemy URL ``database`` up to ``runs`` runs, by copying its original runs.
 
-    Copies have ids and spec_ids of their own, and the artifacts of their originals. Raises ``ValueError``
-    when there are more already.
+    Copies have new ids and spec_ids, and the artifacts of their originals. Raises ``ValueError`` if the store
+    already has more runs.
     """
     engine = create_engine(database)
     columns = {table: [column["name"] for column in inspect(engine).get_columns(table)] for table in _TABLES}
@@ -61,16 +59,20 @@ def copy_runs(database: str, runs: int) -> None:
         originals = connection.execute(text(f"SELECT count(*) FROM runs WHERE {_ORIGINAL}")).scalar_one()
         if there > runs:
             raise ValueError(
-                f"expected at most {runs} runs before copying, found {there}; give larger --runs or fewer --each"
+                f"expected at most {runs} runs before copying, found {there}; "
+                "give larger --runs or fewer --each"
             )
         for copy in range(there // originals, -(-runs // originals)):
             done, upto = max(0, there - copy * originals), min(originals, runs - copy * originals)
-            which = f"SELECT run_uuid FROM runs WHERE {_ORIGINAL} ORDER BY run_uuid LIMIT {upto - done} OFFSET {done}"
+            page = f"ORDER BY run_uuid LIMIT {upto - done} OFFSET {done}"
+            which = f"SELECT run_uuid FROM runs WHERE {_ORIGINAL} {page}"
             chosen = f"run_uuid IN (SELECT run_uuid FROM ({which}) AS originals)"
             for table, names in columns.items():
                 values = ", ".join(_value(table, name) for name in names)
-                said = f"INSERT INTO {table} ({', '.join(names)}) SELECT {values} FROM {table} WHERE {chosen}"
-                connection.execute(text(said), {"copy": f"{copy:07d}"})
+                insert = (
+                    f"INSERT INTO {table} ({', '.join(names)}) SELECT {values} FROM {table} WHERE {chosen}"
+                )
+                connection.execute(text(insert), {"copy": f"{copy:07d}"})
     engine.dispose()
 
 
@@ -78,7 +80,8 @@ def _value(table: str, column: str) -> str:
     if column == "run_uuid":
         return _COPY
     if (table, column) == ("tags", "value"):
-        return "CASE WHEN key = 'spec_id' THEN substr(value, 1, 4) || 'x' || :copy || substr(run_uuid, 1, 8) ELSE value END"
+        copied = "substr(value, 1, 4) || 'x' || :copy || substr(run_uuid, 1, 8)"
+        return f"CASE WHEN key = 'spec_id' THEN {copied} ELSE value END"
     return column
 
 
@@ -91,8 +94,9 @@ def _file_of(database: str) -> Path:
 
 
 def database_bytes(database: str) -> int:
-    """What the tables and indexes of a store take: the SQLite file with its log written back, or what
-    Postgres says of the database.
+    """Size of a store's tables and indexes.
+
+    The SQLite file after a checkpoint of its log, or the size that Postgres reports for the database.
     """
     if database.startswith("sqlite"):
         path = _file_of(database)
@@ -109,9 +113,7 @@ def database_bytes(database: str) -> int:
 def draw(
     sizes: Mapping[tuple[str, str], Mapping[int, float]], reads: Mapping[tuple[str, str], Mapping[int, float]]
 ) -> None:
-    """Measured points and their lines up to the horizon, both axes logarithmic: size, and processor time to
-    read.
-    """
+    """Plot measured points and their lines up to the horizon: size, and processor time to read (log-log)."""
     charts = [_panel(sizes, "MiB in the database"), _panel(reads, "CPU seconds to read")]
     chart = (
         alt.hconcat(*charts)
@@ -127,7 +129,7 @@ def _panel(found: Mapping[tuple[str, str], Mapping[int, float]], title: str) -> 
     rows: list[dict[str, Any]] = []
     for name, points in found.items():
         label, line, along = (
-            ": ".join(word for word in name if word),
+            ": ".join(part for part in name if part),
             fit(points),
             np.geomspace(min(points), HORIZON, 40),
         )

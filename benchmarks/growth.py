@@ -1,10 +1,9 @@
-"""How do time and memory grow: with steps, data, sequence length, batch, rank, and the number of adapted
-matrices?
+"""Growth of time and memory with steps, data, sequence length, batch size, rank, and adapted matrices.
 
     python benchmarks/growth.py [--rounds 1] [--steps 16] [--axes rank,batch] [--tasks movie_sentences]
 
-Each point is a run of the road in which one thing differs from B-FP as the laptop profile has it. Drawn in
-figures/growth.png and .svg: microseconds per real token (upper row) and peak memory over imports (lower row).
+Each point is a run that differs from B-FP of the laptop profile in one setting. Plotted in figures/growth.png
+and .svg: microseconds per token (upper row) and peak memory minus imports (lower row).
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -44,12 +43,12 @@ from harness import (
 from machine import empty_model
 
 TASKS = ("movie_sentences", "wiki_articles")
-Words = list[str]
-Points = dict[int, Words]
+Arguments = list[str]
+Points = dict[int, Arguments]
 
 
 def _set(key: str, *numbers: int) -> Callable[[Path], dict[str, Points]]:
-    """An axis along one key of the spec, for both tasks."""
+    """An axis along one setting of the spec, for both tasks."""
     return lambda _: {
         task: {number: ["--config", "B-FP", "--set", f"{key}={number}"] for number in numbers}
         for task in TASKS
@@ -57,7 +56,7 @@ def _set(key: str, *numbers: int) -> Callable[[Path], dict[str, Points]]:
 
 
 def _matrices(folder: Path) -> dict[str, Points]:
-    """Adapters on the topmost matrices alone: nothing below the lowest adapter needs a gradient."""
+    """Adapters on the last matrices only: no gradient is needed below the lowest adapter."""
     found: dict[str, Points] = {}
     for task in TASKS:
         names = [matrix.name for matrix in block_matrices(empty_model(task))]
@@ -71,7 +70,7 @@ def _matrices(folder: Path) -> dict[str, Points]:
 
 
 def _sentences(folder: Path) -> dict[str, Points]:
-    """The movie sentences as files of a user's own, of growing size."""
+    """The movie sentences as user-provided files of growing size."""
     examples = open_task("movie_sentences").load().splits["train"]
     found: Points = {}
     for count in (1000, 4000, 8000):
@@ -133,18 +132,19 @@ def main() -> int:
     draw(found)
     text = [
         "## Growth",
-        machine_words(here),
+        machine_line(here),
         "![cost against size](figures/growth.png)",
         table(("axis", "task", "at", "µs a token", "peak MiB over imports"), rows),
         _NOTE,
     ]
     write_section("growth", "\n\n".join(text), arguments.results)
-    return leave({" ".join(map(str, key)): rounds for key, rounds in found.items()})
+    return report_failures({" ".join(map(str, key)): rounds for key, rounds in found.items()})
 
 
-_NOTE = """B-FP; one thing varied at a time. *steps*: one long run, cost per token in each quarter of it (memory is its peak, one for all).
-*sentences*: files of a user's own with that many rows, a fifth of them not trained on. *adapted matrices*: the topmost ones.
-The planner's growth is in the section `planner`, that of the store in `analysis` and `scaling`."""
+_NOTE = """B-FP with one setting varied at a time. *steps*: one long run, cost per token in each quarter of it
+(one peak memory for all). *sentences*: user-provided files with that many rows, a fifth of them not used for
+training. *adapted matrices*: the last ones. The planner's growth is in section `planner`, that of the store
+in `analysis` and `scaling`."""
 
 
 def _sides(
@@ -156,14 +156,16 @@ def _sides(
             for task, points in AXES[axis](folder).items():
                 if task in tasks:
                     sides |= {
-                        (axis, task, at): partial(_run, task, words, steps or STEPS[task], threads)
-                        for at, words in points.items()
+                        (axis, task, at): partial(_run, task, arguments, steps or STEPS[task], threads)
+                        for at, arguments in points.items()
                     }
     return sides
 
 
-def _run(task: str, words: Words, steps: int, threads: int) -> Figures:
-    found = fresh(script("ours.py", "--task", task, "--steps", steps, "--threads", threads, *words))[0]
+def _run(task: str, arguments: Arguments, steps: int, threads: int) -> Figures:
+    found = run_scripts(
+        script("ours.py", "--task", task, "--steps", steps, "--threads", threads, *arguments)
+    )[0]
     return {
         **found,
         "token_us": 1e6 * found["seconds"] / found["tokens"],
@@ -194,7 +196,7 @@ def _cells(rounds: list[Figures]) -> list[str]:
 
 
 def draw(found: dict[tuple[str, str, int], list[Figures]], folder: Path = FIGURES) -> None:
-    """One column an axis, time above memory, one line a task; failed points are left out."""
+    """One column per axis, time above memory, one line per task; failed points are omitted."""
     frame = _frame(found)
     rows = []
     for column, title in (("token_us", "µs a token"), ("over_mib", "MiB over imports")):
@@ -226,9 +228,7 @@ def _frame(found: dict[tuple[str, str, int], list[Figures]]) -> pd.DataFrame:
 
 
 def _panel(frame: pd.DataFrame, column: str, title: str, axis: str) -> alt.LayerChart | alt.FacetChart:
-    """Both axes logarithmic, so that a slope is a power; steps are shown as they are, for there flat is the
-    claim.
-    """
+    """Log-log, so that a slope is a power; linear for steps, where the expected curve is flat."""
     scale = alt.Scale(type="linear" if axis == "steps" else "log", nice=False, padding=12)
     x = alt.X(
         "at:Q",

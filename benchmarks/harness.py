@@ -1,10 +1,9 @@
-"""What the benchmarks share: fresh processes that take turns, paired ratios with their spread, and sections
-of RESULTS.md.
+"""Shared by the benchmarks: alternating processes, paired ratios with spread, and sections of RESULTS.md.
 
-A *side* is one contestant. It runs in processes of its own and prints one JSON line of figures. The sides of
-a comparison take turns, forwards in one round and backwards in the next, so that a machine that warms up or
-is busy for a while favours none. A ratio is taken within each round; its median and range over rounds are
-shown.
+A *side* is one contestant. It runs in its own processes and prints one JSON line of figures. The sides of a
+comparison alternate, forwards in one round and backwards in the next, so that a machine that warms up or is
+temporarily busy favours none. Ratios are computed within each round; their median and range over rounds are
+reported.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ RESULTS = HERE / "RESULTS.md"
 FIGURES = HERE / "figures"
 CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-2", "Joint-3")
 # Optimizer steps of a timed run. Tens suffice: a step takes 0.1 to 1 s, and the first WARM_UP are not
-# counted. On the sentences 50 counted steps after the warm-up: the peers sort by length within 50 batches,
-# the longest first, and longer batches are faster a token.
+# counted. The sentences need 50 counted steps: the peers sort by length within 50 batches, longest first, and
+# longer batches take less time per token.
 STEPS = {"movie_sentences": 53, "wiki_articles": 8}
 WARM_UP = 3
 _HEAD = (
@@ -44,12 +43,12 @@ K = TypeVar("K", bound=Hashable)
 
 
 class SideFailed(Exception):
-    """A side ended without figures; the text says why."""
+    """A side ended without figures; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median over rounds, with the lowest and the highest of them."""
+    """Median, minimum and maximum over rounds."""
 
     median: float
     low: float
@@ -61,22 +60,23 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest of ``values``. Raises ``ValueError`` when there are none."""
+    """Median, minimum and maximum of ``values``. Raises ``ValueError`` if there are none."""
     if not values:
         raise ValueError("a spread needs one value or more, got none; give --rounds 1 or more")
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """The spread of ours ÷ theirs, taken round by round. Raises ``ValueError`` when the rounds do not match."""
+    """The spread of ours ÷ theirs per round. Raises ``ValueError`` if the numbers of rounds differ."""
     if len(ours) != len(theirs):
         raise ValueError(f"rounds must match to be paired, got {len(ours)} and {len(theirs)}")
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
-    """Run every side once a round, in turn; the figures of each side by round. A failed one leaves
-    ``{"failed": why}``.
+    """Run every side once per round, in alternating order; return the figures of each side by round.
+
+    A failed run has the figures ``{"failed": reason}``.
     """
     found: dict[K, list[Figures]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -88,15 +88,13 @@ def alternate(sides: Mapping[K, Side], rounds: int) -> dict[K, list[Figures]]:
                 figures = {"failed": str(failure)}
             found[name].append(figures)
             label = name if isinstance(name, str) else " ".join(map(str, cast(tuple[object, ...], name)))
-            print(
-                f"round {number + 1} of {rounds}: {label}: {_brief(figures)} [{time.perf_counter() - started:.1f} s]",
-                flush=True,
-            )
+            seconds = time.perf_counter() - started
+            print(f"round {number + 1} of {rounds}: {label}: {_brief(figures)} [{seconds:.1f} s]", flush=True)
     return found
 
 
 def values(rounds: Sequence[Figures], key: str) -> list[float]:
-    """Figure ``key`` of each round. Raises :class:`SideFailed` when a round has none."""
+    """Figure ``key`` of each round. Raises :class:`SideFailed` if a round failed."""
     for figures in rounds:
         if "failed" in figures:
             raise SideFailed(figures["failed"])
@@ -104,36 +102,35 @@ def values(rounds: Sequence[Figures], key: str) -> list[float]:
 
 
 def figure_cell(rounds: Sequence[Figures], key: str, digits: int = 0, factor: float = 1.0) -> str:
-    """The spread of figure ``key`` times ``factor`` as text; when a round failed, that."""
-    return _said(lambda: spread([factor * value for value in values(rounds, key)]), digits)
+    """The spread of figure ``key`` times ``factor`` as text, or the reason of a failure."""
+    return _cell_text(lambda: spread([factor * value for value in values(rounds, key)]), digits)
 
 
 def ratio_cell(ours: Sequence[Figures], theirs: Sequence[Figures], key: str) -> str:
     """The paired ratio of figure ``key`` as text."""
-    return _said(lambda: paired_ratio(values(ours, key), values(theirs, key)), 2)
+    return _cell_text(lambda: paired_ratio(values(ours, key), values(theirs, key)), 2)
 
 
-def _said(make: Callable[[], Spread], digits: int) -> str:
+def _cell_text(make: Callable[[], Spread], digits: int) -> str:
     try:
         return make().text(digits)
     except SideFailed as failure:
         return f"failed: {str(failure)[:80]}"
 
 
-def fresh(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
-    """Run Python with each of ``commands`` at the same time, each in a fresh process; the last JSON line that
-    each one printed.
+def run_scripts(*commands: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Figures]:
+    """Run Python with each of ``commands`` concurrently, one process each; return their last JSON lines.
 
-    Raises :class:`SideFailed` when one fails or prints none.
+    Raises :class:`SideFailed` if one fails or prints no JSON line.
     """
-    surroundings = {**os.environ, **(environment or {})}
+    full_environment = {**os.environ, **(environment or {})}
     started = [
         subprocess.Popen(
             [sys.executable, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=surroundings,
+            env=full_environment,
         )
         for command in commands
     ]
@@ -148,13 +145,13 @@ def _figures(process: subprocess.Popen[str], command: Sequence[str]) -> Figures:
     out, err = process.communicate()
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if process.returncode or not lines:
-        said = (err.strip() or out.strip() or "nothing").splitlines()[-1]
-        raise SideFailed(f"{Path(command[0]).name} ended with code {process.returncode}: {said}")
+        message = (err.strip() or out.strip() or "nothing").splitlines()[-1]
+        raise SideFailed(f"{Path(command[0]).name} ended with code {process.returncode}: {message}")
     return dict(json.loads(lines[-1]))
 
 
-def together(parts: Sequence[Figures]) -> Figures:
-    """Figures of processes that ran at the same time: speeds and memory add up, times are the longest."""
+def combined(parts: Sequence[Figures]) -> Figures:
+    """Combine figures of concurrent processes: speeds and memory are summed, times are the longest."""
     if len(parts) == 1:
         return parts[0]
     added = {
@@ -164,40 +161,42 @@ def together(parts: Sequence[Figures]) -> Figures:
     return {**parts[0], **added, "seconds": max(part["seconds"] for part in parts), "processes": len(parts)}
 
 
-def script(name: str, *words: object) -> list[str]:
+def script(name: str, *arguments: object) -> list[str]:
     """The command of a script in this folder."""
-    return [str(HERE / name), *map(str, words)]
+    return [str(HERE / name), *map(str, arguments)]
 
 
 def machine(threads: int) -> Figures:
-    """Processor, its peaks with ``threads`` threads, and the model's arithmetic per token: measured now, in a
-    fresh process.
-    """
-    return fresh(script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)})[0]
+    """Processor, its peak speeds with ``threads`` threads, and operations per token, measured now."""
+    return run_scripts(
+        script("machine.py", "--threads", threads), environment={"OMP_NUM_THREADS": str(threads)}
+    )[0]
 
 
-def again(before: Figures) -> Figures:
-    """``before`` with the peaks measured once more, the higher of both: another program may have been busy
-    the first time.
+def remeasured(before: Figures) -> Figures:
+    """``before`` with the peaks measured once more, keeping the higher ones.
+
+    Another program may have been busy during the first measurement.
     """
     after = machine(before["threads"])["gflops"]
     return {**before, "gflops": {name: max(speed, after[name]) for name, speed in before["gflops"].items()}}
 
 
-def machine_words(found: Figures) -> str:
-    """One line for a section: where its figures come from."""
+def machine_line(found: Figures) -> str:
+    """One line for a section: the machine and the conditions of its figures."""
     peaks = " and ".join(f"{name} {speed:,.0f}" for name, speed in found["gflops"].items())
     without = "" if "bf16" in found["gflops"] else " (no bf16 instructions)"
     heap = "tcmalloc" if find_tcmalloc() else "the C library"
     return (
-        f"{found['hardware']}; {found['threads']} threads; matrix products of {found['side']}³ measured here: {peaks} GFLOP/s; "
-        f"runs compute in {found['dtype']}{without}; {found['versions']}; ours take their memory from {heap}; "
-        f"load before the start {found['load']:.1f}."
+        f"{found['hardware']}; {found['threads']} threads; "
+        f"matrix products of {found['side']}³ measured here: {peaks} GFLOP/s; "
+        f"runs compute in {found['dtype']}{without}; {found['versions']}; "
+        f"ours take their memory from {heap}; load before the start {found['load']:.1f}."
     )
 
 
 def cores() -> int:
-    """Cores to use: those that a run would take (``taskset -c 0,1 python benchmarks/…`` gives it two)."""
+    """The number of cores that a run would use (``taskset -c 0,1 python benchmarks/…`` limits it to two)."""
     return usable_cores()
 
 
@@ -209,18 +208,21 @@ def options(
     tasks: Sequence[str] = tuple(STEPS),
     steps: Mapping[str, int] = STEPS,
 ) -> argparse.ArgumentParser:
-    """A parser with the words that every script knows: ``--rounds --steps --configs --tasks``."""
+    """A parser with the common options: ``--rounds --steps --configs --tasks --results``."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each side (default: {rounds})")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"runs of each side (default: {rounds})")
     parser.add_argument("--steps", type=int, help=f"optimizer steps of a timed run (default: {dict(steps)})")
     parser.add_argument(
         "--configs",
-        type=_words,
+        type=_comma_separated,
         default=list(configs),
         help=f"comma-separated (default: {','.join(configs)})",
     )
     parser.add_argument(
-        "--tasks", type=_words, default=list(tasks), help=f"comma-separated (default: {','.join(tasks)})"
+        "--tasks",
+        type=_comma_separated,
+        default=list(tasks),
+        help=f"comma-separated (default: {','.join(tasks)})",
     )
     parser.add_argument(
         "--results",
@@ -237,10 +239,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_section(name: str, text: str, path: Path = RESULTS) -> None:
-    """Put ``text`` between the markers of section ``name`` in the file at ``path``: in the place of what is
-    there, or at the end.
+    """Replace section ``name`` of the file at ``path`` by ``text``, or append it.
 
-    Raises ``ValueError`` when the file has only one of the two markers.
+    Raises ``ValueError`` if the file has only one of the two markers.
     """
     before = path.read_text(encoding="utf-8") if path.exists() else _HEAD
     path.write_text(replace_section(before, name, text), encoding="utf-8")
@@ -248,7 +249,7 @@ def write_section(name: str, text: str, path: Path = RESULTS) -> None:
 
 
 def replace_section(document: str, name: str, text: str) -> str:
-    """``document`` with section ``name`` replaced, or added at its end."""
+    """``document`` with section ``name`` replaced, or appended."""
     opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     section = f"{opening}\n{text.strip()}\n{closing}"
     if opening not in document and closing not in document:
@@ -257,13 +258,13 @@ def replace_section(document: str, name: str, text: str) -> str:
     _, found_closing, tail = rest.partition(closing)
     if not found_opening or not found_closing:
         raise ValueError(
-            f"the section {name} needs {opening} before {closing}, found one alone; mend or delete it by hand"
+            f"the section {name} needs {opening} before {closing}, found one only; repair or delete it"
         )
     return head + section + tail
 
 
-def leave(results: Mapping[Any, Sequence[Figures]]) -> int:
-    """Exit code: 1 when a side failed."""
+def report_failures(results: Mapping[Any, Sequence[Figures]]) -> int:
+    """Print the failures; return 1 if there are any, otherwise 0."""
     failed = {
         str(name): figures["failed"]
         for name, rounds in results.items()
@@ -287,5 +288,5 @@ def _brief(figures: Figures) -> str:
     )
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _comma_separated(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,10 +1,10 @@
-"""What loading and quantizing a base takes, and nothing else: one JSON line of figures. Linux.
+"""Memory for loading and quantizing a base model alone; prints one JSON line of figures. Linux only.
 
     python benchmarks/loading.py --config B-Q4 --task wiki_articles
 
-Everything that a run imports is there and the model stands without weights when counting begins: the peak
-(VmHWM) is set back to what is resident, the road's own functions read, quantize and store matrix by matrix,
-and the peak over where it began is what that took.
+Measurement begins after all imports, with a model without weights: the peak (VmHWM) is reset to the resident
+size, the functions of a real run read, quantize and store matrix by matrix, and the increase of the peak is
+reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-import bitsandbytes  # noqa: F401 - loaded lazily otherwise, and counted as weights
+import bitsandbytes  # noqa: F401 - a lazy import would be counted as weights
 import optimum.quanto  # noqa: F401
 from bitrank.models.load import open_model
 from bitrank.run.adapter_init import choose_init
@@ -40,7 +40,7 @@ def main() -> None:
     init = choose_init(spec, plans.ranks)
     largest = max(matrix.shape[0] * matrix.shape[1] for matrix in plans.quantizable)
     release_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the resident size
     before = peak_memory_mib()
     store_base(spec, loaded, plans.bits, init, "cpu", dtype)
     print(

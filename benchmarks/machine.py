@@ -1,17 +1,17 @@
-"""The machine's own limit: the fastest matrix product it does, and what a trained token costs in products.
+"""The machine's limits: its fastest matrix product, and the operations per trained token.
 
     python benchmarks/machine.py [--threads 2]
 
 The peak is the best of several products of square matrices (2048 on a processor, with the same number of
-threads as the runs; 8192 on an accelerator) on the device that runs choose, in fp32, and in bf16 where the
-hardware has instructions for it (without them such a product is a hundred times slower, and no run takes it).
-Work per trained token, for adapters on frozen matrices: 2·P forward, with P the weights of all block
-matrices; 2·P' backward to the inputs, with P' those whose input carries a gradient (the first block's query,
-key and value have none: nothing below them is trained); no product for gradients of frozen weights. A
-language model adds 2·d·V forward and 2·d·V backward for its head. A classifier that reads the first position
-needs, of its last block, key and value alone at every position: the rest of that block is not in P. Left out:
-adapters, attention scores, norms. So utilisation = work per token × tokens/s ÷ peak, a little below the
-truth.
+threads as the runs; 8192 on an accelerator) on the device that runs choose, in fp32, and in bf16 if the
+hardware has instructions for it (without them such a product is a hundred times slower, and no run uses it).
+Operations per trained token, for adapters on frozen matrices: 2·P forward, P being the weights of all block
+matrices; 2·P' backward to the inputs, P' being those whose input has a gradient (the first block's query, key
+and value have none, since nothing before them is trained); none for gradients of frozen weights. A language
+model adds 2·d·V forward and 2·d·V backward for its head. A classifier that reads the first position needs
+only key and value of its last block at every position; the rest of that block is not in P. Adapters,
+attention scores and norms are ignored, so utilisation = operations per token × tokens/s ÷ peak is slightly
+underestimated.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def gflops(dtype: torch.dtype, device: str = "cpu") -> float:
-    """The best of several products, in 10⁹ operations a second (a multiplication and an addition are two)."""
+    """The best of several products, in 10⁹ operations per second (a multiply-add counts as two)."""
     side = _SIDE if device == "cpu" else _ACCELERATOR_SIDE
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, dtype=dtype, device=device)
@@ -77,24 +77,23 @@ def gflops(dtype: torch.dtype, device: str = "cpu") -> float:
 
 
 def _wait_for(device: str) -> None:
-    """An accelerator is told what to do and works on; the clock may stop only when it has done it."""
+    """Wait for an accelerator, which executes asynchronously, before reading the clock."""
     if device != "cpu":
         torch.accelerator.synchronize()
 
 
 def empty_model(task: str) -> PreTrainedModel:
-    """The model of ``task`` without its weights: names and shapes alone."""
+    """The model of ``task`` on the meta device: names and shapes without weights."""
     name, auto = _MODELS[task]
-    config = AutoConfig.from_pretrained(
-        locate(name)
-    )  # before the meta device: a model that is not here yet is made from real tensors
+    # Outside of the meta device: locating a missing model creates it from real tensors.
+    config = AutoConfig.from_pretrained(locate(name))
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
     return model
 
 
 def flops_per_token(task: str) -> int:
-    """Operations that training on one token of ``task`` needs, by the formula above."""
+    """Operations for training on one token of ``task``, by the formula of the module's description."""
     model = empty_model(task)
     blocks = block_matrices(model)
     if task == "movie_sentences":

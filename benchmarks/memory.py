@@ -1,15 +1,13 @@
-"""How much memory does a run take: against the tuned peer, while loading, and does SmolLM2 train inside a
-hard limit?
+"""Memory of a run: against the tuned peer, while loading, and under a hard limit.
 
     python benchmarks/memory.py [--rounds 1] [--steps 8] [--configs B-FP,B-Q4] [--limit 1610612736]
 
-Memory is the peak resident set (VmHWM) over what imports alone took, up to the last training step; our test
-before training is in it. *Loading* is the peak while the base is read and quantized, over what was resident
-when the model stood without weights (``loading.py``), held against stored bytes + the largest matrix in fp32,
-and a tenth. Our runs take their memory from tcmalloc where it is installed; the tuned peer from the C
-library, and once more from tcmalloc. The limit is RLIMIT_DATA: the operating system refuses private writable
-memory (heap, arrays, quantized weights) beyond it, touched or not. Pages of shared libraries do not count
-there, so the whole resident peak is shown beside it.
+Memory is the peak resident set (VmHWM) minus that of imports, up to the last training step, including our
+test before training. *Loading* is the increase of the peak while the base is read and quantized
+(``loading.py``); its bound is 1.1 × (stored bytes + the largest matrix in fp32). Our runs use tcmalloc if it
+is installed; the tuned peer uses the C library's allocator, and tcmalloc in another run. The limit is
+RLIMIT_DATA: the operating system refuses private writable memory (heap, arrays, quantized weights) beyond it,
+even if untouched. Pages of shared libraries do not count there, so the whole resident peak is shown as well.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
     ratio_cell,
+    report_failures,
+    run_scripts,
     script,
     table,
     values,
@@ -57,7 +55,7 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = cores()
     everything: dict[str, list[Figures]] = {}
-    parts = ["## Memory", machine_words(machine(threads))]
+    parts = ["## Memory", machine_line(machine(threads))]
     for task in arguments.tasks:
         steps = arguments.steps or STEPS[task]
         found = alternate(_sides(task, arguments.configs, steps, threads), arguments.rounds)
@@ -68,11 +66,11 @@ def main() -> int:
         parts.append(text)
         everything |= found_limited
     write_section("memory", "\n\n".join(parts), arguments.results)
-    return leave(everything)
+    return report_failures(everything)
 
 
-def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> Figures:
-    words = (
+def _complete_run(task: str, config: str, steps: int, threads: int, *more: object) -> Figures:
+    arguments = (
         "--task",
         task,
         "--config",
@@ -86,18 +84,18 @@ def _whole(task: str, config: str, steps: int, threads: int, *more: object) -> F
         *more,
     )
     windows = ("--set", "test_windows=1", "--set", "validation_windows=1") if task == "wiki_articles" else ()
-    found = fresh(script("ours.py", *words, *windows))[0]
+    found = run_scripts(script("ours.py", *arguments, *windows))[0]
     return {**found, "over_mib": found["peak_mib"] - found["import_mib"]}
 
 
 def _ours(task: str, config: str, steps: int, threads: int) -> Figures:
-    """A whole run, and what loading its base takes alone."""
+    """A complete run, and loading its base alone."""
     spec = make_spec(find_profile("laptop"), config, task, {"threads": threads})
-    loading = fresh(
+    loading = run_scripts(
         script("loading.py", "--task", task, "--config", config), environment=run_environment(spec)
     )[0]
     bound = 1.1 * (loading["stored_mib"] + loading["largest_fp32_mib"])
-    return {**_whole(task, config, steps, threads), **loading, "bound_mib": bound}
+    return {**_complete_run(task, config, steps, threads), **loading, "bound_mib": bound}
 
 
 def _peer(task: str, config: str, steps: int, threads: int, preloaded: bool) -> Figures:
@@ -127,8 +125,17 @@ def _sides(
 
 
 def _table(found: dict[tuple[str, str], list[Figures]]) -> str:
-    head = ("config", "ours, peak MiB", "over imports", "tuned, peak MiB", "over imports", "÷ tuned", "÷ tuned with tcmalloc",
-            "loading", "loading ÷ bound")  # fmt: skip
+    head = (
+        "config",
+        "ours, peak MiB",
+        "over imports",
+        "tuned, peak MiB",
+        "over imports",
+        "÷ tuned",
+        "÷ tuned with tcmalloc",
+        "loading",
+        "loading ÷ bound",
+    )
     rows = []
     for config in [config for config, side in found if side == "ours"]:
         against = config if config in PEERS else "B-FP"
@@ -144,15 +151,18 @@ def _table(found: dict[tuple[str, str], list[Figures]]) -> str:
 
 def _loading(rounds: list[Figures]) -> str:
     try:
-        return f"{max(a / b for a, b in zip(values(rounds, 'loading_mib'), values(rounds, 'bound_mib'), strict=True)):.2f}"
+        pairs = zip(values(rounds, "loading_mib"), values(rounds, "bound_mib"), strict=True)
+        return f"{max(a / b for a, b in pairs):.2f}"
     except SideFailed:
         return "failed"
 
 
 def _limited(arguments: argparse.Namespace, threads: int) -> tuple[str, dict[str, list[Figures]]]:
-    """The same training without and with the limit, and how far their loss curves are apart."""
+    """The same training without and with the limit, and the difference of their loss curves."""
     steps, limit = arguments.steps or STEPS["wiki_articles"], arguments.limit
-    run = partial(_whole, "wiki_articles", arguments.limit_config, steps, threads, "--set", "log_every=1")
+    run = partial(
+        _complete_run, "wiki_articles", arguments.limit_config, steps, threads, "--set", "log_every=1"
+    )
     sides = {
         "unlimited": run,
         "limited": partial(run, "--set", f"memory_limit={limit}", "--data-limit", limit),
@@ -169,11 +179,14 @@ def _limited(arguments: argparse.Namespace, threads: int) -> tuple[str, dict[str
     ]
     shown = table(("run", "peak MiB, whole run", "tok/s", "last training loss"), rows)
     title = f"### SmolLM2 under {limit / _GIB:.2f} GiB, {arguments.limit_config}, {steps} steps"
-    how = f"RLIMIT_DATA = {limit} bytes and `--memory-limit {limit}`; the run is trained and tested inside it. {_apart(found)}"
+    how = (
+        f"RLIMIT_DATA = {limit} bytes and `--memory-limit {limit}`; the run is trained and tested inside it. "
+        + _loss_difference(found)
+    )
     return f"{title}\n\n{shown}\n\n{how}", found
 
 
-def _apart(found: dict[str, list[Figures]]) -> str:
+def _loss_difference(found: dict[str, list[Figures]]) -> str:
     free, bound = found["unlimited"][0], found["limited"][0]
     if "failed" in free or "failed" in bound:
         return "The loss curves cannot be compared: a run failed."

@@ -1,13 +1,12 @@
-"""Our side of a comparison: runs of the road through the real executor, each in a process of its own; one
-JSON line of figures.
+"""Our side of a comparison: bitrank runs by the real executor; prints a JSON line of figures.
 
     python benchmarks/ours.py --config Joint-2 --task movie_sentences --steps 24 --threads 2 [--set key=value]
-    [--plan FILE] python benchmarks/ours.py --config B-FP --task wiki_articles --steps 30 --until tested
+    python benchmarks/ours.py --plan FILE --task wiki_articles --steps 30 --threads 2 --until tested
 
-``--until trained`` ends the run after its last training step and spares it the test before training,
-``judged`` does not spare it that test; ``tested`` runs it to its end. Nothing here trains: specs go to
-:func:`bitrank.execution.local.run_all` as ``bitrank run`` hands them over, but to a tracker that keeps
-nothing, and what runs wrote into their folders is read back.
+``--until trained`` ends the run after its last training step and skips the test before training;
+``zero-shot`` ends it there too but includes that test; ``tested`` completes the run. The specs go to
+:func:`bitrank.execution.local.run_all` as in ``bitrank run``, with a tracker that stores nothing, and the
+figures are read from the run folders. Each run is a process.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.results_files import result_of
 from bitrank.tracking.run_state import State
-from harness import WARM_UP, together
+from harness import WARM_UP, combined
 
 
-class _Silent:
-    """A tracker, and the log of each run, that keeps nothing."""
+class _NullTracker:
+    """A tracker, and the log of each run, that stores nothing."""
 
     def hold(self, _spec_id: str) -> nullcontext[None]:
         return nullcontext()
 
-    def open(self, _spec: RunSpec, _run_id: str | None) -> _Silent:
+    def open(self, _spec: RunSpec, _run_id: str | None) -> _NullTracker:
         return self
 
     def events(self, events: Sequence[object]) -> None: ...
@@ -55,13 +54,12 @@ class _Silent:
 def main() -> int:
     arguments = _parser().parse_args()
     if arguments.data_limit:
-        # Private writable memory of this process and of each that it starts; the operating system refuses
-        # more.
+        # Limits the private writable memory of this process and of its child processes.
         resource.setrlimit(resource.RLIMIT_DATA, (arguments.data_limit, arguments.data_limit))
     specs = [_spec(arguments, arguments.seed + number) for number in range(arguments.processes)]
     with tempfile.TemporaryDirectory() as folder:
         figures = [figures_of(job) for job in run(specs, Path(folder), arguments.until)]
-    print(json.dumps(together(figures)))
+    print(json.dumps(combined(figures)))
     return 0
 
 
@@ -74,10 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--processes", type=int, default=1, help="runs at the same time, of seeds one after another"
-    )
-    parser.add_argument("--until", choices=["trained", "judged", "tested"], default="trained")
+    parser.add_argument("--processes", type=int, default=1, help="concurrent runs, with consecutive seeds")
+    parser.add_argument("--until", choices=["trained", "zero-shot", "tested"], default="trained")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--data-limit",
@@ -89,31 +85,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def _spec(arguments: argparse.Namespace, seed: int) -> RunSpec:
     steps = arguments.steps
-    given = {"steps": steps, "threads": arguments.threads, "plan": arguments.plan, "model": arguments.model}
-    # No validation, checkpoint or line of log but every third step stands between the steps that are timed.
-    given |= {"eval_every": steps, "checkpoint_every": steps, "log_every": WARM_UP}
-    given |= dict(parse_setting(text) for text in arguments.set)
-    return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=seed)
+    overrides = {
+        "steps": steps,
+        "threads": arguments.threads,
+        "plan": arguments.plan,
+        "model": arguments.model,
+    }
+    # No validation or checkpoint, and a log line only every third step, between the timed steps.
+    overrides |= {"eval_every": steps, "checkpoint_every": steps, "log_every": WARM_UP}
+    overrides |= dict(parse_setting(text) for text in arguments.set)
+    return replace(make_spec(find_profile("laptop"), arguments.config, arguments.task, overrides), seed=seed)
 
 
 def run(specs: Sequence[RunSpec], folder: Path, until: str) -> list[Job]:
-    """Run ``specs`` at the same time below ``folder``, until all have done their last step, or to their ends
-    (``tested``).
-    """
+    """Run ``specs`` concurrently below ``folder``, until all finish their last step, or completely."""
     jobs = [Job(spec, folder / str(number), State("new")) for number, spec in enumerate(specs)]
     if until == "trained":
         for job in jobs:
             job.folder.mkdir()
-            (job.folder / "zero_shot.json").write_text(
-                "{}"
-            )  # the figures of the test before training are "there already"
+            # With this file the run skips the test before training, as if it had been done.
+            (job.folder / "zero_shot.json").write_text("{}")
 
     def changed(_: Job | None) -> None:
         if until != "tested" and all(_trained(job) for job in jobs):
             raise Interrupted(signal.SIGTERM)
 
     try:
-        run_all(jobs, cast(Tracker, _Silent()), len(jobs), changed)
+        run_all(jobs, cast(Tracker, _NullTracker()), len(jobs), changed)
     except Interrupted:
         if not all(_trained(job) for job in jobs):
             raise
@@ -125,19 +123,21 @@ def _trained(job: Job) -> bool:
 
 
 def figures_of(job: Job) -> dict[str, Any]:
-    """What the run in ``job`` did. Speeds count steps after the warm-up; ``wall_tok_s`` counts what stands
-    between steps too.
+    """Figures of the run in ``job``.
 
-    ``*_at_s`` are seconds since the process was started. Memory is the peak (VmHWM) in MiB: after imports,
-    when the model was ready, after the last training step, and at the end. Ends the program with the run's
-    own message when it failed.
+    Speeds count the steps after the warm-up; ``wall_tok_s`` includes the time between steps. ``*_at_s`` are
+    seconds since the process was started. Memory is the peak resident set (VmHWM) in MiB: after imports, when
+    the model was ready, after the last training step, and at the end. Exits with the run's message if it
+    failed.
     """
     events = read_events(job.folder / "events.jsonl")
     train = [event for event in events if event["event"] == "train"]
     if not _trained(job) or (job.message and job.status not in {"finished", "killed"}):
         log = job.folder / "log.txt"
-        sys.exit(job.message or (log.read_text()[-300:] if log.exists() else "the run ended without a word"))
-    begun = (time.time() - (time.monotonic() - job.started)) * 1000
+        sys.exit(
+            job.message or (log.read_text()[-300:] if log.exists() else "the run ended without a message")
+        )
+    started_ms = (time.time() - (time.monotonic() - job.started)) * 1000
     phases = {event["phase"]: event for event in events if event["event"] == "phase"}
     machine = next(event for event in events if event["event"] == "machine")
     return {
@@ -147,9 +147,9 @@ def figures_of(job: Job) -> dict[str, Any]:
         "ready_mib": phases["zero-shot"]["live"]["peak_mib"],
         "peak_mib": train[-1]["live"]["peak_mib"],
         "device_mib": max(event["live"]["device_mib"] for event in train),
-        "ready_at_s": (phases["zero-shot"]["time_ms"] - begun) / 1000,
-        "imported_at_s": (machine["time_ms"] - begun) / 1000,
-        "first_step_at_s": (train[0]["time_ms"] - begun) / 1000,
+        "ready_at_s": (phases["zero-shot"]["time_ms"] - started_ms) / 1000,
+        "imported_at_s": (machine["time_ms"] - started_ms) / 1000,
+        "first_step_at_s": (train[0]["time_ms"] - started_ms) / 1000,
         "losses": {event["step"]: event["metrics"]["train/loss"] for event in train},
         "points": [(event["step"], event["tok_s"] * event["seconds"], event["seconds"]) for event in train],
         **_end(job),
@@ -157,7 +157,7 @@ def figures_of(job: Job) -> dict[str, Any]:
 
 
 def speed(train: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Real tokens, seconds and tokens/s of the steps after the warm-up, from the run's ``train`` events."""
+    """Tokens, seconds and tokens/s of the steps after the warm-up, from the run's ``train`` events."""
     last = train[-1]
     first = next((event for event in train if event["step"] >= WARM_UP), last)
     if first is last:
@@ -176,7 +176,7 @@ def speed(train: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _end(job: Job) -> dict[str, Any]:
-    """Quality and times of a run that went to its end; nothing of one that did not."""
+    """Quality and times of a completed run; empty otherwise."""
     result = result_of(job.folder)
     if result is None:
         return {}

@@ -1,5 +1,4 @@
-"""A training whose batches somebody else hands out, step by step: the lines of the road up to training, and
-the run's training loop.
+"""A training whose batches the caller controls: a run's steps up to training, and its training loop.
 
 Memory limits, validation and checkpoints are left out.
 """
@@ -23,12 +22,13 @@ from bitrank_quant import decoder
 from bitrank_trainer import Task, pin_threads, train
 
 Pace = Callable[[Iterator[Any], int], Iterator[Any]]
-"""Batches, and how many of them are a step, → batches."""
+"""(batches, batches per step) → batches."""
 
 
 def train_paced(spec: RunSpec, folder: Path, pace: Pace, decode: Callable[[Any], Any] = decoder) -> None:
-    """Train as ``spec`` says on what ``pace`` makes of its batches, until that raises. ``decode`` stands for
-    the decoder of base layers.
+    """Train the model of ``spec`` on its batches, passed through ``pace``, until that raises.
+
+    ``decode`` replaces the decoder of base layers.
     """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
@@ -44,10 +44,11 @@ def train_paced(spec: RunSpec, folder: Path, pace: Pace, decode: Callable[[Any],
 
 
 def paced_spec(arguments: argparse.Namespace) -> RunSpec:
-    """The spec of ``--task``, ``--steps``, ``--threads``, ``--set``, and ``config`` or ``plan``, with nothing
-    between its steps.
+    """The spec of ``--task``, ``--steps``, ``--threads``, ``--set``, and ``config`` or ``plan``.
+
+    Nothing but training steps happens in it: no validation, checkpoint or log line.
     """
-    never = arguments.steps + 1  # the loop asks for one batch more than it does steps
+    never = arguments.steps + 1  # the loop draws one batch more than its steps
     given = {
         "steps": never,
         "eval_every": never,

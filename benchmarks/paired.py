@@ -1,11 +1,11 @@
-"""How fast do we train against the tuned peer, when both take turns step by step?
+"""Training speed against the tuned peer, alternating step by step.
 
     python benchmarks/paired.py [--rounds 1] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
 
-``training.py`` runs one side after the other, and a machine that is shared may be a third slower for one of
-them. Here each step of ours stands beside one of the peer's. Same model, texts, batch, steps and threads;
-both load, wait and train in processes of their own. Joint-2 and Joint-3 have no peer that does the same, so
-they are held against the tuned peer of B-FP.
+``training.py`` runs one side after the other, and a shared machine may be a third slower for one of them.
+Here our steps alternate with the peer's. Model, texts, batch size, steps and threads are equal; both sides
+load, wait and train in their own processes. Joint-2 and Joint-3 have no equivalent peer, so they are compared
+with the tuned peer of B-FP.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
     script,
     table,
     write_section,
 )
 from training import PEERS
-from turns import in_turns, parsed
+from turns import in_turns, parse_step_arguments
 
 # Steps of each side, of which the first WARM_UP are not counted. The peer sorts by length within 50 batches,
-# the longest first.
+# longest first.
 STEPS = {"movie_sentences": 53, "wiki_articles": 19}
 
 
 def main() -> int:
-    arguments = parsed(options(__doc__, rounds=1, steps=STEPS))
+    arguments = parse_step_arguments(options(__doc__, rounds=1, steps=STEPS))
     threads = cores()
     here, parts = machine(threads), list[str]()
     everything: dict[str, list[Figures]] = {}
@@ -55,24 +55,25 @@ def main() -> int:
         parts.append(f"### `{task}`, {steps} steps, rounds: {arguments.rounds}\n\n{_table(found)}")
         everything |= {f"{task} {config}": rounds for config, rounds in found.items()}
     note = (
-        "Real tokens/s over all counted steps of a side, and their ratio; over rounds the median (range). *quartiles*: of the ratios of\n"
-        "steps side by side, of the last round. † against the peer of B-FP."
+        "Tokens/s over all counted steps of a side, without padding, and their ratio; over rounds the "
+        "median (range). *quartiles*: of the ratios of paired steps, in the last round. † against the peer "
+        "of B-FP."
     )
     write_section(
         "training-paired",
-        "\n\n".join(["## Training speed, step by step", machine_words(here), *parts, note]),
+        "\n\n".join(["## Training speed, step by step", machine_line(here), *parts, note]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def pair(config: str, task: str, steps: int, threads: int) -> Figures:
-    """Both sides' figures of one race."""
+    """Figures of both sides of one comparison."""
     against = config if config in PEERS else "B-FP"
-    words = ("--task", task, "--steps", steps, "--threads", threads)
+    arguments = ("--task", task, "--steps", steps, "--threads", threads)
     commands = [
-        script("turns.py", "--config", config, *words),
-        script("peers.py", "--turns", "--peer", "tuned", "--config", against, *words),
+        script("turns.py", "--config", config, *arguments),
+        script("peers.py", "--turns", "--peer", "tuned", "--config", against, *arguments),
     ]
     ours = run_environment(make_spec(find_profile("laptop"), config, task, {"threads": threads}))
     theirs = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -80,9 +81,7 @@ def pair(config: str, task: str, steps: int, threads: int) -> Figures:
 
 
 def figures(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Figures:
-    """Of two or more steps side by side: tokens/s of each side, their ratio, and the quartiles of the steps'
-    own ratios.
-    """
+    """Tokens/s of each side over paired steps (two or more), their ratio, and quartiles of step ratios."""
     mine, tuned = (
         sum(step["tokens"] for step in side) / sum(step["seconds"] for step in side)
         for side in (ours, theirs)

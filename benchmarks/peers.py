@@ -1,16 +1,14 @@
-"""The other side: Hugging Face Trainer + PEFT + bitsandbytes, as a user writes them from their documentation;
-one JSON line.
+"""The peer: Hugging Face Trainer + PEFT + bitsandbytes, used as documented; prints one JSON line.
 
     python benchmarks/peers.py --peer tuned --config B-FP --task movie_sentences --steps 24 --threads 2
     [--until tested]
 
-``default``: fp32 weights, random order, padded to the longest, dropout and attention as the model comes, and
-for 4 bits ``prepare_model_for_kbit_training`` with what it switches on. ``tuned``: what an expert changes:
-bf16 weights where the hardware multiplies them fast (elsewhere fp32) and there lengths padded to multiples of
-8, sentences grouped by length, no dropout, plain attention on a CPU (the fastest there at these lengths).
-Device, model, texts, split, tokens, batch, steps, learning rate and schedule are those of our run, and both
-sides are judged by the same function. With ``--turns`` it waits for its turn before every step, as
-``turns.py`` does.
+``default``: fp32 weights, random order, padding to the longest, dropout and attention of the model's config,
+and for 4 bits ``prepare_model_for_kbit_training`` with its defaults. ``tuned``: the changes of an expert:
+bf16 weights if the hardware multiplies them fast (otherwise fp32), with lengths padded to multiples of 8,
+sentences grouped by length, no dropout, and plain attention on a CPU (the fastest there at these lengths).
+Device, model, texts, split, tokens, batch, steps, learning rate and schedule equal those of our run, and one
+function evaluates both sides. With ``--turns`` it waits for a line before every step, like ``turns.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import bitsandbytes  # noqa: F401 - part of what the peer imports, so part of its baseline
+import bitsandbytes  # noqa: F401 - imported by the peer, so part of its memory baseline
 import torch
 from bitrank.models.load import load_tokenizer
 from bitrank.models.locate import locate
@@ -58,10 +56,10 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from turns import Enough, Turn
+from turns import InputEnded, Turn
 
 CONFIGS = ("B-FP", "B-Q4", "B-Ada")
-# All linear layers inside the blocks: BERT's by a pattern that leaves the pooler out, Llama's by their names.
+# All linear layers inside the blocks: BERT's by a pattern that excludes the pooler, Llama's by name.
 _TARGETS = {
     "classification": r".*\.layer\.\d+\..*(query|key|value|dense)",
     "language-modelling": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -69,7 +67,7 @@ _TARGETS = {
 
 
 class Timed(Trainer):
-    """A Trainer that counts the real tokens it trains on."""
+    """A Trainer that counts the tokens it trains on, without padding."""
 
     tokens = 0
 
@@ -80,7 +78,7 @@ class Timed(Trainer):
 
 
 class Clock(TrainerCallback):
-    """(tokens, seconds) after each step."""
+    """Records (tokens, seconds) after each step."""
 
     def __init__(self) -> None:
         self.trainer: Timed | None = None
@@ -92,7 +90,7 @@ class Clock(TrainerCallback):
 
 
 class InTurns(TrainerCallback):
-    """Waits before the first step and after each, and tells what the step was."""
+    """Waits before each step, and prints its seconds and tokens after it."""
 
     def __init__(self) -> None:
         self.trainer: Timed | None = None
@@ -108,7 +106,7 @@ class InTurns(TrainerCallback):
 
 
 class Allocate(TrainerCallback):
-    """AdaLoRA's call after each optimizer step, while its gradients are there, as PEFT's documentation asks."""
+    """AdaLoRA's update after each optimizer step, before gradients are cleared, as PEFT documents."""
 
     def on_optimizer_step(self, _: Any, state: Any, __: Any, model: Any = None, **___: Any) -> None:
         model.base_model.update_and_allocate(state.global_step + 1)
@@ -143,7 +141,7 @@ def _train_in_turns(trainer: Timed) -> None:
     turns = InTurns()
     turns.trainer = trainer
     trainer.add_callback(turns)
-    with suppress(Enough):
+    with suppress(InputEnded):
         trainer.train()
 
 
@@ -164,29 +162,27 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
-    place, dtype = locate(spec.model), DTYPES[choose_dtype(choose_device())] if tuned else torch.float32
-    config = AutoConfig.from_pretrained(place)
-    words: dict[str, Any] = {"config": config, "dtype": dtype}
+    path, dtype = locate(spec.model), DTYPES[choose_dtype(choose_device())] if tuned else torch.float32
+    config = AutoConfig.from_pretrained(path)
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
     if tuned:
-        words["attn_implementation"] = "eager" if choose_device() == "cpu" else "sdpa"
+        options["attn_implementation"] = "eager" if choose_device() == "cpu" else "sdpa"
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
     if spec.config == "B-Q4":
-        words["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=[
-                "classifier",
-                "lm_head",
-            ],  # a fresh classifier has no weight to quantize, and fails
+            # A newly initialised classifier has no stored weight to quantize, and would fail.
+            llm_int8_skip_modules=["classifier", "lm_head"],
         )
     if spec.kind == "classification":
         config.num_labels = classes
-        return AutoModelForSequenceClassification.from_pretrained(place, **words)
-    return AutoModelForCausalLM.from_pretrained(place, **words)
+        return AutoModelForSequenceClassification.from_pretrained(path, **options)
+    return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
 def _adapted(model: Any, spec: RunSpec, tuned: bool) -> Any:
@@ -215,7 +211,7 @@ def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     classification = spec.kind == "classification"
-    words = TrainingArguments(
+    options = TrainingArguments(
         output_dir=folder,
         max_steps=spec.steps or 1,
         per_device_train_batch_size=spec.batch_size,
@@ -241,7 +237,9 @@ def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str)
     clock = Clock()
     train = _dataset(data.task.splits["train"], classification)
     callbacks = [clock, *([Allocate()] if spec.config == "B-Ada" else [])]
-    trainer = Timed(model=model, args=words, train_dataset=train, data_collator=collate, callbacks=callbacks)
+    trainer = Timed(
+        model=model, args=options, train_dataset=train, data_collator=collate, callbacks=callbacks
+    )
     clock.trainer = trainer
     return trainer, clock
 
@@ -274,7 +272,7 @@ def _memory() -> dict[str, float]:
 
 
 def _quality(model: Any, spec: RunSpec, data: RunData) -> float:
-    """Accuracy or perplexity on the test set, by the function that judges our runs."""
+    """Accuracy or perplexity on the test set, by the function that evaluates our runs."""
     model.eval()
     metrics = evaluate(
         model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], choose_device()

@@ -1,12 +1,12 @@
-"""How fast is the exact planner, against the same program given to HiGHS as it is?
+"""Time of the exact planner, against HiGHS on the unreduced program.
 
     python benchmarks/planner.py [--rounds 3] [--matrices 36,126,210,882,2000] [--limit 60]
 
-Each round is another instance: seven matrices a block with the shapes of SmolLM2-135M, 40 options each (five
-formats at eight ranks), costs that fall with bits and rank as measured ones do, with a scale and a slope of
-each matrix's own and noise. *plain* is ``scipy.optimize.milp`` on all options, to the same relative gap of
-1e-6, with a limit of time. Both sides solve in one process, in turn; their gap is to the bound that the plain
-side proved, or the linear relaxation's where that is higher.
+Each round is another instance: seven matrices per block with the shapes of SmolLM2-135M, 40 options each
+(five formats at eight ranks), and costs that fall with bits and rank as measured ones do, with a random scale
+and slope per matrix and noise. *plain* is ``scipy.optimize.milp`` on all options, to the same relative gap of
+1e-6, with a time limit. Both sides solve in one process, alternating; gaps are relative to the bound that the
+plain side proved, or to that of the linear relaxation if it is higher.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ from scipy.sparse import csr_array
 FORMATS = {"int2-g64": 2.5, "int3-g64": 3.5, "int4-g64": 4.5, "int8-g64": 8.5, "bf16": 16.0}
 RANKS = (0, 2, 4, 8, 16, 32, 48, 64)
 SHAPES = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
-BITS = 4.25  # of budget a weight, adapters counted
+BITS = 4.25  # budget in bits per weight, adapters included
 
 
 @dataclass(frozen=True)
 class Solved:
-    """Seconds, and the plan's cost: infinite when there was none within the limit of time; ``bound`` is what
-    no plan can cost less than.
-    """
+    """Seconds, the plan's cost (infinite if none was found in time), and a proven lower ``bound``."""
 
     seconds: float
     cost: float
@@ -49,7 +47,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="instances of each size (default: 3)")
     parser.add_argument("--matrices", default="36,126,210,882,2000", help="sizes, comma-separated")
     parser.add_argument(
-        "--limit", type=float, default=60.0, help="seconds that the plain side may take (default: 60)"
+        "--limit", type=float, default=60.0, help="time limit of the plain side in seconds (default: 60)"
     )
     parser.add_argument(
         "--results",
@@ -65,9 +63,10 @@ def main() -> int:
     head = ("matrices", "exact s", "gap", "plain milp s", "gap", "plain ÷ exact")
     where = f"{hardware('cpu')}; one process; load before the start {load:.1f}."
     note = (
-        f"Median (range) over {arguments.rounds} instances of 40 options a matrix, {BITS} bits a weight. *gap*: the plan's cost over "
-        "the best bound known, the worst of the instances; plain HiGHS also ends at an absolute gap of 1e-6. "
-        f"> says that it was stopped after {arguments.limit:.0f} s on some, so that the ratio is at least that."
+        f"Median (range) over {arguments.rounds} instances of 40 options a matrix, {BITS} bits a weight. "
+        "*gap*: the plan's cost over the best known bound, the worst of the instances; plain HiGHS also "
+        f"ends at an absolute gap of 1e-6. >: it was stopped after {arguments.limit:.0f} s on some "
+        "instances, so the ratio is at least that."
     )
     write_section(
         "planner", f"## The exact planner\n\n{where}\n\n{table(head, rows)}\n\n{note}", arguments.results
@@ -76,7 +75,7 @@ def main() -> int:
 
 
 def compare(matrices: int, rounds: int, limit: float) -> list[str]:
-    """One row: both sides on ``rounds`` instances of so many matrices."""
+    """One row: both sides on ``rounds`` instances with ``matrices`` matrices."""
     ours, theirs = list[Solved](), list[Solved]()
     for seed in range(rounds):
         problem = instance(matrices, seed)
@@ -106,7 +105,7 @@ def _gap(found: Sequence[Solved], bounds: Sequence[float]) -> str:
 
 
 def instance(matrices: int, seed: int) -> Problem:
-    """A problem of ``matrices`` matrices, 40 options each."""
+    """A problem of ``matrices`` matrices with 40 options each."""
     random = np.random.default_rng(seed)
     items = tuple(
         _matrix(f"m{number}", SHAPES[number % 7], number // 7, random) for number in range(matrices)
@@ -133,16 +132,14 @@ def _matrix(name: str, shape: tuple[int, int], layer: int, random: np.random.Gen
 
 
 def solve_exact(problem: Problem) -> Solved:
-    """Our solver."""
+    """Solve ``problem`` with our planner."""
     started = time.perf_counter()
     plan = exact(problem)
     return Solved(time.perf_counter() - started, plan.cost, -math.inf)
 
 
 def solve_plain(problem: Problem, limit: float) -> Solved:
-    """All options as they are, as one writes the program from its formula; the linear relaxation's bound is
-    not in the time.
-    """
+    """Solve the unreduced program with HiGHS; the time excludes the linear relaxation."""
     options = [(number, option) for number, item in enumerate(problem.items) for option in item.options]
     cost_X = np.array([option.cost for _, option in options])
     bytes_X = np.array([[option.nbytes for _, option in options]], dtype=float)

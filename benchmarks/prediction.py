@@ -1,12 +1,11 @@
-"""Is a predicted loss worth something? Rank correlation between predicted and true added loss over random
-precision plans.
+"""Quality of loss predictions: rank correlation of predicted and true added loss over random plans.
 
     python benchmarks/prediction.py [--plans 60] [--tasks movie_sentences,wiki_articles]
 
-Each plan draws a format for every matrix; how many bits it leans to is drawn first, so that plans differ in
-size too. It is put into the model as it is (no adapter, no training), and data that was not measured on say
-what it truly added: to the loss on the labels, and as divergence of the answers. The held-out data are two
-halves, and how well one half's truth ranks the other's is the most that any prediction can reach.
+Each plan draws a format for every matrix from its own random probabilities, so that plans differ in size too.
+It is applied to the model (no adapter, no training), and held-out data give its true added loss on the labels
+and the divergence of the predictions. The held-out data are two halves; the rank correlation between the
+halves limits that of any prediction.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ from bitrank_data import TokenisedTask
 from bitrank_quant import encode_in_parts, parse_format
 from bitrank_quant.sensitivity import Replay
 from bitrank_trainer import DTYPES, choose_dtype
-from harness import cores, machine, machine_words, options, table, write_section
+from harness import cores, machine, machine_line, options, table, write_section
 from scipy.stats import spearmanr
 
-_HALF = {
-    "classification": (256, 2000),
-    "language-modelling": (4, 100),
-}  # sequences, and where the first half lies in the shuffle
+# Number of sequences, and offset of the first half in the shuffle.
+_HALF = {"classification": (256, 2000), "language-modelling": (4, 100)}
 _TASKS = ("movie_sentences", "wiki_articles")
 PREDICTORS: dict[str, Callable[[Any], float]] = {
     "plain": lambda e: e.plain,
@@ -51,9 +48,7 @@ PREDICTORS: dict[str, Callable[[Any], float]] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """What plans truly add on each half of the held-out data (2, plans), in nats: loss on the labels, and
-    divergence.
-    """
+    """True added loss and divergence of plans on each half of the held-out data, (2, plans) in nats."""
 
     loss_HP: np.ndarray
     divergence_HP: np.ndarray
@@ -72,22 +67,23 @@ def main() -> int:
         rows += correlations(make_spec(find_profile("laptop"), "B-FP", task), arguments.plans)
     text = [
         "## Predicted and true added loss",
-        machine_words(here),
+        machine_line(here),
         table(
             ("task", "predictor", "ρ with added loss", "ρ with divergence", "plans", "true added loss, nats"),
             rows,
         ),
-        "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second moments; *fisher* ½ Σ of the\n"
-        "diagonal Kronecker Fisher; *added* the loss that each matrix alone adds on the labels of the calibration data; *divergence* that\n"
-        "of the answers with each matrix alone quantized, which is what plans are made with. *one half of the truth* predicts the other\n"
-        "half: the most that can be reached. Formats alone: no adapter, no training, data that was not measured on.",
+        "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second "
+        "moments; *fisher* ½ Σ of the diagonal Kronecker Fisher; *added* the loss that each matrix alone "
+        "adds on the labels of the calibration data; *divergence* that of the predictions with each matrix "
+        "alone quantized, which plans are made with. *one half of the truth* predicts the other half: the "
+        "highest ρ that can be reached. Formats alone: no adapter, no training, held-out data.",
     ]
     write_section("prediction", "\n\n".join(text), arguments.results)
     return 0
 
 
 def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
-    """A row for each predictor on the model and task of ``spec``, and one for what can be reached."""
+    """One row per predictor on the model and task of ``spec``, and one for the attainable correlation."""
     tables = measure(spec)
     drawn = [random_plan(tables, seed) for seed in range(plans)]
     truth = find_truth(spec, drawn)
@@ -105,14 +101,14 @@ def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
 
 
 def random_plan(tables: Tables, seed: int) -> dict[str, str]:
-    """A format for every matrix; the probabilities of formats are drawn for the plan."""
+    """A random format for every matrix, with format probabilities drawn per plan."""
     random = np.random.default_rng(seed)
     chances = random.dirichlet(np.full(len(FORMATS), 0.7))
     return {name: str(random.choice(FORMATS, p=chances)) for name in tables.errors}
 
 
 def find_truth(spec: RunSpec, plans: list[dict[str, str]]) -> Truth:
-    """Every plan's matrices decoded from their formats in place of the original ones, and judged."""
+    """Evaluate every plan with decoded matrices in place of the original ones."""
     task = tokenised(spec)
     torch.set_num_threads(cores())
     model = _model(spec, task)

@@ -1,10 +1,9 @@
-"""How long a store takes to be read, and how much memory: every way that a command line reads it, once, in a
-process of its own.
+"""Time and memory to read a store in every way that a command line does, each in its own process.
 
     python benchmarks/reading.py states|list|report STORE PROFILE
 
-Prints one JSON line: runs found; seconds by the clock and of processor time, both without imports; peak MiB
-(VmHWM) with them.
+Prints one JSON line: runs found; wall time and processor time in seconds, without imports; peak MiB (VmHWM)
+with imports.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from harness import Figures, fresh, script
+from harness import Figures, run_scripts, script
 
 
 def read_times(uri: str, database: str, profile: str, served: Callable[[], float]) -> dict[str, Figures]:
-    """Seconds and peak memory of each way to read a store, every one in a fresh process: ``uri`` as users
-    give it, ``database`` for SQL.
+    """Seconds and peak memory of each way to read a store, each in a new process.
 
-    ``served`` tells how much processor time the store's servers have used; it counts with the reader's own in
-    ``cpu``. A SQLite file behind a server is read by SQL as one without, so that is left out.
+    ``uri`` is the store as users specify it, ``database`` its SQL database. ``served`` returns the processor
+    time used by the store's servers so far; its increase is added to ``cpu``. A SQLite file behind a server
+    is the same to SQL as one without, so it is not read again.
     """
-    ways = {"states": uri}
+    queries = {"states": uri}
     if uri == database:
-        ways["list"] = uri
+        queries["list"] = uri
     if uri == database or not database.startswith("sqlite"):
-        ways["report"] = database
+        queries["report"] = database
     found = {}
-    for what, store in ways.items():
+    for query, store in queries.items():
         before = served()
-        figures = fresh(script("reading.py", what, store, profile))[0]
-        found[what] = {**figures, "cpu": figures["cpu"] + served() - before}
+        figures = run_scripts(script("reading.py", query, store, profile))[0]
+        found[query] = {**figures, "cpu": figures["cpu"] + served() - before}
     return found
 
 
 def _states(store: str, profile: str) -> int:
-    """What ``bitrank matrix`` asks first: the newest run of every spec."""
+    """The first query of ``bitrank matrix``: the newest run of every spec."""
     from bitrank.tracking.mlflow_tracker import Tracker
     from bitrank.tracking.store import open_store
 
@@ -49,7 +48,7 @@ def _states(store: str, profile: str) -> int:
 
 
 def _list(store: str, profile: str) -> int:
-    """What ``bitrank list`` asks of a SQLite store."""
+    """The query of ``bitrank list`` on a SQLite store."""
     from bitrank.tracking.run_state import read_runs
     from bitrank.tracking.store import Store
 
@@ -59,14 +58,14 @@ def _list(store: str, profile: str) -> int:
 
 
 def _report(store: str, profile: str) -> int:
-    """What ``bitrank report`` and ``bitrank sql`` begin with, and the widest view."""
+    """The start of ``bitrank report`` and ``bitrank sql``, and the widest view."""
     from bitrank_analysis import open_store
 
     with open_store(store) as found:
         return int(found.sql('SELECT count(*), sum("m.eval/loss") FROM wide').fetchall()[0][0])
 
 
-_WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
+_QUERIES: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
     "states": (_states, ("mlflow", "bitrank.tracking.mlflow_tracker")),
     "list": (_list, ("bitrank.tracking.run_state",)),
     "report": (_report, ("bitrank_analysis",)),
@@ -75,11 +74,11 @@ _WAYS: dict[str, tuple[Callable[[str, str], int], tuple[str, ...]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=_WAYS)
+    parser.add_argument("query", choices=_QUERIES)
     parser.add_argument("store")
     parser.add_argument("profile")
     arguments = parser.parse_args()
-    read, modules = _WAYS[arguments.what]
+    read, modules = _QUERIES[arguments.query]
     for module in modules:
         import_module(module)
     started, cpu = time.perf_counter(), time.process_time()

@@ -1,13 +1,12 @@
-"""Writers of a store that did not train: finished runs written again, as the executor writes them, under new
-seeds.
+"""Load generator for a store: writes finished runs again under new seeds, as the executor does.
 
     python benchmarks/replay.py STORE RUN_FOLDER … --writers 4 --runs 10 --first 0
 
-A writer is one machine of a study, a process with a client of its own. It opens each run, sends its events in
-the batches that a look a second would have made of them, and closes it with every file, all through
-``bitrank.tracking.mlflow_tracker``. The script prints ``ready`` when all have opened the store, waits for a
-line, lets them begin together, and prints one JSON line for each: seconds of every call of the client by
-name, and processor time. :func:`load` is the side that starts it.
+A writer simulates one machine of a study: a process with its own client. It opens each run, sends its events
+in the batches of one flush per second, and closes it with all files, through
+``bitrank.tracking.mlflow_tracker``. The script prints ``ready`` when all writers have opened the store, waits
+for a line, starts them together, and prints one JSON line for each: seconds of every client call by name, and
+processor time. :func:`load` starts the script and reads its output.
 """
 
 from __future__ import annotations
@@ -35,15 +34,13 @@ from bitrank.tracking.store import open_store
 from harness import SideFailed, script
 
 Event = dict[str, Any]
-_PATIENCE = 300.0  # seconds until a writer that does not come ends the others
-FLUSH = 1.0  # seconds between two batches of one run, as the executor has it
+_TIMEOUT_S = 300.0  # a writer that is not ready by then ends the others
+FLUSH = 1.0  # seconds between two batches of one run, as in the executor
 
 
 @dataclass(frozen=True)
 class Template:
-    """A finished run: its spec, its folder with everything that goes into the store, and its events as they
-    were flushed.
-    """
+    """A finished run: its folder with all files for the store, its spec, and its events in batches."""
 
     folder: Path
     spec: RunSpec
@@ -51,7 +48,7 @@ class Template:
 
     @property
     def points(self) -> int:
-        """Metric points that the store has of it."""
+        """Number of its metric points in the store."""
         seen = {
             (key, event["step"])
             for batch in self.batches
@@ -62,7 +59,7 @@ class Template:
 
 
 def read_template(folder: Path) -> Template:
-    """The finished run in ``folder``. Raises ``ValueError`` when it did not finish."""
+    """The finished run in ``folder``. Raises ``ValueError`` if it did not finish."""
     if not (folder / "result.json").exists():
         raise ValueError(f"expected the folder of a finished run, got {folder}, which has no result.json")
     return Template(
@@ -71,9 +68,7 @@ def read_template(folder: Path) -> Template:
 
 
 def batches(events: Sequence[Event], seconds: float) -> list[list[Event]]:
-    """``events`` as one who looks all the time and sends every ``seconds`` would send them: the first at
-    once, later ones together.
-    """
+    """Group ``events`` by flush: the first at once, then at most one batch every ``seconds``."""
     found: list[list[Event]] = []
     sent = float("-inf")
     for event in events:
@@ -85,7 +80,7 @@ def batches(events: Sequence[Event], seconds: float) -> list[list[Event]]:
 
 
 class Timed:
-    """A client whose calls are timed: ``seconds`` by the name of the call."""
+    """A client that records the seconds of its calls by name."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -94,10 +89,10 @@ class Timed:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         call = getattr(self._client, name)
 
-        def timed(*words: Any, **named: Any) -> Any:
+        def timed(*args: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
-                return call(*words, **named)
+                return call(*args, **named)
             finally:
                 self.seconds[name].append(time.perf_counter() - started)
 
@@ -105,7 +100,7 @@ class Timed:
 
 
 def write(tracker: Tracker, template: Template, seed: int) -> None:
-    """One run of ``template`` under ``seed``, from its opening to its end."""
+    """Write one complete run of ``template`` under ``seed``."""
     log = tracker.open(replace(template.spec, seed=seed), None)
     for batch in template.batches:
         log.events(batch)
@@ -114,9 +109,11 @@ def write(tracker: Tracker, template: Template, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """What writers that began together did to a store: ``runs`` in ``seconds``, ``calls`` of the client in
-    all, and the seconds of each ``log_batch``. ``cpu`` is processor time in seconds, of the writers and of
-    the processes that serve the store."""
+    """Work of concurrent writers: ``runs`` in ``seconds``, the number of client ``calls``, and their times.
+
+    ``log_batch`` has the seconds of each such call; ``cpu`` is the processor time in seconds of the writers
+    and of each server process.
+    """
 
     runs: int
     seconds: float
@@ -133,10 +130,10 @@ def load(
     first: int,
     cpu: Callable[[], dict[str, float]],
 ) -> Load:
-    """``runs`` runs written by ``writers`` processes, with seeds from ``first`` on; ``cpu`` tells what the
-    servers have used so far.
+    """Write ``runs`` runs by ``writers`` processes, with seeds from ``first`` on.
 
-    Raises :class:`SideFailed` when a writer fails.
+    ``cpu`` returns the processor time that the servers have used so far. Raises :class:`SideFailed` if a
+    writer fails.
     """
     each, folders = max(len(templates), round(runs / writers)), [template.folder for template in templates]
     command = script("replay.py", store, *folders, "--writers", writers, "--runs", each, "--first", first)
@@ -147,17 +144,16 @@ def load(
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            before, begun = cpu(), time.perf_counter()
+            before, started_at = cpu(), time.perf_counter()
             out, error = process.communicate("\n")
-            seconds, after = time.perf_counter() - begun, cpu()
+            seconds, after = time.perf_counter() - started_at, cpu()
         finally:
-            with suppress(ProcessLookupError):  # none is left, unless this side was ended
+            with suppress(ProcessLookupError):  # normally all have ended already
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise SideFailed((error.strip() or "no word").splitlines()[-1])
-    figures = [
-        json.loads(line) for line in out.splitlines() if line.startswith("{")
-    ]  # MLflow's client speaks too
+        raise SideFailed((error.strip() or "no message").splitlines()[-1])
+    # MLflow's client prints other lines.
+    figures = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     served = {name: after[name] - before[name] for name in after}
     return Load(
         each * writers,
@@ -179,40 +175,41 @@ def main() -> int:
     templates = [read_template(folder) for folder in arguments.folders]
     import_module("mlflow")  # once: the writers are forked from here
     fork = get_context("fork")
-    together, told = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
+    barrier, results = fork.Barrier(arguments.writers + 1), fork.SimpleQueue()
     writers = [
         fork.Process(
             target=_writer,
-            args=(arguments, templates, arguments.first + number * arguments.runs, together, told),
+            args=(arguments, templates, arguments.first + number * arguments.runs, barrier, results),
         )
         for number in range(arguments.writers)
     ]
     for writer in writers:
         writer.start()
-    together.wait(_PATIENCE)
+    barrier.wait(_TIMEOUT_S)
     print("ready", flush=True)
     sys.stdin.readline()
-    together.wait(_PATIENCE)
-    print(*(told.get() for _ in writers), sep="\n")
+    barrier.wait(_TIMEOUT_S)
+    print(*(results.get() for _ in writers), sep="\n")
     return 0
 
 
 def _writer(
-    arguments: argparse.Namespace, templates: Sequence[Template], first: int, together: Any, told: Any
+    arguments: argparse.Namespace, templates: Sequence[Template], first: int, barrier: Any, results: Any
 ) -> None:
-    """Open the store, wait for the others twice, write the runs, tell the figures. Whatever fails ends all of
-    them.
+    """Open the store, wait for the others twice, write the runs, report the figures.
+
+    Any failure ends all writers.
     """
     try:
         client = Timed(open_store(arguments.store))
         tracker = Tracker(cast(Any, client), arguments.store, templates[0].spec.profile)
         client.seconds.clear()
-        together.wait(_PATIENCE)
-        together.wait(_PATIENCE)
+        barrier.wait(_TIMEOUT_S)
+        barrier.wait(_TIMEOUT_S)
         cpu = time.process_time()
         for number in range(arguments.runs):
             write(tracker, templates[number % len(templates)], first + number)
-        told.put(json.dumps({"cpu": time.process_time() - cpu, "calls": client.seconds}))
+        results.put(json.dumps({"cpu": time.process_time() - cpu, "calls": client.seconds}))
     except BaseException as error:
         print(f"{type(error).__name__}: {error}".splitlines()[0], file=sys.stderr, flush=True)
         os.killpg(0, signal.SIGTERM)

@@ -1,13 +1,13 @@
-"""What does a study of a thousand runs cost its store, and one of a hundred thousand?
+"""Cost of a store at a thousand and at a hundred thousand runs.
 
     python benchmarks/scaling.py [--template runs] [--runs 100,1000,5000] [--writers 1,4,16] [--each 32]
 
-Two finished runs of the laptop profile, one a task, are written again and again through the code that writes
-real runs (`replay.py`): into SQLite as it is by default, through MLflow's tracking server on SQLite, and
-through the same server on Postgres. Measured are the server's load with several writers at once, the bytes
-that a run leaves, and how long the store takes to be listed and opened. Larger stores are made of the runs
-written so far by copying rows in SQL. A line through the measured points is carried on to 100,000 runs.
-Without Postgres on this machine (`apt-get install postgresql`) its columns are missing.
+Two finished runs of the laptop profile, one per task, are written repeatedly by the code of real runs
+(`replay.py`): into the default SQLite store, through MLflow's tracking server on SQLite, and through that
+server on Postgres. Measured are the server's load with several concurrent writers, the bytes per run, and the
+time to list and open the store. Larger stores are made from these runs by copying rows in SQL, and a line
+through the measured points is extrapolated to 100,000 runs. Without Postgres (`apt-get install postgresql`)
+its columns are missing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ STORES = DIRECT, SERVED, POSTGRES = ("sqlite", "server on sqlite", "server on po
 
 @dataclass
 class Store:
-    """One way to keep runs: what writers are given, where its tables lie for SQL, the processes that serve
-    it.
-    """
+    """One way to store runs: URI for writers, database URL for SQL, artifacts, and server processes."""
 
     name: str
     uri: str
@@ -53,9 +51,7 @@ class Store:
 
 @dataclass
 class Found:
-    """What was measured: loads by (store, writers, runs in the store), sizes in MiB and readings by (store,
-    way) and runs in the store.
-    """
+    """Measurements: loads by (store, writers, runs in the store), sizes in MiB, reads by (store, query)."""
 
     loads: dict[tuple[str, int, int], Load | str] = field(default_factory=dict)
     sizes: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
@@ -64,7 +60,7 @@ class Found:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers end with the blocks that started them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that context managers stop the servers
     arguments = _parser().parse_args()
     here = _here()
     with tempfile.TemporaryDirectory(prefix="bitrank-scaling-") as name:
@@ -90,7 +86,7 @@ def main() -> int:
 
 
 def _here() -> str:
-    """Where and beside what: no peak of matrix products, for nothing here multiplies."""
+    """Machine and library versions; no matrix-product peak, since nothing here multiplies."""
     from importlib.metadata import version
 
     from bitrank.process.hardware import hardware
@@ -126,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"writers at once (default: {','.join(map(str, LEVELS))})",
     )
     parser.add_argument(
-        "--stores", type=_words, default=STORES, help=f"which of them (default: {','.join(STORES)})"
+        "--stores", type=_store_names, default=STORES, help=f"which of them (default: {','.join(STORES)})"
     )
     parser.add_argument(
         "--each", type=int, default=32, help="runs written with each number of writers (default: 32)"
@@ -140,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _words(text: str) -> tuple[str, ...]:
-    names = tuple(word.strip() for word in text.split(","))
+def _store_names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
     if unknown := set(names) - set(STORES):
         raise argparse.ArgumentTypeError(
             f"expected some of {', '.join(STORES)}, got {', '.join(sorted(unknown))}"
@@ -150,16 +146,14 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted(int(word) for word in text.split(",")))
+    return tuple(sorted(int(part) for part in text.split(",")))
 
 
 def _templates(store: Path | None, folder: Path) -> list[Template]:
-    """A finished run of each task, with the checkpoint that lies with its artifacts back in its folder, as it
-    is when a run ends.
-    """
+    """A finished run per task, with its checkpoint copied back from the artifacts as at the end of a run."""
     if store is None:
         store = folder / "template"
-        words = [
+        arguments = [
             "matrix",
             "--configs",
             "Joint-3",
@@ -170,20 +164,21 @@ def _templates(store: Path | None, folder: Path) -> list[Template]:
             "--results",
             str(folder / "results"),
         ]
-        subprocess.run([sys.executable, "-m", "bitrank", *words], check=True)
+        subprocess.run([sys.executable, "-m", "bitrank", *arguments], check=True)
     found: dict[str, Template] = {}
     for path in sorted((store / "work").glob("*/result.json")):
         template = read_template(path.parent)
         found.setdefault(template.spec.task_name, template)
     if not found:
         sys.exit(
-            f"expected finished runs below {store / 'work'}, found none; give the folder of another store with --template"
+            f"expected finished runs below {store / 'work'}, found none; "
+            "give the folder of another store with --template"
         )
-    return [_whole(template, store, folder / task) for task, template in sorted(found.items())]
+    return [_restored(template, store, folder / task) for task, template in sorted(found.items())]
 
 
-def _whole(template: Template, store: Path, folder: Path) -> Template:
-    """A copy of the run's folder as it was before its checkpoint went to the artifacts."""
+def _restored(template: Template, store: Path, folder: Path) -> Template:
+    """A copy of the run's folder as it was before its checkpoint was moved to the artifacts."""
     wanted = (template.folder / "spec.json").read_text()
     kept = next(
         (
@@ -202,7 +197,7 @@ def _whole(template: Template, store: Path, folder: Path) -> Template:
 
 
 def _stores(folder: Path, names: Sequence[str]) -> Iterator[Store]:
-    """The ways to keep runs that are asked for, one after another; servers end before the next begins."""
+    """The requested kinds of store, one after another; each one's servers end before the next begins."""
     if DIRECT in names:
         yield Store(
             DIRECT, _sqlite(folder / "direct"), _sqlite(folder / "direct"), folder / "direct" / "artifacts"
@@ -229,8 +224,8 @@ def _sqlite(folder: Path) -> str:
 def _measure(
     store: Store, templates: Sequence[Template], arguments: argparse.Namespace, found: Found
 ) -> None:
-    """Write with every number of writers, read at every size, then write once more into the largest."""
-    _write(store, templates, 1, len(templates), 10**6)  # the tables are made, the server is warm
+    """Write with every number of writers, read at every size, then write again to the largest store."""
+    _write(store, templates, 1, len(templates), 10**6)  # creates the tables, warms up the server
     written = len(templates)
     for number, writers in enumerate(arguments.writers):
         found.loads[store.name, writers, written] = done = _write(
@@ -257,14 +252,14 @@ def _measure(
 
 
 def _write(store: Store, templates: Sequence[Template], writers: int, runs: int, first: int) -> Load | str:
-    """What the writers did, or why they failed."""
+    """The figures of the writers, or the reason of their failure."""
     try:
         done = load(store.uri, templates, writers, runs, first, store.cpu_seconds)
     except SideFailed as failure:
         print(f"{store.name}, {writers} writers: failed: {failure}", flush=True)
         return str(failure)
-    said = ", ".join(f"{name} {cell}" for name, cell in zip(_LOAD_HEAD[3:], _load_cells(done), strict=True))
-    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s: {said}", flush=True)
+    cells = ", ".join(f"{name} {cell}" for name, cell in zip(_LOAD_HEAD[3:], _load_cells(done), strict=True))
+    print(f"{store.name}, {writers} writers: {done.runs} runs in {done.seconds:.1f} s: {cells}", flush=True)
     return done
 
 
@@ -279,23 +274,36 @@ def _text(here: str, templates: Sequence[Template], found: Found) -> str:
     )
     artifacts = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in found.artifacts.items())
     about = (
-        f"A run of profile {profile}, the mean of {', '.join(t.spec.run_name for t in templates)}: {points:,.0f} metric points, sent in "
-        f"{sent:,.0f} batches while it trains. Files of a run ({', '.join(names)}): {artifacts}."
+        f"A run of profile {profile}, the mean of {', '.join(t.spec.run_name for t in templates)}: "
+        f"{points:,.0f} metric points, sent in {sent:,.0f} batches while it trains. "
+        f"Files of a run ({', '.join(names)}): {artifacts}."
     )
     writing = ["### Written by several at once", _loads(found), _LOADS]
     growing = ["### Growth", "![size and time against runs](figures/scaling.png)", _growth(found), _GROWTH]
     return "\n\n".join(["## A thousand runs, a hundred thousand", here, about, *writing, *growing])
 
 
-_LOADS = f"""Runs follow each other without training between them, so this is the most that the store takes. The server has {WORKERS}
-workers, as in docker/compose.yaml; writers, server and database share this machine. Milliseconds are those of one `log_batch` as its
-writer sees it. CPU: seconds of processor time for a run, its files included."""
-_GROWTH = f"""Measured at the sizes in the head; the line through them makes relative errors least; *off* is its worst miss of a measured
-point. **At {HORIZON:,} runs the line is carried on, not measured.** *states*: what `bitrank matrix` asks before it starts; *list*:
-`bitrank list`; *report*: the store as views and the widest one asked, as `bitrank report` and `bitrank sql` begin. Fresh processes,
-imports not counted."""
-_LOAD_HEAD = ("store", "runs there", "writers", "runs an hour", "calls a run", "`log_batch` calls/s", "median ms", "p95 ms", "CPU mlflow",
-              "CPU postgres", "CPU writer")  # fmt: skip
+_LOADS = f"""Runs are written without training in between, so this is the highest load that the store
+supports. The server has {WORKERS} workers, as in docker/compose.yaml; writers, server and database share this
+machine. Milliseconds are those of one `log_batch` call of a writer. CPU: seconds of processor time per run,
+including its files."""
+_GROWTH = f"""Measured at the sizes in the head; the line minimises relative errors; *off* is its largest
+relative error. **At {HORIZON:,} runs the line is extrapolated, not measured.** *states*: the first query of
+`bitrank matrix`; *list*: `bitrank list`; *report*: opening the store as views and querying the widest one, as
+`bitrank report` and `bitrank sql` do first. New processes, imports not counted."""
+_LOAD_HEAD = (
+    "store",
+    "runs there",
+    "writers",
+    "runs an hour",
+    "calls a run",
+    "`log_batch` calls/s",
+    "median ms",
+    "p95 ms",
+    "CPU mlflow",
+    "CPU postgres",
+    "CPU writer",
+)
 
 
 def _loads(found: Found) -> str:
@@ -315,9 +323,13 @@ def _load_cells(done: Load | str) -> list[str]:
         for name in ("mlflow", "postgres", "writers")
     ]
     return [
-        f"{3600 * done.runs / done.seconds:,.0f}", f"{done.calls / done.runs:,.0f}", f"{len(done.log_batch) / done.seconds:,.0f}",
-        f"{1000 * median(done.log_batch):,.1f}", f"{1000 * p95:,.1f}", *cpu,
-    ]  # fmt: skip
+        f"{3600 * done.runs / done.seconds:,.0f}",
+        f"{done.calls / done.runs:,.0f}",
+        f"{len(done.log_batch) / done.seconds:,.0f}",
+        f"{1000 * median(done.log_batch):,.1f}",
+        f"{1000 * p95:,.1f}",
+        *cpu,
+    ]
 
 
 def _growth(found: Found) -> str:

@@ -1,7 +1,6 @@
-"""What a study of many machines writes to: a Postgres of its own in a temporary folder, and MLflow's tracking
-server before a database.
+"""Servers of a multi-machine study: a temporary Postgres, and MLflow's tracking server on a database.
 
-Both listen on 127.0.0.1 alone and end with the block that started them.
+Both listen on 127.0.0.1 only, and end with the context that started them.
 """
 
 from __future__ import annotations
@@ -28,20 +27,18 @@ WORKERS = 2  # as in docker/compose.yaml
 
 @dataclass(frozen=True)
 class Server:
-    """A started server: where it answers, and its process."""
+    """A started server: its URL and process id."""
 
     url: str
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Processor time of the process and of all under it, those that have ended (and their parents have
-        seen it) too.
-        """
+        """Processor time of the process and its descendants, including those that have been waited for."""
         parent = psutil.Process(self.pid)
         return sum(sum(process.cpu_times()[:4]) for process in [parent, *parent.children(recursive=True)])
 
     def resident_mib(self) -> float:
-        """Memory of the process and of all under it; shared pages count once for each."""
+        """Resident memory of the process and its descendants; shared pages count once per process."""
         parent = psutil.Process(self.pid)
         return (
             sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
@@ -49,7 +46,7 @@ class Server:
 
 
 def postgres_programs() -> Path | None:
-    """The folder of ``initdb`` and ``postgres``; None when Postgres is not installed."""
+    """The folder of ``initdb`` and ``postgres``; None if Postgres is not installed."""
     found = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
     folders = [Path(found).resolve().parent] if found else debian
@@ -58,9 +55,7 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[Server]:
-    """A fresh cluster with Postgres' own settings, and its first database. As root it runs as the user
-    ``postgres``.
-    """
+    """A new cluster with default settings, and its first database; root runs it as the user ``postgres``."""
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     user = "postgres" if as_user else pwd.getpwuid(os.geteuid()).pw_name
     folder, port = Path(tempfile.mkdtemp(prefix="bitrank-postgres-")), free_port()
@@ -80,7 +75,7 @@ def postgres(programs: Path) -> Iterator[Server]:
                 "--no-locale",
             ]
         )
-        words = [
+        command = [
             *as_user,
             programs / "postgres",
             "-D",
@@ -92,8 +87,8 @@ def postgres(programs: Path) -> Iterator[Server]:
             "-c",
             "listen_addresses=127.0.0.1",
         ]
-        with _process(list(map(str, words)), folder / "log") as process:
-            _until(lambda: _accepts(port), process, folder / "log")
+        with _process(list(map(str, command)), folder / "log") as process:
+            _wait_until(lambda: _accepts(port), process, folder / "log")
             yield Server(f"postgresql+psycopg2://{user}@127.0.0.1:{port}/postgres", process.pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,15 +96,16 @@ def postgres(programs: Path) -> Iterator[Server]:
 
 @contextmanager
 def tracking_server(database: str, artifacts: Path, workers: int = WORKERS) -> Iterator[Server]:
-    """MLflow's server before ``database``, as docker/compose.yaml starts it."""
+    """MLflow's server on ``database``, started as in docker/compose.yaml."""
     port, log = free_port(), artifacts.parent / "server.log"
     artifacts.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(artifacts),
-             "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    command += ["--artifacts-destination", str(artifacts)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
     with _process(
-        words, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        command, log, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     ) as process:
-        _until(lambda: _answers(f"http://127.0.0.1:{port}/health"), process, log)
+        _wait_until(lambda: _is_healthy(f"http://127.0.0.1:{port}/health"), process, log)
         yield Server(f"http://127.0.0.1:{port}", process.pid)
 
 
@@ -121,11 +117,11 @@ def free_port() -> int:
 
 @contextmanager
 def _process(
-    words: Sequence[str], log: Path, environment: dict[str, str] | None = None
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
-            words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
         )
     try:
         yield process
@@ -137,16 +133,16 @@ def _process(
         )
         process.terminate()
         _, alive = psutil.wait_procs(family, timeout=20)
-        for left in alive:
-            left.kill()
+        for survivor in alive:
+            survivor.kill()
         process.wait()
 
 
-def _run(words: Sequence[object]) -> None:
-    subprocess.run(list(map(str, words)), check=True, capture_output=True, cwd="/")
+def _run(command: Sequence[object]) -> None:
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd="/")
 
 
-def _until(ready: object, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+def _wait_until(ready: object, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         if process.poll() is not None or time.monotonic() > deadline:
@@ -161,7 +157,7 @@ def _accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _answers(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return bool(reply.status == 200)

@@ -1,4 +1,4 @@
-"""How long until something happens: the command line, and a run until its first step.
+"""Start-up time of the command line, and of a run up to its first step.
 
 python benchmarks/startup.py [--rounds 3] [--configs B-FP,B-Q4] [--tasks movie_sentences]
 """
@@ -18,11 +18,11 @@ from harness import (
     alternate,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
+    report_failures,
+    run_scripts,
     script,
     table,
     write_section,
@@ -42,7 +42,7 @@ def main() -> int:
     here = machine(threads)
     with tempfile.TemporaryDirectory() as folder:
         found = alternate(
-            {name: partial(_command, words, Path(folder)) for name, words in COMMANDS.items()},
+            {name: partial(_command, command, Path(folder)) for name, command in COMMANDS.items()},
             arguments.rounds,
         )
     rows = [[f"`{name}`", figure_cell(rounds, "seconds", 2)] for name, rounds in found.items()]
@@ -56,31 +56,32 @@ def main() -> int:
     ]
     text = [
         "## From nothing to the first step",
-        machine_words(here),
+        machine_line(here),
         table(("command", "seconds"), rows),
         table(("run", "imported after s", "ready to train after s", "first step done after s"), set_up),
-        "Seconds from the start of the process, tokens and models in the cache, the test before training left out; median (range).",
+        "Seconds from the start of the process, tokens and models in the cache, without the test before "
+        "training; median (range).",
     ]
     write_section("startup", "\n\n".join(text), arguments.results)
-    return leave({**found, **{" ".join(cell): rounds for cell, rounds in runs.items()}})
+    return report_failures({**found, **{" ".join(cell): rounds for cell, rounds in runs.items()}})
 
 
-def _command(words: list[str], folder: Path) -> Figures:
-    """Seconds of ``bitrank`` with ``words``, in a folder without a store."""
+def _command(command: list[str], folder: Path) -> Figures:
+    """Seconds of ``bitrank`` with ``command``, in a folder without a store."""
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "bitrank", *words], capture_output=True, text=True, cwd=folder, check=False
+        [sys.executable, "-m", "bitrank", *command], capture_output=True, text=True, cwd=folder, check=False
     )
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SideFailed(
-            f"bitrank {' '.join(words)} ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
+            f"bitrank {' '.join(command)} ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
         )
     return {"seconds": seconds}
 
 
 def _run(task: str, config: str, steps: int, threads: int) -> Figures:
-    return fresh(
+    return run_scripts(
         script("ours.py", "--task", task, "--config", config, "--steps", steps, "--threads", threads)
     )[0]
 

@@ -1,11 +1,11 @@
-"""What does the whole study cost: the laptop profile's runs from a finished install, in a fresh store.
+"""Cost of the whole study: the laptop profile's runs from a complete installation, into a new store.
 
     python benchmarks/study.py [--profile laptop] [--configs …] [--tasks …] [--jobs 2] [--steps N]
 
-``bitrank matrix`` runs as a user runs it, texts and models in the cache. *Orchestration and logging* is what
-is left of its wall time: wall × slots − Σ of the runs' own seconds (from the start of each process to its
-last figure) − the time that a slot stood empty at the end because no run was left, as a share of wall ×
-slots. Quality stands beside the table of the README (seed 0).
+Runs ``bitrank matrix`` as a user does, with texts and models in the cache. *Orchestration and logging* is the
+remainder of its wall time: wall × slots − Σ of the runs' own seconds (from process start to last figure) −
+the time that slots were idle at the end because no run was left, as a share of wall × slots. Quality is
+listed beside the table of the README (seed 0).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bitrank.spec.configs import CONFIGS
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import matrix
 from bitrank_analysis import open_store
-from harness import HERE, cores, machine, machine_words, options, table, write_section
+from harness import HERE, cores, machine, machine_line, options, table, write_section
 
 README = HERE.parent / "README.md"
 
@@ -44,7 +44,7 @@ def main() -> int:
             lines.append(
                 _study(
                     Path(folder) / str(len(lines)),
-                    _words(arguments.profile, arguments.configs, tasks, slots, arguments.steps),
+                    _arguments(arguments.profile, arguments.configs, tasks, slots, arguments.steps),
                     slots,
                 )
             )
@@ -53,7 +53,7 @@ def main() -> int:
     note = (
         ""
         if arguments.steps is None
-        else f" **{arguments.steps} steps instead of the profile's: quality and time say nothing about the study.**"
+        else f" **{arguments.steps} steps instead of the profile's: not representative of the study.**"
     )
     head = (
         "round",
@@ -65,13 +65,15 @@ def main() -> int:
         "orchestration and logging",
     )
     shown = table(head, [[str(number + 1), *line] for number, line in enumerate(lines)])
-    text = [f"## The study, profile {profile.name}", machine_words(here) + note, shown, _quality(entries)]
+    text = [f"## The study, profile {profile.name}", machine_line(here) + note, shown, _quality(entries)]
     write_section("study", "\n\n".join(text), arguments.results)
     return 0
 
 
-def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps: int | None) -> list[str]:
-    words = [
+def _arguments(
+    profile: str, configs: list[str], tasks: list[str], slots: int, steps: int | None
+) -> list[str]:
+    arguments = [
         "matrix",
         "--profile",
         profile,
@@ -84,19 +86,17 @@ def _words(profile: str, configs: list[str], tasks: list[str], slots: int, steps
         "--jobs",
         str(slots),
     ]
-    return [*words, *([] if steps is None else ["--set", f"steps={steps}"])]
+    return [*arguments, *([] if steps is None else ["--set", f"steps={steps}"])]
 
 
-def _study(folder: Path, words: list[str], slots: int) -> list[str]:
-    """One row: run the matrix in ``folder`` and take its time apart. Ends the program when a run of it
-    failed.
-    """
+def _study(folder: Path, arguments: list[str], slots: int) -> list[str]:
+    """One row: run the matrix in ``folder`` and split its time. Exits if a run failed."""
     places = ["--store", str(folder / "runs"), "--results", str(folder / "results")]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "bitrank", *words, *places], check=False)
+    done = subprocess.run([sys.executable, "-m", "bitrank", *arguments, *places], check=False)
     wall = time.perf_counter() - started
     if done.returncode:
-        sys.exit(f"bitrank matrix ended with code {done.returncode}; its words are above")
+        sys.exit(f"bitrank matrix ended with code {done.returncode}; its output is above")
     with open_store(str(folder / "runs")) as database:
         runs = database.sql('SELECT ended, "m.time/total_s" FROM wide ORDER BY ended').fetchall()
     took = sum(float(seconds) for _, seconds in runs)
@@ -114,7 +114,7 @@ def _study(folder: Path, words: list[str], slots: int) -> list[str]:
 
 
 def _quality(entries: list[dict[str, Any]]) -> str:
-    """Quality of each run beside the mean over seeds that the README states."""
+    """Quality of each run beside the mean over seeds in the README."""
     stated = readme_rows(README.read_text(encoding="utf-8"))
     rows = []
     for entry in entries:
@@ -122,7 +122,8 @@ def _quality(entries: list[dict[str, Any]]) -> str:
         quality = figures.get("eval/acc", figures.get("eval/ppl"))
         rows.append([
             f"`{key[0]}`", key[1], f"{quality:.3f}", f"{stated[key]:.3f}" if key in stated else "–",
-            f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}", f"{figures['mem/peak_mib']:,.0f}",
+            f"{figures['time/total_s']:.0f}", f"{figures['speed/train_tok_s']:,.0f}",
+            f"{figures['mem/peak_mib']:,.0f}",
         ])  # fmt: skip
     return table(
         ("task", "config", "quality", "README, mean of seeds", "seconds", "train tok/s", "peak MiB"), rows
@@ -130,7 +131,7 @@ def _quality(entries: list[dict[str, Any]]) -> str:
 
 
 def readme_rows(text: str) -> dict[tuple[str, str], float]:
-    """(task, config) → quality, of the README's table."""
+    """(task, config) → quality, from the README's table."""
     rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|.*?\*\*([\d.]+)\*\*", text, flags=re.MULTILINE)
     return {(task, config): float(quality) for task, config, quality in rows}
 

@@ -1,12 +1,12 @@
-"""How fast do we train, against Hugging Face Trainer + PEFT + bitsandbytes, and is the quality the same?
+"""Training speed and quality against Hugging Face Trainer + PEFT + bitsandbytes.
 
     python benchmarks/training.py [--rounds 2] [--steps 24] [--configs B-FP,Joint-2] [--tasks movie_sentences]
-    python benchmarks/training.py --quality [--seeds 0,1,2]       # whole trainings, both sides tested: long
+    python benchmarks/training.py --quality [--seeds 0,1,2]       # complete trainings with tests: takes long
 
-Every side trains the same model on the same texts for the same steps and batch on all cores. Joint-2 and
-Joint-3 have no peer that does the same (none mixes formats), so they are held against the tuned peer of B-FP.
-One more row: two processes of one thread each. Speeds are real tokens/s of the steps after the first three,
-by the clock on the wall.
+Every side trains the same model on the same texts for the same steps and batch size on all cores. Joint-2 and
+Joint-3 have no equivalent peer (none mixes formats), so they are compared with the tuned peer of B-FP. One
+more row: two processes of one thread each. Speeds are tokens/s of wall time after the first three steps,
+without padding.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from harness import (
     Side,
     SideFailed,
     Spread,
-    again,
     alternate,
+    combined,
     cores,
     figure_cell,
-    fresh,
-    leave,
     machine,
-    machine_words,
+    machine_line,
     options,
     ratio_cell,
+    remeasured,
+    report_failures,
+    run_scripts,
     script,
     table,
-    together,
     values,
     write_section,
 )
 
-PEERS = ("B-FP", "B-Q4", "B-Ada")  # configs that the peers can do
+PEERS = ("B-FP", "B-Q4", "B-Ada")  # configs that the peers support
 FULL = {"movie_sentences": 320, "wiki_articles": 30}  # steps of profile laptop
 Found = dict[tuple[str, str], list[Figures]]
 
@@ -64,8 +64,8 @@ def ours(
     seed: int = 0,
     until: str = "trained",
 ) -> Figures:
-    """Our figures; with ``processes`` at the same time their sum."""
-    words = (
+    """Our figures, or the combined ones of concurrent ``processes``."""
+    arguments = (
         "--task",
         task,
         "--config",
@@ -79,17 +79,25 @@ def ours(
         "--until",
         until,
     )
-    return fresh(script("ours.py", *words, "--processes", processes))[0]
+    return run_scripts(script("ours.py", *arguments, "--processes", processes))[0]
 
 
 def peer(
-    kind: str, task: str, config: str, steps: int, threads: int, processes: int = 1, seed: int = 0, until: str = "trained",
+    kind: str,
+    task: str,
+    config: str,
+    steps: int,
+    threads: int,
+    processes: int = 1,
+    seed: int = 0,
+    until: str = "trained",
     environment: Mapping[str, str] = MappingProxyType({}),
-) -> Figures:  # fmt: skip
-    """The peer's figures; with ``processes`` at the same time their sum. ``environment`` is set beside the
-    number of threads.
+) -> Figures:
+    """The peer's figures, or the combined ones of concurrent ``processes``.
+
+    ``environment`` is set in addition to the number of threads.
     """
-    words = (
+    arguments = (
         "--peer",
         kind,
         "--task",
@@ -103,12 +111,12 @@ def peer(
         "--until",
         until,
     )
-    commands = [script("peers.py", *words, "--seed", seed + number) for number in range(processes)]
-    return together(fresh(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
+    commands = [script("peers.py", *arguments, "--seed", seed + number) for number in range(processes)]
+    return combined(run_scripts(*commands, environment={"OMP_NUM_THREADS": str(threads), **environment}))
 
 
 def sides_of(task: str, configs: list[str], steps: int, threads: int) -> dict[tuple[str, str], Side]:
-    """(config, side) → what to run. The default peer of SmolLM2 takes 4 s a step, so only B-FP's is run."""
+    """(config, side) → function to run. SmolLM2's default peer takes 4 s a step, so it runs for B-FP only."""
     sides: dict[tuple[str, str], Side] = {}
     for config in dict.fromkeys([*configs, *(["B-FP"] if set(configs) - set(PEERS) else [])]):
         if config in configs:
@@ -130,30 +138,34 @@ def _speed(arguments: argparse.Namespace) -> int:
         task: alternate(sides_of(task, arguments.configs, _steps(arguments, task), threads), arguments.rounds)
         for task in arguments.tasks
     }
-    here = again(before)
+    here = remeasured(before)
     parts = [
-        f"### `{task}`, {_steps(arguments, task)} steps, {arguments.rounds} rounds\n\n{speed_table(found, here, task)}"
+        f"### `{task}`, {_steps(arguments, task)} steps, {arguments.rounds} rounds\n\n"
+        + speed_table(found, here, task)
         for task, found in tasks.items()
     ]
-    text = "\n\n".join(["## Training speed", machine_words(here), *parts, _NOTE])
+    text = "\n\n".join(["## Training speed", machine_line(here), *parts, _NOTE])
     write_section("training", text, arguments.results)
-    return leave({(task, *key): rounds for task, found in tasks.items() for key, rounds in found.items()})
+    return report_failures(
+        {(task, *key): rounds for task, found in tasks.items() for key, rounds in found.items()}
+    )
 
 
 def _steps(arguments: argparse.Namespace, task: str) -> int:
     return arguments.steps or STEPS[task]
 
 
-_NOTE = """Tokens are real ones, without padding. *tuned* and *default* are ours ÷ the peer's tokens/s, median (range) over rounds.
-Ours and *tuned* compute in the runs' dtype, *default* in fp32. *of peak*: work per token × our tokens/s ÷ the peak above of that dtype;
-work per token = 2·P + 2·P' for frozen block matrices (P' leaves out the first block's query, key and value; both leave out what a
-classifier's last block need not do), and 4·d·V for a language model's head; adapters, attention and norms are not counted.
-Peaks are of the process on a CPU, of what is allocated on an accelerator. † no peer mixes formats: against the peers of B-FP.
+_NOTE = """Padding tokens are not counted. *tuned* and *default* are ours ÷ the peer's tokens/s, median
+(range) over rounds. Ours and *tuned* compute in the runs' dtype, *default* in fp32. *of peak*: work per token
+× our tokens/s ÷ the peak above of that dtype; work per token = 2·P + 2·P' for frozen block matrices (P'
+excludes the first block's query, key and value; both exclude the unused part of a classifier's last block),
+and 4·d·V for a language model's head; adapters, attention and norms are not counted. Peaks are of the process
+on a CPU, of allocated memory on an accelerator. † no peer mixes formats: compared with the peers of B-FP.
 *two processes*: B-FP twice at once, one thread each, speeds added."""
 
 
 def speed_table(found: Found, here: Figures, task: str) -> str:
-    """One row a config: tokens/s of each side, ratios, share of the peak, memory."""
+    """One row per config: tokens/s of each side, ratios, share of the peak, memory."""
     head = (
         "config",
         "ours tok/s",
@@ -164,14 +176,14 @@ def speed_table(found: Found, here: Figures, task: str) -> str:
         "of peak",
         "peak MiB ours / tuned",
     )
-    held = "peak_mib" if here["device"] == "cpu" else "device_mib"
+    memory_key = "peak_mib" if here["device"] == "cpu" else "device_mib"
     work = here["flops_per_token"][task] / (here["gflops"][here["dtype"]] * 1e9)
     rows = []
     for config in dict.fromkeys(config for config, side in found if side == "ours"):
         against = config if (config, "tuned") in found else "B-FP"
         mine, tuned = found[config, "ours"], found[against, "tuned"]
         default = found.get((against, "default"))
-        memory = " / ".join(figure_cell(side, held).partition(" (")[0] for side in (mine, tuned))
+        memory = " / ".join(figure_cell(side, memory_key).partition(" (")[0] for side in (mine, tuned))
         rows.append([
             f"{config}{'' if against == config else ' †'}",
             *(figure_cell(side, "wall_tok_s") if side else "–" for side in (mine, tuned, default)),
@@ -199,14 +211,14 @@ def _quality(arguments: argparse.Namespace) -> int:
         everything |= {f"{task} {config} {side}": rounds for (config, side), rounds in found.items()}
     note = (
         "Accuracy (movie_sentences) or perplexity (wiki_articles) on the test set, mean (range) over seeds; "
-        "one function judges both sides."
+        "one function evaluates both sides."
     )
     write_section(
         "training-quality",
-        "\n\n".join(["## Training to the end: quality beside speed", machine_words(here), *parts, note]),
+        "\n\n".join(["## Training to the end: quality beside speed", machine_line(here), *parts, note]),
         arguments.results,
     )
-    return leave(everything)
+    return report_failures(everything)
 
 
 def _whole_sides(
@@ -223,7 +235,7 @@ def _whole_sides(
 
 
 def quality_table(found: Found) -> str:
-    """One row a config and side; the difference of means stands in our row."""
+    """One row per config and side; our row contains the difference of means."""
     rows = []
     for (config, side), rounds in found.items():
         theirs = found.get((config, "tuned")) if side == "ours" else None

@@ -1,12 +1,12 @@
-"""One side of a comparison step by step: the training of one plan or config, which waits for its turn before
-every step.
+"""One side of a step-by-step comparison: trains a plan or config, and waits for a line before every step.
 
-    python benchmarks/turns.py PLAN --task movie_sentences --steps 43 --threads 2 [--set key=value]     # or --config Joint-2
+    python benchmarks/turns.py PLAN --task movie_sentences --steps 43 --threads 2 [--set key=value]
+    python benchmarks/turns.py --config Joint-2 --task movie_sentences --steps 43 --threads 2
 
-It prints ``{"ready": true}`` once it could train, does a step for each line that it reads, and prints the
-seconds and real tokens of each, the making of the next batch included. It ends where its input does. The
-training is ``paced.py``'s; :func:`in_turns` is the other end. A process for each side, not a thread: OpenMP's
-threads of two pools in one process hardly wait for the next product before they sleep.
+It prints ``{"ready": true}`` when training can begin, executes one step per input line, and prints the
+seconds and tokens of each, including the construction of the next batch. It ends at the end of its input. The
+training is that of ``paced.py``; :func:`in_turns` controls the sides. Each side is a process instead of a
+thread: with two OpenMP pools in one process, threads hardly wait for the next product before they sleep.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from harness import WARM_UP, Figures, SideFailed
 
 
 def main() -> int:
-    from paced import paced_spec, train_paced  # here, so that the other end and its tests load no torch
+    from paced import paced_spec, train_paced  # imported late: the controlling side needs no torch
 
     arguments = _parser().parse_args()
-    with tempfile.TemporaryDirectory() as folder, suppress(Enough):
+    with tempfile.TemporaryDirectory() as folder, suppress(InputEnded):
         train_paced(paced_spec(arguments), Path(folder), each_in_turn)
     return 0
 
 
-_PAUSE_S = 0.05  # threads of the other side that spin for a next product have gone to sleep by then
+_PAUSE_S = 0.05  # enough for the other side's spinning OpenMP threads to go to sleep
 
 
-class Enough(Exception):
-    """No further step was asked for."""
+class InputEnded(Exception):
+    """The input has ended: no further step was requested."""
 
 
 def each_in_turn(batches: Iterator[Any], accumulation: int) -> Iterator[Any]:
-    """``batches``, of which ``accumulation`` are a step: a line is read before each step and its seconds are
-    printed after it.
+    """Yield ``batches``, ``accumulation`` per step; read a line before each step, print its time after.
 
-    Raises :class:`Enough` at the end of the input.
+    Raises :class:`InputEnded` at the end of the input.
     """
     turn = Turn()
     for number, batch in enumerate(batches):
@@ -56,29 +55,29 @@ def each_in_turn(batches: Iterator[Any], accumulation: int) -> Iterator[Any]:
 
 
 class Turn:
-    """A step that waits until it is asked for, and tells its seconds and tokens."""
+    """Waits before each step, and prints its seconds and tokens."""
 
     def __init__(self) -> None:
         self.tokens, self._begun = 0, 0.0
 
     def ready(self) -> None:
-        """Say that the first step could be done, and wait for it."""
-        _say({"ready": True})
+        """Report that the first step can begin, and wait for it."""
+        _print_figures({"ready": True})
         self._wait()
 
     def over(self) -> None:
-        """Say what the step was, and wait for the next. Raises :class:`Enough` at the end of the input."""
-        _say({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens})
+        """Report the step, and wait for the next. Raises :class:`InputEnded` at the end of the input."""
+        _print_figures({"seconds": time.perf_counter() - self._begun, "tokens": self.tokens})
         self._wait()
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
-            raise Enough
+            raise InputEnded
         self.tokens, self._begun = 0, time.perf_counter()
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of a script whose sides take turns: quartiles need two counted steps or more."""
+def parse_step_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse and check the arguments of a step-by-step comparison: quartiles need two counted steps."""
     arguments = parser.parse_args()
     if arguments.steps and arguments.steps < WARM_UP + 2:
         parser.error(
@@ -90,29 +89,30 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def in_turns(
     commands: Sequence[Sequence[str]], steps: int, environments: Sequence[Mapping[str, str]]
 ) -> list[list[Figures]]:
-    """Run Python with each of ``commands``, sides of this kind, at the same time but for their steps;
-    ``seconds`` and ``tokens`` of each one's steps. Each has its environment, and begins every other step.
-    Raises :class:`SideFailed` when one ends early.
+    """Run Python with each of ``commands`` and let them execute ``steps`` steps alternately.
+
+    Each side has its own environment, and every other step begins with another side. Returns ``seconds`` and
+    ``tokens`` of each side's steps. Raises :class:`SideFailed` if one ends early.
     """
     sides = [
         subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, *command],
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        for words, environment in zip(commands, environments, strict=True)
+        for command, environment in zip(commands, environments, strict=True)
     ]
     found: list[list[Figures]] = [[] for _ in sides]
     try:
         for side in sides:
-            _heard(side)
+            _read_figures(side)
         for step in range(steps):
             for number in range(len(sides)) if step % 2 == 0 else reversed(range(len(sides))):
                 time.sleep(_PAUSE_S)
                 print(file=sides[number].stdin, flush=True)
-                found[number].append(_heard(sides[number]))
+                found[number].append(_read_figures(sides[number]))
     finally:
         for side in sides:
             side.kill()
@@ -120,15 +120,15 @@ def in_turns(
     return found
 
 
-def _heard(side: subprocess.Popen[str]) -> Figures:
+def _read_figures(side: subprocess.Popen[str]) -> Figures:
     assert side.stdout is not None
     for line in side.stdout:
         if line.startswith("{"):
             return dict(json.loads(line))
-    raise SideFailed(f"a side ended with code {side.wait()}; why stands above")
+    raise SideFailed(f"a side ended with code {side.wait()}; the reason is printed above")
 
 
-def _say(figures: Mapping[str, object]) -> None:
+def _print_figures(figures: Mapping[str, object]) -> None:
     print(json.dumps(figures), flush=True)
 
 
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="", help="a config instead of a plan")
     parser.add_argument("--task", required=True)
     parser.add_argument(
-        "--steps", type=int, required=True, help="the most that will be asked for; schedules end there"
+        "--steps", type=int, required=True, help="highest number of steps; schedules end there"
     )
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -222,12 +222,12 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
         (["{run}", "--out", "{run}"], "exists already"),
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
         (["{run}", "--out", "{new}", "--into", "quantized"], "no matrix of this run is quantized"),
-        (["{run}", "--out", "{new}", "--task", "toy_articles"], "knows its task and model"),
+        (["{run}", "--out", "{new}", "--task", "toy_articles"], "which defines its task and model"),
         (
             ["51094bc69d19", "--out", "{new}"],
-            "there is no folder 51094bc69d19: give a run's, which its spec id names in the store",
+            "there is no folder 51094bc69d19: expected the folder of a run",
         ),
-        (["{empty}", "--out", "{new}"], "holds no adapter"),
+        (["{empty}", "--out", "{new}"], "contains no adapter"),
     ],
 )
 def test_wrong_words(runs, tmp_path, capsys, words: list[str], message: str) -> None:

@@ -75,7 +75,7 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
     assert order == ["a", "b", "c", "c", "b", "a"]
     assert [figures["tok_s"] for figures in found["a"]] == [1.0, 6.0]
     assert harness.ratio_cell(found["a"], found["c"], "tok_s") == "failed: no memory"
-    assert harness.leave(found) == 1 and harness.leave({"a": found["a"]}) == 0
+    assert harness.report_failures(found) == 1 and harness.report_failures({"a": found["a"]}) == 0
 
 
 def test_a_side_waits_before_every_step_and_counts_its_own_time(
@@ -98,7 +98,7 @@ def test_a_side_waits_before_every_step_and_counts_its_own_time(
     lines = ["\n", "\n", "\n", ""]
     monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(turns.sys, "stdin", SimpleNamespace(readline=waited))
-    with pytest.raises(turns.Enough):
+    with pytest.raises(turns.InputEnded):
         for batch in turns.each_in_turn(made(), accumulation=2):
             clock[0] += 10
             trained.append(batch["attention_mask"].size)
@@ -182,7 +182,7 @@ def test_a_peer_waits_before_each_of_its_steps(
     turns.trainer.tokens = 7
     turns.on_step_end()
     turns.trainer.tokens = 12
-    with pytest.raises(peers.Enough):
+    with pytest.raises(peers.InputEnded):
         turns.on_step_end()
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("tokens") for line in said] == [None, 7, 5] and said[0] == {"ready": True}
@@ -198,7 +198,7 @@ def test_processes_at_the_same_time_add_up() -> None:
         "import_mib": 40.0,
         "seconds": 2.0,
     }
-    both = harness.together([part, {**part, "seconds": 3.0}])
+    both = harness.combined([part, {**part, "seconds": 3.0}])
     assert (both["tok_s"], both["wall_tok_s"], both["peak_mib"], both["seconds"], both["processes"]) == (
         10.0,
         8.0,
@@ -215,9 +215,12 @@ def test_a_fresh_process_gives_its_last_json_line(tmp_path: Path) -> None:
     )
     bad = tmp_path / "bad.py"
     bad.write_text("raise SystemExit('out of luck')\n")
-    assert harness.fresh([str(good), "a"], [str(good), "b"]) == [{"x": 2, "word": "a"}, {"x": 2, "word": "b"}]
+    assert harness.run_scripts([str(good), "a"], [str(good), "b"]) == [
+        {"x": 2, "word": "a"},
+        {"x": 2, "word": "b"},
+    ]
     with pytest.raises(harness.SideFailed, match=r"bad\.py ended with code 1: out of luck"):
-        harness.fresh([str(bad)])
+        harness.run_scripts([str(bad)])
 
 
 def test_a_section_is_replaced_and_others_stay(tmp_path: Path) -> None:
@@ -315,8 +318,8 @@ def test_a_step_is_written_down_by_kind() -> None:
     from torch import nn
 
     alone = script("alone")
-    written, layer = alone.Written(), nn.Linear(6, 4, bias=False).requires_grad_(False)
-    decode, passes = written.decoder(layer), alone.WrittenRows(written)
+    written, layer = alone.OperationRecorder(), nn.Linear(6, 4, bias=False).requires_grad_(False)
+    decode, passes = written.decoder(layer), alone.RecordedRows(written)
     x, factor, heads = torch.ones(3, 6), torch.ones(6, 2), torch.ones(2, 3, 3)
     decode()  # before it is entered: known, not told
     with written, torch.no_grad():
@@ -344,10 +347,10 @@ def test_a_measured_step_is_of_the_middling_batch() -> None:
         {"input_ids": np.ones((4, width)), "attention_mask": np.ones((4, width)), "labels": np.ones(4)}
         for width in widths
     )
-    written, given = alone.Written(), list[tuple[tuple[int, ...], bool]]()
-    with pytest.raises(alone.Enough):
+    written, given = alone.OperationRecorder(), list[tuple[tuple[int, ...], bool]]()
+    with pytest.raises(alone.InputEnded):
         for batch in alone.stages(batches, written, figures):
-            given.append((batch["input_ids"].shape, written._writing))
+            given.append((batch["input_ids"].shape, written._recording))
     repeated = alone._WARM_UP + alone._STEPS
     assert given == [((4, 64), False)] * repeated + [((4, 64), True)] + [((1, 8), False)] * repeated
     assert (figures["rows"], figures["width"], figures["tokens"]) == (4, 64, 256) and {

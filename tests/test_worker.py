@@ -127,10 +127,10 @@ def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
     assert order["files"] == [str(plan)]  # the same path on every machine
     plan.write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 5}}')
     (end,) = work(order)
-    assert end["ended"] == "bad input" and "plans/mine.json is another than on the driver" in end["message"]
+    assert end["ended"] == "bad input" and "plans/mine.json differs from the driver's" in end["message"]
     plan.unlink()
     (end,) = work(order)
     assert (
         end["ended"] == "bad input"
-        and f"{plan} is not there; files and folders that a run reads must lie" in end["message"]
+        and f"{plan} does not exist; files and folders that a run reads must have the same path" in end["message"]
     )

@@ -1,15 +1,14 @@
 """The Python interface: plan a model, apply the plan to it in memory, attach adapters, read runs.
 
-Each function does what the command line does, with the same code; ``import bitrank`` loads none of it before
-it is used. A plan is plain data, a ``dict`` that ``json`` can write: ``precision`` (module → format) and
-``ranks`` (module → rank), and what the planner predicted. Module names are those of
-``model.named_modules()``.
+The functions share their code with the command line; ``import bitrank`` loads it on first use. A plan is a
+``dict`` that ``json`` can write, with ``precision`` (module → format), ``ranks`` (module → rank), and the
+planner's predictions. Module names are those of ``model.named_modules()``.
 
     import bitrank
 
     plan = bitrank.plan("minilm", "movie_sentences", "9MB")
-    bitrank.apply(model, plan)                 # a transformers model: its matrices take the plan's formats
-    adapted = bitrank.attach(model, plan)      # a PEFT model with the plan's ranks, ready for any training loop
+    bitrank.apply(model, plan)                 # quantizes the matrices of a transformers model in place
+    adapted = bitrank.attach(model, plan)      # a PEFT model with the plan's ranks, for any training loop
 """
 
 from __future__ import annotations
@@ -66,34 +65,36 @@ def plan(
 ) -> Plan:
     """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
 
-    Sensitivities are measured on a little of ``task`` (minutes, once per model and task: they are cached).
+    Sensitivities are measured on a sample of ``task`` (minutes), and cached per model and task.
 
     Args:
         model: the name of an embedded model (``minilm``, ``smollm2``), a hub id, a folder in hub format, or a
-            transformers model in memory, with float weights and its task's head. A model in memory is written
-            to a temporary folder while it is measured, and does not change.
+            transformers model in memory, with float weights and its task's head. A model in memory is saved
+            to a temporary folder for the measurement, and does not change.
         task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
-        budget: bytes of model and adapters together (``9MB``), stored bits per base parameter (``3.5bits``),
-        or the
-            bytes of a config on this model (``=B-Q4``).
-        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``. init: how adapters will
-        start. ``default`` starts them at zero, which is what :func:`attach` does; with
-            ``lq-lora`` rank repairs quantization, and the plan is for ``bitrank run --plan``.
-        formats: formats to choose from. ranks: ranks to choose from. pins: a part of module names → (format
-        or None, rank or None), such as ``{"down_proj": ("int8", None)}``. max_trainable: most numbers that
-        adapters may train. tokenizer: of a model in memory; default: the one at ``model.name_or_path``.
-        profile: defaults for this kind of task. settings: fields of the run that the plan is for, such as
-        ``{"max_length": 256}``. on_progress: gets the name of each matrix as it is measured.
+        budget: bytes of model and adapters together (``9MB``), stored bits per base parameter
+            (``3.5bits``), or the bytes of a config on this model (``=B-Q4``).
+        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
+        init: initialization of the adapters. :func:`attach` supports ``default`` (zero). With ``lq-lora``,
+            rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
+        formats: formats to choose from.
+        ranks: ranks to choose from.
+        pins: part of a module name → (format or None, rank or None), such as
+            ``{"down_proj": ("int8", None)}``.
+        max_trainable: maximum trainable parameters of the adapters.
+        tokenizer: tokenizer of a model in memory; default: the one at ``model.name_or_path``.
+        profile: defaults for this kind of task.
+        settings: fields of the spec of the planned run, such as ``{"max_length": 256}``.
+        on_progress: called with the name of each matrix during the measurement.
 
     Returns:
         The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes),
-        ``predicted_added_loss`` (nats), ``proven_gap`` (relative), ``trainable`` (numbers), ``shapes`` (out,
-        in), ``planning_seconds``.
+        ``predicted_added_loss`` (nats), ``proven_gap`` (relative), ``trainable`` (parameters), ``shapes``
+        (out, in), ``planning_seconds``.
 
     Raises:
-        UserError: a model, task, budget or setting that does not exist or fit; the packages' own errors
-        likewise
-            (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
+        UserError: a model, task, budget or setting does not exist or is invalid. Errors of the packages
+            also apply (:class:`~bitrank_planner.PlanError` when no plan fits the budget).
 
     Example:
         >>> import bitrank
@@ -106,8 +107,8 @@ def plan(
     request = PlanRequest(
         budget, planner, Choices(formats, ranks, repairs=init == "lq-lora"), max_trainable, pins
     )
-    with _folder(model, tokenizer) as place, _threads_kept():
-        given = {**(settings or {}), "model": place}
+    with _folder(model, tokenizer) as folder, _threads_restored():
+        given = {**(settings or {}), "model": folder}
         spec = make_spec(find_profile(profile), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             _check_names(model, spec)
@@ -124,30 +125,33 @@ def apply(
 ) -> dict[str, Applied]:
     """Store the matrices of a transformers ``model`` in the plan's formats, in place.
 
-    Matrices that the plan does not name go to bf16, as in a run; heads of a classifier, which are trained
-    whole, stay as they are, and so does a head that shares its embedding's weight: it follows the embedding.
+    Matrices that the plan does not name are stored in bf16, as in a run. The heads of a classifier, which are
+    trained whole, do not change. A head tied to an embedding shares the embedding's format.
 
     Args:
-        model: a transformers model with float weights, on the device where it will compute. plan: from
-        :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough. quant_backend:
-        ``auto`` takes for each format the first backend that serves it here; others as ``bitrank run
-            --set quant_backend=…``.
-        compute_dtype: of inputs and outputs of quantized layers; default: the model's dtype.
+        model: a transformers model with float weights, on its compute device.
+        plan: from :func:`plan` or :func:`load_plan`; ``{"precision": {module: format}}`` is enough.
+        quant_backend: ``auto`` selects for each format the first backend that supports it on this machine;
+            other values as in ``bitrank run --set quant_backend=…``.
+        compute_dtype: dtype of inputs and outputs of quantized layers; default: the model's dtype.
 
     Returns:
-        For every matrix the format and the backend that store it. Gradients flow through quantized layers to
-        their inputs, not to their weights.
+        Format and backend of every matrix. Gradients flow through quantized layers to their inputs, not to
+        their weights.
 
     Raises:
-        UserError: the plan was made for other shapes, or is no plan. QuantError: a format that does not exist
-        or fit, or a module that the model lacks. The model is untouched.
+        UserError: the plan was made for other shapes, or is not a plan.
+        QuantError: a format does not exist or does not fit, or the model lacks a module. The model does not
+            change.
 
     Example:
-        >>> import bitrank >>> from transformers import LlamaConfig, LlamaForCausalLM >>> sizes =
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4} >>>
-        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)) >>> done = bitrank.apply(model,
-        {"precision": {"model.layers.0.mlp.up_proj": "int4-g64"}}) >>>
-        done["model.layers.0.mlp.up_proj"].format 'int4-g64'
+        >>> import bitrank
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=100))
+        >>> done = bitrank.apply(model, {"precision": {"model.layers.0.mlp.up_proj": "int4-g64"}})
+        >>> done["model.layers.0.mlp.up_proj"].format
+        'int4-g64'
     """
     config = config_of_plan(check_plan_data({"ranks": {}, **plan}, "the plan"), "the plan")
     heads = _heads(model)
@@ -173,38 +177,40 @@ def attach(
     """Attach LoRA adapters with the plan's ranks; the base is frozen, adapters train in fp32.
 
     Args:
-        model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place. plan:
-        from :func:`plan` or :func:`load_plan`; ``ranks`` (module → rank) is read, or ``adaptive``. scale: the
-        factor on every adapter's output, α / rank, the same for all ranks; the default is that of runs.
-        heads: modules to train whole; default: the head of a classifier. total_steps: optimizer steps of the
-        training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
+        model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
+        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), or ``adaptive``.
+        scale: factor on every adapter's output, α / rank, the same for all ranks; default: that of runs.
+        heads: modules to train whole; default: the head of a classifier.
+        total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
-        init: default: the plan's. Only ``default`` can be attached (adapters start at zero): a start from
-        what
-            quantization lost is made while the base is stored, by ``bitrank run``.
-        seed: of the adapters' random half.
+        init: initialization; default: the plan's. Only ``default`` (zero) can be attached: the quantization
+            error is available only while ``bitrank run`` quantizes the base.
+        seed: seed of the adapters' random factor.
 
     Returns:
         A PEFT model: train it with any loop, save it with ``save_pretrained``.
 
     Raises:
-        UserError: a plan whose adapters must start from the quantization error; an adaptive plan without
-        steps. AdapterError: a rank that does not fit its matrix, a module that the model lacks, or no rank at
-        all.
+        UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
+            ``total_steps``.
+        AdapterError: a rank does not fit its matrix, the model lacks a module, or the plan has no ranks.
 
     Example:
-        >>> import bitrank >>> from transformers import LlamaConfig, LlamaForCausalLM >>> sizes =
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4} >>>
-        model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)) >>> adapted = bitrank.attach(model,
-        {"ranks": {"model.layers.0.mlp.up_proj": 4}}) >>> sum(p.numel() for p in adapted.parameters() if
-        p.requires_grad) == 4 * (64 + 128) True
+        >>> import bitrank
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=100))
+        >>> adapted = bitrank.attach(model, {"ranks": {"model.layers.0.mlp.up_proj": 4}})
+        >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 4 * (64 + 128)
+        True
     """
     data = check_plan_data({"precision": {}, **plan}, "the plan")
-    start = init or data.get("init", "default")
-    if start != "default":
+    chosen_init = init or data.get("init", "default")
+    if chosen_init != "default":
         raise UserError(
-            f"the adapters of this plan start with init={start!r}, which is made while a run stores its base; train it "
-            "with `bitrank run --plan`, plan with init='default', or give init='default' to start them at zero anyway"
+            f"the adapters of this plan start with init={chosen_init!r}, which is computed while a run "
+            "quantizes its base; train it with `bitrank run --plan`, plan with init='default', or give "
+            "init='default' to start the adapters at zero"
         )
     rule = config_of_plan(data, "the plan").rank
     if data["adaptive"] and total_steps is None:
@@ -224,10 +230,9 @@ def attach(
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read the plan file at ``path``: from ``bitrank plan --save``, :func:`save_plan`, or a run's
-    ``plan.json``.
+    """Read a plan file, from ``bitrank plan --save``, :func:`save_plan`, or a run's ``plan.json``.
 
-    Raises :class:`~bitrank.errors.UserError` when it cannot be read or is no plan.
+    Raises :class:`~bitrank.errors.UserError` when it cannot be read or is not a plan.
 
     Example:
         >>> import bitrank
@@ -241,7 +246,7 @@ def load_plan(path: str | Path) -> Plan:
 def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
     """Write ``plan`` as JSON to ``path``, for :func:`load_plan` and ``bitrank run --plan``.
 
-    Raises :class:`~bitrank.errors.UserError` when it is no plan or cannot be written.
+    Raises :class:`~bitrank.errors.UserError` when it is not a plan or cannot be written.
 
     Example:
         >>> import bitrank
@@ -251,8 +256,7 @@ def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
 
 
 def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
-    """Open the store of finished runs, read-only, as a DuckDB connection with views such as ``wide`` and
-    ``plans``.
+    """Open the store of finished runs read-only, as a DuckDB connection with views (``wide``, ``plans``, …).
 
     ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()``
     gives a DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
@@ -274,14 +278,14 @@ def _as_data(result: PlanResult, init: str) -> Plan:
 
 
 def _heads(model: nn.Module) -> list[str]:
-    """The modules of a classifier that runs train whole; none for other models."""
+    """Modules of a classifier that runs train whole; none for other models."""
     classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
     return heads_of(model) if type(model).__name__ in classifiers else []
 
 
 @contextmanager
 def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
-    """Where the files of ``model`` are; one in memory is written for the time that it is measured."""
+    """The folder or name of ``model``; a model in memory is saved to a temporary folder."""
     if not isinstance(model, nn.Module):
         if is_outline(str(model)):
             raise UserError(
@@ -293,7 +297,7 @@ def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
     if tokenizer is None:
         tokenizer = _tokenizer_of(model)
     with TemporaryDirectory(prefix="bitrank-") as temporary:
-        folder = Path(temporary) / "model"  # the name is part of the cache's
+        folder = Path(temporary) / "model"  # a constant name, because it is part of the cache key
         model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
         yield str(folder)
@@ -301,7 +305,7 @@ def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
 
 def _tokenizer_of(model: Any) -> Any:
     if not getattr(model.config, "name_or_path", ""):
-        raise UserError("this model does not say where it came from; give its tokenizer, tokenizer=…")
+        raise UserError("this model has no name_or_path to load a tokenizer from; give tokenizer=…")
     return load_tokenizer(model.config.name_or_path)
 
 
@@ -316,19 +320,19 @@ def _check_plain(model: nn.Module) -> None:
 
 
 def _check_names(model: nn.Module, spec: RunSpec) -> None:
-    """The model that is measured is made by the kind of task: its names must be those of ``model``."""
+    """Raise :class:`UserError` if ``model`` lacks a module of the model class that the measurement uses."""
     own = {name for name, _ in model.named_modules()}
     missing = [name for name in sizes_of(spec).matrices if name not in own]
     if missing:
         raise UserError(
-            f"{type(model).__name__} has no {missing[0]}, which a model for {spec.kind} has: give the model with the "
-            "head of its task (AutoModelForSequenceClassification or AutoModelForCausalLM)"
+            f"{type(model).__name__} has no {missing[0]}, which a model for {spec.kind} has: give the model "
+            "with the head of its task (AutoModelForSequenceClassification or AutoModelForCausalLM)"
         )
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Planning sets the number of torch's threads; the caller's comes back."""
+def _threads_restored() -> Iterator[None]:
+    """Restore the caller's number of torch threads on exit, because planning changes it."""
     before = torch.get_num_threads()
     try:
         yield

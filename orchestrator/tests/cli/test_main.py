@@ -74,11 +74,11 @@ def test_wrong_words(capsys, words: list[str], message: str) -> None:
 
 def test_a_store_that_is_none(capsys, tmp_path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database, it is a letter\n" * 100)
-    assert "is no MLflow store" in fails(capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path))
+    assert "is not an MLflow store" in fails(capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path))
     (tmp_path / "mlflow.db").unlink()
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("CREATE TABLE songs (name TEXT)")
-    assert "no MLflow store (tables: songs)" in fails(capsys, "list", "--store", str(tmp_path))
+    assert "not an MLflow store (tables: songs)" in fails(capsys, "list", "--store", str(tmp_path))
     (tmp_path / "file").write_text("")
     assert "cannot write the store" in fails(
         capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path / "file")

@@ -108,7 +108,7 @@ def test_saved_classifier_predicts_in_plain_transformers_as_in_its_run(tmp_path:
     assert plain_losses(tmp_path, data) != pytest.approx(expected, abs=1e-3), "else there is nothing to mend"
     said = separate_padding(model, tokenizer, data.task)
     assert said is not None
-    assert said.startswith("texts end in '[EOS]', which padded: saved with '[UNK]'")
+    assert said.startswith("texts end in the padding token '[EOS]': saved with '[UNK]'")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert plain_losses(tmp_path, data) == pytest.approx(expected, abs=1e-5)
@@ -126,5 +126,7 @@ def test_classifier_without_another_special_token_is_refused(tmp_path: Path) -> 
     write_model(tmp_path, ends=True)
     data, tokenizer = data_for(tmp_path), load_tokenizer(str(tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"texts end in '\[EOS\]', which pads, .* no other special token"):
+    with pytest.raises(
+        UserError, match=r"texts end in the padding token '\[EOS\]', .* no other special token"
+    ):
         separate_padding(model, tokenizer, data.task)

@@ -84,7 +84,7 @@ def test_a_torn_store_beside_which_runs_left_files_is_refused(
     content = fresh.read_bytes()[: int(fresh.stat().st_size * share)]
     path.write_bytes(content)
     (tmp_path / "artifacts" / "bitrank-smoke").mkdir(parents=True)
-    with pytest.raises(UserError, match="put a backup in its place"):
+    with pytest.raises(UserError, match="restore a backup"):
         open_store(str(tmp_path))
     assert path.read_bytes() == content
 

@@ -86,7 +86,7 @@ def test_a_file_of_another_program_is_refused_under_any_path(tmp_path: Path) -> 
     path = tmp_path / "a#b?.db"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE songs (name TEXT)")
-    with pytest.raises(UserError, match="is a SQLite file but no MLflow store"):
+    with pytest.raises(UserError, match="is a SQLite file but not an MLflow store"):
         has_store(path)
 
 

@@ -1,4 +1,4 @@
-"""A real SQLite store in MLflow's schema, with artifacts, filled run by run."""
+"""A fixture that fills a real SQLite store in MLflow's schema, with artifacts, run by run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-# The columns of MLflow 3.17's tables that are read.
+# The columns of MLflow 3.17's tables that the package reads.
 SCHEMA = """
 CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT, lifecycle_stage TEXT);
-CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER, lifecycle_stage TEXT,
-                   artifact_uri TEXT, experiment_id INTEGER);
+CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER,
+                   lifecycle_stage TEXT, artifact_uri TEXT, experiment_id INTEGER);
 CREATE TABLE params (run_uuid TEXT, key TEXT, value TEXT);
 CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT);
-CREATE TABLE metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL, is_nan BOOLEAN);
+CREATE TABLE metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL,
+                      is_nan BOOLEAN);
 """
 
 
@@ -45,14 +46,15 @@ class StoreMaker:
         experiment: str = "bitrank-test",
         uri: str | None = None,
     ) -> str:
-        """One run, started after those before it; its id. A tag given as "" is left out; files are text, or
-        JSON of what is given.
+        """Add one run, started after all earlier ones, and return its id.
+
+        A tag with the value "" is left out. ``files`` maps a name to text or to a value to write as JSON.
         """
         self.count += 1
         run_id = f"{self.count:032x}"
         folder = self.folder / "artifacts" / experiment / run_id / "artifacts"
         folder.mkdir(parents=True)
-        words = {
+        all_tags = {
             "config": config,
             "task": task,
             "seed": str(seed),
@@ -75,7 +77,7 @@ class StoreMaker:
         )
         self.sqlite.executemany(
             "INSERT INTO tags VALUES (?, ?, ?)",
-            [(run_id, key, value) for key, value in words.items() if value],
+            [(run_id, key, value) for key, value in all_tags.items() if value],
         )
         self.sqlite.executemany(
             "INSERT INTO params VALUES (?, ?, ?)",
@@ -93,8 +95,8 @@ class StoreMaker:
             (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
         return run_id
 
-    def classifier(self, config: str, right: list[bool], ids: list[str] | None = None, **more: Any) -> str:
-        """A finished classification run that got ``right`` right."""
+    def classifier(self, config: str, right: list[bool], ids: list[str] | None = None, **options: Any) -> str:
+        """A finished classification run; ``right`` marks the examples that are predicted correctly."""
         n = len(right)
         rows = {
             "id": ids or [f"e{i}" for i in range(n)],
@@ -103,19 +105,19 @@ class StoreMaker:
             "tokens": [9] * n,
         }
         rows["prediction"] = [i % 2 if ok else 1 - i % 2 for i, ok in enumerate(right)]
-        more = {
+        options = {
             "metrics": {
                 "eval/acc": sum(right) / n,
                 "zero/acc": 0.5,
                 "model/mib": 10.0,
                 "mem/peak_mib": 100.0,
             },
-            **more,
+            **options,
         }
-        return self.run(config, predictions=rows, **more)
+        return self.run(config, predictions=rows, **options)
 
     def language_model(
-        self, config: str, nats: list[float], tokens: list[int], ids: list[str] | None = None, **more: Any
+        self, config: str, nats: list[float], tokens: list[int], ids: list[str] | None = None, **options: Any
     ) -> str:
         """A finished language-modelling run with these losses, one row per window."""
         import math
@@ -126,24 +128,24 @@ class StoreMaker:
             "tokens": tokens,
             "right": [0] * len(nats),
         }
-        more = {
+        options = {
             "metrics": {
                 "eval/ppl": math.exp(sum(nats) / sum(tokens)),
                 "model/mib": 10.0,
                 "mem/peak_mib": 100.0,
             },
             "task": "wiki",
-            **more,
+            **options,
         }
-        return self.run(config, predictions=rows, **more)
+        return self.run(config, predictions=rows, **options)
 
     def _experiment(self, name: str) -> int:
         found = self.sqlite.execute("SELECT experiment_id FROM experiments WHERE name = ?", [name]).fetchone()
         if found is None:
-            found = self.sqlite.execute(
-                "INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id",
-                [name],
-            ).fetchone()
+            insert = (
+                "INSERT INTO experiments (name, lifecycle_stage) VALUES (?, 'active') RETURNING experiment_id"
+            )
+            found = self.sqlite.execute(insert, [name]).fetchone()
         return int(found[0])
 
 
@@ -154,5 +156,5 @@ def maker(tmp_path: Path) -> StoreMaker:
 
 @pytest.fixture(scope="session")
 def new_maker() -> Callable[[Path], StoreMaker]:
-    """For a test that needs more than one store."""
+    """The class itself, for tests that need several stores."""
     return StoreMaker

@@ -1,6 +1,4 @@
-"""Whole small studies in a real store: arms that differ in bits, rank and how often they are right, with
-ranks that move.
-"""
+"""Small complete studies in a real store: arms that differ in bits, ranks, rank schedule and quality."""
 
 from __future__ import annotations
 
@@ -8,8 +6,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-# Arm → format inside the layers, final ranks of (q, k, v, o, up, down), whether ranks move, share of right
-# answers, added nats a token.
+# Arm → format inside the layers, final ranks of (q, k, v, o, up, down), whether ranks change in training,
+# accuracy, nats per token added to the loss.
 ARMS: dict[str, tuple[str, tuple[int, ...], bool, float, float]] = {
     "B-FP": ("bf16", (8, 8, 8, 8, 8, 8), False, 0.86, 0.0),
     "B-Q4": ("nf4-dq", (8, 8, 8, 8, 8, 8), False, 0.80, 0.12),
@@ -38,21 +36,22 @@ def add_study(
     seeds: int = 1,
     n: int = 200,
 ) -> list[str]:
-    """Every cell of the grid as a finished run; the run ids."""
+    """Add a finished run for every cell of the grid; returns the run ids."""
     cells = [(arm, task, seed) for task in tasks for arm in arms for seed in range(seeds)]
     return [_add(maker, arm, task, seed, n) for arm, task, seed in cells]
 
 
 def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
-    fmt, ranks, moves, right, harm = ARMS.get(arm, ("int8", (4,) * 6, False, 0.84, 0.03))
+    fmt, ranks, adaptive, accuracy, added_nats = ARMS.get(arm, ("int8", (4,) * 6, False, 0.84, 0.03))
     draw = random.Random(f"{arm} {task} {seed}")
     shared = random.Random(task)
-    ease = [shared.random() for _ in range(n)]
-    common = _metrics(fmt, ranks, moves)
+    difficulty = [shared.random() for _ in range(n)]
+    common = _metrics(fmt, ranks, adaptive)
     if task.startswith("wiki"):
         tokens = [100 + index % 7 for index in range(40)]
         nats = [
-            count * (2.8 + harm + ease[index] + draw.gauss(0, 0.01)) for index, count in enumerate(tokens)
+            count * (2.8 + added_nats + difficulty[index] + draw.gauss(0, 0.01))
+            for index, count in enumerate(tokens)
         ]
         rows: dict[str, Any] = {
             "id": [f"doc-{index}" for index in range(40)],
@@ -64,46 +63,60 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
         metrics = {
             "eval/ppl": 2.718281828459045**loss,
             "eval/loss": loss,
-            "zero/ppl": 40.0 * (1 + harm),
+            "zero/ppl": 40.0 * (1 + added_nats),
             **common,
         }
     else:
-        wins = [value + draw.gauss(0, 0.05) < right for value in ease]
+        correct = [value + draw.gauss(0, 0.05) < accuracy for value in difficulty]
         rows = {
             "id": [f"example-{index}" for index in range(n)],
             "label": [index % 2 for index in range(n)],
             "loss": [0.4] * n,
             "tokens": [9] * n,
         }
-        rows |= {"prediction": [index % 2 if won else 1 - index % 2 for index, won in enumerate(wins)]}
-        rows |= {"confidence": [0.5 + 0.5 * value for value in ease]}
-        metrics = {"eval/acc": sum(wins) / n, "eval/loss": 1.2 - sum(wins) / n, "zero/acc": 0.5, **common}
+        rows |= {"prediction": [index % 2 if hit else 1 - index % 2 for index, hit in enumerate(correct)]}
+        rows |= {"confidence": [0.5 + 0.5 * value for value in difficulty]}
+        metrics = {
+            "eval/acc": sum(correct) / n,
+            "eval/loss": 1.2 - sum(correct) / n,
+            "zero/acc": 0.5,
+            **common,
+        }
     run_id = maker.run(
         arm,
         task=task,
         seed=seed,
         metrics=metrics,
         predictions=rows,
-        files=_files(fmt, ranks, moves),
+        files=_files(fmt, ranks, adaptive),
         tags={"version.torch": "2.13.0"},
     )
     _curves(maker, run_id, metrics["eval/loss"], draw)
     return str(run_id)
 
 
-def _metrics(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, float]:
-    params = float(LAYERS * 768 * (12 * 6 if moves else sum(ranks)))
-    return {"model/mib": MIB[fmt], "model/bits": MIB[fmt] / 2.5, "mem/peak_mib": 900 + MIB[fmt] + params / 1e4, "mem/import_mib": 460.0,
-            "lora/params": params, "lora/mib": params * 4 / 2**20, "lora/percent": params / 2e5, "lora/rank": float(LAYERS * sum(ranks)),
-            "speed/train_tok_s": 4000.0, "time/total_s": 80.0}  # fmt: skip
+def _metrics(fmt: str, ranks: tuple[int, ...], adaptive: bool) -> dict[str, float]:
+    params = float(LAYERS * 768 * (12 * 6 if adaptive else sum(ranks)))
+    return {
+        "model/mib": MIB[fmt],
+        "model/bits": MIB[fmt] / 2.5,
+        "mem/peak_mib": 900 + MIB[fmt] + params / 1e4,
+        "mem/import_mib": 460.0,
+        "lora/params": params,
+        "lora/mib": params * 4 / 2**20,
+        "lora/percent": params / 2e5,
+        "lora/rank": float(LAYERS * sum(ranks)),
+        "speed/train_tok_s": 4000.0,
+        "time/total_s": 80.0,
+    }
 
 
-def _files(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, Any]:
+def _files(fmt: str, ranks: tuple[int, ...], adaptive: bool) -> dict[str, Any]:
     names = [f"bert.encoder.layer.{layer}.{module}" for layer in range(LAYERS) for module in MODULES]
     final = dict(zip(names, ranks * LAYERS, strict=True))
     over_time = {
-        str(step): {name: max(rank, 12 - at * 4) if moves else rank for name, rank in final.items()}
-        for at, step in enumerate(STEPS)
+        str(step): {name: max(rank, 12 - index * 4) if adaptive else rank for name, rank in final.items()}
+        for index, step in enumerate(STEPS)
     }
     precision = {"bert.embeddings.word_embeddings": "bf16", **dict.fromkeys(names, fmt)}
     matrices = [
@@ -118,7 +131,7 @@ def _files(fmt: str, ranks: tuple[int, ...], moves: bool) -> dict[str, Any]:
     ]
     plan = {
         "precision": precision,
-        "ranks": dict.fromkeys(names, 12) if moves else final,
+        "ranks": dict.fromkeys(names, 12) if adaptive else final,
         "matrices": matrices,
         "applied": {},
     }

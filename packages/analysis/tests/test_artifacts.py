@@ -1,4 +1,4 @@
-"""Views over the runs' files: what they hold, and what is said of files that cannot be read."""
+"""Views over the files of runs: their rows, and the handling of unreadable files."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ PLAN = {
 }
 
 
-def test_ranks_final_and_over_time(maker, tmp_path: Path) -> None:
+def test_ranks_view_has_final_ranks_and_ranks_by_step(maker, tmp_path: Path) -> None:
     run = maker.run("B-Ada", files={"ranks.json": RANKS})
     rows = open_store(str(tmp_path)).sql("SELECT * FROM ranks ORDER BY step NULLS LAST, matrix").fetchall()
     assert rows == [
-        (run, "a", 10, 8, False), (run, "b", 10, 8, False), (run, "a", 20, 4, False), (run, "b", 20, 2, False),
-        (run, "a", None, 4, True), (run, "b", None, 2, True),
-    ]  # fmt: skip
+        (run, "a", 10, 8, False),
+        (run, "b", 10, 8, False),
+        (run, "a", 20, 4, False),
+        (run, "b", 20, 2, False),
+        (run, "a", None, 4, True),
+        (run, "b", None, 2, True),
+    ]
 
 
-def test_specs_are_json(maker, tmp_path: Path) -> None:
+def test_specs_view_is_json(maker, tmp_path: Path) -> None:
     run = maker.run("B-FP", files={"spec.json": {"clip": 1.5, "arm": {"rank": {"rank": 8}}}})
-    rows = (
-        open_store(str(tmp_path))
-        .sql("SELECT run_id, spec->>'clip', (spec->'arm'->'rank'->>'rank')::INT FROM specs")
-        .fetchall()
-    )
+    query = "SELECT run_id, spec->>'clip', (spec->'arm'->'rank'->>'rank')::INT FROM specs"
+    rows = open_store(str(tmp_path)).sql(query).fetchall()
     assert rows == [(run, "1.5", 8)]
 
 
-def test_plans_join_what_was_planned_with_what_was_stored(maker, tmp_path: Path) -> None:
+def test_plans_view_joins_planned_and_stored_formats(maker, tmp_path: Path) -> None:
     run = maker.run("Joint-1", files={"plan.json": PLAN})
     rows = open_store(str(tmp_path)).sql("SELECT * FROM plans ORDER BY matrix").fetchall()
     assert rows == [
@@ -48,18 +49,19 @@ def test_plans_join_what_was_planned_with_what_was_stored(maker, tmp_path: Path)
     ]
 
 
-def test_predictions_of_both_kinds_unite_by_name(maker, tmp_path: Path) -> None:
+def test_predictions_of_both_task_kinds_are_united_by_column_name(maker, tmp_path: Path) -> None:
     classifier, model = maker.classifier("B-FP", [True, False]), maker.language_model("B-FP", [3.0], [2])
     database = open_store(str(tmp_path))
     counts = database.sql(
-        "SELECT run_id, count(*), sum((label = prediction)::INT), sum(loss), sum(tokens) FROM predictions GROUP BY 1"
+        "SELECT run_id, count(*), sum((label = prediction)::INT), sum(loss), sum(tokens) "
+        "FROM predictions GROUP BY 1"
     )
     assert sorted(counts.fetchall()) == [(classifier, 2, 1, 1.0, 18), (model, 1, None, 3.0, 2)]
 
 
-def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(maker, tmp_path: Path) -> None:
+def test_damaged_and_remote_files_are_listed_and_do_not_affect_others(maker, tmp_path: Path) -> None:
     good = maker.classifier("B-FP", [True, True], files={"ranks.json": RANKS})
-    torn = maker.run(
+    damaged = maker.run(
         "B-Q4",
         files={
             "predictions.parquet": "PAR1 torn",
@@ -68,25 +70,25 @@ def test_broken_files_and_files_elsewhere_are_said_and_take_nothing_with_them(ma
             "spec.json": "[",
         },
     )
-    away = maker.run("B-Ada", uri="mlflow-artifacts:/1/abc/artifacts")
+    remote = maker.run("B-Ada", uri="mlflow-artifacts:/1/abc/artifacts")
     database = open_store(str(tmp_path))
-    said = database.sql("SELECT run_id, file FROM unread ORDER BY ALL").fetchall()
-    assert said == [
-        (torn, "plan.json"),
-        (torn, "predictions.parquet"),
-        (torn, "ranks.json"),
-        (torn, "spec.json"),
-        (away, "all"),
+    unread = database.sql("SELECT run_id, file FROM unread ORDER BY ALL").fetchall()
+    assert unread == [
+        (damaged, "plan.json"),
+        (damaged, "predictions.parquet"),
+        (damaged, "ranks.json"),
+        (damaged, "spec.json"),
+        (remote, "all"),
     ]
     assert database.sql("SELECT DISTINCT run_id FROM predictions").fetchall() == [(good,)]
     assert database.sql("SELECT DISTINCT run_id FROM ranks").fetchall() == [(good,)]
     with pytest.raises(AnalysisError, match="not on this machine: mlflow-artifacts:/1/abc/artifacts"):
-        read_predictions(database, away)
+        read_predictions(database, remote)
     with pytest.raises(AnalysisError, match="not a whole Parquet file"):
-        read_predictions(database, torn)
+        read_predictions(database, damaged)
 
 
-def test_json_of_another_shape_gives_no_rows(maker, tmp_path: Path) -> None:
+def test_json_of_unexpected_structure_gives_no_rows(maker, tmp_path: Path) -> None:
     maker.run("B-FP", files={"ranks.json": [1, 2], "plan.json": {"precision": "all nf4", "ranks": None}})
     run = maker.run(
         "B-Ada", files={"ranks.json": {"final": {"a": 4}}, "plan.json": {"precision": {"a": "nf4"}}}
@@ -98,7 +100,7 @@ def test_json_of_another_shape_gives_no_rows(maker, tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_without_predictions_says_so(maker, tmp_path: Path) -> None:
+def test_missing_predictions_raise(maker, tmp_path: Path) -> None:
     run = maker.run("B-FP")
     database = open_store(str(tmp_path))
     assert database.sql("SELECT * FROM predictions").fetchall() == []
@@ -106,7 +108,7 @@ def test_a_run_without_predictions_says_so(maker, tmp_path: Path) -> None:
         read_predictions(database, run)
 
 
-def test_a_store_that_was_moved_finds_its_files(new_maker, tmp_path: Path) -> None:
+def test_moved_store_finds_its_artifacts(new_maker, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     maker = new_maker(tmp_path / "old")
     run = maker.classifier("B-FP", [True, False])
@@ -115,13 +117,13 @@ def test_a_store_that_was_moved_finds_its_files(new_maker, tmp_path: Path) -> No
     assert len(read_predictions(open_store(str(tmp_path / "new home")), run).fetchall()) == 2
 
 
-def test_an_empty_store_has_empty_views(maker, tmp_path: Path) -> None:
+def test_empty_store_has_empty_views(maker, tmp_path: Path) -> None:
     database = open_store(str(tmp_path))
     for view in ("predictions", "ranks", "plans", "specs", "unread"):
         assert database.sql(f"SELECT * FROM {view}").fetchall() == []
 
 
-def test_files_appear_while_a_writer_holds_a_transaction(maker, tmp_path: Path) -> None:
+def test_artifacts_are_readable_during_a_write_transaction(maker, tmp_path: Path) -> None:
     maker.sqlite.execute("PRAGMA journal_mode=WAL")
     run = maker.classifier("B-FP", [True])
     with sqlite3.connect(tmp_path / "mlflow.db") as writer:
@@ -142,5 +144,5 @@ def test_files_appear_while_a_writer_holds_a_transaction(maker, tmp_path: Path) 
         ("mlflow-artifacts:/1/x", None),
     ],
 )
-def test_which_addresses_are_local(uri: str, folder: str | None) -> None:
+def test_local_folder_of_artifact_uris(uri: str, folder: str | None) -> None:
     assert local_folder(uri, None) == (Path(folder) if folder else None)

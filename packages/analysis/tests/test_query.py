@@ -1,4 +1,4 @@
-"""SQL to the store, answered as text."""
+"""SQL queries on the store: formats of the result, and statements that are rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def uri(maker, tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_table_is_aligned(uri: str) -> None:
+def test_table_columns_are_aligned(uri: str) -> None:
     assert query(uri, SQL).splitlines() == [
         "name                 acc  none",
         "─────────────────  ─────  ────",
@@ -41,35 +41,38 @@ def test_csv_reads_back(uri: str) -> None:
 
 def test_json_reads_back_and_has_no_nan(uri: str) -> None:
     assert json.loads(query(uri, SQL, "json"), parse_constant=pytest.fail) == [
-        {"name": 'B, "Q4" movies s0', "acc": None, "none": None}, {"name": "B-FP movies s0", "acc": 0.875, "none": None},
-    ]  # fmt: skip
-    assert json.loads(query(uri, "SELECT started, [1.5, 'nan'::DOUBLE] AS l FROM runs LIMIT 1", "json"))[0][
-        "l"
-    ] == [1.5, None]
+        {"name": 'B, "Q4" movies s0', "acc": None, "none": None},
+        {"name": "B-FP movies s0", "acc": 0.875, "none": None},
+    ]
+    nested = query(uri, "SELECT started, [1.5, 'nan'::DOUBLE] AS l FROM runs LIMIT 1", "json")
+    assert json.loads(nested)[0]["l"] == [1.5, None]
 
 
-def test_json_keeps_numbers_numbers_and_nested_values_nested(uri: str) -> None:
-    sql = "SELECT 1.5 AS d, true AS b, sum(2) AS s, {'k': [1, NULL]} AS n, MAP {'a': 1} AS m, DATE '2026-11-23' AS t"
+def test_json_keeps_types_and_nesting(uri: str) -> None:
+    sql = (
+        "SELECT 1.5 AS d, true AS b, sum(2) AS s, {'k': [1, NULL]} AS n, MAP {'a': 1} AS m, "
+        "DATE '2026-11-23' AS t"
+    )
     assert json.loads(query(uri, sql, "json")) == [
         {"d": 1.5, "b": True, "s": 2, "n": {"k": [1, None]}, "m": {"a": 1}, "t": "2026-11-23"}
     ]
 
 
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("sql", "message"),
     [
         ("SELEC 1", "syntax error.*views: .*wide"),
         ("SELECT * FROM songs", "songs does not exist"),
-        ("", "expected a statement"),
-        ("SELECT 1 + 'x'::INTEGER", "does not understand"),
+        ("", "expected one statement"),
+        ("SELECT 1 + 'x'::INTEGER", "cannot run this SQL"),
     ],
 )
-def test_bad_sql_says_what_is_wrong(uri: str, sql: str, said: str) -> None:
-    with pytest.raises(AnalysisError, match=f"(?s){said}"):
+def test_invalid_sql_raises_with_the_reason(uri: str, sql: str, message: str) -> None:
+    with pytest.raises(AnalysisError, match=f"(?s){message}"):
         query(uri, sql)
 
 
-def test_an_unknown_format_lists_the_known(uri: str) -> None:
+def test_unknown_format_raises_with_the_known_formats(uri: str) -> None:
     with pytest.raises(AnalysisError, match="unknown format 'xml'; expected one of table, csv, json"):
         query(uri, "SELECT 1", "xml")
 
@@ -99,7 +102,7 @@ def test_no_statement_reads_or_writes_another_file(uri: str, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir() if path.name in {"out", "new.csv"}) == []
 
 
-def test_statements_that_read_are_answered(uri: str) -> None:
+def test_every_kind_of_read_statement_is_allowed(uri: str) -> None:
     for sql in (
         "DESCRIBE runs",
         "SHOW TABLES",
@@ -113,7 +116,7 @@ def test_statements_that_read_are_answered(uri: str) -> None:
         assert query(uri, sql)
 
 
-def test_the_connection_of_reports_opens_no_other_file(uri: str, tmp_path: Path) -> None:
+def test_connection_cannot_open_other_files_or_change_settings(uri: str, tmp_path: Path) -> None:
     database = open_store(uri)
     outside = tmp_path / "outside.csv"
     with pytest.raises(duckdb.PermissionException):

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from bitrank_analysis import AnalysisError, open_store
 
-# The columns of MLflow 3.17's tables that are read.
+# The columns of MLflow 3.17's tables that the package reads.
 _SCHEMA = """
 CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT, lifecycle_stage TEXT);
-CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER, lifecycle_stage TEXT,
-                   artifact_uri TEXT, experiment_id INTEGER);
+CREATE TABLE runs (run_uuid TEXT PRIMARY KEY, name TEXT, status TEXT, start_time INTEGER, end_time INTEGER,
+                   lifecycle_stage TEXT, artifact_uri TEXT, experiment_id INTEGER);
 CREATE TABLE params (run_uuid TEXT, key TEXT, value TEXT);
 CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT);
-CREATE TABLE metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL, is_nan BOOLEAN);
+CREATE TABLE metrics (run_uuid TEXT, key TEXT, step INTEGER, timestamp INTEGER, value REAL,
+                      is_nan BOOLEAN);
 """
 
 
@@ -67,15 +68,13 @@ def filled(store: sqlite3.Connection) -> sqlite3.Connection:
     return store
 
 
-def test_counts_and_sums_per_key_are_those_of_sqlite(filled: sqlite3.Connection, tmp_path: Path) -> None:
+def test_counts_and_sums_per_key_equal_those_of_sqlite(filled: sqlite3.Connection, tmp_path: Path) -> None:
     expected = filled.execute(
-        "SELECT key, count(*), sum(value) FROM metrics WHERE run_uuid NOT IN ('dead', 'other') GROUP BY key ORDER BY key"
+        "SELECT key, count(*), sum(value) FROM metrics WHERE run_uuid NOT IN ('dead', 'other') "
+        "GROUP BY key ORDER BY key"
     ).fetchall()
-    got = (
-        open_store(str(tmp_path))
-        .sql("SELECT key, count(*), sum(value) FROM metrics GROUP BY key ORDER BY key")
-        .fetchall()
-    )
+    query = "SELECT key, count(*), sum(value) FROM metrics GROUP BY key ORDER BY key"
+    got = open_store(str(tmp_path)).sql(query).fetchall()
     assert [(key, count) for key, count, _ in got] == [(key, count) for key, count, _ in expected]
     assert [total for *_, total in got] == pytest.approx([total for *_, total in expected])
 
@@ -91,12 +90,18 @@ def test_deleted_runs_and_experiments_are_left_out(filled: sqlite3.Connection, t
     ).fetchall() == [(100, 100)]
 
 
-def test_odd_numbers_and_repeated_steps(store: sqlite3.Connection, tmp_path: Path) -> None:
+def test_nan_infinities_and_repeated_steps_are_restored(store: sqlite3.Connection, tmp_path: Path) -> None:
     store.execute("INSERT INTO experiments VALUES (1, 'e', 'active')")
     store.execute("INSERT INTO runs VALUES ('r', 'n', 'FINISHED', 1, 2, 'active', '/a', 1)")
     huge = 1.7976931348623157e308
-    points = [("nan", 0, 1, 0.0, 1), ("up", 0, 1, huge, 0), ("down", 0, 1, -huge, 0), ("twice", 5, 1, 1.0, 0), ("twice", 5, 9, 2.0, 0),
-              ("twice", 4, 99, 7.0, 0)]  # fmt: skip
+    points = [
+        ("nan", 0, 1, 0.0, 1),
+        ("up", 0, 1, huge, 0),
+        ("down", 0, 1, -huge, 0),
+        ("twice", 5, 1, 1.0, 0),
+        ("twice", 5, 9, 2.0, 0),
+        ("twice", 4, 99, 7.0, 0),
+    ]
     store.executemany("INSERT INTO metrics VALUES ('r', ?, ?, ?, ?, ?)", points)
     store.commit()
     database = open_store(str(tmp_path))
@@ -106,13 +111,13 @@ def test_odd_numbers_and_repeated_steps(store: sqlite3.Connection, tmp_path: Pat
     assert database.sql("SELECT count(*) FROM metrics WHERE key = 'twice'").fetchall() == [(2,)]
 
 
-def test_an_empty_store_gives_empty_views(store: sqlite3.Connection, tmp_path: Path) -> None:
+def test_empty_store_gives_empty_views(store: sqlite3.Connection, tmp_path: Path) -> None:
     database = open_store(str(tmp_path))
     for view in ("runs", "params", "tags", "metrics", "final_metrics", "wide"):
         assert database.sql(f"SELECT * FROM {view}").fetchall() == []
 
 
-def test_a_store_that_is_being_written_to_can_be_read(filled: sqlite3.Connection, tmp_path: Path) -> None:
+def test_store_is_readable_during_a_write_transaction(filled: sqlite3.Connection, tmp_path: Path) -> None:
     filled.execute("PRAGMA journal_mode=WAL")
     filled.execute("INSERT INTO metrics VALUES ('r0', 'open', 0, 0, 1.0, 0)")  # not committed
     assert open_store(str(tmp_path)).sql("SELECT count(*) FROM metrics WHERE key = 'open'").fetchall() == [
@@ -120,7 +125,7 @@ def test_a_store_that_is_being_written_to_can_be_read(filled: sqlite3.Connection
     ]
 
 
-def test_what_is_no_store_says_so(tmp_path: Path) -> None:
+def test_invalid_store_raises(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match="there is no store at"):
         open_store(str(tmp_path))
     with sqlite3.connect(tmp_path / "mlflow.db") as database:

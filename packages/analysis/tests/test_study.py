@@ -1,4 +1,4 @@
-"""Which runs make a study, and what is said of the rest."""
+"""Selection of the runs of a study, and the reasons given for the others."""
 
 from __future__ import annotations
 
@@ -12,25 +12,55 @@ def study_of(folder: Path, experiment: str | None = None) -> Study:
     return load_study(open_store(str(folder)), experiment)
 
 
-def test_a_row_holds_what_was_measured(maker, tmp_path: Path) -> None:
-    figures = {
-        "eval/acc": 0.75, "eval/loss": 0.4, "zero/acc": 0.5, "model/mib": 28.0, "model/bits": 4.5, "lora/params": 1000.0,
+def test_row_of_a_run_has_its_measured_values(maker, tmp_path: Path) -> None:
+    metrics = {
+        "eval/acc": 0.75,
+        "eval/loss": 0.4,
+        "zero/acc": 0.5,
+        "model/mib": 28.0,
+        "model/bits": 4.5,
+        "lora/params": 1000.0,
         "lora/percent": 2.0,
-        "lora/mib": 0.5, "lora/rank": 144.0, "mem/peak_mib": 1900.0, "mem/import_mib": 400.0, "speed/train_tok_s": 50.0,
+        "lora/mib": 0.5,
+        "lora/rank": 144.0,
+        "mem/peak_mib": 1900.0,
+        "mem/import_mib": 400.0,
+        "speed/train_tok_s": 50.0,
         "time/total_s": 70.0,
-    }  # fmt: skip
-    run = maker.run("Joint-1", seed=3, metrics=figures)
+    }
+    run = maker.run("Joint-1", seed=3, metrics=metrics)
     row = study_of(tmp_path).runs.iloc[0].to_dict()
     assert row == {
-        "run_id": run, "run_name": "Joint-1 movies s3", "config": "Joint-1", "task": "movies", "seed": 3, "model": "tiny",
-        "kind": "classification", "metric": "acc", "higher_is_better": True, "quality": 0.75, "zero": 0.5, "loss": 0.4, "model_mib": 28.0,
+        "run_id": run,
+        "run_name": "Joint-1 movies s3",
+        "config": "Joint-1",
+        "task": "movies",
+        "seed": 3,
+        "model": "tiny",
+        "kind": "classification",
+        "metric": "acc",
+        "higher_is_better": True,
+        "quality": 0.75,
+        "zero": 0.5,
+        "loss": 0.4,
+        "model_mib": 28.0,
         "adapter_mib": 0.5,
-        "adapter_params": 1000.0, "trainable_percent": 2.0, "rank": 144.0, "peak_mib": 1900.0, "import_mib": 400.0, "train_tok_s": 50.0,
-        "seconds": 70.0, "bits": 4.5, "hardware": "a machine", "code": "c1", "stale": False, "settings": "",
-    }  # fmt: skip
+        "adapter_params": 1000.0,
+        "trainable_percent": 2.0,
+        "rank": 144.0,
+        "peak_mib": 1900.0,
+        "import_mib": 400.0,
+        "train_tok_s": 50.0,
+        "seconds": 70.0,
+        "bits": 4.5,
+        "hardware": "a machine",
+        "code": "c1",
+        "stale": False,
+        "settings": "",
+    }
 
 
-def test_perplexity_is_better_when_lower(maker, tmp_path: Path) -> None:
+def test_lower_perplexity_is_better(maker, tmp_path: Path) -> None:
     maker.run("B-FP", "wiki", metrics={"eval/ppl": 22.0, "eval/token_acc": 0.4})
     row = study_of(tmp_path).runs.iloc[0]
     assert (row["kind"], row["metric"], row["higher_is_better"], row["quality"]) == (
@@ -41,7 +71,7 @@ def test_perplexity_is_better_when_lower(maker, tmp_path: Path) -> None:
     )
 
 
-def test_every_gap_in_the_grid_has_its_reason(maker, tmp_path: Path) -> None:
+def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
     maker.run("A", metrics={"eval/acc": 0.5})
     maker.run("A", seed=1, status="FAILED", tags={"failure": "out of memory"})
     maker.run("B", status="KILLED", tags={"failure": "killed by SIGKILL"})
@@ -68,18 +98,19 @@ def test_every_gap_in_the_grid_has_its_reason(maker, tmp_path: Path) -> None:
     assert list(study.runs["config"]) == ["A"]
 
 
-def test_the_newest_run_of_a_cell_counts_and_the_note_says_so(maker, tmp_path: Path) -> None:
+def test_newest_run_of_a_cell_is_selected_with_a_note(maker, tmp_path: Path) -> None:
     maker.run("A", metrics={"eval/acc": 0.5})
     newer = maker.run("A", metrics={"eval/acc": 0.6})
     maker.run("A", status="FAILED")
     study = study_of(tmp_path)
     assert list(study.runs["run_id"]) == [newer] and study.missing.empty
     assert study.notes == (
-        "Runs left out for another of the same config, task and seed that is newer or has the usual settings: 1.",
+        "Runs left out for another of the same config, task and seed that is newer or has the usual "
+        "settings: 1.",
     )
 
 
-def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path) -> None:
+def test_newer_run_with_unusual_settings_is_not_selected(maker, tmp_path: Path) -> None:
     usual = [
         maker.run(config, metrics={"eval/acc": 0.8}, params={"steps": "320", "rank": config})
         for config in ("A", "B", "C")
@@ -92,40 +123,42 @@ def test_a_newer_run_with_other_settings_does_not_slip_in(maker, tmp_path: Path)
     assert "Trained with other settings than most runs of their task: D movies s0 (steps=20)." in study.notes
 
 
-def test_runs_on_edited_data_are_not_compared_with_those_on_the_old(maker, tmp_path: Path) -> None:
+def test_runs_on_edited_data_replace_those_on_the_old_data(maker, tmp_path: Path) -> None:
     old, new = {"data_digest": "content:aa"}, {"data_digest": "content:bb"}
     maker.run("A", metrics={"eval/acc": 0.9}, params=old)
     maker.run("B", metrics={"eval/acc": 0.9}, params=old)
     newest = maker.run("A", metrics={"eval/acc": 0.5}, params=new)
     maker.run("C", status="FAILED", params={"data_digest": "content:cc"})
-    before_digests = maker.run("D", metrics={"eval/acc": 0.7})
+    without_digest = maker.run("D", metrics={"eval/acc": 0.7})
     other_task = maker.run("A", "wiki", metrics={"eval/acc": 0.7}, params=old)
     study = study_of(tmp_path)
-    assert list(study.runs["run_id"]) == [newest, before_digests, other_task]
+    assert list(study.runs["run_id"]) == [newest, without_digest, other_task]
     assert ("B", "movies", 0, "FINISHED", "finished on other data than the newest run of its task") in list(
         study.missing.itertuples(index=False, name=None)
     )
-    said = "Runs left out because their task has a newer run on other data: 2."
-    assert said in study.notes
+    assert "Runs left out because their task has a newer run on other data: 2." in study.notes
 
 
-def test_a_model_folder_is_known_by_its_content(maker, tmp_path: Path) -> None:
+def test_model_folder_is_identified_by_its_content(maker, tmp_path: Path) -> None:
     for config, path, digit in (("A", "/a/m", "1"), ("B", "/moved/m", "1"), ("C", "/a/m", "2")):
         params = {"model": path, "model_digest": f"content:{64 * digit}"}
         maker.run(config, metrics={"eval/acc": 0.5}, params=params)
     assert list(study_of(tmp_path).runs["settings"]) == ["", "", "model=content:222222222222"]
 
 
-def test_results_of_older_code_are_stale(maker, tmp_path: Path) -> None:
-    """Each arm has rules of its own; what all arms share must be the same in all."""
+def test_runs_of_older_code_are_stale(maker, tmp_path: Path) -> None:
+    """``code`` is compared within each arm, ``shared_code`` across all arms."""
     maker.run("A", metrics={"eval/acc": 0.5}, tags={"code": "a1", "shared_code": "old"})
     maker.run("B", metrics={"eval/acc": 0.5}, tags={"code": "b1", "shared_code": "new"})
     maker.run("C", seed=0, metrics={"eval/acc": 0.5}, tags={"code": "c1", "shared_code": "new"})
     maker.run("C", seed=1, metrics={"eval/acc": 0.5}, tags={"code": "c2", "shared_code": "new"})
     study = study_of(tmp_path)
     assert dict(zip(study.runs["run_name"], study.runs["stale"], strict=True)) == {
-        "A movies s0": True, "B movies s0": False, "C movies s0": True, "C movies s1": False
-    }  # fmt: skip
+        "A movies s0": True,
+        "B movies s0": False,
+        "C movies s0": True,
+        "C movies s1": False,
+    }
     assert study.notes == ("Made by other code than the newest runs: A movies s0, C movies s0.",)
 
 
@@ -138,7 +171,7 @@ def test_runs_of_another_tool_are_left_out_and_counted(maker, tmp_path: Path) ->
     assert study.notes == ("Runs left out because they lack the tags config, task and seed: 2.",)
 
 
-def test_a_store_of_another_tool_says_so(maker, tmp_path: Path) -> None:
+def test_store_of_another_tool_raises(maker, tmp_path: Path) -> None:
     maker.run("", metrics={"accuracy": 0.9})
     with pytest.raises(
         AnalysisError, match=r"expected runs with the tags config, task and seed.*has 1 runs and none"
@@ -146,22 +179,24 @@ def test_a_store_of_another_tool_says_so(maker, tmp_path: Path) -> None:
         study_of(tmp_path)
 
 
-def test_an_empty_store_says_so(maker, tmp_path: Path) -> None:
+def test_empty_store_raises(maker, tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match="has 0 runs and none"):
         study_of(tmp_path)
 
 
-def test_which_experiment(maker, tmp_path: Path) -> None:
+def test_experiment_must_be_known_and_unambiguous(maker, tmp_path: Path) -> None:
     maker.run("A", metrics={"eval/acc": 0.5}, experiment="bitrank-smoke")
     maker.run("A", metrics={"eval/acc": 0.7}, experiment="bitrank-laptop")
-    with pytest.raises(AnalysisError, match="several experiments; name one of bitrank-laptop, bitrank-smoke"):
+    with pytest.raises(
+        AnalysisError, match="several experiments; choose one of bitrank-laptop, bitrank-smoke"
+    ):
         study_of(tmp_path)
     with pytest.raises(AnalysisError, match=r"no experiment 'paper'.*bitrank-laptop, bitrank-smoke"):
         study_of(tmp_path, "paper")
     assert list(study_of(tmp_path, "bitrank-laptop").runs["quality"]) == [0.7]
 
 
-def test_a_study_in_which_nothing_finished_has_only_gaps(maker, tmp_path: Path) -> None:
+def test_study_without_finished_runs_has_only_missing_cells(maker, tmp_path: Path) -> None:
     maker.run("A", status="FAILED")
     study = study_of(tmp_path)
     assert study.runs.empty and "quality" in study.runs and list(study.missing["reason"]) == ["failed"]

@@ -1,6 +1,4 @@
-"""Tables: full values for programs, the same rows as people read them, and nothing that LaTeX would stumble
-over.
-"""
+"""Tables: full values in CSV, formatted text with the same rows, and escaping for LaTeX."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def made(maker: Any, tmp_path: Path) -> dict[str, Table]:
     return {table.name: table for table in tables(gather(load_study(open_store(str(tmp_path))), "movies"))}
 
 
-def test_every_table_is_made_and_csv_gives_back_the_values(made: dict[str, Table]) -> None:
+def test_all_tables_are_made_and_csv_keeps_full_values(made: dict[str, Table]) -> None:
     assert list(made) == [
         f"{name}-movies" for name in ("arms", "comparisons", "pareto", "factorial", "plans", "ranks")
     ]
@@ -38,7 +36,7 @@ def test_every_table_is_made_and_csv_gives_back_the_values(made: dict[str, Table
     assert back["quality"].to_list() == pytest.approx(made["arms-movies"].frame["quality"].to_list(), abs=0)
 
 
-def test_rows_come_in_the_studys_order(made: dict[str, Table]) -> None:
+def test_rows_follow_the_order_of_the_study(made: dict[str, Table]) -> None:
     assert made["arms-movies"].shown["Arm"].to_list() == [
         "B-FP",
         "B-Q4",
@@ -51,18 +49,23 @@ def test_rows_come_in_the_studys_order(made: dict[str, Table]) -> None:
     assert against == ["B-FP"] * 5 + ["B-Q4"] * 4
 
 
-def test_plans_and_ranks_by_layer(made: dict[str, Table]) -> None:
+def test_plans_and_ranks_are_listed_by_layer(made: dict[str, Table]) -> None:
     plans = made["plans-movies"].shown.set_index("Layer")
     assert plans.loc["layer 0"].to_dict() == {
-        "B-FP": "bf16", "B-Q4": "nf4-dq", "B-Ada": "bf16", "Joint-1": "nf4-dq", "Joint-2": "int8", "Joint-3": "int8",
-    }  # fmt: skip
+        "B-FP": "bf16",
+        "B-Q4": "nf4-dq",
+        "B-Ada": "bf16",
+        "Joint-1": "nf4-dq",
+        "Joint-2": "int8",
+        "Joint-3": "int8",
+    }
     assert plans.loc["word_embeddings", "B-Q4"] == "bf16"
     ranks = made["ranks-movies"].shown.set_index("Layer")
     assert ranks.loc["0", "B-FP"] == "8.0"
     assert ranks.loc["3", "Joint-1"] == "4.0 (1–8)"
 
 
-def test_the_written_forms() -> None:
+def test_latex_and_markdown_of_a_table() -> None:
     frame = pd.DataFrame({"arm": ["a_b", "c|d"], "share": ["10 %", "−1"]})
     table = Table("t", "caption", frame, frame.rename(columns={"arm": "Arm & more", "share": "Share"}))
     assert table.latex() == (
@@ -73,7 +76,7 @@ def test_the_written_forms() -> None:
 
 
 @given(st.text(alphabet="ab&%$#_{}~^\\<>", max_size=12))
-def test_no_character_of_latex_stays_raw(text: str) -> None:
+def test_latex_escape_leaves_no_special_character(text: str) -> None:
     escaped = latex_escape(text)
     rest = re.sub(
         r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\$[<>]\$|\\[&%$#_{}]", "", escaped
@@ -81,7 +84,7 @@ def test_no_character_of_latex_stays_raw(text: str) -> None:
     assert set(rest) <= set("ab")
 
 
-def test_places_in_a_transformer() -> None:
+def test_layer_and_module_of_matrix_names() -> None:
     assert place("bert.encoder.layer.3.attention.self.query") == (3, "q")
     assert place("model.layers.12.mlp.down_proj") == (12, "down")
     assert place("model.embed_tokens") == (None, "embed_tokens")
@@ -96,14 +99,14 @@ def test_bits_of_a_format(text: str, bits: int) -> None:
     assert nominal_bits(text) == bits
 
 
-def test_a_format_without_bits_is_refused() -> None:
+def test_format_without_bits_raises() -> None:
     with pytest.raises(
         AnalysisError, match=r"expected a number format with its bits in its name.*got 'ternary'"
     ):
         nominal_bits("ternary")
 
 
-def test_numbers_in_words() -> None:
+def test_numbers_are_formatted_as_text() -> None:
     assert phrasing.quality(0.8334, "acc") == "83.3 %"
     assert phrasing.quality(21.374, "ppl") == "21.37"
     assert [phrasing.signed(value) for value in (-0.71, 0.02, -0.02, 1.25)] == ["−0.7", "0.0", "0.0", "+1.2"]

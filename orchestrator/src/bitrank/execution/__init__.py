@@ -1,1 +1,1 @@
-"""From a list of specs to processes that run them."""
+"""Executors: they run a list of specs in processes on this machine or on a cluster."""

@@ -1,8 +1,7 @@
-"""One run under way: its process, what it says, and how it ends. Whoever follows it is the one writer of its
-record.
+"""The process of one run: start it, read its events, and log how it ends.
 
-Children end when the process that follows them does. Events are tailed, logged in batches and handed on to be
-shown.
+The process that follows a run is the only writer of its record; if it ends, the run's process ends too.
+Events are logged in batches and returned for display.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.tracking.base import Log
 from bitrank.tracking.run_state import State
 
-_FLUSH = 1.0  # seconds
-_LEAST = 2**20  # bytes; with fewer free, a disk counts as full
+_FLUSH_SECONDS = 1.0
+_MIN_FREE_BYTES = 2**20  # a disk with less free space counts as full
+_FAILURES = {DIVERGED: "diverged", BAD_INPUT: "bad input"}  # status by exit code; others are "failed"
 
 
 @dataclass
 class Job:
-    """One spec on its way through an executor; ``status`` is waiting, running, or how it ended."""
+    """One spec in an executor; ``status`` is waiting, running, or how the run ended."""
 
     spec: RunSpec
     folder: Path
@@ -45,14 +45,14 @@ class Job:
     started: float = 0.0
     events: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    replaces: State | None = None  # the state of the run to forget, when this job makes it again
+    replaces: State | None = None  # state of the stored run that this job repeats and replaces
 
     @property
     def done(self) -> bool:
         return self.status == "finished"
 
     def add_event(self, event: dict[str, Any]) -> bool:
-        """Take in what the run said; whether there is something new to show."""
+        """Update the job with ``event``; returns whether the display changes."""
         self.phase = event.get("phase", self.phase)
         if "message" in event:
             self.notices.append(event["message"])
@@ -63,9 +63,7 @@ class Job:
 
 
 class Attempt:
-    """The process of ``job``'s run, started in ``job.folder``, from its start to its closed record in
-    ``log``.
-    """
+    """The process of ``job``'s run in ``job.folder``, until its record in ``log`` is closed."""
 
     def __init__(self, job: Job, log: Log) -> None:
         self.job, self.ended = job, False
@@ -75,20 +73,25 @@ class Attempt:
         with (job.folder / "log.txt").open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bitrank.run", str(job.folder)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=run_environment(job.spec),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=run_environment(job.spec),
                 start_new_session=True,
-            )  # fmt: skip
+            )
         job.status, job.started = "running", time.monotonic()
 
     def follow(self, at_once: bool = False) -> list[dict[str, Any]]:
-        """What the run has said since the last call; it is logged within a second, or ``at_once``. Then
-        ``ended`` tells whether that was all, and the run is to be closed."""
-        self.ended = (
-            self._process.poll() is not None
-        )  # asked before reading, so that nothing written before the end is missed
+        """Return the events since the last call, and log them within a second, or ``at_once``.
+
+        Sets ``ended`` if the process has ended and these were the last events; then call :meth:`close`.
+        """
+        # Polled before reading, so that no event that was written before the end is missed.
+        self.ended = self._process.poll() is not None
         new_events = self._tail.read()
         self._pending += new_events
-        if self._pending and (self.ended or at_once or time.monotonic() - self._flushed > _FLUSH):
+        is_due = time.monotonic() - self._flushed > _FLUSH_SECONDS
+        if self._pending and (self.ended or at_once or is_due):
             self._log.events(self._pending)
             self._pending, self._flushed = [], time.monotonic()
         return new_events
@@ -100,18 +103,18 @@ class Attempt:
         self._log.close(self.job.folder, "KILLED", {"exit_code": str(self._process.returncode)})
 
     def stop(self) -> None:
-        """End the process, and leave the record as it is."""
+        """End the process without changing the record."""
         self._process.terminate()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._sweep()
+        self._kill_process_group()
 
     def close(self) -> None:
-        """Log how the run ended and what it left."""
-        self._sweep()
+        """Log the status, figures and files of the ended run."""
+        self._kill_process_group()
         job, code = self.job, self._process.returncode
         failure = _read(job.folder / "failure.json")
         tags = {"exit_code": str(code)}
@@ -122,31 +125,25 @@ class Attempt:
             job.message = _with_advice(job.message, advise_signal(-code, _end_of(job.folder / "log.txt")))
             tags["failure"] = job.message[:500]
         else:
-            job.status, status = (
-                ("diverged" if code == DIVERGED else "bad input" if code == BAD_INPUT else "failed"),
-                "FAILED",
-            )
+            job.status, status = _FAILURES.get(code, "failed"), "FAILED"
             job.message = str(failure.get("message") or _without_failure(code, job.folder))
             job.message = _with_advice(job.message, failure.get("advice"))
             tags["finding" if code == DIVERGED else "failure"] = job.message[:500]
         self._log.close(job.folder, status, tags)
         if status == "FINISHED":
-            shutil.rmtree(
-                job.folder / "checkpoint", ignore_errors=True
-            )  # it lies with the run's artifacts now
+            # The run's artifacts contain the checkpoint now.
+            shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """End what is left of a run's several processes, before its folder is given back. They are a process
-        group of their own.
-        """
+    def _kill_process_group(self) -> None:
+        """Kill the remaining ranks of a run of several processes before its folder is unlocked."""
         if self.job.spec.processes > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _without_failure(code: int, folder: Path) -> str:
-    """What to say of a run that left no readable ``failure.json``, which a full disk prevents."""
-    if shutil.disk_usage(folder).free < _LEAST:
+    """The message for a run without a readable ``failure.json``; a full disk can be the reason."""
+    if shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
         return f"the disk of {folder} is full; free space or give another --store"
     return f"the process ended with code {code}; see {folder / 'log.txt'}"
 
@@ -156,7 +153,7 @@ def _with_advice(message: str, advice: str | None) -> str:
 
 
 def _end_of(path: Path) -> str:
-    """The last 20 kB of a log."""
+    """Read the last 20 kB of a log."""
     try:
         return path.read_bytes()[-20_000:].decode(errors="replace")
     except OSError:
@@ -166,5 +163,5 @@ def _end_of(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # absent, torn, or no object
+    except (OSError, ValueError, TypeError):  # missing, truncated, or not an object
         return {}

@@ -1,6 +1,4 @@
-"""The second look at a spec's state, when its lock or lease is held: another process may have done the run
-meanwhile.
-"""
+"""Check a spec's state again after locking it: another process may have finished the run in between."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ COMPLETE = ("done", "stale")
 
 
 def is_replaced(now: State, replaces: State | None) -> bool:
-    """Whether the run of state ``now`` is to be forgotten and made again.
+    """Whether the run of state ``now`` must be removed and repeated.
 
-    ``replaces`` is the state in which the run was found when that was decided. A run that another process has
-    begun or ended since is kept. A run of other code never is: numbers of two versions of the code must not
-    meet in one run.
+    ``replaces`` is the state of the run when the user requested to repeat it. A run that another process has
+    started or finished since then is kept. An unfinished run of other code is always replaced: one run must
+    not contain numbers of two versions of the code.
     """
     if now.run_id is None:
         return False
@@ -33,8 +31,8 @@ def is_replaced(now: State, replaces: State | None) -> bool:
 
 
 def claim(job: Job, tracker: Tracking) -> bool:
-    """Bring ``job`` up to date, while its lock is held; whether its run is still to be trained."""
-    _look_up(job, tracker.find(job.spec.spec_id))
+    """Update ``job`` from the store after locking it; returns whether its run must still be trained."""
+    _set_state(job, tracker.find(job.spec.spec_id))
     if is_replaced(job.state, job.replaces):
         assert job.state.run_id is not None
         tracker.forget(job.state.run_id)
@@ -44,22 +42,22 @@ def claim(job: Job, tracker: Tracking) -> bool:
     return job.status == "waiting"
 
 
-def look_again(job: Job, tracker: Tracking) -> None:
-    """What became of a run that another process held to the end: its figures, if it is complete."""
+def update_if_complete(job: Job, tracker: Tracking) -> None:
+    """Update ``job`` from the store if another process has completed its run."""
     stored = tracker.find(job.spec.spec_id)
     state = state_of(job.spec, {job.spec.spec_id: stored} if stored else {})
     if state.name in COMPLETE and not is_replaced(state, job.replaces):
         job.state, job.status, job.message = state, state.name, state.note
 
 
-def _look_up(job: Job, stored: StoredRun | None) -> None:
+def _set_state(job: Job, stored: StoredRun | None) -> None:
     job.state = state_of(job.spec, {job.spec.spec_id: stored} if stored else {})
     ended = job.state.name in {*COMPLETE, "diverged"}
     job.status, job.message = (job.state.name, job.state.note) if ended else ("waiting", "")
 
 
 def _empty(folder: Path) -> None:
-    """Remove the files of a run, and not the lock that is held on its folder."""
+    """Remove the files of a run, except the lock file of its folder."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

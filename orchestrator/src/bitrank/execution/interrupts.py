@@ -1,6 +1,4 @@
-"""SIGINT and SIGTERM while runs are under way: taken between two polls, so that every run is closed as what
-it is.
-"""
+"""Handling of SIGINT and SIGTERM between polls, so that every run is closed with its true status."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The user, or a SIGTERM, stopped the matrix; ``code`` is the exit code that says which."""
+    """SIGINT or SIGTERM stopped the matrix; ``code`` is the exit code, 128 + signal number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -17,15 +15,14 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Remember SIGINT and SIGTERM inside the block, for :meth:`check` to raise as :class:`Interrupted`
-    between two polls.
+    """Record SIGINT and SIGTERM inside the block; :meth:`check` raises them as :class:`Interrupted`.
 
-    Raised at once they could strike inside a write to the store, whose own error handling would make
-    something else of them.
+    An exception raised immediately could interrupt a write to the store, whose error handling would convert
+    it to another error.
     """
 
     def __enter__(self) -> Signals:
-        self._came: int | None = None
+        self._received: int | None = None
         self._before = {
             number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -36,8 +33,8 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        if self._came is not None:
-            raise Interrupted(self._came)
+        if self._received is not None:
+            raise Interrupted(self._received)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._came = number
+        self._received = number

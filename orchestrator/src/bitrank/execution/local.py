@@ -1,8 +1,8 @@
-"""The local executor: runs on this machine, each in a process of its own.
+"""The local executor: runs on this machine, each in its own process.
 
-It holds a lock on each run's folder while it runs, and the run's lease where the store is a server, so two
-invocations never train the same spec. When it has them it asks the store again, since another invocation may
-have done the run in between. Runs that another process holds go to the end of the queue.
+It locks each run's folder during the run, and takes the run's lease if the store is a server, so two
+invocations never train the same spec. After locking it reads the state from the store again, because another
+invocation may have finished the run. Runs that another process has locked are retried at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bitrank.execution.attempt import Attempt, Job
-from bitrank.execution.claim import claim, look_again
+from bitrank.execution.claim import claim, update_if_complete
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.cores import usable_cores
 from bitrank.process.environment import is_apple
@@ -26,18 +26,18 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE, RunHeldElsewhere
 
-RUN_BYTES = 3 * 2**30  # what a run of profile laptop may take, with room to spare
+RUN_BYTES = 3 * 2**30  # memory reserved for a run of profile laptop, with a margin
 _POLL = 0.2  # seconds
 
 
 def run_all(
     jobs: Sequence[Job], tracker: Tracking, slots: int, changed: Callable[[Job | None], None]
 ) -> None:
-    """Run every job, at most ``slots`` at once. ``changed`` is called when a job moved on, and with None at
-    each poll.
+    """Run all jobs, at most ``slots`` in parallel.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after closing what runs as KILLED.
-    When the store fails, such as on a full disk, the processes are ended and its error is raised.
+    Calls ``changed`` with each updated job, and with None at each poll. A failed run does not stop the
+    others. Raises :class:`Interrupted` after closing running jobs as KILLED. When the store fails, such as on
+    a full disk, the processes are ended and the store's error is raised.
     """
     queue = _Queue(jobs, tracker, changed)
     with Signals() as stop:
@@ -50,43 +50,43 @@ def run_all(
                 stop.check()
                 queue.try_again()
         except Interrupted:
-            for attempt, held in queue.running.items():
+            for attempt, locks in queue.running.items():
                 attempt.kill()
-                held.close()
+                locks.close()
             raise
         except BaseException:
             for attempt in queue.running:
                 attempt.stop()
             raise
     for job in queue.elsewhere:
-        look_again(job, tracker)
+        update_if_complete(job, tracker)
         changed(job)
 
 
 class _Queue:
-    """Jobs that wait, run, or were found in the hands of another process."""
+    """Jobs that wait, jobs that run, and jobs that another process has locked (``elsewhere``)."""
 
     def __init__(self, jobs: Sequence[Job], tracker: Tracking, changed: Callable[[Job | None], None]) -> None:
         self.waiting, self.running = deque(jobs), dict[Attempt, ExitStack]()
-        self.elsewhere, self._last = list[Job](), False
+        self.elsewhere, self._retried = list[Job](), False
         self._tracker, self._changed = tracker, changed
 
     def start(self, slots: int) -> None:
         """Start waiting jobs until ``slots`` run."""
         while self.waiting and len(self.running) < slots:
             job = self.waiting.popleft()
-            if (held := _hold(job, self._tracker)) is None:
+            if (locks := _lock(job, self._tracker)) is None:
                 self.elsewhere.append(job)
                 continue
             if claim(job, self._tracker):
                 attempt = Attempt(job, self._tracker.open(job.spec, job.state.run_id))
-                self.running[attempt] = held
+                self.running[attempt] = locks
             else:
-                held.close()
+                locks.close()
             self._changed(job)
 
     def follow(self) -> None:
-        """Take in what the runs say, and close those that ended."""
+        """Read the events of all running jobs, and close those that ended."""
         for attempt in list(self.running):
             for event in attempt.follow():
                 if attempt.job.add_event(event):
@@ -97,40 +97,38 @@ class _Queue:
                 self._changed(attempt.job)
 
     def try_again(self) -> None:
-        """When nothing else is left, queue the jobs that another process held once more."""
-        if not (self.waiting or self.running or self._last):
-            self.waiting, self.elsewhere, self._last = deque(self.elsewhere), [], True
+        """When no other job is left, queue the jobs that another process had locked once more."""
+        if not (self.waiting or self.running or self._retried):
+            self.waiting, self.elsewhere, self._retried = deque(self.elsewhere), [], True
 
 
-def _hold(job: Job, tracker: Tracking) -> ExitStack | None:
-    """Keep others from the job's folder and from its run, until it is closed; None when another process has
-    one of them.
-    """
+def _lock(job: Job, tracker: Tracking) -> ExitStack | None:
+    """Lock the job's folder and run until the result is closed; None if another process has locked one."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    held = ExitStack()
+    locks = ExitStack()
     try:
-        held.enter_context(FileLock(job.folder / LOCK, timeout=0))
-        held.enter_context(tracker.hold(job.spec.spec_id))
+        locks.enter_context(FileLock(job.folder / LOCK, timeout=0))
+        locks.enter_context(tracker.hold(job.spec.spec_id))
     except (Timeout, RunHeldElsewhere):
-        held.close()
+        locks.close()
         job.status, job.message = "elsewhere", HELD_ELSEWHERE
         return None
-    return held
+    return locks
 
 
 def choose_slots(specs: Sequence[RunSpec]) -> int:
-    """How many runs at once when nobody says: as many as cores and memory carry, if each run's threads are
-    fixed by its spec.
+    """The default number of parallel runs: as many as cores and memory allow.
 
-    One run a core is faster than one run on all cores (the README has the figures). Runs that take all
-    threads, or share an accelerator, go one by one.
+    One run per core is faster than one run on all cores (the README has the figures). Runs whose spec sets no
+    number of threads, or that share an accelerator, are executed one at a time.
     """
     threads = {spec.threads and spec.threads * spec.processes for spec in specs}
     if None in threads or not threads or _has_accelerator():
         return 1
     cores = usable_cores()
-    carried = int(psutil.virtual_memory().available / (RUN_BYTES * max(spec.processes for spec in specs)))
-    return max(1, min(cores // max(thread for thread in threads if thread), carried, len(specs)))
+    run_bytes = RUN_BYTES * max(spec.processes for spec in specs)
+    fitting = int(psutil.virtual_memory().available / run_bytes)
+    return max(1, min(cores // max(thread for thread in threads if thread), fitting, len(specs)))
 
 
 def _has_accelerator() -> bool:

@@ -1,4 +1,4 @@
-"""The study matrix: what is to run, what is done, and what to show at the end."""
+"""The study matrix: find missing runs, execute them, and collect the results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from bitrank.tracking.store import Store
 
 @dataclass(frozen=True)
 class Options:
-    """Where to keep and how to run. ``store`` is a folder or an MLflow URI; ``force`` makes complete runs
-    anew.
-    """
+    """Store, results folder and executor. ``store`` is a folder or an MLflow URI; ``force`` repeats runs."""
 
     store: str
     results: Path
@@ -37,12 +35,12 @@ class Options:
 
     @property
     def work(self) -> Path:
-        """Where runs keep their files while they run."""
+        """The folder of the files of runs in progress."""
         return Store.parse(self.store).work
 
 
-def look(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
-    """The tracker of the specs' profile, and every spec with its state in the store."""
+def open_jobs(specs: Sequence[RunSpec], options: Options) -> tuple[Tracking, list[Job]]:
+    """Return the tracker of the specs' profile, and a job for every spec with its state in the store."""
     tracker = open_tracking(options.store, specs[0].profile, options.work, options.how.wandb)
     runs = tracker.runs()
     return tracker, [_job(spec, options.work / spec.spec_id, state_of(spec, runs)) for spec in specs]
@@ -58,22 +56,20 @@ class Watcher(Protocol):
     ) -> None: ...
 
     def changed(self, job: Job | None) -> None:
-        """Show that ``job`` moved on; None refreshes the clocks."""
+        """Show the new state of ``job``; None refreshes the remaining times."""
 
 
 def run_study(
     specs: Sequence[RunSpec], options: Options, watch: Callable[[Sequence[Job]], Watcher]
 ) -> list[Job]:
-    """Run what is missing of ``specs``; afterwards every job tells how it ended. Results on disk are kept up
-    to date.
+    """Execute the missing runs of ``specs`` and update the results on disk; returns a job for every spec.
 
-    Raises :class:`UserError` when results cannot be written: before anything trains, or when all else is
-    done.
+    Raises :class:`UserError` when results cannot be written: before training, or after the last run.
     """
-    # Before the store is made: neither a store nor results are left behind by a command that cannot run.
+    # Checked before the store is created, so that a command that cannot run creates nothing.
     check_tracking(options.how.wandb)
     check_results(options.results)
-    tracker, jobs = look([resolve_hub_digests(spec) for spec in specs], options)
+    tracker, jobs = open_jobs([resolve_hub_digests(spec) for spec in specs], options)
     for job in jobs:
         if options.force and job.state.run_id is not None and job.status != "elsewhere":
             job.replaces, job.status = job.state, "waiting"
@@ -82,9 +78,8 @@ def run_study(
     def changed(job: Job | None) -> None:
         progress.changed(job)
         if job is not None and job.done:
-            with contextlib.suppress(
-                UserError
-            ):  # the last write below says so, when every run has had its turn
+            # The last write below reports the error, after all runs were executed.
+            with contextlib.suppress(UserError):
                 write_results(result_rows([job]), options.results)
 
     with watch(due) as progress:

@@ -1,4 +1,4 @@
-"""How runs are executed: executor, jobs, retries, cluster, second tracker."""
+"""Execution options: executor, parallel jobs, retries, cluster, second tracker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Execution:
-    """The executor's name and what it is told: ``jobs`` runs at the same time (None lets it decide),
-    ``retries`` of a run whose machine or worker is lost, ``ray_address`` of a Ray cluster (None starts one
-    here), ``wandb`` to log to Weights & Biases too."""
+    """The executor's name and its options.
+
+    ``jobs`` is the number of parallel runs (None: the executor's default), ``retries`` of a run after its
+    machine or worker is lost, ``ray_address`` of a Ray cluster (None starts one on this machine), ``wandb``
+    enables logging to Weights & Biases.
+    """
 
     name: str = "local"
     jobs: int | None = None

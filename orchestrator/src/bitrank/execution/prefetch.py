@@ -1,9 +1,8 @@
-"""What later runs need is fetched and made ready while the first ones train: assets, weights from a hub, a
-converted model, tokens.
+"""Prefetch for queued runs: download, convert and tokenize in the background while other runs train.
 
-``python -m bitrank.execution.prefetch`` reads specs from its input. It yields processor and memory to runs,
-and a run that needs what is still being made waits for it, as for another run's. Where something cannot be
-made, the run that needs it says why: here it is passed over.
+``python -m bitrank.execution.prefetch`` reads specs from standard input, at low priority for processor and
+memory. A run that needs an unfinished asset waits for it, as for another run's. Errors are ignored here: the
+run that needs the asset reports them.
 """
 
 from __future__ import annotations
@@ -26,29 +25,32 @@ from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.spec.run_spec import RunSpec
 
-_NICE = 10  # a tenth of a core beside runs that take all of it: enough to be done in time
+_NICE = 10  # about a tenth of a core when runs use all cores, which is enough to finish in time
 
 
 @contextmanager
 def prefetch(specs: Sequence[RunSpec], slots: int) -> Iterator[None]:
-    """Inside, what ``specs`` need and was never made ready here is, in their order, but for what the first
-    ``slots`` of them begin with.
+    """Prefetch inside the block what ``specs`` need, in their order, except the first ``slots`` specs.
 
-    Not where runs have a memory limit: there nothing may run beside them.
+    Does nothing if a run has a memory limit, because then no other process may use memory.
     """
-    begun = {_prefetch_key(spec) for spec in specs[:slots]}
+    started = {_prefetch_key(spec) for spec in specs[:slots]}
     later = {
         _prefetch_key(spec): spec
         for spec in specs[slots:]
-        if _prefetch_key(spec) not in begun and not _mark(spec).exists()
+        if _prefetch_key(spec) not in started and not _mark(spec).exists()
     }
     if not later or any(spec.memory_limit for spec in specs):
         yield
         return
     process = subprocess.Popen(
         [sys.executable, "-m", "bitrank.execution.prefetch"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=run_environment(specs[0]), start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=run_environment(specs[0]),
+        start_new_session=True,
+    )
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
@@ -60,9 +62,9 @@ def prefetch(specs: Sequence[RunSpec], slots: int) -> Iterator[None]:
 
 def main() -> int:
     exit_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what is half made is swept away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # an exit removes unfinished files
     specs = [RunSpec(**fields) for fields in json.load(sys.stdin)]
-    _yield_to_runs()
+    _lower_priority()
     quiet_libraries()
     with quick_imports():
         from bitrank.models.locate import folder_of
@@ -76,16 +78,12 @@ def main() -> int:
     return 0
 
 
-def _yield_to_runs() -> None:
+def _lower_priority() -> None:
     if hasattr(os, "nice"):
         os.nice(_NICE)
-    for name, value in (
-        (
-            "autogroup",
-            _NICE,
-        ),  # Linux shares the processor out among sessions first, each with a niceness of its own
-        ("oom_score_adj", 1000),  # where memory runs out, this process ends before any run does
-    ):
+    # Linux first divides the processor among sessions, each with its own niceness (autogroup). When memory
+    # runs out, this process is killed before any run (oom_score_adj).
+    for name, value in (("autogroup", _NICE), ("oom_score_adj", 1000)):
         with contextlib.suppress(OSError):
             Path("/proc/self", name).write_text(str(value))
 
@@ -100,17 +98,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _prefetch_key(spec: RunSpec) -> tuple[Any, ...]:
-    """What :func:`~bitrank.models.locate.folder_of` and :func:`~bitrank.run.data.load_data` make for
-    ``spec``, by what it is made of.
+    """Fields of ``spec`` that determine the files of :func:`~bitrank.models.locate.folder_of` and
+    :func:`~bitrank.run.data.load_data`.
     """
     fields = (spec.model, spec.task, spec.data, spec.max_length, spec.special_tokens)
     return *fields, spec.model_digest, spec.data_digest
 
 
 def _mark(spec: RunSpec) -> Path:
-    """The file that says that its material was made ready here once. Whoever empties the cache otherwise
-    costs a run its wait, no more.
-    """
+    """The file that marks the prefetch for ``spec`` as done; if the cache is deleted, a run only waits."""
     from bitrank_data import cache_dir
 
     return cache_dir() / "prepared" / hashlib.sha256(repr(_prefetch_key(spec)).encode()).hexdigest()[:16]

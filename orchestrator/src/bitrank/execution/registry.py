@@ -1,6 +1,4 @@
-"""Who runs the runs: by name, with what must hold before anything starts. Adding an executor is one entry
-here.
-"""
+"""Executors by name, with their preconditions. A new executor is one entry here."""
 
 from __future__ import annotations
 
@@ -22,9 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Executor:
-    """``check`` raises :class:`UserError` when runs cannot be executed like that with that store, before
-    anything is opened; ``run`` runs jobs, calls its last argument with a job that moved on or with None, and
-    raises ``Interrupted`` after closing what runs as KILLED."""
+    """An executor of runs.
+
+    ``check`` raises :class:`UserError` before anything is opened if the options or the store are unsuitable.
+    ``run`` executes jobs, calls its last argument with each updated job or with None, and raises
+    ``Interrupted`` after closing running jobs as KILLED.
+    """
 
     about: str
     check: Callable[[Execution, str], None]
@@ -51,7 +52,7 @@ def _run_on_ray(jobs: Sequence[Job], tracker: Tracking, how: Execution, changed:
     from bitrank.execution.ray.driver import run_all
     from bitrank.tracking.mlflow_tracker import Tracker
 
-    assert isinstance(tracker, Tracker), "checked: no second log"
+    assert isinstance(tracker, Tracker), "check excludes a second log"
     run_all(jobs, tracker, how, changed)
 
 
@@ -65,24 +66,27 @@ EXECUTORS: dict[str, Executor] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The words that say who runs the runs."""
+    """Add the options that select and configure an executor."""
     about = "; ".join(f"{name}: {executor.about}" for name, executor in EXECUTORS.items())
     parser.add_argument(
         "--executor", choices=list(EXECUTORS), default=LOCAL, help=f"{about} (default: %(default)s)"
     )
-    parser.add_argument("--retries", type=int, default=Execution.retries, help="ray: times that a run may lose its worker and go on "
-                        "from its last checkpoint on another (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=Execution.retries,
+        help="ray: how often a run continues from its last checkpoint after its worker is lost "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--ray-address",
         metavar="HOST:PORT",
-        help="ray: the cluster (default: RAY_ADDRESS, else one is started here)",
+        help="ray: address of the cluster (default: RAY_ADDRESS, else a new one on this machine)",
     )
 
 
 def execution(arguments: argparse.Namespace, jobs: int | None) -> Execution:
-    """What the words say. Raises :class:`UserError` for a number out of range, or when the executor cannot
-    work like that.
-    """
+    """Options of the executor from ``arguments``. Raises :class:`UserError` if they are invalid."""
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {jobs}")
     if arguments.retries < 0:

@@ -1,4 +1,4 @@
-"""A run that is over, read from its folder or from the store's artifacts: its spec, its plans, its adapter."""
+"""A finished run, read from its folder or from the store's artifacts: spec, plans and adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _BASE = "bf16"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """``precision`` is None for an adapter without a run: its base is in 16 bits."""
+    """Spec, adapter folder and plans of a run.
+
+    ``precision`` is None for an adapter without a run: its base is in 16 bits.
+    """
 
     spec: RunSpec
     adapter: Path
@@ -28,7 +31,7 @@ class FinishedRun:
     ranks: dict[str, int]
 
     def bits(self, loaded: Loaded) -> dict[str, str]:
-        """A format for every matrix of the base."""
+        """The format of every matrix of the base."""
         if self.precision is not None:
             return self.precision
         return {
@@ -39,39 +42,40 @@ class FinishedRun:
 
 
 def find_run(source: Path, task: str | None = None, model: str | None = None) -> FinishedRun:
-    """The run whose folder, or whose adapter's folder, is ``source``. An adapter from elsewhere needs
-    ``task`` and ``model``.
+    """Find the run of ``source``, which is the folder of a run or of an adapter.
 
-    Raises :class:`UserError` when there is neither.
+    An adapter without its run needs ``task`` and ``model``. Raises :class:`UserError` if ``source`` has no
+    adapter, or one of them is missing.
     """
     if not source.is_dir():
         raise UserError(
-            f"there is no folder {source}: give a run's, which its spec id names in the store's folder work, or an adapter's"
+            f"there is no folder {source}: expected the folder of a run (named by its spec id, in the "
+            "folder work of the store) or of an adapter"
         )
     adapter = source if (source / "adapter_config.json").is_file() else source / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(
-            f"{source} holds no adapter: expected a run's folder with spec.json, plan.json and adapter/, or an adapter"
+            f"{source} contains no adapter: expected the folder of a run with spec.json, plan.json and "
+            "adapter/, or of an adapter"
         )
     home = adapter.parent
     if (home / "spec.json").is_file() and (home / "plan.json").is_file():
         if task or model:
-            raise UserError(f"{home} is a run and knows its task and model; leave --task and --model out")
+            raise UserError(f"{home} is a run, which defines its task and model; omit --task and --model")
         return _run_of(home, adapter)
     if not (task and model):
         raise UserError(
-            f"{adapter} is an adapter without its run: say --model (its 16-bit base) and --task (what to judge it on)"
+            f"{adapter} is an adapter without its run: give --model (its 16-bit base) and --task "
+            "(to evaluate it)"
         )
     return FinishedRun(make_spec(find_profile("laptop"), "B-FP", task, {"model": model}), adapter, None, {})
 
 
 def _run_of(home: Path, adapter: Path) -> FinishedRun:
-    """The run in ``home``, whose files must hold what the run wrote; a run of before digests is taken as it
-    is.
-    """
+    """Read the run in ``home``; its files must match their digests. Old runs without digests are accepted."""
     problem = damage(home, _is_read) if (home / DIGESTS).is_file() else None
     if problem:
-        remedy = "copy it again from the store's artifacts, or do the run again with --force"
+        remedy = "copy it again from the store's artifacts, or repeat the run with --force"
         raise UserError(f"{home}: {problem}; {remedy}")
     try:
         plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""A trained adapter folded into its base, with an audit of what that costs before anything is written.
+"""Fold a trained adapter into its base, with an audit of the cost before anything is written.
 
-The run's base is built again as the run had it, start included: an adapter that began as what quantization
-lost belongs to that base and to no other. Into 16 bits every matrix becomes what it multiplied by, W_q +
-scale · B A, in the run's compute dtype: a folder for stock transformers. Into the quantized base it becomes
-q(W_q + scale · B A) in its own format: what falls between two codes is lost, and the audit says how much. The
-loss is taken on the validation split, since it decides whether the merge is written.
+The base is rebuilt exactly as in the run, adapter initialization included: an adapter that started from the
+quantization error fits only that base. ``16bit`` replaces every matrix by W_q + scale · B A in the run's
+compute dtype, for transformers without bitrank. ``quantized`` replaces it by q(W_q + scale · B A) in its own
+format; the audit gives the rounding error. The loss is measured on the validation split, because it decides
+whether the merged model is written.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ from bitrank.spec.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class MatrixAudit:
-    """Relative Frobenius distances from W_q + scale · B A: of W_q alone (``before``), and of what the merged
-    matrix holds (``after``).
-    """
+    """Relative Frobenius distances of W_q (``before``) and the result (``after``) from W_q + scale · B A."""
 
     format: str
     rank: int
@@ -53,7 +51,7 @@ class MatrixAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """Validation metrics of the adapted and of the merged model, and every matrix that was changed."""
+    """Validation metrics of the adapted and of the merged model, and errors of all changed matrices."""
 
     into: str
     before: dict[str, float]
@@ -62,15 +60,13 @@ class Audit:
 
     @property
     def added_loss(self) -> float:
-        """Nats that merging adds to the validation loss."""
+        """Increase of the validation loss by merging, in nats."""
         return self.after["loss"] - self.before["loss"]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model in memory, its tokenizer, its audit, and a sentence on its padding where that was
-    changed.
-    """
+    """A merged model in memory, its tokenizer, its audit, and a note if the padding token changed."""
 
     model: Any
     tokenizer: Any
@@ -79,10 +75,9 @@ class Merged:
 
 
 def merge(run: FinishedRun, into: str) -> Merged:
-    """Fold the adapter of ``run`` into its base (one of :data:`WAYS`); nothing is written.
+    """Fold the adapter of ``run`` into its base; ``into`` is a key of :data:`MERGES`. Nothing is written.
 
-    Raises the error of a package, or :class:`~bitrank.errors.UserError`, when run and adapter do not fit each
-    other.
+    Raises a package's error, or :class:`~bitrank.errors.UserError`, if the adapter does not fit the run.
     """
     spec, adapter = run.spec, read_adapter(run.adapter)
     compute = Compute.of(spec)
@@ -93,9 +88,8 @@ def merge(run: FinishedRun, into: str) -> Merged:
     applied = store_base(spec, loaded, run.bits(loaded), choose_init(spec, run.ranks), device, dtype)
     model = _with_adapter(loaded, adapter).to(device)
     before = _evaluate(model, spec, data, device)
-    merged, matrices = WAYS[into](
-        _Base(spec, model, loaded, applied, adapter, device, dtype, data.task.classes)
-    )
+    base = _Base(spec, model, loaded, applied, adapter, device, dtype, data.task.classes)
+    merged, matrices = MERGES[into](base)
     audit = Audit(into, before, _evaluate(merged, spec, data, device), matrices)
     padding = separate_padding(merged, loaded.tokenizer, data.task)
     return Merged(merged, loaded.tokenizer, audit, padding)
@@ -103,7 +97,7 @@ def merge(run: FinishedRun, into: str) -> Merged:
 
 @dataclass(frozen=True)
 class _Base:
-    """The adapted model and all that it was made of."""
+    """The adapted model and its parts."""
 
     spec: RunSpec
     model: Any
@@ -116,13 +110,15 @@ class _Base:
 
     def wanted(self, name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """(W_q, W_q + scale · B A) of one matrix, in fp32."""
-        held_OI = stored_weight(layer).float()
+        stored_OI = stored_weight(layer).float()
         part = self.adapter.parts.get(name)
-        return held_OI, held_OI if part is None else held_OI + part.product().to(held_OI)
+        return stored_OI, stored_OI if part is None else stored_OI + part.product().to(stored_OI)
 
-    def audit(self, name: str, held_OI: Tensor, wanted_OI: Tensor, now_OI: Tensor) -> MatrixAudit:
+    def audit(self, name: str, stored_OI: Tensor, wanted_OI: Tensor, merged_OI: Tensor) -> MatrixAudit:
         part, whole = self.adapter.parts.get(name), float(wanted_OI.norm()) or 1.0
-        distances = (float((wanted_OI - matrix_OI.float()).norm()) / whole for matrix_OI in (held_OI, now_OI))
+        distances = (
+            float((wanted_OI - matrix_OI.float()).norm()) / whole for matrix_OI in (stored_OI, merged_OI)
+        )
         done = self.applied.get(name)
         return MatrixAudit(
             done.format if done else str(self.dtype), 0 if part is None else len(part.down_RI), *distances
@@ -130,12 +126,12 @@ class _Base:
 
 
 def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
-    """The base with ``adapter`` as plain LoRA, its scale folded into one factor."""
+    """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
     heads = _trained_heads(loaded, adapter)
-    if lacking := [head for head in loaded.new_modules if head not in heads]:
+    if missing := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(
-            f"neither the model nor the adapter has weights for {lacking[0]!r}; give the run that trained it"
+            f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
         )
     model = attach_lora(
         loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=heads
@@ -146,16 +142,13 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
             layer.lora_B["default"].weight.copy_(parts[name].up_OR * parts[name].scale)
         for name, parameter in model.named_parameters():
             if ".modules_to_save.default" in name:
-                parameter.copy_(
-                    adapter.whole[
-                        name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-                    ]
-                )
+                own_name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+                parameter.copy_(adapter.whole[own_name])
     return model
 
 
 def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
-    """Heads that ``adapter`` brings; one that the checkpoint has and the adapter lacks was not trained."""
+    """Heads with weights in ``adapter``; a head that it lacks was not trained."""
     return [head for head in loaded.trained_modules if f"{head}.weight" in adapter.whole]
 
 
@@ -164,21 +157,22 @@ def _evaluate(model: Any, spec: RunSpec, data: RunData, device: str) -> dict[str
 
 
 def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
-    """A fresh 16-bit model, every matrix overwritten with what the adapted one multiplies by."""
+    """A new 16-bit model with every matrix replaced by W_q + scale · B A."""
     unquantized = open_model(base.spec, base.classes, base.device, base.dtype)
     unquantized.fill_rest()
     layers, audits = _layers(base), {}
     with torch.no_grad():
         for name, layer in layers.items():
-            held_OI, wanted_OI = base.wanted(name, layer)
+            stored_OI, wanted_OI = base.wanted(name, layer)
             target: Any = unquantized.model.get_submodule(name)
             target.weight.copy_(wanted_OI.T if isinstance(target, Conv1D) else wanted_OI)
-            audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(target))
-        for name in base.applied.keys() - layers.keys():  # held in 16 bits: the file may have more
+            audits[name] = base.audit(name, stored_OI, wanted_OI, stored_weight(target))
+        # The run rounded the remaining matrices and tensors to 16 bits; the model's file may be in fp32.
+        for name in base.applied.keys() - layers.keys():
             kept: Any = unquantized.model.get_submodule(name)
             kept_OI = stored_weight(_inner(base).get_submodule(name))
             kept.weight.copy_(kept_OI.T if isinstance(kept, Conv1D) else kept_OI)
-        for one in left_out(unquantized.model, unquantized.trained_modules):  # the run held these in 16 bits
+        for one in left_out(unquantized.model, unquantized.trained_modules):
             tensor = unquantized.model.get_parameter(one.name)
             tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
         _put_heads(unquantized.model, base)
@@ -186,10 +180,10 @@ def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
 
 
 def _into_quantized(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
-    """The same base, every adapted matrix, and those of other libraries, encoded anew by plain torch in their
-    own formats.
+    """Encode every adapted matrix again in its own format, with the reference backend.
 
-    Raises :class:`UserError` when the base is in 16 bits.
+    Quantized matrices of other libraries are converted to the reference backend too. Raises
+    :class:`UserError` when the base is in 16 bits.
     """
     if all(parse_format(done.format).bits >= 16 for done in base.applied.values()):
         raise UserError("no matrix of this run is quantized; merge --into 16bit")
@@ -197,39 +191,40 @@ def _into_quantized(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
     model, audits = base.model.unload(), {}
     with torch.no_grad():
         for name, layer in layers.items():
-            if isinstance(layer, nn.Embedding) or (
-                isinstance(layer, QuantLinear) and name not in base.adapter.parts
-            ):
-                continue  # as it is already
-            held_OI, wanted_OI = base.wanted(name, layer)
-            made = to_reference(layer, wanted_OI, base.applied[name].format, base.dtype)
-            model.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = made
-            audits[name] = base.audit(name, held_OI, wanted_OI, stored_weight(made))
+            unchanged = isinstance(layer, QuantLinear) and name not in base.adapter.parts
+            if unchanged or isinstance(layer, nn.Embedding):
+                continue
+            stored_OI, wanted_OI = base.wanted(name, layer)
+            encoded = to_reference(layer, wanted_OI, base.applied[name].format, base.dtype)
+            model.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = encoded
+            audits[name] = base.audit(name, stored_OI, wanted_OI, stored_weight(encoded))
         _put_heads(model, base)
     return model, audits
 
 
-WAYS = {"16bit": _into_16bit, "quantized": _into_quantized}
+MERGES = {"16bit": _into_16bit, "quantized": _into_quantized}
 
 
 def _layers(base: _Base) -> dict[str, nn.Module]:
-    """Every matrix that a merge must write: those with an adapter, and those that are quantized; adapters
-    unwrapped.
-    """
-    held = dict(adapted(base.model))
+    """Base layers that a merge changes, by name: those with an adapter, and quantized ones."""
+    with_adapter = dict(adapted(base.model))
     quantized = [name for name, done in base.applied.items() if parse_format(done.format).bits < 16]
     inner = _inner(base)
-    owned = dict.fromkeys([*held, *(name for name in quantized if name not in tied_modules(inner))])
-    return {name: held[name].base_layer if name in held else inner.get_submodule(name) for name in owned}
+    tied = tied_modules(inner)
+    names = dict.fromkeys([*with_adapter, *(name for name in quantized if name not in tied)])
+    return {
+        name: with_adapter[name].base_layer if name in with_adapter else inner.get_submodule(name)
+        for name in names
+    }
 
 
 def _inner(base: _Base) -> Any:
-    """The adapted model without PEFT's wrapping."""
+    """The adapted model without PEFT's wrapper."""
     return base.model.base_model.model
 
 
 def _put_heads(model: Any, base: _Base) -> None:
-    """Modules that were trained whole, in the compute dtype."""
+    """Copy the modules that were trained whole to ``model``, in the compute dtype."""
     for head in _trained_heads(base.loaded, base.adapter):
         trained = model.get_submodule(head)
         plain = trained if not hasattr(trained, "modules_to_save") else trained.original_module

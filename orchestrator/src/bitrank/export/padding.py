@@ -1,9 +1,9 @@
-"""A merged classifier reads the same token in plain transformers as it did in its run.
+"""Choose a padding token with which transformers classifies by the same token as the run.
 
-A decoder that classifies reads the last token of a text. A run finds it by the attention mask, transformers
-by its id: the last one that is not ``config.pad_token_id``. Where texts end in the id that pads (a tokenizer
-that appends its end-of-sequence token and pads with it), transformers reads one token earlier, and every
-prediction is another. So such a model is saved with a padding token that no text ends in.
+A decoder classifies by the last token of a text. A run finds it by the attention mask, transformers by the
+last id that is not ``config.pad_token_id``. If texts end in the padding id (a tokenizer that appends its
+end-of-sequence token and pads with it), transformers uses the token before it, and predictions differ. So
+such a model is saved with a padding token that no text ends in.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from bitrank.models.padding import use_padding
 
 
 def separate_padding(model: Any, tokenizer: Any, task: TokenisedTask) -> str | None:
-    """Give ``model`` and ``tokenizer`` another padding token where a text of ``task`` ends in theirs.
+    """Replace the padding token of ``model`` and ``tokenizer`` if a text of ``task`` ends in it.
 
-    A sentence on it, or None where nothing was to do. Raises :class:`UserError` where texts end in every
-    special token that could pad.
+    Returns a note, or None without a change. Raises :class:`UserError` if texts end in every special token.
     """
     if task.kind != "classification" or last_token_head(model) is None:
         return None
@@ -33,12 +32,16 @@ def separate_padding(model: Any, tokenizer: Any, task: TokenisedTask) -> str | N
     old = tokenizer.convert_ids_to_tokens(task.pad_id)
     if not special:
         raise UserError(
-            f"texts end in {old!r}, which pads, and transformers would read the token before it; the tokenizer has no "
-            "other special token to pad with: add one to the base model and its tokenizer, and train again"
+            f"texts end in the padding token {old!r}, so transformers would classify by the token before it; "
+            "the tokenizer has no other special token: add one to the base model and its tokenizer, and "
+            "train again"
         )
     tokenizer.pad_token = new = tokenizer.convert_ids_to_tokens(special[0])
     use_padding(model, special[0])
-    return f"texts end in {old!r}, which padded: saved with {new!r} as padding, so that transformers reads their last token"
+    return (
+        f"texts end in the padding token {old!r}: saved with {new!r} as padding token, so that transformers "
+        "classifies by their last token"
+    )
 
 
 def _last_tokens(task: TokenisedTask) -> set[int]:

@@ -1,6 +1,4 @@
-"""Where runs are recorded, as the executor sees it: one road for MLflow alone and for MLflow with a second
-log beside it.
-"""
+"""The executor's interface to trackers: MLflow alone, or MLflow with Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,37 +18,33 @@ class Log(Protocol):
     """Writes one run."""
 
     def events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Write the metrics and tags of ``events`` that are not there yet."""
+        """Write the metrics and tags of ``events`` that are not yet logged."""
 
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
-        """Write what is left in ``folder``, the final figures, and MLflow's word for how the run ended."""
+        """Write the remaining events, the final figures, the files in ``folder``, and MLflow's status."""
 
 
 class Tracking(Protocol):
-    """Opens the logs of runs of one profile, and knows the runs that are there."""
+    """Opens the logs of runs of one profile, and finds stored runs."""
 
     def runs(self) -> dict[str, StoredRun]:
-        """The newest run of each spec_id."""
+        """Return the newest run of each spec_id."""
 
     def find(self, spec_id: str) -> StoredRun | None:
-        """The newest run of one spec_id."""
+        """Return the newest run of one spec_id."""
 
     def open(self, spec: RunSpec, run_id: str | None) -> Log:
-        """The log of a new run, or of the interrupted run ``run_id``."""
+        """Open the log of a new run, or of the interrupted run ``run_id``."""
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
-        """Keep others from a spec's run; raises :class:`~bitrank.tracking.lease.RunHeldElsewhere` when one of
-        them has it.
-        """
+        """Lock a spec's run. Raises :class:`~bitrank.tracking.lease.RunHeldElsewhere` if it is locked."""
 
     def forget(self, run_id: str) -> None:
-        """Take a run out of sight, for another to replace it."""
+        """Mark a run as deleted, so that another replaces it."""
 
 
 def check_tracking(wandb: bool) -> None:
-    """Raise :class:`UserError` when Weights & Biases is asked for without its library or key. Nothing is
-    made.
-    """
+    """Raise :class:`UserError` if ``wandb`` is requested without its library or key; creates nothing."""
     if wandb and os.environ.get("WANDB_MODE") != "disabled":
         from bitrank.tracking.wandb_tracker import check
 
@@ -58,15 +52,14 @@ def check_tracking(wandb: bool) -> None:
 
 
 def open_tracking(store: str, profile: str, work: Path, wandb: bool = False) -> Tracking:
-    """What tracks the runs of ``profile`` in ``store``, whose files lie under ``work``; with ``wandb``
-    Weights & Biases hears it all too.
+    """Open the tracker of the runs of ``profile`` in ``store``; with ``wandb`` it also logs to W&B.
 
-    Raises :class:`UserError` when the store cannot be used, or Weights & Biases is asked for without its
-    library or key.
+    ``work`` is the folder of the runs' files. Raises :class:`UserError` if the store cannot be used, or W&B
+    is requested without its library or key.
     """
     if not wandb or os.environ.get("WANDB_MODE") == "disabled":
         return Tracker(open_store(store), store, profile)
     from bitrank.tracking.wandb_tracker import PairTracker, WandbTracker
 
-    second = WandbTracker(work)  # first: what it lacks is said before a store is made
+    second = WandbTracker(work)  # created first, so that its errors precede the creation of a store
     return PairTracker(Tracker(open_store(store), store, profile), second)

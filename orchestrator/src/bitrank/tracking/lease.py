@@ -1,11 +1,10 @@
-"""The right to write one spec's run, where no file lock reaches: a tag of the experiment that its holder
-renews.
+"""Lease on the run of one spec, for stores on a server: an experiment tag that its holder renews.
 
-Each holder has a tag of its own, so that none overwrites another's. Whoever wants the lease writes its tag
-first and reads the others then: of two at the same time at least one sees the other. A tag that stays the
-same for ``SECONDS``, by the clock of whoever watches it, belongs to a holder that is gone; clocks of
-different machines are never compared. So does one whose process is no more on this machine. A holder that
-could not renew its tag for two thirds of that time looks whether another has come, before it writes on.
+Each process writes its own tag, so that none overwrites another's. A process first writes its tag and then
+reads the others: of two simultaneous processes at least one sees the other. A holder is considered dead if
+its tag does not change for ``SECONDS``, by the clock of the process that reads it (clocks of different
+machines are never compared), or if its process on this machine no longer exists. A holder that could not
+renew its tag for two thirds of that time checks for other holders before it continues to write.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ _WAITING, _HOLDING = "waiting", "holding"
 
 
 class RunHeldElsewhere(UserError):
-    """Another process holds the lease."""
+    """Another process has the lease."""
 
 
 class LeaseLost(Exception):
-    """The store could not be reached for so long that another took the run for abandoned."""
+    """Another process took over the run, because the lease could not be renewed in time."""
 
 
 class Lease:
-    """The lease on the runs of ``spec_id``, held inside the block and renewed by a thread. Entering raises
-    :class:`RunHeldElsewhere`.
+    """The lease on the runs of ``spec_id``; a thread renews it inside the block.
 
-    ``gone`` is the ``holder`` of a lease whose process is known to be dead: it is not waited for.
-    ``patience`` is how many seconds a living holder is given to let go.
+    Entering raises :class:`RunHeldElsewhere` if another process has the lease. ``gone`` is the ``holder`` of
+    a lease whose process is known to be dead, so its expiry is not awaited. ``patience`` is the time in
+    seconds to wait for a live holder to release the lease.
     """
 
     def __init__(
@@ -62,14 +61,14 @@ class Lease:
         self._client, self._experiment_id, self._seconds = client, experiment_id, seconds
         self._prefix, self._gone, self._patience = f"lease.{spec_id}.", gone, patience
         self._state, self._count, self._renewed = _WAITING, 0, 0.0
-        self._over = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew_until_released, daemon=True)
 
     def __enter__(self) -> Lease:
         self._renew()
-        self._keeper.start()
+        self._renewer.start()
         try:
-            if not self._take():
+            if not self._acquire():
                 raise RunHeldElsewhere(HELD_ELSEWHERE)
             self._state = _HOLDING
             self._renew()
@@ -84,15 +83,16 @@ class Lease:
         self._release()
 
     def check(self) -> None:
-        """Raise :class:`LeaseLost` when the tag could not be renewed for too long and another has come."""
+        """Raise :class:`LeaseLost` if the tag was not renewed in time and another process has the lease."""
         if time.monotonic() - self._renewed > self._seconds * 2 / 3:
             self._renew()
             if self._others():
-                raise LeaseLost("the store could not be reached, and another took the run over")
+                raise LeaseLost("the store could not be reached, and another process took over the run")
 
-    def _take(self) -> bool:
-        """Whether nobody else has it. Of several who wait for a holder that is gone, the first by name gets
-        it.
+    def _acquire(self) -> bool:
+        """Wait for the lease; returns whether this process has it.
+
+        If several processes wait for a dead holder, the first by name acquires the lease.
         """
         deadline = time.monotonic() + self._patience
         for holder in self._others():
@@ -111,67 +111,65 @@ class Lease:
 
     def _others(self) -> dict[str, str]:
         tags = self._client.get_experiment(self._experiment_id).tags
-        held = {
+        values = {
             key.removeprefix(self._prefix): value
             for key, value in tags.items()
             if key.startswith(self._prefix)
         }
-        return {holder: value for holder, value in held.items() if holder != self.holder}
+        return {holder: value for holder, value in values.items() if holder != self.holder}
 
     def _renew(self) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         self._count += 1
         self._client.set_experiment_tag(
             self._experiment_id, self._prefix + self.holder, f"{self._state} {self._count}"
         )
-        self._renewed = begun
+        self._renewed = started
 
-    def _keep(self) -> None:
+    def _renew_until_released(self) -> None:
         from mlflow.exceptions import MlflowException
 
-        while not self._over.wait(self._seconds / 6):
+        while not self._released.wait(self._seconds / 6):
             try:
                 self._renew()
             except MlflowException:
-                continue  # check() tells when that has lasted too long
+                continue  # check() raises if renewals fail for too long
 
     def _release(self) -> None:
-        self._over.set()
-        self._keeper.join(self._seconds)  # a renewal under way would write the tag again
+        self._released.set()
+        self._renewer.join(self._seconds)  # an unfinished renewal would write the tag again
         self._delete(self.holder)
 
     def _delete(self, holder: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        with contextlib.suppress(
-            MlflowException
-        ):  # another has deleted it, or the store is gone: then it lapses
+        # Another process deleted the tag, or the store is unreachable: then the lease expires.
+        with contextlib.suppress(MlflowException):
             self._client.delete_experiment_tag(self._experiment_id, self._prefix + holder)
 
 
 def is_held(client: MlflowClient, experiment_id: str, spec_id: str, holder: str) -> bool:
-    """Whether ``holder`` has not let go of its lease on ``spec_id`` yet."""
+    """Whether ``holder`` has not yet released its lease on ``spec_id``."""
     return f"lease.{spec_id}.{holder}" in client.get_experiment(experiment_id).tags
 
 
 def held_specs(client: MlflowClient, experiment_id: str) -> set[str]:
-    """The spec ids whose lease somebody holds, as far as can be told without waiting: a holder that died on
-    another machine counts until the next one takes over."""
+    """Spec ids that are leased, without waiting: dead holders on other machines are included."""
     tags = client.get_experiment(experiment_id).tags
     holders = [(key.removeprefix("lease."), value) for key, value in tags.items() if key.startswith("lease.")]
-    held = [key.partition(".") for key, value in holders if value.startswith(_HOLDING)]
-    return {spec_id for spec_id, _, holder in held if not _is_dead(holder)}
+    leased = [key.partition(".") for key, value in holders if value.startswith(_HOLDING)]
+    return {spec_id for spec_id, _, holder in leased if not _is_dead(holder)}
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether ``holder`` was a process of this machine, and is no more."""
+    """Whether ``holder`` was a process of this machine and no longer exists."""
     machine, pid, _ = holder.split("-")
     return machine == _machine() and not psutil.pid_exists(int(pid))
 
 
 @cache
 def _machine() -> str:
-    """Eight hex digits of this machine since it was started, and of the processes that can be seen here."""
+    """Eight hex digits that identify this machine, its boot, and its process namespace."""
     parts = [str(uuid.getnode())]
     for path in (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):

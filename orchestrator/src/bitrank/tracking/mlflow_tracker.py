@@ -1,8 +1,7 @@
-"""The one writer: the parent process that logs runs to MLflow from their events.
+"""Log runs to MLflow from their events; only the parent process of a run writes.
 
-A run is found again by its ``spec_id`` tag, so an interrupted one continues under the same MLflow run. Points
-that the store has already are not logged twice, whatever a crash left half done: events are read from the
-start and what is known is skipped.
+Runs are identified by their tag ``spec_id``, so an interrupted run continues under the same MLflow run.
+After a crash no point is logged twice: events are read from the start and stored points are skipped.
 """
 
 from __future__ import annotations
@@ -30,12 +29,37 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_BATCH = 900  # MLflow takes 1,000 entries a call
-_FILES = ("spec.json", "plan.json", "ranks.json", "predictions.parquet", "continuations.json", "result.json", "digests.json",
-          "failure.json", "log.txt")  # fmt: skip
-_PARAMS = ("config", "task", "model", "seed", "steps", "epochs", "batch_size", "learning_rate", "max_length", "adapter_scale",
-           "rank", "init_r", "target_r", "quant_backend", "processes",
-           "data_digest", "model_digest")  # fmt: skip
+_BATCH = 900  # MLflow accepts 1,000 entries per call
+_FILES = (
+    "spec.json",
+    "plan.json",
+    "ranks.json",
+    "predictions.parquet",
+    "continuations.json",
+    "result.json",
+    "digests.json",
+    "failure.json",
+    "log.txt",
+)
+_PARAMS = (
+    "config",
+    "task",
+    "model",
+    "seed",
+    "steps",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "max_length",
+    "adapter_scale",
+    "rank",
+    "init_r",
+    "target_r",
+    "quant_backend",
+    "processes",
+    "data_digest",
+    "model_digest",
+)
 
 
 class Tracker:
@@ -43,12 +67,12 @@ class Tracker:
 
     def __init__(self, client: MlflowClient, store: str, profile: str) -> None:
         self.client, self.store = client, store
-        self._place = Store.parse(store)
-        self._tasks: set[str] = set()  # whose views were written
-        self.experiment_id = _experiment(client, f"bitrank-{profile}", self._place.artifact_uri)
+        self._parsed = Store.parse(store)
+        self._tasks: set[str] = set()  # tasks whose views are written
+        self.experiment_id = _experiment(client, f"bitrank-{profile}", self._parsed.artifact_uri)
 
     def runs(self) -> dict[str, StoredRun]:
-        """The newest run of each spec_id."""
+        """Return the newest run of each spec_id."""
         found: dict[str, StoredRun] = {}
         token = None
         while True:
@@ -63,7 +87,7 @@ class Tracker:
                 return found
 
     def find(self, spec_id: str) -> StoredRun | None:
-        """The newest run of one spec_id."""
+        """Return the newest run of one spec_id."""
         options = {
             "filter_string": f"tags.spec_id = '{spec_id}'",
             "order_by": ["attributes.start_time DESC"],
@@ -73,13 +97,11 @@ class Tracker:
         return _stored(found[0]) if found else None
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
-        """The lease on a spec's run inside the block, where the store is a server. A file's runs are kept by
-        the locks of their folders.
-        """
-        return nullcontext() if self._place.database else Lease(self.client, self.experiment_id, spec_id)
+        """The lease on a spec's run if the store is a server; for a file, folder locks are sufficient."""
+        return nullcontext() if self._parsed.database else Lease(self.client, self.experiment_id, spec_id)
 
     def open(self, spec: RunSpec, run_id: str | None) -> RunLog:
-        """The log of a new run, or of the interrupted run ``run_id``."""
+        """Open the log of a new run, or of the interrupted run ``run_id``."""
         if spec.task_name not in self._tasks:
             self._tasks.add(spec.task_name)
             is_accuracy = spec.kind == "classification"
@@ -94,18 +116,19 @@ class Tracker:
             self.client.log_batch(run_id, params=[_param(key, value) for key, value in params.items()])
         else:
             for tag in {"failure", "finding"} & set(self.client.get_run(run_id).data.tags):
-                self.client.delete_tag(run_id, tag)  # what went wrong last time is no part of what comes
+                self.client.delete_tag(run_id, tag)  # failures of the last attempt
             self.client.update_run(run_id, status="RUNNING")
         return RunLog(self.client, run_id)
 
     def is_running(self, spec_id: str) -> bool:
-        """Whether the store says that a spec's run is under way."""
+        """Whether the store has the status RUNNING for a spec's run."""
         run = self.find(spec_id)
         return run is not None and run.status == "RUNNING"
 
     def abandon(self, spec_id: str, why: str) -> None:
-        """Close the run that its writer left under way as KILLED. When the store is gone too it stays
-        RUNNING, and can be continued so.
+        """Close a run whose writer is lost as KILLED.
+
+        If the store is unreachable, the status stays RUNNING; the run can still be continued.
         """
         from mlflow.exceptions import MlflowException
 
@@ -116,12 +139,12 @@ class Tracker:
                 self.client.set_terminated(run.run_id, "KILLED")
 
     def forget(self, run_id: str) -> None:
-        """Mark a run as deleted (MLflow keeps it restorable); ``--force`` replaces it."""
+        """Mark a run as deleted; it can be restored in MLflow."""
         self.client.delete_run(run_id)
 
 
 class RunLog:
-    """Writes one run: batches of points while it runs, artifacts and the true status at its end."""
+    """Writes one run: batches of points during the run, artifacts and the true status at its end."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.run_id = run_id
@@ -133,7 +156,7 @@ class RunLog:
         self._tags: dict[str, str] = {}
 
     def events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Log the metrics and tags of ``events`` that the store does not have yet."""
+        """Log the metrics and tags of ``events`` that are not yet in the store."""
         points, tags = [], {}
         for event in events:
             tags.update(event.get("tags", {}))
@@ -145,9 +168,7 @@ class RunLog:
         self._send(points, tags)
 
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
-        """Log what is left of the events, the final figures at step 0, the files in ``folder``, and the
-        status.
-        """
+        """Log the remaining events, the final figures at step 0, the files in ``folder``, and the status."""
         self.events(read_events(folder / "events.jsonl"))
         result = (result_of(folder) or {}) if status == "FINISHED" else {}
         now = int(time.time() * 1000)
@@ -166,11 +187,12 @@ class RunLog:
         self._client.set_terminated(self.run_id, status)
 
     def _log_images(self, folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="bitrank-maps-") as made:
+        with tempfile.TemporaryDirectory(prefix="bitrank-maps-") as temporary:
             name = self._client.get_run(self.run_id).info.run_name or self.run_id
             for file, content in plan_images(folder, name).items():
-                (Path(made) / file).write_bytes(content)
-                self._client.log_artifact(self.run_id, str(Path(made) / file), "maps")
+                path = Path(temporary) / file
+                path.write_bytes(content)
+                self._client.log_artifact(self.run_id, str(path), "maps")
 
     def _new(self, key: str, step: int) -> bool:
         if (key, step) in self._logged:
@@ -192,19 +214,27 @@ def _stored(run: Run) -> StoredRun:
 
 
 def tags_of(spec: RunSpec) -> dict[str, str]:
-    """What a run is called by and where its code comes from, as MLflow's tags."""
+    """MLflow tags that identify a run and its code."""
     from bitrank.spec.configs import CONFIGS
 
     family = CONFIGS[spec.config].family if spec.config in CONFIGS else "joint"
-    options = {"cell": spec.cell, "config": spec.config, "task": spec.task_name, "model": spec.model, "profile": spec.profile,
-             "seed": str(spec.seed), "family": family, "spec_id": spec.spec_id, "code": code_of(spec),
-             "shared_code": shared_code()[:12]}  # fmt: skip
-    note = (
-        {"mlflow.note.content": "Tiny random model on toy text: a test, not a result."}
-        if spec.profile == "smoke"
-        else {}
-    )
-    return {**options, **git_state(), "mlflow.source.name": "bitrank", **note}
+    tags = {
+        "cell": spec.cell,
+        "config": spec.config,
+        "task": spec.task_name,
+        "model": spec.model,
+        "profile": spec.profile,
+        "seed": str(spec.seed),
+        "family": family,
+        "spec_id": spec.spec_id,
+        "code": code_of(spec),
+        "shared_code": shared_code()[:12],
+        **git_state(),
+        "mlflow.source.name": "bitrank",
+    }
+    if spec.profile == "smoke":
+        tags["mlflow.note.content"] = "Tiny random model on toy text: a test, not a result."
+    return tags
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:

@@ -1,8 +1,7 @@
-"""Saved views of the MLflow runs page, written into the experiment so that the UI opens on something worth
-seeing.
+"""Saved views of the MLflow runs page: selected columns, order and charts.
 
-MLflow keeps a shared view as an experiment tag with compressed JSON. That form is not documented, so a
-browser test holds it.
+MLflow stores a shared view as an experiment tag with compressed JSON. The format is not documented, so a
+browser test checks it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# What fits beside the names in a browser window of usual width; the UI sorts columns by name.
+# Columns that fit next to the names in a browser window of common width; the UI sorts columns by name.
 _FIRST = ("eval/acc", "eval/ppl", "mem/peak_mib", "model/mib")
 _COST = (
     "model/mib",
@@ -33,8 +32,8 @@ _COST = (
 )
 
 
-# Final figures in three significant digits, which MLflow's own columns do not offer: tag → metrics, the first
-# that a run has.
+# Final figures with three significant digits, which MLflow's own columns do not support: tag → metrics, of
+# which the first available one is used.
 SHOWN = {
     "quality": ("eval/acc", "eval/ppl"),
     "untrained": ("zero/acc", "zero/ppl"),
@@ -48,13 +47,13 @@ SHOWN_TAGS = ("config", *(f"shown {name}" for name in SHOWN))
 
 
 def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
-    """The tags with the rounded figures of a complete run."""
+    """Tags with the rounded figures of a complete run."""
     found = {name: next((result[key] for key in keys if key in result), None) for name, keys in SHOWN.items()}
     return {f"shown {name}": three_digits(value) for name, value in found.items() if value is not None}
 
 
 def three_digits(value: float) -> str:
-    """``0.84675`` as ``0.847``, ``1234.5`` as ``1230``: three significant digits, without exponent."""
+    """Format with three significant digits: ``0.84675`` as ``0.847``, ``1234.5`` as ``1230``."""
     if not math.isfinite(value) or value == 0:
         return str(value)
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -63,7 +62,7 @@ def three_digits(value: float) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """One saved view: which columns, in what order, grouped by what; ``chart`` opens it on the charts."""
+    """One saved view: columns, order and grouping; ``chart`` selects the chart page."""
 
     key: str
     name: str
@@ -78,11 +77,11 @@ class View:
 
 
 def task_views(task: str, higher_is_better: bool) -> tuple[View, View]:
-    """The leaderboard of one task, best quality first, in numbers of three digits; and its charts."""
+    """Views of one task: the leaderboard, best quality first, with rounded figures; and the charts."""
     metric = "eval/acc" if higher_is_better else "eval/ppl"
     quote = '"' if "'" in task else "'"
     search = f"tags.task = {quote}{task}{quote}"
-    key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]  # a file's name may hold what no tag may
+    key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]  # file names may have characters that tags may not
     board = View(
         f"task-{key}",
         f"{task}, best first",
@@ -123,31 +122,32 @@ VIEWS = (
 
 
 def view_path(experiment_id: str, view: View = VIEWS[0]) -> str:
-    """The path of ``view`` behind the tracking server's address."""
+    """URL path of ``view`` on the tracking server."""
     mode = "&compareRunsMode=CHART" if view.chart else ""
-    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view.key}{mode}"
+    query = f"workflowType=machine_learning&viewStateShareKey={view.key}{mode}"
+    return f"/#/experiments/{experiment_id}/runs?{query}"
 
 
 def save_views(client: MlflowClient, experiment_id: str, name: str) -> None:
-    """Write every view of :data:`VIEWS` and the experiment's description, unless they are there as they
-    should be.
-    """
+    """Write :data:`VIEWS` and the experiment's description if they are missing or differ."""
     tags = client.get_experiment(experiment_id).tags
-    note = f"{name}: bits and LoRA rank per weight matrix. Final figures at step 0, curves at their steps. Open a saved view above."
+    note = (
+        f"{name}: bits and LoRA rank per weight matrix. Final figures at step 0, curves at their steps. "
+        "Open a saved view above."
+    )
     if tags.get("mlflow.note.content") != note:
         client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
     _save(client, experiment_id, tags, VIEWS)
 
 
 def save_task_views(client: MlflowClient, experiment_id: str, task: str, higher_is_better: bool) -> None:
-    """Write the views of one task, unless they are there as they should be."""
-    _save(
-        client, experiment_id, client.get_experiment(experiment_id).tags, task_views(task, higher_is_better)
-    )
+    """Write the views of one task if they are missing or differ."""
+    tags = client.get_experiment(experiment_id).tags
+    _save(client, experiment_id, tags, task_views(task, higher_is_better))
 
 
 def saved_task_views(tags: Mapping[str, str]) -> list[View]:
-    """The views of tasks that the experiment with these ``tags`` has, by key and name."""
+    """Task views in the ``tags`` of an experiment, with key and name only."""
     views = []
     for tag in sorted(tags):
         key = tag.removeprefix("mlflow.sharedViewState.")

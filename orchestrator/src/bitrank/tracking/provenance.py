@@ -1,9 +1,9 @@
-"""Which code made a result: the git commit, and a hash of the source files that can change a number.
+"""Provenance of results: the git commit, and a hash of the source files that can change a number.
 
-The files are found by following imports, lazy ones included, so a module that a run starts to use is hashed
-without being listed anywhere. Of the libraries (``bitrank_quant`` and its like) every file counts, compiled
-sources too. :data:`CHANGES_NO_NUMBER` names the exceptions. Caches of measurements use the same hash, over
-the modules that measure.
+The files are found by following imports, lazy ones included, so new modules of a run are hashed without a
+list. All source files of the libraries (``bitrank_quant``, …) are hashed, C sources included.
+:data:`CHANGES_NO_NUMBER` lists the exceptions. Caches of measurements use the same hash, over the modules
+that measure.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-RUN = "bitrank.run.road"  # every module that this one reaches is code of a run
+RUN = "bitrank.run.road"  # a run's code is every module that this one imports, directly or not
 _OWN = "bitrank"
 _SOURCES = {".py", ".c", ".h"}
 
-# Modules that a run reaches and that can change no number of it, with the reason. All others are hashed.
+# Imported modules that cannot change a number of a run, with the reason. All others are hashed.
 CHANGES_NO_NUMBER = {
     "bitrank": "the version, and the names that other programs import",
-    "bitrank.spec.configs": "its outcome is the arm, which the spec holds and a run compares before it starts",
+    "bitrank.spec.configs": "its result is the arm, which is part of the spec and checked before a run",
     "bitrank.spec.fields": "types and limits of fields, which change no value",
-    "bitrank.spec.validation": "refuses values, and changes none",
-    "bitrank.spec.plan_file": "its values are the arm, which the spec holds",
+    "bitrank.spec.validation": "rejects values, and changes none",
+    "bitrank.spec.plan_file": "its values are the arm, which is part of the spec",
     "bitrank.errors": "the wording of errors",
     "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",
     "bitrank.run.notices": "the wording of notices",
     "bitrank.spec.profiles": "its values become fields of the spec, and so part of its id",
-    "bitrank.tracking.provenance": "names the code, and runs none of it",
-    "bitrank.spec.rules": "hashed rule by rule in code_id, so that a new rule leaves other results as they are",
+    "bitrank.tracking.provenance": "hashes the code, and runs none of it",
+    "bitrank.spec.rules": "code_id hashes single rules, so that a new rule does not outdate other results",
     "bitrank.spec.run_spec": "its values are the spec, and so part of its id",
 }
 
 
 def code_id(*rules: object) -> str:
-    """Twelve hex digits over every source file that can change a number of a run with ``rules``; results of
-    other code are *stale*.
+    """Hash all source files that can change a number of a run with ``rules``, to twelve hex digits.
 
-    Of the rules only those of this arm count, so that a config added beside it leaves its results as they
-    are.
+    Results of other code are *stale*. Of ``rules.py`` only the arm's own rules are hashed, so a new config
+    does not outdate the results of others.
     """
     return code_hash(RUN, rules=frozenset(type(rule).__name__ for rule in rules))[:12]
 
@@ -54,12 +53,11 @@ def shared_code() -> str:
 
 
 def code_hash(*modules: str, rules: frozenset[str] = frozenset()) -> str:
-    """A hash of the sources of ``modules`` and of all of this project's code that they import, directly or
-    not.
+    """Hash the sources of ``modules`` and all code of this project that they import, directly or not.
 
-    ``rules`` names the classes of ``rules.py`` that take part. The hash depends on names and contents of
-    files, not on where they are installed or in which order they are found. Raises :class:`LookupError` for a
-    module or a rule that does not exist: the hash would be the same whatever the code is.
+    ``rules`` are names of classes of ``rules.py`` to include. The hash depends on names and contents of
+    files, and not on their location or order. Raises :class:`LookupError` for a module or a rule that does
+    not exist: its hash would not depend on any code.
     """
     shared = _files_hash(modules)
     return hashlib.sha256((shared + _rules_code(rules)).encode()).hexdigest() if rules else shared
@@ -75,9 +73,7 @@ def _files_hash(modules: tuple[str, ...]) -> str:
 
 
 def code_files(*modules: str) -> dict[str, Path]:
-    """Every file that counts for :func:`code_hash` of ``modules``, by a name that is the same wherever the
-    project is installed.
-    """
+    """Files of the :func:`code_hash` of ``modules``, by a name that is independent of the installation."""
     files: dict[str, Path] = {}
     for name, path in reachable(*modules).items():
         package = name.partition(".")[0]
@@ -89,15 +85,15 @@ def code_files(*modules: str) -> dict[str, Path]:
 
 
 def reachable(*modules: str) -> dict[str, Path]:
-    """``modules`` and the modules of this project that they import, directly or not, with their files.
+    """Files of ``modules`` and of the modules of this project that they import, directly or not.
 
-    Libraries are not followed: they import no sibling and nothing of the orchestrator. Raises
-    :class:`LookupError` for one of ``modules`` that does not exist; an imported name that is none (a
-    function) is passed over.
+    Imports in libraries are not followed: libraries import no sibling and nothing of the orchestrator. Raises
+    :class:`LookupError` if one of ``modules`` does not exist; imported names that are not modules (functions)
+    are skipped.
     """
     for name in modules:
         if _file_of(name) is None:
-            raise LookupError(f"there is no module {name!r}: name the one that holds its code now")
+            raise LookupError(f"there is no module {name!r}: give the module that contains its code now")
     found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
@@ -108,15 +104,14 @@ def reachable(*modules: str) -> dict[str, Path]:
         found[name] = path
         package = name.rpartition(".")[0]
         waiting += [package] if package else []  # importing a module imports its package first
-        if name.startswith(
-            f"{_OWN}."
-        ):  # the package itself offers the whole project to other programs, which runs do not use
+        # The top package is not followed: it imports the Python interface, which runs do not use.
+        if name.startswith(f"{_OWN}."):
             waiting += _imports(name, path)
     return found
 
 
 def _imports(name: str, path: Path) -> list[str]:
-    """The modules that the file of module ``name`` imports anywhere, but for what only type checkers see."""
+    """Modules of this project that ``name`` imports anywhere, except under ``TYPE_CHECKING``."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imported = []
     for node in _executed(ast.parse(path.read_bytes())):
@@ -130,7 +125,7 @@ def _imports(name: str, path: Path) -> list[str]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """``node`` and all below it, without blocks under ``if TYPE_CHECKING``."""
+    """Yield ``node`` and its descendants, without blocks under ``if TYPE_CHECKING``."""
     yield node
     for child in ast.iter_child_nodes(node):
         if (
@@ -145,9 +140,7 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The source file of ``module``, found without importing anything; None when no such module exists (a
-    name inside one).
-    """
+    """Find the source file of ``module`` without importing it; None if it is not a module."""
     top, *parts = module.split(".")
     root = _root(top)
     if root is None:
@@ -167,7 +160,7 @@ def _root(package: str) -> Path | None:
 
 @cache
 def _whole_package(package: str) -> dict[str, Path]:
-    """Every source file of a package, by its path from the package on."""
+    """All source files of a package, by their path relative to the package."""
     root = _root(package)
     assert root is not None, f"{package} was imported by code that exists"
     paths = [path for path in root.rglob("*") if path.suffix in _SOURCES]
@@ -176,7 +169,7 @@ def _whole_package(package: str) -> dict[str, Path]:
 
 @cache
 def _rules_code(names: frozenset[str]) -> str:
-    """The text of ``rules.py`` without the classes that the classes ``names`` do not use."""
+    """Source text of ``rules.py`` without the classes that the classes ``names`` do not use."""
     path = _file_of("bitrank.spec.rules")
     assert path is not None, "the rules moved: name their module here"
     text = path.read_text(encoding="utf-8")
@@ -202,9 +195,7 @@ def _rules_code(names: frozenset[str]) -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Tags ``git_commit`` and ``dirty`` when this code runs from a checkout, or from an image that was told
-    its own; else nothing.
-    """
+    """Tags ``git_commit`` and ``dirty``, from the checkout or the variable ``BITRANK_COMMIT`` of an image."""
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     dirty = bool(commit and _git(here, "status", "--porcelain", "--untracked-files=no"))

@@ -1,6 +1,4 @@
-"""Results on disk beside the store: a JSON file per cell, one of all runs, and a CSV summary. Each is written
-whole.
-"""
+"""Results on disk, in addition to the store: JSON per cell, JSON of all runs, and a CSV summary."""
 
 from __future__ import annotations
 
@@ -19,14 +17,23 @@ from bitrank.spec.run_spec import RunSpec
 
 # Summary column → key of the result. Quality first, then size, then cost.
 COLUMNS = {
-    "accuracy": "eval/acc", "perplexity": "eval/ppl", "loss_nats": "eval/loss",
-    "zero_shot_accuracy": "zero/acc", "zero_shot_perplexity": "zero/ppl",
-    "model_mib": "model/mib", "bits_per_parameter": "model/bits",
-    "trainable_parameters": "lora/params", "trainable_percent": "lora/percent", "active_rank": "lora/rank",
-    "peak_mib": "mem/peak_mib", "import_mib": "mem/import_mib",
-    "train_tokens_per_s": "speed/train_tok_s", "infer_tokens_per_s": "speed/infer_tok_s",
-    "train_s": "time/train_s", "total_s": "time/total_s",
-}  # fmt: skip
+    "accuracy": "eval/acc",
+    "perplexity": "eval/ppl",
+    "loss_nats": "eval/loss",
+    "zero_shot_accuracy": "zero/acc",
+    "zero_shot_perplexity": "zero/ppl",
+    "model_mib": "model/mib",
+    "bits_per_parameter": "model/bits",
+    "trainable_parameters": "lora/params",
+    "trainable_percent": "lora/percent",
+    "active_rank": "lora/rank",
+    "peak_mib": "mem/peak_mib",
+    "import_mib": "mem/import_mib",
+    "train_tokens_per_s": "speed/train_tok_s",
+    "infer_tokens_per_s": "speed/infer_tok_s",
+    "train_s": "time/train_s",
+    "total_s": "time/total_s",
+}
 
 
 def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
@@ -60,9 +67,7 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
 
 
 def check_results(folder: Path) -> None:
-    """Raise :class:`UserError` when results cannot be written to ``folder``: to be found before anything
-    trains.
-    """
+    """Raise :class:`UserError` if results cannot be written to ``folder``. Call it before training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
@@ -82,8 +87,9 @@ def _csv(entries: Sequence[dict[str, Any]]) -> str:
     writer.writerow(["config", "task", "seed", "profile", "model", "spec_id", "state", *COLUMNS])
     for entry in entries:
         spec, figures = entry["spec"], entry["results"]
-        writer.writerow([spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"], entry["spec_id"], entry["state"],
-                         *(figures.get(key, "") for key in COLUMNS.values())])  # fmt: skip
+        description = [spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"]]
+        values = [figures.get(key, "") for key in COLUMNS.values()]
+        writer.writerow([*description, entry["spec_id"], entry["state"], *values])
     return text.getvalue()
 
 

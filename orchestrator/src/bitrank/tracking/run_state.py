@@ -1,4 +1,4 @@
-"""Where each spec stands, by what the store says of its run."""
+"""The state of each spec, derived from its run in the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitrank.tracking.sqlite_store import read_only
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What the store has of one run: its status, tags, and the last value of every metric."""
+    """A run in the store: status, tags, and the last value of every metric."""
 
     run_id: str
     status: str
@@ -26,7 +26,7 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class State:
-    """Where a spec stands in the store.
+    """The state of a spec in the store.
 
     ``name`` is one of new, done, stale, interrupted, outdated (interrupted, and the code has changed since),
     failed, diverged, running; ``figures`` are the final metrics of a complete run.
@@ -39,34 +39,32 @@ class State:
 
 
 def state_of(spec: RunSpec, runs: Mapping[str, StoredRun]) -> State:
-    """Where ``spec`` stands, by what the store says; whether a running one is alive is for its lock to say."""
+    """Derive the state of ``spec`` from the store; only the run's lock shows whether it is running."""
     run = runs.get(spec.spec_id)
     if run is None:
         return State("new")
     older = run.tags.get("code") != code_of(spec)
     if run.status == "FINISHED":
-        note = "made by older code; --force makes it anew" if older else ""
+        note = "made by older code; repeat it with --force" if older else ""
         return State("stale" if older else "done", run.run_id, note, run.figures)
     if older:
         return State("outdated", run.run_id)
     if "finding" in run.tags:
         return State("diverged", run.run_id, run.tags["finding"])
-    return State(
-        "failed" if run.status == "FAILED" else "interrupted", run.run_id, run.tags.get("failure", "")
-    )
+    name = "failed" if run.status == "FAILED" else "interrupted"
+    return State(name, run.run_id, run.tags.get("failure", ""))
 
 
 def code_of(spec: RunSpec) -> str:
-    """The id of the code that decides the numbers of ``spec``."""
+    """The id of the code that determines the numbers of ``spec``."""
     arm = find_config(spec.config, spec.plan, spec.tuned)
     return code_id(arm.precision, arm.rank)
 
 
 def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
-    """The newest run of each spec_id, straight from a SQLite store: importing MLflow takes seconds, a look
-    should not.
+    """Read the newest run of each spec_id from a SQLite store, without the slow import of MLflow.
 
-    Raises :class:`UserError` when ``database`` is no MLflow store.
+    Raises :class:`UserError` when ``database`` is not an MLflow store.
     """
     try:
         with read_only(database) as store:
@@ -83,7 +81,7 @@ def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:
                 if run_id in found:
                     found[run_id].figures[key] = value  # type: ignore[index]
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is no MLflow store: {error}; give another with --store") from error
+        raise UserError(f"{database} is not an MLflow store: {error}; give another with --store") from error
     return {run.tags["spec_id"]: run for run in found.values() if "spec_id" in run.tags}
 
 

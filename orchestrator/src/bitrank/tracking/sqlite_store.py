@@ -1,8 +1,7 @@
-"""The SQLite file of a store: made aside and renamed, recognized when half made, migrated when an older
-MLflow wrote it.
+"""The SQLite file of a store: atomic creation, detection of incomplete files, and migration.
 
-MLflow creates its tables in place, one after another, and can never open a file again whose creation was cut
-off.
+MLflow creates its tables one after another, and cannot open a file whose creation was interrupted. So the
+file is created under a temporary name and then renamed.
 """
 
 from __future__ import annotations
@@ -26,28 +25,26 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 _CORE = {"runs", "experiments", "metrics"}
-_BESIDE = ("", "-wal", "-shm", "-journal")
-_OTHER = "give another with --store"
+_ENDINGS = ("", "-wal", "-shm", "-journal")
+_GIVE_ANOTHER = "give another with --store"
 
 
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """The SQLite file at ``path`` opened for reading, whatever characters its path has, also on a read-only
-    disk.
-    """
+    """Open the SQLite file at ``path`` for reading; supports special characters and read-only disks."""
     with (
-        readable_copy(path) as (place, options),
-        closing(sqlite3.connect(f"{place.absolute().as_uri()}?{options}", uri=True)) as database,
+        readable_copy(path) as (file, options),
+        closing(sqlite3.connect(f"{file.absolute().as_uri()}?{options}", uri=True)) as database,
     ):
         yield database
 
 
 @contextmanager
 def readable_copy(path: Path) -> Iterator[tuple[Path, str]]:
-    """The file to open for reading ``path``, and the options of its SQLite URI.
+    """Yield the file to open for reading ``path``, and the options of its SQLite URI.
 
-    A database in WAL mode needs a file beside it even to be read. Where none can be made, the file is read as
-    it is if all of it is in the main file; otherwise a copy is read.
+    Reading a database in WAL mode creates a second file in its folder. If the folder is not writable, the
+    file is read directly if its WAL is empty; otherwise a copy is read.
     """
     wal = path.with_name(path.name + "-wal")
     if _can_make_files(path.parent):
@@ -70,10 +67,9 @@ def _can_make_files(folder: Path) -> bool:
 
 
 def has_store(path: Path) -> bool:
-    """Whether there is a store at ``path``; False when nothing is there, or only the beginning of one that
-    never held a run.
+    """Whether ``path`` is a store; False if it does not exist, or was never complete and contains no run.
 
-    Raises :class:`UserError` for a file of another program and for a damaged store that has held runs.
+    Raises :class:`UserError` for a file of another program, and for a damaged store with runs.
     """
     if not path.exists() or path.stat().st_size == 0:
         return False
@@ -84,17 +80,19 @@ def has_store(path: Path) -> bool:
             }
             if tables and not tables & (_CORE | {"alembic_version"}):
                 listed = ", ".join(sorted(tables)[:5])
-                raise UserError(f"{path} is a SQLite file but no MLflow store (tables: {listed}); {_OTHER}")
+                raise UserError(
+                    f"{path} is a SQLite file but not an MLflow store (tables: {listed}); {_GIVE_ANOTHER}"
+                )
             complete = tables >= _CORE | {"alembic_version"} and _count(database, "alembic_version") > 0
             used = "runs" in tables and _count(database, "runs") > 0
             sound = complete and _is_sound(database)
     except sqlite3.DatabaseError as error:
-        if _is_begun(path):
+        if _is_incomplete(path):
             return False
-        raise UserError(f"{path} is no MLflow store: {error}; {_remedy(path)}") from error
+        raise UserError(f"{path} is not an MLflow store: {error}; {_remedy(path)}") from error
     if sound or (complete and used):
         return True
-    if used or _holds_files(path):
+    if used or _has_files(path):
         raise UserError(f"{path} is a damaged MLflow store; {_remedy(path)}")
     return False
 
@@ -104,70 +102,66 @@ def _count(database: sqlite3.Connection, table: str) -> int:
 
 
 def _is_sound(database: sqlite3.Connection) -> bool:
-    """Whether every page of a store without runs is there; one with runs is not read through."""
+    """Whether every page of a store without runs is valid; a store with runs is not checked."""
     if _count(database, "runs") > 0:
         return True
     return bool(database.execute("PRAGMA quick_check").fetchone()[0] == "ok")
 
 
-def _is_begun(path: Path) -> bool:
-    """Whether the unreadable file at ``path`` is the torn beginning of a SQLite file beside which no run has
-    left anything.
-    """
+def _is_incomplete(path: Path) -> bool:
+    """Whether the unreadable file is a truncated SQLite file, in a folder without files of runs."""
     head = path.open("rb").read(16)
-    return b"SQLite format 3\0".startswith(head) and not _holds_files(path)
+    return b"SQLite format 3\0".startswith(head) and not _has_files(path)
 
 
-def _holds_files(path: Path) -> bool:
+def _has_files(path: Path) -> bool:
     return any(any((path.parent / name).glob("*")) for name in ("artifacts", "work"))
 
 
 def _remedy(path: Path) -> str:
-    if _holds_files(path):
-        return f"put a backup in its place, or move {path.name} away and keep artifacts/, or {_OTHER}"
-    return _OTHER
+    if _has_files(path):
+        return f"restore a backup, or move {path.name} away and keep artifacts/, or {_GIVE_ANOTHER}"
+    return _GIVE_ANOTHER
 
 
 def make_store(path: Path, create: Callable[[Path], None]) -> None:
-    """Make the SQLite file ``path`` by ``create(file aside)`` and rename it into its place. Hold the store's
-    lock.
+    """Create the SQLite file ``path``: call ``create`` with a temporary path, then rename. Hold the lock.
 
-    A half-made one that is there is kept as ``mlflow.db.half-made``.
+    An incomplete file at ``path`` is renamed to ``mlflow.db.half-made``.
     """
     from bitrank_data import flush
 
-    for old in path.parent.glob(f".{path.name}.*.new*"):  # of a process that was killed
+    for old in path.parent.glob(f".{path.name}.*.new*"):  # of a killed process
         old.unlink(missing_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        create(aside)
-        with closing(sqlite3.connect(aside)) as database:
+        create(temporary)
+        with closing(sqlite3.connect(temporary)) as database:
             database.execute("PRAGMA journal_mode=WAL")  # persists; about halves the cost of a write
-        flush(aside)
-        _set_aside(path)
-        aside.replace(path)
+        flush(temporary)
+        _move_incomplete(path)
+        temporary.replace(path)
         flush(path.parent)
     finally:
-        for ending in _BESIDE:
+        for ending in _ENDINGS:
             with contextlib.suppress(OSError):
-                aside.with_name(aside.name + ending).unlink(missing_ok=True)
+                temporary.with_name(temporary.name + ending).unlink(missing_ok=True)
 
 
-def _set_aside(path: Path) -> None:
+def _move_incomplete(path: Path) -> None:
     if path.exists() and path.stat().st_size > 0:
         kept = path.with_name(f"{path.name}.half-made")
-        print(f"bitrank: {path} was only half made and never held a run; it is made again", file=sys.stderr)
+        print(f"bitrank: {path} was incomplete and contained no run; creating it again", file=sys.stderr)
         path.replace(kept)
-    for ending in _BESIDE[1:]:  # a journal that stays would be applied to the new file
+    for ending in _ENDINGS[1:]:  # SQLite would apply an old journal to the new file
         path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
 def migrate(path: Path, uri: str) -> None:
-    """Bring a store that an older MLflow wrote to the installed one's schema, after a copy. Hold the store's
-    lock.
+    """Migrate a store of an older MLflow to the installed schema, after a backup. Hold the store's lock.
 
-    Raises :class:`UserError` when a newer MLflow wrote it, or when the migration fails; the store is then as
-    it was.
+    Raises :class:`UserError`, and leaves the store unchanged, if a newer MLflow wrote it or the migration
+    fails.
     """
     from mlflow.version import VERSION
 
@@ -178,23 +172,23 @@ def migrate(path: Path, uri: str) -> None:
         return
     if row[0] not in {revision.revision for revision in script.walk_revisions()}:
         raise UserError(
-            f"{path} was written by another MLflow than {VERSION}, whose schema {row[0]} it does not know; "
-            f"install a newer MLflow, or {_OTHER}"
+            f"{path} was written by another MLflow than {VERSION}, which does not know its schema {row[0]}; "
+            f"install a newer MLflow, or {_GIVE_ANOTHER}"
         )
     backup = path.with_name(f"{path.name}.schema-{row[0]}")
     try:
         with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(backup)) as copy:
             old.backup(copy)
         print(
-            f"bitrank: {path} is of an older MLflow; it is migrated, and {backup} keeps it as it was",
+            f"bitrank: {path} is of an older MLflow; migrating it, with a backup in {backup}",
             file=sys.stderr,
         )
         _upgrade(uri)
-    except Exception as error:  # SQLAlchemy, Alembic and SQLite raise their own kinds
+    except Exception as error:  # SQLAlchemy, Alembic and SQLite raise their own exceptions
         _restore(backup, path)
-        said = disk_problem(error) or str(error).splitlines()[0][:200]
+        reason = disk_problem(error) or str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} is of an older MLflow and cannot be migrated: {said}; it is unchanged; {_OTHER}"
+            f"{path} is of an older MLflow and cannot be migrated: {reason}; it is unchanged; {_GIVE_ANOTHER}"
         ) from error
 
 

@@ -1,9 +1,8 @@
-"""The MLflow store: where it keeps what, created once under a lock, checked before anything runs.
+"""The MLflow store: its locations, creation under a lock, and checks before runs start.
 
-Two processes that create a SQLite store together break it, so it is created here, before any run starts
-(see :mod:`bitrank.tracking.sqlite_store`). The
-default store is ``runs/mlflow.db`` with artifacts in ``runs/artifacts``; a URI names another, such as a
-tracking server.
+Two processes that create a SQLite store at the same time damage it, so it is created here, before any run
+starts (see :mod:`bitrank.tracking.sqlite_store`). The default store is ``runs/mlflow.db`` with artifacts in
+``runs/artifacts``; a URI names another store, such as a tracking server.
 """
 
 from __future__ import annotations
@@ -26,19 +25,17 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 _SQLITE = ("sqlite:///", "sqlite+pysqlite:///")
 _SERVER = ("http://", "https://")
-# A path of these characters alone reads the same with and without percent-decoding, so its URI needs no
-# quoting.
+# Percent-decoding does not change a path of only these characters, so its URI needs no quoting.
 _PLAIN = re.compile(r"[\w/.~@+,=: -]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Store:
-    """One store in every form that code needs. No other code takes a ``sqlite:///`` URI apart or puts one
-    together.
+    """The locations of one store. No other code parses or builds a ``sqlite:///`` URI.
 
     ``uri`` is MLflow's tracking URI, quoted once. ``database`` is the SQLite file and ``artifact_uri`` the
-    ``file://`` URI of the folder that holds the artifacts; both are None for a server, which decides for
-    itself. ``work`` is the folder of the files of runs in progress.
+    ``file://`` URI of the artifact folder; both are None for a server, which has its own settings. ``work``
+    is the folder of the files of runs in progress.
     """
 
     uri: str
@@ -48,15 +45,15 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """``uri`` for people: a password in it is masked. Use this in every message."""
+        """``uri`` with a masked password, for messages."""
         return masked(self.uri)
 
     @classmethod
     def parse(cls, text: str) -> Store:
-        """The store that ``text`` names: a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
+        """Parse a folder, or a ``sqlite:///``, ``http://`` or ``https://`` URI.
 
-        A folder is taken literally, whatever characters its name has. A SQLite URI is read as MLflow reads
-        it. Raises :class:`UserError` for any other URI.
+        The name of a folder is literal, special characters included. A SQLite URI is parsed as in MLflow.
+        Raises :class:`UserError` for any other URI.
         """
         if text.startswith(_SERVER):
             return cls(text, None, None, Path("runs").resolve() / "work")
@@ -65,14 +62,14 @@ class Store:
         if "://" in text:
             expected = ", ".join(("sqlite:///", *_SERVER))
             raise UserError(
-                f"cannot use the store {masked(text)!r}; expected a folder or a URI that starts with {expected}"
+                f"cannot use the store {masked(text)!r}; "
+                f"expected a folder or a URI that starts with {expected}"
             )
         return cls._of_database(Path(text).resolve() / "mlflow.db")
 
     @classmethod
     def _of_database(cls, path: Path) -> Store:
-        # MLflow percent-decodes file paths too, so artifacts need a file:// URI, which quotes every character
-        # once.
+        # MLflow also percent-decodes file paths, so artifacts need a file:// URI with quoted characters.
         return cls(_uri_of(path), path, (path.parent / "artifacts").as_uri(), path.parent / "work")
 
 
@@ -82,8 +79,8 @@ def _uri_of(path: Path) -> str:
         return f"sqlite:///{text}"
     from sqlalchemy.engine import URL, make_url
 
-    # SQLAlchemy quotes what it will unquote itself. With the driver named, MLflow does not create the parent
-    # folder: it would create the one with the quoted name, an empty folder beside the real one.
+    # SQLAlchemy quotes exactly the characters that it unquotes. If the URI names the driver, MLflow does not
+    # create the parent folder; otherwise it would create a folder with the quoted name.
     uri = URL.create("sqlite+pysqlite", database=text).render_as_string()
     if make_url(uri).database != text:  # before version 2.1 a question mark ended the path
         raise UserError(f"cannot use the store {text!r}: its path needs SQLAlchemy 2.1; update it or move it")
@@ -96,22 +93,24 @@ def _database_of(uri: str) -> Path:
     path = make_url(uri).database
     if not path or path == ":memory:":
         raise UserError(
-            f"cannot use the store {uri!r}: it names no file; expected sqlite:///FILE, such as sqlite:///runs/mlflow.db"
+            f"cannot use the store {uri!r}: it names no file; "
+            "expected sqlite:///FILE, such as sqlite:///runs/mlflow.db"
         )
     if path.startswith("file:"):
         raise UserError(
-            f"cannot use the store {uri!r}: SQLite's own file: URIs are not read; give the folder of mlflow.db"
+            f"cannot use the store {uri!r}: SQLite's own file: URIs are not supported; "
+            "give the folder of mlflow.db"
         )
     return Path(path).resolve()
 
 
 def open_store(store: str) -> MlflowClient:
-    """A client for the store that ``store`` names (see :meth:`Store.parse`). A new SQLite store is created.
+    """Open a client for ``store`` (see :meth:`Store.parse`); a SQLite file is created if it does not exist.
 
-    Raises :class:`UserError` when the store cannot be written, is no MLflow store, or no server answers.
+    Raises :class:`UserError` if the store cannot be written, is not an MLflow store, or does not answer.
     """
-    place = Store.parse(store)
-    path = place.database
+    parsed = Store.parse(store)
+    path = parsed.database
     if path is not None:
         _make_folder(path)
     import logging
@@ -121,13 +120,13 @@ def open_store(store: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     if path is None:
-        return _reached(MlflowClient(place.uri), place.shown)
+        return _checked(MlflowClient(parsed.uri), parsed.shown)
     try:
         with FileLock(path.with_suffix(".lock")):
             if not has_store(path):
                 make_store(path, _create)
-            migrate(path, place.uri)
-            return _reached(MlflowClient(place.uri), place.shown)
+            migrate(path, parsed.uri)
+            return _checked(MlflowClient(parsed.uri), parsed.shown)
     except (OSError, sqlite3.Error) as error:
         raise UserError(_cannot_write(path, disk_problem(error) or str(error))) from error
 
@@ -135,8 +134,8 @@ def open_store(store: str) -> MlflowClient:
 def _create(path: Path) -> None:
     from mlflow import MlflowClient
 
-    client = _reached(MlflowClient(_uri_of(path)), str(path))
-    client._tracking_client.store.engine.dispose()  # the file is renamed, and must not stay open
+    client = _checked(MlflowClient(_uri_of(path)), str(path))
+    client._tracking_client.store.engine.dispose()  # closes the file, because it is renamed afterwards
 
 
 def _cannot_write(path: Path, why: str) -> str:
@@ -152,13 +151,14 @@ def _make_folder(path: Path) -> None:
         raise UserError(_cannot_write(path, disk_problem(error) or str(error.strerror))) from error
 
 
-def _reached(client: MlflowClient, shown: str) -> MlflowClient:
+def _checked(client: MlflowClient, shown: str) -> MlflowClient:
+    """Return ``client``. Raises :class:`UserError` if its store does not answer."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        said = disk_problem(error) or masked(str(error).splitlines()[0])[:200]
-        raise UserError(f"the store {shown} does not answer: {said}") from None
+        reason = disk_problem(error) or masked(str(error).splitlines()[0])[:200]
+        raise UserError(f"the store {shown} does not answer: {reason}") from None
     return client

@@ -1,13 +1,12 @@
-"""Weights & Biases beside MLflow: the same points under the MLflow run's id, from the same one writer.
+"""Log runs to Weights & Biases in addition to MLflow: the same points, under the MLflow run's id.
 
-MLflow stays the store of record. Whatever fails on the way to W&B is said once, and W&B is left alone from
-then on.
+MLflow remains the store of record. The first error of W&B is reported, and then W&B is no longer used.
 
-W&B numbers the rows of a run's history. A row here is what one event brought that is new, and its number
-counts such rows from the start of the events, which a resumed run reads again: so the same points have the
-same number at every start, and a run that W&B has already goes on at the first number that W&B lacks. Offline
-its files are read: what their writer had in hand when it was killed is not in them. The axis of the charts is
-the metric ``step``: W&B's own numbers must rise, and final figures belong to step 0, as in MLflow.
+W&B numbers the rows of a run's history. Here a row contains the new points of one event, and its number
+counts rows from the first event. A resumed run reads its events again, so the same points have the same
+number in every attempt, and logging continues at the first number that W&B lacks. Offline, this number is
+read from W&B's files, which lack the rows that were buffered when their writer was killed. The axis of charts
+is the metric ``step``: W&B's own numbers must increase, and final figures belong to step 0, as in MLflow.
 """
 
 from __future__ import annotations
@@ -32,17 +31,16 @@ from bitrank.tracking.run_state import StoredRun
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
-_INIT_SECONDS, _FINISH_SECONDS = (
-    30.0,
-    60.0,
-)  # how long the matrix waits for W&B to open a run, and to take what is left of it
+_INIT_SECONDS = 30.0  # timeout for W&B to open a run
+_FINISH_SECONDS = 60.0  # timeout for W&B to upload the remaining points of a run
 
 
 def check() -> None:
-    """Raise :class:`UserError` when the library is missing, or the key of a W&B that is to be reached."""
+    """Raise :class:`UserError` if the library is missing, or the key for the online mode."""
     if find_spec("wandb") is None:
         raise UserError(
-            f"--wandb needs the library wandb; install it with: {sys.executable} -m pip install 'wandb>=0.29,<1'"
+            "--wandb needs the library wandb; "
+            f"install it with: {sys.executable} -m pip install 'wandb>=0.29,<1'"
         )
     if not (_offline() or os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_API_KEY")):
         raise UserError(
@@ -51,37 +49,35 @@ def check() -> None:
 
 
 class PairTracker:
-    """MLflow's logs, each with one of W&B beside it."""
+    """Logs every run to MLflow and to W&B."""
 
     def __init__(self, first: Tracker, second: WandbTracker) -> None:
         self._first, self._second = first, second
 
     def runs(self) -> dict[str, StoredRun]:
-        """The newest run of each spec_id, by MLflow."""
+        """Return the newest run of each spec_id in MLflow."""
         return self._first.runs()
 
     def find(self, spec_id: str) -> StoredRun | None:
-        """The newest run of one spec_id, by MLflow."""
+        """Return the newest run of one spec_id in MLflow."""
         return self._first.find(spec_id)
 
     def open(self, spec: RunSpec, run_id: str | None) -> PairLog:
-        """Both logs of a new run, or of the interrupted run ``run_id``."""
+        """Open both logs of a new run, or of the interrupted run ``run_id``."""
         log = self._first.open(spec, run_id)
         return PairLog(log, self._second.open(spec, log.run_id))
 
     def hold(self, spec_id: str) -> AbstractContextManager[object]:
-        """Keep others from a spec's run, as MLflow's store can."""
+        """Lock a spec's run in the MLflow store."""
         return self._first.hold(spec_id)
 
     def forget(self, run_id: str) -> None:
-        """Mark a run as deleted in MLflow. W&B keeps its copy, for its runs cannot be restored."""
+        """Mark a run as deleted in MLflow; its copy in W&B, where deletion is permanent, is kept."""
         self._first.forget(run_id)
 
 
 class PairLog:
-    """MLflow is told first: when the parent is killed in between, the rest reaches W&B from the events, on
-    the next start.
-    """
+    """Logs to MLflow first: if the parent is killed in between, the next attempt logs the rest to W&B."""
 
     def __init__(self, first: RunLog, second: WandbLog) -> None:
         self._logs = (first, second)
@@ -97,49 +93,45 @@ class PairLog:
 
 
 class WandbTracker:
-    """Opens runs in Weights & Biases, until something goes wrong there.
+    """Opens runs in Weights & Biases, until its first error.
 
-    ``work`` is the folder of the runs' own folders; W&B's files lie beside it, in ``wandb/``, unless
-    WANDB_DIR says otherwise. Raises :class:`UserError` as :func:`check` does.
+    ``work`` is the folder of the runs' own folders; W&B's files are in ``wandb/`` of its parent folder, or in
+    WANDB_DIR. Raises :class:`UserError` as :func:`check` does.
     """
 
-    def __init__(self, work: Path, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, work: Path, report: Callable[[str], None] | None = None) -> None:
         check()
-        os.environ.setdefault("WANDB_SILENT", "true")  # the screen shows the matrix
+        os.environ.setdefault("WANDB_SILENT", "true")  # W&B's messages would break the progress table
         self._work = work
-        self._say = say or (lambda run_tags: print(f"bitrank: {run_tags}", file=sys.stderr, flush=True))
-        self._left = False
+        self._report = report or _print_error
+        self._failed = False
 
     def open(self, spec: RunSpec, run_id: str) -> WandbLog:
-        """The W&B log of the MLflow run ``run_id``, under the same id; an interrupted one goes on."""
+        """Open the W&B log of the MLflow run ``run_id`` under the same id; an interrupted run continues."""
         return WandbLog(self.try_to, lambda: self._init(spec, run_id))
 
     def try_to(self, act: Callable[[], None]) -> None:
-        """Do ``act`` unless W&B has failed before; the first failure is said, and the last thing that is
-        asked of it.
-        """
-        if self._left:
+        """Call ``act`` unless W&B has failed before. The first error is reported and disables W&B."""
+        if self._failed:
             return
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the runs and MLflow's points must not be lost
-            self._left = True
-            reason = " ".join(f"{type(error).__name__}: {error}".split()).replace(
-                os.environ.get("WANDB_API_KEY") or "\0", "***"
-            )
-            self._say(
-                f"Weights & Biases failed and is left alone; runs go on, MLflow has every point ({reason[:300]})"
+        except Exception as error:  # noqa: BLE001 - an error of W&B must not stop runs or MLflow's log
+            self._failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = reason.replace(os.environ.get("WANDB_API_KEY") or "\0", "***")[:300]
+            self._report(
+                f"Weights & Biases failed and is no longer used; runs continue, and MLflow has every point "
+                f"({reason})"
             )
 
     def _init(self, spec: RunSpec, run_id: str) -> tuple[Run, int]:
-        """The run in W&B, and the number of the first row that it lacks."""
+        """Open the run in W&B; returns it with the number of the first row that it lacks."""
         import wandb
 
         environment, run_tags = os.environ, tags_of(spec)
-        note, folder = (
-            run_tags.get("mlflow.note.content"),
-            Path(environment.get("WANDB_DIR", self._work.parent)),
-        )
+        note = run_tags.get("mlflow.note.content")
+        folder = Path(environment.get("WANDB_DIR", self._work.parent))
         first = _rows(folder, run_id) if _offline() else 0
         run = wandb.init(
             id=run_id,
@@ -154,10 +146,9 @@ class WandbTracker:
                 "mlflow_run_id": run_id,
             },
             dir=folder,
-            resume=None
-            if _offline()
-            else "allow",  # offline W&B ignores the word with a warning, and takes the same id all the same
-            reinit="create_new",  # several runs at once
+            # Offline, W&B ignores `resume` with a warning and uses the same id anyway.
+            resume=None if _offline() else "allow",
+            reinit="create_new",  # several runs in parallel
             settings=wandb.Settings(
                 init_timeout=float(environment.get("WANDB_INIT_TIMEOUT", _INIT_SECONDS)),
                 finish_timeout=float(environment.get("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)),
@@ -165,7 +156,7 @@ class WandbTracker:
                 console="off",
                 disable_git=True,
                 save_code=False,
-                x_disable_stats=True,  # of this process, which only watches
+                x_disable_stats=True,  # statistics of this process, which does not train
             ),
         )
         run.define_metric("*", step_metric="step")
@@ -173,9 +164,7 @@ class WandbTracker:
 
 
 class WandbLog:
-    """Writes one run to W&B. ``try_to`` does what may fail; ``init`` opens the run and knows the first row
-    that it lacks.
-    """
+    """Writes one run to W&B. ``try_to`` calls functions that may fail; ``init`` opens the run."""
 
     def __init__(
         self, try_to: Callable[[Callable[[], None]], None], init: Callable[[], tuple[Run, int]]
@@ -186,11 +175,11 @@ class WandbLog:
         try_to(lambda: self._open(init))
 
     def events(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Send the metrics and tags of ``events`` that W&B does not have yet."""
+        """Send the metrics and tags of ``events`` that are not yet in W&B."""
         self._try_to(lambda: self._events(events))
 
     def close(self, folder: Path, status: str, tags: Mapping[str, str]) -> None:
-        """Send what is left of the events, the final figures at step 0, and how the run ended."""
+        """Send the remaining events, the final figures at step 0, and the status."""
         self._try_to(lambda: self._close(folder, status, tags))
 
     def _open(self, init: Callable[[], tuple[Run, int]]) -> None:
@@ -214,7 +203,7 @@ class WandbLog:
         self._run.finish(exit_code=_exit_code(status, tags))
 
     def _metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """One row of the metrics that were not in an earlier one; sent from the first on that W&B lacks."""
+        """Make one row of the new metrics, and send it if W&B lacks its number."""
         unlogged = {key: float(value) for key, value in metrics.items() if (key, step) not in self._points}
         if not unlogged:
             return
@@ -224,23 +213,23 @@ class WandbLog:
         self._row += 1
 
 
+def _print_error(message: str) -> None:
+    print(f"bitrank: {message}", file=sys.stderr, flush=True)
+
+
 def _offline() -> bool:
     return os.environ.get("WANDB_MODE") in {"offline", "dryrun"}
 
 
 def _rows(folder: Path, run_id: str) -> int:
-    """How many rows of a run's history W&B's files under ``folder`` hold. Rows are written in order of their
-    numbers.
-    """
+    """The number of rows of a run's history in W&B's files under ``folder``; rows are in order."""
     return max(
         (_last_row(path) + 1 for path in folder.glob(f"wandb/*-{run_id}/run-{run_id}.wandb")), default=0
     )
 
 
 def _last_row(path: Path) -> int:
-    """The number of the last whole row in one of W&B's files, -1 when there is none; a killed writer tears
-    the end off.
-    """
+    """The number of the last complete row in a W&B file, or -1; a killed writer leaves a truncated end."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
@@ -256,15 +245,13 @@ def _last_row(path: Path) -> int:
                     if "_step" in (item.key, *item.nested_key)
                 )
     except (AssertionError, struct.error):
-        pass  # where the whole records end
+        pass  # a truncated record at the end
     finally:
         store.close()
     return last
 
 
 def _exit_code(status: str, tags: Mapping[str, str]) -> int:
-    """As a shell says it: 128 + n for signal n. Never 0 for a run that did not finish, which W&B would call
-    finished.
-    """
+    """The exit code as in a shell: 128 + n for signal n. Nonzero for an unfinished run, for W&B's status."""
     code = int(tags.get("exit_code", 0))
     return 0 if status == "FINISHED" else 128 - code if code < 0 else code or 1

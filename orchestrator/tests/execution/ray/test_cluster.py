@@ -70,7 +70,7 @@ def test_a_run_that_fits_no_machine_is_refused_with_what_there_is(
         (["--executor", "ray", "--store", "sqlite:///x.db"], "needs a tracking server as its store"),
         (
             ["--executor", "ray", "--store", "http://127.0.0.1:9", "--ray-address", "ray://h:1"],
-            "is Ray Client's",
+            "is an address of Ray Client",
         ),
         (["--retries", "-1"], "--retries must be 0 or more, got -1"),
     ],

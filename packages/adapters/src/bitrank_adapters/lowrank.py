@@ -43,8 +43,8 @@ def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = No
     """
     exact = residual_OI.to("cpu" if residual_OI.device.type == "mps" else residual_OI.device, torch.float64)
     if exact.shape[0] < exact.shape[1]:
-        turned = _project(exact.T, rank, None if weights is None else (weights[1], weights[0]))
-        left_OR, right_RI = turned[1].T, turned[0].T
+        transposed = _project(exact.T, rank, None if weights is None else (weights[1], weights[0]))
+        left_OR, right_RI = transposed[1].T, transposed[0].T
     else:
         left_OR, right_RI = _project(exact, rank, weights)
     return _orthonormal(left_OR, right_RI, residual_OI.device)

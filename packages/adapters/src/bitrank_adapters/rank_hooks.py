@@ -162,8 +162,7 @@ class AdaLoraRanks(FixedRanks):
 
 
 def keep_loss_plain(model: PeftModel) -> None:
-    """Stop PEFT from adding the orthogonality term to ``loss`` in the model's output, in training and
-    evaluation.
+    """Stop PEFT from adding the orthogonality term to the ``loss`` of the model's output.
 
     PEFT adds it to every micro-batch, so it would count once per micro-batch instead of once per step.
     """

@@ -89,9 +89,9 @@ def keep_ranks(layer: Any, kept: Tensor) -> None:
     """Cut an AdaLoRA layer to the triplets ``kept`` (indices); the scale of their product is unchanged."""
     scale = effective_scale(layer)
     for part, axis in _AXIS.items():
-        held = getattr(layer, part)
-        old = held[_ADAPTER]
-        held[_ADAPTER] = nn.Parameter(
+        parameters = getattr(layer, part)
+        old = parameters[_ADAPTER]
+        parameters[_ADAPTER] = nn.Parameter(
             old.detach().index_select(axis, kept.to(old.device)).contiguous(), requires_grad=old.requires_grad
         )
     layer.r[_ADAPTER] = len(kept)

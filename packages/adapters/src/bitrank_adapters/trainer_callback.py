@@ -36,7 +36,7 @@ _ADAPTER = "default"
 class AdaLoraCallback(TrainerCallback):
     """Runs AdaLoRA on ``model`` while a ``Trainer`` trains it.
 
-    ``model`` is what :func:`attach_adalora` returned for the number of optimizer steps that the ``Trainer``
+    ``model`` is the result of :func:`attach_adalora` for the number of optimizer steps that the ``Trainer``
     takes; give the same model to both. With ``shrink`` pruned ranks are removed from model and optimizer when
     ranks freeze.
 
@@ -46,7 +46,7 @@ class AdaLoraCallback(TrainerCallback):
       beside it.
     - Checkpoints contain the moving averages and masks (``adalora_state.safetensors``): a resumed run takes
       the same steps as an uninterrupted one.
-    - What is saved after training loads in stock PEFT: AdaLoRA with its ranks, or plain LoRA with ``shrink``.
+    - The adapter saved after training loads in stock PEFT: AdaLoRA with its ranks, or plain LoRA with ``shrink``.
 
     Logs reach ``trainer.state.log_history`` and the callbacks that come after this one.
 
@@ -66,7 +66,8 @@ class AdaLoraCallback(TrainerCallback):
         kind = getattr(model, "peft_config", {}).get(_ADAPTER)
         if kind is None or kind.peft_type != "ADALORA":
             raise AdapterError(
-                f"expected a model with an AdaLoRA adapter, got {type(model).__name__}; make it with attach_adalora"
+                f"expected a model with an AdaLoRA adapter, got {type(model).__name__}; "
+                "make it with attach_adalora"
             )
         self._model: Any = model
         self._config: Any = kind
@@ -89,7 +90,7 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse what would end off the budget or train on other gradients."""
+        """Raise if training would miss the budget or use other gradients."""
         if kwargs.get("model") is not self._model:
             raise AdapterError(
                 "this callback belongs to another model; give the Trainer the one it was made with"
@@ -151,9 +152,10 @@ class AdaLoraCallback(TrainerCallback):
         """Compare the ranks that training leaves with the budget."""
         if not self._hook.settled(self._step):
             raise BudgetMissed(
-                f"training left the weights of step {self._step}, ranks are final from step {self._hook.freeze_step}: "
-                f"{sum(self.ranks.values())} ranks are active, the budget is {self._hook.budget}. Train longer; with "
-                "load_best_model_at_end evaluate only after the freeze"
+                f"training left the weights of step {self._step}, ranks are final from step "
+                f"{self._hook.freeze_step}: {sum(self.ranks.values())} ranks are active, the budget is "
+                f"{self._hook.budget}. Train longer; with load_best_model_at_end evaluate only after "
+                "the freeze"
             )
         active = sum(self.ranks.values())
         if active != self._hook.budget:
@@ -164,7 +166,7 @@ class AdaLoraCallback(TrainerCallback):
         """Save the adapter; it replaces the model's own ``save_pretrained``.
 
         While training this is a checkpoint: full-size factors and the state of the allocator. Afterwards it
-        is what stock PEFT loads.
+        can be loaded by stock PEFT.
         """
         if self._finished and self._cut:
             self._hook.save(Path(folder))
@@ -179,13 +181,11 @@ class AdaLoraCallback(TrainerCallback):
     def _write_state(self, folder: Path) -> None:
         with self._pattern():
             tensors, text = self._hook.state()
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(held, folder / STATE_FILE, metadata={"step": str(self._step), "hook": text})
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(stored, folder / STATE_FILE, metadata={"step": str(self._step), "hook": text})
 
     def _load_adapter(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        """Restore the allocator first: a shrunk model must have its final shapes before weights and optimizer
-        come.
-        """
+        """Restore the allocator first: weights and optimizer state need a shrunk model's final shapes."""
         if adapter_name == _ADAPTER:
             self._read_state(Path(model_id))
         return self._load(model_id, adapter_name, *args, **kwargs)
@@ -193,8 +193,8 @@ class AdaLoraCallback(TrainerCallback):
     def _read_state(self, folder: Path) -> None:
         if not (folder / STATE_FILE).is_file():
             raise AdapterError(
-                f"{folder} has no {STATE_FILE}: it was saved after training or without AdaLoraCallback, so AdaLoRA "
-                "cannot continue from it; resume from a checkpoint of a run with this callback"
+                f"{folder} has no {STATE_FILE}: it was saved after training or without AdaLoraCallback, so "
+                "AdaLoRA cannot continue from it; resume from a checkpoint of a run with this callback"
             )
         with safe_open(folder / STATE_FILE, "pt", device=str(self._model.device)) as file:
             text, step = file.metadata()["hook"], int(file.metadata()["step"])
@@ -202,8 +202,9 @@ class AdaLoraCallback(TrainerCallback):
         shrunk = bool(json.loads(text).get("shrunk"))
         if self._cut and not shrunk:
             raise BudgetMissed(
-                f"{folder} is of step {step}, before ranks were final at step {self._hook.freeze_step}; the model is cut "
-                "to its final ranks and cannot take it. With load_best_model_at_end evaluate only after the freeze"
+                f"{folder} is of step {step}, before ranks were final at step {self._hook.freeze_step}; "
+                "the model is cut to its final ranks and cannot take it. With load_best_model_at_end evaluate only after "
+                "the freeze"
             )
         if not self._cut:
             with self._pattern():
@@ -230,10 +231,9 @@ def follow(
     now: Mapping[str, nn.Parameter],
     resized: Mapping[str, tuple[int, Tensor]],
 ) -> None:
-    """Let ``optimizer`` train the parameters ``now`` in place of those ``before``, by name, with their
-    moments cut alike.
+    """Replace the parameters ``before`` of ``optimizer`` by ``now``, by name, and shrink their moments.
 
-    ``resized`` is what :meth:`ShrinkingRanks.resized` returned. Parameters that are gone leave the optimizer.
+    ``resized`` is the result of :meth:`ShrinkingRanks.resized`. Removed parameters leave the optimizer.
     """
     names = {id(parameter): name for name, parameter in before.items()}
     for group in optimizer.param_groups:
@@ -252,7 +252,7 @@ def follow(
 
 
 def _cut_moments(state: Mapping[str, Any], axis: int, kept: Tensor) -> dict[str, Any]:
-    """A count or a scalar stays; what has the parameter's dimensions is cut like it."""
+    """Shrink a tensor with the parameter's dimensions as the parameter; keep counts and scalars."""
     cut = {}
     for key, value in state.items():
         has_shape = isinstance(value, Tensor) and value.ndim == 2

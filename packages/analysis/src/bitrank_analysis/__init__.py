@@ -1,5 +1,6 @@
-"""The run store as DuckDB views, studies, and paired statistics. Figures and the report build on it. Never
-torch, never mlflow.
+"""Read the run store through DuckDB views and compare runs with paired statistics.
+
+Figures, report and paper build on both. The package imports neither torch nor mlflow.
 """
 
 from bitrank_analysis.errors import AnalysisError

@@ -1,9 +1,8 @@
-"""Views over what runs leave as files: ``predictions``, ``ranks``, ``plans``, ``specs``, and ``unread`` for
-what cannot be read.
+"""DuckDB views over the files of runs: ``predictions``, ``ranks``, ``plans``, ``specs`` and ``unread``.
 
-Only artifacts on this machine are read. A run that keeps them elsewhere (``mlflow-artifacts:/``, ``s3://``),
-and a file that is broken, is a row of ``unread``; it is never just absent. A file that is not there (a run
-that failed before it) is no row anywhere.
+Only artifacts on this machine are read. A run with artifacts elsewhere (``mlflow-artifacts:/``, ``s3://``)
+and every damaged file is a row of ``unread``, so unreadable data is never silently absent. A file that does
+not exist (the run failed before it was written) has no row in any view.
 """
 
 from __future__ import annotations
@@ -17,14 +16,18 @@ import duckdb
 from bitrank_analysis.errors import AnalysisError, masked
 
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
-_EMPTY_PREDICTIONS = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens WHERE false"
+_EMPTY_PREDICTIONS = (
+    "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens "
+    "WHERE false"
+)
 
-# Files are read as text and parsed one by one, so that one torn file is a row of `unread` and does not take
-# the view with it.
+# Files are read as text and parsed one by one, so that a truncated file becomes a row of `unread` and does
+# not make the whole view fail.
 _VIEWS = """
 CREATE VIEW ranks AS
   WITH parsed AS (
-    SELECT run_id, from_json(content, '{"final": "MAP(VARCHAR, BIGINT)", "over_time": "MAP(BIGINT, MAP(VARCHAR, BIGINT))"}') AS j
+    SELECT run_id, from_json(content, '{"final": "MAP(VARCHAR, BIGINT)",
+      "over_time": "MAP(BIGINT, MAP(VARCHAR, BIGINT))"}') AS j
     FROM raw.ranks_text WHERE json_valid(content)),
   steps AS (SELECT run_id, unnest(map_entries(j.over_time)) AS s FROM parsed),
   cells AS (SELECT run_id, s.key AS step, unnest(map_entries(s.value)) AS r FROM steps
@@ -34,36 +37,44 @@ CREATE VIEW plans AS
   WITH parsed AS (
     SELECT run_id, from_json(content, '{"precision": "MAP(VARCHAR, VARCHAR)", "ranks": "MAP(VARCHAR, BIGINT)",
       "applied": "MAP(VARCHAR, STRUCT(format VARCHAR, backend VARCHAR))",
-      "matrices": ["STRUCT(name VARCHAR, role VARCHAR, layer BIGINT, shape BIGINT[], tied_to VARCHAR)"]}') AS j
+      "matrices":
+        ["STRUCT(name VARCHAR, role VARCHAR, layer BIGINT, shape BIGINT[], tied_to VARCHAR)"]}') AS j
     FROM raw.plans_text WHERE json_valid(content)),
-  formats AS (SELECT run_id, e.key AS matrix, e.value AS format FROM (SELECT run_id, unnest(map_entries(j.precision)) AS e FROM parsed)),
-  given AS (SELECT run_id, e.key AS matrix, e.value AS rank FROM (SELECT run_id, unnest(map_entries(j.ranks)) AS e FROM parsed)),
+  formats AS (SELECT run_id, e.key AS matrix, e.value AS format
+              FROM (SELECT run_id, unnest(map_entries(j.precision)) AS e FROM parsed)),
+  given AS (SELECT run_id, e.key AS matrix, e.value AS rank
+            FROM (SELECT run_id, unnest(map_entries(j.ranks)) AS e FROM parsed)),
   stored AS (SELECT run_id, e.key AS matrix, e.value.format || '@' || e.value.backend AS stored_as
              FROM (SELECT run_id, unnest(map_entries(j.applied)) AS e FROM parsed)),
-  known AS (SELECT run_id, m.name AS matrix, m.role, m.layer, m.shape, m.tied_to FROM (SELECT run_id, unnest(j.matrices) AS m FROM parsed))
+  known AS (SELECT run_id, m.name AS matrix, m.role, m.layer, m.shape, m.tied_to
+            FROM (SELECT run_id, unnest(j.matrices) AS m FROM parsed))
   SELECT run_id, matrix, format, rank, stored_as, role, layer, shape, tied_to
-  FROM formats FULL JOIN given USING (run_id, matrix) LEFT JOIN stored USING (run_id, matrix) LEFT JOIN known USING (run_id, matrix);
+  FROM formats FULL JOIN given USING (run_id, matrix)
+    LEFT JOIN stored USING (run_id, matrix) LEFT JOIN known USING (run_id, matrix);
 CREATE VIEW specs AS SELECT run_id, content::JSON AS spec FROM raw.specs_text WHERE json_valid(content);
 CREATE VIEW unread AS
   SELECT run_id, file, reason FROM raw.unread
-  UNION ALL SELECT run_id, 'ranks.json', 'it is not whole JSON' FROM raw.ranks_text WHERE NOT json_valid(content)
-  UNION ALL SELECT run_id, 'plan.json', 'it is not whole JSON' FROM raw.plans_text WHERE NOT json_valid(content)
-  UNION ALL SELECT run_id, 'spec.json', 'it is not whole JSON' FROM raw.specs_text WHERE NOT json_valid(content);
+  UNION ALL SELECT run_id, 'ranks.json', 'it is not whole JSON'
+    FROM raw.ranks_text WHERE NOT json_valid(content)
+  UNION ALL SELECT run_id, 'plan.json', 'it is not whole JSON'
+    FROM raw.plans_text WHERE NOT json_valid(content)
+  UNION ALL SELECT run_id, 'spec.json', 'it is not whole JSON'
+    FROM raw.specs_text WHERE NOT json_valid(content);
 """
 
 
-def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
-    """Add the views to a connection that has the view ``runs``. ``beside`` is the folder of a SQLite store,
-    None for a server.
+def create_artifact_views(database: duckdb.DuckDBPyConnection, store_folder: Path | None) -> None:
+    """Add the views to a connection that has the view ``runs``.
 
-    The files are listed now and read when a view is asked. A store that was moved as a whole is found again:
-    where a run's own address is gone, the same experiment and run under ``beside/artifacts`` are taken.
+    The files are listed now and read when a view is queried. ``store_folder`` is the folder of a SQLite
+    store, None for a server. It makes a moved store readable: if the folder recorded for a run no longer
+    exists, the same experiment and run under ``store_folder/artifacts`` are used.
     """
     database.execute("CREATE TABLE raw.files (run_id VARCHAR, file VARCHAR, path VARCHAR)")
     database.execute("CREATE TABLE raw.unread (run_id VARCHAR, file VARCHAR, reason VARCHAR)")
     files, unread = [], []
     for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
-        folder = local_folder(uri, beside)
+        folder = local_folder(uri, store_folder)
         if folder is None:
             unread.append((run_id, "all", f"its artifacts are not on this machine: {masked(uri)}"))
         else:
@@ -81,23 +92,22 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, beside: Path | No
     database.execute(_VIEWS)
 
 
-def local_folder(uri: str, beside: Path | None) -> Path | None:
-    """The folder that an artifact URI names on this machine (a path or ``file://``); None when it is another
-    kind of address.
-    """
+def local_folder(uri: str, store_folder: Path | None) -> Path | None:
+    """The folder of an artifact URI on this machine (a path or ``file://``); None for other kinds of URI."""
     parts = urlsplit(uri)
     if parts.scheme not in {"", "file"}:
         return None
     folder = Path(unquote(parts.path)) if parts.scheme else Path(uri)
-    if folder.is_dir() or beside is None:
+    if folder.is_dir() or store_folder is None:
         return folder
-    moved = beside / "artifacts" / Path(*folder.parts[-3:])
+    moved = store_folder / "artifacts" / Path(*folder.parts[-3:])
     return moved if moved.is_dir() else folder
 
 
 def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb.DuckDBPyRelation:
-    """The predictions of one run, without ``run_id``. Raises :class:`AnalysisError` that says why there are
-    none.
+    """The predictions of one run, without ``run_id``.
+
+    Raises :class:`AnalysisError` with the reason if there are none or they cannot be read.
     """
     rows = database.execute(
         "SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]
@@ -107,11 +117,13 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
     ).fetchall()
     if reasons:
         raise AnalysisError(
-            f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; copy its artifacts here or run it again"
+            f"the predictions of run {run_id} cannot be read: {reasons[0][0]}; "
+            "copy its artifacts here or run it again"
         )
     if not rows:
         raise AnalysisError(
-            f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; run it again to make one"
+            f"run {run_id} has no {PREDICTIONS}, so it cannot be compared example by example; "
+            "run it again to make one"
         )
     return database.from_parquet(pattern_of(rows[0][0]))
 
@@ -125,19 +137,21 @@ def _insert(database: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[st
 
 
 def _text_view(database: duckdb.DuckDBPyConnection, name: str, paths: list[str]) -> None:
-    read = f"SELECT run_id, content FROM read_text({_paths(paths)}) t JOIN raw.files f ON f.path = t.filename"
-    database.execute(
-        f"CREATE VIEW raw.{name} AS {read if paths else 'SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS content WHERE false'}"
-    )
+    query = "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS content WHERE false"
+    if paths:
+        files = f"read_text({_paths(paths)}) t JOIN raw.files f ON f.path = t.filename"
+        query = f"SELECT run_id, content FROM {files}"
+    database.execute(f"CREATE VIEW raw.{name} AS {query}")
 
 
 def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str, str]]) -> None:
-    """Columns are united by name. The files' heads are read here; those that are no whole Parquet become rows
-    of ``unread``.
+    """Create the view ``predictions``, with the columns of all files united by name.
+
+    DuckDB reads the files' metadata here; files that are not complete Parquet become rows of ``unread``.
     """
-    whole = [path for _, path in files]
+    paths = [path for _, path in files]
     try:
-        database.execute(_predictions_sql(whole))
+        database.execute(_predictions_sql(paths))
     except duckdb.Error:
         broken = [
             (run_id, PREDICTIONS, "it is not a whole Parquet file")
@@ -154,8 +168,11 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
 def _predictions_sql(paths: list[str]) -> str:
     if not paths:
         return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
-    rows = f"read_parquet({_paths(paths)}, union_by_name=true, filename='artifact_path') p JOIN raw.files f ON f.path = p.artifact_path"
-    return f"CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) FROM {rows}"
+    rows = f"read_parquet({_paths(paths)}, union_by_name=true, filename='artifact_path') p"
+    return (
+        "CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) "
+        f"FROM {rows} JOIN raw.files f ON f.path = p.artifact_path"
+    )
 
 
 def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
@@ -167,16 +184,15 @@ def _is_parquet(database: duckdb.DuckDBPyConnection, path: str) -> bool:
 
 
 def sql_list(texts: list[str]) -> str:
-    """A DuckDB list literal of texts."""
+    """``texts`` as a DuckDB list literal."""
     return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
 
 
 def _paths(paths: list[str]) -> str:
-    """A list literal of files. DuckDB reads each as a pattern, so characters that match others are put in a
-    class of their own."""
+    """A list literal of file paths; DuckDB reads each as a glob pattern, so wildcards are escaped."""
     return sql_list([pattern_of(path) for path in paths])
 
 
 def pattern_of(path: str) -> str:
-    """The pattern that matches the file ``path`` alone."""
+    """The glob pattern that matches only the file ``path``."""
     return re.sub(r"[*?\[]", r"[\g<0>]", path)

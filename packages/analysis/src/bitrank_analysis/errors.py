@@ -1,4 +1,4 @@
-"""The one error this package raises on bad input, and the text form that hides passwords."""
+"""The package's error for bad input, and masking of passwords in messages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 
 class AnalysisError(ValueError):
-    """A store that cannot be read; the message says what was expected, what came and what to do."""
+    """Bad input, such as an unreadable store; the message says what was expected, what came and a remedy."""
 
-    exit_code = 2  # the input is at fault: a program shows the message alone
+    exit_code = 2  # bad input: a command prints the message without a traceback
 
 
-# A password in a URI reaches to the last @ of the word, so that one with unquoted characters is hidden too.
+# A password may contain an unescaped @ or /, so the match extends to the last @ before a space or a quote.
 _USER_PASSWORD = re.compile(r"(\w://[^\s/:@'\"]*):[^\s'\"]*@")
 _QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """``text`` with ``***`` for every password that stands inside a URI."""
+    """``text`` with every password in a URI replaced by ``***``."""
     return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))

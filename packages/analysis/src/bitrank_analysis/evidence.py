@@ -1,4 +1,4 @@
-"""All that figures, tables and the report say of one task, gathered once as plain frames."""
+"""Collect the data behind the figures, tables and report of one task as plain frames."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bitrank_analysis.study import Study
 
 @dataclass(frozen=True)
 class Evidence:
-    """Frames about ``task``; their columns are those of the functions that made them.
+    """Results of ``task``. Each frame has the columns of the function that made it.
 
     ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank;
     ``plans`` has config, seed, matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key,
-    step, value. ``gaps`` tells what could not be worked out, and why; ``notes`` what the statistics say of
-    themselves.
+    step, value. ``gaps`` maps each result that could not be computed to the reason; ``notes`` are the
+    remarks of the statistics about their own validity.
     """
 
     task: str
@@ -42,46 +42,47 @@ class Evidence:
 
     @property
     def configs(self) -> list[str]:
-        """The arms that were run, in the study's order."""
+        """Arms with finished runs, in the study's order."""
         return list(self.arms["config"])
 
     @property
     def seeds(self) -> int:
-        """How many seeds the arms have in common at least."""
+        """Smallest number of seeds of any arm."""
         return int(self.arms["seeds"].min())
 
     def measured(self, *columns: str) -> pd.DataFrame:
-        """The runs that have a number in each of ``columns``. Raises :class:`AnalysisError` when none has."""
+        """Runs with a value in each of ``columns``. Raises :class:`AnalysisError` if there is none."""
         known = self.runs.dropna(subset=list(columns))
         if known.empty:
             raise AnalysisError(
-                f"expected runs of {self.task} with {', '.join(columns)}, got none that measured it; run them again"
+                f"expected runs of {self.task} with {', '.join(columns)}, got none that measured it; "
+                "run them again"
             )
         return known
 
     def left_out(self, shown: pd.DataFrame) -> str:
-        """A sentence on the arms that ``shown`` lacks, "" when it has all."""
+        """A sentence that names the arms missing from ``shown``; "" if none is."""
         missing = [name for name in self.configs if name not in set(shown["config"])]
         return f" Not measured in {', '.join(missing)}." if missing else ""
 
 
-# The arms of the study in the order in which a reader meets them; others follow by name.
+# Order of the study's arms in figures and tables; other configs follow by name.
 ORDER = ("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3")
 BASELINES = ("B-FP", "B-Q4")
 
 
 def config_order(names: Any) -> list[str]:
-    """Distinct ``names``, known arms first in the study's order."""
+    """Distinct ``names``: those in ``ORDER`` first, then the others by name."""
     return sorted(set(names), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def gather(study: Study, task: str) -> Evidence:
-    """Everything about ``task``. Raises :class:`AnalysisError` when the study has no finished run of it."""
+    """Collect the evidence about ``task``. Raises :class:`AnalysisError` if it has no finished run."""
     runs = study.runs[study.runs["task"] == task]
     if runs.empty:
         known = ", ".join(sorted(study.runs["task"].unique())) or "none"
         raise AnalysisError(
-            f"expected a task with finished runs ({known}), got {task!r}; run it first, or give another"
+            f"expected a task with finished runs ({known}), got {task!r}; run it first, or choose another"
         )
     gaps: dict[str, str] = {}
     first = runs.iloc[0]
@@ -111,7 +112,7 @@ def gather(study: Study, task: str) -> Evidence:
 
 
 def _or_gap(gaps: dict[str, str], name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The frame, or an empty one with the reason kept in ``gaps``: the report prints every gap."""
+    """``make()``, or an empty frame with the reason recorded in ``gaps``, which the report prints."""
     try:
         return make()
     except AnalysisError as error:
@@ -119,17 +120,15 @@ def _or_gap(gaps: dict[str, str], name: str, make: Callable[[], pd.DataFrame]) -
         return pd.DataFrame()
 
 
-def _ordered(frame: pd.DataFrame, column: str = "config", above: str = "") -> pd.DataFrame:
-    """Rows by arm in the study's order; first by the arm in ``above`` where one is given."""
+def _ordered(frame: pd.DataFrame, column: str = "config", first_by: str = "") -> pd.DataFrame:
+    """Sort rows by the study's order of arms: by column ``first_by`` if given, then by ``column``."""
     if frame.empty:
         return frame
-    columns = [above, column] if above else [column]
-    places = {
-        name: at for at, name in enumerate(config_order(value for each in columns for value in frame[each]))
-    }
-    return frame.sort_values(columns, key=lambda names: names.map(places), kind="stable").reset_index(
-        drop=True
-    )
+    columns = [first_by, column] if first_by else [column]
+    names = config_order(name for each in columns for name in frame[each])
+    positions = {name: position for position, name in enumerate(names)}
+    ordered = frame.sort_values(columns, key=lambda column: column.map(positions), kind="stable")
+    return ordered.reset_index(drop=True)
 
 
 def _of_task(study: Study, runs: pd.DataFrame, query: str) -> pd.DataFrame:
@@ -143,10 +142,9 @@ def _with_bits(plans: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curves(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    query = "SELECT run_id, key, step, value FROM metrics WHERE key LIKE 'train/%' OR key LIKE 'val/%' ORDER BY step"
-    return (
-        study.database.sql(query)
-        .df()
-        .merge(runs[["run_id", "config", "seed"]], on="run_id")
-        .drop(columns="run_id")
+    query = (
+        "SELECT run_id, key, step, value FROM metrics "
+        "WHERE key LIKE 'train/%' OR key LIKE 'val/%' ORDER BY step"
     )
+    curves = study.database.sql(query).df()
+    return curves.merge(runs[["run_id", "config", "seed"]], on="run_id").drop(columns="run_id")

@@ -1,6 +1,4 @@
-"""Where a weight matrix stands in a transformer, read off its module name: layer number and module, and the
-bits of its format.
-"""
+"""Layer number and short module name of a weight matrix from its full name, and bits from its format."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 
-# Long endings of module names → what a figure has room for. A name that is not here is shown by its last
-# part.
+# End of a module's name → short label for figures. A name without an entry is labelled by its last part.
 SHORT = {
     "attention.self.query": "q",
     "attention.self.key": "k",
@@ -34,7 +31,7 @@ _BITS = re.compile(r"(\d+)")
 
 
 def place(matrix: str) -> tuple[int | None, str]:
-    """Layer number and short module name of ``matrix``; a matrix outside the layers has no layer."""
+    """Layer number and short module name of ``matrix``; the layer is None outside the blocks."""
     found = _LAYER.match(matrix)
     if found is None:
         return None, matrix.rsplit(".", 1)[-1]
@@ -42,8 +39,9 @@ def place(matrix: str) -> tuple[int | None, str]:
 
 
 def nominal_bits(number_format: str) -> int:
-    """Bits of one stored number by the format's text, ``"nf4-dq"`` → 4; scales are not counted. Raises
-    :class:`AnalysisError`.
+    """Bits of one stored number, without its share of the scales: ``"nf4-dq"`` → 4.
+
+    Raises :class:`AnalysisError` if the format's name contains no number.
     """
     found = _BITS.search(number_format)
     if found is None:
@@ -54,14 +52,12 @@ def nominal_bits(number_format: str) -> int:
 
 
 def with_place(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with columns ``layer`` (NaN outside the layers) and ``module`` added from its column
-    ``matrix``.
-    """
+    """Add the columns ``layer`` (NaN outside the blocks) and ``module``, derived from column ``matrix``."""
     places = {name: place(name) for name in frame["matrix"].unique()}
     layers = pd.to_numeric(frame["matrix"].map(lambda name: places[name][0]))
     return frame.assign(layer=layers, module=frame["matrix"].map(lambda name: places[name][1]))
 
 
 def module_order(modules: pd.Series) -> list[str]:
-    """The distinct modules, known ones from the block's input to its output, others after them by name."""
+    """Distinct modules: those in ``ORDER`` from the block's input to its output, then the others by name."""
     return sorted(set(modules), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))

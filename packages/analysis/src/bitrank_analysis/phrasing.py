@@ -1,16 +1,16 @@
-"""How numbers and lists are put into words, the same in titles, tables and sentences."""
+"""Format numbers and lists as text, the same way in titles, tables and sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-# What stands where a value is not known or does not apply.
+# Printed for a value that is unknown or does not apply.
 NOTHING = "–"
 
 
 def whole(value: float) -> str:
-    """``1858.4`` as ``1,858``; a dash when it was not measured."""
+    """``1858.4`` as ``1,858``; a dash for NaN (not measured)."""
     return NOTHING if math.isnan(value) else f"{value:,.0f}"
 
 
@@ -20,18 +20,18 @@ def quality(value: float, metric: str) -> str:
 
 
 def change(difference: float, metric: str) -> float:
-    """A difference as people say it: points of accuracy, or percent of perplexity from a log ratio."""
+    """A difference in reported units: accuracy in points, perplexity (a log ratio) in percent."""
     return 100 * difference if metric == "acc" else 100 * math.expm1(difference)
 
 
 def margin(value: float, metric: str) -> str:
-    """A margin of :func:`change` in words: ``1 point of accuracy``, ``2 % of perplexity``."""
+    """An equivalence margin as text: ``1 point of accuracy``, ``2 % of perplexity``."""
     size = f"{change(value, metric):.2g}"
     return f"{size} {unit(metric)}" if size != "1" else f"1 {unit(metric).replace('points', 'point')}"
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero has no sign, and what could not be had is a dash."""
+    """``-0.7`` as ``−0.7``, ``0.7`` as ``+0.7``; zero without a sign, NaN as a dash."""
     if math.isnan(value):
         return NOTHING
     text = f"{abs(value):.{digits}f}"
@@ -39,27 +39,27 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def unit(metric: str) -> str:
-    """What :func:`change` counts in."""
+    """The unit of :func:`change`."""
     return "points of accuracy" if metric == "acc" else "% of perplexity"
 
 
 def axis(metric: str) -> str:
-    """The metric's name on an axis, with the direction that is better."""
+    """Axis label of the metric, with the better direction."""
     return "Accuracy, % (higher is better)" if metric == "acc" else "Perplexity (lower is better)"
 
 
 def name(metric: str) -> str:
-    """The metric in a sentence."""
+    """The metric's name inside a sentence."""
     return "accuracy" if metric == "acc" else "perplexity"
 
 
 def on_axis(value: float, metric: str) -> float:
-    """Quality in the unit of :func:`axis`."""
+    """``value`` in the unit of :func:`axis`."""
     return 100 * value if metric == "acc" else value
 
 
 def listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Join names: ``a``, ``a and b``, ``a, b and c``."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
@@ -71,5 +71,5 @@ def p_value(p: float) -> str:
 
 
 def count(number: int, word: str) -> str:
-    """``1 seed``, ``3 seeds``."""
+    """A number with its noun, plural where needed: ``1 seed``, ``3 seeds``."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"

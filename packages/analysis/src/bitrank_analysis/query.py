@@ -1,4 +1,4 @@
-"""One question in SQL to the store, answered as text: what ``bitrank sql`` prints."""
+"""Run one SQL query on the store and format its result (``bitrank sql``)."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ import duckdb
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.store import open_store
 
-_WIDEST = 60  # characters of one cell in a table; csv and json keep all
+_MAX_CELL_WIDTH = 60  # characters; csv and json do not truncate
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=[A-Za-z(])", re.IGNORECASE)
 Rows = list[tuple[Any, ...]]
 
 
 def query(uri: str, sql: str, format: str = "table") -> str:
-    """The answer of the store at ``uri`` to one ``sql`` statement, as ``table``, ``csv`` or ``json`` (a list
-    of objects).
+    """Run one ``sql`` statement on the store at ``uri``; the rows as ``table``, ``csv`` or ``json`` text.
 
-    Only statements that read are run: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE)
-    and EXPLAIN of them. NULL is empty in a table and in CSV; NaN and infinities are ``null`` in JSON, which
-    has no word for them. Raises :class:`AnalysisError` on an unknown format, a store that cannot be read, any
-    other kind of statement, and SQL that DuckDB refuses.
+    Only read statements are allowed: SELECT (and its short forms FROM, VALUES, SHOW, DESCRIBE, SUMMARIZE)
+    and EXPLAIN of them. JSON is a list of objects. NULL is empty in a table and in CSV; NaN and infinities
+    are ``null`` in JSON, which cannot represent them. Raises :class:`AnalysisError` for an unknown format,
+    an unreadable store, any other kind of statement, and SQL that DuckDB rejects.
     """
     if format not in FORMATS:
         raise AnalysisError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     database = open_store(uri)
     try:
         check_reads(database, sql)
-        answer = database.sql(sql)
-        if answer is None:
-            raise AnalysisError("expected a statement that answers with rows, such as SELECT * FROM runs")
-        return FORMATS[format](answer.columns, answer.fetchall())
+        result = database.sql(sql)
+        if result is None:
+            raise AnalysisError("expected a statement that returns rows, such as SELECT * FROM runs")
+        return FORMATS[format](result.columns, result.fetchall())
     except duckdb.Error as error:
-        said = str(error).strip()
         raise AnalysisError(
-            f"the store does not understand this SQL: {said}\nviews: {', '.join(_views(database))}"
+            f"DuckDB cannot run this SQL: {str(error).strip()}\nviews: {', '.join(_views(database))}"
         ) from error
 
 
 def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise :class:`AnalysisError` unless ``sql`` is one statement that reads; EXPLAIN ANALYZE runs its
-    statement, so that is checked.
+    """Raise :class:`AnalysisError` unless ``sql`` is a single read statement.
+
+    The statement inside EXPLAIN is checked too, because EXPLAIN ANALYZE executes it.
     """
     statements = database.extract_statements(sql)
     if len(statements) != 1:
         raise AnalysisError(
-            f"expected a statement that answers with rows, such as SELECT * FROM runs; got {len(statements)} statements"
+            "expected one statement that returns rows, such as SELECT * FROM runs; "
+            f"got {len(statements)} statements"
         )
     explained = _EXPLAIN.match(sql)
     inner = database.extract_statements(sql[explained.end() :]) if explained else statements
     if [statement.type for statement in inner] != [duckdb.StatementType.SELECT]:
         kinds = ", ".join(statement.type.name for statement in inner) or "nothing"
         raise AnalysisError(
-            f"the store is read-only here: expected SELECT, DESCRIBE or EXPLAIN of a SELECT, got {kinds}"
+            f"SQL can only read the store: expected SELECT, DESCRIBE or EXPLAIN of a SELECT, got {kinds}"
         )
 
 
@@ -76,24 +76,23 @@ def _table(columns: list[str], rows: Rows) -> str:
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *cells]
-    return (
-        "\n".join(
-            "  ".join(_aligned(*item) for item in zip(line, widths, numeric, strict=True)).rstrip()
-            for line in lines
-        )
-        + "\n"
-    )
+    return "".join(_line(line, widths, numeric) + "\n" for line in lines)
 
 
-def _aligned(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
+def _line(cells: list[str], widths: list[int], numeric: list[bool]) -> str:
+    """One row of the table; numbers are aligned to the right."""
+    padded = [
+        text.rjust(width) if right else text.ljust(width)
+        for text, width, right in zip(cells, widths, numeric, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     text = f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", " ")
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+    return text if len(text) <= _MAX_CELL_WIDTH else text[: _MAX_CELL_WIDTH - 1] + "…"
 
 
 def _csv(columns: list[str], rows: Rows) -> str:
@@ -105,15 +104,12 @@ def _csv(columns: list[str], rows: Rows) -> str:
 
 
 def _json(columns: list[str], rows: Rows) -> str:
-    return (
-        json.dumps(
-            [dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=1, ensure_ascii=False
-        )
-        + "\n"
-    )
+    records = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
+    return json.dumps(records, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
+    """``value`` as a type that JSON can represent."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, float):

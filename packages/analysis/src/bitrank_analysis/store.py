@@ -1,8 +1,8 @@
 """An MLflow store (SQLite or Postgres) as DuckDB views, read-only and without DuckDB extensions.
 
-The tables are streamed over ADBC into typed DuckDB tables in memory. Views put right what the store keeps
-oddly: NaN is stored as 0 with a flag, infinities as the largest double, a resumed run may hold one step
-twice, and deleted runs stay in the tables. Neither torch nor mlflow is imported.
+ADBC streams the tables into typed DuckDB tables in memory. The views undo MLflow's encodings: NaN is stored
+as 0 with a flag and infinities as the largest double, a resumed run may contain one step twice, and deleted
+runs remain in the tables. Neither torch nor mlflow is imported.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.sqlite_file import readable_uri
 
 # Table → (typed DuckDB columns, query at the source). Every nullable text is coalesced: the SQLite driver
-# reads a column's type off its first batch, so a run of NULLs would make it an integer and a later text an
-# error.
+# infers a column's type from its first batch, so a batch of NULLs would give an integer column, and a text
+# in a later batch would be an error.
 _TABLES = {
     "experiments": (
         "experiment_id BIGINT, name VARCHAR, lifecycle_stage VARCHAR",
         "SELECT experiment_id, name, COALESCE(lifecycle_stage, '') FROM experiments",
     ),
     "runs": (
-        "run_id VARCHAR, name VARCHAR, status VARCHAR, start_ms BIGINT, end_ms BIGINT, lifecycle_stage VARCHAR, artifact_uri VARCHAR, "
-        "experiment_id BIGINT",
-        "SELECT run_uuid, COALESCE(name, ''), COALESCE(status, ''), COALESCE(start_time, 0), COALESCE(end_time, 0), "
-        "COALESCE(lifecycle_stage, ''), COALESCE(artifact_uri, ''), experiment_id FROM runs",
+        "run_id VARCHAR, name VARCHAR, status VARCHAR, start_ms BIGINT, end_ms BIGINT, "
+        "lifecycle_stage VARCHAR, artifact_uri VARCHAR, experiment_id BIGINT",
+        "SELECT run_uuid, COALESCE(name, ''), COALESCE(status, ''), COALESCE(start_time, 0), "
+        "COALESCE(end_time, 0), COALESCE(lifecycle_stage, ''), COALESCE(artifact_uri, ''), experiment_id "
+        "FROM runs",
     ),
     "params": (
         "run_id VARCHAR, key VARCHAR, value VARCHAR",
@@ -46,119 +47,124 @@ _TABLES = {
         "SELECT run_uuid, key, step, timestamp, value, is_nan FROM metrics",
     ),
 }
-_HUGE = "1.7976931348623157e308"
+_LARGEST = "1.7976931348623157e308"  # the largest double, which MLflow stores for an infinity
 _VIEWS = f"""
 CREATE VIEW runs AS
-  SELECT r.run_id, r.name AS run_name, e.name AS experiment, r.status, make_timestamp(r.start_ms * 1000) AS started,
-         make_timestamp(NULLIF(r.end_ms, 0) * 1000) AS ended, (NULLIF(r.end_ms, 0) - r.start_ms) / 1e3 AS seconds, r.artifact_uri
+  SELECT r.run_id, r.name AS run_name, e.name AS experiment, r.status,
+         make_timestamp(r.start_ms * 1000) AS started, make_timestamp(NULLIF(r.end_ms, 0) * 1000) AS ended,
+         (NULLIF(r.end_ms, 0) - r.start_ms) / 1e3 AS seconds, r.artifact_uri
   FROM raw.runs r JOIN raw.experiments e USING (experiment_id)
   WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active';
 CREATE VIEW params AS SELECT p.* FROM raw.params p SEMI JOIN runs USING (run_id);
 CREATE VIEW tags AS SELECT t.* FROM raw.tags t SEMI JOIN runs USING (run_id);
 CREATE VIEW metrics AS
   SELECT run_id, key, step, make_timestamp(max(time_ms) * 1000) AS at,
-         arg_max(CASE WHEN is_nan THEN 'nan'::DOUBLE WHEN value >= {_HUGE} THEN 'inf'::DOUBLE WHEN value <= -{_HUGE} THEN '-inf'::DOUBLE
+         arg_max(CASE WHEN is_nan THEN 'nan'::DOUBLE
+                      WHEN value >= {_LARGEST} THEN 'inf'::DOUBLE
+                      WHEN value <= -{_LARGEST} THEN '-inf'::DOUBLE
                       ELSE value END, time_ms) AS value
   FROM raw.metrics SEMI JOIN runs USING (run_id) GROUP BY run_id, key, step;
-CREATE VIEW final_metrics AS SELECT run_id, key, arg_max(value, step) AS value, max(step) AS step FROM metrics GROUP BY run_id, key;
+CREATE VIEW final_metrics AS
+  SELECT run_id, key, arg_max(value, step) AS value, max(step) AS step FROM metrics GROUP BY run_id, key;
 """
 
 
 def open_store(uri: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with views over the store at ``uri``: a folder that holds ``mlflow.db``,
-    ``sqlite:///`` or ``postgresql://``.
+    """A DuckDB connection with views over the MLflow store at ``uri``.
 
-    From the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with
-    params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. From the runs' files:
+    ``uri`` is a folder that contains ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI.
+
+    Views over the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with
+    params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. Views over the runs' files:
     ``predictions`` (run_id and the columns of predictions.parquet), ``ranks`` (run_id, matrix, step, rank,
     final; the final ranks have no step), ``plans`` (run_id, matrix, format, rank, stored_as, role, layer,
-    shape, tied_to), ``specs`` (run_id, spec: what was asked for, as JSON) and ``unread`` (run_id, file,
+    shape, tied_to), ``specs`` (run_id, spec: the run's spec as JSON) and ``unread`` (run_id, file,
     reason). The connection can open no other file and no network address, and its settings are locked. Raises
-    :class:`AnalysisError` when there is no MLflow store.
+    :class:`AnalysisError` if ``uri`` is not a readable MLflow store.
     """
     database = duckdb.connect(
         config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     )
     database.execute("CREATE SCHEMA raw")
-    place = _place(uri)
+    location = _location(uri)
     try:
         with ExitStack() as stack:
-            source, options = _connect(place, stack)
+            source, options = _connect(location, stack)
             cursor = stack.enter_context(stack.enter_context(source).cursor())
             if options:
                 cursor.adbc_statement.set_options(**options)
             for table, (columns, query) in _TABLES.items():
                 database.execute(f"CREATE TABLE raw.{table} ({columns})")
                 cursor.execute(query)
-                reader = cursor.fetch_record_batch()  # noqa: F841 - DuckDB finds it by its name
+                reader = cursor.fetch_record_batch()  # noqa: F841 - the SQL below names this variable
                 database.execute(f"INSERT INTO raw.{table} SELECT * FROM reader")
     except AnalysisError:
         raise
-    except Exception as error:  # noqa: BLE001 - drivers raise their own kinds
-        said = masked(str(error).splitlines()[0])[:200]
-        raise AnalysisError(f"{masked(uri)} is no MLflow store that can be read: {said}") from None
+    except Exception as error:  # noqa: BLE001 - drivers raise classes of their own
+        reason = masked(str(error).splitlines()[0])[:200]
+        raise AnalysisError(
+            f"{masked(uri)} is no MLflow store that can be read: {reason}; choose another"
+        ) from None
     database.execute(_VIEWS)
     _create_wide(database)
-    beside = place.parent if isinstance(place, Path) else None
-    create_artifact_views(database, beside)
-    _lock(database, beside)
+    store_folder = location.parent if isinstance(location, Path) else None
+    create_artifact_views(database, store_folder)
+    _lock(database, store_folder)
     return database
 
 
-def _lock(database: duckdb.DuckDBPyConnection, beside: Path | None) -> None:
-    """Allow the connection no file but the runs' artifacts, for good: no other file, no network, no
-    extension, no setting.
+def _lock(database: duckdb.DuckDBPyConnection, store_folder: Path | None) -> None:
+    """Restrict the connection permanently to the runs' artifacts: no other file, network, extension, setting.
 
-    A store's own artifact folder is allowed as a whole; files of runs that keep them elsewhere are allowed
-    one by one.
+    The store's own artifact folder is allowed as a whole; artifacts of runs elsewhere are allowed file by
+    file.
     """
-    folder = f"{beside}/artifacts/" if beside else None
+    folder = f"{store_folder}/artifacts/" if store_folder else None
     paths = [path for (path,) in database.sql("SELECT path FROM raw.files").fetchall()]
     elsewhere = [path for path in paths if folder is None or not path.startswith(folder)]
-    # A path with characters of a pattern is asked for as the pattern that matches it alone, and both forms
-    # are checked.
-    database.execute(f"SET allowed_directories = {sql_list(_both_forms([folder] if folder else []))}")
-    database.execute(f"SET allowed_paths = {sql_list(_both_forms(elsewhere))}")
+    # The views open a path with wildcard characters through its escaped pattern, and DuckDB checks both the
+    # path and the pattern.
+    database.execute(f"SET allowed_directories = {sql_list(_with_patterns([folder] if folder else []))}")
+    database.execute(f"SET allowed_paths = {sql_list(_with_patterns(elsewhere))}")
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
 
 
-def _both_forms(paths: list[str]) -> list[str]:
+def _with_patterns(paths: list[str]) -> list[str]:
     return list(dict.fromkeys([*paths, *map(pattern_of, paths)]))
 
 
-def _connect(place: Path | URL, stack: ExitStack) -> tuple[Any, dict[str, str]]:
-    if isinstance(place, Path):
+def _connect(location: Path | URL, stack: ExitStack) -> tuple[Any, dict[str, str]]:
+    if isinstance(location, Path):
         import adbc_driver_sqlite.dbapi as sqlite
 
-        if not place.is_file():
-            remedy = "run `make matrix` first, or give another store"
-            raise AnalysisError(f"there is no store at {place}; {remedy}")
-        uri = stack.enter_context(readable_uri(place))
+        if not location.is_file():
+            remedy = "run `make matrix` first, or choose another store"
+            raise AnalysisError(f"there is no store at {location}; {remedy}")
+        uri = stack.enter_context(readable_uri(location))
         return sqlite.connect(uri), {"adbc.sqlite.query.batch_rows": "65536"}
     try:
         import adbc_driver_postgresql.dbapi as postgresql
     except ImportError as error:
         raise AnalysisError("reading Postgres needs: pip install 'bitrank-analysis[postgres]'") from error
-    address = place.set(drivername="postgresql")
+    address = location.set(drivername="postgresql")
     try:
         return postgresql.connect(address.render_as_string(hide_password=False)), {}
     except postgresql.Error as error:
-        said = masked(str(error).splitlines()[0])[:200]
+        reason = masked(str(error).splitlines()[0])[:200]
         raise AnalysisError(
-            f"the store {masked(address.render_as_string())} does not answer: {said}"
+            f"cannot connect to the store {masked(address.render_as_string())}: {reason}"
         ) from None
 
 
-def _place(uri: str) -> Path | URL:
-    """The SQLite file of the store, or the address of its Postgres. A folder is taken literally, whatever
-    characters its name has."""
+def _location(uri: str) -> Path | URL:
+    """The store's SQLite file, or the URL of its Postgres server. A folder name is never parsed as a URI."""
     if "://" not in uri:
         return Path(uri).resolve() / "mlflow.db"
     try:
         url = make_url(uri)
     except (ArgumentError, ValueError):  # SQLAlchemy reads the port with int()
-        raise AnalysisError(f"cannot read the store URI {masked(uri)!r}") from None
+        raise AnalysisError(f"cannot parse the store URI {masked(uri)!r}") from None
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
         raise AnalysisError(
             f"expected a folder, a sqlite:/// or a postgresql:// URI, got {url.get_backend_name()}://"

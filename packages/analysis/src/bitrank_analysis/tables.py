@@ -1,6 +1,4 @@
-"""The study's tables, as values for programs (CSV) and as people read them (LaTeX with booktabs, Markdown,
-HTML by the report).
-"""
+"""The study's tables: full values as CSV, formatted text as LaTeX (booktabs), Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
 from bitrank_analysis.matrix_names import module_order
 
-# Column → what is printed over it and how its values are written.
+# Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
 _LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_{}"},
@@ -35,7 +33,7 @@ _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
 @dataclass(frozen=True)
 class Table:
-    """``frame`` holds full values, ``shown`` the same rows as text under the heads that are printed."""
+    """``frame`` has full values; ``shown`` has the same rows as text under the printed headings."""
 
     name: str
     caption: str
@@ -53,12 +51,8 @@ class Table:
             ["---", *["---:"] * (self.shown.shape[1] - 1)],
             *self.shown.values.tolist(),
         ]
-        return (
-            "\n".join(
-                "| " + " | ".join(str(cell).translate(_MARKDOWN) for cell in row) + " |" for row in rows
-            )
-            + "\n"
-        )
+        lines = [" | ".join(str(cell).translate(_MARKDOWN) for cell in row) for row in rows]
+        return "".join(f"| {line} |\n" for line in lines)
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs rules, every cell escaped; the paper adds float, caption and label."""
@@ -88,12 +82,12 @@ class Table:
 
 
 def latex_escape(text: str) -> str:
-    """``text`` with every character that LaTeX reads otherwise written so that it is printed."""
+    """``text`` with LaTeX's special characters escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def tables(evidence: Evidence) -> list[Table]:
-    """Every table of ``evidence`` that has rows, named after table and task."""
+    """Every table of ``evidence`` that has rows, named ``<table>-<task>``."""
     made = [
         _arms(evidence),
         _comparisons(evidence),
@@ -106,25 +100,19 @@ def tables(evidence: Evidence) -> list[Table]:
 
 
 def _table(evidence: Evidence, name: str, caption: str, frame: pd.DataFrame, heads: Heads) -> Table:
-    """``heads`` maps a column to what is printed over it and how its values are written; a column without any
-    value is not printed.
-    """
-    kept = {
-        column: how for column, how in heads.items() if column in frame and not frame[column].isna().all()
-    }
-    shown = pd.DataFrame(
-        {head: [_text(value, write) for value in frame[column]] for column, (head, write) in kept.items()},
-        dtype=object,
-    )
+    """A table whose text shows the columns of ``heads``, except those without any value."""
+    columns = {}
+    for column, (head, write) in heads.items():
+        if column in frame and not frame[column].isna().all():
+            columns[head] = [_text(value, write) for value in frame[column]]
+    shown = pd.DataFrame(columns, dtype=object)
     return Table(f"{name}-{evidence.task}", f"{caption} ({evidence.task})", frame, shown)
 
 
 def _text(value: Any, write: Callable[[Any], str]) -> str:
-    return (
-        phrasing.NOTHING
-        if value is None or (isinstance(value, float) and math.isnan(value))
-        else write(value)
-    )
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return phrasing.NOTHING
+    return write(value)
 
 
 def _fixed(digits: int) -> Callable[[Any], str]:
@@ -153,7 +141,7 @@ def _arms(evidence: Evidence) -> Table:
     return _table(
         evidence,
         "arms",
-        "What each arm reached and what it cost; intervals over examples",
+        "Quality and cost of each arm; intervals over examples",
         evidence.arms,
         heads,
     )
@@ -225,7 +213,7 @@ def _factorial(evidence: Evidence) -> Table:
 
 
 def _plans(evidence: Evidence) -> Table:
-    """Layer → formats of each arm; a layer with several formats lists which modules have which."""
+    """Number formats by layer and arm; a layer with several formats lists the modules of each."""
     plans = evidence.plans.drop_duplicates(["config", "matrix"])
     plans = plans.assign(place=[_place(row.layer, row.module) for row in plans.itertuples()])
     order = plans.sort_values(["layer", "module"], na_position="first")["place"].drop_duplicates()
@@ -241,27 +229,21 @@ def _place(layer: float, module: str) -> str:
 
 def _formats(cell: pd.DataFrame) -> str:
     groups = {text: module_order(group["module"]) for text, group in cell.groupby("format")}
-    return (
-        next(iter(groups))
-        if len(groups) == 1
-        else "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
-    )
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in groups.items())
 
 
 def _ranks(evidence: Evidence) -> Table:
-    """Mean final rank of each layer, and the range over its matrices (and seeds) where it is not one number."""
+    """Mean final rank of each layer; with the range over its matrices (and seeds) if they differ."""
     ranks = final_ranks(evidence).dropna(subset=["layer"])
     spans = ranks.groupby(["layer", "config"])["rank"].agg(["mean", "min", "max"]).reset_index()
     texts = [
         f"{row.mean:.1f}" if row.min == row.max else f"{row.mean:.1f} ({row.min}–{row.max})"
         for row in spans.itertuples(name="Span")
     ]
-    frame = (
-        spans.assign(text=texts)
-        .pivot(index="layer", columns="config", values="text")
-        .reindex(columns=evidence.configs)
-        .reset_index()
-    )
+    by_config = spans.assign(text=texts).pivot(index="layer", columns="config", values="text")
+    frame = by_config.reindex(columns=evidence.configs).reset_index()
     heads: Heads = {"layer": ("Layer", _fixed(0)), **{name: (name, str) for name in evidence.configs}}
     return _table(
         evidence, "ranks", "Final rank: mean over the matrices of a layer (lowest–highest)", frame, heads

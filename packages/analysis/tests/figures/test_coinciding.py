@@ -15,14 +15,14 @@ CURVES = pd.DataFrame(
 )
 
 
-def test_equal_curves_have_one_label_and_the_others_their_own() -> None:
+def test_equal_curves_share_one_label() -> None:
     labels = labels_of(CURVES, "layer", "rank", ["B-FP", "B-Q4", "Joint-1"])
     assert labels == {"B-FP": "B-FP and B-Q4", "Joint-1": "Joint-1"}
     drawn = drawn_once(CURVES, labels)
     assert list(drawn["config"]) == ["B-FP and B-Q4"] * 2 + ["Joint-1"] * 2
 
 
-def test_a_shared_curve_has_the_colour_of_its_first_arm() -> None:
+def test_shared_curve_has_the_colour_of_its_first_arm() -> None:
     labels = {"B-FP": "B-FP and B-Q4", "Joint-1": "Joint-1"}
     scale = colour(list(labels), labels=labels).to_dict()["scale"]
     assert scale == {"domain": ["B-FP and B-Q4", "Joint-1"], "range": [STYLE["B-FP"][0], STYLE["Joint-1"][0]]}

@@ -1,6 +1,4 @@
-"""The page in a real headless Chromium: every chart is drawn, nothing is logged, nothing is asked of the
-network.
-"""
+"""The page in a real headless Chromium: all charts are drawn, without log messages or network requests."""
 
 from __future__ import annotations
 
@@ -18,8 +16,17 @@ from bitrank_analysis.report.page import page
 from studies import ARMS, add_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--window-size=1280,900")  # fmt: skip
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+)
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and shutil.which("chromedriver")), reason="needs chromium and chromium-driver"
 )
@@ -39,14 +46,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def made(folder: Path) -> Path:
-    """The page about the store in ``folder``."""
+def write_page(folder: Path) -> Path:
+    """Write the page about the store in ``folder``; returns its path."""
     path = folder / "report.html"
     path.write_text(page(collect(load_study(open_store(str(folder))))), encoding="utf-8")
     return path
 
 
-def opened(browser: Any, path: Path) -> None:
+def open_page(browser: Any, path: Path) -> None:
     """Open the page and wait until the last chart is drawn."""
     [browser.get_log(kind) for kind in ("performance", "browser")]
     browser.get(path.as_uri())
@@ -57,8 +64,8 @@ def opened(browser: Any, path: Path) -> None:
     raise AssertionError(f"the charts were not drawn: {browser.get_log('browser')}")
 
 
-def asked(browser: Any) -> set[str]:
-    """Addresses that the page asked for."""
+def requested(browser: Any) -> set[str]:
+    """URLs that the page has requested."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return {
         message["params"]["request"]["url"]
@@ -72,7 +79,7 @@ def asked(browser: Any) -> set[str]:
     [(tuple(ARMS), ("movies", "wiki"), 3, 22), (("Joint-2",), ("wiki",), 1, 10)],
     ids=["full", "one arm"],
 )
-def test_all_charts_are_drawn_and_nothing_is_logged_or_fetched(
+def test_all_charts_are_drawn_without_log_messages_or_requests(
     browser: Any,
     maker: Any,
     tmp_path: Path,
@@ -82,30 +89,32 @@ def test_all_charts_are_drawn_and_nothing_is_logged_or_fetched(
     charts: int,
 ) -> None:
     add_study(maker, arms, tasks, seeds)
-    path = made(tmp_path)
-    opened(browser, path)
+    path = write_page(tmp_path)
+    open_page(browser, path)
     assert browser.get_log("browser") == []
-    assert {address for address in asked(browser) if not address.startswith("data:")} == {path.as_uri()}
+    assert {address for address in requested(browser) if not address.startswith("data:")} == {path.as_uri()}
     drawn = browser.find_elements("css selector", ".chart svg")
     assert len(drawn) == len(browser.find_elements("css selector", "figure")) == charts
     assert all(chart.size["width"] > 200 and chart.size["height"] > 50 for chart in drawn)
 
 
-def test_it_fits_a_phone_and_follows_a_dark_screen(browser: Any, maker: Any, tmp_path: Path) -> None:
+def test_page_fits_a_phone_and_follows_the_dark_colour_scheme(
+    browser: Any, maker: Any, tmp_path: Path
+) -> None:
     add_study(maker, ("B-FP", "B-Q4"), ("movies",))
-    path = made(tmp_path)
+    path = write_page(tmp_path)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
     )
     try:
-        opened(browser, path)
+        open_page(browser, path)
         assert browser.execute_script("return document.documentElement.scrollWidth") == 390
-        light = _inks(browser)
+        light = _colours(browser)
         browser.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         )
-        dark = _inks(browser)
+        dark = _colours(browser)
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -113,8 +122,8 @@ def test_it_fits_a_phone_and_follows_a_dark_screen(browser: Any, maker: Any, tmp
     assert dark == ["rgb(18, 22, 27)", "rgb(230, 237, 243)"]
 
 
-def _inks(browser: Any) -> list[str]:
-    """Colour of the page, and of an axis title in the first chart."""
+def _colours(browser: Any) -> list[str]:
+    """Colour of the page's background, and of an axis title in the first chart."""
     title = "document.querySelector('.chart .role-axis-title text')"
     return browser.execute_script(
         f"return [getComputedStyle(document.body).backgroundColor, getComputedStyle({title}).fill]"

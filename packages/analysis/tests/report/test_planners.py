@@ -1,4 +1,4 @@
-"""Planners at equal bytes: who is compared with whom, in which family of tests, and what is said."""
+"""Report on planners at equal bytes: the pairs that are compared, the families of tests, the sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUDGETS = {
     "exact-2bits": 50,
     "greedy-2bits": 50,
 }
-RIGHT = {
+ACCURACY = {
     "exact-4bits": 0.9,
     "greedy-4bits": 0.7,
     "random-4bits": 0.88,
@@ -33,8 +33,8 @@ RIGHT = {
 
 @pytest.fixture
 def store(maker: Any, tmp_path: Path) -> Path:
-    for number, (config, share) in enumerate(RIGHT.items()):
-        right = np.random.default_rng(number).random(400) < share
+    for number, (config, accuracy) in enumerate(ACCURACY.items()):
+        right = np.random.default_rng(number).random(400) < accuracy
         mib = BUDGETS.get(config, 300)
         metrics = {
             "eval/acc": float(right.mean()),
@@ -45,10 +45,17 @@ def store(maker: Any, tmp_path: Path) -> Path:
         }
         maker.classifier(config, right.tolist(), metrics=metrics)
     costs = [
-        {"config": config, "task": "movies", "planned_bytes": budget, "budget": budget, "measuring_s": 50.0, "choosing_s": 2.0,
-         "predicted_nats": 0.1}
+        {
+            "config": config,
+            "task": "movies",
+            "planned_bytes": budget,
+            "budget": budget,
+            "measuring_s": 50.0,
+            "choosing_s": 2.0,
+            "predicted_nats": 0.1,
+        }
         for config, budget in BUDGETS.items()
-    ]  # fmt: skip
+    ]
     (tmp_path / "costs.json").write_text(json.dumps(costs))
     return tmp_path
 
@@ -56,22 +63,24 @@ def store(maker: Any, tmp_path: Path) -> Path:
 REFERENCES = ["exact-4bits", "exact-2bits"]
 
 
-def test_arms_meet_the_reference_of_their_budget_and_configs_meet_each(store: Path) -> None:
+def test_planned_arms_are_compared_within_their_budget_and_others_with_every_reference(store: Path) -> None:
     planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
     study = load_study(open_store(str(store)), "bitrank-test")
     frame = arms_table(
         study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
     )
-    met = {reference: set(frame.loc[frame["baseline"] == reference, "config"]) for reference in REFERENCES}
-    assert met == {
+    compared = {
+        reference: set(frame.loc[frame["baseline"] == reference, "config"]) for reference in REFERENCES
+    }
+    assert compared == {
         "exact-4bits": {"greedy-4bits", "random-4bits", "B-FP", "B-Q4"},
         "exact-2bits": {"greedy-2bits", "B-FP", "B-Q4"},
     }
     assert set(frame.loc[frame["baseline"].isna(), "config"]) == set(REFERENCES)
 
 
-def test_each_family_is_corrected_by_itself(store: Path) -> None:
-    """One arm at equal bytes is one test: its p is not multiplied, whatever else was trained."""
+def test_each_family_of_tests_is_corrected_separately(store: Path) -> None:
+    """A family with one arm has one test, so its p is not multiplied."""
     study = load_study(open_store(str(store)), "bitrank-test")
     frame = arms_table(
         study, "movies", REFERENCES, pd.DataFrame(json.loads((store / "costs.json").read_text()))
@@ -82,16 +91,16 @@ def test_each_family_is_corrected_by_itself(store: Path) -> None:
     assert found["p_holm"] <= float(alone.loc["greedy-2bits", "p_holm"])
 
 
-def test_equal_bytes_and_others_are_told_apart(store: Path) -> None:
+def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
     text = planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
-    one_seed = "on the examples of one seed, ahead of"
+    one_seed = "on the examples of one seed"
     assert (
-        f"after Holm, exact-4bits differs from 1 of 2 {one_seed} 1 and behind 0; 1 are not told apart."
-        in text
+        f"after Holm, exact-4bits differs from 1 of 2 {one_seed}, ahead of 1 and behind 0; "
+        "for 1 no difference is shown." in text
     )
     assert (
-        "Beside what was not planned for this budget (3.0 to 3.0 times its bytes) it differs from 2 of 2 on the examples of one seed, "
-        "ahead of 1 and behind 1 (B-FP); 0 are not told apart." in text
+        "Against the arms without a byte budget (3.0 to 3.0 times its bytes) it differs from 2 of 2 "
+        f"{one_seed}, ahead of 1 and behind 1 (B-FP); for 0 no difference is shown." in text
     )
     assert "At equal bytes, after Holm, exact-2bits beats 0 of 1, is beaten by 0" in text
     assert "better" not in text and "worse" not in text

@@ -1,6 +1,4 @@
-"""The report: what it says of full and of poor studies, and that the page is whole and asks the network for
-nothing.
-"""
+"""The report on complete and incomplete studies: its sentences, files and page."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def of(folder: Path, task: str) -> Evidence:
     return gather(load_study(open_store(str(folder))), task)
 
 
-def test_a_full_study_leaves_page_text_figures_and_tables(maker: Any, tmp_path: Path) -> None:
+def test_complete_study_gives_page_text_figures_and_tables(maker: Any, tmp_path: Path) -> None:
     run_ids = add_study(maker, arms=("B-FP", "B-Ada"), seeds=2, n=60)
     path = write_report(str(tmp_path), tmp_path / "out", ui_url="http://ui.example:5000/")
     html, text = path.read_text(), (tmp_path / "out/report.md").read_text()
@@ -36,7 +34,7 @@ def test_a_full_study_leaves_page_text_figures_and_tables(maker: Any, tmp_path: 
     specs = json.loads(re.search(r'id="specs">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
     drawn = re.findall(r'data-chart="([^"]+)"', html)
     assert sorted(specs["charts"]) == sorted(drawn) and len(drawn) == 22
-    assert drawn[0] == "quality-bytes-movies", "the one figure of the first screen"
+    assert drawn[0] == "quality-bytes-movies", "the figure at the top"
     assert html.index('data-chart="quality-bytes-movies"') < html.index("Paired differences")
     for name in drawn:
         assert all(
@@ -54,7 +52,7 @@ def test_a_full_study_leaves_page_text_figures_and_tables(maker: Any, tmp_path: 
     assert "Every cell of the grid" in html
 
 
-def test_an_earlier_report_does_not_shine_through(maker: Any, tmp_path: Path) -> None:
+def test_files_of_an_earlier_report_are_removed(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     (tmp_path / "out/figures").mkdir(parents=True)
     (tmp_path / "out/figures/old.svg").write_text("old")
@@ -64,28 +62,27 @@ def test_an_earlier_report_does_not_shine_through(maker: Any, tmp_path: Path) ->
     assert (tmp_path / "out/mine.txt").read_text() == "kept"
 
 
-def test_missing_and_failed_arms_are_named(maker: Any, tmp_path: Path) -> None:
+def test_missing_and_failed_arms_are_listed(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP", "Own-mix"), tasks=("movies",))
     maker.run("B-Q4", task="movies", status="FAILED", tags={"failure": "out of <memory>"})
     report = collect(load_study(open_store(str(tmp_path))))
     assert report.not_run == ["B-Q4 on movies, seed 0: failed: out of <memory>"]
     assert report.verdict[0].startswith("movies, against B-FP: ") and "Own-mix" in report.verdict[0]
-    assert report.verdict[1] == "movies, against B-Q4: nothing can be said, since B-Q4 has no finished run."
+    assert report.verdict[1] == "movies, against B-Q4: no comparison, because B-Q4 has no finished run."
     html = page(report)
     assert "out of &lt;memory&gt;" in html and "out of <memory>" not in html
 
 
-def test_one_arm_alone(maker: Any, tmp_path: Path) -> None:
+def test_single_arm_is_reported_without_comparison(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     report = collect(load_study(open_store(str(tmp_path))))
-    assert (
-        report.verdict[0] == "wiki, against B-FP: nothing can be said, since no other arm has a finished run."
-    )
+    expected = "wiki, against B-FP: no comparison, because no other arm has a finished run."
+    assert report.verdict[0] == expected
     assert report.verdict[2].startswith("How sure: nothing was compared, and one seed was trained,")
     assert any("figure forest: expected two arms" in gap for gap in report.gaps)
 
 
-def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
+def test_runs_with_only_predictions_give_a_report_with_gaps(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 30 + [False] * 10)
     maker.classifier("B-Q4", [True] * 12 + [False] * 28)
     report = collect(load_study(open_store(str(tmp_path))))
@@ -108,16 +105,17 @@ def test_runs_that_left_predictions_alone(maker: Any, tmp_path: Path) -> None:
     assert "movies, figure memory: expected runs of movies with peak_mib" in page(report)
 
 
-def test_no_finished_run_is_refused(maker: Any, tmp_path: Path) -> None:
+def test_study_without_finished_runs_raises(maker: Any, tmp_path: Path) -> None:
     maker.run("B-FP", task="movies", status="FAILED", tags={"failure": "no memory"})
     with pytest.raises(
         AnalysisError,
-        match=r"expected a finished run in bitrank-test, got none \(B-FP on movies, seed 0: failed: no memory\)",
+        match=r"expected a finished run in bitrank-test, got none "
+        r"\(B-FP on movies, seed 0: failed: no memory\)",
     ):
         write_report(str(tmp_path), tmp_path / "out")
 
 
-def test_a_place_that_cannot_be_written_to(maker: Any, tmp_path: Path) -> None:
+def test_unwritable_folder_raises(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match="expected a folder to write the report to"):
@@ -130,47 +128,48 @@ def movies(maker: Any, tmp_path: Path) -> Evidence:
     return of(tmp_path, "movies")
 
 
-def judged(movies: Evidence, **rows: tuple[str, float]) -> str:
-    """The first sentence when the arms have these verdicts and differences, with an interval of ± 1 point."""
+def first_line(movies: Evidence, **rows: tuple[str, float]) -> str:
+    """The first line if the arms have these verdicts and differences, with an interval of ± 1 point."""
     table = movies.comparisons.copy()
-    for at, row in table.iterrows():
-        said, difference = rows[row["candidate"].replace("-", "_")]
-        table.loc[at, ["difference", "low", "high"]] = [difference, difference - 0.01, difference + 0.01]
-        table.loc[at, "verdict"] = said
+    for index, row in table.iterrows():
+        result, difference = rows[row["candidate"].replace("-", "_")]
+        table.loc[index, ["difference", "low", "high"]] = [difference, difference - 0.01, difference + 0.01]
+        table.loc[index, "verdict"] = result
     return verdict([replace(movies, comparisons=table)])[0]
 
 
-def test_the_line_follows_the_verdicts(movies: Evidence) -> None:
+def test_first_line_follows_the_verdicts(movies: Evidence) -> None:
     saved = "in 40 % fewer stored bytes"
-    assert judged(movies, Joint_2=("better", 0.02), Joint_3=("worse", -0.03)) == (
+    assert first_line(movies, Joint_2=("better", 0.02), Joint_3=("worse", -0.03)) == (
         f"movies, against B-FP: Joint-2 is better {saved}; Joint-3 is worse {saved}."
     )
-    assert judged(movies, Joint_2=("as good as", 0.001), Joint_3=("unresolved", 0.004)) == (
-        f"movies, against B-FP: Joint-2 is as good within 1 point of accuracy {saved}; Joint-3 is unresolved {saved}."
+    assert first_line(movies, Joint_2=("as good as", 0.001), Joint_3=("unresolved", 0.004)) == (
+        f"movies, against B-FP: Joint-2 is as good within 1 point of accuracy {saved}; "
+        f"Joint-3 is unresolved {saved}."
     )
-    assert judged(movies, Joint_2=("worse", -0.0001), Joint_3=("worse", -0.04)) == (
+    assert first_line(movies, Joint_2=("worse", -0.0001), Joint_3=("worse", -0.04)) == (
         "movies, against B-FP: Joint-2 and Joint-3 are worse."
     )
 
 
-def test_what_one_seed_shows_is_told_in_words_of_its_own(movies: Evidence) -> None:
-    assert judged(movies, Joint_2=(DIFFERS, 0.02), Joint_3=(DIFFERS, -0.03)) == (
+def test_verdicts_of_one_seed_have_their_own_wording(movies: Evidence) -> None:
+    assert first_line(movies, Joint_2=(DIFFERS, 0.02), Joint_3=(DIFFERS, -0.03)) == (
         "movies, against B-FP: Joint-2 and Joint-3 differ on these examples (one seed; another may differ)."
     )
-    assert judged(movies, Joint_2=(ALIKE, 0.001), Joint_3=(UNRESOLVED, 0.004)) == (
-        "movies, against B-FP: Joint-2 is level within 1 point of accuracy in 40 % fewer stored bytes; Joint-3 is unresolved in 40 % "
-        "fewer stored bytes (one seed; another may differ)."
+    assert first_line(movies, Joint_2=(ALIKE, 0.001), Joint_3=(UNRESOLVED, 0.004)) == (
+        "movies, against B-FP: Joint-2 is level within 1 point of accuracy in 40 % fewer stored bytes; "
+        "Joint-3 is unresolved in 40 % fewer stored bytes (one seed; another may differ)."
     )
 
 
-def test_no_sentence_says_a_difference_of_zero(movies: Evidence) -> None:
+def test_small_detectable_difference_is_not_rounded_to_zero(movies: Evidence) -> None:
     rows = movies.comparisons.assign(detectable=0.0001)
-    said = " ".join(verdict([replace(movies, comparisons=rows)]))
-    assert "a true difference of 0.01 points of accuracy is found in four of five studies" in said
-    assert " 0.0 " not in said
+    text = " ".join(verdict([replace(movies, comparisons=rows)]))
+    assert "a true difference of 0.01 points of accuracy is found in four of five studies" in text
+    assert " 0.0 " not in text
 
 
-def test_the_chance_level_and_collapsed_runs_stand_beside_the_result(maker: Any, tmp_path: Path) -> None:
+def test_chance_level_and_collapsed_runs_precede_the_figure(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 36 + [False] * 4)
     maker.classifier("B-Q4", [True] * 18 + [False] * 22)
     report = collect(load_study(open_store(str(tmp_path))))
@@ -185,9 +184,7 @@ def test_the_chance_level_and_collapsed_runs_stand_beside_the_result(maker: Any,
     )
 
 
-def test_the_page_of_profile_smoke_says_first_that_its_numbers_mean_nothing(
-    maker: Any, tmp_path: Path
-) -> None:
+def test_page_of_profile_smoke_begins_with_a_warning(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     ordinary = page(collect(load_study(open_store(str(tmp_path)))))
     assert "mean nothing" not in ordinary
@@ -202,15 +199,14 @@ def test_the_page_of_profile_smoke_says_first_that_its_numbers_mean_nothing(
     assert html.index("mean nothing") < html.index("<h1>")
 
 
-def test_verdicts_have_the_colours_of_their_kind(maker: Any, tmp_path: Path) -> None:
-    """What one seed shows is not printed as a success or a failure."""
+def test_verdicts_of_one_seed_are_not_coloured_as_success_or_failure(maker: Any, tmp_path: Path) -> None:
     maker.classifier("B-FP", [True] * 30 + [False] * 10)
     maker.classifier("B-Q4", [True] * 12 + [False] * 28)
     html = page(collect(load_study(open_store(str(tmp_path)))))
     assert f'<td class="verdict one-seed">{DIFFERS}</td>' in html and 'class="verdict worse"' not in html
 
 
-def test_lower_perplexity_is_the_better_one(maker: Any, tmp_path: Path) -> None:
+def test_lower_perplexity_is_better(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP", "Joint-1", "Joint-2"), tasks=("wiki",), seeds=3)
     first = verdict([of(tmp_path, "wiki")])[0]
     assert first == "wiki, against B-FP: Joint-2 and Joint-1 are worse."
@@ -231,7 +227,7 @@ def test_disagreements_are_counted_and_shown() -> None:
     assert found.rows == (("b", "1", "✓ 1 (0.80)", "✗ 0"), ("d", "1", "✗ 0 (0.60)", "✓ 1"))
 
 
-def test_the_text_is_shown_where_there_is_one_and_the_most_even_splits_come_first() -> None:
+def test_disagreements_are_sorted_by_evenness_of_the_split() -> None:
     texts = ["one", "two", "three", "four"]
     arms = {
         "A": frame([0, 1, 0, 0], text=texts),
@@ -243,11 +239,11 @@ def test_the_text_is_shown_where_there_is_one_and_the_most_even_splits_come_firs
     assert len(disagreements(arms, shown=1).rows) == 1
 
 
-def test_one_arm_has_nothing_to_disagree_with() -> None:
+def test_one_arm_has_no_disagreements() -> None:
     assert disagreements({"A": frame([0, 1, 0, 1])}).rows == ()
 
 
-def test_continuations_stand_side_by_side(maker: Any, tmp_path: Path) -> None:
+def test_continuations_are_listed_by_prompt_and_arm(maker: Any, tmp_path: Path) -> None:
     run_ids = add_study(maker, arms=("B-FP", "B-Q4", "B-Ada"), tasks=("wiki",))
     for run_id, text in zip(run_ids[:2], ("is a city", "is a is a"), strict=True):
         path = tmp_path / "artifacts/bitrank-test" / run_id / "artifacts/continuations.json"
@@ -255,30 +251,28 @@ def test_continuations_stand_side_by_side(maker: Any, tmp_path: Path) -> None:
     study = load_study(open_store(str(tmp_path)))
     found = side_by_side(study, gather(study, "wiki"))
     assert found.rows == (("Paris", "B-FP", "is a city"), ("Paris", "B-Q4", "is a is a"))
-    assert found.sentence.endswith("B-Ada left none.")
+    assert found.sentence.endswith("No texts of B-Ada.")
     path.write_text('{"Paris": 1}')
     with pytest.raises(AnalysisError, match=r"expected .*continuations\.json to be a list"):
         side_by_side(study, gather(study, "wiki"))
 
 
-def test_without_continuations_a_sentence_says_so(maker: Any, tmp_path: Path) -> None:
+def test_missing_continuations_give_only_a_sentence(maker: Any, tmp_path: Path) -> None:
     add_study(maker, arms=("B-FP",), tasks=("wiki",))
     study = load_study(open_store(str(tmp_path)))
     found = side_by_side(study, gather(study, "wiki"))
-    assert (
-        found.sentence == "The runs left no continuations.json, so no texts can be set side by side."
-        and found.rows == ()
-    )
+    assert found.sentence == "No run has a continuations.json, so there are no texts to compare."
+    assert found.rows == ()
 
 
 @pytest.mark.parametrize("name", ["predictions.parquet", "ranks.json", "plan.json", "spec.json"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_report_over_torn_artifacts_says_so(maker: Any, tmp_path: Path, name: str, share: float) -> None:
+def test_truncated_artifacts_are_reported(maker: Any, tmp_path: Path, name: str, share: float) -> None:
     add_study(maker, arms=("B-FP", "B-Q4"), tasks=("movies",))
-    torn = sorted(tmp_path.rglob(name))
-    if not torn:
+    files = sorted(tmp_path.rglob(name))
+    if not files:
         pytest.skip(f"this study has no {name}")
-    for path in torn[:1]:
+    for path in files[:1]:
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     report = collect(load_study(open_store(str(tmp_path))))
     assert any(name in line for line in [*report.gaps, *report.not_run])

@@ -191,11 +191,11 @@ def keep_hooks(before: nn.Module, after: nn.Module) -> nn.Module:
     work.
     """
     for name in _HOOKS:
-        held, own = before.__dict__[name], after.__dict__[name]
+        old, own = before.__dict__[name], after.__dict__[name]
         if own:
-            own.update(held)
+            own.update(old)
         else:
-            after.__dict__[name] = held
+            after.__dict__[name] = old
     after._is_full_backward_hook = before._is_full_backward_hook
     return after
 

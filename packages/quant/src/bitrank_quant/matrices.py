@@ -64,8 +64,8 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
     """
     groups: dict[int, list[str]] = {}
     for name, module in _matrices(model):
-        if (held := _weight_object(module)) is not None:
-            groups.setdefault(id(held), []).append(name)
+        if (weight := _weight_object(module)) is not None:
+            groups.setdefault(id(weight), []).append(name)
     tied: dict[str, str] = {}
     for names in groups.values():
         tables = [name for name in names if isinstance(model.get_submodule(name), nn.Embedding)]

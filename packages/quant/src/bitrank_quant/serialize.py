@@ -95,9 +95,9 @@ def load_quantized(model: nn.Module, folder: Path, compute_dtype: torch.dtype = 
 
 def _assign_unquantized(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Assign all unquantized tensors; 16-bit ``Conv1D`` matrices were saved transposed, as linear layers."""
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    current = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
-        target = held.get(name)
+        target = current.get(name)
         if target is None or tensor.numel() != target.numel():
             raise QuantError(
                 f"{folder} holds {name!r} of shape {tuple(tensor.shape)}, which does not fit this model"

@@ -41,16 +41,18 @@ def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtyp
         module._buffers[attribute] = parameter.detach().to(dtype)
         module._decoded_dtype = parameter.dtype  # type: ignore[assignment]
         kind: Any = type(module)
-        held = (*getattr(kind, "held", ()), attribute)
-        module.__class__ = _decoding_class(kind.replaces if hasattr(kind, "held") else kind, held)
+        decoded_names = (*getattr(kind, "decoded_names", ()), attribute)
+        module.__class__ = _decoding_class(
+            kind.replaces if hasattr(kind, "decoded_names") else kind, decoded_names
+        )
 
 
 @cache
-def _decoding_class(kind: Any, held: tuple[str, ...]) -> type[nn.Module]:
-    """A subclass of ``kind`` whose attributes ``held`` are decoded from buffers of the same name."""
-    members: dict[str, Any] = {name: property(partial(_decode, name=name)) for name in held}
+def _decoding_class(kind: Any, decoded_names: tuple[str, ...]) -> type[nn.Module]:
+    """A subclass of ``kind`` whose attributes ``decoded_names`` are decoded from buffers of the same name."""
+    members: dict[str, Any] = {name: property(partial(_decode, name=name)) for name in decoded_names}
     members |= {
-        "held": held,
+        "decoded_names": decoded_names,
         "replaces": kind,
         "forward": _forward,
         "__reduce__": _reduce,
@@ -73,11 +75,11 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _reduce(self: Any) -> tuple[Any, ...]:
     # Classes created at run time cannot be found by name when unpickling.
-    return _empty, (self.replaces, self.held), self.__dict__
+    return _empty, (self.replaces, self.decoded_names), self.__dict__
 
 
-def _empty(kind: Any, held: tuple[str, ...]) -> nn.Module:
-    made = _decoding_class(kind, held)
+def _empty(kind: Any, decoded_names: tuple[str, ...]) -> nn.Module:
+    made = _decoding_class(kind, decoded_names)
     return made.__new__(made)
 
 

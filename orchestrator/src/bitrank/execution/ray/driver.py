@@ -1,8 +1,7 @@
-"""The Ray executor: every run is a task on whichever machine of a cluster has room.
+"""The Ray executor: every run is a task on a machine of a cluster with free resources.
 
-The driver hands runs out, shows what they tell, and hands a run out again when its worker is lost, up to
-``retries`` times. It writes nothing to a run that lives: the run's worker does (see
-:mod:`bitrank.execution.ray.worker`).
+The driver submits runs, shows their events, and submits a run again if its worker is lost, up to ``retries``
+times. It does not write to a running run: the run's worker does (see :mod:`bitrank.execution.ray.worker`).
 """
 
 from __future__ import annotations
@@ -27,37 +26,41 @@ from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import State
 from bitrank.tracking.store import Store
 
-_POLL, _PATIENCE = 0.2, 30.0  # seconds; the latter for runs to be closed when the user stops
-_LETTING_GO = 180.0  # seconds; a machine that lost touch with its cluster notices after one minute
-_SERVER = "start one (mlflow server on Postgres, with --artifacts-destination; docker/compose.yaml has both) and give --store http://HOST:5000"
+_POLL = 0.2  # seconds
+_CLOSING_SECONDS = 30.0  # time for workers to close their runs after an interrupt
+_RELEASE_SECONDS = 180.0  # a machine without connection to its cluster notices after one minute
+_SERVER = (
+    "start one (mlflow server on Postgres, with --artifacts-destination; docker/compose.yaml has both) "
+    "and give --store http://HOST:5000"
+)
 
 
 def check(how: Execution, store: str) -> None:
-    """Raise :class:`UserError` when Ray is not installed, or ``store`` is none that other machines can write
-    to.
-    """
+    """Raise :class:`UserError` if Ray is not installed, or other machines cannot write to ``store``."""
     if find_spec("ray") is None:
         raise UserError(
             f"--executor ray needs Ray; install it with: {sys.executable} -m pip install 'bitrank[ray]'"
         )
     if how.wandb:
         raise UserError(
-            "--wandb is written on the machine that trains, and --executor ray trains on others; give one of the two"
+            "--wandb logs on the machine that trains, and --executor ray trains on other machines; "
+            "give one of the two"
         )
     if Store.parse(store).database is not None:
         raise UserError(
-            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other machines "
-            f"cannot write; {_SERVER}"
+            f"--executor ray needs a tracking server as its store, and {masked(store)} is a file that other "
+            f"machines cannot write; {_SERVER}"
         )
     if how.ray_address and how.ray_address.startswith("ray://"):
         raise UserError(
-            f"{how.ray_address} is Ray Client's; call bitrank on a machine of the cluster and give HOST:PORT, or auto"
+            f"{how.ray_address} is an address of Ray Client; run bitrank on a machine of the cluster and "
+            "give HOST:PORT, or auto"
         )
 
 
 @dataclass
 class _Task:
-    """A run that is handed out: what its worker was told, and what it has told."""
+    """A submitted run: the order for its worker, and the state from its messages."""
 
     job: Job
     order: dict[str, Any]
@@ -66,27 +69,25 @@ class _Task:
     host: str = ""
     lease: str | None = None
     over: bool = False
-    last_try: bool = False  # another process held the run, and every other run is over now
+    last_try: bool = False  # another process had locked the run, and every other run has ended
     lost: list[str] = field(default_factory=list)
 
 
 def run_all(
     jobs: Sequence[Job], tracker: Tracker, how: Execution, changed: Callable[[Job | None], None]
 ) -> None:
-    """Run every job on the cluster, at most ``how.jobs`` at once. ``changed`` is called when a job moved on,
-    and with None at each poll.
+    """Run all jobs on the cluster, at most ``how.jobs`` in parallel.
 
-    One failing run does not stop the others. Raises :class:`Interrupted` after what runs is closed as KILLED,
-    and :class:`UserError` when the cluster does not answer, is too small for a run, or the server keeps
-    artifacts where workers cannot put them.
+    Calls ``changed`` with each updated job, and with None at each poll. A failed run does not stop the
+    others. Raises :class:`Interrupted` after running jobs are closed as KILLED, and :class:`UserError` if the
+    cluster does not answer or is too small for a run, or workers cannot write to the server's artifact store.
     """
     _check_artifacts(tracker)
     cluster = Cluster(how.ray_address)
     try:
         waiting = deque(_tasks(jobs, tracker, cluster))
-        slots = how.jobs or 2 * max(
-            capacity(task.need, cluster.machines) for task in waiting
-        )  # half of them wait for room, in Ray
+        # Twice the capacity: half of the runs wait in Ray's queue, so that no machine is idle.
+        slots = how.jobs or 2 * max(capacity(task.need, cluster.machines) for task in waiting)
         running, elsewhere = list[_Task](), list[_Task]()
         with Signals() as stop:
             try:
@@ -124,7 +125,7 @@ def _tasks(jobs: Sequence[Job], tracker: Tracker, cluster: Cluster) -> list[_Tas
 def _handle_messages(
     task: _Task, cluster: Cluster, tracker: Tracker, retries: int, changed: Callable[[Job | None], None]
 ) -> _Task | None:
-    """Take in what a run's worker told; the run to hand out again, if that worker is lost."""
+    """Update the task from its worker's messages; returns a task to submit again if the worker is lost."""
     job = task.job
     for message in cluster.messages(task.handle):
         if "started" in message:
@@ -164,21 +165,18 @@ def _lost(
     job.notices.append(f"its worker was lost and another continued it ({lost[-1]})")
     job.status, job.message = "waiting", "its worker was lost; another continues it"
     changed(job)
-    order = (
-        {**task.order, "gone": task.lease, "patience": 0.0}
-        if message["dead"]
-        else {**task.order, "gone": None, "patience": _LETTING_GO}
-    )
+    if message["dead"]:
+        order = {**task.order, "gone": task.lease, "patience": 0.0}
+    else:
+        order = {**task.order, "gone": None, "patience": _RELEASE_SECONDS}
     return _Task(job, order, task.need, lost=lost)
 
 
 def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
-    """End what runs. Workers close their own runs as KILLED; what they have not closed in time is closed
-    here.
-    """
+    """Stop all running tasks. Workers close their runs as KILLED; late ones are closed here."""
     for task in running:
         cluster.cancel(task.handle)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _CLOSING_SECONDS
     for task in running:
         while _is_open(task, tracker) and time.monotonic() < deadline:
             time.sleep(_POLL)
@@ -189,15 +187,16 @@ def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
 
 
 def _is_open(task: _Task, tracker: Tracker) -> bool:
-    """Whether the task's worker has not closed its run and let go of it yet."""
+    """Whether the task's worker has not yet closed its run and released the lease."""
     spec_id = task.job.spec.spec_id
     held = task.lease is not None and is_held(tracker.client, tracker.experiment_id, spec_id, task.lease)
     return held or tracker.is_running(spec_id)
 
 
 def _check_artifacts(tracker: Tracker) -> None:
-    place = tracker.client.get_experiment(tracker.experiment_id).artifact_location
-    if urlparse(place).scheme in {"", "file"}:
+    location = tracker.client.get_experiment(tracker.experiment_id).artifact_location
+    if urlparse(location).scheme in {"", "file"}:
         raise UserError(
-            f"the server at {masked(tracker.store)} lets each machine write artifacts to its own {masked(place)}; {_SERVER}"
+            f"the server at {masked(tracker.store)} lets each machine write artifacts to its own "
+            f"{masked(location)}; {_SERVER}"
         )

@@ -1,9 +1,8 @@
-"""One run on a machine of a cluster: the same process as on the driver's own machine, in a scratch folder,
-followed and logged here.
+"""One run on a machine of a cluster: the same process as in the local executor, in a temporary folder.
 
-The worker that runs a run is the one writer of its record, and holds its lease. It needs no shared disk: each
-checkpoint is stored with the run's artifacts, and the worker that comes after a lost one goes on from there,
-under the same MLflow run. What crosses from the driver and back is plain data.
+The worker is the only writer of the run's record, and owns its lease. It needs no shared disk: each
+checkpoint is stored with the run's artifacts, and the next worker continues from there under the same MLflow
+run if this one is lost. Driver and worker exchange only plain data.
 """
 
 from __future__ import annotations
@@ -33,17 +32,15 @@ from bitrank.tracking.run_state import State, code_of, state_of
 from bitrank.tracking.store import open_store
 
 _POLL = 0.2  # seconds
-_TRIES = "7"  # of each call to the server, which may be started anew while runs go on
+_TRIES = "7"  # for each request to the server, which may restart during a run
 
 
 class LeftCluster(Exception):
-    """This machine is no part of its cluster any more."""
+    """This machine is no longer part of its cluster."""
 
 
 def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = None) -> dict[str, Any]:
-    """What a worker is told: the spec, where its record goes, how many cores it has, and which code and files
-    it must find there.
-    """
+    """The order for a worker: spec, store, number of cores, and the required code and files."""
     return {
         "version": __version__,
         "shared_code": shared_code(),
@@ -53,18 +50,18 @@ def order_for(spec: RunSpec, store: str, cpus: int, replaces: State | None = Non
         "cwd": str(Path.cwd()),
         "files": _files_of(spec),
         "cpus": cpus,
-        "replaces": replaces
-        and [replaces.name, replaces.run_id],  # the run to forget, if it is still as it was
-        "gone": None,  # the lease of a worker that is dead, from the second attempt on
-        "patience": 0.0,  # seconds that a worker which may still live is given to let go
+        # The stored run to replace, if its state has not changed.
+        "replaces": replaces and [replaces.name, replaces.run_id],
+        "gone": None,  # from the second attempt on: the lease of a worker that has ended
+        "patience": 0.0,  # seconds to wait until a worker that may be alive releases the lease
     }
 
 
 def work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Do one run; yields what the driver is to know: ``started``, then ``events``, and ``ended`` last.
+    """Execute one run; yields messages for the driver: ``started``, then ``events``, and last ``ended``.
 
-    It says nothing of its end when it is interrupted, after closing the run as KILLED. Raises what breaks
-    here, such as a store that is gone.
+    When interrupted it closes the run as KILLED and yields no ``ended``. Raises errors of this machine, such
+    as an unreachable store.
     """
     try:
         yield from _work(order)
@@ -80,13 +77,10 @@ def work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     spec = _checked(order)
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = (
-        _TRIES,
-        "false",
-    )
-    os.environ["OMP_NUM_THREADS"] = str(
-        max(1, order["cpus"] // spec.processes)
-    )  # for a spec that does not say how many
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = _TRIES
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    # Applies to a spec without a number of threads.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, order["cpus"] // spec.processes))
     tracker = Tracker(open_store(order["store"]), order["store"], spec.profile)
     with (
         Signals() as stop,
@@ -94,7 +88,7 @@ def _work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
         tempfile.TemporaryDirectory(prefix="bitrank-", ignore_cleanup_errors=True) as scratch,
     ):
         end = yield from _run(order, spec, tracker, Path(scratch), lease, stop)
-    yield end  # when the lease is given back, so that a driver that leaves then leaves nothing behind
+    yield end  # after the lease is released: a driver that then exits leaves no lease
 
 
 def _run(
@@ -106,7 +100,8 @@ def _run(
         assert state.run_id is not None
         tracker.forget(state.run_id)
         stored, state = None, State("new")
-    if stored and state.name in {"done", "stale"}:  # by a worker that was lost then, or for another driver
+    # A worker that was lost later, or another driver's worker, may have finished the run.
+    if stored and state.name in {"done", "stale"}:
         Snapshots(tracker.client, stored.run_id, folder).drop()
         return {"ended": "finished", "message": "", "run_id": state.run_id, "figures": dict(state.figures)}
     log = tracker.open(spec, state.run_id)
@@ -127,7 +122,7 @@ def _run(
 def _follow(
     attempt: Attempt, run_id: str, snapshots: Snapshots, lease: Lease, stop: Signals
 ) -> Iterator[dict[str, Any]]:
-    """Hand on what the run says until its record is closed, and store its checkpoints on the way."""
+    """Yield the run's events until its record is closed, and store its checkpoints."""
     parent = os.getppid()
     try:
         yield {"started": socket.gethostname(), "run_id": run_id, "lease": lease.holder}
@@ -135,15 +130,13 @@ def _follow(
             time.sleep(_POLL)
             stop.check()
             lease.check()
-            if (
-                os.getppid() != parent
-            ):  # Ray lets a task go on when its machine has left the cluster; another continues the run then
+            # Ray does not end a task when its machine leaves the cluster; another worker continues the run.
+            if os.getppid() != parent:
                 raise LeftCluster("Ray has ended on its machine")
             new_events = attempt.follow()
             if any(event["event"] == "checkpoint" for event in new_events) and (name := snapshots.take()):
-                new_events += attempt.follow(
-                    at_once=True
-                )  # no point before a checkpoint may be missing once the checkpoint is there
+                # The points before a checkpoint must be stored before the checkpoint.
+                new_events += attempt.follow(at_once=True)
                 snapshots.store(name)
             if new_events:
                 yield {"events": new_events}
@@ -157,32 +150,30 @@ def _follow(
 
 
 def _checked(order: dict[str, Any]) -> RunSpec:
-    """The order's spec, with this process where its paths lead from. Raises :class:`UserError` when this
-    machine has other code than the driver, or lacks a file that the run reads."""
+    """Return the order's spec and change to the folder of its relative paths.
+
+    Raises :class:`UserError` if the code of this machine differs from the driver's, or a file is missing.
+    """
     here, there = (__version__, shared_code()), (order["version"], order["shared_code"])
     if here != there:
         raise UserError(
-            f"bitrank {here[0]} with code {here[1][:12]} is installed here, and {there[0]} with code {there[1][:12]} on the driver; "
-            "install the same checkout on every machine"
+            f"bitrank {here[0]} with code {here[1][:12]} is installed here, and {there[0]} with code "
+            f"{there[1][:12]} on the driver; install the same checkout on every machine"
         )
     spec, cwd = RunSpec(**order["spec"]), Path(order["cwd"])
     if missing := [cwd / path for path in order["files"] if not (cwd / path).exists()]:
         raise UserError(
-            f"{missing[0]} is not there; files and folders that a run reads must lie at the same path on every machine (a shared folder, "
-            "or copies)"
+            f"{missing[0]} does not exist; files and folders that a run reads must have the same path on "
+            "every machine (a shared folder, or copies)"
         )
     os.chdir(cwd if order["files"] else tempfile.gettempdir())
-    if (
-        find_config(spec.config, spec.plan, spec.tuned).as_data() != spec.arm
-        or code_of(spec) != order["code"]
-    ):
-        raise UserError(f"{spec.plan or 'rules.py'} is another than on the driver; copy it again")
+    same_arm = find_config(spec.config, spec.plan, spec.tuned).as_data() == spec.arm
+    if not same_arm or code_of(spec) != order["code"]:
+        raise UserError(f"{spec.plan or 'rules.py'} differs from the driver's; copy it again")
     return spec
 
 
 def _files_of(spec: RunSpec) -> list[str]:
-    """Paths of the user's own that the run reads: a plan, a task's file, a folder with data, a model's
-    folder.
-    """
+    """The user's own files that the run reads: plan, task file, data folder, model folder."""
     task = spec.task if spec.task_name != spec.task else None
     return [path for path in (spec.plan, task, spec.data, spec.model) if path and Path(path).exists()]

@@ -72,7 +72,7 @@ class AddLowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x_NI: Tensor, base_NO: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float
     ) -> Tensor:
-        down_16, up_RO = down_RI.to(x_NI.dtype), turned(up_OR, scale, x_NI.dtype)
+        down_16, up_RO = down_RI.to(x_NI.dtype), scaled_transpose(up_OR, scale, x_NI.dtype)
         thin_NR = x_NI @ down_16.T
         ctx.save_for_backward(x_NI, thin_NR, down_16, up_RO)
         ctx.scale = scale
@@ -93,7 +93,7 @@ def product(
 
     These are the thin product (N, rank), ``down`` (rank, in) and ``scale · up`` (rank, out).
     """
-    down_16, up_RO = down_RI.to(x_NI.dtype), turned(up_OR, scale, x_NI.dtype)
+    down_16, up_RO = down_RI.to(x_NI.dtype), scaled_transpose(up_OR, scale, x_NI.dtype)
     thin_NR = x_NI @ down_16.T
     out_NO = F.linear(x_NI, decode(), None if bias is None else bias.to(x_NI.dtype))
     return out_NO.addmm_(thin_NR, up_RO), (thin_NR, down_16, up_RO)
@@ -120,7 +120,7 @@ def up_gradient(thin_NR: Tensor, grad_NO: Tensor, scale: float) -> Tensor:
     return grad_up_OR.copy_((thin_NR.T @ grad_NO).T).mul_(scale)
 
 
-def turned(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def scaled_transpose(up_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """``scale · up`` as a contiguous (rank, out) tensor.
 
     The backward pass multiplies by it four times as fast as by the transposed view of ``up``.

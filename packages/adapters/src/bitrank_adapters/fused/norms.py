@@ -31,7 +31,8 @@ def norms_in_fp32(model: nn.Module) -> None:
             before: Any = vars(module).get("forward")
             if isinstance(before, partial) and before.func is _plain:
                 continue
-            module.forward = partial(_plain, before or partial(type(module).forward, module))  # type: ignore[method-assign]
+            original = before or partial(type(module).forward, module)
+            module.forward = partial(_plain, original)  # type: ignore[method-assign]
 
 
 def fuse_norms(model: nn.Module, rows: Rows | None = None) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bitrank_adapters.fused.feed_forward import decoded
 from bitrank_adapters.fused.known import known_kind
-from bitrank_adapters.fused.linear import Decode, applies, factors, turned, up_gradient
+from bitrank_adapters.fused.linear import Decode, applies, factors, scaled_transpose, up_gradient
 
 # Classes whose forward pass receives the hidden states first and passes them to these layers.
 _SHARING = {
@@ -112,7 +112,9 @@ class Shared(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         downs, ups = parts[: len(decodes)], parts[len(decodes) :]
         down_SI = torch.cat([down_RI.to(x_NI.dtype) for down_RI in downs])
-        ups_RO = [turned(up_OR, scale, x_NI.dtype) for up_OR, scale in zip(ups, scales, strict=True)]
+        ups_RO = [
+            scaled_transpose(up_OR, scale, x_NI.dtype) for up_OR, scale in zip(ups, scales, strict=True)
+        ]
         ctx.ranks = [len(down_RI) for down_RI in downs]
         # Contiguous: these product shapes also occur in other layers, so oneDNN need not compile further
         # ones.

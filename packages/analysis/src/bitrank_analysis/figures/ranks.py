@@ -174,7 +174,8 @@ def rank_layers(evidence: Evidence) -> Figure:
         "rank-layers",
         title,
         chart,
-        f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds; equal lines are drawn as one.",
+        f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds; "
+        "equal lines are drawn as one.",
     )
 
 

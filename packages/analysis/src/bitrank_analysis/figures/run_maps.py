@@ -14,9 +14,9 @@ from bitrank_analysis.matrix_names import nominal_bits, with_place
 
 
 def run_maps(name: str, formats: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, bytes]:
-    """``bits.png`` and ``rank.png`` of the run called ``name``, each only where it says something.
+    """``bits.png`` and ``rank.png`` of the run ``name``, as PNG bytes.
 
-    A map without matrices in numbered layers, or with one value everywhere, is left out.
+    A map is left out if no matrix is in a numbered layer or all values are equal.
     """
     bits = {matrix: nominal_bits(text) for matrix, text in formats.items()}
     found = {

@@ -77,9 +77,7 @@ def colour(
     legend: bool = True,
     labels: Mapping[str, str] | None = None,
 ) -> Any:
-    """The colour channel by config, with a legend below the chart; ``labels`` are names to print instead of a
-    config's own.
-    """
+    """Colour channel by config, with a legend below the chart; ``labels`` replace names of configs."""
     styles = style(configs)
     scale = alt.Scale(domain=_printed(styles, labels), range=[c for c, _ in styles.values()])
     return alt.Color(f"{column}:N", scale=scale, legend=_legend(styles) if legend else None)

@@ -1,4 +1,4 @@
-"""One page about a study, made from the store alone."""
+"""Write the report on a study from the store alone."""
 
 from bitrank_analysis.report.build import UI_URL, collect, write, write_report
 from bitrank_analysis.report.model import Report

@@ -1,4 +1,4 @@
-"""From the store to a folder: one page, the same as plain text, figures and tables as files."""
+"""Build the report and write it to a folder: HTML page, Markdown text, figures and tables as files."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ UI_URL = "http://127.0.0.1:5000"
 def write_report(
     store_uri: str, out_folder: Path | str, experiment: str | None = None, ui_url: str | None = None
 ) -> Path:
-    """Collect and write in one step; the path of the page.
+    """Collect and write in one step; returns the path of the page.
 
-    ``experiment`` may be left out when the store holds one. ``ui_url`` is where the MLflow UI answers, for
-    the links to runs. Raises :class:`AnalysisError` when there is nothing to report, or no place to write.
+    ``experiment`` is optional if the store has only one. ``ui_url`` is the address of the MLflow UI, for
+    links to runs. Raises :class:`AnalysisError` if there is no finished run or the folder is not writable.
     """
     return write(collect(load_study(open_store(store_uri), experiment), ui_url or UI_URL), out_folder)
 
 
 def write(report: Report, out_folder: Path | str) -> Path:
-    """Write ``report.html report.md figures/ tables/`` into ``out_folder``; the path of the page.
+    """Write ``report.html report.md figures/ tables/`` into ``out_folder``; returns the path of the page.
 
-    Figures and tables of an earlier report in the folder are replaced. Raises :class:`AnalysisError` when it
-    cannot be written to.
+    Figures and tables of an earlier report in the folder are deleted. Raises :class:`AnalysisError` if the
+    folder is not writable.
     """
     from bitrank_analysis.report.page import page
     from bitrank_analysis.report.plain import plain
@@ -54,19 +54,19 @@ def write(report: Report, out_folder: Path | str) -> Path:
         (folder / "report.html").write_text(page(report), encoding="utf-8")
     except OSError as error:
         raise AnalysisError(
-            f"expected a folder to write the report to, got {folder}: {error.strerror}; give another"
+            f"expected a folder to write the report to, got {folder}: {error.strerror}; choose another"
         ) from error
     return folder / "report.html"
 
 
 def collect(study: Study, ui_url: str = UI_URL) -> Report:
-    """Everything worked out, nothing written. Raises :class:`AnalysisError` when no run has finished."""
+    """Compute the report without writing files. Raises :class:`AnalysisError` if no run has finished."""
     if study.runs.empty:
         reasons = "; ".join(facts.not_run(study)[:3])
         raise AnalysisError(
             f"expected a finished run in {study.experiment}, got none ({reasons}); run `make matrix` first"
         )
-    study = _without_torn(study)
+    study = _without_damaged(study)
     evidence = [gather(study, str(task)) for task in sorted(study.runs["task"].unique())]
     sections, refused = [], {}
     for task in evidence:
@@ -87,32 +87,28 @@ def collect(study: Study, ui_url: str = UI_URL) -> Report:
     )
 
 
-def _without_torn(study: Study) -> Study:
-    """The study without the runs whose predictions are torn, which then count as not run, with the reason.
+def _without_damaged(study: Study) -> Study:
+    """Move runs with unreadable predictions from ``runs`` to ``missing``, with the reason.
 
-    When no other run is left, the study itself: its error names the file.
+    If all runs are affected the study is returned unchanged: the later error names the file.
     """
-    torn = study.database.sql(
-        "SELECT run_id, reason FROM unread WHERE file = 'predictions.parquet'"
-    ).fetchall()
-    reasons = dict(torn)
-    is_torn = study.runs["run_id"].isin(reasons)
-    if not is_torn.any() or is_torn.all():
+    query = "SELECT run_id, reason FROM unread WHERE file = 'predictions.parquet'"
+    reasons = dict(study.database.sql(query).fetchall())
+    is_damaged = study.runs["run_id"].isin(reasons)
+    if not is_damaged.any() or is_damaged.all():
         return study
-    lost = study.runs[is_torn]
-    rows = lost[["config", "task", "seed"]].assign(
-        status="FINISHED",
-        reason=[
-            f"finished, but its predictions.parquet cannot be read: {reasons[run_id]}"
-            for run_id in lost["run_id"]
-        ],
-    )
+    damaged = study.runs[is_damaged]
+    texts = [
+        f"finished, but its predictions.parquet cannot be read: {reasons[run_id]}"
+        for run_id in damaged["run_id"]
+    ]
+    rows = damaged[["config", "task", "seed"]].assign(status="FINISHED", reason=texts)
     missing = pd.concat([study.missing, rows], ignore_index=True)
-    return replace(study, runs=study.runs[~is_torn].reset_index(drop=True), missing=missing)
+    return replace(study, runs=study.runs[~is_damaged].reset_index(drop=True), missing=missing)
 
 
 def _empty_folder(folder: Path) -> None:
-    """Make the folder; figures and tables of an earlier report go, so that none outlives its task."""
+    """Create the folder; delete earlier figures and tables, which may belong to tasks no longer reported."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)

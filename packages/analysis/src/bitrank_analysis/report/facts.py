@@ -1,6 +1,4 @@
-"""What a reader needs to trust a report: the runs with their links, machine and versions, what was not run,
-what could not be drawn.
-"""
+"""Facts for judging a report: links to runs, machine and versions, missing runs, missing figures."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from bitrank_analysis.study import Study
 
 @dataclass(frozen=True)
 class RunLink:
-    """One run and where the MLflow UI shows it."""
+    """One run and the address of its page in the MLflow UI."""
 
     name: str
     config: str
@@ -30,23 +28,30 @@ class RunLink:
 
 
 def run_links(study: Study, ui_url: str) -> list[RunLink]:
-    """Every run that the report speaks of."""
+    """A link for every run in the report."""
     experiments = dict(study.database.sql("SELECT run_id, experiment_id FROM raw.runs").fetchall())
+    base = ui_url.rstrip("/")
     return [
         RunLink(
-            row.run_name, row.config, row.task, row.seed, phrasing.quality(row.quality, row.metric), phrasing.whole(row.seconds), row.code,
-            f"{ui_url.rstrip('/')}/#/experiments/{experiments[row.run_id]}/runs/{row.run_id}",
+            name=row.run_name,
+            config=row.config,
+            task=row.task,
+            seed=row.seed,
+            quality=phrasing.quality(row.quality, row.metric),
+            seconds=phrasing.whole(row.seconds),
+            code=row.code,
+            address=f"{base}/#/experiments/{experiments[row.run_id]}/runs/{row.run_id}",
         )
         for row in study.runs.itertuples()
-    ]  # fmt: skip
+    ]
 
 
 def machine(study: Study) -> list[tuple[str, str]]:
-    """Label and value of the machine, libraries and code; several values when runs differ."""
+    """Label and value of machine, libraries and code; with several values if runs differ."""
     ids = pd.DataFrame({"run_id": study.runs["run_id"]})
     tags = study.database.sql("SELECT run_id, key, value FROM tags").df().merge(ids, on="run_id")
     values = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
-    sentences = [
+    keys = [
         "hardware",
         "device",
         "threads",
@@ -67,28 +72,31 @@ def machine(study: Study) -> list[tuple[str, str]]:
     }
     return [
         (labels.get(key, key.removeprefix("version.")), "; ".join(values[key]))
-        for key in [*sentences, *versions]
+        for key in [*keys, *versions]
         if values.get(key)
     ]
 
 
 def not_run(study: Study) -> list[str]:
-    """One sentence for each cell of the grid without a result."""
+    """One line for each cell of the grid without a result."""
     return [
         f"{row.config} on {row.task}, seed {row.seed}: {row.reason}" for row in study.missing.itertuples()
     ]
 
 
 def notice(study: Study) -> str:
-    """What must be known before any number is read; empty when nothing."""
+    """A warning at the top of the report; "" if there is none."""
     profiles = study.database.sql("SELECT DISTINCT value FROM tags WHERE key = 'profile'").fetchall()
     if profiles != [("smoke",)]:
         return ""
-    return "Profile smoke: tiny random models on toy text. The numbers on this page mean nothing; they show that the program works."
+    return (
+        "Profile smoke: tiny random models on toy text. "
+        "The numbers on this page mean nothing; they show that the program works."
+    )
 
 
 def warnings(study: Study, task: str) -> list[str]:
-    """Chance level and collapsed runs of a classification task, to stand beside its result."""
+    """Chance level and collapsed runs of a classification task, printed above its result."""
     share = chance_level(study, task)
     if share is None:
         return []
@@ -99,21 +107,16 @@ def warnings(study: Study, task: str) -> list[str]:
 
 
 def gaps(study: Study, evidence: Sequence[Evidence], refused: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What the report lacks and why: frames, figures, files that cannot be read, and what the study and
-    statistics note.
-    """
+    """Reasons for missing frames and figures and unreadable files, and the notes of study and statistics."""
     sentences = [f"{task.task}, {name}: {reason}" for task in evidence for name, reason in task.gaps.items()]
     sentences += [
         f"{task}, figure {name}: {reason}"
         for task, figures in refused.items()
         for name, reason in figures.items()
     ]
-    unread = (
-        study.database.sql("SELECT run_id, file, reason FROM unread")
-        .df()
-        .merge(study.runs[["run_id", "run_name"]], on="run_id")
-    )
+    unread = study.database.sql("SELECT run_id, file, reason FROM unread").df()
+    unread = unread.merge(study.runs[["run_id", "run_name"]], on="run_id")
     sentences += [f"{row.run_name}, {row.file}: {row.reason}" for row in unread.itertuples()]
-    return list(
-        dict.fromkeys([*sentences, *study.notes, *(note for task in evidence for note in task.notes)])
-    )
+    sentences += study.notes
+    sentences += [note for task in evidence for note in task.notes]
+    return list(dict.fromkeys(sentences))

@@ -1,4 +1,4 @@
-"""The report as values: sections, and the notes that concern all of them."""
+"""The report as data: one section per task, and parts that concern all tasks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from bitrank_analysis.tables import Table
 
 @dataclass(frozen=True)
 class Section:
-    """One task's part of the report."""
+    """The part of the report on one task."""
 
     evidence: Evidence
     figures: list[Figure]
     tables: list[Table]
     errors: SideBySide
-    warnings: list[str] = field(
-        default_factory=list
-    )  # to be read with the result: chance level and collapses
+    warnings: list[str] = field(default_factory=list)  # chance level and collapsed runs
 
     @property
     def lead(self) -> Figure | None:
-        """The one figure of the first screen: quality against bytes."""
-        return next((one for one in self.figures if one.name.startswith("quality-bytes")), None)
+        """The figure at the top of the section: quality against bytes."""
+        return next((figure for figure in self.figures if figure.name.startswith("quality-bytes")), None)
 
     def table(self, name: str) -> Table | None:
-        """The table of that name, None when the task has none."""
+        """The task's table ``name``, None if it has no rows."""
         return next((table for table in self.tables if table.name == f"{name}-{self.evidence.task}"), None)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page and the plain text say."""
+    """Content of both the HTML page and the Markdown text."""
 
     experiment: str
     verdict: list[str]
@@ -46,12 +44,14 @@ class Report:
     machine: list[tuple[str, str]]
     not_run: list[str]
     gaps: list[str]
-    notice: str = ""  # what must be known before any number is read
+    notice: str = ""  # a warning at the top of the page
 
 
-def sentences(sections: Sequence[Section]) -> str:
-    """Tasks, arms and seeds in a line."""
-    return "; ".join(
-        f"{s.evidence.task}: {phrasing.count(len(s.evidence.configs), 'arm')}, {phrasing.count(len(s.evidence.runs), 'run')}"
-        for s in sections
-    )
+def extent(sections: Sequence[Section]) -> str:
+    """Numbers of arms and runs of each task, in one line."""
+    parts = []
+    for section in sections:
+        arms = phrasing.count(len(section.evidence.configs), "arm")
+        runs = phrasing.count(len(section.evidence.runs), "run")
+        parts.append(f"{section.evidence.task}: {arms}, {runs}")
+    return "; ".join(parts)

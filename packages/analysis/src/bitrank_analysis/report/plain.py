@@ -1,4 +1,4 @@
-"""The report as Markdown, to be read in a terminal."""
+"""The report as Markdown, readable in a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bitrank_analysis.report.side_by_side import SideBySide
 
 
 def plain(report: Report) -> str:
-    """All of the report but the drawings, whose titles and files are named."""
+    """The report as Markdown; figures appear as their titles and files."""
     parts = [
         f"# {report.experiment}",
         *([report.notice] if report.notice else []),
@@ -20,7 +20,7 @@ def plain(report: Report) -> str:
     )
     parts.append("## Not run\n\n" + (_bullets(report.not_run) or "Every cell of the grid has a result."))
     if report.gaps:
-        parts.append("## To bear in mind\n\n" + _bullets(report.gaps))
+        parts.append("## Notes and gaps\n\n" + _bullets(report.gaps))
     parts.append(
         "## Machine and versions\n\n" + _bullets([f"{label}: {value}" for label, value in report.machine])
     )
@@ -42,14 +42,8 @@ def _errors(errors: SideBySide) -> str:
     if not errors.rows:
         return errors.sentence
     rows = [errors.heads, tuple("---" for _ in errors.heads), *errors.rows]
-    return (
-        errors.sentence
-        + "\n\n"
-        + "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-            for row in rows
-        )
-    )
+    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
+    return errors.sentence + "\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
 def _bullets(lines: list[str]) -> str:

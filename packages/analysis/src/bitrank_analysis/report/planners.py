@@ -1,6 +1,4 @@
-"""What a study of planners says: every arm beside a reference at equal bytes, with what it cost to plan and
-to train.
-"""
+"""Report on a study of planners: every arm against a reference of equal bytes, with its costs."""
 
 from __future__ import annotations
 
@@ -26,52 +24,59 @@ _PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm
 
 
 def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
-    """Write ``report.md`` and a CSV file per task into ``folder``; the report's text.
+    """Write ``report.md`` and a CSV file per task into ``folder``; returns the report's text.
 
-    ``references`` are configs, one a budget, that the arms of their budget are compared with (those without a
-    finished run are left out), ``costs`` the JSON file that tells what each plan took to make. Raises
-    :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
+    ``references`` are configs, one per budget, with which the arms of that budget are compared (those without
+    a finished run are left out). ``costs`` is the JSON file with the planning time of each arm, in seconds.
+    Raises :class:`~bitrank_analysis.errors.AnalysisError` as :func:`load_study` does.
     """
     study = load_study(open_store(store), experiment)
-    spent = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
+    planning_costs = pd.DataFrame(json.loads(costs.read_text()), columns=_COSTS)
     parts = [f"# {experiment}", *study.notes]
     for task in sorted(set(study.runs["task"])):
-        here = [
-            name for name in references if name in set(study.runs.loc[study.runs["task"] == task, "config"])
-        ]
-        frame = arms_table(study, task, here, spent)
+        finished = set(study.runs.loc[study.runs["task"] == task, "config"])
+        available = [name for name in references if name in finished]
+        frame = arms_table(study, task, available, planning_costs)
         frame.to_csv(folder / f"{task}.csv", index=False)
-        parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, here)]
+        parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
     text = "\n\n".join(parts) + "\n"
     (folder / "report.md").write_text(text, encoding="utf-8")
     return text
 
 
-def arms_table(study: Study, task: str, references: Sequence[str], spent: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of ``task`` (and reference it is compared with): quality over seeds, bytes, seconds, and
-    the paired comparison.
+def arms_table(
+    study: Study, task: str, references: Sequence[str], planning_costs: pd.DataFrame
+) -> pd.DataFrame:
+    """One row per arm of ``task`` and reference: quality over seeds, bytes, seconds, and the comparison.
 
-    Arms planned for a reference's budget are one family of tests, and what was planned for none (``budget``
-    is NaN) another one. ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference;
-    a reference stands alone with NaN. ``total_s`` is planning and one training together.
+    The arms planned for a reference's budget are one family of tests; arms without a budget (``budget`` is
+    NaN) are another. ``difference low high p_holm verdict`` are those of :func:`compare`, arm − reference;
+    a reference has one row, with NaN there. ``total_s`` is the sum of planning and one training.
     """
     runs = study.runs[study.runs["task"] == task]
-    held = _MIB * (runs["model_mib"] + runs["adapter_mib"])
-    arms = runs.assign(stored_bytes=held).groupby("config", as_index=False).agg(
-        seeds=("seed", "nunique"), quality=("quality", "mean"), zero=("zero", "mean"), stored_bytes=("stored_bytes", "mean"),
+    stored_bytes = _MIB * (runs["model_mib"] + runs["adapter_mib"])
+    by_config = runs.assign(stored_bytes=stored_bytes).groupby("config", as_index=False)
+    arms = by_config.agg(
+        seeds=("seed", "nunique"),
+        quality=("quality", "mean"),
+        zero=("zero", "mean"),
+        stored_bytes=("stored_bytes", "mean"),
         train_s=("seconds", "mean"),
-    )  # fmt: skip
-    arms = arms.merge(spent[spent["task"] == task].drop(columns="task"), on="config", how="left")
+    )
+    costs = planning_costs[planning_costs["task"] == task].drop(columns="task")
+    arms = arms.merge(costs, on="config", how="left")
     arms["plan_s"] = arms["measuring_s"].fillna(0.0) + arms["choosing_s"].fillna(0.0)
     arms["total_s"] = arms["plan_s"] + arms["train_s"]
     pairs = _pairs(study, task, references, arms)
-    return arms.merge(pairs, left_on="config", right_on="candidate", how="left").drop(columns="candidate").sort_values(
-        ["baseline", "quality"], ascending=[True, not bool(runs["higher_is_better"].iloc[0])], na_position="first", ignore_index=True
-    )  # fmt: skip
+    compared = arms.merge(pairs, left_on="config", right_on="candidate", how="left")
+    lower_first = not bool(runs["higher_is_better"].iloc[0])
+    return compared.drop(columns="candidate").sort_values(
+        ["baseline", "quality"], ascending=[True, lower_first], na_position="first", ignore_index=True
+    )
 
 
 def _pairs(study: Study, task: str, references: Sequence[str], arms: pd.DataFrame) -> pd.DataFrame:
-    """Each reference against the arms of its budget, and against those of none."""
+    """Compare each reference with the arms of its budget, and with the arms without a budget."""
     found = []
     for reference in references:
         budget = arms.loc[arms["config"] == reference, "budget"].iloc[0]
@@ -103,7 +108,7 @@ def _shown(frame: pd.DataFrame) -> Table:
 
 
 def _difference(row: Any) -> str:
-    """Points of accuracy, or per cent of perplexity, with its interval."""
+    """The difference in points of accuracy or percent of perplexity, with its interval."""
     metric = row.metric
     if not isinstance(metric, str):
         return "–"
@@ -115,40 +120,44 @@ def _difference(row: Any) -> str:
 
 
 def _sentences(frame: pd.DataFrame, references: Sequence[str]) -> list[str]:
-    """What can be claimed of each reference, from the verdicts alone."""
+    """The claims about each reference, derived from the verdicts."""
     sentences = []
     for reference in references:
         rows = frame[frame["baseline"] == reference]
-        mine = float(frame.loc[frame["config"] == reference, "stored_bytes"].iloc[0])
-        equal, own = rows[rows["budget"].notna()], rows[rows["budget"].isna()]
-        if len(equal):
-            sentences.append(f"At equal bytes, after Holm, {reference} {_outcome(equal)}.")
-        if len(own):
-            times = own["stored_bytes"] / mine
+        reference_bytes = float(frame.loc[frame["config"] == reference, "stored_bytes"].iloc[0])
+        equal_bytes, unplanned = rows[rows["budget"].notna()], rows[rows["budget"].isna()]
+        if len(equal_bytes):
+            sentences.append(f"At equal bytes, after Holm, {reference} {_outcome(equal_bytes)}.")
+        if len(unplanned):
+            ratio = unplanned["stored_bytes"] / reference_bytes
             sentences.append(
-                f"Beside what was not planned for this budget ({times.min():.1f} to {times.max():.1f} times its bytes) it {_outcome(own)}."
+                f"Against the arms without a byte budget ({ratio.min():.1f} to {ratio.max():.1f} times "
+                f"its bytes) it {_outcome(unplanned)}."
             )
     return sentences
 
 
 def _outcome(rows: pd.DataFrame) -> str:
-    """Counts of won and lost comparisons; with one seed, counts of the arms that differ and on which side
-    they are.
-    """
-    apart = rows[rows["verdict"] == DIFFERS]
-    if len(apart):
-        ahead = _ahead(apart)
-        behind = len(apart) - len(ahead)
-        sides = f"ahead of {behind} and behind {len(ahead)}{_named(ahead)}"
-        rest = len(rows) - len(apart)
-        return f"differs from {len(apart)} of {len(rows)} on the examples of one seed, {sides}; {rest} are not told apart"
-    beaten, ahead = rows[rows["verdict"] == WORSE], rows[rows["verdict"] == BETTER]
-    rest = len(rows) - len(beaten) - len(ahead)
-    return f"beats {len(beaten)} of {len(rows)}, is beaten by {len(ahead)}{_named(ahead)}, and stands unresolved or equivalent with {rest}"
+    """Counts of better and worse arms; with one seed, of arms that differ, by the difference's sign."""
+    different = rows[rows["verdict"] == DIFFERS]
+    if len(different):
+        ahead = _ahead(different)
+        behind = len(different) - len(ahead)
+        rest = len(rows) - len(different)
+        return (
+            f"differs from {len(different)} of {len(rows)} on the examples of one seed, ahead of {behind} "
+            f"and behind {len(ahead)}{_named(ahead)}; for {rest} no difference is shown"
+        )
+    worse, better = rows[rows["verdict"] == WORSE], rows[rows["verdict"] == BETTER]
+    rest = len(rows) - len(worse) - len(better)
+    return (
+        f"beats {len(worse)} of {len(rows)}, is beaten by {len(better)}{_named(better)}, "
+        f"and is unresolved or equivalent with {rest}"
+    )
 
 
 def _ahead(rows: pd.DataFrame) -> pd.DataFrame:
-    """The arms whose difference from the reference is on the better side."""
+    """The arms whose quality is better than that of the reference, tested or not."""
     gain = rows["difference"].where(rows["metric"] == "acc", -rows["difference"])
     return rows[gain > 0]
 

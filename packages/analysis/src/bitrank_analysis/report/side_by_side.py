@@ -1,4 +1,4 @@
-"""Errors side by side: examples on which arms disagree, and what language models write after the same words."""
+"""Errors side by side: examples on which arms disagree, and continuations of the same prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class SideBySide:
-    """A sentence, and rows under ``heads`` (empty when there is only the sentence)."""
+    """A sentence, and a table with the headings ``heads`` (empty if there is only the sentence)."""
 
     sentence: str
     heads: tuple[str, ...] = ()
@@ -27,16 +27,17 @@ class SideBySide:
 
 
 def side_by_side(study: Study, evidence: Evidence) -> SideBySide:
-    """What fits the kind of task: disagreements for classification, continuations for language modelling."""
+    """Disagreements for a classification task, continuations for a language-modelling task."""
     runs = _one_run_each(evidence)
     if evidence.kind == "classification":
         return disagreements({config: study.predictions(run_id) for config, run_id in runs.items()})
-    return _continued(study, runs)
+    return _side_by_side_continuations(study, runs)
 
 
 def disagreements(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> SideBySide:
-    """Config → rows with id, label, prediction and perhaps confidence and text; the examples where arms split
-    most evenly come first.
+    """Examples on which arms disagree, the most evenly split first.
+
+    ``predictions`` maps a config to a frame with id, label, prediction and optionally confidence and text.
     """
     arms = list(predictions)
     if len(arms) < 2:
@@ -44,53 +45,53 @@ def disagreements(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> 
     right = pd.DataFrame({arm: _right(frame) for arm, frame in predictions.items()})
     split = right[right.nunique(axis=1) > 1]
     every, none = int(right.all(axis=1).sum()), int((~right.any(axis=1)).sum())
-    counts = f"Of {len(right):,} examples all arms are right on {every:,} and wrong on {none:,}; they disagree on {len(split):,}."
+    counts = (
+        f"Of {len(right):,} examples all arms are right on {every:,} and wrong on {none:,}; "
+        f"they disagree on {len(split):,}."
+    )
     if split.empty:
         return SideBySide(counts)
     evenness = (split.mean(axis=1) - 0.5).abs()
-    chosen = (
-        split.assign(_even=evenness, _id=split.index.astype(str)).sort_values(["_even", "_id"]).index[:shown]
-    )
+    keyed = split.assign(_even=evenness, _id=split.index.astype(str))
+    chosen = keyed.sort_values(["_even", "_id"]).index[:shown]
     by_id = {arm: frame.drop_duplicates("id").set_index("id") for arm, frame in predictions.items()}
     first = by_id[arms[0]]
     rows = tuple(
-        (_example(first, at), str(first.loc[at, "label"]), *(_cell(by_id[arm], at) for arm in arms))
-        for at in chosen
+        (_example(first, id), str(first.loc[id, "label"]), *(_cell(by_id[arm], id) for arm in arms))
+        for id in chosen
     )
-    more = (
-        f" The {len(rows)} most evenly split are shown with each arm's prediction and confidence."
-        if len(split) > shown
-        else ""
-    )
-    return SideBySide(counts + more, ("Example", "Label", *arms), rows)
+    if len(split) > shown:
+        counts += f" The {len(rows)} most evenly split are shown with each arm's prediction and confidence."
+    return SideBySide(counts, ("Example", "Label", *arms), rows)
 
 
 def _right(frame: pd.DataFrame) -> pd.Series:
     return (frame["prediction"] == frame["label"]).set_axis(frame["id"]).groupby(level=0).first()
 
 
-def _example(frame: pd.DataFrame, at: Any) -> str:
-    return str(frame.loc[at, "text"]) if "text" in frame else str(at)
+def _example(frame: pd.DataFrame, id: Any) -> str:
+    return str(frame.loc[id, "text"]) if "text" in frame else str(id)
 
 
-def _cell(frame: pd.DataFrame, at: Any) -> str:
-    text = frame.loc[at, "prediction"]
-    mark = "✓" if text == frame.loc[at, "label"] else "✗"
-    return f"{mark} {text}" + (f" ({frame.loc[at, 'confidence']:.2f})" if "confidence" in frame else "")
+def _cell(frame: pd.DataFrame, id: Any) -> str:
+    prediction = frame.loc[id, "prediction"]
+    mark = "✓" if prediction == frame.loc[id, "label"] else "✗"
+    confidence = f" ({frame.loc[id, 'confidence']:.2f})" if "confidence" in frame else ""
+    return f"{mark} {prediction}{confidence}"
 
 
 def _one_run_each(evidence: Evidence) -> dict[str, str]:
-    """Config → run of the lowest seed that most arms have."""
+    """Config → run_id, of the lowest among the seeds that most arms have."""
     counts = evidence.runs.groupby("seed")["config"].nunique()
     seed = counts[counts == counts.max()].index.min()
     runs = evidence.runs[evidence.runs["seed"] == seed]
     return dict(zip(runs["config"], runs["run_id"], strict=True))
 
 
-def _continued(study: Study, runs: dict[str, str]) -> SideBySide:
+def _side_by_side_continuations(study: Study, runs: dict[str, str]) -> SideBySide:
     texts = {config: found for config, run_id in runs.items() if (found := _continuations(study, run_id))}
     if not texts:
-        return SideBySide(f"The runs left no {CONTINUATIONS}, so no texts can be set side by side.")
+        return SideBySide(f"No run has a {CONTINUATIONS}, so there are no texts to compare.")
     prompts = list(dict.fromkeys(prompt for found in texts.values() for prompt in found))
     rows = tuple(
         (prompt, config, found[prompt])
@@ -99,22 +100,18 @@ def _continued(study: Study, runs: dict[str, str]) -> SideBySide:
         if prompt in found
     )
     without = [config for config in runs if config not in texts]
-    also = f" {', '.join(without)} left none." if without else ""
+    also = f" No texts of {', '.join(without)}." if without else ""
     return SideBySide(
-        f"What each arm writes after the same words, always taking the likeliest next token.{also}",
+        f"Continuations of the same prompts by each arm, greedy decoding.{also}",
         ("Prompt", "Arm", "Continuation"),
         rows,
     )
 
 
 def _continuations(study: Study, run_id: str) -> dict[str, str]:
-    """Prompt → continuation, empty when the run left none. Raises :class:`AnalysisError` on a file of another
-    form.
-    """
-    places = study.database.execute(
-        "SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]
-    ).fetchall()
-    path = Path(places[0][0]).parent / CONTINUATIONS if places else None
+    """Prompt → continuation, empty if the run has no file. Raises :class:`AnalysisError` if malformed."""
+    files = study.database.execute("SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]).fetchall()
+    path = Path(files[0][0]).parent / CONTINUATIONS if files else None
     if path is None or not path.is_file():
         return {}
     try:
@@ -124,5 +121,6 @@ def _continuations(study: Study, run_id: str) -> dict[str, str]:
         }
     except (ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
-            f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, got {type(error).__name__}: {error}'
+            f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, '
+            f"got {type(error).__name__}: {error}"
         ) from error

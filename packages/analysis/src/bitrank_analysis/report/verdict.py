@@ -1,6 +1,4 @@
-"""The answer, one line for each task and baseline, and how sure it is. The figures stand in the tables below
-it.
-"""
+"""The first lines of the report: the result for each task and baseline, and its statistical power."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
-# Verdict of a comparison → how a line says it, from the strongest claim to the weakest.
+# Verdict of a comparison → wording in a line, from the strongest claim to the weakest.
 _CLAIMS = {
     BETTER: "better",
     AS_GOOD: "as good",
@@ -22,14 +20,12 @@ _CLAIMS = {
     UNRESOLVED: "unresolved",
     WORSE: "worse",
 }
-# The verb before it, for one arm and for several.
+# Verb before the wording, for one arm and for several.
 _VERBS = {claim: ("differs", "differ") if claim == DIFFERS else ("is ", "are ") for claim in _CLAIMS}
 
 
 def verdict(evidence: Sequence[Evidence]) -> list[str]:
-    """One line for each task and baseline, worked out from the verdicts of the paired comparisons; then how
-    sure they are.
-    """
+    """One line per task and baseline, from the verdicts of the paired comparisons; then their power."""
     lines = [_against(task, baseline) for task in evidence for baseline in BASELINES]
     return [*lines, _how_sure(evidence)]
 
@@ -37,19 +33,19 @@ def verdict(evidence: Sequence[Evidence]) -> list[str]:
 def _against(task: Evidence, baseline: str) -> str:
     rows = task.comparisons
     rows = rows[rows["baseline"] == baseline] if not rows.empty else rows
-    place = f"{task.task}, against {baseline}:"
+    prefix = f"{task.task}, against {baseline}:"
     if rows.empty:
-        return f"{place} nothing can be said, since {_why_not(task, baseline)}."
+        return f"{prefix} no comparison, because {_why_not(task, baseline)}."
     gain = rows["difference"] if task.higher_is_better else -rows["difference"]
     ranked = rows.assign(_gain=gain).sort_values("_gain", ascending=False)
     groups = {claim: ranked[ranked["verdict"] == claim] for claim in _CLAIMS}
     shown = [claim for claim, group in groups.items() if len(group)]
     one_seed = " (one seed; another may differ)" if {DIFFERS, ALIKE} & set(shown) else ""
-    return f"{place} {'; '.join(_group(task, groups[claim], claim) for claim in shown)}{one_seed}."
+    return f"{prefix} {'; '.join(_group(task, groups[claim], claim) for claim in shown)}{one_seed}."
 
 
 def _group(task: Evidence, group: pd.DataFrame, claim: str) -> str:
-    """The arms with one verdict, ``group`` from best to worst; a single arm with the bytes that it saves."""
+    """Name the arms with one verdict, from best to worst; for a single arm also the bytes that it saves."""
     names = [str(name) for name in group["candidate"]]
     one = len(names) == 1
     text = f"{phrasing.listed(names)} {_VERBS[claim][0 if one else 1]}{_CLAIMS[claim]}"
@@ -59,7 +55,7 @@ def _group(task: Evidence, group: pd.DataFrame, claim: str) -> str:
 
 
 def _saving(task: Evidence, row: pd.Series) -> str:
-    """How many stored bytes the candidate needs beside the baseline."""
+    """The candidate's stored bytes relative to the baseline; "" below half a percent."""
     size = task.arms.set_index("config")["model_mib"]
     ratio = size[row["candidate"]] / size[row["baseline"]] - 1
     if not abs(ratio) >= 0.005:
@@ -73,21 +69,20 @@ def _why_not(task: Evidence, baseline: str) -> str:
     if baseline not in task.configs:
         return f"{baseline} has no finished run"
     others = [name for name in task.configs if name != baseline]
-    return (
-        "no other arm has a finished run"
-        if not others
-        else f"its only pairing, with {phrasing.listed(others)}, stands in the other sentence"
-    )
+    if not others:
+        return "no other arm has a finished run"
+    return f"its only comparison, with {phrasing.listed(others)}, is in the other line"
 
 
 def _how_sure(evidence: Sequence[Evidence]) -> str:
     parts = [_power(task) for task in evidence if not task.comparisons.empty]
     seeds = {int(task.arms["seeds"].max()) for task in evidence}
-    tail = (
-        "one seed was trained, so what another seed would give is not known"
-        if seeds == {1}
-        else f"tests and intervals allow for other examples and for other seeds (up to {max(seeds)} were trained)"
-    )
+    if seeds == {1}:
+        tail = "one seed was trained, so the variation between seeds is not known"
+    else:
+        tail = (
+            f"tests and intervals cover variation of examples and of seeds (up to {max(seeds)} were trained)"
+        )
     if not parts:
         return f"How sure: nothing was compared, and {tail}."
     family = "p values are corrected (Holm) for the number of comparisons of each task"
@@ -95,14 +90,14 @@ def _how_sure(evidence: Sequence[Evidence]) -> str:
 
 
 def _power(task: Evidence) -> str:
-    """The smallest difference that such a study usually finds, in words."""
+    """The smallest difference that a study of this size detects with 80 % power, as text."""
     rows = task.comparisons
     unit = "examples" if task.metric == "acc" else "documents"
-    seen = float(rows["detectable"].median())
+    detectable = float(rows["detectable"].median())
     count = f"{int(rows['n'].iloc[0]):,} {unit} of {task.task}"
-    if math.isnan(seen):
-        return f"the {count} give no figure for what they could have shown"
-    change = abs(phrasing.change(seen, task.metric))
+    if math.isnan(detectable):
+        return f"no detectable difference can be computed from the {count}"
+    change = abs(phrasing.change(detectable, task.metric))
     size = f"{change:.1f}" if change >= 0.05 else f"{change:.2g}"
     difference = f"a true difference of {size} {phrasing.unit(task.metric)}"
     return f"with the {count}, {difference} is found in four of five studies, and a smaller one often missed"

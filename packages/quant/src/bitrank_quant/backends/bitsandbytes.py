@@ -127,18 +127,18 @@ class Int8InTraining:
         return self.layer.training and codes_OI is not None and codes_OI.is_cpu
 
     def __call__(self) -> Tensor:
-        held, dtype = _tensors_8bit(self.layer), self.layer.compute_dtype
-        scale_O = held.SCB.mul(1.0 / 127.0)
-        made = kernels.int8_rows(held.CB, scale_O, dtype, scratch)
-        return held.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
+        stored, dtype = _tensors_8bit(self.layer), self.layer.compute_dtype
+        scale_O = stored.SCB.mul(1.0 / 127.0)
+        made = kernels.int8_rows(stored.CB, scale_O, dtype, scratch)
+        return stored.CB.to(dtype).mul_(scale_O[:, None]) if made is None else made
 
 
 def stored_weight(layer: Any) -> Tensor:
     """The (out, in) matrix of ``layer``; fp32 for an 8-bit layer."""
     if _is_4bit(layer):
         return _decode_4bit(layer).detach()
-    held = _tensors_8bit(layer)
-    made: Tensor = held.CB.float() * held.SCB.float()[:, None] / 127
+    stored = _tensors_8bit(layer)
+    made: Tensor = stored.CB.float() * stored.SCB.float()[:, None] / 127
     return made
 
 

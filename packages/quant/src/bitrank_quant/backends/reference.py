@@ -86,8 +86,8 @@ class QuantWeight(nn.Module):
 
         ``scratch`` allocates the result, as in :meth:`Format.decode`.
         """
-        held: Any = self._buffers  # not `tensors`, which would copy the dictionary at every product
-        return self.fmt.decode(held, self.shape, dtype or self.compute_dtype, scratch)
+        buffers: Any = self._buffers  # not `tensors`, which would copy the dictionary at every product
+        return self.fmt.decode(buffers, self.shape, dtype or self.compute_dtype, scratch)
 
     def parts(self, dtype: torch.dtype) -> list[slice]:
         """Row ranges to decode into ``dtype`` one after the other.

@@ -64,7 +64,7 @@ class Float:
 
 def float_format(dtype: torch.dtype) -> Float:
     """The floating-point format of ``dtype``. Raises :class:`QuantError` if there is none."""
-    for name, held in FLOATS.items():
-        if held == dtype:
+    for name, stored in FLOATS.items():
+        if stored == dtype:
             return Float(name)
     raise QuantError(f"no format holds {dtype}; there are {', '.join(FLOATS)}")
