@@ -100,15 +100,18 @@ class Record:
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None:
         """Write both plans to ``plan.json`` before they are applied.
 
         ``left`` are the tensors that no plan can name, of a model with ``parameters`` parameters;
-        ``new_modules`` are the modules without weights in the model's files.
+        ``new_modules`` are the modules without weights in the model's files; ``quantizer`` chooses the codes.
         """
         plan = {
             "precision": bits,
             "ranks": ranks,
+            "quantizer": quantizer,
             "matrices": [asdict(matrix) for matrix in matrices],
             "left_in_16_bits": {one.name: asdict(one) for one in left},
             "new_modules": list(new_modules),
@@ -274,6 +277,8 @@ class SilentRecord(Record):
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None: ...
 
     def model(

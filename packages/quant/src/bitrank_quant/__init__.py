@@ -31,7 +31,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
-from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
+from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_quantizer, quantize
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
 from bitrank_quant.sixteen import hold_in_16_bits
 from bitrank_quant.understood import readers_of_weights
@@ -75,6 +75,7 @@ __all__ = [
     "computes_as",
     "decoder",
     "encode_in_parts",
+    "find_quantizer",
     "float_format",
     "followers",
     "hold_in_16_bits",

@@ -227,6 +227,13 @@ def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Modul
     return QuantLinear(QuantWeight(linear.weight, fmt, compute_dtype), linear.bias)
 
 
+def make_from_codes(
+    tensors: Tensors, fmt: Format, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype
+) -> nn.Module:
+    """A frozen :class:`QuantLinear` over ``tensors``."""
+    return QuantLinear(QuantWeight.of(tensors, fmt, shape, compute_dtype), bias)
+
+
 def owns(layer: nn.Module) -> bool:
     """Whether ``layer`` is a linear layer or an embedding over a :class:`QuantWeight`."""
     return computes_as(layer, QuantLinear) or isinstance(layer, QuantEmbedding)
@@ -258,4 +265,5 @@ BACKEND = Backend(
     owns,
     stored_weight,
     decode,
+    make_from_codes=make_from_codes,
 )

@@ -11,6 +11,7 @@ Nothing is trained, and the model is unchanged afterwards.
 """
 
 from bitrank_quant.sensitivity.format_errors import FormatErrors, Modules, measure_errors, modules_of
+from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Forward, Replay
 
@@ -21,6 +22,7 @@ __all__ = [
     "Moments",
     "Replay",
     "compute_dtype",
+    "input_moments",
     "measure_errors",
     "measure_moments",
     "modules_of",
