@@ -21,10 +21,14 @@ _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
         -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
         0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
+# The same construction with 8 values; see test_formats.py.
+_NF3 = [-1.0, -0.5350227355957031, -0.2469314038753510, 0.0, 0.1833375245332718, 0.3819939494132996,
+        0.6229856610298157, 1.0]  # fmt: skip
 _FP4_POSITIVE = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
 
 CODEBOOKS: dict[str, Tensor] = {
     "nf4": torch.tensor(_NF4),
+    "nf3": torch.tensor(_NF3),
     "fp4": torch.tensor(_FP4_POSITIVE + [-value for value in _FP4_POSITIVE]),
 }
 
@@ -86,12 +90,15 @@ class Codebook:
     name: str
     block: int = 64
     double_quant: bool = False
-    bits = 4
+
+    @property
+    def bits(self) -> int:
+        return (len(CODEBOOKS[self.name]) - 1).bit_length()
 
     @property
     def about(self) -> str:
         scale = "an 8-bit absmax (double quantization)" if self.double_quant else "one fp32 absmax"
-        return f"4-bit code book, {scale} per block of {self.block}"
+        return f"{self.bits}-bit code book, {scale} per block of {self.block}"
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -105,7 +112,7 @@ class Codebook:
         scaled_NB = blocks_NB / absmax_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         codes = nearest(scaled_NB.flatten(), book)
         scales = encode_dynamic_8bit(absmax_N) if self.double_quant else {"absmax": absmax_N}
-        return {"codes": pack_bits(codes, 4), **scales}
+        return {"codes": pack_bits(codes, self.bits), **scales}
 
     def decode(
         self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
@@ -125,7 +132,7 @@ class Codebook:
             return made
         absmax_N = decode_dynamic_8bit(tensors) if nested else absmax_N
         book = book.to(absmax_N.device)
-        codes = unpack_bits(codes, 4, absmax_N.numel() * self.block)
+        codes = unpack_bits(codes, self.bits, absmax_N.numel() * self.block)
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return unblock(values_NB, shape).to(dtype)
 
@@ -144,7 +151,7 @@ class Codebook:
     def nbytes(self, shape: tuple[int, int]) -> int:
         blocks = block_count(shape, self.block)
         scales = blocks + 4 * -(-blocks // 256) + 4 if self.double_quant else 4 * blocks
-        return packed_bytes(blocks * self.block, 4) + scales
+        return packed_bytes(blocks * self.block, self.bits) + scales
 
     def __str__(self) -> str:
         size = "" if self.block == 64 else f"-g{self.block}"
