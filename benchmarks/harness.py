@@ -258,7 +258,7 @@ def replace_section(document: str, name: str, text: str) -> str:
     _, found_closing, tail = rest.partition(closing)
     if not found_opening or not found_closing:
         raise ValueError(
-            f"the section {name} needs {opening} before {closing}, found one only; repair or delete it"
+            f"the section {name} needs {opening} before {closing}, found one alone; repair or delete it"
         )
     return head + section + tail
 

@@ -1,4 +1,4 @@
-# bitrank on a CPU: this checkout with its pinned libraries and the CPU build of torch. docs/guides/docker.md says how to build and run it.
+# bitrank on a CPU: this checkout with its pinned libraries and the CPU build of torch. See docs/guides/docker.md.
 # Any base with Python 3.11 or newer as `python3`, its venv, and apt-get will do.
 ARG BASE=python:3.11-slim-bookworm
 
@@ -7,7 +7,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 # torch first: sources change daily, torch does not. TORCH_INDEX_ARGS is for pip, such as --find-links=/wheels; without it pip's own
-# index is asked, then uv, which knows where PyTorch keeps this build.
+# index is tried, then uv, which knows where PyTorch keeps this build.
 COPY constraints.txt ./
 COPY constraints constraints
 COPY tools/install-torch.sh tools/no-network.sh tools/

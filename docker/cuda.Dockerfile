@@ -1,5 +1,5 @@
 # bitrank on NVIDIA GPUs: this checkout with its pinned libraries and PyPI's build of torch, which brings CUDA with it. The driver comes
-# from the host through the NVIDIA container toolkit, so the base stays a plain Python. docs/guides/docker.md says how to build and run it.
+# from the host through the NVIDIA container toolkit, so the base stays a plain Python. See docs/guides/docker.md.
 # Any base with Python 3.11 or newer as `python3`, its venv, and apt-get will do.
 ARG BASE=python:3.11-slim-bookworm
 

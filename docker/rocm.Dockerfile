@@ -1,5 +1,5 @@
 # bitrank on AMD GPUs: this checkout with its pinned libraries and PyTorch's build for ROCm, which brings ROCm's libraries with it. The
-# kernel's driver comes from the host, so the base stays a plain Python. docs/guides/docker.md says how to build and run it.
+# kernel's driver comes from the host, so the base stays a plain Python. See docs/guides/docker.md.
 # Any base with Python 3.11 or newer as `python3`, its venv, and apt-get will do.
 ARG BASE=python:3.11-slim-bookworm
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the image and run bitrank in it, with docker or podman. `docker/run.sh --help` tells how.
+# Build the image and run bitrank in it, with docker or podman. See `docker/run.sh --help`.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -30,17 +30,17 @@ From the environment:
   BITRANK_MEMORY                   a limit on memory, such as 4g
   BITRANK_ENGINE                   docker, podman, or either with arguments of its own
   BITRANK_IMAGE, BITRANK_RUN_ARGS  another image; more arguments for the engine's run
-  WANDB_API_KEY, HF_TOKEN          tokens: handed on by name, so that they are on no command line
+  WANDB_API_KEY, HF_TOKEN          tokens: passed by name, so that they are on no command line
 TEXT
 }
 
 wrong() {
     echo "docker/run.sh: $*" >&2
-    echo "docker/run.sh --help tells what there is" >&2
+    echo "docker/run.sh --help lists all commands" >&2
     exit 2
 }
 
-# The engine's command line, in words.
+# Set "engine" to the engine's command line.
 find_engine() {
     read -ra engine <<<"${BITRANK_ENGINE:-}"
     if [ ${#engine[@]} -eq 0 ]; then
@@ -53,54 +53,54 @@ find_engine() {
 }
 
 build() {
-    local name=$hardware words=()
+    local name=$hardware arguments=()
     [ "$hardware" = gpu ] && name=cuda
-    # Health checks are no part of podman's own format.
-    [ "$kind" = podman ] && words+=(--format docker)
-    exec "${engine[@]}" build ${words[@]+"${words[@]}"} --build-arg "COMMIT=$(commit)" --file "$root/docker/$name.Dockerfile" --tag "$image" "$@" "$root"
+    # podman's own image format has no health checks.
+    [ "$kind" = podman ] && arguments+=(--format docker)
+    exec "${engine[@]}" build ${arguments[@]+"${arguments[@]}"} --build-arg "COMMIT=$(commit)" --file "$root/docker/$name.Dockerfile" --tag "$image" "$@" "$root"
 }
 
-# The checkout's commit, with -dirty behind it when tracked files differ; empty outside a checkout.
+# The checkout's commit, with the suffix -dirty if tracked files differ; empty outside a checkout.
 commit() {
     git -C "$root" rev-parse HEAD >/dev/null 2>&1 || return 0
     git -C "$root" describe --always --abbrev=40 --dirty --exclude '*'
 }
 
-# Words of the engine's run that hold for every command.
+# Arguments of the engine's run for every command.
 common() {
-    words=(run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
-    if [ "$kind" = podman ]; then words+=(--security-opt label=disable); else words+=(--init); fi
-    [ -z "${BITRANK_MEMORY:-}" ] || words+=(--memory "$BITRANK_MEMORY")
+    arguments=(run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges)
+    if [ "$kind" = podman ]; then arguments+=(--security-opt label=disable); else arguments+=(--init); fi
+    [ -z "${BITRANK_MEMORY:-}" ] || arguments+=(--memory "$BITRANK_MEMORY")
     case "$hardware" in
-        gpu) if [ "$kind" = podman ]; then words+=(--device nvidia.com/gpu=all); else words+=(--gpus all); fi ;;
-        rocm) words+=(--device /dev/kfd --device /dev/dri --group-add video --group-add render) ;;
+        gpu) if [ "$kind" = podman ]; then arguments+=(--device nvidia.com/gpu=all); else arguments+=(--gpus all); fi ;;
+        rocm) arguments+=(--device /dev/kfd --device /dev/dri --group-add video --group-add render) ;;
     esac
     tokens
-    places
+    mounts
     read -ra more <<<"${BITRANK_RUN_ARGS:-}"
-    words+=(${more[@]+"${more[@]}"}) # an empty array is an unknown name to the bash of macOS
+    arguments+=(${more[@]+"${more[@]}"}) # an empty array is an unknown name to the bash of macOS
 }
 
-# Names only: their values go from this environment to the container's and appear on no command line.
+# By name only, so that the values appear on no command line.
 tokens() {
     local name
     for name in WANDB_API_KEY WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL HF_TOKEN HF_ENDPOINT PIP_INDEX_URL PIP_EXTRA_INDEX_URL HTTP_PROXY HTTPS_PROXY NO_PROXY; do
-        [ -z "${!name:-}" ] || words+=(--env "$name")
+        [ -z "${!name:-}" ] || arguments+=(--env "$name")
     done
 }
 
-# The folders of the host and the cache. Files there belong to whoever calls; root's go to the image's own user.
-places() {
+# Folders of the host, and the cache. Files belong to the calling user; for root, to the image's user.
+mounts() {
     local store=${BITRANK_STORE:-runs} results=${BITRANK_RESULTS:-results} folder
     for folder in "$store" "$results"; do
         [ -d "$folder" ] || { mkdir -p "$folder" && { [ "$(id -u)" != 0 ] || chown 10001:10001 "$folder"; }; } ||
             wrong "cannot make the folder $folder; name others in BITRANK_STORE and BITRANK_RESULTS"
     done
     if [ "$(id -u)" != 0 ]; then
-        words+=(--user "$(id -u):$(id -g)")
-        [ "$kind" != podman ] || words+=(--userns keep-id)
+        arguments+=(--user "$(id -u):$(id -g)")
+        [ "$kind" != podman ] || arguments+=(--userns keep-id)
     fi
-    words+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache},target=/cache")
+    arguments+=(--mount "type=volume,source=${BITRANK_CACHE_VOLUME:-bitrank-cache},target=/cache")
     bind "$store" /study/runs
     bind "$results" /study/results
     [ -z "${BITRANK_DATA:-}" ] || bind "$BITRANK_DATA" /data ,readonly
@@ -112,7 +112,7 @@ bind() {
     local path
     path=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
     [[ $path != *,* ]] || wrong "engines cannot mount a path with a comma: $path"
-    words+=(--mount "type=bind,source=$path,target=$2${3:-}")
+    arguments+=(--mount "type=bind,source=$path,target=$2${3:-}")
 }
 
 run_one() {
@@ -125,19 +125,19 @@ run_one() {
             task=/input/$(basename "$task")
             ;;
     esac
-    exec "${engine[@]}" "${words[@]}" "$image" run --config "$config" --task "$task" "$@"
+    exec "${engine[@]}" "${arguments[@]}" "$image" run --config "$config" --task "$task" "$@"
 }
 
 serve() {
     local port=${PORT:-5000}
     [[ $port =~ ^[0-9]+$ ]] || wrong "PORT must be a number, got $port"
-    # Open to the container's own network, which the host reaches through 127.0.0.1 alone.
-    exec "${engine[@]}" "${words[@]}" --publish "127.0.0.1:$port:$port" "$image" ui --host 0.0.0.0 --port "$port" "$@"
+    # Listen on the container's network, which is published on the host's 127.0.0.1 only.
+    exec "${engine[@]}" "${arguments[@]}" --publish "127.0.0.1:$port:$port" "$image" ui --host 0.0.0.0 --port "$port" "$@"
 }
 
 shell() {
     [ $# -gt 0 ] || set -- bash
-    exec "${engine[@]}" "${words[@]}" --interactive --entrypoint "$1" "$image" "${@:2}"
+    exec "${engine[@]}" "${arguments[@]}" --interactive --entrypoint "$1" "$image" "${@:2}"
 }
 
 hardware=cpu
@@ -145,23 +145,23 @@ case "${1:-}" in
     cpu | gpu | rocm) hardware=$1 && shift ;;
     cuda) hardware=gpu && shift ;;
 esac
-act=${1:-}
+action=${1:-}
 [ $# -eq 0 ] || shift
-case "$act" in
+case "$action" in
     -h | --help | help) usage && exit 0 ;;
     "") wrong "expected a command: build, run, run-all, ui, shell or bitrank" ;;
     build | run | run-all | ui | shell | bitrank) ;;
-    *) wrong "there is no command $act; expected build, run, run-all, ui, shell or bitrank" ;;
+    *) wrong "there is no command $action; expected build, run, run-all, ui, shell or bitrank" ;;
 esac
 find_engine
 image=${BITRANK_IMAGE:-bitrank:${hardware/gpu/cuda}}
-[ "$act" != build ] || build "$@"
+[ "$action" != build ] || build "$@"
 common
-[ ! -t 0 ] || [ ! -t 1 ] || words+=(--tty --interactive)
-case "$act" in
+[ ! -t 0 ] || [ ! -t 1 ] || arguments+=(--tty --interactive)
+case "$action" in
     run) run_one "$@" ;;
-    run-all) exec "${engine[@]}" "${words[@]}" "$image" matrix "$@" ;;
+    run-all) exec "${engine[@]}" "${arguments[@]}" "$image" matrix "$@" ;;
     ui) serve "$@" ;;
     shell) shell "$@" ;;
-    bitrank) exec "${engine[@]}" "${words[@]}" "$image" "$@" ;;
+    bitrank) exec "${engine[@]}" "${arguments[@]}" "$image" "$@" ;;
 esac

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Build the CPU image and run the smoke matrix in it, on Debian or Ubuntu without any Docker engine. Takes minutes and 6 GB of disk.
+# Build the CPU image and run the smoke matrix in it, on Debian or Ubuntu without a Docker engine.
+# Takes minutes and 6 GB of disk.
 #
 # usage: docker/verify.sh    (make docker-verify)
-#   VERIFY_FOLDER   where images and volumes are kept meanwhile (default: a new folder under /var/tmp; removed at the end)
+#   VERIFY_FOLDER   folder for images and volumes (default: a new one under /var/tmp, removed at the end)
 #   VERIFY_KEEP=1   keep them; a second run with the same VERIFY_FOLDER then builds from its layers
 #   VERIFY_MEMORY   the container's memory limit (default: 1g)
 #
-# The base image is made of Debian's own packages instead of fetched; torch comes from pip's index, or from $PIP_FIND_LINKS.
-# Exit code 0 when everything holds, 1 when something does not, 2 when this machine lacks what is needed.
+# The base image is made from Debian packages instead of downloaded; torch comes from pip's index, or from
+# $PIP_FIND_LINKS.
+# Exit code 0 if all checks pass, 1 if one fails, 2 if a program is missing.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 packages=(podman runc mmdebstrap fuse-overlayfs uidmap)
@@ -38,7 +40,7 @@ clean() {
     [ -n "${VERIFY_FOLDER:-}" ] || rm -rf "$folder"
 }
 
-# Traps that each of these words avoids are told in docs/guides/docker.md.
+# docs/guides/docker.md explains these arguments.
 build_base() {
     "${podman[@]}" image exists localhost/python:bookworm && return
     say "base image: Debian's Python"
@@ -50,34 +52,34 @@ build_base() {
 }
 
 build_image() {
-    local words=(--quiet --layers --isolation chroot --network host --build-arg BASE=localhost/python:bookworm)
-    [ ! -d /etc/ssl/certs ] || words+=(--volume /etc/ssl/certs:/etc/ssl/certs:ro) # the machine's own authorities, for pip
+    local arguments=(--quiet --layers --isolation chroot --network host --build-arg BASE=localhost/python:bookworm)
+    [ ! -d /etc/ssl/certs ] || arguments+=(--volume /etc/ssl/certs:/etc/ssl/certs:ro) # the machine's own authorities, for pip
     if [ -d "${PIP_FIND_LINKS:-}" ]; then
-        words+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "TORCH_INDEX_ARGS=--find-links=$PIP_FIND_LINKS")
+        arguments+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro" --build-arg "TORCH_INDEX_ARGS=--find-links=$PIP_FIND_LINKS")
     fi
     say "docker/cpu.Dockerfile"
     SECONDS=0
-    "$root/docker/run.sh" build "${words[@]}" >/dev/null
+    "$root/docker/run.sh" build "${arguments[@]}" >/dev/null
     echo "built in $SECONDS s; $("${podman[@]}" image inspect --format '{{.Size}}' localhost/bitrank:cpu | awk '{printf "%.2f GB", $1 / 1e9}') unpacked"
 }
 
 inside() { "$root/docker/run.sh" shell "$@"; }
 
-check_walls() {
-    say "the walls: user, root file system, network, memory ($limit)"
-    inside python - <"$root/docker/walls.py"
+check_isolation() {
+    say "isolation: user, root file system, network, memory ($limit)"
+    inside python - <"$root/docker/check_isolation.py"
     local code=0
     inside python -c 'b"x" * (8 << 30)' || code=$?
-    [ "$code" = 137 ] || fail "8 GiB were had under a limit of $limit (exit code $code, expected 137)"
-    echo "a process that wants 8 GiB is killed (137)"
+    [ "$code" = 137 ] || fail "a process got 8 GiB under a limit of $limit (exit code $code, expected 137)"
+    echo "a process that allocates 8 GiB is killed (137)"
 }
 
 check_matrix() {
-    say "the smoke matrix inside, under $limit"
+    say "the smoke matrix in the container, memory limit $limit"
     inside bash -c 'bitrank matrix --profile smoke --jobs 1 && cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes /sys/fs/cgroup/memory.peak 2>/dev/null >results/peak || test -s results/peak'
     echo "peak of the container, page cache included: $(awk '{printf "%.0f MiB", $1 / 2^20}' "$folder/results/peak")"
     "$root/docker/run.sh" run-all --profile smoke --jobs 1 | tee "$folder/second" | tail -n 3
-    grep -q '12 of 12 runs are complete' "$folder/second" || fail "the second time not all runs were complete"
+    grep -q '12 of 12 runs are complete' "$folder/second" || fail "not all runs were complete in the second invocation"
     [ "$(wc -l <"$folder/results/experiment_summary.csv")" = 13 ] || fail "expected 12 results on the volume"
     [ -s "$folder/runs/mlflow.db" ] || fail "the store is not on its volume"
     "$root/docker/run.sh" bitrank report --profile smoke >/dev/null
@@ -108,7 +110,7 @@ export BITRANK_ENGINE="${podman[*]}" BITRANK_IMAGE=localhost/bitrank:cpu BITRANK
 export BITRANK_MEMORY=$limit BITRANK_RUN_ARGS="--network none --ulimit nofile=4096:4096 --ulimit nproc=1024:1024"
 build_base
 build_image
-check_walls
+check_isolation
 check_matrix
 check_ui
 say "docker-verify: all of it holds"

@@ -3,7 +3,7 @@
     python examples/train_with_a_plan.py                            # MiniLM on movie reviews in 9 MB: minutes
     python examples/train_with_a_plan.py --task reviews.csv --budget 3.5bits --steps 500
 
-``plan`` measures the model on a little of the task, ``apply`` stores its matrices in the plan's formats,
+``plan`` measures the model on samples of the task, ``apply`` stores its matrices in the plan's formats,
 ``attach`` gives each one its rank. The result is a PEFT model, which any training loop can train.
 """
 

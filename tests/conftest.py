@@ -1,4 +1,4 @@
-"""One cache for the session: tiny models are made once."""
+"""One cache per session, so that tiny models are built once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Code blocks of Markdown pages, and how a test follows them in a copy of the sources.
+"""Parse code blocks of Markdown pages and apply them to a copy of the sources.
 
-A block is followed when the line before it is a comment that says how:
+A block is used if the line before it is one of these comments:
 
     <!-- run -->, <!-- run slow -->                    execute it (python or sh)
     <!-- file: PATH -->, <!-- append: PATH -->         write it to a new file; add it to the end of one
@@ -26,7 +26,7 @@ _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its text, what to do with it (such as ``run slow``, ``file`` or ``after``), and where."""
+    """One block: its text, an action (such as ``run slow``, ``file`` or ``after``) and its target."""
 
     action: str
     anchor: str
@@ -36,7 +36,7 @@ class Block:
 
 
 def blocks_of(markdown: str) -> list[Block]:
-    """The blocks of a page that say how they are followed, in order."""
+    """The blocks of a page that have an action, in order."""
     found = []
     for match in _BLOCK.finditer(markdown):
         action, side, anchor, path, language, text = match.groups()
@@ -45,12 +45,12 @@ def blocks_of(markdown: str) -> list[Block]:
 
 
 def python_blocks(markdown: str) -> list[str]:
-    """Every python block of ``markdown``, marked or not."""
+    """Every Python block of ``markdown``, with or without an action."""
     return _PYTHON.findall(markdown)
 
 
 class SourceCopy:
-    """The sources in a folder of their own, and the command ``bitrank`` from them."""
+    """A copy of the sources, and a command ``bitrank`` that runs it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.work = folder / "tree", folder / "work"
@@ -68,7 +68,7 @@ class SourceCopy:
         self.environment = {**os.environ, "PYTHONPATH": copies, "PATH": path}
 
     def follow(self, blocks: Iterable[Block], slow: bool) -> str:
-        """Do what every block says, those marked slow only if ``slow``; what executed blocks printed."""
+        """Apply all blocks (slow ones only if ``slow``); returns the output of the executed ones."""
         printed = ""
         for block in blocks:
             if block.action == "run" or (block.action == "run slow" and slow):
@@ -87,7 +87,7 @@ class SourceCopy:
         return done.stdout
 
     def write(self, block: Block) -> None:
-        """Put one block where it says."""
+        """Write one block to its file."""
         path, text = self.folder / block.path, block.text
         if block.action == "file":
             assert not path.exists(), f"{path} exists already"

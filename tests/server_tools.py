@@ -1,4 +1,4 @@
-"""MLflow tracking servers on 127.0.0.1, over SQLite or over Debian's Postgres, and what their databases hold."""
+"""MLflow tracking servers on 127.0.0.1 over SQLite or Postgres, and queries of their databases."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ def free_port() -> int:
 
 @contextmanager
 def tracking_server(database: str, folder: Path) -> Iterator[str]:
-    """The address of a server that keeps its tables at the URI ``database`` and its artifacts in ``folder``."""
+    """The URL of a server with its tables at the URI ``database`` and its artifacts in ``folder``."""
     port = free_port()
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database,
-             "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
-             "--workers", "1"]  # fmt: skip
+    command = [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", database),
+        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        *("--workers", "1"),
+    ]
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
     try:
         _wait(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
@@ -60,7 +65,7 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The URI of an empty database in a Postgres server of its own on 127.0.0.1. Skips where there is none."""
+    """The URI of an empty database in a new Postgres server on 127.0.0.1; skips without Postgres."""
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     programs = max(
         Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name)
@@ -68,27 +73,21 @@ def postgres() -> Iterator[str]:
     programs = programs or (Path(found).parent if (found := shutil.which("initdb")) else None)
     if programs is None:
         pytest.skip("needs Postgres: apt-get install postgresql")
-    who: dict[str, Any] = {}
-    folder = Path(
-        tempfile.mkdtemp(prefix="bitrank-postgres-")
-    )  # pytest keeps its own folders from other users
-    if os.getuid() == 0:  # and Postgres refuses to be root's
-        who = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    user: dict[str, Any] = {}
+    # pytest's own folders are not accessible to other users, and Postgres refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="bitrank-postgres-"))
+    if os.getuid() == 0:
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
         shutil.chown(folder, "postgres", "postgres")
     data, port = folder / "data", free_port()
-    words = [
-        programs / "initdb",
-        "--pgdata",
-        data,
-        "--username",
-        "bitrank",
-        "--auth",
-        "trust",
-        "--encoding",
-        "UTF8",
+    initdb = [
+        *(programs / "initdb", "--pgdata", data),
+        *("--username", "bitrank"),
+        *("--auth", "trust"),
+        *("--encoding", "UTF8"),
         "--no-sync",
     ]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True, **who)
+    subprocess.run(initdb, cwd=folder, check=True, capture_output=True, **user)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
     control = [programs / "pg_ctl", "--pgdata", data, "--wait"]
     subprocess.run(
@@ -96,7 +95,7 @@ def postgres() -> Iterator[str]:
         cwd=folder,
         check=True,
         stdout=subprocess.DEVNULL,
-        **who,
+        **user,
     )
     try:
         yield f"postgresql+psycopg2://bitrank@127.0.0.1:{port}/postgres"
@@ -106,20 +105,20 @@ def postgres() -> Iterator[str]:
             cwd=folder,
             check=True,
             stdout=subprocess.DEVNULL,
-            **who,
+            **user,
         )
         shutil.rmtree(folder)
 
 
 def stored_runs(database: str) -> list[dict[str, Any]]:
-    """Every run in the tables at ``database``, as :func:`study_tools.store_runs` tells it of a SQLite file."""
+    """Every run in the tables at ``database``, like :func:`study_tools.store_runs` for a SQLite file."""
     from sqlalchemy import create_engine, text
 
     engine = create_engine(database)
     with engine.connect() as db:
 
-        def asked(words: str, run_id: str) -> list[Any]:
-            return [tuple(row) for row in db.execute(text(words), {"run": run_id})]
+        def rows(sql: str, run_id: str) -> list[Any]:
+            return [tuple(row) for row in db.execute(text(sql), {"run": run_id})]
 
         runs = db.execute(
             text(
@@ -131,8 +130,8 @@ def stored_runs(database: str) -> list[dict[str, Any]]:
                 "id": run_id,
                 "name": name,
                 "status": status,
-                "tags": dict(asked("SELECT key, value FROM tags WHERE run_uuid = :run", run_id)),
-                "points": sorted(asked("SELECT key, step, value FROM metrics WHERE run_uuid = :run", run_id)),
+                "tags": dict(rows("SELECT key, value FROM tags WHERE run_uuid = :run", run_id)),
+                "points": sorted(rows("SELECT key, step, value FROM metrics WHERE run_uuid = :run", run_id)),
             }
             for run_id, name, status in runs
         ]

@@ -1,4 +1,4 @@
-"""Run the real command line in processes of its own and read what it left in the store."""
+"""Run the real command line in separate processes and read the results from the store."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bitrank.process.events import read_events
 SMOKE = ("matrix", "--profile", "smoke")
 
 
-def bitrank(*words: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def bitrank(*arguments: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bitrank", *words],
+        [sys.executable, "-m", "bitrank", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -29,9 +29,9 @@ def bitrank(*words: str, cwd: Path, timeout: float = 600) -> subprocess.Complete
     )
 
 
-def start(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bitrank", *words],
+        [sys.executable, "-m", "bitrank", *arguments],
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -39,7 +39,7 @@ def start(*words: str, cwd: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Path:
-    """The folder of the first run whose events hold ``count`` of ``event``."""
+    """The folder of the first run with ``count`` events of kind ``event``."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for path in (cwd / "runs" / "work").glob("*/events.jsonl"):
@@ -50,14 +50,12 @@ def wait_for(cwd: Path, event: str, count: int = 1, timeout: float = 120) -> Pat
 
 
 def run_processes(pid: int) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """The processes of runs below ``pid``, each with its command line; what ends while it is looked at is
-    none.
-    """
+    """Processes of runs below ``pid`` with their command lines; skips those that end meanwhile."""
     for child in psutil.Process(pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more
-            words = child.cmdline()
-            if "bitrank.run" in words:
-                yield child, words
+        with suppress(psutil.NoSuchProcess):  # a zombie has no command line
+            command = child.cmdline()
+            if "bitrank.run" in command:
+                yield child, command
 
 
 def kill_children_of(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
@@ -66,7 +64,7 @@ def kill_children_of(process: subprocess.Popen[bytes], number: int = signal.SIGK
 
 
 def store_runs(cwd: Path, profile: str = "smoke") -> list[dict[str, Any]]:
-    """Every run of the store with status, tags, and each metric as (step, value) pairs, straight from SQLite."""
+    """Every run of the store with status, tags, params and metric points, read directly from SQLite."""
     import sqlite3
 
     with sqlite3.connect(cwd / "runs" / "mlflow.db") as db:
@@ -89,5 +87,5 @@ def store_runs(cwd: Path, profile: str = "smoke") -> list[dict[str, Any]]:
 
 
 def numbers(run: dict[str, Any]) -> list[tuple[str, int, float]]:
-    """The points that a run's spec decides: everything but times, speeds and memory."""
+    """The points determined by the run's spec: all but times, speeds and memory."""
     return [point for point in run["points"] if not point[0].startswith(("time/", "speed/", "mem/"))]

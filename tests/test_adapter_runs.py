@@ -1,6 +1,4 @@
-"""Runs that start from what quantization lost, shrink at the freeze, and are merged: through the real command
-line.
-"""
+"""Runs with residual initialization and rank removal, and their merge, through the real command line."""
 
 from __future__ import annotations
 
@@ -45,14 +43,19 @@ def logits(model) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory):
-    """Folders of small finished runs by a short name; each is made when it is first asked for."""
+    """Returns the folder of a small finished run by a short name; each run is made at first use."""
     made: dict[str, Path] = {}
     cwd = tmp_path_factory.mktemp("runs")
-    (cwd / "int2.json").write_text(json.dumps({
-        "precision": {f"model.layers.{n}.mlp.{part}_proj": "int2-g64" for n in range(3) for part in ("up", "down", "gate")},
-        "ranks": {f"model.layers.{n}.mlp.{part}_proj": 4 for n in range(3) for part in ("up", "down")},
-    }))  # fmt: skip
-    words = {
+    modules = {
+        part: [f"model.layers.{layer}.mlp.{part}_proj" for layer in range(3)]
+        for part in ("up", "down", "gate")
+    }
+    plan = {
+        "precision": dict.fromkeys([*modules["up"], *modules["down"], *modules["gate"]], "int2-g64"),
+        "ranks": dict.fromkeys([*modules["up"], *modules["down"]], 4),
+    }
+    (cwd / "int2.json").write_text(json.dumps(plan))
+    arguments = {
         "lora": ("toy_articles", "--config", "B-FP"),
         "loftq": ("toy_articles", "--config", "B-Q4", "--set", "init=loftq", "--set", "init_rounds=3"),
         "lq-lora": ("toy_articles", "--config", "B-Q4", "--set", "init=lq-lora"),
@@ -64,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
 
     def get(name: str) -> Path:
         if name not in made:
-            done = bitrank("run", "--profile", "smoke", "--task", *words[name], cwd=cwd)
+            done = bitrank("run", "--profile", "smoke", "--task", *arguments[name], cwd=cwd)
             assert done.returncode == 0, done.stdout + done.stderr
             (made[name],) = {path.parent for path in (cwd / "runs/work").glob("*/result.json")} - set(
                 made.values()
@@ -74,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-def test_a_better_start_is_a_better_zero_shot(runs) -> None:
+def test_residual_initialization_improves_zero_shot_quality(runs) -> None:
     zero = {
         name: json.loads((runs(name) / "zero_shot.json").read_text())["metrics"]["loss"]
         for name in ("lora", "loftq", "lq-lora")
@@ -82,7 +85,7 @@ def test_a_better_start_is_a_better_zero_shot(runs) -> None:
     assert abs(zero["loftq"] - zero["lora"]) < 0.02 and abs(zero["lq-lora"] - zero["lora"]) < 0.02
 
 
-def test_a_shrunk_run_killed_and_run_again_ends_with_the_same_numbers(tmp_path: Path) -> None:
+def test_killed_run_with_removed_ranks_resumes_with_equal_results(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     done = bitrank(*SHRINKING, cwd=tmp_path / "a")
@@ -100,7 +103,7 @@ def test_a_shrunk_run_killed_and_run_again_ends_with_the_same_numbers(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["lora", "loftq", "lq-lora", "mixed", "masked", "conv1d"])
-def test_merged_into_16_bits_is_the_adapted_model_in_stock_transformers(
+def test_16_bit_merge_equals_the_adapted_model_in_plain_transformers(
     runs, tmp_path, capsys, name: str
 ) -> None:
     folder, out = runs(name), tmp_path / "merged"
@@ -126,7 +129,7 @@ def test_merged_into_16_bits_is_the_adapted_model_in_stock_transformers(
     assert torch.allclose(logits(stock), logits(merge(find_run(folder), "16bit").model), atol=0.02)
 
 
-def test_a_16_bit_merge_equals_the_base_with_the_adapter_in_stock_peft(runs, tmp_path) -> None:
+def test_16_bit_merge_equals_base_with_adapter_in_plain_peft(runs, tmp_path) -> None:
     folder, out = runs("lora"), tmp_path / "merged"
     assert main(["merge", str(folder), "--out", str(out)]) == 0
     base = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"), dtype=torch.float32)
@@ -137,9 +140,7 @@ def test_a_16_bit_merge_equals_the_base_with_the_adapter_in_stock_peft(runs, tmp
 
 
 @pytest.mark.parametrize("name", ["loftq", "mixed", "conv1d", "int2"])
-def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_file(
-    runs, tmp_path, capsys, name: str
-) -> None:
+def test_quantized_merge_keeps_formats_and_reloads_from_its_file(runs, tmp_path, capsys, name: str) -> None:
     folder, out = runs(name), tmp_path / "merged"
     assert main(["merge", str(folder), "--out", str(out), "--into", "quantized", "--force"]) == 0
     formats, plan = (
@@ -159,11 +160,11 @@ def test_merged_into_the_quantized_base_keeps_formats_and_comes_back_from_its_fi
     skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=dtype)
     again = logits(load_quantized(skeleton, out, dtype))
     assert torch.allclose(again, logits(merge(find_run(folder), "quantized").model), atol=0.02)
-    with pytest.raises(OSError):  # no loader may take it for a plain model
+    with pytest.raises(OSError):  # plain transformers must not load it as an unquantized model
         AUTO[spec["task"]].from_pretrained(out)
 
 
-def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(
+def test_adapter_and_merged_model_load_in_plain_libraries_with_the_labels_of_the_data(
     runs, tmp_path, monkeypatch
 ) -> None:
     folder, out = runs("mixed"), tmp_path / "merged"
@@ -179,7 +180,7 @@ def test_a_runs_adapter_and_merged_model_load_elsewhere_with_the_datas_labels(
     assert merged.config.label2id == {label: number for number, label in merged.config.id2label.items()}
 
 
-def test_modules_drawn_at_random_are_in_the_plan_file_and_in_the_output(runs) -> None:
+def test_newly_initialized_modules_are_in_plan_file_and_output(runs) -> None:
     folder = runs("mixed")
     assert json.loads((folder / "plan.json").read_text())["new_modules"] == ["classifier"]
     notices = [
@@ -189,21 +190,21 @@ def test_modules_drawn_at_random_are_in_the_plan_file_and_in_the_output(runs) ->
     assert json.loads((runs("lora") / "plan.json").read_text())["new_modules"] == []
 
 
-def test_a_merge_that_costs_too_much_is_refused(runs, tmp_path, capsys) -> None:
+def test_merge_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None:
     out = tmp_path / "merged"
-    words = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
-    assert main([*words, "--max-loss", "0"]) == 2
-    said = capsys.readouterr()
+    command = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
+    assert main([*command, "--max-loss", "0"]) == 2
+    output = capsys.readouterr()
     assert (
-        "nats to the validation loss, more than --max-loss 0: nothing was written" in said.err
-        and "Audit" in said.out
+        "nats to the validation loss, more than --max-loss 0: nothing was written" in output.err
+        and "Audit" in output.out
     )
     assert list(tmp_path.iterdir()) == []
-    assert main([*words, "--max-loss", "0", "--force"]) == 0
+    assert main([*command, "--max-loss", "0", "--force"]) == 0
     assert json.loads((out / "audit.json").read_text())["added_loss"] > 0
 
 
-def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
+def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
     import shutil
 
     alone, out = tmp_path / "alone", tmp_path / "merged"
@@ -217,7 +218,7 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "message"),
     [
         (["{run}", "--out", "{run}"], "exists already"),
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
@@ -230,9 +231,11 @@ def test_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
         (["{empty}", "--out", "{new}"], "contains no adapter"),
     ],
 )
-def test_wrong_words(runs, tmp_path, capsys, words: list[str], message: str) -> None:
+def test_invalid_merge_arguments_exit_with_2(
+    runs, tmp_path, capsys, command: list[str], message: str
+) -> None:
     places = {"run": runs("lora"), "new": tmp_path / "new", "empty": tmp_path / "empty"}
     places["empty"].mkdir()
-    assert main(["merge", *(word.format(**places) for word in words)]) == 2
+    assert main(["merge", *(word.format(**places) for word in command)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

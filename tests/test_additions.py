@@ -1,4 +1,4 @@
-"""What an addition costs: each is added from outside the tree, and trained or planned with on tiny models."""
+"""Additions from outside the tree (format, backend, planner, rank rule) work on tiny models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SMOKE = PROFILES["smoke"]
 
 
 def trained(folder: Path, config: str, **changes: Any) -> dict[str, Any]:
-    """The plan and the result of four steps of the real road."""
+    """The plan and the result of a real run of four steps."""
     folder.mkdir()
     spec = make_spec(SMOKE, config, "toy_sentences", {"steps": 4, "eval_every": 4, **changes})
     execute(spec, folder, Record(folder, ALONE), ALONE)
@@ -88,7 +88,7 @@ def signs(monkeypatch: pytest.MonkeyPatch) -> Format:
     return fmt
 
 
-def test_a_format_of_one_class_and_one_entry_can_be_trained_in(
+def test_new_format_of_one_class_and_one_entry_trains(
     signs: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CONFIGS, "Signs", Config(BlocksIn("signs"), FixedRank(4), "baseline"))
@@ -97,7 +97,7 @@ def test_a_format_of_one_class_and_one_entry_can_be_trained_in(
     assert held == {"signs", "bf16"}
 
 
-def test_a_format_of_one_class_and_one_entry_can_be_planned_with(signs: Format, tmp_path: Path) -> None:
+def test_new_format_of_one_class_and_one_entry_can_be_planned(signs: Format, tmp_path: Path) -> None:
     spec = make_spec(SMOKE, "B-FP", "toy_sentences")
     choices = Choices(formats=("signs", "bf16"), ranks=(2, 4))
     made = make_plan(spec, PlanRequest("11bits", "uniform", choices))
@@ -134,7 +134,7 @@ SCALED = Backend(
 )
 
 
-def test_a_backend_of_one_value_stores_trains_and_is_counted(
+def test_new_backend_of_one_value_stores_trains_and_counts_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = dict(BACKENDS)
@@ -164,7 +164,7 @@ def smallest(problem: Problem, _tables: Any) -> Plan:
     return problem.plan(choices, "smallest")
 
 
-def test_a_planner_of_one_function_and_one_entry_makes_a_plan_that_trains(
+def test_new_planner_of_one_function_and_one_entry_gives_a_trainable_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PLANNERS, "smallest", Planner(smallest, "the fewest bytes of every matrix"))
@@ -201,7 +201,7 @@ class DeepRank:
         return adapted, FixedRanks(adapted)
 
 
-def test_a_rank_rule_of_one_dataclass_and_one_line_trains(
+def test_new_rank_rule_of_one_dataclass_and_one_line_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CONFIGS, "Deep", replace(CONFIGS["B-Q4"], rank=DeepRank(2, 6)))

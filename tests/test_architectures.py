@@ -1,7 +1,6 @@
-"""Every architecture in every way that it is stored and computed, against plain transformers on the same
-weights.
+"""Every architecture in every storage and computation mode equals plain transformers on the same weights.
 
-The reference of a quantized model is a plain one that holds the decoded weights.
+The reference of a quantized model is a plain model with the decoded weights.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TOLERANCE = 3e-4  # of the norm: fp32 rounding through two random blocks
 
 
 def stored(name: str, formats: str, attention: str = "eager") -> Any:
-    """The model with every matrix stored as ``formats`` says, computing in fp32."""
+    """The model with its matrices stored in ``formats``, computing in fp32."""
     model = architectures.build(name, attention)
     linear, table = FORMATS[formats]
     owned = [m for m in weight_matrices(model) if m.tied_to is None]
@@ -37,7 +36,7 @@ def stored(name: str, formats: str, attention: str = "eager") -> Any:
 
 
 def decoded(name: str, quantized: Any) -> Any:
-    """A plain model that holds the weights which ``quantized`` multiplies by."""
+    """A plain model with the decoded weights of ``quantized``."""
     model = architectures.build(name)
     for matrix in weight_matrices(model):
         target = model.get_submodule(matrix.name)
@@ -47,8 +46,7 @@ def decoded(name: str, quantized: Any) -> Any:
 
 
 def adapted(model: Any, fused: bool) -> Any:
-    """``model`` with random adapters on every matrix of its blocks, or of the whole model where it shares one
-    block."""
+    """``model`` with random adapters on the matrices of its blocks (of all modules if blocks are shared)."""
     blocks = block_matrices(model) or [m for m in weight_matrices(model) if m.role == "other"]
     if model.config.model_type.startswith("mamba"):
         blocks = [m for m in blocks if not m.name.endswith("out_proj")]  # PEFT refuses to adapt these
@@ -64,7 +62,7 @@ def adapted(model: Any, fused: bool) -> Any:
 
 
 def answers(name: str, model: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits at positions that are no padding, and the gradient of each adapter."""
+    """Logits at positions without padding, and the gradient of each adapter."""
     given = architectures.inputs(name)
     logits = model(**given).logits
     if logits.dim() == 3 and "decoder_input_ids" not in given:

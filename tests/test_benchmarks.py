@@ -1,6 +1,4 @@
-"""The arithmetic of the benchmarks' harness: ratios by round, turns, sections of the results. Never a second
-of time.
-"""
+"""Arithmetic of the benchmark harness: ratios by round, alternation, sections of the results; no timing."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def load(name: str) -> ModuleType:
-    """A script of the benchmarks, under a name that clashes with nothing."""
+    """Import a benchmark script under a unique module name."""
     found = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -34,7 +32,7 @@ def load(name: str) -> ModuleType:
 
 @cache
 def script(name: str) -> ModuleType:
-    """One of the scripts that import their neighbours by name."""
+    """Import a script that imports its neighbours by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         return load(name)
@@ -43,26 +41,26 @@ def script(name: str) -> ModuleType:
 harness = script("harness")
 
 
-def test_ratios_are_taken_round_by_round() -> None:
+def test_ratios_are_computed_per_round() -> None:
     assert harness.paired_ratio([10, 30, 20], [5, 10, 20]) == harness.Spread(2.0, 1.0, 3.0)
     assert harness.Spread(2.0, 1.0, 3.0).text() == "2.00 (1.00–3.00)"
     assert harness.paired_ratio([3], [2]).text(1) == "1.5"
 
 
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=9), st.floats(0.1, 100))
-def test_a_machine_slow_in_some_rounds_leaves_the_ratio(speeds: list[float], factor: float) -> None:
+def test_slow_rounds_do_not_change_the_ratio(speeds: list[float], factor: float) -> None:
     found = harness.paired_ratio([speed * factor for speed in speeds], speeds)
     assert found.low == pytest.approx(factor) and found.high == pytest.approx(factor)
 
 
-def test_rounds_that_do_not_match_are_refused() -> None:
+def test_unequal_numbers_of_rounds_raise() -> None:
     with pytest.raises(ValueError, match="got 1 and 2"):
         harness.paired_ratio([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="--rounds"):
         harness.spread([])
 
 
-def test_sides_take_turns_and_a_failure_stays_visible() -> None:
+def test_sides_alternate_and_failures_are_reported() -> None:
     order: list[str] = []
 
     def side(name: str) -> dict[str, float]:
@@ -78,12 +76,10 @@ def test_sides_take_turns_and_a_failure_stays_visible() -> None:
     assert harness.report_failures(found) == 1 and harness.report_failures({"a": found["a"]}) == 0
 
 
-def test_a_side_waits_before_every_step_and_counts_its_own_time(
+def test_only_the_time_of_a_sides_own_step_is_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two batches a step, three steps asked for; the clock goes on by 1 for a batch made, 10 for one trained
-    on, 1000 while waiting.
-    """
+    """Two batches a step, three steps; the clock advances by 1 per batch, 10 per pass, 1000 per wait."""
     turns, clock, trained = script("turns"), [0.0], list[int]()
 
     def waited() -> str:
@@ -102,9 +98,9 @@ def test_a_side_waits_before_every_step_and_counts_its_own_time(
         for batch in turns.each_in_turn(made(), accumulation=2):
             clock[0] += 10
             trained.append(batch["attention_mask"].size)
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    output = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     steps = [{"seconds": 22.0, "tokens": tokens} for tokens in (0 + 1, 2 + 3, 4 + 5)]
-    assert said == [{"ready": True}, *steps] and trained == list(range(6))
+    assert output == [{"ready": True}, *steps] and trained == list(range(6))
 
 
 _SIDE = """
@@ -120,7 +116,7 @@ for number, _ in enumerate(sys.stdin):
 """
 
 
-def test_sides_take_turns_step_by_step_and_begin_every_other(tmp_path: Path) -> None:
+def test_sides_alternate_by_step_and_by_first_position(tmp_path: Path) -> None:
     order = tmp_path / "order"
     found = script("turns").in_turns(
         [["-c", _SIDE, str(order), name] for name in ("a", "b")], 3, [os.environ] * 2
@@ -135,7 +131,9 @@ def test_sides_take_turns_step_by_step_and_begin_every_other(tmp_path: Path) -> 
     ]
 
 
-def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_side_that_ends_early_is_reported_with_the_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     turns = script("turns")
     with pytest.raises(turns.SideFailed, match="ended with code 1"):
         turns.in_turns(
@@ -146,9 +144,7 @@ def test_a_side_that_ends_early_says_why(tmp_path: Path, capfd: pytest.CaptureFi
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=20), st.floats(0.1, 10))
-def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(
-    seconds: list[float], factor: float
-) -> None:
+def test_format_slower_by_a_constant_factor_has_that_ratio(seconds: list[float], factor: float) -> None:
     found = script("formats").figures(seconds, [factor * second for second in seconds])
     assert (
         found["low"] == pytest.approx(factor)
@@ -161,7 +157,7 @@ def test_a_format_slower_by_one_factor_at_every_step_has_that_ratio(
 @given(
     st.lists(st.tuples(st.integers(1, 999), st.floats(0.01, 10)), min_size=2, max_size=20), st.floats(0.1, 10)
 )
-def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(
+def test_side_faster_by_a_constant_factor_has_that_ratio(
     steps: list[tuple[int, float]], factor: float
 ) -> None:
     theirs = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in steps]
@@ -171,7 +167,7 @@ def test_a_side_faster_by_one_factor_at_every_step_has_that_ratio(
     assert found["tok_s"] == pytest.approx(factor * found["tuned_tok_s"])
 
 
-def test_a_peer_waits_before_each_of_its_steps(
+def test_peer_waits_before_each_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peers, lines = script("peers"), ["\n", "\n", ""]
@@ -184,11 +180,11 @@ def test_a_peer_waits_before_each_of_its_steps(
     turns.trainer.tokens = 12
     with pytest.raises(peers.InputEnded):
         turns.on_step_end()
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line.get("tokens") for line in said] == [None, 7, 5] and said[0] == {"ready": True}
+    output = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("tokens") for line in output] == [None, 7, 5] and output[0] == {"ready": True}
 
 
-def test_processes_at_the_same_time_add_up() -> None:
+def test_throughput_of_concurrent_processes_is_summed() -> None:
     part = {
         "tokens": 10.0,
         "tok_s": 5.0,
@@ -208,10 +204,11 @@ def test_processes_at_the_same_time_add_up() -> None:
     )
 
 
-def test_a_fresh_process_gives_its_last_json_line(tmp_path: Path) -> None:
+def test_subprocess_result_is_its_last_json_line(tmp_path: Path) -> None:
     good = tmp_path / "good.py"
     good.write_text(
-        "import sys\nprint('{\"x\": 1}')\nprint('talk')\nprint('{\"x\": 2, \"word\": \"' + sys.argv[1] + '\"}')\n"
+        "import sys\nprint('{\"x\": 1}')\nprint('text')\n"
+        'print(\'{"x": 2, "word": "\' + sys.argv[1] + \'"}\')\n'
     )
     bad = tmp_path / "bad.py"
     bad.write_text("raise SystemExit('out of luck')\n")
@@ -223,7 +220,7 @@ def test_a_fresh_process_gives_its_last_json_line(tmp_path: Path) -> None:
         harness.run_scripts([str(bad)])
 
 
-def test_a_section_is_replaced_and_others_stay(tmp_path: Path) -> None:
+def test_section_is_replaced_and_others_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     for name, text in (("training", "1.00 then"), ("memory", "2.00 kept"), ("training", "3.00 now")):
         harness.write_section(name, text, path)
@@ -233,16 +230,16 @@ def test_a_section_is_replaced_and_others_stay(tmp_path: Path) -> None:
     assert harness.replace_section(document, "memory", "2.00 kept") == document
 
 
-def test_half_a_section_is_refused() -> None:
+def test_section_without_end_marker_raises() -> None:
     with pytest.raises(ValueError, match="found one alone"):
         harness.replace_section("text <!-- training: begin --> text", "training", "new")
 
 
-def test_a_table_is_markdown() -> None:
+def test_table_is_markdown() -> None:
     assert harness.table(("a", "b"), [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_table_has_every_run_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     study = load("study")
     stated = study.readme_rows((FOLDER.parent / "README.md").read_text())
@@ -254,7 +251,10 @@ def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
         "Joint-2",
         "Joint-3",
     }
-    row = "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] | 256.6 | 16.00 | 1.82 | 1680 | 1,457 |"
+    row = (
+        "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] "
+        "| 256.6 | 16.00 | 1.82 | 1680 | 1,457 |"
+    )
     assert study.readme_rows(row) == {("wiki_articles", "B-FP"): 22.32}
 
 
@@ -264,24 +264,24 @@ def test_the_readme_states_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
     each=st.floats(1e-6, 10),
     sizes=st.lists(st.integers(1, 10**5), min_size=2, max_size=5, unique=True),
 )
-def test_a_line_through_points_on_a_line_is_that_line(fixed: float, each: float, sizes: list[int]) -> None:
+def test_fitted_line_is_exact_for_collinear_points(fixed: float, each: float, sizes: list[int]) -> None:
     line = script("growing").fit({runs: fixed + each * runs for runs in sizes})
     assert line.at(100_000) == pytest.approx(fixed + each * 100_000, rel=1e-6) and line.off < 1e-6
 
 
-def test_a_line_says_how_far_it_misses() -> None:
+def test_fitted_line_reports_its_largest_error() -> None:
     with pytest.raises(ValueError, match="two sizes"):
         script("growing").fit({100: 1.0})
     assert script("growing").fit({1: 1.0, 2: 1.0, 3: 9.0}).off > 0.2
 
 
-def test_events_are_sent_together_that_fall_into_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_within_one_second_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     events = [{"time_ms": time} for time in (0, 300, 1000, 1001, 1900, 5000)]
     assert load("replay").batches(events, 1.0) == [events[:3], events[3:5], events[5:]]
 
 
-def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) -> None:
+def test_copied_runs_have_new_ids_and_equal_points(tmp_path: Path) -> None:
     from bitrank.spec.profiles import find_profile
     from bitrank.spec.run_spec import make_spec
     from bitrank.tracking.mlflow_tracker import Tracker
@@ -310,10 +310,8 @@ def test_copied_runs_are_runs_of_their_own_with_the_same_points(tmp_path: Path) 
         script("growing").copy_runs(database, 3)
 
 
-def test_a_step_is_written_down_by_kind() -> None:
-    """A product with a decoded matrix, one with factors, attention's, a pass over rows; views and what is
-    inside of a pass are not told.
-    """
+def test_operations_of_a_step_are_recorded_by_kind() -> None:
+    """Recorded: matrix products by kind, attention and row kernels; not views or nested calls."""
     import torch
     from torch import nn
 
@@ -321,7 +319,7 @@ def test_a_step_is_written_down_by_kind() -> None:
     written, layer = alone.OperationRecorder(), nn.Linear(6, 4, bias=False).requires_grad_(False)
     decode, passes = written.decoder(layer), alone.RecordedRows(written)
     x, factor, heads = torch.ones(3, 6), torch.ones(6, 2), torch.ones(2, 3, 3)
-    decode()  # before it is entered: known, not told
+    decode()  # before recording starts: not recorded
     with written, torch.no_grad():
         weight = decode()
         made = x @ weight.T
@@ -340,7 +338,7 @@ def test_a_step_is_written_down_by_kind() -> None:
     )
 
 
-def test_a_measured_step_is_of_the_middling_batch() -> None:
+def test_measured_step_uses_the_batch_of_median_size() -> None:
     alone, figures = script("alone"), dict[str, object]()
     widths = [8 * number for number in (3, 1, 2, 9, 4, 5, 6, 7, 8, 10, 15, 11, 12, 13, 14)]
     batches = (
@@ -359,7 +357,7 @@ def test_a_measured_step_is_of_the_middling_batch() -> None:
     } <= figures.keys()
 
 
-def test_a_bound_is_the_speed_of_the_operations_alone() -> None:
+def test_bound_is_the_speed_of_the_operations_alone() -> None:
     found = script("bound").speeds(
         {"tokens": 1000, "step_s": 0.2, "ordered_s": 0.16, "alone_s": 0.1}, tuned=2500.0, peak=1e-5
     )

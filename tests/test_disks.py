@@ -1,4 +1,4 @@
-"""Full and read-only disks: the product's own sentence and exit code 2, and a read-only store can be read."""
+"""Full and read-only disks give a clear message and exit code 2; a read-only store is readable."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bitrank.errors import disk_problem
-from study_tools import SMOKE, bitrank
+from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
 
 ONE = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP")
+TWO = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP,B-Q4", "--set", "checkpoint_every=4")
 Mount = Callable[..., Path]
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts with the options of ``mount``; skips where this is not allowed."""
+    """Mount with the options of ``mount``; skips without permission."""
     mounted: list[Path] = []
 
     def make(name: str, *options: str) -> Path:
@@ -40,10 +42,10 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def _refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
-    said = done.stdout + done.stderr
-    assert done.returncode == 2, said
-    assert "Traceback" not in said
-    assert all(text in said for text in expected), said
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert "Traceback" not in output
+    assert all(text in output for text in expected), output
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("with_wal", [True, False])
-def test_a_read_only_store_is_listed_and_queried_and_not_written(
+def test_read_only_store_can_be_listed_and_queried_but_not_written(
     once: Path, with_wal: bool, mount: Mount, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -73,9 +75,9 @@ def test_a_read_only_store_is_listed_and_queried_and_not_written(
     assert listed.returncode == 0, listed.stderr
     assert json.loads(listed.stdout)[0]["state"] == "done"
     sql = 'SELECT "t.family" AS family FROM wide'
-    asked = bitrank("sql", sql, "--store", str(place), "--format", "csv", cwd=tmp_path)
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout == "family\nchanged\n"
+    done = bitrank("sql", sql, "--store", str(place), "--format", "csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "family\nchanged\n"
     report = bitrank("report", "--profile", "smoke", "--store", str(place), cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     _refused(bitrank(*ONE, "--store", str(place), cwd=tmp_path), "cannot write the store", "read-only")
@@ -83,7 +85,7 @@ def test_a_read_only_store_is_listed_and_queried_and_not_written(
 
 
 @pytest.mark.parametrize("size", ["16k", "200k", "900k"])
-def test_a_full_disk_under_the_store_is_said(size: str, mount: Mount, tmp_path: Path) -> None:
+def test_full_disk_of_the_store_is_reported(size: str, mount: Mount, tmp_path: Path) -> None:
     place = mount("full", "-t", "tmpfs", "-o", f"size={size}", "none")
     _refused(bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path), "full", "--store")
     subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
@@ -91,7 +93,78 @@ def test_a_full_disk_under_the_store_is_said(size: str, mount: Mount, tmp_path: 
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_a_results_folder_that_cannot_be_written_is_noticed_before_anything_trains(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, int, float]]]:
+    """Run name → numbers of an uninterrupted run of ``TWO``."""
+    cwd = tmp_path_factory.mktemp("straight")
+    done = bitrank(*TWO, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {run["name"]: numbers(run) for run in store_runs(cwd)}
+
+
+def _spec_ids(cwd: Path) -> list[str]:
+    listed = bitrank("list", *TWO[1:], "--json", cwd=cwd)
+    return [row["spec_id"] for row in json.loads(listed.stdout)]
+
+
+# The sizes end the run inside the first best weights, the first checkpoint and the second one.
+@pytest.mark.parametrize("size", ["40k", "300k", "700k"])
+def test_a_disk_that_fills_while_a_run_trains_fails_that_run_only_and_it_resumes(
+    size: str, mount: Mount, tmp_path: Path, straight: dict[str, list[tuple[str, int, float]]]
+) -> None:
+    first = _spec_ids(tmp_path)[0]
+    (tmp_path / "runs" / "work" / first).mkdir(parents=True)
+    place = mount(f"runs/work/{first}", "-t", "tmpfs", "-o", f"size={size}", "none")
+    done = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "the disk is full; once that is solved, the same command continues this run" in said
+    assert "Traceback" not in said
+    runs = {run["name"]: run for run in store_runs(tmp_path)}
+    failed, other = (run for _, run in sorted(runs.items()))
+    assert [failed["status"], other["status"]] == ["FAILED", "FINISHED"]
+    assert "the disk is full" in failed["tags"]["failure"]
+
+    subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
+    again = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert ('"resumed"' in (place / "events.jsonl").read_text()) == (size == "700k")
+    assert {run["name"]: numbers(run) for run in store_runs(tmp_path)} == straight
+
+
+def test_a_whole_disk_that_fills_while_runs_train_loses_no_number(
+    mount: Mount, tmp_path: Path, straight: dict[str, list[tuple[str, int, float]]]
+) -> None:
+    place = mount("runs", "-t", "tmpfs", "-o", "size=4m", "none")
+    process = start(*TWO, "--jobs", "1", cwd=tmp_path)
+    wait_for(tmp_path, "checkpoint")
+    with pytest.raises(OSError, match="No space left"), (place / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    assert process.wait(timeout=120) in {1, 2}
+    stopped = {run["name"]: run["status"] for run in store_runs(tmp_path)}
+    assert "FINISHED" not in stopped.values()
+
+    subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
+    again = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {run["name"]: numbers(run) for run in store_runs(tmp_path)} == straight
+
+
+def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
+    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    write = (
+        "from bitrank_trainer.checkpoints import save_weights; from torch import nn; from pathlib import Path"
+    )
+    call = f"save_weights(nn.Linear(200, 200), Path({str(tmp_path / 'best.safetensors')!r}))"
+    show = "    from bitrank.errors import disk_problem; print(disk_problem(error))"
+    code = f"{limit}\n{write}\ntry:\n    {call}\nexcept Exception as error:\n{show}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "larger than the limit" in done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_results_folder_is_rejected_before_training(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
     _refused(bitrank(*ONE, cwd=tmp_path), "cannot write results to", "--results")
     assert not (tmp_path / "runs").exists()
@@ -113,12 +186,12 @@ def test_results_that_fail_later_do_not_stop_the_runs(
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)] * 2
 
 
-def test_the_cause_of_a_disk_error_is_found_in_the_chain() -> None:
+def test_disk_error_is_found_in_the_exception_chain() -> None:
     try:
         try:
             raise OSError(28, "No space left on device", "/data/x")
         except OSError as inner:
-            raise RuntimeError("a library's own words") from inner
+            raise RuntimeError("an error of a library") from inner
     except RuntimeError as error:
         assert disk_problem(error) == "the disk is full (/data/x)"
     assert disk_problem(sqlite3.OperationalError("database or disk is full")) == "the disk is full"

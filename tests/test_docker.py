@@ -1,5 +1,6 @@
-"""Images, run script and Compose file: what can be held without an engine. `make docker-verify` builds and
-runs the CPU image.
+"""Dockerfiles, run script and Compose file, checked without an engine.
+
+`make docker-verify` builds and runs the CPU image.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def parsed(request: pytest.FixtureRequest, tmp_path: Path) -> DockerfileParser:
 
 
 def stages(parser: DockerfileParser) -> list[list[dict]]:
-    """The instructions of each stage, without what comes before the first."""
+    """The instructions of each stage, without those before the first."""
     found: list[list[dict]] = []
     for entry in parser.structure:
         if entry["instruction"] == "FROM":
@@ -60,13 +61,13 @@ def values(stage: list[dict], instruction: str) -> list[str]:
 # ---- the Dockerfiles
 
 
-def test_the_base_is_an_argument_and_comes_first(parsed: DockerfileParser) -> None:
+def test_base_image_is_the_first_build_argument(parsed: DockerfileParser) -> None:
     instructions = [entry for entry in parsed.structure if entry["instruction"] != "COMMENT"]
     assert instructions[0]["content"].strip() == "ARG BASE=python:3.11-slim-bookworm"
     assert [stage[0]["value"] for stage in stages(parsed)] == ["${BASE} AS build", "${BASE}"]
 
 
-def test_this_checkout_is_installed_with_the_pins(parsed: DockerfileParser) -> None:
+def test_checkout_is_installed_with_pinned_versions(parsed: DockerfileParser) -> None:
     build, _ = stages(parsed)
     runs = " ".join(values(build, "RUN"))
     assert {"packages packages", "orchestrator orchestrator"} <= set(values(build, "COPY"))
@@ -78,16 +79,16 @@ def test_this_checkout_is_installed_with_the_pins(parsed: DockerfileParser) -> N
         assert "-c constraints.txt" in install
 
 
-def test_the_build_stops_when_another_torch_came(parsed: DockerfileParser) -> None:
-    asked = {
+def test_build_stops_at_another_torch_version(parsed: DockerfileParser) -> None:
+    expected = {
         "cpu": "v.cuda is None and v.hip is None",
         "cuda": "v.cuda is not None",
         "rocm": "v.hip is not None",
     }
-    assert f"assert {asked[parsed.hardware]}" in " ".join(values(stages(parsed)[0], "RUN"))
+    assert f"assert {expected[parsed.hardware]}" in " ".join(values(stages(parsed)[0], "RUN"))
 
 
-def test_the_final_stage_is_unprivileged_and_has_no_build_tools(parsed: DockerfileParser) -> None:
+def test_final_stage_is_unprivileged_without_build_tools(parsed: DockerfileParser) -> None:
     final = stages(parsed)[1]
     assert values(final, "USER") == ["10001:10001"]
     order = [entry["instruction"] for entry in final]
@@ -97,7 +98,7 @@ def test_the_final_stage_is_unprivileged_and_has_no_build_tools(parsed: Dockerfi
     assert "rm -rf /var/lib/apt/lists/*" in installed and " libtcmalloc-minimal4 " in installed
 
 
-def test_cache_and_store_are_volumes_and_nothing_else_is_written(parsed: DockerfileParser) -> None:
+def test_only_cache_and_store_are_writable_volumes(parsed: DockerfileParser) -> None:
     final = stages(parsed)[1]
     assert values(final, "VOLUME") == ['["/cache", "/study"]']
     environment = " ".join(values(final, "ENV"))
@@ -110,20 +111,20 @@ def test_cache_and_store_are_volumes_and_nothing_else_is_written(parsed: Dockerf
     assert values(final, "WORKDIR") == ["/study"]
 
 
-def test_the_health_check_asks_the_ui(parsed: DockerfileParser) -> None:
+def test_health_check_queries_the_ui(parsed: DockerfileParser) -> None:
     (check,) = values(stages(parsed)[1], "HEALTHCHECK")
     assert check.endswith('CMD ["python", "/opt/bitrank/healthy.py"]')
     assert "docker/healthy.py /opt/bitrank/healthy.py" in values(stages(parsed)[1], "COPY")
 
 
-def test_no_secret_and_no_index_is_written_down(parsed: DockerfileParser) -> None:
+def test_images_contain_no_secret_and_no_index_url(parsed: DockerfileParser) -> None:
     text = parsed.content
     assert not re.search(r"(?i)(token|password|secret|api_?key)\s*=", text)
     assert "://" not in text
 
 
-def test_the_three_differ_only_in_what_hardware_asks_for() -> None:
-    """Comments aside: torch, its constraints, one check, and what a driver reads from the environment."""
+def test_three_dockerfiles_differ_only_in_hardware_settings() -> None:
+    """Apart from comments: torch, its constraints, one check, and environment variables of drivers."""
 
     def lines(name: str) -> set[str]:
         text = re.sub(r"^#.*\n", "", (FOLDER / f"{name}.Dockerfile").read_text(), flags=re.MULTILINE)
@@ -137,13 +138,14 @@ def test_the_three_differ_only_in_what_hardware_asks_for() -> None:
     assert lines("cuda") ^ lines("cpu") == {
         'ARG TORCH_BACKEND=""',
         "    MLFLOW_DISABLE_TELEMETRY=true",
-        "    MLFLOW_DISABLE_TELEMETRY=true NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "    MLFLOW_DISABLE_TELEMETRY=true NVIDIA_VISIBLE_DEVICES=all "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
     }
     assert lines("rocm") ^ lines("cpu") == {'ARG TORCH_BACKEND="rocm7.2"'}
 
 
-def test_what_is_copied_reaches_the_engine() -> None:
-    """.dockerignore shuts out everything but what it names: each source of a COPY must be named, and exist."""
+def test_dockerignore_admits_every_copied_path() -> None:
+    """.dockerignore excludes all other paths: each source of a COPY must be listed, and exist."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied: set[str] = set()
     for name in HARDWARE:
@@ -168,7 +170,8 @@ def healthy() -> ModuleType:
     [
         ("python /opt/bitrank/bin/bitrank ui --host 0.0.0.0", 5000),
         (
-            "/sbin/docker-init -- /opt/bitrank/bin/python /opt/bitrank/bin/bitrank ui --host 0.0.0.0 --port 5001",
+            "/sbin/docker-init -- /opt/bitrank/bin/python /opt/bitrank/bin/bitrank ui --host 0.0.0.0 "
+            "--port 5001",
             5001,
         ),
         ("python /opt/bitrank/bin/mlflow server --host=0.0.0.0 --port=5002", 5002),
@@ -176,7 +179,7 @@ def healthy() -> ModuleType:
         ("bash", None),
     ],
 )
-def test_the_port_is_read_off_the_command(healthy: ModuleType, words: str, port: int | None) -> None:
+def test_port_is_read_from_the_command_line(healthy: ModuleType, words: str, port: int | None) -> None:
     assert healthy.port_served(words.split()) == port
 
 
@@ -198,7 +201,7 @@ def server() -> Iterator[http.server.HTTPServer]:
     serving.server_close()
 
 
-def test_healthy_is_who_answers_200(healthy: ModuleType, server: http.server.HTTPServer) -> None:
+def test_server_is_healthy_if_it_answers_200(healthy: ModuleType, server: http.server.HTTPServer) -> None:
     server.well = True
     assert healthy.answers(server.server_port)
     server.well = False
@@ -208,18 +211,16 @@ def test_healthy_is_who_answers_200(healthy: ModuleType, server: http.server.HTT
     assert not healthy.answers(free)
 
 
-# ---- the run script, with an engine that writes down what it was asked
+# ---- the run script, with an engine that records its arguments
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
-    """A folder to put on PATH: docker and podman there write their arguments, one a line; id says that the
-    user is 1000:1001.
-    """
+    """A folder for PATH with docker and podman that record their arguments, and id for user 1000:1001."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("docker", "podman"):
-        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" > "{tmp_path}/asked"\n')
+        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" > "{tmp_path}/arguments"\n')
     (programs / "id").write_text('#!/bin/sh\nif [ "$1" = -u ]; then echo 1000; else echo 1001; fi\n')
     for program in programs.iterdir():
         program.chmod(0o755)
@@ -239,32 +240,37 @@ def call(engine: Path, *words: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def asked(engine: Path, *words: str, **environment: str) -> list[str]:
+def recorded_arguments(engine: Path, *words: str, **environment: str) -> list[str]:
     done = call(engine, *words, **environment)
     assert done.returncode == 0, done.stderr
-    return (engine.parent / "asked").read_text().splitlines()
+    return (engine.parent / "arguments").read_text().splitlines()
 
 
 def confined(folder: Path) -> list[str]:
-    """What every run has, in this order, up to the image."""
+    """The engine arguments of every run, in order, up to the image."""
     return [
-        "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init",
-        "--user", "1000:1001", "--mount", "type=volume,source=bitrank-cache,target=/cache",
-        "--mount", f"type=bind,source={folder}/runs,target=/study/runs",
-        "--mount", f"type=bind,source={folder}/results,target=/study/results",
-    ]  # fmt: skip
+        *("run", "--rm", "--read-only"),
+        *("--tmpfs", "/tmp"),
+        *("--cap-drop", "ALL"),
+        *("--security-opt", "no-new-privileges"),
+        "--init",
+        *("--user", "1000:1001"),
+        *("--mount", "type=volume,source=bitrank-cache,target=/cache"),
+        *("--mount", f"type=bind,source={folder}/runs,target=/study/runs"),
+        *("--mount", f"type=bind,source={folder}/results,target=/study/results"),
+    ]
 
 
-def test_one_run_is_this_command(engine: Path) -> None:
-    words = asked(engine, "run", "Joint-3", "wiki_articles", "--max-steps", "10")
+def test_default_container_command(engine: Path) -> None:
+    words = recorded_arguments(engine, "run", "Joint-3", "wiki_articles", "--max-steps", "10")
     command = ["run", "--config", "Joint-3", "--task", "wiki_articles", "--max-steps", "10"]
     assert words == ["docker", *confined(engine.parent), "bitrank:cpu", *command]
     assert (engine.parent / "runs").is_dir() and (engine.parent / "results").is_dir()
 
 
-def test_a_file_as_task_is_mounted_read_only(engine: Path) -> None:
+def test_task_file_is_mounted_read_only(engine: Path) -> None:
     (engine.parent / "my reviews.csv").write_text("text,label\n")
-    words = asked(engine, "run", "B-FP", "my reviews.csv")
+    words = recorded_arguments(engine, "run", "B-FP", "my reviews.csv")
     mounted = f"type=bind,source={engine.parent}/my reviews.csv,target=/input/my reviews.csv,readonly"
     assert words == ["docker", *confined(engine.parent), "--mount", mounted, "bitrank:cpu",
                      "run", "--config", "B-FP", "--task", "/input/my reviews.csv"]  # fmt: skip
@@ -288,12 +294,12 @@ def test_a_file_as_task_is_mounted_read_only(engine: Path) -> None:
         ),
     ],
 )
-def test_the_other_commands(engine: Path, words: list[str], command: list[str]) -> None:
-    assert asked(engine, *words) == ["docker", *confined(engine.parent), *command]
+def test_commands_of_the_run_script(engine: Path, words: list[str], command: list[str]) -> None:
+    assert recorded_arguments(engine, *words) == ["docker", *confined(engine.parent), *command]
 
 
-def test_the_ui_is_published_on_this_machine_alone(engine: Path) -> None:
-    words = asked(engine, "ui", "--profile", "smoke", PORT="5055")
+def test_ui_is_published_on_the_loopback_interface_only(engine: Path) -> None:
+    words = recorded_arguments(engine, "ui", "--profile", "smoke", PORT="5055")
     assert words[words.index("--publish") + 1] == "127.0.0.1:5055:5055"
     assert words[-7:] == ["ui", "--host", "0.0.0.0", "--port", "5055", "--profile", "smoke"]
 
@@ -311,29 +317,31 @@ def test_the_ui_is_published_on_this_machine_alone(engine: Path) -> None:
         ),
     ],
 )
-def test_accelerators_are_handed_in(
+def test_accelerators_are_passed_to_the_container(
     engine: Path, words: list[str], environment: dict[str, str], devices: list[str], image: str
 ) -> None:
-    got = asked(engine, *words, "run-all", **environment)
+    got = recorded_arguments(engine, *words, "run-all", **environment)
     assert got[-2:] == [image, "matrix"]
     assert " ".join(devices) in " ".join(got)
 
 
-def test_tokens_go_by_name_and_never_by_value(engine: Path) -> None:
-    words = asked(engine, "run-all", WANDB_API_KEY="k3y", WANDB_MODE="offline", HF_TOKEN="hf_s3cret")
+def test_tokens_are_passed_by_name_and_not_by_value(engine: Path) -> None:
+    words = recorded_arguments(
+        engine, "run-all", WANDB_API_KEY="k3y", WANDB_MODE="offline", HF_TOKEN="hf_s3cret"
+    )
     assert [words[i + 1] for i, word in enumerate(words) if word == "--env"] == [
         "WANDB_API_KEY",
         "WANDB_MODE",
         "HF_TOKEN",
     ]
     assert not any("k3y" in word or "s3cret" in word for word in words)
-    assert "--env" not in asked(engine, "run-all")
+    assert "--env" not in recorded_arguments(engine, "run-all")
 
 
-def test_podman_keeps_the_callers_user(engine: Path) -> None:
+def test_podman_keeps_the_user_id(engine: Path) -> None:
     (engine / "docker").unlink()
     (engine / "dirname").symlink_to("/usr/bin/dirname")  # PATH must not lead to a real docker
-    words = asked(
+    words = recorded_arguments(
         engine,
         "run-all",
         BITRANK_ENGINE="podman --root /store",
@@ -346,8 +354,8 @@ def test_podman_keeps_the_callers_user(engine: Path) -> None:
     assert "--init" not in words  # needs catatonit, which is not everywhere
 
 
-def test_builds(engine: Path) -> None:
-    words = asked(engine, "gpu", "build", "--build-arg", "TORCH_BACKEND=cu126")
+def test_build_commands(engine: Path) -> None:
+    words = recorded_arguments(engine, "gpu", "build", "--build-arg", "TORCH_BACKEND=cu126")
     assert words[:3] == ["docker", "build", "--build-arg"] and words[3].startswith("COMMIT=")
     assert words[4:] == [
         "--file",
@@ -358,13 +366,18 @@ def test_builds(engine: Path) -> None:
         "TORCH_BACKEND=cu126",
         str(ROOT),
     ]
-    assert asked(engine, "build", BITRANK_ENGINE="podman")[:4] == ["podman", "build", "--format", "docker"]
+    assert recorded_arguments(engine, "build", BITRANK_ENGINE="podman")[:4] == [
+        "podman",
+        "build",
+        "--format",
+        "docker",
+    ]
 
 
-def test_the_folders_are_the_callers(engine: Path) -> None:
+def test_folders_belong_to_the_calling_user(engine: Path) -> None:
     data = engine.parent / "models"
     data.mkdir()
-    words = asked(
+    words = recorded_arguments(
         engine,
         "run-all",
         BITRANK_STORE=str(engine.parent / "elsewhere"),
@@ -381,7 +394,7 @@ def test_the_folders_are_the_callers(engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "said"),
+    ("words", "environment", "message"),
     [
         ([], {}, "expected a command: build, run, run-all, ui, shell or bitrank"),
         (["gpu"], {}, "expected a command"),
@@ -394,15 +407,15 @@ def test_the_folders_are_the_callers(engine: Path) -> None:
         (["run-all"], {"BITRANK_ENGINE": "nerdctl"}, "BITRANK_ENGINE names nerdctl, which was not found"),
     ],
 )
-def test_wrong_words_end_with_2_and_say_what_to_do(
-    engine: Path, words: list[str], environment: dict[str, str], said: str
+def test_invalid_arguments_exit_with_2_and_a_remedy(
+    engine: Path, words: list[str], environment: dict[str, str], message: str
 ) -> None:
     done = call(engine, *words, **environment)
-    assert done.returncode == 2 and said in done.stderr
-    assert not (engine.parent / "asked").exists()
+    assert done.returncode == 2 and message in done.stderr
+    assert not (engine.parent / "arguments").exists()
 
 
-def test_without_an_engine_it_says_so(engine: Path) -> None:
+def test_missing_engine_is_reported(engine: Path) -> None:
     for name in ("docker", "podman"):
         (engine / name).unlink()
     for name in ("bash", "env", "dirname", "basename", "cat", "mkdir", "git"):
@@ -412,7 +425,7 @@ def test_without_an_engine_it_says_so(engine: Path) -> None:
     assert done.returncode == 2 and "neither docker nor podman was found" in done.stderr
 
 
-def test_help_tells_everything(engine: Path) -> None:
+def test_help_lists_every_command_and_variable(engine: Path) -> None:
     done = call(engine, "--help")
     assert done.returncode == 0
     for word in (
@@ -437,11 +450,11 @@ def checker() -> ModuleType:
     return load(ROOT / "tools" / "check_compose.py")
 
 
-def test_the_compose_file_passes_its_check(checker: ModuleType) -> None:
+def test_compose_file_passes_the_check(checker: ModuleType) -> None:
     assert checker.check((FOLDER / "compose.yaml").read_text(), FOLDER) == []
 
 
-def test_the_compose_file_is_the_stack_it_says() -> None:
+def test_compose_file_defines_the_documented_stack() -> None:
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
     assert set(services) == {"postgres", "mlflow", "runner"}
     assert "--allowed-hosts=mlflow:5000,localhost:*,127.0.0.1:*" in services["mlflow"]["command"]
@@ -452,7 +465,7 @@ def test_the_compose_file_is_the_stack_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "said"),
+    ("good", "bad", "message"),
     [
         (
             "postgres:17-bookworm",
@@ -483,13 +496,13 @@ def test_the_compose_file_is_the_stack_it_says() -> None:
             "runner: WANDB_API_KEY has its value in the file",
         ),
         ("  artifacts:\n", "", "mlflow: the volume artifacts is not declared"),
-        ("mlflow: {condition", "mlfow: {condition", "runner: it waits for mlfow, which is no service"),
+        ("mlflow: {condition", "mlfow: {condition", "runner: it depends on mlfow, which is not a service"),
     ],
 )
-def test_the_check_finds(checker: ModuleType, good: str, bad: str, said: str) -> None:
+def test_compose_check_finds_each_fault(checker: ModuleType, good: str, bad: str, message: str) -> None:
     text = (FOLDER / "compose.yaml").read_text()
     assert good in text
-    assert any(said in problem for problem in checker.check(text.replace(good, bad), FOLDER))
+    assert any(message in problem for problem in checker.check(text.replace(good, bad), FOLDER))
 
 
 # ---- scripts
@@ -498,12 +511,12 @@ def test_the_check_finds(checker: ModuleType, good: str, bad: str, said: str) ->
 @pytest.mark.parametrize(
     "script", [*FOLDER.glob("*.sh"), ROOT / "tools" / "install-torch.sh"], ids=lambda path: path.name
 )
-def test_scripts_parse(script: Path) -> None:
+def test_shell_scripts_parse(script: Path) -> None:
     parsed = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
     assert (parsed.returncode, parsed.stderr) == (0, "")
 
 
-def test_hadolint_finds_nothing_here_and_something_there(tmp_path: Path) -> None:
+def test_hadolint_passes_dockerfiles_and_fails_a_bad_one(tmp_path: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     subprocess.run([hadolint, *(FOLDER / f"{name}.Dockerfile" for name in HARDWARE)], check=True)
     bad = tmp_path / "Dockerfile"
@@ -511,19 +524,18 @@ def test_hadolint_finds_nothing_here_and_something_there(tmp_path: Path) -> None
     assert subprocess.run([hadolint, bad], stdout=subprocess.DEVNULL, check=False).returncode == 1
 
 
-def test_torch_is_asked_for_in_the_right_place(tmp_path: Path) -> None:
-    """pip first for cpu and cuda, uv alone for rocm and a named backend, pip alone when it was told where to
-    look.
-    """
-    asked_of = tmp_path / "asked"
+def test_torch_is_installed_from_the_index_of_its_build(tmp_path: Path) -> None:
+    """pip first for cpu and cuda; only uv for rocm or a named backend; only pip with index arguments."""
+    installer_log = tmp_path / "installers.log"
     for name, code in (("pip", 1), ("python", 0)):
         (tmp_path / name).write_text(
-            f'#!/bin/sh\necho {name} "$@" >> "{asked_of}"\ncase "$*" in *uv*) exit 0;; esac\nexit {code}\n'
+            f'#!/bin/sh\necho {name} "$@" >> "{installer_log}"\n'
+            f'case "$*" in *uv*) exit 0;; esac\nexit {code}\n'
         )
         (tmp_path / name).chmod(0o755)
 
     def lines(**given: str) -> list[str]:
-        asked_of.write_text("")
+        installer_log.write_text("")
         environment = {
             "PATH": os.environ["PATH"],
             "PIP": str(tmp_path / "pip"),
@@ -533,7 +545,7 @@ def test_torch_is_asked_for_in_the_right_place(tmp_path: Path) -> None:
         subprocess.run(
             ["bash", "tools/install-torch.sh"], cwd=ROOT, env=environment, capture_output=True, check=False
         )
-        return asked_of.read_text().splitlines()
+        return installer_log.read_text().splitlines()
 
     def pip(hardware: str, words: str = "") -> str:
         return f"pip install {words}-c constraints.txt -c constraints/torch-{hardware}.txt torch"

@@ -58,7 +58,7 @@ class Sample:
     dtype: str = field(default="auto", metadata=METADATA)
 
 
-def test_field_says_what_its_metadata_or_its_comment_says() -> None:
+def test_meaning_of_a_field_is_its_metadata_or_its_comment() -> None:
     from spec_page import field_table
 
     table = field_table(Sample, {"length"})
@@ -102,10 +102,10 @@ def test_every_bitrank_command_in_documents_is_valid() -> None:
     parser, count = find_parser(), 0
     for name, text in _shell_lines():
         for line in COMMAND.findall(text):
-            words = shlex.split(line.partition(" | ")[0], comments=True)
-            words = [word for word in words if word != "…"]
+            arguments = shlex.split(line.partition(" | ")[0], comments=True)
+            arguments = [word for word in arguments if word != "…"]
             try:
-                parser.parse_args(words)
+                parser.parse_args(arguments)
             except SystemExit as error:
                 pytest.fail(f"{name}: bitrank {line} is not valid ({error})")
             count += 1

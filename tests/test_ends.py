@@ -1,6 +1,4 @@
-"""A run's process that is ended from outside: what its log says becomes a remedy, on the screen and in the
-store.
-"""
+"""A run whose process is killed: a remedy derived from its log is printed and stored."""
 
 from __future__ import annotations
 
@@ -12,44 +10,41 @@ from pathlib import Path
 import pytest
 from study_tools import store_runs
 
-# Run before anything else in the process of the run, and in no other.
+# Executed at interpreter start, only in the process of the run.
 _ENDS = """
 import os, sys
 if "bitrank.run" in sys.orig_argv:
-    {what}
+    {statement}
 """
-_WORDS = "MPSNDArray.mm:788: failed assertion `[MPSNDArray initWithDevice:descriptor:] Error: total bytes of NDArray > 2**32'"
-_METAL = f"""print({_WORDS!r}, flush=True)
+_MESSAGE = (
+    "MPSNDArray.mm:788: failed assertion `[MPSNDArray initWithDevice:descriptor:] "
+    "Error: total bytes of NDArray > 2**32'"
+)
+_METAL = f"""print({_MESSAGE!r}, flush=True)
     os.abort()"""
 
 
 @pytest.mark.parametrize(
-    ("what", "killed", "remedy"),
+    ("statement", "killed", "remedy"),
     [
         (_METAL, "killed by SIGABRT", "a tensor is over the 2³² bytes that Metal takes"),
         ("os.kill(os.getpid(), 9)", "killed by SIGKILL", "give --memory-limit"),
     ],
 )
-def test_the_remedy_is_said_and_kept(tmp_path: Path, what: str, killed: str, remedy: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(_ENDS.format(what=what))
+def test_remedy_is_printed_and_stored(tmp_path: Path, statement: str, killed: str, remedy: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_ENDS.format(statement=statement))
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     }
-    words = [
-        sys.executable,
-        "-m",
-        "bitrank",
-        "run",
-        "--profile",
-        "smoke",
-        "--config",
-        "B-FP",
-        "--task",
-        "toy_sentences",
+    command = [
+        *(sys.executable, "-m", "bitrank", "run"),
+        *("--profile", "smoke"),
+        *("--config", "B-FP"),
+        *("--task", "toy_sentences"),
     ]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 1
     assert killed in done.stdout and remedy in done.stdout and "Traceback" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The scripts and notebooks in ``examples/`` run as they are, with tiny models in place of real ones."""
+"""The scripts and notebooks in ``examples/`` run, with tiny models in place of real ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-# What tests put in place of the real model: each text must be in the notebook.
+# Replacements of the real model by a tiny one; each replaced text must be in the notebook.
 TINY = {
     "quantize_one_matrix": {'"minilm"': '"tiny-bert"'},
     "train_with_a_plan": {
@@ -21,29 +21,31 @@ TINY = {
         'PROFILE, STEPS = "laptop", 200': 'PROFILE, STEPS = "smoke", 12',
     },
 }
-WORDS = {
+ARGUMENTS = {
     "quantize_one_matrix": ["--model", "tiny-bert"],
-    "train_with_a_plan": ["--model", "tiny-bert", "--task", "toy_sentences", "--budget", "120kB", "--profile", "smoke",
-                          "--steps", "12"],
-}  # fmt: skip
+    "train_with_a_plan": [
+        *("--model", "tiny-bert"),
+        *("--task", "toy_sentences"),
+        *("--budget", "120kB"),
+        *("--profile", "smoke"),
+        *("--steps", "12"),
+    ],
+}
 
 
-def test_each_example_is_a_script_and_a_notebook() -> None:
-    assert (
-        [path.stem for path in NOTEBOOKS]
-        == [path.stem for path in sorted(EXAMPLES.glob("*.py"))]
-        == sorted(TINY)
-    )
+def test_every_example_is_a_script_and_a_notebook() -> None:
+    scripts = [path.stem for path in sorted(EXAMPLES.glob("*.py"))]
+    assert [path.stem for path in NOTEBOOKS] == scripts == sorted(TINY)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+def test_notebook_is_committed_without_outputs(path: Path) -> None:
     cells = json.loads(path.read_text())["cells"]
     assert [cell["source"] for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_to_its_end(path: Path, tmp_path: Path, monkeypatch) -> None:
+def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch) -> None:
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
@@ -59,9 +61,9 @@ def test_a_notebook_runs_to_its_end(path: Path, tmp_path: Path, monkeypatch) -> 
     assert sum("vegaEmbed" in html for html in shown) == 1, "one figure"
 
 
-@pytest.mark.parametrize("name", sorted(WORDS))
-def test_a_script_runs_to_its_end(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *WORDS[name]]
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_script_runs(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *ARGUMENTS[name]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     if name == "train_with_a_plan":

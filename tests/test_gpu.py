@@ -1,5 +1,6 @@
-"""What only an accelerator can show: formats, dtypes, peak memory, memory that runs out, random states.
-Skipped where there is none.
+"""Formats, dtypes, peak memory, out-of-memory handling and random states on an accelerator.
+
+Skipped on machines without one.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ SERVED = [
 
 
 @pytest.mark.parametrize(("backend", "text"), SERVED)
-def test_a_backend_that_is_chosen_here_works_here(backend: str, text: str) -> None:
+def test_chosen_backend_works_on_this_machine(backend: str, text: str) -> None:
     fmt = parse_format(text)
     if choose_backend(fmt, DEVICE).name != backend and backend != "torch":
         pytest.skip(f"{backend} was tried for {text} on {DEVICE} and passed over")
@@ -77,7 +78,7 @@ def test_bitsandbytes_serves_four_and_eight_bits(name: str) -> None:
 def go(
     folder: Path, config: str = "B-FP", task: str = "toy_articles", **changes: Any
 ) -> tuple[list[float], dict[str, float], list[Any]]:
-    """Losses, result and events of a short run of the road."""
+    """Losses, result and events of a short run."""
     folder.mkdir()
     spec = make_spec(PROFILES["smoke"], config, task, {"steps": 12, "log_every": 1, **changes})
     execute(spec, folder, Record(folder, ALONE), ALONE)
@@ -86,7 +87,7 @@ def go(
     return losses, json.loads((folder / "result.json").read_text()), events
 
 
-def test_a_model_is_measured_on_the_accelerator() -> None:
+def test_sensitivity_is_measured_on_the_accelerator() -> None:
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     ready = calibration(spec)
     assert next(ready.model.parameters()).device.type == DEVICE
@@ -101,7 +102,7 @@ def test_a_model_is_measured_on_the_accelerator() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_sixteen_bits_follow_fp32(tmp_path: Path, dtype: str) -> None:
+def test_16_bit_losses_are_near_those_of_fp32(tmp_path: Path, dtype: str) -> None:
     if dtype == "bf16" and choose_dtype(DEVICE) != "bf16":
         pytest.skip(f"{DEVICE} has no bf16 here")
     full, *_ = go(tmp_path / "full", dtype="fp32")
@@ -112,7 +113,7 @@ def test_sixteen_bits_follow_fp32(tmp_path: Path, dtype: str) -> None:
     assert result["mem/device_mib"] > 0
 
 
-def test_the_accelerator_follows_the_cpu(tmp_path: Path) -> None:
+def test_losses_on_the_accelerator_are_near_those_on_the_cpu(tmp_path: Path) -> None:
     here, *_ = go(tmp_path / "here", dtype="fp32")
     cpu, *_ = go(tmp_path / "cpu", dtype="fp32", device="cpu")
     assert here == pytest.approx(cpu, rel=1e-2)
@@ -123,7 +124,7 @@ def test_the_accelerator_follows_the_cpu(tmp_path: Path) -> None:
     ("name", "stored"), [("cuda-4bit", "nf4-dq@bitsandbytes"), ("cuda-8bit", "llm-int8@bitsandbytes")]
 )
 @pytest.mark.parametrize("config", ["B-Q4", "Joint-1"])
-def test_the_command_line_trains_in_low_bits(tmp_path: Path, config: str, name: str, stored: str) -> None:
+def test_command_line_trains_in_low_bits(tmp_path: Path, config: str, name: str, stored: str) -> None:
     done = bitrank(
         "run",
         "--profile",
@@ -167,8 +168,8 @@ def wide_batches(skip: int) -> Any:
         }
 
 
-def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
-    """A pass of 64 × 128 keeps a gigabyte; the process may have half of one."""
+def test_out_of_memory_halves_the_passes(tmp_path: Path) -> None:
+    """A pass of 64 × 128 stores a gigabyte of activations; the process is limited to half of that."""
 
     def losses(folder: Path) -> tuple[list[float], list[Any]]:
         events: list[Any] = []
@@ -181,8 +182,8 @@ def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
             folder,
             events.append,
         )
-        told = [event for event in events if event["event"] == "out_of_memory"]
-        return [event["metrics"]["train/loss"] for event in events if event["event"] == "train"], told
+        notices = [event for event in events if event["event"] == "out_of_memory"]
+        return [event["metrics"]["train/loss"] for event in events if event["event"] == "train"], notices
 
     module = torch.cuda if CUDA else torch.mps
     whole, none = losses(tmp_path / "whole")
@@ -191,15 +192,15 @@ def test_memory_that_runs_out_cuts_the_passes(tmp_path: Path) -> None:
     held = torch.cuda.memory_reserved() if CUDA else torch.mps.driver_allocated_memory()
     module.set_per_process_memory_fraction((held + 2**29) / total)
     try:
-        cut, told = losses(tmp_path / "cut")
+        cut, notices = losses(tmp_path / "cut")
     finally:
         module.set_per_process_memory_fraction(1.0)
-    assert not none and told and told[0]["message"].startswith("out of memory at step 1")
+    assert not none and notices and notices[0]["message"].startswith("out of memory at step 1")
     assert cut == pytest.approx(whole, rel=1e-3)
 
 
-def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """The accelerator's own random state is in the checkpoint."""
+def test_resumed_run_has_the_dropout_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The checkpoint contains the accelerator's random state."""
     straight, *_ = go(
         tmp_path / "straight", "B-FP", "toy_sentences", dropout=0.2, steps=10, checkpoint_every=5
     )
@@ -210,8 +211,8 @@ def test_a_resumed_run_draws_the_dropout_of_an_uninterrupted_one(tmp_path: Path)
 
     saved, after = [], loop._after
 
-    def stop_at_five(*words: Any) -> None:
-        after(*words)
+    def stop_at_five(*arguments: Any) -> None:
+        after(*arguments)
         saved.append(1)
         if len(saved) == 5:
             raise Stop

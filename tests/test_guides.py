@@ -1,4 +1,4 @@
-"""Guides are followed as written: files are edited in a copy, marked blocks run on tiny models."""
+"""Guides work as written: their edits are applied to a copy, marked blocks run on tiny models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ QUICK = [page for page, blocks in PAGES.items() if any(block.action == "run" for
 SLOW = [page for page, blocks in PAGES.items() if any(block.action == "run slow" for block in blocks)]
 
 
-def test_the_five_additions_have_a_guide_that_is_followed() -> None:
-    additions = {"rank-rule", "format", "backend", "planner", "task"}
+def test_every_addition_has_a_tested_guide() -> None:
+    additions = {"rank-rule", "format", "backend", "planner", "task", "task-kind"}
     assert {f"guides/add-a-{name}.md" for name in additions} <= {*QUICK, *SLOW}
 
 
-def test_every_marked_block_is_understood() -> None:
-    """A comment with a spelling mistake would leave its block out without a failure."""
+def test_every_marked_block_is_parsed() -> None:
+    """A misspelled comment would silently exclude its block."""
     for page, blocks in PAGES.items():
         lines = (DOCS / page).read_text().splitlines()
         marks = sum(line.startswith(MARKS) for line in lines)
@@ -35,5 +35,5 @@ def test_quick_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW)
-def test_a_guide_runs_from_its_first_block_to_its_last(page: str, tmp_path: Path) -> None:
+def test_all_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
     assert SourceCopy(tmp_path).follow(PAGES[page], slow=True).strip()

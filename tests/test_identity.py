@@ -1,6 +1,4 @@
-"""Edited inputs and odd paths, through the real command line: no old figure for new data, no store that
-cannot be read back.
-"""
+"""Edited inputs and unusual paths through the real command line: no stale results, no unreadable store."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def run_on(path: Path, cwd: Path) -> tuple[str, list[dict[str, Any]]]:
     return done.stdout, store_runs(cwd)
 
 
-def test_edited_data_is_trained_on_and_old_data_is_remembered(tmp_path: Path) -> None:
+def test_edited_data_makes_a_new_run_and_restored_data_finds_the_old_one(tmp_path: Path) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
     _, first = run_on(path, tmp_path)
     write_reviews(path, "fine")
@@ -56,13 +54,13 @@ def test_edited_data_is_trained_on_and_old_data_is_remembered(tmp_path: Path) ->
     write_reviews(path)
     copy = write_reviews(tmp_path / "copy.csv")
     for same in ("reviews.csv", str(path), str(copy)):
-        said, runs = run_on(Path(same), tmp_path)
+        output, runs = run_on(Path(same), tmp_path)
         assert len(runs) == 2, "the run on this content was finished"
-        assert "1 of 1 runs are complete" in said
+        assert "1 of 1 runs are complete" in output
 
 
 @pytest.mark.parametrize("which", ["data", "plan"])
-def test_a_run_whose_inputs_change_before_it_reads_them_refuses(which: str, tmp_path: Path) -> None:
+def test_run_stops_if_its_inputs_change_before_they_are_read(which: str, tmp_path: Path) -> None:
     path, plan = write_reviews(tmp_path / "reviews.csv"), tmp_path / "mine.json"
     plan.write_text(json.dumps({"precision": {}, "ranks": {"encoder.layer.0.attention.self.query": 4}}))
     spec = make_spec(PROFILES["smoke"], "", str(path), {"plan": str(plan), "steps": 2})
@@ -83,11 +81,11 @@ def test_a_run_whose_inputs_change_before_it_reads_them_refuses(which: str, tmp_
 
 
 def served(store: str, run_id: str, cwd: Path) -> bytes:
-    """``spec.json`` of a run as the UI's server hands it out."""
+    """``spec.json`` of a run as the UI's server returns it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [
+    arguments = [
         sys.executable,
         "-m",
         "bitrank",
@@ -100,7 +98,7 @@ def served(store: str, run_id: str, cwd: Path) -> bytes:
         str(port),
     ]
     server = subprocess.Popen(
-        words, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        arguments, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     address = f"http://127.0.0.1:{port}/get-artifact?path=spec.json&run_uuid={run_id}"
     try:
@@ -116,14 +114,14 @@ def served(store: str, run_id: str, cwd: Path) -> bytes:
         server.wait(timeout=60)
 
 
-def test_a_store_on_an_odd_path_serves_every_command(tmp_path: Path) -> None:
+def test_every_command_works_on_a_store_with_special_characters_in_its_path(tmp_path: Path) -> None:
     store, results = str(tmp_path / ODD), str(tmp_path / "results")
-    words = ("--profile", "smoke", "--store", store)
+    arguments = ("--profile", "smoke", "--store", store)
     done = bitrank(*RUN, "--task", "toy_sentences", "--store", store, "--results", results, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     listed = bitrank(
         "list",
-        *words,
+        *arguments,
         "--configs",
         "B-FP",
         "--tasks",
@@ -135,11 +133,11 @@ def test_a_store_on_an_odd_path_serves_every_command(tmp_path: Path) -> None:
     )
     assert [row["state"] for row in json.loads(listed.stdout)] == ["done"], listed.stderr
 
-    asked = "SELECT run_id, count(*) AS rows FROM predictions GROUP BY ALL"
-    answer = bitrank("sql", asked, "--store", store, "--format", "json", cwd=tmp_path)
+    sql = "SELECT run_id, count(*) AS rows FROM predictions GROUP BY ALL"
+    answer = bitrank("sql", sql, "--store", store, "--format", "json", cwd=tmp_path)
     (row,) = json.loads(answer.stdout)
     assert row["rows"] == 32, answer.stderr
-    report = bitrank("report", *words, "--out", str(tmp_path / "report"), cwd=tmp_path)
+    report = bitrank("report", *arguments, "--out", str(tmp_path / "report"), cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert (
         "B-FP" in (tmp_path / "report" / "report.html").read_text() and "cannot be read" not in report.stdout

@@ -1,6 +1,4 @@
-"""The layout: few files at the top, no import cycles, tests beside what they test, and packages entered by
-their public names.
-"""
+"""Layout: few top-level files, no import cycles, mirrored tests, and only public names imported."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ MODULES = {module_name(path, package): path for package in SOURCES.values() for 
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """``node`` and all below it, but for what only type checkers see."""
+    """``node`` and its descendants, without blocks of ``if TYPE_CHECKING``."""
     yield node
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
@@ -35,7 +33,7 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import in ``path``, in functions too; the name is empty for ``import module``."""
+    """(module, name) of every import in ``path``, also in functions; name "" for ``import module``."""
     for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
@@ -46,7 +44,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def edges(name: str) -> set[str]:
-    """Our modules that module ``name`` imports, at once or later."""
+    """Modules of this repository that module ``name`` imports, lazy imports included."""
     found = set()
     for module, imported in imports(MODULES[name]):
         submodule = f"{module}.{imported}"
@@ -70,7 +68,7 @@ def public_names(module: str) -> set[str]:
     return set()
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_imports_have_no_cycle() -> None:
     graph = {name: edges(name) for name in MODULES}
     try:
         TopologicalSorter(graph).prepare()
@@ -78,11 +76,11 @@ def test_no_module_imports_itself_through_others() -> None:
         pytest.fail(f"import cycle: {' -> '.join(reversed(error.args[1]))}")
 
 
-def test_folders_of_the_orchestrator_depend_on_each_other_in_one_direction() -> None:
+def test_folders_of_the_orchestrator_have_no_import_cycle() -> None:
     def folder(name: str) -> str:
         return ".".join(name.split(".")[:2])
 
-    # A module that imports nothing of ours takes part in no circle: it may be used from anywhere.
+    # A module without imports from this repository cannot be part of a cycle.
     leaves = {
         name for name in MODULES if not {other for other in edges(name) if other.startswith("bitrank.")}
     }
@@ -97,7 +95,7 @@ def test_folders_of_the_orchestrator_depend_on_each_other_in_one_direction() -> 
         pytest.fail(f"folders import each other: {' -> '.join(reversed(error.args[1]))}")
 
 
-def test_few_files_lie_directly_in_the_orchestrator() -> None:
+def test_top_folder_of_the_orchestrator_has_few_files() -> None:
     files = sorted(path.name for path in SOURCES["bitrank"].glob("*.py"))
     assert len(files) <= TOP_FILES, files
 
@@ -110,13 +108,13 @@ def test_tests_of_the_orchestrator_mirror_its_folders() -> None:
 
 
 @pytest.mark.parametrize("place", ["orchestrator/src", "benchmarks", "tools", "docker"])
-def test_packages_are_entered_by_their_public_names(place: str) -> None:
-    past = []
+def test_only_public_names_of_packages_are_imported(place: str) -> None:
+    private_imports = []
     for path in (ROOT / place).rglob("*.py"):
         for module, name in imports(path):
             package = module.split(".")[0]
             if package not in SOURCES or package == "bitrank":
                 continue
             if name not in public_names(module) and f"{module}.{name}" not in MODULES:
-                past.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
-    assert past == []
+                private_imports.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
+    assert private_imports == []

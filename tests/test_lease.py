@@ -1,6 +1,4 @@
-"""One writer at a time for each run, wherever it comes from; and the snapshots that a run leaves for the
-writer that comes next.
-"""
+"""Leases, which give each run one writer at a time across machines, and snapshots for the next writer."""
 
 from __future__ import annotations
 
@@ -33,11 +31,11 @@ def leases(tracker: Tracker) -> list[str]:
     ]
 
 
-def test_one_at_a_time_has_the_lease(tracker: Tracker) -> None:
-    words = (tracker.client, tracker.experiment_id, "abc")
-    with Lease(*words, seconds=3) as first:
+def test_lease_has_one_holder_at_a_time(tracker: Tracker) -> None:
+    arguments = (tracker.client, tracker.experiment_id, "abc")
+    with Lease(*arguments, seconds=3) as first:
         assert len(leases(tracker)) == 1
-        with pytest.raises(RunHeldElsewhere), Lease(*words, seconds=1.5):
+        with pytest.raises(RunHeldElsewhere), Lease(*arguments, seconds=1.5):
             pass
         with Lease(tracker.client, tracker.experiment_id, "abd", seconds=3):
             assert len(leases(tracker)) == 2
@@ -46,10 +44,10 @@ def test_one_at_a_time_has_the_lease(tracker: Tracker) -> None:
     assert leases(tracker) == [] and not is_held(tracker.client, tracker.experiment_id, "abc", first.holder)
 
 
-def test_of_several_who_come_at_once_one_has_the_lease(tracker: Tracker) -> None:
+def test_concurrent_acquisitions_give_one_holder(tracker: Tracker) -> None:
     tracker.client.set_experiment_tag(
         tracker.experiment_id, "lease.abc.0-0-0", "holding 7"
-    )  # its holder is gone: all wait for it
+    )  # a lease whose holder is gone, for which all wait
     had, inside, most = [], [], []
 
     def come() -> None:
@@ -72,30 +70,32 @@ def test_of_several_who_come_at_once_one_has_the_lease(tracker: Tracker) -> None
     assert leases(tracker) == []
 
 
-def test_a_holder_known_to_be_dead_is_not_waited_for(tracker: Tracker) -> None:
+def test_lease_of_a_dead_holder_is_taken_immediately(tracker: Tracker) -> None:
     tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "holding 7")
     with Lease(tracker.client, tracker.experiment_id, "abc", gone="0-0-0", seconds=10_000) as lease:
         assert leases(tracker) == [f"lease.abc.{lease.holder}"]
 
 
-def test_a_holder_that_was_a_process_of_this_machine_is_not_waited_for(tracker: Tracker) -> None:
-    command = f"from bitrank.tracking.lease import Lease; from bitrank.tracking.store import open_store; import os; " \
-              f"Lease(open_store({tracker.store!r}), {tracker.experiment_id!r}, 'abc').__enter__(); os._exit(9)"  # fmt: skip
+def test_lease_of_an_ended_local_process_is_taken_immediately(tracker: Tracker) -> None:
+    command = (
+        "from bitrank.tracking.lease import Lease; from bitrank.tracking.store import open_store; import os; "
+        f"Lease(open_store({tracker.store!r}), {tracker.experiment_id!r}, 'abc').__enter__(); os._exit(9)"
+    )
     assert subprocess.run([sys.executable, "-c", command], check=False, timeout=120).returncode == 9
     assert len(leases(tracker)) == 1
     with Lease(tracker.client, tracker.experiment_id, "abc", seconds=10_000) as lease:
         assert leases(tracker) == [f"lease.abc.{lease.holder}"]
 
 
-def test_a_holder_that_may_live_is_given_time_to_let_go(tracker: Tracker) -> None:
-    words = (tracker.client, tracker.experiment_id, "abc")
-    with Lease(*words, seconds=1.5) as first:
+def test_lease_of_a_possibly_live_holder_is_taken_after_a_grace_period(tracker: Tracker) -> None:
+    arguments = (tracker.client, tracker.experiment_id, "abc")
+    with Lease(*arguments, seconds=1.5) as first:
         threading.Timer(3, first.__exit__, (None, None, None)).start()
-        with Lease(*words, patience=60, seconds=1.5) as second:
+        with Lease(*arguments, patience=60, seconds=1.5) as second:
             assert leases(tracker) == [f"lease.abc.{second.holder}"]
 
 
-def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(
+def test_holder_that_could_not_renew_checks_for_a_new_holder(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.exceptions import MlflowException
@@ -111,17 +111,17 @@ def test_a_holder_that_could_not_renew_it_looks_whether_another_has_come(
             with pytest.raises(MlflowException):
                 lease.check()
             patch.undo()
-            lease.check()  # nobody came
+            lease.check()  # there is no other holder
             patch.setattr(tracker.client, "set_experiment_tag", unreachable)
             time.sleep(1.5)
         tracker.client.set_experiment_tag(tracker.experiment_id, "lease.abc.0-0-0", "waiting 1")
-        with pytest.raises(LeaseLost, match="another took the run over"):
+        with pytest.raises(LeaseLost, match="another process took over the run"):
             for _ in range(50):
                 monkeypatch.setattr(lease, "_renewed", 0.0)
                 lease.check()
 
 
-def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(
+def test_snapshot_has_the_newest_complete_checkpoint_and_the_events_before_it(
     tracker: Tracker, tmp_path: Path
 ) -> None:
     run_id = tracker.open(make_spec(SMOKE, "B-FP", "toy_sentences"), None).run_id
@@ -134,13 +134,15 @@ def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(
     kept = Snapshots(tracker.client, run_id, folder)
     name = kept.take()
     assert name == "step-00000004"
-    (folder / "checkpoint" / "step-00000004" / "state.safetensors").unlink()  # the run goes on
+    (
+        folder / "checkpoint" / "step-00000004" / "state.safetensors"
+    ).unlink()  # as if the run had deleted an old checkpoint
     kept.store(name)
     assert tracker.client.get_run(run_id).data.tags["snapshot"] == name and kept.take() is None
 
     (folder / "checkpoint" / "step-00000004").rename(folder / "checkpoint" / "step-00000008")
     (folder / "checkpoint" / "step-00000008" / "state.safetensors").write_bytes(b"eight")
-    half = kept.take()  # and is lost before it is stored
+    half = kept.take()  # the process ends before it is stored
     assert half == "step-00000008"
     for place, expected in ((tmp_path / "second", b"four"), (tmp_path / "third", b"eight")):
         place.mkdir()
@@ -156,8 +158,8 @@ def test_snapshots_hold_the_newest_whole_checkpoint_and_the_events_before_it(
     assert Snapshots(tracker.client, run_id, tmp_path / "fourth").restore() is None
 
 
-def test_a_renewal_under_way_does_not_outlive_the_lease(tracker: Tracker) -> None:
-    """Its holder lets go while its thread is about to write the tag once more."""
+def test_concurrent_renewal_does_not_outlive_the_release(tracker: Tracker) -> None:
+    """The holder releases the lease while its thread is about to renew the tag."""
     with Lease(tracker.client, tracker.experiment_id, "abc", seconds=0.6) as lease:
         renew, begun = lease._renew, threading.Event()
 

@@ -1,4 +1,4 @@
-"""What no plan can name: a mixture of experts in a run, in a forecast and in a plan."""
+"""Tensors that no plan can address (experts): in a run, in a forecast and in a plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUTERS = 2 * 4 * 64
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts with the tokenizer of the tiny models."""
+    """A mixture-of-experts model with the tokenizer of the tiny models."""
     made = tmp_path_factory.mktemp("mixtral")
     build_tiny("tiny-llama", made)
     (made / "model.safetensors").unlink()
@@ -46,7 +46,7 @@ def spec_of(folder: Path, config: str) -> Any:
 
 
 @pytest.mark.parametrize(("config", "bits"), [("B-FP", 16.0), ("B-Q4", 15.0)])
-def test_experts_take_16_bits_and_are_named(folder: Path, config: str, bits: float) -> None:
+def test_experts_are_stored_in_16_bits_and_reported(folder: Path, config: str, bits: float) -> None:
     spec = spec_of(folder, config)
     loaded = open_model(spec, 0, "cpu", torch.float32)
     plans = make_plans(find_config(config), loaded)
@@ -56,34 +56,40 @@ def test_experts_take_16_bits_and_are_named(folder: Path, config: str, bits: flo
     held = stored_bytes(loaded.model).total
     assert held * 8 / loaded.parameters == pytest.approx(bits, abs=0.3)
     bare = meta_model(str(folder), spec.kind, 2, torch.float32)
-    words = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
-    assert base_bytes(bare, plans.bits, weight_matrices(bare), **words) == held
+    arguments = {"quant_backend": "auto", "device": "cpu", "dtype": torch.float32}
+    assert base_bytes(bare, plans.bits, weight_matrices(bare), **arguments) == held
     assert list(model_shapes(str(folder), spec.kind, dtype=torch.float32).left) == plans.left
 
 
-def test_a_run_writes_them_down_and_says_them(folder: Path, tmp_path: Path) -> None:
+def test_run_records_and_reports_unplanned_tensors(folder: Path, tmp_path: Path) -> None:
     loaded = open_model(spec_of(folder, "B-FP"), 0, "cpu", torch.float32)
     plans = make_plans(find_config("B-FP"), loaded)
-    Record(tmp_path, ALONE).plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
-    left = json.loads((tmp_path / "plan.json").read_text())["left_in_16_bits"]
+    record = Record(tmp_path, ALONE)
+    record.plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    left, share = plan["left_in_16_bits"], (EXPERTS + ROUTERS) / loaded.parameters
+    assert plan["left_in_16_bits_share"] == pytest.approx(share) == pytest.approx(0.866, abs=5e-4)
+    assert record._result["model/left_percent"] == pytest.approx(100 * share)
     assert (
         list(left) == [one.name for one in plans.left]
         and left[plans.left[0].name]["numbers"] == plans.left[0].numbers
     )
-    (said,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "notice"]
-    assert said["message"].startswith("86.6% of the weights stay in 16 bits")
+    (notice,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "notice"]
+    assert notice["message"].startswith("86.6% of the weights stay in 16 bits")
 
 
-def test_the_outline_of_a_plan_names_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", str(folder / "config.json"), "--budget", "15.9bits"]
-    assert main([*words, "--json"]) == 0
-    left = json.loads(capsys.readouterr().out)["left_in_16_bits"]
+def test_plan_output_lists_unplanned_tensors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(folder / "config.json"), "--budget", "15.9bits"]
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    left = plan["left_in_16_bits"]
+    assert plan["left_in_16_bits_share"] == pytest.approx(0.866, abs=5e-4)
     assert sum(one["numbers"] for one in left.values()) == EXPERTS + ROUTERS
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert "86.6% of the weights stay in 16 bits" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_message_groups_left_out_tensors_by_kind_and_gives_their_share() -> None:
+def test_notice_groups_unplanned_tensors_by_kind_and_states_their_share() -> None:
     left = [
         LeftOut(f"layers.{n}.experts.{part}", 300, "3 dimensions")
         for n in range(9)
@@ -98,11 +104,11 @@ def test_the_message_groups_left_out_tensors_by_kind_and_gives_their_share() -> 
     assert str(left_out_message(many, 10)).endswith("part2 (x) and 2 more")
 
 
-def test_an_attention_of_a_models_own_becomes_a_notice() -> None:
-    told: list[Any] = []
-    with warnings.catch_warnings(), report_mps_fallbacks(told.append):
+def test_custom_attention_becomes_a_notice() -> None:
+    events: list[Any] = []
+    with warnings.catch_warnings(), report_mps_fallbacks(events.append):
         warnings.simplefilter("always")
         warnings.warn("T5Attention attends with the keyword 'position_bias'", OwnAttention, stacklevel=1)
-    assert [(one["event"], one["message"]) for one in told] == [
+    assert [(one["event"], one["message"]) for one in events] == [
         ("notice", "T5Attention attends with the keyword 'position_bias'")
     ]

@@ -1,6 +1,4 @@
-"""The paper: its constants are the code's, its checks find what they look for, it builds from a study, and
-says what it lacks.
-"""
+"""The paper: constants equal those of the code, checks find faults, and it builds from a study."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def load(path: Path) -> ModuleType:
 check = load(ROOT / "tools/check_paper.py")
 
 
-def test_constants_are_those_of_the_code() -> None:
+def test_constants_of_the_paper_equal_those_of_the_code() -> None:
     constants = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*?)\}", (PAPER / "constants.tex").read_text()))
     from bitrank_data import embedded
 
@@ -83,29 +81,32 @@ def test_every_citation_has_an_entry() -> None:
         (r"\setlength{\tabcolsep}{4.5pt}\label{tab:3}\ref{fig:12}\begin{tabular}{lll}", []),
     ],
 )
-def test_numbers_typed_by_hand_are_found(typed: str, numbers: list[str]) -> None:
+def test_hand_typed_numbers_are_found(typed: str, numbers: list[str]) -> None:
     assert [
         re.search(r"hand: '(.*?)' in", fault)[1].replace(r"\\", "\\") for fault in check.typed_numbers(typed)
     ] == numbers  # type: ignore[index]
 
 
-def test_main_tex_has_no_number_typed_by_hand() -> None:
+def test_main_tex_has_no_hand_typed_number() -> None:
     body = (PAPER / "main.tex").read_text().split(r"\begin{document}")[1]
     assert check.typed_numbers(body) == []
     assert len(check.typed_numbers(body.replace(r"\val{study/runs}", "36"))) == 1
 
 
-def test_figures_nobody_refers_to_and_lost_references_are_found() -> None:
+def test_unreferenced_figures_and_broken_references_are_found() -> None:
     text = r"\label{fig:a}\label{tab:b}\label{sec:c}\ref{tab:b}\ref{fig:d}"
     assert check.unreferenced(text) == ["no sentence refers to fig:a", r"\ref{fig:d} has no label"]
 
 
-def test_faults_of_the_log_are_found() -> None:
-    log = "ok\nLaTeX Warning: Reference `x' undefined\nOverfull \\hbox (4.9pt too wide)\nOverfull \\hbox (12.3pt too wide) in\n! Bad\n"
+def test_faults_in_the_log_are_found() -> None:
+    log = (
+        "ok\nLaTeX Warning: Reference `x' undefined\nOverfull \\hbox (4.9pt too wide)\n"
+        "Overfull \\hbox (12.3pt too wide) in\n! Bad\n"
+    )
     assert [fault[:12] for fault in check.log_faults(log)] == ["LaTeX Warnin", "! Bad", "Overfull \\hb"]
 
 
-def test_fonts_that_are_not_embedded_are_found() -> None:
+def test_fonts_without_embedding_are_found() -> None:
     head = "name type encoding emb sub uni object ID\n---- ---- ---- --- --- --- ----\n"
     good = "ABCDEF+LMRoman10-Regular             Type 1            Custom           yes yes no      10  0\n"
     bare = "Helvetica                            Type 1            WinAnsi          no  no  no      12  0\n"
@@ -118,7 +119,7 @@ def test_fonts_that_are_not_embedded_are_found() -> None:
     assert check.font_faults(head) == ["pdffonts lists no font"]
 
 
-def test_without_tex_the_way_to_get_it_is_said(tmp_path: Path) -> None:
+def test_missing_tex_is_reported_with_the_packages_to_install(tmp_path: Path) -> None:
     for program in ("sh", "dirname", "cat", "python3"):
         (tmp_path / program).symlink_to(shutil.which(program) or sys.executable)
     done = subprocess.run(
@@ -138,7 +139,7 @@ def test_without_tex_the_way_to_get_it_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder with the paper and the inputs from a study of ``arms``."""
+    """Returns a function that makes a folder with the paper and its inputs for a study of ``arms``."""
 
     def make(arms: tuple[str, ...], seeds: int) -> Path:
         maker = load(ROOT / "packages/analysis/tests/conftest.py").StoreMaker(tmp_path)
@@ -171,7 +172,7 @@ def _spec(run_id: str, maker: Any) -> dict[str, Any]:
         (("B-FP",), 1),
     ],
 )
-def test_the_paper_builds_passes_its_checks_and_packs(
+def test_paper_builds_passes_its_checks_and_is_packed(
     study: Callable[..., Path], tmp_path: Path, arms: tuple[str, ...], seeds: int
 ) -> None:
     folder = study(arms, seeds)

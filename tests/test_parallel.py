@@ -1,6 +1,4 @@
-"""A run in two processes (gloo, on the CPU) is the run in one: curves, figures, masks; one writer; killed, it
-says so and continues.
-"""
+"""A run in two processes (gloo, CPU) equals the run in one process; one process writes; kills are resumed."""
 
 from __future__ import annotations
 
@@ -27,8 +25,8 @@ ROUNDING = 2e-5  # nats after twenty steps in fp32
 ROUNDING_16 = 3e-2  # the same in bf16, whose eighth bit is 0.004
 
 
-def study(cwd: Path, *words: str) -> dict[str, dict[str, Any]]:
-    done = bitrank(*SMOKE, *words, cwd=cwd, timeout=1200)
+def study(cwd: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    done = bitrank(*SMOKE, *arguments, cwd=cwd, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return {run["name"]: run for run in store_runs(cwd)}
 
@@ -41,8 +39,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.fixture(scope="module")
 def studies(places: dict[int, Path]) -> dict[int, dict[str, dict[str, Any]]]:
     """LoRA, and NF4 with AdaLoRA, in fp32 on both tasks, in one process and in two."""
-    words = ("--configs", "B-FP,Joint-1", "--set", "dtype=fp32")
-    return {1: study(places[1], *words), 2: study(places[2], *words, *TWO)}
+    arguments = ("--configs", "B-FP,Joint-1", "--set", "dtype=fp32")
+    return {1: study(places[1], *arguments), 2: study(places[2], *arguments, *TWO)}
 
 
 def points(run: dict[str, Any], key: str) -> dict[int, float]:
@@ -54,7 +52,7 @@ def artifacts(cwd: Path, run: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_curves_and_figures_are_those_of_one_process(
+def test_curves_and_metrics_equal_those_of_one_process(
     studies: dict[int, dict[str, dict[str, Any]]], name: str
 ) -> None:
     one, two = studies[1][name], studies[2][name]
@@ -64,7 +62,7 @@ def test_curves_and_figures_are_those_of_one_process(
     assert {"train/loss", "train/grad_norm", "train/rank", "val/loss"} <= curves
     for key in curves:
         assert points(two, key) == pytest.approx(points(one, key), abs=ROUNDING, rel=ROUNDING), key
-    assert len(points(two, "train/loss")) == 11  # the first and every second of twenty
+    assert len(points(two, "train/loss")) == 11  # step 1 and every second step up to 20
     for key in (
         "eval/loss",
         "zero/loss",
@@ -78,7 +76,7 @@ def test_curves_and_figures_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("name", RUNS[2:])
-def test_the_same_ranks_are_pruned(
+def test_same_ranks_are_pruned_as_in_one_process(
     studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str
 ) -> None:
     ranks = [
@@ -96,15 +94,15 @@ def test_the_same_ranks_are_pruned(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_one_process_writes(
+def test_only_one_process_writes(
     studies: dict[int, dict[str, dict[str, Any]]], places: dict[int, Path], name: str
 ) -> None:
     run = studies[2][name]
     keys = [(key, step) for key, step, _ in run["points"]]
     assert len(keys) == len(set(keys)) and run["status"] == "FINISHED" and run["params"]["processes"] == "2"
     events = places[2] / "runs/work" / run["tags"]["spec_id"] / "events.jsonl"
-    said = Counter((event["event"], event.get("step"), event.get("phase")) for event in read_events(events))
-    assert set(said.values()) == {1}, "an event was written twice"
+    counts = Counter((event["event"], event.get("step"), event.get("phase")) for event in read_events(events))
+    assert set(counts.values()) == {1}, "an event was recorded twice"
     assert {
         path.name for path in events.parent.iterdir() if "failure" in path.name or "rank" in path.name
     } == {"ranks.json"}
@@ -114,7 +112,9 @@ def test_one_process_writes(
     assert left[0] == left[1]
 
 
-def test_memory_is_told_of_the_first_and_of_all(studies: dict[int, dict[str, dict[str, Any]]]) -> None:
+def test_memory_is_reported_for_the_first_process_and_for_all(
+    studies: dict[int, dict[str, dict[str, Any]]],
+) -> None:
     for name in RUNS:
         first, all_of_them = (
             points(studies[2][name], key)[0] for key in ("mem/peak_mib", "mem/sum_peak_mib")
@@ -123,41 +123,41 @@ def test_memory_is_told_of_the_first_and_of_all(studies: dict[int, dict[str, dic
         assert not points(studies[1][name], "mem/sum_peak_mib")
 
 
-def test_nf4_in_bf16(tmp_path: Path) -> None:
-    words = ("--configs", "B-Q4", "--tasks", "toy_articles", "--set", "dtype=bf16")
+def test_nf4_in_bf16_is_near_one_process(tmp_path: Path) -> None:
+    arguments = ("--configs", "B-Q4", "--tasks", "toy_articles", "--set", "dtype=bf16")
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
     (one,), (two,) = (
-        study(tmp_path / place, *words, *more).values() for place, more in (("one", ()), ("two", TWO))
+        study(tmp_path / place, *arguments, *more).values() for place, more in (("one", ()), ("two", TWO))
     )
     assert points(two, "train/loss") == pytest.approx(points(one, "train/loss"), abs=ROUNDING_16)
     assert points(two, "eval/loss") == pytest.approx(points(one, "eval/loss"), abs=ROUNDING_16)
 
 
 @pytest.mark.parametrize("task", ["toy_articles", pytest.param("toy_sentences", marks=pytest.mark.slow)])
-def test_a_base_shared_out_gives_the_numbers_of_a_whole_one(tmp_path: Path, task: str) -> None:
+def test_sharded_base_gives_the_numbers_of_an_unsharded_one(tmp_path: Path, task: str) -> None:
     """FSDP, AdaLoRA on a 16-bit base."""
-    words = ("--configs", "B-Ada", "--tasks", task, "--set", "dtype=bf16")
+    arguments = ("--configs", "B-Ada", "--tasks", task, "--set", "dtype=bf16")
     for place in ("whole", "sharded"):
         (tmp_path / place).mkdir()
     (whole,), (sharded,) = (
-        study(tmp_path / "whole", *words).values(),
-        study(tmp_path / "sharded", *words, *TWO, "--shard").values(),
+        study(tmp_path / "whole", *arguments).values(),
+        study(tmp_path / "sharded", *arguments, *TWO, "--shard").values(),
     )
     for key in ("train/loss", "train/rank", "val/loss", "eval/loss"):
         assert points(sharded, key) == pytest.approx(points(whole, key), abs=ROUNDING_16), key
     assert points(sharded, "model/mib") == points(whole, "model/mib")
     if task == "toy_articles":
-        said = [
+        files = [
             artifacts(tmp_path / place, run) / "continuations.json"
             for place, run in (("whole", whole), ("sharded", sharded))
         ]
-        assert [row["prompt"] for row in json.loads(said[0].read_text())] == [
-            row["prompt"] for row in json.loads(said[1].read_text())
+        assert [row["prompt"] for row in json.loads(files[0].read_text())] == [
+            row["prompt"] for row in json.loads(files[1].read_text())
         ]
 
 
-def test_a_base_in_few_bits_is_not_shared_out(tmp_path: Path) -> None:
+def test_quantized_base_is_not_sharded(tmp_path: Path) -> None:
     done = bitrank(
         *SMOKE, "--configs", "B-Q4", "--tasks", "toy_articles", *TWO, "--shard", cwd=tmp_path, timeout=1200
     )
@@ -168,8 +168,10 @@ def test_a_base_in_few_bits_is_not_shared_out(tmp_path: Path) -> None:
 
 
 def ranks_of(process: Any) -> list[psutil.Process]:
-    """The processes of the run under way, by their rank."""
-    ranked = {int(words[4]): child for child, words in run_processes(process.pid) if len(words) > 4}
+    """Processes of the current run by rank."""
+    ranked = {
+        int(arguments[4]): child for child, arguments in run_processes(process.pid) if len(arguments) > 4
+    }
     return [ranked[rank] for rank in sorted(ranked)]
 
 
@@ -177,11 +179,11 @@ _OTHERS = [pytest.param(victim, marks=pytest.mark.slow) for victim in ("rank 0",
 
 
 @pytest.mark.parametrize("victim", ["rank 1", *_OTHERS])
-def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
+def test_killed_process_is_reported_and_the_run_resumes_with_equal_results(
     tmp_path: Path, studies: dict[int, dict[str, dict[str, Any]]], victim: str
 ) -> None:
-    words = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "dtype=fp32", *TWO)
-    process = start(*words, cwd=tmp_path)
+    arguments = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "dtype=fp32", *TWO)
+    process = start(*arguments, cwd=tmp_path)
     folder = wait_for(tmp_path, "checkpoint", timeout=600)
     ranks = ranks_of(process)
     assert len(ranks) == 2
@@ -195,12 +197,12 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
         "a rank outlived its run"
     )
     assert not (folder / "result.json").exists()
-    if victim != "invocation":  # else nobody is left to take back what a rank says of its lost connection
+    if victim != "invocation":  # otherwise no process can retract a rank's connection error
         assert not list(folder.glob("failure*.json"))
     (cut,) = store_runs(tmp_path)
     assert cut["status"] == ("RUNNING" if victim == "invocation" else "KILLED")
 
-    (run,) = study(tmp_path, *words[len(SMOKE) :]).values()
+    (run,) = study(tmp_path, *arguments[len(SMOKE) :]).values()
     straight = studies[2]["Joint-1 toy_articles s0"]
     assert run["id"] == cut["id"] and run["status"] == "FINISHED" and not list(folder.glob("failure*.json"))
     for key in ("train/loss", "val/loss", "train/rank", "eval/loss"):
@@ -209,30 +211,28 @@ def test_killed_it_says_so_and_the_next_invocation_ends_with_the_same_numbers(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--processes", "9"], "9 processes cannot share the 8 sequences of a batch"),
         (["--processes", "0"], "processes must be 1 or more, got 0"),
         (["--shard"], "give processes=2 or more, got 1"),
     ],
 )
-def test_more_processes_than_rows_are_refused_before_anything_runs(
-    tmp_path: Path, words: list[str], message: str
+def test_more_processes_than_rows_are_rejected_before_the_run(
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     done = bitrank(
-        "run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", *words, cwd=tmp_path
+        "run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", *arguments, cwd=tmp_path
     )
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_failure_of_the_ranks_is_the_runs(tmp_path: Path) -> None:
-    """Bad input that only a rank can find, and a training that diverges: one failure, its own code, no word
-    of lost connections.
-    """
-    words = ("--tasks", "toy_articles", "--configs", "B-FP", *TWO)
-    done = bitrank(*SMOKE, *words, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
+def test_failure_of_a_rank_is_the_failure_of_the_run(tmp_path: Path) -> None:
+    """Bad input found by a rank, and divergence: one failure with its own exit code, no connection errors."""
+    arguments = ("--tasks", "toy_articles", "--configs", "B-FP", *TWO)
+    done = bitrank(*SMOKE, *arguments, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
     (run,) = store_runs(tmp_path)
     assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]
-    done = bitrank(*SMOKE, *words, "--quant-backend", "cuda-4bit", cwd=tmp_path, timeout=1200)
+    done = bitrank(*SMOKE, *arguments, "--quant-backend", "cuda-4bit", cwd=tmp_path, timeout=1200)
     assert done.returncode == 2 and "'cuda-4bit' cannot run here" in done.stdout

@@ -1,6 +1,4 @@
-"""Cut any file of an interrupted or finished run at any byte: the next start ends with the same numbers, or
-says which file is wrong.
-"""
+"""Truncate any file of a run at any byte: the next start gives equal results or names the file."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from study_tools import SMOKE, bitrank, kill_children_of, start, wait_for
 
 FIGURES = ("eval/", "zero/", "model/", "lora/", "train/best_step", "train/tokens")
 
-# Continues a copy of the run for each case in one process: imports take longer than a tiny run.
+# Resumes a copy of the run per case in one process, because imports take longer than a tiny run.
 CONTINUE = """
 import json, shutil, sys
 from pathlib import Path
@@ -32,15 +30,16 @@ for name, share in cases:
     (copy / name).write_bytes(content[: int(len(content) * share)])
     code = child.main(copy)
     result = json.loads((copy / "result.json").read_text()) if code == 0 else {}
-    said = [json.loads(line).get("message", "") for line in (copy / "events.jsonl").read_text().splitlines()]
+    lines = (copy / "events.jsonl").read_text().splitlines()
+    messages = [json.loads(line).get("message", "") for line in lines]
     failure = copy / "failure.json"
-    said += [json.loads(failure.read_text())["message"]] if failure.exists() else []
-    print("CASE", json.dumps([name, share, code, result, [text for text in said if text]]), flush=True)
+    messages += [json.loads(failure.read_text())["message"]] if failure.exists() else []
+    print("CASE", json.dumps([name, share, code, result, [text for text in messages if text]]), flush=True)
 """
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
-    """What a run's spec decides: no times, speeds and memory."""
+    """Results determined by the run's spec: no times, speeds and memory."""
     return {key: value for key, value in result.items() if key.startswith(FIGURES)}
 
 
@@ -63,7 +62,7 @@ def files_of(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run, with its last checkpoint as it was before the store took it."""
+    """The folder of a finished run, with its last checkpoint."""
     cwd = tmp_path_factory.mktemp("finished")
     done = bitrank(
         *SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4", cwd=cwd
@@ -73,9 +72,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-def test_a_cut_file_of_an_interrupted_run_changes_no_number(tmp_path: Path, finished: Path) -> None:
-    words = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4")
-    process = start(*words, cwd=tmp_path)
+def test_truncated_file_of_an_interrupted_run_changes_no_result(tmp_path: Path, finished: Path) -> None:
+    arguments = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4")
+    process = start(*arguments, cwd=tmp_path)
     folder = wait_for(tmp_path, "checkpoint", count=3)
     kill_children_of(process)
     process.wait(timeout=60)
@@ -84,14 +83,14 @@ def test_a_cut_file_of_an_interrupted_run_changes_no_number(tmp_path: Path, fini
     assert sum("/step-" in name for name in names) == 6, names
     cases = [(name, share) for name in names for share in (0, 0.6)]
     expected = figures(json.loads((finished / "result.json").read_text()))
-    for name, share, code, result, said in continue_copies(folder, cases):
-        assert code == 0, (name, share, said)
+    for name, share, code, result, messages in continue_copies(folder, cases):
+        assert code == 0, (name, share, messages)
         assert figures(result) == expected, (name, share)
         if "/step-" in name and name >= max(names)[: len("checkpoint/step-00000000")]:
-            assert any("is damaged" in text for text in said), (name, share)
+            assert any("is damaged" in text for text in messages), (name, share)
 
 
-def test_a_cut_file_of_a_finished_run_makes_it_run_again(finished: Path) -> None:
+def test_truncated_file_of_a_finished_run_is_made_again(finished: Path) -> None:
     expected = figures(json.loads((finished / "result.json").read_text()))
     names = [
         name
@@ -106,20 +105,20 @@ def test_a_cut_file_of_a_finished_run_makes_it_run_again(finished: Path) -> None
         "predictions.parquet",
         "zero_shot.json",
     } <= set(names)
-    for name, share, code, result, said in continue_copies(finished, [(name, 0.7) for name in names]):
-        assert code == 0, (name, share, said)
+    for name, share, code, result, messages in continue_copies(finished, [(name, 0.7) for name in names]):
+        assert code == 0, (name, share, messages)
         assert figures(result) == expected, name
 
 
-def test_a_cut_spec_is_named(finished: Path) -> None:
-    ((_, _, code, _, said),) = continue_copies(finished, [("spec.json", 0.5)])
+def test_truncated_spec_is_reported(finished: Path) -> None:
+    ((_, _, code, _, messages),) = continue_copies(finished, [("spec.json", 0.5)])
     assert code != 0
-    assert any("spec.json" in text for text in said)
+    assert any("spec.json" in text for text in messages)
 
 
-def test_the_matrix_heals_a_run_whose_result_is_torn(tmp_path: Path) -> None:
-    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
-    process = start(*words, cwd=tmp_path)
+def test_matrix_repairs_a_run_with_a_truncated_result(tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
+    process = start(*arguments, cwd=tmp_path)
     folder = wait_for(tmp_path, "checkpoint", count=1)
     kill_children_of(process)
     process.wait(timeout=60)
@@ -127,7 +126,7 @@ def test_the_matrix_heals_a_run_whose_result_is_torn(tmp_path: Path) -> None:
     (folder / "progress.json").unlink(missing_ok=True)
     with (folder / "events.jsonl").open("ab") as events:
         events.write(b"\x00\x00garbled\xff\n")
-    done = bitrank(*words, cwd=tmp_path)
+    done = bitrank(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""``import bitrank``: light, and with the same numbers as the command line and plain transformers."""
+"""``import bitrank`` is light and gives the numbers of the command line and plain transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tiny(name: str = "tiny-llama"):
     return kind.from_pretrained(locate(name), dtype=torch.float32).eval()
 
 
-def test_importing_it_loads_no_heavy_library() -> None:
+def test_import_loads_no_heavy_library() -> None:
     heavy = "{'torch', 'transformers', 'peft', 'mlflow', 'duckdb', 'numpy'}"
     code = f"import sys, bitrank; print(sorted({heavy} & set(sys.modules)), dir(bitrank))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,12 +43,12 @@ def test_importing_it_loads_no_heavy_library() -> None:
     assert all(name in done.stdout for name in bitrank.__all__)
 
 
-def test_a_name_that_it_lacks_is_an_attribute_error_with_those_it_has() -> None:
+def test_unknown_name_is_an_attribute_error_with_the_known_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'quantize'; it has UserError, apply, attach"):
         bitrank.quantize  # noqa: B018
 
 
-def test_examples_of_its_docstrings_run(tmp_path, monkeypatch) -> None:
+def test_docstring_examples_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(bitrank.api, optionflags=doctest.ELLIPSIS)
     assert result.attempted > 15
@@ -69,10 +69,10 @@ def planned(tmp_path_factory):
     return plan, folder / "plan.json"
 
 
-def test_a_plan_is_plain_data_and_that_of_the_command_line(planned, tmp_path) -> None:
+def test_plan_is_plain_data_and_equals_that_of_the_command_line(planned, tmp_path) -> None:
     plan, path = planned
     assert json.loads(path.read_text()) == plan == bitrank.load_plan(path)
-    words = [
+    arguments = [
         "plan",
         "--profile",
         "smoke",
@@ -87,7 +87,7 @@ def test_a_plan_is_plain_data_and_that_of_the_command_line(planned, tmp_path) ->
         sys.executable,
         "-m",
         "bitrank",
-        *words,
+        *arguments,
         "--init",
         "default",
         "--json",
@@ -99,7 +99,7 @@ def test_a_plan_is_plain_data_and_that_of_the_command_line(planned, tmp_path) ->
     assert {key: plan[key] for key in same} == {key: shown[key] for key in same}
 
 
-def test_a_model_in_memory_has_the_plan_of_its_folder_and_does_not_change(planned) -> None:
+def test_model_in_memory_gets_the_plan_of_its_folder_and_is_unchanged(planned) -> None:
     plan, _ = planned
     model, threads = tiny(), torch.get_num_threads()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -109,14 +109,14 @@ def test_a_model_in_memory_has_the_plan_of_its_folder_and_does_not_change(planne
     assert torch.get_num_threads() == threads
 
 
-def test_planned_bytes_are_those_of_the_model_after_apply_and_attach(planned) -> None:
+def test_planned_bytes_equal_those_after_apply_and_attach(planned) -> None:
     plan, _ = planned
     model = tiny()
     bitrank.apply(model, plan)
     assert stored_bytes(bitrank.attach(model, plan)).total == plan["bytes"] <= plan["budget"]
 
 
-def test_apply_gives_the_logits_of_plain_transformers_on_the_decoded_weights(planned) -> None:
+def test_apply_gives_the_logits_of_the_decoded_weights(planned) -> None:
     plan, _ = planned
     model, reference = tiny(), tiny()
     applied = bitrank.apply(model, plan)
@@ -139,7 +139,7 @@ def test_apply_stores_every_format(text: str) -> None:
     assert 0 < float((stored - weight).norm() / weight.norm()) < 0.7
 
 
-def test_matrices_that_a_plan_does_not_name_go_to_16_bits_and_a_classifiers_head_stays() -> None:
+def test_unplanned_matrices_become_16_bit_and_the_classification_head_is_unchanged() -> None:
     model = tiny("tiny-bert")
     head = model.classifier.weight.detach().clone()
     done = bitrank.apply(model, {"precision": {}})
@@ -147,7 +147,7 @@ def test_matrices_that_a_plan_does_not_name_go_to_16_bits_and_a_classifiers_head
     assert "classifier" not in done and torch.equal(model.classifier.weight, head)
 
 
-def test_attach_trains_the_ranks_of_the_plan_and_the_head_with_the_scale_of_runs() -> None:
+def test_attach_uses_the_ranks_of_the_plan_and_the_scale_of_runs() -> None:
     model = tiny("tiny-bert")
     name = "bert.encoder.layer.1.output.dense"
     adapted = bitrank.attach(model, {"ranks": {name: 3}})
@@ -158,7 +158,7 @@ def test_attach_trains_the_ranks_of_the_plan_and_the_head_with_the_scale_of_runs
     assert any("classifier.modules_to_save" in part for part in trained)
 
 
-def test_gradients_reach_adapters_through_every_quantized_layer(planned) -> None:
+def test_gradients_reach_every_adapter(planned) -> None:
     plan, _ = planned
     model = tiny()
     bitrank.apply(model, plan)
@@ -169,7 +169,7 @@ def test_gradients_reach_adapters_through_every_quantized_layer(planned) -> None
     assert all(grad is not None and grad.abs().sum() > 0 for grad in seconds.values())
 
 
-def test_an_adaptive_plan_needs_steps_and_gives_adalora() -> None:
+def test_adaptive_plan_needs_steps_and_gives_adalora() -> None:
     plan = {"precision": {}, "ranks": {}, "adaptive": {"init_r": 6, "target_r": 2}}
     with pytest.raises(bitrank.UserError, match="give total_steps"):
         bitrank.attach(tiny(), plan)
@@ -179,7 +179,7 @@ def test_an_adaptive_plan_needs_steps_and_gives_adalora() -> None:
 
 
 @pytest.mark.parametrize("init", ["lq-lora", "loftq"])
-def test_a_plan_whose_adapters_start_from_the_residual_is_not_attached_otherwise_unseen(init: str) -> None:
+def test_attach_rejects_a_plan_with_residual_initialization(init: str) -> None:
     plan = {"ranks": {UP: 4}, "init": init}
     with pytest.raises(bitrank.UserError, match=f"start with init='{init}'.*bitrank run --plan"):
         bitrank.attach(tiny(), plan)
@@ -208,7 +208,7 @@ def _quantized():
         ),
     ],
 )
-def test_a_model_that_cannot_be_planned_is_refused_before_measuring(model, message: str) -> None:
+def test_model_that_cannot_be_planned_is_rejected_before_measuring(model, message: str) -> None:
     task = "toy_sentences" if "bert" in message else "toy_articles"
     with pytest.raises(ValueError, match=message):
         bitrank.plan(model(), task, "5bits", **SMOKE, on_progress=pytest.fail)
@@ -223,7 +223,10 @@ def test_a_model_that_cannot_be_planned_is_refused_before_measuring(model, messa
             "unknown init of a plan",
         ),
         (lambda: bitrank.plan("tiny-bert", "toy_sentenced", "9MB", **SMOKE), "toy_sentences"),
-        (lambda: bitrank.apply(tiny(), {"precision": {UP: 4}}), "the plan is not a plan.*formats must be text"),
+        (
+            lambda: bitrank.apply(tiny(), {"precision": {UP: 4}}),
+            "the plan is not a plan.*formats must be text",
+        ),
         (
             lambda: bitrank.apply(tiny(), {"precision": {"model.up": "int8"}}),
             "no weight matrix of this model; nearest",
@@ -236,12 +239,12 @@ def test_a_model_that_cannot_be_planned_is_refused_before_measuring(model, messa
         (lambda: bitrank.open_store("nowhere"), "there is no store at"),
     ],
 )
-def test_bad_input_is_an_error_with_what_was_expected(call, message: str) -> None:
+def test_bad_input_raises_with_the_expected_values(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_a_tokenizer_serves_a_model_that_was_made_in_memory(planned) -> None:
+def test_tokenizer_can_be_given_for_a_model_in_memory(planned) -> None:
     model = tiny()
     model.config.name_or_path = ""
     tokenizer = AutoTokenizer.from_pretrained(locate("tiny-llama"))
@@ -251,9 +254,19 @@ def test_a_tokenizer_serves_a_model_that_was_made_in_memory(planned) -> None:
     )
 
 
-def test_open_store_reads_runs_as_a_data_frame(tmp_path: Path) -> None:
-    words = ["run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_sentences", "--max-steps", "1"]
-    command = [sys.executable, "-m", "bitrank", *words, "--store", str(tmp_path / "runs")]
+def test_open_store_gives_runs_as_a_data_frame(tmp_path: Path) -> None:
+    arguments = [
+        "run",
+        "--profile",
+        "smoke",
+        "--config",
+        "B-FP",
+        "--task",
+        "toy_sentences",
+        "--max-steps",
+        "1",
+    ]
+    command = [sys.executable, "-m", "bitrank", *arguments, "--store", str(tmp_path / "runs")]
     subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
     frame = bitrank.open_store(tmp_path / "runs").sql('SELECT run_name, "m.eval/acc" AS acc FROM wide').df()
     assert list(frame["run_name"]) == ["B-FP toy_sentences s0"]

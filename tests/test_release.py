@@ -1,4 +1,4 @@
-"""A release is refused when the changelog does not speak of the version."""
+"""The release check fails if the changelog has no heading for the version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_changelog_must_have_the_version(tmp_path: Path) -> None:
+def test_changelog_must_have_the_version(tmp_path: Path) -> None:
     source = tmp_path / "src" / "some"
     source.mkdir(parents=True)
     (source / "__init__.py").write_text('__version__ = "1.2.0"\n')
@@ -26,6 +26,6 @@ def test_the_changelog_must_have_the_version(tmp_path: Path) -> None:
     assert check(tmp_path).returncode == 0
 
 
-def test_every_package_of_ours_could_be_released() -> None:
+def test_every_package_passes_the_release_check() -> None:
     for folder in [*(ROOT / "packages").iterdir(), ROOT / "orchestrator"]:
         assert check(folder).returncode == 0

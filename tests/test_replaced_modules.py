@@ -1,5 +1,4 @@
-"""What a module keeps when a quantized one takes its place: its own forward pass, its hooks, the weight it
-shares."""
+"""A module keeps its forward pass, hooks and shared weight when a quantized module replaces it."""
 
 from __future__ import annotations
 
@@ -48,8 +47,8 @@ def logits(name: str, model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["gemma", "opt", "biogpt", "bart-scaled"])
-def test_a_table_is_never_decoded_as_a_whole_for_its_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their forward passes ask the weight for its dtype or its device."""
+def test_embedding_lookup_does_not_decode_the_whole_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward passes of these models read the weight's dtype or device."""
     model = quantized(name)
     tables = [m for m in model.modules() if isinstance(m, QuantEmbedding) and type(m) is not QuantEmbedding]
     assert tables
@@ -66,7 +65,7 @@ def test_a_table_is_never_decoded_as_a_whole_for_its_rows(name: str, monkeypatch
         assert whole.count(id(table.quantized)) == heads.count(id(table.quantized))
 
 
-def test_position_ids_reach_a_positional_table() -> None:
+def test_position_ids_reach_the_positional_table() -> None:
     before, after = architectures.build("opt").eval(), quantized("opt", "fp32")
     ids = torch.tensor([[5, 6, 7, 8]])
     given = {"input_ids": ids, "position_ids": torch.tensor([[3, 4, 9, 10]])}
@@ -75,12 +74,18 @@ def test_position_ids_reach_a_positional_table() -> None:
         assert not torch.allclose(after(**given).logits, after(input_ids=ids).logits, atol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "module"), [
-    ("gemma", "model.embed_tokens"), ("bert", "bert.embeddings.word_embeddings"), ("llama", "model.layers.0.mlp.up_proj"),
-    ("gpt2", "transformer.h.0.mlp.c_fc"), ("llama-bias", "lm_head"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("gemma", "model.embed_tokens"),
+        ("bert", "bert.embeddings.word_embeddings"),
+        ("llama", "model.layers.0.mlp.up_proj"),
+        ("gpt2", "transformer.h.0.mlp.c_fc"),
+        ("llama-bias", "lm_head"),
+    ],
+)
 @pytest.mark.parametrize("text", ["int8", "nf4"])
-def test_hooks_stay_and_can_be_removed(name: str, module: str, text: str) -> None:
+def test_hooks_are_kept_and_removable(name: str, module: str, text: str) -> None:
     model = architectures.build(name).eval()
     seen: list[torch.Size] = []
     handles = [
@@ -109,7 +114,7 @@ class Doubled(nn.Linear):
 
 
 class Small(nn.Module):
-    """One module of each kind, most of them with a forward pass that no quantized one has."""
+    """One module per kind, most with a forward pass that no quantized module has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +131,7 @@ class Small(nn.Module):
         return self.attention(x, x, x)[0]
 
 
-def test_a_forward_pass_that_is_not_known_stays_and_says_why() -> None:
+def test_module_with_an_unknown_forward_pass_is_kept_with_the_reason() -> None:
     model = Small()
     assert [m.name for m in weight_matrices(model)] == ["plain"]
     reasons = {one.name: one.reason for one in left_out(model)}
@@ -143,7 +148,7 @@ def test_a_forward_pass_that_is_not_known_stays_and_says_why() -> None:
     assert type(model.doubled) is Doubled and torch.isfinite(model(torch.arange(4)[None])).all()
 
 
-def test_a_weight_shared_with_an_unknown_forward_pass_stays_too() -> None:
+def test_weight_shared_with_an_unknown_forward_pass_is_kept() -> None:
     model = nn.ModuleDict({"table": nn.Embedding(10, 8), "head": Doubled(8, 10, bias=False)})
     model["head"].weight = model["table"].weight
     assert weight_matrices(model) == []
@@ -153,7 +158,7 @@ def test_a_weight_shared_with_an_unknown_forward_pass_stays_too() -> None:
     )
 
 
-def test_the_lazy_weight_of_a_table_is_its_decoded_matrix() -> None:
+def test_lazy_weight_of_a_table_equals_its_decoded_matrix() -> None:
     table = QuantEmbedding.instead_of(
         nn.Embedding(10, 64), QuantWeight(torch.randn(10, 64), parse_format("int8"), torch.float32)
     )
@@ -173,7 +178,7 @@ def test_the_lazy_weight_of_a_table_is_its_decoded_matrix() -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma", "opt", "bart"])
-def test_a_quantized_subclass_can_be_copied_and_pickled(name: str) -> None:
+def test_quantized_subclass_can_be_copied_and_pickled(name: str) -> None:
     model = quantized(name)
     expected = logits(name, model)
     assert torch.equal(logits(name, copy.deepcopy(model)), expected)
@@ -181,7 +186,7 @@ def test_a_quantized_subclass_can_be_copied_and_pickled(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma", "opt", *TABLES])
-def test_a_saved_model_loads_into_the_same_numbers(name: str, tmp_path: Path) -> None:
+def test_saved_model_reloads_with_equal_output(name: str, tmp_path: Path) -> None:
     model = quantized(name)
     save_quantized(model, tmp_path)
     loaded = load_quantized(architectures.build(name).eval(), tmp_path, torch.float32)
@@ -190,7 +195,7 @@ def test_a_saved_model_loads_into_the_same_numbers(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_shared_table_is_one_item_and_stored_once(name: str) -> None:
+def test_shared_table_is_one_item_and_stored_once(name: str) -> None:
     model = architectures.build(name)
     prefix = "" if name == "t5" else "model."
     sharing = {m.name: m.tied_to for m in weight_matrices(model) if m.tied_to is not None}
@@ -206,8 +211,8 @@ def test_a_shared_table_is_one_item_and_stored_once(name: str) -> None:
     assert before - stored_bytes(model).total == 4 * rows * width - (rows * width + 4 * rows)
 
 
-def test_a_weight_that_its_parent_reads_is_decoded_by_plain_torch() -> None:
-    """T5 casts to the dtype of ``wo.weight``, which is uint8 where bitsandbytes stores it."""
+def test_weight_read_by_its_parent_is_decoded_by_plain_torch() -> None:
+    """T5 casts to the dtype of ``wo.weight``, which is uint8 in bitsandbytes."""
     model = architectures.build("t5")
     read = readers_of_weights(model)
     assert {name.rpartition(".")[2] for name in read} == {"wo", "relative_attention_bias"}
@@ -221,14 +226,14 @@ def test_a_weight_that_its_parent_reads_is_decoded_by_plain_torch() -> None:
     )
 
 
-def test_look_ups_of_every_module_that_shares_a_table_count() -> None:
-    """An encoder and a decoder look up in one table; the module that owns it looks up nothing."""
+def test_lookups_of_all_modules_that_share_a_table_are_counted() -> None:
+    """Encoder and decoder look up rows of one table, which its owner never does."""
     model, given = architectures.build("bart-scaled").eval(), architectures.inputs("bart-scaled")
 
-    def judged(answering: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    def recorded(answering: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         return answering(**batch).logits, torch.tensor([0, 1, 0])
 
-    found = measure_moments(Replay(model, [given], judged), weight_matrices(model))
+    found = measure_moments(Replay(model, [given], recorded), weight_matrices(model))
     ids_BT = given["input_ids"]
     counts_V = torch.bincount(
         torch.cat([ids_BT, shift_tokens_right(ids_BT, 0, 3)]).flatten(), minlength=architectures.VOCABULARY

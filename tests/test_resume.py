@@ -1,6 +1,4 @@
-"""Kill a run, its parent, or both, at any moment: the next `matrix` finishes the work with the same numbers,
-none doubled.
-"""
+"""Kill a run, its parent or both: the next `matrix` completes the work with equal results, none twice."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ Numbers = list[tuple[str, int, float]]
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Numbers]]:
-    """Numbers of a config's uninterrupted runs, made when first asked for: LoRA and AdaLoRA, in bf16 and in
-    NF4, on both kinds of task.
+    """Returns the results of a config's uninterrupted runs, made at first use.
+
+    LoRA and AdaLoRA, in bf16 and in NF4, on both kinds of task.
     """
 
     @cache
@@ -42,11 +41,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         ("Joint-1", "toy_articles", "terminate"),
     ],
 )
-def test_killed_and_run_again_ends_with_the_same_numbers(
+def test_killed_run_resumes_with_equal_results(
     tmp_path: Path, straight, config: str, task: str, how: str
 ) -> None:
-    words = (*SMOKE, "--configs", config, "--tasks", task)
-    process = start(*words, cwd=tmp_path)
+    arguments = (*SMOKE, "--configs", config, "--tasks", task)
+    process = start(*arguments, cwd=tmp_path)
     folder = wait_for(tmp_path, "checkpoint")
     if how == "child":
         kill_children_of(process)
@@ -60,7 +59,7 @@ def test_killed_and_run_again_ends_with_the_same_numbers(
     (cut,) = store_runs(tmp_path)
     assert cut["status"] == ("RUNNING" if how == "parent" else "KILLED")
 
-    again = bitrank(*words, cwd=tmp_path)
+    again = bitrank(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     (run,) = store_runs(tmp_path)
     assert run["id"] == cut["id"] and run["status"] == "FINISHED"
@@ -69,11 +68,11 @@ def test_killed_and_run_again_ends_with_the_same_numbers(
     assert len(keys) == len(set(keys))
 
 
-def test_a_second_invocation_leaves_a_running_one_alone(tmp_path: Path) -> None:
-    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--set", "steps=400")
-    process = start(*words, cwd=tmp_path)
+def test_second_invocation_does_not_disturb_a_running_one(tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles", "--set", "steps=400")
+    process = start(*arguments, cwd=tmp_path)
     wait_for(tmp_path, "train")
-    second = bitrank(*words, cwd=tmp_path)
+    second = bitrank(*arguments, cwd=tmp_path)
     assert second.returncode == 1
     assert "another bitrank process is running it" in second.stdout
     assert process.wait(timeout=120) == 0

@@ -1,6 +1,4 @@
-"""The road end to end on tiny models: what a run leaves behind, what fails and how, and what the user is
-told.
-"""
+"""Complete runs on tiny models: their records and artifacts, failures, and messages."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole smoke study."""
+    """The folder of a complete smoke study."""
     cwd = tmp_path_factory.mktemp("study")
     done = bitrank(*SMOKE, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,11 +25,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
-def test_every_run_is_recorded_whole(study: Path) -> None:
+def test_every_run_is_recorded_completely(study: Path) -> None:
     runs = store_runs(study)
     assert len(runs) == 12 and {run["status"] for run in runs} == {"FINISHED"}
-    needed = {"eval/loss", "zero/loss", "model/mib", "model/bits", "lora/params", "lora/percent", "lora/rank", "mem/peak_mib",
-              "mem/import_mib", "speed/train_tok_s", "speed/infer_tok_s", "time/setup_s", "time/train_s", "time/total_s"}  # fmt: skip
+    needed = {
+        *("eval/loss", "zero/loss"),
+        *("model/mib", "model/bits"),
+        *("lora/params", "lora/percent", "lora/rank"),
+        *("mem/peak_mib", "mem/import_mib"),
+        *("speed/train_tok_s", "speed/infer_tok_s"),
+        *("time/setup_s", "time/train_s", "time/total_s"),
+    }
     for run in runs:
         finals = {key for key, step, _ in run["points"] if step == 0}
         quality = "eval/acc" if "sentences" in run["name"] else "eval/ppl"
@@ -61,7 +65,7 @@ def test_adaptive_arms_end_at_their_budget(study: Path) -> None:
             assert ranks["lora/rank_mean"] == expected[run["tags"]["config"]]
 
 
-def test_precision_shows_in_the_bytes(study: Path) -> None:
+def test_stored_bytes_follow_the_precision(study: Path) -> None:
     bits = {
         run["name"]: value
         for run in store_runs(study)
@@ -114,7 +118,7 @@ def study_cache() -> str:
     return os.environ["BITRANK_CACHE"]
 
 
-def test_every_arm_is_judged_on_the_same_examples(study: Path) -> None:
+def test_all_arms_are_evaluated_on_the_same_examples(study: Path) -> None:
     for task in ("toy_sentences", "toy_articles"):
         ids = set()
         for run in store_runs(study):
@@ -124,7 +128,7 @@ def test_every_arm_is_judged_on_the_same_examples(study: Path) -> None:
         assert len(ids) == 1
 
 
-def test_the_second_time_nothing_is_run(study: Path) -> None:
+def test_second_invocation_runs_nothing(study: Path) -> None:
     before = store_runs(study)
     again = bitrank(*SMOKE, cwd=study, timeout=30)
     assert again.returncode == 0
@@ -132,7 +136,7 @@ def test_the_second_time_nothing_is_run(study: Path) -> None:
     assert store_runs(study) == before
 
 
-def test_results_on_disk(study: Path) -> None:
+def test_result_files_are_written(study: Path) -> None:
     assert len(json.loads((study / "results/all_results.json").read_text())) == 12
     assert (study / "results/experiment_summary.csv").read_text().count("\n") == 13
     assert {path.name for path in (study / "results").glob("results_*")} == {
@@ -140,7 +144,7 @@ def test_results_on_disk(study: Path) -> None:
     }
 
 
-def test_results_of_older_code_are_shown_as_stale(study: Path) -> None:
+def test_results_of_older_code_are_marked_stale(study: Path) -> None:
     import sqlite3
 
     with sqlite3.connect(study / "runs/mlflow.db") as db:
@@ -158,8 +162,8 @@ def test_results_of_older_code_are_shown_as_stale(study: Path) -> None:
         db.commit()
 
 
-def test_one_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
-    """Two steps are too few for AdaLoRA and enough for LoRA."""
+def test_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Two steps are too few for AdaLoRA's schedule, but enough for LoRA."""
     done = bitrank(
         *SMOKE, "--tasks", "toy_articles", "--configs", "B-Ada,B-FP", "--set", "steps=2", cwd=tmp_path
     )
@@ -174,24 +178,24 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "Traceback" in json.loads((folder / "failure.json").read_text())["trace"]
 
 
-def test_divergence_is_recorded_as_a_finding_and_not_tried_again(tmp_path: Path) -> None:
-    words = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP", "--set", "learning_rate=1e38")
-    done = bitrank(*words, cwd=tmp_path)
+def test_divergence_is_recorded_as_a_finding_and_not_retried(tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP", "--set", "learning_rate=1e38")
+    done = bitrank(*arguments, cwd=tmp_path)
     (run,) = store_runs(tmp_path)
     assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]
-    again = bitrank(*words, cwd=tmp_path)
+    again = bitrank(*arguments, cwd=tmp_path)
     assert again.returncode == 1 and "diverged" in again.stdout and "0 of 1 runs are complete" in again.stdout
     assert store_runs(tmp_path) == [run]
 
 
-def run_one(cwd: Path, *words: str) -> tuple[int, str]:
-    done = bitrank("run", "--profile", "smoke", *words, cwd=cwd)
+def run_one(cwd: Path, *arguments: str) -> tuple[int, str]:
+    done = bitrank("run", "--profile", "smoke", *arguments, cwd=cwd)
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             ["--config", "B-Q4", "--task", "toy_sentences", "--quant-backend", "cuda-4bit"],
@@ -212,26 +216,25 @@ def run_one(cwd: Path, *words: str) -> tuple[int, str]:
         (["--plan", "big.json", "--task", "toy_sentences"], "rank 65 does not fit"),
     ],
 )
-def test_bad_input_inside_a_run(tmp_path: Path, words: list[str], message: str) -> None:
+def test_bad_input_found_by_a_run_is_reported(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "wrong.json").write_text(
         '{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.qeury": 4}}'
     )
     (tmp_path / "big.json").write_text(
         '{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 65}}'
     )
-    code, said = run_one(tmp_path, *words)
-    assert code == 2, said
-    assert message in said
-    # Names and plans are checked before a run is opened; what only the run can know is recorded as its
-    # failure.
+    code, output = run_one(tmp_path, *arguments)
+    assert code == 2, output
+    assert message in output
+    # Names and plans are checked before a run is opened; errors found later are recorded as its failure.
     runs = store_runs(tmp_path) if (tmp_path / "runs/mlflow.db").exists() else []
-    checked_before = "--plan" in words or "gpu" in words
+    checked_before = "--plan" in arguments or "gpu" in arguments
     assert len(runs) == (0 if checked_before else 1)
     for run in runs:
         assert run["status"] == "FAILED" and message in run["tags"]["failure"]
 
 
-def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
+def test_sst2_is_read_from_a_local_folder(tmp_path: Path) -> None:
     import datasets
 
     rows = {
@@ -240,16 +243,14 @@ def test_sst2_from_a_local_folder(tmp_path: Path) -> None:
     }
     part = datasets.Dataset.from_dict(rows)
     datasets.DatasetDict(train=part, validation=part.select(range(20))).save_to_disk(tmp_path / "sst2")
-    code, said = run_one(tmp_path, "--config", "Joint-1", "--task", "sst2", "--data", "sst2")
-    assert code == 0, said
+    code, output = run_one(tmp_path, "--config", "Joint-1", "--task", "sst2", "--data", "sst2")
+    assert code == 0, output
     (run,) = store_runs(tmp_path)
     assert run["tags"]["task"] == "sst2" and run["status"] == "FINISHED"
 
 
-def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
-    """GPT-2 (`Conv1D`) in hub format from a local folder, a user's own text, and a plan that mixes formats
-    and ranks.
-    """
+def test_plan_file_text_file_and_local_gpt2_train_together(tmp_path: Path) -> None:
+    """GPT-2 (`Conv1D`) from a local folder, a user's text file, and a plan of mixed formats and ranks."""
     from bitrank.models.tiny import build_tiny
 
     (tmp_path / "gpt2").mkdir()
@@ -268,8 +269,8 @@ def test_a_plan_file_an_own_file_and_a_local_gpt2(tmp_path: Path) -> None:
         "ranks": {"transformer.h.0.attn.c_attn": 3, "transformer.h.2.mlp.c_proj": 5},
     }
     (tmp_path / "odd.json").write_text(json.dumps(plan))
-    code, said = run_one(tmp_path, "--plan", "odd.json", "--task", "mine.jsonl", "--model", "./gpt2")
-    assert code == 0, said
+    code, output = run_one(tmp_path, "--plan", "odd.json", "--task", "mine.jsonl", "--model", "./gpt2")
+    assert code == 0, output
     (run,) = store_runs(tmp_path)
     assert run["name"] == "odd mine s0"
     assert {"int3-g64@torch", "nf4@bitsandbytes", "int4-g64@torch"} <= set(

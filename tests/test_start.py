@@ -1,6 +1,4 @@
-"""Starting points over real formats and backends: what a layer holds plus its adapter comes nearer to the
-16-bit weight.
-"""
+"""Residual initialization over real formats and backends: stored weight plus adapter is nearer to 16 bits."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ def pair_of(shape):
 
 
 def moved(layer, x_NI):
-    """What the adapter adds to the output in PEFT's own forward pass, in fp32."""
+    """The adapter's contribution to the output in PEFT's own forward pass, in fp32."""
     layer.base_layer = torch.nn.Linear(x_NI.shape[1], layer.out_features, bias=False).requires_grad_(False)
     torch.nn.init.zeros_(layer.base_layer.weight)
     return layer(x_NI)
@@ -79,7 +77,7 @@ CASES += [
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 @pytest.mark.parametrize(("text", "backend"), CASES)
 @pytest.mark.parametrize("name", MODELS)
-def test_layer_plus_adapter_is_nearer_and_as_near_as_said(
+def test_adapter_reduces_the_quantization_error_as_reported(
     name: str, text: str, backend: str, kind: str
 ) -> None:
     model = made(name)
@@ -106,7 +104,7 @@ def test_layer_plus_adapter_is_nearer_and_as_near_as_said(
 
 
 @pytest.mark.parametrize("text", ["nf4-dq", "llm-int8", "int8", "int3-g64", "bf16"])
-def test_the_stored_weight_is_what_the_layer_multiplies_by(text: str) -> None:
+def test_stored_weight_is_the_matrix_of_the_layers_product(text: str) -> None:
     model = made("bert")
     matrices = block_matrices(model)
     apply_precision(model, {m.name: text for m in matrices})
@@ -114,14 +112,15 @@ def test_the_stored_weight_is_what_the_layer_multiplies_by(text: str) -> None:
         layer = model.get_submodule(m.name)
         x = torch.randn(4, m.shape[1], generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
         want = x.float() @ stored_weight(layer).float().T + layer.bias.float()
-        for _ in range(2):  # bitsandbytes moves its codes at the first call
+        for _ in range(2):  # bitsandbytes rearranges its codes at the first call
             assert (layer(x).float() - want).norm() < 0.02 * want.norm()
             assert stored_weight(layer).shape == m.shape
 
 
-def test_sixteen_bits_and_embeddings_are_never_split() -> None:
-    model, asked = made("llama"), []
-    plan = {m.name: "int8" if m.role == "embedding" else "bf16" if m.role == "attention" else "nf4" for m in weight_matrices(model)
-            if m.tied_to is None}  # fmt: skip
-    apply_precision(model, plan, split=lambda name, weight, stored: asked.append(name) or weight)
-    assert asked == [m.name for m in block_matrices(made("llama")) if m.role == "ffn"]
+def test_16_bit_matrices_and_embeddings_are_never_split() -> None:
+    model, split_names = made("llama"), []
+    formats = {"embedding": "int8", "attention": "bf16"}
+    untied = [m for m in weight_matrices(model) if m.tied_to is None]
+    plan = {m.name: formats.get(m.role, "nf4") for m in untied}
+    apply_precision(model, plan, split=lambda name, weight, stored: split_names.append(name) or weight)
+    assert split_names == [m.name for m in block_matrices(made("llama")) if m.role == "ffn"]

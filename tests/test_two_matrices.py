@@ -1,4 +1,4 @@
-"""Two matrices in different order on one store: every spec is trained once, and none stays "elsewhere"."""
+"""Two matrices in different order on one store: every spec is trained once and all are complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONE = (*SMOKE, "--tasks", "toy_articles", *STEPS)
 
 
 def _attempts(cwd: Path) -> dict[str, int]:
-    """How often each run's process began, by the name of its folder."""
+    """Number of started processes of each run, by the name of its folder."""
     return {
         path.parent.name: sum(e["event"] == "machine" for e in read_events(path))
         for path in (cwd / "runs" / "work").glob("*/events.jsonl")
@@ -40,9 +40,7 @@ def _runs(cwd: Path) -> list[tuple[str, str, str]]:
 
 
 def _together(cwd: Path, *orders: str, more: tuple[str, ...] = ()) -> list[str]:
-    """What matrices with these orders of configs print, all started at once; each must end with all its runs
-    complete.
-    """
+    """Run matrices with these orders of configs concurrently; each must complete. Returns their output."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "bitrank", *ONE, "--configs", order, "--jobs", "1", *more],
@@ -53,13 +51,13 @@ def _together(cwd: Path, *orders: str, more: tuple[str, ...] = ()) -> list[str]:
         )
         for order in orders
     ]
-    said = [process.communicate(timeout=600)[0] for process in processes]
-    assert all("Traceback" not in text for text in said), said
-    assert 0 in [process.returncode for process in processes], said
-    return said
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert all("Traceback" not in text for text in outputs), outputs
+    assert 0 in [process.returncode for process in processes], outputs
+    return outputs
 
 
-def test_every_spec_is_trained_once_whatever_the_order(tmp_path: Path) -> None:
+def test_every_spec_is_trained_once_in_any_order(tmp_path: Path) -> None:
     first, second = _together(tmp_path, "B-FP,B-Q4,Joint-1", "Joint-1,B-Q4,B-FP")
     assert [status for _, status, _ in _runs(tmp_path)] == ["FINISHED"] * 3, first + second
     assert list(_attempts(tmp_path).values()) == [1, 1, 1]
@@ -80,7 +78,7 @@ def _job(cwd: Path, tracker: Tracker, force: bool = False) -> Job:
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one run, complete."""
+    """A store with one finished run."""
     cwd = tmp_path_factory.mktemp("once")
     done = bitrank(*ONE, "--configs", "B-FP", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,16 +95,16 @@ def _tracker(cwd: Path) -> Tracker:
     return Tracker(open_store(str(cwd / "runs")), str(cwd / "runs"), "smoke")
 
 
-def test_a_run_that_another_process_ended_meanwhile_is_not_trained(copied: Path) -> None:
+def test_run_finished_by_another_process_is_not_trained(copied: Path) -> None:
     tracker = _tracker(copied)
     job = _job(copied, tracker)
-    job.state = State("new")  # as it was when this matrix looked
+    job.state = State("new")  # the state that this matrix saw earlier
     run_all([job], tracker, 1, lambda _: None)
     assert (job.status, job.state.figures["train/best_step"] >= 0) == ("done", True)
     assert list(_attempts(copied).values()) == [1]
 
 
-def test_force_keeps_what_another_process_made_since(copied: Path) -> None:
+def test_force_keeps_a_newer_run_of_another_process(copied: Path) -> None:
     tracker = _tracker(copied)
     job = _job(copied, tracker, force=True)
     job.replaces = State("done", "an older run, forgotten by the other process")
@@ -114,7 +112,7 @@ def test_force_keeps_what_another_process_made_since(copied: Path) -> None:
     assert job.status == "done" and [stage for _, _, stage in _runs(copied)] == ["active"]
 
 
-def test_force_replaces_the_run_that_it_saw_and_keeps_its_lock(copied: Path) -> None:
+def test_force_replaces_the_observed_run_and_keeps_its_lock(copied: Path) -> None:
     tracker = _tracker(copied)
     job = _job(copied, tracker, force=True)
     with FileLock(job.folder / ".lock", timeout=0):
@@ -123,7 +121,7 @@ def test_force_replaces_the_run_that_it_saw_and_keeps_its_lock(copied: Path) -> 
     assert job.state == State("new") and [stage for _, _, stage in _runs(copied)] == ["deleted"]
 
 
-def test_a_run_that_is_held_at_first_is_done_in_the_end(copied: Path) -> None:
+def test_run_held_elsewhere_is_complete_at_the_end(copied: Path) -> None:
     tracker = _tracker(copied)
     job = _job(copied, tracker)
     job.state = State("new")
@@ -144,7 +142,7 @@ def test_a_run_that_is_held_at_first_is_done_in_the_end(copied: Path) -> None:
     assert job.status == "done", "held to the end, and complete in the store all the same"
 
 
-def test_list_tells_a_running_run_from_an_interrupted_one(tmp_path: Path) -> None:
+def test_list_distinguishes_running_from_interrupted_runs(tmp_path: Path) -> None:
     def state() -> str:
         listed = bitrank("list", *ONE[1:], "--configs", "B-FP", "--json", cwd=tmp_path)
         return str(json.loads(listed.stdout)[0]["state"])

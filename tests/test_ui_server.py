@@ -1,4 +1,4 @@
-"""`bitrank ui` as a process: it warns of strangers, and no server outlives it."""
+"""`bitrank ui` as a process: it warns about non-local hosts, and its server ends with it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start(cwd: Path, port: int, *words: str) -> subprocess.Popen[str]:
+def _start(cwd: Path, port: int, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port), *words],
+        [sys.executable, "-m", "bitrank", "ui", "--profile", "smoke", "--port", str(port), *arguments],
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=(cwd / "stderr.txt").open("w"),
@@ -59,7 +59,7 @@ def _wait_for_server(port: int, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("number", "host"), [(signal.SIGTERM, "127.0.0.1"), (signal.SIGINT, "0.0.0.0"), (signal.SIGTERM, "early")]
 )
-def test_a_signal_ends_the_server_with_the_command(number: signal.Signals, host: str, cwd: Path) -> None:
+def test_signal_ends_the_server_with_the_command(number: signal.Signals, host: str, cwd: Path) -> None:
     port = _free_port()
     process = _start(cwd, port, *(() if host == "early" else ("--host", host)))
     if host == "early":  # the server exists, and does not answer yet
@@ -75,6 +75,6 @@ def test_a_signal_ends_the_server_with_the_command(number: signal.Signals, host:
     assert process.wait(timeout=60) == 128 + number
     assert [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
     assert not _answers(port)
-    said = (cwd / "stderr.txt").read_text()
-    assert ("without login" in said) == (host == "0.0.0.0")
-    assert "Traceback" not in said.split("INFO")[0]
+    output = (cwd / "stderr.txt").read_text()
+    assert ("without login" in output) == (host == "0.0.0.0")
+    assert "Traceback" not in output.split("INFO")[0]

@@ -1,6 +1,4 @@
-"""--wandb: what W&B's own file of an offline run holds is what MLflow's store holds, through kills too; a W&B
-that fails loses nothing.
-"""
+"""--wandb: W&B's offline file equals MLflow's store, also after kills; failures of W&B lose no data."""
 
 from __future__ import annotations
 
@@ -23,12 +21,12 @@ from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wai
 from wandb_server import Server, serving
 
 wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
-KEY = "k3y" * 14  # of a length that W&B takes for one
+KEY = "k3y" * 14  # the length of a W&B API key
 
 
 @dataclass
 class Recorded:
-    """One file of W&B: the run as it was opened, its points in order, and how it ended (None: it did not)."""
+    """One W&B file: the run's record, its points in order, and its exit code (None if it has not ended)."""
 
     run: Any
     points: list[tuple[str, int, float]] = field(default_factory=list)
@@ -39,7 +37,7 @@ class Recorded:
 
 
 def recorded(path: Path) -> Recorded:
-    """What W&B's file at ``path`` holds, read with W&B's own reader."""
+    """Content of W&B's file at ``path``, read with W&B's own reader."""
     found = Recorded(None)
     for record in _records(path):
         match record.WhichOneof("record_type"):
@@ -65,7 +63,7 @@ def _records(path: Path) -> Iterator[Any]:
     from wandb.sdk.internal.datastore import DataStore
 
     store = DataStore()
-    with suppress(AssertionError):  # a file that is torn on purpose
+    with suppress(AssertionError):  # a file that the test has truncated
         store.open_for_scan(str(path))
         while (content := store.scan_data()) is not None:
             yield Record.FromString(content)
@@ -82,7 +80,7 @@ def files(cwd: Path, run_id: str) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """W&B reads its environment once a process; the next test has another."""
+    """Reset W&B, which reads its environment once per process; the next test has another."""
     yield
     wandb.teardown()
 
@@ -94,10 +92,10 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -> None:
+def test_offline_file_equals_the_store(tmp_path: Path) -> None:
     done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "wandb" not in done.stderr, "W&B talks into the table"
+    assert "wandb" not in done.stderr, "W&B prints into the table"
     for run in store_runs(tmp_path):
         (path,) = files(tmp_path, run["id"])
         found = recorded(path)
@@ -111,9 +109,9 @@ def test_the_file_of_an_offline_run_holds_what_the_store_holds(tmp_path: Path) -
         assert found.run.run_group == run["tags"]["cell"]
         assert set(found.run.tags) == {"B-FP", run["tags"]["task"], "baseline", "smoke"}
         assert found.run.notes == run["tags"]["mlflow.note.content"]
-        assert {key: found.config[key] for key in ("steps", "seed", "spec_id", "mlflow_run_id", "git_commit", "stored_as")} == {
-            "steps": 20, "seed": 0, "mlflow_run_id": run["id"], **{key: run["tags"][key] for key in ("spec_id", "git_commit", "stored_as")}
-        }  # fmt: skip
+        tags = {key: run["tags"][key] for key in ("spec_id", "git_commit", "stored_as")}
+        expected = {"steps": 20, "seed": 0, "mlflow_run_id": run["id"], **tags}
+        assert {key: found.config[key] for key in expected} == expected
         assert (found.exit_code, found.summary["status"]) == (0, "FINISHED")
 
 
@@ -126,7 +124,7 @@ ENDS: dict[str, Callable[[Any], None]] = {
 
 
 def cut(cwd: Path, how: str) -> None:
-    """Start the run of :data:`ONE` and end it after its first checkpoint, as ``how`` says."""
+    """Start the run of :data:`ONE` and end it after its first checkpoint by ``ENDS[how]``."""
     process = start(*ONE, cwd=cwd)
     folder = wait_for(cwd, "checkpoint", timeout=400)
     ENDS[how](process)
@@ -138,7 +136,7 @@ def cut(cwd: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "ended"), [("child", 137), pytest.param("terminate", 143, marks=pytest.mark.slow)]
 )
-def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(
+def test_killed_run_continues_under_its_id_without_duplicate_points(
     tmp_path: Path, how: str, ended: int
 ) -> None:
     cut(tmp_path, how)
@@ -155,7 +153,7 @@ def test_a_killed_run_goes_on_under_its_id_and_no_point_is_doubled(
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("kept", [0.0, 0.002, 0.3, 0.72, 0.999])
-def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> None:
+def test_truncated_file_is_completed_by_the_next_one(tmp_path: Path, kept: float) -> None:
     spec = make_spec(find_profile("smoke"), "B-FP", "toy_articles")
     folder = tmp_path / "runs" / "work" / spec.spec_id
     folder.mkdir(parents=True)
@@ -166,11 +164,11 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
     (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     seal(folder, {"eval/loss": 0.25})
     for status in ("KILLED", "FINISHED"):
-        said: list[str] = []
-        log = WandbTracker(folder.parent, said.append).open(spec, "a" * 32)
+        messages: list[str] = []
+        log = WandbTracker(folder.parent, messages.append).open(spec, "a" * 32)
         log.events(events[:150])
         log.close(folder, status, {})
-        assert not said
+        assert not messages
         wandb.teardown()  # its process has the file open a while longer
         if status == "KILLED":
             (path,) = files(tmp_path, "a" * 32)
@@ -190,25 +188,21 @@ def test_a_torn_file_is_completed_by_the_next(tmp_path: Path, kept: float) -> No
 @pytest.mark.parametrize(
     "first", [pytest.param((), id="without", marks=pytest.mark.slow), pytest.param(("--wandb",), id="with")]
 )
-def test_after_its_parent_was_killed_a_run_is_told_from_where_the_file_ends(
-    tmp_path: Path, first: tuple[str, ...]
-) -> None:
-    """W&B writes in blocks, and what it had in hand is lost with the parent; a run that began without it has
-    no file at all.
-    """
-    words = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
-    process = start(*words, *first, cwd=tmp_path)
+def test_run_continues_where_the_file_of_a_killed_parent_ends(tmp_path: Path, first: tuple[str, ...]) -> None:
+    """W&B writes in blocks, so a killed parent loses the last one; a run started without it has no file."""
+    arguments = (*SMOKE, "--configs", "B-FP", "--tasks", "toy_articles")
+    process = start(*arguments, *first, cwd=tmp_path)
     wait_for(tmp_path, "checkpoint", timeout=400)
     process.kill()
     process.wait(timeout=60)
-    assert bitrank(*words, "--wandb", cwd=tmp_path).returncode == 0
+    assert bitrank(*arguments, "--wandb", cwd=tmp_path).returncode == 0
     (run,) = store_runs(tmp_path)
     found = [recorded(path) for path in files(tmp_path, run["id"])]
     assert len(found) == 1 + len(first)
     assert sorted(point for file in found for point in file.points) == run["points"]
 
 
-# The process of the run gives up before anything else, with code 7.
+# The process of the run exits at interpreter start, with code 7.
 _GIVES_UP = """
 import os, sys
 if "bitrank.run" in sys.orig_argv:
@@ -217,13 +211,13 @@ if "bitrank.run" in sys.orig_argv:
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
+def test_failed_run_has_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_GIVES_UP)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     }
-    words = [
+    arguments = [
         sys.executable,
         "-m",
         "bitrank",
@@ -235,7 +229,7 @@ def test_a_failed_run_has_its_exit_code(tmp_path: Path) -> None:
         "--wandb",
     ]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     (run,) = store_runs(tmp_path)
@@ -255,7 +249,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("how", ["child", pytest.param("parent", marks=pytest.mark.slow)])
-def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
+def test_server_receives_every_point_once(tmp_path: Path, server: Server, how: str) -> None:
     cut(tmp_path, how)
     ((name, kept),) = server.runs.items()
     assert how == "parent" or (kept.history and kept.exit_code == 137)
@@ -263,7 +257,7 @@ def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str
     assert done.returncode == 0 and "failed" not in done.stderr, done.stdout + done.stderr
     (run,) = store_runs(tmp_path)
     assert (name, kept.starts, kept.exit_code, list(server.runs)) == (run["id"], 2, 0, [name])
-    assert (kept.words["displayName"], kept.words["groupName"]) == (run["name"], run["tags"]["cell"])
+    assert (kept.variables["displayName"], kept.variables["groupName"]) == (run["name"], run["tags"]["cell"])
     rows = [kept.history[number] for number in sorted(kept.history)]
     assert [row["_step"] for row in rows] == list(kept.history) == list(range(len(rows)))
     points = [
@@ -275,11 +269,11 @@ def test_a_server_gets_every_point_once(tmp_path: Path, server: Server, how: str
     assert sorted(points) == run["points"]
 
 
-def test_a_failing_wandb_loses_nothing_and_is_said_once(
+def test_failing_wandb_loses_no_data_and_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server there
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     done = bitrank(*SMOKE, "--configs", "B-FP", "--wandb", "--jobs", "1", cwd=tmp_path)
@@ -293,14 +287,14 @@ def test_a_failing_wandb_loses_nothing_and_is_said_once(
 
 
 @pytest.mark.parametrize("key", ["s3cret" * 7, "hunter2"])
-def test_a_refused_key_is_said_once_and_never_shown(
+def test_rejected_key_is_reported_once_and_never_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, key: str
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
-    said: list[str] = []
+    messages: list[str] = []
     tracker, spec = (
-        WandbTracker(tmp_path / "runs" / "work", said.append),
+        WandbTracker(tmp_path / "runs" / "work", messages.append),
         make_spec(find_profile("smoke"), "B-FP", "toy_articles"),
     )
     for run_id in ("a" * 32, "b" * 32):
@@ -309,17 +303,17 @@ def test_a_refused_key_is_said_once_and_never_shown(
             [{"event": "train", "step": 1, "metrics": {"train/loss": 1.0}, "tags": {"hardware": "any"}}]
         )
         log.close(tmp_path, "KILLED", {"exit_code": "-9"})
-    (words,) = said
-    assert "Weights & Biases failed" in words and key not in words
+    (message,) = messages
+    assert "Weights & Biases failed" in message and key not in message
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
     assert not server.runs
 
 
-def test_whatever_breaks_in_the_middle_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_during_a_run_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    said: list[str] = []
-    log = WandbTracker(tmp_path / "runs" / "work", said.append).open(
+    messages: list[str] = []
+    log = WandbTracker(tmp_path / "runs" / "work", messages.append).open(
         make_spec(find_profile("smoke"), "B-FP", "toy_articles"), "c" * 32
     )
     monkeypatch.setattr(
@@ -327,11 +321,11 @@ def test_whatever_breaks_in_the_middle_is_said_once(tmp_path: Path, monkeypatch:
     )
     for step in (1, 2):
         log.events([{"event": "train", "step": step, "metrics": {"train/loss": 1.0}}])
-    log.close(tmp_path, "FINISHED", {})  # without a result: nobody looks for it any more
-    assert len(said) == 1 and "BrokenPipeError: *** went down the pipe" in said[0]
+    log.close(tmp_path, "FINISHED", {})  # without a result, as after a failure
+    assert len(messages) == 1 and "BrokenPipeError: *** went down the pipe" in messages[0]
 
 
-def test_what_is_missing_is_said_before_anything_is_made(
+def test_missing_key_is_reported_before_the_store_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bitrank.errors import UserError
@@ -339,12 +333,12 @@ def test_what_is_missing_is_said_before_anything_is_made(
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    for words in (
+    for arguments in (
         SMOKE,
         ("run", "--profile", "smoke", "--config", "B-FP", "--task", "toy_articles"),
         ("study", "allocators", "--quick"),
     ):
-        done = bitrank(*words, "--wandb", cwd=tmp_path)
+        done = bitrank(*arguments, "--wandb", cwd=tmp_path)
         assert done.returncode == 2 and "WANDB_API_KEY" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(wandb_tracker, "find_spec", lambda name: None)
@@ -352,14 +346,14 @@ def test_what_is_missing_is_said_before_anything_is_made(
         wandb_tracker.WandbTracker(tmp_path / "work")
 
 
-def test_it_is_imported_only_when_asked(tmp_path: Path) -> None:
+def test_wandb_is_imported_only_on_request(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bitrank.tracking.base import open_tracking\n"
         "import bitrank.execution.matrix, bitrank.cli.main\n"
         "open_tracking('runs', 'smoke', Path('runs/work')).runs()\n"
         "print(sorted({'wandb', 'bitrank.tracking.wandb_tracker'} & set(sys.modules)))"
     )
-    said = subprocess.run(
+    messages = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
-    assert said.stdout.strip() == "[]"
+    assert messages.stdout.strip() == "[]"

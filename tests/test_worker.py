@@ -1,6 +1,4 @@
-"""What a cluster's worker does for one run, without a cluster: stop it anywhere, and another goes on from its
-last checkpoint.
-"""
+"""A cluster worker's part of one run, without a cluster: another worker resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ STEPS = 40
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A worker goes where its run's files are, and says how many threads a run has: both are put back."""
+    """Restores the working folder and the number of threads, which a worker changes."""
     monkeypatch.chdir(tmp_path)
     for name in (
         "OMP_NUM_THREADS",
@@ -47,7 +45,7 @@ def leases(tracker: Tracker) -> list[str]:
     ]
 
 
-def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -> None:
+def test_interrupted_run_continues_from_its_last_snapshot(here: Path) -> None:
     straight = here / "straight"
     straight.mkdir()
     done = bitrank(
@@ -68,20 +66,20 @@ def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -
     spec = make_spec(SMOKE, "Joint-1", "toy_articles", {"steps": STEPS})
     tracker = tracker_of(here)
     first = work(order_of(spec, here))
-    told = next(first)
+    messages = next(first)
     while "snapshot" not in (run := tracker.find(spec.spec_id)).tags:
         next(first)
-    assert told["run_id"] == run.run_id and len(leases(tracker)) == 1
+    assert messages["run_id"] == run.run_id and len(leases(tracker)) == 1
     first.close()
     cut = tracker.find(spec.spec_id)
     assert cut.status == "KILLED" and leases(tracker) == []
 
-    told = list(work(order_of(spec, here)))
-    assert told[0]["run_id"] == run.run_id
-    assert told[-1]["ended"] == "finished", told[-1]
+    messages = list(work(order_of(spec, here)))
+    assert messages[0]["run_id"] == run.run_id
+    assert messages[-1]["ended"] == "finished", messages[-1]
     again = [
         event["step"]
-        for message in told
+        for message in messages
         for event in message.get("events", [])
         if event["event"] == "checkpoint"
     ]
@@ -95,23 +93,23 @@ def test_a_run_that_is_dropped_is_continued_from_its_last_snapshot(here: Path) -
     assert [point[:2] for point in run["points"]] == [point[:2] for point in expected["points"]]
     assert numbers(run) == numbers(expected)
     assert (
-        told[-1]["figures"]["eval/loss"]
+        messages[-1]["figures"]["eval/loss"]
         == {key: value for key, step, value in run["points"] if step == 0}["eval/loss"]
     )
     assert not list((here / "runs" / "artifacts").rglob("snapshots")) and leases(tracker) == []
 
-    (end,) = work(order_of(spec, here))  # whose driver heard nothing of its end
-    assert end["ended"] == "finished" and end["figures"]["eval/loss"] == told[-1]["figures"]["eval/loss"]
+    (end,) = work(order_of(spec, here))  # as if the driver had not received the end of the run
+    assert end["ended"] == "finished" and end["figures"]["eval/loss"] == messages[-1]["figures"]["eval/loss"]
 
 
-def test_a_run_that_fails_by_itself_says_why(here: Path) -> None:
-    told = list(work(order_of(make_spec(SMOKE, "B-Ada", "toy_articles", {"steps": 2}), here)))
-    assert told[-1]["ended"] == "bad input" and "too few for AdaLoRA" in told[-1]["message"]
+def test_failed_run_reports_the_reason(here: Path) -> None:
+    messages = list(work(order_of(make_spec(SMOKE, "B-Ada", "toy_articles", {"steps": 2}), here)))
+    assert messages[-1]["ended"] == "bad input" and "too few for AdaLoRA" in messages[-1]["message"]
     (run,) = store_runs(here)
     assert run["status"] == "FAILED" and "too few for AdaLoRA" in run["tags"]["failure"]
 
 
-def test_other_code_is_refused(here: Path) -> None:
+def test_order_of_other_code_is_rejected(here: Path) -> None:
     order = order_of(make_spec(SMOKE, "B-FP", "toy_sentences"), here)
     for key, value in (("version", "9.9"), ("shared_code", "0" * 64)):
         (end,) = work({**order, key: value})
@@ -119,7 +117,7 @@ def test_other_code_is_refused(here: Path) -> None:
     assert not (here / "runs").exists()
 
 
-def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
+def test_user_files_must_exist_and_be_equal(here: Path) -> None:
     plan = here / "plans" / "mine.json"
     plan.parent.mkdir()
     plan.write_text('{"precision": {}, "ranks": {"bert.encoder.layer.0.attention.self.query": 4}}')
@@ -132,5 +130,6 @@ def test_files_of_the_users_own_must_be_there_and_the_same(here: Path) -> None:
     (end,) = work(order)
     assert (
         end["ended"] == "bad input"
-        and f"{plan} does not exist; files and folders that a run reads must have the same path" in end["message"]
+        and f"{plan} does not exist; files and folders that a run reads must have the same path"
+        in end["message"]
     )

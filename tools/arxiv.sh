@@ -1,5 +1,6 @@
 #!/bin/sh
-# A tarball of all that the built paper reads, and the proof that it builds from itself alone, without bibtex. usage: arxiv.sh [FOLDER] [OUT]
+# Pack all inputs of the built paper into a tarball and check that it builds from them, without bibtex.
+# usage: arxiv.sh [FOLDER] [OUT]
 set -eu
 folder=${1:-paper}
 out=${2:-dist/bitrank-arxiv.tar.gz}
@@ -9,7 +10,7 @@ parts=$(mktemp -d)
 proof=$(mktemp -d)
 trap 'rm -rf "$parts" "$proof"' EXIT
 
-# What LaTeX read, by its own record: files of the paper's folder, without its own by-products.
+# Input files from LaTeX's record: those in the paper's folder, without LaTeX's own output.
 sed -n 's/^INPUT //p' "$folder/main.fls" | sed 's#^\./##' | grep -v '^/' | grep -vE '\.(aux|out|toc)$' | sort -u | while read -r file; do
     mkdir -p "$parts/$(dirname "$file")"
     cp "$folder/$file" "$parts/$file"

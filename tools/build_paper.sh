@@ -1,6 +1,7 @@
 #!/bin/sh
-# paper/main.pdf from paper/main.tex and paper/generated, then every check of tools/check_paper.py. usage: build_paper.sh [FOLDER]
-# Exit code 2 when a program is missing, 1 when the paper does not build or does not pass.
+# Build paper/main.pdf from paper/main.tex and paper/generated, then run tools/check_paper.py.
+# usage: build_paper.sh [FOLDER]
+# Exit code 2 if a program is missing, 1 if the build or a check fails.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-paper}
@@ -26,7 +27,7 @@ if [ ! -f "$folder/generated/macros.tex" ]; then
     exit 2
 fi
 
-# The date of the newest run stands for the time of building, so that the same inputs give the same PDF.
+# The date of the newest run replaces the build time, so that equal inputs give equal PDFs.
 SOURCE_DATE_EPOCH=$(sed -n 's/^% epoch: //p' "$folder/generated/macros.tex")
 export SOURCE_DATE_EPOCH FORCE_SOURCE_DATE=1
 cd "$folder"

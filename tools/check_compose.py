@@ -1,8 +1,6 @@
-"""Check a Compose file for what an engine would not: images that cannot be had, secrets in it, ports open to
-the world.
+"""Check a Compose file for unpinned images, secrets and public ports, which an engine accepts.
 
-usage: check_compose.py FILE. Exit code 0 when nothing is wrong, 1 when something is (each on a line of its
-own), 2 for no such file.
+usage: check_compose.py FILE. Exit code 0 without problems, 1 with problems (one a line), 2 without the file.
 """
 
 from __future__ import annotations
@@ -16,14 +14,13 @@ from typing import Any
 import yaml
 
 _SECRET = re.compile(r"passw|secret|token|api_?key|credential", re.IGNORECASE)
-_FROM_OUTSIDE = re.compile(
-    r"\$\{\w+(:\?[^}]*)?\}"
-)  # a default inside ${NAME:-…} would be a secret in the file
+# A default, as in ${NAME:-default}, would be a secret in the file.
+_FROM_ENVIRONMENT = re.compile(r"\$\{\w+(:\?[^}]*)?\}")
 _IN_URI = re.compile(r"\w+://[^/\s:@]*:[^/\s@]+@")
 
 
 def check(text: str, folder: Path) -> list[str]:
-    """What is wrong with the Compose file ``text`` that lies in ``folder``; an empty list when nothing is."""
+    """Problems of the Compose file with content ``text`` in ``folder``."""
     compose = yaml.safe_load(text)
     services = compose["services"]
     found = [
@@ -34,7 +31,7 @@ def check(text: str, folder: Path) -> list[str]:
         used = {str(volume).partition(":")[0] for volume in service.get("volumes", [])}
         found += [f"{name}: the volume {volume} is not declared" for volume in sorted(used - declared)]
         found += [
-            f"{name}: it waits for {other}, which is no service"
+            f"{name}: it depends on {other}, which is not a service"
             for other in service.get("depends_on", {})
             if other not in services
         ]
@@ -52,7 +49,7 @@ def _service(service: Mapping[str, Any], folder: Path) -> Iterator[str]:
         if not str(port).startswith("127.0.0.1:"):
             yield f"the port {port} is not published on 127.0.0.1"
     for key, value in _environment(service.get("environment", {})):
-        if _SECRET.search(key) and value is not None and not _FROM_OUTSIDE.fullmatch(value):
+        if _SECRET.search(key) and value is not None and not _FROM_ENVIRONMENT.fullmatch(value):
             yield f"{key} has its value in the file; take it from the environment, such as ${{{key}:?}}"
 
 
@@ -63,7 +60,7 @@ def _build(build: Mapping[str, str], folder: Path) -> Iterator[str]:
 
 
 def _environment(given: Mapping[str, Any] | list[str]) -> Iterator[tuple[str, str | None]]:
-    """Names and values; None where the value stays outside."""
+    """Names and values; None if the value comes from the environment."""
     if isinstance(given, Mapping):
         yield from ((key, None if value is None else str(value)) for key, value in given.items())
     else:
@@ -72,8 +69,8 @@ def _environment(given: Mapping[str, Any] | list[str]) -> Iterator[tuple[str, st
             yield key, value if equals else None
 
 
-def main(words: list[str]) -> int:
-    path = Path(words[0]) if words else Path("docker/compose.yaml")
+def main(arguments: list[str]) -> int:
+    path = Path(arguments[0]) if arguments else Path("docker/compose.yaml")
     if not path.is_file():
         print(f"there is no {path}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Refuse a release whose changelog does not speak of its version. Usage: check_release.py PACKAGE_FOLDER."""
+"""Check that a package's changelog has its version. Usage: check_release.py PACKAGE_FOLDER."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(folder: Path) -> int:
-    """0 when the changelog in ``folder`` has a heading for the version in its sources, 2 otherwise."""
+    """0 if the changelog in ``folder`` has a heading for the version in its sources, else 2."""
     source = next((folder / "src").glob("*/__init__.py")).read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     version = match[1] if match else "?"
@@ -17,7 +17,8 @@ def main(folder: Path) -> int:
         print(f"{folder.name} {version}")
         return 0
     print(
-        f"{folder / 'CHANGELOG.md'} has no heading '## {version}'; write down what changed, then release",
+        f"{folder / 'CHANGELOG.md'} has no heading '## {version}'; "
+        "add the changes of this version before the release",
         file=sys.stderr,
     )
     return 2

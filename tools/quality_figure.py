@@ -1,4 +1,4 @@
-"""Draw quality against bytes, the README's figure, from the last paper build. Usage: quality_figure.py [OUT]
+"""Draw the README's figure, quality against bytes, from the last paper build. Usage: quality_figure.py [OUT]
 
 Reads ``paper/generated/tables/arms-<task>.csv``; run it after ``make paper`` has written new ones.
 """
@@ -13,7 +13,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "paper" / "generated" / "tables"
-# Task → title of the vertical axis, what quality is multiplied by, and whether low values belong at the top.
+# Task → title of the vertical axis, factor for quality, whether low values are at the top.
 PANELS = {
     "movie_sentences": ("accuracy on movie_sentences, %", 100.0, False),
     "wiki_articles": ("perplexity on wiki_articles (axis reversed)", 1.0, True),

@@ -1,4 +1,4 @@
-"""The table of the README from a study's summary. Usage: results_table.py results/experiment_summary.csv."""
+"""Print a Markdown table from a study's summary. Usage: results_table.py results/experiment_summary.csv."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import csv
 import sys
 from pathlib import Path
 
-HEAD = "| task | config | zero-shot | test | model MiB | bits | trained % | active rank | peak MiB | tokens/s | seconds |"
+HEAD = (
+    "| task | config | zero-shot | test | model MiB | bits | trained % | active rank | peak MiB "
+    "| tokens/s | seconds |"
+)
 
 
 def main(path: Path) -> None:

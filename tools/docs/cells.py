@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def cell(text: str) -> str:
-    """``text`` on one line, with pipes escaped. Python-Markdown reads pipes inside code as they are."""
+    """``text`` on one line, with pipes escaped except inside code, where Python-Markdown needs no escape."""
     parts = " ".join(text.split()).split("`")
     outside = [part.replace("|", "\\|").replace("<", "&lt;") for part in parts[::2]]
     parts[::2] = outside
@@ -12,7 +12,7 @@ def cell(text: str) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """The lines of a table, with an empty one behind them."""
+    """The lines of a table, followed by an empty line."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         lines.append("| " + " | ".join(cell(text) for text in row) + " |")

@@ -1,4 +1,4 @@
-"""``reference/cli.md``: every command with its options, from the parser itself."""
+"""``reference/cli.md``: every command with its options, generated from the parser."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _option(action: argparse.Action) -> str:
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """The help text with ``%(default)s`` and the like filled in, as argparse prints it."""
+    """The help text with placeholders such as ``%(default)s`` filled in, as argparse prints it."""
     text = parser._get_formatter()._expand_help(action) if action.help else ""
     required = action.option_strings and action.required
     return text + (" **Required.**" if required else "")

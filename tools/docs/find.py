@@ -1,4 +1,4 @@
-"""Find an object of the code by the places it may be in."""
+"""Find an object that may have moved between modules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def find(*places: str) -> Any:
-    """The first of ``places`` (``module:attribute``) that exists. Raises :class:`LookupError` when none does.
+    """The first of ``places`` (``module:attribute``) that exists. Raises :class:`LookupError` if none does.
 
-    Pages name a module's place and its former one while files move, so that the site builds before and after.
+    Pages list both the new and the former module of a moved object, so that the site builds with either.
     """
     for place in places:
         module_name, _, attribute = place.partition(":")
@@ -17,7 +17,7 @@ def find(*places: str) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not module_name.startswith(error.name):
-                raise  # the module is there, and something that it imports is not
+                raise  # the module exists, but one of its imports does not
             continue
         if hasattr(module, attribute):
             return getattr(module, attribute)

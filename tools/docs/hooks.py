@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: adds the generated reference pages, and tidies docstrings.
+"""Hooks of mkdocs: add the generated reference pages, and convert Sphinx roles of docstrings.
 
 Reference pages are made from the code at build time, so they cannot disagree with it.
 """
@@ -32,7 +32,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def on_config(config: Any) -> Any:
-    """Replace folders in the navigation by their pages, ``index.md`` first: a new page needs no entry."""
+    """Replace folders in the navigation by their pages, ``index.md`` first; new pages need no entry."""
     _expand(config.nav, Path(config.docs_dir))
     return config
 
@@ -55,5 +55,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Replace Sphinx roles, which Markdown does not know, by plain code."""
+    """Replace Sphinx roles, which Markdown does not support, by plain code."""
     return _ROLE.sub(r"<code>\1</code>", html)

@@ -1,4 +1,4 @@
-"""``reference/api/bitrank.md``: the orchestrator's modules with the starts of their docstrings."""
+"""``reference/api/bitrank.md``: the orchestrator's modules with the first paragraphs of their docstrings."""
 
 from __future__ import annotations
 

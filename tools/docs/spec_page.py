@@ -1,9 +1,8 @@
-"""``reference/spec.md``: every field of a run's spec, from the dataclass itself.
+"""``reference/spec.md``: every field of a run's spec, generated from the dataclass.
 
 The meaning of a field comes from the metadata of its annotation (``About`` and limits, see
 ``bitrank.spec.fields``) or of its dataclass field (``about``, ``help`` or ``doc``; ``unit``; ``check`` or
-``choices``), else from the comment behind it or the comment lines above it in the source. Without any of them
-the cell is empty.
+``choices``), else from the comment after it or the comment lines above it in the source, else it is empty.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def _meaning(metadata: Mapping[str, Any], comment: str) -> str:
 
 
 def _comments(source: str) -> dict[str, str]:
-    """Field → the comment lines above it and the comment behind it."""
+    """Field → the comment lines above it and the comment after it."""
     found: dict[str, str] = {}
     above: list[str] = []
     for line in source.splitlines():

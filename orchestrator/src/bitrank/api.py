@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bitrank_quant import Applied, apply_precision, hold_in_16_bits, left_out, weight_matrices
+from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -170,7 +170,7 @@ def apply(
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
     applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype, encode=encode)
-    hold_in_16_bits(model, left_out(model, heads))
+    store_in_16_bits(model, left_out(model, heads))
     return applied
 
 

@@ -1,6 +1,4 @@
-"""The command line with real words: help, exit codes, bad input. Each bad word ends with 2, one clear line
-and no traceback.
-"""
+"""The command line: help and exit codes. Bad input gives exit code 2, one clear line and no traceback."""
 
 from __future__ import annotations
 
@@ -15,16 +13,16 @@ import pytest
 from bitrank.cli.main import main
 
 
-def fails(capsys, *words: str) -> str:
-    """Run and expect exit code 2; what was said."""
+def fails(capsys, *arguments: str) -> str:
+    """Run, expect exit code 2, and return the printed text."""
     try:
-        code = main(list(words))
+        code = main(list(arguments))
     except SystemExit as stop:  # argparse
         code = stop.code
-    said = capsys.readouterr()
-    assert code == 2, said
-    assert "Traceback" not in said.err + said.out
-    return said.err + said.out
+    output = capsys.readouterr()
+    assert code == 2, output
+    assert "Traceback" not in output.err + output.out
+    return output.err + output.out
 
 
 @pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "merge", "doctor", "ui"])
@@ -32,12 +30,12 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    said = capsys.readouterr().out
-    assert "examples:" in said and f"bitrank {command}" in said
+    output = capsys.readouterr().out
+    assert "examples:" in output and f"bitrank {command}" in output
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["matrix", "--profile", "smoke", "--configs", "B-FB"], "unknown config 'B-FB'; nearest: B-FP"),
         (["matrix", "--profile", "smok"], "unknown profile 'smok'; nearest: smoke"),
@@ -68,11 +66,11 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
         (["list", "--store", "ftp://x"], "cannot use the store"),
     ],
 )
-def test_wrong_words(capsys, words: list[str], message: str) -> None:
-    assert message in fails(capsys, *words)
+def test_wrong_arguments_are_rejected(capsys, arguments: list[str], message: str) -> None:
+    assert message in fails(capsys, *arguments)
 
 
-def test_a_store_that_is_none(capsys, tmp_path) -> None:
+def test_a_file_that_is_not_a_store_is_rejected(capsys, tmp_path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database, it is a letter\n" * 100)
     assert "is not an MLflow store" in fails(capsys, "matrix", "--profile", "smoke", "--store", str(tmp_path))
     (tmp_path / "mlflow.db").unlink()
@@ -86,7 +84,7 @@ def test_a_store_that_is_none(capsys, tmp_path) -> None:
     assert "does not answer" in fails(capsys, "list", "--store", "http://127.0.0.1:9")
 
 
-def test_a_port_in_use(capsys, tmp_path) -> None:
+def test_a_port_in_use_is_rejected(capsys, tmp_path) -> None:
     (tmp_path / "runs").mkdir()
     main(["list", "--profile", "smoke"])
     capsys.readouterr()
@@ -101,7 +99,7 @@ def test_a_port_in_use(capsys, tmp_path) -> None:
         assert f"port {port} is in use; give another with --port" in fails(capsys, "ui", "--port", str(port))
 
 
-def test_list_before_anything_ran_makes_no_store(capsys, tmp_path) -> None:
+def test_list_does_not_create_a_store(capsys, tmp_path) -> None:
     assert main(["list", "--profile", "smoke", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 12 and {row["state"] for row in rows} == {"new"}
@@ -136,23 +134,26 @@ def test_sql_answers_from_the_store_and_loads_no_torch(capsys, tmp_path) -> None
         client.create_experiment("bitrank-smoke", artifact_location=str(tmp_path)), run_name="B-FP toy s0"
     )
     client.log_metric(run.info.run_id, "eval/acc", 0.75)
-    words = ["sql", 'SELECT run_name, "m.eval/acc" AS acc FROM wide', "--store", str(tmp_path / "runs")]
-    assert main([*words, "--format", "json"]) == 0
+    arguments = ["sql", 'SELECT run_name, "m.eval/acc" AS acc FROM wide', "--store", str(tmp_path / "runs")]
+    assert main([*arguments, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"run_name": "B-FP toy s0", "acc": 0.75}]
-    assert main([*words, "--format", "csv"]) == 0
+    assert main([*arguments, "--format", "csv"]) == 0
     assert capsys.readouterr().out == "run_name,acc\nB-FP toy s0,0.75\n"
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == [
         "run_name      acc",
         "───────────  ────",
         "B-FP toy s0  0.75",
     ]
-    code = f"import sys; from bitrank.cli.main import main; main({words!r}); print(sorted({{'torch', 'mlflow'}} & set(sys.modules)))"
+    code = (
+        f"import sys; from bitrank.cli.main import main; main({arguments!r}); "
+        "print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_sql_says_what_is_wrong(capsys, tmp_path) -> None:
+def test_sql_errors_are_clear(capsys, tmp_path) -> None:
     from bitrank.tracking.store import open_store
 
     assert "there is no store at" in fails(capsys, "sql", "SELECT 1")
@@ -160,23 +161,23 @@ def test_sql_says_what_is_wrong(capsys, tmp_path) -> None:
         capsys, "sql", "SELECT 1", "--store", "http://x:5000"
     )
     open_store(str(tmp_path / "runs"))
-    said = fails(capsys, "sql", "SELEC 1", "--store", str(tmp_path / "runs"))
-    assert 'syntax error at or near "SELEC"' in said and "views: " in said
+    output = fails(capsys, "sql", "SELEC 1", "--store", str(tmp_path / "runs"))
+    assert 'syntax error at or near "SELEC"' in output and "views: " in output
     assert "invalid choice: 'xml'" in fails(capsys, "sql", "SELECT 1", "--format", "xml")
 
 
 def _finished(client, experiment: str, config: str, right: list[bool], folder) -> None:
-    """A finished run of ``config`` with what a report needs of it."""
+    """A finished run of ``config`` with the tags, metrics and files for a report."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir()
     n = len(right)
-    labels, said = [i % 2 for i in range(n)], [i % 2 if won else 1 - i % 2 for i, won in enumerate(right)]
+    labels, output = [i % 2 for i in range(n)], [i % 2 if won else 1 - i % 2 for i, won in enumerate(right)]
     rows = {
         "id": [f"e{i}" for i in range(n)],
         "label": labels,
-        "prediction": said,
+        "prediction": output,
         "loss": [0.4] * n,
         "tokens": [9] * n,
     }
@@ -219,16 +220,16 @@ def test_paper_writes_the_inputs_of_the_arms_that_count(capsys, tmp_path) -> Non
     experiment = client.create_experiment("bitrank-smoke", artifact_location=str(tmp_path / "artifacts"))
     _finished(client, experiment, "B-FP", [True] * 90 + [False] * 10, tmp_path / "a")
     _finished(client, experiment, "B-Q4", [True] * 60 + [False] * 40, tmp_path / "b")
-    words = ["--store", store, "--out", str(tmp_path / "generated")]
-    assert main(["paper", "--profile", "smoke", *words]) == 0
+    arguments = ["--store", store, "--out", str(tmp_path / "generated")]
+    assert main(["paper", "--profile", "smoke", *arguments]) == 0
     assert capsys.readouterr().out == f"paper inputs: {tmp_path / 'generated'}\n"
     claims = (tmp_path / "generated/claims.tex").read_text()
     assert "B-Q4" in claims and "no arm is called better, worse or as good" in claims
-    assert main(["paper", *words, "--configs", "B-FP"]) == 0
+    assert main(["paper", *arguments, "--configs", "B-FP"]) == 0
     assert not (tmp_path / "generated/claims.tex").exists()
     assert "B-Q4" not in (tmp_path / "generated/macros.tex").read_text()
-    assert "expected finished runs of Joint-9" in fails(capsys, "paper", *words, "--configs", "Joint-9")
-    assert "expected one of bitrank-smoke" in fails(capsys, "paper", *words, "--profile", "laptop")
+    assert "expected finished runs of Joint-9" in fails(capsys, "paper", *arguments, "--configs", "Joint-9")
+    assert "expected one of bitrank-smoke" in fails(capsys, "paper", *arguments, "--profile", "laptop")
 
 
 def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> None:
@@ -240,10 +241,10 @@ def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> 
     _finished(client, experiment, "B-FP", [True] * 90 + [False] * 10, tmp_path / "a")
     _finished(client, experiment, "B-Q4", [True] * 60 + [False] * 40, tmp_path / "b")
     assert main(["report", "--store", store, "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     one_seed = "toy, against B-FP: B-Q4 differs on these examples (one seed; another may differ)."
-    assert said.startswith(one_seed) and "better" not in said and "worse" not in said
-    assert said.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
+    assert output.startswith(one_seed) and "better" not in output and "worse" not in output
+    assert output.endswith(f"report: {tmp_path / 'out' / 'report.html'}\n")
     assert one_seed in (tmp_path / "out/report.md").read_text()
     assert "http://127.0.0.1:5000/#/experiments/" in (tmp_path / "out/report.html").read_text()
 

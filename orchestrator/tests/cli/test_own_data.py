@@ -1,6 +1,4 @@
-"""A user's own file in a run: special tokens of the model's tokenizer, all windows judged, and what was left
-out in the record.
-"""
+"""A user's own file in a run: special tokens of the tokenizer, evaluation windows, and excluded data."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +38,7 @@ def spec_of(task: str, profile: str = "laptop", **given: object) -> RunSpec:
 
 @pytest.fixture
 def with_bos(tmp_path: Path) -> str:
-    """tiny-llama with a tokenizer that begins each text with [CLS], its BOS."""
+    """tiny-llama with a tokenizer that starts each text with [CLS] as BOS."""
     folder = tmp_path / "bos"
     AutoModelForCausalLM.from_pretrained(locate("tiny-llama")).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(locate("tiny-llama"))
@@ -51,7 +49,7 @@ def with_bos(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_own_documents_are_judged_on_all_windows_and_embedded_ones_as_before(tmp_path: Path) -> None:
+def test_own_documents_are_evaluated_on_all_windows_and_embedded_ones_on_two(tmp_path: Path) -> None:
     own = spec_of(documents(tmp_path / "mine.jsonl"))
     assert (own.test_windows, own.validation_windows) == (None, None)
     embedded = spec_of("wiki_articles")
@@ -69,9 +67,11 @@ def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -
     tokens = len(tokenizer(text)["input_ids"])
     assert lengths == [16] * (tokens // 16) + ([tokens % 16] if tokens % 16 > 1 else [])
     model = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"))
-    rows = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu").rows
-    judged = sum(row["tokens"] for row, owner in zip(rows, data.test.ids, strict=True) if owner == document)
-    assert judged == sum(lengths) - len(lengths)
+    rows = evaluate(model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), "cpu").rows
+    evaluated = sum(
+        row["tokens"] for row, owner in zip(rows, data.test.ids, strict=True) if owner == document
+    )
+    assert evaluated == sum(lengths) - len(lengths)
     counts = data.report.counts
     assert counts["test_tokens"] == counts["test_tokens_evaluated"] == sum(row["tokens"] for row in rows)
 
@@ -79,10 +79,12 @@ def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -
 def test_a_smaller_share_is_said_with_its_figures(tmp_path: Path) -> None:
     whole = load_data(spec_of(documents(tmp_path / "mine.jsonl"))).report.counts["test_tokens"]
     data = load_data(spec_of(str(tmp_path / "mine.jsonl"), test_windows=1))
-    judged = sum(len(data.test.sequence(n)) - 1 for n in range(len(data.test)))
-    assert data.report.counts["test_tokens_evaluated"] == judged < whole == data.report.counts["test_tokens"]
+    evaluated = sum(len(data.test.sequence(n)) - 1 for n in range(len(data.test)))
+    assert (
+        data.report.counts["test_tokens_evaluated"] == evaluated < whole == data.report.counts["test_tokens"]
+    )
     assert data.report.notes[-1].startswith(
-        f"{judged:,} of {whole:,} tokens of the test split ({judged / whole:.1%}) are evaluated"
+        f"{evaluated:,} of {whole:,} tokens of the test split ({evaluated / whole:.1%}) are evaluated"
     )
 
 
@@ -113,7 +115,7 @@ def test_the_loss_of_windows_with_bos_is_that_of_plain_transformers(tmp_path: Pa
                 loss = model(input_ids=window, labels=window).loss
             nats += float(loss) * (window.shape[1] - 1)
             targets += window.shape[1] - 1
-    found = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    found = evaluate(model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), "cpu")
     assert sum(row["tokens"] for row in found.rows) == targets
     assert found.metrics["loss"] == pytest.approx(nats / targets, rel=1e-5)
 
@@ -144,9 +146,9 @@ def test_a_run_says_what_was_left_out_before_it_trains_and_keeps_the_counts(
         "steps=4",
     ]
     assert main(words) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     note = "1 of 13 rows have no text and were left out (the first: row 13 (line 13))"
-    assert said.index(f"mine: note: {note}") < said.index("zero-shot"), "before training"
+    assert output.index(f"mine: note: {note}") < output.index("zero-shot"), "before training"
     figures = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert figures["data/rows"] == 13 and figures["data/rows_without_text"] == 1
     assert figures["data/test_tokens"] == figures["data/test_tokens_evaluated"] > 0

@@ -1,6 +1,4 @@
-"""``bitrank plan`` on tiny models: what it prints, saves and refuses; the saved plan is what a run then
-holds, to the byte.
-"""
+"""``bitrank plan`` on tiny models: output, errors, and saved plans that a run follows."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ from bitrank_planner import Plan
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
 
 
-def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
-    assert main(["plan", *SMOKE, "--json", *words]) == 0
+    assert main(["plan", *SMOKE, "--json", *arguments]) == 0
     return dict(json.loads(capsys.readouterr().out))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
-    assert main(["plan", *SMOKE, *words]) == 2
+    assert main(["plan", *SMOKE, *arguments]) == 2
     return capsys.readouterr().err
 
 
@@ -59,7 +57,7 @@ def test_budgets_in_words(capsys: Any) -> None:
     assert of_config < planned(capsys, "--task", "toy_sentences", "--budget", "=B-FP")["budget"]
 
 
-def test_pins_hold(capsys: Any) -> None:
+def test_pinned_matrices_keep_their_format_and_rank(capsys: Any) -> None:
     data = planned(
         capsys,
         "--task",
@@ -77,19 +75,19 @@ def test_pins_hold(capsys: Any) -> None:
 
 
 def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
-    words = ("--task", "toy_sentences", "--budget", "12bits")
+    arguments = ("--task", "toy_sentences", "--budget", "12bits")
     for planner in ("exact", "rank-only"):
-        data = planned(capsys, *words, "--planner", planner)
+        data = planned(capsys, *arguments, "--planner", planner)
         assert 0 <= data["proven_gap"] <= 1e-6 and data["proven_lower_bound"] <= data["predicted_added_loss"]
-    assert planned(capsys, *words, "--planner", "greedy")["proven_gap"] is None
-    assert main(["plan", *SMOKE, *words]) == 0
+    assert planned(capsys, *arguments, "--planner", "greedy")["proven_gap"] is None
+    assert main(["plan", *SMOKE, *arguments]) == 0
     assert "optimal among plans with these options" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as refusal:
-        main(["plan", *SMOKE, *words, "--seconds", "0"])
-    assert refusal.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", *SMOKE, *arguments, "--seconds", "0"])
+    assert exit_info.value.code == 2 and "must be a finite number above 0" in capsys.readouterr().err
 
 
-def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:
+def test_a_search_that_reached_its_time_limit_reports_the_proven_gap() -> None:
     plan = Plan("exact", {}, {}, 10, 2.0, 0, (), bound=1.9)
     assert proven(plan, 60.0) == {
         "proven": "no plan with these options adds less than 1.9000 nats: at most 5 % to gain; "
@@ -99,8 +97,10 @@ def test_a_search_that_was_ended_says_what_is_left_to_gain() -> None:
 
 
 @pytest.mark.parametrize("planner", ["nsga2", "bayes", "random", "anneal"])
-def test_searches_evaluate_and_go_on(planner: str, capsys: Any, recwarn: pytest.WarningsRecorder) -> None:
-    words = (
+def test_searches_evaluate_plans_and_resume_from_their_journal(
+    planner: str, capsys: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    arguments = (
         "--task",
         "toy_sentences",
         "--budget",
@@ -112,17 +112,17 @@ def test_searches_evaluate_and_go_on(planner: str, capsys: Any, recwarn: pytest.
         "--steps",
         "2",
     )
-    first = planned(capsys, *words)
+    first = planned(capsys, *arguments)
     assert first["planning_seconds"]["choosing"] > 0
     assert not [
         warning for warning in recwarn if warning.category is FutureWarning
-    ]  # what PEFT asks of transformers is not the user's
-    again = planned(capsys, *words)  # from its journal: the same plan, the same cost, nothing evaluated
+    ]  # warnings of PEFT's use of transformers
+    again = planned(capsys, *arguments)  # from its journal: the same plan, the same cost, nothing evaluated
     assert again["precision"] == first["precision"] and again["planning_seconds"] == first["planning_seconds"]
 
 
-def test_a_search_for_something_else_begins_anew(capsys: Any) -> None:
-    words = (
+def test_a_search_with_other_settings_does_not_use_the_journal(capsys: Any) -> None:
+    arguments = (
         "--task",
         "toy_sentences",
         "--budget",
@@ -134,18 +134,18 @@ def test_a_search_for_something_else_begins_anew(capsys: Any) -> None:
         "--steps",
         "2",
     )
-    first = planned(capsys, *words)
-    pinned = planned(capsys, *words, "--pin", "query=:2")
+    first = planned(capsys, *arguments)
+    pinned = planned(capsys, *arguments, "--pin", "query=:2")
     assert {rank for name, rank in pinned["ranks"].items() if "query" in name} == {2}
-    trained = planned(capsys, *words, "--set", "learning_rate=0.01")
+    trained = planned(capsys, *arguments, "--set", "learning_rate=0.01")
     assert trained["planning_seconds"] != first["planning_seconds"]
 
 
-def test_what_people_see(capsys: Any) -> None:
+def test_the_table_shows_formats_ranks_and_predictions(capsys: Any) -> None:
     capsys.readouterr()
     assert main(["plan", *SMOKE, "--task", "toy_articles", "--budget", "12bits", "--matrices"]) == 0
     out = capsys.readouterr().out
-    for words in (
+    for arguments in (
         "bits by block and matrix",
         "rank by block and matrix",
         "peak memory",
@@ -153,54 +153,64 @@ def test_what_people_see(capsys: Any) -> None:
         "added loss",
         "mlp.down_proj",
     ):
-        assert words in out
+        assert arguments in out
 
 
-def test_bad_words_are_told(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_arguments_are_rejected(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = ("--task", "toy_sentences")
-    assert "is too small: the smallest plan takes" in refused(capsys, *task, "--budget", "1kB")
-    assert "expected a budget such as 20MB, 4.25bits or =B-Q4, got 'many'" in refused(
+    assert "is too small: the smallest plan takes" in rejected(capsys, *task, "--budget", "1kB")
+    assert "expected a budget such as 20MB, 4.25bits or =B-Q4, got 'many'" in rejected(
         capsys, *task, "--budget", "many"
     )
-    assert "unknown config 'B-Q9'" in refused(capsys, *task, "--budget", "=B-Q9")
-    assert "no matrix has 'downproj' in its name" in refused(
+    assert "unknown config 'B-Q9'" in rejected(capsys, *task, "--budget", "=B-Q9")
+    assert "no matrix has 'downproj' in its name" in rejected(
         capsys, *task, "--budget", "12bits", "--pin", "downproj=int8"
     )
-    assert "expected a pin like" in refused(capsys, *task, "--budget", "12bits", "--pin", "downproj")
-    assert "unknown planner 'exat'; nearest: exact" in refused(
+    assert "expected a pin like" in rejected(capsys, *task, "--budget", "12bits", "--pin", "downproj")
+    assert "unknown planner 'exat'; nearest: exact" in rejected(
         capsys, *task, "--budget", "12bits", "--planner", "exat"
     )
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(SystemExit) as exit_info:
         main(["plan", *SMOKE, *task, "--budget", "12bits", "--ranks", "two"])
-    assert refusal.value.code == 2
+    assert exit_info.value.code == 2
     assert "argument --ranks: expected whole numbers like 4,8,16" in capsys.readouterr().err
-    assert "int9" in refused(capsys, *task, "--budget", "12bits", "--formats", "int9")
-    assert "give --task" in refused(capsys, "--budget", "12bits")
+    assert "int9" in rejected(capsys, *task, "--budget", "12bits", "--formats", "int9")
+    assert "give --task" in rejected(capsys, "--budget", "12bits")
 
 
-def test_a_plan_for_another_model_is_refused(
+def test_a_plan_for_another_model_is_rejected(
     capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     planned(capsys, "--task", "toy_articles", "--budget", "12bits", "--save", "mine.json")
     assert main(["run", "--profile", "smoke", "--plan", "mine.json", "--task", "toy_sentences"]) == 2
     assert "this plan was made for another model" in capsys.readouterr().err
-    assert not Path("runs").exists()  # refused before a run is opened
+    assert not Path("runs").exists()  # rejected before a run is opened
 
 
-def test_calibration_data_of_one_example_is_refused(capsys: Any, tmp_path: Path) -> None:
+def test_calibration_data_of_one_example_is_rejected(capsys: Any, tmp_path: Path) -> None:
     rows = "\n".join(f"a film {'good' if label else 'bad'} as can be,{label}" for label in (0, 1))
     (tmp_path / "few.csv").write_text(f"text,label\n{rows}\n")
-    said = refused(capsys, "--task", str(tmp_path / "few.csv"), "--budget", "12bits", "--model", "tiny-bert")
-    assert "few.csv has 2 rows; at least 10 are needed" in said
+    output = rejected(
+        capsys, "--task", str(tmp_path / "few.csv"), "--budget", "12bits", "--model", "tiny-bert"
+    )
+    assert "few.csv has 2 rows; at least 10 are needed" in output
 
 
 def test_a_model_that_does_not_fit_is_planned_from_its_config(capsys: Any, tmp_path: Path) -> None:
-    """70 billion parameters: exact sizes, a prior for what cannot be measured, and no weight in memory."""
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
-              "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
-              "tie_word_embeddings": False}  # fmt: skip
+    """70 billion parameters: exact sizes, sensitivities by a prior, and no weight in memory."""
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     capsys.readouterr()
     assert main(["plan", "--model", str(tmp_path / "config.json"), "--budget", "40GB", "--json"]) == 0

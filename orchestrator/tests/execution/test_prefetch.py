@@ -1,4 +1,4 @@
-"""What later runs need is made while the first ones run, in a process of its own that ends with them."""
+"""Prefetch for queued runs in a separate process, which ends with the first runs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def wait_for(cache: Path, pattern: str) -> None:
         time.sleep(0.001)
 
 
-def test_models_and_tokens_of_later_runs_are_made_and_no_others(cache: Path) -> None:
+def test_only_models_and_tokens_of_queued_runs_are_prefetched(cache: Path) -> None:
     with prefetch([SENTENCES, ARTICLES, replace(ARTICLES, seed=1)], slots=1):
         wait_for(cache, "tokens/toy_articles-*/meta.json")
     assert [path.name.rpartition("-")[0] for path in (cache / "models").glob("[!.]*")] == [ARTICLES.model]
     assert not list(cache.glob("tokens/toy_sentences-*"))
 
 
-def test_what_cannot_be_made_is_left_to_the_run_that_needs_it(cache: Path) -> None:
+def test_errors_are_left_to_the_run_that_needs_the_asset(cache: Path) -> None:
     with prefetch([SENTENCES, replace(SENTENCES, model="./nowhere"), ARTICLES], slots=1):
         wait_for(cache, "tokens/toy_articles-*/meta.json")
 
 
-def test_its_process_ends_with_the_block_and_leaves_nothing_half_made(cache: Path) -> None:
+def test_the_process_ends_with_the_block_and_leaves_no_unfinished_file(cache: Path) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(KeyError), prefetch([SENTENCES, ARTICLES], slots=1):
         started = set(psutil.Process().children()) - before
@@ -53,7 +53,7 @@ def test_its_process_ends_with_the_block_and_leaves_nothing_half_made(cache: Pat
     assert not list(cache.glob("*/.*.*/"))
 
 
-def test_what_was_made_ready_once_starts_no_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetched_specs_start_no_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with prefetch([SENTENCES, ARTICLES], slots=1):
         wait_for(cache, "prepared/*")
     monkeypatch.setattr(subprocess, "Popen", None)
@@ -72,7 +72,7 @@ def test_what_was_made_ready_once_starts_no_process(cache: Path, monkeypatch: py
         ([SENTENCES, replace(ARTICLES, memory_limit=2**32)], 1),
     ],
 )
-def test_no_process_where_all_begin_at_once_need_the_same_or_have_a_limit(
+def test_no_process_without_queued_runs_or_with_a_memory_limit(
     specs: list[RunSpec], slots: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)

@@ -1,6 +1,4 @@
-"""A merge takes an adapter and a plan only as the run wrote them; a torn failure file is no failure of the
-matrix.
-"""
+"""A merge accepts only unchanged adapters and plans; a truncated failure file does not stop the matrix."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_intact_run_is_found_also_without_the_files_that_are_not_read(folder: Path) -> None:
+def test_an_intact_run_is_found_without_the_files_that_a_merge_ignores(folder: Path) -> None:
     (folder / "zero_shot.json").unlink()  # the store's artifacts lack it
     run = find_run(folder)
     assert (run.precision, run.ranks, run.adapter) == ({"a": "nf4"}, {"a": 8}, folder / "adapter")
@@ -37,7 +35,7 @@ def test_an_intact_run_is_found_also_without_the_files_that_are_not_read(folder:
 
 @pytest.mark.parametrize("name", ["plan.json", "spec.json", "adapter/adapter_model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"changed"])
-def test_an_altered_or_torn_file_is_named(folder: Path, name: str, content: bytes) -> None:
+def test_the_error_names_a_changed_or_truncated_file(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} has other content than was written"):
         find_run(folder)
@@ -47,7 +45,7 @@ def test_an_altered_or_torn_file_is_named(folder: Path, name: str, content: byte
             find_run(folder)
 
 
-def test_a_torn_list_of_digests_is_named_and_a_run_of_before_digests_is_taken(folder: Path) -> None:
+def test_truncated_digests_are_rejected_and_missing_digests_accepted(folder: Path) -> None:
     (folder / DIGESTS).write_text('{"plan.json": ')
     with pytest.raises(UserError, match=r"digests\.json is missing or damaged"):
         find_run(folder)
@@ -59,6 +57,6 @@ def test_a_torn_list_of_digests_is_named_and_a_run_of_before_digests_is_taken(fo
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b'"text"', b"7", b'{"message": "cut', b"\xff\xfe\x00"])
-def test_a_damaged_failure_file_says_nothing(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_failure_file_is_ignored(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "failure.json").write_bytes(content)
     assert _read(tmp_path / "failure.json") == {}

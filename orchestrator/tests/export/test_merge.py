@@ -16,8 +16,8 @@ from bitrank_trainer import ALONE
 from small_models import write
 
 
-def test_matrices_that_the_run_held_in_16_bits_are_merged_as_it_held_them(tmp_path: Path) -> None:
-    """From a file in fp32, by a run that computes in fp32: no rounding but that of the run is left."""
+def test_16_bit_matrices_of_the_run_are_merged_without_change(tmp_path: Path) -> None:
+    """From a file in fp32, by a run that computes in fp32: the only rounding is that of the run."""
     model, folder = write(tmp_path / "model", "llama"), tmp_path / "run"
     folder.mkdir()
     given = {"model": str(model), "device": "cpu", "dtype": "fp32", "steps": 1}

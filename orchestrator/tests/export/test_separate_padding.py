@@ -1,5 +1,4 @@
-"""A merged decoder that classifies predicts in plain transformers as in its run, also where texts end in the
-id that pads."""
+"""A merged decoder classifier predicts in transformers as in its run, also if texts end in the padding id."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from bitrank.models.padding import use_padding
 from bitrank.run.data import RunData, load_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
@@ -35,14 +34,20 @@ TEXTS = [
 
 
 def write_model(folder: Path, ends: bool, **tokens: str) -> None:
-    """A decoder with a head for two classes, whose tokenizer pads with its end of sequence and ends texts in
-    it.
-    """
+    """A decoder with two classes; its tokenizer uses the end-of-sequence token to pad and to end texts."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        pad_token_id=EOS, eos_token_id=EOS, bos_token_id=None, num_labels=2, id2label={0: "0", 1: "1"},
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=EOS,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        num_labels=2,
+        id2label={0: "0", 1: "1"},
+    )
     model = LlamaForSequenceClassification(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,7 +83,7 @@ def plain_predictions(folder: Path) -> dict[str, list[float]]:
 
 def run_losses(model: Any, data: RunData) -> list[float]:
     found = evaluate(
-        model, data.batches_of(data.task.splits["train"]), PLAIN_OBJECTIVES["classification"], "cpu"
+        model, data.batches_of(data.task.splits["train"]), OBJECTIVES["classification"].plain(), "cpu"
     )
     return [float(row["loss"]) for row in found.rows]
 
@@ -106,15 +111,15 @@ def test_saved_classifier_predicts_in_plain_transformers_as_in_its_run(tmp_path:
     use_padding(model, data.task.pad_id)
     expected = run_losses(model, data)
     assert plain_losses(tmp_path, data) != pytest.approx(expected, abs=1e-3), "else there is nothing to mend"
-    said = separate_padding(model, tokenizer, data.task)
-    assert said is not None
-    assert said.startswith("texts end in the padding token '[EOS]': saved with '[UNK]'")
+    message = separate_padding(model, tokenizer, data.task)
+    assert message is not None
+    assert message.startswith("texts end in the padding token '[EOS]': saved with '[UNK]'")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert plain_losses(tmp_path, data) == pytest.approx(expected, abs=1e-5)
 
 
-def test_padding_stays_where_no_text_ends_in_it(tmp_path: Path) -> None:
+def test_the_padding_token_does_not_change_if_no_text_ends_in_it(tmp_path: Path) -> None:
     write_model(tmp_path, ends=False, unk_token="[UNK]")
     data, tokenizer = data_for(tmp_path), load_tokenizer(str(tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -122,7 +127,7 @@ def test_padding_stays_where_no_text_ends_in_it(tmp_path: Path) -> None:
     assert (model.config.pad_token_id, tokenizer.pad_token) == (EOS, "[EOS]")
 
 
-def test_classifier_without_another_special_token_is_refused(tmp_path: Path) -> None:
+def test_classifier_without_another_special_token_is_rejected(tmp_path: Path) -> None:
     write_model(tmp_path, ends=True)
     data, tokenizer = data_for(tmp_path), load_tokenizer(str(tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)

@@ -1,6 +1,4 @@
-"""Roads for other devices, travelled on this one: bounded tensors, fp16 with its scale, memory that runs out,
-what is said of it.
-"""
+"""Behaviour on other devices, tested on this one: tensor limits, fp16, out of memory, notices."""
 
 from __future__ import annotations
 
@@ -76,47 +74,45 @@ def losses(events: list[dict[str, Any]]) -> list[float]:
     return [event["metrics"]["train/loss"] for event in events if event["event"] == "train"]
 
 
-def said(events: list[dict[str, Any]], tag: str) -> list[str]:
+def notices_of(events: list[dict[str, Any]], tag: str) -> list[str]:
     return [event["tags"][tag] for event in events if tag in event.get("tags", {})]
 
 
 @pytest.mark.parametrize(("task", "bound"), [("toy_sentences", 2**15), ("toy_articles", 2**16)])
 def test_mps_safe_changes_the_passes_and_not_the_curve(tmp_path, monkeypatch, task: str, bound: int) -> None:
-    """With a bound small enough to cut: losses within a millionth part in fp32 (sums in another order), the
-    same test figures to 1e-4.
-    """
+    """A small limit splits batches: losses agree to 1e-6 (fp32 rounding), test figures to 1e-4."""
     plain, plain_result = go(tmp_path / "plain", task=task)
     monkeypatch.setattr(bitrank.run.memory_limits, "MPS_BYTES", bound)
     cut, cut_result = go(tmp_path / "cut", task=task, mps_safe=True)
-    assert said(plain, "mps_safe") == []
-    (told,) = said(cut, "mps_safe")
-    assert told.startswith("passes of ") and "of 8 sequences" in told
+    assert notices_of(plain, "mps_safe") == []
+    (message,) = notices_of(cut, "mps_safe")
+    assert message.startswith("passes of ") and "of 8 sequences" in message
     assert losses(cut) == pytest.approx(losses(plain), rel=1e-6)
     assert cut_result["eval/loss"] == pytest.approx(plain_result["eval/loss"], rel=1e-4)
 
 
-def test_mps_safe_leaves_what_fits_as_it_is(tmp_path) -> None:
+def test_mps_safe_does_not_split_batches_that_fit(tmp_path) -> None:
     plain, _ = go(tmp_path / "plain")
     safe, _ = go(tmp_path / "safe", mps_safe=True)
     assert losses(safe) == losses(plain)
-    assert said(safe, "mps_safe")[0].startswith("whole batches: the largest tensor takes")
+    assert notices_of(safe, "mps_safe")[0].startswith("whole batches: the largest tensor takes")
 
 
-def test_a_sequence_over_the_bound_is_refused_before_anything_is_computed(tmp_path, monkeypatch) -> None:
+def test_a_sequence_over_the_limit_is_rejected_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(bitrank.run.memory_limits, "MPS_BYTES", 2**10)
     with pytest.raises(ValueError, match=r"makes a tensor of .* over the limit of 1,024"):
         go(tmp_path / "run", mps_safe=True)
     assert "zero-shot" not in {event.get("phase") for event in read_events(tmp_path / "run" / "events.jsonl")}
 
 
-def test_mps_safe_is_a_word_of_the_spec() -> None:
+def test_mps_safe_is_a_field_of_the_spec() -> None:
     base = make_spec(SMOKE, "B-FP", "toy_sentences")
     assert not base.mps_safe and parse_setting("mps_safe=true") == ("mps_safe", True)
     assert make_spec(SMOKE, "B-FP", "toy_sentences", {"mps_safe": True}).spec_id != base.spec_id
 
 
 @pytest.mark.parametrize(("config", "task"), [("B-Q4", "toy_articles"), ("B-Ada", "toy_sentences")])
-def test_fp16_on_the_road_has_a_scale_and_the_curve_of_fp32(tmp_path, config: str, task: str) -> None:
+def test_fp16_runs_scale_the_loss_and_follow_the_curve_of_fp32(tmp_path, config: str, task: str) -> None:
     """Within 2 % of each loss over 12 steps: fp16 has three digits, and the steps add up."""
     full, _ = go(tmp_path / "full", config, task)
     half, result = go(tmp_path / "half", config, task, dtype="fp16")
@@ -126,25 +122,25 @@ def test_fp16_on_the_road_has_a_scale_and_the_curve_of_fp32(tmp_path, config: st
     assert not any("train/loss_scale" in event.get("metrics", {}) for event in full)
 
 
-def test_out_of_memory_on_the_road_is_cut_told_and_tagged(tmp_path, monkeypatch) -> None:
-    """A classifier's forward pass that gets the allocator's own refusal above four sequences."""
+def test_out_of_memory_splits_the_batch_and_emits_a_notice(tmp_path, monkeypatch) -> None:
+    """A classifier's forward pass raises the allocator's out-of-memory error above four sequences."""
     from transformers import BertForSequenceClassification
 
     whole, _ = go(tmp_path / "whole")
     plain = BertForSequenceClassification.forward
 
-    def cramped(self, input_ids=None, **words):
+    def limited(self, input_ids=None, **inputs):
         if torch.is_grad_enabled() and len(input_ids) > 4:
             torch.empty(2**50)
-        return plain(self, input_ids=input_ids, **words)
+        return plain(self, input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(BertForSequenceClassification, "forward", cramped)
+    monkeypatch.setattr(BertForSequenceClassification, "forward", limited)
     cut, _ = go(tmp_path / "cut")
-    assert said(cut, "out_of_memory")[0].startswith("out of memory at step 1 with 8 × ")
+    assert notices_of(cut, "out_of_memory")[0].startswith("out of memory at step 1 with 8 × ")
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-6)
 
 
-def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None:
+def test_a_rejected_backend_emits_a_notice(tmp_path, monkeypatch) -> None:
     from dataclasses import replace
 
     from bitrank_quant import BACKENDS
@@ -161,20 +157,21 @@ def test_a_backend_passed_over_is_told_and_tagged(tmp_path, monkeypatch) -> None
         events, _ = go(tmp_path / "run", "B-Q4", steps=2)
     finally:
         cached_probe.cache_clear()
-    assert said(events, "stored_as") == ["bf16@torch, nf4-dq@torch"]
-    assert said(events, "fallback")[0].startswith(
+    assert notices_of(events, "stored_as") == ["bf16@torch, nf4-dq@torch"]
+    assert notices_of(events, "fallback")[0].startswith(
         "nf4-dq uses torch: bitsandbytes fails here (RuntimeError: "
     )
 
 
-def test_an_operation_that_left_mps_is_heard_once_each() -> None:
+def test_each_operation_that_falls_back_from_mps_emits_one_notice() -> None:
     events: list[dict[str, Any]] = []
     with warnings.catch_warnings(), report_mps_fallbacks(events.append):
         warnings.simplefilter("always")
         for name in ("aten::sgn.out", "aten::nonzero", "aten::sgn.out"):
             warnings.warn(
-                f"The operator '{name}' is not currently supported on the MPS backend and will fall back to run on the CPU. This may have "
-                "performance implications. (Triggered internally at aten/src/ATen/mps/MPSFallback.mm:12.)",
+                f"The operator '{name}' is not currently supported on the MPS backend and will fall back to "
+                "run on the CPU. This may have performance implications. "
+                "(Triggered internally at aten/src/ATen/mps/MPSFallback.mm:12.)",
                 stacklevel=1,
             )
         warnings.warn("something else", stacklevel=1)
@@ -184,7 +181,7 @@ def test_an_operation_that_left_mps_is_heard_once_each() -> None:
     ]
 
 
-def test_the_fallback_of_mps_is_set_before_torch_is_there_on_apple_silicon_alone(monkeypatch) -> None:
+def test_the_mps_fallback_is_enabled_before_torch_is_imported_on_apple_silicon_only(monkeypatch) -> None:
     if platform.system() != "Darwin":
         assert mps_environment("auto") == {}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")

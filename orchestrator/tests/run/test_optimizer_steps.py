@@ -1,5 +1,4 @@
-"""What an optimizer step is made of: the same sequences and the same mean, however a spec and a device cut
-it."""
+"""An optimizer step has the same sequences and mean for every split by a spec or device."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 @pytest.fixture
 def documents(tmp_path: Path) -> str:
-    """Texts of 3 to 30 words, short ones beside long ones."""
+    """Texts of 3 to 30 words, short and long mixed."""
     draw, lengths = random.Random(5), [3, 30, 4, 27, 3, 25, 5, 29, 4, 3] * 4
     words = [word for word in VOCABULARY if word.isalpha()]
     rows = [{"text": " ".join(draw.choice(words) for _ in range(length))} for length in lengths]
@@ -62,8 +61,7 @@ def test_batch_size_times_accumulation_is_one_batch(
     documents: str,
     tmp_path: Path,
 ) -> None:
-    """On language modelling, where a mean of means weighs tokens of short texts more. AdaLoRA adds a
-    penalty."""
+    """Language modelling, where a mean of means would weigh tokens of short texts more, and AdaLoRA."""
     runs = []
     for size, times in CUTS:
         folder = tmp_path / f"{size}x{times}"
@@ -74,7 +72,7 @@ def test_batch_size_times_accumulation_is_one_batch(
 
 
 @pytest.mark.parametrize("task", ["toy_sentences", "documents"])
-def test_bounded_tensors_leave_accumulated_steps_as_they_are(
+def test_tensor_limits_do_not_change_accumulated_steps(
     task: str,
     documents: str,
     tmp_path: Path,
@@ -89,10 +87,10 @@ def test_bounded_tensors_leave_accumulated_steps_as_they_are(
 
 
 @pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
-def test_an_epoch_is_the_same_steps_whole_and_in_the_halves_of_a_cpu(task: str, tmp_path: Path) -> None:
-    words: dict[str, Any] = {"steps": None, "epochs": 1, "batch_size": 8, "eval_every": 99}
-    halves = go(tmp_path / "halves", "B-FP", task, **words)
-    whole = go(tmp_path / "whole", "B-FP", task, **words, accumulation=1)
+def test_an_epoch_has_the_same_steps_with_whole_batches_and_with_halves(task: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": None, "epochs": 1, "batch_size": 8, "eval_every": 99}
+    halves = go(tmp_path / "halves", "B-FP", task, **options)
+    whole = go(tmp_path / "whole", "B-FP", task, **options, accumulation=1)
     assert len(halves["train/loss"]) > 3
     assert halves["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-4)
 
@@ -110,7 +108,7 @@ def test_steps_and_their_sequences_are_the_same_on_every_device(
         assert {step_parts(spec, device) for device in DEVICES} == {accumulation}
 
 
-def test_the_default_cuts_a_batch_on_a_cpu_by_epochs_alone() -> None:
+def test_the_default_splits_batches_only_on_a_cpu_that_trains_by_epochs() -> None:
     by_epochs, by_steps = spec_of(epochs=3), spec_of(steps=50)
     assert [step_parts(by_epochs, device) for device in DEVICES] == [2, 1, 1]
     assert [step_parts(by_steps, device) for device in DEVICES] == [1, 1, 1]
@@ -120,7 +118,7 @@ def test_the_default_cuts_a_batch_on_a_cpu_by_epochs_alone() -> None:
     assert step_parts(replace(by_epochs, batch_size=1), "cpu") == 1
 
 
-def test_an_epoch_counts_whole_steps_the_last_short_one_too() -> None:
+def test_the_last_short_step_of_an_epoch_is_counted() -> None:
     spec = spec_of(epochs=3, batch_size=8)
     assert settings_for(spec, 16, "cpu").steps == 6
     assert settings_for(spec, 17, "cpu").steps == 9
@@ -130,8 +128,8 @@ def test_an_epoch_counts_whole_steps_the_last_short_one_too() -> None:
 def test_the_sequences_of_a_step_do_not_depend_on_its_parts() -> None:
     steps: list[list[list[int]]] = []
     for size, times in CUTS:
-        words = {"batch_size": size, "accumulation": times, "device": "cpu"}
-        data = load_data(make_spec(SMOKE, "B-FP", "toy_sentences", words))
+        options = {"batch_size": size, "accumulation": times, "device": "cpu"}
+        data = load_data(make_spec(SMOKE, "B-FP", "toy_sentences", options))
         parts = [batch["index"] for batch in islice(data.train_batches(0), 12 * times)]
         each = [np.concatenate(parts[start : start + times]) for start in range(0, len(parts), times)]
         steps.append([indices.tolist() for indices in each])

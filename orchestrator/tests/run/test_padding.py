@@ -1,5 +1,4 @@
-"""One id pads in batches, configuration and generation, whatever the tokenizer offers, and no prediction
-depends on it."""
+"""Batches, configuration and generation use one padding id for every tokenizer; predictions ignore it."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from bitrank.run.road import execute
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_trainer import ALONE, OBJECTIVES, PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import ALONE, OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -120,7 +119,7 @@ def make_model(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def reviews(tmp_path: Path) -> str:
-    """Sentences of one to twenty words; some hold the end-of-sequence token, or end in it, as text."""
+    """Sentences of one to twenty words; some contain the end-of-sequence token as text, or end in it."""
     draw = random.Random(3)
     rows = []
     for number in range(60):
@@ -141,13 +140,13 @@ def spec_for(model: str, task: str, **changes: Any) -> RunSpec:
 
 
 def built(spec: RunSpec, data: RunData) -> Any:
-    """The model as a run has it before its first step, its adapters no longer nothing."""
+    """The model of a run before its first step, with nonzero adapters."""
     loaded = open_model(spec, len(data.task.classes), "cpu", torch.float32)
     config = find_config(spec.config)
     plans = make_plans(config, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
-    words: dict[str, Any] = {"total_steps": 2, "scale": 2.0, "heads": loaded.trained_modules, "seed": 0}
-    model, _ = config.rank.attach(loaded.model, plans.ranks, **words)
+    options: dict[str, Any] = {"total_steps": 2, "scale": 2.0, "heads": loaded.trained_modules, "seed": 0}
+    model, _ = config.rank.attach(loaded.model, plans.ranks, **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1:
@@ -172,7 +171,8 @@ def test_predictions_do_not_depend_on_batch_mates(
     """The whole model of a run on a user's file: every row alone, and in batches of 400 padded tokens."""
     spec = spec_for(make_model(family, tokens), reviews, fused=fused)
     data = load_data(spec)
-    model, objective = built(spec, data), (OBJECTIVES if fused else PLAIN_OBJECTIVES)[spec.kind]
+    model, objective = built(spec, data), OBJECTIVES[spec.kind]
+    objective = objective if fused else objective.plain()
     train = data.task.splits["train"]
     rows: list[list[dict[str, float | int]]] = []
     for tokens_at_once in (1, 400):
@@ -188,14 +188,14 @@ def test_predictions_do_not_depend_on_batch_mates(
 @pytest.mark.parametrize("kind", ["classification", "language-modelling"])
 @pytest.mark.parametrize("filed", [None, PAD, 5, -1], ids=str)
 @pytest.mark.parametrize("tokens", TOKENIZERS)
-def test_configuration_and_batches_hold_the_id_that_pads(
+def test_configuration_and_batches_use_the_same_padding_id(
     tokens: str,
     filed: int | None,
     kind: str,
     make_model: Callable[..., str],
     reviews: str,
 ) -> None:
-    """Whatever the model's own configuration says."""
+    """For any padding id in the model's own configuration."""
     task = reviews if kind == "classification" else "toy_articles"
     spec = spec_for(make_model("Llama", tokens, pad_token_id=filed), task)
     data = load_data(spec)
@@ -217,16 +217,16 @@ def test_a_padding_token_without_a_row_in_the_model_is_not_looked_up(
     assert load_tokenizer(folder).pad_token_id == len(VOCABULARY)
     data = load_data(spec_for(folder, reviews))
     assert data.task.pad_id == UNKNOWN
-    said = padding_message(load_tokenizer(folder), load_config(folder))
-    assert said is not None
-    assert said.startswith("the model cannot take the tokenizer's padding id 18: short sequences are")
+    message = padding_message(load_tokenizer(folder), load_config(folder))
+    assert message is not None
+    assert message.startswith("the model cannot take the tokenizer's padding id 18: short sequences are")
 
 
-def test_positions_counted_from_the_padding_id_stay_as_they_were_trained(
+def test_positions_relative_to_the_padding_id_do_not_change(
     make_model: Callable[..., str],
     reviews: str,
 ) -> None:
-    """RoBERTa counts from its configuration's id: with the tokenizer's, every position would be another."""
+    """RoBERTa counts from its configuration's id: the id of the tokenizer would change every position."""
     folder = make_model("Roberta", "pad", pad_token_id=2)
     spec = spec_for(folder, reviews)
     loaded = open_model(spec, 2, "cpu", torch.float32)
@@ -250,15 +250,17 @@ def test_the_chosen_id_is_stated_in_the_events_of_a_run(
     folder, model = tmp_path / "run", make_model("Llama", tokens)
     folder.mkdir()
     execute(spec_for(model, reviews), folder, Record(folder, ALONE), ALONE)
-    (said,) = [e for e in read_events(folder / "events.jsonl") if "padding" in e.get("tags", {})]
+    (message,) = [e for e in read_events(folder / "events.jsonl") if "padding" in e.get("tags", {})]
     token = load_tokenizer(model).convert_ids_to_tokens(EXPECTED[tokens])
-    assert said["message"] == said["tags"]["padding"]
+    assert message["message"] == message["tags"]["padding"]
     filled = f"short sequences are filled with id {EXPECTED[tokens]} ({token!r})"
-    assert said["message"].startswith(f"the tokenizer has no padding token: {filled}")
+    assert message["message"].startswith(f"the tokenizer has no padding token: {filled}")
 
 
 @pytest.mark.parametrize("tokens", ["pad", "pad is eos"])
-def test_nothing_is_said_of_a_tokenizer_that_pads(tokens: str, make_model: Callable[..., str]) -> None:
+def test_a_tokenizer_with_a_padding_token_emits_no_notice(
+    tokens: str, make_model: Callable[..., str]
+) -> None:
     folder = make_model("GPT2", tokens)
     tokenizer, config = load_tokenizer(folder), load_config(folder)
     assert padding_message(tokenizer, config) is None

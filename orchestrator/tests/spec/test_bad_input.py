@@ -1,6 +1,4 @@
-"""Specs, settings and plan files of any content: a valid value, or one sentence for the user, and nothing
-else.
-"""
+"""Arbitrary specs, settings and plan files give a valid value or a one-sentence error."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ slow_is_fine = settings(
 )
 
 
-def refused(error: ValueError) -> None:
+def assert_user_error(error: ValueError) -> None:
     """The error is the user's, and its text is one printable line."""
     assert is_user_error(error), repr(error)
     assert "\n" not in str(error) and len(str(error)) < 1500
@@ -46,13 +44,13 @@ def refused(error: ValueError) -> None:
 
 @slow_is_fine
 @given(st.sampled_from(SETTABLE), any_value)
-def test_any_value_of_any_field_is_valid_or_refused(name: str, value: Any) -> None:
+def test_any_value_of_any_field_is_valid_or_rejected(name: str, value: Any) -> None:
     if name in {"model", "plan", "data"} and isinstance(value, str):
-        return  # valid text that names nothing is for the run to refuse
+        return  # a valid name of nothing is rejected when the run loads it
     try:
         spec = make_spec(SMOKE, "B-FP", "toy_sentences", {name: value})
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert check(spec) == spec
     assert json.loads(json.dumps(vars(spec), allow_nan=False)) is not None
@@ -60,11 +58,11 @@ def test_any_value_of_any_field_is_valid_or_refused(name: str, value: Any) -> No
 
 @slow_is_fine
 @given(st.sampled_from(SETTABLE), st.one_of(any_text, st.from_type(float).map(str), st.integers().map(str)))
-def test_any_setting_text_is_valid_or_refused(name: str, text: str) -> None:
+def test_any_setting_text_is_valid_or_rejected(name: str, text: str) -> None:
     try:
         key, value = parse_setting(f"{name}={text}")
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert key == name
     assert not isinstance(value, float) or math.isfinite(value)
@@ -72,11 +70,11 @@ def test_any_setting_text_is_valid_or_refused(name: str, text: str) -> None:
 
 @slow_is_fine
 @given(any_text)
-def test_any_amount_of_bytes_is_a_whole_number_or_refused(text: str) -> None:
+def test_any_amount_of_bytes_is_a_whole_number_or_rejected(text: str) -> None:
     try:
         assert parse_bytes(text) >= 0
     except UserError as error:
-        refused(error)
+        assert_user_error(error)
 
 
 @slow_is_fine
@@ -85,20 +83,20 @@ def test_any_amount_of_bytes_is_a_whole_number_or_refused(text: str) -> None:
         st.sampled_from(["precision", "ranks", "shapes", "adaptive", "init", "forecast", "other"]), any_value
     )
 )
-def test_any_plan_file_is_valid_or_refused(tmp_path: Path, data: dict[str, Any]) -> None:
+def test_any_plan_file_is_valid_or_rejected(tmp_path: Path, data: dict[str, Any]) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(data))
     try:
         spec = make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
     except ValueError as error:
-        refused(error)
+        assert_user_error(error)
         return
     assert spec.arm["precision"]["formats"] == data["precision"]
 
 
 @slow_is_fine
 @given(st.binary(max_size=60))
-def test_any_bytes_as_a_plan_file_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_as_a_plan_file_are_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a plan"):
@@ -121,7 +119,7 @@ def test_any_bytes_as_a_plan_file_are_refused(tmp_path: Path, content: bytes) ->
         ({"precisions": {}}, "unknown key 'precisions'; nearest: precision"),
     ],
 )
-def test_a_plan_with_a_wrong_key_or_type_says_which(
+def test_the_error_names_the_wrong_key_or_type_of_a_plan(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "plan.json"
@@ -130,14 +128,14 @@ def test_a_plan_with_a_wrong_key_or_type_says_which(
         make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
 
 
-def test_a_plan_with_two_values_for_one_key_is_refused(tmp_path: Path) -> None:
+def test_a_plan_with_two_values_for_one_key_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text('{"precision": {"a": "nf4", "a": "int8"}, "ranks": {}}')
     with pytest.raises(UserError, match="two values for 'a'"):
         find_config("x", str(path))
 
 
-def test_a_deeply_nested_plan_is_refused(tmp_path: Path) -> None:
+def test_a_deeply_nested_plan_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(UserError, match="nested too deeply"):
@@ -151,7 +149,7 @@ def test_a_plan_is_read_from_regular_files_only(tmp_path: Path) -> None:
             find_config("x", path)
 
 
-def test_a_huge_plan_file_is_refused_without_parsing_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_huge_plan_file_is_rejected_without_parsing_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("bitrank.spec.plan_file._LARGEST", 2**20)
     (tmp_path / "plan.json").write_bytes(b" " * (2**20 + 1))
     with pytest.raises(UserError, match="more than 1 MiB"):
@@ -165,7 +163,7 @@ def test_an_amount_of_bytes_has_few_digits(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e308", "1e400", "0", "-1"])
-def test_a_learning_rate_that_cannot_train_is_refused(text: str) -> None:
+def test_a_learning_rate_that_cannot_train_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match="learning_rate must be"):
         parse_setting(f"learning_rate={text}")
 
@@ -178,7 +176,7 @@ def test_seeds_of_a_matrix_are_checked() -> None:
         matrix(SMOKE, [], ["toy_sentences"], [0], {})
 
 
-def test_data_that_no_task_reads_is_refused(tmp_path: Path) -> None:
+def test_data_that_no_task_reads_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not used by these tasks"):
         make_spec(SMOKE, "B-FP", "toy_sentences", {"data": str(tmp_path)})
     with pytest.raises(UserError, match="is not used by these tasks"):

@@ -1,4 +1,4 @@
-"""Ids of runs: the studies of today keep theirs, so finished runs stay finished."""
+"""Ids of runs: specs of the current studies keep theirs, so finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_twelve_laptop_specs_keep_their_ids() -> None:
 
 
 @pytest.mark.parametrize("later", ["init_rounds", "shrink", "special_tokens", "model_digest"])
-def test_a_spec_file_of_before_a_field_is_read_with_its_default(tmp_path, later: str) -> None:
+def test_a_spec_file_without_a_newer_field_gets_its_default(tmp_path, later: str) -> None:
     profile = PROFILES["laptop"]
     (spec,) = matrix(profile, ["B-FP"], ["movie_sentences"], [0], {})
     data = asdict(spec)

@@ -32,7 +32,7 @@ def test_joint_2_keeps_embeddings_and_edge_blocks_in_8_bits(matrices) -> None:
     assert {(m.layer, bits[m.name]) for m in blocks} == {(0, "int8"), (1, "nf4-dq"), (2, "int8")}
 
 
-def test_joint_3_goes_by_role(matrices) -> None:
+def test_joint_3_assigns_formats_and_ranks_by_role(matrices) -> None:
     quantizable, blocks = matrices
     config = CONFIGS["Joint-3"]
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
@@ -72,7 +72,7 @@ def test_a_plan_file_is_a_config(tmp_path) -> None:
         '{"precision": {}, "ranks": {"a": "8"}}',
     ],
 )
-def test_a_file_that_is_no_plan(tmp_path, content: str) -> None:
+def test_a_file_that_is_not_a_plan_is_rejected(tmp_path, content: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(UserError, match="is not a plan: expected JSON like"):

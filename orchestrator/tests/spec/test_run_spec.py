@@ -1,4 +1,4 @@
-"""Specs: the same words give the same id, different numbers another, and bad words a clear error."""
+"""Specs: equal values give equal ids, other values other ids, and invalid values a clear error."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_epochs_and_steps_replace_each_other() -> None:
         make_spec(LAPTOP, "B-FP", "movie_sentences", {"epochs": 2, "steps": 9})
 
 
-def test_a_spec_survives_its_file(tmp_path) -> None:
+def test_a_spec_is_equal_after_writing_and_reading(tmp_path) -> None:
     spec = make_spec(LAPTOP, "Joint-3", "wiki_articles")
     write_spec(spec, tmp_path / "spec.json")
     assert read_spec(tmp_path / "spec.json").spec_id == spec.spec_id
@@ -85,7 +85,7 @@ def test_settings_take_the_type_of_their_field(text: str, value: object) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("setting", "message"),
     [
         ("learning_rat=1", "unknown key 'learning_rat'; nearest: learning_rate"),
         ("steps=many", "steps must be a whole number, got 'many'"),
@@ -95,9 +95,9 @@ def test_settings_take_the_type_of_their_field(text: str, value: object) -> None
         ("config=B-Q4", "unknown key 'config'"),
     ],
 )
-def test_bad_settings(words: str, message: str) -> None:
+def test_bad_settings_are_rejected(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_setting(words)
+        parse_setting(setting)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_numbers_out_of_range(change: dict[str, float]) -> None:
         make_spec(LAPTOP, "B-FP", "movie_sentences", change)
 
 
-def test_an_arm_can_take_other_ranks() -> None:
+def test_the_ranks_of_an_arm_can_be_overridden() -> None:
     assert make_spec(LAPTOP, "B-FP", "movie_sentences", {"rank": 16}).arm["rank"] == {
         "rule": "FixedRank",
         "rank": 16,
@@ -131,7 +131,7 @@ def test_an_arm_can_take_other_ranks() -> None:
         make_spec(LAPTOP, "B-Ada", "movie_sentences", {"rank": 8})
 
 
-def test_unknown_names_tell_the_nearest() -> None:
+def test_errors_for_unknown_names_list_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown config 'Joint2'; nearest: Joint-2"):
         make_spec(LAPTOP, "Joint2", "movie_sentences")
     with pytest.raises(DataError, match="unknown task 'movies'"):
@@ -140,7 +140,7 @@ def test_unknown_names_tell_the_nearest() -> None:
         find_profile("labtop")
 
 
-def test_user_errors_are_told_from_others() -> None:
+def test_user_errors_differ_from_other_errors() -> None:
     assert is_user_error(UserError("x")) and is_user_error(DataError("x")) and is_user_error(PlanError("x"))
     assert is_user_error(Infeasible("x", 1))
     assert not is_user_error(ValueError("x"))

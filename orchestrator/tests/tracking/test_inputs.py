@@ -1,4 +1,4 @@
-"""A run is known by the content of what it reads: edits make another run, other places do not."""
+"""The id of a run depends on the content of its inputs and not on their paths."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_file_that_a_model_loads_is_part_of_the_id(name: str, tmp_path: Pa
     assert spec_of("toy_sentences", model=str(folder)).spec_id != old.spec_id
 
 
-def test_a_model_that_moved_or_has_other_notes_is_the_same(tmp_path: Path) -> None:
+def test_moved_models_and_other_notes_give_the_same_id(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     old = spec_of("toy_sentences", model=str(folder))
     (folder / "README.md").write_text("read me again")
@@ -75,7 +75,7 @@ def test_a_model_that_moved_or_has_other_notes_is_the_same(tmp_path: Path) -> No
     assert spec_of("toy_sentences", model=str(moved)).spec_id == old.spec_id
 
 
-def test_a_local_copy_of_a_hub_task_counts_by_content(tmp_path: Path) -> None:
+def test_a_local_copy_of_a_hub_task_is_identified_by_content(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_reviews(tmp_path / name / "train.csv", "fine" if name == "c" else "good")
     ids = [
@@ -84,7 +84,7 @@ def test_a_local_copy_of_a_hub_task_counts_by_content(tmp_path: Path) -> None:
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_plan_counts_by_content_and_name(tmp_path: Path) -> None:
+def test_a_plan_is_identified_by_content_and_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.json").write_text(json.dumps(PLAN))
@@ -159,7 +159,7 @@ def test_an_interrupted_run_is_not_continued_on_edited_data(place: Path) -> None
     assert state_of(spec_of(path), tracker.runs()).name == "interrupted"
 
 
-def test_a_spec_of_before_digests_keeps_its_id_and_is_not_checked(tmp_path: Path) -> None:
+def test_an_old_spec_without_digests_keeps_its_id_and_is_not_checked(tmp_path: Path) -> None:
     spec = replace(spec_of("toy_sentences"), data_digest=None, model_digest=None)
     write_spec(spec, tmp_path / "spec.json")
     old = json.loads((tmp_path / "spec.json").read_text())
@@ -176,7 +176,7 @@ def test_a_spec_keeps_its_digests_in_its_file(tmp_path: Path) -> None:
     assert asdict(read_spec(tmp_path / "spec.json")) == asdict(spec)
 
 
-def test_a_run_named_twice_is_in_the_matrix_once(tmp_path: Path) -> None:
+def test_the_matrix_has_no_duplicates(tmp_path: Path) -> None:
     first, second = write_reviews(tmp_path / "a.csv"), write_reviews(tmp_path / "b.csv")
     assert len(matrix(SMOKE, ["B-FP"], [str(first), str(second)], [0, 1, 0], {})) == 2
 
@@ -192,10 +192,10 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.
         digests.content_digest(folder)
 
 
-def test_what_was_written_a_moment_ago_is_not_remembered(
+def test_the_digest_of_a_recently_written_file_is_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one tick of a clock a second write leaves the same times."""
+    """A second write within one tick of the clock has the same times."""
     path = write_reviews(tmp_path / "reviews.csv")
     digests.content_digest(path)
     monkeypatch.setattr(digests, "_file_digest", None)
@@ -203,7 +203,7 @@ def test_what_was_written_a_moment_ago_is_not_remembered(
         digests.content_digest(path)
 
 
-def test_without_a_cache_to_write_to_digests_are_still_right(
+def test_digests_are_correct_without_a_writable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_reviews(tmp_path / "reviews.csv")
@@ -234,14 +234,13 @@ def test_hub_models_and_data_are_known_by_the_commit_of_the_cached_copy(hub_cach
     check_inputs(unknown)
     cache_copy(hub_cache, "models--bert-base-uncased", "ffff")
     assert len({unknown.spec_id, known.spec_id, make_spec(PAPER, "B-FP", "sst2").spec_id}) == 3
-    with pytest.raises(
-        UserError,
-        match=r"the model bert-base-uncased changed .* expected hub:86b5, got hub:ffff",
-    ):
+    check_inputs(known)  # the model is loaded by the commit in the spec
+    cache_copy(hub_cache, "datasets--stanfordnlp--sst2", "eeee")
+    with pytest.raises(UserError, match=r"the data of sst2 changed .* expected hub:8d51, got hub:eeee"):
         check_inputs(known)
 
 
-def test_the_hub_is_asked_before_a_run_for_what_is_not_cached(
+def test_commits_that_are_not_cached_are_requested_from_the_hub(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hub:

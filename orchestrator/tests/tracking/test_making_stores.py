@@ -1,6 +1,4 @@
-"""A store whose creation was cut off at any moment is made again; one that has held runs is never thrown
-away.
-"""
+"""A store whose creation was interrupted is created again; a store with runs is never deleted."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from bitrank.tracking.store import open_store
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bytes of a new store, all in one file."""
-    folder = tmp_path_factory.mktemp("fresh")
+    folder = tmp_path_factory.mktemp("new_store")
     open_store(str(folder))
     path = folder / "mlflow.db"
     with closing(sqlite3.connect(path)) as database:
@@ -29,7 +27,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return alone
 
 
-def test_a_new_store_leaves_nothing_but_itself(tmp_path: Path) -> None:
+def test_creating_a_store_leaves_no_other_file(tmp_path: Path) -> None:
     open_store(str(tmp_path))
     names = {path.name for path in tmp_path.iterdir()} - {"mlflow.db-wal", "mlflow.db-shm"}
     assert names == {"mlflow.db", "mlflow.lock"}
@@ -38,17 +36,17 @@ def test_a_new_store_leaves_nothing_but_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 1e-4, 0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
-def test_a_store_cut_at_any_byte_counts_as_none(fresh: Path, share: float, tmp_path: Path) -> None:
+def test_a_truncated_store_does_not_exist(new_store: Path, share: float, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
-    content = fresh.read_bytes()
+    content = new_store.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     assert not has_store(path)
-    shutil.copyfile(fresh, path)
+    shutil.copyfile(new_store, path)
     assert has_store(path)
 
 
-def test_a_store_with_the_first_tables_only_counts_as_none(fresh: Path, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(fresh)) as whole:
+def test_a_store_with_only_the_first_tables_does_not_exist(new_store: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(new_store)) as whole:
         statements = [
             sql
             for (sql,) in whole.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
@@ -63,25 +61,25 @@ def test_a_store_with_the_first_tables_only_counts_as_none(fresh: Path, tmp_path
 
 
 @pytest.mark.parametrize("share", [1e-4, 0.5])
-def test_a_half_made_store_is_made_again_and_kept(fresh: Path, share: float, tmp_path: Path) -> None:
+def test_an_incomplete_store_is_created_again_and_kept(new_store: Path, share: float, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
-    content = fresh.read_bytes()
-    torn = content[: int(len(content) * share)]
-    path.write_bytes(torn)
+    content = new_store.read_bytes()
+    truncated = content[: int(len(content) * share)]
+    path.write_bytes(truncated)
     path.with_name("mlflow.db-journal").write_bytes(b"a journal of the half-made one")
     path.with_name(".mlflow.db.4711.new").write_bytes(b"of a process that was killed")
     Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
     assert has_store(path)
-    assert path.with_name("mlflow.db.half-made").read_bytes() == torn
+    assert path.with_name("mlflow.db.half-made").read_bytes() == truncated
     assert not list(tmp_path.glob(".mlflow.db.*")) and not path.with_name("mlflow.db-journal").exists()
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5])
-def test_a_torn_store_beside_which_runs_left_files_is_refused(
-    fresh: Path, share: float, tmp_path: Path
+def test_a_truncated_store_with_files_of_runs_is_rejected(
+    new_store: Path, share: float, tmp_path: Path
 ) -> None:
     path = tmp_path / "mlflow.db"
-    content = fresh.read_bytes()[: int(fresh.stat().st_size * share)]
+    content = new_store.read_bytes()[: int(new_store.stat().st_size * share)]
     path.write_bytes(content)
     (tmp_path / "artifacts" / "bitrank-smoke").mkdir(parents=True)
     with pytest.raises(UserError, match="restore a backup"):
@@ -89,7 +87,7 @@ def test_a_torn_store_beside_which_runs_left_files_is_refused(
     assert path.read_bytes() == content
 
 
-def test_a_store_of_an_older_mlflow_is_migrated_after_a_copy(
+def test_a_store_of_an_older_mlflow_is_migrated_after_a_backup(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = open_store(str(tmp_path))
@@ -98,7 +96,7 @@ def test_a_store_of_an_older_mlflow_is_migrated_after_a_copy(
     older = _downgrade(tmp_path / "mlflow.db")
     again = open_store(str(tmp_path))
     assert again.get_run(run.info.run_id).data.metrics == {"eval/acc": 0.75}
-    assert "it is migrated" in capsys.readouterr().err
+    assert "migrating it, with a backup" in capsys.readouterr().err
     with closing(sqlite3.connect(tmp_path / f"mlflow.db.schema-{older}")) as kept:
         assert kept.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
         assert kept.execute("SELECT value FROM metrics").fetchall() == [(0.75,)]
@@ -123,7 +121,7 @@ def _downgrade(path: Path) -> str:
     return older
 
 
-def test_a_store_of_a_newer_mlflow_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_mlflow_is_rejected_with_advice(tmp_path: Path) -> None:
     open_store(str(tmp_path))
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffff12345678'")
@@ -132,7 +130,7 @@ def test_a_store_of_a_newer_mlflow_is_refused_with_the_remedy(tmp_path: Path) ->
         open_store(str(tmp_path))
 
 
-def test_a_migration_that_fails_leaves_the_store_as_it_was(
+def test_a_failed_migration_does_not_change_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_store(str(tmp_path))
@@ -149,3 +147,20 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
         assert database.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+
+
+def test_an_experiment_that_another_process_creates_at_the_same_time_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(tmp_path / "runs")
+    first = Tracker(open_store(store), store, "smoke")
+    client = open_store(store)
+    look, looks = client.get_experiment_by_name, []
+
+    def late(name: str) -> object:
+        looks.append(name)
+        return None if len(looks) == 1 else look(name)
+
+    monkeypatch.setattr(client, "get_experiment_by_name", late)
+    assert Tracker(client, store, "smoke").experiment_id == first.experiment_id
+    assert len(looks) > 1

@@ -1,4 +1,4 @@
-"""Which files count as the code of a run, and of a measurement."""
+"""Files whose content is hashed as the code of a run or of a measurement."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def code_of(name: str) -> str:
     return code_id(CONFIGS[name].precision, CONFIGS[name].rank)
 
 
-def test_a_rule_added_leaves_the_others_as_they_are(rules) -> None:
+def test_a_new_rule_does_not_change_the_hashes_of_others(rules) -> None:
     before = {name: code_of(name) for name in CONFIGS}
     rules.write_text(rules.read_text() + "\n\nclass Another:\n    pass\n")
     assert {name: code_of(name) for name in CONFIGS} == before
 
 
-def test_a_rule_changed_makes_only_its_arms_stale(rules) -> None:
+def test_a_changed_rule_makes_only_its_arms_stale(rules) -> None:
     before = {name: code_of(name) for name in CONFIGS}
     text = rules.read_text()
     rules.write_text(text.replace("class ByRole:", "class ByRole:\n    changed = True\n"))
@@ -79,7 +79,7 @@ def test_a_module_that_does_not_exist_has_no_hash() -> None:
 
 
 def hashed_names() -> set[str]:
-    """Every name that code of the orchestrator gives to ``code_hash`` as a string."""
+    """String arguments in the orchestrator of ``code_hash`` as a string."""
     root = Path(find_spec("bitrank").origin).parent
     calls = [
         node
@@ -97,9 +97,9 @@ def test_every_module_whose_code_is_hashed_exists() -> None:
 
 
 def imported_by(path: Path) -> set[str]:
-    """Every dotted name of ours that a file imports when it runs, wherever in it.
+    """Modules of this project that a file imports anywhere, except for type checking.
 
-    Written apart from the code under test.
+    Written independently of the tested code.
     """
     names: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
     assert not forgotten, "hash these files, or list their modules in CHANGES_NO_NUMBER with a reason"
 
 
-def test_every_module_loaded_with_the_road_is_hashed_or_listed_as_harmless() -> None:
+def test_every_module_loaded_by_a_run_is_hashed_or_listed_as_harmless() -> None:
     ours = f"import sys, {RUN}\nfor name in list(sys.modules):\n    if name.startswith('bitrank'):"
     ours += " print(sys.modules[name].__file__)"
     loaded = subprocess.run(
@@ -151,12 +151,12 @@ def test_every_module_loaded_with_the_road_is_hashed_or_listed_as_harmless() -> 
     assert {Path(file) for file in loaded} <= set(code_files(RUN).values()) | listed
 
 
-def test_what_is_listed_as_harmless_exists_is_reachable_and_has_a_reason() -> None:
+def test_modules_listed_as_harmless_are_reachable_and_have_a_reason() -> None:
     assert reachable(RUN).keys() >= CHANGES_NO_NUMBER.keys()
     assert all(len(reason.split()) > 2 for reason in CHANGES_NO_NUMBER.values())
 
 
-def test_the_head_fit_and_compiled_sources_count() -> None:
+def test_the_head_fit_and_c_sources_are_hashed() -> None:
     files = code_files(RUN)
     assert "bitrank.sensitivity.fit_head" in files, "it decides the Fisher weights of every lq-lora start"
     assert {path.suffix for path in files.values()} == {".py", ".c", ".h"}
@@ -200,7 +200,7 @@ def test_an_edit_changes_the_hashes_of_the_code_that_uses_it(
     assert [old != new for old, new in zip(before, checkout(), strict=True)] == expected
 
 
-def test_a_new_module_in_a_new_folder_counts_once_a_run_imports_it(
+def test_a_new_module_in_a_new_folder_is_hashed_once_a_run_imports_it(
     checkout: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "src" / "bitrank" / "deeper"
@@ -221,17 +221,17 @@ def test_hashes_do_not_depend_on_where_the_code_is_installed(checkout: Callable[
 
 
 @pytest.mark.parametrize(
-    ("told", "tags"),
+    ("commit", "tags"),
     [
         ("", {}),
         ("4f1c", {"git_commit": "4f1c", "dirty": "false", "mlflow.source.git.commit": "4f1c"}),
         ("4f1c-dirty", {"git_commit": "4f1c", "dirty": "true", "mlflow.source.git.commit": "4f1c"}),
     ],
 )
-def test_an_image_says_its_own_commit(
-    monkeypatch: pytest.MonkeyPatch, told: str, tags: dict[str, str]
+def test_the_commit_of_an_image_comes_from_its_environment(
+    monkeypatch: pytest.MonkeyPatch, commit: str, tags: dict[str, str]
 ) -> None:
-    """There is neither git nor a checkout in an image."""
+    """An image has neither git nor a checkout."""
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("BITRANK_COMMIT", told)
+    monkeypatch.setenv("BITRANK_COMMIT", commit)
     assert git_state.__wrapped__() == tags

@@ -1,4 +1,4 @@
-"""Results on disk are whole, keep what was there, and agree with each other."""
+"""Results on disk are complete, keep earlier entries, and agree with each other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import make_spec
-from bitrank.tracking.results_files import COLUMNS, write_results
+from bitrank.tracking.results_files import summary_columns, write_results
 
-FIGURES = dict.fromkeys(COLUMNS.values(), 1.5)
+FIGURES = dict.fromkeys(summary_columns().values(), 1.5)
 
 
-def test_files_of_the_study(tmp_path) -> None:
+def test_result_files_of_a_study_agree(tmp_path) -> None:
     specs = [
         make_spec(PROFILES["smoke"], config, "toy_sentences", {"seed": seed})
         for config in ("B-FP", "B-Q4")

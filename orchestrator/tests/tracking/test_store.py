@@ -1,4 +1,4 @@
-"""A store under any path: what one part of the program writes, every other part reads."""
+"""A store under any path: all readers find the written runs."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def test_forms_of_a_plain_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "text", ["mysql://x/y", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true"]
 )
-def test_other_stores_are_refused(text: str) -> None:
+def test_other_stores_are_rejected(text: str) -> None:
     with pytest.raises(UserError, match="cannot use the store"):
         Store.parse(text)
 
 
-def test_a_file_of_another_program_is_refused_under_any_path(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_rejected_under_any_path(tmp_path: Path) -> None:
     path = tmp_path / "a#b?.db"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE songs (name TEXT)")
@@ -90,7 +90,7 @@ def test_a_file_of_another_program_is_refused_under_any_path(tmp_path: Path) -> 
         has_store(path)
 
 
-def test_a_store_of_before_digests_and_file_uris_is_still_read_and_listed(tmp_path: Path) -> None:
+def test_an_old_store_without_digests_and_file_uris_is_read_and_listed(tmp_path: Path) -> None:
     store = str(tmp_path / "runs")
     client = open_store(store)
     client.create_experiment(

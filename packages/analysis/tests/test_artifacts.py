@@ -64,7 +64,7 @@ def test_damaged_and_remote_files_are_listed_and_do_not_affect_others(maker, tmp
     damaged = maker.run(
         "B-Q4",
         files={
-            "predictions.parquet": "PAR1 torn",
+            "predictions.parquet": "PAR1 truncated",
             "ranks.json": '{"final": {"a"',
             "plan.json": "{",
             "spec.json": "[",

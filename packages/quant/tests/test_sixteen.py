@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from bitrank_quant import hold_in_16_bits, left_out, stored_bytes
+from bitrank_quant import left_out, store_in_16_bits, stored_bytes
 from torch import Tensor, nn
 
 
@@ -42,7 +42,7 @@ def rounded() -> nn.Sequential:
 
 def in_16_bits() -> nn.Sequential:
     made = model()
-    hold_in_16_bits(made, left_out(made))
+    store_in_16_bits(made, left_out(made))
     return made
 
 
@@ -87,7 +87,7 @@ def test_autograd_keeps_no_decoded_tensor() -> None:
 def test_modules_in_16_bits_are_unchanged() -> None:
     made = model().bfloat16()
     before = [type(module) for module in made]
-    hold_in_16_bits(made, left_out(made))
+    store_in_16_bits(made, left_out(made))
     assert [type(module) for module in made] == before and stored_bytes(made).total == stored_bytes(
         model().bfloat16()
     ).total

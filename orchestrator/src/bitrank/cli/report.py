@@ -83,7 +83,7 @@ def add_sql(commands: Any) -> None:
     parser = add_command(
         commands, "sql", "query the store with one SQL statement (DuckDB), read-only", SQL, _sql
     )
-    parser.add_argument("statement", help="one statement over the views named below")
+    parser.add_argument("statement", help="one statement over the views listed below")
     parser.add_argument(
         "--format",
         choices=["table", "csv", "json"],

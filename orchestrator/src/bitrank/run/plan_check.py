@@ -25,9 +25,9 @@ def check_plans(specs: Sequence[RunSpec]) -> None:
 
 def _check_plan(spec: RunSpec) -> None:
     config = find_config(spec.config, spec.plan, spec.tuned)
-    place, classes = locate(spec.model), len(tokenised(spec).classes)
-    model = meta_model(place, spec.kind, classes, Compute.of(spec).dtype)
-    trained = set(find_new_modules(model, place, spec.kind))
+    location, classes = locate(spec.model_source), len(tokenised(spec).classes)
+    model = meta_model(location, spec.kind, classes, Compute.of(spec).dtype)
+    trained = set(find_new_modules(model, location, spec.kind))
     matrices = weight_matrices(model)
     quantizable = [matrix for matrix in matrices if matrix.tied_to is None and matrix.name not in trained]
     formats = config.precision.assign_formats(quantizable)

@@ -15,8 +15,8 @@ from bitrank_quant import (
     WeightMatrix,
     apply_precision,
     block_matrices,
-    hold_in_16_bits,
     left_out,
+    store_in_16_bits,
     weight_matrices,
 )  # fmt: skip
 
@@ -82,7 +82,7 @@ def store_base(
         encode=encoder(spec),
     )
     loaded.fill_rest()
-    hold_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
+    store_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))
     # All inputs are read now. A file that changed while it was read may be a mixture of two versions.
     check_inputs(spec)
     return applied

@@ -73,7 +73,7 @@ class ByteAmount:
     """On the command line the number may have a unit, such as ``1.5GiB``."""
 
 
-# Limits far above practical values: larger ones overflow in torch, NumPy or the operating system.
+# Limits well above practical values: larger ones overflow in torch, NumPy or the operating system.
 _LARGEST_FLOAT = 1e38  # the optimizer computes in fp32, whose largest number is 3.4e38
 TEXT_LENGTH = 4096  # the longest path that Linux accepts
 

@@ -1,4 +1,4 @@
-"""What runs need of a cluster's machines, and what the Ray executor refuses before anything starts."""
+"""Resources of runs on a cluster, and options that the Ray executor rejects."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def spec(**given: object) -> RunSpec:
         ({"device": "cpu"}, [SMALL, GPU], (1, 0, 3)),
     ],
 )
-def test_what_a_run_takes(
+def test_resources_of_a_run(
     given: dict[str, int], machines: list[dict[str, float]], expected: tuple[int, int, int]
 ) -> None:
     need = needed(spec(**given), machines)
     assert (need["CPU"], need["GPU"], need["memory"] / GIB) == expected
 
 
-def test_a_run_that_does_not_say_its_threads_takes_the_smallest_machines_cores() -> None:
+def test_a_run_without_threads_needs_the_cores_of_the_smallest_machine() -> None:
     from dataclasses import replace
 
     assert needed(replace(spec(), threads=None), [BIG, SMALL])["CPU"] == 4
 
 
-def test_how_many_runs_the_machines_carry() -> None:
+def test_capacity_counts_parallel_runs() -> None:
     assert capacity({"CPU": 1, "GPU": 0, "memory": 3 * GIB}, [SMALL, BIG]) == 2 + 16
     assert capacity({"CPU": 1, "GPU": 1, "memory": 3 * GIB}, [SMALL, GPU]) == 2
 
@@ -54,7 +54,7 @@ def test_how_many_runs_the_machines_carry() -> None:
     ("given", "machines"),
     [({"threads": 5}, [SMALL]), ({"device": "cuda"}, [SMALL]), ({"processes": 3}, [GPU]), ({}, [])],
 )
-def test_a_run_that_fits_no_machine_is_refused_with_what_there_is(
+def test_the_error_for_a_run_that_fits_no_machine_lists_the_machines(
     given: dict[str, int], machines: list[dict[str, float]]
 ) -> None:
     with pytest.raises(
@@ -64,7 +64,7 @@ def test_a_run_that_fits_no_machine_is_refused_with_what_there_is(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--executor", "ray"], "needs a tracking server as its store, and runs is a file"),
         (["--executor", "ray", "--store", "sqlite:///x.db"], "needs a tracking server as its store"),
@@ -80,18 +80,18 @@ def test_a_run_that_fits_no_machine_is_refused_with_what_there_is(
     [["matrix"], ["run", "--config", "B-FP", "--task", "toy_sentences"], ["study", "allocators"]],
     ids=str,
 )
-def test_refused_before_anything_starts(
-    capsys, monkeypatch: pytest.MonkeyPatch, command: list[str], words: list[str], message: str
+def test_invalid_options_are_rejected_before_anything_starts(
+    capsys, monkeypatch: pytest.MonkeyPatch, command: list[str], arguments: list[str], message: str
 ) -> None:
     here = importlib.util.find_spec
     monkeypatch.setattr(
         "bitrank.execution.ray.driver.find_spec", lambda name: here("json") if name == "ray" else here(name)
     )
-    assert main([*command, *words]) == 2
+    assert main([*command, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_ray_the_command_is_told(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_ray_gives_the_install_command(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitrank.execution.ray.driver.find_spec", lambda name: None)
     assert main(["matrix", "--profile", "smoke", "--executor", "ray", "--store", "http://127.0.0.1:9"]) == 2
     assert "-m pip install 'bitrank[ray]'" in capsys.readouterr().err
@@ -100,5 +100,5 @@ def test_without_ray_the_command_is_told(capsys, monkeypatch: pytest.MonkeyPatch
 def test_the_help_lists_every_executor(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["matrix", "--help"])
-    said = capsys.readouterr().out
-    assert all(f"{name}: {executor.about[:20]}" in said for name, executor in EXECUTORS.items())
+    output = capsys.readouterr().out
+    assert all(f"{name}: {executor.about[:20]}" in output for name, executor in EXECUTORS.items())

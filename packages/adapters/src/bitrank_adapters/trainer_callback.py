@@ -46,7 +46,7 @@ class AdaLoraCallback(TrainerCallback):
       beside it.
     - Checkpoints contain the moving averages and masks (``adalora_state.safetensors``): a resumed run takes
       the same steps as an uninterrupted one.
-    - The adapter saved after training loads in stock PEFT: AdaLoRA with its ranks, or plain LoRA with ``shrink``.
+    - The saved adapter loads in stock PEFT: as AdaLoRA with its ranks, or as plain LoRA with ``shrink``.
 
     Logs reach ``trainer.state.log_history`` and the callbacks that come after this one.
 
@@ -203,8 +203,8 @@ class AdaLoraCallback(TrainerCallback):
         if self._cut and not shrunk:
             raise BudgetMissed(
                 f"{folder} is of step {step}, before ranks were final at step {self._hook.freeze_step}; "
-                "the model is cut to its final ranks and cannot take it. With load_best_model_at_end evaluate only after "
-                "the freeze"
+                "the model is cut to its final ranks and cannot take it. "
+                "With load_best_model_at_end evaluate only after the freeze"
             )
         if not self._cut:
             with self._pattern():

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bitrank_quant.understood import is_matrix, why_left
+from bitrank_quant.replaceable import is_matrix, why_not_replaceable
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,11 @@ def _weight_object(module: nn.Module) -> object:
 
 def _unquantizable(model: nn.Module) -> dict[str, str]:
     """{module: reason} of matrices that cannot be quantized, including all that share a weight with one."""
-    found = {name: reason for name, module in _matrices(model) if (reason := why_left(module)) is not None}
+    found = {
+        name: reason
+        for name, module in _matrices(model)
+        if (reason := why_not_replaceable(module)) is not None
+    }
     for owner, others in followers(model).items():
         group = [owner, *others]
         cause = next((name for name in group if name in found), None)

@@ -22,7 +22,7 @@ from bitrank_quant.matrices import LeftOut
 _Kept = tuple[Tensor, torch.Size, tuple[int, ...], int, torch.dtype]
 
 
-def hold_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
+def store_in_16_bits(model: nn.Module, left: Iterable[LeftOut], dtype: torch.dtype = torch.bfloat16) -> None:
     """Convert the tensors ``left`` of ``model`` to ``dtype``, in place, if they take more bytes.
 
     Modules compute in the dtype that the tensors had.

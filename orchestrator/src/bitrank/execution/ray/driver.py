@@ -189,8 +189,8 @@ def _stop(running: Sequence[_Task], cluster: Cluster, tracker: Tracker) -> None:
 def _is_open(task: _Task, tracker: Tracker) -> bool:
     """Whether the task's worker has not yet closed its run and released the lease."""
     spec_id = task.job.spec.spec_id
-    held = task.lease is not None and is_held(tracker.client, tracker.experiment_id, spec_id, task.lease)
-    return held or tracker.is_running(spec_id)
+    is_leased = task.lease is not None and is_held(tracker.client, tracker.experiment_id, spec_id, task.lease)
+    return is_leased or tracker.is_running(spec_id)
 
 
 def _check_artifacts(tracker: Tracker) -> None:

@@ -11,7 +11,7 @@ from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure, colour, shape
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE, short
 
-_SAID = {
+_WORDINGS = {
     BETTER: "better than",
     AS_GOOD: "as good as",
     DIFFERS: "apart from",
@@ -34,7 +34,7 @@ def forest(evidence: Evidence) -> Figure:
         )
     changes = {side: [phrasing.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
     rows = pairs.assign(
-        **changes, said=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]]
+        **changes, wording=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]]
     )
     margin = phrasing.change(float(pairs["margin"].iloc[0]), evidence.metric)
     baselines = list(dict.fromkeys(rows["baseline"]))
@@ -81,7 +81,7 @@ def _panel(
         base.mark_point(filled=True, size=80, opacity=1).encode(
             x=x, y=y, color=hue, shape=form, tooltip=tips
         ),
-        base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="said:N"),
+        base.mark_text(align="left", x=COLUMN - 62, style="muted").encode(y=y, text="wording:N"),
     ]
     seeded = rows.dropna(subset=["seed_low", "seed_high"])
     if len(seeded):
@@ -108,8 +108,8 @@ def _title(pairs: pd.DataFrame) -> str:
 def _against(rows: pd.DataFrame, baseline: str) -> str:
     """The verdicts against one baseline as text."""
     sentences = []
-    for verdict, said in _SAID.items():
+    for verdict, wording in _WORDINGS.items():
         names = [str(name) for name in rows[rows["verdict"] == verdict]["candidate"]]
         if names:
-            sentences.append(f"{phrasing.listed(names)} {said} {baseline}")
+            sentences.append(f"{phrasing.listed(names)} {wording} {baseline}")
     return ", ".join(sentences) if sentences else f"nothing resolved against {baseline}"

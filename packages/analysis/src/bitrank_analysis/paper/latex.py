@@ -90,17 +90,17 @@ def tabular(columns: str, head: Sequence[str], groups: Sequence[tuple[str, Seque
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def sentences(said: Sequence[str]) -> str:
+def sentences(texts: Sequence[str]) -> str:
     """Plain sentences as one paragraph of LaTeX, one per line."""
-    return "".join(f"{escape(sentence)}\n" for sentence in said)
+    return "".join(f"{escape(sentence)}\n" for sentence in texts)
 
 
-def listed(heading: str, said: Sequence[str]) -> str:
+def listed(heading: str, texts: Sequence[str]) -> str:
     """Plain sentences as a list under a run-in heading; "" without sentences."""
-    items = "".join(rf"\item {escape(sentence)}" + "\n" for sentence in said)
+    items = "".join(rf"\item {escape(sentence)}" + "\n" for sentence in texts)
     return (
         rf"\paragraph{{{escape(heading)}.}}" + f"\\mbox{{}}\n\\begin{{itemize}}\n{items}\\end{{itemize}}\n"
-        if said
+        if texts
         else ""
     )
 

@@ -41,21 +41,21 @@ def remarks(chosen: Study, whole: Study) -> list[str]:
     ]
     odd = [f"{row.run_name} ({row.settings})" for row in chosen.runs.itertuples() if row.settings]
     older = list(chosen.runs.loc[chosen.runs["stale"], "run_name"])
-    doubled = _doubled(chosen)
+    duplicates = _count_duplicates(chosen)
     text = {
         f"The store also holds runs of {phrasing.listed(strangers)}, "
         "which are no arms of this study and enter nowhere.": len(strangers),
         f"Without a result: {'; '.join(absent)}.": len(absent),
-        f"{phrasing.count(doubled, 'further finished run')} gave way to another of the same arm, task and "
+        f"{phrasing.count(duplicates, 'further finished run')} gave way to another of the same arm, task and "
         "seed: the one with the usual "
-        "settings or, among equals, the newest counts.": doubled,
+        "settings or, among equals, the newest counts.": duplicates,
         f"Trained with other settings than most runs of their task: {'; '.join(odd)}.": len(odd),
         f"Made by other code than the newest runs: {', '.join(older)}.": len(older),
     }
     return [*(sentence for sentence, holds in text.items() if holds), *at_chance(chosen)]
 
 
-def _doubled(chosen: Study) -> int:
+def _count_duplicates(chosen: Study) -> int:
     """Number of finished runs of these arms that another run of the same cell replaced."""
     sql = (
         "SELECT r.run_id, any_value(value) FILTER (key = 'config') AS config FROM runs r JOIN tags USING "

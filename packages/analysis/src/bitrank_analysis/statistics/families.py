@@ -13,8 +13,8 @@ def holm(p_K: Floats) -> Floats:
     A NaN is not part of the family and stays NaN.
     """
     adjusted_K = np.full(len(p_K), np.nan)
-    asked = np.flatnonzero(~np.isnan(p_K))
-    order = asked[np.argsort(p_K[asked], kind="stable")]
+    tested = np.flatnonzero(~np.isnan(p_K))
+    order = tested[np.argsort(p_K[tested], kind="stable")]
     steps = p_K[order] * np.arange(len(order), 0, -1)
     adjusted_K[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted_K

@@ -29,9 +29,9 @@ _BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4
 
 def serves(fmt: Format) -> bool:
     """Whether bitsandbytes supports ``fmt``."""
-    return (isinstance(fmt, Codebook) and fmt.block == _BLOCK) or (
-        isinstance(fmt, Int8Row) and fmt.activations
-    )
+    if isinstance(fmt, Codebook):
+        return fmt.bits == 4 and fmt.block == _BLOCK
+    return isinstance(fmt, Int8Row) and fmt.activations
 
 
 def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.backends.base import Decode
 from bitrank_quant.backends.registry import BACKENDS, backend_of
 from bitrank_quant.errors import QuantError
-from bitrank_quant.understood import why_left
+from bitrank_quant.replaceable import why_not_replaceable
 
 
 def decoder(layer: nn.Module) -> Decode | None:
@@ -43,7 +43,7 @@ def stored_weight(layer: nn.Module) -> Tensor:
         return backend.stored_weight(layer)
     if isinstance(layer, Conv1D):
         return layer.weight.detach().T
-    if isinstance(layer, (nn.Linear, nn.Embedding)) and why_left(layer) is None:
+    if isinstance(layer, (nn.Linear, nn.Embedding)) and why_not_replaceable(layer) is None:
         return layer.weight.detach()
     raise QuantError(
         f"cannot tell the weight of a {type(layer).__name__}; expected an unquantized linear layer or "

@@ -1,6 +1,7 @@
-"""4-bit code book formats, their books, and the 8-bit format of double quantization's scales.
+"""Code book formats, their books, and the 8-bit format of double quantization's scales.
 
 NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] with an exact zero (QLoRA, Dettmers et al. 2023, appendix E).
+NF3: 8 quantiles by the same rule.
 FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own subnormal).
 Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers 2016, 8-bit
 approximations).
@@ -82,7 +83,7 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
 
 @dataclass(frozen=True)
 class Codebook:
-    """4-bit code book with an absmax per block: ``w ≈ book[code] · absmax``.
+    """Code book with an absmax per block: ``w ≈ book[code] · absmax``.
 
     With ``double_quant`` absmax itself is quantized to 8 bits.
     """

@@ -73,7 +73,7 @@ def weighted(values: Tensor, column_weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AffineGrid:
-    """``code · scale + minimum``, both in bf16."""
+    """``code · scale + minimum``, both in bf16, or nested in 8 bits."""
 
     format: Affine
 
@@ -118,13 +118,16 @@ class AffineGrid:
 
     def store(self, scales_OG: Scales) -> Tensors:
         scale_OG, minimum_OG = scales_OG
+        if self.format.double_quant:
+            return self.format.nest_scales(scale_OG.flatten(), minimum_OG.flatten())
         return {
             "scale": scale_OG.flatten().to(torch.bfloat16),
             "minimum": minimum_OG.flatten().to(torch.bfloat16),
         }
 
     def read(self, stored: Tensors, rows: int) -> Scales:
-        return stored["scale"].float().view(rows, -1), stored["minimum"].float().view(rows, -1)
+        scale_G, minimum_G = self.format.read_scales(stored)
+        return scale_G.float().view(rows, -1), minimum_G.float().view(rows, -1)
 
     def pack(self, codes_OI: Tensor) -> Tensor:
         return pack_bits(codes_OI.flatten(), self.format.bits)

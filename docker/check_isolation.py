@@ -1,6 +1,4 @@
-"""Run inside the image by docker/verify.sh: what a container of ours must not be able to do, tried. Exit code
-1 when it can.
-"""
+"""Check a container's isolation from inside; docker/verify.sh runs it. Exit code 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -11,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def holes() -> Iterator[str]:
-    """Each wall that does not stand, in words; what stands is printed."""
+def failed_checks() -> Iterator[str]:
+    """Failed checks; passed ones are printed."""
     if os.getuid() == 0:
         yield "it runs as root"
     print(f"user {os.getuid()}:{os.getgid()}, home {Path.home()}")
     if not os.statvfs("/").f_flag & os.ST_RDONLY:
-        yield "the root file system can be written"
+        yield "the root file system is writable"
     for place in ("/etc/new", "/opt/bitrank/new", "/new"):
         try:
             Path(place).write_text("")
@@ -30,15 +28,14 @@ def holes() -> Iterator[str]:
     print("writing /cache, /study, /study/runs, /study/results, /tmp: works")
     try:
         socket.create_connection(("192.0.2.1", 80), timeout=3)
-        yield "the network answers"
+        yield "the network is reachable"
     except OSError as error:
-        print(
-            f"network: {error.strerror or error}; interfaces: {', '.join(name for _, name in socket.if_nameindex())}"
-        )
+        interfaces = ", ".join(name for _, name in socket.if_nameindex())
+        print(f"network: {error.strerror or error}; interfaces: {interfaces}")
     if {name for _, name in socket.if_nameindex()} - {"lo"}:
         yield "there are network interfaces beside the loopback"
 
 
-found = list(holes())
-print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
-sys.exit(bool(found))
+failed = list(failed_checks())
+print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
+sys.exit(bool(failed))

@@ -1,4 +1,4 @@
-"""Command lines of any content: exit code 2 with one sentence, and never a traceback; output in any encoding."""
+"""Arbitrary command lines: exit code 2 with one sentence and no traceback; output in any encoding."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LONG = "a" * 5000
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run, expect exit code 2, and return what was printed."""
+def rejection(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run, expect exit code 2, and return the printed text."""
     try:
-        code = main(list(words))
+        code = main(list(arguments))
     except SystemExit as stop:  # argparse
         code = int(stop.code or 0)
     printed = capsys.readouterr()
@@ -32,7 +32,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("run", "--config", "B-FP", "--task", LONG), "task must be text of at most 4096 characters"),
         (("run", "--config", "B-FP", "--task", f"{'a' * 300}/x.csv"), "File name too long"),
@@ -72,11 +72,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("matrix", "--jobs", "9" * 30), "must be at most"),
     ],
 )
-def test_a_wrong_word_is_refused_with_one_sentence(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+def test_a_wrong_argument_is_rejected_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    said = refusal(capsys, *words)
-    assert message in said and len(said) < 600
+    output = rejection(capsys, *arguments)
+    assert message in output and len(output) < 600
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,11 +86,11 @@ def test_a_wrong_word_is_refused_with_one_sentence(
     ),
     st.one_of(st.text(st.characters(), max_size=40), st.integers().map(str), st.floats().map(str)),
 )
-def test_any_text_behind_an_option_lists_runs_or_is_refused(
+def test_any_text_behind_an_option_lists_runs_or_is_rejected(
     capsys: pytest.CaptureFixture[str], option: str, text: str
 ) -> None:
     if option == "--store" and "://" in text:
-        return  # a server is asked, and may take long to not answer
+        return  # a request to a server may take long
     try:
         code = main(["list", "--profile", "smoke", "--json", f"{option}={text}"])
     except SystemExit as stop:
@@ -101,23 +101,24 @@ def test_any_text_behind_an_option_lists_runs_or_is_refused(
         assert json.loads(printed.out)
 
 
-def test_a_mistyped_quant_backend_is_refused_with_the_names_of_the_registry(capsys, monkeypatch) -> None:
+def test_a_mistyped_quant_backend_is_rejected_with_the_names_of_the_registry(capsys, monkeypatch) -> None:
     from bitrank_quant import OVERRIDES
 
     monkeypatch.setitem(OVERRIDES, "my-backend", OVERRIDES["none"])
     monkeypatch.setattr("bitrank_quant.override_for", None)  # nothing is tried or compiled
-    for words in (("--quant-backend", "cpu-in8"), ("--set", "quant_backend=cpu-in8")):
-        said = refusal(capsys, *RUN, *words)
-        assert "unknown quant_backend 'cpu-in8'; nearest: cpu-int8" in said and "my-backend" in said
+    for arguments in (("--quant-backend", "cpu-in8"), ("--set", "quant_backend=cpu-in8")):
+        output = rejection(capsys, *RUN, *arguments)
+        assert "unknown quant_backend 'cpu-in8'; nearest: cpu-int8" in output and "my-backend" in output
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert all(name in capsys.readouterr().out.replace("\n", " ") for name in ["my-backend"])
 
 
-def test_a_command_without_a_quant_backend_does_not_import_the_registry() -> None:
+@pytest.mark.parametrize("setting", ["dtype=fp32", "quant_backend=cpu-in8", "device=gpu"])
+def test_a_rejected_command_does_not_import_torch(setting: str) -> None:
     code = (
         "import sys; from bitrank.cli.main import main; "
-        "main(['run', '--config', 'B-FP', '--task', 'none.csv', '--set', 'dtype=fp32']); "
+        f"main(['run', '--config', 'B-FP', '--task', 'none.csv', '--set', '{setting}']); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -127,7 +128,8 @@ def test_a_command_without_a_quant_backend_does_not_import_the_registry() -> Non
 def test_a_run_process_does_not_load_pydantic_to_read_its_spec_and_plan(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"precision": {"a": "nf4"}, "ranks": {"a": 2}}))
     code = (
-        "import sys; from bitrank.spec.configs import find_config; from bitrank.spec.run_spec import read_spec; "
+        "import sys; from bitrank.spec.configs import find_config; "
+        "from bitrank.spec.run_spec import read_spec; "
         "find_config('x', 'plan.json'); print('pydantic' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -151,12 +153,12 @@ def test_a_run_process_does_not_load_pydantic_to_read_its_spec_and_plan(tmp_path
         ),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused_before_a_store_is_made(
+def test_a_plan_that_does_not_fit_is_rejected_before_a_store_is_created(
     capsys, tmp_path: Path, plan: dict[str, object], message: str
 ) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    words = ("run", "--profile", "smoke", "--task", "toy_sentences", "--plan", "plan.json")
-    assert message in refusal(capsys, *words)
+    arguments = ("run", "--profile", "smoke", "--task", "toy_sentences", "--plan", "plan.json")
+    assert message in rejection(capsys, *arguments)
     assert not (tmp_path / "runs").exists()
 
 
@@ -185,3 +187,32 @@ def test_tables_are_printed_where_only_ascii_can_be(monkeypatch) -> None:
     assert main(["list", "--profile", "smoke"]) == 0
     sys.stdout.flush()
     assert b"B-FP toy_sentences s0" in written.getvalue()
+
+
+def test_names_of_devices_are_those_that_the_trainer_knows() -> None:
+    from bitrank.spec.run_spec import DEVICE_NAMES
+    from bitrank_trainer import DEVICES
+
+    assert list(DEVICE_NAMES) == ["auto", *DEVICES]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("device=gpu", "unknown device 'gpu'; nearest: cpu; all: auto, cuda, mps, cpu"),
+        ("device=mps", "no device 'mps' on this machine; it has "),
+        ("quant_backend=cuda-4bit", "it needs device cuda, this run is on cpu"),
+    ],
+)
+def test_a_device_that_is_not_here_is_rejected_before_a_store_is_made(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert message in rejection(capsys, *RUN, "--set", setting)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Packages import none of ours, analysis neither torch nor mlflow, and each declares what it imports."""
+"""Package boundaries: no sibling imports, no heavy imports in light packages, declared dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if (path / "pyproject.toml").exists())
 EVERY = [ROOT / "packages" / name for name in PACKAGES] + [ROOT / "orchestrator"]
-# Distribution names that differ from what is imported.
+# Import name → distribution name, where they differ.
 DISTRIBUTION = {
     "optimum": "optimum-quanto",
     "PIL": "pillow",
@@ -25,7 +25,7 @@ DISTRIBUTION = {
 
 
 def imports(folder: Path) -> set[str]:
-    """Top-level names that the sources under ``folder`` import, anywhere in them."""
+    """Top-level names that the sources under ``folder`` import, lazy imports included."""
     return set().union(*(imports_of(ast.parse(path.read_text())) for path in folder.rglob("*.py")))
 
 
@@ -40,7 +40,7 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_package_imports_none_of_ours(name: str) -> None:
+def test_package_imports_no_sibling(name: str) -> None:
     ours = {f"bitrank_{other}" for other in PACKAGES if other != name} | {"bitrank"}
     assert not imports(ROOT / "packages" / name) & ours
 
@@ -50,10 +50,8 @@ def test_data_and_analysis_stay_light() -> None:
     assert not imports(ROOT / "packages/analysis/src") & {"torch", "mlflow", "transformers"}
 
 
-def test_the_orchestrator_meets_analysis_only_at_the_store() -> None:
-    """Its command line asks analysis what the store says, inside the command that needs it; nothing on the
-    way of a run imports it.
-    """
+def test_orchestrator_imports_analysis_only_in_the_commands_that_need_it() -> None:
+    """These modules import it inside functions, so that no run imports it."""
     sources = (ROOT / "orchestrator/src").rglob("*.py")
     importers = {
         path.relative_to(ROOT / "orchestrator/src/bitrank").as_posix()
@@ -62,13 +60,13 @@ def test_the_orchestrator_meets_analysis_only_at_the_store() -> None:
     }
     assert importers <= {"api.py", "cli/main.py", "cli/report.py", "tracking/plan_images.py"}
     for name in importers:
-        front = ast.parse((ROOT / "orchestrator/src/bitrank" / name).read_text())
-        front.body = [node for node in front.body if not isinstance(node, ast.FunctionDef)]
-        assert "bitrank_analysis" not in imports_of(front)
+        tree = ast.parse((ROOT / "orchestrator/src/bitrank" / name).read_text())
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+        assert "bitrank_analysis" not in imports_of(tree)
 
 
 @pytest.mark.parametrize("folder", EVERY, ids=lambda path: path.name)
-def test_what_is_imported_is_declared(folder: Path) -> None:
+def test_imports_are_declared_dependencies(folder: Path) -> None:
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     listed = project["dependencies"] + [
         d for extra in project.get("optional-dependencies", {}).values() for d in extra
@@ -84,12 +82,12 @@ def test_what_is_imported_is_declared(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", EVERY, ids=lambda path: path.name)
-def test_version_readme_and_changelog(folder: Path) -> None:
+def test_changelog_has_the_version_and_readme_has_an_example(folder: Path) -> None:
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     version = importlib.metadata.version(project["name"])
     assert re.search(rf"^## {re.escape(version)}\b", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert "```" in (folder / "README.md").read_text()
 
 
-def test_the_road_stays_short() -> None:
+def test_run_road_is_short() -> None:
     assert len((ROOT / "orchestrator/src/bitrank/run/road.py").read_text().splitlines()) < 80

@@ -32,7 +32,7 @@ def is_matrix(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
 
 
-def why_left(module: nn.Module) -> str | None:
+def why_not_replaceable(module: nn.Module) -> str | None:
     """The reason why a quantized layer cannot replace ``module``; None if it can.
 
     ``module`` is a linear layer, ``Conv1D`` or embedding.
