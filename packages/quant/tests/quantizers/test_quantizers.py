@@ -184,7 +184,7 @@ def test_gptq_with_independent_inputs_is_search(name: str) -> None:
     weight_I = torch.rand(192, generator=torch.Generator().manual_seed(3)) + 0.5
     fmt = parse_format(name)
     fed_back, searched = (
-        gptq(weight_OI, fmt, InputMoments(torch.diag(weight_I))),
+        gptq(weight_OI, fmt, InputMoments(torch.diag(weight_I)), refinements=0),
         search(weight_OI, fmt, InputMoments(weight_I)),
     )
     for key, value in searched.items():
