@@ -96,15 +96,23 @@ def test_a_residual_start_repairs_the_error_of_the_quantizer() -> None:
     assert closer == len(plan["ranks"])
 
 
-def test_fused_and_plain_layers_over_a_quantizers_codes_agree() -> None:
+@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+@pytest.mark.parametrize("fmt", ["int3-g32", "int5-g64", "int6-g128", "int4-g64-dq", "nf3", "nf3-dq"])
+def test_fused_and_plain_layers_give_the_same_loss_and_gradients(fmt: str, quantizer: str) -> None:
     ids = torch.randint(3, 26, (2, 16), generator=torch.Generator().manual_seed(0))
-    logits = []
+    losses, gradients = [], []
     for fused in (True, False):
-        spec = spec_of("toy_articles", quantizer="search", fused=fused, init="loftq", dtype="fp32")
-        model = built(spec, plan_of(spec))
-        with torch.no_grad():
-            logits.append(model(input_ids=ids).logits.float())
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+        spec = spec_of("toy_articles", quantizer=quantizer, fused=fused, init="loftq", dtype="fp32")
+        model = built(spec, plan_of(spec, fmt))
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any(float(gradient.norm()) > 0 for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_plan_names_the_quantizer_and_the_run_records_it(tmp_path: Path) -> None:
