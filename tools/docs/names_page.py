@@ -17,6 +17,8 @@ def names_page() -> str:
         "",
         *_configs(),
         *_formats(),
+        "",
+        *_quantizers(),
         *_backends(),
         *_ranks(),
         *_planners(),
@@ -52,6 +54,16 @@ def _formats() -> list[str]:
         "",
         *table(head, rows),
     ]
+
+
+def _quantizers() -> list[str]:
+    quantizers = find("bitrank_quant:QUANTIZERS")
+    rows = []
+    for name, quantizer in quantizers.items():
+        moments = "required" if quantizer.needs_moments else "used" if quantizer.uses_moments else "–"
+        rows.append((f"`{name}`", quantizer.about, moments))
+    head = ("name", "what it chooses", "second moments of the inputs")
+    return ["## Quantizers", "", "In plan files and `--quantizer`.", "", *table(head, rows)]
 
 
 def _backends() -> list[str]:

@@ -221,7 +221,8 @@ def _planned(
         )
     except ValueError as error:
         return f"no plan: {error}"
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, ADALORA.get(arm, "lq-lora"))
+    init = ADALORA.get(arm, "lq-lora")
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, spec.quantizer)
     if arm in ADALORA:
         (rank,) = set(result.plan.ranks.values())
         data |= {

@@ -64,7 +64,13 @@ def build_model(
     plans = make_plans(config, loaded)
     if record is not None:
         record.plan(
-            plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters, loaded.new_modules
+            plans.bits,
+            plans.ranks,
+            plans.quantizable,
+            plans.left,
+            loaded.parameters,
+            loaded.new_modules,
+            quantizer=spec.quantizer,
         )
     if record is not None:
         record.notices("weights", loaded.notices)

@@ -88,13 +88,24 @@ class Calibration:
     held_out: list[Batch]
 
 
-def calibration(spec: RunSpec) -> Calibration:
-    """Return the whole model of ``spec``, frozen, and calibration data of its task.
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A frozen model in evaluation mode, its matrices with weights from a file, and its trained heads.
 
-    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype. Raises as
-    :func:`measure` does.
+    ``new_heads`` says whether a head has no weights in the file.
     """
-    task = calibration_task(spec)
+
+    model: nn.Module
+    matrices: list[WeightMatrix]
+    heads: list[str]
+    new_heads: bool
+
+
+def measured_model(spec: RunSpec, task: TokenisedTask) -> MeasuredModel:
+    """The whole model of ``spec`` for ``task``.
+
+    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype.
+    """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, task.classes, device, dtype)
@@ -103,14 +114,27 @@ def calibration(spec: RunSpec) -> Calibration:
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
-    sizes, sequences = task_kind(task.kind).calibration, len(task.splits["train"])
+    return MeasuredModel(model, matrices, list(loaded.trained_modules), bool(loaded.new_modules))
+
+
+def calibration(spec: RunSpec) -> Calibration:
+    """Return the whole model of ``spec``, frozen, and calibration data of its task.
+
+    Raises as :func:`measure` does.
+    """
+    task = calibration_task(spec)
+    device = Compute.of(spec).device
+    opened = measured_model(spec, task)
+    model, matrices = opened.model, opened.matrices
+    sizes = task_kind(task.kind).calibration
+    sequences = len(task.splits["train"])
     count = min(sizes.moments, sequences // 2)
     held_out = max(1, min(sizes.held_out, (sequences - count) // 2))
-    if loaded.new_modules:  # a head from the checkpoint is measured as it is
+    if opened.new_heads:  # a head from the checkpoint is measured as it is
         measured = count + held_out
         fit_head(
             model,
-            loaded.trained_modules,
+            opened.heads,
             spec.kind,
             # Other sequences than those measured on, but in the smallest tasks, which have no others.
             calibration_batches(task, _HEAD_SEQUENCES, offset=measured if measured < sequences else count),

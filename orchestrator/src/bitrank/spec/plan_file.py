@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bitrank_data import write_atomically
 
 from bitrank.errors import UserError, shortened
-from bitrank.spec.fields import About, Count, PlannedRank, Rank, Text, one_of
+from bitrank.spec.fields import About, Count, OneOf, PlannedRank, Rank, Text, one_of
 from bitrank.spec.inits import INITS
 from bitrank.spec.rules import RANK_RULES
 
@@ -24,13 +24,21 @@ _EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"modu
 _LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks takes less than 2 MB
 
 
-def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
+def _quantizers() -> list[str]:
+    from bitrank_quant import QUANTIZERS
+
+    return list(QUANTIZERS)
+
+
+def plan_data(
+    plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str, quantizer: str = "rtn"
+) -> dict[str, Any]:
     """Convert ``plan`` to the data of a plan file.
 
     A run compares ``shapes`` with its model and rejects a plan for another one. ``init`` is the adapters'
-    initialization. ``proven_lower_bound`` is the least predicted added loss of all plans with the same
-    options, and ``proven_gap`` the largest relative improvement over this plan; both are None if the planner
-    proves no bound.
+    initialization, ``quantizer`` the one that the predicted loss assumes. ``proven_lower_bound`` is the least
+    predicted added loss of all plans with the same options, and ``proven_gap`` the largest relative
+    improvement over this plan; both are None if the planner proves no bound.
     """
     return {
         "planner": plan.solver,
@@ -41,6 +49,7 @@ def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, ini
         "proven_gap": plan.gap,
         "trainable": plan.trainable,
         "init": init,
+        "quantizer": quantizer,
         "precision": plan.precision,
         "ranks": plan.ranks,
         "shapes": {name: list(matrices[name].shape) for name in plan.precision},
@@ -86,6 +95,9 @@ class PlanFile:
         dict[Text, list[Count]], About("(out, in) by module; a run rejects a model with other shapes")
     ] = field(default_factory=dict)
     init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
+    quantizer: Annotated[
+        Text, OneOf(_quantizers, always=("rtn",)), About("default of the run's field `quantizer`")
+    ] = "rtn"
     adaptive: Annotated[
         dict[str, Any],
         About("`init_r`, `target_r` and `shrink`: AdaLoRA distributes rank, and `ranks` is not used"),

@@ -61,6 +61,13 @@ def scale_policy_names() -> list[str]:
     return list(SCALE_POLICIES)
 
 
+def quantizer_names() -> list[str]:
+    """The allowed values of ``quantizer``. Their registry imports torch as well."""
+    from bitrank_quant import QUANTIZERS
+
+    return list(QUANTIZERS)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run: every field that can change its numbers, with validation and meaning.
@@ -140,6 +147,14 @@ class RunSpec:
         OneOf(quant_backend_names, always=("auto",)),
         About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
     ] = "auto"
+    quantizer: Annotated[
+        Text,
+        OneOf(quantizer_names, always=("rtn",)),
+        About(
+            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at the "
+            "inputs of each layer, gathered from training data once per model and task"
+        ),
+    ] = "rtn"
     device: Annotated[
         Text,
         one_of(DEVICE_NAMES),
@@ -265,7 +280,7 @@ def make_spec(
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
-    planned = {"init": valid_plan(Path(plan)).get("init", "default")} if plan else {}
+    planned = _fields_of_plan(Path(plan)) if plan else {}
     chosen = {**profile.fields_for(source.kind, task), **planned, **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
@@ -276,6 +291,12 @@ def make_spec(
     chosen["data_digest"] = data_digest(task, chosen.get("data"))
     chosen["model_digest"] = model_digest(chosen["model"])
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
+
+
+def _fields_of_plan(path: Path) -> dict[str, Any]:
+    """The fields of a spec whose defaults a plan file sets."""
+    data = valid_plan(path)
+    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
 
 
 def check(spec: RunSpec) -> RunSpec:

@@ -58,6 +58,7 @@ _PARAMS = (
     "init_r",
     "target_r",
     "quant_backend",
+    "quantizer",
     "processes",
     "data_digest",
     "model_digest",

@@ -12,6 +12,7 @@ Nothing is trained, and the model is unchanged afterwards.
 
 from bitrank_quant.sensitivity.divergence import Divergence
 from bitrank_quant.sensitivity.format_errors import FormatErrors, measure_sensitivities, stored_in
+from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Forward, Replay
 from bitrank_quant.sensitivity.single_divergence import Modules, measure_divergences, modules_of
@@ -24,6 +25,7 @@ __all__ = [
     "Moments",
     "Replay",
     "compute_dtype",
+    "input_moments",
     "measure_divergences",
     "measure_moments",
     "measure_sensitivities",
