@@ -26,7 +26,7 @@ LAPTOP = {
 }
 
 
-def test_the_twelve_laptop_specs_keep_their_ids() -> None:
+def test_the_laptop_specs_keep_their_ids() -> None:
     profile = PROFILES["laptop"]
     specs = matrix(profile, list(CONFIGS), list(profile.tasks), list(profile.seeds), {})
     assert {spec.run_name: spec.spec_id for spec in specs} == LAPTOP

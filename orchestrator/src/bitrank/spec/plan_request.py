@@ -15,6 +15,7 @@ from typing import Any
 from bitrank_data import cache_dir
 
 from bitrank.spec.inputs import data_digest, model_digest
+from bitrank.spec.plan_file import read_plan
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import PLANNING, code_hash
 
@@ -78,9 +79,10 @@ def plan_place(spec: RunSpec) -> Path:
     return cache_dir() / "plans" / f"{Path(spec.model).name}-{spec.task_name}-{key}"
 
 
-def has_plan(spec: RunSpec) -> bool:
-    """Return whether the cache has the plan of ``spec``, so that no planning precedes its run."""
-    return (plan_place(spec) / PLAN).is_file()
+def cached_plan(spec: RunSpec) -> dict[str, Any] | None:
+    """Return the data of the plan of ``spec``; None if the cache has none, so that planning precedes the run."""
+    path = plan_place(spec) / PLAN
+    return read_plan(path) if path.is_file() else None
 
 
 def _rules_of_budget(spec: RunSpec) -> set[str]:
