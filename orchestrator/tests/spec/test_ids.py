@@ -17,12 +17,14 @@ LAPTOP = {
     "Joint-1 movie_sentences s0": "2fe7fe7281c5",
     "Joint-2 movie_sentences s0": "8bb3a7d80522",
     "Joint-3 movie_sentences s0": "d2e561c9417d",
+    "Plan-Q4 movie_sentences s0": "8a8114f4e111",
     "B-FP wiki_articles s0": "fdec399d80ef",
     "B-Q4 wiki_articles s0": "0f1d9e0f20f8",
     "B-Ada wiki_articles s0": "024bafb6e96b",
     "Joint-1 wiki_articles s0": "c67ef6168fba",
     "Joint-2 wiki_articles s0": "cbc300744df3",
     "Joint-3 wiki_articles s0": "8e4dde20b451",
+    "Plan-Q4 wiki_articles s0": "5c7b811ef56c",
 }
 
 
