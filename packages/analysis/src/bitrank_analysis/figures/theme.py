@@ -18,10 +18,10 @@ STYLE = {
     "Joint-1": ("#CC79A7", "triangle-up"),
     "Joint-2": ("#009E73", "triangle-down"),
     "Joint-3": ("#D55E00", "cross"),
-    "Plan-Q4": ("#56B4E9", "triangle-right"),
+    "Plan-Q4": ("#7B3294", "triangle-right"),
 }
-_SPARE = ("#8C6BB1", "#8C6D1F", "#4D4D4D")
-_SPARE_SHAPES = ("triangle-left", "stroke", "circle", "square", "diamond", "cross")
+_SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D")
+_SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke", "circle", "square", "diamond", "cross")
 # vl-convert provides the first font; browsers use the others.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 # Width of the plotting area in pixels, for one column of a paper.
