@@ -75,7 +75,7 @@ def main() -> int:
         from bitrank.run.data import load_data
     for spec in specs:
         with contextlib.suppress(Exception):
-            folder_of(spec.model)
+            folder_of(spec.model_source)
             load_data(spec)
             if spec.plan_request is not None:
                 _plan_ahead(spec)

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from bitrank_adapters import is_norm
+from bitrank_data import full_batch
 from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
 from torch import nn
 
 from bitrank.errors import UserError
-from bitrank.forecast.live_bytes import LiveBytes, full_batch
+from bitrank.forecast.live_bytes import LiveBytes
 from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
 from bitrank.models.locate import locate
@@ -85,7 +86,7 @@ def _by_shapes_alone(model: Any) -> Iterator[None]:
 def unplanned_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Return the unquantized model of ``spec``, and the names of its newly initialized modules."""
     attention = attention_for(device, spec.fused)
-    place = locate(spec.model)
+    place = locate(spec.model_source)
     model = meta_model(place, spec.kind, classes, dtype, attention, spec.dropout)
     return model, find_new_modules(model, place, spec.kind)
 

@@ -32,7 +32,7 @@ def plan_for(
     The data is that of ``bitrank plan --save``; ``planning_seconds`` are those of the time when it was made.
     Raises :class:`UserError` or a package's error as :func:`make_plan` does.
     """
-    folder_of(spec.model)  # downloads a hub model, whose commit is part of the key
+    folder_of(spec.model_source)  # downloads a hub model, whose commit is part of the key
     wanted, is_new = planning_spec(spec), False
 
     def build(folder: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bitrank.errors import BAD_INPUT, disk_problem, exit_code_of
 
+_CONTINUES = "once that is solved, the same command continues this run"
+
 
 def write_failure(path: Path, error: Exception) -> int:
     """Write the reason of ``error``, its trace and advice to ``path``; returns the exit code."""
@@ -19,10 +21,9 @@ def write_failure(path: Path, error: Exception) -> int:
     traceback.print_exc()
     code = exit_code_of(error)
     disk = None if code == BAD_INPUT else disk_problem(error)
-    code = BAD_INPUT if disk else code
     failure = {
         "kind": type(error).__name__,
-        "message": f"{disk}; free space or give another --store" if disk else str(error),
+        "message": f"{disk}; {_CONTINUES}" if disk else str(error),
         "trace": traceback.format_exc(),
         "code": code,
     }

@@ -71,7 +71,7 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
     check_inputs(spec)
     # A missing model is added to the cache before the processes join: once joined, transformers saves only
     # in rank 0.
-    locate(spec.model)
+    locate(spec.model_source)
     strategy = Sharded if spec.shard else Joined
     processes = join(choose_device(spec.device), rank, count, rendezvous_file, strategy)
     record = open_record(folder, processes)
