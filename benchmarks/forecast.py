@@ -2,7 +2,7 @@
 
     python benchmarks/forecast.py [--configs …] [--tasks …] [--steps N] [--set key=value]
 
-The laptop profile's runs, six configs on two tasks, each in its own process by the executor of ``bitrank
+The laptop profile's runs with fixed rules, six configs on two tasks, each in its own process by the executor of ``bitrank
 run``, shortened to a few steps; both sides use the same spec. *measured* is the peak resident set (VmHWM) of
 the process up to its last training step, including the test before training but not the one after it.
 """

@@ -65,6 +65,7 @@ def _write_plan(folder: Path, events: TextIO) -> None:
     quiet_libraries()
     with quick_imports():
         from bitrank.planning.planned_arms import plan_for
+        from bitrank.run.notices import notice
         from bitrank.spec.inputs import check_inputs, check_plan
         from bitrank.spec.plan_file import save_plan
         from bitrank.spec.run_spec import read_spec
@@ -84,6 +85,13 @@ def _write_plan(folder: Path, events: TextIO) -> None:
     plan, is_new = plan_for(spec, on_progress)
     save_plan(plan, folder / REQUESTED_PLAN)
     seconds = sum(plan["planning_seconds"].values())
+    limit = spec.memory_limit and spec.memory_limit / 2**20
+    if is_new and limit and plan["planning_peak_mib"] > limit:
+        text = (
+            f"planning took {plan['planning_peak_mib']:,.0f} MiB: the memory limit of {limit:,.0f} MiB holds for "
+            "the training process alone"
+        )
+        _emit(events, notice("planning_memory", text))
     source = "made before this run" if is_new else "from the cache; planning time is that of when it was made"
     tags = {"plan_source": f"{plan['planner']} plan in {seconds:.1f} s, {source}"}
     _emit(events, {"event": "planned", "phase": "planned", "tags": tags})
