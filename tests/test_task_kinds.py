@@ -132,7 +132,7 @@ TAGGING = TaskKind(
     metric=TaskMetric("tag_acc", "tag accuracy", higher_is_better=True, decimals=3),
     auto_model="AutoModelForTokenClassification",
     requirement=Requirement("tag tokens", "token classification", "an encoder such as minilm"),
-    calibration=CalibrationSizes(moments=32, per_format=8, per_plan=8, batch_tokens=512, graph_tokens=256),
+    calibration=CalibrationSizes(moments=32, per_plan=8, held_out=8, batch_tokens=512, graph_tokens=256),
     validation_sequences=32,
     quick_steps=20,
     new_head=True,
