@@ -31,7 +31,13 @@ def _configs() -> list[str]:
     configs = find("bitrank.spec.configs:CONFIGS")
     rows = []
     for name, config in configs.items():
-        rows.append((f"`{name}`", config.about, f"`{config.precision}`", f"`{config.rank}`"))
+        request = config.as_data().get("request")
+        if request:
+            planned = f"planner `{request['planner']}`, budget `{request['budget']}`"
+            rules = (planned, planned)
+        else:
+            rules = (f"`{config.precision}`", f"`{config.rank}`")
+        rows.append((f"`{name}`", config.about, *rules))
     head = ("name", "what it is", "precision rule", "rank rule")
     return ["## Configs", "", "`--config`, `--configs`.", "", *table(head, rows)]
 

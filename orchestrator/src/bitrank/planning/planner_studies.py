@@ -24,7 +24,7 @@ from bitrank.errors import unknown
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, Config
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec, make_spec
@@ -69,9 +69,12 @@ _ALLOCATORS = (
     "adalora-loftq",
 )
 
+# A planned arm would repeat an arm of the study.
+_RULE_CONFIGS = tuple(name for name, arm in CONFIGS.items() if isinstance(arm, Config))
+
 STUDIES: dict[str, PlannerStudy] = {
     "allocators": PlannerStudy(
-        "who chooses best at equal bytes, search cost counted", "exact", _ALLOCATORS, configs=tuple(CONFIGS)
+        "who chooses best at equal bytes, search cost counted", "exact", _ALLOCATORS, configs=_RULE_CONFIGS
     ),
     "frozen-rank": PlannerStudy(
         "frozen non-uniform ranks against adaptive ones",

@@ -13,8 +13,8 @@ from bitrank.run.data import load_data
 from bitrank.run.generations import save_generations
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
+from bitrank.run.requested_plan import config_of_run
 from bitrank.run.train_settings import settings_for
-from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -27,7 +27,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.phase("loading")
     data = load_data(spec)
     record.data(data.report)
-    config = find_config(spec.config, spec.plan, spec.tuned)
+    config = config_of_run(spec, folder, record)
     settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
     built = build_model(
         spec, compute, config, data.task.classes, settings.steps, record=record, processes=processes

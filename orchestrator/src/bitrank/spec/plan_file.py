@@ -121,6 +121,7 @@ class PlanFile:
     planning_seconds: Annotated[dict[str, Any], About("time of measuring and of searching", "seconds")] = (
         field(default_factory=dict)
     )
+    planning_peak_mib: Annotated[float | None, About("peak memory of measuring and choosing", "MiB")] = None
     sensitivities: Annotated[str | None, About("`prior` for a plan from a `config.json` alone")] = None
     left_in_16_bits: Annotated[dict[str, Any], About("tensors that no plan can name, with the reason")] = (
         field(default_factory=dict)

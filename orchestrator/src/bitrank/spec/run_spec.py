@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, MaxLen
 from bitrank_data import CLASSIFICATION, HUB_TASKS, open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import Arm, PlannedArm, find_arm
 from bitrank.spec.fields import (
     TEXT_LENGTH,
     About,
@@ -37,7 +37,7 @@ from bitrank.spec.fields import (
     Workers,
     one_of,
 )
-from bitrank.spec.inits import INITS
+from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, is_content, is_hub, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
@@ -198,6 +198,11 @@ class RunSpec:
         return {key: getattr(self, key) for key in _TUNED if getattr(self, key) not in (None, False)}
 
     @property
+    def plan_request(self) -> dict[str, Any] | None:
+        """The request of a planned arm as plain data; None for an arm with rules or a plan file."""
+        return self.arm.get("request")
+
+    @property
     def spec_id(self) -> str:
         """Twelve hex digits: a hash of the spec, with the digests of files instead of their paths.
 
@@ -281,16 +286,32 @@ def make_spec(
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
-    chosen = {**profile.fields_for(source.kind, task), **planned, **given}
+    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
+    arm = find_arm(config, plan, tuned)
+    chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
-    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
-    arm = find_config(config, plan, tuned).as_data()
+    _check_planned_init(name, arm, chosen)
     chosen["data_digest"] = data_digest(task, chosen.get("data"))
     chosen["model_digest"] = model_digest(chosen["model"])
-    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
+    data = arm.as_data()
+    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
+
+
+def _fields_of_arm(arm: Arm) -> dict[str, Any]:
+    """Fields of a spec whose defaults the request of a planned arm sets."""
+    return {"init": arm.init} if isinstance(arm, PlannedArm) else {}
+
+
+def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for an initialization whose benefit no planner predicts."""
+    init = chosen.get("init", "default")
+    if isinstance(arm, PlannedArm) and init in INITS and init not in PLANNED_INITS:
+        raise UserError(
+            f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got {init}"
+        )
 
 
 def _fields_of_plan(path: Path) -> dict[str, Any]:
