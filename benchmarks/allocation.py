@@ -20,7 +20,7 @@ from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.planning.plan_divergence import Bench
 from bitrank.process.compute import objective_of
 from bitrank.run.data import RunData, load_data
-from bitrank.sensitivity.measure import FORMATS, QUANTIZER, measure
+from bitrank.sensitivity.measure import FORMATS, measure
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
@@ -54,20 +54,18 @@ class Quality:
 
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=(), tasks=("wiki_articles",))
-    parser.add_argument(
-        "--quantizer", default=QUANTIZER, help=f"quantizer of all plans (default: {QUANTIZER})"
-    )
+    parser.add_argument("--quantizer", default="rtn", help="quantizer of all plans (default: rtn)")
     parser.add_argument("--blocks", action="store_true", help="the block matrices alone")
     parser.add_argument("--whole", metavar="BUDGET", help="whole plans at this budget, such as =B-Q4")
     parser.add_argument("--planners", default=",".join(PLANNERS), help="of --whole, comma-separated")
     arguments = parser.parse_args()
     here, rows = machine(cores()), []
     for task in arguments.tasks:
-        spec = make_spec(find_profile("laptop"), "B-FP", task)
+        spec = make_spec(find_profile("laptop"), "B-FP", task, {"quantizer": arguments.quantizer})
         if arguments.blocks or not arguments.whole:
-            rows += block_rows(spec, arguments.quantizer)
+            rows += block_rows(spec)
         if arguments.whole:
-            rows += whole_rows(spec, arguments.quantizer, arguments.whole, arguments.planners.split(","))
+            rows += whole_rows(spec, arguments.whole, arguments.planners.split(","))
     text = [
         "## Plans without training",
         machine_line(here),
@@ -78,10 +76,10 @@ def main() -> int:
     return 0
 
 
-def block_rows(spec: RunSpec, quantizer: str) -> list[list[str]]:
+def block_rows(spec: RunSpec) -> list[list[str]]:
     """One row per score and size, after the uniform plan of that size."""
-    tables = measure(spec, formats=FORMATS, quantizer=quantizer)
-    data, bench = load_data(spec), Bench(spec, tables, repairs=False, quantizer=quantizer)
+    tables = measure(spec)
+    data, bench = load_data(spec), Bench(spec, tables, repairs=False)
     blocks = [m for m in tables.matrices if m.adaptable]
     rest = {m.name: "bf16" for m in tables.matrices if not m.adaptable and m.tied_to is None}
     rows = []
@@ -110,15 +108,15 @@ def block_plan(
     return exact(Problem(tuple(items), budget))
 
 
-def whole_rows(spec: RunSpec, quantizer: str, budget: str, planners: Sequence[str]) -> list[list[str]]:
+def whole_rows(spec: RunSpec, budget: str, planners: Sequence[str]) -> list[list[str]]:
     """One row per planner at ``budget``."""
     plans, tables = {}, None
     for name in planners:
-        request = PlanRequest(budget, name, Choices(repairs=False), quantizer=quantizer)
+        request = PlanRequest(budget, name, Choices(repairs=False))
         result = make_plan(spec, request, lambda text: print(text, file=sys.stderr, flush=True))
         plans[f"{name} at {budget}"], tables = result.plan, result.tables
     assert tables is not None
-    return evaluated(spec, load_data(spec), Bench(spec, tables, False, quantizer), plans, {})
+    return evaluated(spec, load_data(spec), Bench(spec, tables, repairs=False), plans, {})
 
 
 def evaluated(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from bitrank.errors import UserError
 from bitrank.planning import make_plan as module
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
@@ -50,11 +49,3 @@ def test_both_costs_are_calibrated_and_differ(
         o.nbytes for o in by_fisher.item(name).options
     ]
     assert [o.cost for o in by_output.item(name).options] != [o.cost for o in by_fisher.item(name).options]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("gptq", "plan with rtn or search"), ("best", "nearest|one of")]
-)
-def test_quantizers_without_costs_are_refused(spec: RunSpec, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make_plan(spec, PlanRequest("9bits", quantizer=name))

@@ -30,7 +30,7 @@ from bitrank_quant.sensitivity import Divergence
 
 from bitrank.planning.plan_divergence import Added, Bench, kind_of
 from bitrank.sensitivity.calibration import whole_machine
-from bitrank.sensitivity.measure import QUANTIZER, tables_place
+from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
@@ -58,7 +58,6 @@ def calibrate_costs(
     tables: Tables,
     spec: RunSpec,
     repairs: bool,
-    quantizer: str = QUANTIZER,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Problem, float]:
     """Return one of ``problems`` with costs scaled by the factors of their kinds, and the seconds taken.
@@ -70,12 +69,12 @@ def calibrate_costs(
     """
     model = tables_place(spec).name
     code = code_hash("bitrank.planning.interactions")
-    key = hashlib.sha256(f"{code} {problems!r} {repairs} {quantizer}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{code} {problems!r} {repairs} {spec.quantizer}".encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
         started = time.monotonic()
         with whole_machine():
-            bench = Bench(spec, tables, repairs, quantizer)
+            bench = Bench(spec, tables, repairs)
             found = [
                 candidate
                 for basis, problem in enumerate(problems)

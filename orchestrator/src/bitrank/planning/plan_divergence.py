@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bitrank_adapters import best_low_rank
 from bitrank_planner import Plan
-from bitrank_quant import QuantWeight, float_format, parse_format, swap_weights, with_weight
+from bitrank_quant import Format, QuantWeight, float_format, parse_format, swap_weights, with_weight
 from bitrank_quant.sensitivity import (
     Divergence,
     Modules,
@@ -21,9 +21,10 @@ from bitrank_quant.sensitivity import (
     weight_of,
 )
 from bitrank_trainer import narrow_last_block
+from torch import nn
 
+from bitrank.run.quantizers import encoder
 from bitrank.sensitivity.calibration import calibration
-from bitrank.sensitivity.measure import QUANTIZER
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 
@@ -52,8 +53,9 @@ class Bench:
     weights if a repair was added.
     """
 
-    def __init__(self, spec: RunSpec, tables: Tables, repairs: bool, quantizer: str = QUANTIZER) -> None:
-        self._tables, self._repairs, self._quantizer = tables, repairs, quantizer
+    def __init__(self, spec: RunSpec, tables: Tables, repairs: bool) -> None:
+        self._tables, self._repairs = tables, repairs
+        self._encode = encoder(spec)
         ready = calibration(spec)
         narrow_last_block(ready.model)  # only the model's output is used
         # Every pass runs the whole model, so no block's output is recorded.
@@ -118,10 +120,18 @@ class Bench:
 
     def _stored(self, name: str, text: str, rank: int) -> QuantWeight:
         module, moments = self._kept[name][name], self._tables.moments[name]
-        stored = stored_in(module, parse_format(text), self._quantizer, moments.quantizer_inputs())
+        stored = self._quantized(name, module, parse_format(text))
         if not (rank and self._repairs):
             return stored
         weight_OI, made_OI = weight_of(module), stored.decode().float()
         lost_OI = weight_OI.float() - made_OI
         made_OI += best_low_rank(lost_OI, rank, (moments.row_O, moments.column_I)).product()
         return QuantWeight(made_OI, float_format(weight_OI.dtype), compute_dtype(module))
+
+    def _quantized(self, name: str, module: nn.Module, fmt: Format) -> QuantWeight:
+        """Return the codes that a run stores."""
+        if self._encode is None:
+            return stored_in(module, fmt)
+        weight_OI = weight_of(module)
+        shape = (weight_OI.shape[0], weight_OI.shape[1])
+        return QuantWeight.of(self._encode(name, weight_OI, fmt), fmt, shape, compute_dtype(module))
