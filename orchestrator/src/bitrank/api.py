@@ -13,25 +13,26 @@ planner's predictions. Module names are those of ``model.named_modules()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bitrank.errors import UserError, unknown
-from bitrank.models.architectures import check_adaptable
+from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
 from bitrank.models.load import load_tokenizer
 from bitrank.planning.budget import sizes_of
-from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.from_config import is_outline
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
+from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
@@ -54,8 +55,9 @@ def plan(
     *,
     planner: str = "exact",
     init: str = "default",
+    quantizer: str = RunSpec.quantizer,
     formats: tuple[str, ...] = FORMATS,
-    ranks: tuple[int, ...] = RANKS,
+    ranks: tuple[int, ...] | None = None,
     pins: Pins | None = None,
     max_trainable: int | None = None,
     tokenizer: Any = None,
@@ -77,8 +79,9 @@ def plan(
         planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
         init: initialization of the adapters. :func:`attach` supports ``default`` (zero). With ``lq-lora``,
             rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
+        quantizer: the choice of codes and scales that the run will use.
         formats: formats to choose from.
-        ranks: ranks to choose from.
+        ranks: ranks to choose from (0: no adapter).
         pins: part of a module name → (format or None, rank or None), such as
             ``{"down_proj": ("int8", None)}``.
         max_trainable: maximum trainable parameters of the adapters.
@@ -108,12 +111,12 @@ def plan(
         budget, planner, Choices(formats, ranks, repairs=init == "lq-lora"), max_trainable, pins
     )
     with _folder(model, tokenizer) as folder, _threads_restored():
-        given = {**(settings or {}), "model": folder}
+        given = {"quantizer": quantizer, **(settings or {}), "model": folder}
         spec = make_spec(find_profile(profile), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             _check_names(model, spec)
         result = make_plan(spec, request, on_progress)
-    return _as_data(result, init)
+    return _as_data(result, init, spec.quantizer)
 
 
 def apply(
@@ -122,6 +125,8 @@ def apply(
     *,
     quant_backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
+    quantizer: str | None = None,
+    inputs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Applied]:
     """Store the matrices of a transformers ``model`` in the plan's formats, in place.
 
@@ -134,14 +139,17 @@ def apply(
         quant_backend: ``auto`` selects for each format the first backend that supports it on this machine;
             other values as in ``bitrank run --set quant_backend=…``.
         compute_dtype: dtype of inputs and outputs of quantized layers; default: the model's dtype.
+        quantizer: ``rtn``, ``search`` or ``gptq``, the choice of codes and scales; default: the plan's.
+        inputs: batches of calibration data, arguments of ``model(**batch)`` on its device, for a quantizer
+            that reduces errors at the inputs of each layer. Their ``attention_mask`` marks padding.
 
     Returns:
         Format and backend of every matrix. Gradients flow through quantized layers to their inputs, not to
         their weights.
 
     Raises:
-        UserError: the plan was made for other shapes, or is not a plan.
-        QuantError: a format does not exist or does not fit, or the model lacks a module. The model does not
+        UserError: the plan was made for other shapes, or is not a plan; the quantizer needs ``inputs``.
+        QuantError: a format or quantizer does not exist or does not fit, or the model lacks a module. The model does not
             change.
 
     Example:
@@ -153,13 +161,15 @@ def apply(
         >>> done["model.layers.0.mlp.up_proj"].format
         'int4-g64'
     """
-    config = config_of_plan(check_plan_data({"ranks": {}, **plan}, "the plan"), "the plan")
+    data = check_plan_data({"ranks": {}, **plan}, "the plan")
+    config = config_of_plan(data, "the plan")
     heads = _heads(model)
     check_adaptable(type(model).__name__, model)
     free = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
     formats = config.precision.assign_formats(free)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype)
+    encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
+    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype, encode=encode)
     store_in_16_bits(model, left_out(model, heads))
     return applied
 
@@ -169,6 +179,7 @@ def attach(
     plan: Mapping[str, Any],
     *,
     scale: float = RunSpec.adapter_scale,
+    scale_policy: str = RunSpec.scale_policy,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -178,8 +189,10 @@ def attach(
 
     Args:
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
-        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), or ``adaptive``.
-        scale: factor on every adapter's output, α / rank, the same for all ranks; default: that of runs.
+        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
+            ``rank_rule``.
+        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs.
+        scale_policy: factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -188,7 +201,8 @@ def attach(
         seed: seed of the adapters' random factor.
 
     Returns:
-        A PEFT model: train it with any loop, save it with ``save_pretrained``.
+        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count adapters
+        in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
         UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
@@ -222,7 +236,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=scale,
+        scale=AdapterScale(scale, scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )
@@ -271,16 +285,15 @@ def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
     return open_views(str(uri))
 
 
-def _as_data(result: PlanResult, init: str) -> Plan:
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init)
+def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, quantizer)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
     return check_plan_data(data, "the plan")
 
 
 def _heads(model: nn.Module) -> list[str]:
     """Modules of a classifier that runs train whole; none for other models."""
-    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
-    return heads_of(model) if type(model).__name__ in classifiers else []
+    return heads_of(model) if has_new_head(model) else []
 
 
 @contextmanager

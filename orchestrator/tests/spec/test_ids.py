@@ -43,3 +43,11 @@ def test_a_spec_file_without_a_newer_field_gets_its_default(tmp_path, later: str
     (tmp_path / "spec.json").write_text(json.dumps(data))
     read = asdict(read_spec(tmp_path / "spec.json"))
     assert {**data, later: read[later]} == read
+
+
+def test_a_spec_file_of_before_scale_policies_keeps_its_one_scale(tmp_path) -> None:
+    (spec,) = matrix(PROFILES["laptop"], ["B-FP"], ["movie_sentences"], [0], {})
+    data = asdict(spec)
+    del data["scale_policy"]
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    assert asdict(read_spec(tmp_path / "spec.json")) == {**data, "scale_policy": "constant"}

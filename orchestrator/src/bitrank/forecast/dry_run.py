@@ -23,7 +23,7 @@ from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
 from bitrank.models.locate import locate
 from bitrank.models.meta_model import StandIn, find_new_modules, meta_model, stand_in
-from bitrank.process.compute import objective_of
+from bitrank.process.compute import objective_of, scale_of
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 
@@ -109,7 +109,7 @@ def dry_run(
         bare_model,
         dict(ranks),
         total_steps=steps,
-        scale=spec.adapter_scale,
+        scale=scale_of(spec),
         heads=trained_modules,
         seed=spec.seed,
     )

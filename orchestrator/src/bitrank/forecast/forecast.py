@@ -96,7 +96,7 @@ def forecast(
     work = workload(spec, device)
     model, trained_modules = unplanned_model(spec, work.classes, device, dtype)
     blocks = block_matrices(model)
-    check_ranks(dict(ranks), {m.name: m.shape for m in blocks})
+    check_ranks(dict(ranks), {m.name: m.shape for m in blocks}, trained_modules)
     took = training_time(spec, work, model, device, dtype, store)
     return _of_plan(spec, precision, ranks, work, model, trained_modules, device, dtype, took)
 

@@ -60,6 +60,7 @@ _ALLOCATORS = (
     "bits-only",
     "rank-only",
     "uniform",
+    "hand-made",
     "greedy",
     "nsga2",
     "bayes",
@@ -223,7 +224,8 @@ def _planned(
         )
     except ValueError as error:
         return f"no plan: {error}"
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, ADALORA.get(arm, "lq-lora"))
+    init = ADALORA.get(arm, "lq-lora")
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, spec.quantizer)
     if arm in ADALORA:
         (rank,) = set(result.plan.ranks.values())
         data |= {

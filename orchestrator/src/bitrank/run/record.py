@@ -124,16 +124,19 @@ class Record:
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None:
         """Write both plans to ``plan.json`` before they are applied.
 
         ``left`` are the tensors that no plan can name, of a model with ``parameters`` parameters;
-        ``new_modules`` are the modules without weights in the model's files.
+        ``new_modules`` are the modules without weights in the model's files; ``quantizer`` chooses the codes.
         """
         plan = {
             **self._predictions,
             "precision": bits,
             "ranks": ranks,
+            "quantizer": quantizer,
             "matrices": [asdict(matrix) for matrix in matrices],
             "left_in_16_bits": {tensor.name: asdict(tensor) for tensor in left},
             "left_in_16_bits_share": left_out_share(left, parameters),
@@ -208,7 +211,7 @@ class Record:
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
-            "lora/rank_mean": sum(ranks.values()) / len(ranks),
+            "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
             "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped,
@@ -303,6 +306,8 @@ class SilentRecord(Record):
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None: ...
 
     def model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitrank_adapters import adapter_bytes
 from bitrank_data import TokenSplit
 from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_mib, pin_threads, train
 
@@ -39,7 +38,9 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     objective = objective_of(spec)
 
     def evaluate_on(split: TokenSplit) -> Evaluation:
-        return evaluate(model, data.batches_of(split), objective, device, processes)
+        """Evaluate the adapter as its file will hold it, so that metrics belong to the stored numbers."""
+        with hook.as_stored():
+            return evaluate(model, data.batches_of(split), objective, device, processes)
 
     record.phase("zero-shot")
     record.zero_shot(lambda: evaluate_on(data.test))
@@ -51,11 +52,12 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     record.adapter(hook)
-    texts = (
-        save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
-        if processes.needed
-        else []
-    )
+    with hook.as_stored():
+        texts = (
+            save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+            if processes.needed
+            else []
+        )
     record.finish(
-        evaluate_on(data.test), data.test, progress, hook.ranks(), adapter_bytes(model), device, texts
+        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts
     )

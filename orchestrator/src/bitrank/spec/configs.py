@@ -142,17 +142,28 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
 def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
     """Return the arm that a plan's data describes; errors name ``source``.
 
-    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank and ``ranks`` is
-    not used.
+    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with ``rank_rule``,
+    such as ``{"name": "ffn-only", "rank": 8}``, a rule does. ``ranks`` is then not used.
     """
-    bits = rules.GivenBits(plan["precision"], plan["shapes"])
+    return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
+
+
+def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
+    adaptive, named = plan["adaptive"], plan["rank_rule"]
+    if adaptive and named:
+        raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
     try:
-        return Config(
-            bits,
-            rules.AdaptiveRank(**plan["adaptive"]) if plan["adaptive"] else rules.GivenRanks(plan["ranks"]),
-            "joint",
-        )
+        if adaptive:
+            return rules.AdaptiveRank(**adaptive)
+        return _named_rule(**named) if named else rules.GivenRanks(plan["ranks"])
     except TypeError as error:
         raise UserError(
-            f"{source} is not a plan: adaptive takes init_r, target_r and shrink; {error}"
+            f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and rank; "
+            f"{error}"
         ) from error
+
+
+def _named_rule(name: str, rank: int) -> rules.RankRule:
+    if name not in rules.RANK_RULES:
+        raise unknown("rank rule", name, rules.RANK_RULES)
+    return rules.RANK_RULES[name].make(rank)

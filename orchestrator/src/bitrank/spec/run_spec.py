@@ -54,6 +54,20 @@ def quant_backend_names() -> list[str]:
     return list(OVERRIDES)
 
 
+def scale_policy_names() -> list[str]:
+    """The names that ``scale_policy`` may have. Importing the registry imports torch."""
+    from bitrank_adapters import SCALE_POLICIES
+
+    return list(SCALE_POLICIES)
+
+
+def quantizer_names() -> list[str]:
+    """The allowed values of ``quantizer``. Their registry imports torch as well."""
+    from bitrank_quant import QUANTIZERS
+
+    return list(QUANTIZERS)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run: every field that can change its numbers, with validation and meaning.
@@ -100,7 +114,14 @@ class RunSpec:
     dropout: Annotated[
         Fraction | None, About("dropout in all layers of the model; None: the model's own")
     ] = None
-    adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
+    adapter_scale: Annotated[Positive, About("scale s of an adapter of rank 8: W + s · B A")] = 2.0
+    scale_policy: Annotated[
+        Text,
+        OneOf(scale_policy_names, always=("alpha",)),
+        About(
+            "scale of other ranks: s ∝ 1/r (alpha), bounded at 2 s (alpha-capped), ∝ 1/√r (rslora), constant"
+        ),
+    ] = "alpha"
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
     ] = None
@@ -126,6 +147,14 @@ class RunSpec:
         OneOf(quant_backend_names, always=("auto",)),
         About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
     ] = "auto"
+    quantizer: Annotated[
+        Text,
+        OneOf(quantizer_names, always=("rtn",)),
+        About(
+            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at the "
+            "inputs of each layer, gathered from training data once per model and task"
+        ),
+    ] = "rtn"
     device: Annotated[
         Text,
         one_of(DEVICE_NAMES),
@@ -256,7 +285,7 @@ def make_spec(
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
-    planned = {"init": valid_plan(Path(plan)).get("init", "default")} if plan else {}
+    planned = _fields_of_plan(Path(plan)) if plan else {}
     tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
     arm = find_arm(config, plan, tuned)
     chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
@@ -283,6 +312,12 @@ def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
         raise UserError(
             f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got {init}"
         )
+
+
+def _fields_of_plan(path: Path) -> dict[str, Any]:
+    """The fields of a spec whose defaults a plan file sets."""
+    data = valid_plan(path)
+    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
 
 
 def check(spec: RunSpec) -> RunSpec:
@@ -344,7 +379,9 @@ def _check_data(data: str | None, tasks: list[str]) -> None:
 
 
 def read_spec(path: Path) -> RunSpec:
-    return RunSpec(**json.loads(path.read_text()))
+    data = json.loads(path.read_text())
+    # Before the field existed, all ranks had one scale.
+    return RunSpec(**{"scale_policy": "constant", **data})
 
 
 def write_spec(spec: RunSpec, path: Path) -> None:
