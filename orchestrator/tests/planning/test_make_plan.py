@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,21 @@ def test_both_costs_are_calibrated_and_differ(
         o.nbytes for o in by_fisher.item(name).options
     ]
     assert [o.cost for o in by_output.item(name).options] != [o.cost for o in by_fisher.item(name).options]
+
+
+def test_costs_are_measured_with_the_quantizer_of_the_run(
+    spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def measure(_: RunSpec, __: Any, ___: Any, quantizer: str) -> Tables:
+        used.append(quantizer)
+        return tables
+
+    monkeypatch.setattr(module, "measure", measure)
+    for run, request in ((spec, "search"), (replace(spec, quantizer="search"), None), (spec, None)):
+        make_plan(run, PlanRequest("9bits", "uniform", CHOICES, quantizer=request))
+    assert used == ["search", "search", "rtn"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
 from bitrank.planning.short_runs import SearchLimits, search
-from bitrank.sensitivity.measure import QUANTIZER, measure, measured_formats
+from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
@@ -32,9 +32,9 @@ class PlanRequest:
     """A request for a plan.
 
     ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
-    part of a module's name to its choice. ``quantizer`` makes the weights whose errors are measured. A search
-    may evaluate ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for
-    ``seconds``.
+    part of a module's name to its choice. ``quantizer`` makes the weights whose errors are measured; None is
+    the planned run's. A search may evaluate ``evaluations`` plans of ``steps`` optimizer steps each; the exact
+    planner may run for ``seconds``.
     """
 
     budget: str
@@ -45,7 +45,7 @@ class PlanRequest:
     evaluations: int = 24
     steps: int = 10
     seconds: float = Effort.seconds
-    quantizer: str = QUANTIZER
+    quantizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def make_plan(
     names = planner_names()
     if request.planner not in names:
         raise unknown("planner", request.planner, names)
-    _check_quantizer(request.quantizer)
+    quantizer = request.quantizer or spec.quantizer
+    _check_quantizer(quantizer)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     budget = parse_budget(request.budget, sizes)
-    tables = measure(spec, on_progress, measured_formats(request.choices.formats), request.quantizer)
+    tables = measure(spec, on_progress, measured_formats(request.choices.formats), quantizer)
     problem, calibrating = _problem(tables, sizes, budget, request), 0.0
     if by_cost(request.planner):
         problem, calibrating = calibrate_costs(
@@ -90,7 +91,7 @@ def make_plan(
             tables,
             spec,
             request.choices.repairs,
-            request.quantizer,
+            quantizer,
             on_progress,
         )
     started = time.monotonic()
