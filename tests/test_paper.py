@@ -167,7 +167,7 @@ def _spec(run_id: str, maker: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arms", "seeds"),
     [
-        (("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3"), 2),
+        (("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3", "Plan-Q4"), 2),
         pytest.param(("B-FP", "Joint-3"), 1, marks=pytest.mark.slow),
         (("B-FP",), 1),
     ],

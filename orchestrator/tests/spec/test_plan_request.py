@@ -49,7 +49,14 @@ def test_runs_that_differ_in_seed_or_training_share_a_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "tiny-gpt2"}, {"max_length": 16}, {"init": "default"}, {"dtype": "fp32"}]
+    "change",
+    [
+        {"model": "tiny-gpt2"},
+        {"max_length": 16},
+        {"init": "default"},
+        {"quantizer": "search"},
+        {"dtype": "fp32"},
+    ],
 )
 def test_a_plan_depends_on_model_text_start_and_dtype(change: dict[str, object]) -> None:
     assert plan_place(spec_of(**change)) != plan_place(spec_of())

@@ -43,6 +43,7 @@ def add_study(
 
 def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
     fmt, ranks, adaptive, accuracy, added_nats = ARMS.get(arm, ("int8", (4,) * 6, False, 0.84, 0.03))
+    planned = arm.startswith("Plan-")
     draw = random.Random(f"{arm} {task} {seed}")
     shared = random.Random(task)
     difficulty = [shared.random() for _ in range(n)]
@@ -86,10 +87,10 @@ def _add(maker: Any, arm: str, task: str, seed: int, n: int) -> str:
         arm,
         task=task,
         seed=seed,
-        metrics=metrics,
+        metrics=metrics | ({"time/plan_s": 120.0} if planned else {}),
         predictions=rows,
         files=_files(fmt, ranks, adaptive),
-        tags={"version.torch": "2.13.0"},
+        tags={"version.torch": "2.13.0", "family": "planned" if planned else "joint"},
     )
     _curves(maker, run_id, metrics["eval/loss"], draw)
     return str(run_id)

@@ -16,7 +16,7 @@ from bitrank_data import build_once
 from bitrank_trainer import peak_memory_mib
 
 from bitrank.models.locate import folder_of
-from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
 from bitrank.spec.inits import INITS
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
@@ -39,7 +39,7 @@ def plan_for(
         nonlocal is_new
         is_new = True
         result = make_plan(wanted, request_of(wanted), on_progress)
-        save_plan(_data_of(result, wanted.init), folder / PLAN)
+        save_plan(_data_of(result, wanted), folder / PLAN)
 
     place = build_once(plan_place(spec), build)
     return read_plan(place / PLAN), is_new
@@ -51,7 +51,7 @@ def request_of(spec: RunSpec) -> PlanRequest:
     assert data is not None, "only a planned arm has a plan request"
     choices = Choices(
         tuple(data["formats"] or FORMATS),
-        tuple(sorted(set(data["ranks"] or RANKS))),
+        tuple(sorted(set(data["ranks"]))) if data["ranks"] else None,
         repairs=INITS[spec.init].residual,
     )
     return PlanRequest(
@@ -66,8 +66,9 @@ def request_of(spec: RunSpec) -> PlanRequest:
     )
 
 
-def _data_of(result: PlanResult, init: str) -> dict[str, Any]:
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init)
+def _data_of(result: PlanResult, spec: RunSpec) -> dict[str, Any]:
+    matrices, budget = result.sizes.matrices, result.problem.budget
+    data = plan_data(result.plan, matrices, budget, spec.init, spec.quantizer)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
     # Measured tables may come from the cache: then this process did not use the memory that measuring takes.
     data["planning_peak_mib"] = max(result.tables.peak_mib, peak_memory_mib())

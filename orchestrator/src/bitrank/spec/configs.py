@@ -37,7 +37,8 @@ class PlannedArm:
     The fields are those of ``bitrank plan``: ``budget`` is a text such as ``=B-Q4`` or ``3.5bits``, ``formats``
     and ``ranks`` are offered (None: the defaults), ``pins`` map a part of a module's name to (format, rank), a
     search may evaluate ``evaluations`` plans of ``steps`` optimizer steps, and an exact solver may run for
-    ``seconds``. ``init`` is the default of the run's field of that name. The seed of a run is not part of the
+    ``seconds``. ``init`` and ``quantizer`` are the defaults of the run's fields of these names, and the plan is
+    made for the run's values. The seed of a run is not part of the
     request: runs that differ in their seed share a plan.
     """
 
@@ -45,6 +46,7 @@ class PlannedArm:
     budget: str
     about: str = ""
     init: str = "lq-lora"
+    quantizer: str = "rtn"
     formats: tuple[str, ...] | None = None
     ranks: tuple[int, ...] | None = None
     max_trainable: int | None = None

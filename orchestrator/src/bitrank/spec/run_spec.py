@@ -302,7 +302,7 @@ def make_spec(
 
 def _fields_of_arm(arm: Arm) -> dict[str, Any]:
     """Fields of a spec whose defaults the request of a planned arm sets."""
-    return {"init": arm.init} if isinstance(arm, PlannedArm) else {}
+    return {"init": arm.init, "quantizer": arm.quantizer} if isinstance(arm, PlannedArm) else {}
 
 
 def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:

@@ -41,8 +41,7 @@ def arms_table(evidence: Sequence[Evidence]) -> str:
         "Trained %",
         "Rank",
         "Peak MiB",
-        *(["Plan s"] if planned else []),
-        "Seconds",
+        *(["Plan s", "Run s"] if planned else ["Seconds"]),
     ]
     groups = [
         (_heading(task), [_arm(task, row, planned) for row in task.arms.to_dict("records")])
