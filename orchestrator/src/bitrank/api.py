@@ -23,10 +23,9 @@ import torch
 from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bitrank.errors import UserError, unknown
-from bitrank.models.architectures import check_adaptable
+from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
 from bitrank.models.load import load_tokenizer
 from bitrank.planning.budget import sizes_of
@@ -284,8 +283,7 @@ def _as_data(result: PlanResult, init: str) -> Plan:
 
 def _heads(model: nn.Module) -> list[str]:
     """Modules of a classifier that runs train whole; none for other models."""
-    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
-    return heads_of(model) if type(model).__name__ in classifiers else []
+    return heads_of(model) if has_new_head(model) else []
 
 
 @contextmanager

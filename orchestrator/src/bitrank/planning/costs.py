@@ -1,14 +1,14 @@
 """Build the planning problem: the cost in nats and the bytes of each choice, from the measured tables.
 
-    cost_i(f, r) = κ_if · tail_if(r) + η · Σ_{k>r} σ_k(G_i)
+    cost_i(f, r) = output_if · tail_if(r) / tail_if(0) + η · Σ_{k>r} σ_k(G_i)
 
-*Repair.* ``tail_if(r)`` is the Fisher-weighted energy of matrix i's error in format f that remains after the
-best rank-r repair (nats, second order; see :mod:`bitrank_quant.sensitivity`). κ_if is the measured divergence
-of the model's output with only that matrix quantized, divided by the Fisher estimate; it scales the estimate
-to the measurement. The divergence is used instead of the added loss on the labels, because half of that loss
-is chance at 3 bits and all of it at 4, and a planner would select the matrices with the luckiest noise
-(EXPERIMENTS.md has the figures). The term assumes that adapters start from the weighted residual
-(``init=lq-lora``). Adapters that start from zero repair nothing, so every rank then has the cost of r = 0.
+*Quantization.* ``output_if`` is the loss in nats that matrix i in format f adds alone, predicted from output
+errors at single positions (:mod:`bitrank_quant.sensitivity.samples`).
+
+*Repair.* ``tail_if(r) / tail_if(0)`` is the share of the error's energy that remains after the best rank-r
+repair, inputs weighted by their second moments and outputs by their Fisher information. The term assumes that
+adapters start from the weighted residual (``init=lq-lora``). Adapters that start from zero repair nothing, so
+every rank then has the cost of r = 0.
 
 *Learning.* G_i is the task gradient. To first order, a step of spectral norm η within rank r lowers the loss
 by η Σ_{k≤r} σ_k(G_i) (the dual of the spectral norm is the nuclear norm). The remainder of the sum is the
@@ -16,7 +16,7 @@ cost of a limited rank. η is the distance by which training moves a matrix; one
 chosen on validation data (see EXPERIMENTS.md), and 0 disables the term.
 
 These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
-how they combine; it starts from these costs and from those of the tables of :func:`without_divergences`.
+how they combine; it starts from these costs and from those of the tables of :func:`by_fisher`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from bitrank_planner import Item, Option, PlanError, Problem
 from bitrank_quant import WeightMatrix
-from bitrank_quant.sensitivity import FormatErrors
 
 from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
@@ -109,32 +108,18 @@ def costs(
     spectrum_K = tables.moments[matrix.name].gradient_K.double().numpy()
     missed_R = np.concatenate([spectrum_K[::-1].cumsum()[::-1], [0.0]])
     tail_R = errors.tail_R.double().numpy()
-    pull = estimated_loss(errors) / errors.fisher if errors.fisher > 0 else 1.0
+    repaired = choices.repairs and len(tail_R) > 0 and tail_R[0] > 0
     lost = []
     for rank in ranks:
-        repaired = tail_R[min(rank, len(tail_R) - 1)] if choices.repairs and len(tail_R) else errors.fisher
-        lost.append(float(pull * repaired + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
+        share = tail_R[min(rank, len(tail_R) - 1)] / tail_R[0] if repaired else 1.0
+        lost.append(float(errors.output * share + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
     return lost
 
 
-def without_divergences(tables: Tables) -> Tables:
-    """Return ``tables`` without measured divergences, so that costs use the Fisher estimate.
-
-    A divergence is kept if the Fisher estimate is 0.
-    """
+def by_fisher(tables: Tables) -> Tables:
+    """Return ``tables`` with the Fisher estimate in place of the output-error score."""
     errors = {
-        name: {
-            fmt: replace(error, divergence=None) if error.fisher > 0 else error
-            for fmt, error in formats.items()
-        }
+        name: {fmt: replace(error, output=error.fisher) for fmt, error in formats.items()}
         for name, formats in tables.errors.items()
     }
     return replace(tables, errors=errors)
-
-
-def estimated_loss(errors: FormatErrors) -> float:
-    """Return the estimated loss in nats from quantizing one matrix alone.
-
-    This is the measured divergence, or the Fisher estimate if none was measured.
-    """
-    return errors.fisher if errors.divergence is None else errors.divergence

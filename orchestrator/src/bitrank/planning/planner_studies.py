@@ -60,6 +60,7 @@ _ALLOCATORS = (
     "bits-only",
     "rank-only",
     "uniform",
+    "hand-made",
     "greedy",
     "nsga2",
     "bayes",
