@@ -201,12 +201,11 @@ class AdaLoraRanks(FixedRanks):
         return rescaled or None
 
     def stored_bytes(self) -> int:
-        numbers = 0
+        ranks, pruned_numbers = self.ranks(), 0
         for name, layer in adapted(self._model):
             down_RI, up_OR = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
-            full, active = len(down_RI), self.ranks()[name]
-            numbers -= (full - active) * (down_RI.shape[1] + up_OR.shape[0] + 1)
-        return adapter_bytes(self._model) + STORED_BYTES * numbers
+            pruned_numbers += (len(down_RI) - ranks[name]) * (down_RI.shape[1] + up_OR.shape[0] + 1)
+        return adapter_bytes(self._model) - STORED_BYTES * pruned_numbers
 
     def save(self, folder: Path) -> None:
         """Save the adapter as PEFT's AdaLoRA, without pruned triplets."""
