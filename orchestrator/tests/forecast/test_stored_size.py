@@ -13,6 +13,7 @@ from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.stored_size import base_bytes, held_by_torch, stored_size
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate
+from bitrank.process.compute import Compute
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
@@ -132,7 +133,7 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     model, _ = arm.rank.attach(
         loaded.model, plans.ranks, total_steps=10, scale=2.0, heads=loaded.trained_modules, seed=0
     )
-    empty_model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
     assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
         model

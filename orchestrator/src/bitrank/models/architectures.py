@@ -35,8 +35,8 @@ def config_of(name: str, place: str) -> Any:
             ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of "
-            f"{', '.join(EMBEDDED_MODELS)}"
+            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+            f"reached, or one of {', '.join(EMBEDDED_MODELS)}"
         ) from error
 
 

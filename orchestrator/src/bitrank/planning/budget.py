@@ -54,8 +54,14 @@ class Sizes:
     def of_matrix(self, name: str, fmt: str, rank: int) -> int:
         """Return the bytes of one matrix: codes, scales and adapter."""
         matrix = self.matrices[name]
-        options = {"quant_backend": self.quant_backend, "device": self.device, "dtype": DTYPES[self.dtype]}
-        stored = stored_size(matrix, fmt, **options, shared=name in self.outline.shared)  # type: ignore[arg-type]
+        stored = stored_size(
+            matrix,
+            fmt,
+            quant_backend=self.quant_backend,
+            device=self.device,
+            dtype=DTYPES[self.dtype],
+            shared=name in self.outline.shared,
+        )
         return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
 
     def of_config(self, config: Config) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from bitrank_planner import Item, Option, Plan, Problem
 from bitrank_trainer import DTYPES
 
@@ -18,6 +17,7 @@ from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.planning.budget import Sizes, parse_budget
 from bitrank.planning.costs import Choices, adaptable
 from bitrank.planning.prior import prior_costs
+from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -85,5 +85,5 @@ def training_memory(spec: RunSpec, plan: Plan) -> Training:
         stored,
         stored,
         2 * stored,
-        step_bytes(spec, Choice(plan.precision, plan.ranks), torch.bfloat16),
+        step_bytes(spec, Choice(plan.precision, plan.ranks), Compute("cpu", "bf16", threads=None)),
     )

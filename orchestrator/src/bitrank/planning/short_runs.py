@@ -82,7 +82,7 @@ class ShortRun:
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """A search by name, the number of plans that it may evaluate, and the optimizer steps of one evaluation."""
+    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation."""
 
     name: str
     evaluations: int

@@ -71,14 +71,7 @@ def build_model(
     if init is None:
         init = choose_init(spec, plans.ranks)
     applied = store_base(spec, loaded, plans.bits, init, device, dtype)
-    model, hook = config.rank.attach(
-        loaded.model,
-        plans.ranks,
-        total_steps=steps,
-        scale=spec.adapter_scale,
-        heads=loaded.trained_modules,
-        seed=spec.seed,
-    )
+    model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(
             applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters
@@ -89,3 +82,15 @@ def build_model(
     if spec.fused:
         fuse_model(model, decode)
     return Built(model, hook, loaded.tokenizer, applied)
+
+
+def attach_adapters(
+    spec: RunSpec, config: Config, model: nn.Module, ranks: dict[str, int], heads: list[str], steps: int
+) -> tuple[PeftModel, AdapterHook]:
+    """Attach adapters of ``ranks`` to ``model`` by the rank rule of ``config``, as ``spec`` sets them.
+
+    The modules in ``heads`` are trained whole. Rank schedules span ``steps`` optimizer steps.
+    """
+    return config.rank.attach(
+        model, ranks, total_steps=steps, scale=spec.adapter_scale, heads=heads, seed=spec.seed
+    )

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.fused.norms import norms_in_fp32
@@ -169,6 +170,6 @@ def _shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]
     for name, module in model.named_modules():
         if hasattr(module, "in_features") and hasattr(module, "out_features"):
             shapes[name] = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
-        elif type(module).__name__ == "Conv1D":
-            shapes[name] = (int(module.nf), int(module.weight.shape[0]))  # type: ignore[arg-type,union-attr]
+        elif isinstance(module, Conv1D):
+            shapes[name] = (int(module.nf), int(module.nx))
     return shapes

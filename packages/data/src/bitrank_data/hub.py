@@ -25,7 +25,10 @@ _VALIDATION = 1000
 
 
 def hub_source(name: str, folder: Path | None = None) -> Source:
-    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files)."""
+    """The hub task ``name``.
+
+    ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files).
+    """
     task = HUB[name]
     return Source(
         name, task.kind, partial(_fingerprint, name, folder), partial(task.load, folder), task.about

@@ -34,7 +34,7 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, mi
 from scipy.sparse import csr_array
 
 from bitrank_planner.errors import Infeasible, PlanError
-from bitrank_planner.local_search import exchange
+from bitrank_planner.local_search import Relaxed, exchange
 from bitrank_planner.lp_relaxation import hull_price
 from bitrank_planner.problem import Plan, Problem, worth_having
 from bitrank_planner.quiet_stdout import silenced
@@ -149,14 +149,14 @@ class _Program:
         ) is None:
             return None
         start_N, bound, noise, reduced_X = relaxed
-        arguments = (bound, GAP, self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L)
-        best_N = exchange(start_N, *arguments, fours=False, left=self._left)
+        found = Relaxed(self._item_X, self._cost_X, reduced_X, self._rows_LX, self._limits_L, bound)
+        best_N = exchange(start_N, found, GAP, fours=False, left=self._left)
         if best_N is None:
             return self._branched(
                 np.arange(len(self._cost_X)), bound, float(np.ptp(self._cost_X)) or 1.0, None
             )
         if len(self._core(best_N, bound, noise, reduced_X)) > _LARGE:
-            best_N = exchange(best_N, *arguments, fours=True, left=self._left)
+            best_N = exchange(best_N, found, GAP, fours=True, left=self._left)
             assert best_N is not None  # exchange() starts from a feasible plan here, so it returns one
         distance = float(self._cost_X[best_N].sum()) - bound
         if distance <= GAP * abs(bound) + noise:

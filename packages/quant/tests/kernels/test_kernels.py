@@ -198,7 +198,7 @@ def test_kernels_return_none_for_unsupported_tensors() -> None:
     parts = fmt.encode(weight)
 
     def call(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        return kernels.affine(codes, parts["scale"], parts["minimum"], 4, 64, (4, 128), dtype)
+        return kernels.affine(codes, (parts["scale"], parts["minimum"]), 4, 64, (4, 128), dtype)
 
     assert call(parts["codes"], torch.bfloat16) is not None
     assert call(parts["codes"], torch.float64) is None

@@ -93,8 +93,7 @@ class Affine:
     ) -> Tensor:
         made = kernels.affine(
             tensors["codes"],
-            tensors["scale"],
-            tensors["minimum"],
+            (tensors["scale"], tensors["minimum"]),
             self.bits,
             self.block,
             shape,
