@@ -14,6 +14,8 @@ SOURCES = {
     path.name: path for path in [*ROOT.glob("packages/*/src/bitrank_*"), ROOT / "orchestrator/src/bitrank"]
 }
 TOP_FILES = 6
+FUNCTION_LINES = 45  # docstring not counted
+FILE_LINES = 330
 
 
 def module_name(path: Path, package: Path) -> str:
@@ -118,3 +120,22 @@ def test_only_public_names_of_packages_are_imported(place: str) -> None:
             if name not in public_names(module) and f"{module}.{name}" not in MODULES:
                 private_imports.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
     assert private_imports == []
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of ``function`` without its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    docstring = function.body[0]
+    return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_are_short(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    functions = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert {f.name: code_lines(f) for f in functions if code_lines(f) > FUNCTION_LINES} == {}

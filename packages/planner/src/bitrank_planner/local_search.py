@@ -131,8 +131,8 @@ def _best_pair(
 ) -> tuple[list[int], float] | None:
     """The two moves to options in ``tried`` that fit and change the cost least, and that change in cost.
 
-    The moves are of different items. Returns None if no pair fits into ``slack_L``. The chosen options are among the moves and change nothing,
-    so a pair can also be a single move.
+    The moves are of different items. Returns None if no pair fits into ``slack_L``. The chosen options are
+    among the moves and change nothing, so a pair can also be a single move.
     """
     item_M = relaxed.item_X[tried]
     old = chosen_N[item_M]
