@@ -34,7 +34,7 @@ from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_data import TokenSplit
 from bitrank_trainer import (
     DTYPES,
-    PLAIN_OBJECTIVES,
+    OBJECTIVES,
     choose_device,
     choose_dtype,
     device_memory_mib,
@@ -275,9 +275,9 @@ def _quality(model: Any, spec: RunSpec, data: RunData) -> float:
     """Accuracy or perplexity on the test set, by the function that evaluates our runs."""
     model.eval()
     metrics = evaluate(
-        model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], choose_device()
+        model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), choose_device()
     ).metrics
-    quality = metrics["acc"] if spec.kind == "classification" else metrics["ppl"]
+    quality = metrics[OBJECTIVES[spec.kind].metric]
     assert math.isfinite(quality)
     return quality
 

@@ -65,21 +65,21 @@ build_image() {
 
 inside() { "$root/docker/run.sh" shell "$@"; }
 
-check_walls() {
-    say "the walls: user, root file system, network, memory ($limit)"
+check_isolation() {
+    say "isolation: user, root file system, network, memory ($limit)"
     inside python - <"$root/docker/check_isolation.py"
     local code=0
     inside python -c 'b"x" * (8 << 30)' || code=$?
-    [ "$code" = 137 ] || fail "8 GiB were had under a limit of $limit (exit code $code, expected 137)"
-    echo "a process that wants 8 GiB is killed (137)"
+    [ "$code" = 137 ] || fail "a process got 8 GiB under a limit of $limit (exit code $code, expected 137)"
+    echo "a process that allocates 8 GiB is killed (137)"
 }
 
 check_matrix() {
-    say "the smoke matrix inside, under $limit"
+    say "the smoke matrix in the container, memory limit $limit"
     inside bash -c 'bitrank matrix --profile smoke --jobs 1 && cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes /sys/fs/cgroup/memory.peak 2>/dev/null >results/peak || test -s results/peak'
     echo "peak of the container, page cache included: $(awk '{printf "%.0f MiB", $1 / 2^20}' "$folder/results/peak")"
     "$root/docker/run.sh" run-all --profile smoke --jobs 1 | tee "$folder/second" | tail -n 3
-    grep -q '12 of 12 runs are complete' "$folder/second" || fail "the second time not all runs were complete"
+    grep -q '12 of 12 runs are complete' "$folder/second" || fail "not all runs were complete in the second invocation"
     [ "$(wc -l <"$folder/results/experiment_summary.csv")" = 13 ] || fail "expected 12 results on the volume"
     [ -s "$folder/runs/mlflow.db" ] || fail "the store is not on its volume"
     "$root/docker/run.sh" bitrank report --profile smoke >/dev/null
@@ -110,7 +110,7 @@ export BITRANK_ENGINE="${podman[*]}" BITRANK_IMAGE=localhost/bitrank:cpu BITRANK
 export BITRANK_MEMORY=$limit BITRANK_RUN_ARGS="--network none --ulimit nofile=4096:4096 --ulimit nproc=1024:1024"
 build_base
 build_image
-check_walls
+check_isolation
 check_matrix
 check_ui
 say "docker-verify: all of it holds"

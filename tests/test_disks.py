@@ -7,14 +7,16 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bitrank.errors import disk_problem
-from study_tools import SMOKE, bitrank
+from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
 
 ONE = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP")
+TWO = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP,B-Q4", "--set", "checkpoint_every=4")
 Mount = Callable[..., Path]
 
 
@@ -89,6 +91,77 @@ def test_full_disk_of_the_store_is_reported(size: str, mount: Mount, tmp_path: P
     subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
     again = bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, int, float]]]:
+    """Run name → numbers of an uninterrupted run of ``TWO``."""
+    cwd = tmp_path_factory.mktemp("straight")
+    done = bitrank(*TWO, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {run["name"]: numbers(run) for run in store_runs(cwd)}
+
+
+def _spec_ids(cwd: Path) -> list[str]:
+    listed = bitrank("list", *TWO[1:], "--json", cwd=cwd)
+    return [row["spec_id"] for row in json.loads(listed.stdout)]
+
+
+# The sizes end the run inside the first best weights, the first checkpoint and the second one.
+@pytest.mark.parametrize("size", ["40k", "300k", "700k"])
+def test_a_disk_that_fills_while_a_run_trains_fails_that_run_only_and_it_resumes(
+    size: str, mount: Mount, tmp_path: Path, straight: dict[str, list[tuple[str, int, float]]]
+) -> None:
+    first = _spec_ids(tmp_path)[0]
+    (tmp_path / "runs" / "work" / first).mkdir(parents=True)
+    place = mount(f"runs/work/{first}", "-t", "tmpfs", "-o", f"size={size}", "none")
+    done = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "the disk is full; once that is solved, the same command continues this run" in said
+    assert "Traceback" not in said
+    runs = {run["name"]: run for run in store_runs(tmp_path)}
+    failed, other = (run for _, run in sorted(runs.items()))
+    assert [failed["status"], other["status"]] == ["FAILED", "FINISHED"]
+    assert "the disk is full" in failed["tags"]["failure"]
+
+    subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
+    again = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert ('"resumed"' in (place / "events.jsonl").read_text()) == (size == "700k")
+    assert {run["name"]: numbers(run) for run in store_runs(tmp_path)} == straight
+
+
+def test_a_whole_disk_that_fills_while_runs_train_loses_no_number(
+    mount: Mount, tmp_path: Path, straight: dict[str, list[tuple[str, int, float]]]
+) -> None:
+    place = mount("runs", "-t", "tmpfs", "-o", "size=4m", "none")
+    process = start(*TWO, "--jobs", "1", cwd=tmp_path)
+    wait_for(tmp_path, "checkpoint")
+    with pytest.raises(OSError, match="No space left"), (place / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    assert process.wait(timeout=120) in {1, 2}
+    stopped = {run["name"]: run["status"] for run in store_runs(tmp_path)}
+    assert "FINISHED" not in stopped.values()
+
+    subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
+    again = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {run["name"]: numbers(run) for run in store_runs(tmp_path)} == straight
+
+
+def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
+    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    write = (
+        "from bitrank_trainer.checkpoints import save_weights; from torch import nn; from pathlib import Path"
+    )
+    call = f"save_weights(nn.Linear(200, 200), Path({str(tmp_path / 'best.safetensors')!r}))"
+    show = "    from bitrank.errors import disk_problem; print(disk_problem(error))"
+    code = f"{limit}\n{write}\ntry:\n    {call}\nexcept Exception as error:\n{show}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "larger than the limit" in done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_results_folder_is_rejected_before_training(tmp_path: Path) -> None:

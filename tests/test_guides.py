@@ -16,7 +16,7 @@ SLOW = [page for page, blocks in PAGES.items() if any(block.action == "run slow"
 
 
 def test_every_addition_has_a_tested_guide() -> None:
-    additions = {"rank-rule", "format", "backend", "planner", "task"}
+    additions = {"rank-rule", "format", "backend", "planner", "task", "task-kind"}
     assert {f"guides/add-a-{name}.md" for name in additions} <= {*QUICK, *SLOW}
 
 

@@ -64,8 +64,12 @@ def test_experts_are_stored_in_16_bits_and_reported(folder: Path, config: str, b
 def test_run_records_and_reports_unplanned_tensors(folder: Path, tmp_path: Path) -> None:
     loaded = open_model(spec_of(folder, "B-FP"), 0, "cpu", torch.float32)
     plans = make_plans(find_config("B-FP"), loaded)
-    Record(tmp_path, ALONE).plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
-    left = json.loads((tmp_path / "plan.json").read_text())["left_in_16_bits"]
+    record = Record(tmp_path, ALONE)
+    record.plan(plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    left, share = plan["left_in_16_bits"], (EXPERTS + ROUTERS) / loaded.parameters
+    assert plan["left_in_16_bits_share"] == pytest.approx(share) == pytest.approx(0.866, abs=5e-4)
+    assert record._result["model/left_percent"] == pytest.approx(100 * share)
     assert (
         list(left) == [one.name for one in plans.left]
         and left[plans.left[0].name]["numbers"] == plans.left[0].numbers
@@ -77,7 +81,9 @@ def test_run_records_and_reports_unplanned_tensors(folder: Path, tmp_path: Path)
 def test_plan_output_lists_unplanned_tensors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "--model", str(folder / "config.json"), "--budget", "15.9bits"]
     assert main([*arguments, "--json"]) == 0
-    left = json.loads(capsys.readouterr().out)["left_in_16_bits"]
+    plan = json.loads(capsys.readouterr().out)
+    left = plan["left_in_16_bits"]
+    assert plan["left_in_16_bits_share"] == pytest.approx(0.866, abs=5e-4)
     assert sum(one["numbers"] for one in left.values()) == EXPERTS + ROUTERS
     assert main(arguments) == 0
     assert "86.6% of the weights stay in 16 bits" in " ".join(capsys.readouterr().out.split())

@@ -190,6 +190,26 @@ def test_lost_worker_neither_loses_nor_duplicates_points(
     check_points(runs, straight(task))
 
 
+def test_two_drivers_in_different_order_train_every_spec_once(site: Site) -> None:
+    common = ("--tasks", "toy_articles", "--seeds", "2", "--set", "steps=60")
+    orders = ("B-FP,Joint-1", "Joint-1,B-FP")
+    drivers = [site.start(*common, "--configs", order) for order in orders]
+    outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    for output in outputs:
+        assert "2 of 2 runs are complete" in output and "Traceback" not in output, output
+    runs = [run for run in site.runs() if run["tags"]["seed"] == "2"]
+    assert [run["status"] for run in runs] == ["FINISHED"] * 2 and leases(site.database) == []
+    for name in ("B-FP toy_articles s2", "Joint-1 toy_articles s2"):
+        ends = [line.split()[3] for text in outputs for line in _summary(text) if line.startswith(name)]
+        assert sorted(ends) == ["done", "finished"], outputs  # one driver trained it, the other found it
+
+
+def _summary(output: str) -> list[str]:
+    """Lines of the table at the end of a driver's output."""
+    return output.partition("\nResults")[2].splitlines()
+
+
 @pytest.mark.slow
 def test_stopped_run_is_closed_and_resumed_by_the_same_command(site: Site, straight: Straight) -> None:
     arguments = ("--tasks", "toy_articles", "--configs", "B-FP", "--seeds", "1", "--retries", "0")

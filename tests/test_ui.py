@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bitrank.tracking.mlflow_views import VIEWS
 from study_tools import SMOKE, bitrank
 
+TASKS = ("toy_articles", "toy_sentences")
+HEADS = ("config", "quality", "untrained", "stored MiB", "peak MiB", "tokens/s")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--headless=new",
@@ -50,8 +53,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         start_new_session=True,
     )
     assert server.stdout is not None
-    lines = [server.stdout.readline() for _ in range(5)]
-    links = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines}
+    lines = [server.stdout.readline() for _ in range(len(VIEWS) + 2 * len(TASKS))]
+    links = {name: address.strip() for name, _, address in (line.partition(":") for line in lines)}
     _wait(f"http://127.0.0.1:{port}/health")
     yield links
     import os
@@ -118,9 +121,37 @@ def test_grouped_view_shows_cells(served: dict[str, str], browser: Any) -> None:
     assert "(average)" in shown
 
 
-def test_charts_view_draws_charts(served: dict[str, str], browser: Any) -> None:
-    browser.get(served["Charts"])
-    text_when(browser, "Add chart", "Model metrics")
+@pytest.mark.parametrize("task", TASKS)
+def test_the_leaderboard_of_a_task_shows_its_runs_best_first(
+    served: dict[str, str], browser: Any, task: str
+) -> None:
+    browser.get(served[f"{task}, best first"])
+    shown = text_when(browser, f"B-FP {task} s0", f"B-Q4 {task} s0", "2 matching runs", *HEADS)
+    (other,) = set(TASKS) - {task}
+    assert f"{other} s0" not in shown
+    cells = browser.find_elements("css selector", '[role="gridcell"][col-id*="quality"]')
+    figures = [cell.text for cell in cells]
+    assert len(figures) == 2
+    assert all(len(figure.replace(".", "").lstrip("0")) == 3 for figure in figures), figures
+    qualities = [float(figure) for figure in figures]
+    assert qualities == sorted(qualities, reverse=task == "toy_sentences")
+
+
+@pytest.mark.parametrize("name", [view.name for view in VIEWS if not (view.chart or view.group_by)])
+def test_a_view_of_the_whole_experiment_shows_every_run(
+    served: dict[str, str], browser: Any, name: str
+) -> None:
+    browser.get(served[name])
+    runs = [f"{config} {task} s0" for config in ("B-FP", "B-Q4") for task in TASKS]
+    text_when(browser, *runs, "4 matching runs")
+
+
+@pytest.mark.parametrize("name", ["Charts", *(f"{task}, charts" for task in TASKS)])
+def test_a_charts_view_draws_charts_of_its_runs(served: dict[str, str], browser: Any, name: str) -> None:
+    browser.get(served[name])
+    task = name.partition(",")[0]
+    runs = "4 matching runs" if name == "Charts" else "2 matching runs"
+    text_when(browser, "Add chart", runs, f"B-Q4 {TASKS[0] if name == 'Charts' else task} s0")
     charts: list[Any] = []
     for _ in range(60):
         # MLflow draws charts outside the window only after scrolling to them.

@@ -104,12 +104,20 @@ def _planners() -> list[str]:
 
 def _tasks() -> list[str]:
     tasks, assets = find("bitrank_data:TASKS"), find("bitrank_data:ASSETS")
+    kinds = []
+    for name, kind in find("bitrank.spec.task_kinds:TASK_KINDS").items():
+        kinds.append((f"`{name}`", kind.metric.name, f"`eval/{kind.metric.key}`", f"`{kind.auto_model}`"))
     rows = [(f"`{name}`", str(asset.megabytes)) for name, asset in assets.items()]
     return [
         "## Tasks",
         "",
         ", ".join(f"`{name}`" for name in tasks) + ", or the path of a `.csv`, `.jsonl` or `.parquet` file.",
         "",
+        "## Kinds of tasks",
+        "",
+        "A task is of one kind, which decides metric and model class.",
+        "",
+        *table(("name", "metric", "logged as", "model class of transformers"), kinds),
         "## Assets",
         "",
         "Fetched from PyPI by exact version and hash.",

@@ -28,6 +28,7 @@ def masked(text: str) -> str:
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the limit of this process or file system",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -37,11 +38,12 @@ _DISK_ERRORS = {
 _DISK_TEXTS = {
     "database or disk is full": "the disk is full",
     "No space left on device": "the disk is full",
+    "File too large": "the file is larger than the limit of this process or file system",
     "attempt to write a readonly database": "the disk is read-only",
     "Read-only file system": "the disk is read-only",
     "disk I/O error": "the disk reports an input/output error",
 }
-_WITH_DISK_TEXTS = {"sqlite3", "sqlalchemy", "mlflow", "safetensors_rust", "pyarrow"}
+_WITH_DISK_TEXTS = {"sqlite3", "sqlalchemy", "mlflow", "safetensors", "pyarrow"}
 
 
 def disk_problem(error: BaseException) -> str | None:

@@ -114,10 +114,11 @@ def test_a_mistyped_quant_backend_is_rejected_with_the_names_of_the_registry(cap
     assert all(name in capsys.readouterr().out.replace("\n", " ") for name in ["my-backend"])
 
 
-def test_a_command_without_a_quant_backend_does_not_import_the_registry() -> None:
+@pytest.mark.parametrize("setting", ["dtype=fp32", "quant_backend=cpu-in8", "device=gpu"])
+def test_a_rejected_command_does_not_import_torch(setting: str) -> None:
     code = (
         "import sys; from bitrank.cli.main import main; "
-        "main(['run', '--config', 'B-FP', '--task', 'none.csv', '--set', 'dtype=fp32']); "
+        f"main(['run', '--config', 'B-FP', '--task', 'none.csv', '--set', '{setting}']); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -186,3 +187,32 @@ def test_tables_are_printed_where_only_ascii_can_be(monkeypatch) -> None:
     assert main(["list", "--profile", "smoke"]) == 0
     sys.stdout.flush()
     assert b"B-FP toy_sentences s0" in written.getvalue()
+
+
+def test_names_of_devices_are_those_that_the_trainer_knows() -> None:
+    from bitrank.spec.run_spec import DEVICE_NAMES
+    from bitrank_trainer import DEVICES
+
+    assert list(DEVICE_NAMES) == ["auto", *DEVICES]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("device=gpu", "unknown device 'gpu'; nearest: cpu; all: auto, cuda, mps, cpu"),
+        ("device=mps", "no device 'mps' on this machine; it has "),
+        ("quant_backend=cuda-4bit", "it needs device cuda, this run is on cpu"),
+    ],
+)
+def test_a_device_that_is_not_here_is_rejected_before_a_store_is_made(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert message in rejection(capsys, *RUN, "--set", setting)
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,7 +67,7 @@ def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -
     tokens = len(tokenizer(text)["input_ids"])
     assert lengths == [16] * (tokens // 16) + ([tokens % 16] if tokens % 16 > 1 else [])
     model = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"))
-    rows = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu").rows
+    rows = evaluate(model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), "cpu").rows
     evaluated = sum(
         row["tokens"] for row, owner in zip(rows, data.test.ids, strict=True) if owner == document
     )
@@ -115,7 +115,7 @@ def test_the_loss_of_windows_with_bos_is_that_of_plain_transformers(tmp_path: Pa
                 loss = model(input_ids=window, labels=window).loss
             nats += float(loss) * (window.shape[1] - 1)
             targets += window.shape[1] - 1
-    found = evaluate(model, data.batches_of(data.test), PLAIN_OBJECTIVES[spec.kind], "cpu")
+    found = evaluate(model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), "cpu")
     assert sum(row["tokens"] for row in found.rows) == targets
     assert found.metrics["loss"] == pytest.approx(nats / targets, rel=1e-5)
 

@@ -15,7 +15,7 @@ from bitrank.models.padding import use_padding
 from bitrank.run.data import RunData, load_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import (
@@ -83,7 +83,7 @@ def plain_predictions(folder: Path) -> dict[str, list[float]]:
 
 def run_losses(model: Any, data: RunData) -> list[float]:
     found = evaluate(
-        model, data.batches_of(data.task.splits["train"]), PLAIN_OBJECTIVES["classification"], "cpu"
+        model, data.batches_of(data.task.splits["train"]), OBJECTIVES["classification"].plain(), "cpu"
     )
     return [float(row["loss"]) for row in found.rows]
 

@@ -6,6 +6,7 @@ Files that do not match the model are loaded in the same way as by ``from_pretra
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from bitrank.errors import UserError
 from bitrank.models.load import Loaded, open_model
+from bitrank.models.stored_tensors import stored_tensors
 from bitrank.spec.run_spec import RunSpec
 from safetensors.torch import load_file, save_file
 from small_models import CLASSIFIERS, DECODERS, write
@@ -331,3 +333,40 @@ def test_weights_cut_short_are_refused_by_name(kept: int, tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file .* again"):
         opened(folder, LM)
+
+
+@pytest.mark.parametrize("part", [2**20, 64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, part: int
+) -> None:
+    monkeypatch.setattr("bitrank.models.stored_tensors.PART", part)
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = write(tmp_path / "m", "llama")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors[name][-1, -1] = value
+        return tensors
+
+    change_tensors(folder, spoil)
+    loaded = opened(folder, LM)
+    loaded.fill("model.layers.0.mlp.up_proj")
+    with pytest.raises(UserError, match=rf"model\.safetensors: {name} holds NaN or infinite numbers"):
+        loaded.fill_rest()
+
+
+def test_weights_beyond_the_range_of_the_compute_dtype_are_refused_by_name(tmp_path: Path) -> None:
+    def enlarge(model: Any) -> None:
+        model.model.norm.weight[0] = 1e5
+
+    folder = write(tmp_path / "m", "llama", enlarge)
+    opened(folder, LM).fill_rest()
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers up to 1e\+05.*float16 ends at"):
+        opened(folder, LM, dtype=torch.float16).fill_rest()
+
+
+def test_a_buffer_may_hold_infinities(tmp_path: Path) -> None:
+    mask = torch.full((2, 2), -math.inf)
+    save_file({"mask": mask}, tmp_path / "model.safetensors")
+    ((_, stored),) = stored_tensors([tmp_path / "model.safetensors"])
+    assert torch.equal(stored[:], mask)

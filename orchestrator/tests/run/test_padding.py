@@ -25,7 +25,7 @@ from bitrank.run.road import execute
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_trainer import ALONE, OBJECTIVES, PLAIN_OBJECTIVES, evaluate
+from bitrank_trainer import ALONE, OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -171,7 +171,8 @@ def test_predictions_do_not_depend_on_batch_mates(
     """The whole model of a run on a user's file: every row alone, and in batches of 400 padded tokens."""
     spec = spec_for(make_model(family, tokens), reviews, fused=fused)
     data = load_data(spec)
-    model, objective = built(spec, data), (OBJECTIVES if fused else PLAIN_OBJECTIVES)[spec.kind]
+    model, objective = built(spec, data), OBJECTIVES[spec.kind]
+    objective = objective if fused else objective.plain()
     train = data.task.splits["train"]
     rows: list[list[dict[str, float | int]]] = []
     for tokens_at_once in (1, 400):

@@ -234,10 +234,9 @@ def test_hub_models_and_data_are_known_by_the_commit_of_the_cached_copy(hub_cach
     check_inputs(unknown)
     cache_copy(hub_cache, "models--bert-base-uncased", "ffff")
     assert len({unknown.spec_id, known.spec_id, make_spec(PAPER, "B-FP", "sst2").spec_id}) == 3
-    with pytest.raises(
-        UserError,
-        match=r"the model bert-base-uncased changed .* expected hub:86b5, got hub:ffff",
-    ):
+    check_inputs(known)  # the model is loaded by the commit in the spec
+    cache_copy(hub_cache, "datasets--stanfordnlp--sst2", "eeee")
+    with pytest.raises(UserError, match=r"the data of sst2 changed .* expected hub:8d51, got hub:eeee"):
         check_inputs(known)
 
 

@@ -147,3 +147,20 @@ def test_a_failed_migration_does_not_change_the_store(
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
         assert database.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+
+
+def test_an_experiment_that_another_process_creates_at_the_same_time_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = str(tmp_path / "runs")
+    first = Tracker(open_store(store), store, "smoke")
+    client = open_store(store)
+    look, looks = client.get_experiment_by_name, []
+
+    def late(name: str) -> object:
+        looks.append(name)
+        return None if len(looks) == 1 else look(name)
+
+    monkeypatch.setattr(client, "get_experiment_by_name", late)
+    assert Tracker(client, store, "smoke").experiment_id == first.experiment_id
+    assert len(looks) > 1

@@ -50,14 +50,14 @@ def test_each_task_has_a_leaderboard_sorted_by_its_quality(tmp_path: Path) -> No
         seal(folder, {**result, "model/mib": 0.0786})
         log.close(folder, "FINISHED", {})
         tags = tracker.client.get_run(log.run_id).data.tags
-        assert tags["shown quality"] == ("0.847" if task == "toy_sentences" else "21.4")
-        assert tags["shown stored MiB"] == "0.0786"
+        assert tags["quality"] == ("0.847" if task == "toy_sentences" else "21.4")
+        assert tags["stored MiB"] == "0.0786"
     tags = tracker.client.get_experiment(tracker.experiment_id).tags
     sentences, articles = _state(tags, "task-toy_sentences"), _state(tags, "task-toy_articles")
     assert (sentences["orderByKey"], sentences["orderByAsc"]) == ("metrics.`eval/acc`", False)
     assert (articles["orderByKey"], articles["orderByAsc"]) == ("metrics.`eval/ppl`", True)
     assert articles["searchFilter"] == "tags.task = 'toy_articles'"
-    assert "tags.`shown quality`" in articles["selectedColumns"]
+    assert "tags.`quality`" in articles["selectedColumns"]
     assert [(view.key, view.chart) for view in saved_task_views(tags)] == [
         ("charts-toy_articles", True),
         ("charts-toy_sentences", True),

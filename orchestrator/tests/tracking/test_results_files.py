@@ -7,9 +7,9 @@ import json
 
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import make_spec
-from bitrank.tracking.results_files import COLUMNS, write_results
+from bitrank.tracking.results_files import summary_columns, write_results
 
-FIGURES = dict.fromkeys(COLUMNS.values(), 1.5)
+FIGURES = dict.fromkeys(summary_columns().values(), 1.5)
 
 
 def test_result_files_of_a_study_agree(tmp_path) -> None:

@@ -7,14 +7,14 @@ from itertools import islice
 import numpy as np
 from bitrank_data import Batching, evaluation_batches, spread_windows, training_batches, training_order
 from bitrank_data.batches import training_parts
-from bitrank_data.tokens import _pack
+from bitrank_data.sequences import Piece, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 def split_of(lengths: list[int], ids: list[str] | None = None):
-    sequences = [np.arange(length, dtype=np.int32) + 1 for length in lengths]
-    return _pack(sequences, np.arange(len(lengths)) % 2, ids or [str(n) for n in range(len(lengths))])
+    sequences = [Piece(np.arange(length, dtype=np.int32) + 1) for length in lengths]
+    return pack(sequences, np.arange(len(lengths)) % 2, ids or [str(n) for n in range(len(lengths))])
 
 
 @given(

@@ -128,6 +128,19 @@ def test_too_few_different_documents_raise_data_error(tmp_path: Path) -> None:
         load(tmp_path / "x.jsonl", [{"text": f"document {n % 2}"} for n in range(100)])
 
 
+@pytest.mark.parametrize(("classes", "each"), [(10_000, 3), (11, 3)])
+def test_many_classes_of_one_training_text_each_are_rejected(tmp_path: Path, classes: int, each: int) -> None:
+    rows = [{"text": f"text {n}", "label": f"id {n % classes}"} for n in range(each * classes)]
+    with pytest.raises(DataError, match=rf"{classes} classes have {classes} different training texts"):
+        load(tmp_path / "x.jsonl", rows)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(4, 3), (10, 3), (11, 4), (77, 20)])
+def test_classes_with_enough_training_texts_are_accepted(tmp_path: Path, classes: int, each: int) -> None:
+    rows = [{"text": f"text {n}", "label": f"class {n % classes}"} for n in range(each * classes)]
+    assert len(load(tmp_path / "x.jsonl", rows).classes) == classes
+
+
 # Digests over (id, text, label) of each split: study results on embedded tasks stay comparable while these
 # match.
 TOY = {

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from bitrank_trainer import (
     OBJECTIVES,
-    PLAIN_OBJECTIVES,
     Joined,
     NoHook,
     Processes,
@@ -69,7 +68,8 @@ def work(job: Job, processes: Processes) -> None:
     held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters() if not p.requires_grad)
     if job.kind == "classification":
         model.dropout.p = job.dropout
-    objective, lm = (PLAIN_OBJECTIVES if job.deep else OBJECTIVES)[job.kind], job.kind != "classification"
+    objective, lm = OBJECTIVES[job.kind], job.kind != "classification"
+    objective = objective.plain() if job.deep else objective
 
     def batches(skip: int):
         stop = None if job.stop_after is None else job.stop_after - skip

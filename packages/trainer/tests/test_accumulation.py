@@ -15,7 +15,6 @@ import pytest
 import torch
 from bitrank_trainer import (
     OBJECTIVES,
-    PLAIN_OBJECTIVES,
     NoHook,
     Objective,
     Row,
@@ -73,7 +72,7 @@ def _classifier() -> nn.Module:
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], Objective]] = {
     "classification": (_classifier, OBJECTIVES["classification"]),
-    "language modelling": (TinyLm, PLAIN_OBJECTIVES["language-modelling"]),
+    "language modelling": (TinyLm, OBJECTIVES["language-modelling"].plain()),
     "language modelling, fused head": (_llama, OBJECTIVES["language-modelling"]),
     "another objective": (_classifier, TokensSquared()),
 }
@@ -118,7 +117,7 @@ def one_step(kind: str, cut: Sequence[int], folder: Path, **settings: Any) -> tu
     model, rows = make(), sequences("language" in kind)
     batches = split_batches(rows, cut)
     events: list[dict[str, Any]] = []
-    task = Task(objective, lambda skip: iter(batches), lambda: {"acc": 0.0, "loss": 0.0})
+    task = Task(objective, lambda skip: iter(batches), lambda: {objective.metric: 0.0, "loss": 0.0})
     plan = TrainSettings(steps=1, learning_rate=1e-3, weight_decay=0.0, accumulation=len(cut), **settings)
     train(model, task, NoHook(), plan, folder, events.append)
     figures = next(event["metrics"] for event in events if event["event"] == "train")

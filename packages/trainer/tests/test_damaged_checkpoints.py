@@ -130,3 +130,32 @@ def test_partially_written_checkpoint_is_ignored(
 def test_finished_run_keeps_one_checkpoint_and_its_best_weights(make: Any, tmp_path: Path) -> None:
     run(make, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == len(list(tmp_path.glob("best-*"))) == 1
+
+
+@pytest.mark.parametrize("failing", ["best-00000020.tmp", "state.safetensors"])
+def test_failed_write_leaves_the_previous_checkpoint_and_no_unfinished_file(
+    make: Any,
+    straight: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+) -> None:
+    from bitrank_trainer import checkpoints
+
+    flush = checkpoints._flush
+
+    def full(path: Path) -> None:
+        if path.name == failing and (failing.startswith("best") or list(tmp_path.glob("step-*"))):
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(checkpoints, "_flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(make, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert "step-00000007" in names
+    assert not [name for name in names if name.endswith(".tmp") or name.startswith(".making")]
+    monkeypatch.setattr(checkpoints, "_flush", flush)
+    trained, messages, _ = run(make, tmp_path)
+    assert messages == []
+    assert_same(trained, straight)

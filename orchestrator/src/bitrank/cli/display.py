@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bitrank.execution.attempt import Job
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
 _STYLE = {"finished": "green", "done": "green", "running": "bold", "waiting": "dim", "stale": "yellow"}
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one run
@@ -95,14 +96,8 @@ def _figures(job: Job) -> dict[str, str]:
     validation = next((e for e in reversed(job.events) if e["event"] == "validation"), None)
     latest: dict[str, Any] = job.events[-1] if job.events else {}
     metrics = validation["metrics"] if validation else {}
-    shown = next(
-        (
-            f"{key.removeprefix('val/')} {metrics[key]:.4g}"
-            for key in ("val/acc", "val/ppl")
-            if key in metrics
-        ),
-        "",
-    )
+    metric = task_kind(job.spec.kind).metric.key
+    shown = f"{metric} {metrics[f'val/{metric}']:.4g}" if f"val/{metric}" in metrics else ""
     return {
         "step": f"{train['step']}/{train['steps']}" if train else "",
         "loss": f"{train['metrics']['train/loss']:.3f}" if train else "",
@@ -129,16 +124,17 @@ def results_table(rows: Sequence[tuple[RunSpec, dict[str, Any], str]]) -> Table:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for spec, figures, state in rows:
-        table.add_row(spec.run_name, f"[{_STYLE.get(state, 'red')}]{state}[/]", *_cells(figures))
+        table.add_row(spec.run_name, f"[{_STYLE.get(state, 'red')}]{state}[/]", *_cells(spec.kind, figures))
     return table
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
+def _cells(kind: str, figures: dict[str, Any]) -> list[str]:
     if not figures:
         return []
+    metric = task_kind(kind).metric
     return [
-        _quality(figures, "zero"),
-        _quality(figures, "eval"),
+        metric.text(figures[f"zero/{metric.key}"]),
+        metric.text(figures[f"eval/{metric.key}"]),
         f"{figures['model/mib']:.1f}",
         f"{figures['model/bits']:.2f}",
         f"{figures['lora/percent']:.2f}",
@@ -147,9 +143,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         f"{figures['speed/train_tok_s']:,.0f}",
         f"{figures['time/total_s']:.0f}",
     ]
-
-
-def _quality(figures: dict[str, Any], kind: str) -> str:
-    if f"{kind}/acc" in figures:
-        return f"acc {figures[f'{kind}/acc']:.3f}"
-    return f"ppl {figures[f'{kind}/ppl']:.2f}"

@@ -139,12 +139,29 @@ def _execute(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | No
     options = Options(
         arguments.store, arguments.results, registry.execution(arguments, jobs), arguments.force
     )
-    if any(spec.plan for spec in specs) and options.how.name == registry.LOCAL:
-        from bitrank.run.plan_check import check_plans
-
-        check_plans(specs)  # a plan that does not fit must not open a run in the store
+    if options.how.name == registry.LOCAL:  # other machines check for themselves
+        _check_here(specs)
     done = run_study(specs, options, Progress)
     show(done, options)
     if any(job.status == "bad input" for job in done):
         return 2
     return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
+
+
+def _check_here(specs: list[RunSpec]) -> None:
+    """Refuse what this machine cannot run, before a run is opened in the store. Both checks import torch, so
+    each is made only for specs that need it.
+    """
+    if special := [spec for spec in specs if not _runs_anywhere(spec)]:
+        from bitrank.process.compute import check_here
+
+        check_here(special)
+    if any(spec.plan for spec in specs):
+        from bitrank.run.plan_check import check_plans
+
+        check_plans(specs)
+
+
+def _runs_anywhere(spec: RunSpec) -> bool:
+    """Whether every machine has the device and the quant backend of ``spec``."""
+    return spec.device in {"auto", "cpu"} and spec.quant_backend in {"auto", "none"}

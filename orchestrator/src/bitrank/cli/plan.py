@@ -17,6 +17,7 @@ from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, check, make_spec
+from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -172,7 +173,7 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
-    spec = check(RunSpec(config="B-FP", task="", model=arguments.model, kind="language-modelling", **options))
+    spec = check(RunSpec(config="B-FP", task="", model=arguments.model, kind=LANGUAGE_MODELLING, **options))
     problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
     from bitrank.planning.make_plan import match_pins
 
@@ -200,9 +201,10 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
     """The row for tensors that no plan can name; also adds them to ``data``."""
     from dataclasses import asdict
 
-    from bitrank.run.notices import left_out_message
+    from bitrank.run.notices import left_out_message, left_out_share
 
     data["left_in_16_bits"] = {tensor.name: asdict(tensor) for tensor in sizes.outline.left}
+    data["left_in_16_bits_share"] = left_out_share(sizes.outline.left, sizes.parameters)
     message = left_out_message(sizes.outline.left, sizes.parameters)
     return {"left out": message} if message else {}
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitrank_data import write_atomically
+
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, planners, studies
 from bitrank.cli.options import WANDB
@@ -66,6 +68,8 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     how = execution(arguments, arguments.jobs)
     import dataclasses
 
+    from bitrank_data import open_task
+
     from bitrank.cli.display import Progress
     from bitrank.cli.matrix import show
     from bitrank.execution.local import choose_slots
@@ -91,7 +95,8 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     settings = dict(parse_setting(text) for text in arguments.set)
     tasks = arguments.tasks or list(base.tasks)
     sample = [
-        RunSpec("B-FP", task, "", threads=profile.by_kind["classification"].get("threads")) for task in tasks
+        RunSpec("B-FP", task, "", threads=profile.fields_for(open_task(task).kind, task).get("threads"))
+        for task in tasks
     ]
     jobs = arguments.jobs or choose_slots(sample)
     specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
@@ -99,7 +104,7 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     done = run_study(specs, options, Progress)
     show(done, options)
     costs = folder / "planning.json"
-    costs.write_text(json.dumps(planning_costs(specs), indent=1))
+    write_atomically(costs, json.dumps(planning_costs(specs), indent=1))
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
     print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
     return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1

@@ -48,7 +48,7 @@ def serve(store: str, profile: str, port: int, host: str = HOST) -> int:
     authentication.
     """
     from bitrank.tracking.mlflow_tracker import Tracker
-    from bitrank.tracking.mlflow_views import VIEWS, saved_task_views, view_path
+    from bitrank.tracking.mlflow_views import experiment_views, saved_task_views, view_path
     from bitrank.tracking.store import Store, open_store
 
     parsed = Store.parse(store)
@@ -61,7 +61,7 @@ def serve(store: str, profile: str, port: int, host: str = HOST) -> int:
     tracker = Tracker(open_store(store), store, profile)
     experiment_id = tracker.experiment_id
     tags = tracker.client.get_experiment(experiment_id).tags
-    for view in (*VIEWS, *saved_task_views(tags)):
+    for view in (*experiment_views(), *saved_task_views(tags)):
         print(f"{view.name + ':':26} http://{HOST}:{port}{view_path(experiment_id, view)}", flush=True)
     # Without job execution the server is 2 processes and 0.5 GB instead of 10 and 2.3 GB.
     environment = {

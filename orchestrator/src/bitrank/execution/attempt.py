@@ -144,7 +144,7 @@ class Attempt:
 def _without_failure(code: int, folder: Path) -> str:
     """The message for a run without a readable ``failure.json``; a full disk can be the reason."""
     if shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
-        return f"the disk of {folder} is full; free space or give another --store"
+        return f"the disk of {folder} is full; once that is solved, the same command continues this run"
     return f"the process ended with code {code}; see {folder / 'log.txt'}"
 
 

@@ -71,7 +71,7 @@ def main() -> int:
         from bitrank.run.data import load_data
     for spec in specs:
         with contextlib.suppress(Exception):
-            folder_of(spec.model)
+            folder_of(spec.model_source)
             load_data(spec)
             _mark(spec).parent.mkdir(exist_ok=True)
             _mark(spec).touch()

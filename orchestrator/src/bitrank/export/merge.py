@@ -24,7 +24,7 @@ from bitrank_quant import (
     tied_modules,
     to_reference,
 )
-from bitrank_trainer import PLAIN_OBJECTIVES, evaluate, pin_threads
+from bitrank_trainer import evaluate, pin_threads
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -32,7 +32,7 @@ from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
 from bitrank.export.padding import separate_padding
 from bitrank.models.load import Loaded, open_model
-from bitrank.process.compute import Compute
+from bitrank.process.compute import Compute, objective_for
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.data import RunData, load_data
 from bitrank.run.plans import store_base
@@ -153,7 +153,9 @@ def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
 
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, device: str) -> dict[str, float]:
-    return evaluate(model, data.batches_of(data.validation), PLAIN_OBJECTIVES[spec.kind], device).metrics
+    return evaluate(
+        model, data.batches_of(data.validation), objective_for(spec.kind, fused=False), device
+    ).metrics
 
 
 def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:

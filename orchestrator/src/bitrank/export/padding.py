@@ -22,7 +22,7 @@ def separate_padding(model: Any, tokenizer: Any, task: TokenisedTask) -> str | N
 
     Returns a note, or None without a change. Raises :class:`UserError` if texts end in every special token.
     """
-    if task.kind != "classification" or last_token_head(model) is None:
+    if last_token_head(model) is None:
         return None
     ends = _last_tokens(task)
     if task.pad_id not in ends:

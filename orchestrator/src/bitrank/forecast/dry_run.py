@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from bitrank_adapters import is_norm
+from bitrank_data import full_batch
 from bitrank_quant import Decode, decoder
 from bitrank_trainer import Objective, trainable
 from torch import nn
 
 from bitrank.errors import UserError
-from bitrank.forecast.live_bytes import LiveBytes, full_batch
+from bitrank.forecast.live_bytes import LiveBytes
 from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
 from bitrank.models.locate import locate
@@ -95,7 +96,7 @@ class Unplanned:
 def unplanned_model(spec: RunSpec, classes: int, compute: Compute) -> Unplanned:
     """Return the unquantized model of ``spec``; newly initialized modules are trained whole."""
     attention = attention_for(compute.device, spec.fused)
-    place = locate(spec.model)
+    place = locate(spec.model_source)
     model = meta_model(place, spec.kind, classes, compute.dtype, attention, spec.dropout)
     return Unplanned(model, find_new_modules(model, place, spec.kind))
 

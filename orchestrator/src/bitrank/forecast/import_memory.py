@@ -100,7 +100,7 @@ def _measure(spec_path: Path, answer: Path) -> None:
 
     spec = read_spec(spec_path)
     imports = int(peak_memory_mib() * 2**20)
-    stored = load_data(spec), load_tokenizer(spec.model)
+    stored = load_data(spec), load_tokenizer(spec.model_source)
     release_memory()
     answer.write_text(json.dumps(asdict(ImportMemory(imports, max(0, resident_bytes() - imports)))))
     del stored

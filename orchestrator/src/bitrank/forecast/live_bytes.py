@@ -10,9 +10,7 @@ import weakref
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from bitrank_data import Batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -125,15 +123,3 @@ def _signature(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((key, _signature(entry)) for key, entry in value.items())
     return type(value), value
-
-
-def full_batch(rows: int, width: int, kind: str) -> Batch:
-    """Return a batch of ``rows`` sequences of exactly ``width`` tokens, without padding."""
-    ids_BT = np.ones((rows, width), dtype=np.int64)
-    labels = np.zeros(rows, dtype=np.int64) if kind == "classification" else ids_BT
-    return {
-        "input_ids": ids_BT,
-        "attention_mask": np.ones_like(ids_BT),
-        "labels": labels,
-        "index": np.arange(rows),
-    }

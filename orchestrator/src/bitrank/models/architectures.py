@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import transformers
 from bitrank_quant import block_matrices
 from torch import nn
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from bitrank.errors import UserError
 from bitrank.models.quantized_checkpoints import refuse_quantized_config
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
+from bitrank.spec.task_kinds import task_kind
 
 
 def config_of(name: str, place: str) -> Any:
@@ -43,29 +41,24 @@ def config_of(name: str, place: str) -> Any:
 def check_task(name: str, config: Any, kind: str) -> None:
     """Raise :class:`UserError` if a model with ``config`` is quantized or does not support ``kind``."""
     refuse_quantized_config(name, config)
-    family = config.model_type
-    if kind == "classification":
-        if family not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-            raise UserError(
-                f"{name} cannot classify: transformers has no sequence classification for {family}; give "
-                "another model, or a language-modelling task"
-            )
-        return
-    if config.is_encoder_decoder:
+    family, required = config.model_type, task_kind(kind).requirement
+    if required.decoder_only and config.is_encoder_decoder:
         raise UserError(
-            f"{name} is an encoder-decoder ({family}) and cannot do language modelling, which continues one "
-            "text; give a decoder such as smollm2 or gpt2, or a classification task"
+            f"{name} is an encoder-decoder ({family}) and cannot {required.ability}, which continues one "
+            f"text; give {required.remedy}, or a classification task"
         )
-    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if required.decoder_only and family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(f"{name} is a {family} encoder and cannot {required.ability}; give {required.remedy}")
+    if family not in auto_class(kind)._model_mapping._model_mapping:
         raise UserError(
-            f"{name} is a {family} encoder and cannot do language modelling; give a decoder such as smollm2 "
-            "or gpt2"
+            f"{name} cannot {required.ability}: transformers has no {required.model_class} for {family}; "
+            f"give {required.remedy}"
         )
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"{name} cannot do language modelling: transformers has no causal language model for {family}; "
-            "give a decoder such as smollm2 or gpt2"
-        )
+
+
+def auto_class(kind: str) -> Any:
+    """Class of transformers that builds models for tasks of ``kind``."""
+    return getattr(transformers, task_kind(kind).auto_model)
 
 
 def check_adaptable(name: str, model: nn.Module) -> None:

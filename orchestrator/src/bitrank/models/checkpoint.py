@@ -101,6 +101,8 @@ def read_checkpoint(model: Any, folder: Path, dtype: torch.dtype) -> Checkpoint:
     groups = _groups(model, tensors, loading)
     untied, tied_missing = _ties(model, groups, tensors, absent | mismatched.keys())
     tied = _also_tied(model.all_tied_weights_keys, parameters.keys() - absent - mismatched.keys(), untied)
+    for name in groups.keys() & parameters.keys():
+        tensors |= {key: replace(tensors[key], finite=True) for key in groups[name]}
     if not loading.dtype_plan:  # a plan that keeps some modules in fp32 sets dtypes later
         for name in groups.keys() & parameters.keys():
             tensors |= {key: replace(tensors[key], cast=parameters[name].dtype) for key in groups[name]}

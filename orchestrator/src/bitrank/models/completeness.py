@@ -10,6 +10,7 @@ from transformers.core_model_loading import dot_natural_key
 
 from bitrank.errors import UserError
 from bitrank.models.checkpoint import Checkpoint
+from bitrank.spec.task_kinds import task_kind
 
 _SHOWN = 4
 
@@ -40,14 +41,15 @@ def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | Non
 def check_complete(checkpoint: Checkpoint, model: Any, name: str, kind: str) -> None:
     """Raise :class:`UserError` if a part that must not be drawn at random is missing or has another shape.
 
-    Only a classifier may have new modules: those outside its body, and the body's pooler, which language
-    models lack.
+    Only a kind of task with a new head may have new modules: those outside the body, and the body's pooler,
+    which language models lack.
     """
-    heads = set(heads_of(model)) if kind == "classification" else set[str]()
+    new_head = task_kind(kind).new_head
+    heads = set(heads_of(model)) if new_head else set[str]()
 
     def may_be_new(parameter: str) -> bool:
         module = parameter.rpartition(".")[0]
-        return module in heads or (kind == "classification" and "pooler" in module.split("."))
+        return module in heads or (new_head and "pooler" in module.split("."))
 
     wrong = [
         f"{key} is {list(stored)} there and {list(expected)} by its config"

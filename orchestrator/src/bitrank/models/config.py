@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.models.architectures import check_task, config_of
-from bitrank.models.locate import locate
+from bitrank.models.locate import locate, repository_of
+from bitrank.spec.task_kinds import task_kind
 
 
 def load_config(name: str) -> Any:
@@ -19,11 +20,14 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
     place = locate(name)
     config = config_of(name, place)
     check_task(name, config, kind)
-    if Path(place).is_dir():
+    repository = repository_of(name)
+    if repository != name:
+        config.name_or_path = repository  # a path in this machine's hub cache exists nowhere else
+    elif Path(place).is_dir():
         # A saved adapter stores this path as its base, and may be loaded from another working folder.
         config.name_or_path = str(Path(place).resolve())
     stored = dict(config.id2label or {})
-    if kind == "classification":
+    if task_kind(kind).new_head:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
@@ -41,7 +45,7 @@ def read_config(place: str, kind: str, classes: int = 2, dropout: float | None =
     """
     config = config_of(place, place)
     check_task(place, config, kind)
-    if kind == "classification":
+    if task_kind(kind).new_head:
         config.num_labels = classes
         if config.pad_token_id is None:
             config.pad_token_id = 0  # the padding id does not affect shapes

@@ -14,11 +14,11 @@ import torch
 from accelerate import init_empty_weights
 from bitrank_trainer import implementation
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights, no_tie_weights
 
 from bitrank.errors import UserError
-from bitrank.models.architectures import check_folder
+from bitrank.models.architectures import auto_class, check_folder
 from bitrank.models.checkpoint import Checkpoint, read_checkpoint
 from bitrank.models.completeness import check_complete, heads_of, logits_of
 from bitrank.models.config import task_config
@@ -29,6 +29,7 @@ from bitrank.models.meta_model import class_of
 from bitrank.models.padding import set_padding
 from bitrank.models.weights import Filler
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     its label names are the same, in any order; otherwise its last layer is new. The head is always trained
     whole. Raises :class:`UserError` if the model cannot be loaded or does not support such tasks.
     """
-    name, kind, labels = spec.model, spec.kind, class_names(classes)
+    name, kind, labels = spec.model_source, spec.kind, class_names(classes)
     tokenizer = load_tokenizer(name)
     config, stored = task_config(name, kind, labels, spec.dropout)
-    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
+    auto = auto_class(kind)
     folder = folder_of(name)
     check_folder(folder)
     attention = implementation(class_of(auto, config), attention_for(device, spec.fused))
@@ -88,7 +89,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     check_complete(checkpoint, empty, name, kind)
     checkpoint.tie(empty)
     set_padding(empty, tokenizer)
-    head = _head(empty, checkpoint, stored, labels) if kind == "classification" else _Head()
+    head = _head(empty, checkpoint, stored, labels) if task_kind(kind).new_head else _Head()
     filler = Filler(empty, checkpoint, device, spec.seed, head.redrawn, head.rows)
     drawn = {name.rpartition(".")[0] for name in filler.new_parameters}
     new = [module for module, _ in empty.named_modules() if module in drawn]

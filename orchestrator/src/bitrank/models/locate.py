@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.tracking.provenance import code_hash
 
 _TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
+_PINNED = re.compile(r"(?P<repository>[^@]+)@(?P<commit>[0-9a-f]{40})")
+_FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 
 
 def locate(name: str) -> str:
     """Return the folder or hub id of model ``name``.
 
-    ``name`` is an embedded model, a tiny one, a local folder, or a hub id, which is returned unchanged.
+    ``name`` is an embedded model, a tiny one, a local folder, or a hub id, which is returned unchanged. A hub
+    id with a commit (``id@commit``) becomes the folder of that commit in the hub's own cache.
     Raises :class:`UserError` if a local folder does not exist or holds no model.
     """
     if name in EMBEDDED_MODELS:
@@ -37,6 +41,8 @@ def locate(name: str) -> str:
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{name} is no model: expected a folder with config.json, weights and a tokenizer")
+    if not folder.exists() and (pinned := _PINNED.fullmatch(name)):
+        return str(_snapshot(pinned["repository"], pinned["commit"]))
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"no such model folder: {name}; give a folder in hub format, a hub id, or one of "
@@ -50,12 +56,23 @@ def folder_of(name: str) -> Path:
     place = locate(name)
     if Path(place).is_dir():
         return Path(place)
+    return _snapshot(place, None)
+
+
+def repository_of(name: str) -> str:
+    """Return ``name`` without the commit of a pinned hub id."""
+    pinned = _PINNED.fullmatch(name)
+    return pinned["repository"] if pinned and not Path(name).exists() else name
+
+
+def _snapshot(repository: str, commit: str | None) -> Path:
+    """Return the folder of a hub model in the hub's own cache; downloads files that are absent there."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=list(_FETCHED)))
     except (OSError, ValueError) as error:
-        raise UserError(cannot_load(name, error)) from error
+        raise UserError(cannot_load(f"{repository}@{commit}" if commit else repository, error)) from error
 
 
 def weights_fingerprint(name: str) -> str:

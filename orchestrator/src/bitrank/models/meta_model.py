@@ -24,15 +24,15 @@ from bitrank_quant import (
 from bitrank_trainer import implementation
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.models.auto.auto_factory import _get_model_class
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from bitrank.models.architectures import auto_class
 from bitrank.models.checkpoint import read_checkpoint
 from bitrank.models.completeness import check_complete, heads_of
 from bitrank.models.config import read_config
+from bitrank.spec.task_kinds import task_kind
 
 
 def meta_model(
@@ -55,7 +55,7 @@ def meta_model(
         config.num_hidden_layers = depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:depth]
-    auto = _auto(config, kind)
+    auto = auto_class(kind)
     attention = implementation(class_of(auto, config), attention)
     with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False), _Unfilled():
         model: Any = auto.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -95,7 +95,7 @@ def find_new_modules(model: Any, place: str, kind: str) -> list[str]:
         checkpoint = read_checkpoint(model, Path(place), model.dtype)
         check_complete(checkpoint, model, place, kind)
         missing = {name.rpartition(".")[0] for name in (*checkpoint.missing, *checkpoint.mismatched)}
-    if kind == "classification":
+    if task_kind(kind).new_head:
         missing.update(heads_of(model))
     return [name for name, _ in model.named_modules() if name in missing]
 
@@ -202,13 +202,3 @@ def class_of(auto: Any, config: Any) -> type[nn.Module] | None:
     except KeyError:
         return None
     return found
-
-
-def _auto(config: Any, kind: str) -> Any:
-    if kind == "classification":
-        return AutoModelForSequenceClassification
-    return (
-        AutoModelForCausalLM
-        if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        else AutoModelForSeq2SeqLM
-    )

@@ -26,7 +26,7 @@ def check_length(spec: RunSpec) -> str | None:
 
     Raises :class:`UserError` if the model has no position for so many tokens.
     """
-    place = locate(spec.model)
+    place = locate(spec.model_source)
     config = read_config(place, spec.kind).get_text_config()
     declared = getattr(config, "max_position_embeddings", None)
     if declared is None or declared < 1:

@@ -24,8 +24,8 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     package's error.
     """
     too_long = check_length(spec)
-    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model)
-    config = load_config(spec.model)
+    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model_source)
+    config = load_config(spec.model_source)
     padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)
     check_vocabulary(spec.model, task, tokenizer, config)

@@ -79,7 +79,10 @@ def sizes_of(spec: RunSpec) -> Sizes:
     device, dtype = compute.device, compute.dtype_name
     classes = len(tokenised(spec).classes)
     return Sizes(
-        model_shapes(locate(spec.model), spec.kind, classes, DTYPES[dtype]), spec.quant_backend, device, dtype
+        model_shapes(locate(spec.model_source), spec.kind, classes, DTYPES[dtype]),
+        spec.quant_backend,
+        device,
+        dtype,
     )
 
 

@@ -28,6 +28,7 @@ from bitrank.spec.configs import CONFIGS
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.provenance import code_hash
 
 ADALORA = {"adalora": "default", "adalora-loftq": "loftq"}
@@ -99,7 +100,6 @@ QUICK: dict[str, Any] = {
     "tries": 3,
     "configs": ("B-FP", "B-Q4", "Joint-3"),
 }
-_QUICK_STEPS = {"classification": 100, "language-modelling": 10}
 
 
 def find_study(name: str, quick: bool) -> PlannerStudy:
@@ -127,7 +127,8 @@ def profile_of(name: str, profile: Profile, quick: bool) -> Profile:
 
 def _shorter(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return a profile's fields with fewer steps and a single validation at the end."""
-    steps = min(_QUICK_STEPS[kind], options.get("steps") or _QUICK_STEPS[kind])
+    quick = task_kind(kind).quick_steps
+    steps = min(quick, options.get("steps") or quick)
     return {**options, "epochs": None, "steps": steps, "eval_every": steps}
 
 
@@ -180,9 +181,10 @@ def _longest_first(
 ) -> list[tuple[str, str, str]]:
     """Return the cells in planning order, the longest first, so that no search runs alone at the end.
 
-    Searches come before other planners, and those of a language model before those of a classifier.
+    Searches come before other planners, and kinds of tasks with long steps (few steps in a quick study)
+    before others.
     """
-    return sorted(request, key=lambda cell: (cell[0] not in SEARCHES, kinds[cell[2]] != "language-modelling"))
+    return sorted(request, key=lambda cell: (cell[0] not in SEARCHES, task_kind(kinds[cell[2]]).quick_steps))
 
 
 def _begin() -> None:

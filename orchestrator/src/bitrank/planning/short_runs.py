@@ -29,12 +29,7 @@ from bitrank.sensitivity.tables import Tables
 from bitrank.spec.configs import Config
 from bitrank.spec.rules import GivenBits, GivenRanks
 from bitrank.spec.run_spec import RunSpec
-
-# Number of validation sequences for evaluating a short run.
-_VALIDATION_SEQUENCES = {
-    "classification": 256,
-    "language-modelling": 12,
-}
+from bitrank.spec.task_kinds import task_kind
 
 
 class ShortRun:
@@ -49,7 +44,7 @@ class ShortRun:
         self._data = load_data(self._spec)
         validation = self._data.validation
         self._validation = validation.select(
-            np.arange(min(len(validation), _VALIDATION_SEQUENCES[spec.kind]))
+            np.arange(min(len(validation), task_kind(spec.kind).validation_sequences))
         )
         self._weights = {name: (moments.row_O, moments.column_I) for name, moments in tables.moments.items()}
         self._compute = Compute.of(spec)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from bitrank_trainer import DTYPES, OBJECTIVES, PLAIN_OBJECTIVES, Objective, choose_device, choose_dtype
+from bitrank_quant import override_for
+from bitrank_trainer import DTYPES, OBJECTIVES, Objective, choose_device, choose_dtype
 
+from bitrank.errors import unknown
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,29 @@ class Compute:
         return DTYPES[self.dtype_name]
 
 
+def check_here(specs: Iterable[RunSpec]) -> None:
+    """Check that this machine has the device and the quant backend of every spec, before a run is opened.
+
+    Raises :class:`~bitrank_trainer.TrainError` or :class:`~bitrank_quant.QuantError` for the first that it
+    lacks.
+    """
+    different = {(spec.device, spec.dtype, spec.quant_backend): spec for spec in specs}
+    for spec in different.values():
+        compute = Compute.of(spec)
+        override_for(spec.quant_backend, compute.device, compute.dtype)
+
+
 def objective_of(spec: RunSpec) -> Objective:
     """Return the loss for the spec's kind of task; fused runs use the variant with a fused head."""
-    return (OBJECTIVES if spec.fused else PLAIN_OBJECTIVES)[spec.kind]
+    return objective_for(spec.kind, spec.fused)
+
+
+def objective_for(kind: str, fused: bool) -> Objective:
+    """Return the loss for tasks of ``kind``.
+
+    Raises :class:`~bitrank.errors.UserError` if the kind or its objective is not registered.
+    """
+    name = task_kind(kind).objective
+    if name not in OBJECTIVES:
+        raise unknown("objective", name, OBJECTIVES)
+    return OBJECTIVES[name] if fused else OBJECTIVES[name].plain()

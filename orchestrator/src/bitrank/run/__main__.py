@@ -19,6 +19,8 @@ from bitrank.process.lifetime import exit_with_parent
 from bitrank.process.run_folder import RESULT, is_complete
 from bitrank.run.multiprocess import failure_path, launch
 
+_CONTINUES = "once that is solved, the same command continues this run"
+
 
 def main(folder: Path) -> int:
     """Execute the run in ``folder`` and return the exit code. A complete run is not executed again."""
@@ -72,7 +74,7 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
     check_inputs(spec)
     # A missing model is added to the cache before the processes join: once joined, transformers saves only
     # in rank 0.
-    locate(spec.model)
+    locate(spec.model_source)
     strategy = Sharded if spec.shard else Joined
     processes = join(choose_device(spec.device), rank, count, rendezvous_file, strategy)
     record = open_record(folder, processes)
@@ -90,10 +92,9 @@ def _fail(path: Path, error: Exception) -> int:
     traceback.print_exc()
     code = exit_code_of(error)
     disk = None if code == BAD_INPUT else disk_problem(error)
-    code = BAD_INPUT if disk else code
     failure = {
         "kind": type(error).__name__,
-        "message": f"{disk}; free space or give another --store" if disk else str(error),
+        "message": f"{disk}; {_CONTINUES}" if disk else str(error),
         "trace": traceback.format_exc(),
         "code": code,
     }

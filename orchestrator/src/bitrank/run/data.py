@@ -11,6 +11,7 @@ from bitrank_data import (
     DataReport,
     TokenisedTask,
     TokenSplit,
+    data_kind,
     evaluation_batches,
     spread_windows,
     training_batches,
@@ -75,20 +76,16 @@ def load_data(spec: RunSpec) -> RunData:
 
 def _report(spec: RunSpec, task: TokenisedTask, test: TokenSplit) -> DataReport:
     """Counts of excluded data, and the share of the test split's predicted tokens that is evaluated."""
-    if task.kind == "classification":
+    count = data_kind(task.kind).predicted_tokens
+    if count is None:
         return task.report
-    evaluated, whole = _targets(test), _targets(task.splits["test"])
+    evaluated, whole = count(test), count(task.splits["test"])
     shares = DataReport({"test_tokens": whole, "test_tokens_evaluated": evaluated})
     if evaluated < whole:
         share = f"{evaluated:,} of {whole:,} tokens of the test split ({evaluated / whole:.1%}) are evaluated"
         windows = f"at most {spec.test_windows} windows of {spec.max_length} tokens of each document"
         shares += DataReport(notes=(f"{share}: {windows}",))
     return task.report + shares
-
-
-def _targets(split: TokenSplit) -> int:
-    """Number of predicted tokens: all tokens of a sequence except the first."""
-    return int((split.lengths_N - 1).sum())
 
 
 def _multiple(spec: RunSpec) -> int:
@@ -100,4 +97,5 @@ def _multiple(spec: RunSpec) -> int:
 
 def _capped(task: TokenisedTask, split: str, windows: int | None) -> TokenSplit:
     part = task.splits[split]
-    return part if windows is None or task.kind == "classification" else spread_windows(part, windows)
+    has_windows = data_kind(task.kind).predicted_tokens is not None
+    return spread_windows(part, windows) if has_windows and windows is not None else part

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from bitrank_data import TokenSplit
 
+from bitrank.errors import unknown
+from bitrank.spec.task_kinds import task_kind
+
 _PROMPTS = 3
 _PROMPT_TOKENS = 24
 _NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts of a run for reading.
+
+    ``texts`` has one text per sequence and becomes a column of the predictions table. ``continuations`` has
+    rows with the keys ``prompt`` and ``continuation``. Either may be empty.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    continuations: list[dict[str, str]] = field(default_factory=list)
 
 
 def save_generations(
@@ -21,14 +37,17 @@ def save_generations(
     device: str,
     keep: Callable[[list[dict[str, str]]], None],
 ) -> list[str]:
-    """Pass a language model's continuations to ``keep``, or return a classifier's input texts.
+    """Sample what the kind of task asks for: pass continuations to ``keep``, return texts.
 
-    The texts become a column of the predictions table; a language model returns none.
+    Raises :class:`~bitrank.errors.UserError` if :data:`SAMPLES` has no such entry.
     """
-    if kind == "classification":
-        return texts_of(split, tokenizer)
-    keep(continuations(model, tokenizer, split, device))
-    return []
+    name = task_kind(kind).samples
+    if name not in SAMPLES:
+        raise unknown("sampling of texts", name, SAMPLES)
+    samples = SAMPLES[name](model, tokenizer, split, device)
+    if samples.continuations:
+        keep(samples.continuations)
+    return samples.texts
 
 
 def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
@@ -72,3 +91,13 @@ def _beginnings(split: TokenSplit) -> list[int]:
         if len(seen) == _PROMPTS:
             break
     return list(seen.values()) or [0]
+
+
+# Texts of a run by name: (model, tokenizer, test split, device) → texts.
+SAMPLES: dict[str, Callable[[Any, Any, TokenSplit, str], Samples]] = {
+    "none": lambda model, tokenizer, split, device: Samples(),
+    "texts": lambda model, tokenizer, split, device: Samples(texts=texts_of(split, tokenizer)),
+    "continuations": lambda model, tokenizer, split, device: Samples(
+        continuations=continuations(model, tokenizer, split, device)
+    ),
+}

@@ -40,6 +40,11 @@ def rejected_backends(applied: Mapping[str, Applied], device: str, dtype: torch.
     return "; ".join(notes) or None
 
 
+def left_out_share(left: Sequence[LeftOut], parameters: int) -> float:
+    """Share (0–1) of a model's ``parameters`` that no plan can quantize."""
+    return sum(tensor.numbers for tensor in left) / parameters if left else 0.0
+
+
 def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
     """Share of a model's ``parameters`` that no plan can quantize, with reasons; None if there is none."""
     if not left:
@@ -49,10 +54,9 @@ def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
         kinds.setdefault(re.sub(r"\.\d+\.", ".*.", tensor.name), tensor.reason)
     listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
     more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
-    share = sum(tensor.numbers for tensor in left) / parameters
     return (
-        f"{share:.1%} of the weights stay in 16 bits under every plan and get no adapter: "
-        f"{', '.join(listed)}{more}"
+        f"{left_out_share(left, parameters):.1%} of the weights stay in 16 bits under every plan and get no "
+        f"adapter: {', '.join(listed)}{more}"
     )
 
 

@@ -25,7 +25,7 @@ def check_plans(specs: Sequence[RunSpec]) -> None:
 
 def _check_plan(spec: RunSpec) -> None:
     config = find_config(spec.config, spec.plan, spec.tuned)
-    location, classes = locate(spec.model), len(tokenised(spec).classes)
+    location, classes = locate(spec.model_source), len(tokenised(spec).classes)
     model = meta_model(location, spec.kind, classes, Compute.of(spec).dtype)
     trained = set(find_new_modules(model, location, spec.kind))
     matrices = weight_matrices(model)

@@ -30,7 +30,7 @@ from bitrank.process.events import open_events, read_events
 from bitrank.process.hardware import hardware
 from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
-from bitrank.run.notices import left_out_message, notice, rejected_backends
+from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
 MIB = 1024**2
 
@@ -111,6 +111,7 @@ class Record:
             "ranks": ranks,
             "matrices": [asdict(matrix) for matrix in matrices],
             "left_in_16_bits": {tensor.name: asdict(tensor) for tensor in left},
+            "left_in_16_bits_share": left_out_share(left, parameters),
             "new_modules": list(new_modules),
         }
         write_atomically(self._folder / "plan.json", json.dumps(plan, indent=1))
@@ -119,6 +120,7 @@ class Record:
             {"event": "plan", "formats": formats, "adapted": len(ranks), "ranks": sorted(set(ranks.values()))}
         )
         if message := left_out_message(left, parameters):
+            self._result["model/left_percent"] = 100 * left_out_share(left, parameters)
             self.emit(notice("left_in_16_bits", message))
 
     def model(

@@ -20,26 +20,8 @@ from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
-# Number of sequences for the moments.
-SEQUENCES = {"classification": 256, "language-modelling": 8}
-# Number of these sequences for the error of each matrix and format: each takes a separate pass.
-_TRIED = {
-    "classification": 64,
-    "language-modelling": 1,
-}
-# Number of these sequences for the error of a whole plan. A plan takes few passes, and every error
-# contributes to each of them.
-_JOINT = {
-    "classification": 64,
-    "language-modelling": 2,
-}
-_BATCH_TOKENS = {"classification": 1024, "language-modelling": 512}
-# Tokens per batch if the autograd graph is kept: its memory grows with the batch, unlike the tables.
-_GRAPH_TOKENS = {
-    "classification": 512,
-    "language-modelling": 128,
-}
 _HEAD_SEQUENCES = 1024
 
 
@@ -57,7 +39,10 @@ def calibration_batches(
     chosen = chosen[np.argsort(-train.lengths_N[chosen], kind="stable")][:count] if of else chosen
     return list(
         evaluation_batches(
-            train.select(np.sort(chosen)), task.kind, task.pad_id, tokens or _BATCH_TOKENS[task.kind]
+            train.select(np.sort(chosen)),
+            task.kind,
+            task.pad_id,
+            tokens or task_kind(task.kind).calibration.batch_tokens,
         )
     )
 
@@ -111,7 +96,8 @@ def calibration(spec: RunSpec) -> Calibration:
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
-    count = min(SEQUENCES[task.kind], len(task.splits["train"]) // 2)
+    sizes = task_kind(task.kind).calibration
+    count = min(sizes.moments, len(task.splits["train"]) // 2)
     if loaded.new_modules:  # a head from the checkpoint is measured as it is
         fit_head(
             model,
@@ -121,10 +107,10 @@ def calibration(spec: RunSpec) -> Calibration:
             device,
         )
         release_memory()
-    many = calibration_batches(task, count, tokens=_GRAPH_TOKENS[task.kind])
-    whole = min(count, _JOINT[task.kind])
+    many = calibration_batches(task, count, tokens=sizes.graph_tokens)
+    whole = min(count, sizes.per_plan)
     joint = calibration_batches(task, whole)
-    few = calibration_batches(task, min(count, _TRIED[task.kind]), of=whole)
+    few = calibration_batches(task, min(count, sizes.per_format), of=whole)
     return Calibration(model, logits_and_labels(spec.kind, device), matrices, many, few, joint)
 
 

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from bitrank_data import Batch
 from bitrank_quant.sensitivity import Forward, Replay
-from bitrank_trainer import PLAIN_OBJECTIVES
 from torch import nn
+
+from bitrank.process.compute import objective_for
 
 _STEPS = 50
 # Factor of ½‖weights‖². Without it a few hundred features can separate a thousand sentences by memorizing
@@ -18,7 +19,7 @@ _DECAY = 1e-4
 
 def logits_and_labels(kind: str, device: str) -> Forward:
     """Return a function from a model and a batch to logits and labels, for this kind of task."""
-    return partial(PLAIN_OBJECTIVES[kind].logits_and_labels, device=device)
+    return partial(objective_for(kind, fused=False).logits_and_labels, device=device)
 
 
 def fit_head(

@@ -27,7 +27,7 @@ from bitrank_trainer import (
 from bitrank.models.locate import folder_of, weights_fingerprint
 from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
-from bitrank.spec.inputs import check_inputs, model_digest
+from bitrank.spec.inputs import check_inputs, is_hub, model_digest
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
@@ -81,8 +81,9 @@ def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
 
 def _model_of(spec: RunSpec) -> str:
     """Return a digest of the model's content."""
-    folder_of(spec.model)  # downloads a hub model, whose commit is known afterwards
-    return model_digest(spec.model) or weights_fingerprint(spec.model)
+    folder_of(spec.model_source)  # downloads a hub model; without a pinned commit it is known only afterwards
+    pinned = spec.model_digest if is_hub(spec.model_digest) else None
+    return pinned or model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
 def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str], None]) -> Tables:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitrank_data import ASSETS, HUB_TASKS, TASKS, cached_commit, hub_repository, open_task
+from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, cached_commit, hub_repository
 
 from bitrank.errors import UserError, shortened
 from bitrank.models.tiny import TINY
@@ -32,7 +32,7 @@ from bitrank.tracking.provenance import code_hash
 if TYPE_CHECKING:
     from bitrank.spec.run_spec import RunSpec
 
-_CONTENT = "content:"
+_CONTENT, _HUB = "content:", "hub:"
 _HUB_SECONDS = 10.0  # timeout of a request to the hub
 # Files of a model folder that may be loaded: weights, configuration and tokenizer. Notes and images in the
 # folder are not part of the digest.
@@ -41,11 +41,11 @@ _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".ji
 
 def data_digest(task: str, data: str | None = None) -> str | None:
     """The digest of the data of ``task``; None when only the hub knows it or the file does not exist."""
-    if task in TASKS and task not in HUB_TASKS:
-        return f"pinned:{open_task(task).fingerprint()}"
+    if task in EMBEDDED:
+        return f"pinned:{EMBEDDED[task].fingerprint()}"
     if task in HUB_TASKS and data is None:
         commit = cached_commit("datasets", hub_repository(task))
-        return f"hub:{commit}" if commit else None
+        return f"{_HUB}{commit}" if commit else None
     path = Path(data if task in HUB_TASKS and data is not None else task)
     return f"{_CONTENT}{content_digest(path)}" if path.exists() else None
 
@@ -61,12 +61,17 @@ def model_digest(name: str) -> str | None:
         # Models are read from files directly in their folder; runs may write files to subfolders.
         return f"{_CONTENT}{content_digest(folder, _is_loaded, deep=False)}"
     commit = cached_commit("models", name)
-    return f"hub:{commit}" if commit else None
+    return f"{_HUB}{commit}" if commit else None
 
 
 def is_content(digest: str | None) -> bool:
     """Whether ``digest`` hashes the user's own files, so that the id does not depend on their path."""
     return digest is not None and digest.startswith(_CONTENT)
+
+
+def is_hub(digest: str | None) -> bool:
+    """Whether ``digest`` is the commit of a repository on the hub."""
+    return digest is not None and digest.startswith(_HUB)
 
 
 def located(text: str) -> str:
@@ -90,10 +95,11 @@ def check_inputs(spec: RunSpec) -> None:
     """Raise :class:`UserError` if data or model of ``spec`` changed since the spec was made.
 
     Call it after the inputs were read, to confirm that the run used the content of its id. Old specs without
-    digests are not checked.
+    digests are not checked, nor is a model of the hub, which is loaded by the commit in the spec.
     """
     _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data))
-    _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
+    if not is_hub(spec.model_digest):
+        _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
 
 
 def check_plan(spec: RunSpec) -> None:
@@ -154,4 +160,4 @@ def _hub_commit(kind: Literal["models", "datasets"], repository: str) -> str | N
     except (OSError, ValueError):
         # The hub is unreachable or the repository does not exist: the run reports it when it loads.
         return None
-    return f"hub:{commit}" if commit else None
+    return f"{_HUB}{commit}" if commit else None

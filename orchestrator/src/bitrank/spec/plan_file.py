@@ -98,6 +98,7 @@ class PlanFile:
     left_in_16_bits: Annotated[dict[str, Any], About("tensors that no plan can name, with the reason")] = (
         field(default_factory=dict)
     )
+    left_in_16_bits_share: Annotated[float | None, About("their share of the parameters, 0 to 1")] = None
     made_for: Annotated[str | None, About("hash of a study's planning inputs, to reuse its plan")] = None
     matrices: Annotated[list[Any], About("in a run's artifact: every matrix of its model")] = field(
         default_factory=list

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitrank.errors import unknown
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+
+from bitrank.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,83 @@ class Profile:
     by_task: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fields_for(self, kind: str, task: str) -> dict[str, Any]:
-        """Fields of a spec for ``task``, which is of ``kind``."""
+        """Fields of a spec for ``task``, which is of ``kind``.
+
+        Raises :class:`~bitrank.errors.UserError` if the profile has none for the kind.
+        """
+        if kind not in self.by_kind:
+            raise UserError(
+                f"the profile {self.name} has no settings for tasks of the kind {kind!r}, only for "
+                f"{', '.join(self.by_kind)}; add them to its by_kind, or give another profile"
+            )
         return {**self.by_kind[kind], **self.by_task.get(task, {})}
 
 
 # Two windows of each document are evaluated for these long texts; a user's own files are evaluated whole.
 _TWO_WINDOWS = {"test_windows": 2, "validation_windows": 2}
+
+# Fields of a spec by kind of task.
+_LAPTOP: dict[str, dict[str, Any]] = {
+    CLASSIFICATION: {
+        "model": "minilm",
+        "threads": 1,
+        "steps": 320,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "max_length": 128,
+        "log_every": 10,
+        "eval_every": 160,
+        "checkpoint_every": 40,
+        "dropout": 0.0,
+    },
+    LANGUAGE_MODELLING: {
+        "model": "smollm2",
+        "threads": 1,
+        "steps": 30,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "max_length": 128,
+        "log_every": 1,
+        "eval_every": 15,
+        "checkpoint_every": 10,
+        "dropout": 0.0,
+    },
+}
+_PAPER: dict[str, dict[str, Any]] = {
+    CLASSIFICATION: {
+        "model": "bert-base-uncased",
+        "epochs": 3,
+        "batch_size": 8,
+        "max_length": 128,
+    },
+    LANGUAGE_MODELLING: {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
+}
+_SMOKE: dict[str, dict[str, Any]] = {
+    CLASSIFICATION: {
+        "model": "tiny-bert",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+    LANGUAGE_MODELLING: {
+        "model": "tiny-llama",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+}
 
 
 PROFILES: dict[str, Profile] = {
@@ -43,32 +116,7 @@ PROFILES: dict[str, Profile] = {
             "embedded models and text, one seed, minutes on two CPU cores",
             ("movie_sentences", "wiki_articles"),
             (0,),
-            {
-                "classification": {
-                    "model": "minilm",
-                    "threads": 1,
-                    "steps": 320,
-                    "batch_size": 32,
-                    "learning_rate": 1e-3,
-                    "max_length": 128,
-                    "log_every": 10,
-                    "eval_every": 160,
-                    "checkpoint_every": 40,
-                    "dropout": 0.0,
-                },
-                "language-modelling": {
-                    "model": "smollm2",
-                    "threads": 1,
-                    "steps": 30,
-                    "batch_size": 4,
-                    "learning_rate": 3e-3,
-                    "max_length": 128,
-                    "log_every": 1,
-                    "eval_every": 15,
-                    "checkpoint_every": 10,
-                    "dropout": 0.0,
-                },
-            },
+            _LAPTOP,
             dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles"), _TWO_WINDOWS),
         ),
         Profile(
@@ -76,47 +124,14 @@ PROFILES: dict[str, Profile] = {
             "SST-2 with bert-base-uncased and WikiText-2 with GPT-2 small, three epochs, seeds 0, 1, 2",
             ("sst2", "wikitext2"),
             (0, 1, 2),
-            {
-                "classification": {
-                    "model": "bert-base-uncased",
-                    "epochs": 3,
-                    "batch_size": 8,
-                    "max_length": 128,
-                },
-                "language-modelling": {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
-            },
+            _PAPER,
         ),
         Profile(
             "smoke",
             "tiny random models on toy text, for tests only; do not interpret its figures",
             ("toy_sentences", "toy_articles"),
             (0,),
-            {
-                "classification": {
-                    "model": "tiny-bert",
-                    "threads": 1,
-                    "steps": 20,
-                    "batch_size": 8,
-                    "learning_rate": 5e-3,
-                    "max_length": 32,
-                    "log_every": 2,
-                    "eval_every": 5,
-                    "checkpoint_every": 4,
-                    "dropout": 0.0,
-                },
-                "language-modelling": {
-                    "model": "tiny-llama",
-                    "threads": 1,
-                    "steps": 20,
-                    "batch_size": 4,
-                    "learning_rate": 5e-3,
-                    "max_length": 32,
-                    "log_every": 2,
-                    "eval_every": 5,
-                    "checkpoint_every": 4,
-                    "dropout": 0.0,
-                },
-            },
+            _SMOKE,
         ),
     )
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import HUB_TASKS, open_task, write_atomically
+from bitrank_data import CLASSIFICATION, HUB_TASKS, open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import find_config
@@ -38,15 +38,17 @@ from bitrank.spec.fields import (
     one_of,
 )
 from bitrank.spec.inits import INITS
-from bitrank.spec.inputs import data_digest, is_content, located, model_digest
+from bitrank.spec.inputs import data_digest, is_content, is_hub, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
+# Those of bitrank_trainer.DEVICES, which imports torch; a test compares them.
+DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
 
 def quant_backend_names() -> list[str]:
-    """Valid names for ``quant_backend``. The registry imports torch, so call this only where needed."""
+    """Valid names for ``quant_backend``."""
     from bitrank_quant import OVERRIDES
 
     return list(OVERRIDES)
@@ -69,7 +71,7 @@ class RunSpec:
     profile: Annotated[Text, About("the profile with the defaults of the fields; names the experiment")] = (
         "laptop"
     )
-    kind: Annotated[Text, About("the kind of task; follows from the task")] = "classification"
+    kind: Annotated[Text, About("the kind of task; follows from the task")] = CLASSIFICATION
     arm: Annotated[
         dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
     ] = field(default_factory=dict)
@@ -124,9 +126,11 @@ class RunSpec:
         OneOf(quant_backend_names, always=("auto",)),
         About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
     ] = "auto"
-    device: Annotated[Text, About("torch's name of the device; auto: an accelerator if there is one")] = (
-        "auto"
-    )
+    device: Annotated[
+        Text,
+        one_of(DEVICE_NAMES),
+        About("torch's name of the device; auto: an accelerator if there is one"),
+    ] = "auto"
     dtype: Annotated[
         Text,
         one_of(DTYPE_NAMES),
@@ -186,6 +190,12 @@ class RunSpec:
         if self.plan is not None and self.arm:
             left_out.add("plan")
         return left_out
+
+    @property
+    def model_source(self) -> str:
+        """The model as it is loaded: a hub id with the commit in the spec (``id@commit``), else ``model``."""
+        commit = (self.model_digest or "").partition(":")[2]
+        return f"{self.model}@{commit}" if is_hub(self.model_digest) else self.model
 
     @property
     def reads_file(self) -> bool:

@@ -18,6 +18,7 @@ from bitrank.errors import UserError
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import is_complete, result_of
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.lease import Lease
 from bitrank.tracking.mlflow_views import save_task_views, save_views, shown_figures
 from bitrank.tracking.plan_images import plan_images
@@ -27,7 +28,7 @@ from bitrank.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 _BATCH = 900  # MLflow accepts 1,000 entries per call
 _FILES = (
@@ -104,8 +105,7 @@ class Tracker:
         """Open the log of a new run, or of the interrupted run ``run_id``."""
         if spec.task_name not in self._tasks:
             self._tasks.add(spec.task_name)
-            is_accuracy = spec.kind == "classification"
-            save_task_views(self.client, self.experiment_id, spec.task_name, is_accuracy)
+            save_task_views(self.client, self.experiment_id, spec.task_name, task_kind(spec.kind).metric)
         if run_id is None:
             run_id = self.client.create_run(
                 self.experiment_id, tags=tags_of(spec), run_name=spec.run_name
@@ -224,6 +224,8 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
         "task": spec.task_name,
         "model": spec.model,
         "profile": spec.profile,
+        "kind": spec.kind,
+        "metric": task_kind(spec.kind).metric.key,
         "seed": str(spec.seed),
         "family": family,
         "spec_id": spec.spec_id,
@@ -238,18 +240,25 @@ def tags_of(spec: RunSpec) -> dict[str, str]:
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None and experiment.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name) or _created(client, name, artifacts)
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name} was deleted in this store; restore it in MLflow or give another --store"
         )
-    if experiment is None:
-        location = f"{artifacts}/{name}" if artifacts else None
-        experiment_id = client.create_experiment(name, artifact_location=location)
-    else:
-        experiment_id = experiment.experiment_id
-    save_views(client, experiment_id, name)
-    return str(experiment_id)
+    save_views(client, experiment.experiment_id, name)
+    return str(experiment.experiment_id)
+
+
+def _created(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+    """The new experiment, or that of another process that creates it on the same server at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=f"{artifacts}/{name}" if artifacts else None)
+    except MlflowException:
+        if client.get_experiment_by_name(name) is None:
+            raise
+    return client.get_experiment_by_name(name)
 
 
 def _metric(key: str, value: float, time_ms: int, step: int) -> Any:

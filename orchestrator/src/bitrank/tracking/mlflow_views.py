@@ -16,11 +16,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bitrank.spec.task_kinds import TaskMetric, task_metrics
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Columns that fit next to the names in a browser window of common width; the UI sorts columns by name.
-_FIRST = ("eval/acc", "eval/ppl", "mem/peak_mib", "model/mib")
+# Costs that fit next to the names in a browser window of common width; the UI sorts columns by name.
+_FIRST_COSTS = ("mem/peak_mib", "model/mib")
 _COST = (
     "model/mib",
     "model/bits",
@@ -32,24 +34,30 @@ _COST = (
 )
 
 
-# Final figures with three significant digits, which MLflow's own columns do not support: tag → metrics, of
-# which the first available one is used.
-SHOWN = {
-    "quality": ("eval/acc", "eval/ppl"),
-    "untrained": ("zero/acc", "zero/ppl"),
-    "stored MiB": ("model/mib",),
-    "bits": ("model/bits",),
-    "peak MiB": ("mem/peak_mib",),
-    "tokens/s": ("speed/train_tok_s",),
-    "seconds": ("time/total_s",),
+# Final figures with three significant digits, which MLflow's own columns do not support: tag → metric. A
+# column shows about 11 characters of its heading.
+_QUALITIES = {"quality": "eval", "untrained": "zero"}
+_COSTS = {
+    "stored MiB": "model/mib",
+    "bits": "model/bits",
+    "peak MiB": "mem/peak_mib",
+    "tokens/s": "speed/train_tok_s",
+    "seconds": "time/total_s",
 }
-SHOWN_TAGS = ("config", *(f"shown {name}" for name in SHOWN))
+SHOWN_TAGS = ("config", *_QUALITIES, *_COSTS)
+
+
+def _qualities(prefix: str) -> tuple[str, ...]:
+    """Logged metric of every kind of task under ``prefix``."""
+    return tuple(f"{prefix}/{metric.key}" for metric in task_metrics())
 
 
 def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
     """Tags with the rounded figures of a complete run."""
-    found = {name: next((result[key] for key in keys if key in result), None) for name, keys in SHOWN.items()}
-    return {f"shown {name}": three_digits(value) for name, value in found.items() if value is not None}
+    shown = {name: _qualities(prefix) for name, prefix in _QUALITIES.items()}
+    shown |= {name: (key,) for name, key in _COSTS.items()}
+    found = {name: next((result[key] for key in keys if key in result), None) for name, keys in shown.items()}
+    return {name: three_digits(value) for name, value in found.items() if value is not None}
 
 
 def three_digits(value: float) -> str:
@@ -66,7 +74,7 @@ class View:
 
     key: str
     name: str
-    metrics: tuple[str, ...] = _FIRST
+    metrics: tuple[str, ...] = ()
     params: tuple[str, ...] = ("config", "model")
     tags: tuple[str, ...] = ()
     order_by: str = "tags.`cell`"
@@ -76,9 +84,9 @@ class View:
     search: str = ""
 
 
-def task_views(task: str, higher_is_better: bool) -> tuple[View, View]:
+def task_views(task: str, metric: TaskMetric) -> tuple[View, View]:
     """Views of one task: the leaderboard, best quality first, with rounded figures; and the charts."""
-    metric = "eval/acc" if higher_is_better else "eval/ppl"
+    quality = f"eval/{metric.key}"
     quote = '"' if "'" in task else "'"
     search = f"tags.task = {quote}{task}{quote}"
     key = re.sub(r"[^A-Za-z0-9_.-]", "_", task)[:60]  # file names may have characters that tags may not
@@ -88,40 +96,42 @@ def task_views(task: str, higher_is_better: bool) -> tuple[View, View]:
         metrics=(),
         params=(),
         tags=SHOWN_TAGS,
-        order_by=f"metrics.`{metric}`",
-        ascending=not higher_is_better,
+        order_by=f"metrics.`{quality}`",
+        ascending=not metric.higher_is_better,
         search=search,
     )
-    return board, View(f"charts-{key}", f"{task}, charts", (metric, *_FIRST[2:]), chart=True, search=search)
+    charts = View(f"charts-{key}", f"{task}, charts", (quality, *_FIRST_COSTS), chart=True, search=search)
+    return board, charts
 
 
-VIEWS = (
-    View("leaderboard", "Leaderboard"),
-    View(
-        "by-accuracy",
-        "Best accuracy first",
-        ("eval/acc", "zero/acc", *_COST),
-        order_by="metrics.`eval/acc`",
-        ascending=False,
-    ),
-    View(
-        "by-perplexity",
-        "Best perplexity first",
-        ("eval/ppl", "zero/ppl", *_COST),
-        order_by="metrics.`eval/ppl`",
-    ),
-    View(
-        "by-cell",
-        "Mean over seeds, by cell",
-        (*_FIRST, "model/bits", "lora/rank"),
-        params=(),
-        group_by="cell",
-    ),
-    View("charts", "Charts", chart=True),
-)
+def experiment_views() -> tuple[View, ...]:
+    """The views of a whole experiment; each metric of a kind of task has one that orders by it."""
+    first = (*_qualities("eval"), *_FIRST_COSTS)
+    return (
+        View("leaderboard", "Leaderboard", first),
+        *(_by_metric(metric) for metric in task_metrics()),
+        View(
+            "by-cell",
+            "Mean over seeds, by cell",
+            (*first, "model/bits", "lora/rank"),
+            params=(),
+            group_by="cell",
+        ),
+        View("charts", "Charts", first, chart=True),
+    )
 
 
-def view_path(experiment_id: str, view: View = VIEWS[0]) -> str:
+def _by_metric(metric: TaskMetric) -> View:
+    return View(
+        f"by-{metric.name.replace(' ', '-')}",
+        f"Best {metric.name} first",
+        (f"eval/{metric.key}", f"zero/{metric.key}", *_COST),
+        order_by=f"metrics.`eval/{metric.key}`",
+        ascending=not metric.higher_is_better,
+    )
+
+
+def view_path(experiment_id: str, view: View) -> str:
     """URL path of ``view`` on the tracking server."""
     mode = "&compareRunsMode=CHART" if view.chart else ""
     query = f"workflowType=machine_learning&viewStateShareKey={view.key}{mode}"
@@ -129,7 +139,7 @@ def view_path(experiment_id: str, view: View = VIEWS[0]) -> str:
 
 
 def save_views(client: MlflowClient, experiment_id: str, name: str) -> None:
-    """Write :data:`VIEWS` and the experiment's description if they are missing or differ."""
+    """Write :func:`experiment_views` and the experiment's description if they are missing or differ."""
     tags = client.get_experiment(experiment_id).tags
     note = (
         f"{name}: bits and LoRA rank per weight matrix. Final figures at step 0, curves at their steps. "
@@ -137,13 +147,13 @@ def save_views(client: MlflowClient, experiment_id: str, name: str) -> None:
     )
     if tags.get("mlflow.note.content") != note:
         client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
-    _save(client, experiment_id, tags, VIEWS)
+    _save(client, experiment_id, tags, experiment_views())
 
 
-def save_task_views(client: MlflowClient, experiment_id: str, task: str, higher_is_better: bool) -> None:
+def save_task_views(client: MlflowClient, experiment_id: str, task: str, metric: TaskMetric) -> None:
     """Write the views of one task if they are missing or differ."""
     tags = client.get_experiment(experiment_id).tags
-    _save(client, experiment_id, tags, task_views(task, higher_is_better))
+    _save(client, experiment_id, tags, task_views(task, metric))
 
 
 def saved_task_views(tags: Mapping[str, str]) -> list[View]:

@@ -14,14 +14,10 @@ from bitrank_data import write_atomically
 
 from bitrank.errors import UserError, disk_problem
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_metrics
 
-# Summary column → key of the result. Quality first, then size, then cost.
-COLUMNS = {
-    "accuracy": "eval/acc",
-    "perplexity": "eval/ppl",
-    "loss_nats": "eval/loss",
-    "zero_shot_accuracy": "zero/acc",
-    "zero_shot_perplexity": "zero/ppl",
+# Summary column → key of the result, after the columns of quality: size first, then cost.
+_COSTS = {
     "model_mib": "model/mib",
     "bits_per_parameter": "model/bits",
     "trainable_parameters": "lora/params",
@@ -34,6 +30,17 @@ COLUMNS = {
     "train_s": "time/train_s",
     "total_s": "time/total_s",
 }
+
+
+def summary_columns() -> dict[str, str]:
+    """Summary column → key of the result: metrics of all kinds of tasks, then size and cost."""
+    names = {metric.name.replace(" ", "_"): metric.key for metric in task_metrics()}
+    return {
+        **{name: f"eval/{key}" for name, key in names.items()},
+        "loss_nats": "eval/loss",
+        **{f"zero_shot_{name}": f"zero/{key}" for name, key in names.items()},
+        **_COSTS,
+    }
 
 
 def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
@@ -83,12 +90,12 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 def _csv(entries: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["config", "task", "seed", "profile", "model", "spec_id", "state", *COLUMNS])
+    writer, columns = csv.writer(text, lineterminator="\n"), summary_columns()
+    writer.writerow(["config", "task", "seed", "profile", "model", "spec_id", "state", *columns])
     for entry in entries:
         spec, figures = entry["spec"], entry["results"]
         description = [spec["config"], _task(entry), spec["seed"], spec["profile"], spec["model"]]
-        values = [figures.get(key, "") for key in COLUMNS.values()]
+        values = [figures.get(key, "") for key in columns.values()]
         writer.writerow([*description, entry["spec_id"], entry["state"], *values])
     return text.getvalue()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bitrank_analysis.metrics import metric_of
+
 # Printed for a value that is unknown or does not apply.
 NOTHING = "–"
 
@@ -16,12 +18,12 @@ def whole(value: float) -> str:
 
 def quality(value: float, metric: str) -> str:
     """``0.833`` as ``83.3 %`` for accuracy, ``21.374`` as ``21.37`` for perplexity."""
-    return f"{100 * value:.1f} %" if metric == "acc" else f"{value:.2f}"
+    return metric_of(metric).text(value)
 
 
 def change(difference: float, metric: str) -> float:
     """A difference in reported units: accuracy in points, perplexity (a log ratio) in percent."""
-    return 100 * difference if metric == "acc" else 100 * math.expm1(difference)
+    return metric_of(metric).change(difference)
 
 
 def margin(value: float, metric: str) -> str:
@@ -40,22 +42,22 @@ def signed(value: float, digits: int = 1) -> str:
 
 def unit(metric: str) -> str:
     """The unit of :func:`change`."""
-    return "points of accuracy" if metric == "acc" else "% of perplexity"
+    return metric_of(metric).unit
 
 
 def axis(metric: str) -> str:
     """Axis label of the metric, with the better direction."""
-    return "Accuracy, % (higher is better)" if metric == "acc" else "Perplexity (lower is better)"
+    return metric_of(metric).axis
 
 
 def name(metric: str) -> str:
     """The metric's name inside a sentence."""
-    return "accuracy" if metric == "acc" else "perplexity"
+    return metric_of(metric).name
 
 
 def on_axis(value: float, metric: str) -> float:
     """``value`` in the unit of :func:`axis`."""
-    return 100 * value if metric == "acc" else value
+    return metric_of(metric).factor * value
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,13 +10,9 @@ import pandas as pd
 
 from bitrank_analysis.artifacts import read_predictions
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import METRICS
 from bitrank_analysis.training_settings import unusual_settings
 
-# Final metric → (kind of task, short name, whether higher is better). A new kind of task adds one line.
-METRICS: dict[str, tuple[str, str, bool]] = {
-    "eval/acc": ("classification", "acc", True),
-    "eval/ppl": ("language-modelling", "ppl", False),
-}
 # Column of `Study.runs` → final metric.
 _METRIC_COLUMNS = {
     "loss": "eval/loss",
@@ -40,6 +36,8 @@ _TAGS = (
     "hardware",
     "code",
     "shared_code",
+    "kind",
+    "metric",
     "spec_id",
     "failure",
     "finding",
@@ -175,18 +173,21 @@ def _finals(database: duckdb.DuckDBPyConnection, experiment: str) -> dict[str, d
 
 def _row(run: dict[str, Any], finals: dict[str, float]) -> dict[str, Any]:
     """One run as a row; ``problem`` is the reason why it cannot be compared ("" if it can)."""
-    known = [key for key in METRICS if key in finals]
-    kind, metric, higher = METRICS[known[0]] if known else ("", "", True)
+    recorded = _text(run["metric"])
+    found = [metric for key, metric in METRICS.items() if f"eval/{key}" in finals]
+    # Runs of older versions recorded no metric: it is the one that they measured.
+    found = [metric for metric in found if recorded in ("", metric.key)]
+    known = [f"eval/{metric.key}" for metric in found]
     quality = finals[known[0]] if known else float("nan")
     row: dict[str, Any] = {key: _text(run[key]) for key in _TEXT_COLUMNS}
     row |= {
         "seed": run["seed"],
-        "kind": kind,
-        "metric": metric,
-        "higher_is_better": higher,
+        "kind": _text(run["kind"]) or (found[0].kind if found else ""),
+        "metric": found[0].key if found else recorded,
+        "higher_is_better": found[0].higher_is_better if found else True,
         "quality": quality,
     }
-    row["zero"] = finals.get(f"zero/{metric}", float("nan"))
+    row["zero"] = finals.get(f"zero/{row['metric']}", float("nan"))
     row |= {column: finals.get(key, float("nan")) for column, key in _METRIC_COLUMNS.items()}
     measured = sorted(key for key in finals if key.startswith("eval/"))
     return row | {"problem": _problem(run, known, quality, measured)}
@@ -203,7 +204,7 @@ def _problem(run: dict[str, Any], known: list[str], quality: float, measured: li
         return f"{word}: {failure}" if failure else word
     if not known:
         return (
-            f"finished with a metric that is not known: expected one of {', '.join(METRICS)}, "
+            f"finished with a metric that is not known: expected one of {_keys()}, "
             f"got {', '.join(measured) or 'none'}"
         )
     if len(known) > 1:
@@ -211,6 +212,10 @@ def _problem(run: dict[str, Any], known: list[str], quality: float, measured: li
     if not abs(quality) < float("inf"):
         return f"finished, but its {known[0]} is {quality}, not a number to compare"
     return ""
+
+
+def _keys() -> str:
+    return ", ".join(f"eval/{key}" for key in METRICS)
 
 
 def _missing(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,9 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import final_ranks
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.matrix_names import module_order
+from bitrank_analysis.metrics import metric_of
 
 # Column → printed heading and formatter of its values.
 Heads = Mapping[str, tuple[str, Callable[[Any], str]]]
@@ -78,7 +80,7 @@ class Table:
         """Write ``<name>.csv .tex .md`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in (("csv", self.csv()), ("tex", self.latex()), ("md", self.markdown())):
-            (folder / f"{self.name}.{ending}").write_text(text, encoding="utf-8")
+            write_atomically(folder / f"{self.name}.{ending}", text)
 
 
 def latex_escape(text: str) -> str:
@@ -123,11 +125,10 @@ def _arms(evidence: Evidence) -> Table:
     def as_quality(value: float) -> str:
         return phrasing.quality(value, evidence.metric)
 
-    label = "Accuracy" if evidence.metric == "acc" else "Perplexity"
     heads: Heads = {
         "config": ("Arm", str),
         "seeds": ("Seeds", str),
-        "quality": (label, as_quality),
+        "quality": (metric_of(evidence.metric).title, as_quality),
         "low": ("95 % low", as_quality),
         "high": ("95 % high", as_quality),
         "zero": ("Untrained", as_quality),
@@ -151,7 +152,7 @@ def _comparisons(evidence: Evidence) -> Table:
     def as_change(value: float) -> str:
         return phrasing.signed(phrasing.change(value, evidence.metric), 2)
 
-    short = "points" if evidence.metric == "acc" else "%"
+    short = metric_of(evidence.metric).change_unit
     heads: Heads = {
         "candidate": ("Arm", str),
         "baseline": ("Against", str),

@@ -122,6 +122,35 @@ def test_page_fits_a_phone_and_follows_the_dark_colour_scheme(
     assert dark == ["rgb(18, 22, 27)", "rgb(230, 237, 243)"]
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_table_is_cut_on_a_laptop_or_a_phone(browser: Any, maker: Any, tmp_path: Path, seeds: int) -> None:
+    add_study(maker, tuple(ARMS), ("movies", "wiki"), seeds)
+    path = write_page(tmp_path)
+    try:
+        for width in (1280, 400):
+            browser.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+            )
+            open_page(browser, path)
+            browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+            tables = browser.execute_script(_SIZES)
+            assert len(tables) > 6
+            cut = [table for table in tables if table["needed"] > table["shown"]]
+            assert not cut, "\n".join(map(str, cut))
+            verdicts = browser.find_elements("css selector", "td.verdict")
+            assert verdicts
+            assert all(cell.rect["x"] + cell.rect["width"] <= width for cell in verdicts)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+_SIZES = """
+return [...document.querySelectorAll('.scroll')].map(one => ({
+    text: one.innerText.slice(0, 200), shown: one.clientWidth, needed: one.scrollWidth}))
+"""
+
+
 def _colours(browser: Any) -> list[str]:
     """Colour of the page's background, and of an axis title in the first chart."""
     title = "document.querySelector('.chart .role-axis-title text')"

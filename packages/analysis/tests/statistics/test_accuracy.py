@@ -89,11 +89,11 @@ def test_no_discordant_pairs_give_p_one_and_an_interval_of_positive_width() -> N
     low, high = newcombe(identical)
     assert mcnemar_exact(identical) == 1.0 and low == pytest.approx(-high) and 0 < high < 0.05
     # 100 examples cannot show equivalence within ±1 point.
-    assert equivalence(Paired(800, 0, 0, 200)) < 0.05 < equivalence(Paired(80, 0, 0, 20))
+    assert equivalence(Paired(800, 0, 0, 200), 0.01) < 0.05 < equivalence(Paired(80, 0, 0, 20), 0.01)
 
 
 def test_best_equivalence_is_that_of_balanced_discordant_pairs() -> None:
-    assert best_equivalence(170, 1000) > 0.2 and best_equivalence(20, 1000) < 0.05
+    assert best_equivalence(170, 1000, 0.01) > 0.2 and best_equivalence(20, 1000, 0.01) < 0.05
     assert best_equivalence(11, 100, 0.1) == equivalence(Paired(89, 6, 5, 0), 0.1)
 
 

@@ -72,10 +72,10 @@ def upper_limit(rate: float, trials: int) -> float:
 def tables(
     make: Callable[[np.random.Generator], dict[str, Arm]],
     trials: int,
-    margins: tuple[float, float] = (0.01, 0.0198),
+    margin: float | None = None,
 ) -> list[pd.DataFrame]:
     generator = np.random.default_rng(20261128)
-    return [compare_arms(make(generator), ("B-FP", "B-Q4"), margins=margins) for _ in range(trials)]
+    return [compare_arms(make(generator), ("B-FP", "B-Q4"), margin=margin) for _ in range(trials)]
 
 
 def false_share(comparison_tables: list[pd.DataFrame]) -> float:
@@ -139,7 +139,7 @@ def test_difference_of_eight_per_cent_of_perplexity_is_detected() -> None:
 @pytest.mark.parametrize("spread", [0.003, 0.014])
 def test_equivalence_of_accuracy_at_the_margin_has_at_most_nominal_size(spread: float) -> None:
     gains, trials = (0.0, 0.0, 0.03, 0.03, 0.03, 0.03), 400
-    comparison_tables = tables(lambda g: classifiers(g, spread, gains, n=4000), trials, margins=(0.03, 0.02))
+    comparison_tables = tables(lambda g: classifiers(g, spread, gains, n=4000), trials, margin=0.03)
     false = [table.loc[table["candidate"] != "B-Q4", "equivalent"].any() for table in comparison_tables]
     assert np.mean(false) <= upper_limit(0.05, trials)
 
@@ -147,13 +147,13 @@ def test_equivalence_of_accuracy_at_the_margin_has_at_most_nominal_size(spread: 
 @pytest.mark.slow
 def test_equivalence_of_perplexity_at_the_margin_has_at_most_nominal_size() -> None:
     gains, trials = (0.0, 0.0, 0.05, 0.05, 0.05, 0.05), 400
-    comparison_tables = tables(lambda g: language_models(g, 0.007, gains), trials, margins=(0.01, 0.05))
+    comparison_tables = tables(lambda g: language_models(g, 0.007, gains), trials, margin=0.05)
     false = [table.loc[table["candidate"] != "B-Q4", "equivalent"].any() for table in comparison_tables]
     assert np.mean(false) <= upper_limit(0.05, trials)
 
 
 def test_true_equivalence_is_detected() -> None:
-    comparison_tables = tables(lambda g: classifiers(g, 0.003, n=4000), 10, margins=(0.03, 0.02))
+    comparison_tables = tables(lambda g: classifiers(g, 0.003, n=4000), 10, margin=0.03)
     assert found_share(comparison_tables, "Joint-3", AS_GOOD) > 0.75
 
 

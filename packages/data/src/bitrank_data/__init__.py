@@ -6,6 +6,7 @@ from bitrank_data.batches import (
     Batch,
     Batching,
     evaluation_batches,
+    full_batch,
     spread_windows,
     training_batches,
     training_order,
@@ -13,24 +14,48 @@ from bitrank_data.batches import (
     widths,
 )
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
+from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example, Source, Texts
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
+from bitrank_data.kinds import (
+    CLASSIFICATION,
+    DATA_KINDS,
+    LANGUAGE_MODELLING,
+    DataKind,
+    PaddedBatch,
+    data_kind,
+    encode_texts,
+    encode_windows,
+    labels_of_next_tokens,
+    labels_of_sequences,
+    labels_of_tokens,
+)
+from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
-from bitrank_data.tokens import TokenisedTask, TokenSplit, pad_id, tokenise
+from bitrank_data.tokens import TokenisedTask, pad_id, tokenise
 
 __version__ = "0.1.0"
 __all__ = [
     "ASSETS",
+    "CLASSIFICATION",
+    "DATA_KINDS",
+    "EMBEDDED",
     "HUB_TASKS",
+    "IGNORED",
+    "LANGUAGE_MODELLING",
     "TASKS",
     "Asset",
     "Batch",
     "Batching",
+    "Cutting",
     "DataError",
+    "DataKind",
     "DataReport",
     "Example",
+    "PaddedBatch",
+    "Piece",
     "Source",
     "Texts",
     "TokenSplit",
@@ -41,9 +66,16 @@ __all__ = [
     "cache_dir",
     "cached_commit",
     "damaged",
+    "data_kind",
+    "encode_texts",
+    "encode_windows",
     "evaluation_batches",
     "flush",
+    "full_batch",
     "hub_repository",
+    "labels_of_next_tokens",
+    "labels_of_sequences",
+    "labels_of_tokens",
     "open_task",
     "pad_id",
     "spread_windows",

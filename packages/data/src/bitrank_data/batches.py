@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitrank_data.examples import Kind
-from bitrank_data.tokens import TokenSplit
+from bitrank_data.kinds import PaddedBatch, data_kind
+from bitrank_data.sequences import TokenSplit
 
 Batch = dict[str, np.ndarray]
 _POOL = 50
-IGNORED = -100  # label that PyTorch's cross entropy ignores
 
 
 def training_order(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -65,7 +64,7 @@ class Batching:
     parts: int = 1
 
 
-def training_batches(split: TokenSplit, kind: Kind, batching: Batching, skip: int = 0) -> Iterator[Batch]:
+def training_batches(split: TokenSplit, kind: str, batching: Batching, skip: int = 0) -> Iterator[Batch]:
     """Endless batches, epoch after epoch, each split into its parts.
 
     The first ``skip`` parts are skipped without being built.
@@ -80,7 +79,7 @@ def training_batches(split: TokenSplit, kind: Kind, batching: Batching, skip: in
 
 
 def evaluation_batches(
-    split: TokenSplit, kind: Kind, pad_id: int, batch_tokens: int, multiple: int = 1
+    split: TokenSplit, kind: str, pad_id: int, batch_tokens: int, multiple: int = 1
 ) -> Iterator[Batch]:
     """Every sequence once, longest first, in batches of at most ``batch_tokens`` padded tokens.
 
@@ -119,11 +118,11 @@ def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
 
 
 def collate(
-    split: TokenSplit, indices: np.ndarray, kind: Kind, pad_id: int, width: Callable[[int], int]
+    split: TokenSplit, indices: np.ndarray, kind: str, pad_id: int, width: Callable[[int], int]
 ) -> Batch:
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels``, ``index`` (B,).
 
-    ``labels`` has shape (B,) for classification, else (B, T); ``width`` determines T.
+    ``labels`` has shape (B,) or (B, T), as the kind decides; ``width`` determines T.
     """
     sequences = [split.sequence(int(i)) for i in indices]
     shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))
@@ -131,5 +130,16 @@ def collate(
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence)] = sequence
         mask_BT[row, : len(sequence)] = 1
-    labels = split.labels_N[indices] if kind == "classification" else np.where(mask_BT == 1, ids_BT, IGNORED)
+    labels = data_kind(kind).labels(PaddedBatch(split, indices, ids_BT, mask_BT))
     return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
+
+
+def full_batch(rows: int, width: int, kind: str) -> Batch:
+    """Batch of ``rows`` sequences of exactly ``width`` tokens, without padding: for memory forecasts.
+
+    All ids and labels of tokens are 1, and the class of every sequence is 0.
+    """
+    ones = np.ones(rows * width, dtype=np.int32)
+    labels_N = np.zeros(rows, dtype=np.int64)
+    split = TokenSplit(ones, np.arange(rows + 1) * width, labels_N, [""] * rows, targets=ones)
+    return collate(split, np.arange(rows), kind, pad_id=0, width=lambda length: length)

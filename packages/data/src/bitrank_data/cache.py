@@ -134,8 +134,7 @@ def _unchanged(place: Path) -> bool:
 
 
 def _write(folder: Path) -> None:
-    (folder / f"{_RECORD}.new").write_text(json.dumps(_digests(folder), indent=1))
-    (folder / f"{_RECORD}.new").replace(folder / _RECORD)
+    write_atomically(folder / _RECORD, json.dumps(_digests(folder), indent=1))
 
 
 def _read(record: Path) -> _Files | None:
@@ -154,7 +153,7 @@ def _states(folder: Path) -> dict[str, tuple[int, int]]:
     """Size in bytes and modification time in ns of every file in ``folder``, by relative name."""
     found = {}
     for path in folder.rglob("*"):
-        if path.is_file() and path.name not in (_RECORD, f"{_RECORD}.new"):
+        if path.is_file() and not path.name.startswith((_RECORD, f".{_RECORD}")):
             state = path.stat()
             found[path.relative_to(folder).as_posix()] = (state.st_size, state.st_mtime_ns)
     return found

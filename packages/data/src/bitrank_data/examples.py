@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-Kind = Literal["classification", "language-modelling"]
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
 
@@ -37,9 +36,12 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Texts:
-    """All examples of a task by split; ``classes`` names the labels in order (empty for plain text)."""
+    """All examples of a task by split; ``classes`` names the labels in order (empty for plain text).
 
-    kind: Kind
+    ``kind`` is a key of :data:`~bitrank_data.kinds.DATA_KINDS`.
+    """
+
+    kind: str
     splits: dict[str, list[Example]]
     classes: tuple[str, ...] = ()
     report: DataReport = field(default_factory=DataReport)
@@ -50,7 +52,7 @@ class Source:
     """Source of a task's texts: ``fingerprint`` is cheap and identifies the data, ``load`` takes seconds."""
 
     name: str
-    kind: Kind
+    kind: str
     fingerprint: Callable[[], str]
     load: Callable[[], Texts]
     about: str = ""

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Example, Kind, Source, Texts
+from bitrank_data.examples import DataReport, Example, Source, Texts
+from bitrank_data.kinds import data_kind, kind_of_columns
 from bitrank_data.labels import read_classes
 from bitrank_data.readers import READERS, Row, Table, doubled, read_table, shown
 from bitrank_data.splitting import split_by_text
@@ -28,7 +29,7 @@ _LIKE_LABEL = {
 }  # fmt: skip
 # Kinds of files read by this process: a study opens the same file for every run. Texts may be large, so they
 # are not cached.
-_KINDS: dict[tuple[str, str], Kind] = {}
+_KINDS: dict[tuple[str, str], str] = {}
 _CONVERSATIONS = (
     "messages", "conversations", "prompt", "completion", "instruction", "output", "response", "chosen",
 )  # fmt: skip
@@ -104,7 +105,7 @@ def _remedy(name: str, columns: Sequence[str]) -> str:
 def _texts(path: Path, content: bytes) -> Texts:
     name, table = path.name, read_table(path, content)
     _check_columns(name, table.columns)
-    kind: Kind = "classification" if "label" in table.columns else "language-modelling"
+    kind = kind_of_columns(table.columns)
     rows = [row for row in table.rows if _has_text(name, row)]
     if len(rows) < _MIN_ROWS:
         empty = f" with text ({len(table.rows) - len(rows)} without)" if len(rows) < len(table.rows) else ""
@@ -113,7 +114,7 @@ def _texts(path: Path, content: bytes) -> Texts:
     classes: tuple[str, ...] = ()
     labels: Sequence[int | None] = [None] * len(rows)
     report = _reading(table, rows)
-    if kind == "classification":
+    if "label" in data_kind(kind).columns:
         classes, labels, notes = read_classes(name, rows)
         report += DataReport(notes=notes)
     by_id = {f"{row.number - 1}": row for row in rows}

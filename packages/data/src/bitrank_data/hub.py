@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source, Texts
+from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
 from bitrank_data.hub_cache import cached_commit
+from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
@@ -64,7 +65,7 @@ def _sst2(folder: Path | None) -> Texts:
     shared = sum(text_key(example.text) in trained for example in test)
     said = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
     report = DataReport({"test_texts_in_train": shared}, (said,) if shared else ())
-    return Texts("classification", parts, ("negative", "positive"), report)
+    return Texts(CLASSIFICATION, parts, ("negative", "positive"), report)
 
 
 def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
@@ -84,7 +85,7 @@ def _wikitext2(folder: Path | None) -> Texts:
     data = _dataset("wikitext2", folder, ("text",))
     # A null line counts as empty: in this layout lines without text separate paragraphs.
     splits = {split: wikitext_articles((row["text"] or "" for row in data[split]), split) for split in SPLITS}
-    return Texts("language-modelling", splits)
+    return Texts(LANGUAGE_MODELLING, splits)
 
 
 def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
@@ -139,7 +140,7 @@ class HubTask:
     without one.
     """
 
-    kind: Kind
+    kind: str
     about: str
     repository: str
     config: str | None
@@ -147,8 +148,8 @@ class HubTask:
 
 
 HUB: dict[str, HubTask] = {
-    "sst2": HubTask("classification", "movie-review phrases, two classes", "stanfordnlp/sst2", None, _sst2),
+    "sst2": HubTask(CLASSIFICATION, "movie-review phrases, two classes", "stanfordnlp/sst2", None, _sst2),
     "wikitext2": HubTask(
-        "language-modelling", "Wikipedia articles", "Salesforce/wikitext", "wikitext-2-raw-v1", _wikitext2
+        LANGUAGE_MODELLING, "Wikipedia articles", "Salesforce/wikitext", "wikitext-2-raw-v1", _wikitext2
     ),
 }

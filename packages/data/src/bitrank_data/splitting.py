@@ -16,6 +16,9 @@ from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example
 
 _SPLITS = 3
+# More classes than this need two training texts each on average: a column of ids or free text has as many
+# classes as texts. A few classes of three texts each are accepted, as small tests use them.
+_FEW_CLASSES = 10
 Group = list[Example]  # examples with equal text
 Place = Callable[[str], str]  # example id → row name for messages
 Split = tuple[dict[str, list[Example]], DataReport]
@@ -39,7 +42,7 @@ def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[s
 
     Training keeps every copy of a text. Validation and test keep one copy per label, so that a text counts
     once in model comparisons. ``place`` maps an example id to its row name. Raises :class:`DataError` if a
-    class has fewer than three texts.
+    class has fewer than three texts, or many classes have one training text each.
     """
     groups = groups_of(examples)
     held_out = {"test": set[int](), "validation": set[int]()}
@@ -58,6 +61,7 @@ def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[s
         split = next((name for name, places in held_out.items() if number in places), "train")
         splits[split] += group if split == "train" else _one_for_each_label(group)
     _refuse_absent(splits, classes)
+    _refuse_ids(splits["train"], classes)
     return splits, _report(examples, groups, splits, place, classes)
 
 
@@ -98,6 +102,17 @@ def _refuse_absent(splits: dict[str, list[Example]], classes: Sequence[str]) -> 
                 f"the class {absent[0]!r} has no text in {split}: its texts carry another label more often. "
                 "Correct the labels of equal texts, or remove the class"
             )
+
+
+def _refuse_ids(train: Sequence[Example], classes: Sequence[str]) -> None:
+    """Raise :class:`DataError` if more than ten classes have fewer than two training texts on average."""
+    texts = len({text_key(example.text) for example in train})
+    if len(classes) > _FEW_CLASSES and texts < 2 * len(classes):
+        raise DataError(
+            f"{len(classes)} classes have {texts} different training texts, fewer than two each: the labels "
+            f"look like ids or free text (such as {classes[0]!r}). Give another label column, add examples "
+            "or merge classes; for language modelling remove the column 'label'"
+        )
 
 
 def _report(

@@ -1,8 +1,6 @@
 """Token sequences, cached on disk under a hash of data, tokenizer, length and code.
 
-Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
-cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
-per document for paired tests.
+The kind of the task decides how a text becomes sequences (:mod:`bitrank_data.kinds`).
 
 Special tokens are those that the tokenizer adds (BERT: [CLS] and [SEP]; Llama, Mistral and Gemma: BOS; GPT-2:
 none). In language modelling every window begins with the tokens that the tokenizer puts before a text (BOS),
@@ -14,6 +12,7 @@ every token of a document is.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -26,40 +25,12 @@ from safetensors.numpy import save as save_arrays
 
 from bitrank_data.cache import build_once, cache_dir
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Kind, Source
+from bitrank_data.examples import SPLITS, DataReport, Example, Source
+from bitrank_data.kinds import DataKind, data_kind
+from bitrank_data.sequences import Cutting, Piece, TokenSplit, pack
 
-Encoded = list[list[int]]
 _BATCH = 1000
 _PROBES = 1000  # vocabulary tokens tried as a probe text
-
-
-@dataclass(frozen=True)
-class TokenSplit:
-    """Token sequences of one split; sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
-
-    ``ids[i]`` is the example of sequence i. ``labels_N`` is empty for language modelling.
-    """
-
-    tokens: np.ndarray
-    offsets: np.ndarray
-    labels_N: np.ndarray
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def sequence(self, index: int) -> np.ndarray:
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-    def select(self, indices: np.ndarray) -> TokenSplit:
-        """Split with only the sequences ``indices``, in that order."""
-        sequences = [self.sequence(i) for i in indices]
-        labels = self.labels_N[indices] if len(self.labels_N) else self.labels_N
-        return _pack(sequences, labels, [self.ids[i] for i in indices])
 
 
 @dataclass(frozen=True)
@@ -67,24 +38,11 @@ class TokenisedTask:
     """All three splits of a task as tokens, with the values that batching needs."""
 
     name: str
-    kind: Kind
+    kind: str
     classes: tuple[str, ...]
     splits: dict[str, TokenSplit]
     pad_id: int
     report: DataReport = field(default_factory=DataReport)
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """Conversion of texts to sequences: maximum length, and special tokens before and after a text.
-
-    Without special tokens, ``before`` and ``after`` are empty.
-    """
-
-    max_length: int
-    special_tokens: bool = True
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
 
 
 def tokenise(
@@ -113,6 +71,7 @@ def tokenise(
             arrays[f"{split}.offsets"],
             arrays[f"{split}.labels"],
             meta["ids"][split],
+            arrays[f"{split}.targets"],
         )
         for split in SPLITS
     }
@@ -169,7 +128,8 @@ def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
     # transformers stores these beside the vocabulary and uses them in each call.
     options = [str(getattr(tokenizer, name, None)) for name in ("truncation_side", "split_special_tokens")]
     how = json.dumps(asdict(cutting), sort_keys=True)
-    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, _code()))
+    code = _code() + _code_of(data_kind(source.kind))
+    text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, code))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -183,17 +143,26 @@ def _code() -> str:
     return digest.hexdigest()
 
 
+def _code_of(kind: DataKind) -> str:
+    """Hash of the file that defines how ``kind`` is encoded, if it is outside this package; else empty."""
+    path = Path(inspect.getfile(kind.encode)).resolve()
+    if path.is_relative_to(Path(__file__).resolve().parent) or not path.is_file():
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> None:
-    texts = source.load()
+    texts, kind = source.load(), data_kind(source.kind)
     arrays: dict[str, np.ndarray] = {}
     ids: dict[str, list[str]] = {}
     lost: dict[str, int] = {}
     for split in SPLITS:
-        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, source.kind)
+        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, kind)
         if not len(packed):
             raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
         _refuse_absent(source.name, split, packed, texts.classes)
         parts = {"tokens": packed.tokens, "offsets": packed.offsets, "labels": packed.labels_N}
+        parts |= {"targets": packed.targets}
         arrays |= {f"{split}.{part}": array for part, array in parts.items()}
         ids[split] = packed.ids
         lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
@@ -210,7 +179,8 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
 
 def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
     """Raise :class:`DataError` if a split lacks a class, which then is not learned or not evaluated."""
-    absent = sorted(set(range(len(classes))) - set(packed.labels_N.tolist()))
+    present = {*packed.labels_N.tolist(), *np.unique(packed.targets).tolist()}
+    absent = sorted(set(range(len(classes))) - present)
     if absent:
         missing = classes[absent[0]]
         remedy = "add texts of this class there"
@@ -228,57 +198,20 @@ def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
 
 
 def _tokenise_split(
-    examples: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind
+    examples: list[Example], tokenizer: Any, cutting: Cutting, kind: DataKind
 ) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
     """Sequences of ``examples``, and the numbers of texts: all, truncated, and without a sequence."""
-    sequences: list[np.ndarray] = []
+    sequences: list[Piece] = []
     ids: list[str] = []
     labels: list[int] = []
     counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        encoded, cut = _encode(batch, tokenizer, cutting, kind)
+        encoded, cut = kind.encode(batch, tokenizer, cutting)
         counts["texts_cut"] += cut
-        for example, tokens in zip(batch, encoded, strict=True):
-            pieces = _pieces(tokens, cutting, kind)
+        for example, pieces in zip(batch, encoded, strict=True):
             counts["texts_without_tokens"] += not pieces
             sequences += pieces
             ids += [example.id] * len(pieces)
             labels += [example.label] * len(pieces) if example.label is not None else []
-    return _pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
-
-
-def _encode(batch: list[Example], tokenizer: Any, cutting: Cutting, kind: Kind) -> tuple[Encoded, int]:
-    """Token ids of each text, truncated only for classification; and the number of truncated texts."""
-    texts = [example.text for example in batch]
-    # Texts may exceed the model's window: they are cut into windows later, so ``verbose=False`` hides that
-    # warning.
-    add = cutting.special_tokens and kind == "classification"
-    whole = list(tokenizer(texts, add_special_tokens=add, truncation=False, verbose=False)["input_ids"])
-    cut = sum(len(tokens) > cutting.max_length for tokens in whole) if kind == "classification" else 0
-    if not cut:
-        return whole, 0
-    words = {"add_special_tokens": add, "truncation": True, "max_length": cutting.max_length}
-    return list(tokenizer(texts, **words)["input_ids"]), cut
-
-
-def _pieces(tokens: list[int], cutting: Cutting, kind: Kind) -> list[np.ndarray]:
-    """Sequences of one text: the text for classification, its windows for language modelling.
-
-    Empty if there is nothing to predict.
-    """
-    if kind == "classification":
-        text = len(tokens) - len(cutting.before) - len(cutting.after)
-        return [np.asarray(tokens, dtype=np.int32)] if text > 0 else []
-    if not tokens:
-        return []
-    body, room = [*tokens, *cutting.after], cutting.max_length - len(cutting.before)
-    windows = [[*cutting.before, *body[start : start + room]] for start in range(0, len(body), room)]
-    # A window of one token has no prediction target.
-    return [np.asarray(window, dtype=np.int32) for window in windows if len(window) > 1]
-
-
-def _pack(sequences: list[np.ndarray], labels_N: np.ndarray, ids: list[str]) -> TokenSplit:
-    tokens = np.concatenate(sequences) if sequences else np.zeros(0, dtype=np.int32)
-    offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)], dtype=np.int64)
-    return TokenSplit(tokens, offsets, labels_N, ids)
+    return pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts

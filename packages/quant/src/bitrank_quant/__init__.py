@@ -1,40 +1,19 @@
-"""Number formats as values, backends that store them, precision plans, and exact byte counts."""
+"""Number formats as values, backends that store them, precision plans, and exact byte counts.
 
-from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
-from bitrank_quant.backends.base import Backend, Decode, computes_as
-from bitrank_quant.backends.choose import (
-    available_overrides,
-    check_fits,
-    choose_backend,
-    override_for,
-    rejected,
-)
-from bitrank_quant.backends.dequantize import decoder, stored_weight
-from bitrank_quant.backends.probe import Trial, probe, try_format
-from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight, encode_in_parts
-from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
-from bitrank_quant.errors import QuantError
-from bitrank_quant.footprint import Footprint, stored_bytes
-from bitrank_quant.formats.base import Format
-from bitrank_quant.formats.codebook import Codebook
-from bitrank_quant.formats.float import Float, float_format
-from bitrank_quant.formats.integer import Affine, Int8Row
-from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
-from bitrank_quant.kernels.rows import CompiledRows
-from bitrank_quant.kernels.status import kernels_status
-from bitrank_quant.matrices import (
-    LeftOut,
-    WeightMatrix,
-    block_matrices,
-    followers,
-    left_out,
-    tied_modules,
-    weight_matrices,
-)
-from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, quantize
-from bitrank_quant.replaceable import readers_of_weights
-from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
-from bitrank_quant.sixteen import store_in_16_bits
+``OVERRIDES`` and ``Override`` are imported at once, so that a name given on the command line can be checked
+without torch. The other names import torch when the first of them is read.
+"""
+
+# ruff: noqa: F403, F405 - the wildcard import is for type checkers and documentation only
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bitrank_quant.backends.overrides import OVERRIDES, Override
+
+if TYPE_CHECKING:
+    from bitrank_quant.public import *
 
 __version__ = "0.1.0"
 __all__ = [
@@ -97,3 +76,12 @@ __all__ = [
     "weight_matrices",
     "with_weight",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name ``name``. Raises :class:`AttributeError` if the package has none of that name."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bitrank_quant import public
+
+    return getattr(public, name)

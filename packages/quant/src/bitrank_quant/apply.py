@@ -18,8 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank_quant.backends.choose import check_fits, choose_backend, override_for
 from bitrank_quant.backends.dequantize import stored_weight
+from bitrank_quant.backends.overrides import Override
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
-from bitrank_quant.backends.registry import BACKENDS, REFERENCE, Override
+from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
@@ -71,7 +72,7 @@ def apply_precision(
     """Store every matrix that ``plan`` names in its format, in place; return format and backend per module.
 
     ``quant_backend`` overrides the plan's low-bit formats (see
-    :data:`~bitrank_quant.backends.registry.OVERRIDES`). Quantized layers take and return ``compute_dtype``.
+    :data:`~bitrank_quant.backends.overrides.OVERRIDES`). Quantized layers take and return ``compute_dtype``.
     ``device`` is the final device of the weights, by default that of the first parameter. ``fill`` is called
     with the name of each module just before it is encoded, and may load weights that are still on the
     ``meta`` device, so that the whole unquantized model is never in memory. ``split`` may replace the weight

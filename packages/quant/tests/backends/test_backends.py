@@ -165,3 +165,23 @@ def test_quanto_builds_in_the_cache_and_a_killed_build_does_not_hang_the_next_pr
         assert list(folder.glob("*.so")) and not (folder / "lock").exists()
         (folder / "lock").touch()
     assert sorted(Path(quanto.__file__).parent.rglob("build/*")) == installed
+
+
+def test_every_override_names_a_backend_that_serves_its_format() -> None:
+    for name, override in OVERRIDES.items():
+        if override.backend is not None and override.format != "bf16":
+            assert BACKENDS[override.backend].serves(parse_format(override.format)), name
+
+
+def test_names_of_overrides_are_known_without_torch() -> None:
+    code = "import sys; from bitrank_quant import OVERRIDES; print('torch' in sys.modules, *OVERRIDES)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", *OVERRIDES]
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    import bitrank_quant
+
+    assert all(getattr(bitrank_quant, name) is not None for name in bitrank_quant.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = bitrank_quant.no_such_name

@@ -10,6 +10,7 @@ from bitrank_trainer.fused.first_token import narrow_last_block
 from bitrank_trainer.fused.own_attention import OwnAttention, implementation
 from bitrank_trainer.fused.rotary import fuse_rotary
 from bitrank_trainer.hardware import (
+    DEVICES,
     DTYPES,
     available_devices,
     choose_device,
@@ -35,7 +36,6 @@ from bitrank_trainer.memory.tensor_sizes import MPS_BYTES, Shapes, safe_tokens, 
 from bitrank_trainer.memory_errors import is_out_of_memory
 from bitrank_trainer.objectives import (
     OBJECTIVES,
-    PLAIN_OBJECTIVES,
     Classification,
     LanguageModelling,
     Objective,
@@ -47,11 +47,11 @@ from bitrank_trainer.settings import TrainSettings
 __version__ = "0.1.0"
 __all__ = [
     "ALONE",
+    "DEVICES",
     "DTYPES",
     "FIRST_SCALE",
     "MPS_BYTES",
     "OBJECTIVES",
-    "PLAIN_OBJECTIVES",
     "Classification",
     "Diverged",
     "Evaluation",

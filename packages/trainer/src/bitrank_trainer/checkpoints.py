@@ -63,9 +63,12 @@ def best_weights(folder: Path, progress: Progress) -> Path:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the trainable parameters of ``model`` to ``path``: atomic replace, flushed to the disk."""
     making = path.with_suffix(".tmp")
-    save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, making)
-    _flush(making)
-    making.replace(path)
+    try:
+        save_file({name: p.detach().contiguous() for name, p in trainable(model).items()}, making)
+        _flush(making)
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)  # after a failed write: a full disk needs the room
     _flush(path.parent)
 
 
@@ -113,6 +116,26 @@ def _write(
     place, making = folder / f"step-{progress.step:08d}", folder / ".making"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
+    try:
+        _fill(making, folder, model, optimizer, hook, progress, random)
+        shutil.rmtree(place, ignore_errors=True)
+        making.rename(place)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)  # after a failed write: a full disk needs the room
+    _flush(folder)
+    drop_old(folder, progress)
+
+
+def _fill(
+    making: Path,
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    hook: RankHook,
+    progress: Progress,
+    random: dict[str, Tensor],
+) -> None:
+    """Write the files of a checkpoint into ``making`` and flush them; best weights are in ``folder``."""
     hook_tensors, hook_text = hook.state()
     tensors = {f"model:{name}": p.detach() for name, p in trainable(model).items()}
     tensors |= {f"optimizer:{key}": value for key, value in _optimizer_tensors(model, optimizer).items()}
@@ -126,10 +149,6 @@ def _write(
     (making / _DIGEST).write_text(json.dumps({path.name: _sha256(path) for path in files}))
     for path in (*making.iterdir(), making):
         _flush(path)
-    shutil.rmtree(place, ignore_errors=True)
-    making.rename(place)
-    _flush(folder)
-    drop_old(folder, progress)
 
 
 def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:

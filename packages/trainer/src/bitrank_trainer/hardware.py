@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,12 @@ import torch
 from bitrank_trainer.errors import TrainError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Device → whether this machine has it; the fastest first.
+DEVICES: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: torch.cuda.is_available(),
+    "mps": lambda: torch.backends.mps.is_available(),
+    "cpu": lambda: True,
+}
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -30,12 +37,7 @@ def choose_device(wanted: str = "auto") -> str:
 
 def available_devices() -> list[str]:
     """Available devices, fastest first."""
-    devices = []
-    if torch.cuda.is_available():
-        devices.append("cuda")
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    return [*devices, "cpu"]
+    return [name for name, is_here in DEVICES.items() if is_here()]
 
 
 def choose_dtype(device: str) -> str:

@@ -199,7 +199,8 @@ def _after(state: _Training, logs: dict[str, float], folder: Path, emit: Emit) -
 def _keep_best(
     model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]
 ) -> None:
-    score = metrics[task.objective.metric] if task.objective.higher_is_better else -metrics["loss"]
+    value = metrics[task.objective.metric]
+    score = value if task.objective.higher_is_better else -value
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step
         progress.history = metrics

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,11 @@ Row = dict[str, float | int]
 
 
 class Objective(Protocol):
-    """Loss and metrics of a task. ``metric`` names the main metric, ``higher_is_better`` its direction."""
+    """Loss and metrics of a task.
+
+    ``metric`` names the main metric, which selects the best parameters in validation; ``higher_is_better`` is
+    its direction.
+    """
 
     @property
     def metric(self) -> str: ...
@@ -33,10 +37,10 @@ class Objective(Protocol):
     def higher_is_better(self) -> bool: ...
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
-        """Mean loss in nats: per sequence (classification) or per predicted token (language modelling)."""
+        """Mean loss over the units that :meth:`weight` counts, in nats for a cross entropy."""
 
     def weight(self, batch: Batch) -> int:
-        """Denominator of the mean in :meth:`loss`: number of sequences or predicted tokens."""
+        """Denominator of the mean in :meth:`loss`, such as the number of sequences or predicted tokens."""
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         """Logits (positions, classes) and labels (positions,) of the whole batch; −100 is ignored."""
@@ -45,7 +49,10 @@ class Objective(Protocol):
         """One row per sequence: index, loss (nats, summed over the sequence), tokens, and own fields."""
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
-        """Metrics over all rows: ``loss`` in nats and the objective's own."""
+        """Metrics over all rows: ``loss`` and the objective's own."""
+
+    def plain(self) -> Objective:
+        """The same objective on whole logits by PyTorch's own operations, without fused products."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,9 @@ class Classification:
     def metrics(self, rows: list[Row]) -> dict[str, float]:
         right = sum(row["label"] == row["prediction"] for row in rows)
         return {"loss": sum(row["loss"] for row in rows) / len(rows), "acc": right / len(rows)}
+
+    def plain(self) -> Objective:
+        return self
 
 
 @dataclass(frozen=True)
@@ -143,12 +153,14 @@ class LanguageModelling:
         accuracy = sum(row["right"] for row in rows) / tokens
         return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
 
+    def plain(self) -> Objective:
+        return replace(self, fused=False)
+
 
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
 }
-PLAIN_OBJECTIVES: dict[str, Objective] = {**OBJECTIVES, "language-modelling": LanguageModelling(fused=False)}
 
 
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:

@@ -8,6 +8,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.theme import COLUMN, Figure
+from bitrank_analysis.metrics import metric_of
 
 _STAGES = ("before training", "after training")
 
@@ -80,8 +81,7 @@ def _title(means: pd.DataFrame, evidence: Evidence) -> str:
     )
 
 
-def _harm(by_name: pd.DataFrame, part: str, metric: str) -> str:
-    quantized, full = by_name.loc["B-Q4", part], by_name.loc["B-FP", part]
-    if metric == "acc":
-        return f"{phrasing.signed(100 * (quantized - full))} points"
-    return f"{phrasing.signed(100 * (quantized / full - 1))} %"
+def _harm(by_name: pd.DataFrame, part: str, key: str) -> str:
+    quantized, full, metric = by_name.loc["B-Q4", part], by_name.loc["B-FP", part], metric_of(key)
+    change = 100 * (quantized / full - 1) if metric.is_log else metric.change(quantized - full)
+    return f"{phrasing.signed(change)} {metric.change_unit}"

@@ -11,6 +11,7 @@ import altair
 import vl_convert
 
 from bitrank_analysis.figures.theme import Figure, config
+from bitrank_analysis.files import write_atomically
 
 # Altair gives its Vega-Lite version as "v6.4.1"; vl-convert expects it without "v" and patch number.
 VEGA_LITE = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
@@ -60,5 +61,5 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     }
     paths = [folder / f"{figure.name}.{kind}" for kind in contents]
     for path, content in zip(paths, contents.values(), strict=True):
-        path.write_bytes(content)
+        write_atomically(path, content)
     return paths

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import ORDER, Evidence, gather
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper import latex_floats
 from bitrank_analysis.paper import tables as paper_tables
 from bitrank_analysis.paper.claims import answer, claims, headline
@@ -41,11 +42,11 @@ def write_paper(
         texts = {**_texts(study, evidence), **_figures(evidence, folder / "figures")}
         present = {name: text for name, text in texts.items() if text}
         for name, text in present.items():
-            (folder / f"{name}.tex").write_text(NOTICE + text, encoding="utf-8")
-        (folder / "macros.tex").write_text(_macros(study, evidence, present), encoding="utf-8")
+            write_atomically(folder / f"{name}.tex", NOTICE + text)
+        write_atomically(folder / "macros.tex", _macros(study, evidence, present))
         for table in (table for task in evidence for table in tables(task)):
             (folder / "tables").mkdir(exist_ok=True)
-            (folder / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+            write_atomically(folder / "tables" / f"{table.name}.csv", table.csv())
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the paper's inputs to, got {folder}: {error.strerror}; give another"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics import ONE_SEED
 from bitrank_analysis.statistics.pareto import ON, OPEN
 from bitrank_analysis.statistics.verdicts import (
@@ -91,7 +92,7 @@ def evidence_of(task: Evidence, row: pd.Series) -> str:
 
 
 def _interval(task: Evidence, value: float, low: float, high: float) -> str:
-    unit = " points" if task.metric == "acc" else " %"
+    unit = f" {metric_of(task.metric).change_unit}"
     return f"{_change(value, task.metric)}{unit} [{_change(low, task.metric)}, {_change(high, task.metric)}]"
 
 
@@ -264,7 +265,7 @@ def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -
 
 
 def _examples(task: Evidence) -> str:
-    return "test examples" if task.metric == "acc" else "test documents"
+    return f"test {metric_of(task.metric).examples_name}"
 
 
 def _change(value: float, metric: str) -> str:

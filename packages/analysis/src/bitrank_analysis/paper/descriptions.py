@@ -8,6 +8,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.measured_sizes import size_spread
 
 
@@ -20,22 +21,21 @@ def descriptions(task: Evidence) -> list[str]:
 
 
 def _recovery(task: Evidence) -> list[str]:
-    """Only for language models: the head of a classifier is untrained before training."""
+    """Only for metrics that count before training: the head of a classifier is untrained then."""
     arms = task.arms.set_index("config")
     if (
-        task.metric != "ppl"
+        not metric_of(task.metric).counts_untrained
         or not {"B-FP", "B-Q4"} <= set(arms.index)
         or arms.loc[["B-FP", "B-Q4"], "zero"].isna().any()
     ):
         return []
     before, after = (
-        [phrasing.quality(arms.loc[name, part], "ppl") for name in ("B-FP", "B-Q4")]
+        [phrasing.quality(arms.loc[name, part], task.metric) for name in ("B-FP", "B-Q4")]
         for part in ("zero", "quality")
     )
     return [
-        f"Before any training, NF4 moves perplexity from {before[0]} (B-FP) to {before[1]} (B-Q4); after it "
-        "the two stand at "
-        f"{after[0]} and {after[1]}."
+        f"Before any training, NF4 moves {phrasing.name(task.metric)} from {before[0]} (B-FP) to {before[1]} "
+        f"(B-Q4); after it the two stand at {after[0]} and {after[1]}."
     ]
 
 

@@ -9,6 +9,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures import FIGURES, Figure, pdf
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper.latex import escape
 
 # Figures side by side in the text, and alone at full width in an appendix.
@@ -25,7 +26,7 @@ def draw(evidence: Sequence[Evidence], name: str, folder: Path) -> list[tuple[Ev
         except AnalysisError:
             continue  # the report gives the reason; the paper omits the float
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / file_name(name, task)).write_bytes(pdf(figure))
+        write_atomically(folder / file_name(name, task), pdf(figure))
         drawn.append((task, figure))
     return drawn
 

@@ -12,6 +12,7 @@ from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.ranks import adaptive, final_ranks
 from bitrank_analysis.matrix_names import module_order
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.paper.latex import tabular
 from bitrank_analysis.statistics.verdicts import short
 
@@ -48,7 +49,7 @@ def arms_table(evidence: Sequence[Evidence]) -> str:
 
 
 def _heading(task: Evidence) -> str:
-    what = "examples" if task.metric == "acc" else "documents"
+    what = metric_of(task.metric).examples_name
     counts = sorted({int(count) for count in task.arms["seeds"]})
     seeds = phrasing.count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     return (

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence, config_order
-from bitrank_analysis.statistics import accuracy, perplexity
+from bitrank_analysis.metrics import METRICS
 from bitrank_analysis.statistics.pareto import RESAMPLES as FRONT_RESAMPLES
 from bitrank_analysis.statistics.signflips import SUBSETS
 from bitrank_analysis.study import Study
@@ -79,8 +79,10 @@ def _statistics(evidence: Sequence[Evidence]) -> dict[str, str]:
         "statistics/alpha": "5 %",
         "statistics/sign-flips": f"{SUBSETS:,}",
         "statistics/front-bootstrap": f"{FRONT_RESAMPLES:,}",
-        "statistics/margin/acc": smallest.get("acc", phrasing.margin(accuracy.MARGIN, "acc")),
-        "statistics/margin/ppl": smallest.get("ppl", phrasing.margin(perplexity.MARGIN, "ppl")),
+        **{
+            f"statistics/margin/{key}": smallest.get(key, phrasing.margin(metric.margin, key))
+            for key, metric in METRICS.items()
+        },
     }
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import gather
 from bitrank_analysis.figures import draw_all, save
+from bitrank_analysis.files import write_atomically
 from bitrank_analysis.report import facts
 from bitrank_analysis.report.model import Report, Section
 from bitrank_analysis.report.side_by_side import side_by_side
@@ -50,8 +51,8 @@ def write(report: Report, out_folder: Path | str) -> Path:
                 save(figure, folder / "figures")
             for table in section.tables:
                 table.save(folder / "tables")
-        (folder / "report.md").write_text(plain(report), encoding="utf-8")
-        (folder / "report.html").write_text(page(report), encoding="utf-8")
+        write_atomically(folder / "report.md", plain(report))
+        write_atomically(folder / "report.html", page(report))
     except OSError as error:
         raise AnalysisError(
             f"expected a folder to write the report to, got {folder}: {error.strerror}; choose another"

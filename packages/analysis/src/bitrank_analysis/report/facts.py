@@ -9,7 +9,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence
-from bitrank_analysis.statistics.chance import at_chance, chance_level
+from bitrank_analysis.statistics.chance import at_chance, chance_level, how_reached
 from bitrank_analysis.study import Study
 
 
@@ -96,13 +96,11 @@ def notice(study: Study) -> str:
 
 
 def warnings(study: Study, task: str) -> list[str]:
-    """Chance level and collapsed runs of a classification task, printed above its result."""
+    """Chance level of a task and its collapsed runs, printed above its result."""
     share = chance_level(study, task)
     if share is None:
         return []
-    level = (
-        f"Chance level: naming the most frequent class is right in {100 * share:.1f} % of the test examples."
-    )
+    level = f"Chance level: {how_reached(study, task)} is right in {100 * share:.1f} % of the test examples."
     return [level, *at_chance(study, task=task)]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis import phrasing
+from bitrank_analysis.files import write_atomically
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.compare import compare
 from bitrank_analysis.statistics.verdicts import BETTER, DIFFERS, WORSE
 from bitrank_analysis.store import open_store
@@ -37,10 +39,10 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
         finished = set(study.runs.loc[study.runs["task"] == task, "config"])
         available = [name for name in references if name in finished]
         frame = arms_table(study, task, available, planning_costs)
-        frame.to_csv(folder / f"{task}.csv", index=False)
+        write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
         parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
     text = "\n\n".join(parts) + "\n"
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "report.md", text)
     return text
 
 
@@ -108,7 +110,7 @@ def _shown(frame: pd.DataFrame) -> Table:
 
 
 def _difference(row: Any) -> str:
-    """The difference in points of accuracy or percent of perplexity, with its interval."""
+    """The difference in the unit of the metric, with its interval."""
     metric = row.metric
     if not isinstance(metric, str):
         return "–"
@@ -158,8 +160,8 @@ def _outcome(rows: pd.DataFrame) -> str:
 
 def _ahead(rows: pd.DataFrame) -> pd.DataFrame:
     """The arms whose quality is better than that of the reference, tested or not."""
-    gain = rows["difference"].where(rows["metric"] == "acc", -rows["difference"])
-    return rows[gain > 0]
+    higher = rows["metric"].map(lambda key: metric_of(key).higher_is_better).astype(bool)
+    return rows[rows["difference"].where(higher, -rows["difference"]) > 0]
 
 
 def _named(rows: pd.DataFrame) -> str:

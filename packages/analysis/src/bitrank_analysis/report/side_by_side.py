@@ -11,6 +11,7 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.study import Study
 
 CONTINUATIONS = "continuations.json"
@@ -27,9 +28,9 @@ class SideBySide:
 
 
 def side_by_side(study: Study, evidence: Evidence) -> SideBySide:
-    """Disagreements for a classification task, continuations for a language-modelling task."""
+    """Disagreements if runs predict one label per example, else continuations."""
     runs = _one_run_each(evidence)
-    if evidence.kind == "classification":
+    if "prediction" in metric_of(evidence.metric).examples.columns:
         return disagreements({config: study.predictions(run_id) for config, run_id in runs.items()})
     return _side_by_side_continuations(study, runs)
 

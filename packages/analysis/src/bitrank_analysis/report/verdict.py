@@ -9,6 +9,7 @@ import pandas as pd
 
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 # Verdict of a comparison → wording in a line, from the strongest claim to the weakest.
@@ -92,7 +93,7 @@ def _how_sure(evidence: Sequence[Evidence]) -> str:
 def _power(task: Evidence) -> str:
     """The smallest difference that a study of this size detects with 80 % power, as text."""
     rows = task.comparisons
-    unit = "examples" if task.metric == "acc" else "documents"
+    unit = metric_of(task.metric).examples_name
     detectable = float(rows["detectable"].median())
     count = f"{int(rows['n'].iloc[0]):,} {unit} of {task.task}"
     if math.isnan(detectable):

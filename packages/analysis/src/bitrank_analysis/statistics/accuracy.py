@@ -17,8 +17,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from bitrank_analysis.errors import AnalysisError
 
-MARGIN = 0.01  # equivalence margin: one percentage point of accuracy
-
 
 @dataclass(frozen=True)
 class Paired:
@@ -108,7 +106,7 @@ def tango_score(pairs: Paired, difference: float) -> float:
     return 0.0 if gap == 0 else gap / sqrt(variance) if variance > 0 else float("inf") * gap
 
 
-def equivalence(pairs: Paired, margin: float = MARGIN) -> float:
+def equivalence(pairs: Paired, margin: float) -> float:
     """p-value of TOST for paired proportions: the larger of two one-sided Tango score tests at ±``margin``.
 
     Raises :class:`AnalysisError` for a margin outside (0, 1).
@@ -118,7 +116,7 @@ def equivalence(pairs: Paired, margin: float = MARGIN) -> float:
     return float(max(stats.norm.sf(tango_score(pairs, -margin)), stats.norm.cdf(tango_score(pairs, margin))))
 
 
-def best_equivalence(discordant: int, n: int, margin: float = MARGIN) -> float:
+def best_equivalence(discordant: int, n: int, margin: float) -> float:
     """Smallest p-value that TOST can give with this number of discordant pairs: gains and losses balanced.
 
     If it is not below α, this test set cannot show equivalence at any true difference of the arms.

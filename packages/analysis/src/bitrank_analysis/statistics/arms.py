@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
-from bitrank_analysis.statistics.confidence import of_documents
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.examples import Arm, load_arms
+from bitrank_analysis.statistics.paired import paired_test
 from bitrank_analysis.statistics.seeds import over_seeds
 from bitrank_analysis.study import Study
 
@@ -44,23 +44,19 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def example_interval(arm: Arm, alpha: float = 0.05) -> tuple[float, float]:
-    """Confidence interval of an arm's accuracy or perplexity over examples."""
-    mean_N = arm.values_SN.mean(axis=0)
-    if arm.metric == "acc":
-        low, high = proportion_confint(float(mean_N.sum()), arm.n, alpha, method="wilson")
-        return float(low), float(high)
-    if arm.n < 2:
-        return float("nan"), float("nan")
-    low, high = of_documents(mean_N, arm.weights_N).interval(alpha)
-    return float(np.exp(low)), float(np.exp(high))
+    """Confidence interval of an arm's metric over examples."""
+    metric = metric_of(arm.metric)
+    interval = paired_test(metric.test).interval
+    low, high = interval(arm.values_SN.mean(axis=0), arm.weights_N, alpha)
+    return metric.of_mean(low), metric.of_mean(high)
 
 
 def _row(arm: Arm, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
     low, high = example_interval(arm, alpha)
     seed_low, seed_high = over_seeds(arm.values_SN.sum(axis=1) / arm.weights_N.sum(), alpha)
-    if arm.metric == "ppl":
-        seed_low, seed_high = float(np.exp(seed_low)), float(np.exp(seed_high))
-    zero = runs["zero"].mean() if arm.metric == "acc" else np.exp(np.log(runs["zero"]).mean())
+    metric = metric_of(arm.metric)
+    seed_low, seed_high = metric.of_mean(seed_low), metric.of_mean(seed_high)
+    zero = np.exp(np.log(runs["zero"]).mean()) if metric.is_log else runs["zero"].mean()
     row: dict[str, object] = {
         "config": arm.config,
         "metric": arm.metric,

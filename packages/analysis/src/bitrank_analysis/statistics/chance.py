@@ -5,46 +5,57 @@ from __future__ import annotations
 from scipy import stats
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.study import Study
 
 _NEAR = 0.05  # accuracy above chance that counts as learning even if a small test set shows no significance
 
 
 def chance_level(study: Study, task: str) -> float | None:
-    """Return the share of the most frequent class among the test examples of ``task``.
+    """Return the chance level of ``task``, such as the share of its most frequent class.
 
-    None for a language task, or if no run's predictions can be read.
+    None for a metric without a chance level, or if no run's predictions can be read.
     """
-    runs = study.runs[(study.runs["task"] == task) & (study.runs["kind"] == "classification")]
-    for run_id in runs["run_id"]:
+    for run in study.runs[study.runs["task"] == task].itertuples():
+        chance = metric_of(str(run.metric)).chance
+        if chance is None:
+            continue
         try:
-            labels = study.predictions(str(run_id))["label"]
+            return chance.level(study.predictions(str(run.run_id)))
         except AnalysisError:
             continue
-        return float(labels.value_counts(normalize=True).max())
     return None
 
 
-def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> list[str]:
-    """Return a sentence for each run whose test accuracy is not above the most frequent class's share.
+def how_reached(study: Study, task: str) -> str:
+    """Return the strategy that gives the chance level of ``task``; "" if its metric has none."""
+    metrics = study.runs.loc[study.runs["task"] == task, "metric"]
+    return next((chance.how for key in metrics if (chance := metric_of(key).chance)), "")
 
-    A run is listed if the exact binomial test at ``alpha`` is not significant and the accuracy is less than 5
-    points above that share. Runs without readable predictions are skipped.
+
+def at_chance(study: Study, alpha: float = 0.05, task: str | None = None) -> list[str]:
+    """Return a sentence for each run whose test quality is not above the chance level of its metric.
+
+    A run is listed if the exact binomial test at ``alpha`` is not significant and the quality is less than 5
+    points above that level. Runs without readable predictions are skipped.
     """
     found = []
-    runs = study.runs[study.runs["kind"] == "classification"]
-    for run in (runs if task is None else runs[runs["task"] == task]).itertuples():
+    runs = study.runs if task is None else study.runs[study.runs["task"] == task]
+    for run in runs.itertuples():
+        metric = metric_of(str(run.metric))
+        if metric.chance is None:
+            continue
         try:
             rows = study.predictions(str(run.run_id))
+            right = int(metric.examples.read(rows, str(run.run_name))["value"].sum())
         except AnalysisError:
             continue  # loading the arms reports unreadable predictions
-        share = float(rows["label"].value_counts(normalize=True).max())
-        right, count = int((rows["label"] == rows["prediction"]).sum()), len(rows)
+        share, count = metric.chance.level(rows), len(rows)
         shown = stats.binomtest(right, count, share, alternative="greater").pvalue < alpha
         if share < 1 and not shown and right / count < share + _NEAR:
             found.append(
-                f"{run.run_name} ended at chance: {100 * right / count:.1f} % right, where naming the most "
-                "frequent class is right in "
-                f"{100 * share:.1f} %. Its training collapsed; means over seeds include it."
+                f"{run.run_name} ended at chance: {100 * right / count:.1f} % right, where "
+                f"{metric.chance.how} is right in {100 * share:.1f} %. Its training collapsed; means over "
+                "seeds include it."
             )
     return found

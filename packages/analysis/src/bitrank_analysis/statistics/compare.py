@@ -11,17 +11,15 @@ import pandas as pd
 from scipy import stats
 
 from bitrank_analysis.errors import AnalysisError
-from bitrank_analysis.statistics import accuracy, perplexity
-from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
-from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
+from bitrank_analysis.statistics.paired import NAN, ComparisonSettings, Pair, paired_test
 from bitrank_analysis.statistics.seeds import ONE_SEED
 from bitrank_analysis.statistics.verdicts import verdict
 from bitrank_analysis.study import Study
 
-NAN = float("nan")
 COLUMNS = [
     "task", "metric", "candidate", "baseline", "seeds", "n", "candidate_quality", "baseline_quality",
     "difference", "ratio", "low", "high",
@@ -34,11 +32,11 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class _TestSettings:
+class _Request:
     """Settings of a comparison; ``family`` is the number of rows that the correction covers."""
 
     alpha: float
-    margins: tuple[float, float]
+    margin: float | None
     spread: SeedSpread | None
     family: int
 
@@ -48,18 +46,19 @@ def compare(
     task: str,
     baselines: Sequence[str] = ("B-FP", "B-Q4"),
     alpha: float = 0.05,
-    margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
+    margin: float | None = None,
 ) -> pd.DataFrame:
     """Compare every arm of ``task`` with each of ``baselines`` over their common seeds.
 
     Two baselines are compared with each other once. All rows form one family: ``p_holm`` and ``tost_p_holm``
     are corrected over it. Each task is a family by itself.
 
-    ``difference`` is candidate − baseline, of accuracy (0–1) or of log-perplexity in nats (negative is
-    better; ``ratio`` is its exponential). With several seeds, ``p``, ``low``, ``high`` and ``tost_p`` cover
-    variation over both examples and seeds (:mod:`~bitrank_analysis.statistics.confidence`); with one seed,
-    over examples alone. ``family_low`` and ``family_high`` are the interval at α divided by the number of
-    rows, so that all such intervals hold simultaneously; one that excludes zero implies a verdict.
+    ``difference`` is candidate − baseline of the metric, such as accuracy (0–1), or of its logarithm, such as
+    log-perplexity in nats (``ratio`` is then its exponential). With several seeds, ``p``, ``low``, ``high``
+    and ``tost_p`` cover variation over both examples and seeds
+    (:mod:`~bitrank_analysis.statistics.confidence`); with one seed, over examples alone. ``family_low``
+    and ``family_high`` are the interval at α divided by the number of rows, so that all such intervals hold
+    simultaneously; one that excludes zero implies a verdict.
     ``seed_low`` and ``seed_high`` are the interval over seeds alone (NaN with one seed).
 
     ``discordant_gain`` and ``discordant_loss`` count the examples, summed over seeds, that only the candidate
@@ -72,11 +71,12 @@ def compare(
     as if tost_p_holm < α (also recorded in ``equivalent``, as both can hold), else unresolved. With one seed
     the verdict has a separate name.
 
-    ``margins`` are the TOST margins: accuracy, and log ratio of perplexity. The table is empty, with a reason
-    in ``attrs["notes"]``, if nothing can be paired. Raises :class:`AnalysisError` as :func:`load_arms` does.
+    ``margin`` is the TOST margin in the unit of ``difference``; None is the metric's own. The table is empty,
+    with a reason in ``attrs["notes"]``, if nothing can be paired. Raises :class:`AnalysisError` as
+    :func:`load_arms` does.
     """
     arms = load_arms(study, task)
-    table = compare_arms(arms, baselines, alpha, margins).assign(task=task)[COLUMNS]
+    table = compare_arms(arms, baselines, alpha, margin).assign(task=task)[COLUMNS]
     table.attrs["notes"] += _notes(list(arms), baselines, table, task, alpha)
     return table
 
@@ -85,7 +85,7 @@ def compare_arms(
     arms: Mapping[str, Arm],
     baselines: Sequence[str],
     alpha: float = 0.05,
-    margins: tuple[float, float] = (accuracy.MARGIN, perplexity.MARGIN),
+    margin: float | None = None,
 ) -> pd.DataFrame:
     """:func:`compare` for arms that are already in memory; ``task`` stays empty."""
     pairs, notes = [], []
@@ -95,8 +95,8 @@ def compare_arms(
             pairs.append((arms[candidate], arms[baseline], shared))
         else:
             notes.append(f"{candidate} and {baseline} have no seed in common, so they are not compared.")
-    test_settings = _TestSettings(alpha, margins, seed_spread(arms.values()), len(pairs))
-    return _with_verdicts([_row(*pair, test_settings) for pair in pairs], notes, alpha)
+    request = _Request(alpha, margin, seed_spread(arms.values()), len(pairs))
+    return _with_verdicts([_row(*pair, request) for pair in pairs], notes, alpha)
 
 
 def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,9 +107,7 @@ def _pairs(configs: list[str], baselines: Sequence[str]) -> list[tuple[str, str]
     ]
 
 
-def _row(
-    candidate: Arm, baseline: Arm, shared: tuple[int, ...], test_settings: _TestSettings
-) -> dict[str, object]:
+def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], request: _Request) -> dict[str, object]:
     if candidate.n < 2:
         raise AnalysisError(
             f"{candidate.config} and {baseline.config} share one example; expected two or more to compare "
@@ -117,10 +115,8 @@ def _row(
         )
     gaps_SN = candidate.over(shared) - baseline.over(shared)
     per_seed_S = gaps_SN.sum(axis=1) / candidate.weights_N.sum()
-    seeds = (
-        test_settings.spread.error(per_seed_S, size=2.0) if test_settings.spread and len(shared) > 1 else None
-    )
-    row: dict[str, object] = dict.fromkeys(COLUMNS, NAN)
+    seeds = request.spread.error(per_seed_S, size=2.0) if request.spread and len(shared) > 1 else None
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, NAN)
     row |= {
         "metric": candidate.metric,
         "candidate": candidate.config,
@@ -131,80 +127,20 @@ def _row(
     row |= {"candidate_quality": candidate.quality(shared), "baseline_quality": baseline.quality(shared)}
     row |= {"difference": float(per_seed_S.mean())}
     if seeds:
-        half = float(stats.t.ppf(1 - test_settings.alpha / 2, seeds.df)) * seeds.error
+        half = float(stats.t.ppf(1 - request.alpha / 2, seeds.df)) * seeds.error
         row |= {"seed_low": per_seed_S.mean() - half, "seed_high": per_seed_S.mean() + half}
-    if candidate.metric == "acc":
-        return row | _accuracy(candidate.over(shared), baseline.over(shared), seeds, test_settings)
-    return row | _perplexity(gaps_SN.mean(axis=0), candidate.weights_N, seeds, test_settings)
+    metric = metric_of(candidate.metric)
+    margin = metric.margin if request.margin is None else request.margin
+    settings = ComparisonSettings(request.alpha, margin, request.family)
+    pair = Pair(candidate.over(shared), baseline.over(shared), candidate.weights_N, seeds)
+    row |= paired_test(metric.test).row(pair, settings)
+    return row | _ratio(pair, row) if metric.is_log else row
 
 
-def _accuracy(
-    candidate_SN: Floats, baseline_SN: Floats, seeds: SeedError | None, test_settings: _TestSettings
-) -> dict[str, object]:
-    """McNemar and Newcombe with one seed; the padded normal and the error over seeds with several."""
-    gaps_SN = candidate_SN - baseline_SN
-    gain, loss = int((gaps_SN > 0).sum()), int((gaps_SN < 0).sum())
-    row: dict[str, object] = {
-        "discordant_gain": gain,
-        "discordant_loss": loss,
-        "margin": test_settings.margins[0],
-    }
-    row |= {"effect": gain / (gain + loss) - 0.5 if gain + loss else NAN, "effect_name": "Cohen's g"}
-    if len(gaps_SN) == 1:
-        return row | _one_seed_of_accuracy(
-            accuracy.count_pairs(candidate_SN[0] > 0, baseline_SN[0] > 0), test_settings
-        )
-    return row | _both_sources(
-        of_bounded(gaps_SN.mean(axis=0), seeds=seeds),
-        test_settings,
-        test_settings.margins[0],
-        "normal over examples",
-        seeds,
-    )
-
-
-def _one_seed_of_accuracy(pairs: accuracy.Paired, test_settings: _TestSettings) -> dict[str, object]:
-    discordant, margin = pairs.gain + pairs.loss, test_settings.margins[0]
-    low, high = accuracy.newcombe(pairs, test_settings.alpha)
-    family_low, family_high = accuracy.newcombe(pairs, test_settings.alpha / test_settings.family)
-    least = accuracy.smallest_significant(discordant, test_settings.alpha)
-    return {
-        "low": low, "high": high, "family_low": family_low, "family_high": family_high,
-        "p": accuracy.mcnemar_exact(pairs), "test": "McNemar, exact",
-        "detectable": accuracy.detectable(discordant / pairs.n, pairs.n, test_settings.alpha),
-        "least_significant": NAN if least is None else least / pairs.n,
-        "tost_p": accuracy.equivalence(pairs, margin),
-        "tost_best_p": accuracy.best_equivalence(discordant, pairs.n, margin),
-    }  # fmt: skip
-
-
-def _perplexity(
-    gaps_N: Floats, tokens_N: Floats, seeds: SeedError | None, test_settings: _TestSettings
-) -> dict[str, object]:
-    row = _both_sources(
-        of_documents(gaps_N, tokens_N, seeds),
-        test_settings,
-        test_settings.margins[1],
-        "sign flips of documents",
-        seeds,
-    )
-    low, high = float(np.exp(row["low"])), float(np.exp(row["high"]))
-    ratio = float(np.exp(gaps_N.sum() / tokens_N.sum()))
-    row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
-    return row | {"effect": perplexity.effect_size(gaps_N, tokens_N), "effect_name": "d_z"}
-
-
-def _both_sources(
-    found: Confidence, test_settings: _TestSettings, margin: float, test: str, seeds: SeedError | None
-) -> dict[str, Any]:
-    low, high = found.interval(test_settings.alpha)
-    family_low, family_high = found.interval(test_settings.alpha / test_settings.family)
-    return {
-        "low": low, "high": high, "family_low": family_low, "family_high": family_high, "p": found.p,
-        "test": f"{test}, moderated t over seeds" if seeds else test, "detectable": found.detectable(),
-        "tost_p": found.equivalence(margin), "tost_best_p": found.centred().equivalence(margin),
-        "margin": margin,
-    }  # fmt: skip
+def _ratio(pair: Pair, row: dict[str, Any]) -> dict[str, float]:
+    """The difference of logarithms and its interval as ratios."""
+    ratio = float(np.exp(pair.gaps_SN.mean(axis=0).sum() / pair.weights_N.sum()))
+    return {"ratio": ratio, "ratio_low": float(np.exp(row["low"])), "ratio_high": float(np.exp(row["high"]))}
 
 
 def _with_verdicts(rows: list[dict[str, object]], notes: list[str], alpha: float) -> pd.DataFrame:
@@ -212,7 +148,8 @@ def _with_verdicts(rows: list[dict[str, object]], notes: list[str], alpha: float
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["tost_p_holm"] = holm(table["tost_p"].to_numpy(dtype=np.float64))
     table["equivalent"] = table["tost_p_holm"] < alpha
-    wins = (table["difference"].astype(float) > 0) == (table["metric"] == "acc")
+    higher_is_better = table["metric"].map(lambda key: metric_of(key).higher_is_better).astype(bool)
+    wins = (table["difference"].astype(float) > 0) == higher_is_better
     outcomes = zip(table["p_holm"] < alpha, table["equivalent"], wins, table["seeds"], strict=True)
     table["verdict"] = pd.Series([verdict(*row) for row in outcomes], dtype=object)
     table.attrs["notes"] = notes
@@ -232,7 +169,7 @@ def _notes(
 
 def _too_few_documents(table: pd.DataFrame, task: str, alpha: float) -> list[str]:
     """A note if sign flips allow no verdict: n documents give p ≥ 2 / 2ⁿ before Holm's correction."""
-    if table.empty or table["metric"].iloc[0] != "ppl":
+    if table.empty or paired_test(metric_of(table["metric"].iloc[0]).test).bounded:
         return []
     count, family = int(table["n"].iloc[0]), len(table)
     if 2 * family / 2**count < alpha:

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.study import Study
-
-_COLUMNS = {"acc": ["id", "label", "prediction"], "ppl": ["id", "loss", "tokens"]}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One config on one task: S seeds over N examples (classification) or documents (language modelling).
+    """One config on one task: S seeds over N examples or documents.
 
-    ``values_SN`` is 1 for a right answer and 0 for a wrong one, or a document's loss in nats. ``weights_N``
-    is 1, or the document's number of tokens. Σ value / Σ weight is the accuracy or the log-perplexity.
+    The metric's entry decides values and weights. For accuracy ``values_SN`` is 1 for a right answer and 0
+    for a wrong one, and ``weights_N`` is 1. For perplexity they are a document's loss in nats and its number
+    of tokens. Σ value / Σ weight is the metric, or its logarithm.
     """
 
     config: str
@@ -38,9 +38,9 @@ class Arm:
         return self.values_SN[[self.seeds.index(seed) for seed in seeds]]
 
     def quality(self, seeds: tuple[int, ...] | None = None) -> float:
-        """Accuracy, or perplexity (of the mean log-perplexity over seeds)."""
+        """The metric; if it is a logarithm's exponential, that of the mean over seeds."""
         mean = float(self.over(seeds or self.seeds).mean(axis=0).sum() / self.weights_N.sum())
-        return mean if self.metric == "acc" else float(np.exp(mean))
+        return metric_of(self.metric).of_mean(mean)
 
 
 def load_arms(study: Study, task: str) -> dict[str, Arm]:
@@ -79,40 +79,20 @@ def common_seeds(*arms: Arm) -> tuple[int, ...]:
 def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:
     """``value``, ``weight`` and ``key`` by example id, sorted; ``key`` must be equal in all runs."""
     name, predictions = f"{run['run_name']} ({run['run_id']})", study.predictions(run["run_id"])
-    lacking = [column for column in _COLUMNS[run["metric"]] if column not in predictions]
+    examples = metric_of(run["metric"]).examples
+    lacking = [column for column in examples.columns if column not in predictions]
     if lacking or predictions.empty:
         raise AnalysisError(
             f"the predictions of {name} have no {' and no '.join(lacking) or 'rows'}; expected "
-            f"{_COLUMNS[run['metric']]}"
+            f"{list(examples.columns)}"
         )
-    if run["metric"] == "acc":
-        frame = _right(predictions, name)
-    else:
-        frame = (
-            predictions.groupby("id", sort=True)[["loss", "tokens"]]
-            .sum(min_count=1)
-            .rename(columns={"loss": "value", "tokens": "weight"})
-        )
-        frame["key"] = frame["weight"]
-    if not np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all() or predictions[
-        _COLUMNS[run["metric"]]
-    ].isna().any(axis=None):
+    frame = examples.read(predictions, name)
+    finite = np.isfinite(frame[["value", "weight"]].to_numpy(dtype=np.float64)).all()
+    if not finite or predictions[list(examples.columns)].isna().any(axis=None):
         raise AnalysisError(
             f"the predictions of {name} hold values that are not finite; it cannot be compared: run it again"
         )
     return frame
-
-
-def _right(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    if predictions["id"].duplicated().any():
-        raise AnalysisError(
-            f"the predictions of {name} hold {predictions['id'].duplicated().sum()} ids twice; expected one "
-            "row an example"
-        )
-    rows = predictions.set_index("id").sort_index()
-    return pd.DataFrame(
-        {"value": (rows["label"] == rows["prediction"]).astype(float), "weight": 1.0, "key": rows["label"]}
-    )
 
 
 def _same_examples(
@@ -133,7 +113,7 @@ def _same_examples(
         )
     changed = int((a["key"].to_numpy() != b["key"].to_numpy()).sum())
     if changed:
-        what = "labels" if run_a["metric"] == "acc" else "numbers of tokens"
+        what = metric_of(run_a["metric"]).examples.key_name
         raise AnalysisError(
             f"{names} were evaluated on different examples: {changed} ids have other {what}; they cannot be "
             "paired"

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
 from bitrank_analysis.statistics.examples import Arm, common_seeds, load_arms
 from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.intervals import Floats
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
+from bitrank_analysis.statistics.paired import paired_test
 from bitrank_analysis.statistics.seeds import ONE_SEED
 from bitrank_analysis.statistics.verdicts import effect_verdict
 from bitrank_analysis.study import Study
@@ -98,7 +100,7 @@ def _effect(
     size = float(np.square(CONTRASTS[effect]).sum())
     over = spread.error(per_seed_S, size) if spread and len(seeds) > 1 else None
     half = float(stats.t.ppf(1 - alpha / 2, over.df)) * over.error if over else float("nan")
-    found = contrast(values_4SN.mean(axis=1), weights_N, effect, four[0].metric == "acc", over)
+    found = contrast(values_4SN.mean(axis=1), weights_N, effect, _is_bounded(four[0]), over)
     low, high = found.interval(alpha)
     return {
         "effect": effect, "factorial": NAME, "metric": four[0].metric, "seeds": len(seeds),
@@ -106,6 +108,10 @@ def _effect(
         "low": low, "high": high, "seed_low": found.value - half, "seed_high": found.value + half,
         "p": found.p,
     }  # fmt: skip
+
+
+def _is_bounded(arm: Arm) -> bool:
+    return paired_test(metric_of(arm.metric).test).bounded
 
 
 def _frame(rows: list[dict[str, object]], notes: list[str], alpha: float = 0.05) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.arms import arms as arm_table
 from bitrank_analysis.statistics.examples import Arm, load_arms
 from bitrank_analysis.statistics.intervals import Floats
@@ -45,7 +46,7 @@ def pareto(study: Study, task: str, x: str = "model_mib", seed: int = 0) -> pd.D
             f"{x} was not recorded for {', '.join(table.loc[table[x].isna(), 'config'])}; run them again"
         )
     chosen = [loaded[config] for config in table["config"]]
-    better = 1.0 if chosen[0].metric == "acc" else -1.0
+    better = 1.0 if metric_of(chosen[0].metric).higher_is_better else -1.0
     x_A = table[x].to_numpy(dtype=np.float64)
     spread = size_spread(study.runs[study.runs["task"] == task], x)
     generator = np.random.default_rng(seed)

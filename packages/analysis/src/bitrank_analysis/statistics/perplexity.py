@@ -7,11 +7,7 @@ documents (:mod:`~bitrank_analysis.statistics.signflips`).
 
 from __future__ import annotations
 
-from math import log
-
 from bitrank_analysis.statistics.intervals import Floats, linearised
-
-MARGIN = log(1.02)  # equivalence margin: two per cent of perplexity, as a log ratio
 
 
 def effect_size(values_N: Floats, weights_N: Floats) -> float:

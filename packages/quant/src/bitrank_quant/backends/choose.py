@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 
 from bitrank_quant.backends.base import Backend
+from bitrank_quant.backends.overrides import OVERRIDES, Override
 from bitrank_quant.backends.probe import cached_probe
-from bitrank_quant.backends.registry import BACKENDS, OVERRIDES, REFERENCE, Override
+from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float

@@ -1,0 +1,133 @@
+"""Kinds of tasks: everything that a run, a plan and the store need to know of one, in one entry.
+
+Each package has an entry of its own: sequences and labels are in ``bitrank_data.DATA_KINDS`` under the same
+name, the loss is in ``bitrank_trainer.OBJECTIVES``. Runs are compared on a metric if ``bitrank_analysis`` has
+it in ``METRICS``. Fields of a spec for tasks of a kind are in each profile's ``by_kind``. Entries are plain
+data: this module imports no model library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+
+from bitrank.errors import unknown
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """Metric that a task is ranked by.
+
+    A run logs it as ``eval/<key>``, ``val/<key>`` and ``zero/<key>`` (before training); ``name`` is the text
+    in summaries and views, and ``decimals`` how many digits a table shows.
+    """
+
+    key: str
+    name: str
+    higher_is_better: bool
+    decimals: int
+
+    def text(self, value: float) -> str:
+        """``acc 0.833``."""
+        return f"{self.key} {value:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class CalibrationSizes:
+    """Amounts of training data for sensitivity measurements, in sequences and in tokens per batch.
+
+    ``moments`` sequences give gradient moments. ``per_format`` of them give the error of each matrix in each
+    format, which takes a separate pass each. ``per_plan`` give the error of a whole plan, which takes few
+    passes, and every matrix contributes to each of them. ``graph_tokens`` is smaller than ``batch_tokens``:
+    the memory of a kept autograd graph grows with the batch.
+    """
+
+    moments: int
+    per_format: int
+    per_plan: int
+    batch_tokens: int
+    graph_tokens: int
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Models that a kind of task needs, as text of errors about others.
+
+    A model ``cannot <ability>``, transformers has ``no <model_class>``, and the user is to ``give <remedy>``.
+    ``decoder_only``: the model must read one text from left to right, so encoders and encoder-decoders are
+    refused even if transformers has such a class for them.
+    """
+
+    ability: str
+    model_class: str
+    remedy: str
+    decoder_only: bool = False
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One kind of task.
+
+    ``objective`` is a key of ``bitrank_trainer.OBJECTIVES``. ``auto_model`` names the class of transformers
+    that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
+    and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the
+    texts that a run saves for reading. ``validation_sequences`` evaluate a planner's short training, and
+    ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step takes longer.
+    """
+
+    objective: str
+    metric: TaskMetric
+    auto_model: str
+    requirement: Requirement
+    calibration: CalibrationSizes
+    validation_sequences: int
+    quick_steps: int
+    new_head: bool = False
+    samples: str = "none"
+
+
+TASK_KINDS: dict[str, TaskKind] = {
+    CLASSIFICATION: TaskKind(
+        objective="classification",
+        metric=TaskMetric("acc", "accuracy", higher_is_better=True, decimals=3),
+        auto_model="AutoModelForSequenceClassification",
+        requirement=Requirement(
+            "classify", "sequence classification", "another model, or a language-modelling task"
+        ),
+        calibration=CalibrationSizes(
+            moments=256, per_format=64, per_plan=64, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=256,
+        quick_steps=100,
+        new_head=True,
+        samples="texts",
+    ),
+    LANGUAGE_MODELLING: TaskKind(
+        objective="language-modelling",
+        metric=TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "do language modelling",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(moments=8, per_format=1, per_plan=2, batch_tokens=512, graph_tokens=128),
+        validation_sequences=12,
+        quick_steps=10,
+        samples="continuations",
+    ),
+}
+
+
+def task_kind(name: str) -> TaskKind:
+    """Entry ``name`` of :data:`TASK_KINDS`. Raises :class:`UserError` with the known names for another."""
+    if name not in TASK_KINDS:
+        raise unknown("kind of task", name, TASK_KINDS)
+    return TASK_KINDS[name]
+
+
+def task_metrics() -> list[TaskMetric]:
+    """The metrics of all kinds, each once, in the order of the registry."""
+    return list(dict.fromkeys(kind.metric for kind in TASK_KINDS.values()))

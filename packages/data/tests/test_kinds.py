@@ -1,0 +1,93 @@
+"""A kind of task decides sequences and labels; kinds from outside the package work like its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from bitrank_data import (
+    CLASSIFICATION,
+    DATA_KINDS,
+    IGNORED,
+    LANGUAGE_MODELLING,
+    Cutting,
+    DataError,
+    DataKind,
+    Example,
+    Piece,
+    Source,
+    Texts,
+    evaluation_batches,
+    full_batch,
+    labels_of_tokens,
+    tokenise,
+)
+from bitrank_data.kinds import kind_of_columns
+
+LONG_WORD = 4
+
+
+def encode_with_lengths(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Any:
+    """Words of each text; the label of a word says whether it is long, and the first word has none."""
+    encoded = []
+    for example in examples:
+        words = example.text.split()[: cutting.max_length]
+        targets = [IGNORED, *(int(len(word) > LONG_WORD) for word in words[1:])]
+        encoded.append([Piece(tokenizer.convert_tokens_to_ids(words), targets)])
+    return encoded, 0
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Source:
+    kind = DataKind("whether a word is long", encode_with_lengths, labels_of_tokens)
+    monkeypatch.setitem(DATA_KINDS, "word-length", kind)
+    texts = ["the film is lovely", "the story is bad and the cast is superb", "the plot is fine"]
+    splits = {}
+    for name in ("train", "validation", "test"):
+        splits[name] = [Example(f"{name}-{n}", text) for n, text in enumerate(texts)]
+    return Source(
+        "words", "word-length", lambda: "1", lambda: Texts("word-length", splits, ("short", "long"))
+    )
+
+
+def test_labels_of_tokens_are_padded_and_follow_their_sequence(source: Source, tokenizer: Any) -> None:
+    for _ in ("written", "read from the cache"):
+        task = tokenise(source, tokenizer, 16)
+        split = task.splits["train"].select(np.asarray([2, 0, 1]))
+        (batch,) = evaluation_batches(split, task.kind, task.pad_id, batch_tokens=100)
+        by_index = dict(zip(batch["index"].tolist(), batch["labels"].tolist(), strict=True))
+        assert by_index[0] == [IGNORED, 0, 0, 0, *[IGNORED] * 5]  # the plot is fine
+        assert by_index[1] == [IGNORED, 0, 0, 1, *[IGNORED] * 5]  # the film is lovely
+        assert by_index[2] == [IGNORED, 1, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_a_class_that_labels_no_token_is_refused(source: Source, tokenizer: Any) -> None:
+    texts = source.load()
+    wrong = replace(source, load=lambda: replace(texts, classes=(*texts.classes, "huge")), name="absent")
+    with pytest.raises(DataError, match="the class 'huge' has no text in train"):
+        tokenise(wrong, tokenizer, 16)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones(source: Source, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="unknown kind of task 'ranking': expected one of classification"):
+        tokenise(replace(source, kind="ranking"), tokenizer, 16)
+
+
+def test_a_file_is_of_the_kind_with_the_most_of_its_columns() -> None:
+    assert kind_of_columns(["text", "label", "source"]) == CLASSIFICATION
+    assert kind_of_columns(["text", "source"]) == LANGUAGE_MODELLING
+    with pytest.raises(DataError, match="no kind of task has the columns prompt"):
+        kind_of_columns(["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(CLASSIFICATION, (3,)), (LANGUAGE_MODELLING, (3, 5)), ("word-length", (3, 5))]
+)
+def test_a_full_batch_has_the_shapes_of_its_kind(kind: str, shape: tuple[int, ...], source: Source) -> None:
+    batch = full_batch(3, 5, kind)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 5)
+    assert batch["attention_mask"].all() and batch["labels"].shape == shape
+    assert (batch["labels"] != IGNORED).all()
