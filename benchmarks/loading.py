@@ -4,7 +4,7 @@
 
 Measurement begins after all imports, with a model without weights: the peak (VmHWM) is reset to the resident
 size, the functions of a real run read, quantize and store matrix by matrix, and the increase of the peak is
-reported.
+reported. The steps of ``build_model`` are called one by one, because the peak is reset in the middle of it.
 """
 
 from __future__ import annotations

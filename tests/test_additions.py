@@ -14,7 +14,7 @@ from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.planning.planners import PLANNERS, Planner
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.spec.configs import CONFIGS, Config
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES

@@ -69,6 +69,35 @@ def test_meaning_of_a_field_is_its_metadata_or_its_comment() -> None:
     ]
 
 
+def _first_column(document: str, heading: str) -> set[str]:
+    """Names in backticks in the first column of the first table after ``heading``."""
+    table = (ROOT / document).read_text().partition(heading)[2].lstrip().partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+
+
+def test_guide_lists_every_planner_that_minimizes_cost() -> None:
+    from bitrank.planning.planners import PLANNERS, by_cost, planner_names
+
+    listed = _first_column("docs/guides/plan-for-a-budget.md", "\n## Planners\n")
+    assert {name for name in planner_names() if by_cost(name)} <= listed <= set(planner_names())
+    assert set(PLANNERS) - listed, "the table links to the generated page for the remaining ones"
+
+
+def test_planner_readme_lists_every_solver_and_counts_the_rules() -> None:
+    from bitrank_planner import SOLVERS
+    from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS
+
+    readme = "packages/planner/README.md"
+    table = (ROOT / readme).read_text().partition("\n| name |")
+    assert _first_column(readme, table[0][-20:]) == set(SOLVERS)
+    counts = [len(RANK_HEURISTICS), len(PRECISION_HEURISTICS)]
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    text = " ".join((ROOT / readme).read_text().split())
+    assert f"has {words[counts[0]]} rules for ranks" in text
+    assert f"and {words[counts[1]]} for formats" in text
+
+
 def test_names_page_has_every_registered_name() -> None:
     from bitrank_data import TASKS
     from bitrank_planner import SEARCHES

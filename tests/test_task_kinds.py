@@ -19,7 +19,7 @@ from bitrank.errors import UserError
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec, write_spec
@@ -172,7 +172,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stored_run(spec: RunSpec, folder: Path, tracker: Tracker) -> str:
-    """Train ``spec`` by the real road and store its record; the id of the stored run."""
+    """Train ``spec`` as a real run and store its record; the id of the stored run."""
     folder.mkdir()
     write_spec(spec, folder / "spec.json")
     log = tracker.open(spec, None)

@@ -47,6 +47,11 @@ class Record:
         self._device, self._dtype = "cpu", torch.float32
         self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
 
+    @property
+    def processes(self) -> Processes:
+        """The processes that train this run together."""
+        return self._processes
+
     def emit(self, event: Mapping[str, object]) -> None:
         """Append one event and flush it to disk."""
         if event["event"] == "ranks":

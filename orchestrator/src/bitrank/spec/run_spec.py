@@ -1,4 +1,4 @@
-"""The spec of a run as a typed value, and the study matrix as a list of specs.
+"""The spec of a run as a typed value.
 
 A spec contains everything that determines the numbers of a run. Its id is a hash of the spec: runs with equal
 ids are equal, so a finished run is not repeated. Data, models and plans enter the id by content and not by
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -247,7 +247,7 @@ def make_spec(
     validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
     task = located(task) if _is_path(task) else task
     given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
-    _check_data(given.get("data"), [task])
+    check_data(given.get("data"), [task])
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
@@ -286,34 +286,7 @@ def _check_processes(spec: RunSpec) -> None:
         raise UserError("shard splits the base over several processes: expected processes=2 or more, got 1")
 
 
-def matrix(
-    profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]
-) -> list[RunSpec]:
-    """Return the specs of all runs of the study, ordered by task, seed and config, without duplicates.
-
-    ``data`` applies only to tasks that read it. Raises :class:`UserError` as :func:`make_spec` does, if no
-    task reads ``data``, and if there is no config, task or seed.
-    """
-    for name, values in (("config", configs), ("task", tasks), ("seed", seeds)):
-        if not values:
-            raise UserError(f"expected at least one {name}, got none")
-    _check_data(overrides.get("data"), tasks)
-    made = {}
-    for task in tasks:
-        reads = task in HUB_TASKS
-        given = {key: value for key, value in overrides.items() if key != "data" or reads}
-        for config in configs:
-            made[task, config] = make_spec(profile, config, task, given)
-    specs = [
-        check(replace(made[task, config], seed=seed))
-        for task in tasks
-        for seed in seeds
-        for config in configs
-    ]
-    return list({spec.spec_id: spec for spec in specs}.values())
-
-
-def _check_data(data: str | None, tasks: list[str]) -> None:
+def check_data(data: str | None, tasks: list[str]) -> None:
     """Raise :class:`UserError` for a data folder that no task reads: the user expects it to be used."""
     if data is not None and not set(tasks) & set(HUB_TASKS):
         raise UserError(

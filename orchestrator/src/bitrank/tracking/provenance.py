@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-RUN = "bitrank.run.road"  # a run's code is every module that this one imports, directly or not
+RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
 _OWN = "bitrank"
 _SOURCES = {".py", ".c", ".h"}
 

@@ -30,9 +30,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.data(data.report)
     config = find_config(spec.config, spec.plan, spec.tuned)
     settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
-    built = build_model(
-        spec, compute, config, data.task.classes, settings.steps, record=record, processes=processes
-    )
+    built = build_model(spec, compute, config, data.task.classes, settings.steps, record=record)
     model, hook = built.model, built.hook
     record.ready()
     settings, data = tensor_safe(settings, data, spec, compute, model, built.applied, record.emit)
