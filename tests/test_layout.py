@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -139,3 +140,16 @@ def test_files_and_functions_are_short(module: str) -> None:
         n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert {f.name: code_lines(f) for f in functions if code_lines(f) > FUNCTION_LINES} == {}
+
+
+def test_life_of_a_run_names_files_and_functions_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| step | file: functions |")[2].partition("\n\n")[0]
+    found = re.findall(r"`([\w/]+\.py)`: ([^;|]+)", table)
+    assert len(found) > 10
+    for file, functions in found:
+        package = SOURCES["bitrank"] / file
+        path = package if package.is_file() else SOURCES[file.split("/")[0]].parent / file
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert set(re.findall(r"`(\w+)`", functions)) <= defined, file

@@ -13,11 +13,9 @@ planner's predictions. Module names are those of ``model.named_modules()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
@@ -27,10 +25,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from bitrank.errors import UserError, unknown
 from bitrank.models.architectures import check_adaptable
 from bitrank.models.completeness import heads_of
-from bitrank.models.load import load_tokenizer
-from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import FORMATS, RANKS, Choices
-from bitrank.planning.from_config import is_outline
+from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
@@ -47,21 +43,39 @@ __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
 Plan = dict[str, Any]
 
 
+class PlanOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`plan` besides model, task and budget; ``PLAN_DEFAULTS`` has the defaults."""
+
+    planner: str
+    init: str
+    formats: tuple[str, ...]
+    ranks: tuple[int, ...]
+    pins: Pins | None
+    max_trainable: int | None
+    profile: str
+    settings: Mapping[str, Any]
+
+
+PLAN_DEFAULTS: PlanOptions = {
+    "planner": "exact",
+    "init": "default",
+    "formats": FORMATS,
+    "ranks": RANKS,
+    "pins": None,
+    "max_trainable": None,
+    "profile": "laptop",
+    "settings": {},
+}
+
+
 def plan(
     model: str | Path | nn.Module,
     task: str | Path,
     budget: str,
     *,
-    planner: str = "exact",
-    init: str = "default",
-    formats: tuple[str, ...] = FORMATS,
-    ranks: tuple[int, ...] = RANKS,
-    pins: Pins | None = None,
-    max_trainable: int | None = None,
     tokenizer: Any = None,
-    profile: str = "laptop",
-    settings: Mapping[str, Any] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
 
@@ -74,18 +88,19 @@ def plan(
         task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
         budget: bytes of model and adapters together (``9MB``), stored bits per base parameter
             (``3.5bits``), or the bytes of a config on this model (``=B-Q4``).
-        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
-        init: initialization of the adapters. :func:`attach` supports ``default`` (zero). With ``lq-lora``,
-            rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
-        formats: formats to choose from.
-        ranks: ranks to choose from.
-        pins: part of a module name → (format or None, rank or None), such as
-            ``{"down_proj": ("int8", None)}``.
-        max_trainable: maximum trainable parameters of the adapters.
         tokenizer: tokenizer of a model in memory; default: the one at ``model.name_or_path``.
-        profile: defaults for this kind of task.
-        settings: fields of the spec of the planned run, such as ``{"max_length": 256}``.
         on_progress: called with the name of each matrix during the measurement.
+        **options: the keyword arguments below; :data:`PLAN_DEFAULTS` has their defaults.
+
+            - ``planner``: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
+            - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
+              ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
+            - ``formats``, ``ranks``: formats and ranks to choose from.
+            - ``pins``: part of a module name → (format or None, rank or None), such as
+              ``{"down_proj": ("int8", None)}``.
+            - ``max_trainable``: maximum trainable parameters of the adapters.
+            - ``profile``: defaults for this kind of task.
+            - ``settings``: fields of the spec of the planned run, such as ``{"max_length": 256}``.
 
     Returns:
         The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes),
@@ -102,18 +117,17 @@ def plan(
         >>> plan["bytes"] <= plan["budget"] == 120_000
         True
     """
-    if init not in INITS or init == "loftq":
-        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
-    request = PlanRequest(
-        budget, planner, Choices(formats, ranks, repairs=init == "lq-lora"), max_trainable, pins
-    )
-    with _folder(model, tokenizer) as folder, _threads_restored():
-        given = {**(settings or {}), "model": folder}
-        spec = make_spec(find_profile(profile), "B-FP", str(task), given)
+    if unexpected := set(options) - set(PLAN_DEFAULTS):
+        raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
+    chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
+    request = _request(budget, chosen)
+    with folder_of(model, tokenizer) as folder, restored_threads():
+        given = {**chosen["settings"], "model": folder}
+        spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
-            _check_names(model, spec)
+            check_names(model, spec)
         result = make_plan(spec, request, on_progress)
-    return _as_data(result, init)
+    return _as_data(result, chosen["init"])
 
 
 def apply(
@@ -271,6 +285,14 @@ def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
     return open_views(str(uri))
 
 
+def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
+    init = chosen["init"]
+    if init not in INITS or init == "loftq":
+        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
+    choices = Choices(chosen["formats"], chosen["ranks"], repairs=init == "lq-lora")
+    return PlanRequest(budget, chosen["planner"], choices, chosen["max_trainable"], chosen["pins"])
+
+
 def _as_data(result: PlanResult, init: str) -> Plan:
     data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
@@ -281,60 +303,3 @@ def _heads(model: nn.Module) -> list[str]:
     """Modules of a classifier that runs train whole; none for other models."""
     classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
     return heads_of(model) if type(model).__name__ in classifiers else []
-
-
-@contextmanager
-def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
-    """The folder or name of ``model``; a model in memory is saved to a temporary folder."""
-    if not isinstance(model, nn.Module):
-        if is_outline(str(model)):
-            raise UserError(
-                f"{model} has no weights to measure; `bitrank plan --model` plans from a config alone"
-            )
-        yield str(model)
-        return
-    _check_plain(model)
-    if tokenizer is None:
-        tokenizer = _tokenizer_of(model)
-    with TemporaryDirectory(prefix="bitrank-") as temporary:
-        folder = Path(temporary) / "model"  # a constant name, because it is part of the cache key
-        model.save_pretrained(folder)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder)
-        yield str(folder)
-
-
-def _tokenizer_of(model: Any) -> Any:
-    if not getattr(model.config, "name_or_path", ""):
-        raise UserError("this model has no name_or_path to load a tokenizer from; give tokenizer=…")
-    return load_tokenizer(model.config.name_or_path)
-
-
-def _check_plain(model: nn.Module) -> None:
-    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
-        raise UserError(f"expected a transformers model, a name or a folder, got {type(model).__name__}")
-    if hasattr(model, "peft_config"):
-        raise UserError("this model has adapters; plan its base before attach")
-    quantized = any(not p.is_floating_point() for p in model.parameters())
-    if quantized or any(hasattr(module, "quantized") for module in model.modules()):
-        raise UserError("this model is quantized; plan it before apply, with its float weights")
-
-
-def _check_names(model: nn.Module, spec: RunSpec) -> None:
-    """Raise :class:`UserError` if ``model`` lacks a module of the model class that the measurement uses."""
-    own = {name for name, _ in model.named_modules()}
-    missing = [name for name in sizes_of(spec).matrices if name not in own]
-    if missing:
-        raise UserError(
-            f"{type(model).__name__} has no {missing[0]}, which a model for {spec.kind} has: give the model "
-            "with the head of its task (AutoModelForSequenceClassification or AutoModelForCausalLM)"
-        )
-
-
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    """Restore the caller's number of torch threads on exit, because planning changes it."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
