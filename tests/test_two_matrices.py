@@ -137,7 +137,7 @@ def test_run_held_elsewhere_is_complete_at_the_end(copied: Path) -> None:
     run_all([job], tracker, 1, release_later)
     assert job.status == "done"
     with FileLock(job.folder / ".lock"):
-        job.state, job.status = State("new"), "elsewhere"
+        job.state, job.status = State("new"), "locked"
         run_all([job], tracker, 1, lambda _: None)
     assert job.status == "done", "held to the end, and complete in the store all the same"
 

@@ -44,7 +44,7 @@ Plan = dict[str, Any]
 
 
 class PlanOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`plan` besides model, task and budget; ``PLAN_DEFAULTS`` has the defaults."""
+    """Options of :func:`plan` by keyword; :data:`PLAN_DEFAULTS` has the defaults."""
 
     planner: str
     init: str
@@ -53,7 +53,7 @@ class PlanOptions(TypedDict, total=False):
     pins: Pins | None
     max_trainable: int | None
     profile: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] | None
 
 
 PLAN_DEFAULTS: PlanOptions = {
@@ -64,7 +64,7 @@ PLAN_DEFAULTS: PlanOptions = {
     "pins": None,
     "max_trainable": None,
     "profile": "laptop",
-    "settings": {},
+    "settings": None,
 }
 
 
@@ -122,7 +122,7 @@ def plan(
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
     request = _request(budget, chosen)
     with folder_of(model, tokenizer) as folder, restored_threads():
-        given = {**chosen["settings"], "model": folder}
+        given = {**(chosen["settings"] or {}), "model": folder}
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             check_names(model, spec)

@@ -66,6 +66,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="initialization of adapters; with lq-lora, rank reduces the quantization error "
         "(default: lq-lora)",
     )
+    _add_effort(parser)
+    _add_output(parser)
+
+
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of planners that search."""
     parser.add_argument(
         "--evaluations", type=whole(), default=24, help="maximum plans that a search evaluates (default: 24)"
     )
@@ -79,6 +85,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="time limit of exact, bits-only and rank-only (for each format); at the limit they return the "
         "best plan so far with its proven gap (default: 60)",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the planned run and for the output."""
     parser.add_argument("--save", type=file_path, help="write the plan as JSON, for run --plan")
     parser.add_argument(
         "--store",
