@@ -63,8 +63,8 @@ def _sst2(folder: Path | None) -> Texts:
         parts["validation" if len(parts["validation"]) < wanted else "train"] += group
     trained = {text_key(example.text) for example in train}
     shared = sum(text_key(example.text) in trained for example in test)
-    said = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
-    report = DataReport({"test_texts_in_train": shared}, (said,) if shared else ())
+    note = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
+    report = DataReport({"test_texts_in_train": shared}, (note,) if shared else ())
     return Texts(CLASSIFICATION, parts, ("negative", "positive"), report)
 
 
