@@ -53,7 +53,7 @@ $(VENV)/.installed: Makefile constraints.txt constraints/torch-$(TORCH).txt $(PR
 	@$(PIP) install $(CONSTRAINTS) --no-build-isolation $(EDITABLE) || { bash tools/no-network.sh; exit 2; }
 	@touch $@
 
-matrix: install ## run the missing runs of the study: six configs on two tasks (PROFILE, ARGS)
+matrix: install ## run the missing runs of the study: every config on two tasks (PROFILE, ARGS)
 	@$(VENV)/bin/bitrank matrix --profile $(PROFILE) --store $(STORE) $(ARGS)
 
 list: install ## the matrix: every run, its state, its forecast cost

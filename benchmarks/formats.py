@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from bitrank.process.environment import run_environment
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, find_config
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
 from bitrank_quant import block_matrices, weight_matrices
@@ -92,7 +92,7 @@ def plan(row: str, task: str) -> dict[str, dict[str, object]]:
     blocks = [matrix.name for matrix in block_matrices(model)]
     if name in CONFIGS:
         quantizable = [m for m in weight_matrices(model) if m.role != "head" and m.tied_to is None]
-        precision: dict[str, object] = dict(CONFIGS[name].precision.assign_formats(quantizable))
+        precision: dict[str, object] = dict(find_config(name).precision.assign_formats(quantizable))
     else:
         precision = dict.fromkeys(blocks, name)
     return {"precision": precision, "ranks": dict.fromkeys(blocks, 8)}

@@ -1,11 +1,12 @@
 """Quality of loss predictions: rank correlation of predicted and true added loss over random plans.
 
-    python benchmarks/prediction.py [--plans 60] [--tasks movie_sentences,wiki_articles]
+    python benchmarks/prediction.py [--plans 60] [--tasks movie_sentences,wiki_articles] [--alone]
 
 Each plan draws a format for every matrix from its own random probabilities, so that plans differ in size too.
 It is applied to the model (no adapter, no training), and held-out data give its true added loss on the labels
 and the divergence of the predictions. The held-out data are two halves; the rank correlation between the
-halves limits that of any prediction.
+halves limits that of any prediction. ``--alone`` adds the measured divergence of each matrix alone as a
+predictor: the reference for the others, with one forward pass for every matrix and format.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import numpy as np
 import torch
 from bitrank.models.load import open_model
 from bitrank.models.tokens import tokenised
-from bitrank.planning.costs import estimated_loss
-from bitrank.sensitivity.calibration import calibration_batches
+from bitrank.sensitivity.calibration import calibration, calibration_batches
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.sensitivity.measure import FORMATS, measure
 from bitrank.sensitivity.tables import Tables
@@ -29,7 +29,7 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_data import TokenisedTask
 from bitrank_quant import encode_in_parts, parse_format
-from bitrank_quant.sensitivity import Replay
+from bitrank_quant.sensitivity import FormatErrors, Replay, measure_divergences
 from bitrank_trainer import DTYPES, choose_dtype
 from harness import cores, machine, machine_line, options, table, write_section
 from scipy.stats import spearmanr
@@ -37,13 +37,15 @@ from scipy.stats import spearmanr
 # Number of sequences, and offset of the first half in the shuffle.
 _HALF = {"classification": (256, 2000), "language-modelling": (4, 100)}
 _TASKS = ("movie_sentences", "wiki_articles")
-PREDICTORS: dict[str, Callable[[Any], float]] = {
+PREDICTORS: dict[str, Callable[[FormatErrors], float]] = {
     "plain": lambda e: e.plain,
     "input": lambda e: e.input,
     "fisher": lambda e: e.fisher,
-    "added": lambda e: e.fisher if e.added is None else e.added,
-    "divergence": estimated_loss,
+    "inputs": lambda e: float(e.tail_R[0]) if len(e.tail_R) else e.fisher,
+    "output": lambda e: e.output,
 }
+# Sequences on which single matrices are measured.
+_ALONE = {"classification": 64, "language-modelling": 4}
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ class Truth:
 def main() -> int:
     parser = options(__doc__, rounds=1, configs=tuple(CONFIGS)[:1])
     parser.add_argument("--plans", type=int, default=60, help="random plans a task (default: 60)")
+    parser.add_argument("--alone", action="store_true", help="measure each matrix alone too: minutes")
     arguments = parser.parse_args()
     here, rows = machine(cores()), []
     for task in arguments.tasks or _TASKS:
-        rows += correlations(make_spec(find_profile("laptop"), "B-FP", task), arguments.plans)
+        spec = make_spec(find_profile("laptop"), "B-FP", task)
+        rows += correlations(spec, arguments.plans, arguments.alone)
     text = [
         "## Predicted and true added loss",
         machine_line(here),
@@ -73,16 +77,16 @@ def main() -> int:
             rows,
         ),
         "ρ is Spearman's. Summed over matrices: *plain* Σ Δ²; *input* weighted by the inputs' second "
-        "moments; *fisher* ½ Σ of the diagonal Kronecker Fisher; *added* the loss that each matrix alone "
-        "adds on the labels of the calibration data; *divergence* that of the predictions with each matrix "
-        "alone quantized, which plans are made with. *one half of the truth* predicts the other half: the "
+        "moments; *fisher* ½ Σ of the diagonal Kronecker Fisher; *inputs* the same with all correlations of "
+        "the inputs; *output* the output-error score, which plans are made with; *alone* the measured "
+        "divergence of each matrix alone. *one half of the truth* predicts the other half: the "
         "highest ρ that can be reached. Formats alone: no adapter, no training, held-out data.",
     ]
     write_section("prediction", "\n\n".join(text), arguments.results)
     return 0
 
 
-def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
+def correlations(spec: RunSpec, plans: int, alone: bool) -> list[list[str]]:
     """One row per predictor on the model and task of ``spec``, and one for the attainable correlation."""
     tables = measure(spec)
     drawn = [random_plan(tables, seed) for seed in range(plans)]
@@ -90,14 +94,33 @@ def correlations(spec: RunSpec, plans: int) -> list[list[str]]:
     loss_P, divergence_P = truth.loss_HP.mean(0), truth.divergence_HP.mean(0)
     rest = [str(plans), f"{loss_P.min():.3f} to {loss_P.max():.3f}"]
     rows = []
-    for name, predictor in PREDICTORS.items():
-        predicted = [
-            sum(predictor(tables.errors[matrix][fmt]) for matrix, fmt in plan.items()) for plan in drawn
-        ]
-        found = (float(spearmanr(predicted, values_P).statistic) for values_P in (loss_P, divergence_P))
+    predicted = {
+        name: {
+            matrix: {fmt: predictor(e) for fmt, e in by_format.items()}
+            for matrix, by_format in tables.errors.items()
+        }
+        for name, predictor in PREDICTORS.items()
+    }
+    if alone:
+        predicted["alone"] = measured_alone(spec)
+    for name, by_matrix in predicted.items():
+        sums = [sum(by_matrix[matrix][fmt] for matrix, fmt in plan.items()) for plan in drawn]
+        found = (float(spearmanr(sums, values_P).statistic) for values_P in (loss_P, divergence_P))
         rows.append([f"`{spec.task}`", name, *(f"{rho:.3f}" for rho in found), *rest])
     ceilings = (truth.ceiling(values) for values in (truth.loss_HP, truth.divergence_HP))
     return [*rows, [f"`{spec.task}`", "one half of the truth", *(f"{rho:.3f}" for rho in ceilings), *rest]]
+
+
+def measured_alone(spec: RunSpec) -> dict[str, dict[str, float]]:
+    """The divergence of each matrix alone in each format, on calibration sequences."""
+    ready = calibration(spec)
+    batches = calibration_batches(tokenised(spec), _ALONE[spec.kind])
+    parsed = [parse_format(text) for text in FORMATS]
+    found = measure_divergences(Replay(ready.model, batches, ready.forward), ready.matrices, parsed)
+    return {
+        name: {fmt: divergence for fmt, (_, divergence) in by_format.items()}
+        for name, by_format in found.items()
+    }
 
 
 def random_plan(tables: Tables, seed: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.rules import BlocksIn, FixedRank
 from bitrank.spec.run_spec import make_spec
-from bitrank_adapters import FixedRanks, attach_lora
+from bitrank_adapters import AdapterScale, FixedRanks, attach_lora
 from bitrank_planner import Plan, Problem
 from bitrank_quant import (
     BACKENDS,
@@ -193,7 +193,7 @@ class DeepRank:
         ranks: dict[str, int],
         *,
         total_steps: int,
-        scale: float,
+        scale: AdapterScale,
         heads: list[str],
         seed: int,
     ) -> tuple[Any, Any]:

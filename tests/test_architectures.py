@@ -11,7 +11,7 @@ import architectures
 import pytest
 import torch
 from bitrank.models.fuse import attention_for, fuse_model
-from bitrank_adapters import attach_lora, uniform_ranks
+from bitrank_adapters import AdapterScale, attach_lora, uniform_ranks
 from bitrank_quant import apply_precision, block_matrices, stored_weight, weight_matrices
 from bitrank_trainer import implementation
 from torch import Tensor
@@ -50,7 +50,7 @@ def adapted(model: Any, fused: bool) -> Any:
     blocks = block_matrices(model) or [m for m in weight_matrices(model) if m.role == "other"]
     if model.config.model_type.startswith("mamba"):
         blocks = [m for m in blocks if not m.name.endswith("out_proj")]  # PEFT refuses to adapt these
-    made = attach_lora(model, uniform_ranks([m.name for m in blocks], 3), scale=1.3)
+    made = attach_lora(model, uniform_ranks([m.name for m in blocks], 3), scale=AdapterScale(1.3, "constant"))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in sorted(made.named_parameters()):

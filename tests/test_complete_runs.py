@@ -13,6 +13,8 @@ from peft import PeftModel
 from study_tools import SMOKE, bitrank, store_runs
 from transformers import AutoModelForCausalLM
 
+RUNS = 2 * len(CONFIGS)  # each config on both tasks
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,14 +22,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("study")
     done = bitrank(*SMOKE, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 of 12 runs are complete" in done.stdout
+    assert f"{RUNS} of {RUNS} runs are complete" in done.stdout
     assert "do not interpret these numbers" in done.stdout
     return cwd
 
 
 def test_every_run_is_recorded_completely(study: Path) -> None:
     runs = store_runs(study)
-    assert len(runs) == 12 and {run["status"] for run in runs} == {"FINISHED"}
+    assert len(runs) == RUNS and {run["status"] for run in runs} == {"FINISHED"}
     needed = {
         *("eval/loss", "zero/loss"),
         *("model/mib", "model/bits"),
@@ -132,13 +134,13 @@ def test_second_invocation_runs_nothing(study: Path) -> None:
     before = store_runs(study)
     again = bitrank(*SMOKE, cwd=study, timeout=30)
     assert again.returncode == 0
-    assert "12 of 12 runs are complete" in again.stdout and "running" not in again.stdout
+    assert f"{RUNS} of {RUNS} runs are complete" in again.stdout and "running" not in again.stdout
     assert store_runs(study) == before
 
 
 def test_result_files_are_written(study: Path) -> None:
-    assert len(json.loads((study / "results/all_results.json").read_text())) == 12
-    assert (study / "results/experiment_summary.csv").read_text().count("\n") == 13
+    assert len(json.loads((study / "results/all_results.json").read_text())) == RUNS
+    assert (study / "results/experiment_summary.csv").read_text().count("\n") == RUNS + 1
     assert {path.name for path in (study / "results").glob("results_*")} == {
         f"results_{config}_{task}.json" for config in CONFIGS for task in ("toy_sentences", "toy_articles")
     }

@@ -13,6 +13,7 @@ import bitrank.api
 import pytest
 import torch
 from bitrank.models.locate import locate
+from bitrank_adapters import adapter_bytes, adapter_memory
 from bitrank_quant import parse_format, stored_bytes, stored_weight
 from transformers import (
     AutoModelForCausalLM,
@@ -113,7 +114,9 @@ def test_planned_bytes_equal_those_after_apply_and_attach(planned) -> None:
     plan, _ = planned
     model = tiny()
     bitrank.apply(model, plan)
-    assert stored_bytes(bitrank.attach(model, plan)).total == plan["bytes"] <= plan["budget"]
+    adapted = bitrank.attach(model, plan)
+    base = stored_bytes(adapted).total - adapter_memory(adapted)
+    assert base + adapter_bytes(adapted) == plan["bytes"] <= plan["budget"]
 
 
 def test_apply_gives_the_logits_of_the_decoded_weights(planned) -> None:
@@ -152,7 +155,7 @@ def test_attach_uses_the_ranks_of_the_plan_and_the_scale_of_runs() -> None:
     name = "bert.encoder.layer.1.output.dense"
     adapted = bitrank.attach(model, {"ranks": {name: 3}})
     layer = adapted.base_model.model.get_submodule(name)
-    assert layer.r["default"] == 3 and layer.scaling["default"] == 2.0
+    assert layer.r["default"] == 3 and layer.scaling["default"] == 2.0 * 8 / 3
     trained = {part for part, p in adapted.named_parameters() if p.requires_grad}
     assert all("lora_" in part or "classifier.modules_to_save" in part for part in trained)
     assert any("classifier.modules_to_save" in part for part in trained)

@@ -257,6 +257,15 @@ def test_a_model_without_a_class_for_the_kind_is_refused(tagging: None, tmp_path
         check_task("a model", config, KIND)
 
 
+def test_the_head_of_an_added_kind_is_trained_whole_in_memory_too(tagging: None) -> None:
+    from bitrank.models.architectures import has_new_head
+    from transformers import BertConfig, BertForTokenClassification, BertModel
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    config = BertConfig(**sizes, vocab_size=10)
+    assert has_new_head(BertForTokenClassification(config)) and not has_new_head(BertModel(config))
+
+
 @pytest.mark.parametrize("name", TASK_KINDS)
 def test_layers_agree_about_a_kind_and_its_metric(name: str) -> None:
     kind = TASK_KINDS[name]

@@ -45,6 +45,15 @@ def leases(tracker: Tracker) -> list[str]:
     ]
 
 
+def test_worker_plans_before_the_run_of_a_planned_arm(here: Path) -> None:
+    spec = make_spec(SMOKE, "Plan-Q4", "toy_sentences")
+    messages = list(work(order_of(spec, here)))
+    assert messages[-1]["ended"] == "finished", messages[-1]
+    assert messages[-1]["figures"]["time/plan_s"] > 0
+    phases = [event["phase"] for m in messages for event in m.get("events", []) if event["event"] == "phase"]
+    assert phases[0] == "planning" and phases[-1] == "testing"
+
+
 def test_interrupted_run_continues_from_its_last_snapshot(here: Path) -> None:
     straight = here / "straight"
     straight.mkdir()

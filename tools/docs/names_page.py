@@ -17,7 +17,10 @@ def names_page() -> str:
         "",
         *_configs(),
         *_formats(),
+        "",
+        *_quantizers(),
         *_backends(),
+        *_ranks(),
         *_planners(),
         *_tasks(),
     ]
@@ -28,7 +31,13 @@ def _configs() -> list[str]:
     configs = find("bitrank.spec.configs:CONFIGS")
     rows = []
     for name, config in configs.items():
-        rows.append((f"`{name}`", config.about, f"`{config.precision}`", f"`{config.rank}`"))
+        request = config.as_data().get("request")
+        if request:
+            planned = f"planner `{request['planner']}`, budget `{request['budget']}`"
+            rules = (planned, planned)
+        else:
+            rules = (f"`{config.precision}`", f"`{config.rank}`")
+        rows.append((f"`{name}`", config.about, *rules))
     head = ("name", "what it is", "precision rule", "rank rule")
     return ["## Configs", "", "`--config`, `--configs`.", "", *table(head, rows)]
 
@@ -53,6 +62,16 @@ def _formats() -> list[str]:
     ]
 
 
+def _quantizers() -> list[str]:
+    quantizers = find("bitrank_quant:QUANTIZERS")
+    rows = []
+    for name, quantizer in quantizers.items():
+        moments = "required" if quantizer.needs_moments else "used" if quantizer.uses_moments else "–"
+        rows.append((f"`{name}`", quantizer.about, moments))
+    head = ("name", "what it chooses", "second moments of the inputs")
+    return ["## Quantizers", "", "In plan files and `--quantizer`.", "", *table(head, rows)]
+
+
 def _backends() -> list[str]:
     registries = ("BACKENDS", "OVERRIDES", "FORMATS")
     backends, overrides, formats = (find(f"bitrank_quant:{name}") for name in registries)
@@ -73,6 +92,25 @@ def _backends() -> list[str]:
         "## `--quant-backend`",
         "",
         *table(("name", "meaning", "format of low-bit matrices", "backend", "device"), shown),
+    ]
+
+
+def _ranks() -> list[str]:
+    registries = ("bitrank.spec.rules:RANK_RULES", "bitrank_adapters:SCALE_POLICIES")
+    rules, policies = (
+        [(f"`{name}`", entry.about) for name, entry in find(registry).items()] for registry in registries
+    )
+    return [
+        "## Rank rules",
+        "",
+        "`rank_rule` in a plan file.",
+        "",
+        *table(("name", "what it is"), rules),
+        "## Scale policies",
+        "",
+        "`--set scale_policy=`: the scale of an adapter as a function of its rank.",
+        "",
+        *table(("name", "what it is"), policies),
     ]
 
 

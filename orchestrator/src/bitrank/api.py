@@ -13,21 +13,22 @@ planner's predictions. Module names are those of ``model.named_modules()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from bitrank.errors import UserError, unknown
-from bitrank.models.architectures import check_adaptable
+from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
-from bitrank.planning.costs import FORMATS, RANKS, Choices
+from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
+from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
@@ -48,8 +49,9 @@ class PlanOptions(TypedDict, total=False):
 
     planner: str
     init: str
+    quantizer: str
     formats: tuple[str, ...]
-    ranks: tuple[int, ...]
+    ranks: tuple[int, ...] | None
     pins: Pins | None
     max_trainable: int | None
     profile: str
@@ -59,8 +61,9 @@ class PlanOptions(TypedDict, total=False):
 PLAN_DEFAULTS: PlanOptions = {
     "planner": "exact",
     "init": "default",
+    "quantizer": RunSpec.quantizer,
     "formats": FORMATS,
-    "ranks": RANKS,
+    "ranks": None,
     "pins": None,
     "max_trainable": None,
     "profile": "laptop",
@@ -95,7 +98,8 @@ def plan(
             - ``planner``: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
-            - ``formats``, ``ranks``: formats and ranks to choose from.
+            - ``quantizer``: the choice of codes and scales that the run will use.
+            - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter).
             - ``pins``: part of a module name → (format or None, rank or None), such as
               ``{"down_proj": ("int8", None)}``.
             - ``max_trainable``: maximum trainable parameters of the adapters.
@@ -122,12 +126,12 @@ def plan(
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
     request = _request(budget, chosen)
     with folder_of(model, tokenizer) as folder, restored_threads():
-        given = {**(chosen["settings"] or {}), "model": folder}
+        given = {"quantizer": chosen["quantizer"], **(chosen["settings"] or {}), "model": folder}
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
             check_names(model, spec)
         result = make_plan(spec, request, on_progress)
-    return _as_data(result, chosen["init"])
+    return _as_data(result, chosen["init"], spec.quantizer)
 
 
 def apply(
@@ -136,6 +140,8 @@ def apply(
     *,
     quant_backend: str = "auto",
     compute_dtype: torch.dtype | None = None,
+    quantizer: str | None = None,
+    inputs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Applied]:
     """Store the matrices of a transformers ``model`` in the plan's formats, in place.
 
@@ -148,15 +154,18 @@ def apply(
         quant_backend: ``auto`` selects for each format the first backend that supports it on this machine;
             other values as in ``bitrank run --set quant_backend=…``.
         compute_dtype: dtype of inputs and outputs of quantized layers; default: the model's dtype.
+        quantizer: ``rtn``, ``search`` or ``gptq``, the choice of codes and scales; default: the plan's.
+        inputs: batches of calibration data, arguments of ``model(**batch)`` on its device, for a quantizer
+            that reduces errors at the inputs of each layer. Their ``attention_mask`` marks padding.
 
     Returns:
         Format and backend of every matrix. Gradients flow through quantized layers to their inputs, not to
         their weights.
 
     Raises:
-        UserError: the plan was made for other shapes, or is not a plan.
-        QuantError: a format does not exist or does not fit, or the model lacks a module. The model does not
-            change.
+        UserError: the plan was made for other shapes, or is not a plan; the quantizer needs ``inputs``.
+        QuantError: a format or quantizer does not exist or does not fit, or the model lacks a module. The
+            model does not change.
 
     Example:
         >>> import bitrank
@@ -167,13 +176,15 @@ def apply(
         >>> done["model.layers.0.mlp.up_proj"].format
         'int4-g64'
     """
-    config = config_of_plan(check_plan_data({"ranks": {}, **plan}, "the plan"), "the plan")
+    data = check_plan_data({"ranks": {}, **plan}, "the plan")
+    config = config_of_plan(data, "the plan")
     heads = _heads(model)
     check_adaptable(type(model).__name__, model)
     free = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
     formats = config.precision.assign_formats(free)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype)
+    encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
+    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype, encode=encode)
     store_in_16_bits(model, left_out(model, heads))
     return applied
 
@@ -183,6 +194,7 @@ def attach(
     plan: Mapping[str, Any],
     *,
     scale: float = RunSpec.adapter_scale,
+    scale_policy: str = RunSpec.scale_policy,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -192,8 +204,10 @@ def attach(
 
     Args:
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
-        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), or ``adaptive``.
-        scale: factor on every adapter's output, α / rank, the same for all ranks; default: that of runs.
+        plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
+            ``rank_rule``.
+        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs.
+        scale_policy: factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -202,7 +216,8 @@ def attach(
         seed: seed of the adapters' random factor.
 
     Returns:
-        A PEFT model: train it with any loop, save it with ``save_pretrained``.
+        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count
+        adapters in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
         UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
@@ -236,7 +251,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=scale,
+        scale=AdapterScale(scale, scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )
@@ -293,13 +308,12 @@ def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
     return PlanRequest(budget, chosen["planner"], choices, chosen["max_trainable"], chosen["pins"])
 
 
-def _as_data(result: PlanResult, init: str) -> Plan:
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init)
+def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, quantizer)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
     return check_plan_data(data, "the plan")
 
 
 def _heads(model: nn.Module) -> list[str]:
     """Modules of a classifier that runs train whole; none for other models."""
-    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
-    return heads_of(model) if type(model).__name__ in classifiers else []
+    return heads_of(model) if has_new_head(model) else []

@@ -11,6 +11,7 @@ import pytest
 from bitrank.cli.main import main
 from bitrank.cli.plan_view import proven
 from bitrank.planning.budget import sizes_of
+from bitrank.planning.costs import RANKS, Choices
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import make_spec
 from bitrank_planner import Plan
@@ -217,3 +218,18 @@ def test_a_model_that_does_not_fit_is_planned_from_its_config(capsys: Any, tmp_p
     data = json.loads(capsys.readouterr().out)
     assert 39_990_000_000 < data["bytes"] <= 40_000_000_000 and data["sensitivities"] == "prior"
     assert len(data["ranks"]) == 560 and data["forecast"]["weights"] > 39_000_000_000
+
+
+def test_rank_zero_everywhere_is_an_error_where_nothing_else_trains(capsys: Any) -> None:
+    """A classifier has a new head to train, a language model has nothing."""
+    arguments = ("--budget", "9bits", "--ranks", "0", "--planner", "exact")
+    error = rejected(capsys, "--task", "toy_articles", *arguments)
+    assert "the plan has rank 0 everywhere" in error and "--ranks 2,4,8" in error
+    assert planned(capsys, "--task", "toy_sentences", *arguments)["ranks"] == {}
+
+
+def test_default_ranks_have_zero_only_where_rank_has_a_value() -> None:
+    assert 0 in RANKS and Choices(repairs=True).offered_ranks == RANKS
+    assert Choices(repairs=False, eta=0.1).offered_ranks == RANKS
+    assert Choices(repairs=False).offered_ranks == RANKS[1:]
+    assert Choices(ranks=(0, 4), repairs=False).offered_ranks == (0, 4)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from bitrank.execution.options import RUN_BYTES
 from bitrank.execution.prefetch import prefetch
+from bitrank.spec.plan_request import cached_plan, plan_place
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec
 
@@ -25,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wait_for(cache: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(cache.glob(pattern)):
         assert time.monotonic() < deadline, sorted(cache.rglob("*"))
         time.sleep(0.001)
@@ -61,6 +63,23 @@ def test_prefetched_specs_start_no_process(cache: Path, monkeypatch: pytest.Monk
         pass
     with pytest.raises(TypeError), prefetch([ARTICLES, SENTENCES], slots=1):
         pass  # the other task was not
+
+
+@pytest.mark.skipif(
+    psutil.virtual_memory().available < 1.5 * RUN_BYTES, reason="plans are made ahead in free memory only"
+)
+def test_plan_of_a_queued_planned_arm_is_made_once_for_all_seeds(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = make_spec(PROFILES["smoke"], "Plan-Q4", "toy_sentences")
+    with prefetch([SENTENCES, planned, replace(planned, seed=1)], slots=1):
+        wait_for(cache, "prepared/*")
+    place = plan_place(planned)
+    assert [path.name for path in (cache / "plans").glob("[!.]*")] == [place.name]
+    assert cached_plan(replace(planned, seed=1))["planner"] == "exact"
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with prefetch([SENTENCES, planned], slots=1):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_adapters import adapter_bytes, fuse
+from bitrank_adapters import AdapterScale, adapter_memory, fuse
 from bitrank_planner import exact
 from bitrank_quant import WeightMatrix, decoder, weight_matrices
 from bitrank_trainer import DTYPES, OBJECTIVES, Task, TrainSettings, choose_dtype, train, trainable
@@ -82,7 +82,12 @@ def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocate
     plans = make_plans(arm, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
     model, hook = arm.rank.attach(
-        loaded.model, plans.ranks, total_steps=20, scale=2.0, heads=loaded.trained_modules, seed=0
+        loaded.model,
+        plans.ranks,
+        total_steps=20,
+        scale=AdapterScale(2.0, "constant"),
+        heads=loaded.trained_modules,
+        seed=0,
     )
     fuse(model, decoder)
     optimizers: list[torch.optim.Optimizer] = []
@@ -113,7 +118,7 @@ def test_adapter_gradient_and_optimizer_bytes_equal_those_that_training_allocate
         value.nbytes for state in optimizers[0].state.values() for value in state.values() if value.ndim
     )
     averages = hook.state()[0].values() if config in {"B-Ada", "Joint-2"} else ()
-    assert parts.adapters == adapter_bytes(model)
+    assert parts.adapters == adapter_memory(model)
     assert parts.gradients == gradients[0] == gradients[1]
     assert parts.trainable == sum(p.numel() for p in trainable(model).values())
     # AdaLoRA's state has two averages per parameter; the last importance, of the same size, is not saved in

@@ -19,7 +19,7 @@ from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
-from bitrank_adapters import adapter_bytes
+from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
     BACKENDS,
     FORMATS,
@@ -131,10 +131,15 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
     plans = make_plans(arm, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
     model, _ = arm.rank.attach(
-        loaded.model, plans.ranks, total_steps=10, scale=2.0, heads=loaded.trained_modules, seed=0
+        loaded.model,
+        plans.ranks,
+        total_steps=10,
+        scale=AdapterScale(2.0, "constant"),
+        heads=loaded.trained_modules,
+        seed=0,
     )
     empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
     assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
         model
-    ).total - adapter_bytes(model)
+    ).total - adapter_memory(model)

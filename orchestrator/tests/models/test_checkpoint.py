@@ -276,10 +276,22 @@ def _bart_classifier(folder: Path) -> Path:
     return folder
 
 
-def test_quantization_config_is_refused_with_its_method(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ("gptq", r"give the original in 16 or 32 bits \(transformers cannot dequantize this method\)"),
+        ("bitsandbytes", r"call model\.dequantize\(\) and save it"),
+        ("fp8", r"quantization_config=FineGrainedFP8Config\(dequantize=True\)"),
+        ("mxfp4", r"quantization_config=Mxfp4Config\(dequantize=True\)"),
+        ("of my own", r"transformers does not know this method"),
+    ],
+)
+def test_quantization_config_is_refused_with_its_method_and_the_way_out(
+    tmp_path: Path, method: str, remedy: str
+) -> None:
     folder = write(tmp_path / "m", "llama")
-    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UserError, match=r"quantized already.*quant_method gptq.*dequantize"):
+    change_config(folder, quantization_config={"quant_method": method})
+    with pytest.raises(UserError, match=rf"quantized already.*quant_method {method}; .*{remedy}"):
         opened(folder, LM)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_adapters import AdapterScale, attach_lora, fuse, uniform_ranks
 from bitrank_quant import BACKENDS, block_matrices, decoder, parse_format
 from bitrank_quant.backends import scratch
 from bitrank_quant.kernels.status import kernels_status
@@ -53,7 +53,7 @@ def adapted_model(make: Any, backend: str, texts: tuple[str, str, str], fused: b
             layer.requires_grad_(False), parse_format(texts[number % 3]), torch.float32
         )
         model.set_submodule(name, made)
-    adapted = attach_lora(model, uniform_ranks(names, 4), scale=1.3)
+    adapted = attach_lora(model, uniform_ranks(names, 4), scale=AdapterScale(1.3, "constant"))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapted.parameters():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitrank.models.fuse import attention_for, fuse_model
-from bitrank_adapters import attach_lora, uniform_ranks
+from bitrank_adapters import AdapterScale, attach_lora, uniform_ranks
 from bitrank_adapters.fused.norms import norms_in_fp32
 from bitrank_quant import block_matrices, kernels
 from bitrank_quant.kernels import rows
@@ -40,7 +40,7 @@ def adapted_model(make: Any, dtype: torch.dtype, fused: bool) -> Any:
     model = make(attention_for("cpu", fused)).to(dtype)
     norms_in_fp32(model)
     adapted = attach_lora(
-        model, uniform_ranks([matrix.name for matrix in block_matrices(model)], 4), scale=1.3
+        model, uniform_ranks([matrix.name for matrix in block_matrices(model)], 4), scale=AdapterScale(1.3)
     ).train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bitrank.planning.budget import Sizes, sizes_of
-from bitrank.planning.costs import Choices, costs, estimated_loss, make_problem, without_divergences
+from bitrank.planning.costs import Choices, by_fisher, costs, make_problem
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
@@ -34,29 +36,22 @@ def test_cost_equals_its_formula(tables: Tables) -> None:
         tables.errors[matrix.name]["int2-g64"],
         tables.moments[matrix.name].gradient_K.double(),
     )
-    assert estimated_loss(errors) == errors.divergence and errors.divergence != errors.fisher
+    assert errors.output != errors.fisher
     for repairs in (True, False):
         got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs))
         for rank, cost in zip((2, 4, 8), got, strict=True):
-            left = float(errors.tail_R[rank]) / errors.fisher if repairs else 1.0
+            left = float(errors.tail_R[rank] / errors.tail_R[0]) if repairs else 1.0
             assert cost == pytest.approx(
-                estimated_loss(errors) * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5
+                errors.output * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5
             )
 
 
-def test_estimate_without_a_divergence_is_the_fisher_form(tables: Tables) -> None:
-    errors = tables.errors[tables.matrices[0].name]["int8"]
-    assert errors.divergence is None and estimated_loss(errors) == errors.fisher > 0
-
-
-def test_tables_without_divergences_give_the_fisher_form_unless_it_is_zero(tables: Tables) -> None:
-    by_fisher = without_divergences(tables)
+def test_fisher_tables_replace_the_score_only(tables: Tables) -> None:
+    other = by_fisher(tables)
     for name, formats in tables.errors.items():
         for fmt, errors in formats.items():
-            assert estimated_loss(by_fisher.errors[name][fmt]) == (
-                errors.fisher if errors.fisher > 0 else errors.divergence
-            ), (name, fmt)
-    assert by_fisher.moments == tables.moments and by_fisher.base == tables.base
+            assert other.errors[name][fmt] == replace(errors, output=errors.fisher), (name, fmt)
+    assert other.moments == tables.moments and other.base == tables.base
 
 
 def test_embeddings_get_formats_and_no_rank(tables: Tables, sizes: Sizes) -> None:
@@ -81,8 +76,8 @@ def test_every_planner_keeps_the_budget(name: str, tables: Tables, sizes: Sizes)
 
 
 def test_unmeasured_format_and_oversized_rank_are_refused(tables: Tables, sizes: Sizes) -> None:
-    with pytest.raises(PlanError, match="int5-g64 was not measured; measured: int2-g64"):
-        make_problem(tables, sizes, 10**9, Choices(formats=("int5-g64",)))
+    with pytest.raises(PlanError, match="int5-g32 was not measured; measured: int2-g64"):
+        make_problem(tables, sizes, 10**9, Choices(formats=("int5-g32",)))
     with pytest.raises(PlanError, match="no rank of"):
         make_problem(tables, sizes, 10**9, Choices(ranks=(10**6,)))
 

@@ -15,14 +15,14 @@ from bitrank.planning import interactions
 from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import Choices, make_problem
 from bitrank.planning.interactions import (
-    Added,
-    Bench,
+    Candidate,
     calibrate_costs,
+    choose,
     costs_by_kind,
-    find_factors,
-    kind_of,
+    find_candidates,
     scaled,
 )
+from bitrank.planning.plan_divergence import Added, Bench, kind_of
 from bitrank.sensitivity.calibration import calibration
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
@@ -30,7 +30,7 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec, make_spec
 from bitrank_planner import Infeasible, Item, Option, Plan, Problem, exact
 from bitrank_quant import Format, QuantEmbedding, QuantLinear, parse_format
-from bitrank_quant.sensitivity import Replay, compute_dtype, weight_of
+from bitrank_quant.sensitivity import Divergence, Replay, compute_dtype, weight_of
 from safetensors.torch import load_file, save_file
 
 COSTS = {"int2": (2, 9.0), "int4": (4, 3.0), "int8": (8, 1.0)}
@@ -80,7 +80,8 @@ class SyntheticBench:
 
 
 def factors_of(problem: Problem, bench: Any) -> dict[str, float]:
-    return find_factors(problem, cast(Bench, bench))[1]
+    """The factors of the last round."""
+    return find_candidates(problem, cast(Bench, bench))[-1].factors
 
 
 def test_kind_is_the_name_without_the_block_number() -> None:
@@ -112,23 +113,48 @@ def test_additive_errors_leave_the_plan_unchanged() -> None:
     )
 
 
-def test_factors_are_those_of_the_round_with_the_least_divergence() -> None:
-    """Each later round diverges more here, so the factors are those of the first round."""
-    problem = synthetic_problem()
+def by_batch(*sums: float) -> Divergence:
+    return Divergence(sums, (10,) * len(sums))
 
-    class DivergingBench(SyntheticBench):
-        def added(self, plan: Plan) -> Added:
-            found = super().added(plan)
-            return Added(found.whole * 10 ** len(self.plans), found.by_kind)
 
-    factors = factors_of(problem, DivergingBench(problem, 3.0))
-    assert factors["layers.*.up"] == pytest.approx(factors["embedding"])
+def candidates_of(*choices: int) -> list[Candidate]:
+    """Candidates whose plans differ in the format of the embedding."""
+    problem = synthetic_problem(100)
+    plans = [problem.plan([0, 0, 0, 0, choice], "test") for choice in choices]
+    return [Candidate(0, {"embedding": float(number)}, plan) for number, plan in enumerate(plans)]
+
+
+@pytest.mark.parametrize(
+    ("second", "chosen"),
+    [
+        (by_batch(8.0, 10.0, 9.0), 1),  # 1.0 less in each batch, without noise
+        (by_batch(4.0, 15.0, 10.0), 0),  # less by the mean, within the noise between batches
+        (by_batch(10.0, 12.0, 11.0), 0),
+    ],
+)
+def test_a_plan_is_replaced_only_by_a_difference_beyond_noise(second: Divergence, chosen: int) -> None:
+    first = by_batch(9.0, 11.0, 10.0)
+    candidates = candidates_of(0, 1)
+    divergences = dict(zip((one.plan.choices for one in candidates), (first, second), strict=True))
+    kept, divergence = choose(candidates, lambda plan: divergences[plan.choices])
+    assert kept is candidates[chosen] and divergence == (first, second)[chosen]
+
+
+def test_equal_plans_are_evaluated_once() -> None:
+    evaluated: list[Plan] = []
+
+    def evaluate(plan: Plan) -> Divergence:
+        evaluated.append(plan)
+        return by_batch(1.0, 2.0)
+
+    candidates = candidates_of(0, 0, 1, 0)
+    assert choose(candidates, evaluate)[0] is candidates[0] and len(evaluated) == 2
 
 
 def test_factors_are_limited_to_a_range() -> None:
     """A kind's factor is between a quarter of the overall factor and four times that factor."""
     problem = synthetic_problem()
-    factors = factors_of(problem, SyntheticBench(problem, 1e6))
+    factors = find_candidates(problem, cast(Bench, SyntheticBench(problem, 1e6)))[1].factors
     assert factors["layers.*.up"] / factors["embedding"] <= 16
 
 
@@ -191,13 +217,16 @@ def test_added_divergence_equals_that_of_the_model_with_quantized_weights(
     plan = exact(problem_of(spec, tables))
     ready = calibration(spec)
     replay = Replay(ready.model, ready.joint, ready.forward)
+    held_out = Replay(ready.model, ready.held_out, ready.forward)
     bench = Bench(spec, tables, repairs=False)
-    added = bench.added(plan)
+    added, others = bench.added(plan), bench.held_out(plan)
     for name, text in plan.precision.items():
         store_decoded(ready.model.get_submodule(name), parse_format(text))
     assert added.whole == pytest.approx(replay.evaluate_from(None, first=True)[1], rel=1e-4), (
         "equal up to the rounding of a narrowed block"
     )
+    assert others.mean == pytest.approx(held_out.evaluate_from(None, first=True)[1], rel=1e-4)
+    assert len(others.counts_B) == len(ready.held_out)
     assert added.by_kind.keys() == {kind_of(name) for name in plan.precision}
     assert bench.added(plan) == added, "the model was restored"
 
@@ -223,36 +252,47 @@ def test_calibration_restores_the_model_and_is_cached(
 ) -> None:
     problem = problem_of(spec, tables, 1.31)
     bench = Bench(spec, tables, repairs=True)
-    modules = dict(bench._model.named_modules())
+    modules = dict(bench.model.named_modules())
     before = {matrix.name: weight_of(modules[matrix.name]).clone() for matrix in tables.matrices}
-    find_factors(problem, bench)
-    assert dict(bench._model.named_modules()) == modules
+    find_candidates(problem, bench)
+    assert dict(bench.model.named_modules()) == modules
     assert all(torch.equal(weight_of(modules[name]), weight) for name, weight in before.items())
 
     messages: list[str] = []
-    first, seconds = calibrate_costs([problem], tables, spec, True, messages.append)
+    first, seconds = calibrate_costs([problem], tables, spec, True, on_progress=messages.append)
     monkeypatch.setattr(interactions, "Bench", _fail)
     assert calibrate_costs([problem], tables, spec, True) == (first, seconds)
-    assert len(messages) in {0, interactions.ROUNDS + 1}  # none if an earlier test filled the cache
     assert [item.name for item in first.items] == [item.name for item in problem.items]
 
 
-def test_calibration_selects_the_costs_with_the_least_divergence(
-    spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("less", "basis"), [(0.5, 1), (0.0, 0)])
+def test_calibration_scales_the_chosen_costs_to_their_divergence(
+    less: float,
+    basis: int,
+    spec: RunSpec,
+    tables: Tables,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     problem = problem_of(spec, tables, 1.32)
-    other = scaled(problem, {kind_of(item.name): 2.0 for item in problem.items})
-    found = iter([(3.0, 1.5), (1.0, 5.0), (2.0, 7.0)])
+    other = problem_of(spec, tables, 1.4)
+    plans = [exact(problem), exact(other)]
+    assert plans[0].choices != plans[1].choices
 
-    def find(one: Problem, *_: Any) -> tuple[float, dict[str, float]]:
-        whole, factor = next(found)
-        return whole, {kind_of(item.name): factor for item in one.items}
+    class FakeBench:
+        def held_out(self, plan: Plan) -> Divergence:
+            return by_batch(2.0, 3.0) if plan.choices == plans[0].choices else by_batch(2 - less, 3 - less)
 
-    monkeypatch.setattr(interactions, "find_factors", find)
-    monkeypatch.setattr(interactions, "Bench", lambda *_: None)
+    def find(one: Problem, _bench: Any, number: int, *_: Any) -> list[Candidate]:
+        return [Candidate(number, {kind_of(item.name): 1.5 for item in one.items}, exact(one))]
+
+    monkeypatch.setattr(interactions, "find_candidates", find)
+    monkeypatch.setattr(interactions, "Bench", lambda *_: FakeBench())
     monkeypatch.setattr(interactions, "cache_dir", lambda: tmp_path)
-    kept, _ = calibrate_costs([problem, other, problem], tables, spec, True)
-    assert kept == scaled(other, {kind_of(item.name): 5.0 for item in problem.items})
+    kept, _ = calibrate_costs([problem, other], tables, spec, True)
+    chosen = kept.plan(plans[basis].choices, "test")
+    assert chosen.cost == pytest.approx((5.0 - 2 * less) / 20)
+    assert chosen.precision == plans[basis].precision
 
 
 _fail: Callable[..., Any] = lambda *_: pytest.fail("calibrated again")  # noqa: E731

@@ -25,6 +25,7 @@ from bitrank.run.train_run import execute
 from bitrank.spec.configs import find_config
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank_adapters import AdapterScale
 from bitrank_trainer import ALONE, OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -145,7 +146,12 @@ def built(spec: RunSpec, data: RunData) -> Any:
     config = find_config(spec.config)
     plans = make_plans(config, loaded)
     store_base(spec, loaded, plans.bits, choose_init(spec, plans.ranks), "cpu", torch.float32)
-    options: dict[str, Any] = {"total_steps": 2, "scale": 2.0, "heads": loaded.trained_modules, "seed": 0}
+    options: dict[str, Any] = {
+        "total_steps": 2,
+        "scale": AdapterScale(),
+        "heads": loaded.trained_modules,
+        "seed": 0,
+    }
     model, _ = config.rank.attach(loaded.model, plans.ranks, **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -18,16 +18,18 @@ LAPTOP = {
     "Joint-1 movie_sentences s0": "2fe7fe7281c5",
     "Joint-2 movie_sentences s0": "8bb3a7d80522",
     "Joint-3 movie_sentences s0": "d2e561c9417d",
+    "Plan-Q4 movie_sentences s0": "8a8114f4e111",
     "B-FP wiki_articles s0": "fdec399d80ef",
     "B-Q4 wiki_articles s0": "0f1d9e0f20f8",
     "B-Ada wiki_articles s0": "024bafb6e96b",
     "Joint-1 wiki_articles s0": "c67ef6168fba",
     "Joint-2 wiki_articles s0": "cbc300744df3",
     "Joint-3 wiki_articles s0": "8e4dde20b451",
+    "Plan-Q4 wiki_articles s0": "5c7b811ef56c",
 }
 
 
-def test_the_twelve_laptop_specs_keep_their_ids() -> None:
+def test_the_laptop_specs_keep_their_ids() -> None:
     profile = PROFILES["laptop"]
     specs = matrix(profile, list(CONFIGS), list(profile.tasks), list(profile.seeds), {})
     assert {spec.run_name: spec.spec_id for spec in specs} == LAPTOP
@@ -42,3 +44,11 @@ def test_a_spec_file_without_a_newer_field_gets_its_default(tmp_path, later: str
     (tmp_path / "spec.json").write_text(json.dumps(data))
     read = asdict(read_spec(tmp_path / "spec.json"))
     assert {**data, later: read[later]} == read
+
+
+def test_a_spec_file_of_before_scale_policies_keeps_its_one_scale(tmp_path) -> None:
+    (spec,) = matrix(PROFILES["laptop"], ["B-FP"], ["movie_sentences"], [0], {})
+    data = asdict(spec)
+    del data["scale_policy"]
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    assert asdict(read_spec(tmp_path / "spec.json")) == {**data, "scale_policy": "constant"}

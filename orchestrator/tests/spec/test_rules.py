@@ -1,4 +1,4 @@
-"""The six arms give the plans of the study, for every architecture."""
+"""The arms with rules give the plans of the study, for every architecture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 import pytest
 from bitrank.errors import UserError
 from bitrank.models.tiny import TINY
-from bitrank.spec.configs import CONFIGS, find_config
+from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.rules import RANK_RULES
+from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices
+from peft import PeftModel
 
 
 @pytest.fixture(params=["tiny-bert", "tiny-llama", "tiny-gpt2"])
@@ -50,7 +53,7 @@ def test_ranks_of_the_others(matrices) -> None:
 
 def test_every_free_matrix_has_a_format(matrices) -> None:
     quantizable, _ = matrices
-    for config in CONFIGS.values():
+    for config in (arm for arm in CONFIGS.values() if isinstance(arm, Config)):
         assert set(config.precision.assign_formats(quantizable)) == {m.name for m in quantizable}
 
 
@@ -79,3 +82,45 @@ def test_a_file_that_is_not_a_plan_is_rejected(tmp_path, content: str) -> None:
         find_config("x", str(path))
     with pytest.raises(UserError, match="cannot read the plan"):
         find_config("x", str(tmp_path / "none.json"))
+
+
+def test_placement_rules_give_rank_to_one_part_of_every_block(matrices) -> None:
+    _, blocks = matrices
+    for name, part in (("attention-only", "attention"), ("ffn-only", "ffn")):
+        ranks = RANK_RULES[name].make(8).assign_ranks(blocks)
+        assert ranks == {m.name: 8 if m.role == part else 0 for m in blocks}
+        assert set(ranks.values()) == {0, 8}
+
+
+def test_a_part_that_the_model_lacks_is_an_error(matrices) -> None:
+    _, blocks = matrices
+    attention = [m for m in blocks if m.role == "attention"]
+    with pytest.raises(UserError, match="no matrix of this model belongs to ffn; the roles are attention"):
+        RANK_RULES["ffn-only"].make(8).assign_ranks(attention)
+
+
+def test_a_plan_file_names_a_rank_rule(matrices, tmp_path) -> None:
+    _, blocks = matrices
+    path = tmp_path / "mine.json"
+    rule = {"name": "attention-only", "rank": 4}
+    path.write_text(json.dumps({"precision": {}, "ranks": {}, "rank_rule": rule}))
+    config = find_config("ignored", str(path))
+    assert {(m.role, config.rank.assign_ranks(blocks)[m.name]) for m in blocks} == {
+        ("attention", 4),
+        ("ffn", 0),
+    }
+    assert find_config("ignored", str(path), {"rank": 6}).rank.rank == 6
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-gpt2"])
+def test_placement_trains_and_loads_in_stock_peft(tmp_path, name: str) -> None:
+    model = TINY[name]()
+    blocks = block_matrices(model)
+    rule = RANK_RULES["ffn-only"].make(4)
+    heads = ["classifier"] if name == "tiny-bert" else []
+    ranks = rule.assign_ranks(blocks)
+    _, hook = rule.attach(model, ranks, total_steps=1, scale=AdapterScale(), heads=heads, seed=0)
+    assert hook.ranks() == {m.name: 4 for m in blocks if m.role == "ffn"}
+    hook.save(tmp_path)
+    stock = PeftModel.from_pretrained(TINY[name](), tmp_path)
+    assert {matrix for matrix, _ in adapted(stock)} == {m.name for m in blocks if m.role == "ffn"}

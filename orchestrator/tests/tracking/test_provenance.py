@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 from bitrank.spec.configs import CONFIGS
-from bitrank.tracking import provenance
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import make_spec
+from bitrank.tracking import provenance, run_state
 from bitrank.tracking.provenance import (
     CHANGES_NO_NUMBER,
+    PLANNING,
     RUN,
     code_files,
     code_hash,
-    code_id,
     git_state,
     reachable,
 )
@@ -49,7 +51,7 @@ def rules(tmp_path, monkeypatch) -> Path:
 
 def code_of(name: str) -> str:
     provenance._rules_code.cache_clear()
-    return code_id(CONFIGS[name].precision, CONFIGS[name].rank)
+    return run_state.code_of(make_spec(PROFILES["smoke"], name, "toy_sentences"))
 
 
 def test_a_new_rule_does_not_change_the_hashes_of_others(rules) -> None:
@@ -64,6 +66,14 @@ def test_a_changed_rule_makes_only_its_arms_stale(rules) -> None:
     rules.write_text(text.replace("class ByRole:", "class ByRole:\n    changed = True\n"))
     assert rules.read_text() != text
     assert [name for name in CONFIGS if code_of(name) != before[name]] == ["Joint-3"]
+
+
+def test_a_changed_rule_of_the_budget_makes_the_planned_arm_stale(rules) -> None:
+    before = {name: code_of(name) for name in CONFIGS}
+    text = rules.read_text()
+    rules.write_text(text.replace("class FixedRank(_Lora):", "class FixedRank(_Lora):\n    changed = True\n"))
+    assert rules.read_text() != text
+    assert {name for name in CONFIGS if code_of(name) != before[name]} == {"B-FP", "B-Q4", "Plan-Q4"}
 
 
 def test_a_rule_that_does_not_exist_has_no_hash() -> None:
@@ -138,6 +148,17 @@ def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
     listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
     forgotten = files_reachable_from(main) - set(code_files(RUN).values()) - listed
     assert not forgotten, "hash these files, or list their modules in CHANGES_NO_NUMBER with a reason"
+
+
+def test_every_file_that_planning_can_import_is_hashed_for_planned_arms() -> None:
+    root = reachable(PLANNING)[PLANNING]
+    listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
+    hashed = set(code_files(RUN, PLANNING).values())
+    assert not files_reachable_from(root) - hashed - listed
+    assert {
+        reachable(PLANNING)[name] for name in ("bitrank.sensitivity.measure", "bitrank.planning.costs")
+    } <= hashed
+    assert code_hash(RUN, PLANNING) not in {code_hash(RUN), code_hash(PLANNING)}
 
 
 def test_every_module_loaded_by_a_run_is_hashed_or_listed_as_harmless() -> None:

@@ -7,6 +7,7 @@ import torch
 from bitrank_adapters import (
     AdaLora,
     AdapterError,
+    AdapterScale,
     adapted,
     attach_adalora,
     attach_lora,
@@ -19,7 +20,7 @@ from peft import PeftModel
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_each_matrix_has_its_planned_rank_and_the_common_scale(make, blocks, name: str) -> None:
     ranks = {matrix: 2 + n % 5 for n, matrix in enumerate(blocks[name])}
-    model = attach_lora(make(name), ranks, scale=3.0)
+    model = attach_lora(make(name), ranks, scale=AdapterScale(3.0, "constant"))
     layers = dict(adapted(model))
     assert {matrix: layer.lora_A["default"].weight.shape[0] for matrix, layer in layers.items()} == ranks
     assert {layer.scaling["default"] for layer in layers.values()} == {3.0}
@@ -92,13 +93,40 @@ def test_saved_adapter_loads_in_stock_peft(make, blocks, ids, tmp_path) -> None:
             {"bert.encoder.layer.0.attention.self.qeury": 4},
             r"this model lacks; nearest: bert\.encoder\.layer\.0\.attention\.self\.query",
         ),
-        ({"bert.encoder.layer.0.attention.self.query": 33}, "rank 33 does not fit .* give 1 to 32"),
-        ({"bert.encoder.layer.0.attention.self.query": 0}, "rank 0 does not fit"),
+        ({"bert.encoder.layer.0.attention.self.query": 33}, "rank 33 does not fit .* give 0 to 32"),
+        ({"bert.encoder.layer.0.attention.self.query": 0}, "rank 0 everywhere: there is nothing to train"),
     ],
 )
 def test_invalid_plans_raise_adapter_error(make, plan, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         attach_lora(make("bert"), plan)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_matrices_of_rank_zero_get_no_adapter(make, blocks, ids, tmp_path, name: str) -> None:
+    ranks = {matrix: n % 3 for n, matrix in enumerate(blocks[name])}
+    model = attach_lora(make(name), ranks, heads=["classifier"] if name == "bert" else []).eval()
+    layers = dict(adapted(model))
+    assert set(layers) == {matrix for matrix, rank in ranks.items() if rank}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_B["default"].weight.normal_()
+    model.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(make(name), tmp_path).eval()
+    assert torch.allclose(stock(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
+
+
+def test_rank_zero_everywhere_trains_the_head_alone(make, blocks, ids, tmp_path) -> None:
+    model = attach_lora(make("bert"), dict.fromkeys(blocks["bert"], 0), heads=["classifier"]).eval()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("classifier.modules_to_save" in name for name in trained)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    model.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(make("bert"), tmp_path).eval()
+    assert torch.allclose(stock(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-5)
 
 
 def test_invalid_schedules_raise_adapter_error(make, blocks) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_adapters import AdaLora, attach_adalora
+from bitrank_adapters import AdaLora, AdapterScale, attach_adalora
 from bitrank_adapters.importance import OffOrthogonal
 from bitrank_adapters.rank_hooks import AdaLoraRanks
 from peft.tuners.adalora.layer import RankAllocator
@@ -45,7 +45,9 @@ def test_importance_and_ranks_equal_peft(make, blocks, ids) -> None:
     runs = []
     for peft_update in (False, True):
         torch.manual_seed(0)
-        model = attach_adalora(make("llama"), blocks["llama"], AdaLora(6, 2), total_steps=20, scale=1.7)
+        model = attach_adalora(
+            make("llama"), blocks["llama"], AdaLora(6, 2), total_steps=20, scale=AdapterScale(1.7, "constant")
+        )
         hook = AdaLoraRanks(model)
         allocator = model.base_model.rankallocator
         if peft_update:

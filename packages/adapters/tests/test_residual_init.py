@@ -8,8 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_adapters import (
+    SCALE_POLICIES,
     AdaLora,
     AdapterError,
+    AdapterScale,
     ResidualStart,
     adapted,
     attach_adalora,
@@ -49,8 +51,12 @@ def effective_weight(layer):
 
 
 ATTACH = {
-    "lora": lambda model, names: attach_lora(model, uniform_ranks(names, 6), scale=3.0),
-    "adalora": lambda model, names: attach_adalora(model, names, AdaLora(6, 2), total_steps=50, scale=3.0),
+    "lora": lambda model, names: attach_lora(
+        model, uniform_ranks(names, 6), scale=AdapterScale(3.0, "constant")
+    ),
+    "adalora": lambda model, names: attach_adalora(
+        model, names, AdaLora(6, 2), total_steps=50, scale=AdapterScale(3.0, "constant")
+    ),
 }
 
 
@@ -85,6 +91,38 @@ def test_error_of_one_round_equals_the_tail_of_the_spectrum(make, blocks) -> Non
     for name in names:
         tail = torch.linalg.svdvals(before[name] - coarse(before[name]))[6:].square().sum().sqrt()
         assert start.errors[name][1] == pytest.approx(float(tail), rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", SCALE_POLICIES)
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_product_is_the_best_approximation_under_every_scale(make, blocks, name: str, policy: str) -> None:
+    model = make(name)
+    ranks = {matrix: 2 + n % 4 for n, matrix in enumerate(blocks[name])}
+    start = ResidualStart(ranks)
+    before = split_model(model, start, blocks[name])
+    adapted_model = attach_lora(model, ranks, scale=AdapterScale(3.0, policy))
+    start.write(adapted_model)
+    for matrix, layer in adapted(adapted_model):
+        residual = before[matrix] - coarse(before[matrix])
+        left, values, right = torch.linalg.svd(residual, full_matrices=False)
+        rank = ranks[matrix]
+        best = (left[:, :rank] * values[:rank]) @ right[:rank]
+        assert torch.allclose(layer.get_delta_weight("default"), best, atol=1e-4 * float(values[0]))
+
+
+def test_rows_of_a_residual_start_have_the_norm_of_default_rows(make) -> None:
+    """In expectation; over 6 · 8 rows of 32 and 64 numbers the mean square is within a tenth."""
+    names = [n for n, m in make("llama").named_modules() if type(m) is torch.nn.Linear and "layers" in n]
+    plain = attach_lora(make("llama"), uniform_ranks(names, 6))
+    rows = torch.cat([layer.lora_A["default"].weight.square().sum(1) for _, layer in adapted(plain)])
+    model, start = make("llama"), ResidualStart(uniform_ranks(names, 6))
+    split_model(model, start, names)
+    model = attach_lora(model, uniform_ranks(names, 6))
+    start.write(model)
+    for _, layer in adapted(model):
+        norms = layer.lora_A["default"].weight.norm(dim=1)
+        assert torch.allclose(norms, norms[0].expand_as(norms), rtol=1e-4)
+        assert float(norms[0].square()) == pytest.approx(float(rows.mean()), rel=0.1)
 
 
 def test_more_rounds_never_increase_the_error_and_stop_early() -> None:
@@ -132,9 +170,10 @@ def test_lossless_matrices_keep_the_default_initialization(make, blocks, kind: s
         assert torch.equal(a, b), name
 
 
-def test_matrices_without_a_rank_stay_unchanged() -> None:
+@pytest.mark.parametrize("ranks", [{}, {"m": 0}])
+def test_matrices_without_a_rank_stay_unchanged(ranks) -> None:
     weight = torch.randn(4, 4)
-    assert ResidualStart({}).split("m", weight, coarse) is weight
+    assert ResidualStart(ranks).split("m", weight, coarse) is weight
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from bitrank_adapters import (
     AdaLora,
     AdapterError,
+    AdapterScale,
     ShrinkingRanks,
     adapted,
     attach_adalora,
@@ -22,7 +23,10 @@ from torch import nn
 STEPS = 40
 
 
-def shrinking(make, blocks, name="llama", scale=2.0, heads=()):
+CONSTANT = AdapterScale(2.0, "constant")
+
+
+def shrinking(make, blocks, name="llama", scale=CONSTANT, heads=()):
     model = attach_adalora(
         make(name), blocks[name], AdaLora(6, 2, every=2), total_steps=STEPS, seed=1, scale=scale, heads=heads
     )
@@ -160,7 +164,8 @@ def test_saved_adapter_loads_in_stock_peft(
     """Before the freeze the file is PEFT's AdaLoRA, after it plain LoRA with one rank per matrix."""
     model, hook = shrinking(make, blocks, name, heads=heads)
     train(model, hook, ids, 1, steps)
-    want, ranks = logits_of(model, ids), hook.ranks()
+    with hook.as_stored():
+        want, ranks = logits_of(model, ids), hook.ranks()
     hook.save(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == ("LORA" if steps == STEPS else "ADALORA")
@@ -175,14 +180,15 @@ def test_saved_adapter_loads_in_stock_peft(
 
 @pytest.mark.parametrize("steps", [20, STEPS])
 def test_read_adapter_gives_the_weight_update(make, blocks, ids, tmp_path, steps: int) -> None:
-    model, hook = shrinking(make, blocks, "bert", scale=3.0, heads=["classifier"])
+    model, hook = shrinking(make, blocks, "bert", scale=AdapterScale(3.0, "constant"), heads=["classifier"])
     train(model, hook, ids, 1, steps)
-    wanted = {name: layer.get_delta_weight("default").detach() for name, layer in adapted(model)}
-    classifier = (
-        dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.weight"]
-        .detach()
-        .clone()
-    )
+    with hook.as_stored():
+        wanted = {name: layer.get_delta_weight("default").detach() for name, layer in adapted(model)}
+        classifier = (
+            dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.weight"]
+            .detach()
+            .clone()
+        )
     hook.save(tmp_path)
     saved = read_adapter(tmp_path)
     assert set(saved.parts) == set(wanted)
@@ -192,7 +198,11 @@ def test_read_adapter_gives_the_weight_update(make, blocks, ids, tmp_path, steps
 
 
 def test_read_adapter_supports_plain_lora(make, blocks, tmp_path) -> None:
-    model = attach_lora(make("gpt2"), {name: 2 + n for n, name in enumerate(blocks["gpt2"])}, scale=3.0)
+    model = attach_lora(
+        make("gpt2"),
+        {name: 2 + n for n, name in enumerate(blocks["gpt2"])},
+        scale=AdapterScale(3.0, "constant"),
+    )
     for _, layer in adapted(model):
         nn.init.normal_(layer.lora_B["default"].weight)
     model.save_pretrained(str(tmp_path))

@@ -103,7 +103,7 @@ def _metrics(fmt: str, ranks: tuple[int, ...], adaptive: bool) -> dict[str, floa
         "mem/peak_mib": 900 + MIB[fmt] + params / 1e4,
         "mem/import_mib": 460.0,
         "lora/params": params,
-        "lora/mib": params * 4 / 2**20,
+        "lora/mib": params * 2 / 2**20,
         "lora/percent": params / 2e5,
         "lora/rank": float(LAYERS * sum(ranks)),
         "speed/train_tok_s": 4000.0,

@@ -28,7 +28,8 @@ def test_row_of_a_run_has_its_measured_values(maker, tmp_path: Path) -> None:
         "speed/train_tok_s": 50.0,
         "time/total_s": 70.0,
     }
-    run = maker.run("Joint-1", seed=3, metrics=metrics)
+    metrics["time/plan_s"] = 12.0
+    run = maker.run("Joint-1", seed=3, metrics=metrics, tags={"family": "joint"})
     row = study_of(tmp_path).runs.iloc[0].to_dict()
     assert row == {
         "run_id": run,
@@ -53,6 +54,8 @@ def test_row_of_a_run_has_its_measured_values(maker, tmp_path: Path) -> None:
         "train_tok_s": 50.0,
         "seconds": 70.0,
         "bits": 4.5,
+        "plan_s": 12.0,
+        "family": "joint",
         "hardware": "a machine",
         "code": "c1",
         "stale": False,

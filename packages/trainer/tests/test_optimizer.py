@@ -63,6 +63,9 @@ class Cutter(NoHook):
         changes, self._changes = self._changes, None
         return changes
 
+    def rescaled(self):
+        return None
+
     def settled(self, step: int) -> bool:
         return step >= self.at
 
@@ -128,3 +131,31 @@ def test_moments_are_cut_like_their_parameters() -> None:
             axis, kept = CUT.get(name.removeprefix("linear.0."), (0, torch.arange(parameter.shape[0])))
             assert torch.equal(optimizer.state[parameter][key], before[name][key].index_select(axis, kept))
         assert optimizer.state[parameter]["step"] == 1
+
+
+def test_multiplied_parameters_divide_their_moments() -> None:
+    """w' = f·w with loss(w'/f): the steps after the change are those of w, times f."""
+    plain, scaled = (nn.ParameterList([nn.Parameter(torch.tensor([1.0, -2.0]))]) for _ in range(2))
+    optimizers = [named_adamw(model, 0.1, 0.0) for model in (plain, scaled)]
+    factor = 1.0
+    for step in range(6):
+        for model, optimizer, size in zip((plain, scaled), optimizers, (1.0, factor), strict=True):
+            (model[0] / size - 3.0).square().sum().backward()
+            optimizer.param_groups[0]["lr"] = 0.1 * size
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 2:
+            factor = 4.0
+            scaled[0].data.mul_(factor)
+            follow(scaled, optimizers[1], Multiplied({"0": factor}))
+    assert torch.allclose(scaled[0] / factor, plain[0], atol=1e-5)
+
+
+class Multiplied(NoHook):
+    """Reports that parameters were multiplied by ``factors``."""
+
+    def __init__(self, factors):
+        self._factors = factors
+
+    def rescaled(self):
+        return self._factors

@@ -62,12 +62,15 @@ class Progress:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, job: Job) -> None:
-        state, now = f"{job.status} {job.phase}", time.monotonic()
+        # The part of a phase after a colon is progress within it, which has a line every few seconds.
+        state, now = f"{job.status} {job.phase.partition(':')[0]}", time.monotonic()
         before, when = self._printed.get(job.spec.spec_id, ("", 0.0))
         if state == before and now - when < _PLAIN_EVERY:
             return
         self._printed[job.spec.spec_id] = (state, now)
         cells = [f"{name} {value}" for name, value in _figures(job).items() if value]
+        if job.status == "running" and job.phase.startswith("planning"):
+            cells.insert(0, job.phase)
         print(
             "  ".join([f"{job.spec.run_name:28}", f"{job.status:9}", *cells, job.message]).rstrip(),
             flush=True,
@@ -94,7 +97,8 @@ class Progress:
 def _figures(job: Job) -> dict[str, str]:
     train = next((e for e in reversed(job.events) if e["event"] == "train"), None)
     validation = next((e for e in reversed(job.events) if e["event"] == "validation"), None)
-    latest: dict[str, Any] = job.events[-1] if job.events else {}
+    # Events of planning have no memory: it takes place in another process than the training.
+    latest = next((e for e in reversed(job.events) if "live" in e), None)
     metrics = validation["metrics"] if validation else {}
     metric = task_kind(job.spec.kind).metric.key
     shown = f"{metric} {metrics[f'val/{metric}']:.4g}" if f"val/{metric}" in metrics else ""
@@ -120,7 +124,18 @@ def results_table(rows: Sequence[tuple[RunSpec, dict[str, Any], str]]) -> Table:
     table = Table(title="Results", title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    heads = ("zero-shot", "quality", "model MiB", "bits", "train %", "rank", "peak MiB", "tok/s", "seconds")
+    heads = (
+        "zero-shot",
+        "quality",
+        "model MiB",
+        "bits",
+        "train %",
+        "rank",
+        "peak MiB",
+        "tok/s",
+        "plan s",
+        "seconds",
+    )
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for spec, figures, state in rows:
@@ -141,5 +156,6 @@ def _cells(kind: str, figures: dict[str, Any]) -> list[str]:
         f"{figures['lora/rank']:.0f}",
         f"{figures['mem/peak_mib']:,.0f}",
         f"{figures['speed/train_tok_s']:,.0f}",
+        f"{figures['time/plan_s']:.0f}" if "time/plan_s" in figures else "",
         f"{figures['time/total_s']:.0f}",
     ]

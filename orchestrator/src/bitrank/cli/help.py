@@ -38,6 +38,13 @@ def overrides() -> list[str]:
     return [f"{name} ({override.about})" for name, override in OVERRIDES.items()]
 
 
+def quantizers() -> list[str]:
+    """Values of ``--quantizer``, each with its meaning."""
+    from bitrank_quant import QUANTIZERS
+
+    return [f"{name} ({quantizer.about})" for name, quantizer in QUANTIZERS.items()]
+
+
 def planners() -> list[str]:
     """Values of ``--planner``."""
     from bitrank.planning.planners import planner_names

@@ -27,6 +27,8 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
     """One row of plain data per spec.
 
     ``seconds`` is the duration of the run, or the median of the complete runs of its task; None if unknown.
+    ``planning_seconds`` is the time in which the plan of a planned arm was made: 0 for other arms, None if
+    the plan does not exist yet, because its time cannot be known before.
     """
     states = _states(specs, store)
     durations = [
@@ -38,6 +40,7 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
     for spec, state in zip(specs, states, strict=True):
         same_task = [seconds for task, seconds in durations if task == spec.task]
         seconds = state.figures.get("time/total_s") or (median(same_task) if same_task else None)
+        planning = state.figures.get("time/plan_s", _planning_seconds(spec))
         length = f"{spec.steps} steps" if spec.steps else f"{spec.epochs} epochs"
         listed.append(
             {
@@ -47,10 +50,24 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
                 "model": spec.model,
                 "training": f"{length} of {spec.batch_size}",
                 "seconds": seconds,
-                "note": state.note,
+                "planning_seconds": planning,
+                "note": state.note or ("" if planning is not None else _NO_PLAN),
             }
         )
     return listed
+
+
+_NO_PLAN = "its plan does not exist yet; it is made before training, in a time that is not known"
+
+
+def _planning_seconds(spec: RunSpec) -> float | None:
+    """Seconds in which the plan of a planned arm was made; None if it is not in the cache."""
+    if spec.plan_request is None:
+        return 0.0
+    from bitrank.spec.plan_request import cached_plan
+
+    plan = cached_plan(spec)
+    return None if plan is None else float(sum(plan["planning_seconds"].values()))
 
 
 def table(listed: Sequence[dict[str, Any]]) -> Table:
@@ -61,6 +78,10 @@ def table(listed: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(head, no_wrap=True)
     for row in listed:
         time = f"{row['seconds']:.0f} s" if row["seconds"] else "unknown"
+        if row["planning_seconds"] is None:
+            time += ", planning unknown"
+        elif row["planning_seconds"]:
+            time += f", planning {row['planning_seconds']:.0f} s"
         shown.add_row(row["run"], row["spec_id"], row["state"], row["model"], row["training"], time)
     return shown
 

@@ -65,6 +65,7 @@ def add_locations(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     add_field(parser, "--quant-backend", "quant_backend")
+    add_field(parser, "--quantizer", "quantizer")
     add_field(parser, "--memory-limit", "memory_limit", metavar="BYTES")
     parser.add_argument(
         "--mps-safe",
@@ -127,6 +128,7 @@ def add_field(parser: argparse.ArgumentParser, option: str, field: str, metavar:
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     keys = (
         "quant_backend",
+        "quantizer",
         "memory_limit",
         "data",
         "model",

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
-from bitrank.cli.help import formats, list_names, planners
+from bitrank.cli.help import formats, list_names, planners, quantizers
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--formats", type=comma_separated, help="formats to choose from, comma-separated"
     )
     list_names(choice, formats)
-    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated")
+    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated; 0: no adapter")
     parser.add_argument(
         "--pin",
         action="append",
@@ -66,6 +66,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="initialization of adapters; with lq-lora, rank reduces the quantization error "
         "(default: lq-lora)",
     )
+    quantizer = parser.add_argument(
+        "--quantizer", help="how codes and scales are chosen, in the costs and in the run (default: rtn)"
+    )
+    list_names(quantizer, quantizers)
     _add_effort(parser)
     _add_output(parser)
 
@@ -129,12 +133,13 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
     from bitrank.planning.make_plan import PlanRequest, make_plan
     from bitrank.spec.plan_file import plan_data, save_plan
 
-    given = {"model": arguments.model} if arguments.model else {}
+    given = {"model": arguments.model, "quantizer": arguments.quantizer}
     spec = make_spec(
         find_profile(arguments.profile),
         "B-FP",
         arguments.task,
-        given | dict(parse_setting(text) for text in arguments.set),
+        dict(parse_setting(text) for text in arguments.set)
+        | {key: value for key, value in given.items() if value is not None},
     )
     request = PlanRequest(
         arguments.budget,
@@ -147,7 +152,9 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
         arguments.seconds,
     )
     result = make_plan(spec, request, _print_progress)
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, arguments.init)
+    data = plan_data(
+        result.plan, result.sizes.matrices, result.problem.budget, arguments.init, spec.quantizer
+    )
     parts = forecast(spec, result.plan.precision, result.plan.ranks, arguments.store)
     data["forecast"] = vars(parts)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
@@ -183,6 +190,8 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
+    if arguments.quantizer is not None:
+        options["quantizer"] = arguments.quantizer
     spec = check(RunSpec(config="B-FP", task="", model=arguments.model, kind=LANGUAGE_MODELLING, **options))
     problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
     from bitrank.planning.make_plan import match_pins
@@ -190,7 +199,7 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
     problem = problem.pinned(match_pins(_pins(arguments.pin), [item.name for item in problem.items]))
     plan = plan_by(arguments.planner, problem, None, Effort(arguments.seconds))  # type: ignore[arg-type]
     parts = training_memory(spec, plan)
-    data = plan_data(plan, sizes.matrices, problem.budget, arguments.init) | {
+    data = plan_data(plan, sizes.matrices, problem.budget, arguments.init, spec.quantizer) | {
         "forecast": vars(parts),
         "sensitivities": "prior",
     }
@@ -259,10 +268,10 @@ def _run_command(arguments: argparse.Namespace) -> str:
 
 
 def _choices(arguments: argparse.Namespace) -> Any:
-    from bitrank.planning.costs import FORMATS, RANKS, Choices
+    from bitrank.planning.costs import FORMATS, Choices
 
     formats = tuple(arguments.formats or FORMATS)
-    given = tuple(sorted(set(arguments.ranks or RANKS)))
+    given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
     return Choices(formats, given, repairs=INITS[arguments.init].residual)
 
 

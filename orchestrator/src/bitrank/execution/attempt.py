@@ -1,5 +1,6 @@
 """The process of one run: start it, read its events, and log how it ends.
 
+A planned arm has two processes: one that makes its plan, if the run's folder has none, then the run itself.
 The process that follows a run is the only writer of its record; if it ends, the run's process ends too.
 Events are logged in batches and returned for display.
 """
@@ -22,7 +23,7 @@ from bitrank.errors import BAD_INPUT, DIVERGED
 from bitrank.process.advice import advise_signal
 from bitrank.process.environment import run_environment
 from bitrank.process.events import EventTail
-from bitrank.process.run_folder import result_of
+from bitrank.process.run_folder import REQUESTED_PLAN, result_of
 from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.tracking.base import Log
 from bitrank.tracking.run_state import State
@@ -66,22 +67,15 @@ class Job:
 
 
 class Attempt:
-    """The process of ``job``'s run in ``job.folder``, until its record in ``log`` is closed."""
+    """The processes of ``job``'s run in ``job.folder``, until its record in ``log`` is closed."""
 
     def __init__(self, job: Job, log: Log) -> None:
         self.job, self.ended = job, False
         self._log, self._tail = log, EventTail(job.folder / "events.jsonl")
         self._pending, self._flushed = list[dict[str, Any]](), 0.0
         write_spec(job.spec, job.folder / "spec.json")
-        with (job.folder / "log.txt").open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bitrank.run", str(job.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=run_environment(job.spec),
-                start_new_session=True,
-            )
+        self._next_programs = _programs(job)
+        self._process = self._start(self._next_programs.pop(0))
         job.status, job.started = "running", time.monotonic()
 
     def follow(self, at_once: bool = False) -> list[dict[str, Any]]:
@@ -90,7 +84,11 @@ class Attempt:
         Sets ``ended`` if the process has ended and these were the last events; then call :meth:`close`.
         """
         # Polled before reading, so that no event that was written before the end is missed.
-        self.ended = self._process.poll() is not None
+        code = self._process.poll()
+        if code == 0 and self._next_programs:
+            self._process = self._start(self._next_programs.pop(0))
+            code = None
+        self.ended = code is not None
         new_events = self._tail.read()
         self._pending += new_events
         is_due = time.monotonic() - self._flushed > _FLUSH_SECONDS
@@ -98,6 +96,17 @@ class Attempt:
             self._log.events(self._pending)
             self._pending, self._flushed = [], time.monotonic()
         return new_events
+
+    def _start(self, program: str) -> subprocess.Popen[bytes]:
+        with (self.job.folder / "log.txt").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", program, str(self.job.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=run_environment(self.job.spec),
+                start_new_session=True,
+            )
 
     def kill(self) -> None:
         """End the process and close the run as KILLED; the next attempt continues it."""
@@ -142,6 +151,12 @@ class Attempt:
         if self.job.spec.processes > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _programs(job: Job) -> list[str]:
+    """The modules whose programs execute the run, one after the other."""
+    needs_plan = job.spec.plan_request is not None and not _read(job.folder / REQUESTED_PLAN)
+    return ["bitrank.planning", "bitrank.run"] if needs_plan else ["bitrank.run"]
 
 
 def _without_failure(code: int, folder: Path) -> str:

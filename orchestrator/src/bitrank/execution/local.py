@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from bitrank.execution.attempt import Attempt, Job
 from bitrank.execution.claim import claim, update_if_complete
 from bitrank.execution.interrupts import Interrupted, Signals
+from bitrank.execution.options import RUN_BYTES
 from bitrank.process.cores import usable_cores
 from bitrank.process.environment import is_apple
 from bitrank.process.run_folder import LOCK
@@ -26,7 +27,6 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.base import Tracking
 from bitrank.tracking.lease import HELD_ELSEWHERE, RunHeldElsewhere
 
-RUN_BYTES = 3 * 2**30  # memory reserved for a run of profile laptop, with a margin
 _POLL = 0.2  # seconds
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RUN_BYTES = 3 * 2**30  # memory reserved for a run of profile laptop, with a margin
+
 
 @dataclass(frozen=True)
 class Execution:

@@ -1,4 +1,4 @@
-"""Prefetch for queued runs: download, convert and tokenize in the background while other runs train.
+"""Prefetch for queued runs: download, convert, tokenize and plan in the background while other runs train.
 
 ``python -m bitrank.execution.prefetch`` reads specs from standard input, at low priority for processor and
 memory. A run that needs an unfinished asset waits for it, as for another run's. Errors are ignored here: the
@@ -20,9 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bitrank.execution.options import RUN_BYTES
 from bitrank.process.environment import run_environment
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
+from bitrank.spec.plan_request import plan_place
 from bitrank.spec.run_spec import RunSpec
 
 _NICE = 10  # about a tenth of a core when runs use all cores, which is enough to finish in time
@@ -73,9 +77,26 @@ def main() -> int:
         with contextlib.suppress(Exception):
             folder_of(spec.model_source)
             load_data(spec)
+            if spec.plan_request is not None:
+                _plan_ahead(spec)
             _mark(spec).parent.mkdir(exist_ok=True)
             _mark(spec).touch()
     return 0
+
+
+def _plan_ahead(spec: RunSpec) -> None:
+    """Make the plan of a planned arm in a process of its own, which has this one's low priority.
+
+    Measuring needs the memory of a run. Without that much free memory the plan is left to its run.
+    """
+    if psutil.virtual_memory().available < RUN_BYTES:
+        return
+    subprocess.run(
+        [sys.executable, "-m", "bitrank.planning"],
+        input=json.dumps([asdict(spec)]).encode(),
+        env=run_environment(spec),
+        check=False,
+    )
 
 
 def _lower_priority() -> None:
@@ -99,10 +120,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _prefetch_key(spec: RunSpec) -> tuple[Any, ...]:
     """Fields of ``spec`` that determine the files of :func:`~bitrank.models.locate.folder_of` and
-    :func:`~bitrank.run.data.load_data`.
+    :func:`~bitrank.run.data.load_data`, and the plan of a planned arm.
     """
     fields = (spec.model, spec.task, spec.data, spec.max_length, spec.special_tokens)
-    return *fields, spec.model_digest, spec.data_digest
+    plan = plan_place(spec).name if spec.plan_request is not None else None
+    return *fields, spec.model_digest, spec.data_digest, plan
 
 
 def _mark(spec: RunSpec) -> Path:

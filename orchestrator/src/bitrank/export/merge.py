@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitrank_adapters import SavedAdapter, adapted, attach_lora, read_adapter
+from bitrank_adapters import AdapterScale, SavedAdapter, adapted, attach_lora, read_adapter
 from bitrank_quant import (
     Applied,
     QuantLinear,
@@ -134,7 +134,10 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
         )
     model = attach_lora(
-        loaded.model, {name: len(part.down_RI) for name, part in parts.items()}, scale=1.0, heads=heads
+        loaded.model,
+        {name: len(part.down_RI) for name, part in parts.items()},
+        scale=AdapterScale(1.0, "constant"),
+        heads=heads,
     )
     with torch.no_grad():
         for name, layer in adapted(model):

@@ -96,7 +96,7 @@ def forecast(
     work = workload(spec, device)
     unplanned = unplanned_model(spec, work.classes, compute)
     blocks = block_matrices(unplanned.model)
-    check_ranks(dict(ranks), {m.name: m.shape for m in blocks})
+    check_ranks(dict(ranks), {m.name: m.shape for m in blocks}, unplanned.trained_modules)
     took = training_time(spec, work, unplanned.model, device, dtype, store)
     return _of_plan(spec, compute, unplanned, precision, ranks, work, took)
 

@@ -17,6 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 _PRODUCTS = {getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
 
+_INDEX, _INDEX_PUT = torch.ops.aten.index.Tensor, torch.ops.aten._index_put_impl_.default
+_UNIQUE = torch.ops.aten.unique_consecutive.default
+
 # Shape, strides and dtype of an operation's output tensor.
 _Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -51,7 +54,9 @@ class LiveBytes(TorchDispatchMode):
             shape, strides, dtype = self._answers[asked]
             return self._counted(torch.empty_strided(shape, strides, dtype=dtype, device="meta"), set())
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = func(*args, **(kwargs or {}))
+        made = _by_values(func, args)
+        if made is None:
+            made = func(*args, **(kwargs or {}))
         if (
             asked
             and isinstance(made, Tensor)
@@ -123,3 +128,19 @@ def _signature(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((key, _signature(entry)) for key, entry in value.items())
     return type(value), value
+
+
+def _by_values(func: Any, args: Any) -> Any:
+    """The result of an operation whose shape depends on values, for one marked token per sequence; else None.
+
+    Heads of encoder-decoders (T5, BART) take the hidden state of the token ``</s>``, which they find by its
+    id, and check that every sequence has the same number of them. The tokenizer adds one to each text.
+    """
+    if func is _UNIQUE and args[0].is_meta:
+        return args[0][:1].clone(), *(args[0].new_empty((0,), dtype=torch.int64) for _ in range(2))
+    if func not in (_INDEX, _INDEX_PUT) or not args[0].is_meta:
+        return None
+    mask_BT = args[1][0]
+    if mask_BT is None or mask_BT.dtype != torch.bool or mask_BT.ndim != 2:
+        return None
+    return args[0][:, 0].clone() if func is _INDEX else args[0]

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from bitrank.errors import UserError
 from bitrank.models.quantized_checkpoints import refuse_quantized_config
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
-from bitrank.spec.task_kinds import task_kind
+from bitrank.spec.task_kinds import TASK_KINDS, task_kind
 
 
 def config_of(name: str, place: str) -> Any:
@@ -49,7 +49,7 @@ def check_task(name: str, config: Any, kind: str) -> None:
         )
     if required.decoder_only and family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(f"{name} is a {family} encoder and cannot {required.ability}; give {required.remedy}")
-    if family not in auto_class(kind)._model_mapping._model_mapping:
+    if family not in _classes_by_family(kind):
         raise UserError(
             f"{name} cannot {required.ability}: transformers has no {required.model_class} for {family}; "
             f"give {required.remedy}"
@@ -59,6 +59,22 @@ def check_task(name: str, config: Any, kind: str) -> None:
 def auto_class(kind: str) -> Any:
     """Class of transformers that builds models for tasks of ``kind``."""
     return getattr(transformers, task_kind(kind).auto_model)
+
+
+def has_new_head(model: nn.Module) -> bool:
+    """Whether ``model`` is of a class that gets a new head for some kind of task."""
+    classes = {
+        name
+        for kind, entry in TASK_KINDS.items()
+        if entry.new_head
+        for name in _classes_by_family(kind).values()
+    }
+    return type(model).__name__ in classes
+
+
+def _classes_by_family(kind: str) -> dict[str, str]:
+    """Model type → class name, for the model types that transformers has for tasks of ``kind``."""
+    return dict(auto_class(kind)._model_mapping._model_mapping)
 
 
 def check_adaptable(name: str, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -52,7 +53,28 @@ def refuse_quantized_config(name: object, config: Any) -> None:
         method = (
             stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
         )
-        raise UserError(f"{name} is quantized already: its config.json says quant_method {method}; {_REMEDY}")
+        raise UserError(
+            f"{name} is quantized already: its config.json says quant_method {method}; {_remedy_for(method)}"
+        )
+
+
+def _remedy_for(method: object) -> str:
+    """The way to 16-bit weights that transformers offers for ``method``."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.base import HfQuantizer
+
+    original, save = "give the original in 16 or 32 bits", "save it with model.save_pretrained(other_folder)"
+    # config.json says `bitsandbytes` for both of its methods
+    known = next((name for name in AUTO_QUANTIZER_MAPPING if name.startswith(str(method))), None)
+    if known is None:
+        return f"{original} (transformers does not know this method)"
+    config, quantizer = AUTO_QUANTIZATION_CONFIG_MAPPING[known], AUTO_QUANTIZER_MAPPING[known]
+    if "dequantize" in inspect.signature(config).parameters:
+        how = f"from_pretrained(folder, quantization_config={config.__name__}(dequantize=True))"
+        return f"{original}, or write one: load it by transformers' {how} and {save}"
+    if quantizer._dequantize is not HfQuantizer._dequantize:
+        return f"{original}, or write one: load it with transformers, call model.dequantize() and {save}"
+    return f"{original} (transformers cannot dequantize this method)"
 
 
 def _is_code(dtype: torch.dtype) -> bool:

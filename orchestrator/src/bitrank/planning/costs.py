@@ -1,14 +1,14 @@
 """Build the planning problem: the cost in nats and the bytes of each choice, from the measured tables.
 
-    cost_i(f, r) = κ_if · tail_if(r) + η · Σ_{k>r} σ_k(G_i)
+    cost_i(f, r) = output_if · tail_if(r) / tail_if(0) + η · Σ_{k>r} σ_k(G_i)
 
-*Repair.* ``tail_if(r)`` is the Fisher-weighted energy of matrix i's error in format f that remains after the
-best rank-r repair (nats, second order; see :mod:`bitrank_quant.sensitivity`). κ_if is the measured divergence
-of the model's output with only that matrix quantized, divided by the Fisher estimate; it scales the estimate
-to the measurement. The divergence is used instead of the added loss on the labels, because half of that loss
-is chance at 3 bits and all of it at 4, and a planner would select the matrices with the luckiest noise
-(EXPERIMENTS.md has the figures). The term assumes that adapters start from the weighted residual
-(``init=lq-lora``). Adapters that start from zero repair nothing, so every rank then has the cost of r = 0.
+*Quantization.* ``output_if`` is the loss in nats that matrix i in format f adds alone, predicted from output
+errors at single positions (:mod:`bitrank_quant.sensitivity.samples`).
+
+*Repair.* ``tail_if(r) / tail_if(0)`` is the share of the error's energy that remains after the best rank-r
+repair, inputs weighted by their second moments and outputs by their Fisher information. The term assumes that
+adapters start from the weighted residual (``init=lq-lora``). Adapters that start from zero repair nothing, so
+every rank then has the cost of r = 0.
 
 *Learning.* G_i is the task gradient. To first order, a step of spectral norm η within rank r lowers the loss
 by η Σ_{k≤r} σ_k(G_i) (the dual of the spectral norm is the nuclear norm). The remainder of the sum is the
@@ -16,7 +16,7 @@ cost of a limited rank. η is the distance by which training moves a matrix; one
 chosen on validation data (see EXPERIMENTS.md), and 0 disables the term.
 
 These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
-how they combine; it starts from these costs and from those of the tables of :func:`without_divergences`.
+how they combine; it starts from these costs and from those of the tables of :func:`by_fisher`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from bitrank_planner import Item, Option, PlanError, Problem
 from bitrank_quant import WeightMatrix
-from bitrank_quant.sensitivity import FormatErrors
 
 from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
-RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RANKS = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # rank 0: no adapter
 FORMATS: tuple[str, ...] = measure.FORMATS
 ETA = 0.0
 
@@ -43,13 +42,22 @@ class Choices:
     """The formats and ranks that a plan may choose.
 
     ``eta`` is the distance by which training is expected to move a matrix, in units of weights. ``repairs``
-    is False if adapters start with B = 0, so that rank repairs no quantization error.
+    is False if adapters start with B = 0, so that rank repairs no quantization error. ``ranks`` None offers
+    :data:`RANKS`, without rank 0 if costs do not depend on rank: every matrix would get it.
     """
 
     formats: tuple[str, ...] = FORMATS
-    ranks: tuple[int, ...] = RANKS
+    ranks: tuple[int, ...] | None = None
     eta: float = ETA
     repairs: bool = True
+
+    @property
+    def offered_ranks(self) -> tuple[int, ...]:
+        """The ranks that every block matrix may have, if they fit its shape."""
+        if self.ranks is not None:
+            return self.ranks
+        rank_has_a_value = self.repairs or self.eta > 0
+        return RANKS if rank_has_a_value else tuple(rank for rank in RANKS if rank)
 
 
 def make_problem(
@@ -72,10 +80,12 @@ def adaptable(matrix: WeightMatrix) -> bool:
 
 
 def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choices) -> tuple[Option, ...]:
-    fitting = [rank for rank in choices.ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
+    fitting = (
+        [rank for rank in choices.offered_ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
+    )
     if not fitting:
         raise PlanError(
-            f"no rank of {choices.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
+            f"no rank of {choices.offered_ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
             f"{min(matrix.shape)}"
         )
     return tuple(
@@ -98,32 +108,18 @@ def costs(
     spectrum_K = tables.moments[matrix.name].gradient_K.double().numpy()
     missed_R = np.concatenate([spectrum_K[::-1].cumsum()[::-1], [0.0]])
     tail_R = errors.tail_R.double().numpy()
-    pull = estimated_loss(errors) / errors.fisher if errors.fisher > 0 else 1.0
+    repaired = choices.repairs and len(tail_R) > 0 and tail_R[0] > 0
     lost = []
     for rank in ranks:
-        repaired = tail_R[min(rank, len(tail_R) - 1)] if choices.repairs and len(tail_R) else errors.fisher
-        lost.append(float(pull * repaired + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
+        share = tail_R[min(rank, len(tail_R) - 1)] / tail_R[0] if repaired else 1.0
+        lost.append(float(errors.output * share + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
     return lost
 
 
-def without_divergences(tables: Tables) -> Tables:
-    """Return ``tables`` without measured divergences, so that costs use the Fisher estimate.
-
-    A divergence is kept if the Fisher estimate is 0.
-    """
+def by_fisher(tables: Tables) -> Tables:
+    """Return ``tables`` with the Fisher estimate in place of the output-error score."""
     errors = {
-        name: {
-            fmt: replace(error, divergence=None) if error.fisher > 0 else error
-            for fmt, error in formats.items()
-        }
+        name: {fmt: replace(error, output=error.fisher) for fmt, error in formats.items()}
         for name, formats in tables.errors.items()
     }
     return replace(tables, errors=errors)
-
-
-def estimated_loss(errors: FormatErrors) -> float:
-    """Return the estimated loss in nats from quantizing one matrix alone.
-
-    This is the measured divergence, or the Fisher estimate if none was measured.
-    """
-    return errors.fisher if errors.divergence is None else errors.divergence

@@ -14,7 +14,7 @@ from bitrank_trainer import DTYPES
 from bitrank.errors import UserError
 from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
-from bitrank.planning.budget import Sizes, parse_budget
+from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
 from bitrank.planning.costs import Choices, adaptable
 from bitrank.planning.prior import prior_costs
 from bitrank.process.compute import Compute
@@ -51,10 +51,10 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
     """
     dtype = "bf16" if spec.dtype == "auto" else spec.dtype
     sizes = Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
-    nats = prior_costs(sizes.outline.matrices, choices.formats, choices.ranks)
+    nats = prior_costs(sizes.outline.matrices, choices.formats, choices.offered_ranks)
     items = []
     for m in sizes.outline.matrices:
-        ranks = [rank for rank in choices.ranks if rank <= min(m.shape)] if adaptable(m) else [0]
+        ranks = [rank for rank in choices.offered_ranks if rank <= min(m.shape)] if adaptable(m) else [0]
         options = [
             Option(
                 fmt,
@@ -76,14 +76,12 @@ def training_memory(spec: RunSpec, plan: Plan) -> Training:
     Raises :class:`UserError` if the plan has no adapter, because nothing would be trained.
     """
     if not plan.ranks:
-        raise UserError(
-            "this plan gives no matrix an adapter, so nothing would be trained; offer ranks above 0"
-        )
-    stored = 4 * plan.trainable
+        raise UserError(NOTHING_TRAINS)
+    in_memory = 4 * plan.trainable  # fp32
     return Training(
-        plan.nbytes - stored,
-        stored,
-        stored,
-        2 * stored,
+        plan.nbytes - ADAPTER_BYTES * plan.trainable,
+        in_memory,
+        in_memory,
+        2 * in_memory,
         step_bytes(spec, Choice(plan.precision, plan.ranks), Compute("cpu", "bf16", threads=None)),
     )

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from bitrank_data import cache_dir
 from bitrank_planner import Effort, Plan, Problem
+from bitrank_quant.quantizers import QUANTIZERS
 from bitrank_trainer import pin_threads
 
 from bitrank.errors import UserError, unknown
-from bitrank.planning.budget import Sizes, parse_budget, sizes_of
-from bitrank.planning.costs import Choices, make_problem, without_divergences
+from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
+from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
 from bitrank.planning.short_runs import SearchLimits, search
-from bitrank.sensitivity.measure import measure, measured_formats
+from bitrank.sensitivity.measure import QUANTIZER, measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
@@ -31,8 +32,9 @@ class PlanRequest:
     """A request for a plan.
 
     ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
-    part of a module's name to its choice. A search may evaluate ``evaluations`` plans of ``steps`` optimizer
-    steps each; the exact planner may run for ``seconds``.
+    part of a module's name to its choice. ``quantizer`` makes the weights whose errors are measured. A search
+    may evaluate ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for
+    ``seconds``.
     """
 
     budget: str
@@ -43,6 +45,7 @@ class PlanRequest:
     evaluations: int = 24
     steps: int = 10
     seconds: float = Effort.seconds
+    quantizer: str = QUANTIZER
 
 
 @dataclass(frozen=True)
@@ -75,28 +78,56 @@ def make_plan(
     names = planner_names()
     if request.planner not in names:
         raise unknown("planner", request.planner, names)
+    _check_quantizer(request.quantizer)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     budget = parse_budget(request.budget, sizes)
-    tables = measure(spec, on_progress, measured_formats(request.choices.formats))
-    problem, calibrating = make_problem(tables, sizes, budget, request.choices, request.max_trainable), 0.0
+    tables = measure(spec, on_progress, measured_formats(request.choices.formats), request.quantizer)
+    problem, calibrating = _problem(tables, sizes, budget, request), 0.0
     if by_cost(request.planner):
-        by_fisher = make_problem(
-            without_divergences(tables), sizes, budget, request.choices, request.max_trainable
-        )
         problem, calibrating = calibrate_costs(
-            (problem, by_fisher), tables, spec, request.choices.repairs, on_progress
+            (problem, _problem(by_fisher(tables), sizes, budget, request)),
+            tables,
+            spec,
+            request.choices.repairs,
+            request.quantizer,
+            on_progress,
         )
-    problem = problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
     started = time.monotonic()
     if request.planner in PLANNERS:
         plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
+        _check_trainable(plan, sizes)
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     limits = SearchLimits(request.planner, request.evaluations, request.steps)
     found = search(limits, problem, spec, tables, _journal(problem, spec, request), on_progress)
     return PlanResult(
         replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
     )
+
+
+def _check_trainable(plan: Plan, sizes: Sizes) -> None:
+    """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to
+    train."""
+    if not plan.ranks and not sizes.outline.trained:
+        raise UserError(NOTHING_TRAINS)
+
+
+def _check_quantizer(name: str) -> None:
+    """Raise :class:`UserError` for a quantizer that needs more than the tables keep of a layer's inputs."""
+    if name not in QUANTIZERS:
+        raise unknown("quantizer", name, QUANTIZERS)
+    if QUANTIZERS[name].needs_moments:
+        others = [other for other, quantizer in QUANTIZERS.items() if not quantizer.needs_moments]
+        raise UserError(
+            f"costs cannot be calibrated with {name}, which needs the correlations of all inputs; plan with "
+            f"{' or '.join(others)}"
+        )
+
+
+def _problem(tables: Tables, sizes: Sizes, budget: int, request: PlanRequest) -> Problem:
+    """Return the problem with its pins: costs are calibrated at plans that keep them."""
+    problem = make_problem(tables, sizes, budget, request.choices, request.max_trainable)
+    return problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
 
 
 def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:

@@ -24,7 +24,7 @@ from bitrank.errors import unknown
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, Config
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import RunSpec, make_spec
@@ -60,6 +60,7 @@ _ALLOCATORS = (
     "bits-only",
     "rank-only",
     "uniform",
+    "hand-made",
     "greedy",
     "nsga2",
     "bayes",
@@ -68,9 +69,12 @@ _ALLOCATORS = (
     "adalora-loftq",
 )
 
+# A planned arm would repeat an arm of the study.
+_RULE_CONFIGS = tuple(name for name, arm in CONFIGS.items() if isinstance(arm, Config))
+
 STUDIES: dict[str, PlannerStudy] = {
     "allocators": PlannerStudy(
-        "who chooses best at equal bytes, search cost counted", "exact", _ALLOCATORS, configs=tuple(CONFIGS)
+        "who chooses best at equal bytes, search cost counted", "exact", _ALLOCATORS, configs=_RULE_CONFIGS
     ),
     "frozen-rank": PlannerStudy(
         "frozen non-uniform ranks against adaptive ones",
@@ -220,7 +224,8 @@ def _planned(
         )
     except ValueError as error:
         return f"no plan: {error}"
-    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, ADALORA.get(arm, "lq-lora"))
+    init = ADALORA.get(arm, "lq-lora")
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, spec.quantizer)
     if arm in ADALORA:
         (rank,) = set(result.plan.ranks.values())
         data |= {

@@ -24,6 +24,7 @@ from bitrank_planner import (
 )
 from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, THREE_BITS, at_budget
 
+from bitrank.planning.hand_made import hand_made
 from bitrank.sensitivity.tables import Tables
 
 FIXED_RANK = 8  # of the bits-only planner; the study's choice
@@ -138,7 +139,7 @@ def _by_precision_rule(name: str, problem: Problem, tables: Tables) -> Plan:
     options: dict[str, Any] = {"high": HIGH, "low": LOW}
     needs = PRECISION_HEURISTICS[name].needs
     if needs == "added_loss":
-        added = {i.name: tables.errors[i.name][THREE_BITS].divergence for i in problem.items}
+        added = {i.name: tables.errors[i.name][THREE_BITS].output for i in problem.items}
         options = {"high": LOW, "low": THREE_BITS, "added_loss": added}
     elif needs == "ranks":
         importance = _MEASURED["importance"](items, tables)
@@ -201,7 +202,8 @@ def _formats(problem: Problem) -> list[str]:
 
 
 def _ranks(problem: Problem) -> list[int]:
-    return sorted({option.rank for item in _adapted(problem) for option in item.options})
+    """Ranks above 0 that any matrix offers: a uniform plan has an adapter on every matrix."""
+    return sorted({option.rank for item in _adapted(problem) for option in item.options if option.rank})
 
 
 def _rules_of_thumb() -> dict[str, Planner]:
@@ -222,6 +224,13 @@ PLANNERS: dict[str, Planner] = {
     "exact": Planner(joint, "the plan of least predicted loss", by_cost=True, from_prior=True, effort=True),
     "greedy": Planner(climb, "steps of the best ratio of loss to bytes", by_cost=True, from_prior=True),
     "uniform": Planner(uniform, "one format and one rank for all matrices", from_prior=True),
+    "hand-made": Planner(
+        hand_made,
+        "int8 embeddings and heads, values, attention outputs and down projections one format above the "
+        "rest, "
+        "rank 8",
+        from_prior=True,
+    ),
     "bits-only": Planner(
         bits, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True
     ),

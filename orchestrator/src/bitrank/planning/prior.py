@@ -30,7 +30,7 @@ _UNIT = "nf4"
 # Practitioners' mixed formats give more bits to the value projection, the attention output, the FFN's down
 # projection, and to the first and last eighth of the blocks (llama.cpp's k-quant mixes: `attn_v`, `ffn_down`,
 # `use_more_bits`). Here each of these gets twice the weight.
-_SENSITIVE = re.compile(
+SENSITIVE = re.compile(
     r"(v_proj|value|\.v|o_proj|out_proj|attention\.output\.dense|SelfAttention\.o|EncDecAttention\.o"
     r"|attn\.c_proj|c_attn"
     r"|down_proj|output\.dense|mlp\.c_proj|\.wo|fc2|lin2)$"
@@ -48,7 +48,7 @@ def prior_weight(matrix: WeightMatrix, layers: int) -> float:
         return _TWICE if matrix.role == "head" else 1.0
     edge = max(1, layers // _EDGE)
     outer = matrix.layer < edge or matrix.layer >= layers - edge
-    return (_TWICE if outer else 1.0) * (_TWICE if _SENSITIVE.search(matrix.name) else 1.0)
+    return (_TWICE if outer else 1.0) * (_TWICE if SENSITIVE.search(matrix.name) else 1.0)
 
 
 def prior_errors(matrices: Sequence[WeightMatrix], formats: Iterable[str]) -> dict[str, dict[str, float]]:

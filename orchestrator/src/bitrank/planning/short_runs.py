@@ -66,12 +66,12 @@ class ShortRun:
         model, hook = built.model, built.hook
         objective = objective_of(spec)
         settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
-        task = Task(
-            objective,
-            self._data.train_batches,
-            lambda: evaluate(model, self._data.batches_of(self._validation), objective, device).metrics,
-            device,
-        )
+
+        def validate() -> dict[str, float]:
+            with hook.as_stored():
+                return evaluate(model, self._data.batches_of(self._validation), objective, device).metrics
+
+        task = Task(objective, self._data.train_batches, validate, device)
         return train(model, task, hook, settings, folder, lambda _: None).history["loss"]
 
 

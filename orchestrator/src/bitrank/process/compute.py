@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from bitrank_adapters import AdapterScale
 from bitrank_quant import override_for
 from bitrank_trainer import DTYPES, OBJECTIVES, Objective, choose_device, choose_dtype
 
@@ -34,6 +35,11 @@ class Compute:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
+
+
+def scale_of(spec: RunSpec) -> AdapterScale:
+    """Return the scale policy of the spec's adapters, with the scale of rank 8."""
+    return AdapterScale(spec.adapter_scale, spec.scale_policy)
 
 
 def check_here(specs: Iterable[RunSpec]) -> None:

@@ -17,6 +17,9 @@ from bitrank_data import flush, write_atomically
 from filelock import FileLock, Timeout
 
 RESULT, DIGESTS, ADAPTER, LOCK = "result.json", "digests.json", "adapter", ".lock"
+REQUESTED_PLAN = (
+    "requested_plan.json"  # the plan of a planned arm, written before the training process starts
+)
 _SEALED = (
     "spec.json",
     "plan.json",

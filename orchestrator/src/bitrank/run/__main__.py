@@ -7,19 +7,16 @@ RENDEZVOUS``. Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import traceback
 from pathlib import Path
 
-from bitrank.errors import BAD_INPUT, UserError, exit_code_of
+from bitrank.errors import UserError
+from bitrank.process.failure import write_failure
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.process.run_folder import RESULT, is_complete
 from bitrank.run.multiprocess import failure_path, launch
-
-_CONTINUES = "once that is solved, the same command continues this run"
 
 
 def main(folder: Path) -> int:
@@ -36,7 +33,7 @@ def main(folder: Path) -> int:
             f"{folder / 'spec.json'} is damaged ({error}); "
             "repeat the same `bitrank` command to write the file again"
         )
-        return _fail(failure_path(folder, 0), UserError(reason))
+        return write_failure(failure_path(folder, 0), UserError(reason))
     if count > 1:
         return launch(folder, count)
     return _run(folder, 0, 1, folder)
@@ -52,7 +49,7 @@ def _run(folder: Path, rank: int, count: int, rendezvous_file: Path) -> int:
     try:
         _execute(folder, rank, count, rendezvous_file)
     except Exception as error:  # noqa: BLE001 - every failure is recorded and sets the exit code
-        return _fail(failure_path(folder, rank), error)
+        return write_failure(failure_path(folder, rank), error)
     return 0
 
 
@@ -81,27 +78,6 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
     with report_mps_fallbacks(record.emit):
         execute(spec, folder, record, processes)
     leave()
-
-
-def _fail(path: Path, error: Exception) -> int:
-    from bitrank_data import write_atomically
-
-    from bitrank.errors import disk_problem
-    from bitrank.process.advice import advise
-
-    traceback.print_exc()
-    code = exit_code_of(error)
-    disk = None if code == BAD_INPUT else disk_problem(error)
-    failure = {
-        "kind": type(error).__name__,
-        "message": f"{disk}; {_CONTINUES}" if disk else str(error),
-        "trace": traceback.format_exc(),
-        "code": code,
-    }
-    failure["advice"] = advise(f"{failure['kind']}: {failure['message']}") or ""
-    with contextlib.suppress(OSError):  # on a full disk the parent has only the exit code
-        write_atomically(path, json.dumps(failure, indent=1))
-    return code
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitrank_adapters import ResidualStart, adapter_bytes
+from bitrank_adapters import ResidualStart, adapter_memory
 from bitrank_quant import Applied, Decode, decoder, stored_bytes
 from bitrank_trainer import ALONE, trainable
 from peft import PeftModel
@@ -18,7 +18,7 @@ from torch import nn
 from bitrank.models.fuse import fuse_model
 from bitrank.models.load import Loaded, open_model
 from bitrank.models.padding import padding_message
-from bitrank.process.compute import Compute
+from bitrank.process.compute import Compute, scale_of
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.notices import notice
 from bitrank.run.plans import make_plans, store_base
@@ -74,7 +74,13 @@ def build_model(
     plans = make_plans(config, loaded)
     if record is not None:
         record.plan(
-            plans.bits, plans.ranks, plans.quantizable, plans.left, loaded.parameters, loaded.new_modules
+            plans.bits,
+            plans.ranks,
+            plans.quantizable,
+            plans.left,
+            loaded.parameters,
+            loaded.new_modules,
+            quantizer=spec.quantizer,
         )
     if record is not None:
         record.notices("weights", loaded.notices)
@@ -82,7 +88,7 @@ def build_model(
     model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(
-            applied, stored_bytes(model).total - adapter_bytes(model), trainable(model), loaded.parameters
+            applied, stored_bytes(model).total - adapter_memory(model), trainable(model), loaded.parameters
         )
     processes = ALONE if record is None else record.processes
     processes.share_out(model)
@@ -118,5 +124,5 @@ def attach_adapters(
     The modules in ``heads`` are trained whole. Rank schedules span ``steps`` optimizer steps.
     """
     return config.rank.attach(
-        model, ranks, total_steps=steps, scale=spec.adapter_scale, heads=heads, seed=spec.seed
+        model, ranks, total_steps=steps, scale=scale_of(spec), heads=heads, seed=spec.seed
     )

@@ -35,4 +35,5 @@ def _check_plan(spec: RunSpec) -> None:
     for text in set(formats.values()):
         parse_format(text)
     blocks = block_matrices(model)
-    check_ranks(config.rank.assign_ranks(blocks), {matrix.name: matrix.shape for matrix in blocks})
+    ranks = config.rank.assign_ranks(blocks)
+    check_ranks(ranks, {matrix.name: matrix.shape for matrix in blocks}, sorted(trained))

@@ -23,6 +23,7 @@ from bitrank_quant import (
 from bitrank.errors import UserError, shortened
 from bitrank.models.architectures import check_adaptable
 from bitrank.models.load import Loaded
+from bitrank.run.quantizers import encoder
 from bitrank.spec.configs import Config
 from bitrank.spec.inputs import check_inputs
 from bitrank.spec.run_spec import RunSpec
@@ -56,7 +57,7 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     blocks = block_matrices(loaded.model)
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
     check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
-    check_ranks(ranks, {m.name: m.shape for m in blocks})
+    check_ranks(ranks, {m.name: m.shape for m in blocks}, loaded.trained_modules)
     return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 
 
@@ -65,7 +66,8 @@ def store_base(
 ) -> dict[str, Applied]:
     """Load the base one matrix at a time and store each in its format of ``bits``.
 
-    ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized. The
+    ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized, by
+    the quantizer of ``spec``. The
     tensors that no plan can name are stored in 16 bits. Raises :class:`~bitrank.errors.UserError` when data
     or model changed since the spec was made.
     """
@@ -77,6 +79,7 @@ def store_base(
         device=device,
         fill=loaded.fill,
         split=init.split,
+        encode=encoder(spec),
     )
     loaded.fill_rest()
     store_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))

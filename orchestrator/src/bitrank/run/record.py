@@ -33,6 +33,20 @@ from bitrank.process.run_folder import seal
 from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
 MIB = 1024**2
+# Keys of a plan file that a run's plan.json repeats: prediction, budget, size, and the cost of planning.
+_PREDICTIONS = (
+    "planner",
+    "budget",
+    "bytes",
+    "predicted_added_loss",
+    "proven_lower_bound",
+    "proven_gap",
+    "trainable",
+    "init",
+    "shapes",
+    "planning_seconds",
+    "planning_peak_mib",
+)
 
 
 class Record:
@@ -41,6 +55,7 @@ class Record:
     def __init__(self, folder: Path, processes: Processes) -> None:
         self._folder, self._processes = folder, processes
         self._result: dict[str, Any] = {}
+        self._predictions: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
         self._checkpoints = _past_checkpoints(folder / "events.jsonl")
         self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
@@ -97,6 +112,16 @@ class Record:
         if messages:
             self.emit(notice(kind, "; ".join(messages)))
 
+    def requested_plan(self, plan: Mapping[str, Any]) -> None:
+        """Record predictions and cost of the plan of a planned arm; :meth:`plan` adds them to
+        ``plan.json``."""
+        self._predictions = {key: plan[key] for key in _PREDICTIONS if key in plan}
+        self._result |= {
+            "time/plan_s": sum(plan["planning_seconds"].values()),
+            "mem/plan_mib": plan["planning_peak_mib"],
+            "plan/nats": plan["predicted_added_loss"],
+        }
+
     def plan(
         self,
         bits: dict[str, str],
@@ -105,15 +130,19 @@ class Record:
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None:
         """Write both plans to ``plan.json`` before they are applied.
 
         ``left`` are the tensors that no plan can name, of a model with ``parameters`` parameters;
-        ``new_modules`` are the modules without weights in the model's files.
+        ``new_modules`` are the modules without weights in the model's files; ``quantizer`` chooses the codes.
         """
         plan = {
+            **self._predictions,
             "precision": bits,
             "ranks": ranks,
+            "quantizer": quantizer,
             "matrices": [asdict(matrix) for matrix in matrices],
             "left_in_16_bits": {tensor.name: asdict(tensor) for tensor in left},
             "left_in_16_bits_share": left_out_share(left, parameters),
@@ -188,7 +217,7 @@ class Record:
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
-            "lora/rank_mean": sum(ranks.values()) / len(ranks),
+            "lora/rank_mean": sum(ranks.values()) / max(len(ranks), 1),
             "train/best_step": progress.best_step,
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped,
@@ -273,6 +302,8 @@ class SilentRecord(Record):
 
     def data(self, report: DataReport) -> None: ...
 
+    def requested_plan(self, plan: Mapping[str, Any]) -> None: ...
+
     def plan(
         self,
         bits: dict[str, str],
@@ -281,6 +312,8 @@ class SilentRecord(Record):
         left: Sequence[LeftOut] = (),
         parameters: int = 0,
         new_modules: Sequence[str] = (),
+        *,
+        quantizer: str = "rtn",
     ) -> None: ...
 
     def model(

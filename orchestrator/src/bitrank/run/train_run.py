@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitrank_adapters import adapter_bytes
 from bitrank_data import TokenSplit
 from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_mib, pin_threads, train
 
@@ -14,8 +13,8 @@ from bitrank.run.data import load_data
 from bitrank.run.generations import save_generations
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
+from bitrank.run.requested_plan import config_of_run
 from bitrank.run.train_settings import settings_for
-from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -28,7 +27,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.phase("loading")
     data = load_data(spec)
     record.data(data.report)
-    config = find_config(spec.config, spec.plan, spec.tuned)
+    config = config_of_run(spec, folder, record)
     settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
     built = build_model(spec, compute, config, data.task.classes, settings.steps, record=record)
     model, hook = built.model, built.hook
@@ -37,7 +36,9 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     objective = objective_of(spec)
 
     def evaluate_on(split: TokenSplit) -> Evaluation:
-        return evaluate(model, data.batches_of(split), objective, device, processes)
+        """Evaluate the adapter as its file will hold it, so that metrics belong to the stored numbers."""
+        with hook.as_stored():
+            return evaluate(model, data.batches_of(split), objective, device, processes)
 
     record.phase("zero-shot")
     record.zero_shot(lambda: evaluate_on(data.test))
@@ -49,11 +50,12 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     record.adapter(hook)
-    texts = (
-        save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
-        if processes.needed
-        else []
-    )
+    with hook.as_stored():
+        texts = (
+            save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+            if processes.needed
+            else []
+        )
     record.finish(
-        evaluate_on(data.test), data.test, progress, hook.ranks(), adapter_bytes(model), device, texts
+        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts
     )

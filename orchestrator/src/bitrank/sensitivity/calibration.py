@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +27,23 @@ _HEAD_SEQUENCES = 1024
 
 
 def calibration_batches(
-    task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None, of: int | None = None
+    task: TokenisedTask, count: int, offset: int = 0, tokens: int | None = None
 ) -> list[Batch]:
     """Return ``count`` training sequences in batches of similar length.
 
-    The sequences come after the first ``offset`` of a fixed shuffle. A batch has ``tokens`` tokens, by
-    default as many as suit a pass without a graph. ``of`` selects the longest ``count`` among that many
-    sequences: a single sequence must not be the short last window of a text.
+    The sequences come after the first ``offset`` of a fixed shuffle, which takes one window of each document
+    before a second one of any. A batch has ``tokens`` tokens, by default as many as suit a pass without a
+    graph.
     """
     train = task.splits["train"]
-    chosen = np.random.default_rng(0).permutation(len(train))[offset : offset + (of or count)]
-    chosen = chosen[np.argsort(-train.lengths_N[chosen], kind="stable")][:count] if of else chosen
+    shuffled = np.random.default_rng(0).permutation(len(train))
+    seen: Counter[str] = Counter()
+    rounds = []
+    for index in shuffled:
+        rounds.append(seen[train.ids[index]])
+        seen[train.ids[index]] += 1
+    order = shuffled[np.argsort(rounds, kind="stable")]
+    chosen = order[offset : offset + count]
     return list(
         evaluation_batches(
             train.select(np.sort(chosen)),
@@ -68,26 +75,37 @@ def whole_machine() -> Iterator[None]:
 class Calibration:
     """A model that is ready for measurements, and its calibration data.
 
-    ``many`` sequences in small batches are for moments, ``few`` for the effect of changing one matrix,
-    ``joint`` for the effect of a whole plan. ``matrices`` are those whose weights come from a file; the other
-    ones are fitted.
+    ``many`` sequences in small batches are for moments and costs, ``joint``, some of them, for the divergence
+    of each kind of matrix in a plan. ``held_out`` are others, in small batches, for comparing plans.
+    ``matrices`` are those whose weights come from a file; the other ones are fitted.
     """
 
     model: nn.Module
     forward: Forward
     matrices: list[WeightMatrix]
     many: list[Batch]
-    few: list[Batch]
     joint: list[Batch]
+    held_out: list[Batch]
 
 
-def calibration(spec: RunSpec) -> Calibration:
-    """Return the whole model of ``spec``, frozen, and calibration data of its task.
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A frozen model in evaluation mode, its matrices with weights from a file, and its trained heads.
 
-    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype. Raises as
-    :func:`measure` does.
+    ``new_heads`` says whether a head has no weights in the file.
     """
-    task = calibration_task(spec)
+
+    model: nn.Module
+    matrices: list[WeightMatrix]
+    heads: list[str]
+    new_heads: bool
+
+
+def measured_model(spec: RunSpec, task: TokenisedTask) -> MeasuredModel:
+    """The whole model of ``spec`` for ``task``.
+
+    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype.
+    """
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, task.classes, device, dtype)
@@ -96,22 +114,42 @@ def calibration(spec: RunSpec) -> Calibration:
     apply_precision(loaded.model, bits, compute_dtype=dtype, device=device, fill=loaded.fill)
     loaded.fill_rest()
     model = loaded.model.eval().requires_grad_(False)
+    return MeasuredModel(model, matrices, list(loaded.trained_modules), bool(loaded.new_modules))
+
+
+def calibration(spec: RunSpec) -> Calibration:
+    """Return the whole model of ``spec``, frozen, and calibration data of its task.
+
+    Raises as :func:`measure` does.
+    """
+    task = calibration_task(spec)
+    device = Compute.of(spec).device
+    opened = measured_model(spec, task)
+    model, matrices = opened.model, opened.matrices
     sizes = task_kind(task.kind).calibration
-    count = min(sizes.moments, len(task.splits["train"]) // 2)
-    if loaded.new_modules:  # a head from the checkpoint is measured as it is
+    sequences = len(task.splits["train"])
+    count = min(sizes.moments, sequences // 2)
+    held_out = max(1, min(sizes.held_out, (sequences - count) // 2))
+    if opened.new_heads:  # a head from the checkpoint is measured as it is
+        measured = count + held_out
         fit_head(
             model,
-            loaded.trained_modules,
+            opened.heads,
             spec.kind,
-            calibration_batches(task, _HEAD_SEQUENCES, offset=count),
+            # Other sequences than those measured on, but in the smallest tasks, which have no others.
+            calibration_batches(task, _HEAD_SEQUENCES, offset=measured if measured < sequences else count),
             device,
         )
         release_memory()
-    many = calibration_batches(task, count, tokens=sizes.graph_tokens)
-    whole = min(count, sizes.per_plan)
-    joint = calibration_batches(task, whole)
-    few = calibration_batches(task, min(count, sizes.per_format), of=whole)
-    return Calibration(model, logits_and_labels(spec.kind, device), matrices, many, few, joint)
+    small = sizes.graph_tokens
+    return Calibration(
+        model,
+        logits_and_labels(spec.kind, device),
+        matrices,
+        many=calibration_batches(task, count, tokens=small),
+        joint=calibration_batches(task, min(count, sizes.per_plan)),
+        held_out=calibration_batches(task, held_out, offset=count, tokens=small),
+    )
 
 
 def _storage_format(filed: torch.dtype, computed: torch.dtype) -> str:

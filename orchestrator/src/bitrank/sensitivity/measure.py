@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from bitrank_data import Batch, build_once, cache_dir, open_task
 from bitrank_quant import parse_format
-from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments
+from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
     choose_device,
-    narrow_last_block,
     peak_memory_mib,
     release_memory,
 )
@@ -32,7 +31,9 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
 # Formats that are measured for every plan, and that a plan chooses from unless others are asked for.
-FORMATS = ("int2-g64", "int3-g64", "int4-g64", "nf4-dq", "int8", "bf16")
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "nf4-dq", "int8", "bf16")
+# The quantizer of the measured weights, which must be the one that runs apply.
+QUANTIZER = "rtn"
 
 
 def measured_formats(asked: Sequence[str]) -> tuple[str, ...]:
@@ -47,19 +48,21 @@ def measure(
     spec: RunSpec,
     on_progress: Callable[[str], None] = lambda _: None,
     formats: tuple[str, ...] = FORMATS,
+    quantizer: str = QUANTIZER,
 ) -> Tables:
     """The tables for the model and task of ``spec`` in ``formats``, from the cache when they are there.
 
-    Raises :class:`UserError` if the task has fewer than two training examples.
+    Raises :class:`UserError` if the task has fewer than two training examples, and the quant package's error
+    for an unknown ``quantizer``.
     """
     calibration_task(spec)
 
     def build(folder: Path) -> None:
-        tables = _measured(spec, formats, on_progress)
+        tables = _measured(spec, formats, quantizer, on_progress)
         check_inputs(spec)  # the tables are kept under digests from before files were read
         write_tables(folder, tables)
 
-    return read_tables(build_once(tables_place(spec, formats), build))
+    return read_tables(build_once(tables_place(spec, formats, quantizer), build))
 
 
 def is_measured(spec: RunSpec) -> bool:
@@ -67,14 +70,14 @@ def is_measured(spec: RunSpec) -> bool:
     return tables_place(spec).is_dir()
 
 
-def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
+def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS, quantizer: str = QUANTIZER) -> Path:
     """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that
     measures.
     """
     source = open_task(spec.task, spec.data)
     code = code_hash("bitrank.sensitivity.measure")
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
-    key_parts = (_model_of(spec), source.fingerprint(), length, *formats, code)
+    key_parts = (_model_of(spec), source.fingerprint(), length, *formats, quantizer, code)
     key = hashlib.sha256("\0".join(key_parts).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
@@ -86,7 +89,9 @@ def _model_of(spec: RunSpec) -> str:
     return pinned or model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
-def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str], None]) -> Tables:
+def _measured(
+    spec: RunSpec, formats: Sequence[str], quantizer: str, on_progress: Callable[[str], None]
+) -> Tables:
     started = time.monotonic()
 
     def swept(matrix: str) -> None:
@@ -98,13 +103,8 @@ def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str]
     with whole_machine():
         ready = calibration(spec)
         replay = Replay(ready.model, ready.many, ready.forward, real=partial(real_positions, device=device))
-        moments = measure_moments(replay, ready.matrices, swept)
-        # The remaining measurements use only the model's output.
-        narrow_last_block(ready.model)
-        replay = Replay(ready.model, ready.few, ready.forward)
-        errors = measure_errors(
-            replay, ready.matrices, [parse_format(text) for text in formats], moments, on_progress=swept
-        )
+        parsed = [parse_format(text) for text in formats]
+        moments, errors = measure_sensitivities(replay, ready.matrices, parsed, quantizer, swept)
     return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,8 +13,14 @@ from peft import PeftModel
 class AdapterHook(RankHook, Protocol):
     """A hook of the training loop that can also save its adapter."""
 
+    def as_stored(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the adapter as :meth:`save` writes it."""
+
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors that :meth:`save` writes."""
+
     def save(self, folder: Path) -> None:
-        """Save the adapter in PEFT's format (safetensors)."""
+        """Save the adapter in PEFT's format (safetensors, bf16)."""
 
 
 class Attached(NamedTuple):

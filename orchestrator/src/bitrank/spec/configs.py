@@ -1,9 +1,14 @@
-"""The six arms of the study. A new arm is one entry here, and a dataclass in ``rules.py`` if no rule fits."""
+"""The arms of the study. A new arm is one entry here, and a dataclass in ``rules.py`` if no rule fits.
+
+A :class:`Config` fixes formats and ranks by rules. A :class:`PlannedArm` names a request for a plan: a
+planner chooses formats and ranks for each model and task, before the run
+(:mod:`bitrank.planning.planned_arms`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +31,58 @@ class Config:
         return {"precision": _rule_data(self.precision), "rank": _rule_data(self.rank)}
 
 
+@dataclass(frozen=True)
+class PlannedArm:
+    """An arm whose formats and ranks ``planner`` chooses within ``budget``, once for each model and task.
+
+    The fields are those of ``bitrank plan``: ``budget`` is a text such as ``=B-Q4`` or ``3.5bits``,
+    ``formats`` and ``ranks`` are offered (None: the defaults), ``pins`` map a part of a module's name to
+    (format, rank), a search may evaluate ``evaluations`` plans of ``steps`` optimizer steps, and an exact
+    solver may run for ``seconds``. ``init`` is the default of the run's field of that name. The seed of a run
+    is not part of the request: runs that differ in their seed share a plan.
+    """
+
+    planner: str
+    budget: str
+    about: str = ""
+    init: str = "lq-lora"
+    formats: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] | None = None
+    max_trainable: int | None = None
+    pins: Mapping[str, tuple[str | None, int | None]] = field(default_factory=dict)
+    evaluations: int = 24
+    steps: int = 10
+    seconds: float = 60.0
+    family: str = "planned"
+
+    @property
+    def budget_config(self) -> Config | None:
+        """The config whose bytes are the budget; None for a budget in bytes or bits. Raises
+        :class:`UserError` if it does not exist or is itself planned.
+        """
+        return find_config(self.budget[1:]) if self.budget.startswith("=") else None
+
+    def as_data(self) -> dict[str, Any]:
+        """The request as plain data, with the rules of the config whose bytes are the budget.
+
+        The spec contains it, so the id of a run is known before its plan is made.
+        """
+        request = {key: value for key, value in vars(self).items() if key not in {"about", "family"}}
+        request["pins"] = {part: list(choice) for part, choice in self.pins.items()}
+        for key in ("formats", "ranks"):
+            request[key] = None if request[key] is None else list(request[key])
+        source = self.budget_config
+        return {"request": request, **({"budget_config": source.as_data()} if source else {})}
+
+
+Arm = Config | PlannedArm
+
+
 def _rule_data(rule: rules.PrecisionRule | rules.RankRule) -> dict[str, Any]:
     return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
-CONFIGS: dict[str, Config] = {
+CONFIGS: dict[str, Arm] = {
     "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits"),
     "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline", "QLoRA: NF4 blocks, rank 8"),
     "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline", "AdaLoRA in 16 bits"),
@@ -49,10 +101,11 @@ CONFIGS: dict[str, Config] = {
         "joint",
         "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
+    "Plan-Q4": PlannedArm("exact", "=B-Q4", "joint exact plan of bits and ranks in the bytes of B-Q4"),
 }
 
 
-def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
+def find_arm(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Arm:
     """Return the arm ``name``, or the arm of the plan file at ``plan``, with the changes in ``tuned``.
 
     ``tuned`` replaces fields of the arm's rank rule, such as ``{"rank": 16}``. Raises :class:`UserError`.
@@ -60,6 +113,12 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     if plan is None and name not in CONFIGS:
         raise unknown("config", name, CONFIGS)
     config = CONFIGS[name] if plan is None else config_of_plan(read_plan(Path(plan)), plan)
+    if isinstance(config, PlannedArm):
+        if tuned:
+            raise UserError(
+                f"the planner chooses the ranks of {name}: {', '.join(tuned)} cannot be set for it"
+            )
+        return config
     tunable = [f.name for f in fields(config.rank)]  # type: ignore[arg-type]
     for key in tuned or {}:
         if key not in tunable:
@@ -67,20 +126,47 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     return replace(config, rank=replace(config.rank, **tuned)) if tuned else config  # type: ignore[type-var]
 
 
+def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Config:
+    """Return :func:`find_arm`'s arm. Raises :class:`UserError` also for an arm without formats and ranks of
+    its own, because a planner chooses them for each model.
+    """
+    arm = find_arm(name, plan, tuned)
+    if isinstance(arm, PlannedArm):
+        rules_of = ", ".join(key for key, entry in CONFIGS.items() if isinstance(entry, Config))
+        raise UserError(
+            f"the formats and ranks of {name} are planned for each model, so they are not known here; "
+            "expected "
+            f"one of {rules_of}"
+        )
+    return arm
+
+
 def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
     """Return the arm that a plan's data describes; errors name ``source``.
 
-    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank and ``ranks`` is
-    not used.
+    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with
+    ``rank_rule``, such as ``{"name": "ffn-only", "rank": 8}``, a rule does. ``ranks`` is then not used.
     """
-    bits = rules.GivenBits(plan["precision"], plan["shapes"])
+    return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
+
+
+def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
+    adaptive, named = plan["adaptive"], plan["rank_rule"]
+    if adaptive and named:
+        raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
     try:
-        return Config(
-            bits,
-            rules.AdaptiveRank(**plan["adaptive"]) if plan["adaptive"] else rules.GivenRanks(plan["ranks"]),
-            "joint",
-        )
+        if adaptive:
+            return rules.AdaptiveRank(**adaptive)
+        return _named_rule(**named) if named else rules.GivenRanks(plan["ranks"])
     except TypeError as error:
         raise UserError(
-            f"{source} is not a plan: adaptive takes init_r, target_r and shrink; {error}"
+            f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and "
+            "rank; "
+            f"{error}"
         ) from error
+
+
+def _named_rule(name: str, rank: int) -> rules.RankRule:
+    if name not in rules.RANK_RULES:
+        raise unknown("rank rule", name, rules.RANK_RULES)
+    return rules.RANK_RULES[name].make(rank)

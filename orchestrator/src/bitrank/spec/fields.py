@@ -82,6 +82,7 @@ Count = Annotated[int, Ge(1), Le(10**9)]
 Sequences = Annotated[int, Ge(1), Le(2**20)]
 Length = Annotated[int, Ge(1), Le(2**24)]
 Rank = Annotated[int, Ge(1), Le(2**16)]
+PlannedRank = Annotated[int, Ge(0), Le(2**16)]  # 0: no adapter
 Workers = Annotated[int, Ge(1), Le(1024)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Bytes = Annotated[int, Ge(1), Le(2**60), ByteAmount()]

@@ -104,11 +104,11 @@ def check_inputs(spec: RunSpec) -> None:
 
 def check_plan(spec: RunSpec) -> None:
     """Raise :class:`UserError` if the config or plan file changed since ``spec`` was made."""
-    from bitrank.spec.configs import find_config
+    from bitrank.spec.configs import find_arm
 
     if not spec.arm:
         return
-    current = find_config(spec.config, spec.plan, spec.tuned).as_data()
+    current = find_arm(spec.config, spec.plan, spec.tuned).as_data()
     if json.loads(json.dumps(current)) != json.loads(json.dumps(spec.arm)):
         raise UserError(
             f"{spec.plan or spec.config} changed after this run was requested: it describes another arm now. "

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bitrank_data import write_atomically
 
 from bitrank.errors import UserError, shortened
-from bitrank.spec.fields import About, Count, Rank, Text, one_of
+from bitrank.spec.fields import About, Count, OneOf, PlannedRank, Rank, Text, one_of
 from bitrank.spec.inits import INITS
+from bitrank.spec.rules import RANK_RULES
 
 if TYPE_CHECKING:  # plans are read without loading torch
     from bitrank_planner import Plan
@@ -23,13 +24,21 @@ _EXPECTED = 'expected JSON like {"precision": {"module": "nf4"}, "ranks": {"modu
 _LARGEST = 64 * 2**20  # bytes; a plan for a thousand blocks takes less than 2 MB
 
 
-def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str) -> dict[str, Any]:
+def _quantizers() -> list[str]:
+    from bitrank_quant import QUANTIZERS
+
+    return list(QUANTIZERS)
+
+
+def plan_data(
+    plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, init: str, quantizer: str = "rtn"
+) -> dict[str, Any]:
     """Convert ``plan`` to the data of a plan file.
 
     A run compares ``shapes`` with its model and rejects a plan for another one. ``init`` is the adapters'
-    initialization. ``proven_lower_bound`` is the least predicted added loss of all plans with the same
-    options, and ``proven_gap`` the largest relative improvement over this plan; both are None if the planner
-    proves no bound.
+    initialization, ``quantizer`` the one that the predicted loss assumes. ``proven_lower_bound`` is the least
+    predicted added loss of all plans with the same options, and ``proven_gap`` the largest relative
+    improvement over this plan; both are None if the planner proves no bound.
     """
     return {
         "planner": plan.solver,
@@ -40,6 +49,7 @@ def plan_data(plan: Plan, matrices: Mapping[str, WeightMatrix], budget: int, ini
         "proven_gap": plan.gap,
         "trainable": plan.trainable,
         "init": init,
+        "quantizer": quantizer,
         "precision": plan.precision,
         "ranks": plan.ranks,
         "shapes": {name: list(matrices[name].shape) for name in plan.precision},
@@ -66,18 +76,35 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class RankByRule:
+    """Keys of ``rank_rule`` in a plan file."""
+
+    name: Annotated[Text, one_of(RANK_RULES), About("rule that gives every block matrix its rank")]
+    rank: Annotated[Rank, About("rank of the matrices that the rule gives an adapter")]
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """Keys of a plan file. A file written by hand needs only ``precision`` and ``ranks``."""
 
     precision: Annotated[dict[Text, Text], About("format by module; other matrices stay in 16 bits")]
-    ranks: Annotated[dict[Text, Rank], About("rank by module; other matrices get no adapter")]
+    ranks: Annotated[
+        dict[Text, PlannedRank], About("rank by module; other matrices, and those of rank 0, get no adapter")
+    ]
     shapes: Annotated[
         dict[Text, list[Count]], About("(out, in) by module; a run rejects a model with other shapes")
     ] = field(default_factory=dict)
     init: Annotated[Text, one_of(INITS), About("default of the run's field `init`")] = "default"
+    quantizer: Annotated[
+        Text, OneOf(_quantizers, always=("rtn",)), About("default of the run's field `quantizer`")
+    ] = "rtn"
     adaptive: Annotated[
         dict[str, Any],
         About("`init_r`, `target_r` and `shrink`: AdaLoRA distributes rank, and `ranks` is not used"),
+    ] = field(default_factory=dict)
+    rank_rule: Annotated[
+        dict[str, Any],
+        About("`name` (uniform, attention-only or ffn-only) and `rank`: replaces `ranks`"),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
     budget: Annotated[int | None, About("byte budget of the planner", "bytes")] = None
@@ -94,6 +121,7 @@ class PlanFile:
     planning_seconds: Annotated[dict[str, Any], About("time of measuring and of searching", "seconds")] = (
         field(default_factory=dict)
     )
+    planning_peak_mib: Annotated[float | None, About("peak memory of measuring and choosing", "MiB")] = None
     sensitivities: Annotated[str | None, About("`prior` for a plan from a `config.json` alone")] = None
     left_in_16_bits: Annotated[dict[str, Any], About("tensors that no plan can name, with the reason")] = (
         field(default_factory=dict)
@@ -109,10 +137,10 @@ class PlanFile:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """Read the plan file at ``path``; optional ``shapes`` and ``adaptive`` default to empty objects.
+    """Read the plan file at ``path``; optional objects default to empty ones.
 
-    ``precision``, ``ranks``, ``shapes`` and ``adaptive`` must be objects; :func:`valid_plan` checks the other
-    keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
+    ``precision``, ``ranks``, ``shapes``, ``adaptive`` and ``rank_rule`` must be objects; :func:`valid_plan`
+    checks the other keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
     """
     return check_plan_data(_json_of(path), str(path))
 
@@ -123,7 +151,7 @@ def check_plan_data(data: Any, source: str) -> dict[str, Any]:
         raise _not_a_plan(source, f"{type(data).__name__}: {shortened(data)}")
     if missing := [key for key in ("precision", "ranks") if key not in data]:
         raise _not_a_plan(source, f"no {missing[0]!r}")
-    mappings = {key: data.get(key, {}) for key in ("precision", "ranks", "shapes", "adaptive")}
+    mappings = {key: data.get(key, {}) for key in ("precision", "ranks", "shapes", "adaptive", "rank_rule")}
     for key, value in mappings.items():
         if not isinstance(value, dict):
             raise _not_a_plan(source, f"{key} = {shortened(value)}")
@@ -147,6 +175,8 @@ def valid_plan(path: Path) -> dict[str, Any]:
         validate(PlanFile, data)
         if data["adaptive"]:
             validate(Adaptive, data["adaptive"], "key of adaptive")
+        if data["rank_rule"]:
+            validate(RankByRule, data["rank_rule"], "key of rank_rule")
     except UserError as error:
         raise UserError(f"{path} is not a plan: {error}") from error
     return data

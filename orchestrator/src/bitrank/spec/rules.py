@@ -6,13 +6,15 @@ attaches the adapters. Rules read descriptions of matrices (name, role, layer, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from bitrank.errors import UserError
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
+    from bitrank_adapters import AdapterScale
     from bitrank_quant import WeightMatrix
     from torch import nn
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
 Bits = dict[str, str]
 Ranks = dict[str, int]
 SIXTEEN = "bf16"
+_PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of a block: roles of its matrices
 
 
 class PrecisionRule(Protocol):
@@ -33,7 +36,14 @@ class RankRule(Protocol):
         """Assign an initial rank to every block matrix."""
 
     def attach(
-        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
     ) -> Attached:
         """Add adapters to ``model``; returns it with the hook that the training loop calls."""
 
@@ -108,7 +118,14 @@ class _Lora:
     """LoRA with fixed ranks."""
 
     def attach(
-        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
     ) -> Attached:
         from bitrank_adapters import FixedRanks, attach_lora
 
@@ -141,8 +158,22 @@ class RankByRole(_Lora):
 
 
 @dataclass(frozen=True)
+class RankOn(_Lora):
+    """The same rank on one ``part`` of every block, ``attention`` or ``ffn``, and no adapter elsewhere."""
+
+    part: str
+    rank: int
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        if not any(m.role in _PARTS[self.part] for m in blocks):
+            roles = ", ".join(sorted({m.role for m in blocks}))
+            raise UserError(f"no matrix of this model belongs to {self.part}; the roles are {roles}")
+        return {m.name: self.rank if m.role in _PARTS[self.part] else 0 for m in blocks}
+
+
+@dataclass(frozen=True)
 class GivenRanks(_Lora):
-    """A rank plan from a file; matrices that it does not name get no adapter."""
+    """A rank plan from a file; matrices that it does not name, or with rank 0, get no adapter."""
 
     plan: Mapping[str, int]
 
@@ -172,7 +203,14 @@ class AdaptiveRank:
         return {m.name: self.init_r for m in blocks}
 
     def attach(
-        self, model: nn.Module, ranks: Ranks, *, total_steps: int, scale: float, heads: list[str], seed: int
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
     ) -> Attached:
         from bitrank_adapters import AdaLora, AdaLoraRanks, ShrinkingRanks, attach_adalora
 
@@ -188,3 +226,18 @@ class AdaptiveRank:
 
 def _in_block(matrix: WeightMatrix) -> bool:
     return matrix.layer is not None and matrix.role != "embedding"
+
+
+@dataclass(frozen=True)
+class NamedRankRule:
+    """A rule that a plan file can name as ``rank_rule``; ``make`` takes the rank."""
+
+    about: str
+    make: Callable[[int], RankRule]
+
+
+RANK_RULES: dict[str, NamedRankRule] = {
+    "uniform": NamedRankRule("the same rank on every matrix of the blocks", FixedRank),
+    "attention-only": NamedRankRule("on attention, no adapter elsewhere", partial(RankOn, "attention")),
+    "ffn-only": NamedRankRule("on feed-forward parts, no adapter elsewhere", partial(RankOn, "ffn")),
+}

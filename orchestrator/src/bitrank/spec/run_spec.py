@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, MaxLen
 from bitrank_data import CLASSIFICATION, HUB_TASKS, open_task, write_atomically
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import Arm, PlannedArm, find_arm
 from bitrank.spec.fields import (
     TEXT_LENGTH,
     About,
@@ -37,7 +37,7 @@ from bitrank.spec.fields import (
     Workers,
     one_of,
 )
-from bitrank.spec.inits import INITS
+from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, is_content, is_hub, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
@@ -52,6 +52,20 @@ def quant_backend_names() -> list[str]:
     from bitrank_quant import OVERRIDES
 
     return list(OVERRIDES)
+
+
+def scale_policy_names() -> list[str]:
+    """The names that ``scale_policy`` may have. Importing the registry imports torch."""
+    from bitrank_adapters import SCALE_POLICIES
+
+    return list(SCALE_POLICIES)
+
+
+def quantizer_names() -> list[str]:
+    """The allowed values of ``quantizer``. Their registry imports torch as well."""
+    from bitrank_quant import QUANTIZERS
+
+    return list(QUANTIZERS)
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,14 @@ class RunSpec:
     dropout: Annotated[
         Fraction | None, About("dropout in all layers of the model; None: the model's own")
     ] = None
-    adapter_scale: Annotated[Positive, About("scale of adapters, α/r, the same for every rank and arm")] = 2.0
+    adapter_scale: Annotated[Positive, About("scale s of an adapter of rank 8: W + s · B A")] = 2.0
+    scale_policy: Annotated[
+        Text,
+        OneOf(scale_policy_names, always=("alpha",)),
+        About(
+            "scale of other ranks: s ∝ 1/r (alpha), bounded at 2 s (alpha-capped), ∝ 1/√r (rslora), constant"
+        ),
+    ] = "alpha"
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
     ] = None
@@ -126,6 +147,15 @@ class RunSpec:
         OneOf(quant_backend_names, always=("auto",)),
         About("replaces the arm's low-bit formats and the library that stores them; auto: the arm's formats"),
     ] = "auto"
+    quantizer: Annotated[
+        Text,
+        OneOf(quantizer_names, always=("rtn",)),
+        About(
+            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at "
+            "the "
+            "inputs of each layer, gathered from training data once per model and task"
+        ),
+    ] = "rtn"
     device: Annotated[
         Text,
         one_of(DEVICE_NAMES),
@@ -167,6 +197,11 @@ class RunSpec:
     def tuned(self) -> dict[str, int]:
         """Fields of the arm's rank rule that this run overrides."""
         return {key: getattr(self, key) for key in _TUNED if getattr(self, key) not in (None, False)}
+
+    @property
+    def plan_request(self) -> dict[str, Any] | None:
+        """The request of a planned arm as plain data; None for an arm with rules or a plan file."""
+        return self.arm.get("request")
 
     @property
     def spec_id(self) -> str:
@@ -251,17 +286,40 @@ def make_spec(
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
     name = Path(plan).stem if plan else config
-    planned = {"init": valid_plan(Path(plan)).get("init", "default")} if plan else {}
-    chosen = {**profile.fields_for(source.kind, task), **planned, **given}
+    planned = _fields_of_plan(Path(plan)) if plan else {}
+    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
+    arm = find_arm(config, plan, tuned)
+    chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
     if "steps" in given and "epochs" not in given:
         chosen["epochs"] = None
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
-    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
-    arm = find_config(config, plan, tuned).as_data()
+    _check_planned_init(name, arm, chosen)
     chosen["data_digest"] = data_digest(task, chosen.get("data"))
     chosen["model_digest"] = model_digest(chosen["model"])
-    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=arm, **chosen))
+    data = arm.as_data()
+    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
+
+
+def _fields_of_arm(arm: Arm) -> dict[str, Any]:
+    """Fields of a spec whose defaults the request of a planned arm sets."""
+    return {"init": arm.init} if isinstance(arm, PlannedArm) else {}
+
+
+def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for an initialization whose benefit no planner predicts."""
+    init = chosen.get("init", "default")
+    if isinstance(arm, PlannedArm) and init in INITS and init not in PLANNED_INITS:
+        raise UserError(
+            f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got "
+            f"{init}"
+        )
+
+
+def _fields_of_plan(path: Path) -> dict[str, Any]:
+    """The fields of a spec whose defaults a plan file sets."""
+    data = valid_plan(path)
+    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
 
 
 def check(spec: RunSpec) -> RunSpec:
@@ -296,7 +354,9 @@ def check_data(data: str | None, tasks: list[str]) -> None:
 
 
 def read_spec(path: Path) -> RunSpec:
-    return RunSpec(**json.loads(path.read_text()))
+    data = json.loads(path.read_text())
+    # Before the field existed, all ranks had one scale.
+    return RunSpec(**{"scale_policy": "constant", **data})
 
 
 def write_spec(spec: RunSpec, path: Path) -> None:

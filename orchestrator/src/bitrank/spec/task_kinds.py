@@ -37,15 +37,15 @@ class TaskMetric:
 class CalibrationSizes:
     """Amounts of training data for sensitivity measurements, in sequences and in tokens per batch.
 
-    ``moments`` sequences give gradient moments. ``per_format`` of them give the error of each matrix in each
-    format, which takes a separate pass each. ``per_plan`` give the error of a whole plan, which takes few
-    passes, and every matrix contributes to each of them. ``graph_tokens`` is smaller than ``batch_tokens``:
-    the memory of a kept autograd graph grows with the batch.
+    ``moments`` sequences give gradient moments and the error of each matrix in each format. ``per_plan`` of
+    them give the error of each kind of matrix in a plan. ``held_out`` other sequences compare plans.
+    ``graph_tokens`` is smaller than ``batch_tokens``: the memory of a kept autograd graph grows with the
+    batch.
     """
 
     moments: int
-    per_format: int
     per_plan: int
+    held_out: int
     batch_tokens: int
     graph_tokens: int
 
@@ -96,7 +96,7 @@ TASK_KINDS: dict[str, TaskKind] = {
             "classify", "sequence classification", "another model, or a language-modelling task"
         ),
         calibration=CalibrationSizes(
-            moments=256, per_format=64, per_plan=64, batch_tokens=1024, graph_tokens=512
+            moments=256, per_plan=64, held_out=256, batch_tokens=1024, graph_tokens=512
         ),
         validation_sequences=256,
         quick_steps=100,
@@ -113,7 +113,7 @@ TASK_KINDS: dict[str, TaskKind] = {
             "a decoder such as smollm2 or gpt2",
             decoder_only=True,
         ),
-        calibration=CalibrationSizes(moments=8, per_format=1, per_plan=2, batch_tokens=512, graph_tokens=128),
+        calibration=CalibrationSizes(moments=16, per_plan=4, held_out=32, batch_tokens=512, graph_tokens=128),
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
+PLANNING = "bitrank.planning.planned_arms"  # the code that makes the plan of a planned arm
 _OWN = "bitrank"
 _SOURCES = {".py", ".c", ".h"}
 
@@ -45,6 +46,11 @@ def code_id(*rules: object) -> str:
     does not outdate the results of others.
     """
     return code_hash(RUN, rules=frozenset(type(rule).__name__ for rule in rules))[:12]
+
+
+def planned_code_id(*rules: object) -> str:
+    """Hash as :func:`code_id` does, with the code that measures and plans, for an arm with a plan request."""
+    return code_hash(RUN, PLANNING, rules=frozenset(type(rule).__name__ for rule in rules))[:12]
 
 
 def shared_code() -> str:

@@ -2,7 +2,7 @@
 
 A snapshot is a folder of artifacts named after its step. It is valid once the run's tag ``snapshot`` names
 it, which is set after the upload is complete; then the previous snapshot is deleted. A snapshot also contains
-the events so far, the figures before training, and the size of passes.
+the events so far, the figures before training, the size of passes, and the plan of a planned arm.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitrank.process.run_folder import REQUESTED_PLAN
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _ARTIFACTS, _TAG = "snapshots", "snapshot"
-_FILES = ("events.jsonl", "zero_shot.json", "micro_tokens.txt", "log.txt")
+_FILES = ("events.jsonl", "zero_shot.json", "micro_tokens.txt", "log.txt", REQUESTED_PLAN)
 
 
 class Snapshots:

@@ -27,6 +27,8 @@ _COSTS = {
     "import_mib": "mem/import_mib",
     "train_tokens_per_s": "speed/train_tok_s",
     "infer_tokens_per_s": "speed/infer_tok_s",
+    "plan_s": "time/plan_s",
+    "plan_peak_mib": "mem/plan_mib",
     "train_s": "time/train_s",
     "total_s": "time/total_s",
 }

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitrank.errors import UserError
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import PlannedArm, find_arm
+from bitrank.spec.rules import GivenBits, GivenRanks
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_id
+from bitrank.tracking.provenance import code_id, planned_code_id
 from bitrank.tracking.sqlite_store import read_only
 
 
@@ -57,8 +58,11 @@ def state_of(spec: RunSpec, runs: Mapping[str, StoredRun]) -> State:
 
 def code_of(spec: RunSpec) -> str:
     """The id of the code that determines the numbers of ``spec``."""
-    arm = find_config(spec.config, spec.plan, spec.tuned)
-    return code_id(arm.precision, arm.rank)
+    arm = find_arm(spec.config, spec.plan, spec.tuned)
+    if not isinstance(arm, PlannedArm):
+        return code_id(arm.precision, arm.rank)
+    given, budget = (GivenBits({}), GivenRanks({})), arm.budget_config
+    return planned_code_id(*given, *((budget.precision, budget.rank) if budget else ()))
 
 
 def read_runs(database: Path, experiment: str) -> dict[str, StoredRun]:

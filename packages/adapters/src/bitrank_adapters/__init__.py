@@ -1,6 +1,6 @@
 """LoRA adapters: rank plans, PEFT models built from them, and rank changes during training."""
 
-from bitrank_adapters.attach import AdaLora, adapter_bytes, attach_adalora, attach_lora
+from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
 from bitrank_adapters.fused.fuse import fuse
@@ -8,16 +8,20 @@ from bitrank_adapters.fused.norms import is_norm
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
-from bitrank_adapters.residual_init import ResidualStart, effective_scale
+from bitrank_adapters.residual_init import ResidualStart
+from bitrank_adapters.scales import SCALE_POLICIES, AdapterScale, ScalePolicy, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
+from bitrank_adapters.stored import adapter_bytes, adapter_memory, round_adapter
 from bitrank_adapters.trainer_callback import AdaLoraCallback
 
 __version__ = "0.1.0"
 __all__ = [
+    "SCALE_POLICIES",
     "AdaLora",
     "AdaLoraCallback",
     "AdaLoraRanks",
     "AdapterError",
+    "AdapterScale",
     "BudgetMissed",
     "Factors",
     "FixedRanks",
@@ -25,9 +29,11 @@ __all__ = [
     "RankPlan",
     "ResidualStart",
     "SavedAdapter",
+    "ScalePolicy",
     "ShrinkingRanks",
     "adapted",
     "adapter_bytes",
+    "adapter_memory",
     "attach_adalora",
     "attach_lora",
     "best_low_rank",
@@ -37,6 +43,7 @@ __all__ = [
     "is_norm",
     "read_adapter",
     "role_ranks",
+    "round_adapter",
     "save_as_lora",
     "uniform_ranks",
     "weighted_norm",

@@ -1,9 +1,9 @@
 """PEFT models from rank plans.
 
-Scale policy, the same for every configuration: the adapter's output is multiplied by one factor ``scale`` at
-any rank (α = scale · r, for AdaLoRA α = scale · initial r), so configurations differ in bits and ranks only.
-Adapters are fp32. The base is frozen, its norms compute in fp32, and a newly initialized head is trained in
-full in fp32.
+The factor on an adapter's output follows from its rank by one scale policy for the whole model
+(:mod:`~bitrank_adapters.scales`); PEFT's ``rank_pattern`` and ``alpha_pattern`` carry it, so stock PEFT loads
+the saved adapter. Adapters are fp32. The base is frozen, its norms compute in fp32, and a newly initialized
+head is trained in full in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -22,7 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.fused.norms import norms_in_fp32
-from bitrank_adapters.plans import RankPlan, check_ranks
+from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
+from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
+
+DEFAULT_SCALE = AdapterScale()
 
 
 @dataclass(frozen=True)
@@ -53,28 +57,38 @@ class AdaLora:
 
 
 def attach_lora(
-    model: nn.Module, plan: RankPlan, *, scale: float = 2.0, heads: Sequence[str] = (), seed: int = 0
+    model: nn.Module,
+    plan: RankPlan,
+    *,
+    scale: AdapterScale = DEFAULT_SCALE,
+    heads: Sequence[str] = (),
+    seed: int = 0,
 ) -> PeftModel:
     """Attach LoRA with one rank per matrix; ``heads`` names newly initialized modules to train in full.
 
-    Raises :class:`AdapterError` if the plan does not fit the model.
+    A matrix of rank 0 gets no adapter. Raises :class:`AdapterError` if the plan does not fit the model, or if
+    it has rank 0 everywhere and there is no head to train.
     """
-    check_ranks(plan, _shapes(model, plan))
-    return _attach(model, lora_config(plan, scale, heads), heads, seed)
+    check_ranks(plan, _shapes(model, plan), heads)
+    return _attach(model, lora_config(plan, scale, heads), scale, heads, seed)
 
 
-def lora_config(plan: RankPlan, scale: float, heads: Sequence[str] = ()) -> LoraConfig:
+def lora_config(plan: RankPlan, scale: AdapterScale, heads: Sequence[str] = ()) -> LoraConfig:
     """PEFT configuration of a rank plan.
 
-    The most frequent rank is the default, patterns hold the others; α = scale · r for every matrix.
+    The most frequent rank and its α are the defaults, patterns hold the others. With rank 0 everywhere only
+    the heads train, which PEFT supports through a target that matches no module.
     """
-    usual = max(set(plan.values()), key=list(plan.values()).count)
+    ranks = positive_ranks(plan)
+    counted = list(ranks.values()) or [REFERENCE_RANK]
+    usual = max(set(counted), key=counted.count)
+    alphas = {name: scale.alpha(rank) for name, rank in ranks.items()}
     return LoraConfig(
         r=usual,
-        lora_alpha=scale * usual,  # type: ignore[arg-type]
-        rank_pattern={name: rank for name, rank in plan.items() if rank != usual},
-        alpha_pattern={name: scale * rank for name, rank in plan.items() if rank != usual},
-        target_modules=list(plan),
+        lora_alpha=scale.alpha(usual),  # type: ignore[arg-type]
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != usual},
+        alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != scale.alpha(usual)},
+        target_modules=list(ranks) or DUMMY_TARGET_MODULES,
         modules_to_save=list(heads) or None,
         lora_dropout=0.0,
     )
@@ -86,11 +100,14 @@ def attach_adalora(
     schedule: AdaLora,
     *,
     total_steps: int,
-    scale: float = 2.0,
+    scale: AdapterScale = DEFAULT_SCALE,
     heads: Sequence[str] = (),
     seed: int = 0,
 ) -> PeftModel:
     """Attach AdaLoRA to the matrices ``names`` for ``total_steps`` optimizer steps in all.
+
+    The scale starts as that of ``schedule.init_r``; :class:`~bitrank_adapters.AdaLoraRanks` changes it with
+    the rank of each matrix.
 
     Raises :class:`AdapterError` if the steps leave no pruning between warm-up and freeze.
     """
@@ -109,25 +126,17 @@ def attach_adalora(
         deltaT=schedule.every,
         total_step=total_steps,
         orth_reg_weight=schedule.orthogonality,
-        lora_alpha=scale * schedule.init_r,  # type: ignore[arg-type]
+        lora_alpha=scale.alpha(schedule.init_r),  # type: ignore[arg-type]
         target_modules=list(names),
         modules_to_save=list(heads) or None,
         lora_dropout=0.0,
     )
-    return _attach(model, config, heads, seed)
+    return _attach(model, config, scale, heads, seed)
 
 
-def adapter_bytes(model: PeftModel) -> int:
-    """Bytes added to the base: adapter parameters, AdaLoRA's rank counts, and trained copies of heads."""
-    added = (".lora_", ".ranknum.", ".modules_to_save.")
-    return sum(
-        p.numel() * p.element_size()
-        for name, p in model.named_parameters()
-        if any(part in name for part in added)
-    )
-
-
-def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: int) -> PeftModel:
+def _attach(
+    model: nn.Module, config: LoraConfig, scale: AdapterScale, heads: Sequence[str], seed: int
+) -> PeftModel:
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # same initialization in every configuration, whatever was sampled before
@@ -143,6 +152,7 @@ def _attach(model: nn.Module, config: LoraConfig, heads: Sequence[str], seed: in
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    peft_model.adapter_scale = scale  # type: ignore[assignment]  # AdaLoRA's hook follows it
     norms_in_fp32(peft_model)
     for head in heads:
         _head_in_fp32(peft_model, head)

@@ -2,7 +2,8 @@
 
 An adapter of any kind adds scale · up · down to a matrix. AdaLoRA's factors convert to this form exactly:
 down = Λ Q, up = P. PEFT multiplies AdaLoRA's product by α / (rank + 1e-5) and LoRA's by α/r; the relative
-difference of about 1e-6 is folded into ``up``, so that α/r remains the only scale.
+difference of about 1e-6 is folded into ``up``, so that α/r remains the only scale. Files of runs are bf16;
+the update of each matrix is computed in fp32 from their numbers.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitrank_adapters.attach import lora_config
 from bitrank_adapters.errors import AdapterError
-from bitrank_adapters.rank_hooks import adapted
-from bitrank_adapters.residual_init import effective_scale
+from bitrank_adapters.rank_hooks import adapted, scale_of
+from bitrank_adapters.scales import effective_scale
 
 _ADAPTER = "default"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -43,30 +45,33 @@ class LowRank:
 class SavedAdapter:
     """Adapter read from files: low-rank ``parts`` by matrix, and ``whole`` parameters by name.
 
-    ``whole`` holds the parameters of modules trained in full.
+    ``whole`` holds the parameters of modules trained in full. All tensors are fp32.
     """
 
     parts: dict[str, LowRank]
     whole: dict[str, Tensor]
 
 
-def save_as_lora(model: PeftModel, folder: Path) -> None:
-    """Write AdaLoRA layers as a plain LoRA adapter with rank and α per matrix; heads are unchanged."""
+def save_as_lora(model: PeftModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write AdaLoRA layers as a plain LoRA adapter with rank and α per matrix, all tensors in ``dtype``.
+
+    Raises :class:`AdapterError` for a model that :func:`~bitrank_adapters.attach_adalora` did not make.
+    """
     config: Any = model.peft_config[_ADAPTER]
-    scale = config.lora_alpha / config.init_r
+    scale = scale_of(model)
     tensors = _whole_modules(model)
     ranks = {}
     for name, layer in adapted(model):
         ranks[name] = layer.r[_ADAPTER]
         down, up = layer.lora_A[_ADAPTER].detach(), layer.lora_B[_ADAPTER].detach()
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = down * layer.lora_E[_ADAPTER].detach()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up * (effective_scale(layer) / scale)
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up * (effective_scale(layer) / scale.of(ranks[name]))
     made = lora_config(ranks, scale, list(config.modules_to_save or []))
     made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
     made.task_type = config.task_type
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {key: value.cpu().contiguous() for key, value in tensors.items()},
+        {key: value.to("cpu", dtype).contiguous() for key, value in tensors.items()},
         folder / _WEIGHTS,
         metadata={"format": "pt"},
     )
@@ -91,7 +96,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected "
             "LORA or ADALORA"
         )
-    named = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    named = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in tensors.items()}
     names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
     parts = {name: _part(name, named, config) for name in names}
     return SavedAdapter(parts, {key: tensor for key, tensor in named.items() if ".lora_" not in key})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bitrank_adapters.errors import AdapterError
 
@@ -28,14 +28,22 @@ def role_ranks(roles: Mapping[str, str], rank_of_role: Mapping[str, int]) -> Ran
     return {name: rank_of_role[role] for name, role in roles.items()}
 
 
-def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise :class:`AdapterError` if the plan is empty, names an unknown matrix or a rank does not fit.
+def positive_ranks(plan: Mapping[str, int]) -> RankPlan:
+    """The matrices of ``plan`` that get an adapter: those with a rank above 0."""
+    return {name: rank for name, rank in plan.items() if rank > 0}
 
-    ``shapes`` maps each matrix to (out, in); a rank fits from 1 to the smaller of both.
+
+def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]], heads: Sequence[str] = ()) -> None:
+    """Raise :class:`AdapterError` if the plan names an unknown matrix, a rank does not fit, or nothing
+    trains.
+
+    ``shapes`` maps each matrix to (out, in); a rank fits from 0 (no adapter) to the smaller of both. With
+    ``heads`` that are trained in full, a plan may have rank 0 everywhere.
     """
-    if not plan:
+    if not positive_ranks(plan) and not heads:
+        problem = "rank 0 everywhere" if plan else "the rank plan is empty"
         raise AdapterError(
-            "the rank plan is empty: there is nothing to train; give at least one matrix a rank of 1 or more"
+            f"{problem}: there is nothing to train; give at least one matrix a rank of 1 or more"
         )
     for name, rank in plan.items():
         if name not in shapes:
@@ -43,7 +51,7 @@ def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]]) -> None:
             raise AdapterError(
                 f"the rank plan names {name!r}, which this model lacks; nearest: {', '.join(near)}"
             )
-        if not 1 <= rank <= min(shapes[name]):
+        if not 0 <= rank <= min(shapes[name]):
             raise AdapterError(
-                f"rank {rank} does not fit {name!r} of shape {shapes[name]}; give 1 to {min(shapes[name])}"
+                f"rank {rank} does not fit {name!r} of shape {shapes[name]}; give 0 to {min(shapes[name])}"
             )

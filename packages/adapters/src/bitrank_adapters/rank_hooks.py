@@ -7,6 +7,9 @@ counts optimizer steps from 1.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from bitrank_adapters.errors import BudgetMissed
+from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.importance import OffOrthogonal, update_importance
+from bitrank_adapters.scales import AdapterScale, effective_scale, set_scale
+from bitrank_adapters.stored import STORED_BYTES, STORED_DTYPE, adapter_bytes, round_adapter, saved_parameters
 
 _ADAPTER = "default"
 
@@ -24,7 +29,8 @@ class FixedRanks:
     """LoRA: ranks stay as planned."""
 
     def __init__(self, model: PeftModel) -> None:
-        self._model = model
+        self._model: Any = model
+        self._is_stored_form = False
 
     def penalty(self) -> Tensor | None:
         """Differentiable term to add to the task loss; None if there is none."""
@@ -54,24 +60,70 @@ class FixedRanks:
         """
         return None
 
+    def rescaled(self) -> dict[str, float] | None:
+        """{parameter name: factor} of trainable parameters that were multiplied since the last call.
+
+        None if there are none. The model's output is unchanged; gradients and moments change by the inverse.
+        """
+        return None
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """Inside, the model computes with the adapter as its file holds it: every number rounded to bf16.
+
+        Parameters and scales come back afterwards. Nested uses change nothing more.
+        """
+        if self._is_stored_form:
+            yield
+            return
+        kept = {p: p.detach().clone() for p in saved_parameters(self._model).values()}
+        scalings = {layer: layer.scaling[_ADAPTER] for _, layer in adapted(self._model)}
+        self._is_stored_form = True
+        try:
+            self._take_stored_form()
+            yield
+        finally:
+            self._is_stored_form = False
+            for parameter, value in kept.items():
+                parameter.data.copy_(value)
+            for layer, scaling in scalings.items():
+                layer.scaling[_ADAPTER] = scaling
+
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the file that :meth:`save` writes."""
+        return adapter_bytes(self._model)
+
     def save(self, folder: Path) -> None:
-        """Save the adapter in PEFT's format (safetensors)."""
-        self._model.save_pretrained(str(folder), save_embedding_layers=False)
+        """Save the adapter in PEFT's format (safetensors, bf16)."""
+        with self.as_stored():
+            parameters = saved_parameters(self._model)
+            rounded = {name: p.detach().to(STORED_DTYPE) for name, p in parameters.items()}
+            self._model.save_pretrained(str(folder), state_dict=rounded, save_embedding_layers=False)
+
+    def _take_stored_form(self) -> None:
+        round_adapter(self._model)
 
 
 class AdaLoraRanks(FixedRanks):
     """AdaLoRA: allocates ranks after each step, adds the orthogonality term, audits the budget.
 
-    PEFT's allocator does the arithmetic (Zhang et al. 2023, equations 8 to 12). Two additions: its moving
-    averages are part of the state, so that a resumed run continues with the same numbers; and the run fails
-    at the freeze if the active ranks miss the budget.
+    PEFT's allocator does the arithmetic (Zhang et al. 2023, equations 8 to 12). Three additions: its moving
+    averages are part of the state, so that a resumed run continues with the same numbers; the run fails
+    at the freeze if the active ranks miss the budget; and the scale of each matrix follows its active rank by
+    the policy of :func:`~bitrank_adapters.attach_adalora`, as it does for LoRA of that rank.
+
+    A new scale divides Λ by the same factor, so the output does not change and neither do PEFT's importances
+    |w ∂L/∂w|; only the size of later steps does. Files have PEFT's own scale α/r of the initial rank, and Λ
+    takes the difference.
     """
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__(model)
         self._tuner: Any = model.base_model
         self._config: Any = model.peft_config[_ADAPTER]
+        self._scale = scale_of(model)
         self._kept: dict[str, Tensor] = {}
+        self._rescaled: dict[str, float] = {}
         self._look()
         allocator = self._tuner.rankallocator
         allocator.update_ipt = lambda _: update_importance(allocator, self._parameters)
@@ -108,6 +160,7 @@ class AdaLoraRanks(FixedRanks):
             self._mask()
             return
         self._tuner.update_and_allocate(step)
+        self._follow_ranks()
         if step == self.freeze_step:
             self._audit()
 
@@ -139,6 +192,71 @@ class AdaLoraRanks(FixedRanks):
                 value
             )  # placeholder, recomputed at each step; PEFT expects averages for its key
         self._config.rank_pattern = json.loads(text) or {}
+        if self._config.rank_pattern:
+            for _, layer, scale in self._scales():  # Λ, which is restored separately, belongs to this scale
+                set_scale(layer, scale)
+
+    def rescaled(self) -> dict[str, float] | None:
+        rescaled, self._rescaled = self._rescaled, {}
+        return rescaled or None
+
+    def stored_bytes(self) -> int:
+        numbers = 0
+        for name, layer in adapted(self._model):
+            down_RI, up_OR = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+            full, active = len(down_RI), self.ranks()[name]
+            numbers -= (full - active) * (down_RI.shape[1] + up_OR.shape[0] + 1)
+        return adapter_bytes(self._model) + STORED_BYTES * numbers
+
+    def save(self, folder: Path) -> None:
+        """Save the adapter as PEFT's AdaLoRA, without pruned triplets."""
+        pattern = self._config.rank_pattern
+        try:
+            super().save(folder)
+        finally:
+            self._config.rank_pattern = pattern  # PEFT removes the adapter's name from its keys
+
+    @contextmanager
+    def in_file_scale(self) -> Iterator[None]:
+        """Inside, Λ is that of an AdaLoRA file: for PEFT's α/r of the initial rank. Nothing is rounded."""
+        kept = {layer: layer.lora_E[_ADAPTER].detach().clone() for _, layer in adapted(self._model)}
+        scalings = {layer: layer.scaling[_ADAPTER] for layer in kept}
+        try:
+            self._take_file_scale()
+            yield
+        finally:
+            for layer, values in kept.items():
+                layer.lora_E[_ADAPTER].data.copy_(values)
+                layer.scaling[_ADAPTER] = scalings[layer]
+
+    def _take_stored_form(self) -> None:
+        self._take_file_scale()
+        super()._take_stored_form()
+
+    @torch.no_grad()
+    def _take_file_scale(self) -> None:
+        for _, layer in adapted(self._model):
+            before = effective_scale(layer)
+            layer.scaling[_ADAPTER] = self._config.lora_alpha
+            layer.lora_E[_ADAPTER].mul_(before / effective_scale(layer))
+
+    def _scales(self) -> Iterator[tuple[str, Any, float]]:
+        """(name, layer, scale of its active rank) of every adapted matrix."""
+        ranks = self.ranks()
+        for name, layer in adapted(self._model):
+            yield name, layer, self._scale.of(ranks[name])
+
+    @torch.no_grad()
+    def _follow_ranks(self) -> None:
+        """Give every matrix the scale of its active rank, once the first triplets are pruned."""
+        if not self._config.rank_pattern:
+            return
+        for name, layer, scale in self._scales():
+            factor = effective_scale(layer) / scale
+            if not math.isclose(factor, 1.0, rel_tol=1e-12):
+                layer.lora_E[_ADAPTER].mul_(factor)
+                set_scale(layer, scale)
+                self._rescaled[f"base_model.model.{name}.lora_E.{_ADAPTER}"] = factor
 
     def _mask(self) -> None:
         """Reset pruned triplets to zero, since the optimizer's momentum changes them."""
@@ -159,6 +277,17 @@ class AdaLoraRanks(FixedRanks):
                 "few steps were "
                 "taken to tell ranks apart. Train longer, or widen the schedule between warm-up and freeze."
             )
+
+
+def scale_of(model: PeftModel) -> AdapterScale:
+    """The scale that ``model`` was attached with.
+
+    Raises :class:`AdapterError` for a model that this package did not attach adapters to.
+    """
+    scale = getattr(model, "adapter_scale", None)
+    if not isinstance(scale, AdapterScale):
+        raise AdapterError("this model's adapters have no scale policy; make it with attach_adalora")
+    return scale
 
 
 def keep_loss_plain(model: PeftModel) -> None:

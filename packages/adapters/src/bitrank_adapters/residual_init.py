@@ -1,7 +1,7 @@
 """Adapter initialization from the quantization residual: LoftQ and Fisher-weighted LQ-LoRA.
 
 A matrix W becomes Q + s · B A with Q stored in few bits and s · B A the best low-rank approximation of W − Q,
-where s is the scale common to all ranks (see :mod:`~bitrank_adapters.attach`). With AdaLoRA P, Λ and Q
+where s is the scale of rank r (see :mod:`~bitrank_adapters.scales`). With AdaLoRA P, Λ and Q
 replace B and A; P and Q are orthonormal, as its regularizer requires. Matrices are processed one at a time:
 :meth:`ResidualStart.split` runs while the 16-bit weight of a matrix is in memory, before it is stored;
 :meth:`ResidualStart.write` copies the factors (as large as the adapters) into the adapters after these have
@@ -12,8 +12,8 @@ error rises, as in LQ-LoRA, and the best round is used, so the error never excee
 adapter. Directions with a zero residual keep the default initialization, and so do all directions of a 16-bit
 matrix.
 
-The scale policy holds: both factors share a singular value σ of the residual as √(σ/s). Adapters with a large
-residual start with large values and use the same learning rate as adapters that start at zero.
+A has the row norm κ of LoRA's default start and B has the rest: A = κ Vᵀ, B = U Σ/(s κ). With A fixed, one
+step of Adam on B changes the product as much as from the default start, whatever the size of the residual.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from torch import Tensor
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.lowrank import Factors, RowColumn, best_low_rank, weighted_norm
-from bitrank_adapters.plans import RankPlan
+from bitrank_adapters.plans import RankPlan, positive_ranks
 from bitrank_adapters.rank_hooks import adapted
+from bitrank_adapters.scales import effective_scale
 
 _ADAPTER = "default"
+# PEFT starts A as kaiming_uniform_(a=√5): U(−1/√n, 1/√n) over n inputs, so E‖row‖² = n · 1/(3n) for every n.
+KAIMING_ROW_NORM = 3**-0.5
 _NOTHING = 1e-6  # a singular value below this share of the largest is rounding error
 
 
 class ResidualStart:
-    """Residual initialization for the matrices of ``ranks``; an empty plan changes nothing.
+    """Residual initialization for the matrices of ``ranks``; one without a rank above 0 stays as it is.
 
     ``rounds`` is the maximum number of alternating rounds; ``weights`` {name: (row_O, column_I)} selects
     LQ-LoRA. ``errors`` maps each matrix to the (weighted) norm of W − Q, before and after adding the adapter.
@@ -48,6 +51,7 @@ class ResidualStart:
     ) -> None:
         if rounds < 1:
             raise AdapterError(f"the alternating rounds of an initialisation must be 1 or more, got {rounds}")
+        ranks = positive_ranks(ranks)
         missing = [] if weights is None else sorted(set(ranks) - set(weights))
         if missing:
             raise AdapterError(
@@ -111,12 +115,6 @@ class ResidualStart:
         return row_O, column_I
 
 
-def effective_scale(layer: Any) -> float:
-    """Scale of the adapter's product in PEFT: α/r, for AdaLoRA α/(rank count + 1e-5)."""
-    scaling = float(layer.scaling[_ADAPTER])
-    return scaling / (float(layer.ranknum[_ADAPTER]) + 1e-5) if hasattr(layer, "lora_E") else scaling
-
-
 def _write(layer: Any, factors: Factors) -> None:
     """Overwrite the default initialization in every direction with a nonzero residual."""
     values_R = factors.values_R
@@ -129,6 +127,5 @@ def _write(layer: Any, factors: Factors) -> None:
         up[:, :count].copy_(left_OR)
         layer.lora_E[_ADAPTER][:count].copy_(values_R[:, None])
     else:
-        root_R = values_R.sqrt()
-        down.weight[:count].copy_(root_R[:, None] * right_RI)
-        up.weight[:, :count].copy_(left_OR * root_R)
+        down.weight[:count].copy_(KAIMING_ROW_NORM * right_RI)
+        up.weight[:, :count].copy_(left_OR * (values_R / KAIMING_ROW_NORM))

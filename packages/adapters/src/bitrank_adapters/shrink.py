@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bitrank_adapters.export import save_as_lora
 from bitrank_adapters.rank_hooks import AdaLoraRanks, adapted, matrix_name
-from bitrank_adapters.residual_init import effective_scale
+from bitrank_adapters.scales import effective_scale, set_scale
+from bitrank_adapters.stored import STORED_BYTES, STORED_DTYPE, adapter_bytes, round_adapter
 
 _ADAPTER = "default"
 _AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}  # axis of the rank in (rank, in), (out, rank), (rank, 1)
@@ -64,11 +65,29 @@ class ShrinkingRanks(AdaLoraRanks):
             self._shrink(saved["masks"])
 
     def save(self, folder: Path) -> None:
-        """Save a plain LoRA adapter with rank and α per matrix, which stock PEFT loads."""
-        if self._pattern:
-            save_as_lora(self._model, folder)
-        else:
+        """Save a plain LoRA adapter (bf16) with rank and α per matrix, which stock PEFT loads."""
+        if not self._pattern:
             super().save(folder)
+            return
+        with self.as_stored():
+            save_as_lora(self._model, folder, dtype=STORED_DTYPE)
+
+    def stored_bytes(self) -> int:
+        if not self._pattern:
+            return super().stored_bytes()
+        folded = sum(layer.lora_E[_ADAPTER].numel() for _, layer in adapted(self._model))
+        return adapter_bytes(self._model) - STORED_BYTES * folded
+
+    def _take_stored_form(self) -> None:
+        """After the freeze the file is plain LoRA: Λ is folded into A before both are rounded."""
+        if not self._pattern:
+            super()._take_stored_form()
+            return
+        with torch.no_grad():
+            for _, layer in adapted(self._model):
+                layer.lora_A[_ADAPTER].mul_(layer.lora_E[_ADAPTER])
+                layer.lora_E[_ADAPTER].fill_(1.0)
+        round_adapter(self._model)
 
     def _shrink(self, pattern: dict[str, list[bool]]) -> None:
         layers = dict(adapted(self._model))
@@ -97,7 +116,7 @@ def keep_ranks(layer: Any, kept: Tensor) -> None:
     layer.r[_ADAPTER] = len(kept)
     with torch.no_grad():
         layer.ranknum[_ADAPTER].fill_(float(len(kept)))
-    layer.scaling[_ADAPTER] = scale * (len(kept) + 1e-5)
+    set_scale(layer, scale)
 
 
 def _remove(model: PeftModel, path: str, layer: Any) -> None:

@@ -26,6 +26,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from bitrank_adapters.errors import AdapterError, BudgetMissed
+from bitrank_adapters.export import save_as_lora
 from bitrank_adapters.rank_hooks import AdaLoraRanks, keep_loss_plain
 from bitrank_adapters.shrink import ShrinkingRanks
 
@@ -46,6 +47,7 @@ class AdaLoraCallback(TrainerCallback):
       beside it.
     - Checkpoints contain the moving averages and masks (``adalora_state.safetensors``): a resumed run takes
       the same steps as an uninterrupted one.
+    - The scale of each matrix follows its active rank (:class:`~bitrank_adapters.AdaLoraRanks`).
     - The saved adapter loads in stock PEFT: as AdaLoRA with its ranks, or as plain LoRA with ``shrink``.
 
     Logs reach ``trainer.state.log_history`` and the callbacks that come after this one.
@@ -126,6 +128,7 @@ class AdaLoraCallback(TrainerCallback):
         self._step = state.global_step + 1
         with self._pattern():
             self._hook.after_step(self._step)
+        scale_moments(kwargs["optimizer"], before, self._hook.rescaled() or {})
         resized = self._hook.resized()
         if resized is not None:
             self._cut = True
@@ -169,9 +172,10 @@ class AdaLoraCallback(TrainerCallback):
         can be loaded by stock PEFT.
         """
         if self._finished and self._cut:
-            self._hook.save(Path(folder))
+            save_as_lora(self._model, Path(folder))
         elif self._finished:
-            with self._pattern():
+            kwargs.pop("state_dict", None)  # its Λ belongs to the scale of the active ranks
+            with self._pattern(), self._hook.in_file_scale():
                 self._save(str(folder), **kwargs)
         else:
             self._save(str(folder), **kwargs)
@@ -223,6 +227,18 @@ class AdaLoraCallback(TrainerCallback):
             if not self._finished:
                 self._masks = self._config.rank_pattern
             self._config.rank_pattern = None
+
+
+def scale_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]
+) -> None:
+    """Adapt AdamW's moments to parameters that were multiplied by ``factors``: gradients are divided by
+    them."""
+    for name, factor in factors.items():
+        state = optimizer.state.get(parameters[name], {})
+        for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            if key in state:
+                state[key].div_(factor**power)
 
 
 def follow(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_adapters import AdapterScale, attach_lora, fuse, uniform_ranks
 from bitrank_adapters.fused import feed_forward
 from bitrank_adapters.fused import fuse as fused_fuse
 from peft import LoraConfig, PeftModel
@@ -16,7 +16,11 @@ from transformers.activations import ACT2FN
 
 
 def adapted_model(make: Callable[..., Any], blocks: dict[str, Any], name: str) -> Any:
-    return filled(attach_lora(make(name, torch.float32), uniform_ranks(blocks[name], 4), scale=1.7))
+    return filled(
+        attach_lora(
+            make(name, torch.float32), uniform_ranks(blocks[name], 4), scale=AdapterScale(1.7, "constant")
+        )
+    )
 
 
 def filled(model: Any) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitrank_adapters import AdaLora, adapted, attach_adalora, attach_lora, fuse, uniform_ranks
+from bitrank_adapters import AdaLora, AdapterScale, adapted, attach_adalora, attach_lora, fuse, uniform_ranks
 
 
 def attach(make, blocks, name: str, kind: str, dtype: torch.dtype):
     base = make(name, dtype)
     if kind == "lora":
-        model = attach_lora(base, uniform_ranks(blocks[name], 4), scale=1.7)
+        model = attach_lora(base, uniform_ranks(blocks[name], 4), scale=AdapterScale(1.7, "constant"))
     else:
-        model = attach_adalora(base, blocks[name], AdaLora(6, 2), total_steps=50, scale=1.7)
+        model = attach_adalora(
+            base, blocks[name], AdaLora(6, 2), total_steps=50, scale=AdapterScale(1.7, "constant")
+        )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

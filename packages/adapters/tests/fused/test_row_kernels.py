@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitrank_adapters import attach_lora, fuse, uniform_ranks
+from bitrank_adapters import AdapterScale, attach_lora, fuse, uniform_ranks
 from bitrank_adapters.fused.norms import _RmsNorm, norms_in_fp32
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,7 +46,7 @@ class PlainRows:
 def model_of(make: Callable[..., Any], blocks: dict[str, Any], dtype: torch.dtype) -> Any:
     model = make("llama", dtype)
     norms_in_fp32(model)
-    adapted = attach_lora(model, uniform_ranks(blocks["llama"], 4), scale=1.7)
+    adapted = attach_lora(model, uniform_ranks(blocks["llama"], 4), scale=AdapterScale(1.7, "constant"))
     with torch.no_grad():
         for number, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
             parameter.copy_(

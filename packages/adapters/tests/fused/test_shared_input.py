@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitrank_adapters import AdaLora, attach_adalora, attach_lora, fuse
+from bitrank_adapters import AdaLora, AdapterScale, attach_adalora, attach_lora, fuse
 from bitrank_adapters.fused import fuse as fused_fuse
 from peft import LoraConfig, PeftModel
 from torch import Tensor
@@ -48,10 +48,14 @@ def attach(
     names = matrices(name, without)
     if kind == "lora":
         model = attach_lora(
-            make(name, dtype), {matrix: 2 + number % 3 for number, matrix in enumerate(names)}, scale=1.7
+            make(name, dtype),
+            {matrix: 2 + number % 3 for number, matrix in enumerate(names)},
+            scale=AdapterScale(1.7),
         )
     else:
-        model = attach_adalora(make(name, dtype), names, AdaLora(6, 2), total_steps=50, scale=1.7)
+        model = attach_adalora(
+            make(name, dtype), names, AdaLora(6, 2), total_steps=50, scale=AdapterScale(1.7, "constant")
+        )
     with torch.no_grad():
         for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
             parameter.copy_(

@@ -46,6 +46,11 @@ class Evidence:
         return list(self.arms["config"])
 
     @property
+    def planned(self) -> list[str]:
+        """Arms whose formats and ranks a planner chose before training, in the study's order."""
+        return config_order(self.runs.loc[self.runs["family"] == PLANNED, "config"])
+
+    @property
     def seeds(self) -> int:
         """Smallest number of seeds of any arm."""
         return int(self.arms["seeds"].min())
@@ -67,8 +72,9 @@ class Evidence:
 
 
 # Order of the study's arms in figures and tables; other configs follow by name.
-ORDER = ("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3")
+ORDER = ("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3", "Plan-Q4")
 BASELINES = ("B-FP", "B-Q4")
+PLANNED = "planned"  # family of the arms whose formats and ranks a planner chose
 
 
 def config_order(names: Any) -> list[str]:
@@ -86,7 +92,9 @@ def gather(study: Study, task: str) -> Evidence:
         )
     gaps: dict[str, str] = {}
     first = runs.iloc[0]
-    comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=BASELINES))
+    # Planned arms are compared with every arm: the report names the best one that they must beat.
+    baselines = (*BASELINES, *config_order(runs.loc[runs["family"] == PLANNED, "config"]))
+    comparisons = _or_gap(gaps, "comparisons", lambda: compare(study, task, baselines=baselines))
     effects = _or_gap(gaps, "factorial", lambda: factorial(study, task))
     return Evidence(
         task=task,

@@ -26,8 +26,20 @@ _METRIC_COLUMNS = {
     "train_tok_s": "speed/train_tok_s",
     "seconds": "time/total_s",
     "bits": "model/bits",
+    "plan_s": "time/plan_s",
 }
-_TEXT_COLUMNS = ("run_id", "run_name", "config", "task", "model", "hardware", "code", "shared_code", "status")
+_TEXT_COLUMNS = (
+    "run_id",
+    "run_name",
+    "config",
+    "task",
+    "model",
+    "hardware",
+    "code",
+    "shared_code",
+    "family",
+    "status",
+)
 _TAGS = (
     "config",
     "task",
@@ -38,6 +50,7 @@ _TAGS = (
     "shared_code",
     "kind",
     "metric",
+    "family",
     "spec_id",
     "failure",
     "finding",
@@ -73,9 +86,11 @@ def load_study(database: duckdb.DuckDBPyConnection, experiment: str | None = Non
     Columns of ``runs``: run_id, run_name, config, task, seed, model, kind, metric, higher_is_better, quality,
     zero (quality before training, NaN where not measured), loss (nats), model_mib, adapter_mib (at the end of
     training), adapter_params, trainable_percent, rank, peak_mib, import_mib, train_tok_s, seconds, bits,
-    hardware, code, stale (made by other code than the newest run of the config), settings (those that differ
-    from the task's usual ones, "" for none). Raises :class:`AnalysisError` if the experiment does not exist,
-    has no run with the tags config, task and seed, or is ambiguous (None, and the store has several).
+    plan_s (seconds of planning; NaN for an arm that is not planned), family ("planned" if a planner chose the
+    arm's formats and ranks), hardware, code, stale (made by other code than the newest run of the config),
+    settings (those that differ from the task's usual ones, "" for none). Raises :class:`AnalysisError` if the
+    experiment does not exist, has no run with the tags config, task and seed, or is ambiguous (None, and the
+    store has several).
     """
     all_tagged = _tagged(database)
     experiment = _experiment(database, all_tagged, experiment)

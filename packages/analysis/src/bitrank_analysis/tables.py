@@ -137,6 +137,7 @@ def _arms(evidence: Evidence) -> Table:
         "peak_mib": ("Peak MiB", _fixed(0)),
         "trainable_percent": ("Trained %", _fixed(2)),
         "rank": ("Rank", _fixed(0)),
+        "plan_s": ("Plan s", _fixed(0)),
         "seconds": ("Seconds", _fixed(0)),
     }
     return _table(

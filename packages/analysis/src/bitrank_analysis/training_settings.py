@@ -19,6 +19,7 @@ SETTINGS = (
     "learning_rate",
     "max_length",
     "adapter_scale",
+    "scale_policy",
     "quant_backend",
 )
 

@@ -54,6 +54,18 @@ def test_ranks_are_rounded_down_to_an_offered_rank_or_up_to_the_smallest():
     assert at_budget(base, in_format(base), rule).ranks == {"m0": 4, "m1": 4, "m2": 4, "m3": 16}
 
 
+def test_rank_zero_is_for_matrices_to_which_the_rule_gives_zero():
+    base = problem(10**6, offered=(0, 4, 16))
+    ranks = iter([[0, 1, 5, 16]])
+
+    def rule(mean: float) -> dict[str, int]:
+        if mean > 1:
+            raise PlanError("no more")
+        return dict(zip(["m0", "m1", "m2", "m3"], next(ranks), strict=True))
+
+    assert at_budget(base, in_format(base), rule).ranks == {"m1": 4, "m2": 4, "m3": 16}
+
+
 def test_more_bits_at_one_budget_leave_less_rank():
     base = problem(24 + 1000 + 4 * (1024 + 128 * 4))
     rule = partial(attention_first, base.items[:4])

@@ -54,6 +54,7 @@ __all__ = [
     "computes_as",
     "decoder",
     "encode_in_parts",
+    "find_quantizer",
     "float_format",
     "followers",
     "kernels_status",

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bitrank_quant.backends.choose import check_fits, choose_backend, override_for
+from bitrank_quant.backends.choose import check_fits, check_takes_codes, choose_backend, override_for
 from bitrank_quant.backends.dequantize import stored_weight
 from bitrank_quant.backends.overrides import Override
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear, QuantWeight
 from bitrank_quant.backends.registry import BACKENDS, REFERENCE
 from bitrank_quant.errors import QuantError
-from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.float import Float
 from bitrank_quant.formats.parse import parse_format
 from bitrank_quant.matrices import followers, left_out, tied_modules, weight_matrices
@@ -30,6 +31,7 @@ from bitrank_quant.replaceable import readers_of_weights
 
 PrecisionPlan = dict[str, str]
 Split = Callable[[str, Tensor, Callable[[Tensor], Tensor]], Tensor]
+Encode = Callable[[str, Tensor, Format], Tensors]
 # For a matrix whose ``weight`` another module reads: the reference backend returns it decoded, others return
 # codes.
 _DECODED = Override(None, REFERENCE.name, None)
@@ -52,6 +54,39 @@ class Applied:
     backend: str
 
 
+@dataclass(frozen=True)
+class _Storing:
+    """The options of :func:`apply_precision` that hold for every matrix."""
+
+    override: Override
+    compute_dtype: torch.dtype
+    split: Split
+    encode: Encode | None
+
+    def backend(self, fmt: Format, device: str) -> str:
+        if isinstance(fmt, Float):
+            return REFERENCE.name
+        return self.override.backend or choose_backend(fmt, device, self.compute_dtype).name
+
+    def made(
+        self, name: str, weight_OI: Tensor, bias: nn.Parameter | None, fmt: Format, backend: str
+    ) -> nn.Module:
+        """The layer of ``backend`` that stores ``weight_OI`` in ``fmt``."""
+        if self.encode is None or isinstance(fmt, Float):
+            return BACKENDS[backend].make(_linear(weight_OI, bias), fmt, self.compute_dtype)
+        make = BACKENDS[backend].make_from_codes
+        assert make is not None  # check_takes_codes refuses the others
+        shape = (weight_OI.shape[0], weight_OI.shape[1])
+        return make(self.encode(name, weight_OI, fmt), fmt, shape, bias, self.compute_dtype)
+
+    def shared(self, name: str, weight_OI: Tensor, fmt: Format) -> QuantWeight:
+        """The codes of a matrix that several modules share, or of an embedding."""
+        if self.encode is None or isinstance(fmt, Float):
+            return QuantWeight(weight_OI, fmt, self.compute_dtype)
+        shape = (weight_OI.shape[0], weight_OI.shape[1])
+        return QuantWeight.of(self.encode(name, weight_OI, fmt), fmt, shape, self.compute_dtype)
+
+
 def _no_fill(_name: str) -> None: ...
 
 
@@ -68,6 +103,7 @@ def apply_precision(
     device: str | None = None,
     fill: Callable[[str], None] = _no_fill,
     split: Split = _no_split,
+    encode: Encode | None = None,
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place; return format and backend per module.
 
@@ -78,11 +114,12 @@ def apply_precision(
     ``meta`` device, so that the whole unquantized model is never in memory. ``split`` may replace the weight
     of each quantized linear layer: it gets the module's name, the (out, in) weight, and a function that maps
     a weight to the (out, in) matrix a layer would multiply by after encoding it, and returns the weight to
-    encode.
+    encode. ``encode`` is the quantizer of all low-bit matrices: it maps a module's name, a weight and a
+    format to the tensors that the format stores; by default each backend rounds.
 
     Raises :class:`QuantError`, before the model changes, for a module that the model lacks, a format or
-    backend that is unavailable or does not fit a matrix, or a tied head whose format differs from its
-    embedding's.
+    backend that is unavailable or does not fit a matrix, a backend that takes no codes from ``encode``, or a
+    tied head whose format differs from its embedding's.
     """
     device = device or next(model.parameters()).device.type
     override = override_for(quant_backend, device, compute_dtype)
@@ -90,17 +127,21 @@ def apply_precision(
     _check_names(model, formats)
     tied, heads_of, read = tied_modules(model), followers(model), readers_of_weights(model)
     _check_tied(formats, tied)
+    storing = _Storing(override, compute_dtype, split, encode)
     for matrix in weight_matrices(model):
         alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
         if matrix.name in formats and alone and matrix.name not in read:
             fmt = formats[matrix.name]
-            check_fits(_backend(fmt, override, device, compute_dtype), fmt, matrix.shape, matrix.name)
+            backend = storing.backend(fmt, device)
+            check_fits(backend, fmt, matrix.shape, matrix.name)
+            if encode is not None and not isinstance(fmt, Float):
+                check_takes_codes(backend, fmt, matrix.shape, matrix.name)
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():
         if name not in tied:
             fill(name)
-            only = _DECODED if name in read else override
-            applied |= _store(model, name, fmt, heads_of.get(name, []), only, compute_dtype, split)
+            one = replace(storing, override=_DECODED) if name in read else storing
+            applied |= _store(model, name, fmt, heads_of.get(name, []), one)
     _flag_for_peft(model, applied)
     return applied
 
@@ -110,32 +151,26 @@ def _effective(fmt: Format, override: Override) -> Format:
 
 
 def _store(
-    model: nn.Module,
-    name: str,
-    fmt: Format,
-    heads: list[str],
-    override: Override,
-    compute_dtype: torch.dtype,
-    split: Split,
+    model: nn.Module, name: str, fmt: Format, heads: list[str], storing: _Storing
 ) -> dict[str, Applied]:
     module = model.get_submodule(name)
     if isinstance(module, Conv1D):
         module = keep_hooks(module, _linear_from_conv1d(module))
         replace_module(model, name, module)
     assert isinstance(module, (nn.Linear, nn.Embedding))
-    if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == compute_dtype:
+    if isinstance(fmt, Float) and fmt.dtype == module.weight.dtype == storing.compute_dtype:
         return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}
     if isinstance(module, nn.Embedding) or heads:
-        return _store_shared(model, name, module, fmt, heads, compute_dtype)
-    backend = _backend(fmt, override, module.weight.device.type, compute_dtype)
-    make = BACKENDS[backend].make
+        return _store_shared(model, name, fmt, heads, storing)
+    backend = storing.backend(fmt, module.weight.device.type)
 
     def stored(weight_OI: Tensor) -> Tensor:
-        return stored_weight(make(_linear(weight_OI, None), fmt, compute_dtype))
+        return stored_weight(storing.made(name, weight_OI, None, fmt, backend))
 
+    weight_OI = module.weight.detach()
     if not isinstance(fmt, Float):
-        module = _linear(split(name, module.weight.detach(), stored), module.bias)
-    made = make(module, fmt, compute_dtype)  # type: ignore[arg-type]
+        weight_OI = storing.split(name, weight_OI, stored)
+    made = storing.made(name, weight_OI, module.bias, fmt, backend)
     replace_module(model, name, keep_hooks(model.get_submodule(name), made))
     return {name: Applied(str(fmt), backend)}
 
@@ -149,21 +184,16 @@ def _linear(weight_OI: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 
 
 def _store_shared(
-    model: nn.Module, name: str, module: nn.Module, fmt: Format, heads: list[str], compute_dtype: torch.dtype
+    model: nn.Module, name: str, fmt: Format, heads: list[str], storing: _Storing
 ) -> dict[str, Applied]:
     """Store an embedding and the heads tied to it over one set of codes.
 
     Always in the reference backend, whatever the override: no other one looks rows up.
     """
-    quantized = QuantWeight(module.weight, fmt, compute_dtype)  # type: ignore[arg-type]
+    module: Any = model.get_submodule(name)
+    quantized = storing.shared(name, module.weight.detach(), fmt)
     swap_weights(model, with_weight(quantized, {part: model.get_submodule(part) for part in (name, *heads)}))
     return {part: Applied(str(fmt), REFERENCE.name) for part in (name, *heads)}
-
-
-def _backend(fmt: Format, override: Override, device: str, compute_dtype: torch.dtype) -> str:
-    if isinstance(fmt, Float):
-        return REFERENCE.name
-    return override.backend or choose_backend(fmt, device, compute_dtype).name
 
 
 def _linear_from_conv1d(conv: Conv1D) -> nn.Linear:

@@ -6,7 +6,7 @@ import bitrank_quant.backends.reference as reference
 import pytest
 import torch
 from bitrank_quant import FORMATS, Affine, Codebook, QuantError, parse_format
-from bitrank_quant.formats.codebook import dynamic_map_8bit
+from bitrank_quant.formats.codebook import CODEBOOKS, dynamic_map_8bit
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,9 +51,9 @@ def test_text_form_parses_back(fmt) -> None:
     assert low < high
 
 
-@given(st.integers(2, 8), st.integers(1, 512), st.sampled_from(["nf4", "fp4"]), st.booleans())
+@given(st.integers(2, 8), st.integers(1, 512), st.sampled_from(["nf4", "nf3", "fp4"]), st.booleans())
 def test_any_format_of_the_grammar_parses_back(bits: int, group: int, book: str, double: bool) -> None:
-    for fmt in (Affine(bits, group), Codebook(book, group, double)):
+    for fmt in (Affine(bits, group, double), Codebook(book, group, double)):
         assert parse_format(str(fmt)) == fmt
 
 
@@ -120,7 +120,9 @@ def test_unknown_format_names_the_nearest() -> None:
         parse_format("int9-g64")
 
 
-@pytest.mark.parametrize("name", ["int8", "int3-g64", "int4-g64", "nf4", "nf4-dq", "fp4-dq", "bf16"])
+@pytest.mark.parametrize(
+    "name", ["int8", "int3-g64", "int4-g64", "nf4", "int4-g64-dq", "nf3", "nf4-dq", "fp4-dq", "bf16"]
+)
 def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
     monkeypatch.setattr(reference, "_PART", 64 * 100)
     weight_OI = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
@@ -130,3 +132,55 @@ def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
     )
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def normal_map(bits: int) -> torch.Tensor:
+    """Quantiles of N(0, 1) with an exact zero, by the rule of QLoRA's appendix E (its 4-bit offset is the
+    mean of 1 - 1/32 and 1 - 1/30)."""
+    half = 2 ** (bits - 1)
+    offset = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
+    upper = torch.special.ndtri(torch.linspace(offset, 0.5, half + 1, dtype=torch.double)[:-1])
+    lower = -torch.special.ndtri(torch.linspace(offset, 0.5, half, dtype=torch.double)[:-1])
+    values = torch.cat([upper, lower, torch.zeros(1, dtype=torch.double)]).sort().values
+    return (values / values.max()).float()
+
+
+@pytest.mark.parametrize(("book", "bits"), [("nf4", 4), ("nf3", 3)])
+def test_normal_float_books_are_the_quantiles_of_a_normal(book: str, bits: int) -> None:
+    assert torch.allclose(CODEBOOKS[book], normal_map(bits), atol=1e-4)
+    assert Codebook(book).bits == bits
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(
+        ["int2-g32", "int3-g128-dq", "int5-g32", "int6-g64", "int6-g128-dq", "nf3", "nf3-g128-dq"]
+    ),
+    st.integers(1, 5),
+    st.integers(1, 300),
+    st.integers(0, 2**31),
+)
+def test_codes_of_any_shape_survive_packing(text: str, rows: int, columns: int, seed: int) -> None:
+    fmt = parse_format(text)
+    encoded = fmt.encode(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)))
+    assert sum(tensor.nbytes for tensor in encoded.values()) == fmt.nbytes((rows, columns))
+    decoded = fmt.decode(encoded, (rows, columns), torch.float32)
+    groups = rows * -(-columns // fmt.block)
+    codes = unpack_bits(encoded["codes"], fmt.bits, groups * fmt.block)
+    assert torch.equal(pack_bits(codes, fmt.bits), encoded["codes"])
+    assert decoded.shape == (rows, columns)
+    assert torch.isfinite(decoded).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_double_quantization_saves_half_the_scales_and_little_accuracy(
+    bits: int, normal: torch.Tensor
+) -> None:
+    errors = {}
+    for fmt in (Affine(bits, 64), Affine(bits, 64, double_quant=True)):
+        encoded = fmt.encode(normal)
+        errors[fmt.double_quant] = float((normal - fmt.decode(encoded, (768, 768), torch.float32)).norm())
+    assert errors[True] < 1.03 * errors[False]
+    saved = Affine(bits, 64).nbytes((768, 768)) - Affine(bits, 64, True).nbytes((768, 768))
+    groups = 768 * 12
+    assert saved == 2 * (groups - 4 * groups // 256 - 4)

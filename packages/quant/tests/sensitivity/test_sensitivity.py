@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,8 +11,20 @@ from typing import Any
 import pytest
 import torch
 from bitrank_quant import QuantError, apply_precision, parse_format, weight_matrices
-from bitrank_quant.sensitivity import Replay, measure_errors, measure_moments, weight_of
-from bitrank_quant.sensitivity.divergence import LIKELIEST, Answers, answers, loss_and_divergence
+from bitrank_quant.sensitivity import (
+    Replay,
+    measure_divergences,
+    measure_moments,
+    measure_sensitivities,
+    weight_of,
+)
+from bitrank_quant.sensitivity.divergence import (
+    LIKELIEST,
+    Answers,
+    Divergence,
+    answers,
+    loss_and_divergence,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -120,8 +133,8 @@ def measured(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     before = {name: p.clone() for name, p in model.named_parameters()}
     replay = Replay(model, batches(), logits_and_labels)
     matrices = [m for m in weight_matrices(model) if m.name != "classifier"]
-    moments = measure_moments(replay, matrices)
-    errors = measure_errors(replay, matrices, FORMATS, moments)
+    moments, errors = measure_sensitivities(replay, matrices, FORMATS)
+    alone = measure_divergences(replay, matrices, FORMATS)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), (
         "measuring changed the model"
     )
@@ -130,6 +143,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         "replay": replay,
         "moments": moments,
         "errors": errors,
+        "alone": alone,
         "matrices": {m.name: m for m in matrices},
     }
 
@@ -280,23 +294,27 @@ def test_a_model_stored_in_16_bits_measures_like_one_in_32(make: Any) -> None:
             )
         before = {name: module for name, module in model.named_modules() if not list(module.children())}
         replay = Replay(model, batches(), logits_and_labels)
-        moments = measure_moments(replay, matrices)
-        found.append((moments, measure_errors(replay, matrices, FORMATS, moments)))
+        found.append(
+            (
+                measure_sensitivities(replay, matrices, FORMATS)[1],
+                measure_divergences(replay, matrices, FORMATS),
+            )
+        )
         assert {
             name: module for name, module in model.named_modules() if not list(module.children())
         } == before
         if narrow:
             assert all(weight_of(model.get_submodule(m.name)).dtype == torch.bfloat16 for m in matrices)
-    for wide, narrow in zip(*(errors.items() for _, errors in found), strict=True):
+    (wide, wide_alone), (narrow, narrow_alone) = found
+    assert list(wide) == list(narrow)
+    for name, by_format in wide.items():
         for text in map(str, FORMATS):
-            one, other = wide[1][text], narrow[1][text]
-            assert wide[0] == narrow[0] and one.nbytes == other.nbytes
-            assert (one.plain, one.input, one.fisher) == pytest.approx(
-                (other.plain, other.input, other.fisher), rel=1e-4
+            one, other = by_format[text], narrow[name][text]
+            assert one.nbytes == other.nbytes
+            assert (one.plain, one.input, one.fisher, one.output) == pytest.approx(
+                (other.plain, other.input, other.fisher, other.output), rel=1e-4
             )
-            assert (one.added or 0.0, one.divergence or 0.0) == pytest.approx(
-                (other.added or 0.0, other.divergence or 0.0), abs=2e-6
-            )
+            assert wide_alone[name][text] == pytest.approx(narrow_alone[name][text], abs=2e-6)
             assert torch.allclose(one.tail_R, other.tail_R, rtol=1e-3, atol=1e-9)
 
 
@@ -333,31 +351,150 @@ def test_weight_errors_are_their_formulas(measured: dict[str, Any]) -> None:
             assert errors.fisher == pytest.approx(float(fisher), rel=1e-4, abs=1e-12)
 
 
+def at_each_position(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Inputs (or ids) and gradients of the outputs of a module at every position, from one graph."""
+    module, found = model.get_submodule(name), []
+
+    def keep_leaf(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        found.append((inputs[0].detach(), leaf))
+        return leaf
+
+    handle = module.register_forward_hook(keep_leaf)
+    for batch in batches():
+        loss_sum(model, batch)[0].backward()
+    handle.remove()
+    inputs = torch.cat([given.flatten(0, -2 if given.is_floating_point() else -1) for given, _ in found])
+    return inputs, torch.cat([leaf.grad.flatten(0, -2) for _, leaf in found])  # type: ignore[union-attr]
+
+
+def error_of(measured: dict[str, Any], name: str, fmt: Any) -> Tensor:
+    """Ŵ − W in fp64."""
+    weight_OI = measured["model"].get_submodule(name).weight
+    stored_OI = fmt.decode(fmt.encode(weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
+    return (stored_OI - weight_OI).double()
+
+
+def test_output_error_is_summed_position_by_position(measured: dict[str, Any]) -> None:
+    model, units = measured["model"], measured["replay"].units
+    for name, matrix in measured["matrices"].items():
+        if matrix.tied_to is not None:
+            continue
+        inputs, grad_NO = at_each_position(model, name)
+        for fmt in FORMATS[:4]:
+            delta_OI, score = error_of(measured, name, fmt), 0.0
+            for one, grad_O in zip(inputs, grad_NO.double(), strict=True):
+                moved_O = delta_OI @ one.double() if one.is_floating_point() else delta_OI[one]
+                score += 0.5 * float((grad_O * moved_O).square().sum()) / units
+            moments = measured["moments"][name]
+            if len(moments.head_row_O):
+                head = moments.head_row_O.double() @ delta_OI.square() @ moments.head_column_I.double()
+                score += 0.5 * float(head)
+            assert measured["errors"][name][str(fmt)].output == pytest.approx(score, rel=1e-3, abs=1e-12), (
+                name
+            )
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+def test_sampled_positions_estimate_the_same_score(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over the sampled positions stands for all of them; a sample of all is exact."""
+    model = llama()
+    matrices = [m for m in weight_matrices(model) if m.layer is not None]
+    replay = Replay(model, batches(), logits_and_labels)
+    monkeypatch.setattr("bitrank_quant.sensitivity.samples.TOKENS", 3 * limit)
+    _, errors = measure_sensitivities(replay, matrices, FORMATS[:1])
+    name, fmt = matrices[-1].name, FORMATS[0]
+    x_NI, grad_NO = at_each_position(model, name)
+    delta_OI = error_of({"model": model}, name, fmt)
+    squares_N = (grad_NO.double() * (x_NI.double() @ delta_OI.T)).square().sum(1)
+    kept = [40 * batch + place * 40 // limit for batch in range(3) for place in range(limit)]
+    wanted = 0.5 * float(squares_N[kept].mean()) * len(squares_N) / replay.units
+    assert errors[name][str(fmt)].output == pytest.approx(wanted, rel=1e-3)
+
+
+def test_one_sweep_computes_every_block_once_whatever_the_formats() -> None:
+    """Once for its gradients after the recorded forward pass: no pass for a matrix or a format."""
+    model = llama()
+    replay = Replay(model, batches(), logits_and_labels)
+    calls: list[nn.Module] = []
+    for block in model.model.layers:  # type: ignore[union-attr]
+        # A projection, since blocks that only repeat their recorded output are called as well.
+        block.mlp.up_proj.register_forward_pre_hook(lambda module, _inputs: calls.append(module))
+    for formats in (FORMATS[:1], FORMATS):
+        calls.clear()
+        measure_sensitivities(replay, weight_matrices(model), formats)
+        assert len(calls) == 4 * len(batches())
+
+
 def test_tails_are_the_loss_left_after_the_best_correction(measured: dict[str, Any]) -> None:
+    """Against a dense SVD of diag(√row) Δ R^½, R over the inputs of this matrix."""
     for name in linear(measured):
-        weight_OI, moments = measured["model"].get_submodule(name).weight, measured["moments"][name]
-        fmt = FORMATS[0]
-        delta_OI = weight_OI - fmt.decode(fmt.encode(weight_OI), tuple(weight_OI.shape), weight_OI.dtype)
-        weighted_OI = moments.row_O.sqrt()[:, None] * delta_OI * moments.column_I.sqrt()
-        energy_K = torch.linalg.svdvals(weighted_OI.double()).square()
-        tail_R = measured["errors"][name][str(fmt)].tail_R.double()
-        wanted_R = 0.5 * torch.tensor(
-            [float(energy_K[rank:].sum()) for rank in range(len(tail_R))], dtype=torch.float64
-        )
-        assert torch.allclose(tail_R, wanted_R, rtol=1e-3, atol=1e-4 * float(wanted_R[0])), name
-        assert (tail_R.diff() <= 1e-12).all()
+        x_NI, _ = at_each_position(measured["model"], name)
+        second_II = (x_NI.double().T @ x_NI.double()) / len(x_NI)
+        values_I, vectors_II = torch.linalg.eigh(second_II)
+        root_II = (vectors_II * values_I.clamp_min(0).sqrt()) @ vectors_II.T
+        for fmt in (FORMATS[0], FORMATS[1]):
+            row_O = measured["moments"][name].row_O.double()
+            weighted_OI = row_O.sqrt()[:, None] * error_of(measured, name, fmt) @ root_II
+            energy_K = torch.linalg.svdvals(weighted_OI).square()
+            tail_R = measured["errors"][name][str(fmt)].tail_R.double()
+            wanted_R = 0.5 * torch.tensor(
+                [float(energy_K[rank:].sum()) for rank in range(len(tail_R))], dtype=torch.float64
+            )
+            assert len(tail_R) == min(128, *weighted_OI.shape) + 1
+            assert torch.allclose(tail_R, wanted_R, rtol=1e-3, atol=1e-4 * float(wanted_R[0])), name
+            assert (tail_R.diff() <= 1e-12).all()
+
+
+def test_quantizers_get_the_moments_of_each_layer_and_change_its_errors() -> None:
+    model = llama()
+    replay, matrices = Replay(model, batches(), logits_and_labels), weight_matrices(model)
+    by_quantizer = {
+        name: measure_sensitivities(replay, matrices, FORMATS[:1], name)[1]
+        for name in ("rtn", "search", "gptq")
+    }
+    for matrix in (m for m in matrices if m.layer is not None):
+        found = {name: errors[matrix.name]["int2-g64"] for name, errors in by_quantizer.items()}
+        assert found["search"].input < found["rtn"].input, matrix.name
+        # The objective of GPTQ: the squared output error with all correlations of the inputs.
+        assert found["gptq"].tail_R[0] < found["rtn"].tail_R[0], matrix.name
+    with pytest.raises(QuantError, match="unknown quantizer"):
+        measure_sensitivities(replay, matrices, FORMATS[:1], "best")
+
+
+def test_paired_differences_have_the_standard_error_of_their_batches() -> None:
+    one, two = Divergence((3.0, 1.0, 2.0), (10, 10, 10)), Divergence((1.0, 1.0, 1.0), (10, 10, 10))
+    difference, error = one.minus(two)
+    assert difference == pytest.approx(0.1)
+    each = torch.tensor([0.2, 0.0, 0.1], dtype=torch.float64)
+    assert error == pytest.approx(float(each.std()) / 3**0.5)
+    assert one.minus(one) == (0.0, 0.0)
+    assert math.isinf(Divergence((1.0,), (10,)).minus(Divergence((2.0,), (10,)))[1])
+    with pytest.raises(ValueError, match="different batches"):
+        one.minus(Divergence((1.0,), (10,)))
+
+
+def test_divergence_by_batch_adds_up_to_that_of_all(measured: dict[str, Any]) -> None:
+    model, replay = measured["model"], measured["replay"]
+    weight = next(p for name, p in model.named_parameters() if "layers.0" in name or "layer.0" in name)
+    kept = weight.clone()
+    weight.mul_(1.5)
+    found = replay.divergence()
+    assert len(found.sums_B) == 3 and sum(found.counts_B) == replay.units
+    assert found.mean == pytest.approx(replay.evaluate_from(None, first=True)[1], rel=1e-9) and found.mean > 0
+    weight.copy_(kept)
 
 
 def test_added_loss_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
     model, fmt = measured["model"], FORMATS[0]
-    for name, by_format in measured["errors"].items():
+    for name, by_format in measured["alone"].items():
         weight = model.get_submodule(name).weight
         kept = weight.clone()
         weight.copy_(fmt.decode(fmt.encode(weight), tuple(weight.shape), weight.dtype))
         changed = mean_loss(model)
         weight.copy_(kept)
-        assert by_format[str(fmt)].added == pytest.approx(changed - mean_loss(model), abs=2e-6), name
-        assert by_format["int8"].added is None and by_format["bf16"].added == 0.0
+        assert by_format[str(fmt)][0] == pytest.approx(changed - mean_loss(model), abs=2e-6), name
+        assert by_format["bf16"] == (0.0, 0.0)
 
 
 def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> None:
@@ -370,20 +507,17 @@ def test_divergence_is_that_of_the_matrix_alone(measured: dict[str, Any]) -> Non
         return logits_and_labels(model, ids)[0][counts_N].double().log_softmax(-1)
 
     before = log_probabilities()
-    for name, by_format in measured["errors"].items():
+    for name, by_format in measured["alone"].items():
         weight = model.get_submodule(name).weight
         kept = weight.clone()
         weight.copy_(fmt.decode(fmt.encode(weight), tuple(weight.shape), weight.dtype))
         after = log_probabilities()
         weight.copy_(kept)
         wanted = float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
-        divergence_of = by_format[str(fmt)].divergence
-        assert (
-            divergence_of is not None and 0.6 * wanted - 1e-9 < divergence_of <= wanted * (1 + 1e-5) + 1e-9
-        ), name
+        divergence_of = by_format[str(fmt)][1]
+        assert 0.6 * wanted - 1e-9 < divergence_of <= wanted * (1 + 1e-5) + 1e-9, name
         if before.shape[1] == 2:
             assert divergence_of == pytest.approx(wanted, rel=1e-3, abs=1e-9), name
-        assert by_format["int8"].divergence is None and by_format["bf16"].divergence == 0.0
 
 
 def divergence_of(kept: Answers, logits_NC: Tensor) -> float:

@@ -22,6 +22,12 @@ class RankHook(Protocol):
         None if no parameter changed. The loop calls it after each step and after :meth:`restore`.
         """
 
+    def rescaled(self) -> dict[str, float] | None:
+        """{parameter name: factor} of trainable parameters multiplied since the last call, output unchanged.
+
+        None if there are none. Names are those before :meth:`resized`, and the loop calls it first.
+        """
+
     def settled(self, step: int) -> bool:
         """Whether ranks are final after ``step``; only then may a model count as the best."""
 
@@ -44,6 +50,9 @@ class NoHook:
     def after_step(self, step: int) -> None: ...
 
     def resized(self) -> dict[str, tuple[int, Tensor]] | None:
+        return None
+
+    def rescaled(self) -> dict[str, float] | None:
         return None
 
     def settled(self, step: int) -> bool:

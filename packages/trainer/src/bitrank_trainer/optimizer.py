@@ -1,6 +1,8 @@
-"""Optimizer over the trainable parameters, and its update after a hook has cut some of them."""
+"""Optimizer over the trainable parameters, and its update after a hook has cut or multiplied some of them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,11 @@ def named_adamw(model: nn.Module, rate: float, weight_decay: float) -> torch.opt
 
 
 def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -> None:
-    """Update ``optimizer`` after ``hook`` has resized parameters of ``model``; moments are cut alike."""
+    """Update ``optimizer`` after ``hook`` has multiplied or resized parameters of ``model``.
+
+    Moments are cut alike, and divided where parameters were multiplied.
+    """
+    _scale_moments(optimizer, hook.rescaled() or {})
     if (resized := hook.resized()) is None:
         return
     (group,) = optimizer.param_groups
@@ -34,6 +40,16 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer, hook: RankHook) -
                 _cut(states[name], *resized[name]) if name in resized else states[name]
             )
     group["params"], group["param_names"] = list(now.values()), list(now)
+
+
+def _scale_moments(optimizer: torch.optim.Optimizer, factors: Mapping[str, float]) -> None:
+    """Divide the moments of gradients that shrank by the factor by which their parameters grew."""
+    (group,) = optimizer.param_groups
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        state = optimizer.state.get(parameter)
+        if name in factors and state:
+            state["exp_avg"].div_(factors[name])
+            state["exp_avg_sq"].div_(factors[name] ** 2)
 
 
 def _cut(state: dict[str, Tensor], axis: int, kept: Tensor) -> dict[str, Tensor]:

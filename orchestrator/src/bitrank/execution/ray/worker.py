@@ -22,7 +22,7 @@ from bitrank.execution.attempt import Attempt, Job
 from bitrank.execution.claim import is_replaced
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.run_folder import result_of
-from bitrank.spec.configs import find_config
+from bitrank.spec.configs import find_arm
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.lease import Lease, RunHeldElsewhere
 from bitrank.tracking.mlflow_tracker import Tracker
@@ -167,7 +167,7 @@ def _checked(order: dict[str, Any]) -> RunSpec:
             "every machine (a shared folder, or copies)"
         )
     os.chdir(cwd if order["files"] else tempfile.gettempdir())
-    same_arm = find_config(spec.config, spec.plan, spec.tuned).as_data() == spec.arm
+    same_arm = find_arm(spec.config, spec.plan, spec.tuned).as_data() == spec.arm
     if not same_arm or code_of(spec) != order["code"]:
         raise UserError(f"{spec.plan or 'rules.py'} differs from the driver's; copy it again")
     return spec

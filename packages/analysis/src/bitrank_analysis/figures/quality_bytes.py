@@ -38,12 +38,13 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
     seeds = ", small points single seeds" if evidence.seeds > 1 else ""
+    ring = f"; a ring marks the planned {'arms' if len(evidence.planned) > 1 else 'arm'}"
     share = front.attrs.get("size_share", 0.0)
     varies = f"; {cost} varies by {100 * share:.1f} % between runs (standard deviation)" if share else ""
     note = (
         f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the "
         "means as measured"
-        f"{varies}; arms of one size stand side by side."
+        f"{varies}; arms of one size stand side by side{ring if evidence.planned else ''}."
     )
     return Figure(
         f"quality-{'bytes' if column == 'model_mib' else 'memory'}",
@@ -93,14 +94,18 @@ def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str
     main = main.encode(
         x="x:Q", y=y, color=hue, shape=form, tooltip=[*shown, alt.Tooltip("probability:Q", format=".2f")]
     )
+    ring = alt.Chart(point).mark_point(
+        filled=False, shape="circle", size=280, opacity=1, strokeWidth=1.4, xOffset=offset
+    )
+    rings = [ring.encode(x="x:Q", y=y, color=hue)] if point["config"].iloc[0] in evidence.planned else []
     if evidence.seeds < 2:
-        return [bar, main]
+        return [bar, *rings, main]
     single = (
         alt.Chart(dots)
         .mark_point(filled=True, size=12, opacity=0.8, xOffset=offset + 5)
         .encode(x="x:Q", y=y, color=hue, shape=form)
     )
-    return [bar, single, main]
+    return [bar, *rings, single, main]
 
 
 def _title(points: pd.DataFrame, evidence: Evidence, cost: str) -> str:

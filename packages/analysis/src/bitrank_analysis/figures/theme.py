@@ -18,6 +18,7 @@ STYLE = {
     "Joint-1": ("#CC79A7", "triangle-up"),
     "Joint-2": ("#009E73", "triangle-down"),
     "Joint-3": ("#D55E00", "cross"),
+    "Plan-Q4": ("#7B3294", "triangle-right"),
 }
 _SPARE = ("#56B4E9", "#8C6BB1", "#8C6D1F", "#4D4D4D")
 _SPARE_SHAPES = ("triangle-right", "triangle-left", "stroke", "circle", "square", "diamond", "cross")

@@ -11,7 +11,7 @@ from bitrank_analysis.evidence import ORDER, Evidence, gather
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.paper import latex_floats
 from bitrank_analysis.paper import tables as paper_tables
-from bitrank_analysis.paper.claims import answer, claims, headline
+from bitrank_analysis.paper.claims import answer, claims, headline, planned_answer
 from bitrank_analysis.paper.descriptions import descriptions
 from bitrank_analysis.paper.latex import COMMANDS, NOTICE, definitions, listed, sentences
 from bitrank_analysis.paper.selection import select
@@ -114,7 +114,7 @@ def _texts(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
     found = {
         "abstract": sentences(headline(evidence)),
         "claims": "\n".join(listed(task.task, [*claims(task), *descriptions(task)]) for task in evidence),
-        "answer": sentences(answer(evidence, joint)),
+        "answer": sentences([*planned_answer(evidence), *answer(evidence, joint)]),
         "remarks": sentences([*study.notes, *gaps]),
         "table-arms": paper_tables.arms_table(evidence),
         "table-comparisons": paper_tables.comparisons_table(evidence),

@@ -10,6 +10,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.planned import planned_sentences
 from bitrank_analysis.statistics import ONE_SEED
 from bitrank_analysis.statistics.pareto import ON, OPEN
 from bitrank_analysis.statistics.verdicts import (
@@ -32,7 +33,8 @@ def claims(task: Evidence) -> list[str]:
     Each verdict has its difference, interval, corrected p-value and number of seeds.
     """
     against_baselines = [sentence for baseline in BASELINES for sentence in _against(task, baseline)]
-    return [*against_baselines, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
+    arms = [*planned_sentences(task), *against_baselines]
+    return [*arms, *factorial_claims(task), *_front(task), *_power(task), *seed_claims(task)]
 
 
 def _against(task: Evidence, baseline: str) -> list[str]:
@@ -240,6 +242,11 @@ def answer(evidence: Sequence[Evidence], joint: Sequence[str]) -> list[str]:
     each verdict.
     """
     return [sentence for baseline in BASELINES for sentence in _answer(evidence, joint, baseline)]
+
+
+def planned_answer(evidence: Sequence[Evidence]) -> list[str]:
+    """The answer for planned arms over all tasks: the sentence of each arm and task."""
+    return [sentence for task in evidence for sentence in planned_sentences(task)]
 
 
 def _answer(evidence: Sequence[Evidence], joint: Sequence[str], baseline: str) -> list[str]:

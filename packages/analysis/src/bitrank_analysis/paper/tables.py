@@ -22,13 +22,15 @@ _SETTINGS = {
     "accumulation": "Accumulation (0: a step is one batch)",
     "learning_rate": "Learning rate", "warmup": "Warm-up (share of steps)", "clip": "Gradient clip",
     "weight_decay": "Weight decay",
-    "dropout": "LoRA dropout", "adapter_scale": "Adapter scale", "max_length": "Longest sequence (tokens)",
+    "dropout": "LoRA dropout", "adapter_scale": "Adapter scale at rank 8", "scale_policy": "Scale policy",
+    "max_length": "Longest sequence (tokens)",
     "threads": "Threads a run",
 }  # fmt: skip
 
 
 def arms_table(evidence: Sequence[Evidence]) -> str:
     """Table 1: quality and costs of each arm."""
+    planned = any(task.planned for task in evidence)
     head = [
         "Arm",
         "Test",
@@ -39,13 +41,14 @@ def arms_table(evidence: Sequence[Evidence]) -> str:
         "Trained %",
         "Rank",
         "Peak MiB",
+        *(["Plan s"] if planned else []),
         "Seconds",
     ]
-    return tabular(
-        "lrrrrrrrrr",
-        head,
-        [(_heading(task), [_arm(task, row) for row in task.arms.to_dict("records")]) for task in evidence],
-    )
+    groups = [
+        (_heading(task), [_arm(task, row, planned) for row in task.arms.to_dict("records")])
+        for task in evidence
+    ]
+    return tabular("l" + "r" * (len(head) - 1), head, groups)
 
 
 def _heading(task: Evidence) -> str:
@@ -57,7 +60,7 @@ def _heading(task: Evidence) -> str:
     )
 
 
-def _arm(task: Evidence, row: dict[str, Any]) -> list[str]:
+def _arm(task: Evidence, row: dict[str, Any], planned: bool) -> list[str]:
     quality = {
         key: _text(row[key], lambda value: phrasing.quality(value, task.metric))
         for key in ("quality", "low", "high", "zero")
@@ -68,6 +71,7 @@ def _arm(task: Evidence, row: dict[str, Any]) -> list[str]:
         ("trainable_percent", 2),
         ("rank", 0),
         ("peak_mib", 0),
+        *([("plan_s", 0)] if planned else []),
         ("seconds", 0),
     ]
     sentences = [

@@ -12,6 +12,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import Evidence, config_order
 from bitrank_analysis.metrics import METRICS
+from bitrank_analysis.planned import best_other, pair
 from bitrank_analysis.statistics.pareto import RESAMPLES as FRONT_RESAMPLES
 from bitrank_analysis.statistics.signflips import SUBSETS
 from bitrank_analysis.study import Study
@@ -22,6 +23,8 @@ _PLACES = ("data", "plan")
 # Column of an arm's row → its number format. The metric formats the columns of quality.
 _COSTS: dict[str, Callable[[float], str]] = {
     "model_mib": lambda value: f"{value:,.1f}",
+    "adapter_mib": lambda value: f"{value:,.1f}",
+    "stored_mib": lambda value: f"{value:,.1f}",
     "bits": lambda value: f"{value:.2f}",
     "peak_mib": phrasing.whole,
     "import_mib": phrasing.whole,
@@ -29,6 +32,7 @@ _COSTS: dict[str, Callable[[float], str]] = {
     "trainable_percent": lambda value: f"{value:.2f}",
     "rank": phrasing.whole,
     "seconds": phrasing.whole,
+    "plan_s": phrasing.whole,
 }
 
 
@@ -44,7 +48,7 @@ def values(study: Study, evidence: Sequence[Evidence]) -> dict[str, str]:
     """
     found = {**_study(study, evidence), **_statistics(evidence), **_tags(study), **_specs(study)}
     for task in evidence:
-        found |= _task(task) | _arms(task) | _comparisons(task) | _factorial(task)
+        found |= _task(task) | _arms(task) | _comparisons(task) | _factorial(task) | _planned_pairs(task)
     return found
 
 
@@ -174,6 +178,25 @@ def _arms(task: Evidence) -> dict[str, str]:
             if _known(row[key])
         }
         found |= {f"{name}/{key}": write(row[key]) for key, write in _COSTS.items() if _known(row[key])}
+        if _known(row["plan_s"]) and _known(row["seconds"]):
+            found[f"{name}/plan_share"] = f"{100 * row['plan_s'] / row['seconds']:.0f}"
+        if row["config"] in task.planned and (best := best_other(task, row["config"])):
+            found[f"{name}/best-other"] = best
+    return found
+
+
+def _planned_pairs(task: Evidence) -> dict[str, str]:
+    """The comparison of each planned arm with the best other arm, in that direction."""
+    found: dict[str, str] = {}
+    for name in task.planned:
+        best = best_other(task, name)
+        row = pair(task, name, best) if best else None
+        if row is None:
+            continue
+        changes = {key: phrasing.change(row[key], task.metric) for key in ("difference", "low", "high")}
+        place = f"{task.task}/{name}/against/best-other"
+        found |= {f"{place}/{key}": phrasing.signed(value, 2) for key, value in changes.items()}
+        found[f"{place}/verdict"] = row["verdict"]
     return found
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from bitrank_analysis import phrasing
 from bitrank_analysis.evidence import BASELINES, Evidence
 from bitrank_analysis.metrics import metric_of
+from bitrank_analysis.planned import planned_sentences
 from bitrank_analysis.statistics.verdicts import ALIKE, AS_GOOD, BETTER, DIFFERS, UNRESOLVED, WORSE
 
 # Verdict of a comparison → wording in a line, from the strongest claim to the weakest.
@@ -26,9 +27,11 @@ _VERBS = {claim: ("differs", "differ") if claim == DIFFERS else ("is ", "are ") 
 
 
 def verdict(evidence: Sequence[Evidence]) -> list[str]:
-    """One line per task and baseline, from the verdicts of the paired comparisons; then their power."""
+    """One line per planned arm, then one per task and baseline, from the paired comparisons; then their
+    power."""
+    planned = [sentence for task in evidence for sentence in planned_sentences(task)]
     lines = [_against(task, baseline) for task in evidence for baseline in BASELINES]
-    return [*lines, _how_sure(evidence)]
+    return [*planned, *lines, _how_sure(evidence)]
 
 
 def _against(task: Evidence, baseline: str) -> str:

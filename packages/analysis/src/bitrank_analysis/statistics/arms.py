@@ -13,6 +13,7 @@ from bitrank_analysis.study import Study
 
 _COSTS = [
     "model_mib",
+    "adapter_mib",
     "bits",
     "peak_mib",
     "import_mib",
@@ -21,6 +22,7 @@ _COSTS = [
     "rank",
     "train_tok_s",
     "seconds",
+    "plan_s",
 ]
 
 
@@ -28,8 +30,9 @@ def arms(study: Study, task: str, alpha: float = 0.05) -> pd.DataFrame:
     """Return one row per config with its quality, intervals and mean costs over seeds.
 
     Columns: config, metric, seeds (count), n, quality, low, high, seed_low, seed_high (NaN with one seed),
-    zero, and means over seeds of model_mib, bits, peak_mib, import_mib, adapter_params, trainable_percent,
-    rank, train_tok_s and seconds.
+    zero, and means over seeds of model_mib, adapter_mib, bits, peak_mib, import_mib, adapter_params,
+    trainable_percent, rank, train_tok_s, seconds and plan_s (NaN for an arm that is not planned). stored_mib
+    is the sum of model_mib and adapter_mib.
 
     Accuracy is the mean over seeds with Wilson's interval for n examples. With several seeds this interval is
     conservative, because averaging over seeds can only reduce the variance of an example. Perplexity is that
@@ -65,4 +68,5 @@ def _row(arm: Arm, runs: pd.DataFrame, alpha: float) -> dict[str, object]:
         "quality": arm.quality(),
     }
     row |= {"low": low, "high": high, "seed_low": seed_low, "seed_high": seed_high, "zero": float(zero)}
-    return row | {name: float(runs[name].mean()) for name in _COSTS}
+    costs = {name: float(runs[name].mean()) for name in _COSTS}
+    return row | costs | {"stored_mib": costs["model_mib"] + costs["adapter_mib"]}

@@ -75,8 +75,11 @@ def _plan(problem: Problem, precision: Mapping[str, str], ranks: Mapping[str, in
 def _offered(item: Item, fmt: str, rank: int) -> int:
     """The largest rank offered in ``fmt`` up to ``rank``, else the smallest one.
 
-    Returns ``rank`` itself if ``fmt`` is not offered; :meth:`Problem.find` then raises the error.
+    A rule that gives a matrix some rank gets some: rank 0 is for matrices to which the rule gives 0. Returns
+    ``rank`` itself if ``fmt`` is not offered; :meth:`Problem.find` then raises the error.
     """
     offered = sorted({option.rank for option in item.options if option.format == fmt})
+    if rank > 0 and offered and offered[-1] > 0:
+        offered = [r for r in offered if r > 0]
     below = [r for r in offered if r <= rank]
     return below[-1] if below else min(offered, default=rank)

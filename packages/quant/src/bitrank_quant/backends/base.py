@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitrank_quant.formats.base import Format
+from bitrank_quant.formats.base import Format, Tensors
 
 Decode = Callable[[], Tensor]
 MakeLinear = Callable[[nn.Linear, Format, torch.dtype], nn.Module]
 Shape = tuple[int, int]
+MakeFromCodes = Callable[[Tensors, Format, Shape, Tensor | None, torch.dtype], nn.Module]
 
 
 def _never_decoded(_layer: Any) -> None: ...
@@ -65,6 +66,11 @@ class Backend:
     """Tensors of a layer that are neither parameters, buffers, nor parts of those."""
     misfit: Callable[[Format, Shape], str | None] = _always_fits
     """The reason why a matrix of some shape cannot be stored in a supported format; None if it can."""
+    make_from_codes: MakeFromCodes | None = None
+    """A frozen layer from the tensors that a format stores of a matrix, its shape (out, in), the layer's bias
+    and the compute dtype; None: the library encodes weights itself, by rounding."""
+    codes_misfit: Callable[[Format, Shape], str | None] = _always_fits
+    """The reason why ``make_from_codes`` cannot take a matrix of some shape; None if it can."""
     peft_flag: Callable[[Format], str | None] = _no_flag
     """The attribute of a model by which PEFT chooses its adapter class for these layers."""
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bitrank_quant import kernels
 from bitrank_quant.backends.base import Backend, Decode, computes_as, frozen
 from bitrank_quant.backends.scratch import scratch
-from bitrank_quant.formats.base import Format
-from bitrank_quant.formats.codebook import DYNAMIC_8BIT, Codebook
+from bitrank_quant.formats.base import Format, Tensors
+from bitrank_quant.formats.codebook import CODEBOOKS, DYNAMIC_8BIT, Codebook
 from bitrank_quant.formats.integer import Int8Row
 
 # Inside this context, accesses to weights of bitsandbytes skip `__torch_function__`, which costs 2 µs each.
@@ -29,19 +29,23 @@ _BOOK, _SCALE_BOOK, _OFFSET = 4 * 16, 4 * 256, 4
 
 def serves(fmt: Format) -> bool:
     """Whether bitsandbytes supports ``fmt``."""
-    return (isinstance(fmt, Codebook) and fmt.block == _BLOCK) or (
-        isinstance(fmt, Int8Row) and fmt.activations
-    )
+    if isinstance(fmt, Codebook):
+        return fmt.bits == 4 and fmt.block == _BLOCK
+    return isinstance(fmt, Int8Row) and fmt.activations
 
 
 def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Module:
     """A frozen ``Linear4bit`` or ``Linear8bitLt`` with the weight of ``linear``."""
-    # Silence a warning per call (bf16 inputs are cast) and one about an optional kernel package.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _silence_warnings()
     if isinstance(fmt, Int8Row):
         return _make_8bit(linear, compute_dtype)
     assert isinstance(fmt, Codebook)
     return _make_4bit(linear, fmt, compute_dtype)
+
+
+def _silence_warnings() -> None:
+    """Silence a warning per call (bf16 inputs are cast) and one about an optional kernel package."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _make_4bit(linear: nn.Linear, fmt: Codebook, compute_dtype: torch.dtype) -> nn.Module:
@@ -87,6 +91,72 @@ def _make_8bit(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     made.bias = frozen(linear.bias)
     made.compute_dtype = compute_dtype  # for the decoder; bitsandbytes itself uses the dtype of its input
     return made.to(linear.weight.device)
+
+
+def make_from_codes(
+    tensors: Tensors, fmt: Format, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype
+) -> nn.Module:
+    """A frozen ``Linear4bit`` or ``Linear8bitLt`` over ``tensors``, as ``fmt`` stores them."""
+    _silence_warnings()
+    made = _from_codes_8bit if isinstance(fmt, Int8Row) else _from_codes_4bit
+    return made(tensors, fmt, shape, bias, compute_dtype)
+
+
+def codes_misfit(fmt: Format, shape: tuple[int, int]) -> str | None:
+    """The reason why given codes of a matrix cannot be stored; None if they can.
+
+    The 4-bit blocks of bitsandbytes continue from row to row, those of a format do not.
+    """
+    if isinstance(fmt, Codebook) and shape[1] % _BLOCK:
+        return f"bitsandbytes needs rows of whole blocks of {_BLOCK}, and these have {shape[1]} weights"
+    return None
+
+
+def _from_codes_4bit(
+    tensors: Tensors, fmt: Any, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype
+) -> nn.Module:
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    device = tensors["codes"].device
+    options: dict[str, Any] = {"blocksize": _BLOCK, "quant_type": fmt.name, "dtype": compute_dtype}
+    if fmt.double_quant:
+        outer = QuantState(
+            absmax=tensors["outer"], code=DYNAMIC_8BIT.to(device), blocksize=_NESTED, dtype=torch.float32
+        )
+        options |= {"offset": tensors["offset"], "state2": outer}
+    book = CODEBOOKS[fmt.name].to(device)
+    state = QuantState(absmax=tensors["absmax"], shape=torch.Size(shape), code=book, **options)
+    made = Linear4bit(shape[1], shape[0], bias=bias is not None, compute_dtype=compute_dtype, device="meta")
+    made.weight = Params4bit(
+        tensors["codes"][:, None],
+        requires_grad=False,
+        quant_state=state,
+        blocksize=_BLOCK,
+        compress_statistics=fmt.double_quant,
+        quant_type=fmt.name,
+        module=made,
+        bnb_quantized=True,
+    )
+    made.quant_state = state
+    made.bias = frozen(bias)
+    made.support_avx512bf16_for_cpu = False  # as in _make_4bit
+    return made
+
+
+def _from_codes_8bit(
+    tensors: Tensors, _fmt: Format, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype
+) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    made = Linear8bitLt(
+        shape[1], shape[0], bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta"
+    )
+    codes_OI, absmax_O = tensors["codes"], tensors["scale"] * 127
+    made.weight = Int8Params(codes_OI, requires_grad=False, has_fp16_weights=False, CB=codes_OI, SCB=absmax_O)
+    made.bias = frozen(bias)
+    made.compute_dtype = compute_dtype
+    return made
 
 
 def owns(layer: nn.Module) -> bool:
@@ -223,5 +293,7 @@ BACKEND = Backend(
     decode,
     nbytes,
     hidden_tensors,
+    make_from_codes=make_from_codes,
+    codes_misfit=codes_misfit,
     peft_flag=peft_flag,
 )

@@ -68,6 +68,20 @@ def check_fits(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> 
         )
 
 
+def check_takes_codes(backend: str, fmt: Format, shape: tuple[int, int], name: str) -> None:
+    """Raise :class:`QuantError` if ``backend`` cannot store given codes of the matrix ``name`` in ``fmt``."""
+    entry = BACKENDS[backend]
+    if entry.make_from_codes is None:
+        reason: str | None = f"{backend} encodes weights itself, by rounding"
+    else:
+        reason = entry.codes_misfit(fmt, shape)
+    if reason:
+        raise QuantError(
+            f"{name} cannot be stored as {fmt} with the codes of a quantizer: {reason}; give the quantizer "
+            "rtn, another format, or the quant backend auto"
+        )
+
+
 def _override_problem(override: Override, device: str, dtype: torch.dtype) -> str | None:
     if override.device is not None and override.device != device:
         return f"it needs device {override.device}, this run is on {device}"

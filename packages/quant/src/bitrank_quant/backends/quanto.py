@@ -30,7 +30,7 @@ def serves(fmt: Format) -> bool:
     """Whether quanto supports ``fmt``."""
     if isinstance(fmt, Int8Row):
         return not fmt.activations
-    return isinstance(fmt, Affine) and fmt.bits in (2, 4) and fmt.block == _GROUP
+    return isinstance(fmt, Affine) and fmt.bits in (2, 4) and fmt.block == _GROUP and not fmt.double_quant
 
 
 def misfit(fmt: Format, shape: tuple[int, int]) -> str | None:

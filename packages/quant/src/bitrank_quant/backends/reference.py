@@ -20,7 +20,7 @@ from bitrank_quant.backends.scratch import scratch
 from bitrank_quant.formats.base import Format, Tensors
 from bitrank_quant.formats.codebook import Codebook, encode_dynamic_8bit
 from bitrank_quant.formats.float import Float
-from bitrank_quant.formats.integer import Int8Row
+from bitrank_quant.formats.integer import Affine, Int8Row
 from bitrank_quant.kernels import Scratch
 from bitrank_quant.lazy import LazyWeight
 
@@ -38,6 +38,8 @@ def encode_in_parts(fmt: Format, weight_OI: Tensor) -> Tensors:
         plain = encode_in_parts(replace(fmt, double_quant=False), weight_OI)
         return {"codes": plain["codes"], **encode_dynamic_8bit(plain["absmax"])}
     rows = max(64, _PART // weight_OI.shape[1] // 64 * 64)  # 64 rows end on a whole byte at any bit width
+    if isinstance(fmt, Affine):
+        return fmt.encode_parts(weight_OI.split(rows))
     if len(weight_OI) <= rows:
         return fmt.encode(weight_OI)
     whole: Tensors = {}
@@ -227,6 +229,13 @@ def make(linear: nn.Linear, fmt: Format, compute_dtype: torch.dtype) -> nn.Modul
     return QuantLinear(QuantWeight(linear.weight, fmt, compute_dtype), linear.bias)
 
 
+def make_from_codes(
+    tensors: Tensors, fmt: Format, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype
+) -> nn.Module:
+    """A frozen :class:`QuantLinear` over ``tensors``."""
+    return QuantLinear(QuantWeight.of(tensors, fmt, shape, compute_dtype), bias)
+
+
 def owns(layer: nn.Module) -> bool:
     """Whether ``layer`` is a linear layer or an embedding over a :class:`QuantWeight`."""
     return computes_as(layer, QuantLinear) or isinstance(layer, QuantEmbedding)
@@ -258,4 +267,5 @@ BACKEND = Backend(
     owns,
     stored_weight,
     decode,
+    make_from_codes=make_from_codes,
 )

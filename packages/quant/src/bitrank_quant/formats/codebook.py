@@ -1,6 +1,7 @@
-"""4-bit code book formats, their books, and the 8-bit format of double quantization's scales.
+"""Code book formats, their books, and the 8-bit format of double quantization's scales.
 
 NF4: 16 quantiles of N(0, 1), scaled to [-1, 1] with an exact zero (QLoRA, Dettmers et al. 2023, appendix E).
+NF3: 8 quantiles by the same rule.
 FP4: sign, 2 exponent bits, 1 mantissa bit, scaled to [-1, 1] (bitsandbytes' e2m1 with its own subnormal).
 Dynamic 8-bit: sign, a run of zeros as decimal exponent, the rest a linear fraction (Dettmers 2016, 8-bit
 approximations).
@@ -21,10 +22,14 @@ _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
         -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
         0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
+# The same construction with 8 values; see test_formats.py.
+_NF3 = [-1.0, -0.5350227355957031, -0.2469314038753510, 0.0, 0.1833375245332718, 0.3819939494132996,
+        0.6229856610298157, 1.0]  # fmt: skip
 _FP4_POSITIVE = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
 
 CODEBOOKS: dict[str, Tensor] = {
     "nf4": torch.tensor(_NF4),
+    "nf3": torch.tensor(_NF3),
     "fp4": torch.tensor(_FP4_POSITIVE + [-value for value in _FP4_POSITIVE]),
 }
 
@@ -78,7 +83,7 @@ def decode_dynamic_8bit(tensors: dict[str, Tensor], at: slice | Tensor = slice(N
 
 @dataclass(frozen=True)
 class Codebook:
-    """4-bit code book with an absmax per block: ``w ≈ book[code] · absmax``.
+    """Code book with an absmax per block: ``w ≈ book[code] · absmax``.
 
     With ``double_quant`` absmax itself is quantized to 8 bits.
     """
@@ -86,12 +91,15 @@ class Codebook:
     name: str
     block: int = 64
     double_quant: bool = False
-    bits = 4
+
+    @property
+    def bits(self) -> int:
+        return (len(CODEBOOKS[self.name]) - 1).bit_length()
 
     @property
     def about(self) -> str:
         scale = "an 8-bit absmax (double quantization)" if self.double_quant else "one fp32 absmax"
-        return f"4-bit code book, {scale} per block of {self.block}"
+        return f"{self.bits}-bit code book, {scale} per block of {self.block}"
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -105,7 +113,7 @@ class Codebook:
         scaled_NB = blocks_NB / absmax_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         codes = nearest(scaled_NB.flatten(), book)
         scales = encode_dynamic_8bit(absmax_N) if self.double_quant else {"absmax": absmax_N}
-        return {"codes": pack_bits(codes, 4), **scales}
+        return {"codes": pack_bits(codes, self.bits), **scales}
 
     def decode(
         self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
@@ -125,7 +133,7 @@ class Codebook:
             return made
         absmax_N = decode_dynamic_8bit(tensors) if nested else absmax_N
         book = book.to(absmax_N.device)
-        codes = unpack_bits(codes, 4, absmax_N.numel() * self.block)
+        codes = unpack_bits(codes, self.bits, absmax_N.numel() * self.block)
         values_NB = book[codes.int()].view(-1, self.block) * absmax_N[:, None]
         return unblock(values_NB, shape).to(dtype)
 
@@ -144,7 +152,7 @@ class Codebook:
     def nbytes(self, shape: tuple[int, int]) -> int:
         blocks = block_count(shape, self.block)
         scales = blocks + 4 * -(-blocks // 256) + 4 if self.double_quant else 4 * blocks
-        return packed_bytes(blocks * self.block, 4) + scales
+        return packed_bytes(blocks * self.block, self.bits) + scales
 
     def __str__(self) -> str:
         size = "" if self.block == 64 else f"-g{self.block}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitrank_quant import kernels
 from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, unblock
+from bitrank_quant.formats.codebook import decode_dynamic_8bit, encode_dynamic_8bit
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
 
@@ -61,39 +62,76 @@ class Affine:
 
     Codes are computed from the *stored* (bf16) scale and minimum, so their rounding costs no accuracy. A row
     whose length is no multiple of the group is padded; the padding is stored and counted.
+
+    With ``double_quant`` scales and minima are each stored in dynamic 8-bit, as QLoRA stores block scales
+    (section 3), and read back as bf16.
     """
 
     bits: int
     block: int
+    double_quant: bool = False
 
     @property
     def about(self) -> str:
-        return f"affine, a bf16 scale and minimum per group of {self.block} along the row"
+        stored = "an 8-bit scale and minimum (double quantization)" if self.double_quant else ""
+        return f"affine, {stored or 'a bf16 scale and minimum'} per group of {self.block} along the row"
 
     @property
     def value_range(self) -> tuple[float, float]:
         return 0.0, float(2**self.bits - 1)
 
     def encode(self, weight_OI: Tensor) -> Tensors:
-        groups_GB = blocks(weight_OI, self.block)
-        low_G, high_G = groups_GB.amin(1), groups_GB.amax(1)
+        return self.encode_parts((weight_OI,))
+
+    def encode_parts(self, parts: tuple[Tensor, ...]) -> Tensors:
+        """The tensors of a matrix from consecutive row parts (O, I), one of which at a time is in fp32.
+
+        All but the last part end on a whole byte of codes, as 64 rows do.
+        """
+        ranges = [torch.aminmax(blocks(part_OI, self.block), dim=1) for part_OI in parts]
+        low_G, high_G = (torch.cat(ends) for ends in zip(*ranges, strict=True))
+        stored, (scale_G, minimum_G) = self._stored_range(low_G, high_G)
+        codes, start = [], 0
+        for part_OI in parts:
+            groups_GB = blocks(part_OI, self.block)
+            here = slice(start, start + len(groups_GB))
+            steps_GB = (groups_GB - minimum_G[here, None].float()) / scale_G[here, None].float()
+            codes_GB = steps_GB.round().clamp(0, 2**self.bits - 1).to(torch.uint8)
+            codes.append(pack_bits(codes_GB.flatten(), self.bits))
+            start = here.stop
+        return {"codes": torch.cat(codes), **stored}
+
+    def _stored_range(self, low_G: Tensor, high_G: Tensor) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+        """The stored tensors of groups with these ends, and the scales and minima that decoding uses."""
         top = 2**self.bits - 1
-        minimum_G = low_G.to(torch.bfloat16)
-        span_G = (high_G - minimum_G.float()).clamp_min(torch.finfo(torch.float32).tiny)
-        scale_G = (span_G / top).to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny)
-        codes_GB = ((groups_GB - minimum_G.float()[:, None]) / scale_G.float()[:, None]).round().clamp(0, top)
-        return {
-            "codes": pack_bits(codes_GB.to(torch.uint8).flatten(), self.bits),
-            "scale": scale_G,
-            "minimum": minimum_G,
-        }
+        if not self.double_quant:
+            minimum_G = low_G.to(torch.bfloat16)
+            span_G = (high_G - minimum_G.float()).clamp_min(torch.finfo(torch.float32).tiny)
+            scale_G = (span_G / top).to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny)
+            return {"scale": scale_G, "minimum": minimum_G}, (scale_G, minimum_G)
+        minimum_G = read_nested(nest("minimum", low_G), "minimum")
+        stored = self.nest_scales((high_G - minimum_G.float()) / top, low_G)
+        return stored, self.read_scales(stored)
+
+    def nest_scales(self, scale_G: Tensor, minimum_G: Tensor) -> Tensors:
+        """The stored tensors of scales and minima (fp32) under double quantization."""
+        return {**nest("scale", scale_G), **nest("minimum", minimum_G)}
+
+    def read_scales(self, tensors: Tensors, at: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        """Scales and minima in bf16, as decoding uses them, of all groups or of those at ``at``."""
+        if "scale_outer" not in tensors:
+            return tensors["scale"][at], tensors["minimum"][at]
+        # The offset of many scales can round a small one to zero or below.
+        scale_G = read_nested(tensors, "scale", at).clamp_min(torch.finfo(torch.bfloat16).tiny)
+        return scale_G, read_nested(tensors, "minimum", at)
 
     def decode(
         self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
     ) -> Tensor:
+        scale_G, minimum_G = self.read_scales(tensors)
         made = kernels.affine(
             tensors["codes"],
-            (tensors["scale"], tensors["minimum"]),
+            (scale_G, minimum_G),
             self.bits,
             self.block,
             shape,
@@ -102,20 +140,43 @@ class Affine:
         )
         if made is not None:
             return made
-        count = tensors["scale"].numel() * self.block
+        count = scale_G.numel() * self.block
         codes_GB = unpack_bits(tensors["codes"], self.bits, count).view(-1, self.block)
         # In fp32: a bf16 product and a bf16 sum would round twice.
-        values_GB = torch.addcmul(
-            tensors["minimum"].float()[:, None], codes_GB.float(), tensors["scale"].float()[:, None]
-        )
+        values_GB = torch.addcmul(minimum_G.float()[:, None], codes_GB.float(), scale_G.float()[:, None])
         return unblock(values_GB, shape).to(dtype)
 
     def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
-        return take_rows(tensors, ids_N, rows)
+        if not self.double_quant:
+            return take_rows(tensors, ids_N, rows)
+        # Blocks of nested scales cross rows, so the scales of the selected rows are decoded here.
+        per_row = tensors["scale"].numel() // rows
+        at: slice | Tensor
+        if isinstance(ids_N, slice):
+            start, stop, _ = ids_N.indices(rows)
+            at = slice(start * per_row, stop * per_row)
+        else:
+            at = (ids_N[:, None] % rows * per_row + torch.arange(per_row, device=ids_N.device)).flatten()
+        scale_G, minimum_G = self.read_scales(tensors, at)
+        codes = take_rows({"codes": tensors["codes"]}, ids_N, rows)
+        return {**codes, "scale": scale_G, "minimum": minimum_G}
 
     def nbytes(self, shape: tuple[int, int]) -> int:
         groups = block_count(shape, self.block)
-        return packed_bytes(groups * self.block, self.bits) + 4 * groups
+        nested = 2 * (groups + 4 * -(-groups // 256) + 4)  # 8 bits each, outer scales and offset in fp32
+        return packed_bytes(groups * self.block, self.bits) + (nested if self.double_quant else 4 * groups)
 
     def __str__(self) -> str:
-        return f"int{self.bits}-g{self.block}"
+        return f"int{self.bits}-g{self.block}{'-dq' if self.double_quant else ''}"
+
+
+def nest(name: str, values_G: Tensor) -> Tensors:
+    """``values_G`` in dynamic 8-bit, as tensors whose names begin with ``name``."""
+    parts = encode_dynamic_8bit(values_G)
+    return {name: parts["absmax"], f"{name}_outer": parts["outer"], f"{name}_offset": parts["offset"]}
+
+
+def read_nested(tensors: Tensors, name: str, at: slice | Tensor = slice(None)) -> Tensor:
+    """The values of :func:`nest` in bf16: all, or those at ``at``."""
+    parts = {"absmax": tensors[name], "outer": tensors[f"{name}_outer"], "offset": tensors[f"{name}_offset"]}
+    return decode_dynamic_8bit(parts, at).to(torch.bfloat16)

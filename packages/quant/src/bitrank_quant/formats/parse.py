@@ -28,7 +28,9 @@ _NAMED: list[Format] = [
     Int8Row(),
     Int8Row(activations=True),
     *(Codebook(name, double_quant=dq) for name in ("nf4", "fp4") for dq in (False, True)),
+    *(Codebook("nf3", double_quant=dq) for dq in (False, True)),
     *(Affine(bits, 64) for bits in (8, 6, 5, 4, 3, 2)),
+    *(Affine(bits, 64, double_quant=True) for bits in (4, 3, 2)),
 ]
 FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in _NAMED}
 
@@ -43,9 +45,11 @@ class Family:
 
 # By grammar, in the form that error messages and lists show.
 FAMILIES: dict[str, Family] = {
-    "int<2-8>-g<size>": Family(r"int([2-8])-g([1-9]\d*)", lambda match: Affine(int(match[1]), int(match[2]))),
-    "<nf4|fp4>-g<size>[-dq]": Family(
-        r"(nf4|fp4)-g([1-9]\d*)(-dq)?", lambda match: Codebook(match[1], int(match[2]), bool(match[3]))
+    "int<2-8>-g<size>[-dq]": Family(
+        r"int([2-8])-g([1-9]\d*)(-dq)?", lambda match: Affine(int(match[1]), int(match[2]), bool(match[3]))
+    ),
+    "<nf4|nf3|fp4>-g<size>[-dq]": Family(
+        r"(nf4|nf3|fp4)-g([1-9]\d*)(-dq)?", lambda match: Codebook(match[1], int(match[2]), bool(match[3]))
     ),
 }
 

@@ -47,7 +47,7 @@ class InputMoments:
 
 def grouped(weight_OI: Tensor, block: int | None) -> Tensor:
     """fp32 weights as (O, G, B), in whole groups. A row is padded with its last value, as formats do."""
-    weight_OI = weight_OI.detach().float()
+    weight_OI = weight_OI.detach().float().contiguous()
     if block is None:
         return weight_OI[:, None]
     if missing := -weight_OI.shape[1] % block:

@@ -5,7 +5,11 @@ H = (1/N) Σ x xᵀ. When column i is fixed, the best change of the columns j > 
 where U is the upper Cholesky factor of H⁻¹ (Frantar et al. 2023, equations 2 and 3, algorithm 1). The scales
 of a group are found from the weights as they are when its first column comes, by
 :func:`~bitrank_quant.quantizers.search.fit_scales`; formats with nested scales, which span rows, get all
-scales first, from the original weights.
+scales first, from the original weights. Afterwards :mod:`~bitrank_quant.quantizers.refine` fits scales and
+codes again under the same error.
+
+An order of columns by their second moments (act-order) was tried with fixed scales: after refinement it
+changed the output error of SmolLM2's matrices by less than one percent, so columns keep their order.
 """
 
 from __future__ import annotations
@@ -15,18 +19,25 @@ from torch import Tensor
 
 from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format, Tensors
-from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.quantizers.base import InputMoments, column_weights, grouped
-from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
+from bitrank_quant.quantizers.grids import Grid, Scales, grid_of, nested
+from bitrank_quant.quantizers.refine import Refinement
 from bitrank_quant.quantizers.search import fit_scales, rows_at_once, search, settle, split_scales
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to the diagonal
 _TRIES = 6  # each with ten times the damping of the one before
+REFINEMENTS = 2  # rounds: the second lowers the error by about 2 %, a third by 1 %
 _PANEL = 128  # about so many columns are fixed before the rest of the matrix is updated
 
 
-def gptq(weight_OI: Tensor, fmt: Format, moments: InputMoments, damping: float = DAMPING) -> Tensors:
-    """The stored tensors of ``weight_OI`` (O, I) in ``fmt``.
+def gptq(
+    weight_OI: Tensor,
+    fmt: Format,
+    moments: InputMoments,
+    damping: float = DAMPING,
+    refinements: int = REFINEMENTS,
+) -> Tensors:
+    """The stored tensors of ``weight_OI`` (O, I) in ``fmt``; 0 ``refinements`` is GPTQ as published.
 
     With the diagonal of the moments alone no column can compensate another, and the result is that of
     ``search``. Raises :class:`QuantError` when the moments cannot be factorized with any damping.
@@ -35,22 +46,39 @@ def gptq(weight_OI: Tensor, fmt: Format, moments: InputMoments, damping: float =
         return search(weight_OI, fmt, moments)
     grid = grid_of(fmt)
     weight_GB = column_weights(moments, weight_OI, grid.block)
-    factor_II = inverse_factor(moments.input_II.to(weight_OI.device), damping)
-    upper_II = _padded_factor(factor_II, weight_GB.numel())
+    input_II = moments.input_II.to(weight_OI.device, torch.float32)
+    upper_II = _padded_factor(inverse_factor(input_II, damping), weight_GB.numel())
+    damped_II = _damped(input_II, damping, weight_GB.numel()) if refinements else None
     parts = weight_OI.split(rows_at_once(weight_OI))
     given: list[Scales | None] = [None] * len(parts)
     stored: Tensors | None = None
-    if isinstance(fmt, Codebook) and fmt.double_quant:
+    if nested(fmt):
         fitted = [fit_scales(grid, grouped(part_OI, grid.block), weight_GB) for part_OI in parts]
         stored, scales_OG = settle(grid, fitted, len(weight_OI))
         given = list(split_scales(scales_OG, parts))
     codes, found = [], []
     for part_OI, part_OG in zip(parts, given, strict=True):
-        columns_OI = grouped(part_OI, grid.block).flatten(1).clone()
-        codes_OI, used_OG = _feed_back(grid, columns_OI, weight_GB, upper_II, part_OG)
+        columns_OI = grouped(part_OI, grid.block).flatten(1)
+        codes_OI, used_OG = error_feedback(grid, columns_OI, weight_GB, upper_II, part_OG)
+        if damped_II is not None:
+            refined = Refinement(grid, columns_OI, damped_II, codes_OI, used_OG)
+            for _ in range(refinements):
+                if part_OG is None:
+                    refined.refit_scales()
+                refined.descend()
+            codes_OI, used_OG = refined.codes_OI, refined.scales_OG
         codes.append(grid.pack(codes_OI))
         found.append(used_OG)
     return {"codes": torch.cat(codes), **(stored or settle(grid, found, len(weight_OI))[0])}
+
+
+def _damped(input_II: Tensor, damping: float, columns: int) -> Tensor:
+    """H + damping · mean diag(H) · 1, and next to nothing for the columns that fill the last group."""
+    mean = float(input_II.diagonal().mean()) or 1.0
+    missing = columns - len(input_II)
+    diagonal_I = torch.full((columns,), damping * mean, device=input_II.device)
+    diagonal_I[len(input_II) :] = 1e-9 * mean
+    return torch.nn.functional.pad(input_II, (0, missing, 0, missing)) + torch.diag(diagonal_I)
 
 
 def inverse_factor(input_II: Tensor, damping: float = DAMPING) -> Tensor:
@@ -85,10 +113,14 @@ def _padded_factor(upper_II: Tensor, columns: int) -> Tensor:
     return torch.block_diag(upper_II, torch.eye(missing, device=upper_II.device)) if missing else upper_II
 
 
-def _feed_back(
-    grid: Grid, weight_OI: Tensor, weight_GB: Tensor, upper_II: Tensor, given_OG: Scales | None
+def error_feedback(
+    grid: Grid, weight_OI: Tensor, weight_GB: Tensor, upper_II: Tensor, given_OG: Scales | None = None
 ) -> tuple[Tensor, Scales]:
-    """Codes (O, I) and scales (O, G). ``weight_OI`` is changed on the way."""
+    """Codes (O, I) and scales (O, G) of a matrix in whole groups.
+
+    ``weight_GB`` weighs the columns where scales are fitted; ``given_OG`` are scales that are fixed before.
+    """
+    weight_OI = weight_OI.clone()
     columns, width = weight_OI.shape[1], weight_GB.shape[1]
     # Whole groups make a panel, so that a group's weights have all errors before them when it is fitted.
     panel = columns if width >= columns else width * max(1, _PANEL // width)

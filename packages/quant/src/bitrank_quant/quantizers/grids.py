@@ -48,7 +48,13 @@ class Grid(Protocol):
         """The codes of the nearest values."""
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
-        """The values of codes."""
+        """The values of codes: Σ_k scales_k · basis_k."""
+
+    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
+        """The factors (..., B) of the scales in the values of codes."""
+
+    def rounded(self, scale: Tensor, number: int) -> Tensor:
+        """``scale``, which is number ``number`` of a group's scales, as the format stores it."""
 
     def store(self, scales_OG: Scales) -> Tensors:
         """The stored tensors of the scales of a whole matrix."""
@@ -67,7 +73,7 @@ def weighted(values: Tensor, column_weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AffineGrid:
-    """``code · scale + minimum``, both in bf16."""
+    """``code · scale + minimum``, both in bf16, or nested in 8 bits."""
 
     format: Affine
 
@@ -104,15 +110,24 @@ class AffineGrid:
         scale, minimum = scales
         return torch.addcmul(minimum[..., None], codes.float(), scale[..., None])
 
+    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
+        return codes.float(), torch.ones_like(codes, dtype=torch.float32)
+
+    def rounded(self, scale: Tensor, number: int) -> Tensor:
+        return self._rounded_scale(scale) if number == 0 else scale.to(torch.bfloat16).float()
+
     def store(self, scales_OG: Scales) -> Tensors:
         scale_OG, minimum_OG = scales_OG
+        if self.format.double_quant:
+            return self.format.nest_scales(scale_OG.flatten(), minimum_OG.flatten())
         return {
             "scale": scale_OG.flatten().to(torch.bfloat16),
             "minimum": minimum_OG.flatten().to(torch.bfloat16),
         }
 
     def read(self, stored: Tensors, rows: int) -> Scales:
-        return stored["scale"].float().view(rows, -1), stored["minimum"].float().view(rows, -1)
+        scale_G, minimum_G = self.format.read_scales(stored)
+        return scale_G.float().view(rows, -1), minimum_G.float().view(rows, -1)
 
     def pack(self, codes_OI: Tensor) -> Tensor:
         return pack_bits(codes_OI.flatten(), self.format.bits)
@@ -151,6 +166,12 @@ class CodebookGrid:
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return self._book(codes)[codes.int()] * scales[0][..., None]
 
+    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
+        return (self._book(codes)[codes.int()],)
+
+    def rounded(self, scale: Tensor, number: int) -> Tensor:
+        return scale.clamp_min(TINY)
+
     def store(self, scales_OG: Scales) -> Tensors:
         absmax_N = scales_OG[0].flatten()
         return encode_dynamic_8bit(absmax_N) if self.format.double_quant else {"absmax": absmax_N}
@@ -185,6 +206,12 @@ class RowGrid:
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return codes.float() * scales[0][..., None]
 
+    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
+        return (codes.float(),)
+
+    def rounded(self, scale: Tensor, number: int) -> Tensor:
+        return scale.clamp_min(TINY)
+
     def store(self, scales_OG: Scales) -> Tensors:
         return {"scale": scales_OG[0].flatten()}
 
@@ -204,3 +231,8 @@ def grid_of(fmt: Format) -> Grid:
     if isinstance(fmt, Int8Row):
         return RowGrid(fmt)
     raise QuantError(f"{fmt} has no codes to choose; a quantizer needs an integer format or a code book")
+
+
+def nested(fmt: Format) -> bool:
+    """Whether the scales of ``fmt`` are stored in 8 bits under scales of their own, which span rows."""
+    return isinstance(fmt, (Codebook, Affine)) and fmt.double_quant

@@ -12,6 +12,7 @@ result is a lower bound, since merging classes can only lose divergence, in a th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,35 @@ class Answers:
     def at(self, rows: slice) -> Answers:
         """Return the predictions at the positions ``rows``."""
         return Answers(self.ids_NK[rows], self.logp_NK[rows], self.classes)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The divergence of a changed model by batch: ``sums_B`` in nats over ``counts_B`` positions."""
+
+    sums_B: tuple[float, ...]
+    counts_B: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Nats per position."""
+        return math.fsum(self.sums_B) / sum(self.counts_B)
+
+    def minus(self, other: Divergence) -> tuple[float, float]:
+        """The difference of the means of two changes on the same batches, and its standard error.
+
+        The error is that of a ratio of sums over batches drawn independently (Cochran 1977, equation 2.46);
+        infinite for a single batch. Raises ``ValueError`` for other batches.
+        """
+        if self.counts_B != other.counts_B:
+            raise ValueError("divergences on different batches have no paired difference")
+        batches, positions = len(self.counts_B), sum(self.counts_B)
+        difference = self.mean - other.mean
+        if batches < 2:
+            return difference, math.inf
+        triples = zip(self.sums_B, other.sums_B, self.counts_B, strict=True)
+        squares = math.fsum((one - two - difference * count) ** 2 for one, two, count in triples)
+        return difference, math.sqrt(batches / (batches - 1) * squares) / positions
 
 
 def answers(logits_NC: Tensor) -> Answers:

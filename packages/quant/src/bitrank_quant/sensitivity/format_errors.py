@@ -1,139 +1,136 @@
-"""Errors of every matrix in every format: stored bytes, weight errors, repairable part, and true added loss.
+"""Errors of every matrix in every format, from one sweep: stored bytes, weight errors, added loss, and the
+part of it that rank can repair.
 
-With Δ = W − q(W), and ``row`` and ``column`` from :mod:`~bitrank_quant.sensitivity.moments`:
+With Δ = Ŵ − W, Ŵ by the quantizer, and ``row`` and ``column`` from :mod:`~bitrank_quant.sensitivity.moments`:
 
 plain       Σ Δ²
-input       Σ column_i Δ_oi²: squared error of the layer's output (the objective of GPTQ and AWQ)
-fisher      ½ Σ row_o column_i Δ_oi²: predicted added loss in nats
-tail_R      ½ Σ_{k>r} σ_k² for r = 0, 1, 2 …: the predicted loss left after the best rank-r correction,
-            σ being the singular values of √row ∘ Δ ∘ √column
-added       loss with this matrix alone quantized minus the original loss, in nats, on the calibration data:
-            the reference for the predictions
-divergence  divergence of the predictions with this matrix alone quantized, in nats: ``added`` without the
-            noise of the observed labels (see :mod:`~bitrank_quant.sensitivity.divergence`)
+input       Σ column_i Δ_oi²: squared error of the layer's output, inputs taken as uncorrelated
+fisher      ½ Σ row_o column_i Δ_oi²: added loss in nats by the diagonal of the Kronecker-factored Fisher
+output      added loss in nats by output errors at single positions (see
+            :mod:`~bitrank_quant.sensitivity.samples`)
+tail_R      ½ Σ_{k>r} σ_k² for r = 0, 1, 2 …: the loss left after the best rank-r correction, by inputs with
+            all their correlations (see :func:`~bitrank_quant.sensitivity.spectra.repair_tail`)
+
+All are computed while a block's inputs and gradients are in memory, so the work grows with the number of
+formats and no forward pass is needed for any of them. The measured divergence of single matrices, which they
+predict, is :func:`~bitrank_quant.sensitivity.single_divergence.measure_divergences`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bitrank_quant.apply import swap_weights, with_weight
 from bitrank_quant.backends.reference import QuantWeight
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.float import Float
 from bitrank_quant.matrices import WeightMatrix
-from bitrank_quant.sensitivity.moments import SPECTRUM, Moments, compute_dtype, singular_values, weight_of
+from bitrank_quant.quantizers import InputMoments, find_quantizer, quantize
+from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Replay
-
-Modules = Mapping[str, nn.Module]
+from bitrank_quant.sensitivity.samples import LayerSample, LookupSample
+from bitrank_quant.sensitivity.spectra import SPECTRUM, repair_tail
 
 
 @dataclass(frozen=True)
 class FormatErrors:
     """Errors of one matrix in one format; fields as in the module's description.
 
-    ``tail_R`` has at most :data:`~bitrank_quant.sensitivity.moments.SPECTRUM` + 1 values, and none for
-    embeddings, which get no adapter. ``added`` and ``divergence`` are None if they were not measured.
+    ``tail_R`` has at most :data:`~bitrank_quant.sensitivity.spectra.SPECTRUM` + 1 values, and none for
+    embeddings, which get no adapter.
     """
 
     nbytes: int
     plain: float
     input: float
     fisher: float
+    output: float
     tail_R: Tensor
-    added: float | None
-    divergence: float | None
 
 
-def modules_of(model: nn.Module, matrix: str, matrices: Iterable[WeightMatrix]) -> dict[str, nn.Module]:
-    """Modules that use the weight ``matrix``: its own, and those tied to it."""
-    return {m.name: model.get_submodule(m.name) for m in matrices if matrix in (m.name, m.tied_to)}
-
-
-def measure_errors(
+def measure_sensitivities(
     replay: Replay,
     matrices: Sequence[WeightMatrix],
     formats: Sequence[Format],
-    moments: Mapping[str, Moments],
-    measured: Callable[[Format], bool] = lambda fmt: fmt.bits < 8,
+    quantizer: str = "rtn",
     on_progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, dict[str, FormatErrors]]:
-    """Measure every matrix that is not tied to another one: {matrix: {format text: errors}}.
+) -> tuple[dict[str, Moments], dict[str, dict[str, FormatErrors]]]:
+    """Moments by matrix, and errors by matrix and format, of every matrix that is not tied to another one.
 
-    Floating-point formats count as exact, since the model is in one. ``measured`` selects the formats for
-    which added loss and divergence are measured: by default those below 8 bits, whose added loss exceeds the
-    rounding noise of a 16-bit forward pass. ``on_progress`` is called with the name of each matrix.
+    ``quantizer`` is a name of :data:`~bitrank_quant.quantizers.QUANTIZERS`; linear layers give it the second
+    moments of their inputs. Floating-point formats count as exact, since the model is in one. Raises as
+    :func:`~bitrank_quant.sensitivity.moments.measure_moments` does, and :class:`QuantError` for an unknown
+    quantizer.
     """
-    done: dict[str, dict[str, FormatErrors]] = {}
-    for matrix in (m for m in matrices if m.tied_to is None):
-        on_progress(matrix.name)
-        modules = modules_of(replay.model, matrix.name, matrices)
-        done[matrix.name] = {
-            str(fmt): _one(replay, matrix, modules, fmt, moments[matrix.name], measured(fmt))
-            for fmt in formats
+    find_quantizer(quantizer)
+    by_name = {matrix.name: matrix for matrix in matrices}
+    errors: dict[str, dict[str, FormatErrors]] = {}
+
+    def on_matrix(name: str, moments: Moments, sample: LayerSample | LookupSample) -> None:
+        module = replay.model.get_submodule(name)
+        errors[name] = {
+            str(fmt): _errors(by_name[name], module, fmt, quantizer, moments, sample) for fmt in formats
         }
-    return done
+
+    moments = measure_moments(replay, matrices, on_progress, on_matrix)
+    return moments, {name: errors[name] for name in moments}
 
 
-def _one(
-    replay: Replay, matrix: WeightMatrix, modules: Modules, fmt: Format, moments: Moments, measured: bool
+def stored_in(
+    module: nn.Module, fmt: Format, quantizer: str = "rtn", moments: InputMoments | None = None
+) -> QuantWeight:
+    """The weight of ``module`` in ``fmt``, for the dtype that the module computes in."""
+    weight_OI = weight_of(module)
+    shape = (weight_OI.shape[0], weight_OI.shape[1])
+    return QuantWeight.of(quantize(weight_OI, fmt, quantizer, moments), fmt, shape, compute_dtype(module))
+
+
+def _errors(
+    matrix: WeightMatrix,
+    module: nn.Module,
+    fmt: Format,
+    quantizer: str,
+    moments: Moments,
+    sample: LayerSample | LookupSample,
 ) -> FormatErrors:
+    nbytes = fmt.nbytes(matrix.shape)
     if isinstance(fmt, Float):
-        tail_R = torch.zeros(0 if matrix.role == "embedding" else min(SPECTRUM, *matrix.shape) + 1)
-        return FormatErrors(fmt.nbytes(matrix.shape), 0.0, 0.0, 0.0, tail_R, 0.0, 0.0)
-    weight_OI = weight_of(modules[matrix.name])
-    stored = QuantWeight(weight_OI, fmt, compute_dtype(modules[matrix.name]))
-    added, divergence = _measured(replay, matrix, modules, stored) if measured else (None, None)
-    plain, by_input, fisher = _weight_errors(weight_OI, stored, moments)
+        ranks = 0 if isinstance(sample, LookupSample) else min(SPECTRUM, *matrix.shape) + 1
+        return FormatErrors(nbytes, 0.0, 0.0, 0.0, 0.0, torch.zeros(ranks))
+    weight_OI = weight_of(module)
+    if isinstance(sample, LookupSample):
+        stored = stored_in(module, fmt, quantizer, moments.quantizer_inputs())
+        plain, by_input, table, *head = _weighted_squares(weight_OI, stored, moments)
+        looked_up = stored.decode_rows(sample.ids_N).float() - weight_OI[sample.ids_N]
+        # The gradients of a tied head span the vocabulary and are not kept: it adds its Fisher part.
+        output = sample.output_error(looked_up) + 0.5 * sum(head)
+        return FormatErrors(nbytes, plain, by_input, 0.5 * sum((table, *head)), output, torch.zeros(0))
+    stored = stored_in(module, fmt, quantizer, InputMoments(sample.inputs.mean_II))
+    plain, by_input, squares = _weighted_squares(weight_OI, stored, moments)
+    delta_OI = stored.decode().float().sub_(weight_OI)
     return FormatErrors(
-        nbytes=fmt.nbytes(matrix.shape),
-        plain=plain,
-        input=by_input,
-        fisher=fisher,
-        tail_R=torch.zeros(0)
-        if matrix.role == "embedding"
-        else _tail(stored.decode().float().sub_(weight_OI), moments),
-        added=added,
-        divergence=divergence,
+        nbytes,
+        plain,
+        by_input,
+        fisher=0.5 * squares,
+        output=sample.output_error(delta_OI),
+        tail_R=repair_tail(delta_OI, moments.row_O, sample.inputs),
     )
 
 
-def _weight_errors(weight_OI: Tensor, stored: QuantWeight, moments: Moments) -> tuple[float, float, float]:
-    """Plain, input and Fisher error, computed a few rows at a time.
-
-    An embedding may be half of a model, so it is never converted to fp32 as a whole.
+def _weighted_squares(weight_OI: Tensor, stored: QuantWeight, moments: Moments) -> list[float]:
+    """Σ row_o column_i Δ_oi² for rows and columns of ones, rows of ones and the moments' column, and each
+    pair of the moments. Computed a few rows at a time: an embedding may be half of a model, so it is never
+    converted to fp32 as a whole.
     """
-    plain = by_input = fisher = 0.0
+    ones_O, ones_I = torch.ones(len(moments.row_O)), torch.ones(len(moments.column_I))
+    pairs = [(ones_O, ones_I), (ones_O, moments.column_I), *moments.weights()]
+    totals = [0.0 for _ in pairs]
     for part in stored.parts(torch.float32):
         square_PI = stored.decode_part(part, stored.compute_dtype).float().sub_(weight_OI[part]).square_()
-        plain += float(square_PI.sum())
-        by_input += float((square_PI @ moments.column_I.to(square_PI)).sum())
-        for row_O, column_I in moments.weights():
-            fisher += 0.5 * float(row_O[part].to(square_PI) @ square_PI @ column_I.to(square_PI))
-    return plain, by_input, fisher
-
-
-def _tail(delta_OI: Tensor, moments: Moments) -> Tensor:
-    weighted_OI = moments.row_O.to(delta_OI).sqrt()[:, None] * delta_OI * moments.column_I.to(delta_OI).sqrt()
-    energy_K = singular_values(weighted_OI, torch.float32).square()
-    total = energy_K.sum()
-    tail = 0.5 * torch.cat([total[None], total - energy_K.cumsum(0)]).clamp_min(0)
-    return tail[: SPECTRUM + 1].float().cpu()
-
-
-def _measured(
-    replay: Replay, matrix: WeightMatrix, modules: Modules, stored: QuantWeight
-) -> tuple[float, float]:
-    """Added loss and divergence when this matrix alone is ``stored``; the model is restored afterwards."""
-    try:
-        swap_weights(replay.model, with_weight(stored, modules))
-        loss, divergence = replay.evaluate_from(
-            replay.block_of(matrix.name), first=matrix.role == "embedding"
-        )
-        return loss - replay.base, divergence
-    finally:
-        swap_weights(replay.model, modules)
+        for number, (row_O, column_I) in enumerate(pairs):
+            totals[number] += float(row_O[part].to(square_PI) @ square_PI @ column_I.to(square_PI))
+    return totals

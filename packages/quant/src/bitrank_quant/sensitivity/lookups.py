@@ -14,26 +14,44 @@ import torch
 from torch import Tensor, nn
 
 from bitrank_quant.backends.reference import QuantEmbedding, kind_replaced
+from bitrank_quant.sensitivity.samples import LookupSample, spread
 
 
 class Lookups:
     """Statistics of one embedding table (V, D), summed over the batches.
 
     ``counts_V`` counts the look-ups of each row; ``column_D`` sums the squared gradients of the looked-up
-    rows.
+    rows. Of each batch, up to ``limit`` look-ups are kept with their gradients.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], limit: int) -> None:
         self.counts_V, self.column_D = torch.zeros(shape[0]), torch.zeros(shape[1])
-        self.positions = 0
+        self.positions, self._limit = 0, limit
+        self._kept_ids: list[Tensor] = []
+        self._kept_grad: list[Tensor] = []
 
-    def looked_up(self, ids_N: Tensor, rows: Tensor) -> Tensor:
-        """Count ``ids_N``, and return ``rows`` as the leaf of a new autograd graph."""
+    def looked_up(self, ids_N: Tensor, rows: Tensor, counted: Callable[[Tensor], Tensor]) -> Tensor:
+        """Count the ``ids_N`` that ``counted`` leaves; return ``rows`` as the leaf of a new autograd
+        graph."""
+        ids_N = counted(ids_N)
         self.counts_V += torch.bincount(ids_N.cpu(), minlength=len(self.counts_V)).float()
         self.positions += len(ids_N)
         leaf = rows.detach().requires_grad_()
         leaf.register_hook(add_squares(self.column_D))
+        leaf.register_hook(lambda grad: self._keep(ids_N, counted(grad.detach().flatten(0, -2))))
         return leaf
+
+    def _keep(self, ids_N: Tensor, grad_ND: Tensor) -> None:
+        kept = spread(len(ids_N), self._limit)
+        self._kept_ids.append(ids_N[kept])
+        self._kept_grad.append(grad_ND[kept])
+
+    def sample(self, units: int) -> LookupSample:
+        """The kept look-ups, of a pass over ``units`` losses."""
+        if not self._kept_ids:  # no gradient reaches the table
+            return LookupSample(torch.zeros(0, dtype=torch.long), torch.zeros(0, len(self.column_D)), 1.0)
+        ids_N, grad_ND = torch.cat(self._kept_ids), torch.cat(self._kept_grad)
+        return LookupSample(ids_N, grad_ND, units * len(ids_N) / self.positions)
 
     def frequency_V(self) -> Tensor:
         """Share of each row in all look-ups; one extra look-up is spread over all rows, so none is zero."""
@@ -66,7 +84,7 @@ def _watching(
     base: type[nn.Embedding] = QuantEmbedding if isinstance(module, QuantEmbedding) else nn.Embedding
 
     def forward(self: nn.Embedding, input: Tensor) -> Tensor:
-        return lookups.looked_up(counted(input.flatten()), base.forward(self, input))
+        return lookups.looked_up(input.flatten(), base.forward(self, input), counted)
 
     kind = kind_replaced(module)
     look_up = type(base.__name__, (base,), {"forward": forward, "replaces": kind})

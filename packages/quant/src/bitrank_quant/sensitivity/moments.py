@@ -30,10 +30,17 @@ from transformers.pytorch_utils import Conv1D
 from bitrank_quant.backends.reference import QuantEmbedding, QuantLinear
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
+from bitrank_quant.quantizers import InputMoments
 from bitrank_quant.sensitivity.lookups import Lookups, add_squares, watched_lookups
 from bitrank_quant.sensitivity.replay import Replay
+from bitrank_quant.sensitivity.samples import (
+    LayerSample,
+    LinearSums,
+    LookupSample,
+    positions_a_batch,
+)
+from bitrank_quant.sensitivity.spectra import SPECTRUM, singular_values
 
-SPECTRUM = 128  # singular values kept
 _ROWS = 1024  # rows of a table converted to fp32 together
 
 
@@ -63,33 +70,31 @@ class Moments:
         pairs = [(self.row_O, self.column_I)]
         return [*pairs, (self.head_row_O, self.head_column_I)] if len(self.head_row_O) else pairs
 
+    def quantizer_inputs(self) -> InputMoments:
+        """The mean squares of the inputs for a quantizer: of a table those of the head that shares it, and
+        ones if there is none, because columns of a row that is only looked up are added to nothing."""
+        if len(self.head_column_I):
+            return InputMoments(self.head_column_I)
+        looked_up = len(self.input_K) == 0
+        return InputMoments(torch.ones(len(self.column_I)) if looked_up else self.column_I)
 
-class _Sums:
-    """Running sums of one linear matrix over the batches."""
 
-    def __init__(self) -> None:
-        self.row_O: Any = 0.0
-        self.column_I: Any = 0.0
-        self.gradient_OI: Any = 0.0
-        self.input_II: Any = 0.0
-        self.positions = 0
-
-    def add(self, x_NI: Tensor, grad_NO: Tensor) -> None:
-        x_NI, grad_NO = x_NI.float(), grad_NO.float()
-        self.row_O = self.row_O + grad_NO.square().sum(0)
-        self.gradient_OI = self.gradient_OI + grad_NO.T @ x_NI
-        self.input_II = self.input_II + x_NI.T @ x_NI
-        self.positions += len(x_NI)
+OnMatrix = Callable[[str, Moments, LayerSample | LookupSample], None]
+"""Called with the name, moments and sample of a matrix as soon as these are complete."""
 
 
 def measure_moments(
-    replay: Replay, matrices: Sequence[WeightMatrix], on_progress: Callable[[str], None] = lambda _: None
+    replay: Replay,
+    matrices: Sequence[WeightMatrix],
+    on_progress: Callable[[str], None] = lambda _: None,
+    on_matrix: OnMatrix = lambda *_: None,
 ) -> dict[str, Moments]:
     """Moments by matrix name, for every matrix that is not tied to another one.
 
-    ``on_progress`` is called with the name of each block. If the blocks do not form a chain
-    (:attr:`Replay.chained`), one backward pass collects everything, with the sums of all matrices in memory.
-    Raises :class:`QuantError` if a gradient is not finite, or if none reaches a matrix.
+    ``on_progress`` is called with the name of each block. ``on_matrix`` gets each matrix's sample, which is
+    released with its block. If the blocks do not form a chain (:attr:`Replay.chained`), one backward pass
+    collects everything, with the sums of all matrices in memory. Raises :class:`QuantError` if a gradient is
+    not finite, or if none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
     inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
@@ -99,19 +104,14 @@ def measure_moments(
         and not any(m.role == "embedding" for found in inside.values() for m in found)
     )
     rest = [m for m in owned if not chained or replay.block_of(m.name) is None]
-    outside = _Outside(replay.model, rest, [m for m in matrices if m.tied_to is not None])
+    outside = _Outside(replay, rest, [m for m in matrices if m.tied_to is not None])
     if chained:
-        done = _swept(replay, inside, outside, on_progress)
+        done = _swept(replay, inside, outside, on_progress, on_matrix)
     else:
-        with outside.gathering(replay, tables=True):
+        with outside.gathering(tables=True):
             replay.back_through_all()
         done = {}
-    done |= outside.moments(replay)
-    for name, moments in done.items():
-        if not all(torch.isfinite(part).all() for pair in moments.weights() for part in pair):
-            raise QuantError(
-                f"the gradients of {name} on the calibration data are not finite; check weights and data"
-            )
+    done |= outside.moments(on_matrix)
     return {m.name: done[m.name] for m in owned}
 
 
@@ -120,6 +120,7 @@ def _swept(
     inside: Mapping[str, Sequence[WeightMatrix]],
     outside: _Outside,
     on_progress: Callable[[str], None],
+    on_matrix: OnMatrix,
 ) -> dict[str, Moments]:
     """Moments of the matrices inside blocks, from the last block to the first.
 
@@ -127,43 +128,27 @@ def _swept(
     """
     done: dict[str, Moments] = {}
     on_progress("after the blocks")
-    with outside.gathering(replay, tables=False):
+    with outside.gathering(tables=False):
         gradients = replay.back_from_loss()
+    limit = positions_a_batch(len(replay.batches))
     for block in reversed(replay.order):
         on_progress(block)
-        sums = {m.name: _Sums() for m in inside[block]}
-        with _hooked(replay.model, {name: _watch(part, replay) for name, part in sums.items()}):
+        sums = {m.name: LinearSums(limit) for m in inside[block]}
+        with _hooked(replay.model, _watching(sums, replay)):
             gradients = replay.back_through(block, gradients)
-        done |= _finished(replay, sums)
+        done |= _finished(replay, sums, on_matrix)
     on_progress("before the blocks")
-    with outside.gathering(replay, tables=True):
+    with outside.gathering(tables=True):
         replay.back_to_start(gradients)
     return done
 
 
-def _finished(replay: Replay, sums: Mapping[str, _Sums]) -> dict[str, Moments]:
-    spectra = _Spectra()
-    return {
-        name: _moments(name, replay.model.get_submodule(name), part, replay.units, spectra)
-        for name, part in sums.items()
-    }
-
-
-class _Spectra:
-    """Eigenvalues of input second moments, computed once for consecutive matrices with one input (qkv)."""
-
-    def __init__(self) -> None:
-        self._input_II: Tensor | None = None
-        self._values_K = torch.zeros(0)
-
-    def of(self, input_II: Tensor) -> Tensor:
-        """The :data:`SPECTRUM` largest eigenvalues, largest first; fp32 is enough for shares of their sum."""
-        if self._input_II is None or not torch.equal(self._input_II, input_II):
-            self._input_II, self._values_K = (
-                input_II,
-                torch.linalg.eigvalsh(input_II).flip(0).clamp_min(0)[:SPECTRUM].cpu(),
-            )
-        return self._values_K.clone()  # safetensors refuses tensors that share storage
+def _finished(replay: Replay, sums: Mapping[str, LinearSums], on_matrix: OnMatrix) -> dict[str, Moments]:
+    done = {}
+    for name, part in sums.items():
+        done[name] = _moments(name, replay.model.get_submodule(name), part, replay.units)
+        on_matrix(name, done[name], part.sample(replay.units))
+    return done
 
 
 @contextmanager
@@ -177,36 +162,54 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
             handle.remove()
 
 
-def _watch(sums: _Sums, replay: Replay) -> Callable[..., None]:
-    """A forward hook that adds a module's inputs and output gradients to ``sums``, without padding."""
+def _watching(sums: Mapping[str, LinearSums], replay: Replay) -> dict[str, Callable[..., None]]:
+    """Forward hooks that add inputs and output gradients to ``sums``, without padding.
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad:
+    Layers called in turn with the same tensor (qkv) share the moments and the kept positions of their inputs.
+    """
+    latest: list[tuple[Tensor, Tensor, LinearSums]] = []
+
+    def hook(part: LinearSums, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        if latest and latest[0][0] is inputs[0]:
+            x_NI = latest[0][1]
+            part.inputs = latest[0][2].inputs
+        else:
             x_NI = replay.tokens_of(inputs[0].detach().flatten(0, -2))
-            output.register_hook(lambda grad: sums.add(x_NI, replay.tokens_of(grad.detach().flatten(0, -2))))
+            part.inputs.add(x_NI)
+            latest[:] = [(inputs[0], x_NI, part)]
+        output.register_hook(lambda grad: part.add(x_NI, replay.tokens_of(grad.detach().flatten(0, -2))))
 
-    return hook
+    return {name: partial(hook, part) for name, part in sums.items()}
 
 
-def _moments(name: str, module: nn.Module, sums: _Sums, units: int, spectra: _Spectra) -> Moments:
+def _moments(name: str, module: nn.Module, sums: LinearSums, units: int) -> Moments:
     if not sums.positions:
         raise QuantError(
             f"no gradient of the loss reaches {name}: the task does not use it, so it cannot be measured"
         )
-    gradient_OI = sums.gradient_OI / units
+    inputs, gradient_OI = sums.inputs, sums.gradient_OI / units
+    _check_finite(name, sums.row_O, inputs.mean_II, gradient_OI)
     weight_OI = weight_of(module).float()
-    input_II = sums.input_II / sums.positions
     empty = torch.zeros(0)
     return Moments(
         row_O=(sums.row_O / units).cpu(),
-        column_I=input_II.diagonal().clone().cpu(),
+        column_I=inputs.mean_II.diagonal().clone().cpu(),
         gradient_K=singular_values(gradient_OI)[:SPECTRUM].float().cpu(),
-        input_K=spectra.of(input_II),
+        input_K=inputs.values_I[:SPECTRUM].clone(),  # safetensors refuses tensors that share storage
         importance=float((weight_OI * gradient_OI).abs().mean()),
         norm=float(weight_OI.norm()),
         head_row_O=empty,
         head_column_I=empty,
     )
+
+
+def _check_finite(name: str, *parts: Tensor) -> None:
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        raise QuantError(
+            f"the gradients of {name} on the calibration data are not finite; check weights and data"
+        )
 
 
 class _Outside:
@@ -217,39 +220,50 @@ class _Outside:
     """
 
     def __init__(
-        self, model: nn.Module, matrices: Sequence[WeightMatrix], sharing: Sequence[WeightMatrix]
+        self, replay: Replay, matrices: Sequence[WeightMatrix], sharing: Sequence[WeightMatrix]
     ) -> None:
-        self._model = model
+        self._replay, batches = replay, len(replay.batches)
         heads = [m for m in sharing if m.role != "embedding"]
-        self._linear = {m.name: _Sums() for m in matrices if m.role != "embedding"}
-        self._tables = {m.name: Lookups(m.shape) for m in matrices if m.role == "embedding"}
+        self._linear = {
+            m.name: LinearSums(positions_a_batch(batches, sum(m.shape)))
+            for m in matrices
+            if m.role != "embedding"
+        }
+        self._tables = {
+            m.name: Lookups(m.shape, positions_a_batch(batches)) for m in matrices if m.role == "embedding"
+        }
         self._looking = dict(self._tables)  # by embedding module; several modules may share a table
         self._looking |= {m.name: self._tables[str(m.tied_to)] for m in sharing if m.role == "embedding"}
         self._heads = {str(m.tied_to): (m.name, _HeadSums(m.shape)) for m in heads}
 
     @contextmanager
-    def gathering(self, replay: Replay, tables: bool) -> Iterator[None]:
+    def gathering(self, tables: bool) -> Iterator[None]:
         """Collect statistics while the context is open.
 
         ``tables`` is true for the one pass that runs the embeddings, so that look-ups are counted once.
         """
         hooks: dict[str, Callable[..., Any]] = {}
-        hooks |= {name: _watch(sums, replay) for name, sums in self._linear.items()}
+        replay = self._replay
+        hooks |= _watching(self._linear, replay)
         hooks |= {name: partial(sums.hook, replay) for name, sums in self._heads.values()}
         looking = self._looking if tables else {}
-        with _hooked(self._model, hooks), watched_lookups(self._model, looking, replay.tokens_of):
+        with _hooked(replay.model, hooks), watched_lookups(replay.model, looking, replay.tokens_of):
             yield
 
-    def moments(self, replay: Replay) -> dict[str, Moments]:
-        found = {name: self._table(name, lookups, replay.units) for name, lookups in self._tables.items()}
-        return found | _finished(replay, self._linear)
+    def moments(self, on_matrix: OnMatrix) -> dict[str, Moments]:
+        units, found = self._replay.units, {}
+        for name, lookups in self._tables.items():
+            found[name] = self._table(name, lookups, units)
+            on_matrix(name, found[name], lookups.sample(units))
+        return found | _finished(self._replay, self._linear, on_matrix)
 
     def _table(self, name: str, lookups: Lookups, units: int) -> Moments:
         empty = torch.zeros(0)
-        weight_VD = weight_of(self._model.get_submodule(name))
+        weight_VD = weight_of(self._replay.model.get_submodule(name))
         # Some rows at a time: a table is never converted to fp32 as a whole.
         norm = sum(float(part.float().square().sum()) for part in weight_VD.split(_ROWS)) ** 0.5
         head = self._heads[name][1].pair(units) if name in self._heads else (empty, empty)
+        _check_finite(name, lookups.column_D, *head)
         return Moments(lookups.frequency_V(), lookups.column_D / units, empty, empty, 0.0, norm, *head)
 
 
@@ -290,13 +304,3 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
         return module.quantized.compute_dtype
     dtype: torch.dtype = module.weight.dtype  # type: ignore[union-attr,assignment]
     return dtype
-
-
-def singular_values(matrix_OI: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Singular values, largest first, as roots of the eigenvalues of the smaller Gram matrix.
-
-    Many times cheaper than an SVD. With ``dtype`` fp32, values below a thousandth of the largest are noise,
-    so it is only good enough for a flat spectrum such as that of a quantization error.
-    """
-    tall = matrix_OI.to(dtype) if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.to(dtype).T
-    return torch.linalg.eigvalsh(tall.T @ tall).flip(0).clamp_min(0).sqrt()

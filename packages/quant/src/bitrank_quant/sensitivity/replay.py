@@ -21,7 +21,12 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 from bitrank_quant.errors import QuantError
-from bitrank_quant.sensitivity.divergence import Answers, answers, loss_and_divergence
+from bitrank_quant.sensitivity.divergence import (
+    Answers,
+    Divergence,
+    answers,
+    loss_and_divergence,
+)
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """(model, batch) → logits (positions, classes) and labels (positions,); −100 marks positions without loss."""
@@ -128,6 +133,15 @@ class Replay:
         return sum(loss for loss, _, _ in parts) / units, sum(
             divergence for _, divergence, _ in parts
         ) / units
+
+    def divergence(self) -> Divergence:
+        """Divergence from the unchanged model's predictions by batch, computing the whole model."""
+        sums, counts = [], []
+        with torch.no_grad():
+            for kept, (logits_NC, labels_N) in zip(self._answers, self._from(None, first=True), strict=True):
+                sums.append(loss_and_divergence(kept, logits_NC, labels_N)[1])
+                counts.append(_count(labels_N))
+        return Divergence(tuple(sums), tuple(counts))
 
     def losses(self) -> Iterator[tuple[Tensor, int]]:
         """Summed loss in nats and number of labels per batch, computing only the modules after the blocks."""

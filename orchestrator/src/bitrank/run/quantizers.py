@@ -1,0 +1,81 @@
+"""The quantizer of a run: codes for each matrix while the base is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitrank_quant import Format, InputMoments, find_quantizer, quantize, weight_matrices
+from bitrank_quant.sensitivity import input_moments
+from torch import Tensor, nn
+
+from bitrank.errors import UserError
+from bitrank.process.lifetime import exit_with_parent
+from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
+from bitrank.spec.run_spec import RunSpec
+
+Encode = Callable[[str, Tensor, Format], dict[str, Tensor]]
+ROUNDING = RunSpec.quantizer  # the default, which every backend computes itself
+
+
+def encoder(spec: RunSpec) -> Encode | None:
+    """The function that encodes a matrix by its name, weight (O, I) and format; None for rounding.
+
+    The moments of the inputs are gathered at the first call for a model and task, by a process of its own:
+    gathering needs the whole model in 16 bits, which a run may not have memory for. Raises
+    :class:`~bitrank.errors.UserError` if the task has no calibration data.
+    """
+    if spec.quantizer == ROUNDING:
+        return None
+    uses_moments = find_quantizer(spec.quantizer).uses_moments
+    stored = StoredMoments(_moments_folder(spec)) if uses_moments else None
+
+    def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
+        moments = None if stored is None else stored.of(name, weight_OI.shape[1])
+        return quantize(weight_OI, fmt, spec.quantizer, moments)
+
+    return encode
+
+
+def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, Any]]) -> Encode | None:
+    """As :func:`encoder`, for a model in memory with float weights, and calibration ``batches``.
+
+    Raises :class:`~bitrank.errors.UserError` if the quantizer needs batches and there are none.
+    """
+    if not find_quantizer(quantizer).uses_moments:
+        return None
+    if not batches:
+        raise UserError(
+            f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were "
+            "given; "
+            "give inputs=[batch, …] with calibration data, or quantizer='rtn'"
+        )
+    matrices = weight_matrices(model)
+    found: dict[str, Tensor] = {}
+    for part in input_moments(model, batches, lambda net, batch: net(**batch), matrices, _real_positions):
+        found |= {name: moments_II.cpu() for name, moments_II in part.items()}
+    tables = {m.name: torch.ones(m.shape[1]) for m in matrices if m.role == "embedding"}
+    moments = {**tables, **found}  # a head that shares its embedding's weight has inputs
+
+    def encode(name: str, weight_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
+        if name not in moments:
+            raise UserError(f"no input of {name} is known: no batch of inputs reaches it")
+        return quantize(weight_OI, fmt, quantizer, InputMoments(moments[name]))
+
+    return encode
+
+
+def _real_positions(batch: Mapping[str, Any]) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def _moments_folder(spec: RunSpec) -> Path:
+    if not moments_place(spec).is_dir():
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=exit_with_parent) as pool:
+            return pool.submit(gather, spec).result()
+    return gather(spec)

@@ -1,0 +1,60 @@
+"""Plans on request: pins are part of the problem whose costs are calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from bitrank.errors import UserError
+from bitrank.planning import make_plan as module
+from bitrank.planning.costs import Choices
+from bitrank.planning.make_plan import PlanRequest, make_plan
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.run_spec import RunSpec
+from bitrank_planner import Problem
+
+CHOICES = Choices(ranks=(2, 4, 8))
+
+
+def test_pins_are_in_every_problem_that_is_calibrated(
+    spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated: list[Problem] = []
+
+    def calibrate(problems: Sequence[Problem], *_: Any) -> tuple[Problem, float]:
+        calibrated.extend(problems)
+        return problems[0], 0.0
+
+    monkeypatch.setattr(module, "calibrate_costs", calibrate)
+    name = next(m.name for m in tables.matrices if m.layer == 0)
+    request = PlanRequest("9bits", choices=CHOICES, pins={name: ("int6-g64", 4)})
+    result = make_plan(spec, request)
+    assert len(calibrated) == 2
+    for problem in (*calibrated, result.problem):
+        assert {(o.format, o.rank) for o in problem.item(name).options} == {("int6-g64", 4)}
+    assert (result.plan.precision[name], result.plan.ranks[name]) == ("int6-g64", 4)
+
+
+def test_both_costs_are_calibrated_and_differ(
+    spec: RunSpec, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Problem] = []
+    monkeypatch.setattr(
+        module, "calibrate_costs", lambda problems, *_: seen.extend(problems) or (problems[0], 0.0)
+    )
+    make_plan(spec, PlanRequest("9bits", choices=CHOICES))
+    by_output, by_fisher = seen
+    name = next(m.name for m in tables.matrices if m.layer == 0)
+    assert [o.nbytes for o in by_output.item(name).options] == [
+        o.nbytes for o in by_fisher.item(name).options
+    ]
+    assert [o.cost for o in by_output.item(name).options] != [o.cost for o in by_fisher.item(name).options]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gptq", "plan with rtn or search"), ("best", "nearest|one of")]
+)
+def test_quantizers_without_costs_are_refused(spec: RunSpec, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(spec, PlanRequest("9bits", quantizer=name))

@@ -1,0 +1,54 @@
+"""Cached moments of inputs: complete, read matrix by matrix, and keyed by what decides them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from bitrank.errors import UserError
+from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import make_spec
+
+
+def spec_of(task: str, **overrides):
+    return make_spec(find_profile("smoke"), "B-Q4", task, overrides)
+
+
+def test_every_block_matrix_has_moments_of_its_width() -> None:
+    folder = gather(spec_of("toy_articles"))
+    index = json.loads((folder / "index.json").read_text())
+    moments = StoredMoments(folder)
+    names = [name for name in index["matrices"] if ".layers." in name]
+    assert names
+    for name in names:
+        second_II = moments.of(name, 0).input_II
+        assert second_II is not None
+        assert torch.allclose(second_II, second_II.T)
+        assert torch.linalg.eigvalsh(second_II.double()).min() > -1e-3 * second_II.diagonal().max()
+
+
+def test_layers_with_the_same_inputs_share_one_stored_matrix() -> None:
+    files = json.loads((gather(spec_of("toy_articles")) / "index.json").read_text())["matrices"]
+    block = "model.layers.0.self_attn."
+    assert files[f"{block}q_proj"] == files[f"{block}k_proj"] == files[f"{block}v_proj"]
+    assert files[f"{block}o_proj"] != files[f"{block}q_proj"]
+
+
+def test_the_columns_of_an_embedding_have_equal_weights() -> None:
+    folder = gather(spec_of("toy_sentences"))
+    (table, *_) = json.loads((folder / "index.json").read_text())["tables"]
+    assert torch.equal(StoredMoments(folder).of(table, 5).diagonal_I, torch.ones(5))
+
+
+def test_a_matrix_without_calibration_inputs_is_named() -> None:
+    with pytest.raises(UserError, match=r"no input of nowhere is known: .* quantizer=rtn"):
+        StoredMoments(gather(spec_of("toy_articles"))).of("nowhere", 8)
+
+
+def test_the_cache_depends_on_model_data_and_length_only() -> None:
+    place = moments_place(spec_of("toy_articles"))
+    assert moments_place(spec_of("toy_articles", seed=1, quantizer="gptq", steps=3)) == place
+    assert moments_place(spec_of("toy_articles", max_length=16)) != place
+    assert moments_place(spec_of("toy_sentences")) != place
