@@ -22,8 +22,9 @@ from bitrank.process.compute import objective_of
 from bitrank.run.data import RunData, load_data
 from bitrank.sensitivity.measure import FORMATS, QUANTIZER, measure
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Item, Option, Plan, Problem, exact
 from bitrank_quant import WeightMatrix, parse_format
 from bitrank_quant.sensitivity import FormatErrors

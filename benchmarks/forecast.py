@@ -19,9 +19,9 @@ from typing import Any
 from bitrank.forecast.forecast import Forecast, forecast
 from bitrank.planning.budget import sizes_of
 from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from harness import (
     Figures,
     SideFailed,

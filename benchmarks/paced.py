@@ -15,9 +15,10 @@ from bitrank.run.build import Overrides, build_model
 from bitrank.run.data import load_data
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import decoder
 from bitrank_trainer import Task, pin_threads, train
 

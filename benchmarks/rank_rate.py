@@ -28,8 +28,9 @@ from bitrank.models.meta_model import meta_model
 from bitrank.process.compute import Compute
 from bitrank.run.data import tokenised
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile, find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import read_runs, state_of
 from bitrank.tracking.sqlite_store import has_store
 from bitrank.tracking.store import Store

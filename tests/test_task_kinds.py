@@ -20,9 +20,10 @@ from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec, write_spec
+from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.spec.task_kinds import (
     TASK_KINDS,
     CalibrationSizes,

@@ -14,8 +14,8 @@ from bitrank.execution.attempt import Job
 from bitrank.execution.claim import claim
 from bitrank.execution.local import run_all
 from bitrank.process.events import read_events
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import State, state_of
 from bitrank.tracking.store import open_store

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from bitrank_adapters import AdapterScale
-from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
+from bitrank_quant import Applied, Encoding, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
 
 from bitrank.errors import UserError, unknown
@@ -30,10 +30,11 @@ from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import INITS, RunSpec, make_spec
+from bitrank.spec.run_spec import INITS, RunSpec
 
 if TYPE_CHECKING:
     import duckdb
@@ -184,7 +185,13 @@ def apply(
     formats = config.precision.assign_formats(free)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
-    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype, encode=encode)
+    applied = apply_precision(
+        model,
+        formats,
+        quant_backend=quant_backend,
+        compute_dtype=dtype,
+        encoding=Encoding(encode=encode),
+    )
     store_in_16_bits(model, left_out(model, heads))
     return applied
 
@@ -193,8 +200,7 @@ def attach(
     model: nn.Module,
     plan: Mapping[str, Any],
     *,
-    scale: float = RunSpec.adapter_scale,
-    scale_policy: str = RunSpec.scale_policy,
+    scale: float | AdapterScale = RunSpec.adapter_scale,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -206,8 +212,8 @@ def attach(
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
         plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
             ``rank_rule``.
-        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs.
-        scale_policy: factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
+        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs. Other ranks
+            follow the policy of runs; a :class:`~bitrank_adapters.AdapterScale` names another policy.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -251,7 +257,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=AdapterScale(scale, scale_policy),
+        scale=scale if isinstance(scale, AdapterScale) else AdapterScale(scale, RunSpec.scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )

@@ -11,8 +11,9 @@ from bitrank.cli.main import main
 from bitrank.models.locate import locate
 from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,8 +12,8 @@ from bitrank.cli.main import main
 from bitrank.cli.plan_view import proven
 from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import RANKS, Choices
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_planner import Plan
 
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")

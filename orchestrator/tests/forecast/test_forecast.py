@@ -27,8 +27,9 @@ from bitrank.run.adapter_init import choose_init
 from bitrank.run.data import load_data
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory, fuse
 from bitrank_planner import exact
 from bitrank_quant import WeightMatrix, decoder, weight_matrices

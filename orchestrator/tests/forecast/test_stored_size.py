@@ -17,8 +17,9 @@ from bitrank.process.compute import Compute
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
     BACKENDS,

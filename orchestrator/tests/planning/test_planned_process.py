@@ -12,8 +12,9 @@ from bitrank.planning import __main__ as process
 from bitrank.planning import planned_arms
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import REQUESTED_PLAN
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.spec.run_spec import write_spec
 from bitrank_planner import PlanError
 
 PLAN = {

@@ -77,7 +77,7 @@ def test_every_advised_option_exists_on_the_command_line() -> None:
     import re
 
     from bitrank.cli.main import _parser
-    from bitrank.spec.run_spec import SETTABLE
+    from bitrank.spec.make_spec import SETTABLE
 
     parser = _parser()
     known = parser._subparsers._group_actions[0].choices["matrix"].format_help()

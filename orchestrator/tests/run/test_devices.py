@@ -18,9 +18,9 @@ from bitrank.run.data import load_data
 from bitrank.run.notices import report_mps_fallbacks
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking import provenance, run_state
 from bitrank.tracking.provenance import (
     CHANGES_NO_NUMBER,

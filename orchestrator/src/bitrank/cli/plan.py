@@ -14,9 +14,10 @@ from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import INITS, PLANNED_INITS
+from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, check, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 EXAMPLES = """examples:

@@ -11,6 +11,7 @@ import torch
 from bitrank_adapters import ResidualStart, check_ranks
 from bitrank_quant import (
     Applied,
+    Encoding,
     LeftOut,
     WeightMatrix,
     apply_precision,
@@ -78,8 +79,7 @@ def store_base(
         compute_dtype=dtype,
         device=device,
         fill=loaded.fill,
-        split=init.split,
-        encode=encoder(spec),
+        encoding=Encoding(init.split, encoder(spec)),
     )
     loaded.fill_rest()
     store_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))

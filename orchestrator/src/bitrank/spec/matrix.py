@@ -9,8 +9,9 @@ from typing import Any
 from bitrank_data import HUB_TASKS
 
 from bitrank.errors import UserError
+from bitrank.spec.make_spec import check, check_data, make_spec
 from bitrank.spec.profiles import Profile
-from bitrank.spec.run_spec import RunSpec, check, check_data, make_spec
+from bitrank.spec.run_spec import RunSpec
 
 
 def matrix(
