@@ -106,9 +106,8 @@ def _page(table: Mapping[str, Any], losses: Mapping[Cell, float], steps: Mapping
     parts = [
         "# Best learning rate by rank and scale policy",
         "Written by `benchmarks/rank_rate.py`. Uniform rank, 16-bit base, validation loss in nats after "
-        "the last "
-        "step, mean over seeds. A policy is neutral if the best rates of all ranks are at most one step of "
-        "the "
+        "the last step, mean over seeds. A policy is neutral if the best rates of all ranks are at most "
+        "one step of the "
         "√10 grid apart. *Added at one rate*: mean loss that the ranks lose if all train at the best "
         "common rate.",
     ]

@@ -91,8 +91,7 @@ def _write_plan(folder: Path, events: TextIO) -> None:
     if is_new and limit and plan["planning_peak_mib"] > limit:
         text = (
             f"planning took {plan['planning_peak_mib']:,.0f} MiB: the memory limit of {limit:,.0f} MiB "
-            "holds for "
-            "the training process alone"
+            "holds for the training process alone"
         )
         _emit(events, notice("planning_memory", text))
     source = "made before this run" if is_new else "from the cache; planning time is that of when it was made"

@@ -24,8 +24,7 @@ from bitrank.spec.run_spec import RunSpec
 
 NOTHING_TRAINS = (
     "the plan has rank 0 everywhere: no matrix gets an adapter and nothing would be trained; offer ranks "
-    "above 0, "
-    "such as --ranks 2,4,8,16,32, or give a larger budget"
+    "above 0, such as --ranks 2,4,8,16,32, or give a larger budget"
 )
 ADAPTER_BYTES = 2  # per number: adapters and trained heads train in fp32 and are saved in bf16
 

@@ -51,8 +51,7 @@ def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, 
     if not batches:
         raise UserError(
             f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were "
-            "given; "
-            "give inputs=[batch, …] with calibration data, or quantizer='rtn'"
+            "given; give inputs=[batch, …] with calibration data, or quantizer='rtn'"
         )
     matrices = weight_matrices(model)
     found: dict[str, Tensor] = {}

@@ -135,8 +135,7 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
         rules_of = ", ".join(key for key, entry in CONFIGS.items() if isinstance(entry, Config))
         raise UserError(
             f"the formats and ranks of {name} are planned for each model, so they are not known here; "
-            "expected "
-            f"one of {rules_of}"
+            f"expected one of {rules_of}"
         )
     return arm
 
@@ -161,8 +160,7 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
     except TypeError as error:
         raise UserError(
             f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and "
-            "rank; "
-            f"{error}"
+            f"rank; {error}"
         ) from error
 
 

@@ -149,8 +149,7 @@ class RunSpec:
         OneOf(quantizer_names, always=("rtn",)),
         About(
             "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at "
-            "the "
-            "inputs of each layer, gathered from training data once per model and task"
+            "the inputs of each layer, gathered from training data once per model and task"
         ),
     ] = "rtn"
     device: Annotated[

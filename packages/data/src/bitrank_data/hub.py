@@ -114,8 +114,7 @@ def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
         where = f"the local folder {folder}" if folder else f"{path} on the hub"
         raise DataError(
             f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data "
-            "FOLDER "
-            "(saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
+            "FOLDER (saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
         ) from error
     _check(name, data, columns)
     return data
