@@ -12,20 +12,20 @@ from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import read_spec
 
 LAPTOP = {
-    "B-FP movie_sentences s0": "a6d183815dc6",
-    "B-Q4 movie_sentences s0": "cf0709c65179",
-    "B-Ada movie_sentences s0": "b5bb8ab04fae",
-    "Joint-1 movie_sentences s0": "2fe7fe7281c5",
-    "Joint-2 movie_sentences s0": "8bb3a7d80522",
-    "Joint-3 movie_sentences s0": "d2e561c9417d",
-    "Plan-Q4 movie_sentences s0": "8a8114f4e111",
-    "B-FP wiki_articles s0": "fdec399d80ef",
-    "B-Q4 wiki_articles s0": "0f1d9e0f20f8",
-    "B-Ada wiki_articles s0": "024bafb6e96b",
-    "Joint-1 wiki_articles s0": "c67ef6168fba",
-    "Joint-2 wiki_articles s0": "cbc300744df3",
-    "Joint-3 wiki_articles s0": "8e4dde20b451",
-    "Plan-Q4 wiki_articles s0": "5c7b811ef56c",
+    "B-FP movie_sentences s0": "31c8bbb42af3",
+    "B-Q4 movie_sentences s0": "ee98e49667d6",
+    "B-Ada movie_sentences s0": "6fd4b31f99b3",
+    "Joint-1 movie_sentences s0": "4675abe6e090",
+    "Joint-2 movie_sentences s0": "0440b0659e3f",
+    "Joint-3 movie_sentences s0": "f4d34429d331",
+    "Plan-Q4 movie_sentences s0": "4bdbfed881aa",
+    "B-FP wiki_articles s0": "ca3c3612252d",
+    "B-Q4 wiki_articles s0": "c07e9a50e467",
+    "B-Ada wiki_articles s0": "8b324c270d1e",
+    "Joint-1 wiki_articles s0": "4492074440d0",
+    "Joint-2 wiki_articles s0": "5902ff2b37bc",
+    "Joint-3 wiki_articles s0": "46067b41151d",
+    "Plan-Q4 wiki_articles s0": "205621f3d905",
 }
 
 
