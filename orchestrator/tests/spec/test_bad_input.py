@@ -201,7 +201,7 @@ def test_a_spec_made_by_hand_is_checked_like_one_from_the_command_line() -> None
         "threads": 10**23,
         "max_length": 2.5,
         "fused": "yes",
-        "device": "a\0b",
+        "profile": "a\0b",
         "clip": math.nan,
     }
     for name, value in bad.items():

@@ -203,7 +203,10 @@ def test_verdicts_of_one_seed_are_not_coloured_as_success_or_failure(maker: Any,
     maker.classifier("B-FP", [True] * 30 + [False] * 10)
     maker.classifier("B-Q4", [True] * 12 + [False] * 28)
     html = page(collect(load_study(open_store(str(tmp_path)))))
-    assert f'<td class="verdict one-seed">{DIFFERS}</td>' in html and 'class="verdict worse"' not in html
+    assert (
+        f'<td data-label="Verdict" class="verdict one-seed">{DIFFERS}</td>' in html
+        and 'class="verdict worse"' not in html
+    )
 
 
 def test_lower_perplexity_is_better(maker: Any, tmp_path: Path) -> None:
