@@ -4,8 +4,8 @@
 
 *Blocks*: formats of the block matrices alone, at the bytes of uniform int4-g64 and int5-g64 on them, by one
 exact solver from each score of the tables; embeddings and heads stay in 16 bits. *Whole*: plans of formats
-and ranks for all matrices at a budget of ``bitrank plan``, with adapters that start from zero. Texts are those
-of the test split; each plan is compared with the first one text by text.
+and ranks for all matrices at a budget of ``bitrank plan``, with adapters that start from zero. Texts are
+those of the test split; each plan is compared with the first one text by text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from bitrank.process.compute import objective_of
 from bitrank.run.data import RunData, load_data
 from bitrank.sensitivity.measure import FORMATS, measure
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Item, Option, Plan, Problem, exact
 from bitrank_quant import WeightMatrix, parse_format
 from bitrank_quant.sensitivity import FormatErrors

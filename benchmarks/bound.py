@@ -15,8 +15,8 @@ import sys
 from functools import partial
 
 from bitrank.process.environment import run_environment
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from harness import (
     STEPS,
     Figures,

@@ -2,9 +2,10 @@
 
     python benchmarks/forecast.py [--configs …] [--tasks …] [--steps N] [--set key=value]
 
-The laptop profile's runs with fixed rules, six configs on two tasks, each in its own process by the executor of ``bitrank
-run``, shortened to a few steps; both sides use the same spec. *measured* is the peak resident set (VmHWM) of
-the process up to its last training step, including the test before training but not the one after it.
+The laptop profile's runs with fixed rules, six configs on two tasks, each in its own process by the executor
+of ``bitrank run``, shortened to a few steps; both sides use the same spec. *measured* is the peak resident
+set (VmHWM) of the process up to its last training step, including the test before training but not the one
+after it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 from bitrank.forecast.forecast import Forecast, forecast
 from bitrank.planning.budget import sizes_of
 from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from harness import (
     Figures,
     SideFailed,

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from bitrank.process.environment import run_environment
 from bitrank.spec.configs import CONFIGS, find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_quant import block_matrices, weight_matrices
 from harness import (
     WARM_UP,

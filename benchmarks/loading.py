@@ -4,7 +4,7 @@
 
 Measurement begins after all imports, with a model without weights: the peak (VmHWM) is reset to the resident
 size, the functions of a real run read, quantize and store matrix by matrix, and the increase of the peak is
-reported.
+reported. The steps of ``build_model`` are called one by one, because the peak is reset in the middle of it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bitrank.models.load import open_model
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_quant import stored_bytes
 from bitrank_trainer import DTYPES, choose_dtype, peak_memory_mib, pin_threads, release_memory
 

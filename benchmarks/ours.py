@@ -28,11 +28,12 @@ from bitrank.execution.attempt import Job
 from bitrank.execution.interrupts import Interrupted
 from bitrank.execution.local import run_all
 from bitrank.process.events import read_events
+from bitrank.process.run_folder import result_of
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.mlflow_tracker import Tracker
-from bitrank.tracking.results_files import result_of
 from bitrank.tracking.run_state import State
 from harness import WARM_UP, combined
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.process.compute import Compute, objective_of
-from bitrank.run.build import build_model
+from bitrank.run.build import Overrides, build_model
 from bitrank.run.data import load_data
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import decoder
 from bitrank_trainer import Task, pin_threads, train
 
@@ -36,7 +37,8 @@ def train_paced(spec: RunSpec, folder: Path, pace: Pace, decode: Callable[[Any],
     data = load_data(spec)
     settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
     config = find_config(spec.config, spec.plan, spec.tuned)
-    built = build_model(spec, compute, config, len(data.task.classes), settings.steps, decode=decode)
+    overrides = Overrides(decode=decode)
+    built = build_model(spec, compute, config, len(data.task.classes), settings.steps, overrides=overrides)
     model, hook = built.model, built.hook
     objective = objective_of(spec)
     task = Task(objective, lambda skip: pace(data.train_batches(skip), settings.accumulation), dict, device)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from bitrank.process.environment import run_environment
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from harness import (
     WARM_UP,
     Figures,

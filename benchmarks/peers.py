@@ -29,8 +29,9 @@ import torch
 from bitrank.models.load import load_tokenizer
 from bitrank.models.locate import locate
 from bitrank.run.data import RunData, load_data
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_data import TokenSplit
 from bitrank_trainer import (
     DTYPES,

@@ -25,8 +25,9 @@ from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.sensitivity.measure import FORMATS, measure
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_data import TokenisedTask
 from bitrank_quant import encode_in_parts, parse_format
 from bitrank_quant.sensitivity import FormatErrors, Replay, measure_divergences

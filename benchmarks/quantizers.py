@@ -23,8 +23,9 @@ from bitrank.models.load import open_model
 from bitrank.process.compute import Compute, objective_for
 from bitrank.run.data import load_data
 from bitrank.sensitivity.input_moments import TOKENS, StoredMoments, gather
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import QUANTIZERS, WeightMatrix, block_matrices, parse_format, quantize
 from bitrank_trainer import evaluate, peak_memory_mib
 from harness import replace_section, table

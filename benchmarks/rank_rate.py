@@ -3,10 +3,11 @@
     python benchmarks/rank_rate.py [--tasks movie_sentences] [--seeds 0,1] [--jobs 2] [--forecast]
     python benchmarks/rank_rate.py --report           # table and figure of the runs that the store has
 
-Every run is LoRA with one rank on a 16-bit base (B-FP), validated after its last step, at the rates of a √10 grid.
-A policy is neutral on a task if the best rates of the ranks differ by one step of the grid or less. Runs go through
-the store, so an interrupted command continues when it is repeated; the tasks run one after the other, in the
-order of ``--tasks``. Policies that give a rank the same scale share its runs. The hours are predicted first.
+Every run is LoRA with one rank on a 16-bit base (B-FP), validated after its last step, at the rates of a √10
+grid. A policy is neutral on a task if the best rates of the ranks differ by one step of the grid or less.
+Runs go through the store, so an interrupted command continues when it is repeated; the tasks run one after
+the other, in the order of ``--tasks``. Policies that give a rank the same scale share its runs. The hours are
+predicted first.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from bitrank.models.meta_model import meta_model
 from bitrank.process.compute import Compute
 from bitrank.run.data import tokenised
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import Profile, find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.run_state import read_runs, state_of
 from bitrank.tracking.sqlite_store import has_store
 from bitrank.tracking.store import Store

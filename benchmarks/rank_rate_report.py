@@ -29,9 +29,9 @@ class Cell(NamedTuple):
 class Neutrality:
     """How one policy serves all ranks of a task, from validation losses in nats (means over seeds).
 
-    ``best`` maps rank to its best rate. ``steps`` is the largest distance of two best rates on the grid. ``common``
-    is the rate with the least mean loss over ranks, and ``regret`` the mean over ranks of the loss added by
-    training at that rate and not at the rank's own best.
+    ``best`` maps rank to its best rate. ``steps`` is the largest distance of two best rates on the grid.
+    ``common`` is the rate with the least mean loss over ranks, and ``regret`` the mean over ranks of the loss
+    added by training at that rate and not at the rank's own best.
     """
 
     best: dict[int, float]
@@ -105,9 +105,11 @@ def _finite(loss: float) -> float | None:
 def _page(table: Mapping[str, Any], losses: Mapping[Cell, float], steps: Mapping[Cell, int | None]) -> str:
     parts = [
         "# Best learning rate by rank and scale policy",
-        "Written by `benchmarks/rank_rate.py`. Uniform rank, 16-bit base, validation loss in nats after the last "
-        "step, mean over seeds. A policy is neutral if the best rates of all ranks are at most one step of the "
-        "√10 grid apart. *Added at one rate*: mean loss that the ranks lose if all train at the best common rate.",
+        "Written by `benchmarks/rank_rate.py`. Uniform rank, 16-bit base, validation loss in nats after "
+        "the last step, mean over seeds. A policy is neutral if the best rates of all ranks are at most "
+        "one step of the "
+        "√10 grid apart. *Added at one rate*: mean loss that the ranks lose if all train at the best "
+        "common rate.",
     ]
     for task, policies in table.items():
         of_task = [cell for cell in losses if cell.task == task]

@@ -21,8 +21,8 @@ from typing import Any
 
 from bitrank.execution.local import choose_slots
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import matrix
 from bitrank_analysis import open_store
 from harness import HERE, cores, machine, machine_line, options, table, write_section
 

@@ -14,12 +14,12 @@ from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.planning.planners import PLANNERS, Planner
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.spec.configs import CONFIGS, Config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.rules import BlocksIn, FixedRank
-from bitrank.spec.run_spec import make_spec
 from bitrank_adapters import AdapterScale, FixedRanks, attach_lora
 from bitrank_planner import Plan, Problem
 from bitrank_quant import (

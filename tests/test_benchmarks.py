@@ -282,8 +282,8 @@ def test_events_within_one_second_are_sent_together(monkeypatch: pytest.MonkeyPa
 
 
 def test_copied_runs_have_new_ids_and_equal_points(tmp_path: Path) -> None:
+    from bitrank.spec.make_spec import make_spec
     from bitrank.spec.profiles import find_profile
-    from bitrank.spec.run_spec import make_spec
     from bitrank.tracking.mlflow_tracker import Tracker
     from bitrank.tracking.run_state import read_runs
     from bitrank.tracking.store import open_store

@@ -116,10 +116,10 @@ def test_a_disk_that_fills_while_a_run_trains_fails_that_run_only_and_it_resumes
     (tmp_path / "runs" / "work" / first).mkdir(parents=True)
     place = mount(f"runs/work/{first}", "-t", "tmpfs", "-o", f"size={size}", "none")
     done = bitrank(*TWO, "--jobs", "1", cwd=tmp_path)
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert "the disk is full; once that is solved, the same command continues this run" in said
-    assert "Traceback" not in said
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "the disk is full; once that is solved, the same command continues this run" in output
+    assert "Traceback" not in output
     runs = {run["name"]: run for run in store_runs(tmp_path)}
     failed, other = (run for _, run in sorted(runs.items()))
     assert [failed["status"], other["status"]] == ["FAILED", "FINISHED"]

@@ -41,7 +41,7 @@ def test_spec_page_has_every_field_and_profile() -> None:
     from spec_page import spec_page
 
     page = spec_page()
-    spec = find("bitrank.spec.run_spec:RunSpec", "bitrank.spec.run_spec:RunSpec")
+    spec = find("bitrank.spec.run_spec:RunSpec")
     profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.spec.profiles:PROFILES")
     assert all(f"| `{name}` |" in page for name in spec.__dataclass_fields__)
     assert all(f"### {name}\n" in page for name in profiles)
@@ -67,6 +67,35 @@ def test_meaning_of_a_field_is_its_metadata_or_its_comment() -> None:
         "| `length` | `int` | `128` | yes | Longest sequence. in tokens |",
         "| `dtype` | `str` | `'auto'` |  | Compute type. Unit: bits. Allowed: `auto`, `fp32`. |",
     ]
+
+
+def _first_column(document: str, heading: str) -> set[str]:
+    """Names in backticks in the first column of the first table after ``heading``."""
+    table = (ROOT / document).read_text().partition(heading)[2].lstrip().partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+
+
+def test_guide_lists_every_planner_that_minimizes_cost() -> None:
+    from bitrank.planning.planners import PLANNERS, by_cost, planner_names
+
+    listed = _first_column("docs/guides/plan-for-a-budget.md", "\n## Planners\n")
+    assert {name for name in planner_names() if by_cost(name)} <= listed <= set(planner_names())
+    assert set(PLANNERS) - listed, "the table links to the generated page for the remaining ones"
+
+
+def test_planner_readme_lists_every_solver_and_counts_the_rules() -> None:
+    from bitrank_planner import SOLVERS
+    from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS
+
+    readme = "packages/planner/README.md"
+    table = (ROOT / readme).read_text().partition("\n| name |")
+    assert _first_column(readme, table[0][-20:]) == set(SOLVERS)
+    counts = [len(RANK_HEURISTICS), len(PRECISION_HEURISTICS)]
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    text = " ".join((ROOT / readme).read_text().split())
+    assert f"has {words[counts[0]]} rules for ranks" in text
+    assert f"and {words[counts[1]]} for formats" in text
 
 
 def test_names_page_has_every_registered_name() -> None:

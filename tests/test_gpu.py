@@ -15,10 +15,10 @@ import pytest
 import torch
 from bitrank.process.events import read_events
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.sensitivity.calibration import calibration
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank_quant import (
     BACKENDS,
     FORMATS,

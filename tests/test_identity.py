@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.spec.run_spec import write_spec
 from bitrank.tracking.store import Store, open_store
 from study_tools import bitrank, store_runs
 

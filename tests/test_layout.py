@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,8 @@ SOURCES = {
     path.name: path for path in [*ROOT.glob("packages/*/src/bitrank_*"), ROOT / "orchestrator/src/bitrank"]
 }
 TOP_FILES = 6
+FUNCTION_LINES = 45  # docstring not counted
+FILE_LINES = 330
 
 
 def module_name(path: Path, package: Path) -> str:
@@ -118,3 +121,35 @@ def test_only_public_names_of_packages_are_imported(place: str) -> None:
             if name not in public_names(module) and f"{module}.{name}" not in MODULES:
                 private_imports.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
     assert private_imports == []
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of ``function`` without its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    docstring = function.body[0]
+    return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_are_short(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    functions = [
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert {f.name: code_lines(f) for f in functions if code_lines(f) > FUNCTION_LINES} == {}
+
+
+def test_life_of_a_run_names_files_and_functions_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| step | file: functions |")[2].partition("\n\n")[0]
+    found = re.findall(r"`([\w/]+\.py)`: ([^;|]+)", table)
+    assert len(found) > 10
+    for file, functions in found:
+        package = SOURCES["bitrank"] / file
+        path = package if package.is_file() else SOURCES[file.split("/")[0]].parent / file
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert set(re.findall(r"`(\w+)`", functions)) <= defined, file

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.lease import Lease, LeaseLost, RunHeldElsewhere, is_held
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.remote_checkpoints import Snapshots

@@ -22,8 +22,8 @@ from bitrank.run.notices import left_out_message, report_mps_fallbacks
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_quant import LeftOut, stored_bytes, weight_matrices
 from bitrank_trainer import ALONE, OwnAttention
 

@@ -1,4 +1,5 @@
-"""Planned arms: planned once before the run, in another process, in the bytes of the budget, killed and resumed."""
+"""Planned arms: planned once before the run, in another process, in the bytes of the budget, killed and
+resumed."""
 
 from __future__ import annotations
 

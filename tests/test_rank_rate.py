@@ -1,4 +1,5 @@
-"""Arithmetic of ``benchmarks/rank_rate.py``: its runs, the neutrality of a policy, table and figure; no training."""
+"""Arithmetic of ``benchmarks/rank_rate.py``: its runs, the neutrality of a policy, table and figure; no
+training."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bitrank_adapters import AdaLora, ResidualStart, adapted, attach_adalora, attach_lora, weighted_norm
-from bitrank_quant import apply_precision, block_matrices, stored_weight, weight_matrices
+from bitrank_quant import Encoding, apply_precision, block_matrices, stored_weight, weight_matrices
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -85,7 +85,7 @@ def test_adapter_reduces_the_quantization_error_as_reported(
     weighted = kind == "lora"
     weights = {n: pair_of(w.shape) for n, w in wanted.items()} if weighted else None
     start = ResidualStart(dict.fromkeys(wanted, RANK), rounds=3, weights=weights)
-    apply_precision(model, dict.fromkeys(wanted, text), quant_backend=backend, split=start.split)
+    apply_precision(model, dict.fromkeys(wanted, text), quant_backend=backend, encoding=Encoding(start.split))
     plain = made(name)
     apply_precision(plain, dict.fromkeys(wanted, text), quant_backend=backend)
     if kind == "lora":
@@ -122,5 +122,6 @@ def test_16_bit_matrices_and_embeddings_are_never_split() -> None:
     formats = {"embedding": "int8", "attention": "bf16"}
     untied = [m for m in weight_matrices(model) if m.tied_to is None]
     plan = {m.name: formats.get(m.role, "nf4") for m in untied}
-    apply_precision(model, plan, split=lambda name, weight, stored: split_names.append(name) or weight)
+    encoding = Encoding(lambda name, weight, stored: split_names.append(name) or weight)
+    apply_precision(model, plan, encoding=encoding)
     assert split_names == [m.name for m in block_matrices(made("llama")) if m.role == "ffn"]

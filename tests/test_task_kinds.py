@@ -1,4 +1,4 @@
-"""A kind of task added from outside the tree, from training to a verdict; and kinds are named in registries only.
+"""A task kind added from outside the tree, from training to a verdict; registries alone name kinds.
 
 The kind is token tagging: each word of a sentence is an opinion or not. It has its own sequences and labels,
 objective, model class, metric and paired statistics; no shared loop knows of it.
@@ -19,10 +19,11 @@ from bitrank.errors import UserError
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec, write_spec
+from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.spec.task_kinds import (
     TASK_KINDS,
     CalibrationSizes,
@@ -172,7 +173,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stored_run(spec: RunSpec, folder: Path, tracker: Tracker) -> str:
-    """Train ``spec`` by the real road and store its record; the id of the stored run."""
+    """Train ``spec`` as a real run and store its record; the id of the stored run."""
     folder.mkdir()
     write_spec(spec, folder / "spec.json")
     log = tracker.open(spec, None)

@@ -14,8 +14,8 @@ from bitrank.execution.attempt import Job
 from bitrank.execution.claim import claim
 from bitrank.execution.local import run_all
 from bitrank.process.events import read_events
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import State, state_of
 from bitrank.tracking.store import open_store
@@ -137,7 +137,7 @@ def test_run_held_elsewhere_is_complete_at_the_end(copied: Path) -> None:
     run_all([job], tracker, 1, release_later)
     assert job.status == "done"
     with FileLock(job.folder / ".lock"):
-        job.state, job.status = State("new"), "elsewhere"
+        job.state, job.status = State("new"), "locked"
         run_all([job], tracker, 1, lambda _: None)
     assert job.status == "done", "held to the end, and complete in the store all the same"
 

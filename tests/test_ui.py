@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bitrank.tracking.mlflow_views import VIEWS
+from bitrank.tracking.mlflow_views import experiment_views
 from study_tools import SMOKE, bitrank
 
+VIEWS = experiment_views()
 TASKS = ("toy_articles", "toy_sentences")
 HEADS = ("config", "quality", "untrained", "stored MiB", "peak MiB", "tokens/s")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

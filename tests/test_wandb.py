@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from bitrank.process.run_folder import seal
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.wandb_tracker import WandbTracker
 from study_tools import SMOKE, bitrank, kill_children_of, start, store_runs, wait_for
 from wandb_server import Server, serving

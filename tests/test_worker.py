@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from bitrank.execution.ray.worker import order_for, work
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.store import open_store
 from study_tools import bitrank, numbers, store_runs

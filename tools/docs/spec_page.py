@@ -24,9 +24,7 @@ _LIMITS = ("check", "choices", "range", "limits")
 def spec_page() -> str:
     """The page as Markdown."""
     spec = find("bitrank.spec.run_spec:RunSpec")
-    settable = find(
-        "bitrank.spec.run_spec:SETTABLE", "bitrank.spec.parse:SETTABLE", "bitrank.spec.run_spec:SETTABLE"
-    )
+    settable = find("bitrank.spec.make_spec:SETTABLE")
     profiles = find("bitrank.spec.profiles:PROFILES")
     lines = [
         "# Run spec",

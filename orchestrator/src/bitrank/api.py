@@ -13,31 +13,28 @@ planner's predictions. Module names are those of ``model.named_modules()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from bitrank_adapters import AdapterScale
-from bitrank_quant import Applied, apply_precision, left_out, store_in_16_bits, weight_matrices
+from bitrank_quant import Applied, Encoding, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
 
 from bitrank.errors import UserError, unknown
 from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
-from bitrank.models.load import load_tokenizer
-from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import FORMATS, Choices
-from bitrank.planning.from_config import is_outline
+from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import INITS, RunSpec, make_spec
+from bitrank.spec.run_spec import INITS, RunSpec
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,22 +45,41 @@ __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
 Plan = dict[str, Any]
 
 
+class PlanOptions(TypedDict, total=False):
+    """Options of :func:`plan` by keyword; :data:`PLAN_DEFAULTS` has the defaults."""
+
+    planner: str
+    init: str
+    quantizer: str
+    formats: tuple[str, ...]
+    ranks: tuple[int, ...] | None
+    pins: Pins | None
+    max_trainable: int | None
+    profile: str
+    settings: Mapping[str, Any] | None
+
+
+PLAN_DEFAULTS: PlanOptions = {
+    "planner": "exact",
+    "init": "default",
+    "quantizer": RunSpec.quantizer,
+    "formats": FORMATS,
+    "ranks": None,
+    "pins": None,
+    "max_trainable": None,
+    "profile": "laptop",
+    "settings": None,
+}
+
+
 def plan(
     model: str | Path | nn.Module,
     task: str | Path,
     budget: str,
     *,
-    planner: str = "exact",
-    init: str = "default",
-    quantizer: str = RunSpec.quantizer,
-    formats: tuple[str, ...] = FORMATS,
-    ranks: tuple[int, ...] | None = None,
-    pins: Pins | None = None,
-    max_trainable: int | None = None,
     tokenizer: Any = None,
-    profile: str = "laptop",
-    settings: Mapping[str, Any] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
 
@@ -76,19 +92,20 @@ def plan(
         task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
         budget: bytes of model and adapters together (``9MB``), stored bits per base parameter
             (``3.5bits``), or the bytes of a config on this model (``=B-Q4``).
-        planner: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
-        init: initialization of the adapters. :func:`attach` supports ``default`` (zero). With ``lq-lora``,
-            rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
-        quantizer: the choice of codes and scales that the run will use.
-        formats: formats to choose from.
-        ranks: ranks to choose from (0: no adapter).
-        pins: part of a module name → (format or None, rank or None), such as
-            ``{"down_proj": ("int8", None)}``.
-        max_trainable: maximum trainable parameters of the adapters.
         tokenizer: tokenizer of a model in memory; default: the one at ``model.name_or_path``.
-        profile: defaults for this kind of task.
-        settings: fields of the spec of the planned run, such as ``{"max_length": 256}``.
         on_progress: called with the name of each matrix during the measurement.
+        **options: the keyword arguments below; :data:`PLAN_DEFAULTS` has their defaults.
+
+            - ``planner``: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
+            - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
+              ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
+            - ``quantizer``: the choice of codes and scales that the run will use.
+            - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter).
+            - ``pins``: part of a module name → (format or None, rank or None), such as
+              ``{"down_proj": ("int8", None)}``.
+            - ``max_trainable``: maximum trainable parameters of the adapters.
+            - ``profile``: defaults for this kind of task.
+            - ``settings``: fields of the spec of the planned run, such as ``{"max_length": 256}``.
 
     Returns:
         The plan as plain data: ``precision``, ``ranks``, ``bytes`` and ``budget`` (bytes),
@@ -105,18 +122,17 @@ def plan(
         >>> plan["bytes"] <= plan["budget"] == 120_000
         True
     """
-    if init not in INITS or init == "loftq":
-        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
-    request = PlanRequest(
-        budget, planner, Choices(formats, ranks, repairs=init == "lq-lora"), max_trainable, pins
-    )
-    with _folder(model, tokenizer) as folder, _threads_restored():
-        given = {"quantizer": quantizer, **(settings or {}), "model": folder}
-        spec = make_spec(find_profile(profile), "B-FP", str(task), given)
+    if unexpected := set(options) - set(PLAN_DEFAULTS):
+        raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
+    chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
+    request = _request(budget, chosen)
+    with folder_of(model, tokenizer) as folder, restored_threads():
+        given = {"quantizer": chosen["quantizer"], **(chosen["settings"] or {}), "model": folder}
+        spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
         if isinstance(model, nn.Module):
-            _check_names(model, spec)
+            check_names(model, spec)
         result = make_plan(spec, request, on_progress)
-    return _as_data(result, init, spec.quantizer)
+    return _as_data(result, chosen["init"], spec.quantizer)
 
 
 def apply(
@@ -149,8 +165,8 @@ def apply(
 
     Raises:
         UserError: the plan was made for other shapes, or is not a plan; the quantizer needs ``inputs``.
-        QuantError: a format or quantizer does not exist or does not fit, or the model lacks a module. The model does not
-            change.
+        QuantError: a format or quantizer does not exist or does not fit, or the model lacks a module. The
+            model does not change.
 
     Example:
         >>> import bitrank
@@ -169,7 +185,13 @@ def apply(
     formats = config.precision.assign_formats(free)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
-    applied = apply_precision(model, formats, quant_backend=quant_backend, compute_dtype=dtype, encode=encode)
+    applied = apply_precision(
+        model,
+        formats,
+        quant_backend=quant_backend,
+        compute_dtype=dtype,
+        encoding=Encoding(encode=encode),
+    )
     store_in_16_bits(model, left_out(model, heads))
     return applied
 
@@ -178,8 +200,7 @@ def attach(
     model: nn.Module,
     plan: Mapping[str, Any],
     *,
-    scale: float = RunSpec.adapter_scale,
-    scale_policy: str = RunSpec.scale_policy,
+    scale: float | AdapterScale = RunSpec.adapter_scale,
     heads: list[str] | None = None,
     total_steps: int | None = None,
     init: str | None = None,
@@ -191,8 +212,8 @@ def attach(
         model: the transformers model, quantized with :func:`apply` or not. PEFT changes it in place.
         plan: from :func:`plan` or :func:`load_plan`; uses ``ranks`` (module → rank), ``adaptive`` or
             ``rank_rule``.
-        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs.
-        scale_policy: factor of other ranks, a key of :data:`~bitrank_adapters.SCALE_POLICIES`.
+        scale: factor on the output of an adapter of rank 8, α / 8; default: that of runs. Other ranks
+            follow the policy of runs; a :class:`~bitrank_adapters.AdapterScale` names another policy.
         heads: modules to train whole; default: the head of a classifier.
         total_steps: optimizer steps of the training; needed if the plan is ``adaptive`` (AdaLoRA). Then give
             :class:`~bitrank_adapters.AdaLoraCallback` to transformers' ``Trainer``.
@@ -201,8 +222,8 @@ def attach(
         seed: seed of the adapters' random factor.
 
     Returns:
-        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count adapters
-        in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
+        A PEFT model: train it with any loop, save it with ``save_pretrained``. The plan's bytes count
+        adapters in bf16: call :func:`bitrank_adapters.round_adapter` before the last evaluation.
 
     Raises:
         UserError: the plan's adapters start from the quantization error, or an adaptive plan has no
@@ -236,7 +257,7 @@ def attach(
         model,
         rule.assign_ranks(blocks),
         total_steps=total_steps or 0,
-        scale=AdapterScale(scale, scale_policy),
+        scale=scale if isinstance(scale, AdapterScale) else AdapterScale(scale, RunSpec.scale_policy),
         heads=_heads(model) if heads is None else heads,
         seed=seed,
     )
@@ -285,6 +306,14 @@ def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
     return open_views(str(uri))
 
 
+def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
+    init = chosen["init"]
+    if init not in INITS or init == "loftq":
+        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
+    choices = Choices(chosen["formats"], chosen["ranks"], repairs=init == "lq-lora")
+    return PlanRequest(budget, chosen["planner"], choices, chosen["max_trainable"], chosen["pins"])
+
+
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
     data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, init, quantizer)
     data["planning_seconds"] = {"measuring": result.tables.seconds, "choosing": result.choosing}
@@ -294,60 +323,3 @@ def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:
 def _heads(model: nn.Module) -> list[str]:
     """Modules of a classifier that runs train whole; none for other models."""
     return heads_of(model) if has_new_head(model) else []
-
-
-@contextmanager
-def _folder(model: str | Path | nn.Module, tokenizer: Any) -> Iterator[str]:
-    """The folder or name of ``model``; a model in memory is saved to a temporary folder."""
-    if not isinstance(model, nn.Module):
-        if is_outline(str(model)):
-            raise UserError(
-                f"{model} has no weights to measure; `bitrank plan --model` plans from a config alone"
-            )
-        yield str(model)
-        return
-    _check_plain(model)
-    if tokenizer is None:
-        tokenizer = _tokenizer_of(model)
-    with TemporaryDirectory(prefix="bitrank-") as temporary:
-        folder = Path(temporary) / "model"  # a constant name, because it is part of the cache key
-        model.save_pretrained(folder)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder)
-        yield str(folder)
-
-
-def _tokenizer_of(model: Any) -> Any:
-    if not getattr(model.config, "name_or_path", ""):
-        raise UserError("this model has no name_or_path to load a tokenizer from; give tokenizer=…")
-    return load_tokenizer(model.config.name_or_path)
-
-
-def _check_plain(model: nn.Module) -> None:
-    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
-        raise UserError(f"expected a transformers model, a name or a folder, got {type(model).__name__}")
-    if hasattr(model, "peft_config"):
-        raise UserError("this model has adapters; plan its base before attach")
-    quantized = any(not p.is_floating_point() for p in model.parameters())
-    if quantized or any(hasattr(module, "quantized") for module in model.modules()):
-        raise UserError("this model is quantized; plan it before apply, with its float weights")
-
-
-def _check_names(model: nn.Module, spec: RunSpec) -> None:
-    """Raise :class:`UserError` if ``model`` lacks a module of the model class that the measurement uses."""
-    own = {name for name, _ in model.named_modules()}
-    missing = [name for name in sizes_of(spec).matrices if name not in own]
-    if missing:
-        raise UserError(
-            f"{type(model).__name__} has no {missing[0]}, which a model for {spec.kind} has: give the model "
-            "with the head of its task (AutoModelForSequenceClassification or AutoModelForCausalLM)"
-        )
-
-
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    """Restore the caller's number of torch threads on exit, because planning changes it."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

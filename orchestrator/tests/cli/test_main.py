@@ -233,7 +233,7 @@ def test_paper_writes_the_inputs_of_the_arms_that_count(capsys, tmp_path) -> Non
     assert "expected one of bitrank-smoke" in fails(capsys, "paper", *arguments, "--profile", "laptop")
 
 
-def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> None:
+def test_report_prints_the_verdict_and_the_path_of_the_page(capsys, tmp_path) -> None:
     from bitrank.tracking.store import open_store
 
     store = str(tmp_path / "runs")
@@ -250,7 +250,7 @@ def test_report_prints_the_verdict_and_where_the_page_lies(capsys, tmp_path) -> 
     assert "http://127.0.0.1:5000/#/experiments/" in (tmp_path / "out/report.html").read_text()
 
 
-def test_report_says_what_is_wrong(capsys, tmp_path) -> None:
+def test_report_names_the_error_and_exits_with_2(capsys, tmp_path) -> None:
     from bitrank.tracking.store import open_store
 
     assert "there is no store at" in fails(capsys, "report")

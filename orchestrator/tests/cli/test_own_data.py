@@ -11,8 +11,9 @@ from bitrank.cli.main import main
 from bitrank.models.locate import locate
 from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,7 +77,7 @@ def test_the_last_window_counts_with_its_own_number_of_targets(tmp_path: Path) -
     assert counts["test_tokens"] == counts["test_tokens_evaluated"] == sum(row["tokens"] for row in rows)
 
 
-def test_a_smaller_share_is_said_with_its_figures(tmp_path: Path) -> None:
+def test_a_smaller_share_is_reported_with_its_counts(tmp_path: Path) -> None:
     whole = load_data(spec_of(documents(tmp_path / "mine.jsonl"))).report.counts["test_tokens"]
     data = load_data(spec_of(str(tmp_path / "mine.jsonl"), test_windows=1))
     evaluated = sum(len(data.test.sequence(n)) - 1 for n in range(len(data.test)))
@@ -128,7 +129,7 @@ def test_measurements_with_and_without_special_tokens_are_kept_apart(with_bos: s
     assert len(places) == 2
 
 
-def test_a_run_says_what_was_left_out_before_it_trains_and_keeps_the_counts(
+def test_a_run_reports_and_stores_the_excluded_texts_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     file = documents(tmp_path / "mine.jsonl")

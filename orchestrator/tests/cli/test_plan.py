@@ -12,8 +12,8 @@ from bitrank.cli.main import main
 from bitrank.cli.plan_view import proven
 from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import RANKS, Choices
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_planner import Plan
 
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
@@ -32,7 +32,7 @@ def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
-def test_the_run_holds_what_the_plan_said(
+def test_stored_bytes_of_the_run_equal_those_of_the_plan(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def test_the_run_holds_what_the_plan_said(
     assert round(figures["model/mib"] * 2**20) == data["forecast"]["stored"]
 
 
-def test_budgets_in_words(capsys: Any) -> None:
+def test_budgets_in_bytes_bits_or_by_config(capsys: Any) -> None:
     sizes = sizes_of(make_spec(find_profile("smoke"), "B-FP", "toy_sentences"))
     assert (
         planned(capsys, "--task", "toy_sentences", "--budget", "9bits")["budget"] == sizes.parameters * 9 // 8
@@ -75,7 +75,7 @@ def test_pinned_matrices_keep_their_format_and_rank(capsys: Any) -> None:
     assert {r for n, r in data["ranks"].items() if "q_proj" in n} == {2}
 
 
-def test_an_exact_plan_says_what_is_proven_of_it(capsys: Any) -> None:
+def test_exact_plan_reports_its_proven_bound(capsys: Any) -> None:
     arguments = ("--task", "toy_sentences", "--budget", "12bits")
     for planner in ("exact", "rank-only"):
         data = planned(capsys, *arguments, "--planner", planner)
@@ -146,7 +146,7 @@ def test_the_table_shows_formats_ranks_and_predictions(capsys: Any) -> None:
     capsys.readouterr()
     assert main(["plan", *SMOKE, "--task", "toy_articles", "--budget", "12bits", "--matrices"]) == 0
     out = capsys.readouterr().out
-    for arguments in (
+    for text in (
         "bits by block and matrix",
         "rank by block and matrix",
         "peak memory",
@@ -154,7 +154,7 @@ def test_the_table_shows_formats_ranks_and_predictions(capsys: Any) -> None:
         "added loss",
         "mlp.down_proj",
     ):
-        assert arguments in out
+        assert text in out
 
 
 def test_bad_arguments_are_rejected(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

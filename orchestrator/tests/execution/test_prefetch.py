@@ -11,9 +11,10 @@ import psutil
 import pytest
 from bitrank.execution.options import RUN_BYTES
 from bitrank.execution.prefetch import prefetch
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_request import cached_plan, plan_place
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 
 SENTENCES, ARTICLES = (
     make_spec(PROFILES["smoke"], "B-FP", task) for task in ("toy_sentences", "toy_articles")

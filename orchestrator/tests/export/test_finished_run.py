@@ -10,8 +10,9 @@ from bitrank.errors import UserError
 from bitrank.execution.attempt import _read
 from bitrank.export.finished_run import find_run
 from bitrank.process.run_folder import DIGESTS, seal
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.spec.run_spec import write_spec
 
 
 @pytest.fixture

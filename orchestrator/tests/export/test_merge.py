@@ -9,9 +9,10 @@ import torch
 from bitrank.export.finished_run import find_run
 from bitrank.export.merge import merge
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.spec.run_spec import write_spec
 from bitrank_trainer import ALONE
 from small_models import write
 

@@ -13,8 +13,8 @@ from bitrank.export.padding import separate_padding
 from bitrank.models.load import load_tokenizer
 from bitrank.models.padding import use_padding
 from bitrank.run.data import RunData, load_data
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_trainer import OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel

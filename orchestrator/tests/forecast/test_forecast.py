@@ -21,13 +21,15 @@ from bitrank.forecast.workload import heaviest, workload
 from bitrank.models.load import open_model
 from bitrank.planning.from_config import outlined_problem, training_memory
 from bitrank.planning.prior import LEVEL, prior_costs, prior_errors
+from bitrank.process.compute import Compute
 from bitrank.process.hardware import hardware
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.data import load_data
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory, fuse
 from bitrank_planner import exact
 from bitrank_quant import WeightMatrix, decoder, weight_matrices
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+IN_FP32 = Compute("cpu", "fp32", threads=None)
 TASKS = ("toy_sentences", "toy_articles")
 LLAMA = {
     "model_type": "llama",
@@ -58,7 +61,7 @@ def spec_of(task: str, config: str = "B-FP", **given: object) -> RunSpec:
 def forecast_of(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> Forecast:
     """Return the forecast of ``spec`` without the import memory, which takes seconds to measure."""
     monkeypatch.setattr("bitrank.forecast.forecast.import_memory", lambda spec: ImportMemory(0, 0))
-    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    model = unplanned_model(spec, 2, IN_FP32).model
     matrices = [m for m in weight_matrices(model) if m.tied_to is None and "classifier" not in m.name]
     config = find_config(spec.config)
     blocks = [m for m in matrices if m.layer is not None and m.role != "embedding"]
@@ -149,20 +152,13 @@ def test_cached_layouts_give_the_same_peaks_as_uncached_ones(
     for uncached in (False, True):
         if uncached:
             monkeypatch.setattr("bitrank.forecast.live_bytes._kind", lambda func: "")
-        model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
-        matrices = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in trained_modules]
+        unplanned = unplanned_model(spec, 2, IN_FP32)
+        trained = unplanned.trained_modules
+        every = weight_matrices(unplanned.model)
+        matrices = [m for m in every if m.tied_to is None and m.name not in trained]
         arm = find_config(config)
         ranks = arm.rank.assign_ranks([m for m in matrices if m.layer is not None and m.role != "embedding"])
-        stage = dry_run(
-            spec,
-            model,
-            trained_modules,
-            arm.precision.assign_formats(matrices),
-            ranks,
-            10,
-            "cpu",
-            torch.float32,
-        )
+        stage = dry_run(spec, IN_FP32, unplanned, arm.precision.assign_formats(matrices), ranks, 10)
         found.append((stage.step((4, 17)), stage.step((4, 30)), stage.evaluate((5, 30))))
     assert found[0] == found[1]
     assert found[0][1].peak > found[0][0].peak > 0
@@ -190,9 +186,9 @@ def test_workload_equals_that_of_the_real_batches(task: str, dtype: str) -> None
 def test_few_long_sequences_need_more_memory_than_many_short_ones() -> None:
     """Attention scores grow with the square of the length, so the batch with fewer tokens needs more."""
     spec = spec_of("toy_sentences")
-    model, trained_modules = unplanned_model(spec, 2, "cpu", torch.float32)
-    blocks = [m for m in weight_matrices(model) if m.layer is not None and m.role != "embedding"]
-    stage = dry_run(spec, model, trained_modules, {}, {m.name: 2 for m in blocks}, 10, "cpu", torch.float32)
+    unplanned = unplanned_model(spec, 2, IN_FP32)
+    blocks = [m for m in weight_matrices(unplanned.model) if m.layer is not None and m.role != "embedding"]
+    stage = dry_run(spec, IN_FP32, unplanned, {}, {m.name: 2 for m in blocks}, 10)
     assert stage.step((4, 64)).peak > stage.step((33, 8)).peak
 
 
@@ -304,7 +300,7 @@ def figures(speed: float) -> dict[str, float]:
 def test_duration_is_predicted_from_similar_runs_only(tmp_path: Path) -> None:
     spec = spec_of("toy_sentences", "Joint-2")
     work = workload(spec, "cpu")
-    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    model = unplanned_model(spec, 2, IN_FP32).model
     similar = {
         "config": "Joint-2",
         "model": spec.model,
@@ -344,7 +340,7 @@ def test_duration_is_predicted_from_similar_runs_only(tmp_path: Path) -> None:
 
 def test_timing_products_keeps_the_random_state_and_the_thread_count() -> None:
     spec = spec_of("toy_sentences", threads=1, dtype="auto")
-    model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    model = unplanned_model(spec, 2, IN_FP32).model
     work = workload(spec, "cpu")
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     duration = training_time(spec, work, model, "cpu", DTYPES[choose_dtype("cpu")], "no store")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from bitrank.forecast import repeated_blocks
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
+from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
+IN_BF16 = Compute("cpu", "bf16", threads=None)
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -66,9 +67,9 @@ def record_depths(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     seen: list[int | None] = []
     real = repeated_blocks._peak
 
-    def peak(spec: RunSpec, choice: Choice, depth: int | None, dtype: torch.dtype) -> int:
+    def peak(spec: RunSpec, compute: Compute, choice: Choice, depth: int | None) -> int:
         seen.append(depth)
-        return real(spec, choice, depth, dtype)
+        return real(spec, compute, choice, depth)
 
     monkeypatch.setattr(repeated_blocks, "_peak", peak)
     return seen
@@ -93,9 +94,9 @@ def test_peak_from_a_few_blocks_equals_that_of_the_whole_model(
     kind: str, config: dict[str, Any], plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, choice = spec_of(config, tmp_path), choice_of(kind, PLANS[plan])
-    whole = repeated_blocks._peak(spec, choice, None, torch.bfloat16)
+    whole = repeated_blocks._peak(spec, IN_BF16, choice, None)
     depths = record_depths(monkeypatch)
-    assert step_bytes(spec, choice, torch.bfloat16) == whole
+    assert step_bytes(spec, choice, IN_BF16) == whole
     assert set(depths) == {2, 3}
 
 
@@ -116,5 +117,5 @@ def test_models_without_repeated_blocks_are_run_whole(
             "max_window_layers": 7,
         }
     spec, depths = spec_of(config, tmp_path), record_depths(monkeypatch)
-    assert step_bytes(spec, choice_of("llama", of_block), torch.bfloat16) > 0
+    assert step_bytes(spec, choice_of("llama", of_block), IN_BF16) > 0
     assert depths == [None]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bitrank.forecast.dry_run import Stage, dry_run, unplanned_model
 from bitrank.forecast.live_bytes import LiveBytes
+from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 from bitrank_data import full_batch
 from bitrank_quant import block_matrices
@@ -21,9 +22,10 @@ def stage_of(folder: Path) -> Stage:
     spec = RunSpec(
         config="B-FP", task="toy", model=str(folder), kind="classification", steps=1, fused=False, dropout=0.0
     )
-    model, new = unplanned_model(spec, 2, "cpu", torch.float32)
-    ranks = {matrix.name: 2 for matrix in block_matrices(model)}
-    return dry_run(spec, model, new, {}, ranks, 10, "cpu", torch.float32)
+    compute = Compute("cpu", "fp32", threads=None)
+    unplanned = unplanned_model(spec, 2, compute)
+    ranks = {matrix.name: 2 for matrix in block_matrices(unplanned.model)}
+    return dry_run(spec, compute, unplanned, {}, ranks, 10)
 
 
 def saved_by(stage: Stage, batch: Any, device: str) -> Saved:

@@ -13,11 +13,13 @@ from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.stored_size import base_bytes, held_by_torch, stored_size
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate
+from bitrank.process.compute import Compute
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.plans import make_plans, store_base
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale, adapter_memory
 from bitrank_quant import (
     BACKENDS,
@@ -137,7 +139,7 @@ def test_computed_base_bytes_equal_those_of_the_built_model(task: str, config: s
         heads=loaded.trained_modules,
         seed=0,
     )
-    empty_model, _ = unplanned_model(spec, 2, "cpu", torch.float32)
+    empty_model = unplanned_model(spec, 2, Compute("cpu", "fp32", threads=None)).model
     options = {"quant_backend": backend, "device": "cpu", "dtype": torch.float32}
     assert base_bytes(empty_model, plans.bits, weight_matrices(empty_model), **options) == stored_bytes(
         model

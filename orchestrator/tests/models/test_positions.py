@@ -17,8 +17,9 @@ from bitrank.models.locate import locate
 from bitrank.models.positions import check_length, table_limit
 from bitrank.models.tokens import tokenised
 from bitrank.run.data import load_data
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 POSITIONS = 20

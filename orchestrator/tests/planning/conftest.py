@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 
 
 @pytest.fixture(scope="module", params=["toy_sentences", "toy_articles"])

@@ -26,8 +26,9 @@ from bitrank.planning.plan_divergence import Added, Bench, kind_of
 from bitrank.sensitivity.calibration import calibration
 from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Infeasible, Item, Option, Plan, Problem, exact
 from bitrank_quant import Format, QuantEmbedding, QuantLinear, parse_format
 from bitrank_quant.sensitivity import Divergence, Replay, compute_dtype, weight_of

@@ -12,8 +12,9 @@ from bitrank.planning import __main__ as process
 from bitrank.planning import planned_arms
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import REQUESTED_PLAN
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec, write_spec
+from bitrank.spec.run_spec import write_spec
 from bitrank_planner import PlanError
 
 PLAN = {
@@ -27,7 +28,8 @@ PLAN = {
 
 @pytest.fixture
 def plan_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the planning process's work in ``tmp_path``, with a stub that makes the plan; returns the exit code."""
+    """Runs the planning process's work in ``tmp_path``, with a stub that makes the plan; returns the exit
+    code."""
 
     def run(make: Callable[..., Any], **given: object) -> int:
         monkeypatch.setattr(planned_arms, "plan_for", make)

@@ -10,8 +10,8 @@ import pytest
 from bitrank.cli.main import main
 from bitrank.planning.planner_studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
 from bitrank.planning.planners import planner_names
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 
 SMOKE = ("--quick", "--profile", "smoke", "--tasks", "toy_sentences", "--budgets", "9bits")
 ARGUMENTS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")

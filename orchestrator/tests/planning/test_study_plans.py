@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from bitrank.planning import planner_studies
 from bitrank.planning.planner_studies import STUDIES
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 
 SMOKE, STUDY = PROFILES["smoke"], STUDIES["allocators"]
 

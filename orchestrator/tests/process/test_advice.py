@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
 import torch
 from bitrank.process.advice import ADVICE, advise, advise_signal
+from bitrank_quant import OVERRIDES
 
 MESSAGES = {
     "mps tensor size": (
@@ -75,7 +77,7 @@ def test_every_advised_option_exists_on_the_command_line() -> None:
     import re
 
     from bitrank.cli.main import _parser
-    from bitrank.spec.run_spec import SETTABLE
+    from bitrank.spec.make_spec import SETTABLE
 
     parser = _parser()
     known = parser._subparsers._group_actions[0].choices["matrix"].format_help()
@@ -87,3 +89,10 @@ def test_every_advised_option_exists_on_the_command_line() -> None:
             if option not in {"--install", "--set"}
         )
         assert all(key in SETTABLE for key in re.findall(r"--set (\w+)=", advice.remedy))
+
+
+def test_backends_in_remedies_are_registered() -> None:
+    remedies = [advice.remedy for advice in ADVICE.values()]
+    options = [found for text in remedies for found in re.findall(r"--quant-backend ([\w-]+)", text)]
+    others = re.findall(r"\b(?:cpu|cuda|quanto)-\w+", " ".join(remedies))
+    assert options and others and {*options, *others} <= set(OVERRIDES)

@@ -64,6 +64,6 @@ def test_no_command_prints_the_password_of_its_store(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert SECRET not in said.out + said.err
-    assert "Traceback" not in said.err
+    captured = capsys.readouterr()
+    assert SECRET not in captured.out + captured.err
+    assert "Traceback" not in captured.err

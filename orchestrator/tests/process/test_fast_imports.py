@@ -14,7 +14,7 @@ import gc, json, sys
 from bitrank.process.fast_imports import quick_imports
 with quick_imports():
     inside = gc.isenabled()
-    import bitrank.run.road
+    import bitrank.run.train_run
 import torch
 from bitsandbytes.backends.default import ops
 dequantized = ops._dequantize_4bit_compute.__wrapped__

@@ -13,8 +13,8 @@ from bitrank.doctor import software
 from bitrank.forecast.import_memory import import_memory
 from bitrank.process.environment import run_environment
 from bitrank.process.tcmalloc import find_tcmalloc, heap_description, heap_environment
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 
 SPEC = make_spec(find_profile("smoke"), "B-FP", "toy_sentences")
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="libraries are preloaded on Linux only")

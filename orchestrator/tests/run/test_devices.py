@@ -17,10 +17,10 @@ from bitrank.process.events import read_events
 from bitrank.run.data import load_data
 from bitrank.run.notices import report_mps_fallbacks
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]
@@ -29,7 +29,7 @@ SMOKE = PROFILES["smoke"]
 def go(
     folder: Path, config: str = "B-FP", task: str = "toy_sentences", **changes: Any
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The events and the result of a short run of the real road, in this process."""
+    """The events and the result of a short run, executed in this process."""
     folder.mkdir()
     spec = make_spec(
         SMOKE, config, task, {"steps": 12, "dtype": "fp32", "log_every": 1, "batch_size": 8, **changes}

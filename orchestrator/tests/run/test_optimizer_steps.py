@@ -16,10 +16,11 @@ from bitrank.models.tiny import VOCABULARY
 from bitrank.process.events import read_events
 from bitrank.run.data import load_data
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.run.train_settings import settings_for, step_parts, step_sequences
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]

@@ -21,10 +21,11 @@ from bitrank.run.adapter_init import choose_init
 from bitrank.run.data import RunData, load_data
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
-from bitrank.run.road import execute
+from bitrank.run.train_run import execute
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import AdapterScale
 from bitrank_trainer import ALONE, OBJECTIVES, evaluate
 from tokenizers import Tokenizer, pre_tokenizers, processors

@@ -17,8 +17,9 @@ from bitrank.run.quantizers import encoder
 from bitrank.run.record import Record
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.configs import config_of_plan
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import (
     QuantError,
     block_matrices,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bitrank.models.tokens import tokenised
 from bitrank.sensitivity.calibration import calibration, calibration_batches
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 from bitrank_data import Batch, TokenisedTask
 from bitrank_data.tokens import TokenSplit
 

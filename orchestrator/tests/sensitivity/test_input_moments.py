@@ -8,8 +8,8 @@ import pytest
 import torch
 from bitrank.errors import UserError
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import make_spec
 
 
 def spec_of(task: str, **overrides):

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from bitrank.errors import UserError, is_user_error
 from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import SETTABLE, check, make_spec
+from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_bytes, parse_setting
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import SETTABLE, RunSpec, check, make_spec, matrix
+from bitrank.spec.run_spec import RunSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import matrix, read_spec
+from bitrank.spec.run_spec import read_spec
 
 LAPTOP = {
     "B-FP movie_sentences s0": "31c8bbb42af3",

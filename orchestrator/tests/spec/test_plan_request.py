@@ -10,10 +10,11 @@ import pytest
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS, Config, PlannedArm, find_arm, find_config
 from bitrank.spec.inputs import check_plan
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_request import PLAN, cached_plan, plan_place
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.rules import FixedRank
-from bitrank.spec.run_spec import RunSpec, make_spec, read_spec, write_spec
+from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
 
 SMOKE = PROFILES["smoke"]
 

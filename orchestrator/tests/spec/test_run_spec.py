@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from bitrank.errors import UserError, is_user_error
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
-from bitrank.spec.run_spec import make_spec, matrix, read_spec, write_spec
+from bitrank.spec.run_spec import read_spec, write_spec
 from bitrank_data import DataError
 from bitrank_planner import Infeasible, PlanError
 

@@ -13,8 +13,10 @@ import pytest
 from bitrank.errors import UserError
 from bitrank.spec import digests, inputs
 from bitrank.spec.inputs import check_inputs, check_plan, data_digest, resolve_hub_digests
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import RunSpec, make_spec, matrix, read_spec, write_spec
+from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import state_of
 from bitrank.tracking.store import open_store

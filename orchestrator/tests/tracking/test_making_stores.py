@@ -66,11 +66,11 @@ def test_an_incomplete_store_is_created_again_and_kept(new_store: Path, share: f
     content = new_store.read_bytes()
     truncated = content[: int(len(content) * share)]
     path.write_bytes(truncated)
-    path.with_name("mlflow.db-journal").write_bytes(b"a journal of the half-made one")
+    path.with_name("mlflow.db-journal").write_bytes(b"a journal of the incomplete one")
     path.with_name(".mlflow.db.4711.new").write_bytes(b"of a process that was killed")
     Tracker(open_store(str(tmp_path)), str(tmp_path), "smoke")
     assert has_store(path)
-    assert path.with_name("mlflow.db.half-made").read_bytes() == truncated
+    assert path.with_name("mlflow.db.incomplete").read_bytes() == truncated
     assert not list(tmp_path.glob(".mlflow.db.*")) and not path.with_name("mlflow.db-journal").exists()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from bitrank.process.run_folder import seal
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.mlflow_views import saved_task_views, three_digits
 from bitrank.tracking.store import open_store

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking import provenance, run_state
 from bitrank.tracking.provenance import (
     CHANGES_NO_NUMBER,
@@ -144,9 +144,9 @@ def files_reachable_from(path: Path) -> set[Path]:
 
 
 def test_every_file_a_run_can_import_is_hashed_or_listed_as_harmless() -> None:
-    road = reachable(RUN)[RUN]
+    main = reachable(RUN)[RUN]
     listed = {reachable(name)[name] for name in CHANGES_NO_NUMBER}
-    forgotten = files_reachable_from(road) - set(code_files(RUN).values()) - listed
+    forgotten = files_reachable_from(main) - set(code_files(RUN).values()) - listed
     assert not forgotten, "hash these files, or list their modules in CHANGES_NO_NUMBER with a reason"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.results_files import summary_columns, write_results
 
 FIGURES = dict.fromkeys(summary_columns().values(), 1.5)

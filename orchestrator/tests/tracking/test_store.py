@@ -11,8 +11,8 @@ import pytest
 from bitrank.cli.list import rows
 from bitrank.errors import UserError
 from bitrank.process.run_folder import seal
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import make_spec
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.run_state import read_runs
 from bitrank.tracking.sqlite_store import has_store

@@ -27,12 +27,22 @@ def rows(count=48):
     return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids_NT]
 
 
+TRAINING = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
 def trainer_of(model, folder: Path, callbacks, **options) -> Trainer:
-    values = {
-        "max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 5,
-        "report_to": [], "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "weight_decay": 0.01,
-    }  # fmt: skip
-    arguments = TrainingArguments(str(folder), **{**values, **options})
+    arguments = TrainingArguments(
+        str(folder), **{**TRAINING, "weight_decay": 0.01, "save_steps": 5, **options}
+    )
     return Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows(8), callbacks=callbacks)
 
 
@@ -212,10 +222,7 @@ def test_supervised_fine_tuning_of_trl_ends_at_the_budget(make, blocks, tmp_path
     data = datasets.Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
     model = adalora(make, blocks)
     callback = AdaLoraCallback(model)
-    arguments = trl.SFTConfig(
-        str(tmp_path), max_steps=STEPS, per_device_train_batch_size=4, logging_steps=1, report_to=[], use_cpu=True,
-        disable_tqdm=True, learning_rate=1e-2, gradient_checkpointing=False, bf16=False, dataloader_pin_memory=False,
-    )  # fmt: skip
+    arguments = trl.SFTConfig(str(tmp_path), **TRAINING, gradient_checkpointing=False, bf16=False)
     trainer = trl.SFTTrainer(
         model, arguments, train_dataset=data, processing_class=_tokenizer(), callbacks=[callback]
     )

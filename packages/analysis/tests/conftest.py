@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 # The columns of MLflow 3.17's tables that the package reads.
 SCHEMA = """
@@ -158,3 +159,8 @@ def maker(tmp_path: Path) -> StoreMaker:
 def new_maker() -> Callable[[Path], StoreMaker]:
     """The class itself, for tests that need several stores."""
     return StoreMaker
+
+
+# A busy machine exceeds any deadline of an example; no test depends on the time it takes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import numpy as np
-from bitrank_data import evaluation_batches, spread_windows, training_batches, training_order
+from bitrank_data import Batching, evaluation_batches, spread_windows, training_batches, training_order
 from bitrank_data.batches import training_parts
 from bitrank_data.sequences import Piece, pack
 from hypothesis import given
@@ -34,8 +34,8 @@ def test_epoch_contains_every_sequence_once(lengths: list[int], size: int, seed:
 @given(st.integers(0, 40))
 def test_skip_continues_at_the_same_batch(skip: int) -> None:
     split = split_of([3 + n % 7 for n in range(37)])
-    straight = list(islice(training_batches(split, "classification", 0, 4, seed=1), 45))
-    continued = islice(training_batches(split, "classification", 0, 4, seed=1, skip=skip), 45 - skip)
+    straight = list(islice(training_batches(split, "classification", Batching(0, 4, seed=1)), 45))
+    continued = islice(training_batches(split, "classification", Batching(0, 4, seed=1), skip), 45 - skip)
     for a, b in zip(straight[skip:], continued, strict=True):
         assert all(np.array_equal(a[key], b[key]) for key in a)
 
@@ -59,8 +59,8 @@ def test_parts_form_the_whole_batch(
 def test_skip_continues_at_the_same_part(skip: int, kind: str) -> None:
     """Nine sequences with batch size eight: the second batch has one sequence and three empty parts."""
     split = split_of([3 + n % 7 for n in range(9)])
-    straight = list(islice(training_batches(split, kind, 0, 8, seed=1, parts=4), 75))
-    continued = islice(training_batches(split, kind, 0, 8, seed=1, skip=skip, parts=4), 75 - skip)
+    straight = list(islice(training_batches(split, kind, Batching(0, 8, seed=1, parts=4)), 75))
+    continued = islice(training_batches(split, kind, Batching(0, 8, seed=1, parts=4), skip), 75 - skip)
     for a, b in zip(straight[skip:], continued, strict=True):
         assert all(np.array_equal(a[key], b[key]) for key in a)
     assert sorted(len(part["index"]) for part in straight[:8]) == [0, 0, 0, 1, 2, 2, 2, 2]
@@ -69,7 +69,9 @@ def test_skip_continues_at_the_same_part(skip: int, kind: str) -> None:
 
 def test_length_grouping_limits_padding() -> None:
     lengths = np.random.default_rng(0).integers(4, 60, 2000)
-    batches = list(islice(training_batches(split_of(lengths.tolist()), "classification", 0, 16, 0), 125))
+    batches = list(
+        islice(training_batches(split_of(lengths.tolist()), "classification", Batching(0, 16, 0)), 125)
+    )
     padded = sum(batch["input_ids"].size for batch in batches)
     assert lengths.sum() / padded > 0.95
     firsts = [batch["input_ids"].shape[1] for batch in batches]
@@ -113,7 +115,8 @@ def test_padding_to_a_multiple_adds_masked_tokens_only(lengths: list[int], multi
             assert batch["input_ids"][row].tolist() == [*sequence.tolist(), *[9] * (width - len(sequence))]
             assert batch["attention_mask"][row].sum() == len(sequence)
     plain, padded = (
-        list(islice(training_batches(split, "classification", 0, 4, 3, multiple=m), 9)) for m in (1, multiple)
+        list(islice(training_batches(split, "classification", Batching(0, 4, 3, multiple=m)), 9))
+        for m in (1, multiple)
     )
     for before, after in zip(plain, padded, strict=True):
         width = before["input_ids"].shape[1]

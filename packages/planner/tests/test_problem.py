@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from bitrank_planner import Infeasible, Item, Option, PlanError, Problem
@@ -10,8 +11,9 @@ from bitrank_planner import Infeasible, Item, Option, PlanError, Problem
 SMALL, LARGE = Option("int4", 2, 10, 1.0, 4), Option("int8", 8, 30, 0.5, 16)
 
 
-def item(name: str = "block.0.up", **other: object) -> Item:
-    return Item(name, **{"options": (SMALL, LARGE), "role": "ffn", "layer": 0, "shape": (8, 16), **other})  # type: ignore[arg-type]
+def item(name: str = "block.0.up", **other: Any) -> Item:
+    fields = {"options": (SMALL, LARGE), "role": "ffn", "layer": 0, "shape": (8, 16)}
+    return Item(name, **{**fields, **other})
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])

@@ -8,7 +8,7 @@ import sys
 _PRINTING_SCRIPT = """
 import ctypes, sys
 from bitrank_planner import Item, Option, Problem, exact
-solver, c = sys.modules["bitrank_planner.exact"], ctypes.CDLL(None)
+solver, c = sys.modules["bitrank_planner.highs"], ctypes.CDLL(None)
 quiet = solver.milp
 def loud(*args, **kwargs):
     c.printf(b"debugging\\n")

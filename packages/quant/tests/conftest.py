@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -112,3 +113,8 @@ def make() -> Callable[..., Any]:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+# A busy machine exceeds any deadline of an example; no test depends on the time it takes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny_problem import TinyClassifier, TinyLm
 from torch import nn
 
@@ -17,3 +18,8 @@ def make() -> Callable[[str], nn.Module]:
         return TinyClassifier() if kind == "classification" else TinyLm()
 
     return build
+
+
+# A busy machine exceeds any deadline of an example; no test depends on the time it takes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

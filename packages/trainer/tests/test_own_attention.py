@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_v
 @pytest.fixture(autouse=True)
 def reset_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset the set of emitted warnings, so that every test receives its warnings."""
-    monkeypatch.setattr(own_attention, "_said", set())
+    monkeypatch.setattr(own_attention, "_warned", set())
 
 
 def tensors(shared: int = 2) -> tuple[Tensor, Tensor, Tensor]:

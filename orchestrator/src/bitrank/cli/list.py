@@ -27,8 +27,8 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
     """One row of plain data per spec.
 
     ``seconds`` is the duration of the run, or the median of the complete runs of its task; None if unknown.
-    ``planning_seconds`` is the time in which the plan of a planned arm was made: 0 for other arms, None if the
-    plan does not exist yet, because its time cannot be known before.
+    ``planning_seconds`` is the time in which the plan of a planned arm was made: 0 for other arms, None if
+    the plan does not exist yet, because its time cannot be known before.
     """
     states = _states(specs, store)
     durations = [

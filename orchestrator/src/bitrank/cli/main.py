@@ -11,17 +11,17 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from bitrank.cli import merge, plan, study
-from bitrank.cli import ui as cli_ui
-from bitrank.cli.arguments import check_text, location, whole
+from bitrank.cli.arguments import check_text
 from bitrank.cli.encoding import show_every_character
 from bitrank.cli.help import Parser
 from bitrank.cli.list import add_list
 from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
-from bitrank.cli.ui import open_ui
+from bitrank.cli.ui import add_ui
 from bitrank.errors import UserError, disk_problem, is_user_error, masked
 from bitrank.process.environment import set_own_environment
 from bitrank.process.tcmalloc import adopt
@@ -103,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
             merge.act,
         )
     )
+    _add_doctor(commands)
+    add_ui(commands)
+    return parser
+
+
+def _add_doctor(commands: Any) -> None:
     doctor = add_command(
         commands,
         "doctor",
@@ -116,18 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only compare every file of the cache with its digest",
     )
-    ui = add_command(
-        commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", cli_ui.UI, open_ui
-    )
-    ui.add_argument("--store", type=location, default="runs", help="folder of the store (default: runs)")
-    ui.add_argument("--profile", default="laptop", help="profile of the linked experiment (default: laptop)")
-    ui.add_argument("--port", type=whole(-(10**9)), default=5000, help="port to listen on (default: 5000)")
-    ui.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 inside a container only (default: 127.0.0.1)",
-    )
-    return parser
 
 
 def _study(arguments: argparse.Namespace) -> int:

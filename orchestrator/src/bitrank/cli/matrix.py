@@ -20,8 +20,9 @@ from bitrank.cli.options import (
 from bitrank.errors import UserError
 from bitrank.execution import registry
 from bitrank.spec.configs import CONFIGS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES, find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     from bitrank.execution.attempt import Job

@@ -11,9 +11,11 @@ from bitrank.cli.help import list_names, tasks
 from bitrank.errors import UserError
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.fields import OneOf, about_of, first, hints_of, limits_of
+from bitrank.spec.make_spec import SETTABLE
+from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
-from bitrank.spec.run_spec import SETTABLE, RunSpec, matrix
+from bitrank.spec.run_spec import RunSpec
 
 _WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"

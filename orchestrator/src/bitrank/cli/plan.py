@@ -14,9 +14,10 @@ from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import INITS, PLANNED_INITS
+from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, check, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 EXAMPLES = """examples:
@@ -70,6 +71,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantizer", help="how codes and scales are chosen, in the costs and in the run (default: rtn)"
     )
     list_names(quantizer, quantizers)
+    _add_effort(parser)
+    _add_output(parser)
+
+
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of planners that search."""
     parser.add_argument(
         "--evaluations", type=whole(), default=24, help="maximum plans that a search evaluates (default: 24)"
     )
@@ -83,6 +90,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="time limit of exact, bits-only and rank-only (for each format); at the limit they return the "
         "best plan so far with its proven gap (default: 60)",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the planned run and for the output."""
     parser.add_argument("--save", type=file_path, help="write the plan as JSON, for run --plan")
     parser.add_argument(
         "--store",

@@ -10,9 +10,12 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 
+from bitrank.cli.arguments import location, whole
+from bitrank.cli.options import add_command
 from bitrank.errors import UserError
 from bitrank.spec.profiles import find_profile
 
@@ -23,6 +26,19 @@ UI = """examples:
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _SHUTDOWN_SECONDS = 10.0  # time for the server to end before it is killed
+
+
+def add_ui(commands: Any) -> None:
+    """Add the command ``ui``."""
+    ui = add_command(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", UI, open_ui)
+    ui.add_argument("--store", type=location, default="runs", help="folder of the store (default: runs)")
+    ui.add_argument("--profile", default="laptop", help="profile of the linked experiment (default: laptop)")
+    ui.add_argument("--port", type=whole(-(10**9)), default=5000, help="port to listen on (default: 5000)")
+    ui.add_argument(
+        "--host",
+        default=HOST,
+        help="address to listen on; 0.0.0.0 inside a container only (default: 127.0.0.1)",
+    )
 
 
 def serve(store: str, profile: str, port: int, host: str = HOST) -> int:

@@ -66,12 +66,11 @@ def layers_per_second(threads: int, seconds: float, dtype: str) -> float:
     from torch.nn import functional as F
 
     torch.set_num_threads(threads)
-    options = {
-        "dtype": {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype],
-        "generator": torch.Generator().manual_seed(0),
-    }
-    x_NI = torch.randn(800, 384, **options).requires_grad_()  # type: ignore[call-overload]
-    up_OI, down_IO = torch.randn(1536, 384, **options), torch.randn(384, 1536, **options)  # type: ignore[call-overload]
+    kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    generator = torch.Generator().manual_seed(0)
+    x_NI = torch.randn(800, 384, dtype=kind, generator=generator).requires_grad_()
+    up_OI = torch.randn(1536, 384, dtype=kind, generator=generator)
+    down_IO = torch.randn(384, 1536, dtype=kind, generator=generator)
 
     def layer() -> None:
         F.layer_norm(F.gelu(x_NI @ up_OI.T) @ down_IO.T, (384,)).sum().backward()

@@ -35,7 +35,10 @@ _FAILURES = {DIVERGED: "diverged", BAD_INPUT: "bad input"}  # status by exit cod
 
 @dataclass
 class Job:
-    """One spec in an executor; ``status`` is waiting, running, or how the run ended."""
+    """One spec in an executor.
+
+    ``status`` is ``waiting``, ``running``, ``locked`` (another process runs it), or how the run ended.
+    """
 
     spec: RunSpec
     folder: Path

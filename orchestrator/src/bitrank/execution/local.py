@@ -58,17 +58,17 @@ def run_all(
             for attempt in queue.running:
                 attempt.stop()
             raise
-    for job in queue.elsewhere:
+    for job in queue.locked:
         update_if_complete(job, tracker)
         changed(job)
 
 
 class _Queue:
-    """Jobs that wait, jobs that run, and jobs that another process has locked (``elsewhere``)."""
+    """Jobs that wait, jobs that run, and ``locked`` jobs, which another process runs."""
 
     def __init__(self, jobs: Sequence[Job], tracker: Tracking, changed: Callable[[Job | None], None]) -> None:
         self.waiting, self.running = deque(jobs), dict[Attempt, ExitStack]()
-        self.elsewhere, self._retried = list[Job](), False
+        self.locked, self._retried = list[Job](), False
         self._tracker, self._changed = tracker, changed
 
     def start(self, slots: int) -> None:
@@ -76,7 +76,7 @@ class _Queue:
         while self.waiting and len(self.running) < slots:
             job = self.waiting.popleft()
             if (locks := _lock(job, self._tracker)) is None:
-                self.elsewhere.append(job)
+                self.locked.append(job)
                 continue
             if claim(job, self._tracker):
                 attempt = Attempt(job, self._tracker.open(job.spec, job.state.run_id))
@@ -99,7 +99,7 @@ class _Queue:
     def try_again(self) -> None:
         """When no other job is left, queue the jobs that another process had locked once more."""
         if not (self.waiting or self.running or self._retried):
-            self.waiting, self.elsewhere, self._retried = deque(self.elsewhere), [], True
+            self.waiting, self.locked, self._retried = deque(self.locked), [], True
 
 
 def _lock(job: Job, tracker: Tracking) -> ExitStack | None:
@@ -111,7 +111,7 @@ def _lock(job: Job, tracker: Tracking) -> ExitStack | None:
         locks.enter_context(tracker.hold(job.spec.spec_id))
     except (Timeout, RunHeldElsewhere):
         locks.close()
-        job.status, job.message = "elsewhere", HELD_ELSEWHERE
+        job.status, job.message = "locked", HELD_ELSEWHERE
         return None
     return locks
 

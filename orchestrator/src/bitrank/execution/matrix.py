@@ -71,9 +71,9 @@ def run_study(
     check_results(options.results)
     tracker, jobs = open_jobs([resolve_hub_digests(spec) for spec in specs], options)
     for job in jobs:
-        if options.force and job.state.run_id is not None and job.status != "elsewhere":
+        if options.force and job.state.run_id is not None and job.status != "locked":
             job.replaces, job.status = job.state, "waiting"
-    due = [job for job in jobs if job.status in {"waiting", "elsewhere"}]
+    due = [job for job in jobs if job.status in {"waiting", "locked"}]
 
     def changed(job: Job | None) -> None:
         progress.changed(job)
@@ -92,7 +92,7 @@ def run_study(
 def _job(spec: RunSpec, folder: Path, state: State) -> Job:
     status = state.name if state.name in {*COMPLETE, "diverged"} else "waiting"
     if state.name not in COMPLETE and is_locked(folder):
-        status, state = "elsewhere", State("running", state.run_id, HELD_ELSEWHERE)
+        status, state = "locked", State("running", state.run_id, HELD_ELSEWHERE)
     return Job(spec, folder, state, status, state.note)
 
 

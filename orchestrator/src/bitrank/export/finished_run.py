@@ -12,8 +12,9 @@ from bitrank.errors import UserError
 from bitrank.models.load import Loaded
 from bitrank.process.run_folder import ADAPTER, DIGESTS, damage
 from bitrank.spec.inputs import check_inputs
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec, read_spec
+from bitrank.spec.run_spec import RunSpec, read_spec
 
 _BASE = "bf16"
 

@@ -1,10 +1,11 @@
 """Fold a trained adapter into its base, with an audit of the cost before anything is written.
 
-The base is rebuilt exactly as in the run, adapter initialization included: an adapter that started from the
-quantization error fits only that base. ``16bit`` replaces every matrix by W_q + scale · B A in the run's
-compute dtype, for transformers without bitrank. ``quantized`` replaces it by q(W_q + scale · B A) in its own
-format; the audit gives the rounding error. The loss is measured on the validation split, because it decides
-whether the merged model is written.
+The base is rebuilt by the functions of a run, adapter initialization included: an adapter that started from
+the quantization error fits only that base. :func:`~bitrank.run.build.build_model` itself would attach new
+adapters by a rank rule, whereas a merge attaches the trained one. ``16bit`` replaces every matrix by
+W_q + scale · B A in the run's compute dtype, for transformers without bitrank. ``quantized`` replaces it by
+q(W_q + scale · B A) in its own format; the audit gives the rounding error. The loss is measured on the
+validation split, because it decides whether the merged model is written.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ from bitrank.export.finished_run import FinishedRun
 from bitrank.export.padding import separate_padding
 from bitrank.models.load import Loaded, open_model
 from bitrank.process.compute import Compute, objective_for
-from bitrank.run.adapter_init import choose_init
+from bitrank.run.build import quantize_base
 from bitrank.run.data import RunData, load_data
-from bitrank.run.plans import store_base
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -85,7 +85,7 @@ def merge(run: FinishedRun, into: str) -> Merged:
     pin_threads(spec.threads)
     data = load_data(spec)
     loaded = open_model(spec, data.task.classes, device, dtype)
-    applied = store_base(spec, loaded, run.bits(loaded), choose_init(spec, run.ranks), device, dtype)
+    applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
     model = _with_adapter(loaded, adapter).to(device)
     before = _evaluate(model, spec, data, device)
     base = _Base(spec, model, loaded, applied, adapter, device, dtype, data.task.classes)

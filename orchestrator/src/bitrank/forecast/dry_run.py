@@ -23,7 +23,8 @@ from bitrank.forecast.workload import Shape
 from bitrank.models.fuse import attention_for, fuse_model
 from bitrank.models.locate import locate
 from bitrank.models.meta_model import StandIn, find_new_modules, meta_model, stand_in
-from bitrank.process.compute import objective_of, scale_of
+from bitrank.process.compute import Compute, objective_of
+from bitrank.run.build import attach_adapters
 from bitrank.spec.configs import find_config
 from bitrank.spec.run_spec import RunSpec
 
@@ -77,44 +78,50 @@ def _by_shapes_alone(model: Any) -> Iterator[None]:
         yield
     except NotImplementedError as error:
         family = getattr(getattr(model, "config", None), "model_type", "this")
+        reason = str(error).splitlines()[0][:120]
         raise UserError(
-            f"the memory of a {family} model with this head cannot be forecast, so it cannot be planned: its forward pass "
-            f"selects by the values of tokens ({str(error).splitlines()[0][:120]}); give another model, or run a config"
+            f"the memory of a {family} model with this head cannot be forecast, so it cannot be planned: its "
+            f"forward pass selects by the values of tokens ({reason}); give another model, or run a config"
         ) from error
 
 
-def unplanned_model(spec: RunSpec, classes: int, device: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Return the unquantized model of ``spec``, and the names of its newly initialized modules."""
-    attention = attention_for(device, spec.fused)
+@dataclass(frozen=True)
+class Unplanned:
+    """An unquantized model on the ``meta`` device, and the names of its modules that are trained whole."""
+
+    model: Any
+    trained_modules: list[str]
+
+
+def unplanned_model(spec: RunSpec, classes: int, compute: Compute) -> Unplanned:
+    """Return the unquantized model of ``spec``; newly initialized modules are trained whole."""
+    attention = attention_for(compute.device, spec.fused)
     place = locate(spec.model_source)
-    model = meta_model(place, spec.kind, classes, dtype, attention, spec.dropout)
-    return model, find_new_modules(model, place, spec.kind)
+    model = meta_model(place, spec.kind, classes, compute.dtype, attention, spec.dropout)
+    return Unplanned(model, find_new_modules(model, place, spec.kind))
 
 
 def dry_run(
     spec: RunSpec,
-    bare_model: Any,
-    trained_modules: list[str],
+    compute: Compute,
+    unplanned: Unplanned,
     precision: Mapping[str, str],
     ranks: Mapping[str, int],
     steps: int,
-    device: str,
-    dtype: torch.dtype,
 ) -> Stage:
-    """Quantize, adapt and fuse ``bare_model`` in place, in the order in which a real run does it."""
-    stand_in(bare_model, dict(precision), dtype, trained_modules)
+    """Quantize, adapt and fuse the model of ``unplanned`` in place, in the order of a real run.
+
+    :func:`~bitrank.run.build.build_model` cannot be used: it reads and quantizes weights, and a dry run has
+    none. Quantized layers are replaced by stand-ins with the stored shapes; attaching the adapters and fusing
+    are the steps of a real run.
+    """
+    bare_model, trained_modules = unplanned.model, unplanned.trained_modules
+    stand_in(bare_model, dict(precision), compute.dtype, trained_modules)
     bare_model.to("meta")
-    rule = find_config(spec.config, spec.plan, spec.tuned).rank
-    model, _ = rule.attach(
-        bare_model,
-        dict(ranks),
-        total_steps=steps,
-        scale=scale_of(spec),
-        heads=trained_modules,
-        seed=spec.seed,
-    )
+    config = find_config(spec.config, spec.plan, spec.tuned)
+    model, _ = attach_adapters(spec, config, bare_model, dict(ranks), trained_modules, steps)
     if spec.fused:
-        _fuse(model, device)
+        _fuse(model, compute.device)
     model.to("meta")
     return Stage(model, objective_of(spec), spec.kind)
 

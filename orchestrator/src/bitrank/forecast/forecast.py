@@ -16,7 +16,7 @@ import torch
 from bitrank_adapters import check_ranks
 from bitrank_quant import WeightMatrix, block_matrices, weight_matrices
 
-from bitrank.forecast.dry_run import Stage, dry_run, unplanned_model
+from bitrank.forecast.dry_run import Stage, Unplanned, dry_run, unplanned_model
 from bitrank.forecast.import_memory import import_memory
 from bitrank.forecast.stored_size import base_bytes
 from bitrank.forecast.training_time import TrainingTime, training_time
@@ -94,24 +94,24 @@ def forecast(
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     work = workload(spec, device)
-    model, trained_modules = unplanned_model(spec, work.classes, device, dtype)
-    blocks = block_matrices(model)
-    check_ranks(dict(ranks), {m.name: m.shape for m in blocks}, trained_modules)
-    took = training_time(spec, work, model, device, dtype, store)
-    return _of_plan(spec, precision, ranks, work, model, trained_modules, device, dtype, took)
+    unplanned = unplanned_model(spec, work.classes, compute)
+    blocks = block_matrices(unplanned.model)
+    check_ranks(dict(ranks), {m.name: m.shape for m in blocks}, unplanned.trained_modules)
+    took = training_time(spec, work, unplanned.model, device, dtype, store)
+    return _of_plan(spec, compute, unplanned, precision, ranks, work, took)
 
 
 def _of_plan(
     spec: RunSpec,
+    compute: Compute,
+    unplanned: Unplanned,
     precision: Mapping[str, str],
     ranks: Mapping[str, int],
     work: Workload,
-    model: Any,
-    trained_modules: list[str],
-    device: str,
-    dtype: torch.dtype,
     took: TrainingTime,
 ) -> Forecast:
+    device, dtype = compute.device, compute.dtype
+    model, trained_modules = unplanned.model, unplanned.trained_modules
     matrices = weight_matrices(model)
     stored = base_bytes(
         model,
@@ -124,7 +124,7 @@ def _of_plan(
     )
     adapted = _adapted(spec, model, trained_modules, ranks, {m.name: m for m in matrices})
     largest = max(math.prod(m.shape) for m in matrices)
-    stage = dry_run(spec, model, trained_modules, precision, ranks, work.steps, device, dtype)
+    stage = dry_run(spec, compute, unplanned, precision, ranks, work.steps)
     activations, overhead = _passes(stage, work, kept_shapes(spec) if dtype != torch.float32 else None)
     imports = 0
     if device == "cpu":

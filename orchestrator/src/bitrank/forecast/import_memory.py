@@ -24,7 +24,7 @@ from bitrank.spec.inputs import data_digest, model_digest
 from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
 from bitrank.tracking.provenance import code_hash
 
-# The large libraries that bitrank.run.road imports before it has a model.
+# The large libraries that bitrank.run.train_run imports before it has a model.
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -94,7 +94,7 @@ def _measure(spec_path: Path, answer: Path) -> None:
     with quick_imports():
         from bitrank_trainer import peak_memory_mib, release_memory, resident_bytes
 
-        import bitrank.run.road  # noqa: F401 - the measurement needs these imports
+        import bitrank.run.train_run  # noqa: F401 - the measurement needs these imports
         from bitrank.models.load import load_tokenizer
         from bitrank.run.data import load_data
 

@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from bitrank.forecast.dry_run import dry_run
+from bitrank.forecast.dry_run import Unplanned, dry_run
 from bitrank.models.config import read_config
 from bitrank.models.meta_model import find_new_modules, meta_model
+from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
@@ -44,20 +43,20 @@ class Choice:
         )
 
 
-def step_bytes(spec: RunSpec, choice: Choice, dtype: torch.dtype) -> int:
+def step_bytes(spec: RunSpec, choice: Choice, compute: Compute) -> int:
     """Return the peak of live bytes in one training step of ``spec``, besides the model and its gradients."""
     blocks = _blocks(choice)
     if not _uniform(spec, blocks):
-        return _peak(spec, choice, None, dtype)
+        return _peak(spec, compute, choice, None)
     first, last, between = blocks[0][1], blocks[-1][1], [block for _, block in blocks[1:-1]]
     kinds = {block.kind(): block for block in between}
     if _ENDS + len(kinds) * (_ENDS + 1) >= len(blocks):
-        return _peak(spec, choice, None, dtype)
+        return _peak(spec, compute, choice, None)
     prefix, often = blocks[0][0], Counter(block.kind() for block in between)
     rest = Choice({n: f for n, f in choice.precision.items() if not _BLOCK.match(n)}, {})
 
     def peak(*chosen: Choice) -> int:
-        return _peak(spec, _joined(rest, chosen, prefix), len(chosen), dtype)
+        return _peak(spec, compute, _joined(rest, chosen, prefix), len(chosen))
 
     ends = peak(first, last)
     return ends + sum(often[kind] * (peak(first, block, last) - ends) for kind, block in kinds.items())
@@ -93,8 +92,8 @@ def _joined(rest: Choice, blocks: Sequence[Choice], prefix: str) -> Choice:
     return Choice(precision, ranks)
 
 
-def _peak(spec: RunSpec, choice: Choice, depth: int | None, dtype: torch.dtype) -> int:
-    model = meta_model(spec.model, spec.kind, 2, dtype, dropout=spec.dropout, depth=depth)
-    trained_modules = find_new_modules(model, spec.model, spec.kind)
-    stage = dry_run(spec, model, trained_modules, choice.precision, choice.ranks, 10, "cpu", dtype)
+def _peak(spec: RunSpec, compute: Compute, choice: Choice, depth: int | None) -> int:
+    model = meta_model(spec.model, spec.kind, 2, compute.dtype, dropout=spec.dropout, depth=depth)
+    unplanned = Unplanned(model, find_new_modules(model, spec.model, spec.kind))
+    stage = dry_run(spec, compute, unplanned, choice.precision, choice.ranks, 10)
     return stage.step((spec.batch_size, spec.max_length)).peak

@@ -33,8 +33,8 @@ def config_of(name: str, place: str) -> Any:
             ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of "
-            f"{', '.join(EMBEDDED_MODELS)}"
+            f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+            f"reached, or one of {', '.join(EMBEDDED_MODELS)}"
         ) from error
 
 
@@ -51,8 +51,8 @@ def check_task(name: str, config: Any, kind: str) -> None:
         raise UserError(f"{name} is a {family} encoder and cannot {required.ability}; give {required.remedy}")
     if family not in _classes_by_family(kind):
         raise UserError(
-            f"{name} cannot {required.ability}: transformers has no {required.model_class} for {family}; give "
-            f"{required.remedy}"
+            f"{name} cannot {required.ability}: transformers has no {required.model_class} for {family}; "
+            f"give {required.remedy}"
         )
 
 

@@ -119,7 +119,10 @@ _CONVERTED = {"smollm2": _smollm2}  # embedded models whose asset is not in hub 
 def cannot_load(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     known = ", ".join(EMBEDDED_MODELS)
-    return f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be reached, or one of {known}"
+    return (
+        f"cannot load the model {name!r}: {reason} Give a folder in hub format, a hub id that can be "
+        f"reached, or one of {known}"
+    )
 
 
 def quiet_transformers() -> None:

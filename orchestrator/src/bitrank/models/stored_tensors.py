@@ -58,8 +58,8 @@ class StoredTensor:
         low, high = (float(bound) for bound in part.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UserError(
-                f"{self.path}: {self.key} holds NaN or infinite numbers, so every result would be wrong; fetch "
-                "the file again, or take an earlier checkpoint of the training that wrote it"
+                f"{self.path}: {self.key} holds NaN or infinite numbers, so every result would be wrong; "
+                "fetch the file again, or take an earlier checkpoint of the training that wrote it"
             )
         most = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
         if max(-low, high) > most:

@@ -1,9 +1,10 @@
-"""Plan for the run of a planned arm: ``python -m bitrank.planning FOLDER``, where FOLDER contains ``spec.json``.
+"""Plan for the run of a planned arm: ``python -m bitrank.planning FOLDER``, where FOLDER contains
+``spec.json``.
 
 Writes ``requested_plan.json`` to the folder, from the cache if the plan exists. Progress is appended to
-``events.jsonl``. Exit codes are those of ``python -m bitrank.run``. Without FOLDER the specs of queued runs are
-read from standard input and their plans are made in the cache; errors are ignored there, because the run that
-needs the plan reports them.
+``events.jsonl``. Exit codes are those of ``python -m bitrank.run``. Without FOLDER the specs of queued runs
+are read from standard input and their plans are made in the cache; errors are ignored there, because the run
+that needs the plan reports them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class _Terminated(BaseException):
 
 
 def main(folder: Path | None) -> int:
-    """Make the plan of the run in ``folder``, or those of the specs on standard input; returns the exit code."""
+    """Make the plan of the run in ``folder``, or those of the specs on standard input; returns the exit
+    code."""
     exit_with_parent()
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -88,8 +90,8 @@ def _write_plan(folder: Path, events: TextIO) -> None:
     limit = spec.memory_limit and spec.memory_limit / 2**20
     if is_new and limit and plan["planning_peak_mib"] > limit:
         text = (
-            f"planning took {plan['planning_peak_mib']:,.0f} MiB: the memory limit of {limit:,.0f} MiB holds for "
-            "the training process alone"
+            f"planning took {plan['planning_peak_mib']:,.0f} MiB: the memory limit of {limit:,.0f} MiB "
+            "holds for the training process alone"
         )
         _emit(events, notice("planning_memory", text))
     source = "made before this run" if is_new else "from the cache; planning time is that of when it was made"

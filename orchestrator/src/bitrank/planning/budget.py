@@ -23,8 +23,8 @@ from bitrank.spec.parse import parse_bytes
 from bitrank.spec.run_spec import RunSpec
 
 NOTHING_TRAINS = (
-    "the plan has rank 0 everywhere: no matrix gets an adapter and nothing would be trained; offer ranks above 0, "
-    "such as --ranks 2,4,8,16,32, or give a larger budget"
+    "the plan has rank 0 everywhere: no matrix gets an adapter and nothing would be trained; offer ranks "
+    "above 0, such as --ranks 2,4,8,16,32, or give a larger budget"
 )
 ADAPTER_BYTES = 2  # per number: adapters and trained heads train in fp32 and are saved in bf16
 
@@ -58,8 +58,14 @@ class Sizes:
     def of_matrix(self, name: str, fmt: str, rank: int) -> int:
         """Return the bytes of one matrix: codes, scales and adapter."""
         matrix = self.matrices[name]
-        options = {"quant_backend": self.quant_backend, "device": self.device, "dtype": DTYPES[self.dtype]}
-        stored = stored_size(matrix, fmt, **options, shared=name in self.outline.shared)  # type: ignore[arg-type]
+        stored = stored_size(
+            matrix,
+            fmt,
+            quant_backend=self.quant_backend,
+            device=self.device,
+            dtype=DTYPES[self.dtype],
+            shared=name in self.outline.shared,
+        )
         return stored + ADAPTER_BYTES * rank * sum(matrix.shape)
 
     def of_config(self, config: Config) -> int:

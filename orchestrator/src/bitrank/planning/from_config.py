@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from bitrank_planner import Item, Option, Plan, Problem
 from bitrank_trainer import DTYPES
 
@@ -18,6 +17,7 @@ from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
 from bitrank.planning.costs import Choices, adaptable
 from bitrank.planning.prior import prior_costs
+from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -83,5 +83,5 @@ def training_memory(spec: RunSpec, plan: Plan) -> Training:
         in_memory,
         in_memory,
         2 * in_memory,
-        step_bytes(spec, Choice(plan.precision, plan.ranks), torch.bfloat16),
+        step_bytes(spec, Choice(plan.precision, plan.ranks), Compute("cpu", "bf16", threads=None)),
     )

@@ -36,7 +36,8 @@ def hand_made(problem: Problem, tables: Tables) -> Plan:
 
 
 def _ladder(items: Sequence[Item]) -> list[str]:
-    """Return the formats that block matrices can choose, fewest bits first; the first offered of each width."""
+    """Return the formats that block matrices can choose, fewest bits first; the first offered of each
+    width."""
     by_bits: dict[int, str] = {}
     for option in (o for item in _free(items) if item.layer is not None for o in item.options):
         by_bits.setdefault(parse_format(option.format).bits, option.format)

@@ -101,7 +101,8 @@ def make_plan(
 
 
 def _check_trainable(plan: Plan, sizes: Sizes) -> None:
-    """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to train."""
+    """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to
+    train."""
     if not plan.ranks and not sizes.outline.trained:
         raise UserError(NOTHING_TRAINS)
 

@@ -25,9 +25,10 @@ from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
 from bitrank.spec.configs import CONFIGS, Config
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.provenance import code_hash
 

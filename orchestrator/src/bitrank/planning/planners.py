@@ -33,7 +33,7 @@ HIGH, LOW = "int8", "nf4-dq"  # of the precision heuristics; the study's choice
 
 @dataclass(frozen=True)
 class Planner:
-    """A function from a problem and the measured tables to a plan, and what is said of it.
+    """A function from a problem and the measured tables to a plan, and its description.
 
     ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``:
     it needs no tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an
@@ -226,8 +226,8 @@ PLANNERS: dict[str, Planner] = {
     "uniform": Planner(uniform, "one format and one rank for all matrices", from_prior=True),
     "hand-made": Planner(
         hand_made,
-        "int8 embeddings and heads, values, attention outputs and down projections one format above the rest, "
-        "rank 8",
+        "int8 embeddings and heads, values, attention outputs and down projections one format above the "
+        "rest, rank 8",
         from_prior=True,
     ),
     "bits-only": Planner(

@@ -22,7 +22,7 @@ from bitrank_trainer import (
 )
 
 from bitrank.process.compute import Compute, objective_of
-from bitrank.run.build import build_model
+from bitrank.run.build import Overrides, build_model
 from bitrank.run.data import load_data
 from bitrank.run.train_settings import settings_for
 from bitrank.sensitivity.tables import Tables
@@ -62,7 +62,7 @@ class ShortRun:
         settings = settings_for(spec, len(self._data.task.splits["train"]), device, self._compute.dtype)
         config = Config(GivenBits(plan.precision), GivenRanks(plan.ranks), "joint")
         classes = self._data.task.classes
-        built = build_model(spec, self._compute, config, classes, settings.steps, init=init)
+        built = build_model(spec, self._compute, config, classes, settings.steps, overrides=Overrides(init))
         model, hook = built.model, built.hook
         objective = objective_of(spec)
         settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
@@ -77,7 +77,7 @@ class ShortRun:
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """A search by name, the number of plans that it may evaluate, and the optimizer steps of one evaluation."""
+    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation."""
 
     name: str
     evaluations: int

@@ -69,9 +69,9 @@ ADVICE: dict[str, Advice] = {
         r"bitsandbytes native library|CPU-only version of bitsandbytes|libbitsandbytes"
         r"|No module named 'bitsandbytes'"
         r"|No package metadata was found for.*bitsandbytes",
-        "bitsandbytes does not work here: try --quant-backend auto (plain torch holds every format), "
-        "cpu-int8, quanto-int4 or none; python -m bitsandbytes tells what it misses, bitrank doctor what "
-        "works",
+        "bitsandbytes does not work here: try --quant-backend auto (plain torch supports every format), "
+        "cpu-int8, quanto-int4 or none; python -m bitsandbytes reports the missing parts, bitrank doctor the "
+        "working backends",
     ),
     "quanto compiler": Advice(
         r"Error building extension 'quanto|Ninja is required to load C\+\+ extensions"

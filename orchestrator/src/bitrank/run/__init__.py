@@ -1,1 +1,1 @@
-"""One training run inside its own process; start reading at ``road``."""
+"""One training run inside its own process; start reading at ``train_run``."""

@@ -11,12 +11,12 @@ from typing import Any
 
 from bitrank_adapters import ResidualStart, adapter_memory
 from bitrank_quant import Applied, Decode, decoder, stored_bytes
-from bitrank_trainer import ALONE, Processes, trainable
+from bitrank_trainer import ALONE, trainable
 from peft import PeftModel
 from torch import nn
 
 from bitrank.models.fuse import fuse_model
-from bitrank.models.load import open_model
+from bitrank.models.load import Loaded, open_model
 from bitrank.models.padding import padding_message
 from bitrank.process.compute import Compute, scale_of
 from bitrank.run.adapter_init import choose_init
@@ -38,6 +38,18 @@ class Built:
     applied: dict[str, Applied]
 
 
+@dataclass(frozen=True)
+class Overrides:
+    """Parts of a built model that planning and benchmarks replace.
+
+    ``init`` replaces the initialization that the spec names. ``decode`` returns the decoder of a quantized
+    module for the fused layers.
+    """
+
+    init: ResidualStart | None = None
+    decode: Callable[[nn.Module], Decode | None] = decoder
+
+
 def build_model(
     spec: RunSpec,
     compute: Compute,
@@ -45,18 +57,16 @@ def build_model(
     classes: int | Sequence[str],
     steps: int,
     *,
-    init: ResidualStart | None = None,
     record: Record | None = None,
-    processes: Processes = ALONE,
-    decode: Callable[[nn.Module], Decode | None] = decoder,
+    overrides: Overrides | None = None,
 ) -> Built:
     """Build the model of ``spec`` with the formats and ranks of ``config``.
 
-    The head has ``classes`` classes; rank schedules span ``steps`` optimizer steps. ``init`` replaces the
-    initialization that the spec names. ``record`` logs the plan before it is applied, and the sizes of the
-    quantized model before ``processes`` share it. ``decode`` returns the decoder of a quantized module for
-    the fused layers. Raises the packages' errors for a plan that does not fit the model.
+    The head has ``classes`` classes; rank schedules span ``steps`` optimizer steps. ``record`` logs the
+    plan before it is applied, and the sizes of the quantized model before the record's processes share it.
+    Raises the packages' errors for a plan that does not fit the model.
     """
+    overrides = overrides or Overrides()
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, classes, device, dtype)
     if record is not None and (text := padding_message(loaded.tokenizer, loaded.model.config)):
@@ -74,24 +84,45 @@ def build_model(
         )
     if record is not None:
         record.notices("weights", loaded.notices)
-    if init is None:
-        init = choose_init(spec, plans.ranks)
-    applied = store_base(spec, loaded, plans.bits, init, device, dtype)
-    model, hook = config.rank.attach(
-        loaded.model,
-        plans.ranks,
-        total_steps=steps,
-        scale=scale_of(spec),
-        heads=loaded.trained_modules,
-        seed=spec.seed,
-    )
+    applied, init = quantize_base(spec, compute, loaded, plans.bits, plans.ranks, overrides.init)
+    model, hook = attach_adapters(spec, config, loaded.model, plans.ranks, loaded.trained_modules, steps)
     if record is not None:
         record.model(
             applied, stored_bytes(model).total - adapter_memory(model), trainable(model), loaded.parameters
         )
+    processes = ALONE if record is None else record.processes
     processes.share_out(model)
     model.to(device)
     init.write(model)
     if spec.fused:
-        fuse_model(model, decode)
+        fuse_model(model, overrides.decode)
     return Built(model, hook, loaded.tokenizer, applied)
+
+
+def quantize_base(
+    spec: RunSpec,
+    compute: Compute,
+    loaded: Loaded,
+    bits: dict[str, str],
+    ranks: dict[str, int],
+    init: ResidualStart | None = None,
+) -> tuple[dict[str, Applied], ResidualStart]:
+    """Read and quantize ``loaded`` in the formats ``bits``; the base depends on how adapters start.
+
+    ``init`` defaults to the initialization of ``spec`` for ``ranks``. Returns the format and backend of each
+    matrix, and the initialization, which holds the values of the adapters.
+    """
+    chosen = choose_init(spec, ranks) if init is None else init
+    return store_base(spec, loaded, bits, chosen, compute.device, compute.dtype), chosen
+
+
+def attach_adapters(
+    spec: RunSpec, config: Config, model: nn.Module, ranks: dict[str, int], heads: list[str], steps: int
+) -> tuple[PeftModel, AdapterHook]:
+    """Attach adapters of ``ranks`` to ``model`` by the rank rule of ``config``, as ``spec`` sets them.
+
+    The modules in ``heads`` are trained whole. Rank schedules span ``steps`` optimizer steps.
+    """
+    return config.rank.attach(
+        model, ranks, total_steps=steps, scale=scale_of(spec), heads=heads, seed=spec.seed
+    )

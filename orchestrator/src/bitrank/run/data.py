@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bitrank_data import (
     Batch,
+    Batching,
     DataReport,
     TokenisedTask,
     TokenSplit,
@@ -47,9 +48,8 @@ class RunData:
     def train_batches(self, skip: int) -> Iterator[Batch]:
         """Yield training batches without end, after the first ``skip``; equal for all configs of a seed."""
         train, task = self.task.splits["train"], self.task
-        return training_batches(
-            train, task.kind, task.pad_id, self.batch_size, self.seed, skip, self.multiple, self.parts
-        )
+        batching = Batching(task.pad_id, self.batch_size, self.seed, self.multiple, self.parts)
+        return training_batches(train, task.kind, batching, skip)
 
     def batches_of(self, split: TokenSplit) -> Iterator[Batch]:
         """Yield every sequence of ``split`` once."""

@@ -9,13 +9,10 @@ from pathlib import Path
 from bitrank_data import write_atomically
 from bitrank_quant import Applied
 from bitrank_trainer import (
-    DTYPES,
     MPS_BYTES,
-    Objective,
-    Processes,
     Shapes,
+    Task,
     TrainSettings,
-    choose_dtype,
     fitting_tokens,
     longest_sequence,
     safe_tokens,
@@ -24,6 +21,7 @@ from bitrank_trainer import (
 )
 from torch import nn
 
+from bitrank.process.compute import Compute
 from bitrank.run.data import RunData
 from bitrank.run.notices import notice
 from bitrank.spec.run_spec import RunSpec
@@ -36,25 +34,27 @@ _SIMULTANEOUS = 4
 def within_limit(
     settings: TrainSettings,
     spec: RunSpec,
+    compute: Compute,
     model: nn.Module,
-    objective: Objective,
     data: RunData,
-    device: str,
+    task: Task,
     folder: Path,
-    processes: Processes,
 ) -> TrainSettings:
     """Return ``settings`` with passes small enough for ``spec.memory_limit``; unchanged without a limit.
 
-    The limit applies to each process; the smallest pass of all processes is used. The size is stored in
-    ``folder``: a resumed run splits its batches in the same way and gives the same numbers.
+    ``task`` holds the objective and the processes. The limit applies to each process; the smallest pass of
+    all processes is used. The size is stored in ``folder``: a resumed run splits its batches in the same way
+    and gives the same numbers.
     """
     if spec.memory_limit is None:
         return settings
-    chosen = folder / "micro_tokens.txt"
+    processes, chosen = task.processes, folder / "micro_tokens.txt"
     if not processes.broadcast(_stored_tokens(chosen) is not None):
         longest = longest_sequence(data.train_batches(0), spec.max_length)
-        transient = _transient_bytes(model, spec, device)
-        own_tokens = fitting_tokens(model, objective, longest, device, spec.memory_limit, transient)
+        transient = _transient_bytes(model, spec, compute)
+        own_tokens = fitting_tokens(
+            model, task.objective, longest, compute.device, spec.memory_limit, transient
+        )
         tokens = min(processes.gather(own_tokens))
         if processes.first:
             write_atomically(chosen, f"{tokens}\n")
@@ -73,28 +73,23 @@ def _stored_tokens(path: Path) -> int | None:
         return None
 
 
-def _transient_bytes(model: nn.Module, spec: RunSpec, device: str) -> int:
+def _transient_bytes(model: nn.Module, spec: RunSpec, compute: Compute) -> int:
     """Temporary bytes in the backward pass of one of the longest sequences.
 
     They are a layer's attention scores and widest activation, their gradients, and recomputed copies.
     """
-    shapes = shapes_of(model, spec.fused, _itemsize(spec, device))
+    shapes = shapes_of(model, spec.fused, compute.dtype.itemsize)
     sizes = tensor_bytes(shapes, 1, spec.max_length)
     return _SIMULTANEOUS * (sizes["attention scores"] + sizes["activations"])
-
-
-def _itemsize(spec: RunSpec, device: str) -> int:
-    """Bytes of one number in the compute dtype."""
-    return DTYPES[choose_dtype(device) if spec.dtype == "auto" else spec.dtype].itemsize
 
 
 def tensor_safe(
     settings: TrainSettings,
     data: RunData,
     spec: RunSpec,
+    compute: Compute,
     model: nn.Module,
     applied: Mapping[str, Applied],
-    device: str,
     emit: Callable[[Mapping[str, object]], None],
 ) -> tuple[TrainSettings, RunData]:
     """Limit passes and evaluation batches so that no tensor exceeds 2³² bytes.
@@ -102,12 +97,12 @@ def tensor_safe(
     The limit applies on MPS, and elsewhere if ``spec.mps_safe`` is set. Batches, their order and their
     gradient do not change. Raises the trainer's error when a single sequence exceeds the limit.
     """
-    if not (spec.mps_safe or device == "mps"):
+    if not (spec.mps_safe or compute.device == "mps"):
         return settings, data
     shapes = shapes_of(
         model,
         spec.fused,
-        _itemsize(spec, device),
+        compute.dtype.itemsize,
         any(done.format == "llm-int8" for done in applied.values()),
     )
     length = int(data.task.splits["train"].lengths_N.max())

@@ -55,8 +55,8 @@ def left_out_message(left: Sequence[LeftOut], parameters: int) -> str | None:
     listed = [f"{name} ({reason})" for name, reason in list(kinds.items())[:_LISTED]]
     more = f" and {len(kinds) - _LISTED} more" if len(kinds) > _LISTED else ""
     return (
-        f"{left_out_share(left, parameters):.1%} of the weights stay in 16 bits under every plan and get no adapter: "
-        f"{', '.join(listed)}{more}"
+        f"{left_out_share(left, parameters):.1%} of the weights stay in 16 bits under every plan and get no "
+        f"adapter: {', '.join(listed)}{more}"
     )
 
 

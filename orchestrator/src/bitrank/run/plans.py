@@ -11,6 +11,7 @@ import torch
 from bitrank_adapters import ResidualStart, check_ranks
 from bitrank_quant import (
     Applied,
+    Encoding,
     LeftOut,
     WeightMatrix,
     apply_precision,
@@ -66,8 +67,8 @@ def store_base(
 ) -> dict[str, Applied]:
     """Load the base one matrix at a time and store each in its format of ``bits``.
 
-    ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized, by the
-    quantizer of ``spec``. The
+    ``init`` may split a matrix into a base and an initial adapter; then only the base part is quantized, by
+    the quantizer of ``spec``. The
     tensors that no plan can name are stored in 16 bits. Raises :class:`~bitrank.errors.UserError` when data
     or model changed since the spec was made.
     """
@@ -78,8 +79,7 @@ def store_base(
         compute_dtype=dtype,
         device=device,
         fill=loaded.fill,
-        split=init.split,
-        encode=encoder(spec),
+        encoding=Encoding(init.split, encoder(spec)),
     )
     loaded.fill_rest()
     store_in_16_bits(loaded.model, left_out(loaded.model, loaded.trained_modules))

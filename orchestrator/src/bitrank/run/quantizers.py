@@ -50,8 +50,8 @@ def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, 
         return None
     if not batches:
         raise UserError(
-            f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were given; "
-            "give inputs=[batch, …] with calibration data, or quantizer='rtn'"
+            f"the quantizer {quantizer} reduces errors at the inputs of each layer, and no inputs were "
+            "given; give inputs=[batch, …] with calibration data, or quantizer='rtn'"
         )
     matrices = weight_matrices(model)
     found: dict[str, Tensor] = {}

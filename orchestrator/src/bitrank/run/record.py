@@ -7,7 +7,6 @@ alone, and a crash cannot leave a half-written store.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -16,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +24,11 @@ from bitrank_quant import Applied, LeftOut, WeightMatrix
 from bitrank_trainer import Evaluation, Processes, Progress, device_memory_mib, has_tcmalloc, peak_memory_mib
 from torch import nn
 
-from bitrank.process.events import open_events, read_events
+from bitrank.process.events import open_events
 from bitrank.process.hardware import hardware
 from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
+from bitrank.run.earlier_attempts import digest, past_checkpoints, past_peak, past_ranks, read_figures
 from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
 MIB = 1024**2
@@ -57,10 +56,15 @@ class Record:
         self._result: dict[str, Any] = {}
         self._predictions: dict[str, Any] = {}
         self._events = open_events(folder / "events.jsonl")
-        self._checkpoints = _past_checkpoints(folder / "events.jsonl")
-        self._ranks_over_time: dict[int, dict[str, int]] = _past_ranks(folder / "events.jsonl")
+        self._checkpoints = past_checkpoints(folder / "events.jsonl")
+        self._ranks_over_time: dict[int, dict[str, int]] = past_ranks(folder / "events.jsonl")
         self._device, self._dtype = "cpu", torch.float32
-        self._device_peak = _past_peak(folder / "events.jsonl", "device_mib")
+        self._device_peak = past_peak(folder / "events.jsonl", "device_mib")
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that train this run together."""
+        return self._processes
 
     def emit(self, event: Mapping[str, object]) -> None:
         """Append one event and flush it to disk."""
@@ -108,7 +112,8 @@ class Record:
             self.emit(notice(kind, "; ".join(messages)))
 
     def requested_plan(self, plan: Mapping[str, Any]) -> None:
-        """Record predictions and cost of the plan of a planned arm; :meth:`plan` adds them to ``plan.json``."""
+        """Record predictions and cost of the plan of a planned arm; :meth:`plan` adds them to
+        ``plan.json``."""
         self._predictions = {key: plan[key] for key in _PREDICTIONS if key in plan}
         self._result |= {
             "time/plan_s": sum(plan["planning_seconds"].values()),
@@ -173,10 +178,10 @@ class Record:
     def zero_shot(self, evaluate: Callable[[], Evaluation]) -> None:
         """Evaluate before training: the effect of quantization alone. A resumed run reuses the figures."""
         path = self._folder / "zero_shot.json"
-        metrics = _read_figures(path)
+        metrics = read_figures(path)
         if not self._processes.broadcast(metrics is not None):
             metrics = evaluate().metrics
-            write_atomically(path, json.dumps({"metrics": metrics, "sha256": _digest(metrics)}))
+            write_atomically(path, json.dumps({"metrics": metrics, "sha256": digest(metrics)}))
         self._result |= {f"zero/{name}": value for name, value in (metrics or {}).items()}
 
     def adapter(self, hook: Any) -> None:
@@ -229,7 +234,7 @@ class Record:
 
         With several processes also the sum of the peaks of all processes, of this attempt.
         """
-        peak = max(peak_memory_mib(), _past_peak(self._folder / "events.jsonl", "peak_mib"))
+        peak = max(peak_memory_mib(), past_peak(self._folder / "events.jsonl", "peak_mib"))
         here = {"mem/peak_mib": peak, "mem/device_mib": max(self._device_peak, device_memory_mib(device))}
         if self._processes.count == 1:
             return here
@@ -256,32 +261,6 @@ def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: S
     if texts:
         columns["text"] = [texts[index] for index in indices]
     pq.write_table(pa.table(columns), path)
-
-
-def _read_figures(path: Path) -> dict[str, float] | None:
-    """Read the metrics that an earlier attempt wrote to ``path``; None when they are missing or damaged."""
-    try:
-        stored = json.loads(path.read_text())
-        return dict(stored["metrics"]) if stored["sha256"] == _digest(stored["metrics"]) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _digest(metrics: Mapping[str, float]) -> str:
-    return hashlib.sha256(json.dumps(metrics).encode()).hexdigest()
-
-
-def _past_ranks(path: Path) -> dict[int, dict[str, int]]:
-    return {event["step"]: event["ranks"] for event in read_events(path) if event["event"] == "ranks"}
-
-
-def _past_checkpoints(path: Path) -> set[int]:
-    return {event["step"] for event in read_events(path) if event["event"] == "checkpoint"}
-
-
-def _past_peak(path: Path, key: str) -> float:
-    peaks = [event["live"][key] for event in read_events(path) if "live" in event]
-    return float(np.max(peaks, initial=0.0))
 
 
 class SilentRecord(Record):

@@ -1,4 +1,5 @@
-"""Second moments of the inputs of every matrix, for quantizers: gathered once per model and task, then cached.
+"""Second moments of the inputs of every matrix, for quantizers: gathered once per model and task, then
+cached.
 
 The passes are forward only and run on the unquantized model, so one cache serves all formats, plans and
 quantizers. Inputs are those of the original model, not of one whose earlier blocks are quantized already. The

@@ -1,7 +1,8 @@
 """The arms of the study. A new arm is one entry here, and a dataclass in ``rules.py`` if no rule fits.
 
-A :class:`Config` fixes formats and ranks by rules. A :class:`PlannedArm` names a request for a plan: a planner
-chooses formats and ranks for each model and task, before the run (:mod:`bitrank.planning.planned_arms`).
+A :class:`Config` fixes formats and ranks by rules. A :class:`PlannedArm` names a request for a plan: a
+planner chooses formats and ranks for each model and task, before the run
+(:mod:`bitrank.planning.planned_arms`).
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class Config:
 class PlannedArm:
     """An arm whose formats and ranks ``planner`` chooses within ``budget``, once for each model and task.
 
-    The fields are those of ``bitrank plan``: ``budget`` is a text such as ``=B-Q4`` or ``3.5bits``, ``formats``
-    and ``ranks`` are offered (None: the defaults), ``pins`` map a part of a module's name to (format, rank), a
-    search may evaluate ``evaluations`` plans of ``steps`` optimizer steps, and an exact solver may run for
-    ``seconds``. ``init`` and ``quantizer`` are the defaults of the run's fields of these names, and the plan is
-    made for the run's values. The seed of a run is not part of the
-    request: runs that differ in their seed share a plan.
+    The fields are those of ``bitrank plan``: ``budget`` is a text such as ``=B-Q4`` or ``3.5bits``,
+    ``formats`` and ``ranks`` are offered (None: the defaults), ``pins`` map a part of a module's name to
+    (format, rank), a search may evaluate ``evaluations`` plans of ``steps`` optimizer steps, and an exact
+    solver may run for ``seconds``. ``init`` and ``quantizer`` are the defaults of the run's fields of these
+    names, and the plan is made for the run's values. The seed of a run is not part of the request: runs that
+    differ in their seed share a plan.
     """
 
     planner: str
@@ -135,8 +136,8 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
     if isinstance(arm, PlannedArm):
         rules_of = ", ".join(key for key, entry in CONFIGS.items() if isinstance(entry, Config))
         raise UserError(
-            f"the formats and ranks of {name} are planned for each model, so they are not known here; expected "
-            f"one of {rules_of}"
+            f"the formats and ranks of {name} are planned for each model, so they are not known here; "
+            f"expected one of {rules_of}"
         )
     return arm
 
@@ -144,8 +145,8 @@ def find_config(name: str, plan: str | None = None, tuned: Mapping[str, int] | N
 def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
     """Return the arm that a plan's data describes; errors name ``source``.
 
-    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with ``rank_rule``,
-    such as ``{"name": "ffn-only", "rank": 8}``, a rule does. ``ranks`` is then not used.
+    With ``adaptive``, such as ``{"init_r": 12, "target_r": 8}``, AdaLoRA distributes rank; with
+    ``rank_rule``, such as ``{"name": "ffn-only", "rank": 8}``, a rule does. ``ranks`` is then not used.
     """
     return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
 
@@ -160,8 +161,8 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
         return _named_rule(**named) if named else rules.GivenRanks(plan["ranks"])
     except TypeError as error:
         raise UserError(
-            f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and rank; "
-            f"{error}"
+            f"{source} is not a plan: adaptive takes init_r, target_r and shrink, rank_rule takes name and "
+            f"rank; {error}"
         ) from error
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from bitrank.errors import UserError, shortened, unknown
 from bitrank.spec.fields import ByteAmount, first, hints_of
-from bitrank.spec.run_spec import SETTABLE, RunSpec
+from bitrank.spec.make_spec import SETTABLE
+from bitrank.spec.run_spec import RunSpec
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

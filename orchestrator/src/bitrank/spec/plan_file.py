@@ -139,8 +139,8 @@ class PlanFile:
 def read_plan(path: Path) -> dict[str, Any]:
     """Read the plan file at ``path``; optional objects default to empty ones.
 
-    ``precision``, ``ranks``, ``shapes``, ``adaptive`` and ``rank_rule`` must be objects; :func:`valid_plan` checks the other
-    keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
+    ``precision``, ``ranks``, ``shapes``, ``adaptive`` and ``rank_rule`` must be objects; :func:`valid_plan`
+    checks the other keys. Raises :class:`UserError` when the file cannot be read or is not a plan.
     """
     return check_plan_data(_json_of(path), str(path))
 

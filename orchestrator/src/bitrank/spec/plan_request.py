@@ -80,7 +80,8 @@ def plan_place(spec: RunSpec) -> Path:
 
 
 def cached_plan(spec: RunSpec) -> dict[str, Any] | None:
-    """Return the data of the plan of ``spec``; None if the cache has none, so that planning precedes the run."""
+    """Return the data of the plan of ``spec``; None if the cache has none, so that planning precedes the
+    run."""
     path = plan_place(spec) / PLAN
     return read_plan(path) if path.is_file() else None
 

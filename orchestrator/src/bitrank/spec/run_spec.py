@@ -1,4 +1,4 @@
-"""The spec of a run as a typed value, and the study matrix as a list of specs.
+"""The spec of a run as a typed value.
 
 A spec contains everything that determines the numbers of a run. Its id is a hash of the spec: runs with equal
 ids are equal, so a finished run is not repeated. Data, models and plans enter the id by content and not by
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import CLASSIFICATION, HUB_TASKS, open_task, write_atomically
+from bitrank_data import CLASSIFICATION, write_atomically
 
-from bitrank.errors import UserError, unknown
-from bitrank.spec.configs import Arm, PlannedArm, find_arm
 from bitrank.spec.fields import (
     TEXT_LENGTH,
     About,
@@ -37,12 +34,12 @@ from bitrank.spec.fields import (
     Workers,
     one_of,
 )
-from bitrank.spec.inits import INITS, PLANNED_INITS
-from bitrank.spec.inputs import data_digest, is_content, is_hub, located, model_digest
-from bitrank.spec.plan_file import valid_plan
-from bitrank.spec.profiles import Profile
+from bitrank.spec.inits import INITS
+from bitrank.spec.inputs import is_content, is_hub
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
+DIGESTS = ("data_digest", "model_digest")  # fields that identify content
+TUNED = ("rank", "init_r", "target_r", "shrink")  # fields that change the rank rule of a config
 # Those of bitrank_trainer.DEVICES, which imports torch; a test compares them.
 DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
@@ -151,8 +148,8 @@ class RunSpec:
         Text,
         OneOf(quantizer_names, always=("rtn",)),
         About(
-            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at the "
-            "inputs of each layer, gathered from training data once per model and task"
+            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at "
+            "the inputs of each layer, gathered from training data once per model and task"
         ),
     ] = "rtn"
     device: Annotated[
@@ -195,7 +192,7 @@ class RunSpec:
     @property
     def tuned(self) -> dict[str, int]:
         """Fields of the arm's rank rule that this run overrides."""
-        return {key: getattr(self, key) for key in _TUNED if getattr(self, key) not in (None, False)}
+        return {key: getattr(self, key) for key in TUNED if getattr(self, key) not in (None, False)}
 
     @property
     def plan_request(self) -> dict[str, Any] | None:
@@ -214,7 +211,7 @@ class RunSpec:
     @property
     def _locators(self) -> set[str]:
         """Fields that only locate content that another field identifies, and digests that are unknown."""
-        left_out = {key for key in _DIGESTS if getattr(self, key) is None}
+        left_out = {key for key in DIGESTS if getattr(self, key) is None}
         if self.data_digest is not None:
             left_out.add("data")
         if is_content(self.data_digest) and self.reads_file:
@@ -234,7 +231,7 @@ class RunSpec:
     @property
     def reads_file(self) -> bool:
         """Whether the task is a user's own file."""
-        return _is_path(self.task)
+        return is_path(self.task)
 
     @property
     def task_name(self) -> str:
@@ -251,131 +248,9 @@ class RunSpec:
         return f"{self.config} · {self.task_name}"
 
 
-def _is_path(task: str) -> bool:
+def is_path(task: str) -> bool:
     """Whether a task is a file, by the same rule as in :func:`~bitrank_data.open_task`."""
     return "/" in task or bool(Path(task).suffix)
-
-
-# `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
-_DIGESTS = ("data_digest", "model_digest")
-_FIXED = {"config", "task", "profile", "kind", "arm", *_DIGESTS}
-SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
-_TUNED = ("rank", "init_r", "target_r", "shrink")
-
-
-def make_spec(
-    profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None
-) -> RunSpec:
-    """Make the spec of one run from the profile's defaults for this kind of task and ``overrides``.
-
-    Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out
-    of range.
-    """
-    from bitrank.spec.validation import validate
-
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key in given:
-        if key not in SETTABLE:
-            raise unknown("key", key, SETTABLE)
-    # Validate before opening paths: text that cannot be a path would raise an error of the operating system.
-    validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
-    task = located(task) if _is_path(task) else task
-    given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
-    _check_data(given.get("data"), [task])
-    source = open_task(task, given.get("data"))
-    plan = given.get("plan")
-    name = Path(plan).stem if plan else config
-    planned = _fields_of_plan(Path(plan)) if plan else {}
-    tuned = {key: given[key] for key in _TUNED if given.get(key, False) is not False}
-    arm = find_arm(config, plan, tuned)
-    chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
-    if "steps" in given and "epochs" not in given:
-        chosen["epochs"] = None
-    if "epochs" in given and "steps" not in given:
-        chosen["steps"] = None
-    _check_planned_init(name, arm, chosen)
-    chosen["data_digest"] = data_digest(task, chosen.get("data"))
-    chosen["model_digest"] = model_digest(chosen["model"])
-    data = arm.as_data()
-    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
-
-
-def _fields_of_arm(arm: Arm) -> dict[str, Any]:
-    """Fields of a spec whose defaults the request of a planned arm sets."""
-    return {"init": arm.init, "quantizer": arm.quantizer} if isinstance(arm, PlannedArm) else {}
-
-
-def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` for an initialization whose benefit no planner predicts."""
-    init = chosen.get("init", "default")
-    if isinstance(arm, PlannedArm) and init in INITS and init not in PLANNED_INITS:
-        raise UserError(
-            f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got {init}"
-        )
-
-
-def _fields_of_plan(path: Path) -> dict[str, Any]:
-    """The fields of a spec whose defaults a plan file sets."""
-    data = valid_plan(path)
-    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
-
-
-def check(spec: RunSpec) -> RunSpec:
-    """Return ``spec``. Raises :class:`UserError` for an invalid value or contradicting fields."""
-    # Imported here: a run's own process does not validate, and pydantic would increase its measured memory.
-    from bitrank.spec.validation import validate
-
-    validate(RunSpec, vars(spec))
-    _check_processes(spec)
-    if (spec.steps is None) == (spec.epochs is None):
-        raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
-    return spec
-
-
-def _check_processes(spec: RunSpec) -> None:
-    if spec.processes > spec.batch_size:
-        raise UserError(
-            f"{spec.processes} processes cannot share the {spec.batch_size} sequences of a batch: some would "
-            f"have none; give {spec.batch_size} processes or fewer, or a larger batch_size"
-        )
-    if spec.shard and spec.processes == 1:
-        raise UserError("shard splits the base over several processes: expected processes=2 or more, got 1")
-
-
-def matrix(
-    profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]
-) -> list[RunSpec]:
-    """Return the specs of all runs of the study, ordered by task, seed and config, without duplicates.
-
-    ``data`` applies only to tasks that read it. Raises :class:`UserError` as :func:`make_spec` does, if no
-    task reads ``data``, and if there is no config, task or seed.
-    """
-    for name, values in (("config", configs), ("task", tasks), ("seed", seeds)):
-        if not values:
-            raise UserError(f"expected at least one {name}, got none")
-    _check_data(overrides.get("data"), tasks)
-    made = {}
-    for task in tasks:
-        reads = task in HUB_TASKS
-        given = {key: value for key, value in overrides.items() if key != "data" or reads}
-        for config in configs:
-            made[task, config] = make_spec(profile, config, task, given)
-    specs = [
-        check(replace(made[task, config], seed=seed))
-        for task in tasks
-        for seed in seeds
-        for config in configs
-    ]
-    return list({spec.spec_id: spec for spec in specs}.values())
-
-
-def _check_data(data: str | None, tasks: list[str]) -> None:
-    """Raise :class:`UserError` for a data folder that no task reads: the user expects it to be used."""
-    if data is not None and not set(tasks) & set(HUB_TASKS):
-        raise UserError(
-            f"data={data} is not used by these tasks; it is a local folder for {' or '.join(HUB_TASKS)}. "
-            "Remove it, or give your own file as the task"
-        )
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -39,7 +39,8 @@ class CalibrationSizes:
 
     ``moments`` sequences give gradient moments and the error of each matrix in each format. ``per_plan`` of
     them give the error of each kind of matrix in a plan. ``held_out`` other sequences compare plans.
-    ``graph_tokens`` is smaller than ``batch_tokens``: the memory of a kept autograd graph grows with the batch.
+    ``graph_tokens`` is smaller than ``batch_tokens``: the memory of a kept autograd graph grows with the
+    batch.
     """
 
     moments: int

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-RUN = "bitrank.run.road"  # a run's code is every module that this one imports, directly or not
+RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
 PLANNING = "bitrank.planning.planned_arms"  # the code that makes the plan of a planned arm
 _OWN = "bitrank"
 _SOURCES = {".py", ".c", ".h"}
@@ -32,7 +32,6 @@ CHANGES_NO_NUMBER = {
     "bitrank.errors": "the wording of errors",
     "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",
     "bitrank.run.notices": "the wording of notices",
-    "bitrank.spec.profiles": "its values become fields of the spec, and so part of its id",
     "bitrank.tracking.provenance": "hashes the code, and runs none of it",
     "bitrank.spec.rules": "code_id hashes single rules, so that a new rule does not outdate other results",
     "bitrank.spec.run_spec": "its values are the spec, and so part of its id",

@@ -127,7 +127,7 @@ def _remedy(path: Path) -> str:
 def make_store(path: Path, create: Callable[[Path], None]) -> None:
     """Create the SQLite file ``path``: call ``create`` with a temporary path, then rename. Hold the lock.
 
-    An incomplete file at ``path`` is renamed to ``mlflow.db.half-made``.
+    An incomplete file at ``path`` is renamed to ``mlflow.db.incomplete``.
     """
     from bitrank_data import flush
 
@@ -150,7 +150,7 @@ def make_store(path: Path, create: Callable[[Path], None]) -> None:
 
 def _move_incomplete(path: Path) -> None:
     if path.exists() and path.stat().st_size > 0:
-        kept = path.with_name(f"{path.name}.half-made")
+        kept = path.with_name(f"{path.name}.incomplete")
         print(f"bitrank: {path} was incomplete and contained no run; creating it again", file=sys.stderr)
         path.replace(kept)
     for ending in _ENDINGS[1:]:  # SQLite would apply an old journal to the new file

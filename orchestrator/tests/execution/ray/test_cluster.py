@@ -9,8 +9,9 @@ from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.execution.ray.cluster import capacity, needed
 from bitrank.execution.registry import EXECUTORS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec, make_spec
+from bitrank.spec.run_spec import RunSpec
 
 GIB = 2**30
 SMALL, BIG = {"CPU": 4.0, "memory": 8.0 * GIB}, {"CPU": 16.0, "memory": 64.0 * GIB}

@@ -1,9 +1,9 @@
 """PEFT models from rank plans.
 
 The factor on an adapter's output follows from its rank by one scale policy for the whole model
-(:mod:`~bitrank_adapters.scales`); PEFT's ``rank_pattern`` and ``alpha_pattern`` carry it, so stock PEFT loads the
-saved adapter. Adapters are fp32. The base is frozen, its norms compute in fp32, and a newly initialized head is
-trained in full in fp32.
+(:mod:`~bitrank_adapters.scales`); PEFT's ``rank_pattern`` and ``alpha_pattern`` carry it, so stock PEFT loads
+the saved adapter. Adapters are fp32. The base is frozen, its norms compute in fp32, and a newly initialized
+head is trained in full in fp32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_adapters.errors import AdapterError
 from bitrank_adapters.fused.norms import norms_in_fp32
@@ -65,8 +66,8 @@ def attach_lora(
 ) -> PeftModel:
     """Attach LoRA with one rank per matrix; ``heads`` names newly initialized modules to train in full.
 
-    A matrix of rank 0 gets no adapter. Raises :class:`AdapterError` if the plan does not fit the model, or if it
-    has rank 0 everywhere and there is no head to train.
+    A matrix of rank 0 gets no adapter. Raises :class:`AdapterError` if the plan does not fit the model, or if
+    it has rank 0 everywhere and there is no head to train.
     """
     check_ranks(plan, _shapes(model, plan), heads)
     return _attach(model, lora_config(plan, scale, heads), scale, heads, seed)
@@ -75,8 +76,8 @@ def attach_lora(
 def lora_config(plan: RankPlan, scale: AdapterScale, heads: Sequence[str] = ()) -> LoraConfig:
     """PEFT configuration of a rank plan.
 
-    The most frequent rank and its α are the defaults, patterns hold the others. With rank 0 everywhere only the
-    heads train, which PEFT supports through a target that matches no module.
+    The most frequent rank and its α are the defaults, patterns hold the others. With rank 0 everywhere only
+    the heads train, which PEFT supports through a target that matches no module.
     """
     ranks = positive_ranks(plan)
     counted = list(ranks.values()) or [REFERENCE_RANK]
@@ -105,8 +106,8 @@ def attach_adalora(
 ) -> PeftModel:
     """Attach AdaLoRA to the matrices ``names`` for ``total_steps`` optimizer steps in all.
 
-    The scale starts as that of ``schedule.init_r``; :class:`~bitrank_adapters.AdaLoraRanks` changes it with the
-    rank of each matrix.
+    The scale starts as that of ``schedule.init_r``; :class:`~bitrank_adapters.AdaLoraRanks` changes it with
+    the rank of each matrix.
 
     Raises :class:`AdapterError` if the steps leave no pruning between warm-up and freeze.
     """
@@ -179,6 +180,6 @@ def _shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]
     for name, module in model.named_modules():
         if hasattr(module, "in_features") and hasattr(module, "out_features"):
             shapes[name] = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
-        elif type(module).__name__ == "Conv1D":
-            shapes[name] = (int(module.nf), int(module.weight.shape[0]))  # type: ignore[arg-type,union-attr]
+        elif isinstance(module, Conv1D):
+            shapes[name] = (int(module.nf), int(module.nx))
     return shapes

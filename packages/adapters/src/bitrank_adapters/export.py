@@ -2,8 +2,8 @@
 
 An adapter of any kind adds scale · up · down to a matrix. AdaLoRA's factors convert to this form exactly:
 down = Λ Q, up = P. PEFT multiplies AdaLoRA's product by α / (rank + 1e-5) and LoRA's by α/r; the relative
-difference of about 1e-6 is folded into ``up``, so that α/r remains the only scale. Files of runs are bf16; the
-update of each matrix is computed in fp32 from their numbers.
+difference of about 1e-6 is folded into ``up``, so that α/r remains the only scale. Files of runs are bf16;
+the update of each matrix is computed in fp32 from their numbers.
 """
 
 from __future__ import annotations

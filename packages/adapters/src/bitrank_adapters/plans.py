@@ -34,7 +34,8 @@ def positive_ranks(plan: Mapping[str, int]) -> RankPlan:
 
 
 def check_ranks(plan: RankPlan, shapes: Mapping[str, tuple[int, int]], heads: Sequence[str] = ()) -> None:
-    """Raise :class:`AdapterError` if the plan names an unknown matrix, a rank does not fit, or nothing trains.
+    """Raise :class:`AdapterError` if the plan names an unknown matrix, a rank does not fit, or nothing
+    trains.
 
     ``shapes`` maps each matrix to (out, in); a rank fits from 0 (no adapter) to the smaller of both. With
     ``heads`` that are trained in full, a plan may have rank 0 everywhere.

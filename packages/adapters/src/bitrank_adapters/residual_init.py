@@ -12,8 +12,8 @@ error rises, as in LQ-LoRA, and the best round is used, so the error never excee
 adapter. Directions with a zero residual keep the default initialization, and so do all directions of a 16-bit
 matrix.
 
-A has the row norm κ of LoRA's default start and B has the rest: A = κ Vᵀ, B = U Σ/(s κ). With A fixed, one step
-of Adam on B changes the product as much as from the default start, whatever the size of the residual.
+A has the row norm κ of LoRA's default start and B has the rest: A = κ Vᵀ, B = U Σ/(s κ). With A fixed, one
+step of Adam on B changes the product as much as from the default start, whatever the size of the residual.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Scale policies: the factor s on an adapter's output as a function of its rank r.
 
-An adapter adds s · B A to its matrix. With Adam and B = 0, one step changes this product by s · lr · sign(G Aᵀ) A,
-whose first-order effect grows with r at constant s, with √r at s ∝ 1/√r, and not at all at s ∝ 1/r. Every policy
-has the same s at rank 8, so ``at_rank_8`` and the learning rate keep their meaning if the policy changes.
+An adapter adds s · B A to its matrix. With Adam and B = 0, one step changes this product by s · lr · sign(G
+Aᵀ) A, whose first-order effect grows with r at constant s, with √r at s ∝ 1/√r, and not at all at s ∝ 1/r.
+Every policy has the same s at rank 8, so ``at_rank_8`` and the learning rate keep their meaning if the policy
+changes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class AdapterScale:
             raise AdapterError(f"expected one of the scale policies {known}, got {self.policy!r}")
         if not (self.at_rank_8 > 0 and math.isfinite(self.at_rank_8)):
             raise AdapterError(
-                f"expected a positive, finite scale of rank-8 adapters, got {self.at_rank_8}; the default is 2"
+                f"expected a positive, finite scale of rank-8 adapters, got {self.at_rank_8}; the default "
+                "is 2"
             )
 
     def of(self, rank: int) -> float:

@@ -1,7 +1,7 @@
 """The stored form of an adapter: adapters and trained heads train in fp32 and are saved in bf16.
 
-Every number in an adapter's file takes two bytes, heads included: a 16-bit base takes a head in 16 bits when the
-file is loaded, so an fp32 head would be rounded there, after it was evaluated.
+Every number in an adapter's file takes two bytes, heads included: a 16-bit base takes a head in 16 bits when
+the file is loaded, so an fp32 head would be rounded there, after it was evaluated.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ def saved_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 
 
 def adapter_bytes(model: PeftModel) -> int:
-    """Bytes of the adapter in its file: two for each number of adapters and trained heads, at their full rank."""
+    """Bytes of the adapter in its file: two for each number of adapters and trained heads, at their full
+    rank."""
     return STORED_BYTES * sum(p.numel() for p in saved_parameters(model).values())
 
 
 def adapter_memory(model: PeftModel) -> int:
-    """Bytes that the adapter adds to the model in memory: fp32 parameters, heads, and AdaLoRA's rank counts."""
+    """Bytes that the adapter adds to the model in memory: fp32 parameters, heads, and AdaLoRA's rank
+    counts."""
     return sum(
         p.numel() * p.element_size()
         for name, p in model.named_parameters()

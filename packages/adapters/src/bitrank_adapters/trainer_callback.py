@@ -232,7 +232,8 @@ class AdaLoraCallback(TrainerCallback):
 def scale_moments(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]
 ) -> None:
-    """Adapt AdamW's moments to parameters that were multiplied by ``factors``: gradients are divided by them."""
+    """Adapt AdamW's moments to parameters that were multiplied by ``factors``: gradients are divided by
+    them."""
     for name, factor in factors.items():
         state = optimizer.state.get(parameters[name], {})
         for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):

@@ -1,4 +1,5 @@
-"""Sentences on planned arms: each against the config whose bytes it was given, and against the best other arm.
+"""Sentences on planned arms: each against the config whose bytes it was given, and against the best other
+arm.
 
 A planned arm is one whose formats and ranks a planner chose before training (tag ``family`` of its runs). Its
 comparisons with all other arms belong to the task's one family of tests, so choosing the best other arm
@@ -40,7 +41,8 @@ def best_other(task: Evidence, name: str) -> str | None:
 
 
 def pair(task: Evidence, candidate: str, baseline: str) -> pd.Series | None:
-    """The comparison ``candidate`` − ``baseline``, turned around if it was made the other way; None if absent.
+    """The comparison ``candidate`` − ``baseline``, turned around if it was made the other way; None if
+    absent.
 
     Of a row that is turned around, difference, interval and verdict are those of the new direction.
     """

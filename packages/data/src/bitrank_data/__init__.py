@@ -4,6 +4,7 @@ from bitrank_data.assets import ASSETS, Asset, asset_dir
 from bitrank_data.assets import present as asset_present
 from bitrank_data.batches import (
     Batch,
+    Batching,
     evaluation_batches,
     full_batch,
     spread_windows,
@@ -47,6 +48,7 @@ __all__ = [
     "TASKS",
     "Asset",
     "Batch",
+    "Batching",
     "Cutting",
     "DataError",
     "DataKind",

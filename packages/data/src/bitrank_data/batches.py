@@ -10,6 +10,7 @@ run resumes without iterating over past batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,19 +49,32 @@ def training_parts(
     ]  # fmt: skip
 
 
-def training_batches(
-    split: TokenSplit, kind: str, pad_id: int, batch_size: int, seed: int, skip: int = 0, multiple: int = 1,
-    parts: int = 1,
-) -> Iterator[Batch]:  # fmt: skip
-    """Endless batches, epoch after epoch, each split into ``parts`` (see :func:`training_parts`).
+@dataclass(frozen=True)
+class Batching:
+    """Composition and padding of training batches.
+
+    A batch has ``batch_size`` sequences, split into ``parts`` (see :func:`training_parts`). Its width is a
+    ``multiple`` of tokens, filled with ``pad_id``. ``seed`` determines the order.
+    """
+
+    pad_id: int
+    batch_size: int
+    seed: int
+    multiple: int = 1
+    parts: int = 1
+
+
+def training_batches(split: TokenSplit, kind: str, batching: Batching, skip: int = 0) -> Iterator[Batch]:
+    """Endless batches, epoch after epoch, each split into its parts.
 
     The first ``skip`` parts are skipped without being built.
     """
-    per_epoch, width = -(-len(split) // batch_size) * parts, widths(split, multiple)
+    size, seed, parts = batching.batch_size, batching.seed, batching.parts
+    per_epoch, width = -(-len(split) // size) * parts, widths(split, batching.multiple)
     epoch, offset = divmod(skip, per_epoch)
     while True:
-        for indices in training_parts(split.lengths_N, batch_size, seed, epoch, parts)[offset:]:
-            yield collate(split, indices, kind, pad_id, width)
+        for indices in training_parts(split.lengths_N, size, seed, epoch, parts)[offset:]:
+            yield collate(split, indices, kind, batching.pad_id, width)
         epoch, offset = epoch + 1, 0
 
 

@@ -26,7 +26,10 @@ _VALIDATION = 1000
 
 
 def hub_source(name: str, folder: Path | None = None) -> Source:
-    """The hub task ``name``; ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files)."""
+    """The hub task ``name``.
+
+    ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files).
+    """
     task = HUB[name]
     return Source(
         name, task.kind, partial(_fingerprint, name, folder), partial(task.load, folder), task.about
@@ -60,8 +63,8 @@ def _sst2(folder: Path | None) -> Texts:
         parts["validation" if len(parts["validation"]) < wanted else "train"] += group
     trained = {text_key(example.text) for example in train}
     shared = sum(text_key(example.text) in trained for example in test)
-    said = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
-    report = DataReport({"test_texts_in_train": shared}, (said,) if shared else ())
+    note = f"{shared} of {len(test)} test sentences are also in the training data, as in the original"
+    report = DataReport({"test_texts_in_train": shared}, (note,) if shared else ())
     return Texts(CLASSIFICATION, parts, ("negative", "positive"), report)
 
 
@@ -111,8 +114,7 @@ def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
         where = f"the local folder {folder}" if folder else f"{path} on the hub"
         raise DataError(
             f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data "
-            "FOLDER "
-            "(saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
+            "FOLDER (saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
         ) from error
     _check(name, data, columns)
     return data

@@ -110,8 +110,8 @@ def _refuse_ids(train: Sequence[Example], classes: Sequence[str]) -> None:
     if len(classes) > _FEW_CLASSES and texts < 2 * len(classes):
         raise DataError(
             f"{len(classes)} classes have {texts} different training texts, fewer than two each: the labels "
-            f"look like ids or free text (such as {classes[0]!r}). Give another label column, add examples or "
-            "merge classes; for language modelling remove the column 'label'"
+            f"look like ids or free text (such as {classes[0]!r}). Give another label column, add examples "
+            "or merge classes; for language modelling remove the column 'label'"
         )
 
 

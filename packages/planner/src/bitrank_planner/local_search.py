@@ -9,6 +9,7 @@ the pairs by bytes, then look up the cheapest partner that fits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,65 +22,73 @@ _TRIED = 2000  # fours inspected for one whose moves are of different items
 _ROUNDING = 1e-14
 
 
+@dataclass(frozen=True)
+class Relaxed:
+    """Options of an integer program, and the dual solution of its linear relaxation.
+
+    X options of N items under L limits: option x belongs to ``item_X[x]``, costs ``cost_X[x]`` and takes
+    ``rows_LX[:, x]`` of ``limits_L``. ``bound`` is the optimal cost of the relaxation, ``reduced_X`` are the
+    reduced costs at its optimum.
+    """
+
+    item_X: np.ndarray
+    cost_X: np.ndarray
+    reduced_X: np.ndarray
+    rows_LX: np.ndarray
+    limits_L: np.ndarray
+    bound: float
+
+    def slack_L(self, chosen_N: np.ndarray) -> np.ndarray:
+        """What ``chosen_N`` leaves of each limit; negative where it exceeds one."""
+        return self.limits_L - self.rows_LX[:, chosen_N].sum(axis=1)
+
+    def within(self, chosen_N: np.ndarray, gap: float) -> bool:
+        """Whether the cost of ``chosen_N`` is within ``gap`` (relative) of the bound."""
+        return bool(self.cost_X[chosen_N].sum() - self.bound <= gap * abs(self.bound))
+
+
 def exchange(
-    start_N: np.ndarray,
-    bound: float,
-    gap: float,
-    item_X: np.ndarray,
-    cost_X: np.ndarray,
-    reduced_X: np.ndarray,
-    rows_LX: np.ndarray,
-    limits_L: np.ndarray,
-    fours: bool,
-    left: Callable[[], float],
+    start_N: np.ndarray, relaxed: Relaxed, gap: float, fours: bool, left: Callable[[], float]
 ) -> np.ndarray | None:
     """Improve ``start_N`` by exchanges and return one option per item (N indices into X) within the limits.
 
     ``start_N`` may exceed the limits. ``left()`` returns the remaining seconds and is called before each
-    exchange. The search stops if no time remains, if the cost is within ``gap`` (relative) of ``bound``, or
+    exchange. The search stops if no time remains, if the cost is within ``gap`` (relative) of the bound, or
     if no pair lowers the cost and, with ``fours``, no two pairs together do. Returns None if no exchange
     brings ``start_N`` within the limits.
     """
     chosen_N = start_N.copy()
     count = len(start_N) + _MOVES // 2  # includes the chosen options, whose reduced cost is zero
-    tried = np.sort(np.argsort(reduced_X, kind="stable")[:count])
+    tried = np.sort(np.argsort(relaxed.reduced_X, kind="stable")[:count])
     for _ in range(_PASSES):
         if left() <= 0.0:
             break
-        slack_L = limits_L - rows_LX[:, chosen_N].sum(axis=1)
+        slack_L = relaxed.slack_L(chosen_N)
         fits = bool((slack_L >= 0).all())
-        if fits and cost_X[chosen_N].sum() - bound <= gap * abs(bound):
+        if fits and relaxed.within(chosen_N, gap):
             return chosen_N
-        gain = -_ROUNDING * float(np.abs(cost_X[chosen_N]).sum())
-        old = chosen_N[item_X[tried]]
-        pair = _best_pair(
-            item_X[tried], cost_X[tried] - cost_X[old], rows_LX[:, tried] - rows_LX[:, old], slack_L
-        )
-        if fours and fits and (pair is None or pair[1] >= gain):
-            other = np.ones(len(reduced_X), dtype=bool)
-            other[chosen_N] = False
-            few = np.flatnonzero(other)[np.argsort(reduced_X[other], kind="stable")[:_FOUR]]
-            pair, tried_now = _best_four(few, chosen_N, item_X, cost_X, rows_LX, slack_L), few
-        else:
-            tried_now = tried
-        if pair is None or (fits and pair[1] >= gain):
+        gain = -_ROUNDING * float(np.abs(relaxed.cost_X[chosen_N]).sum())
+        moves, tried_now = _best_pair(relaxed, tried, chosen_N, slack_L), tried
+        if fours and fits and (moves is None or moves[1] >= gain):
+            tried_now = _least_reduced(relaxed, chosen_N)
+            moves = _best_four(relaxed, tried_now, chosen_N, slack_L)
+        if moves is None or (fits and moves[1] >= gain):
             return chosen_N if fits else None
-        for option in tried_now[pair[0]]:
-            chosen_N[item_X[option]] = option
-    return chosen_N if _fits(chosen_N, rows_LX, limits_L) else None
+        for option in tried_now[moves[0]]:
+            chosen_N[relaxed.item_X[option]] = option
+    return chosen_N if bool((relaxed.slack_L(chosen_N) >= 0).all()) else None
 
 
-def _fits(chosen_N: np.ndarray, rows_LX: np.ndarray, limits_L: np.ndarray) -> bool:
-    return bool((rows_LX[:, chosen_N].sum(axis=1) <= limits_L).all())
+def _least_reduced(relaxed: Relaxed, chosen_N: np.ndarray) -> np.ndarray:
+    """Options outside ``chosen_N`` with the least reduced cost, at most ``_FOUR`` (indices into X)."""
+    other = np.ones(len(relaxed.reduced_X), dtype=bool)
+    other[chosen_N] = False
+    order = np.argsort(relaxed.reduced_X[other], kind="stable")
+    return np.flatnonzero(other)[order[:_FOUR]]
 
 
 def _best_four(
-    few: np.ndarray,
-    chosen_N: np.ndarray,
-    item_X: np.ndarray,
-    cost_X: np.ndarray,
-    rows_LX: np.ndarray,
-    slack_L: np.ndarray,
+    relaxed: Relaxed, few: np.ndarray, chosen_N: np.ndarray, slack_L: np.ndarray
 ) -> tuple[list[int], float] | None:
     """Up to four moves to options in ``few``, of different items, that fit and lower the cost most.
 
@@ -87,6 +96,7 @@ def _best_four(
     """
     if len(slack_L) != 1:
         return None
+    item_X, cost_X, rows_LX = relaxed.item_X, relaxed.cost_X, relaxed.rows_LX
     old = chosen_N[item_X[few]]
     item_M, change_M, taken_M = item_X[few], cost_X[few] - cost_X[old], rows_LX[0, few] - rows_LX[0, old]
     one_P, other_P = np.triu_indices(len(few), 1)
@@ -117,13 +127,17 @@ def _best_four(
 
 
 def _best_pair(
-    item_M: np.ndarray, change_M: np.ndarray, taken_LM: np.ndarray, slack_L: np.ndarray
+    relaxed: Relaxed, tried: np.ndarray, chosen_N: np.ndarray, slack_L: np.ndarray
 ) -> tuple[list[int], float] | None:
-    """The two moves of different items that fit and change the cost least, and that change in cost.
+    """The two moves to options in ``tried`` that fit and change the cost least, and that change in cost.
 
-    Returns None if no pair fits into ``slack_L``. The chosen options are among the moves and change nothing,
-    so a pair can also be a single move.
+    The moves are of different items. Returns None if no pair fits into ``slack_L``. The chosen options are
+    among the moves and change nothing, so a pair can also be a single move.
     """
+    item_M = relaxed.item_X[tried]
+    old = chosen_N[item_M]
+    change_M = relaxed.cost_X[tried] - relaxed.cost_X[old]
+    taken_LM = relaxed.rows_LX[:, tried] - relaxed.rows_LX[:, old]
     change_MM = change_M[:, None] + change_M
     fits_MM = item_M[:, None] != item_M
     for taken_M, slack in zip(taken_LM, slack_L, strict=True):

@@ -11,10 +11,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One line of a registry, called as its function is.
+    """Entry of a registry; it can be called like its function.
 
-    ``needs`` names the measurement by matrix that the function takes besides: ``importance`` (mean |W ∘ G|), ``norms``
-    (‖W‖_F), ``ratios`` (explained variance of the inputs), ``ranks`` (of a plan) or ``added_loss`` (nats in the low format).
+    ``needs`` names the measurement per matrix that the function takes in addition: ``importance``
+    (mean |W ∘ G|), ``norms`` (‖W‖_F), ``ratios`` (explained variance of the inputs), ``ranks`` (of a plan) or
+    ``added_loss`` (nats in the low format).
     """
 
     function: Callable[..., T]

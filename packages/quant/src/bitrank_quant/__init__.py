@@ -29,6 +29,7 @@ __all__ = [
     "Codebook",
     "CompiledRows",
     "Decode",
+    "Encoding",
     "Family",
     "Float",
     "Footprint",

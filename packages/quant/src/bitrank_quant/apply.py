@@ -94,6 +94,20 @@ def _no_split(_name: str, weight_OI: Tensor, _stored: Callable[[Tensor], Tensor]
     return weight_OI
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """Codes of low-bit matrices.
+
+    ``split`` may replace the weight of each quantized linear layer: it gets the module's name, the (out, in)
+    weight, and a function that maps a weight to the (out, in) matrix that a layer would multiply by after
+    encoding it, and returns the weight to encode. ``encode`` is the quantizer: it maps a module's name, a
+    weight and a format to the tensors that the format stores; None: each backend rounds.
+    """
+
+    split: Split = _no_split
+    encode: Encode | None = None
+
+
 def apply_precision(
     model: nn.Module,
     plan: PrecisionPlan,
@@ -102,8 +116,7 @@ def apply_precision(
     compute_dtype: torch.dtype = torch.bfloat16,
     device: str | None = None,
     fill: Callable[[str], None] = _no_fill,
-    split: Split = _no_split,
-    encode: Encode | None = None,
+    encoding: Encoding | None = None,
 ) -> dict[str, Applied]:
     """Store every matrix that ``plan`` names in its format, in place; return format and backend per module.
 
@@ -111,14 +124,11 @@ def apply_precision(
     :data:`~bitrank_quant.backends.overrides.OVERRIDES`). Quantized layers take and return ``compute_dtype``.
     ``device`` is the final device of the weights, by default that of the first parameter. ``fill`` is called
     with the name of each module just before it is encoded, and may load weights that are still on the
-    ``meta`` device, so that the whole unquantized model is never in memory. ``split`` may replace the weight
-    of each quantized linear layer: it gets the module's name, the (out, in) weight, and a function that maps
-    a weight to the (out, in) matrix a layer would multiply by after encoding it, and returns the weight to
-    encode. ``encode`` is the quantizer of all low-bit matrices: it maps a module's name, a weight and a
-    format to the tensors that the format stores; by default each backend rounds.
+    ``meta`` device, so that the whole unquantized model is never in memory. ``encoding`` determines the codes
+    of low-bit matrices; by default each backend rounds the whole weight.
 
     Raises :class:`QuantError`, before the model changes, for a module that the model lacks, a format or
-    backend that is unavailable or does not fit a matrix, a backend that takes no codes from ``encode``, or a
+    backend that is unavailable or does not fit a matrix, a backend that takes no codes from a quantizer, or a
     tied head whose format differs from its embedding's.
     """
     device = device or next(model.parameters()).device.type
@@ -127,14 +137,15 @@ def apply_precision(
     _check_names(model, formats)
     tied, heads_of, read = tied_modules(model), followers(model), readers_of_weights(model)
     _check_tied(formats, tied)
-    storing = _Storing(override, compute_dtype, split, encode)
+    encoding = encoding or Encoding()
+    storing = _Storing(override, compute_dtype, encoding.split, encoding.encode)
     for matrix in weight_matrices(model):
         alone = matrix.tied_to is None and matrix.role != "embedding" and matrix.name not in heads_of
         if matrix.name in formats and alone and matrix.name not in read:
             fmt = formats[matrix.name]
             backend = storing.backend(fmt, device)
             check_fits(backend, fmt, matrix.shape, matrix.name)
-            if encode is not None and not isinstance(fmt, Float):
+            if encoding.encode is not None and not isinstance(fmt, Float):
                 check_takes_codes(backend, fmt, matrix.shape, matrix.name)
     applied: dict[str, Applied] = {}
     for name, fmt in formats.items():

@@ -2,7 +2,15 @@
 
 # ruff: noqa: F401 - the package takes its names from here
 
-from bitrank_quant.apply import Applied, PrecisionPlan, Split, apply_precision, swap_weights, with_weight
+from bitrank_quant.apply import (
+    Applied,
+    Encoding,
+    PrecisionPlan,
+    Split,
+    apply_precision,
+    swap_weights,
+    with_weight,
+)
 from bitrank_quant.backends.base import Backend, Decode, computes_as
 from bitrank_quant.backends.choose import (
     available_overrides,

@@ -1,4 +1,5 @@
-"""Layers over codes that a quantizer chose: every backend multiplies by the matrix that the codes stand for."""
+"""Layers over codes that a quantizer chose: every backend multiplies by the matrix that the codes stand
+for."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import torch
 from bitrank_quant import (
     BACKENDS,
     FORMATS,
+    Encoding,
     InputMoments,
     QuantError,
     apply_precision,
@@ -59,7 +61,7 @@ def test_a_plan_applied_with_a_quantizer_stores_its_codes(make, name: str, quant
     def encode(_name: str, weight_OI: Tensor, fmt) -> dict[str, Tensor]:
         return quantize(weight_OI, fmt, quantizer)
 
-    apply_precision(model, plan, compute_dtype=torch.float32, encode=encode)
+    apply_precision(model, plan, compute_dtype=torch.float32, encoding=Encoding(encode=encode))
     for matrix in weight_matrices(oracle):
         if matrix.name in plan:
             module = oracle.get_submodule(matrix.name)
@@ -82,7 +84,7 @@ def test_the_split_of_a_residual_start_sees_the_codes_of_the_quantizer(make) -> 
     def encode(_name: str, weight_OI: Tensor, fmt) -> dict[str, Tensor]:
         return quantize(weight_OI, fmt, "search")
 
-    apply_precision(model, {name: "int3-g64"}, compute_dtype=torch.float32, split=split, encode=encode)
+    apply_precision(model, {name: "int3-g64"}, compute_dtype=torch.float32, encoding=Encoding(split, encode))
     weight_OI, stored_OI = seen[name]
     fmt = parse_format("int3-g64")
     shape = (weight_OI.shape[0], weight_OI.shape[1])
@@ -100,7 +102,7 @@ def test_a_library_that_encodes_weights_itself_is_refused_before_the_model_chang
     with pytest.raises(
         QuantError, match=r"quanto encodes weights itself, by rounding; give the quantizer rtn"
     ):
-        apply_precision(model, plan, quant_backend="quanto-int4", encode=encode)
+        apply_precision(model, plan, quant_backend="quanto-int4", encoding=Encoding(encode=encode))
     assert dict(model.named_modules()) == before
 
 

@@ -198,7 +198,7 @@ def test_kernels_return_none_for_unsupported_tensors() -> None:
     parts = fmt.encode(weight)
 
     def call(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        return kernels.affine(codes, parts["scale"], parts["minimum"], 4, 64, (4, 128), dtype)
+        return kernels.affine(codes, (parts["scale"], parts["minimum"]), 4, 64, (4, 128), dtype)
 
     assert call(parts["codes"], torch.bfloat16) is not None
     assert call(parts["codes"], torch.float64) is None
@@ -279,7 +279,7 @@ def test_a_broken_cache_is_built_again(damage: str, tmp_path: Path, monkeypatch:
     assert json.loads(library.with_suffix(".json").read_text())["sha256"]
 
 
-def test_without_a_compiler_torch_decodes_and_the_status_says_so(tmp_path: Path) -> None:
+def test_without_a_compiler_torch_decodes_and_the_status_gives_the_reason(tmp_path: Path) -> None:
     code = DECODE + "print(f.decode(e, (640, 640), torch.bfloat16).sum().item(), kernels_status())"
     output = in_a_process(code, PATH=str(tmp_path), CC="", BITRANK_CACHE=str(tmp_path))
     assert output.startswith(f"{640 * 640:.1f} plain torch decodes low-bit weights")

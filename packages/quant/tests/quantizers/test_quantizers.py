@@ -220,7 +220,7 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
         inverse_factor(input_II)
 
 
-def test_gptq_without_calibration_data_says_what_it_needs() -> None:
+def test_gptq_without_calibration_data_raises_with_the_missing_input() -> None:
     with pytest.raises(QuantError, match="gptq needs the second moments of the inputs"):
         quantize(matrix(), parse_format("int4-g64"), "gptq")
 

@@ -55,6 +55,18 @@ class Task:
     processes: Processes = ALONE
 
 
+@dataclass(frozen=True)
+class _Training:
+    """The objects of one training run that every step reads or changes."""
+
+    model: nn.Module
+    task: Task
+    hook: RankHook
+    settings: TrainSettings
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
 def train(
     model: nn.Module, task: Task, hook: RankHook, settings: TrainSettings, folder: Path, emit: Emit
 ) -> Progress:
@@ -79,6 +91,7 @@ def train(
         )
 
     progress = load_checkpoint(folder, model, optimizer, hook, task.processes, report)
+    state = _Training(model, task, hook, settings, optimizer, progress)
     if progress.step:
         emit({"event": "resumed", "step": progress.step})
     task.processes.agree(list(trainable(model).values()))
@@ -87,9 +100,9 @@ def train(
     passes = Passes(task.objective, task.device, settings.micro_tokens, scaling, emit, task.processes)
     model.train()
     while progress.step < settings.steps:
-        logs = _step(model, passes, scaling, hook, settings, optimizer, batches, progress)
+        logs = _step(state, passes, scaling, batches)
         _watch(progress, logs)
-        _after(model, task, hook, settings, optimizer, folder, progress, logs, emit)
+        _after(state, logs, folder, emit)
     if progress.best_step:
         load_weights(model, best_weights(folder, progress))
     if task.processes.first:
@@ -97,23 +110,15 @@ def train(
     return progress
 
 
-def _step(
-    model: nn.Module,
-    passes: Passes,
-    scaling: Scaling,
-    hook: RankHook,
-    settings: TrainSettings,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
-    progress: Progress,
-) -> dict[str, float]:
+def _step(state: _Training, passes: Passes, scaling: Scaling, batches: Iterator[Batch]) -> dict[str, float]:
     """Do one optimizer step and return its metrics."""
+    hook, settings, optimizer, progress = state.hook, state.settings, state.optimizer, state.progress
     speed = Throughput()
     progress.step += 1
     rate = settings.rate(progress.step)
     with speed:
         step_batches = [next(batches) for _ in range(settings.accumulation)]
-        loss = passes.gradient(model, step_batches, progress)
+        loss = passes.gradient(state.model, step_batches, progress)
         speed.tokens += sum(int(batch["attention_mask"].sum()) for batch in step_batches)
         penalty = _add_penalty(hook, scaling)
         grad_norm = scaling.clip(settings.clip)
@@ -121,7 +126,7 @@ def _step(
             group["lr"] = rate
         figures = scaling.step(progress, grad_norm)
         hook.after_step(progress.step)
-        follow(model, optimizer, hook)
+        follow(state.model, optimizer, hook)
         optimizer.zero_grad(set_to_none=True)
     progress.tokens += speed.tokens
     progress.seconds += speed.seconds
@@ -154,18 +159,10 @@ def _watch(progress: Progress, logs: dict[str, float]) -> None:
         )
 
 
-def _after(
-    model: nn.Module,
-    task: Task,
-    hook: RankHook,
-    settings: TrainSettings,
-    optimizer: torch.optim.Optimizer,
-    folder: Path,
-    progress: Progress,
-    logs: dict[str, float],
-    emit: Emit,
-) -> None:
+def _after(state: _Training, logs: dict[str, float], folder: Path, emit: Emit) -> None:
     """Log, validate, keep the best weights and write a checkpoint, each when due."""
+    model, task, hook = state.model, state.task, state.hook
+    settings, progress = state.settings, state.progress
     step, last = progress.step, progress.step == settings.steps
     if step == 1 or last or step % settings.log_every == 0:
         ranks = hook.ranks()
@@ -195,7 +192,7 @@ def _after(
         if hook.settled(step):
             _keep_best(model, task, folder, progress, metrics)
     if last or step % settings.checkpoint_every == 0:
-        save_checkpoint(folder, model, optimizer, hook, progress, task.processes)
+        save_checkpoint(folder, model, state.optimizer, hook, progress, task.processes)
         emit({"event": "checkpoint", "step": step})
 
 

@@ -88,7 +88,7 @@ def run_all(
         waiting = deque(_tasks(jobs, tracker, cluster))
         # Twice the capacity: half of the runs wait in Ray's queue, so that no machine is idle.
         slots = how.jobs or 2 * max(capacity(task.need, cluster.machines) for task in waiting)
-        running, elsewhere = list[_Task](), list[_Task]()
+        running, locked = list[_Task](), list[_Task]()
         with Signals() as stop:
             try:
                 while waiting or running:
@@ -100,13 +100,13 @@ def run_all(
                         again = _handle_messages(task, cluster, tracker, how.retries, changed)
                         if task.over:
                             running.remove(task)
-                            if task.job.status == "elsewhere" and not task.last_try:
-                                elsewhere.append(_Task(task.job, task.order, task.need, last_try=True))
+                            if task.job.status == "locked" and not task.last_try:
+                                locked.append(_Task(task.job, task.order, task.need, last_try=True))
                         waiting.extendleft([again] if again else [])
                     changed(None)
                     stop.check()
                     if not (waiting or running):
-                        waiting, elsewhere = deque(elsewhere), []
+                        waiting, locked = deque(locked), []
             except Interrupted:
                 _stop(running, cluster, tracker)
                 raise

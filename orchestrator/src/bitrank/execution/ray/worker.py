@@ -66,7 +66,7 @@ def work(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         yield from _work(order)
     except RunHeldElsewhere as error:
-        yield {"ended": "elsewhere", "message": str(error)}
+        yield {"ended": "locked", "message": str(error)}
     except Interrupted:
         return
     except ValueError as error:

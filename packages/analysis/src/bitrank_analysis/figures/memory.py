@@ -22,9 +22,9 @@ _MIB = 2**20
 def memory_parts(evidence: Evidence) -> pd.DataFrame:
     """MiB per arm (mean over seeds) and part; columns config, part, mib.
 
-    Imports are measured. Base weights are the stored bytes. Adapters are fp32 in memory; AdamW keeps two fp32 numbers
-    per trainable parameter. The rest is the measured peak minus these parts: gradients, activations and
-    buffers of libraries.
+    Imports are measured. Base weights are the stored bytes. Adapters are fp32 in memory; AdamW keeps two fp32
+    numbers per trainable parameter. The rest is the measured peak minus these parts: gradients, activations
+    and buffers of libraries.
     """
     columns = ["peak_mib", "import_mib", "model_mib", "adapter_params"]
     means = evidence.measured(*columns).groupby("config")[columns].mean()

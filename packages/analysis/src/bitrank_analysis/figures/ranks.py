@@ -143,7 +143,6 @@ def rank_layers(evidence: Evidence) -> Figure:
             "expected ranks of matrices in numbered layers, got none; was the adapter attached outside the "
             "layers?"
         )
-    arms, half = adaptive(evidence), lines["layer"].max() / 2
     labels = labels_of(lines, "layer", "rank", evidence.configs)
     numbers = _some(sorted(int(layer) for layer in lines["layer"].unique()), 8)
     chart = (
@@ -159,23 +158,25 @@ def rank_layers(evidence: Evidence) -> Figure:
         )
         .properties(width=COLUMN, height=190)
     )
-    title = "No arm moved its ranks: each layer keeps what the plan gave it"
-    if arms:
-        moved = lines.query("config in @arms")
-        late, early = (
-            moved[moved["layer"] > half]["rank"].mean(),
-            moved[moved["layer"] <= half]["rank"].mean(),
-        )
-        title = (
-            f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and "
-            f"{late:.1f} in the second"
-        )
     return Figure(
         "rank-layers",
-        title,
+        _layers_title(lines, adaptive(evidence)),
         chart,
         f"{evidence.task}: final rank, mean over the matrices of a layer and over seeds; "
         "equal lines are drawn as one.",
+    )
+
+
+def _layers_title(lines: pd.DataFrame, arms: list[str]) -> str:
+    """Mean final rank of adaptive ``arms`` in the first and the second half of the layers."""
+    if not arms:
+        return "No arm moved its ranks: each layer keeps the rank of the plan"
+    moved, half = lines.query("config in @arms"), lines["layer"].max() / 2
+    early = moved[moved["layer"] <= half]["rank"].mean()
+    late = moved[moved["layer"] > half]["rank"].mean()
+    return (
+        f"Adaptive arms end with a mean rank of {early:.1f} in the first half of the layers and "
+        f"{late:.1f} in the second"
     )
 
 

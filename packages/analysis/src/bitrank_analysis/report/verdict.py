@@ -27,7 +27,8 @@ _VERBS = {claim: ("differs", "differ") if claim == DIFFERS else ("is ", "are ") 
 
 
 def verdict(evidence: Sequence[Evidence]) -> list[str]:
-    """One line per planned arm, then one per task and baseline, from the paired comparisons; then their power."""
+    """One line per planned arm, then one per task and baseline, from the paired comparisons; then their
+    power."""
     planned = [sentence for task in evidence for sentence in planned_sentences(task)]
     lines = [_against(task, baseline) for task in evidence for baseline in BASELINES]
     return [*planned, *lines, _how_sure(evidence)]

@@ -38,7 +38,7 @@ def edges_high(matrices: Sequence[Item], high: str, low: str) -> dict[str, str]:
     layers = {matrix.layer for matrix in matrices if matrix.layer is not None}
     if len(layers) < 3:
         raise PlanError(
-            "edges_high tells outer layers from inner ones: expected three layers or more, got "
+            "edges_high distinguishes outer layers from inner ones: expected three layers or more, got "
             f"{len(layers)}; use all_in"
         )
     return _where(matrices, high, low, [matrix.layer in (min(layers), max(layers)) for matrix in matrices])

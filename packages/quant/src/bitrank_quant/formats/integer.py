@@ -131,8 +131,7 @@ class Affine:
         scale_G, minimum_G = self.read_scales(tensors)
         made = kernels.affine(
             tensors["codes"],
-            scale_G,
-            minimum_G,
+            (scale_G, minimum_G),
             self.bits,
             self.block,
             shape,

@@ -27,6 +27,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _PARALLEL_FROM = 1 << 17  # below this number of weights a second thread costs more than it saves
 Scratch = Callable[[tuple[int, int], torch.dtype], Tensor] | None
 """(shape, dtype) → the contiguous CPU tensor to decode into; None: allocate a new one."""
+Affine = tuple[Tensor, Tensor]
+"""Scale and minimum of each group of weights, bf16 (G)."""
 Nested = tuple[Tensor, Tensor, Tensor, Tensor]
 """8-bit scales: codes, code book of 256 fp32 entries, one fp32 outer scale per 256 codes, fp32 offset."""
 _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -42,8 +44,7 @@ _ARGUMENTS = {
 
 def affine(
     codes: Tensor,
-    scale_G: Tensor,
-    minimum_G: Tensor,
+    groups: Affine,
     bits: int,
     block: int,
     shape: tuple[int, int],
@@ -52,14 +53,15 @@ def affine(
 ) -> Tensor | None:
     """``code · scale + minimum``, (rows, columns) = ``shape``.
 
-    ``codes`` are packed by :mod:`~bitrank_quant.packing`; scale and minimum are bf16, one per block of a row.
+    ``codes`` are packed by :mod:`~bitrank_quant.packing`; ``groups`` are scale and minimum of each block of a
+    row.
     """
-    rows, columns = shape
-    groups = rows * -(-columns // block)
-    count = packed_bytes(groups * block, bits)
-    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(scale_G, torch.bfloat16, groups)):
+    (scale_G, minimum_G), (rows, columns) = groups, shape
+    blocks = rows * -(-columns // block)
+    count = packed_bytes(blocks * block, bits)
+    if not (_ready(dtype) and _fits(codes, torch.uint8, count) and _fits(scale_G, torch.bfloat16, blocks)):
         return None
-    if not _fits(minimum_G, torch.bfloat16, groups):
+    if not _fits(minimum_G, torch.bfloat16, blocks):
         return None
     given = codes.data_ptr(), count, bits, scale_G.data_ptr(), minimum_G.data_ptr(), block, rows, columns
     return _call("bitrank_affine", shape, dtype, scratch, *given)

@@ -1,5 +1,5 @@
-"""Errors of every matrix in every format, from one sweep: stored bytes, weight errors, added loss, and the part
-of it that rank can repair.
+"""Errors of every matrix in every format, from one sweep: stored bytes, weight errors, added loss, and the
+part of it that rank can repair.
 
 With Δ = Ŵ − W, Ŵ by the quantizer, and ``row`` and ``column`` from :mod:`~bitrank_quant.sensitivity.moments`:
 

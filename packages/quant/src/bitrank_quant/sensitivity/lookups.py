@@ -31,7 +31,8 @@ class Lookups:
         self._kept_grad: list[Tensor] = []
 
     def looked_up(self, ids_N: Tensor, rows: Tensor, counted: Callable[[Tensor], Tensor]) -> Tensor:
-        """Count the ``ids_N`` that ``counted`` leaves; return ``rows`` as the leaf of a new autograd graph."""
+        """Count the ``ids_N`` that ``counted`` leaves; return ``rows`` as the leaf of a new autograd
+        graph."""
         ids_N = counted(ids_N)
         self.counts_V += torch.bincount(ids_N.cpu(), minlength=len(self.counts_V)).float()
         self.positions += len(ids_N)

@@ -71,8 +71,8 @@ class Moments:
         return [*pairs, (self.head_row_O, self.head_column_I)] if len(self.head_row_O) else pairs
 
     def quantizer_inputs(self) -> InputMoments:
-        """The mean squares of the inputs for a quantizer: of a table those of the head that shares it, and ones
-        if there is none, because columns of a row that is only looked up are added to nothing."""
+        """The mean squares of the inputs for a quantizer: of a table those of the head that shares it, and
+        ones if there is none, because columns of a row that is only looked up are added to nothing."""
         if len(self.head_column_I):
             return InputMoments(self.head_column_I)
         looked_up = len(self.input_K) == 0

@@ -38,7 +38,7 @@ def register_attention(rows: Rows | None = None) -> str:
     return NAME
 
 
-def attention(
+def attention(  # noqa: PLR0913 - transformers calls it with these arguments
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -63,7 +63,7 @@ def attention(
     return textbook(module, query, key, value, attention_mask, scaling, dropout, rows), None
 
 
-def textbook(
+def textbook(  # noqa: PLR0913 - the arguments of attention() again
     module: nn.Module,
     query: Tensor,
     key: Tensor,

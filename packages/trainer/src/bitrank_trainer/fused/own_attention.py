@@ -48,7 +48,7 @@ _QUERIES, _KEYS, _WIDTH = 3, 5, 8  # sizes of the random test inputs
 _tried: WeakKeyDictionary[nn.Module, bool] = (
     WeakKeyDictionary()
 )  # per module: whether the plain formula equals its own attention
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class OwnAttention(UserWarning):
@@ -141,6 +141,6 @@ def _is_plain(module: nn.Module, heads: int, shared: int, plain: Attend) -> bool
 
 def _say(what: str) -> None:
     """Warn once per process and message."""
-    if what not in _said:
-        _said.add(what)
+    if what not in _warned:
+        _warned.add(what)
         warnings.warn(what, OwnAttention, stacklevel=4)

@@ -43,7 +43,8 @@ def fuse_rotary(model: nn.Module, rows: Rows) -> None:
         # Code outside transformers may use the same name for another rotation.
         ours = forward.__func__.__globals__.get("__name__", "").startswith("transformers.models.")
         if ours and _NAME in forward.__func__.__code__.co_names:
-            module.forward = MethodType(_with_own(forward.__func__, rows), module)  # type: ignore[method-assign]
+            own = MethodType(_with_own(forward.__func__, rows), module)
+            module.forward = own  # type: ignore[method-assign]
 
 
 def _with_own(forward: FunctionType, rows: Rows) -> FunctionType:

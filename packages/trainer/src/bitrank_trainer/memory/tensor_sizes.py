@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.fused.lm_head import block_positions, split_head
@@ -117,4 +118,4 @@ def _features(module: Any) -> tuple[int, int] | None:
     """(out, in) of a linear layer of any class; None for other modules."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.out_features), int(module.in_features)
-    return (int(module.nf), int(module.nx)) if type(module).__name__ == "Conv1D" else None
+    return (int(module.nf), int(module.nx)) if isinstance(module, Conv1D) else None

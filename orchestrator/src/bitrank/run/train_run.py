@@ -29,12 +29,10 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.data(data.report)
     config = config_of_run(spec, folder, record)
     settings = settings_for(spec, len(data.task.splits["train"]), device, dtype)
-    built = build_model(
-        spec, compute, config, data.task.classes, settings.steps, record=record, processes=processes
-    )
+    built = build_model(spec, compute, config, data.task.classes, settings.steps, record=record)
     model, hook = built.model, built.hook
     record.ready()
-    settings, data = tensor_safe(settings, data, spec, model, built.applied, device, record.emit)
+    settings, data = tensor_safe(settings, data, spec, compute, model, built.applied, record.emit)
     objective = objective_of(spec)
 
     def evaluate_on(split: TokenSplit) -> Evaluation:
@@ -48,7 +46,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     task = Task(
         objective, data.train_batches, lambda: evaluate_on(data.validation).metrics, device, processes
     )
-    settings = within_limit(settings, spec, model, objective, data, device, folder, processes)
+    settings = within_limit(settings, spec, compute, model, data, task, folder)
     progress = train(model, task, hook, settings, folder / "checkpoint", record.emit)
     record.phase("testing")
     record.adapter(hook)

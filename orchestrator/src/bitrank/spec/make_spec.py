@@ -1,0 +1,111 @@
+"""Make the spec of a run from a profile, a config or plan, a task, and settings; check its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from bitrank_data import HUB_TASKS, open_task
+
+from bitrank.errors import UserError, unknown
+from bitrank.spec.configs import Arm, PlannedArm, find_arm
+from bitrank.spec.inits import INITS, PLANNED_INITS
+from bitrank.spec.inputs import data_digest, located, model_digest
+from bitrank.spec.plan_file import valid_plan
+from bitrank.spec.profiles import Profile
+from bitrank.spec.run_spec import DIGESTS, TUNED, RunSpec, is_path
+
+# `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
+_FIXED = {"config", "task", "profile", "kind", "arm", *DIGESTS}
+SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
+
+
+def make_spec(
+    profile: Profile, config: str, task: str, overrides: Mapping[str, Any] | None = None
+) -> RunSpec:
+    """Make the spec of one run from the profile's defaults for this kind of task and ``overrides``.
+
+    Raises :class:`UserError` (or the data package's error) for an unknown config, task or key, or a value out
+    of range.
+    """
+    from bitrank.spec.validation import validate
+
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key in given:
+        if key not in SETTABLE:
+            raise unknown("key", key, SETTABLE)
+    # Validate before opening paths: text that cannot be a path would raise an error of the operating system.
+    validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
+    task = located(task) if is_path(task) else task
+    given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
+    check_data(given.get("data"), [task])
+    source = open_task(task, given.get("data"))
+    plan = given.get("plan")
+    name = Path(plan).stem if plan else config
+    planned = _fields_of_plan(Path(plan)) if plan else {}
+    tuned = {key: given[key] for key in TUNED if given.get(key, False) is not False}
+    arm = find_arm(config, plan, tuned)
+    chosen = {**profile.fields_for(source.kind, task), **planned, **_fields_of_arm(arm), **given}
+    if "steps" in given and "epochs" not in given:
+        chosen["epochs"] = None
+    if "epochs" in given and "steps" not in given:
+        chosen["steps"] = None
+    _check_planned_init(name, arm, chosen)
+    chosen["data_digest"] = data_digest(task, chosen.get("data"))
+    chosen["model_digest"] = model_digest(chosen["model"])
+    data = arm.as_data()
+    return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
+
+
+def _fields_of_arm(arm: Arm) -> dict[str, Any]:
+    """Fields of a spec whose defaults the request of a planned arm sets."""
+    return {"init": arm.init, "quantizer": arm.quantizer} if isinstance(arm, PlannedArm) else {}
+
+
+def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for an initialization whose benefit no planner predicts."""
+    init = chosen.get("init", "default")
+    if isinstance(arm, PlannedArm) and init in INITS and init not in PLANNED_INITS:
+        raise UserError(
+            f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got "
+            f"{init}"
+        )
+
+
+def _fields_of_plan(path: Path) -> dict[str, Any]:
+    """The fields of a spec whose defaults a plan file sets."""
+    data = valid_plan(path)
+    return {"init": data.get("init", "default"), "quantizer": data.get("quantizer", "rtn")}
+
+
+def check(spec: RunSpec) -> RunSpec:
+    """Return ``spec``. Raises :class:`UserError` for an invalid value or contradicting fields."""
+    # Imported here: a run's own process does not validate, and pydantic would increase its measured memory.
+    from bitrank.spec.validation import validate
+
+    validate(RunSpec, vars(spec))
+    _check_processes(spec)
+    if (spec.steps is None) == (spec.epochs is None):
+        raise UserError(f"give steps or epochs, not both; got steps={spec.steps} and epochs={spec.epochs}")
+    return spec
+
+
+def _check_processes(spec: RunSpec) -> None:
+    if spec.processes > spec.batch_size:
+        raise UserError(
+            f"{spec.processes} processes cannot share the {spec.batch_size} sequences of a batch: some would "
+            f"have none; give {spec.batch_size} processes or fewer, or a larger batch_size"
+        )
+    if spec.shard and spec.processes == 1:
+        raise UserError("shard splits the base over several processes: expected processes=2 or more, got 1")
+
+
+def check_data(data: str | None, tasks: list[str]) -> None:
+    """Raise :class:`UserError` for a data folder that no task reads: the user expects it to be used."""
+    if data is not None and not set(tasks) & set(HUB_TASKS):
+        raise UserError(
+            f"data={data} is not used by these tasks; it is a local folder for {' or '.join(HUB_TASKS)}. "
+            "Remove it, or give your own file as the task"
+        )

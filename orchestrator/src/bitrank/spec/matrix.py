@@ -1,0 +1,41 @@
+"""The study matrix as a list of specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bitrank_data import HUB_TASKS
+
+from bitrank.errors import UserError
+from bitrank.spec.make_spec import check, check_data, make_spec
+from bitrank.spec.profiles import Profile
+from bitrank.spec.run_spec import RunSpec
+
+
+def matrix(
+    profile: Profile, configs: list[str], tasks: list[str], seeds: list[int], overrides: Mapping[str, Any]
+) -> list[RunSpec]:
+    """Return the specs of all runs of the study, ordered by task, seed and config, without duplicates.
+
+    ``data`` applies only to tasks that read it. Raises :class:`UserError` as :func:`make_spec` does, if no
+    task reads ``data``, and if there is no config, task or seed.
+    """
+    for name, values in (("config", configs), ("task", tasks), ("seed", seeds)):
+        if not values:
+            raise UserError(f"expected at least one {name}, got none")
+    check_data(overrides.get("data"), tasks)
+    made = {}
+    for task in tasks:
+        reads = task in HUB_TASKS
+        given = {key: value for key, value in overrides.items() if key != "data" or reads}
+        for config in configs:
+            made[task, config] = make_spec(profile, config, task, given)
+    specs = [
+        check(replace(made[task, config], seed=seed))
+        for task in tasks
+        for seed in seeds
+        for config in configs
+    ]
+    return list({spec.spec_id: spec for spec in specs}.values())
