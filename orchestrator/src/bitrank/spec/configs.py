@@ -103,7 +103,14 @@ CONFIGS: dict[str, Arm] = {
         "joint",
         "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
-    "Plan-Q4": PlannedArm("exact", "=B-Q4", "joint exact plan of bits and ranks in the bytes of B-Q4"),
+    # Without rank 0: costs hold what rank repairs and not what it learns, and a model whose quantization loses
+    # nothing would get no adapter at all.
+    "Plan-Q4": PlannedArm(
+        "exact",
+        "=B-Q4",
+        "joint exact plan of bits and ranks in the bytes of B-Q4",
+        ranks=(2, 4, 8, 12, 16, 24, 32, 48, 64),
+    ),
 }
 
 
