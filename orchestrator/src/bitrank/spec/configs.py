@@ -103,8 +103,8 @@ CONFIGS: dict[str, Arm] = {
         "joint",
         "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
-    # Without rank 0: costs hold what rank repairs and not what it learns, and a model whose quantization loses
-    # nothing would get no adapter at all.
+    # Without rank 0: costs hold what rank repairs and not what it learns, so a model that loses nothing by
+    # quantization would get no adapter at all.
     "Plan-Q4": PlannedArm(
         "exact",
         "=B-Q4",
