@@ -207,7 +207,7 @@ def _quantized():
         (lambda: torch.nn.Linear(4, 4), "expected a transformers model, a name or a folder, got Linear"),
         (
             lambda: LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1)),
-            "give its tokenizer",
+            "give tokenizer=",
         ),
     ],
 )
