@@ -72,13 +72,23 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    names = planner_names()
-    if request.planner not in names:
-        raise unknown("planner", request.planner, names)
+    check_planner(request.planner)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
-    budget = parse_budget(request.budget, sizes)
+    parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
     tables = measure(spec, on_progress, measured_formats(request.choices.formats))
+    return plan_from_tables(spec, request, sizes, tables, on_progress)
+
+
+def plan_from_tables(
+    spec: RunSpec,
+    request: PlanRequest,
+    sizes: Sizes,
+    tables: Tables,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> PlanResult:
+    """Build the problem from measured ``tables`` and solve it; raises the errors of :func:`make_plan`."""
+    budget = parse_budget(request.budget, sizes)
     problem, calibrating = _problem(tables, sizes, budget, request), 0.0
     if by_cost(request.planner):
         problem, calibrating = calibrate_costs(
@@ -98,6 +108,13 @@ def make_plan(
     return PlanResult(
         replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
     )
+
+
+def check_planner(name: str) -> None:
+    """Raise :class:`UserError` unless a planner is called ``name``."""
+    names = planner_names()
+    if name not in names:
+        raise unknown("planner", name, names)
 
 
 def _check_trainable(plan: Plan, sizes: Sizes) -> None:
