@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
-from bitrank.cli.help import formats, list_names, planners, quantizers
+from bitrank.cli.help import formats, list_names, planners, quantizers, runtimes, ties
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   bitrank run --plan plan.json --task wiki_articles                      train with the saved plan
   bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
   bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64:16
+  bitrank plan --task wiki_articles --budget 4.5bits --for mlx --tie qkv,gate-up --max-rank 16
   bitrank plan --model llama-70b/config.json --budget 40GB               exact sizes, sensitivities by prior
 A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter with adapters included
 (4.25bits), or the bytes of a config (=B-Q4)."""
@@ -60,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FORMAT[:RANK]",
         help="fix matrices with PART in their name",
     )
+    _add_restrictions(parser)
     parser.add_argument("--max-trainable", type=whole(1, 10**15), help="maximum trainable parameters")
     parser.add_argument(
         "--init",
@@ -74,6 +76,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     list_names(quantizer, quantizers)
     _add_effort(parser)
     _add_output(parser)
+
+
+def _add_restrictions(parser: argparse.ArgumentParser) -> None:
+    """Add the restrictions of the runtime that will execute the model."""
+    parser.add_argument(
+        "--max-rank", type=whole(0, 2**16), help="largest rank; some runtimes pad all adapters to the largest"
+    )
+    tie = parser.add_argument(
+        "--tie",
+        type=comma_separated,
+        help="matrices that a runtime fuses share one format, each with its own rank; comma-separated",
+    )
+    list_names(tie, ties)
+    runtime = parser.add_argument(
+        "--for",
+        dest="runtime",
+        default="any",
+        metavar="RUNTIME",
+        help="only formats that this runtime can store in the planned bytes (default: any); one of",
+    )
+    list_names(runtime, runtimes)
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:

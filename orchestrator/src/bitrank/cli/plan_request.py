@@ -53,6 +53,8 @@ def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
         arguments.evaluations,
         arguments.steps,
         arguments.seconds,
+        tuple(dict.fromkeys(arguments.tie or ())),
+        arguments.runtime,
     )
 
 
@@ -64,10 +66,12 @@ def print_progress(step: str) -> None:
 
 def _choices(arguments: argparse.Namespace) -> Choices:
     from bitrank.planning.costs import FORMATS, Choices
+    from bitrank.planning.restrictions import formats_for, limit_rank
 
-    formats = tuple(arguments.formats or FORMATS)
+    formats = formats_for(arguments.runtime, arguments.formats, FORMATS)
     given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
-    return Choices(formats, given, repairs=INITS[arguments.init].residual)
+    choices = Choices(formats, given, repairs=INITS[arguments.init].residual)
+    return limit_rank(choices, arguments.max_rank)
 
 
 def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -60,7 +60,7 @@ def measured_curve(
     A budget without a plan is a point with an error; the others are planned. Raises :class:`UserError` for an
     unknown planner, and for a text that denotes no budget, before anything is measured.
     """
-    check_planner(request.planner)
+    check_planner(request.planner, request.ties)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     nbytes = {text: parse_budget(text, sizes) for text in budgets}

@@ -5,7 +5,7 @@ Sizes are exact; sensitivities come from the prior in :mod:`bitrank.planning.pri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitrank_planner import Effort, Item, Option, Plan, Problem
@@ -16,9 +16,10 @@ from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
 from bitrank.planning.costs import Choices, adaptable
-from bitrank.planning.make_plan import PlanRequest, match_pins
+from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
+from bitrank.planning.restrictions import restricted
 from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
@@ -88,7 +89,10 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
         raise UserError(
             f"a plan from a config.json needs one of the planners {', '.join(able)}; got {request.planner!r}"
         )
+    check_planner(request.planner, request.ties)
     problem, sizes = outlined_problem(spec, request.budget, request.choices)
+    problem = replace(problem, max_trainable=request.max_trainable)
+    problem = restricted(problem, request.runtime, request.ties)
     problem = problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
     # These planners read the problem alone.
     plan = plan_by(request.planner, problem, None, Effort(request.seconds))  # type: ignore[arg-type]
