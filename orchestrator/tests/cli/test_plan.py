@@ -14,7 +14,8 @@ from bitrank.planning.budget import sizes_of
 from bitrank.planning.costs import RANKS, Choices
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
-from bitrank_planner import Plan
+from bitrank_planner import Plan, PlanError
+from bitrank_quant import WeightMatrix
 
 SMOKE = ("--profile", "smoke", "--ranks", "2,4,8")
 
@@ -228,8 +229,13 @@ def test_rank_zero_everywhere_is_an_error_where_nothing_else_trains(capsys: Any)
     assert planned(capsys, "--task", "toy_sentences", *arguments)["ranks"] == {}
 
 
-def test_default_ranks_have_zero_only_where_rank_has_a_value() -> None:
-    assert 0 in RANKS and Choices(repairs=True).offered_ranks == RANKS
-    assert Choices(repairs=False, eta=0.1).offered_ranks == RANKS
-    assert Choices(repairs=False).offered_ranks == RANKS[1:]
-    assert Choices(ranks=(0, 4), repairs=False).offered_ranks == (0, 4)
+def test_default_ranks_give_every_block_matrix_an_adapter() -> None:
+    assert min(RANKS) == 4 and Choices().offered_ranks == RANKS
+    assert Choices(ranks=(0, 2)).offered_ranks == (0, 2)
+
+
+def test_a_matrix_below_every_default_rank_gets_none_but_given_ranks_must_fit() -> None:
+    gate = WeightMatrix("layers.0.gate", "ffn", 0, (2, 64))
+    assert Choices().ranks_of(gate) == [0]
+    with pytest.raises(PlanError, match=r"no rank of \(4, 8\) fits layers\.0\.gate of shape \(2, 64\)"):
+        Choices(ranks=(4, 8)).ranks_of(gate)

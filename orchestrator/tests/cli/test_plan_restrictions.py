@@ -33,8 +33,9 @@ def planned(capsys: Any, *arguments: str) -> dict[str, Any]:
 
 
 def test_tied_matrices_share_a_format_and_the_plan_costs_no_less(model: tuple[str, str], capsys: Any) -> None:
-    free = planned(capsys, *model, "--budget", "5.3bits")
-    tied = planned(capsys, *model, "--budget", "5.3bits", "--tie", "qkv,gate-up")
+    arguments = (*model, "--budget", "5.3bits", "--ranks", "4,8")
+    free = planned(capsys, *arguments)
+    tied = planned(capsys, *arguments, "--tie", "qkv,gate-up")
     assert tied["predicted_added_loss"] >= free["predicted_added_loss"] * (1 - 1e-6)
     for layer in range(3):
         block = f"model.layers.{layer}"
@@ -45,15 +46,18 @@ def test_tied_matrices_share_a_format_and_the_plan_costs_no_less(model: tuple[st
 
 
 def test_a_runtime_and_a_largest_rank_restrict_the_plan(model: tuple[str, str], capsys: Any) -> None:
-    data = planned(capsys, *model, "--budget", "7bits", "--for", "gguf", "--max-rank", "4")
+    data = planned(capsys, *model, "--budget", "9bits", "--for", "gguf", "--max-rank", "4")
     assert set(data["precision"].values()) <= {"int4-g32", "int5-g32", "bf16"}
     assert max(data["ranks"].values()) <= 4
 
 
 def test_the_limit_on_trained_numbers_holds_for_a_config_alone(model: tuple[str, str], capsys: Any) -> None:
-    limited = planned(capsys, *model, "--budget", "7bits", "--max-trainable", "2000")
-    free = planned(capsys, *model, "--budget", "7bits")
-    assert 0 < limited["trainable"] <= 2000 < free["trainable"]
+    """Rank 4 everywhere trains 3 × 4 × (2 × 256 + 2 × 192 + 3 × 384) numbers."""
+    arguments = ("plan", *model, "--budget", "9bits", "--ranks", "4,8", "--max-trainable")
+    assert main([*arguments, "24575"]) == 2
+    assert "every plan has 24,576 or more" in capsys.readouterr().err
+    assert main([*arguments, "24576", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trainable"] == 24_576
 
 
 def test_conflicts_are_rejected(model: tuple[str, str], capsys: Any) -> None:

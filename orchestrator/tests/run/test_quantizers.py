@@ -18,6 +18,7 @@ from bitrank.run.record import Record
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.make_spec import make_spec
+from bitrank.spec.plan_file import check_plan_data
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import (
@@ -43,12 +44,11 @@ def plan_of(spec: RunSpec, fmt: str = "int3-g64") -> dict[str, Any]:
     compute = Compute.of(spec)
     loaded = open_model(spec, 2, compute.device, compute.dtype)
     free = [m for m in weight_matrices(loaded.model) if m.tied_to is None]
-    return {
+    plan = {
         "precision": {m.name: fmt for m in free if m.name not in loaded.trained_modules},
         "ranks": {m.name: 4 for m in block_matrices(loaded.model)},
-        "shapes": {},
-        "adaptive": {},
     }
+    return check_plan_data(plan, "the test's plan")
 
 
 def built(spec: RunSpec, plan: dict[str, Any], record: Record | None = None) -> Any:

@@ -53,7 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--formats", type=comma_separated, help="formats to choose from, comma-separated"
     )
     list_names(choice, formats)
-    parser.add_argument("--ranks", type=ranks, help="ranks to choose from, comma-separated; 0: no adapter")
+    parser.add_argument(
+        "--ranks",
+        type=ranks,
+        help="ranks to choose from, comma-separated; 0: no adapter (default: 4 to 64)",
+    )
     parser.add_argument(
         "--pin",
         action="append",

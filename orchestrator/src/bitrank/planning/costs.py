@@ -32,7 +32,11 @@ from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
-RANKS = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # rank 0: no adapter
+# Ranks that a plan chooses from unless others are asked for. The costs know the quantization error that rank
+# repairs, and not the learning that it permits, so they would choose the smallest offered rank for most
+# matrices. 4 is the smallest whose scale (policy ``alpha``) is at most 4: adapters of rank 2 with scale 8
+# trained badly at high learning rates (decision 28). Rank 0, no adapter, would be chosen almost everywhere.
+RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 FORMATS: tuple[str, ...] = measure.FORMATS
 ETA = 0.0
 
@@ -43,7 +47,7 @@ class Choices:
 
     ``eta`` is the distance by which training is expected to move a matrix, in units of weights. ``repairs``
     is False if adapters start with B = 0, so that rank repairs no quantization error. ``ranks`` None offers
-    :data:`RANKS`, without rank 0 if costs do not depend on rank: every matrix would get it.
+    :data:`RANKS`.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -54,10 +58,23 @@ class Choices:
     @property
     def offered_ranks(self) -> tuple[int, ...]:
         """The ranks that every block matrix may have, if they fit its shape."""
-        if self.ranks is not None:
-            return self.ranks
-        rank_has_a_value = self.repairs or self.eta > 0
-        return RANKS if rank_has_a_value else tuple(rank for rank in RANKS if rank)
+        return RANKS if self.ranks is None else self.ranks
+
+    def ranks_of(self, matrix: WeightMatrix) -> list[int]:
+        """Return the offered ranks that fit ``matrix``; 0 alone for a matrix outside the blocks.
+
+        A matrix below the smallest default rank gets no adapter. Raises
+        :class:`~bitrank_planner.PlanError` if ``ranks`` were given and none fits.
+        """
+        if not matrix.adaptable:
+            return [0]
+        fitting = [rank for rank in self.offered_ranks if rank <= min(matrix.shape)]
+        if fitting or self.ranks is None:
+            return fitting or [0]
+        raise PlanError(
+            f"no rank of {self.ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
+            f"{min(matrix.shape)}"
+        )
 
 
 def make_problem(
@@ -74,20 +91,8 @@ def make_problem(
     return Problem(items, budget, sizes.fixed, max_trainable)
 
 
-def adaptable(matrix: WeightMatrix) -> bool:
-    """Return whether ``matrix`` may have an adapter: a linear matrix inside the transformer blocks."""
-    return matrix.adaptable
-
-
 def _options(matrix: WeightMatrix, tables: Tables, sizes: Sizes, choices: Choices) -> tuple[Option, ...]:
-    fitting = (
-        [rank for rank in choices.offered_ranks if rank <= min(matrix.shape)] if adaptable(matrix) else [0]
-    )
-    if not fitting:
-        raise PlanError(
-            f"no rank of {choices.offered_ranks} fits {matrix.name} of shape {matrix.shape}: offer one up to "
-            f"{min(matrix.shape)}"
-        )
+    fitting = choices.ranks_of(matrix)
     return tuple(
         Option(fmt, rank, sizes.of_matrix(matrix.name, fmt, rank), cost, rank * sum(matrix.shape))
         for fmt in choices.formats

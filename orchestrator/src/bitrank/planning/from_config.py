@@ -15,7 +15,7 @@ from bitrank.errors import UserError
 from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
-from bitrank.planning.costs import Choices, adaptable
+from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
@@ -62,7 +62,7 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
     nats = prior_costs(sizes.outline.matrices, choices.formats, choices.offered_ranks)
     items = []
     for m in sizes.outline.matrices:
-        ranks = [rank for rank in choices.offered_ranks if rank <= min(m.shape)] if adaptable(m) else [0]
+        ranks = choices.ranks_of(m)
         options = [
             Option(
                 fmt,

@@ -103,13 +103,13 @@ CONFIGS: dict[str, Arm] = {
         "joint",
         "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
-    # Without rank 0: costs hold what rank repairs and not what it learns, so a model that loses nothing by
-    # quantization would get no adapter at all.
+    # Ranks from that of B-Q4: costs hold what rank repairs and not what it learns, and would starve training.
+    # SmolLM2 after 30 steps, validation perplexity by smallest rank: 23.99 (2), 23.88 (4), 23.80 (8).
     "Plan-Q4": PlannedArm(
         "exact",
         "=B-Q4",
         "joint exact plan of bits and ranks in the bytes of B-Q4",
-        ranks=(2, 4, 8, 12, 16, 24, 32, 48, 64),
+        ranks=(8, 12, 16, 24, 32, 48, 64),
     ),
 }
 
