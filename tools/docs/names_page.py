@@ -22,6 +22,7 @@ def names_page() -> str:
         *_backends(),
         *_ranks(),
         *_planners(),
+        *_runtimes(),
         *_tasks(),
     ]
     return "\n".join(parts) + "\n"
@@ -137,6 +138,27 @@ def _planners() -> list[str]:
         "## Executors",
         "",
         *table(("name", "where runs are executed"), where),
+    ]
+
+
+def _runtimes() -> list[str]:
+    runtimes = find("bitrank.planning.restrictions:RUNTIMES")
+    ties = find("bitrank.planning.restrictions:TIES")
+    stored = []
+    for name, entry in runtimes.items():
+        formats = ", ".join(f"`{fmt}`" for fmt in entry.formats)
+        stored.append((f"`{name}`", entry.about, formats or "the default ones"))
+    return [
+        "## Runtimes",
+        "",
+        "`bitrank plan --for`: formats that the runtime stores in the planned bytes.",
+        "",
+        *table(("name", "stores", "offered without `--formats`"), stored),
+        "## Ties",
+        "",
+        "`bitrank plan --tie`: matrices that share one format.",
+        "",
+        *table(("name", "matrices"), [(f"`{name}`", entry.about) for name, entry in ties.items()]),
     ]
 
 

@@ -28,6 +28,7 @@ from bitrank.models.completeness import heads_of
 from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.in_memory import check_names, folder_of, restored_threads
 from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
+from bitrank.planning.restrictions import formats_for, limit_rank
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.make_spec import make_spec
@@ -51,8 +52,11 @@ class PlanOptions(TypedDict, total=False):
     planner: str
     init: str
     quantizer: str
-    formats: tuple[str, ...]
+    formats: tuple[str, ...] | None
     ranks: tuple[int, ...] | None
+    max_rank: int | None
+    ties: tuple[str, ...]
+    runtime: str
     pins: Pins | None
     max_trainable: int | None
     profile: str
@@ -63,8 +67,11 @@ PLAN_DEFAULTS: PlanOptions = {
     "planner": "exact",
     "init": "default",
     "quantizer": RunSpec.quantizer,
-    "formats": FORMATS,
+    "formats": None,
     "ranks": None,
+    "max_rank": None,
+    "ties": (),
+    "runtime": "any",
     "pins": None,
     "max_trainable": None,
     "profile": "laptop",
@@ -100,7 +107,12 @@ def plan(
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
             - ``quantizer``: the choice of codes and scales that the run will use.
-            - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter).
+            - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter); default: those of
+              ``bitrank plan``.
+            - ``max_rank``: the largest rank.
+            - ``ties``: groups of matrices that share a format, ``("qkv", "gate-up")``.
+            - ``runtime``: only formats that this runtime can store in the planned bytes, as ``bitrank plan
+              --for``.
             - ``pins``: part of a module name → (format or None, rank or None), such as
               ``{"down_proj": ("int8", None)}``.
             - ``max_trainable``: maximum trainable parameters of the adapters.
@@ -310,8 +322,17 @@ def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
     init = chosen["init"]
     if init not in INITS or init == "loftq":
         raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
-    choices = Choices(chosen["formats"], chosen["ranks"], repairs=init == "lq-lora")
-    return PlanRequest(budget, chosen["planner"], choices, chosen["max_trainable"], chosen["pins"])
+    formats = formats_for(chosen["runtime"], chosen["formats"], FORMATS)
+    choices = Choices(formats, chosen["ranks"], repairs=init == "lq-lora")
+    return PlanRequest(
+        budget,
+        chosen["planner"],
+        limit_rank(choices, chosen["max_rank"]),
+        chosen["max_trainable"],
+        chosen["pins"],
+        ties=tuple(chosen["ties"]),
+        runtime=chosen["runtime"],
+    )
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

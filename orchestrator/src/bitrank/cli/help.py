@@ -52,6 +52,20 @@ def planners() -> list[str]:
     return planner_names()
 
 
+def runtimes() -> list[str]:
+    """Values of ``--for``, each with the formats that it can store."""
+    from bitrank.planning.restrictions import RUNTIMES
+
+    return [f"{name} ({runtime.about})" for name, runtime in RUNTIMES.items()]
+
+
+def ties() -> list[str]:
+    """Values of ``--tie``, each with its matrices."""
+    from bitrank.planning.restrictions import TIES
+
+    return [f"{name} ({tie.about})" for name, tie in TIES.items()]
+
+
 def studies() -> list[str]:
     """Names of studies, each with its question."""
     from bitrank.planning.planner_studies import STUDIES

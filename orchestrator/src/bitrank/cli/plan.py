@@ -5,27 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
-from bitrank.cli.help import formats, list_names, planners, quantizers
+from bitrank.cli.help import formats, list_names, planners, quantizers, runtimes, ties
+from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
-from bitrank.spec.inits import INITS, PLANNED_INITS
-from bitrank.spec.make_spec import check, make_spec
-from bitrank.spec.parse import parse_setting
-from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec
-from bitrank.spec.task_kinds import LANGUAGE_MODELLING
+from bitrank.spec.inits import PLANNED_INITS
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
   bitrank plan --task wiki_articles --budget =B-Q4 --save plan.json
+  bitrank plan --task wiki_articles --budgets 3bits,3.5bits,4bits,=B-Q4 --save curve
   bitrank run --plan plan.json --task wiki_articles                      train with the saved plan
   bitrank plan --task wiki_articles --budget 3.25bits --planner rank-only --matrices
   bitrank plan --task wiki_articles --budget 4bits --pin lm_head=int8 --pin down_proj=int4-g64:16
+  bitrank plan --task wiki_articles --budget 4.5bits --for mlx --tie qkv,gate-up --max-rank 16
   bitrank plan --model llama-70b/config.json --budget 40GB               exact sizes, sensitivities by prior
 A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter with adapters included
 (4.25bits), or the bytes of a config (=B-Q4)."""
@@ -33,8 +30,13 @@ A budget is a number of bytes (20MB, 1.5GiB), stored bits per base parameter wit
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bitrank plan``."""
-    parser.add_argument(
-        "--budget", required=True, help="bytes, bits per parameter, or =CONFIG; model and adapters together"
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--budget", help="bytes, bits per parameter, or =CONFIG; model and adapters together")
+    budget.add_argument(
+        "--budgets",
+        type=comma_separated,
+        help="several budgets, comma-separated: a plan for each, and the curve of predicted loss against "
+        "bytes",
     )
     parser.add_argument("--task", help="task to measure sensitivities on; not needed for a config.json")
     parser.add_argument(
@@ -63,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FORMAT[:RANK]",
         help="fix matrices with PART in their name",
     )
+    _add_restrictions(parser)
     parser.add_argument("--max-trainable", type=whole(1, 10**15), help="maximum trainable parameters")
     parser.add_argument(
         "--init",
@@ -77,6 +80,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     list_names(quantizer, quantizers)
     _add_effort(parser)
     _add_output(parser)
+
+
+def _add_restrictions(parser: argparse.ArgumentParser) -> None:
+    """Add the restrictions of the runtime that will execute the model."""
+    parser.add_argument(
+        "--max-rank", type=whole(0, 2**16), help="largest rank; some runtimes pad all adapters to the largest"
+    )
+    tie = parser.add_argument(
+        "--tie",
+        type=comma_separated,
+        help="matrices that a runtime fuses share one format, each with its own rank; comma-separated",
+    )
+    list_names(tie, ties)
+    runtime = parser.add_argument(
+        "--for",
+        dest="runtime",
+        default="any",
+        metavar="RUNTIME",
+        help="only formats that this runtime can store in the planned bytes (default: any); one of",
+    )
+    list_names(runtime, runtimes)
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +122,12 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options for the planned run and for the output."""
-    parser.add_argument("--save", type=file_path, help="write the plan as JSON, for run --plan")
+    parser.add_argument(
+        "--save",
+        type=file_path,
+        help="write the plan as JSON, for run --plan; with --budgets a folder for all plans, curve.json and "
+        "the figure curve.svg and curve.png",
+    )
     parser.add_argument(
         "--store",
         type=location,
@@ -123,40 +152,26 @@ def act(arguments: argparse.Namespace) -> int:
         from bitrank.planning.from_config import is_outline
         from bitrank.planning.make_plan import make_plan  # noqa: F401 - imports every module for planning
 
-    if arguments.model is not None and is_outline(arguments.model):
-        return _plan_from_config(arguments)
-    if arguments.task is None:
+    outline = arguments.model is not None and is_outline(arguments.model)
+    if arguments.task is None and not outline:
         raise UserError(
             "give --task: sensitivities are measured on it (only a plan from a config.json needs no task)"
         )
-    return _plan_from_measurements(arguments)
+    if arguments.budgets is not None:
+        from bitrank.cli.plan_curve import show_curve
+
+        return show_curve(arguments, outline)
+    return _plan_from_config(arguments) if outline else _plan_from_measurements(arguments)
 
 
 def _plan_from_measurements(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
     from bitrank.forecast.forecast import forecast
-    from bitrank.planning.make_plan import PlanRequest, make_plan
+    from bitrank.planning.make_plan import make_plan
     from bitrank.spec.plan_file import plan_data, save_plan
 
-    given = {"model": arguments.model, "quantizer": arguments.quantizer}
-    spec = make_spec(
-        find_profile(arguments.profile),
-        "B-FP",
-        arguments.task,
-        dict(parse_setting(text) for text in arguments.set)
-        | {key: value for key, value in given.items() if value is not None},
-    )
-    request = PlanRequest(
-        arguments.budget,
-        arguments.planner,
-        _choices(arguments),
-        arguments.max_trainable,
-        _pins(arguments.pin),
-        arguments.evaluations,
-        arguments.steps,
-        arguments.seconds,
-    )
-    result = make_plan(spec, request, _print_progress)
+    spec, request = measured_spec(arguments), plan_request(arguments, arguments.budget)
+    result = make_plan(spec, request, print_progress)
     data = plan_data(
         result.plan, result.sizes.matrices, result.problem.budget, arguments.init, spec.quantizer
     )
@@ -180,29 +195,12 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
 
 
 def _plan_from_config(arguments: argparse.Namespace) -> int:
-    from bitrank_planner import Effort
-
     from bitrank.cli.plan_view import proven
-    from bitrank.planning.from_config import outlined_problem, training_memory
-    from bitrank.planning.planners import PLANNERS, plan_by
+    from bitrank.planning.from_config import plan_from_config, training_memory
     from bitrank.spec.plan_file import plan_data, save_plan
 
-    able = [name for name, planner in PLANNERS.items() if planner.from_prior]
-    if arguments.planner not in able:
-        raise UserError(
-            f"a plan from a config.json needs one of the planners {', '.join(able)}; "
-            f"got {arguments.planner!r}"
-        )
-    settings = dict(parse_setting(text) for text in arguments.set)
-    options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
-    if arguments.quantizer is not None:
-        options["quantizer"] = arguments.quantizer
-    spec = check(RunSpec(config="B-FP", task="", model=arguments.model, kind=LANGUAGE_MODELLING, **options))
-    problem, sizes = outlined_problem(spec, arguments.budget, _choices(arguments))
-    from bitrank.planning.make_plan import match_pins
-
-    problem = problem.pinned(match_pins(_pins(arguments.pin), [item.name for item in problem.items]))
-    plan = plan_by(arguments.planner, problem, None, Effort(arguments.seconds))  # type: ignore[arg-type]
+    spec, request = config_spec(arguments), plan_request(arguments, arguments.budget)
+    plan, problem, sizes = plan_from_config(spec, request)
     parts = training_memory(spec, plan)
     data = plan_data(plan, sizes.matrices, problem.budget, arguments.init, spec.quantizer) | {
         "forecast": vars(parts),
@@ -272,32 +270,5 @@ def _run_command(arguments: argparse.Namespace) -> str:
     return shlex.join(parts)
 
 
-def _choices(arguments: argparse.Namespace) -> Any:
-    from bitrank.planning.costs import FORMATS, Choices
-
-    formats = tuple(arguments.formats or FORMATS)
-    given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
-    return Choices(formats, given, repairs=INITS[arguments.init].residual)
-
-
-def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
-    pins: dict[str, tuple[str | None, int | None]] = {}
-    for text in texts:
-        part, equals, choice = text.partition("=")
-        fmt, _, rank = choice.partition(":")
-        if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
-            raise UserError(
-                f"expected a pin like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
-            )
-        pins[part] = (fmt or None, int(rank) if rank else None)
-    return pins
-
-
 def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:,.0f} MiB"
-
-
-def _print_progress(step: str) -> None:
-    """Print progress to standard error: standard output contains only the result, such as JSON."""
-    end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
-    print(f"measuring {step}" if ":" not in step else step, end=end, file=sys.stderr, flush=True)

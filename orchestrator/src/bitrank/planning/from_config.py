@@ -5,10 +5,10 @@ Sizes are exact; sensitivities come from the prior in :mod:`bitrank.planning.pri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitrank_planner import Item, Option, Plan, Problem
+from bitrank_planner import Effort, Item, Option, Plan, Problem
 from bitrank_trainer import DTYPES
 
 from bitrank.errors import UserError
@@ -16,7 +16,10 @@ from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.repeated_blocks import Choice, step_bytes
 from bitrank.planning.budget import ADAPTER_BYTES, NOTHING_TRAINS, Sizes, parse_budget
 from bitrank.planning.costs import Choices
+from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
+from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
+from bitrank.planning.restrictions import restricted
 from bitrank.process.compute import Compute
 from bitrank.spec.run_spec import RunSpec
 
@@ -44,13 +47,18 @@ def is_outline(model: str) -> bool:
     )
 
 
+def sizes_from_config(spec: RunSpec) -> Sizes:
+    """Return the sizes in the model whose config is at ``spec.model``."""
+    dtype = "bf16" if spec.dtype == "auto" else spec.dtype
+    return Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
+
+
 def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Problem, Sizes]:
     """Return the planning problem of the model whose config is at ``spec.model``, and its sizes.
 
     Costs come from :mod:`bitrank.planning.prior`.
     """
-    dtype = "bf16" if spec.dtype == "auto" else spec.dtype
-    sizes = Sizes(model_shapes(spec.model, spec.kind, dtype=DTYPES[dtype]), spec.quant_backend, "cpu", dtype)
+    sizes = sizes_from_config(spec)
     nats = prior_costs(sizes.outline.matrices, choices.formats, choices.offered_ranks)
     items = []
     for m in sizes.outline.matrices:
@@ -68,6 +76,27 @@ def outlined_problem(spec: RunSpec, budget: str, choices: Choices) -> tuple[Prob
         ]
         items.append(Item(m.name, tuple(options), m.role, m.layer, m.shape))
     return Problem(tuple(items), parse_budget(budget, sizes), sizes.fixed), sizes
+
+
+def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem, Sizes]:
+    """Return the plan of ``request`` for the model whose config is at ``spec.model``, its problem and sizes.
+
+    Raises :class:`UserError` for a planner that needs measurements, and
+    :class:`~bitrank_planner.PlanError` if no plan fits the budget.
+    """
+    able = [name for name, planner in PLANNERS.items() if planner.from_prior]
+    if request.planner not in able:
+        raise UserError(
+            f"a plan from a config.json needs one of the planners {', '.join(able)}; got {request.planner!r}"
+        )
+    check_planner(request.planner, request.ties)
+    problem, sizes = outlined_problem(spec, request.budget, request.choices)
+    problem = replace(problem, max_trainable=request.max_trainable)
+    problem = restricted(problem, request.runtime, request.ties)
+    problem = problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
+    # These planners read the problem alone.
+    plan = plan_by(request.planner, problem, None, Effort(request.seconds))  # type: ignore[arg-type]
+    return plan, problem, sizes
 
 
 def training_memory(spec: RunSpec, plan: Plan) -> Training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_o
 from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
+from bitrank.planning.restrictions import check_ties, restricted
 from bitrank.planning.short_runs import SearchLimits, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
@@ -32,7 +33,8 @@ class PlanRequest:
 
     ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
     part of a module's name to its choice. A search may evaluate ``evaluations`` plans of ``steps`` optimizer
-    steps each; the exact planner may run for ``seconds``.
+    steps each; the exact planner may run for ``seconds``. ``ties`` and ``runtime`` are names of
+    :mod:`bitrank.planning.restrictions`.
     """
 
     budget: str
@@ -43,6 +45,8 @@ class PlanRequest:
     evaluations: int = 24
     steps: int = 10
     seconds: float = Effort.seconds
+    ties: tuple[str, ...] = ()
+    runtime: str = "any"
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,23 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    names = planner_names()
-    if request.planner not in names:
-        raise unknown("planner", request.planner, names)
+    check_planner(request.planner, request.ties)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
-    budget = parse_budget(request.budget, sizes)
+    parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
     tables = measure(spec, on_progress, measured_formats(request.choices.formats))
+    return plan_from_tables(spec, request, sizes, tables, on_progress)
+
+
+def plan_from_tables(
+    spec: RunSpec,
+    request: PlanRequest,
+    sizes: Sizes,
+    tables: Tables,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> PlanResult:
+    """Build the problem from measured ``tables`` and solve it; raises the errors of :func:`make_plan`."""
+    budget = parse_budget(request.budget, sizes)
     problem, calibrating = _problem(tables, sizes, budget, request), 0.0
     if by_cost(request.planner):
         problem, calibrating = calibrate_costs(
@@ -100,6 +114,17 @@ def make_plan(
     )
 
 
+def check_planner(name: str, ties: Sequence[str] = ()) -> None:
+    """Raise :class:`UserError` unless a planner is called ``name`` and can keep ``ties``."""
+    names = planner_names()
+    if name not in names:
+        raise unknown("planner", name, names)
+    check_ties(ties)
+    able = [planner for planner, entry in PLANNERS.items() if entry.keeps_ties]
+    if ties and name not in able:
+        raise UserError(f"the planner {name!r} cannot tie formats; use one of {', '.join(able)}")
+
+
 def _check_trainable(plan: Plan, sizes: Sizes) -> None:
     """Raise :class:`UserError` for a plan with rank 0 everywhere, unless the model has a new head to
     train."""
@@ -110,6 +135,7 @@ def _check_trainable(plan: Plan, sizes: Sizes) -> None:
 def _problem(tables: Tables, sizes: Sizes, budget: int, request: PlanRequest) -> Problem:
     """Return the problem with its pins: costs are calibrated at plans that keep them."""
     problem = make_problem(tables, sizes, budget, request.choices, request.max_trainable)
+    problem = restricted(problem, request.runtime, request.ties)
     return problem.pinned(match_pins(request.pins or {}, [item.name for item in problem.items]))
 
 

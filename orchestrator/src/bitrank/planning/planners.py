@@ -37,7 +37,7 @@ class Planner:
 
     ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``:
     it needs no tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an
-    ``Effort`` as third argument.
+    ``Effort`` as third argument. ``keeps_ties``: tied matrices get one format.
     """
 
     choose: Callable[..., Plan]
@@ -45,6 +45,7 @@ class Planner:
     by_cost: bool = False
     from_prior: bool = False
     effort: bool = False
+    keeps_ties: bool = True
 
 
 def uniform(problem: Problem, tables: Tables) -> Plan:
@@ -216,7 +217,7 @@ def _rules_of_thumb() -> dict[str, Planner]:
             made[name] = Planner(partial(_by_rank_rule, name), rank_rule.about)
     for name, precision_rule in PRECISION_HEURISTICS.items():
         if name != "all_in":
-            made[name] = Planner(partial(_by_precision_rule, name), precision_rule.about)
+            made[name] = Planner(partial(_by_precision_rule, name), precision_rule.about, keeps_ties=False)
     return made
 
 
@@ -229,6 +230,7 @@ PLANNERS: dict[str, Planner] = {
         "int8 embeddings and heads, values, attention outputs and down projections one format above the "
         "rest, rank 8",
         from_prior=True,
+        keeps_ties=False,
     ),
     "bits-only": Planner(
         bits, "the exact plan with rank 8 everywhere", by_cost=True, from_prior=True, effort=True

@@ -16,6 +16,8 @@ Matrices with the same options at the same costs form one class, and one integer
 how many matrices of the class take it. A model planned with a prior has dozens of such matrices; with one
 binary variable for each of them, branch and bound would visit every permutation.
 
+Matrices that share a format are joined to one item first (:mod:`bitrank_planner.ties`).
+
 Some problems stay too large, for example with costs that are concave in bytes: the relaxation is loose and
 the core stays large. :class:`Effort` limits the search. The solver then returns the best plan found and the
 proven lower bound; :attr:`~bitrank_planner.Plan.gap` is the largest relative saving that a better plan could
@@ -35,6 +37,7 @@ from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.highs import relax, solve_counts
 from bitrank_planner.local_search import Relaxed, exchange
 from bitrank_planner.problem import Plan, Problem, worth_having
+from bitrank_planner.ties import join_ties
 
 GAP = 1e-6  # largest accepted excess over the optimal cost, relative to the cost
 _LARGE = 800  # size of a core, in options, from which branching may take seconds
@@ -76,6 +79,9 @@ def exact(problem: Problem, effort: Effort | None = None) -> Plan:
     search before it found a plan.
     """
     problem.check_feasible()
+    if problem.ties:
+        joined = join_ties(problem)
+        return joined.expand(exact(joined.problem, effort))
     program = _Program(problem, effort or Effort())
     solved = program.solve()
     if solved is None:

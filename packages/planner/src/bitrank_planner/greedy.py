@@ -6,6 +6,7 @@ import heapq
 
 from bitrank_planner.errors import PlanError
 from bitrank_planner.problem import Option, Plan, Problem, worth_having
+from bitrank_planner.ties import join_ties
 
 
 def greedy(problem: Problem) -> Plan:
@@ -21,6 +22,9 @@ def greedy(problem: Problem) -> Plan:
         raise PlanError(
             "greedy knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'"
         )
+    if problem.ties:
+        joined = join_ties(problem)
+        return joined.expand(greedy(joined.problem))
     choices = [worth_having(item) for item in problem.items]
     ladders = [[item.options[c] for c in ladder] for item, ladder in zip(problem.items, choices, strict=True)]
     places = [len(ladder) - 1 for ladder in ladders]

@@ -3,6 +3,7 @@
     minimise   Σ_i Σ_c cost_ic x_ic        x_ic ∈ {0, 1},  Σ_c x_ic = 1 for every matrix i
     subject to Σ_i Σ_c bytes_ic x_ic ≤ budget − fixed
                Σ_i Σ_c trainable_ic x_ic ≤ max_trainable (if given)
+               the items of one tie have one format (if there are ties; their ranks stay free)
 
 An item is one matrix with all its options. An option is one format with one rank, and their joint cost and
 size. The caller provides the numbers; this package never accesses a model.
@@ -54,14 +55,17 @@ class Problem:
     """Weight matrices with their options, under the byte ``budget`` of the whole model.
 
     ``fixed`` counts the bytes that no choice changes (norms, biases); ``max_trainable`` limits the trained
-    numbers (None: no limit). Raises :class:`PlanError` for an item without options, a duplicate name, a cost
-    that is not finite, negative bytes or trainable numbers, and a rank above the smaller side of the matrix.
+    numbers (None: no limit). The items that a tuple of ``ties`` names share one format. Raises
+    :class:`PlanError` for an item without options, a duplicate name, a cost that is not finite, negative
+    bytes or trainable numbers, a rank above the smaller side of the matrix, an unknown name in a tie, an item
+    in two ties, and a tie without a format that all its items offer.
     """
 
     items: tuple[Item, ...]
     budget: int
     fixed: int = 0
     max_trainable: int | None = None
+    ties: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -70,6 +74,7 @@ class Problem:
             raise PlanError("two matrices have the same name; every matrix is planned once")
         for item in self.items:
             _check_options(item)
+        _check_ties(self)
 
     @property
     def available(self) -> int:
@@ -79,7 +84,17 @@ class Problem:
     @property
     def smallest(self) -> int:
         """Size in bytes of the smallest plan, ``fixed`` included; ignores the limit on trainable numbers."""
-        return self.fixed + sum(min(option.nbytes for option in item.options) for item in self.items)
+        return self.fixed + sum(_least_bytes(group) for group in self.groups)
+
+    @property
+    def groups(self) -> list[tuple[Item, ...]]:
+        """Items that share a format: the ties, at the place of their first item, and single items."""
+        if not self.ties:
+            return [(item,) for item in self.items]
+        items = {item.name: item for item in self.items}
+        tie_of = {name: tie for tie in self.ties for name in tie}
+        members = dict.fromkeys(tie_of.get(name, (name,)) for name in items)
+        return [tuple(items[name] for name in names) for names in members]
 
     def item(self, name: str) -> Item:
         """The item called ``name``. Raises :class:`PlanError` that lists the nearest names."""
@@ -126,9 +141,11 @@ class Problem:
         )
 
     def fits(self, plan: Plan) -> bool:
-        """Whether ``plan`` satisfies both limits."""
-        return plan.nbytes <= self.budget and (
-            self.max_trainable is None or plan.trainable <= self.max_trainable
+        """Whether ``plan`` satisfies both limits and the ties."""
+        return (
+            plan.nbytes <= self.budget
+            and (self.max_trainable is None or plan.trainable <= self.max_trainable)
+            and all(len({plan.precision[name] for name in tie}) == 1 for tie in self.ties)
         )
 
     def check_feasible(self) -> None:
@@ -175,12 +192,60 @@ def worth_having(item: Item, trainable: bool = False) -> list[int]:
     An option is dominated if another one has no more bytes and no more cost, and with ``trainable`` trains no
     more numbers. Of equal options the first is kept.
     """
-    figures_OK = np.array([(o.nbytes, o.cost, o.trainable if trainable else 0) for o in item.options])
+    return front(np.array([(o.nbytes, o.cost, o.trainable if trainable else 0) for o in item.options]))
+
+
+def front(figures_OK: np.ndarray) -> list[int]:
+    """Indices of the non-dominated rows of ``figures_OK`` (bytes, cost, trained numbers), smallest first.
+
+    Of equal rows the first is kept.
+    """
     order = np.lexsort((figures_OK[:, 2], figures_OK[:, 1], figures_OK[:, 0]))
     figures_OK = figures_OK[order]
-    no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
-    beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # options are sorted, so only an earlier one can dominate
+    if not figures_OK[:, 2].any():  # two figures: a row must cost less than all smaller ones
+        least_O = np.minimum.accumulate(figures_OK[:, 1])
+        beaten_O = np.concatenate([[False], figures_OK[1:, 1] >= least_O[:-1]])
+    else:
+        no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
+        beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # rows are sorted, so only an earlier one can dominate
     return [int(choice) for choice in order[~beaten_O]]
+
+
+def shared_formats(items: Sequence[Item]) -> list[str]:
+    """The formats that all of ``items`` offer, in the order of the first one."""
+    offered = [{option.format for option in item.options} for item in items[1:]]
+    first = dict.fromkeys(option.format for option in items[0].options)
+    return [fmt for fmt in first if all(fmt in formats for formats in offered)]
+
+
+def _least_bytes(items: Sequence[Item]) -> int:
+    """Bytes of the smallest choice for ``items`` in one format."""
+    return min(
+        sum(min(option.nbytes for option in item.options if option.format == fmt) for item in items)
+        for fmt in shared_formats(items)
+    )
+
+
+def _check_ties(problem: Problem) -> None:
+    seen: set[str] = set()
+    for tie in problem.ties:
+        for name in tie:
+            problem.item(name)
+            if name in seen:
+                raise PlanError(f"{name} is in two ties; a matrix can be in one")
+            seen.add(name)
+    if not problem.ties:
+        return
+    for group in problem.groups:
+        if not shared_formats(group):
+            offers = "; ".join(
+                f"{item.name}: {', '.join(dict.fromkeys(option.format for option in item.options))}"
+                for item in group
+            )
+            raise PlanError(
+                f"tied matrices share one format, but these offer no common one: {offers}. Pin them to the "
+                "same format, or do not tie them"
+            )
 
 
 def _check_options(item: Item) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.figures.bits import bits_map
+from bitrank_analysis.figures.budget_curve import budget_curve
 from bitrank_analysis.figures.forest import forest
 from bitrank_analysis.figures.loss import loss_curves
 from bitrank_analysis.figures.memory import memory
@@ -57,6 +58,7 @@ __all__ = [
     "PAGE",
     "Figure",
     "bare_spec",
+    "budget_curve",
     "config",
     "draw_all",
     "pdf",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,21 @@ def pdf(figure: Figure) -> bytes:
     return vl_convert.vegalite_to_pdf(spec(figure, titled=False), vl_version=VEGA_LITE)
 
 
-def save(figure: Figure, folder: Path) -> list[Path]:
-    """Write ``<name>.svg``, ``.pdf``, ``.png`` and ``.json`` into ``folder`` and return the paths.
+_KINDS: dict[str, Callable[[Figure], bytes]] = {
+    "svg": lambda figure: vl_convert.vegalite_to_svg(spec(figure), vl_version=VEGA_LITE).encode(),
+    "png": lambda figure: vl_convert.vegalite_to_png(spec(figure), vl_version=VEGA_LITE, scale=2),
+    "pdf": pdf,
+    "json": lambda figure: json.dumps(spec(figure), indent=1).encode(),
+}
 
-    The PDF embeds its fonts.
+
+def save(figure: Figure, folder: Path, kinds: Sequence[str] = tuple(_KINDS)) -> list[Path]:
+    """Write ``<name>.<kind>`` for each of ``kinds`` into ``folder`` and return the paths.
+
+    The PDF embeds its fonts; ``json`` is Vega-Lite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    titled = spec(figure)
-    contents: dict[str, bytes] = {
-        "svg": vl_convert.vegalite_to_svg(titled, vl_version=VEGA_LITE).encode(),
-        "png": vl_convert.vegalite_to_png(titled, vl_version=VEGA_LITE, scale=2),
-        "pdf": pdf(figure),
-        "json": json.dumps(titled, indent=1).encode(),
-    }
-    paths = [folder / f"{figure.name}.{kind}" for kind in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_atomically(path, content)
+    paths = [folder / f"{figure.name}.{kind}" for kind in kinds]
+    for path, kind in zip(paths, kinds, strict=True):
+        write_atomically(path, _KINDS[kind](figure))
     return paths

@@ -30,8 +30,8 @@ class EvaluationBudget:
     """Evaluate choices until enough distinct plans are known or proposals stop being new.
 
     The limits are ``evaluations`` distinct plans and ``patience`` proposals in a row that are not new. Raises
-    :class:`PlanError` for fewer than one evaluation or a limit on trainable numbers (the searches repair
-    plans by bytes alone), and :class:`~bitrank_planner.Infeasible` if no plan fits.
+    :class:`PlanError` for fewer than one evaluation, ties or a limit on trainable numbers (the searches
+    repair plans by bytes alone), and :class:`~bitrank_planner.Infeasible` if no plan fits.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class EvaluationBudget:
             raise PlanError(
                 f"{solver} knows one limit, bytes; for a limit on trainable numbers use the solver 'exact'"
             )
+        if problem.ties:
+            raise PlanError(f"{solver} cannot tie formats; use the solver 'exact' or 'greedy'")
         problem.check_feasible()
         self._solver = solver
         self._problem = problem

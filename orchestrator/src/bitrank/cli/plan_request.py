@@ -1,0 +1,87 @@
+"""The spec and the request that the arguments of ``bitrank plan`` describe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bitrank.errors import UserError
+from bitrank.spec.inits import INITS
+from bitrank.spec.make_spec import check, make_spec
+from bitrank.spec.parse import parse_setting
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import LANGUAGE_MODELLING
+
+if TYPE_CHECKING:  # imports torch
+    from bitrank.planning.costs import Choices
+    from bitrank.planning.make_plan import PlanRequest
+
+
+def measured_spec(arguments: argparse.Namespace) -> RunSpec:
+    """The spec of the planned run; sensitivities are measured on its model and task."""
+    given = {"model": arguments.model, "quantizer": arguments.quantizer}
+    return make_spec(
+        find_profile(arguments.profile),
+        "B-FP",
+        arguments.task,
+        dict(parse_setting(text) for text in arguments.set)
+        | {key: value for key, value in given.items() if value is not None},
+    )
+
+
+def config_spec(arguments: argparse.Namespace) -> RunSpec:
+    """The spec of a run of the model that ``--model``, a ``config.json``, describes."""
+    settings = dict(parse_setting(text) for text in arguments.set)
+    options: dict[str, Any] = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
+    if arguments.quantizer is not None:
+        options["quantizer"] = arguments.quantizer
+    return check(RunSpec(config="B-FP", task="", model=arguments.model, kind=LANGUAGE_MODELLING, **options))
+
+
+def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
+    """The request of the arguments for ``budget``. Raises :class:`UserError` for a malformed pin."""
+    from bitrank.planning.make_plan import PlanRequest
+
+    return PlanRequest(
+        budget,
+        arguments.planner,
+        _choices(arguments),
+        arguments.max_trainable,
+        _pins(arguments.pin),
+        arguments.evaluations,
+        arguments.steps,
+        arguments.seconds,
+        tuple(dict.fromkeys(arguments.tie or ())),
+        arguments.runtime,
+    )
+
+
+def print_progress(step: str) -> None:
+    """Print progress to standard error: standard output contains only the result, such as JSON."""
+    end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
+    print(f"measuring {step}" if ":" not in step else step, end=end, file=sys.stderr, flush=True)
+
+
+def _choices(arguments: argparse.Namespace) -> Choices:
+    from bitrank.planning.costs import FORMATS, Choices
+    from bitrank.planning.restrictions import formats_for, limit_rank
+
+    formats = formats_for(arguments.runtime, arguments.formats, FORMATS)
+    given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
+    choices = Choices(formats, given, repairs=INITS[arguments.init].residual)
+    return limit_rank(choices, arguments.max_rank)
+
+
+def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:
+    pins: dict[str, tuple[str | None, int | None]] = {}
+    for text in texts:
+        part, equals, choice = text.partition("=")
+        fmt, _, rank = choice.partition(":")
+        if not equals or not part or (rank and not rank.isdecimal()) or not (fmt or rank):
+            raise UserError(
+                f"expected a pin like down_proj=int4-g64:16, down_proj=int8 or down_proj=:16, got {text!r}"
+            )
+        pins[part] = (fmt or None, int(rank) if rank else None)
+    return pins
