@@ -254,7 +254,8 @@ def test_planning_70_billion_parameters_allocates_only_small_tensors(tmp_path: P
         plan = exact(problem)
         parts = training_memory(spec, plan)
     assert sizes.parameters == 70_553_706_496
-    assert parts.weights + parts.adapters == plan.nbytes <= 40_000_000_000
+    stored_adapters = parts.adapters // 2  # bf16 in the file, fp32 in training
+    assert parts.weights + stored_adapters == plan.nbytes <= 40_000_000_000
     assert parts.optimizer == 2 * parts.gradients == 2 * parts.adapters
     assert 0 < largest.nbytes <= 2**25 < sizes.matrices["model.layers.0.mlp.up_proj"].shape[0] * 8192 / 4
     options = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
