@@ -261,7 +261,7 @@ def test_planning_70_billion_parameters_allocates_only_small_tensors(tmp_path: P
     options = {"quant_backend": "auto", "device": "cpu", "dtype": torch.bfloat16}
     assert plan.nbytes == sizes.fixed + sum(
         stored_size(sizes.matrices[name], plan.precision[name], **options)
-        + 4 * plan.ranks.get(name, 0) * sum(sizes.matrices[name].shape)
+        + 2 * plan.ranks.get(name, 0) * sum(sizes.matrices[name].shape)
         for name in sizes.matrices
     )
 
