@@ -204,10 +204,10 @@ def front(figures_OK: np.ndarray) -> list[int]:
     figures_OK = figures_OK[order]
     if not figures_OK[:, 2].any():  # two figures: a row must cost less than all smaller ones
         least_O = np.minimum.accumulate(figures_OK[:, 1])
-        beaten_O = np.concatenate([[False], figures_OK[1:, 1] >= least_O[:-1]])
+        beaten_O: np.ndarray = np.concatenate([[False], figures_OK[1:, 1] >= least_O[:-1]])
     else:
         no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
-        beaten_O = np.triu(no_worse_OO, 1).any(axis=0)  # rows are sorted, so only an earlier one can dominate
+        beaten_O = np.asarray(np.triu(no_worse_OO, 1).any(axis=0))  # rows are sorted, so only an earlier one can dominate
     return [int(choice) for choice in order[~beaten_O]]
 
 

@@ -44,7 +44,9 @@ class Joined:
 def join_ties(problem: Problem) -> Joined:
     """Return ``problem`` with each of its ties joined to one item."""
     limited = problem.max_trainable is not None
-    items, members, combinations = [], [], []
+    items: list[Item] = []
+    members: list[tuple[str, ...]] = []
+    combinations: list[list[Combination]] = []
     for group in problem.groups:
         members.append(tuple(item.name for item in group))
         if len(group) == 1:
@@ -61,7 +63,8 @@ def join_ties(problem: Problem) -> Joined:
 
 def _combinations(group: Sequence[Item], fmt: str, limited: bool) -> list[tuple[Option, Combination]]:
     """The non-dominated combinations of the members' options in ``fmt``, with their sums."""
-    figures_CK, found = np.zeros((1, 3)), [()]  # columns: bytes, cost, trained numbers
+    figures_CK = np.zeros((1, 3))  # columns: bytes, cost, trained numbers
+    found: list[Combination] = [()]
     for item in group:
         choices = [index for index, option in enumerate(item.options) if option.format == fmt]
         options = [item.options[index] for index in choices]
