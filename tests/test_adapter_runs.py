@@ -210,7 +210,7 @@ def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
     alone, out = tmp_path / "alone", tmp_path / "merged"
     shutil.copytree(runs("lora") / "adapter", alone)
     assert main(["merge", str(alone), "--out", str(out)]) == 2
-    assert "say --model (its 16-bit base) and --task" in capsys.readouterr().err
+    assert "give --model (its 16-bit base) and --task" in capsys.readouterr().err
     assert (
         main(["merge", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"]) == 0
     )

@@ -207,9 +207,7 @@ def front(figures_OK: np.ndarray) -> list[int]:
         beaten_O: np.ndarray = np.concatenate([[False], figures_OK[1:, 1] >= least_O[:-1]])
     else:
         no_worse_OO = (figures_OK[:, None] <= figures_OK).all(axis=2)
-        beaten_O = np.asarray(
-            np.triu(no_worse_OO, 1).any(axis=0)
-        )  # rows are sorted, so only an earlier one can dominate
+        beaten_O = np.asarray(np.triu(no_worse_OO, 1).any(axis=0))
     return [int(choice) for choice in order[~beaten_O]]
 
 
