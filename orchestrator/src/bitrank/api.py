@@ -51,6 +51,7 @@ class PlanOptions(TypedDict, total=False):
     planner: str
     init: str
     quantizer: str
+    learning: str
     formats: tuple[str, ...]
     ranks: tuple[int, ...] | None
     pins: Pins | None
@@ -63,6 +64,7 @@ PLAN_DEFAULTS: PlanOptions = {
     "planner": "exact",
     "init": "default",
     "quantizer": RunSpec.quantizer,
+    "learning": "none",
     "formats": FORMATS,
     "ranks": None,
     "pins": None,
@@ -81,7 +83,7 @@ def plan(
     on_progress: Callable[[str], None] = lambda _: None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
-    """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
+    """Choose a format and a rank for every matrix of ``model`` within ``budget``, without training it.
 
     Sensitivities are measured on a sample of ``task`` (minutes), and cached per model and task.
 
@@ -100,6 +102,8 @@ def plan(
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
             - ``quantizer``: the choice of codes and scales that the run will use.
+            - ``learning``: ``probe`` adds the cost of what a limited rank does not learn, from a short
+              training.
             - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter).
             - ``pins``: part of a module name → (format or None, rank or None), such as
               ``{"down_proj": ("int8", None)}``.
@@ -311,7 +315,8 @@ def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
     if init not in INITS or init == "loftq":
         raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
     choices = Choices(chosen["formats"], chosen["ranks"], repairs=init == "lq-lora")
-    return PlanRequest(budget, chosen["planner"], choices, chosen["max_trainable"], chosen["pins"])
+    limit, pins, learning = chosen["max_trainable"], chosen["pins"], chosen["learning"]
+    return PlanRequest(budget, chosen["planner"], choices, limit, pins, learning=learning)
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

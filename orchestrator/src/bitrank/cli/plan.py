@@ -14,6 +14,7 @@ from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import INITS, PLANNED_INITS
+from bitrank.spec.learning import LEARNING
 from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
@@ -75,6 +76,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantizer", help="how codes and scales are chosen, in the costs and in the run (default: rtn)"
     )
     list_names(quantizer, quantizers)
+    parser.add_argument(
+        "--learning",
+        default="none",
+        choices=list(LEARNING),
+        help="costs of what a limited rank does not learn: "
+        + "; ".join(f"{name}: {entry.about}" for name, entry in LEARNING.items())
+        + " (default: none)",
+    )
     _add_effort(parser)
     _add_output(parser)
 
@@ -155,6 +164,7 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
         arguments.evaluations,
         arguments.steps,
         arguments.seconds,
+        arguments.learning,
     )
     result = make_plan(spec, request, _print_progress)
     data = plan_data(
@@ -192,6 +202,11 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"a plan from a config.json needs one of the planners {', '.join(able)}; "
             f"got {arguments.planner!r}"
+        )
+    if LEARNING[arguments.learning].trains:
+        raise UserError(
+            f"--learning {arguments.learning} trains the model, and a config.json has no weights; "
+            "leave it out"
         )
     settings = dict(parse_setting(text) for text in arguments.set)
     options = {"batch_size": 1, "max_length": 512, "steps": 1, **settings}
