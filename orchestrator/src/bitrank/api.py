@@ -52,6 +52,7 @@ class PlanOptions(TypedDict, total=False):
     planner: str
     init: str
     quantizer: str
+    learning: str
     formats: tuple[str, ...] | None
     ranks: tuple[int, ...] | None
     max_rank: int | None
@@ -67,6 +68,7 @@ PLAN_DEFAULTS: PlanOptions = {
     "planner": "exact",
     "init": "default",
     "quantizer": RunSpec.quantizer,
+    "learning": "none",
     "formats": None,
     "ranks": None,
     "max_rank": None,
@@ -88,7 +90,7 @@ def plan(
     on_progress: Callable[[str], None] = lambda _: None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
-    """Choose a format and a rank for every matrix of ``model`` within ``budget``; nothing is trained.
+    """Choose a format and a rank for every matrix of ``model`` within ``budget``, without training it.
 
     Sensitivities are measured on a sample of ``task`` (minutes), and cached per model and task.
 
@@ -107,6 +109,8 @@ def plan(
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
             - ``quantizer``: the choice of codes and scales that the run will use.
+            - ``learning``: ``probe`` adds the cost of what a limited rank does not learn, from a short
+              training.
             - ``formats``, ``ranks``: formats and ranks to choose from (rank 0: no adapter); default: those of
               ``bitrank plan``.
             - ``max_rank``: the largest rank.
@@ -332,6 +336,7 @@ def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
         chosen["pins"],
         ties=tuple(chosen["ties"]),
         runtime=chosen["runtime"],
+        learning=chosen["learning"],
     )
 
 

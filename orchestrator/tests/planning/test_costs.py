@@ -32,18 +32,13 @@ def test_second_measurement_reads_the_cached_tables(spec: RunSpec, tables: Table
 
 def test_cost_equals_its_formula(tables: Tables) -> None:
     matrix = next(m for m in tables.matrices if m.layer == 0 and m.role == "ffn")
-    errors, spectrum_K = (
-        tables.errors[matrix.name]["int2-g64"],
-        tables.moments[matrix.name].gradient_K.double(),
-    )
+    errors = tables.errors[matrix.name]["int2-g64"]
     assert errors.output != errors.fisher
     for repairs in (True, False):
-        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(eta=0.5, repairs=repairs))
+        got = costs(matrix, tables, "int2-g64", (2, 4, 8), Choices(repairs=repairs))
         for rank, cost in zip((2, 4, 8), got, strict=True):
             left = float(errors.tail_R[rank] / errors.tail_R[0]) if repairs else 1.0
-            assert cost == pytest.approx(
-                errors.output * left + 0.5 * float(spectrum_K[rank:].sum()), rel=1e-5
-            )
+            assert cost == pytest.approx(errors.output * left, rel=1e-5)
 
 
 def test_fisher_tables_replace_the_score_only(tables: Tables) -> None:

@@ -14,6 +14,7 @@ from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import PLANNED_INITS
+from bitrank.spec.learning import LEARNING
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -78,6 +79,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--quantizer", help="how codes and scales are chosen, in the costs and in the run (default: rtn)"
     )
     list_names(quantizer, quantizers)
+    parser.add_argument(
+        "--learning",
+        default="none",
+        choices=list(LEARNING),
+        help="costs of what a limited rank does not learn: "
+        + "; ".join(f"{name}: {entry.about}" for name, entry in LEARNING.items())
+        + " (default: none)",
+    )
     _add_effort(parser)
     _add_output(parser)
 

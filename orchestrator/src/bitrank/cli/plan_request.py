@@ -55,6 +55,7 @@ def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
         arguments.seconds,
         tuple(dict.fromkeys(arguments.tie or ())),
         arguments.runtime,
+        arguments.learning,
     )
 
 

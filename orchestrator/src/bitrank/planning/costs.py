@@ -1,6 +1,6 @@
 """Build the planning problem: the cost in nats and the bytes of each choice, from the measured tables.
 
-    cost_i(f, r) = output_if · tail_if(r) / tail_if(0) + η · Σ_{k>r} σ_k(G_i)
+    cost_i(f, r) = output_if · tail_if(r) / tail_if(0)
 
 *Quantization.* ``output_if`` is the loss in nats that matrix i in format f adds alone, predicted from output
 errors at single positions (:mod:`bitrank_quant.sensitivity.samples`).
@@ -10,10 +10,7 @@ repair, inputs weighted by their second moments and outputs by their Fisher info
 adapters start from the weighted residual (``init=lq-lora``). Adapters that start from zero repair nothing, so
 every rank then has the cost of r = 0.
 
-*Learning.* G_i is the task gradient. To first order, a step of spectral norm η within rank r lowers the loss
-by η Σ_{k≤r} σ_k(G_i) (the dual of the spectral norm is the nuclear norm). The remainder of the sum is the
-cost of a limited rank. η is the distance by which training moves a matrix; one value for all matrices is
-chosen on validation data (see EXPERIMENTS.md), and 0 disables the term.
+*Learning.* Nothing here knows what rank learns: :mod:`~bitrank.planning.learning` adds that on request.
 
 These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
 how they combine; it starts from these costs and from those of the tables of :func:`by_fisher`.
@@ -24,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from bitrank_planner import Item, Option, PlanError, Problem
 from bitrank_quant import WeightMatrix
 
@@ -38,21 +34,18 @@ from bitrank.sensitivity.tables import Tables
 # trained badly at high learning rates (decision 28). Rank 0, no adapter, would be chosen almost everywhere.
 RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 FORMATS: tuple[str, ...] = measure.FORMATS
-ETA = 0.0
 
 
 @dataclass(frozen=True)
 class Choices:
     """The formats and ranks that a plan may choose.
 
-    ``eta`` is the distance by which training is expected to move a matrix, in units of weights. ``repairs``
-    is False if adapters start with B = 0, so that rank repairs no quantization error. ``ranks`` None offers
-    :data:`RANKS`.
+    ``repairs`` is False if adapters start with B = 0, so that rank repairs no quantization error. ``ranks``
+    None offers :data:`RANKS`.
     """
 
     formats: tuple[str, ...] = FORMATS
     ranks: tuple[int, ...] | None = None
-    eta: float = ETA
     repairs: bool = True
 
     @property
@@ -110,14 +103,12 @@ def costs(
     if fmt not in tables.errors[matrix.name]:
         raise PlanError(f"{fmt} was not measured; measured: {', '.join(tables.errors[matrix.name])}")
     errors = tables.errors[matrix.name][fmt]
-    spectrum_K = tables.moments[matrix.name].gradient_K.double().numpy()
-    missed_R = np.concatenate([spectrum_K[::-1].cumsum()[::-1], [0.0]])
     tail_R = errors.tail_R.double().numpy()
     repaired = choices.repairs and len(tail_R) > 0 and tail_R[0] > 0
     lost = []
     for rank in ranks:
         share = tail_R[min(rank, len(tail_R) - 1)] / tail_R[0] if repaired else 1.0
-        lost.append(float(errors.output * share + choices.eta * missed_R[min(rank, len(missed_R) - 1)]))
+        lost.append(float(errors.output * share))
     return lost
 
 

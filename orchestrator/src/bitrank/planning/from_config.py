@@ -21,6 +21,7 @@ from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
 from bitrank.planning.restrictions import restricted
 from bitrank.process.compute import Compute
+from bitrank.spec.learning import learning_cost
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -90,6 +91,10 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
             f"a plan from a config.json needs one of the planners {', '.join(able)}; got {request.planner!r}"
         )
     check_planner(request.planner, request.ties)
+    if learning_cost(request.learning).trains:
+        raise UserError(
+            f"learning={request.learning} trains the model, and a config.json has no weights; leave it out"
+        )
     problem, sizes = outlined_problem(spec, request.budget, request.choices)
     problem = replace(problem, max_trainable=request.max_trainable)
     problem = restricted(problem, request.runtime, request.ties)

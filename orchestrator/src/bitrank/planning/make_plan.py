@@ -16,11 +16,13 @@ from bitrank.errors import UserError, unknown
 from bitrank.planning.budget import NOTHING_TRAINS, Sizes, parse_budget, sizes_of
 from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
+from bitrank.planning.learning import add_learning
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
 from bitrank.planning.restrictions import check_ties, restricted
 from bitrank.planning.short_runs import SearchLimits, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.learning import learning_cost
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
@@ -34,7 +36,7 @@ class PlanRequest:
     ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
     part of a module's name to its choice. A search may evaluate ``evaluations`` plans of ``steps`` optimizer
     steps each; the exact planner may run for ``seconds``. ``ties`` and ``runtime`` are names of
-    :mod:`bitrank.planning.restrictions`.
+    :mod:`bitrank.planning.restrictions`, ``learning`` is one of :data:`~bitrank.spec.learning.LEARNING`.
     """
 
     budget: str
@@ -47,13 +49,14 @@ class PlanRequest:
     seconds: float = Effort.seconds
     ties: tuple[str, ...] = ()
     runtime: str = "any"
+    learning: str = "none"
 
 
 @dataclass(frozen=True)
 class PlanResult:
     """A plan, its problem, and the sizes and tables that it was computed from.
 
-    ``choosing`` is the seconds of planning, including the calibration of costs if it ran.
+    ``choosing`` is the seconds of planning, with the calibration of costs and the probe if they ran.
     """
 
     plan: Plan
@@ -77,6 +80,7 @@ def make_plan(
     the budget.
     """
     check_planner(request.planner, request.ties)
+    learning_cost(request.learning)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     parse_budget(request.budget, sizes)  # an invalid one is an error before the measurement
@@ -102,6 +106,10 @@ def plan_from_tables(
             request.choices.repairs,
             on_progress,
         )
+        if learning_cost(request.learning).trains:
+            repairs = request.choices.repairs
+            problem, probing = add_learning(problem, tables, spec, repairs, on_progress)
+            calibrating += probing
     started = time.monotonic()
     if request.planner in PLANNERS:
         plan = plan_by(request.planner, problem, tables, Effort(request.seconds))

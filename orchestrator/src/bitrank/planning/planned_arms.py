@@ -63,6 +63,7 @@ def request_of(spec: RunSpec) -> PlanRequest:
         evaluations=data["evaluations"],
         steps=data["steps"],
         seconds=data["seconds"],
+        learning=data["learning"],
     )
 
 

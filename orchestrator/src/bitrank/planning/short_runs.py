@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from bitrank_adapters import ResidualStart
+from bitrank_data import TokenSplit
 from bitrank_planner import SEARCHES, Found, Plan, Problem
 from bitrank_trainer import (
     Diverged,
@@ -22,8 +23,8 @@ from bitrank_trainer import (
 )
 
 from bitrank.process.compute import Compute, objective_of
-from bitrank.run.build import Overrides, build_model
-from bitrank.run.data import load_data
+from bitrank.run.build import Built, Overrides, build_model
+from bitrank.run.data import RunData, load_data
 from bitrank.run.train_settings import settings_for
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.configs import Config
@@ -47,7 +48,6 @@ class ShortRun:
             np.arange(min(len(validation), task_kind(spec.kind).validation_sequences))
         )
         self._weights = {name: (moments.row_O, moments.column_I) for name, moments in tables.moments.items()}
-        self._compute = Compute.of(spec)
 
     def __call__(self, plan: Plan) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,22 +57,34 @@ class ShortRun:
                 return float("inf")
 
     def _trained(self, plan: Plan, folder: Path) -> float:
-        spec, device = self._spec, self._compute.device
-        init = ResidualStart(plan.ranks, rounds=spec.init_rounds, weights=self._weights)
-        settings = settings_for(spec, len(self._data.task.splits["train"]), device, self._compute.dtype)
+        init = ResidualStart(plan.ranks, rounds=self._spec.init_rounds, weights=self._weights)
         config = Config(GivenBits(plan.precision), GivenRanks(plan.ranks), "joint")
-        classes = self._data.task.classes
-        built = build_model(spec, self._compute, config, classes, settings.steps, overrides=Overrides(init))
-        model, hook = built.model, built.hook
-        objective = objective_of(spec)
-        settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
+        built = build_arm(self._spec, self._data, config, init)
+        return train_briefly(self._spec, self._data, self._validation, built, folder)
 
-        def validate() -> dict[str, float]:
-            with hook.as_stored():
-                return evaluate(model, self._data.batches_of(self._validation), objective, device).metrics
 
-        task = Task(objective, self._data.train_batches, validate, device)
-        return train(model, task, hook, settings, folder, lambda _: None).history["loss"]
+def build_arm(spec: RunSpec, data: RunData, config: Config, init: ResidualStart) -> Built:
+    """Return the model of ``spec`` with the formats and ranks of ``config``; adapters start from ``init``."""
+    assert spec.steps is not None, "a short run has a number of steps"
+    overrides = Overrides(init)
+    return build_model(spec, Compute.of(spec), config, data.task.classes, spec.steps, overrides=overrides)
+
+
+def train_briefly(spec: RunSpec, data: RunData, validation: TokenSplit, built: Built, folder: Path) -> float:
+    """Train ``built`` for the steps of ``spec``; return its loss in nats on ``validation`` afterwards.
+
+    ``folder`` is for checkpoints. Raises :class:`~bitrank_trainer.Diverged`.
+    """
+    compute, objective = Compute.of(spec), objective_of(spec)
+    settings = settings_for(spec, len(data.task.splits["train"]), compute.device, compute.dtype)
+    settings = replace(settings, eval_every=settings.steps, checkpoint_every=settings.steps)
+
+    def validate() -> dict[str, float]:
+        with built.hook.as_stored():
+            return evaluate(built.model, data.batches_of(validation), objective, compute.device).metrics
+
+    task = Task(objective, data.train_batches, validate, compute.device)
+    return train(built.model, task, built.hook, settings, folder, lambda _: None).history["loss"]
 
 
 @dataclass(frozen=True)

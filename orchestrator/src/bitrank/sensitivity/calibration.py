@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bitrank_data import Batch, TokenisedTask, evaluation_batches
+from bitrank_data import Batch, TokenisedTask, TokenSplit, evaluation_batches
 from bitrank_quant import WeightMatrix, apply_precision, float_format, weight_matrices
 from bitrank_quant.sensitivity import Forward
 from bitrank_trainer import keep_memory, pin_threads, release_memory
@@ -31,19 +31,11 @@ def calibration_batches(
 ) -> list[Batch]:
     """Return ``count`` training sequences in batches of similar length.
 
-    The sequences come after the first ``offset`` of a fixed shuffle, which takes one window of each document
-    before a second one of any. A batch has ``tokens`` tokens, by default as many as suit a pass without a
-    graph.
+    The sequences come after the first ``offset`` of :func:`calibration_order`. A batch has ``tokens`` tokens,
+    by default as many as suit a pass without a graph.
     """
     train = task.splits["train"]
-    shuffled = np.random.default_rng(0).permutation(len(train))
-    seen: Counter[str] = Counter()
-    rounds = []
-    for index in shuffled:
-        rounds.append(seen[train.ids[index]])
-        seen[train.ids[index]] += 1
-    order = shuffled[np.argsort(rounds, kind="stable")]
-    chosen = order[offset : offset + count]
+    chosen = calibration_order(train)[offset : offset + count]
     return list(
         evaluation_batches(
             train.select(np.sort(chosen)),
@@ -52,6 +44,19 @@ def calibration_batches(
             tokens or task_kind(task.kind).calibration.batch_tokens,
         )
     )
+
+
+def calibration_order(train: TokenSplit) -> np.ndarray:
+    """Return the indices of ``train`` in a fixed shuffle that takes one window of each document before a
+    second one of any.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(train))
+    seen: Counter[str] = Counter()
+    rounds = []
+    for index in shuffled:
+        rounds.append(seen[train.ids[index]])
+        seen[train.ids[index]] += 1
+    return shuffled[np.argsort(rounds, kind="stable")]
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class PlannedArm:
     The fields are those of ``bitrank plan``: ``budget`` is a text such as ``=B-Q4`` or ``3.5bits``,
     ``formats`` and ``ranks`` are offered (None: the defaults), ``pins`` map a part of a module's name to
     (format, rank), a search may evaluate ``evaluations`` plans of ``steps`` optimizer steps, and an exact
-    solver may run for ``seconds``. ``init`` and ``quantizer`` are the defaults of the run's fields of these
+    solver may run for ``seconds``. ``learning`` (:data:`~bitrank.spec.learning.LEARNING`) adds what rank
+    learns to the costs. ``init`` and ``quantizer`` are the defaults of the run's fields of these
     names, and the plan is made for the run's values. The seed of a run is not part of the request: runs that
     differ in their seed share a plan.
     """
@@ -55,6 +56,7 @@ class PlannedArm:
     evaluations: int = 24
     steps: int = 10
     seconds: float = 60.0
+    learning: str = "none"
     family: str = "planned"
 
     @property

@@ -1,8 +1,9 @@
 """The part of a spec that the plan of a planned arm depends on, and the place of the plan in the cache.
 
 A plan depends on the request, the model, the task's text and the code that plans. It does not depend on the
-seed, and, unless the planner trains the plans that it considers, on no setting of the training. So runs that
-differ only there share one plan. This module imports no torch: the command line looks up plans with it.
+seed, and, unless planning trains (a search, or a probe of what rank learns), on no setting of the training.
+So runs that differ only there share one plan. This module imports no torch: the command line looks up plans
+with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from bitrank_data import cache_dir
 
 from bitrank.spec.inputs import data_digest, model_digest
+from bitrank.spec.learning import LEARNING
 from bitrank.spec.plan_file import read_plan
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import PLANNING, code_hash
@@ -32,7 +34,7 @@ _OF_THE_RUN = {
     "processes",
     "shard",
 }
-# Fields that change the plan of a search alone: it trains the plans that it considers.
+# Fields that change a plan only if planning trains: a search, or a probe of what rank learns.
 _OF_TRAINING = {
     "steps",
     "epochs",
@@ -58,7 +60,8 @@ def planning_spec(spec: RunSpec) -> RunSpec:
 
     request = spec.plan_request
     assert request is not None, "only a planned arm has a plan request"
-    unused = _OF_THE_RUN if request["planner"] in SEARCHES else _OF_THE_RUN | _OF_TRAINING
+    trains = request["planner"] in SEARCHES or LEARNING[request["learning"]].trains
+    unused = _OF_THE_RUN if trains else _OF_THE_RUN | _OF_TRAINING
     defaults: dict[str, Any] = {f.name: f.default for f in fields(RunSpec) if f.default is not MISSING}
     kept = {name: defaults[name] for name in unused}
     if "steps" in unused:
