@@ -15,27 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from bitrank_adapters import AdapterScale
 from bitrank_quant import Applied, Encoding, apply_precision, left_out, store_in_16_bits, weight_matrices
 from torch import nn
 
-from bitrank.errors import UserError, unknown
+from bitrank.errors import UserError
 from bitrank.models.architectures import check_adaptable, has_new_head
 from bitrank.models.completeness import heads_of
-from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.in_memory import check_names, folder_of, restored_threads
-from bitrank.planning.make_plan import Pins, PlanRequest, PlanResult, make_plan
-from bitrank.planning.restrictions import formats_for, limit_rank
+from bitrank.planning.make_plan import PlanResult, make_plan
+from bitrank.planning.plan_options import PLAN_DEFAULTS, PlanOptions, request_of
 from bitrank.run.quantizers import encoder_of
 from bitrank.spec.configs import config_of_plan
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import check_plan_data, plan_data, read_plan
 from bitrank.spec.plan_file import save_plan as _save_plan
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import INITS, RunSpec
+from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,41 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
 
 Plan = dict[str, Any]
-
-
-class PlanOptions(TypedDict, total=False):
-    """Options of :func:`plan` by keyword; :data:`PLAN_DEFAULTS` has the defaults."""
-
-    planner: str
-    init: str
-    quantizer: str
-    learning: str
-    formats: tuple[str, ...] | None
-    ranks: tuple[int, ...] | None
-    max_rank: int | None
-    ties: tuple[str, ...]
-    runtime: str
-    pins: Pins | None
-    max_trainable: int | None
-    profile: str
-    settings: Mapping[str, Any] | None
-
-
-PLAN_DEFAULTS: PlanOptions = {
-    "planner": "exact",
-    "init": "default",
-    "quantizer": RunSpec.quantizer,
-    "learning": "none",
-    "formats": None,
-    "ranks": None,
-    "max_rank": None,
-    "ties": (),
-    "runtime": "any",
-    "pins": None,
-    "max_trainable": None,
-    "profile": "laptop",
-    "settings": None,
-}
 
 
 def plan(
@@ -141,7 +105,7 @@ def plan(
     if unexpected := set(options) - set(PLAN_DEFAULTS):
         raise TypeError(f"plan() got an unexpected keyword argument {min(unexpected)!r}")
     chosen: PlanOptions = {**PLAN_DEFAULTS, **options}
-    request = _request(budget, chosen)
+    request = request_of(budget, chosen)
     with folder_of(model, tokenizer) as folder, restored_threads():
         given = {"quantizer": chosen["quantizer"], **(chosen["settings"] or {}), "model": folder}
         spec = make_spec(find_profile(chosen["profile"]), "B-FP", str(task), given)
@@ -320,24 +284,6 @@ def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
     from bitrank_analysis import open_store as open_views
 
     return open_views(str(uri))
-
-
-def _request(budget: str, chosen: PlanOptions) -> PlanRequest:
-    init = chosen["init"]
-    if init not in INITS or init == "loftq":
-        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
-    formats = formats_for(chosen["runtime"], chosen["formats"], FORMATS)
-    choices = Choices(formats, chosen["ranks"], repairs=init == "lq-lora")
-    return PlanRequest(
-        budget,
-        chosen["planner"],
-        limit_rank(choices, chosen["max_rank"]),
-        chosen["max_trainable"],
-        chosen["pins"],
-        ties=tuple(chosen["ties"]),
-        runtime=chosen["runtime"],
-        learning=chosen["learning"],
-    )
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

@@ -48,6 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
     )
+    _add_choices(parser)
+    _add_restrictions(parser)
+    _add_run(parser)
+    _add_effort(parser)
+    _add_output(parser)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add the planner and what it chooses from."""
     planner = parser.add_argument("--planner", default="exact", help="(default: exact) one of")
     list_names(planner, planners)
     choice = parser.add_argument(
@@ -66,8 +75,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FORMAT[:RANK]",
         help="fix matrices with PART in their name",
     )
-    _add_restrictions(parser)
     parser.add_argument("--max-trainable", type=whole(1, 10**15), help="maximum trainable parameters")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the properties of the planned run that its costs depend on."""
     parser.add_argument(
         "--init",
         default="lq-lora",
@@ -87,8 +99,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         + "; ".join(f"{name}: {entry.about}" for name, entry in LEARNING.items())
         + " (default: none)",
     )
-    _add_effort(parser)
-    _add_output(parser)
 
 
 def _add_restrictions(parser: argparse.ArgumentParser) -> None:
