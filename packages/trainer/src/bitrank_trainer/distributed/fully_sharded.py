@@ -53,7 +53,9 @@ class Sharded(Joined):
             fully_shard(
                 block,
                 reshard_after_forward=True,
-                ignored_params={p for p in block.parameters() if p.requires_grad},
+                # A parameter with fewer numbers than processes, such as AdaLoRA's count of ranks, would be
+                # empty in some of them, and hooks read it between passes.
+                ignored_params={p for p in block.parameters() if p.requires_grad or p.numel() < self.count},
             )
 
     def deal(self, batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
