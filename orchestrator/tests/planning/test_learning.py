@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from bitrank.spec.plan_request import planning_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import ResidualStart
-from bitrank_planner import Problem
+from bitrank_planner import Effort, Problem, exact
 
 LOSSES = 5
 CHOICES = Choices(formats=("int2-g64", "int4-g64", "int8"), ranks=(0, 2, 4, 8, 16))
@@ -59,6 +61,8 @@ def test_a_matrix_that_did_not_change_has_no_value() -> None:
 
 def test_costs_fall_with_rank_by_the_positive_values_alone() -> None:
     assert learning.missed(np.array([3.0, -1.0, 2.0])).tolist() == [5.0, 2.0, 2.0, 0.0]
+    missed_R = learning.missed(np.random.default_rng(0).normal(size=64))
+    assert (np.diff(missed_R) <= 0).all()
 
 
 def test_probe_adds_the_missed_values_to_every_format_alike(
@@ -66,19 +70,16 @@ def test_probe_adds_the_missed_values_to_every_format_alike(
 ) -> None:
     added, seconds = learning.add_learning(problem, tables, spec, repairs=False)
     assert seconds > 0
-    gains = []
+    precision = exact(problem, Effort()).precision
+    values = learning.probe_once(spec, tables, precision, repairs=False).values
+    assert values.keys() == {item.name for item in problem.items if len({o.rank for o in item.options}) > 1}
+    assert any(learning.missed(value_K)[0] > 0 for value_K in values.values())
     for before, after in zip(problem.items, added.items, strict=True):
-        extra = {
-            (new.format, new.rank): new.cost - old.cost
-            for old, new in zip(before.options, after.options, strict=True)
-        }
-        for fmt, rank in extra:
-            assert extra[fmt, rank] == pytest.approx(extra["int8", rank], abs=1e-9)
-        ranks = sorted({rank for _, rank in extra})
-        by_rank = [extra["int8", rank] for rank in ranks]
-        assert by_rank == sorted(by_rank, reverse=True) and by_rank[-1] >= 0
-        gains.append(by_rank[0])
-    assert max(gains) > 0
+        missed_R = learning.missed(values.get(before.name, np.zeros(1)))
+        for old, new in zip(before.options, after.options, strict=True):
+            missed = missed_R[min(old.rank, len(missed_R) - 1)]
+            assert new == replace(old, cost=new.cost)
+            assert new.cost == pytest.approx(old.cost + missed, rel=1e-12, abs=0)
 
 
 def test_the_second_probe_is_read_from_the_cache(
