@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from bitrank.spec.configs import CONFIGS
 from bitrank_adapters import AdaLora
 from bitrank_analysis.paper import write_paper
 from bitrank_quant import parse_format
@@ -49,6 +50,8 @@ def test_constants_of_the_paper_equal_those_of_the_code() -> None:
         "AdaEvery": str(schedule.every),
         "AdaOrthogonality": str(schedule.orthogonality),
         "NfBlock": str(parse_format("nf4-dq").block),  # type: ignore[attr-defined]
+        "AffineBlock": str(parse_format("int5-g64").block),  # type: ignore[attr-defined]
+        "PlanRank": str(min(CONFIGS["Plan-Q4"].ranks)),  # type: ignore[union-attr]
         "NfBits": f"{8 * parse_format('nf4-dq').nbytes((768, 768)) / weights:.2f}",
         "IntBits": f"{8 * parse_format('int8').nbytes((768, 768)) / weights:.2f}",
         "MovieTrain": "8,070",  # held by packages/data/tests/test_assets.py

@@ -66,7 +66,7 @@ def test_rank_zero_has_the_finite_scale_of_rank_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2.0, "alpah"), "one of the scale policies alpha, .* got 'alpah'"),
+        ((2.0, "beta"), "one of the scale policies alpha, .* got 'beta'"),
         ((0.0,), "positive, finite scale of rank-8 adapters, got 0.0"),
         ((float("inf"),), "positive, finite"),
         ((float("nan"),), "positive, finite"),
