@@ -20,11 +20,14 @@ PANELS = {
 }
 # Labels that would collide: (task, config) → offset in pixels to the right and downwards.
 SHIFTS = {
+    ("movie_sentences", "Plan-Q4"): (-9, -6),
+    ("wiki_articles", "Plan-Q4"): (9, -8),
     ("movie_sentences", "B-Q4"): (-9, 15),
     ("movie_sentences", "Joint-3"): (9, -8),
     ("movie_sentences", "Joint-1"): (9, 12),
     ("wiki_articles", "Joint-3"): (9, -6),
-    ("wiki_articles", "B-Q4"): (-2, -38),
+    ("wiki_articles", "B-Q4"): (-9, 4),
+    ("wiki_articles", "Joint-2"): (-9, 4),
 }
 
 
