@@ -250,6 +250,7 @@ def test_results_table_has_every_run_of_the_study(monkeypatch: pytest.MonkeyPatc
         "Joint-1",
         "Joint-2",
         "Joint-3",
+        "Plan-Q4",
     }
     row = (
         "| `wiki_articles` | `B-FP` | 26.47 | ppl **22.32** [19.87, 25.38] "
