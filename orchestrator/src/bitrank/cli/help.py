@@ -52,6 +52,13 @@ def planners() -> list[str]:
     return planner_names()
 
 
+def exact_planners() -> list[str]:
+    """Planners that ``--seconds`` limits."""
+    from bitrank.planning.planners import PLANNERS
+
+    return [name for name, planner in PLANNERS.items() if planner.effort]
+
+
 def runtimes() -> list[str]:
     """Values of ``--for``, each with the formats that it can store."""
     from bitrank.planning.restrictions import RUNTIMES

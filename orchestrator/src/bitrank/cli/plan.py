@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
-from bitrank.cli.help import formats, list_names, planners, quantizers, runtimes, ties
+from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
@@ -130,13 +130,14 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=whole(), default=10, help="optimizer steps of one evaluation (default: 10)"
     )
-    parser.add_argument(
+    limit = parser.add_argument(
         "--seconds",
         type=positive,
         default=60.0,
-        help="time limit of exact, bits-only and rank-only (for each format); at the limit they return the "
-        "best plan so far with its proven gap (default: 60)",
+        help="time limit of one exact solution; at the limit the best plan so far is returned with its proven "
+        "gap (default: 60); of the planners",
     )
+    list_names(limit, exact_planners)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
