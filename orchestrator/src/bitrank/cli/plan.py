@@ -134,8 +134,8 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=positive,
         default=60.0,
-        help="time limit of one exact solution; at the limit the best plan so far is returned with its proven "
-        "gap (default: 60); of the planners",
+        help="time limit of one exact solution; at the limit the best plan so far is returned with its "
+        "proven gap (default: 60); of the planners",
     )
     list_names(limit, exact_planners)
 
