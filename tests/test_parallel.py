@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,24 @@ def test_sharded_base_gives_the_numbers_of_an_unsharded_one(tmp_path: Path, task
         assert [row["prompt"] for row in json.loads(files[0].read_text())] == [
             row["prompt"] for row in json.loads(files[1].read_text())
         ]
+
+
+def test_a_rank_ends_without_finalizing_the_interpreter() -> None:
+    """Gloo's threads may outlive the process group; one that needs the GIL then would abort the process."""
+    program = """
+import atexit
+from bitrank.run.__main__ import _end_rank
+
+class Finalized:
+    def __del__(self):
+        print("interpreter finalized", flush=True)
+
+kept = Finalized()
+atexit.register(print, "exit functions ran")
+_end_rank(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "exit functions ran\n", "")
 
 
 def test_quantized_base_is_not_sharded(tmp_path: Path) -> None:

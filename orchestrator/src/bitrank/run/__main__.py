@@ -7,9 +7,12 @@ RENDEZVOUS``. Exit codes: 0 done, 1 failed, 2 bad input, 3 training diverged (a 
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from bitrank.errors import UserError
 from bitrank.process.failure import write_failure
@@ -80,9 +83,22 @@ def _execute(folder: Path, rank: int, count: int, rendezvous_file: Path) -> None
     leave()
 
 
+def _end_rank(code: int) -> NoReturn:
+    """Exit with ``code`` without finalizing the interpreter.
+
+    FSDP keeps a reference to its process group, so gloo's threads outlive :func:`bitrank_trainer.leave`. One
+    that frees its last tensor while the interpreter is finalized asks for the GIL, and Python then ends that
+    thread, which C++ answers with SIGABRT: a complete run would be recorded as killed.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     run_folder, *rank_arguments = sys.argv[1:]
     if rank_arguments:
         own_rank, rank_count, rendezvous = rank_arguments
-        sys.exit(run_rank(Path(run_folder), int(own_rank), int(rank_count), Path(rendezvous)))
+        _end_rank(run_rank(Path(run_folder), int(own_rank), int(rank_count), Path(rendezvous)))
     sys.exit(main(Path(run_folder)))
