@@ -27,8 +27,8 @@ from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
 from bitrank.spec.inputs import check_inputs
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 # Formats that are measured for every plan, and that a plan chooses from unless others are asked for.
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "nf4-dq", "int8", "bf16")

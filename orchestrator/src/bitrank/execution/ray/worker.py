@@ -23,10 +23,10 @@ from bitrank.execution.claim import is_replaced
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.run_folder import result_of
 from bitrank.spec.configs import find_arm
+from bitrank.spec.provenance import shared_code
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.lease import Lease, RunHeldElsewhere
 from bitrank.tracking.mlflow_tracker import Tracker
-from bitrank.tracking.provenance import shared_code
 from bitrank.tracking.remote_checkpoints import Snapshots
 from bitrank.tracking.run_state import State, code_of, state_of
 from bitrank.tracking.store import open_store
