@@ -10,7 +10,8 @@ validation split, because it decides whether the merged model is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,7 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
     heads = _trained_heads(loaded, adapter)
+    _put_parameters(loaded.model, _outside_heads(adapter, heads))
     if missing := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
@@ -153,6 +155,36 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
 def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
     """Heads with weights in ``adapter``; a head that it lacks was not trained."""
     return [head for head in loaded.trained_modules if f"{head}.weight" in adapter.whole]
+
+
+def _outside_heads(adapter: SavedAdapter, heads: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters of modules that the adapter's author trained whole and that are no heads, such as norms."""
+    return {name: tensor for name, tensor in adapter.whole.items() if name.rpartition(".")[0] not in heads}
+
+
+def _put_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy ``values`` to the parameters of ``model`` with these names.
+
+    Raises :class:`UserError` for a value without a parameter of its shape, and for a parameter that several
+    modules share: the adapter may have trained one of them only.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    users = Counter(id(parameter) for parameter in parameters.values())
+    for name, value in values.items():
+        target = parameters.get(name)
+        if target is None or target.shape != value.shape:
+            found = "no such parameter" if target is None else f"one of shape {list(target.shape)}"
+            raise UserError(
+                f"the adapter contains {name} of shape {list(value.shape)}, but the model has {found}; give "
+                "the base that the adapter was trained on"
+            )
+        if users[id(target)] > 1:
+            raise UserError(
+                f"the adapter contains {name}, which the base shares with another module; merge it with the "
+                "library that trained it, which knows whether both changed"
+            )
+        with torch.no_grad():
+            target.copy_(value)
 
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, device: str) -> dict[str, float]:
@@ -181,6 +213,8 @@ def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:
             tensor = unquantized.model.get_parameter(one.name)
             tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
         _put_heads(unquantized.model, base)
+        heads = _trained_heads(base.loaded, base.adapter)
+        _put_parameters(unquantized.model, _outside_heads(base.adapter, heads))
     return unquantized.model, audits
 
 
