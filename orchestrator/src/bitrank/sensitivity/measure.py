@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import Batch, build_once, cache_dir, open_task
+from bitrank_data import Batch, build_once, cache_dir, is_built, open_task
 from bitrank_quant import parse_format
 from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
@@ -64,7 +64,7 @@ def measure(
 
 def is_measured(spec: RunSpec) -> bool:
     """Return whether :func:`measure` will read cached tables."""
-    return tables_place(spec).is_dir()
+    return is_built(tables_place(spec))
 
 
 def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:

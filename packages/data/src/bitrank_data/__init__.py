@@ -13,7 +13,7 @@ from bitrank_data.batches import (
     training_parts,
     widths,
 )
-from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
+from bitrank_data.cache import build_once, cache_dir, damaged, flush, is_built, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example, Source, Texts
@@ -73,6 +73,7 @@ __all__ = [
     "flush",
     "full_batch",
     "hub_repository",
+    "is_built",
     "labels_of_next_tokens",
     "labels_of_sequences",
     "labels_of_tokens",
