@@ -10,7 +10,7 @@ from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_m
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import build_model
 from bitrank.run.data import load_data
-from bitrank.run.generations import save_generations
+from bitrank.run.generations import Samples, sample_texts
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
 from bitrank.run.requested_plan import config_of_run
@@ -51,11 +51,11 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.phase("testing")
     record.adapter(hook)
     with hook.as_stored():
-        texts = (
-            save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+        samples = (
+            sample_texts(spec.kind, model, built.tokenizer, data.test, device)
             if processes.needed
-            else []
+            else Samples()
         )
     record.finish(
-        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts
+        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, samples
     )

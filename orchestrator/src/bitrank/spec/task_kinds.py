@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING, SEQUENCE_TO_SEQUENCE
 
 from bitrank.errors import unknown
 
@@ -66,13 +66,27 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """Generation from the prompt of every test example, by greedy decoding.
+
+    ``scores`` are keys of ``bitrank.run.text_scores.TEXT_SCORES``, which compare a text with its reference. A
+    text ends at the end-of-sequence token, at the most tokens of any reference of the split, or at
+    ``longest`` tokens, whichever is first.
+    """
+
+    scores: tuple[str, ...]
+    longest: int = 256
+
+
+@dataclass(frozen=True)
 class TaskKind:
     """One kind of task.
 
     ``objective`` is a key of ``bitrank_trainer.OBJECTIVES``. ``auto_model`` names the class of transformers
     that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
     and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the
-    texts that a run saves for reading. ``validation_sequences`` evaluate a planner's short training, and
+    texts that a run saves for reading. ``generation``: how a run generates from the test examples, None if it
+    does not. ``validation_sequences`` evaluate a planner's short training, and
     ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step takes longer.
     """
 
@@ -85,8 +99,10 @@ class TaskKind:
     quick_steps: int
     new_head: bool = False
     samples: str = "none"
+    generation: Generation | None = None
 
 
+_PERPLEXITY = TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2)
 TASK_KINDS: dict[str, TaskKind] = {
     CLASSIFICATION: TaskKind(
         objective="classification",
@@ -105,7 +121,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     ),
     LANGUAGE_MODELLING: TaskKind(
         objective="language-modelling",
-        metric=TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2),
+        metric=_PERPLEXITY,
         auto_model="AutoModelForCausalLM",
         requirement=Requirement(
             "do language modelling",
@@ -117,6 +133,22 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",
+    ),
+    SEQUENCE_TO_SEQUENCE: TaskKind(
+        objective="sequence-to-sequence",
+        metric=_PERPLEXITY,
+        auto_model="AutoModelForSeq2SeqLM",
+        requirement=Requirement(
+            "map a text to another",
+            "sequence-to-sequence language model",
+            "an encoder-decoder such as google-t5/t5-small or facebook/bart-base",
+        ),
+        calibration=CalibrationSizes(
+            moments=64, per_plan=16, held_out=64, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=64,
+        quick_steps=50,
+        generation=Generation(("rouge", "bleu", "chrf", "answers")),
     ),
 }
 

@@ -17,6 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -164,6 +165,8 @@ def task_type(model: nn.Module) -> TaskType | None:
     kind = type(model).__name__
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return TaskType.SEQ_CLS
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return TaskType.SEQ_2_SEQ_LM
     return TaskType.CAUSAL_LM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
 
 

@@ -2,6 +2,8 @@
 
 A run records its kind of task and its metric as the tags ``kind`` and ``metric``, and the metric's value as
 ``eval/<key>``. A metric without an entry in :data:`METRICS` has no paired test, so its runs are not compared.
+Further metrics of a kind are compared too if the runs' predictions have their columns
+(:func:`further_metrics`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bitrank_analysis import corpus_scores
+from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.errors import AnalysisError
 
 
@@ -23,11 +27,15 @@ class ExampleValues:
     ``read`` takes the rows and the run's name for errors, and returns a frame by example id, sorted, with the
     columns ``value``, ``weight`` and ``key``. The key must be equal in all runs of a task; ``key_name`` is
     its name in errors. ``columns`` are those that the rows must have.
+
+    A metric of a whole test set has a ``score``: a function of sums of counts over examples. ``read`` then
+    returns the counts as further columns, and values whose mean is the metric.
     """
 
     columns: tuple[str, ...]
     read: Callable[[pd.DataFrame, str], pd.DataFrame]
     key_name: str
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Metric:
     equivalence margin, in the unit of a difference of means. If ``is_log``, a mean is the logarithm of the
     metric, and differences are log ratios. A quality is printed as ``factor`` · value with ``decimals`` and
     ``symbol``; a difference in ``change_unit``. ``examples_name`` is the unit of analysis, in plural.
-    ``counts_untrained``: quality before training is informative, since no head is new.
+    ``counts_untrained``: quality before training is informative, since no head is new. ``shared_by`` are
+    other kinds of tasks that have the metric.
     """
 
     key: str
@@ -68,6 +77,12 @@ class Metric:
     examples_name: str = "examples"
     chance: ChanceLevel | None = None
     counts_untrained: bool = False
+    shared_by: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tasks that have the metric."""
+        return (self.kind, *self.shared_by)
 
     @property
     def title(self) -> str:
@@ -132,6 +147,95 @@ def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
     return ExampleValues(("id", value, weight), read, weight_name)
 
 
+def of_corpus(
+    columns: tuple[str, ...], counts: Callable[[pd.DataFrame], pd.DataFrame], score: Score
+) -> ExampleValues:
+    """A metric of the whole test set: ``score`` of the sums of ``counts`` over examples.
+
+    ``counts`` maps rows by example id to one column of numbers per sum. ``value`` of an example is its
+    jackknife pseudo-value, so the mean over examples is the metric.
+    """
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        found = counts(_by_id(predictions, name)).astype(float)
+        found = found.reindex(columns=sorted(found.columns))
+        values_N = corpus_scores.pseudo_values(found.to_numpy(), score)
+        return found.assign(value=values_N, weight=1.0, key=1.0)
+
+    return ExampleValues(("id", *columns), read, "weights", score)
+
+
+def _class_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per class: whether it is the label, whether it is the prediction, and whether it is both."""
+    columns = {}
+    for number in sorted({*rows["label"], *rows["prediction"]}):
+        is_label, is_predicted = rows["label"] == number, rows["prediction"] == number
+        columns[f"label {number}"], columns[f"prediction {number}"] = is_label, is_predicted
+        columns[f"right {number}"] = is_label & is_predicted
+    return pd.DataFrame(columns, index=rows.index)
+
+
+def _listed(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """The counts in a column of lists, in their order."""
+
+    def counts(rows: pd.DataFrame) -> pd.DataFrame:
+        frame = pd.DataFrame(np.stack(rows[column].to_list()), index=rows.index)
+        return frame.rename(columns=lambda place: f"{place:03d}")
+
+    return counts
+
+
+def _text_share(key: str, name: str, test: str = "shares", symbol: str = "%") -> Metric:
+    """A score of a generated text in [0, 1], in column ``key``."""
+    return Metric(
+        key=key,
+        name=name,
+        kind=_SEQUENCE_TO_SEQUENCE,
+        shared_by=_WRITING,
+        higher_is_better=True,
+        examples=single(key),
+        test=test,
+        margin=0.01,  # one point
+        change_unit="points",
+        factor=100.0,
+        decimals=1,
+        symbol=symbol,
+    )
+
+
+def _text_corpus(key: str, name: str, score: Score) -> Metric:
+    """A score of all generated texts, 0 to 100, from the counts in column ``<key>_counts``."""
+    column = f"{key}_counts"
+    return Metric(
+        key=key,
+        name=name,
+        kind=_SEQUENCE_TO_SEQUENCE,
+        shared_by=_WRITING,
+        higher_is_better=True,
+        examples=of_corpus((column,), _listed(column), score),
+        test="corpus",
+        margin=1.0,
+        change_unit="points",
+        decimals=1,
+    )
+
+
+def _class_corpus(key: str, name: str, score: Score) -> Metric:
+    """A score of all predicted classes, with the greatest value 1."""
+    return Metric(
+        key=key,
+        name=name,
+        kind="classification",
+        higher_is_better=True,
+        examples=of_corpus(("label", "prediction"), _class_counts, score),
+        test="corpus",
+        margin=0.01,
+        change_unit="points",
+        factor=100.0,
+        decimals=1,
+    )
+
+
 def _by_id(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     twice = predictions["id"].duplicated()
     if twice.any():
@@ -144,6 +248,9 @@ def _by_id(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
 def _most_frequent_class(predictions: pd.DataFrame) -> float:
     return float(predictions["label"].value_counts(normalize=True).max())
 
+
+_SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
+_WRITING = ("instruction", "question-answering")  # other kinds whose predictions are texts
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
@@ -174,9 +281,28 @@ METRICS: dict[str, Metric] = {
             is_log=True,
             examples_name="documents",
             counts_untrained=True,
+            shared_by=(_SEQUENCE_TO_SEQUENCE,),
         ),
+        _class_corpus("macro_f1", "macro-F1", corpus_scores.macro_f1),
+        _class_corpus("mcc", "Matthews' correlation", corpus_scores.matthews),
+        _text_share("rouge1", "ROUGE-1"),
+        _text_share("rouge2", "ROUGE-2"),
+        _text_share("rougeL", "ROUGE-L"),
+        _text_corpus("bleu", "BLEU", corpus_scores.bleu),
+        _text_corpus("chrf", "chrF", corpus_scores.chrf),
+        _text_share("exact_match", "exact match", test="right or wrong"),
+        _text_share("token_f1", "F1 of words"),
     )
 }
+
+
+def further_metrics(kind: str, main: str, columns: set[str]) -> list[str]:
+    """Keys of the metrics other than ``main`` of tasks of ``kind`` whose ``columns`` predictions have."""
+    return [
+        key
+        for key, metric in METRICS.items()
+        if key != main and kind in metric.kinds and set(metric.examples.columns) <= columns
+    ]
 
 
 def metric_of(key: str) -> Metric:

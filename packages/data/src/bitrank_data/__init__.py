@@ -16,18 +16,21 @@ from bitrank_data.batches import (
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Example, Source, Texts
+from bitrank_data.examples import DataReport, Example, PairExample, Source, Texts
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.kinds import (
     CLASSIFICATION,
     DATA_KINDS,
     LANGUAGE_MODELLING,
+    SEQUENCE_TO_SEQUENCE,
     DataKind,
     PaddedBatch,
     data_kind,
+    encode_pairs,
     encode_texts,
     encode_windows,
+    labels_of_completions,
     labels_of_next_tokens,
     labels_of_sequences,
     labels_of_tokens,
@@ -45,6 +48,7 @@ __all__ = [
     "HUB_TASKS",
     "IGNORED",
     "LANGUAGE_MODELLING",
+    "SEQUENCE_TO_SEQUENCE",
     "TASKS",
     "Asset",
     "Batch",
@@ -55,6 +59,7 @@ __all__ = [
     "DataReport",
     "Example",
     "PaddedBatch",
+    "PairExample",
     "Piece",
     "Source",
     "Texts",
@@ -67,12 +72,14 @@ __all__ = [
     "cached_commit",
     "damaged",
     "data_kind",
+    "encode_pairs",
     "encode_texts",
     "encode_windows",
     "evaluation_batches",
     "flush",
     "full_batch",
     "hub_repository",
+    "labels_of_completions",
     "labels_of_next_tokens",
     "labels_of_sequences",
     "labels_of_tokens",

@@ -1,8 +1,8 @@
-"""Two embedded tasks from pinned PyPI artifacts, and two toy tasks for smoke tests.
+"""Two embedded tasks from pinned PyPI artifacts, and three toy tasks for smoke tests.
 
 ``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
 negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
-``toy_sentences``, ``toy_articles``: generated from a few templates, for tests only.
+``toy_sentences``, ``toy_articles``, ``toy_summaries``: generated from a few templates, for tests only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
-from bitrank_data.examples import Example, Source, Texts, split_off
-from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data.examples import Example, PairExample, Source, Texts, split_off
+from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING, SEQUENCE_TO_SEQUENCE
 
 _NEUTRAL = 0.5
 _TEST_ARTICLES, _VALIDATION_ARTICLES = 30, 12
@@ -92,6 +92,19 @@ def toy_articles() -> Texts:
     return Texts(LANGUAGE_MODELLING, split_off(documents, test=6, validation=4))
 
 
+def toy_summaries() -> Texts:
+    """160 texts of two or three template sentences; the summary is the first one without its small words."""
+    random_ = random.Random(2)
+    examples: dict[str, Example] = {}
+    while len(examples) < 160:
+        nouns = random_.sample(_NOUNS, random_.randint(2, 3))
+        words = [(noun, random_.choice(_GOOD + _BAD)) for noun in nouns]
+        text = " and ".join(f"the {noun} is {word}" for noun, word in words)
+        noun, word = words[0]
+        examples.setdefault(text, PairExample(f"toy-{len(examples)}", text, target=f"{word} {noun}"))
+    return Texts(SEQUENCE_TO_SEQUENCE, split_off(list(examples.values()), test=32, validation=32))
+
+
 def _pinned(asset: str) -> str:
     return ASSETS[asset].sha256
 
@@ -115,5 +128,8 @@ EMBEDDED: dict[str, Source] = {
         ),
         Source("toy_sentences", CLASSIFICATION, lambda: "toy", toy_sentences, "made sentences, for tests"),
         Source("toy_articles", LANGUAGE_MODELLING, lambda: "toy", toy_articles, "made articles, for tests"),
+        Source(
+            "toy_summaries", SEQUENCE_TO_SEQUENCE, lambda: "toy", toy_summaries, "made summaries, for tests"
+        ),
     )
 }

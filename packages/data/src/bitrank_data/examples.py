@@ -24,6 +24,13 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PairExample(Example):
+    """A source ``text`` with the ``target`` text that a model is to write."""
+
+    target: str = ""
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Effects of reading and splitting: ``counts`` by name, and ``notes``, one sentence each for the user."""
 
