@@ -289,7 +289,7 @@ METRICS: dict[str, Metric] = {
         _text_share("rouge2", "ROUGE-2"),
         _text_share("rougeL", "ROUGE-L"),
         _text_corpus("bleu", "BLEU", corpus_scores.bleu),
-        _text_corpus("chrf", "chrF", corpus_scores.chrf),
+        _text_corpus("chrf", "character F-score (chrF)", corpus_scores.chrf),
         _text_share("exact_match", "exact match", test="right or wrong"),
         _text_share("token_f1", "F1 of words"),
     )

@@ -16,7 +16,7 @@ from bitrank_data.batches import (
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Example, PairExample, Source, Texts
+from bitrank_data.examples import DataReport, Example, Source, TargetExample, Texts
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.kinds import (
@@ -59,9 +59,9 @@ __all__ = [
     "DataReport",
     "Example",
     "PaddedBatch",
-    "PairExample",
     "Piece",
     "Source",
+    "TargetExample",
     "Texts",
     "TokenSplit",
     "TokenisedTask",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
-from bitrank_data.examples import Example, PairExample, Source, Texts, split_off
+from bitrank_data.examples import Example, Source, TargetExample, Texts, split_off
 from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING, SEQUENCE_TO_SEQUENCE
 
 _NEUTRAL = 0.5
@@ -101,7 +101,7 @@ def toy_summaries() -> Texts:
         words = [(noun, random_.choice(_GOOD + _BAD)) for noun in nouns]
         text = " and ".join(f"the {noun} is {word}" for noun, word in words)
         noun, word = words[0]
-        examples.setdefault(text, PairExample(f"toy-{len(examples)}", text, target=f"{word} {noun}"))
+        examples.setdefault(text, TargetExample(f"toy-{len(examples)}", text, target=f"{word} {noun}"))
     return Texts(SEQUENCE_TO_SEQUENCE, split_off(list(examples.values()), test=32, validation=32))
 
 

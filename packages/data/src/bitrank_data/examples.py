@@ -24,7 +24,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class PairExample(Example):
+class TargetExample(Example):
     """A source ``text`` with the ``target`` text that a model is to write."""
 
     target: str = ""

@@ -2,8 +2,8 @@
 
 A *block* matrix is a linear layer inside the repeated transformer blocks. Its role comes from its path:
 attention if a component of the path contains "attn" or "attention", feed-forward otherwise. Cross-attention
-has names of its own (T5: EncDecAttention; BART: encoder_attn; GPT-2: crossattention). The rule holds for BERT,
-DistilBERT, GPT-2, GPT-Neo, Llama, T5 and BART, and is tested on them.
+has names of its own (T5: EncDecAttention; BART: encoder_attn; GPT-2: crossattention). The rule holds for
+BERT, DistilBERT, GPT-2, GPT-Neo, Llama, T5 and BART, and is tested on them.
 """
 
 from __future__ import annotations
