@@ -49,7 +49,7 @@ def run(folder: Path, config: str, task: str, **changes: Any) -> RunSpec:
 
 
 @pytest.mark.parametrize("config", ARMS)
-@pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
+@pytest.mark.parametrize("task", ["toy_sentences", "toy_articles", "toy_summaries"])
 def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     config: str, task: str, tmp_path: Path
 ) -> None:

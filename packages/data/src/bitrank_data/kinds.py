@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example, TargetExample
+from bitrank_data.examples import Example
 from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
 
 CLASSIFICATION = "classification"
@@ -113,8 +113,10 @@ def _windows(tokens: list[int], cutting: Cutting) -> list[Piece]:
     return [Piece(window) for window in windows if len(window) > 1]
 
 
-def encode_pairs(examples: Sequence[TargetExample], tokenizer: Any, cutting: Cutting) -> Encoded:
-    """Source and target of each example in one sequence, whose targets are the tokens of the target text.
+def encode_pairs(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """Source and target of each :class:`~bitrank_data.TargetExample` in one sequence.
+
+    The targets of the sequence are the tokens of the target text.
 
     The source is cut at ``max_length`` and the target one token shorter, since the decoder's input begins
     with a start token. A target ends with the end-of-sequence token. There is no sequence for an example
