@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import read_spec
@@ -31,7 +31,7 @@ LAPTOP = {
 
 def test_the_laptop_specs_keep_their_ids() -> None:
     profile = PROFILES["laptop"]
-    specs = matrix(profile, list(CONFIGS), list(profile.tasks), list(profile.seeds), {})
+    specs = matrix(profile, list(DEFAULT_CONFIGS), list(profile.tasks), list(profile.seeds), {})
     assert {spec.run_name: spec.spec_id for spec in specs} == LAPTOP
 
 
