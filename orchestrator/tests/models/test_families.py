@@ -113,12 +113,14 @@ def logits(model: nn.Module, kind: str) -> Tensor:
 
 
 def with_random_adapters(model: nn.Module) -> None:
-    """Adapters of another value than zero, in bf16 numbers as a file stores them."""
+    """Adapters of another value than zero; they and trained heads in bf16 numbers, as a file stores them."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_" in name:
-                parameter.copy_((torch.randn(parameter.shape, generator=generator) * 0.1).bfloat16())
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            if parameter.requires_grad:
+                parameter.copy_(parameter.bfloat16())
 
 
 def decoded_into(plain: nn.Module, quantized: nn.Module) -> None:
@@ -202,7 +204,7 @@ def test_a_measured_plan_fits_its_budget(title: str, family: Callable[[str], Fam
     }[one.kind]
     spec = make_spec(PROFILES["smoke"], "B-FP", task, {"model": str(one.folder)})
     made = make_plan(spec, PlanRequest("12bits", "exact", Choices(("int4-g64", "bf16"), ranks=(2, 4))))
-    assert made.plan.bytes <= made.problem.budget
+    assert made.plan.nbytes <= made.problem.budget
     assert {made.plan.precision[m.name] for m in made.sizes.matrices} == {"int4-g64", "bf16"}
 
 
