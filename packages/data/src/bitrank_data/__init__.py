@@ -16,12 +16,14 @@ from bitrank_data.batches import (
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Example, Source, Texts
+from bitrank_data.examples import DataReport, Dialogue, Example, PairExample, Source, Texts, Turn
+from bitrank_data.files import FileOptions
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.kinds import (
     CLASSIFICATION,
     DATA_KINDS,
+    INSTRUCTION,
     LANGUAGE_MODELLING,
     DataKind,
     PaddedBatch,
@@ -32,8 +34,9 @@ from bitrank_data.kinds import (
     labels_of_sequences,
     labels_of_tokens,
 )
+from bitrank_data.layouts import Layout, LeftOut, Naming, Refused
 from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
-from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
+from bitrank_data.tasks import HUB_TASKS, TASKS, is_path, open_task
 from bitrank_data.tokens import TokenisedTask, pad_id, tokenise
 
 __version__ = "0.1.0"
@@ -44,6 +47,7 @@ __all__ = [
     "EMBEDDED",
     "HUB_TASKS",
     "IGNORED",
+    "INSTRUCTION",
     "LANGUAGE_MODELLING",
     "TASKS",
     "Asset",
@@ -53,13 +57,21 @@ __all__ = [
     "DataError",
     "DataKind",
     "DataReport",
+    "Dialogue",
     "Example",
+    "FileOptions",
+    "Layout",
+    "LeftOut",
+    "Naming",
     "PaddedBatch",
+    "PairExample",
     "Piece",
+    "Refused",
     "Source",
     "Texts",
     "TokenSplit",
     "TokenisedTask",
+    "Turn",
     "asset_dir",
     "asset_present",
     "build_once",
@@ -73,6 +85,7 @@ __all__ = [
     "flush",
     "full_batch",
     "hub_repository",
+    "is_path",
     "labels_of_next_tokens",
     "labels_of_sequences",
     "labels_of_tokens",

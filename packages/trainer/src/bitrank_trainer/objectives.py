@@ -1,4 +1,4 @@
-"""Objectives: sentence classification and causal language modelling.
+"""Objectives: classification of texts and pairs, causal language modelling, answers in dialogues.
 
 An objective computes from a model and a batch the training loss, and for evaluation one row per sequence.
 Rows carry the example's index, so that two models can be compared sequence by sequence.
@@ -100,7 +100,9 @@ class Classification:
 class LanguageModelling:
     """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
 
-    ``fused`` computes head and loss in blocks of positions if the model's head supports it.
+    Tokens whose label is −100 are not predicted, such as the prompts of instruction data. ``metric`` is the
+    name of the perplexity. ``fused`` computes head and loss in blocks of positions if the model's head
+    supports it.
     """
 
     metric: str = "ppl"
@@ -151,7 +153,7 @@ class LanguageModelling:
         tokens = sum(row["tokens"] for row in rows)
         loss = sum(row["loss"] for row in rows) / tokens
         accuracy = sum(row["right"] for row in rows) / tokens
-        return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
+        return {"loss": loss, self.metric: math.exp(min(loss, 700.0)), "token_acc": accuracy}
 
     def plain(self) -> Objective:
         return replace(self, fused=False)
@@ -160,6 +162,7 @@ class LanguageModelling:
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
+    "instruction": LanguageModelling(metric="completion_ppl"),
 }
 
 
@@ -167,8 +170,17 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     mask_BT = batch["attention_mask"]
     with read_last_token(model, mask_BT, device):
         ids_BT = _tensor(batch["input_ids"], device)
-        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device))
+        types = _types(model, batch, device)
+        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device), **types)
     return output.logits.float()
+
+
+def _types(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
+    """Segments of pairs of texts, for models that tell segments apart, such as BERT."""
+    config: Any = getattr(model, "config", None)
+    if "token_type_ids" not in batch or getattr(config, "type_vocab_size", None) in (None, 0, 1):
+        return {}
+    return {"token_type_ids": _tensor(batch["token_type_ids"], device)}
 
 
 def _targets(batch: Batch, device: str) -> Tensor:
