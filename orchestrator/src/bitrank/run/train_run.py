@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitrank_data import TokenSplit
-from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_mib, pin_threads, train
+from bitrank_trainer import Evaluation, Processes, Task, peak_memory_mib, pin_threads, train
 
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import build_model
@@ -38,7 +38,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     def evaluate_on(split: TokenSplit) -> Evaluation:
         """Evaluate the adapter as its file will hold it, so that metrics belong to the stored numbers."""
         with hook.as_stored():
-            return evaluate(model, data.batches_of(split), objective, device, processes)
+            return data.evaluate(model, split, objective, device, processes)
 
     record.phase("zero-shot")
     record.zero_shot(lambda: evaluate_on(data.test))

@@ -17,6 +17,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +28,12 @@ from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
 from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
 
 DEFAULT_SCALE = AdapterScale()
+# Model classes of transformers by PEFT task type.
+_TASK_TYPES = {
+    TaskType.SEQ_CLS: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    TaskType.QUESTION_ANS: MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    TaskType.CAUSAL_LM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,10 @@ def _attach(
 def task_type(model: nn.Module) -> TaskType | None:
     """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
     kind = type(model).__name__
-    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        return TaskType.SEQ_CLS
-    return TaskType.CAUSAL_LM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
+    for found, names in _TASK_TYPES.items():
+        if kind in names.values():
+            return found
+    return None
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:

@@ -23,16 +23,21 @@ from bitrank_data.kinds import (
     CLASSIFICATION,
     DATA_KINDS,
     LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
     DataKind,
     PaddedBatch,
     data_kind,
     encode_texts,
     encode_windows,
+    labels_of_last_tokens,
     labels_of_next_tokens,
     labels_of_sequences,
     labels_of_tokens,
 )
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
+from bitrank_data.probing import FactExample, read_fact
+from bitrank_data.question_answering import CONTEXT, END, START, QuestionExample, read_question
+from bitrank_data.sequences import IGNORED, Cutting, Piece, Rows, TokenSplit
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
 from bitrank_data.tokens import TokenisedTask, pad_id, tokenise
 
@@ -40,11 +45,16 @@ __version__ = "0.1.0"
 __all__ = [
     "ASSETS",
     "CLASSIFICATION",
+    "CONTEXT",
     "DATA_KINDS",
     "EMBEDDED",
+    "END",
     "HUB_TASKS",
     "IGNORED",
     "LANGUAGE_MODELLING",
+    "PROBING",
+    "QUESTION_ANSWERING",
+    "START",
     "TASKS",
     "Asset",
     "Batch",
@@ -54,8 +64,11 @@ __all__ = [
     "DataKind",
     "DataReport",
     "Example",
+    "FactExample",
     "PaddedBatch",
     "Piece",
+    "QuestionExample",
+    "Rows",
     "Source",
     "Texts",
     "TokenSplit",
@@ -73,11 +86,14 @@ __all__ = [
     "flush",
     "full_batch",
     "hub_repository",
+    "labels_of_last_tokens",
     "labels_of_next_tokens",
     "labels_of_sequences",
     "labels_of_tokens",
     "open_task",
     "pad_id",
+    "read_fact",
+    "read_question",
     "spread_windows",
     "tokenise",
     "training_batches",

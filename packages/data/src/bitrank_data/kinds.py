@@ -5,12 +5,12 @@ kind. Further entries may be added before a task of their kind is opened.
 
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
-per document for paired tests.
+per document for paired tests. Question answering and probing have a module each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,19 @@ import numpy as np
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
+from bitrank_data.probing import encode_facts, read_fact
+from bitrank_data.question_answering import (
+    encode_questions,
+    read_question,
+    record_of_question,
+    rows_of_questions,
+)
+from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
-
-# Sequences of each text of a batch, and the number of truncated texts.
-Encoded = tuple[list[list[Piece]], int]
+QUESTION_ANSWERING = "question-answering"
+PROBING = "probing"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,12 @@ class DataKind:
     without one. ``columns`` are the columns of a user's file of this kind; a kind without columns is never
     recognized in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document
     into windows; None: an example is one sequence.
+
+    ``read`` makes an example from its id and the fields of a record, for kinds with fields of their own.
+    ``left_out`` completes the note on the examples for which ``encode`` makes no sequence: their number,
+    ``left_out``, and the first one. ``record`` gives the texts of an example that its evaluation needs, and
+    ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
+    evaluated without texts, one by one.
     """
 
     about: str
@@ -53,6 +65,10 @@ class DataKind:
     labels: Callable[[PaddedBatch], np.ndarray]
     columns: frozenset[str] = frozenset()
     predicted_tokens: Callable[[TokenSplit], int] | None = None
+    read: Callable[[str, Mapping[str, Any]], Example] | None = None
+    left_out: str = "texts have too few tokens to learn from and were left out"
+    record: Callable[[Any], dict[str, Any]] | None = None
+    merge: Callable[[TokenSplit, Rows], Rows] | None = None
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
@@ -107,6 +123,12 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
     return labels_BT
 
 
+def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
+    """Label of the last token of each sequence (B,), from the split's ``targets``."""
+    labels = [batch.split.targets_of(int(index))[-1] for index in batch.indices]
+    return np.asarray(labels, dtype=np.int64)
+
+
 def _tokens_after_the_first(split: TokenSplit) -> int:
     return int((split.lengths_N - 1).sum())
 
@@ -124,6 +146,24 @@ DATA_KINDS: dict[str, DataKind] = {
         labels_of_next_tokens,
         columns=frozenset({"text"}),
         predicted_tokens=_tokens_after_the_first,
+    ),
+    QUESTION_ANSWERING: DataKind(
+        "the part of a context that answers a question",
+        encode_questions,
+        labels_of_tokens,
+        columns=frozenset({"question", "context", "answers"}),
+        read=read_question,
+        left_out="questions leave no space for context in max_length and were left out",
+        record=record_of_question,
+        merge=rows_of_questions,
+    ),
+    PROBING: DataKind(
+        "the one token that continues a prompt",
+        encode_facts,
+        labels_of_last_tokens,
+        columns=frozenset({"prompt", "object"}),
+        read=read_fact,
+        left_out="objects are not exactly one known token of the tokenizer and were left out",
     ),
 }
 

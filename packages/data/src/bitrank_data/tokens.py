@@ -25,7 +25,7 @@ from safetensors.numpy import save as save_arrays
 
 from bitrank_data.cache import build_once, cache_dir
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source
 from bitrank_data.kinds import DataKind, data_kind
 from bitrank_data.sequences import Cutting, Piece, TokenSplit, pack
 
@@ -72,6 +72,8 @@ def tokenise(
             arrays[f"{split}.labels"],
             meta["ids"][split],
             arrays[f"{split}.targets"],
+            arrays[f"{split}.spans"],
+            meta["records"][split],
         )
         for split in SPLITS
     }
@@ -155,26 +157,42 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
     texts, kind = source.load(), data_kind(source.kind)
     arrays: dict[str, np.ndarray] = {}
     ids: dict[str, list[str]] = {}
+    records: dict[str, dict[str, Any]] = {}
     lost: dict[str, int] = {}
+    left_out: list[str] = []
     for split in SPLITS:
-        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, kind)
+        packed, counts, without = _tokenise_split(texts.splits[split], tokenizer, cutting, kind)
+        left_out += without
         if not len(packed):
-            raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
+            reason = f" ({_left_out_note(without, kind)})" if without else ""
+            needed = "the task needs more or longer texts"
+            raise DataError(f"{source.name}: no text left for {split}{reason}; {needed}")
         _refuse_absent(source.name, split, packed, texts.classes)
         parts = {"tokens": packed.tokens, "offsets": packed.offsets, "labels": packed.labels_N}
-        parts |= {"targets": packed.targets}
+        parts |= {"targets": packed.targets, "spans": packed.spans}
         arrays |= {f"{split}.{part}": array for part, array in parts.items()}
-        ids[split] = packed.ids
+        ids[split], records[split] = packed.ids, _records(kind, split, texts.splits[split], packed)
         lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
     (folder / "tokens.safetensors").write_bytes(save_arrays(arrays))
     report = texts.report + DataReport(lost, _lost_notes(lost, cutting.max_length))
+    if left_out:
+        report += DataReport(notes=(_left_out_note(left_out, kind),))
     meta = {
         "classes": texts.classes,
         "ids": ids,
+        "records": records,
         "counts": report.counts,
         "notes": report.notes,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _records(kind: DataKind, split: str, examples: list[Example], packed: TokenSplit) -> dict[str, Any]:
+    """Texts of the examples of ``split`` by id, of those with a sequence; none for training."""
+    if kind.record is None or split == TRAIN:
+        return {}
+    present = set(packed.ids)
+    return {example.id: kind.record(example) for example in examples if example.id in present}
 
 
 def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
@@ -187,31 +205,38 @@ def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str
         raise DataError(f"{name}: the class {missing!r} has no text in {split}; {remedy}")
 
 
+def _left_out_note(ids: list[str], kind: DataKind) -> str:
+    return f"{len(ids)} {kind.left_out} (the first: example {ids[0]})"
+
+
 def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
     notes = []
     if cut := lost.get("texts_cut"):
         beyond = f"longer than max_length {max_length} and were cut there"
         notes.append(f"{cut} of {lost['texts']} texts are {beyond}")
-    if empty := lost.get("texts_without_tokens"):
-        notes.append(f"{empty} texts have too few tokens to learn from and were left out")
     return tuple(notes)
 
 
 def _tokenise_split(
     examples: list[Example], tokenizer: Any, cutting: Cutting, kind: DataKind
-) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
-    """Sequences of ``examples``, and the numbers of texts: all, truncated, and without a sequence."""
+) -> tuple[TokenSplit, dict[str, int], list[str]]:  # fmt: skip
+    """Sequences of ``examples``, numbers of texts, and the ids of examples without a sequence.
+
+    The numbers are those of all texts, of truncated ones, and of those without a sequence.
+    """
     sequences: list[Piece] = []
     ids: list[str] = []
     labels: list[int] = []
-    counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
+    without: list[str] = []
+    counts = {"texts": len(examples), "texts_cut": 0}
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
         encoded, cut = kind.encode(batch, tokenizer, cutting)
         counts["texts_cut"] += cut
         for example, pieces in zip(batch, encoded, strict=True):
-            counts["texts_without_tokens"] += not pieces
+            without += [] if pieces else [example.id]
             sequences += pieces
             ids += [example.id] * len(pieces)
             labels += [example.label] * len(pieces) if example.label is not None else []
-    return pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
+    counts["texts_without_tokens"] = len(without)
+    return pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts, without

@@ -1,0 +1,57 @@
+"""Probing for facts: a prompt, and the one token that continues it (LAMA, Petroni et al. 2019).
+
+The score of an example is the rank of the right token among the whole vocabulary, ordered by the next-token
+logits of a language model. Objects of more than one token have no rank; they are left out and counted, as in
+LAMA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bitrank_data.examples import Example
+from bitrank_data.fields import text_field
+from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece
+
+
+@dataclass(frozen=True)
+class FactExample(Example):
+    """A prompt, ``text``, and the word that continues it, ``object``."""
+
+    object: str = ""
+
+
+def read_fact(id_: str, fields: Mapping[str, Any]) -> FactExample:
+    """Example ``id_`` from the fields ``prompt`` and ``object``.
+
+    A whole number is an object too. Raises :class:`DataError` for an empty or missing text.
+    """
+    value = fields.get("object")
+    if isinstance(value, int) and not isinstance(value, bool):
+        fields = {**fields, "object": str(value)}
+    return FactExample(id_, text_field(fields, "prompt"), object=text_field(fields, "object").strip())
+
+
+def encode_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """The prompt of each :class:`FactExample`, its last ``max_length`` tokens; the last target is the object.
+
+    There is no sequence for an object that is not exactly one known token after the prompt and a space.
+    """
+    prompts = [example.text.rstrip() for example in examples]
+    wholes = [f"{prompt} {example.object}" for prompt, example in zip(prompts, examples, strict=True)]
+    options = {"add_special_tokens": False, "truncation": False, "verbose": False}
+    encoded = (tokenizer(texts, **options)["input_ids"] for texts in (prompts, wholes))
+    space = cutting.max_length - len(cutting.before)
+    sequences: list[list[Piece]] = []
+    cut = 0
+    for prompt, whole in zip(*encoded, strict=True):
+        is_one_token = len(prompt) > 0 and whole[:-1] == prompt and whole[-1] != tokenizer.unk_token_id
+        if not is_one_token:
+            sequences.append([])
+            continue
+        cut += len(prompt) > space
+        tokens = [*cutting.before, *prompt[-space:]]
+        sequences.append([Piece(tokens, [IGNORED] * (len(tokens) - 1) + [whole[-1]])])
+    return sequences, cut

@@ -1,0 +1,222 @@
+"""Extractive question answering: records, windows with the tokens of an answer, and answers from spans.
+
+A question and its context are one pair of texts. If the pair is longer than ``max_length``, the context is
+cut into windows that overlap, each with the whole question; all windows have the id of their question. The
+target of a token is a sum of bits: :data:`CONTEXT` for tokens of the context, :data:`START` and :data:`END`
+for the first and last token of the answer. In a window that does not contain the whole answer both are the
+first token, as in BERT (Devlin et al. 2019, section 4.3).
+
+Answers are evaluated per question: the span with the highest score over all windows, as text of the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitrank_data.errors import DataError
+from bitrank_data.examples import Example
+from bitrank_data.fields import text_field
+from bitrank_data.sequences import Cutting, Encoded, Piece, Rows, TokenSplit
+from bitrank_data.squad import exact_match, token_f1
+
+CONTEXT, START, END = 1, 2, 4
+_OVERLAP = 128  # tokens that two windows share, at most half of a window's context
+_LEAST_CONTEXT = 4  # tokens of context that a window must have beside its question
+
+
+@dataclass(frozen=True)
+class QuestionExample(Example):
+    """A question about ``context``; ``text`` is both, so that equal pairs are in one split.
+
+    ``answers`` are the texts of all accepted answers, none for a question without an answer, and ``starts``
+    are their first characters in the context. Training uses the first one.
+    """
+
+    question: str = ""
+    context: str = ""
+    answers: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+
+
+def read_question(id_: str, fields: Mapping[str, Any]) -> QuestionExample:
+    """Example ``id_`` from the fields ``question``, ``context``, ``answers`` and optionally ``answer_start``.
+
+    ``answers`` is SQuAD's object of the lists ``text`` and ``answer_start``, a list of texts, or one text;
+    empty lists mark a question without an answer. Without ``answer_start`` an answer must occur exactly once
+    in the context. Raises :class:`DataError` for an empty text, missing answers, and an answer that is not at
+    its place in the context.
+    """
+    question, context = text_field(fields, "question"), text_field(fields, "context")
+    answers, places = _answers(fields)
+    starts = [_start(answer, place, context) for answer, place in zip(answers, places, strict=True)]
+    return QuestionExample(
+        id_,
+        f"{question}\n{context}",
+        question=question,
+        context=context,
+        answers=tuple(answers),
+        starts=tuple(starts),
+    )
+
+
+def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """Texts of the answers, and the given first character of each; None where it is not given."""
+    given, starts = fields.get("answers"), fields.get("answer_start")
+    if isinstance(given, Mapping):
+        given, starts = given.get("text"), given.get("answer_start", starts)
+    if _is_missing(given):
+        remedy = 'for a question without an answer write {"text": [], "answer_start": []}'
+        raise DataError(f"the question has no answers; give them, or {remedy}")
+    texts = _as_list(given)
+    if wrong := [answer for answer in texts if not isinstance(answer, str)]:
+        expected = "a text, a list of texts, or an object with the lists text and answer_start"
+        raise DataError(f"the answer {wrong[0]!r} is of type {type(wrong[0]).__name__}; expected {expected}")
+    if any(not answer.strip() for answer in texts):
+        raise DataError("an answer is empty; remove it, and leave the list empty if there is no answer")
+    places = [None] * len(texts) if _is_missing(starts) else _as_list(starts)
+    if len(places) != len(texts):
+        raise DataError(
+            f"answers has {len(texts)} texts and answer_start {len(places)} numbers; give as many"
+        )
+    return texts, places
+
+
+def _is_missing(value: Any) -> bool:
+    is_nan = isinstance(value, float) and value != value
+    return value is None or is_nan or (isinstance(value, str) and not value.strip())
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+
+
+def _start(answer: str, place: Any, context: str) -> int:
+    """First character of ``answer`` in ``context``: ``place``, or where it occurs if ``place`` is None."""
+    if place is None:
+        return _only_occurrence(answer, context)
+    try:
+        start = int(place)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"answer_start is {place!r}; expected the number of a character") from error
+    found = context[max(start, 0) : max(start, 0) + len(answer)]
+    if start < 0 or found != answer:
+        counted = "characters are counted from 0"
+        raise DataError(
+            f"the context has {found!r} at answer_start {start}, not the answer {answer!r}; {counted}"
+        )
+    return start
+
+
+def _only_occurrence(answer: str, context: str) -> int:
+    count = context.count(answer)
+    if not count:
+        exact = "with the same letters, case and spaces"
+        raise DataError(f"the answer {answer!r} is not in its context; give a part of the context, {exact}")
+    if count > 1:
+        remedy = "give answer_start, its first character, counted from 0"
+        raise DataError(f"the answer {answer!r} is {count} times in its context; {remedy}")
+    return context.index(answer)
+
+
+def encode_questions(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """Windows of each :class:`QuestionExample`; none if its question leaves no space for context.
+
+    Raises :class:`DataError` if the tokenizer gives no character offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            "question answering needs the character offsets of a fast tokenizer (tokenizer.json); "
+            f"{type(tokenizer).__name__} has none: convert it, or give another model"
+        )
+    return [_windows(example, tokenizer, cutting) for example in examples], 0
+
+
+def _windows(example: QuestionExample, tokenizer: Any, cutting: Cutting) -> list[Piece]:
+    question = tokenizer(example.question, add_special_tokens=False, verbose=False)["input_ids"]
+    added = tokenizer.num_special_tokens_to_add(pair=True) if cutting.special_tokens else 0
+    space = cutting.max_length - len(question) - added
+    if space < _LEAST_CONTEXT:
+        return []
+    encoded = tokenizer(
+        example.question,
+        example.context,
+        add_special_tokens=cutting.special_tokens,
+        truncation="only_second",
+        max_length=cutting.max_length,
+        stride=min(_OVERLAP, space // 2),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    answer = (example.starts[0], example.starts[0] + len(example.answers[0])) if example.answers else None
+    pieces = []
+    for number, tokens in enumerate(encoded["input_ids"]):
+        is_context_T = np.asarray([part == 1 for part in encoded.sequence_ids(number)])
+        spans_T2 = np.where(is_context_T[:, None], np.asarray(encoded["offset_mapping"][number]), -1)
+        if is_context_T.any():
+            pieces.append(Piece(tokens, _targets(spans_T2, answer), spans_T2))
+    return pieces
+
+
+def _targets(spans_T2: np.ndarray, answer: tuple[int, int] | None) -> np.ndarray:
+    """Bits of each token of a window; ``answer`` is the first character and the one after the last."""
+    context = np.flatnonzero(spans_T2[:, 0] >= 0)
+    targets_T = np.where(spans_T2[:, 0] >= 0, CONTEXT, 0)
+    first = last = 0
+    if answer is not None:
+        begin, end = answer
+        inside = context[(spans_T2[context, 1] > begin) & (spans_T2[context, 0] < end)]
+        is_whole = spans_T2[context[0], 0] <= begin and end <= spans_T2[context[-1], 1]
+        if is_whole and len(inside):
+            first, last = int(inside[0]), int(inside[-1])
+    targets_T[first] |= START
+    targets_T[last] |= END
+    return targets_T
+
+
+def record_of_question(example: Any) -> dict[str, Any]:
+    """The texts that evaluation needs of a :class:`QuestionExample`."""
+    return {"context": example.context, "answers": list(example.answers)}
+
+
+def rows_of_questions(split: TokenSplit, rows: Rows) -> Rows:
+    """One row per question from the rows of its windows.
+
+    A window's row has ``score``, the sum of the start and end logits of its best span, the tokens ``start``
+    and ``end`` of that span, and ``null``, the score of the first token. A question's row has the answer of
+    the best window and all accepted answers as texts, ``em`` and ``f1`` against them (SQuAD), and the sums of
+    ``loss`` and ``tokens`` over its ``windows``. The empty answer wins if its lowest score over the windows
+    is higher than the best span's; it is possible only if ``split`` has questions without an answer, as in
+    SQuAD 2.0.
+    """
+    by_question: dict[str, Rows] = {}
+    for row in rows:
+        by_question.setdefault(split.ids[row["index"]], []).append(row)
+    may_be_empty = any(not record["answers"] for record in split.records.values())
+    return [_row_of_question(split, id_, windows, may_be_empty) for id_, windows in by_question.items()]
+
+
+def _row_of_question(split: TokenSplit, id_: str, windows: Rows, may_be_empty: bool) -> dict[str, Any]:
+    best, record = max(windows, key=lambda row: row["score"]), split.records[id_]
+    is_empty = may_be_empty and min(row["null"] for row in windows) > best["score"]
+    answer = "" if is_empty else _text_of(split, best, record["context"])
+    return {
+        "index": windows[0]["index"],
+        "loss": sum(row["loss"] for row in windows),
+        "windows": len(windows),
+        "tokens": sum(row["tokens"] for row in windows),
+        "score": best["score"],
+        "prediction_text": answer,
+        "reference_text": " | ".join(record["answers"]),
+        "em": exact_match(answer, record["answers"]),
+        "f1": token_f1(answer, record["answers"]),
+    }
+
+
+def _text_of(split: TokenSplit, window: Mapping[str, Any], context: str) -> str:
+    spans_T2 = split.spans_of(window["index"])
+    return context[spans_T2[window["start"], 0] : spans_T2[window["end"], 1]].strip()

@@ -1,0 +1,250 @@
+"""Questions become windows with the tokens of the answer; spans of tokens become answers of questions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from bitrank_data import (
+    CONTEXT,
+    END,
+    QUESTION_ANSWERING,
+    START,
+    Cutting,
+    DataError,
+    Source,
+    Texts,
+    TokenSplit,
+    data_kind,
+    evaluation_batches,
+    full_batch,
+    open_task,
+    read_question,
+    tokenise,
+)
+from bitrank_data.kinds import kind_of_columns
+from bitrank_data.question_answering import encode_questions
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+FIELDS = {"question": "the film is", "context": "the plot is dull and the film is lovely ."}
+LONG = "the film . " * 6 + "good and fine " + "the plot . " * 6
+
+
+def question_of(**changes: Any) -> Any:
+    return read_question("q1", {**FIELDS, **changes})
+
+
+@pytest.fixture(scope="module")
+def with_specials() -> PreTrainedTokenizerFast:
+    """A tokenizer that splits words at punctuation and adds [CLS] and [SEP] as BERT's does."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "plot", "is", ".", "good", "and", "fine"]
+    words += ["dull", "lovely"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    options = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": ["lovely", "is lovely"], "answer_start": [33, 30]},
+        {"text": np.array(["lovely", "is lovely"]), "answer_start": np.array([33, 30])},
+        {"text": ["lovely", "is lovely"]},
+        ["lovely", "is lovely"],
+    ],
+)
+def test_all_forms_of_answers_give_the_same_example(answers: Any) -> None:
+    example = question_of(answers=answers)
+    assert example.answers == ("lovely", "is lovely") and example.starts == (33, 30)
+    assert example.text == f"{example.question}\n{example.context}"
+
+
+def test_one_text_with_its_place_is_an_answer() -> None:
+    assert question_of(answers="the", answer_start=21).starts == (21,)
+    assert question_of(answers="the", answer_start="21").starts == (21,)
+    assert question_of(answers="lovely").starts == (33,)
+
+
+@pytest.mark.parametrize("answers", [[], {"text": [], "answer_start": []}])
+def test_an_empty_list_marks_a_question_without_an_answer(answers: Any) -> None:
+    assert question_of(answers=answers).answers == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": ["awful"]}, "the answer 'awful' is not in its context; give a part of the context"),
+        ({"answers": "the"}, "the answer 'the' is 2 times in its context; give answer_start"),
+        (
+            {"answers": ["lovely"], "answer_start": [3]},
+            "the context has ' plot ' at answer_start 3, not the answer 'lovely'",
+        ),
+        ({"answers": ["the"], "answer_start": [-9]}, "at answer_start -9"),
+        ({"answers": ["the"], "answer_start": ["x"]}, "answer_start is 'x'; expected the number"),
+        ({"answers": ["the"], "answer_start": [0, 21]}, "answers has 1 texts and answer_start 2 numbers"),
+        ({}, "the question has no answers; give them, or for a question without an answer write"),
+        ({"answers": None}, "the question has no answers"),
+        ({"answers": float("nan")}, "the question has no answers"),
+        ({"answers": ""}, "the question has no answers"),
+        ({"answers": ["dull", " "]}, "an answer is empty"),
+        ({"answers": [7]}, "the answer 7 is of type int; expected a text, a list of texts"),
+        ({"answers": ["dull"], "context": " "}, "the context is empty"),
+        ({"answers": ["dull"], "question": ""}, "the question is empty"),
+        ({"answers": ["dull"], "question": None}, "the question is missing"),
+        ({"answers": ["dull"], "context": ["dull"]}, "of type list; expected text"),
+    ],
+)
+def test_invalid_fields_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        question_of(**changes)
+
+
+def marked(tokens: Any, targets: Any, tokenizer: Any) -> tuple[str, str]:
+    """Words of the context, and words from the start to the end target."""
+    start, end = (int(np.flatnonzero(targets & bit)[0]) for bit in (START, END))
+    tokens = np.asarray(tokens)
+    return tokenizer.decode(tokens[(targets & CONTEXT) > 0]), tokenizer.decode(tokens[start : end + 1])
+
+
+def test_a_short_pair_is_one_window_with_the_answer_marked(with_specials: Any) -> None:
+    (pieces,), cut = encode_questions([question_of(answers=["lovely ."])], with_specials, Cutting(32))
+    (piece,) = pieces
+    assert cut == 0
+    text = with_specials.decode(piece.tokens)
+    assert text == f"[CLS] {FIELDS['question']} [SEP] {FIELDS['context']} [SEP]"
+    assert marked(piece.tokens, piece.targets, with_specials) == (FIELDS["context"], "lovely .")
+    is_context_T = piece.targets & CONTEXT > 0
+    for token, (begin, end) in zip(
+        np.asarray(piece.tokens)[is_context_T], piece.spans[is_context_T], strict=True
+    ):
+        assert with_specials.convert_ids_to_tokens(int(token)) == FIELDS["context"][begin:end]
+    assert (piece.spans[~is_context_T] == -1).all()
+
+
+@pytest.mark.parametrize("specials", [True, False])
+def test_windows_overlap_and_mark_the_answer_only_where_it_is_whole(
+    with_specials: Any, specials: bool
+) -> None:
+    example = question_of(context=LONG, answers=["good and fine"])
+    cutting = Cutting(14, special_tokens=specials)
+    (pieces,), _ = encode_questions([example], with_specials, cutting)
+    assert len(pieces) > 2 and max(len(piece.tokens) for piece in pieces) == 14
+    seen = set[int]()
+    for piece in pieces:
+        context, answer = marked(piece.tokens, piece.targets, with_specials)
+        first = with_specials.decode(piece.tokens[:1])
+        assert answer == ("good and fine" if "good and fine" in context else first)
+        seen |= set(piece.spans[piece.spans[:, 0] >= 0, 0].tolist())
+    assert seen == {n for n in range(len(LONG)) if LONG[n] != " " and (n == 0 or LONG[n - 1] == " ")}
+
+
+def test_a_question_without_an_answer_marks_the_first_token(with_specials: Any) -> None:
+    ((piece,),), _ = encode_questions([question_of(answers=[])], with_specials, Cutting(32))
+    assert piece.targets[0] == START | END and not (piece.targets[1:] & (START | END)).any()
+
+
+def test_a_pair_without_special_tokens_keeps_question_and_context_apart(tokenizer: Any) -> None:
+    ((piece,),), _ = encode_questions([question_of(answers=["lovely"])], tokenizer, Cutting(32))
+    assert marked(piece.tokens, piece.targets, tokenizer) == (FIELDS["context"], "lovely")
+
+
+def source_of(examples: list[Any]) -> Source:
+    splits = dict.fromkeys(("train", "validation", "test"), examples)
+    fingerprint = repr(examples)
+    return Source("asked", QUESTION_ANSWERING, lambda: fingerprint, lambda: Texts(QUESTION_ANSWERING, splits))
+
+
+def test_questions_that_fill_a_window_are_left_out_and_counted(tokenizer: Any) -> None:
+    long = replace(question_of(answers=["lovely"]), id="q2", question="the film " * 8)
+    task = tokenise(source_of([question_of(answers=["lovely"]), long]), tokenizer, 16)
+    assert set(task.splits["test"].ids) == {"q1"}
+    assert task.report.counts["texts_without_tokens"] == 3
+    note = "3 questions leave no space for context in max_length and were left out (the first: example q2)"
+    assert note in task.report.notes
+    with pytest.raises(DataError, match=r"no text left for train \(1 questions leave no space for context"):
+        tokenise(source_of([long]), tokenizer, 16)
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(DataError, match="needs the character offsets of a fast tokenizer"):
+        encode_questions([question_of(answers=["lovely"])], Slow(), Cutting(16))
+
+
+def test_texts_and_offsets_of_evaluation_splits_come_from_the_cache(tokenizer: Any) -> None:
+    for _ in ("written", "read from the cache"):
+        task = tokenise(source_of([question_of(answers=["lovely", "is lovely"])]), tokenizer, 32)
+        test = task.splits["test"].select(np.asarray([0]))
+        assert test.records == {"q1": {"context": FIELDS["context"], "answers": ["lovely", "is lovely"]}}
+        assert FIELDS["context"][slice(*test.spans_of(0)[-2])] == "lovely"
+        assert task.splits["train"].records == {}
+
+
+def window(index: int, score: float, start: int, end: int, null: float = -9.0) -> dict[str, Any]:
+    numbers = {"index": index, "score": score, "start": start, "end": end, "null": null}
+    return {**numbers, "loss": 0.5, "tokens": 10}
+
+
+@pytest.fixture
+def split(tokenizer: Any) -> TokenSplit:
+    """One question with two windows or more, and one that has no answer."""
+    examples = [
+        question_of(context=LONG.strip(), answers=["good and fine", "fine"]),
+        replace(question_of(answers=[]), id="none"),
+    ]
+    return tokenise(source_of(examples), tokenizer, 32).splits["test"]
+
+
+def test_the_best_span_of_all_windows_is_the_answer(split: TokenSplit) -> None:
+    assert split.ids.count("q1") == 2 and split.ids[2] == "none"
+    merge = data_kind(QUESTION_ANSWERING).merge
+    begin = LONG.index("fine")
+    start = int(np.flatnonzero(split.spans_of(1)[:, 0] == begin)[0])
+    rows = merge(split, [window(0, 1.0, 3, 4), window(1, 2.0, start, start), window(2, 0.0, 3, 3, null=1.0)])
+    first, second = rows
+    assert (first["prediction_text"], first["em"], first["f1"]) == ("fine", 1, 1.0)
+    assert (first["windows"], first["loss"], first["tokens"], first["index"]) == (2, 1.0, 20, 0)
+    assert first["reference_text"] == "good and fine | fine"
+    assert (second["prediction_text"], second["em"]) == ("", 1)
+
+
+def test_the_empty_answer_needs_the_highest_score_in_every_window(split: TokenSplit) -> None:
+    merge = data_kind(QUESTION_ANSWERING).merge
+    rows = merge(split, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=1.5)])
+    assert rows[0]["prediction_text"] != ""
+    rows = merge(split, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=2.5)])
+    assert rows[0]["prediction_text"] == "" and rows[0]["f1"] == 0.0
+    answered = replace(split, records={"q1": split.records["q1"]})
+    rows = merge(answered, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=2.5)])
+    assert rows[0]["prediction_text"] != ""
+
+
+def test_batches_have_the_bits_of_each_token(split: TokenSplit) -> None:
+    (batch,) = evaluation_batches(split, QUESTION_ANSWERING, 0, batch_tokens=1000)
+    for row, index in enumerate(batch["index"]):
+        targets = split.targets_of(int(index))
+        assert batch["labels"][row, : len(targets)].tolist() == targets.tolist()
+        assert (batch["labels"][row, len(targets) :] < 0).all()
+    assert full_batch(2, 5, QUESTION_ANSWERING)["labels"].shape == (2, 5)
+
+
+def test_the_toy_task_has_questions_of_several_windows(tokenizer: Any) -> None:
+    task = tokenise(open_task("toy_questions"), tokenizer, 32)
+    test = task.splits["test"]
+    assert len(set(test.ids)) == 32 < len(test)
+    assert {text for record in test.records.values() for text in record["answers"]} > {"good", "bad"}
+
+
+def test_a_file_with_the_columns_of_questions_is_recognized() -> None:
+    assert kind_of_columns(["id", "title", "context", "question", "answers"]) == QUESTION_ANSWERING
