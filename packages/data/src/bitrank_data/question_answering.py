@@ -65,7 +65,8 @@ def read_question(id_: str, fields: Mapping[str, Any]) -> QuestionExample:
 
 def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     """Texts of the answers, and the given first character of each; None where it is not given."""
-    given, starts = fields.get("answers"), fields.get("answer_start")
+    given: Any = fields.get("answers")
+    starts: Any = fields.get("answer_start")
     if isinstance(given, Mapping):
         given, starts = given.get("text"), given.get("answer_start", starts)
     if _is_missing(given):
