@@ -25,8 +25,8 @@ from bitrank_analysis.statistics.examples import load_arms
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]
-METRIC = {"toy_questions": "answer_f1", "toy_facts": "p_at_1"}
-SECOND = {"toy_questions": ("answer_em", "em"), "toy_facts": ("mrr", "reciprocal_rank")}
+METRIC = {"toy_questions": "token_f1", "toy_facts": "p_at_1"}
+SECOND = {"toy_questions": ("exact_match", "exact_match"), "toy_facts": ("mrr", "reciprocal_rank")}
 TESTS = {"toy_questions": "normal over examples", "toy_facts": "McNemar, exact"}
 
 
@@ -65,10 +65,19 @@ def test_runs_learn_and_their_quality_is_the_mean_over_examples(study: Study, ta
 
 def test_the_table_of_questions_has_answers_and_their_scores(study: Study) -> None:
     rows = predictions_of(study, "toy_questions")
-    assert {"id", "em", "f1", "prediction_text", "reference_text", "loss", "tokens", "windows"} <= set(rows)
+    names = {"id", "exact_match", "token_f1", "prediction_text", "reference_text", "loss", "windows"}
+    assert names <= set(rows)
     assert rows["id"].is_unique and rows["windows"].max() > 1
     right = rows["prediction_text"] == rows["reference_text"]
-    assert right.any() and (rows["em"][right] == 1).all() and (rows["f1"] >= rows["em"]).all()
+    assert right.any() and (rows["exact_match"][right] == 1).all()
+    assert (rows["token_f1"] >= rows["exact_match"]).all()
+
+
+def test_the_table_of_facts_has_the_words_of_its_tokens(study: Study) -> None:
+    rows = predictions_of(study, "toy_facts")
+    assert set(rows["reference_text"]) <= {"good", "lovely", "bright", "fine", "bad", "dull", "poor", "weak"}
+    is_right = rows["prediction"] == rows["label"]
+    assert ((rows["prediction_text"] == rows["reference_text"]) == is_right).all()
 
 
 @pytest.mark.parametrize("task", METRIC)
@@ -94,8 +103,8 @@ def test_the_report_has_a_verdict_on_both_tasks(study: Study) -> None:
     for task in METRIC:
         assert any(line.startswith(f"{task}, against B-FP: B-Q4 ") for line in report.verdict)
     text = plain(report)
-    assert "| Answer F1 |" in text and "| Precision at 1 |" in text
-    assert "points of answer F1" in text and "naming the most frequent object" in text
+    assert "| F1 of words |" in text and "| Precision at 1 |" in text
+    assert "points of F1 of words" in text and "naming the most frequent object" in text
 
 
 @pytest.mark.parametrize("task", ["toy_questions", pytest.param("toy_facts", marks=pytest.mark.slow)])

@@ -213,10 +213,10 @@ def test_the_best_span_of_all_windows_is_the_answer(split: TokenSplit) -> None:
     start = int(np.flatnonzero(split.spans_of(1)[:, 0] == begin)[0])
     rows = merge(split, [window(0, 1.0, 3, 4), window(1, 2.0, start, start), window(2, 0.0, 3, 3, null=1.0)])
     first, second = rows
-    assert (first["prediction_text"], first["em"], first["f1"]) == ("fine", 1, 1.0)
+    assert (first["prediction_text"], first["exact_match"], first["token_f1"]) == ("fine", 1, 1.0)
     assert (first["windows"], first["loss"], first["tokens"], first["index"]) == (2, 1.0, 20, 0)
     assert first["reference_text"] == "good and fine | fine"
-    assert (second["prediction_text"], second["em"]) == ("", 1)
+    assert (second["prediction_text"], second["exact_match"]) == ("", 1)
 
 
 def test_the_empty_answer_needs_the_highest_score_in_every_window(split: TokenSplit) -> None:
@@ -224,7 +224,7 @@ def test_the_empty_answer_needs_the_highest_score_in_every_window(split: TokenSp
     rows = merge(split, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=1.5)])
     assert rows[0]["prediction_text"] != ""
     rows = merge(split, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=2.5)])
-    assert rows[0]["prediction_text"] == "" and rows[0]["f1"] == 0.0
+    assert rows[0]["prediction_text"] == "" and rows[0]["token_f1"] == 0.0
     answered = replace(split, records={"q1": split.records["q1"]})
     rows = merge(answered, [window(0, 1.0, 3, 3, null=3.0), window(1, 2.0, 3, 3, null=2.5)])
     assert rows[0]["prediction_text"] != ""

@@ -48,7 +48,8 @@ def batch(padding: int = 0) -> dict[str, np.ndarray]:
 
 
 def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "windows": 1, "em": row["index"], "f1": 0.25 + row["index"] / 2} for row in rows]
+    scores = ({"exact_match": row["index"], "token_f1": 0.25 + row["index"] / 2} for row in rows)
+    return [{**row, "windows": 1, **found} for row, found in zip(rows, scores, strict=True)]
 
 
 def test_the_loss_is_the_mean_of_both_cross_entropies_over_possible_positions() -> None:
@@ -124,9 +125,9 @@ def test_models_with_two_segments_get_the_context_as_the_second(kinds: int) -> N
 
 def test_metrics_are_means_over_merged_rows() -> None:
     found = evaluate(TinySpans(), [batch()], OBJECTIVE, "cpu", merge=scored)
-    assert found.metrics["answer_em"] == 0.5 and found.metrics["answer_f1"] == 0.5
+    assert found.metrics["exact_match"] == 0.5 and found.metrics["token_f1"] == 0.5
     assert found.metrics["loss"] == pytest.approx(np.mean([row["loss"] for row in found.rows]))
-    assert all("em" in row for row in found.rows)
+    assert all("exact_match" in row for row in found.rows)
 
 
 def test_spans_learn() -> None:

@@ -14,6 +14,7 @@ from bitrank.run.generations import save_generations
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
 from bitrank.run.requested_plan import config_of_run
+from bitrank.run.token_texts import with_token_texts
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.run_spec import RunSpec
 
@@ -56,6 +57,5 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
             if processes.needed
             else []
         )
-    record.finish(
-        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts
-    )
+    final = with_token_texts(evaluate_on(data.test), spec.kind, built.tokenizer)
+    record.finish(final, data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts)

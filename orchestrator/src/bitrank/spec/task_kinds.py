@@ -8,7 +8,8 @@ data: this module imports no model library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
 
@@ -73,7 +74,8 @@ class TaskKind:
     that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
     and may be missing from a checkpoint. ``outputs`` names the head's outputs if the kind fixes them: a head
     of the checkpoint is kept then, whatever its labels are called. ``samples`` is a key of
-    ``bitrank.run.generations.SAMPLES``: the texts that a run saves for reading. ``validation_sequences``
+    ``bitrank.run.generations.SAMPLES``: the texts that a run saves for reading. ``token_texts`` maps columns
+    of texts in the table of predictions to columns of token ids that they spell out. ``validation_sequences``
     evaluate a planner's short training, and ``quick_steps`` are the optimizer steps of a study with
     ``--quick``: fewer if a step takes longer.
     """
@@ -88,6 +90,7 @@ class TaskKind:
     new_head: bool = False
     outputs: tuple[str, ...] = ()
     samples: str = "none"
+    token_texts: Mapping[str, str] = field(default_factory=dict)
 
 
 TASK_KINDS: dict[str, TaskKind] = {
@@ -123,7 +126,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     ),
     QUESTION_ANSWERING: TaskKind(
         objective="question-answering",
-        metric=TaskMetric("answer_f1", "answer F1", higher_is_better=True, decimals=3),
+        metric=TaskMetric("token_f1", "F1 of words", higher_is_better=True, decimals=3),
         auto_model="AutoModelForQuestionAnswering",
         requirement=Requirement(
             "mark answers in a context", "question answering", "an encoder such as minilm"
@@ -153,6 +156,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=256,
         quick_steps=50,
         samples="texts",
+        token_texts={"prediction_text": "prediction", "reference_text": "label"},
     ),
 }
 

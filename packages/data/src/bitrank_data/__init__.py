@@ -38,6 +38,7 @@ from bitrank_data.kinds import (
 from bitrank_data.probing import FactExample, read_fact
 from bitrank_data.question_answering import CONTEXT, END, START, QuestionExample, read_question
 from bitrank_data.sequences import IGNORED, Cutting, Piece, Rows, TokenSplit
+from bitrank_data.squad import exact_match, token_f1
 from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
 from bitrank_data.tokens import TokenisedTask, pad_id, tokenise
 
@@ -83,6 +84,7 @@ __all__ = [
     "encode_texts",
     "encode_windows",
     "evaluation_batches",
+    "exact_match",
     "flush",
     "full_batch",
     "hub_repository",
@@ -95,6 +97,7 @@ __all__ = [
     "read_fact",
     "read_question",
     "spread_windows",
+    "token_f1",
     "tokenise",
     "training_batches",
     "training_order",

@@ -189,10 +189,10 @@ def rows_of_questions(split: TokenSplit, rows: Rows) -> Rows:
 
     A window's row has ``score``, the sum of the start and end logits of its best span, the tokens ``start``
     and ``end`` of that span, and ``null``, the score of the first token. A question's row has the answer of
-    the best window and all accepted answers as texts, ``em`` and ``f1`` against them (SQuAD), and the sums of
-    ``loss`` and ``tokens`` over its ``windows``. The empty answer wins if its lowest score over the windows
-    is higher than the best span's; it is possible only if ``split`` has questions without an answer, as in
-    SQuAD 2.0.
+    the best window and all accepted answers as texts, ``exact_match`` and ``token_f1`` against them (SQuAD),
+    and the sums of ``loss`` and ``tokens`` over its ``windows``. The empty answer wins if its lowest score
+    over the windows is higher than the best span's; it is possible only if ``split`` has questions without an
+    answer, as in SQuAD 2.0.
     """
     by_question: dict[str, Rows] = {}
     for row in rows:
@@ -213,8 +213,8 @@ def _row_of_question(split: TokenSplit, id_: str, windows: Rows, may_be_empty: b
         "score": best["score"],
         "prediction_text": answer,
         "reference_text": " | ".join(record["answers"]),
-        "em": exact_match(answer, record["answers"]),
-        "f1": token_f1(answer, record["answers"]),
+        "exact_match": exact_match(answer, record["answers"]),
+        "token_f1": token_f1(answer, record["answers"]),
     }
 
 

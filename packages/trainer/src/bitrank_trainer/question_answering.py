@@ -32,7 +32,7 @@ class QuestionAnswering:
     (``bitrank_data.DataKind.merge``).
     """
 
-    metric: str = "answer_f1"
+    metric: str = "token_f1"
     higher_is_better: bool = True
 
     def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
@@ -68,7 +68,7 @@ class QuestionAnswering:
     def metrics(self, rows: list[Row]) -> dict[str, float]:
         """Mean loss over windows, and the means of exact match and F1 over questions, in [0, 1]."""
         loss = sum(row["loss"] for row in rows) / sum(row["windows"] for row in rows)
-        means = {f"answer_{name}": sum(row[name] for row in rows) / len(rows) for name in ("f1", "em")}
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("token_f1", "exact_match")}
         return {"loss": loss, **means}
 
     def plain(self) -> QuestionAnswering:
