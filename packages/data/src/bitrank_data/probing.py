@@ -26,7 +26,8 @@ class FactExample(Example):
 def read_fact(id_: str, fields: Mapping[str, Any]) -> FactExample:
     """Example ``id_`` from the fields ``prompt`` and ``object``.
 
-    A whole number is an object too. Raises :class:`DataError` for an empty or missing text.
+    A whole number is an object too. Raises :class:`~bitrank_data.fields.FieldError` for an empty or missing
+    text.
     """
     value = fields.get("object")
     if isinstance(value, int) and not isinstance(value, bool):

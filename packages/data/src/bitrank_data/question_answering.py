@@ -19,11 +19,12 @@ import numpy as np
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example
-from bitrank_data.fields import text_field
+from bitrank_data.fields import FieldError, text_field
 from bitrank_data.sequences import Cutting, Encoded, Piece, Rows, TokenSplit
 from bitrank_data.squad import exact_match, token_f1
 
 CONTEXT, START, END = 1, 2, 4
+_ANSWERS = "answers"
 _OVERLAP = 128  # tokens that two windows share, at most half of a window's context
 _LEAST_CONTEXT = 4  # tokens of context that a window must have beside its question
 
@@ -47,8 +48,8 @@ def read_question(id_: str, fields: Mapping[str, Any]) -> QuestionExample:
 
     ``answers`` is SQuAD's object of the lists ``text`` and ``answer_start``, a list of texts, or one text;
     empty lists mark a question without an answer. Without ``answer_start`` an answer must occur exactly once
-    in the context. Raises :class:`DataError` for an empty text, missing answers, and an answer that is not at
-    its place in the context.
+    in the context. Raises :class:`~bitrank_data.fields.FieldError` for an empty text, missing answers, and an
+    answer that is not at its place in the context.
     """
     question, context = text_field(fields, "question"), text_field(fields, "context")
     answers, places = _answers(fields)
@@ -65,24 +66,26 @@ def read_question(id_: str, fields: Mapping[str, Any]) -> QuestionExample:
 
 def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     """Texts of the answers, and the given first character of each; None where it is not given."""
-    given: Any = fields.get("answers")
+    given: Any = fields.get(_ANSWERS)
     starts: Any = fields.get("answer_start")
     if isinstance(given, Mapping):
         given, starts = given.get("text"), given.get("answer_start", starts)
     if _is_missing(given):
         remedy = 'for a question without an answer write {"text": [], "answer_start": []}'
-        raise DataError(f"the question has no answers; give them, or {remedy}")
+        raise FieldError(_ANSWERS, f"are missing; give them, or {remedy}")
     texts = _as_list(given)
     if wrong := [answer for answer in texts if not isinstance(answer, str)]:
         expected = "a text, a list of texts, or an object with the lists text and answer_start"
-        raise DataError(f"the answer {wrong[0]!r} is of type {type(wrong[0]).__name__}; expected {expected}")
+        raise FieldError(
+            _ANSWERS, f"have {wrong[0]!r}, of type {type(wrong[0]).__name__}; expected {expected}"
+        )
     if any(not answer.strip() for answer in texts):
-        raise DataError("an answer is empty; remove it, and leave the list empty if there is no answer")
+        remedy = "remove it, and leave the list empty if there is no answer"
+        raise FieldError(_ANSWERS, f"have an empty text; {remedy}")
     places = [None] * len(texts) if _is_missing(starts) else _as_list(starts)
     if len(places) != len(texts):
-        raise DataError(
-            f"answers has {len(texts)} texts and answer_start {len(places)} numbers; give as many"
-        )
+        counts = f"{len(texts)} texts and {len(places)} numbers of answer_start"
+        raise FieldError(_ANSWERS, f"have {counts}; give as many")
     return texts, places
 
 
@@ -102,24 +105,23 @@ def _start(answer: str, place: Any, context: str) -> int:
     try:
         start = int(place)
     except (TypeError, ValueError) as error:
-        raise DataError(f"answer_start is {place!r}; expected the number of a character") from error
+        problem = f"have answer_start {place!r}; expected the number of a character"
+        raise FieldError(_ANSWERS, problem) from error
     found = context[max(start, 0) : max(start, 0) + len(answer)]
     if start < 0 or found != answer:
-        counted = "characters are counted from 0"
-        raise DataError(
-            f"the context has {found!r} at answer_start {start}, not the answer {answer!r}; {counted}"
-        )
+        there = f"{answer!r} at answer_start {start}, where the context has {found!r}"
+        raise FieldError(_ANSWERS, f"have {there}; characters are counted from 0")
     return start
 
 
 def _only_occurrence(answer: str, context: str) -> int:
     count = context.count(answer)
     if not count:
-        exact = "with the same letters, case and spaces"
-        raise DataError(f"the answer {answer!r} is not in its context; give a part of the context, {exact}")
+        remedy = "give a part of it, with the same letters, case and spaces"
+        raise FieldError(_ANSWERS, f"have {answer!r}, which is not in the context; {remedy}")
     if count > 1:
         remedy = "give answer_start, its first character, counted from 0"
-        raise DataError(f"the answer {answer!r} is {count} times in its context; {remedy}")
+        raise FieldError(_ANSWERS, f"have {answer!r}, which is {count} times in the context; {remedy}")
     return context.index(answer)
 
 
