@@ -39,7 +39,13 @@ def test_a_body_gets_a_new_head_of_two_outputs_that_is_trained_whole() -> None:
     loaded = open_model(spec_of("tiny-bert"), (), "cpu", torch.float32)
     assert loaded.trained_modules == loaded.new_modules == ["qa_outputs"]
     assert loaded.model.config.id2label == {0: "start", 1: "end"}
-    assert task_type(loaded.model) == TaskType.QUESTION_ANS
+
+
+def test_a_model_with_segments_has_no_task_type_since_pefts_class_would_drop_them() -> None:
+    model = open_model(spec_of("tiny-bert"), (), "cpu", torch.float32).model
+    assert model.config.type_vocab_size == 2 and task_type(model) is None
+    model.config.type_vocab_size = 1
+    assert task_type(model) == TaskType.QUESTION_ANS
 
 
 def test_the_head_of_a_checkpoint_is_kept_and_trained_whole(answering: Path) -> None:

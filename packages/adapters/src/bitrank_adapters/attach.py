@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
@@ -166,13 +167,17 @@ def _attach(
     return peft_model
 
 
-def task_type(model: nn.Module) -> TaskType | None:
-    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
+def task_type(model: Any) -> TaskType | None:
+    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base.
+
+    None if there is none, or if PEFT's class for it would change the model's outputs.
+    """
     kind = type(model).__name__
-    for found, names in _TASK_TYPES.items():
-        if kind in names.values():
-            return found
-    return None
+    found = next((task for task, names in _TASK_TYPES.items() if kind in names.values()), None)
+    # PEFT's class for question answering does not pass ``token_type_ids`` on; its general class does.
+    if found == TaskType.QUESTION_ANS and getattr(model.config, "type_vocab_size", 0) == 2:
+        return None
+    return found
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:
