@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from bitrank_data import (
     Texts,
     evaluation_batches,
     full_batch,
+    open_task,
     read_fact,
     tokenise,
 )
-from bitrank_data.kinds import kind_of_columns
 from bitrank_data.probing import encode_facts
 
 
@@ -82,5 +83,13 @@ def test_a_full_batch_has_one_label_per_sequence() -> None:
     assert full_batch(3, 5, PROBING)["labels"].shape == (3,)
 
 
-def test_a_file_with_the_columns_of_facts_is_recognized() -> None:
-    assert kind_of_columns(["prompt", "object", "relation"]) == PROBING
+def test_a_file_of_facts_becomes_a_task_and_rows_without_an_object_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    lines = [f"scene {number} is,good,r" for number in range(12)]
+    path.write_text("\n".join(["prompt,object,relation", *lines, "the film is,,r"]), encoding="utf-8")
+    source = open_task(str(path))
+    assert source.kind == PROBING
+    texts = source.load()
+    assert texts.splits["test"][0].object == "good"
+    note = "1 of 13 rows have no object and were left out (the first: row 13 (line 14))"
+    assert note in texts.report.notes

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bitrank_data import (
     CONTEXT,
@@ -24,7 +29,6 @@ from bitrank_data import (
     read_question,
     tokenise,
 )
-from bitrank_data.kinds import kind_of_columns
 from bitrank_data.question_answering import encode_questions
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -50,7 +54,8 @@ def with_specials() -> PreTrainedTokenizerFast:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     options = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **options)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +160,11 @@ def test_a_question_without_an_answer_marks_the_first_token(with_specials: Any) 
     assert piece.targets[0] == START | END and not (piece.targets[1:] & (START | END)).any()
 
 
+def test_the_context_is_the_second_segment(with_specials: Any) -> None:
+    ((piece,),), _ = encode_questions([question_of(answers=["lovely"])], with_specials, Cutting(32))
+    assert list(piece.types) == [0] * 5 + [1] * (len(piece.tokens) - 5)
+
+
 def test_a_pair_without_special_tokens_keeps_question_and_context_apart(tokenizer: Any) -> None:
     ((piece,),), _ = encode_questions([question_of(answers=["lovely"])], tokenizer, Cutting(32))
     assert marked(piece.tokens, piece.targets, tokenizer) == (FIELDS["context"], "lovely")
@@ -249,5 +259,67 @@ def test_the_toy_task_has_questions_of_several_windows(tokenizer: Any) -> None:
     assert {text for record in test.records.values() for text in record["answers"]} > {"good", "bad"}
 
 
-def test_a_file_with_the_columns_of_questions_is_recognized() -> None:
-    assert kind_of_columns(["id", "title", "context", "question", "answers"]) == QUESTION_ANSWERING
+def rows_of(changes: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Twelve rows of a file; ``changes`` are fields of single rows, numbered from 1."""
+    rows = []
+    for number in range(1, 13):
+        context = f"scene {number} of the film is lovely"
+        row = {"title": "x", "question": "what is lovely", "context": context, "answers": ["the film"]}
+        rows.append({**row, **changes.get(number, {})})
+    return rows
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows({**row, "answers": json.dumps(row["answers"])} for row in rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "answers", [["the film"], {"text": ["the film", "film"], "answer_start": [11, 15]}], ids=["list", "squad"]
+)
+def test_a_file_of_questions_becomes_a_task(
+    suffix: str, answers: Any, tmp_path: Path, tokenizer: Any
+) -> None:
+    rows = []
+    for number in range(10):
+        context = f"of scene {number} the film is lovely"
+        rows.append({"question": "what is lovely", "context": context, "answers": answers})
+    source = open_task(written(tmp_path / f"asked{suffix}", rows))
+    assert source.kind == QUESTION_ANSWERING
+    texts = source.load()
+    (example,) = texts.splits["test"]
+    assert example.answers[0] == "the film" and example.starts[0] == 11
+    task = tokenise(source, tokenizer, 16)
+    assert list(task.splits["test"].records) == [example.id]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {3: {"answers": ["the plot"]}},
+            "the answers of row 3 .line 3. have 'the plot', which is not in the context",
+        ),
+        ({4: {"answers": None}}, "the answers of row 4 .line 4. are missing"),
+        ({5: {"context": 5}}, "the context of row 5 .line 5. is 5, of type int"),
+    ],
+)
+def test_an_invalid_row_is_refused_with_its_number(changes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        open_task(written(tmp_path / "asked.jsonl", rows_of(changes)))
+
+
+def test_rows_without_a_question_or_context_are_counted_with_the_first(tmp_path: Path) -> None:
+    path = written(tmp_path / "asked.jsonl", rows_of({2: {"context": " "}, 6: {"question": ""}}))
+    notes = open_task(path).load().report.notes
+    assert "1 of 12 rows have no context and were left out (the first: row 2 (line 2))" in notes
+    assert "1 of 12 rows have no question and were left out (the first: row 6 (line 6))" in notes

@@ -113,14 +113,16 @@ def test_a_span_has_at_most_thirty_tokens() -> None:
 
 
 @pytest.mark.parametrize("kinds", [0, 2])
-def test_models_with_two_segments_get_the_context_as_the_second(kinds: int) -> None:
+def test_models_with_two_segments_get_those_of_the_batch(kinds: int) -> None:
     model = TinySpans(kinds)
-    OBJECTIVE.loss(model, batch(padding=1), "cpu")
+    data = batch(padding=1)
+    data["token_type_ids"] = np.asarray([[0, 0, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 0]])
+    OBJECTIVE.loss(model, data, "cpu")
     if not kinds:
         assert model.segments_BT is None
         return
     assert model.segments_BT is not None
-    assert model.segments_BT.tolist() == [[0, 0, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 0]]
+    assert model.segments_BT.tolist() == data["token_type_ids"].tolist()
 
 
 def test_metrics_are_means_over_merged_rows() -> None:

@@ -43,7 +43,7 @@ _INDEX = "index.json"
 
 def moments_place(spec: RunSpec) -> Path:
     """The cache folder: its key is a hash of the model's files, the task's text, and the gathering code."""
-    source = open_task(spec.task, spec.data)
+    source = open_task(spec.task, spec.data, spec.file_options)
     folder_of(spec.model)  # downloads a hub model, whose digest exists only afterwards
     model = model_digest(spec.model) or weights_fingerprint(spec.model)
     code = code_hash("bitrank.sensitivity.input_moments")

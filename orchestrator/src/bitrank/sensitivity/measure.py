@@ -71,7 +71,7 @@ def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
     """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that
     measures.
     """
-    source = open_task(spec.task, spec.data)
+    source = open_task(spec.task, spec.data, spec.file_options)
     code = code_hash("bitrank.sensitivity.measure")
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
     key_parts = (_model_of(spec), source.fingerprint(), length, *formats, spec.quantizer, code)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
+from bitrank_data import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
 
 from bitrank.errors import unknown
 
@@ -123,6 +123,20 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",
+    ),
+    INSTRUCTION: TaskKind(
+        objective="instruction",
+        metric=TaskMetric("completion_ppl", "completion perplexity", higher_is_better=False, decimals=2),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "learn instructions",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(moments=32, per_plan=8, held_out=64, batch_tokens=512, graph_tokens=128),
+        validation_sequences=32,
+        quick_steps=10,
     ),
     QUESTION_ANSWERING: TaskKind(
         objective="question-answering",

@@ -176,6 +176,18 @@ METRICS: dict[str, Metric] = {
             counts_untrained=True,
         ),
         Metric(
+            key="completion_ppl",
+            name="completion perplexity",
+            kind="instruction",
+            higher_is_better=False,
+            examples=summed("loss", "tokens", "numbers of answer tokens"),
+            test="sign flips",
+            margin=math.log(1.02),  # two percent, as a log ratio
+            change_unit="%",
+            is_log=True,
+            counts_untrained=True,
+        ),
+        Metric(
             key="token_f1",
             name="F1 of words",
             kind="question-answering",

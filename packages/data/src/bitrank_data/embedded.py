@@ -1,9 +1,9 @@
-"""Two embedded tasks from pinned PyPI artifacts, and four toy tasks for smoke tests.
+"""Two embedded tasks from pinned PyPI artifacts, and five toy tasks for smoke tests.
 
 ``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
 negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
-``toy_sentences``, ``toy_articles``, ``toy_questions``, ``toy_facts``: generated from a few templates, for
-tests only.
+``toy_sentences``, ``toy_articles``, ``toy_instructions``, ``toy_questions``, ``toy_facts``: generated from a
+few templates, for tests only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
-from bitrank_data.examples import Example, Source, Texts, split_off
-from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
+from bitrank_data.conversations import dialogue
+from bitrank_data.examples import ASSISTANT, USER, Example, Source, Texts, split_off
+from bitrank_data.kinds import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+)
 from bitrank_data.probing import read_fact
 from bitrank_data.question_answering import read_question
 
@@ -95,6 +102,16 @@ def toy_articles() -> Texts:
     return Texts(LANGUAGE_MODELLING, split_off(documents, test=6, validation=4))
 
 
+def toy_instructions() -> Texts:
+    """120 prompts about a noun and an adjective, whose completion repeats both; all prompts differ."""
+    choices = [(noun, other, word) for noun in _NOUNS for other in _NOUNS for word in _GOOD if noun != other]
+    examples = []
+    for number, (noun, other, word) in enumerate(random.Random(2).sample(choices, 120)):
+        turns = ((USER, f"the {noun} is {word} and the {other} is"), (ASSISTANT, f" {word} and the {noun} ."))
+        examples.append(dialogue(f"toy-{number}", None, turns, "completion"))
+    return Texts(INSTRUCTION, split_off(examples, test=24, validation=16))
+
+
 def toy_questions() -> Texts:
     """160 questions about lists of nouns; the answer is the only adjective of the context.
 
@@ -151,6 +168,7 @@ EMBEDDED: dict[str, Source] = {
         ),
         Source("toy_sentences", CLASSIFICATION, lambda: "toy", toy_sentences, "made sentences, for tests"),
         Source("toy_articles", LANGUAGE_MODELLING, lambda: "toy", toy_articles, "made articles, for tests"),
+        Source("toy_instructions", INSTRUCTION, lambda: "toy", toy_instructions, "made prompts, for tests"),
         Source(
             "toy_questions", QUESTION_ANSWERING, lambda: "toy", toy_questions, "made questions, for tests"
         ),

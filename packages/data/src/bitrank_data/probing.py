@@ -13,7 +13,10 @@ from typing import Any
 
 from bitrank_data.examples import Example
 from bitrank_data.fields import text_field
+from bitrank_data.layouts import Layout, text_of
 from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece
+
+_PROMPT, _OBJECT = "prompt", "object"
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,26 @@ def read_fact(id_: str, fields: Mapping[str, Any]) -> FactExample:
     A whole number is an object too. Raises :class:`~bitrank_data.fields.FieldError` for an empty or missing
     text.
     """
-    value = fields.get("object")
-    if isinstance(value, int) and not isinstance(value, bool):
-        fields = {**fields, "object": str(value)}
-    return FactExample(id_, text_field(fields, "prompt"), object=text_field(fields, "object").strip())
+    fields = _with_text(fields)
+    return _example(id_, None, text_field(fields, _PROMPT), text_field(fields, _OBJECT))
+
+
+def _example(id: str, label: int | None, prompt: str, object: str) -> FactExample:
+    """Example of stored fields."""
+    return FactExample(id, prompt, label, object.strip())
+
+
+def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the example of a user's row."""
+    cells = _with_text(cells)
+    return {role: text_of(cells, role) for role in (_PROMPT, _OBJECT)}
+
+
+def _with_text(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``fields`` with an object that is a whole number as text."""
+    value = fields.get(_OBJECT)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return {**fields, _OBJECT: str(value)} if is_number else fields
 
 
 def encode_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
@@ -56,3 +75,6 @@ def encode_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> E
         tokens = [*cutting.before, *prompt[-space:]]
         sequences.append([Piece(tokens, [IGNORED] * (len(tokens) - 1) + [whole[-1]])])
     return sequences, cut
+
+
+FACTS = (Layout({_PROMPT: _PROMPT, _OBJECT: _OBJECT}, _cells, _example),)

@@ -11,6 +11,7 @@ Answers are evaluated per question: the span with the highest score over all win
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,12 @@ import numpy as np
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example
 from bitrank_data.fields import FieldError, text_field
+from bitrank_data.layouts import Layout, Refused, text_of
 from bitrank_data.sequences import Cutting, Encoded, Piece, Rows, TokenSplit
 from bitrank_data.squad import exact_match, token_f1
 
 CONTEXT, START, END = 1, 2, 4
-_ANSWERS = "answers"
+_QUESTION, _CONTEXT, _ANSWERS, _ANSWER_START = "question", "context", "answers", "answer_start"
 _OVERLAP = 128  # tokens that two windows share, at most half of a window's context
 _LEAST_CONTEXT = 4  # tokens of context that a window must have beside its question
 
@@ -51,25 +53,40 @@ def read_question(id_: str, fields: Mapping[str, Any]) -> QuestionExample:
     in the context. Raises :class:`~bitrank_data.fields.FieldError` for an empty text, missing answers, and an
     answer that is not at its place in the context.
     """
-    question, context = text_field(fields, "question"), text_field(fields, "context")
+    question, context = text_field(fields, _QUESTION), text_field(fields, _CONTEXT)
+    answers, starts = _placed_answers(fields, context)
+    return _example(id_, None, question, context, answers, starts)
+
+
+def _example(
+    id: str, label: int | None, question: str, context: str, answers: Sequence[str], starts: Sequence[int]
+) -> QuestionExample:
+    """Example of stored fields."""
+    text = f"{question}\n{context}"
+    return QuestionExample(id, text, label, question, context, tuple(answers), tuple(starts))
+
+
+def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the example of a user's row."""
+    question, context = text_of(cells, _QUESTION), text_of(cells, _CONTEXT)
+    try:
+        answers, starts = _placed_answers(cells, context)
+    except FieldError as error:
+        raise Refused(error.field, error.problem) from error
+    return {"question": question, "context": context, "answers": answers, "starts": starts}
+
+
+def _placed_answers(fields: Mapping[str, Any], context: str) -> tuple[list[str], list[int]]:
     answers, places = _answers(fields)
     starts = [_start(answer, place, context) for answer, place in zip(answers, places, strict=True)]
-    return QuestionExample(
-        id_,
-        f"{question}\n{context}",
-        question=question,
-        context=context,
-        answers=tuple(answers),
-        starts=tuple(starts),
-    )
+    return answers, starts
 
 
 def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     """Texts of the answers, and the given first character of each; None where it is not given."""
-    given: Any = fields.get(_ANSWERS)
-    starts: Any = fields.get("answer_start")
+    given, starts = _parsed(fields.get(_ANSWERS)), _parsed(fields.get(_ANSWER_START))
     if isinstance(given, Mapping):
-        given, starts = given.get("text"), given.get("answer_start", starts)
+        given, starts = given.get("text"), given.get(_ANSWER_START, starts)
     if _is_missing(given):
         remedy = 'for a question without an answer write {"text": [], "answer_start": []}'
         raise FieldError(_ANSWERS, f"are missing; give them, or {remedy}")
@@ -87,6 +104,16 @@ def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
         counts = f"{len(texts)} texts and {len(places)} numbers of answer_start"
         raise FieldError(_ANSWERS, f"have {counts}; give as many")
     return texts, places
+
+
+def _parsed(value: Any) -> Any:
+    """A list or object that a cell of a CSV file has as JSON; other values unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value  # a text that begins with a bracket
 
 
 def _is_missing(value: Any) -> bool:
@@ -159,9 +186,10 @@ def _windows(example: QuestionExample, tokenizer: Any, cutting: Cutting) -> list
     pieces = []
     for number, tokens in enumerate(encoded["input_ids"]):
         is_context_T = np.asarray([part == 1 for part in encoded.sequence_ids(number)])
+        types = encoded["token_type_ids"][number] if "token_type_ids" in encoded else ()
         spans_T2 = np.where(is_context_T[:, None], np.asarray(encoded["offset_mapping"][number]), -1)
         if is_context_T.any():
-            pieces.append(Piece(tokens, _targets(spans_T2, answer), spans_T2))
+            pieces.append(Piece(tokens, _targets(spans_T2, answer), types, spans_T2))
     return pieces
 
 
@@ -223,3 +251,13 @@ def _row_of_question(split: TokenSplit, id_: str, windows: Rows, may_be_empty: b
 def _text_of(split: TokenSplit, window: Mapping[str, Any], context: str) -> str:
     spans_T2 = split.spans_of(window["index"])
     return context[spans_T2[window["start"], 0] : spans_T2[window["end"], 1]].strip()
+
+
+QUESTIONS = (
+    Layout(
+        {name: name for name in (_QUESTION, _CONTEXT, _ANSWERS)},
+        _cells,
+        _example,
+        {_ANSWER_START: _ANSWER_START},
+    ),
+)

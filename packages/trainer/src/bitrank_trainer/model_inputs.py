@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = Mapping[str, np.ndarray]
 Row = dict[str, Any]
@@ -25,6 +25,14 @@ def decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
         tensor_of(batch["attention_mask"], device) if padded else None
     )  # None selects the plain causal path
     return {"input_ids": tensor_of(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
+
+
+def segments(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
+    """Segments of pairs of texts, for models that tell segments apart, such as BERT."""
+    config: Any = getattr(model, "config", None)
+    if "token_type_ids" not in batch or getattr(config, "type_vocab_size", None) in (None, 0, 1):
+        return {}
+    return {"token_type_ids": tensor_of(batch["token_type_ids"], device)}
 
 
 def real_tokens(batch: Batch) -> list[int]:

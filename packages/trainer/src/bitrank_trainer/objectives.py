@@ -1,4 +1,5 @@
-"""Objectives: sentence classification and causal language modelling; the registry of all objectives.
+"""Objectives: classification of texts and pairs, causal language modelling, answers in dialogues; the
+registry of all objectives.
 
 An objective computes from a model and a batch the training loss, and for evaluation one row per sequence.
 Rows carry the example's index, so that two models can be compared sequence by sequence.
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from bitrank_trainer.fused.lm_head import head_loss, head_scores, split_head
 from bitrank_trainer.last_position import read_last_token
-from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens
+from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, segments
 from bitrank_trainer.model_inputs import tensor_of as _tensor
 from bitrank_trainer.probing import Probing
 from bitrank_trainer.question_answering import QuestionAnswering
@@ -102,7 +103,9 @@ class Classification:
 class LanguageModelling:
     """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
 
-    ``fused`` computes head and loss in blocks of positions if the model's head supports it.
+    Tokens whose label is −100 are not predicted, such as the prompts of instruction data. ``metric`` is the
+    name of the perplexity. ``fused`` computes head and loss in blocks of positions if the model's head
+    supports it.
     """
 
     metric: str = "ppl"
@@ -153,7 +156,7 @@ class LanguageModelling:
         tokens = sum(row["tokens"] for row in rows)
         loss = sum(row["loss"] for row in rows) / tokens
         accuracy = sum(row["right"] for row in rows) / tokens
-        return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
+        return {"loss": loss, self.metric: math.exp(min(loss, 700.0)), "token_acc": accuracy}
 
     def plain(self) -> Objective:
         return replace(self, fused=False)
@@ -162,6 +165,7 @@ class LanguageModelling:
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
+    "instruction": LanguageModelling(metric="completion_ppl"),
     "question-answering": QuestionAnswering(),
     "probing": Probing(),
 }
@@ -171,7 +175,8 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     mask_BT = batch["attention_mask"]
     with read_last_token(model, mask_BT, device):
         ids_BT = _tensor(batch["input_ids"], device)
-        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device))
+        types = segments(model, batch, device)
+        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device), **types)
     return output.logits.float()
 
 

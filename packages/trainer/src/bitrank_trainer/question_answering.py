@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitrank_trainer.model_inputs import Batch, Row, real_tokens, tensor_of
+from bitrank_trainer.model_inputs import Batch, Row, real_tokens, segments, tensor_of
 
 _CONTEXT, _START, _END = 1, 2, 4
 _ANSWER_TOKENS = 30  # longest answer
@@ -91,20 +91,11 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     """Start and end logits in fp32 (2, B, T)."""
     inputs = {name: tensor_of(batch[name], device) for name in ("input_ids", "attention_mask")}
     is_context_BT = _has_bit(batch, _CONTEXT)
-    if _has_segments(model):
-        after_question_BT = np.maximum.accumulate(is_context_BT, axis=1) & (batch["attention_mask"] == 1)
-        inputs["token_type_ids"] = tensor_of(after_question_BT.astype(np.int64), device)
-    output: Any = model(**inputs)
+    output: Any = model(**inputs, **segments(model, batch, device))
     is_possible_BT = is_context_BT.copy()
     is_possible_BT[:, 0] = True
     logits_2BT = torch.stack((output.start_logits, output.end_logits)).float()
     return logits_2BT.masked_fill(~tensor_of(is_possible_BT, device), _IMPOSSIBLE)
-
-
-def _has_segments(model: nn.Module) -> bool:
-    """Whether ``model`` was pretrained with two kinds of segments, such as BERT's question and passage."""
-    config: Any = getattr(model, "config", None)
-    return getattr(config, "type_vocab_size", None) == 2
 
 
 def _has_bit(batch: Batch, bit: int) -> np.ndarray:

@@ -85,9 +85,12 @@ def longest_sequence(batches: Iterator[Batch], length: int) -> Batch:
     first = next(batches)
     ids_1T = np.resize(first["input_ids"][:1], (1, length))
     labels = np.resize(first["labels"][:1], (1, length)) if first["labels"].ndim == 2 else first["labels"][:1]
-    return {
+    longest = {
         "input_ids": ids_1T,
         "attention_mask": np.ones_like(ids_1T),
         "labels": labels,
         "index": first["index"][:1],
     }
+    if "token_type_ids" in first:
+        longest["token_type_ids"] = np.resize(first["token_type_ids"][:1], (1, length))
+    return longest
