@@ -128,7 +128,7 @@ def read_files(name: str, files: TaskFiles, digest: str, naming: Naming, folder:
     if LABEL in layout.columns:
         classes, numbers, notes = reading.classes.finish()
         labels_N, report = numbers[labels_N], report + DataReport(notes=notes)
-    keyed = Keyed(bytes(reading.digests), labels_N, reading.place, classes)
+    keyed = Keyed(reading.digests, labels_N, reading.place, classes)
     try:
         rows, splitting = _split(keyed, [file.split for file in opened], np.asarray(reading.file))
     except DataError as error:

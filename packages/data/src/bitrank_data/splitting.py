@@ -54,7 +54,7 @@ class Keyed:
     ``place`` names a row in messages, and ``classes`` are the names of the classes (empty without).
     """
 
-    digests: bytes
+    digests: bytes | bytearray
     labels_N: np.ndarray
     place: Place
     classes: Sequence[str] = ()
