@@ -41,7 +41,7 @@ def _example(id: str, label: int | None, prompt: str, object: str) -> FactExampl
     return FactExample(id, prompt, label, object.strip())
 
 
-def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of_cells(cells: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the example of a user's row."""
     cells = _with_text(cells)
     return {role: text_of(cells, role) for role in (_PROMPT, _OBJECT)}
@@ -77,4 +77,4 @@ def encode_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> E
     return sequences, cut
 
 
-FACTS = (Layout({_PROMPT: _PROMPT, _OBJECT: _OBJECT}, _cells, _example),)
+FACTS = (Layout({_PROMPT: _PROMPT, _OBJECT: _OBJECT}, _fields_of_cells, _example),)

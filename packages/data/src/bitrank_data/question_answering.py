@@ -66,7 +66,7 @@ def _example(
     return QuestionExample(id, text, label, question, context, tuple(answers), tuple(starts))
 
 
-def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of_cells(cells: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the example of a user's row."""
     question, context = text_of(cells, _QUESTION), text_of(cells, _CONTEXT)
     try:
@@ -84,7 +84,8 @@ def _placed_answers(fields: Mapping[str, Any], context: str) -> tuple[list[str],
 
 def _answers(fields: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
     """Texts of the answers, and the given first character of each; None where it is not given."""
-    given, starts = _parsed(fields.get(_ANSWERS)), _parsed(fields.get(_ANSWER_START))
+    given: Any = _parsed(fields.get(_ANSWERS))
+    starts: Any = _parsed(fields.get(_ANSWER_START))
     if isinstance(given, Mapping):
         given, starts = given.get("text"), given.get(_ANSWER_START, starts)
     if _is_missing(given):
@@ -256,7 +257,7 @@ def _text_of(split: TokenSplit, window: Mapping[str, Any], context: str) -> str:
 QUESTIONS = (
     Layout(
         {name: name for name in (_QUESTION, _CONTEXT, _ANSWERS)},
-        _cells,
+        _fields_of_cells,
         _example,
         {_ANSWER_START: _ANSWER_START},
     ),
