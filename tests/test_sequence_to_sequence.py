@@ -74,7 +74,7 @@ def test_encoder_decoder_and_cross_attention_are_measured_and_planned() -> None:
     spec = make_spec(SMOKE, "B-FP", TASK)
     made = make_plan(spec, PlanRequest("9bits", "exact", Choices(("int4-g64", "bf16"), ranks=(2, 4))))
     assert made.plan.nbytes <= made.problem.budget
-    names = {m.name for m in made.sizes.matrices if m.adaptable}
+    names = {m.name for m in made.sizes.matrices.values() if m.adaptable}
     assert set(made.plan.ranks) == names and len(names) == 2 * 6 + 2 * 10
     for part in ("encoder.", "decoder.", "EncDecAttention."):
         moments = [made.tables.moments[name] for name in names if part in name]

@@ -205,7 +205,7 @@ def test_a_measured_plan_fits_its_budget(title: str, family: Callable[[str], Fam
     spec = make_spec(PROFILES["smoke"], "B-FP", task, {"model": str(one.folder)})
     made = make_plan(spec, PlanRequest("12bits", "exact", Choices(("int4-g64", "bf16"), ranks=(2, 4))))
     assert made.plan.nbytes <= made.problem.budget
-    assert {made.plan.precision[m.name] for m in made.sizes.matrices} == {"int4-g64", "bf16"}
+    assert {made.plan.precision[m.name] for m in made.sizes.matrices.values()} == {"int4-g64", "bf16"}
 
 
 def test_the_guide_lists_these_architectures() -> None:

@@ -1,8 +1,9 @@
 """Texts of a trained model: continuations to read, and generated texts with scores for evaluation.
 
-Generation is greedy and deterministic. It works on every split whose sequences have a prompt (the tokens
-before the first target) and a completion: encoder-decoders read the prompt in the encoder, decoders continue
-it. Texts are generated in batches of prompts of similar length, with cached keys.
+Generation is greedy and deterministic. It works on every split whose sequences have a prompt and a
+completion, the last run of targets, such as the last answer of a dialogue: encoder-decoders read the prompt
+in the encoder, decoders continue it. Texts are generated in batches of prompts of similar length, with cached
+keys.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def scored_texts(
     prompt), ``reference_text``, ``prediction_text``, and those of the scores.
     """
     sequences = range(len(split))
-    prompts = tokenizer.batch_decode([split.prompt_of(i) for i in sequences], skip_special_tokens=True)
-    references = tokenizer.batch_decode([split.completion_of(i) for i in sequences], skip_special_tokens=True)
+    prompts = tokenizer.batch_decode([_prompt(split, i) for i in sequences], skip_special_tokens=True)
+    references = tokenizer.batch_decode([_completion(split, i) for i in sequences], skip_special_tokens=True)
     references = [text.strip() for text in references]
     made = generate(model, tokenizer, split, device, generation.longest)
     scored: Scored = score_texts(generation.scores, made.texts, references)
@@ -120,7 +121,7 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     on the left, so that all texts of a batch begin at the same position. Raises
     :class:`~bitrank.errors.UserError` if the model has no position after a prompt.
     """
-    new_tokens = min(longest, max(len(split.completion_of(i)) for i in range(len(split))))
+    new_tokens = min(longest, max(len(_completion(split, i)) for i in range(len(split))))
     new_tokens = _within_positions(model, split, new_tokens)
     was_training = model.training
     model.eval()
@@ -139,12 +140,20 @@ def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest
     return Generated([texts[index] for index in range(len(split))], tokens, seconds)
 
 
+def _prompt(split: TokenSplit, index: int) -> np.ndarray:
+    return split.last_answer(index)[0]
+
+
+def _completion(split: TokenSplit, index: int) -> np.ndarray:
+    return split.last_answer(index)[1]
+
+
 def _within_positions(model: Any, split: TokenSplit, new_tokens: int) -> int:
     """``new_tokens``, or fewer if a table of positions ends before."""
     limit = table_limit(model)
     if limit is None:
         return new_tokens
-    read = 1 if model.config.is_encoder_decoder else max(len(split.prompt_of(i)) for i in range(len(split)))
+    read = 1 if model.config.is_encoder_decoder else max(len(_prompt(split, i)) for i in range(len(split)))
     if read >= limit:
         raise UserError(
             f"a prompt of {read} tokens leaves no position for a text: the model has {limit} positions; give "
@@ -155,7 +164,7 @@ def _within_positions(model: Any, split: TokenSplit, new_tokens: int) -> int:
 
 def _prompt_batches(split: TokenSplit, new_tokens: int) -> Iterator[np.ndarray]:
     """Indices of prompts of similar length, longest first."""
-    lengths_N = np.array([len(split.prompt_of(i)) for i in range(len(split))])
+    lengths_N = np.array([len(_prompt(split, i)) for i in range(len(split))])
     order = np.argsort(-lengths_N, kind="stable")
     start = 0
     while start < len(order):
@@ -166,7 +175,7 @@ def _prompt_batches(split: TokenSplit, new_tokens: int) -> Iterator[np.ndarray]:
 
 def _padded_prompts(model: Any, split: TokenSplit, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
     """Ids and mask (B, T) of prompts; an encoder is padded right, as it numbers positions from the left."""
-    prompts = [split.prompt_of(int(index)) for index in indices]
+    prompts = [_prompt(split, int(index)) for index in indices]
     width = max(len(prompt) for prompt in prompts)
     ids_BT = np.full((len(prompts), width), model.config.pad_token_id, dtype=np.int64)
     mask_BT = np.zeros_like(ids_BT)

@@ -7,14 +7,13 @@ computed.
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
+
+from bitrank_data import exact_match, token_f1
 
 from bitrank.errors import UserError, unknown
 
@@ -66,34 +65,11 @@ def check_scores(names: Sequence[str]) -> None:
             )
 
 
-def normalize_answer(text: str) -> str:
-    """Lower case without punctuation, articles and repeated white space: SQuAD's evaluation script 1.1."""
-    lowered = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", lowered).split())
-
-
-def exact_match(text: str, reference: str) -> float:
-    """1 if both texts are equal after :func:`normalize_answer`, else 0."""
-    return float(normalize_answer(text) == normalize_answer(reference))
-
-
-def token_f1(text: str, reference: str) -> float:
-    """F1 of the words of both texts, in [0, 1], with repetitions, after :func:`normalize_answer`.
-
-    Two texts without words are equal; one without words and one with words have nothing in common.
-    """
-    words, expected = normalize_answer(text).split(), normalize_answer(reference).split()
-    if not words or not expected:
-        return float(words == expected)
-    common = sum((Counter(words) & Counter(expected)).values())
-    return 2 * common / (len(words) + len(expected))
-
-
 def _answers(texts: Sequence[str], references: Sequence[str]) -> Scored:
     pairs = list(zip(texts, references, strict=True))
     columns = {
-        "exact_match": [exact_match(text, reference) for text, reference in pairs],
-        "token_f1": [token_f1(text, reference) for text, reference in pairs],
+        "exact_match": [float(exact_match(text, [reference])) for text, reference in pairs],
+        "token_f1": [token_f1(text, [reference]) for text, reference in pairs],
     }
     return _means(columns)
 

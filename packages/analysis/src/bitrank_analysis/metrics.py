@@ -18,24 +18,15 @@ import pandas as pd
 from bitrank_analysis import corpus_scores
 from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.errors import AnalysisError
-
-
-@dataclass(frozen=True)
-class ExampleValues:
-    """Per-example values from the rows of ``predictions.parquet``; Σ value / Σ weight is the mean of an arm.
-
-    ``read`` takes the rows and the run's name for errors, and returns a frame by example id, sorted, with the
-    columns ``value``, ``weight`` and ``key``. The key must be equal in all runs of a task; ``key_name`` is
-    its name in errors. ``columns`` are those that the rows must have.
-
-    A metric of a whole test set has a ``score``: a function of sums of counts over examples. ``read`` then
-    returns the counts as further columns, and values whose mean is the metric.
-    """
-
-    columns: tuple[str, ...]
-    read: Callable[[pd.DataFrame, str], pd.DataFrame]
-    key_name: str
-    score: Score | None = None
+from bitrank_analysis.example_values import (
+    ExampleValues,
+    class_counts,
+    listed,
+    of_corpus,
+    right_or_wrong,
+    single,
+    summed,
+)
 
 
 @dataclass(frozen=True)
@@ -114,77 +105,6 @@ class Metric:
         return 100 * math.expm1(difference) if self.is_log else self.factor * difference
 
 
-def right_or_wrong(label: str = "label", prediction: str = "prediction") -> ExampleValues:
-    """1 for an example whose prediction is its label, 0 for another; one row per example."""
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = _by_id(predictions, name)
-        right = (rows[label] == rows[prediction]).astype(float)
-        return pd.DataFrame({"value": right, "weight": 1.0, "key": rows[label]})
-
-    return ExampleValues(("id", label, prediction), read, "labels")
-
-
-def single(value: str) -> ExampleValues:
-    """Column ``value`` of an example, of weight 1; one row per example."""
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = _by_id(predictions, name)
-        return pd.DataFrame({"value": rows[value].astype(float), "weight": 1.0, "key": 1.0})
-
-    return ExampleValues(("id", value), read, "weights")
-
-
-def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
-    """Sums of the columns ``value`` and ``weight`` over the rows of a document."""
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        sums = predictions.groupby("id", sort=True)[[value, weight]].sum(min_count=1)
-        frame = sums.rename(columns={value: "value", weight: "weight"})
-        frame["key"] = frame["weight"]
-        return frame
-
-    return ExampleValues(("id", value, weight), read, weight_name)
-
-
-def of_corpus(
-    columns: tuple[str, ...], counts: Callable[[pd.DataFrame], pd.DataFrame], score: Score
-) -> ExampleValues:
-    """A metric of the whole test set: ``score`` of the sums of ``counts`` over examples.
-
-    ``counts`` maps rows by example id to one column of numbers per sum. ``value`` of an example is its
-    jackknife pseudo-value, so the mean over examples is the metric.
-    """
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        found = counts(_by_id(predictions, name)).astype(float)
-        found = found.reindex(columns=sorted(found.columns))
-        values_N = corpus_scores.pseudo_values(found.to_numpy(), score)
-        return found.assign(value=values_N, weight=1.0, key=1.0)
-
-    return ExampleValues(("id", *columns), read, "weights", score)
-
-
-def _class_counts(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per class: whether it is the label, whether it is the prediction, and whether it is both."""
-    columns = {}
-    for number in sorted({*rows["label"], *rows["prediction"]}):
-        is_label, is_predicted = rows["label"] == number, rows["prediction"] == number
-        columns[f"label {number}"], columns[f"prediction {number}"] = is_label, is_predicted
-        columns[f"right {number}"] = is_label & is_predicted
-    return pd.DataFrame(columns, index=rows.index)
-
-
-def _listed(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """The counts in a column of lists, in their order."""
-
-    def counts(rows: pd.DataFrame) -> pd.DataFrame:
-        frame = pd.DataFrame(np.stack(rows[column].to_list()), index=rows.index)
-        return frame.rename(columns=lambda place: f"{place:03d}")
-
-    return counts
-
-
 def _text_share(key: str, name: str, test: str = "shares", symbol: str = "%") -> Metric:
     """A score of a generated text in [0, 1], in column ``key``."""
     return Metric(
@@ -212,7 +132,7 @@ def _text_corpus(key: str, name: str, score: Score) -> Metric:
         kind=_SEQUENCE_TO_SEQUENCE,
         shared_by=_WRITING,
         higher_is_better=True,
-        examples=of_corpus((column,), _listed(column), score),
+        examples=of_corpus((column,), listed(column), score),
         test="corpus",
         margin=1.0,
         change_unit="points",
@@ -227,22 +147,13 @@ def _class_corpus(key: str, name: str, score: Score) -> Metric:
         name=name,
         kind="classification",
         higher_is_better=True,
-        examples=of_corpus(("label", "prediction"), _class_counts, score),
+        examples=of_corpus(("label", "prediction"), class_counts, score),
         test="corpus",
         margin=0.01,
         change_unit="points",
         factor=100.0,
         decimals=1,
     )
-
-
-def _by_id(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    twice = predictions["id"].duplicated()
-    if twice.any():
-        raise AnalysisError(
-            f"the predictions of {name} hold {twice.sum()} ids twice; expected one row an example"
-        )
-    return predictions.set_index("id").sort_index()
 
 
 def _most_frequent_class(predictions: pd.DataFrame) -> float:
@@ -290,8 +201,77 @@ METRICS: dict[str, Metric] = {
         _text_share("rougeL", "ROUGE-L"),
         _text_corpus("bleu", "BLEU", corpus_scores.bleu),
         _text_corpus("chrf", "character F-score (chrF)", corpus_scores.chrf),
-        _text_share("exact_match", "exact match", test="right or wrong"),
-        _text_share("token_f1", "F1 of words"),
+        Metric(
+            key="completion_ppl",
+            name="completion perplexity",
+            kind="instruction",
+            higher_is_better=False,
+            examples=summed("loss", "tokens", "numbers of answer tokens"),
+            test="sign flips",
+            margin=math.log(1.02),  # two percent, as a log ratio
+            change_unit="%",
+            is_log=True,
+            counts_untrained=True,
+        ),
+        Metric(
+            key="token_f1",
+            name="F1 of words",
+            kind="question-answering",
+            higher_is_better=True,
+            examples=single("token_f1"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
+            test="shares",
+            margin=0.01,  # one point, as for accuracy
+            change_unit="points",
+            factor=100.0,
+            decimals=1,
+            symbol="%",
+        ),
+        Metric(
+            key="exact_match",
+            name="exact match",
+            kind="question-answering",
+            higher_is_better=True,
+            examples=single("exact_match"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
+            test="right or wrong",
+            margin=0.01,
+            change_unit="points",
+            factor=100.0,
+            decimals=1,
+            symbol="%",
+        ),
+        Metric(
+            key="p_at_1",
+            name="precision at 1",
+            kind="probing",
+            higher_is_better=True,
+            examples=right_or_wrong(),
+            test="right or wrong",
+            margin=0.01,
+            change_unit="points",
+            factor=100.0,
+            decimals=1,
+            symbol="%",
+            examples_name="facts",
+            chance=ChanceLevel(_most_frequent_class, "naming the most frequent object"),
+            counts_untrained=True,
+        ),
+        Metric(
+            key="mrr",
+            name="mean reciprocal rank",
+            kind="probing",
+            higher_is_better=True,
+            examples=single("reciprocal_rank"),
+            test="shares",
+            margin=0.01,
+            change_unit="points",
+            factor=100.0,
+            decimals=1,
+            symbol="%",
+            examples_name="facts",
+            counts_untrained=True,
+        ),
     )
 }
 

@@ -125,7 +125,8 @@ def collate(
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels``, ``index`` (B,).
 
     ``labels`` has shape (B,), (B, T), or (B, S) with S ≠ T for a decoder of its own, as the kind decides;
-    ``width`` determines T.
+    ``width`` determines T. Pairs of texts have
+    ``token_type_ids`` (B, T) too.
     """
     entry = data_kind(kind)
     sequences = [entry.inputs(split, int(i)) for i in indices]
@@ -135,7 +136,13 @@ def collate(
         ids_BT[row, : len(sequence)] = sequence
         mask_BT[row, : len(sequence)] = 1
     labels = entry.labels(PaddedBatch(split, indices, ids_BT, mask_BT))
-    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
+    batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
+    if len(split.types):
+        types_BT = np.zeros(shape, dtype=np.int64)
+        for row, index in enumerate(indices):
+            types_BT[row, : len(sequences[row])] = split.types_of(int(index))
+        batch["token_type_ids"] = types_BT
+    return batch
 
 
 def full_batch(rows: int, width: int, kind: str) -> Batch:
