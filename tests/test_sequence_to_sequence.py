@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
@@ -13,11 +14,12 @@ from bitrank.run.train_run import execute
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import write_spec
+from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.mlflow_tracker import Tracker
 from bitrank.tracking.store import open_store
 from bitrank_analysis import load_study
 from bitrank_analysis import open_store as open_for_analysis
-from bitrank_analysis.metrics import METRICS
+from bitrank_analysis.metrics import METRICS, further_metrics
 from bitrank_analysis.report import collect
 from bitrank_analysis.report.plain import plain
 from bitrank_trainer import ALONE
@@ -25,7 +27,7 @@ from bitrank_trainer import ALONE
 pytest.importorskip("rouge_score", reason="scores of texts need the extra text")
 pytest.importorskip("sacrebleu", reason="scores of texts need the extra text")
 SMOKE, TASK = PROFILES["smoke"], "toy_summaries"
-SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match", "token_f1")
+SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "token_f1", "exact_match")
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,13 @@ def test_encoder_decoder_and_cross_attention_are_measured_and_planned() -> None:
     for part in ("encoder.", "decoder.", "EncDecAttention."):
         moments = [made.tables.moments[name] for name in names if part in name]
         assert moments and all(float(found.column_I.sum()) > 0 for found in moments)
+
+
+def test_answers_of_instruction_data_are_written_and_scored(tmp_path: Path) -> None:
+    spec = make_spec(SMOKE, "B-FP", "toy_instructions", {"steps": 4})
+    execute(spec, tmp_path, Record(tmp_path, ALONE), ALONE)
+    predictions = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert {"text", "prediction_text", "reference_text", "rougeL", "token_f1"} <= set(predictions)
+    assert predictions["reference_text"].str.len().min() > 0
+    kept = further_metrics(spec.kind, task_kind(spec.kind).metric.key, set(predictions))
+    assert kept == ["rouge1", "rouge2", "rougeL", "token_f1", "exact_match"]
