@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bitrank_data import (
     encode_pairs,
     evaluation_batches,
     full_batch,
+    open_task,
     tokenise,
     training_batches,
 )
@@ -96,6 +98,20 @@ def test_the_longer_part_sets_the_size_of_a_batch(ending_tokenizer: Any) -> None
     assert data_kind(SEQUENCE_TO_SEQUENCE).lengths(split).tolist() == [6] * 4
     sizes = [len(b["index"]) for b in evaluation_batches(split, SEQUENCE_TO_SEQUENCE, 0, batch_tokens=12)]
     assert sizes == [2, 2]
+
+
+@pytest.mark.parametrize("columns", [("source", "target"), ("document", "summary")])
+def test_a_file_with_sources_and_targets_is_read_as_this_kind(
+    columns: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = [f"the film {number},good {number}" for number in range(20)]
+    (tmp_path / "pairs.csv").write_text("\n".join([",".join(columns), *rows, "an empty target,"]))
+    source = open_task(str(tmp_path / "pairs.csv"))
+    texts = source.load()
+    assert source.kind == SEQUENCE_TO_SEQUENCE
+    found = {example.text: example.target for split in texts.splits.values() for example in split}
+    assert found == {f"the film {number}": f"good {number}" for number in range(20)}
+    assert any("1 of 21 rows have no target" in note for note in texts.report.notes)
 
 
 def test_the_full_batch_has_the_longest_source_and_target() -> None:
