@@ -275,6 +275,7 @@ def test_layers_agree_about_a_kind_and_its_metric(name: str) -> None:
 
 
 REGISTRIES = {
+    "bitrank/run/text_scores.py",
     "bitrank/spec/task_kinds.py",
     "bitrank_analysis/metrics.py",
     "bitrank_data/kinds.py",
