@@ -1,8 +1,9 @@
-"""Two embedded tasks from pinned PyPI artifacts, and two toy tasks for smoke tests.
+"""Embedded tasks from pinned packages, and two toy tasks for smoke tests.
 
 ``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
 negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
-``toy_sentences``, ``toy_articles``: generated from a few templates, for tests only.
+``toy_sentences``, ``toy_articles``: generated from a few templates, for tests only. The tasks of
+:mod:`bitrank_data.corpora` are registered here as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
+from bitrank_data.corpora.sources import CORPORA
 from bitrank_data.examples import Example, Source, Texts, split_off
 from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
 
@@ -115,5 +117,6 @@ EMBEDDED: dict[str, Source] = {
         ),
         Source("toy_sentences", CLASSIFICATION, lambda: "toy", toy_sentences, "made sentences, for tests"),
         Source("toy_articles", LANGUAGE_MODELLING, lambda: "toy", toy_articles, "made articles, for tests"),
+        *CORPORA,
     )
 }

@@ -24,6 +24,13 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PairExample(Example):
+    """Two sentences that are classified together."""
+
+    pair: str = ""
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Effects of reading and splitting: ``counts`` by name, and ``notes``, one sentence each for the user."""
 
