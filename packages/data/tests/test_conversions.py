@@ -86,9 +86,7 @@ def test_messages_of_one_sender_in_a_row_are_one_turn() -> None:
         [message("y", "Yo"), message("y", " ")],
         [message("x", "?")],
     ]
-    content = json.dumps(
-        {"id-1": {"prompt": "p", "messages": turns}, "id-2": {"messages": []}}
-    )
+    content = json.dumps({"id-1": {"prompt": "p", "messages": turns}, "id-2": {"messages": []}})
     rows = chitchat.rows_of_dataset("chitchat_dataset/dataset.json", content.encode())
     assert rows == [
         {"name": "id-1", "prompt": "p", "speakers": ["1", "2", "1"], "turns": ["Hi\nthere", "Yo", "?"]},
