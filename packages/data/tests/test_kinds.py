@@ -25,6 +25,7 @@ from bitrank_data import (
     labels_of_tokens,
     tokenise,
 )
+from bitrank_data.examples import PairExample
 from bitrank_data.kinds import kind_of_columns
 
 LONG_WORD = 4
@@ -81,6 +82,15 @@ def test_a_file_is_of_the_kind_with_the_most_of_its_columns() -> None:
     assert kind_of_columns(["text", "source"]) == LANGUAGE_MODELLING
     with pytest.raises(DataError, match="no kind of task has the columns prompt"):
         kind_of_columns(["prompt"])
+
+
+def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer: Any) -> None:
+    short, long = "good film", "the story is bad and the cast is superb"
+    examples = [PairExample("1", short, 0, pair="lovely"), PairExample("2", short, 1, pair=long)]
+    pieces, cut = DATA_KINDS[CLASSIFICATION].encode(examples, tokenizer, Cutting(6))
+    words = [tokenizer.convert_ids_to_tokens(piece.tokens) for (piece,) in pieces]
+    assert words == [["good", "film", "lovely"], ["good", "film", "the", "story", "is", "bad"]]
+    assert cut == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example
+from bitrank_data.examples import Example, PairExample
 from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
 
 CLASSIFICATION = "classification"
@@ -56,15 +56,19 @@ class DataKind:
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
-    """One sequence per text, truncated to ``max_length``; none for a text without tokens."""
-    texts = [example.text for example in examples]
-    options = {"add_special_tokens": cutting.special_tokens}
-    encoded = list(tokenizer(texts, **options, truncation=False, verbose=False)["input_ids"])
+    """One sequence per text or pair of texts, truncated to ``max_length``; none for a text without tokens.
+
+    The longer text of a pair is truncated first (``longest_first``).
+    """
+    texts: list[list[str]] = [[example.text for example in examples]]
+    if pairs := [example.pair for example in examples if isinstance(example, PairExample)]:
+        texts.append(pairs)
+    options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
+    encoded = list(tokenizer(*texts, **options, truncation=False)["input_ids"])
     cut = sum(len(tokens) > cutting.max_length for tokens in encoded)
     if cut:
-        encoded = list(
-            tokenizer(texts, **options, truncation=True, max_length=cutting.max_length)["input_ids"]
-        )
+        options |= {"truncation": "longest_first", "max_length": cutting.max_length}
+        encoded = list(tokenizer(*texts, **options)["input_ids"])
     added = len(cutting.before) + len(cutting.after)
     pieces = [[Piece(tokens)] if len(tokens) > added else [] for tokens in encoded]
     return pieces, cut

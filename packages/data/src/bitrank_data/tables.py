@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +93,12 @@ def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for name in file.namelist():
-                yield name, lambda name=name: file.read(name)
+                yield name, partial(file.read, name)
         return
     with tarfile.open(archive, "r|gz") as tar:  # a stream: a compressed file is read once, front to back
         for info in tar:
             if info.isfile():
-                yield info.name, lambda info=info: _read(tar, info)
+                yield info.name, partial(_read, tar, info)
 
 
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

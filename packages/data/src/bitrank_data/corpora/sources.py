@@ -19,6 +19,7 @@ CORPORA: tuple[Source, ...] = (
     _source(
         "multiemo", CLASSIFICATION, "bigbench", classes.multiemo, "consumer-review sentences, four classes"
     ),
+    _source("vitaminc", CLASSIFICATION, "bigbench", classes.vitaminc, "claims about passages, three classes"),
     _source(
         "amazon_snippets",
         CLASSIFICATION,
