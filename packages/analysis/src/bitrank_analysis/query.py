@@ -44,6 +44,36 @@ def query(uri: str, sql: str, format: str = "table") -> str:
         ) from error
 
 
+class ReadOnlyStore:
+    """The views of a store; every statement is checked by :func:`check_reads` before it is executed.
+
+    DuckDB allows writing where it allows reading, so its connection alone could overwrite a run's artifacts.
+    """
+
+    def __init__(self, database: duckdb.DuckDBPyConnection) -> None:
+        self._database = database
+
+    def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
+        """The rows of ``statement`` as a relation: ``.df()`` is a DataFrame, ``.fetchall()`` a list.
+
+        Raises :class:`AnalysisError` for any statement that does not only read.
+        """
+        check_reads(self._database, statement)
+        return self._database.sql(statement)
+
+    def close(self) -> None:
+        """Release the connection's memory."""
+        self._database.close()
+
+
+def open_read_only(uri: str) -> ReadOnlyStore:
+    """The views of :func:`~bitrank_analysis.open_store`, for statements from outside this program.
+
+    Raises :class:`AnalysisError` if ``uri`` is not a readable MLflow store.
+    """
+    return ReadOnlyStore(open_store(uri))
+
+
 def check_reads(database: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raise :class:`AnalysisError` unless ``sql`` is a single read statement.
 

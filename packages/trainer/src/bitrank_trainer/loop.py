@@ -200,6 +200,8 @@ def _keep_best(
     model: nn.Module, task: Task, folder: Path, progress: Progress, metrics: dict[str, float]
 ) -> None:
     value = metrics[task.objective.metric]
+    if not math.isfinite(value):  # no later score is greater than NaN
+        return
     score = value if task.objective.higher_is_better else -value
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step = score, progress.step
