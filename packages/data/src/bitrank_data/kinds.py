@@ -67,8 +67,8 @@ def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) 
     encoded = list(tokenizer(*texts, **options, truncation=False)["input_ids"])
     cut = sum(len(tokens) > cutting.max_length for tokens in encoded)
     if cut:
-        options |= {"truncation": "longest_first", "max_length": cutting.max_length}
-        encoded = list(tokenizer(*texts, **options)["input_ids"])
+        limits = {"truncation": "longest_first", "max_length": cutting.max_length}
+        encoded = list(tokenizer(*texts, **options, **limits)["input_ids"])
     added = len(cutting.before) + len(cutting.after)
     pieces = [[Piece(tokens)] if len(tokens) > added else [] for tokens in encoded]
     return pieces, cut
