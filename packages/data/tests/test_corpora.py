@@ -138,6 +138,7 @@ def test_answer_is_the_text_of_the_context() -> None:
         row(0, f"How many ?  \ncontext: {context}", "40,000"),
         row(1, f"Who ?\ncontext: {context}", "unknown"),
         row(2, f"Why ?\ncontext: {context}", "war"),
+        row(3, f"how many ?  \ncontext: {context}", "40"),
     ]
     found, unknown = records.questions(rows)
     assert found["question"] == "How many ?" and found["context"] == context
@@ -199,8 +200,8 @@ def test_tasks_of_the_real_archives_have_the_documented_sizes(monkeypatch: pytes
         records.wikilingua: (501, 100, 400),
         records.topical_chat: (578, 100, 400),
         records.chitchat_messages: (2042, 200, 1000),
-        records.natural_instructions: (19956, 501, 2000),
-        records.disfl_qa: (5496, 501, 2003),
+        records.natural_instructions: (19930, 500, 2000),
+        records.disfl_qa: (5494, 500, 2001),
         records.qa_wikidata: (7810, 1000, 10000),
     }
     for load, expected in expected_records.items():

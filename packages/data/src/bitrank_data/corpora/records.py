@@ -85,13 +85,14 @@ def natural_instructions() -> Splits:
 
 
 def instructions(rows: Sequence[Row]) -> list[Row]:
-    """``instruction``, ``input`` and ``output`` (the first of the right ones) of each row."""
-    records = []
+    """``instruction``, ``input`` and ``output`` (the first of the right ones) of each different row."""
+    records = {}
     for row in rows:
         part = row["part"].rpartition("/")[2]
         fields = {"instruction": row["prefix"].strip(), "input": row["input"], "output": row["targets"][0]}
-        records.append({"id": f"{part}-{row['number']}", **fields})
-    return records
+        key = text_key(f"{row['prefix']}\n{row['input']}")
+        records.setdefault(key, {"id": f"{part}-{row['number']}", **fields})
+    return list(records.values())
 
 
 def _passages(record: Row) -> list[str]:
@@ -113,9 +114,10 @@ def questions(rows: Sequence[Row]) -> list[Row]:
 
     The context was split into words with spaces between them, the answer was not. An answer is therefore
     found by its characters without spaces, and is then the text of the context. Questions whose answer is not
-    in their context are left out. The first of several places of an answer is given.
+    in their context are left out, and so are repeated questions. The first of several places of an answer is
+    given.
     """
-    records = []
+    records = {}
     for row in rows:
         question, _, context = row["input"].partition("\ncontext: ")
         answer = row["targets"][0]
@@ -126,8 +128,8 @@ def questions(rows: Sequence[Row]) -> list[Row]:
         if answer == _UNKNOWN:
             answers = {"text": [], "answer_start": []}
         fields = {"question": question.strip(), "context": context, "answers": answers}
-        records.append({"id": f"disfl-{row['number']}", **fields})
-    return records
+        records.setdefault(text_key(row["input"]), {"id": f"disfl-{row['number']}", **fields})
+    return list(records.values())
 
 
 def _place(answer: str, context: str) -> tuple[int, int]:
