@@ -113,8 +113,8 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     """``question``, ``context`` and ``answers`` in SQuAD's form; without answers if it is unknown.
 
     The context was split into words with spaces between them, the answer was not. An answer is therefore
-    found by its characters without spaces, and is then the text of the context. Questions whose answer is not
-    in their context are left out, and so are repeated questions. The first of several places of an answer is
+    found by its characters without spaces, and is then the text of the context. Left out are empty and repeated
+    questions, and those whose answer is not in their context. The first of several places of an answer is
     given.
     """
     records = {}
@@ -122,7 +122,7 @@ def questions(rows: Sequence[Row]) -> list[Row]:
         question, _, context = row["input"].partition("\ncontext: ")
         answer = row["targets"][0]
         start, end = (0, 0) if answer == _UNKNOWN else _place(answer, context)
-        if start < 0:
+        if start < 0 or not question.strip():
             continue
         answers = {"text": [context[start:end]], "answer_start": [start]}
         if answer == _UNKNOWN:
