@@ -113,9 +113,8 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     """``question``, ``context`` and ``answers`` in SQuAD's form; without answers if it is unknown.
 
     The context was split into words with spaces between them, the answer was not. An answer is therefore
-    found by its characters without spaces, and is then the text of the context. Left out are empty and repeated
-    questions, and those whose answer is not in their context. The first of several places of an answer is
-    given.
+    found by its characters without spaces, and is then the text of the context. The first of its places is
+    given. Left out are empty and repeated questions, and those whose answer is not in their context.
     """
     records = {}
     for row in rows:
