@@ -88,11 +88,13 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
         return
     for note in prepared.notes:
         print(f"note: {note}")
-    total, planned = sum(files.values()), prepared.audit.planned_bytes
+    audit, total = prepared.audit, sum(files.values())
+    rest = total - audit.weight_bytes
     print(
-        f"exported: {arguments.out.resolve()} ({total / 2**20:.1f} MiB in files; "
-        f"planned for the weights: {planned / 2**20:.1f} MiB)"
+        f"bytes: {audit.weight_bytes:,} in weights (planned for the base: {audit.planned_bytes:,}) and "
+        f"{rest:,} in headers, tokenizer and configuration"
     )
+    print(f"exported: {arguments.out.resolve()}")
 
 
 def _show(audit: Audit) -> None:

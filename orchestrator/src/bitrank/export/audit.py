@@ -32,7 +32,8 @@ class MatrixAudit:
 class Audit:
     """Validation metrics of the adapted and of the exported model, all changed matrices, and bytes.
 
-    ``planned_bytes`` are those of the plan, for the base without an adapter.
+    ``planned_bytes`` are those of the plan, for the base without an adapter. ``weight_bytes`` are those of
+    all exported tensors; files have headers and tokenizers besides.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Audit:
     after: dict[str, float]
     matrices: dict[str, MatrixAudit]
     planned_bytes: int
+    weight_bytes: int
 
     @property
     def added_loss(self) -> float:
@@ -56,7 +58,11 @@ class Audit:
 
     def as_data(self) -> dict[str, object]:
         """The audit as plain data."""
-        return {**asdict(self), "added_loss": self.added_loss}
+        replaced = [
+            {"planned": planned, "stored": stored, "matrices": count}
+            for (planned, stored), count in self.replaced().items()
+        ]
+        return {**asdict(self), "added_loss": self.added_loss, "replaced": replaced}
 
 
 def matrix_audit(

@@ -49,14 +49,15 @@ def _prepared(
     matrices: dict[str, MatrixAudit],
     write: Callable[[Path], object],
 ) -> Prepared:
-    audit = Audit(target, rebuilt.metrics, rebuilt.evaluate(model), matrices, rebuilt.planned_bytes)
+    weights = stored_bytes(model).total
+    audit = Audit(target, rebuilt.metrics, rebuilt.evaluate(model), matrices, rebuilt.planned_bytes, weights)
     padding = separate_padding(model, rebuilt.tokenizer, rebuilt.data.task)
 
     def write_all(folder: Path) -> None:
         write(folder)
         rebuilt.tokenizer.save_pretrained(folder)
 
-    return Prepared(audit, stored_bytes(model).total, write_all, [padding] if padding else [])
+    return Prepared(audit, weights, write_all, [padding] if padding else [])
 
 
 def merge_into_16bit(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:

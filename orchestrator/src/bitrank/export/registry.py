@@ -64,6 +64,18 @@ def _quantized(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_quantized(rebuilt, options)
 
 
+def _gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
+    from bitrank.export.gguf.prepare import prepare_gguf
+
+    return prepare_gguf(rebuilt, options)
+
+
+def _check_gguf(run: FinishedRun) -> None:
+    from bitrank.export.gguf.prepare import check_run
+
+    check_run(run)
+
+
 EXPORTS: dict[str, ExportTarget] = {
     "peft": ExportTarget("the adapter alone, for PEFT over the unquantized base", "any", _peft),
     "merged": ExportTarget(
@@ -74,6 +86,14 @@ EXPORTS: dict[str, ExportTarget] = {
     ),
     "quantized": ExportTarget(
         "for bitrank: the adapter folded into the base, each matrix in its own format", "any", _quantized
+    ),
+    "gguf": ExportTarget(
+        "for llama.cpp, LM Studio and Ollama: one file, each matrix in the tensor type nearest to its format",
+        "gguf",
+        _gguf,
+        _check_gguf,
+        advice="Keep the adapter apart with --lora, export it with --to merged",
+        can_keep_adapter=True,
     ),
 }
 MERGED = "merged"
