@@ -85,8 +85,9 @@ def _number(name: str, own: str) -> TensorType:
 
 def _affine(bits: int) -> Callable[[Format], bool]:
     def holds(fmt: Format) -> bool:
-        alike = isinstance(fmt, Affine) and fmt.bits == bits and fmt.block == codes.BLOCK
-        return alike and not fmt.double_quant
+        if not isinstance(fmt, Affine) or fmt.double_quant:
+            return False
+        return fmt.bits == bits and fmt.block == codes.BLOCK
 
     return holds
 
