@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitrank.cli.arguments import file_path
 from bitrank.errors import UserError
-from bitrank.export.registry import EXPORTS, MERGED, find_target
+from bitrank.export.registry import EXPORTS, MERGED, ExportTarget, find_target
 from bitrank.process.fast_imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` does not import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # `bitrank --help` does not import torch
 
 EXAMPLES = """examples:
   bitrank export RUN --out merged                  RUN: the run's folder, named by its spec id in runs/work
+  bitrank export RUN --to gguf --lora --out for-llama-cpp
   bitrank export RUN --to quantized --out small --max-loss 0.02
   bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
 _MAX_LOSS = 0.05
@@ -68,7 +69,7 @@ def act(arguments: argparse.Namespace) -> int:
     target.check(run)
     prepared = target.prepare(rebuild(run), Options(arguments.to, arguments.lora))
     if not arguments.json:
-        _show(prepared.audit)
+        _show(prepared.audit, target)
     try:
         if not arguments.force:
             check_loss(prepared.audit, arguments.max_loss, target.advice)
@@ -97,7 +98,7 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
     print(f"exported: {arguments.out.resolve()}")
 
 
-def _show(audit: Audit) -> None:
+def _show(audit: Audit, target: ExportTarget) -> None:
     from rich.table import Table
 
     from bitrank.terminal import console
@@ -128,3 +129,5 @@ def _show(audit: Audit) -> None:
         print(
             f"{count} matrices of format {planned} are stored as {stored}, the nearest that the runtime has"
         )
+    if audit.replaced():
+        print(f"plans made with `bitrank plan --for {target.runtime}` have only formats that it stores")
