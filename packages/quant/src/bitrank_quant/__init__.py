@@ -75,6 +75,7 @@ __all__ = [
     "tied_modules",
     "to_reference",
     "try_format",
+    "unpack_bits",
     "weight_matrices",
     "with_weight",
 ]

@@ -41,6 +41,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
+from bitrank_quant.packing import unpack_bits
 from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_quantizer, quantize
 from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference
