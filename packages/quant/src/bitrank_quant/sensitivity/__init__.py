@@ -15,12 +15,14 @@ from bitrank_quant.sensitivity.format_errors import FormatErrors, measure_sensit
 from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Forward, Replay
+from bitrank_quant.sensitivity.sequential import LayerInputs, sequential_inputs
 from bitrank_quant.sensitivity.single_divergence import Modules, measure_divergences, modules_of
 
 __all__ = [
     "Divergence",
     "FormatErrors",
     "Forward",
+    "LayerInputs",
     "Modules",
     "Moments",
     "Replay",
@@ -30,6 +32,7 @@ __all__ = [
     "measure_moments",
     "measure_sensitivities",
     "modules_of",
+    "sequential_inputs",
     "stored_in",
     "weight_of",
 ]
