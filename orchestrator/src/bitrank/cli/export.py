@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bitrank.cli.arguments import file_path
+from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
 from bitrank.export.registry import EXPORTS, MERGED, find_target
 from bitrank.process.fast_imports import quiet_libraries
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   bitrank export RUN --to quantized --out small --max-loss 0.02
   bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
 _MAX_LOSS = 0.05
+_QUANTIZER = "gptq"
 _SHOWN = 12
 
 
@@ -43,6 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="maximum increase of the validation loss by the export (default: %(default)s)",
     )
+    quantizer = parser.add_argument(
+        "--quantizer",
+        default=_QUANTIZER,
+        metavar="NAME",
+        help="codes of merged matrices, on calibration data of the task (default: %(default)s); one of",
+    )
+    list_names(quantizer, quantizers)
     parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")
     parser.add_argument("--task", help="task to evaluate an adapter without its run")
     parser.add_argument("--model", help="16-bit base of an adapter without its run")
@@ -56,8 +65,11 @@ def act(arguments: argparse.Namespace) -> int:
     """
     if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):
         raise UserError(f"--max-loss must be a number of nats of 0 or more, got {arguments.max_loss}")
+    from bitrank_quant import find_quantizer
+
     from bitrank.export.prepared import Options, check_absent, check_loss, write_export
 
+    find_quantizer(arguments.quantizer)
     check_absent(arguments.out)
     target = find_target(arguments.to, arguments.lora)
     quiet_libraries()
@@ -66,7 +78,8 @@ def act(arguments: argparse.Namespace) -> int:
 
     run = find_run(arguments.source, arguments.task, arguments.model)
     target.check(run)
-    prepared = target.prepare(rebuild(run), Options(arguments.to, arguments.lora))
+    options = Options(arguments.to, arguments.lora, arguments.quantizer)
+    prepared = target.prepare(rebuild(run), options)
     if not arguments.json:
         _show(prepared.audit)
     try:
@@ -100,11 +113,13 @@ def _show(audit: Audit) -> None:
 
     from bitrank.terminal import console
 
-    quality = Table(
-        "validation", "adapted", f"exported to {audit.target}", title="Audit", title_justify="left", box=None
-    )
+    columns = ["validation", "adapted", f"exported to {audit.target}"]
+    if audit.rounded:
+        columns.append("if rounded")
+    quality = Table(*columns, title="Audit", title_justify="left", box=None)
     for name, before in audit.before.items():
-        quality.add_row(name, f"{before:.4f}", f"{audit.after[name]:.4f}")
+        rounded = [audit.rounded[name]] if audit.rounded else []
+        quality.add_row(name, *(f"{value:.4f}" for value in (before, audit.after[name], *rounded)))
     console().print(quality)
     worst = sorted(audit.matrices.items(), key=lambda item: -item[1].after)
     shown = f"the {min(_SHOWN, len(worst))} worst of {len(worst)}"
