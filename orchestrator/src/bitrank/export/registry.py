@@ -64,6 +64,30 @@ def _quantized(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_quantized(rebuilt, options)
 
 
+def _mlx(rebuilt: Rebuilt, options: Options) -> Prepared:
+    from bitrank.export.mlx import prepare_mlx
+
+    return prepare_mlx(rebuilt, options)
+
+
+def _check_mlx(run: FinishedRun) -> None:
+    from bitrank.export.mlx import check_mlx
+
+    check_mlx(run)
+
+
+def _compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
+    from bitrank.export.compressed_tensors import prepare_compressed
+
+    return prepare_compressed(rebuilt, options)
+
+
+def _check_compressed(run: FinishedRun) -> None:
+    from bitrank.export.compressed_tensors import check_compressed
+
+    check_compressed(run)
+
+
 EXPORTS: dict[str, ExportTarget] = {
     "peft": ExportTarget("the adapter alone, for PEFT over the unquantized base", "any", _peft),
     "merged": ExportTarget(
@@ -74,6 +98,15 @@ EXPORTS: dict[str, ExportTarget] = {
     ),
     "quantized": ExportTarget(
         "for bitrank: the adapter folded into the base, each matrix in its own format", "any", _quantized
+    ),
+    "mlx": ExportTarget(
+        "for mlx-lm: affine groups with the codes of the run", "mlx", _mlx, _check_mlx, can_keep_adapter=True
+    ),
+    "compressed-tensors": ExportTarget(
+        "for vLLM and transformers: symmetric groups in the blocks, the rest in 16 bits",
+        "vllm",
+        _compressed,
+        _check_compressed,
     ),
 }
 MERGED = "merged"

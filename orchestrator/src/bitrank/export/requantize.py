@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from bitrank_quant import (
+    Float,
     InputMoments,
     QuantLinear,
     QuantWeight,
@@ -57,24 +58,30 @@ class Requantized:
     rounded: dict[str, float] = field(default_factory=dict)
 
 
-def requantize(rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str] | None = None) -> Requantized:
-    """Merge the adapter into every matrix, stored in ``formats`` (default: its own) by the reference backend.
+def requantize(
+    rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str] | None = None, adapter_apart: bool = False
+) -> Requantized:
+    """Store every matrix in ``formats`` (default: its own) by the reference backend, with its adapter merged.
 
-    The model of ``rebuilt`` changes in place. Matrices without an adapter whose format stays keep their
+    With ``adapter_apart`` the adapter stays attached, and only matrices whose format changes are encoded. The
+    model of ``rebuilt`` changes in place. Matrices without a merged adapter whose format stays keep their
     values; those of other libraries are converted to the reference backend. Raises :class:`UserError` if
     ``quantizer`` needs calibration data and the task has no training examples, and the quant package's error
     for an unknown quantizer.
     """
     uses_inputs = find_quantizer(quantizer).uses_moments
-    merging = _Merging(rebuilt, quantizer, formats or {})
+    merging = _Merging(rebuilt, quantizer, formats or {}, adapter_apart)
     with torch.no_grad():
         merging.convert()
-        rounded = merging.metrics_if_rounded() if uses_inputs else {}
-        for inputs in merging.inputs() if uses_inputs else ():
+        changed = bool(merging.left())
+        rounded = merging.metrics_if_rounded() if uses_inputs and changed else {}
+        for inputs in merging.inputs() if uses_inputs and changed else ():
             for name in inputs.names:
                 merging.replace(name, inputs)
         for name in merging.left():
             merging.replace(name)
+        if adapter_apart:
+            return Requantized(rebuilt.model, merging.audits, rounded)
         model = rebuilt.model.unload()
         rebuilt.put_heads(model)
     return Requantized(model, merging.audits, rounded)
@@ -83,10 +90,14 @@ def requantize(rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str] | No
 class _Merging:
     """Replaces the layers of a rebuilt run one by one."""
 
-    def __init__(self, rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str]) -> None:
-        self._rebuilt, self._quantizer = rebuilt, quantizer
-        self._layers, self._sharing = rebuilt.layers(), followers(rebuilt.inner)
-        self._formats = {name: formats.get(name, rebuilt.format(name)) for name in self._layers}
+    def __init__(
+        self, rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str], adapter_apart: bool
+    ) -> None:
+        self._rebuilt, self._quantizer, self._apart = rebuilt, quantizer, adapter_apart
+        names = dict.fromkeys([*rebuilt.layers(), *formats])
+        self._layers = {name: rebuilt.layer(name) for name in names}
+        self._formats = {name: formats.get(name, rebuilt.format(name)) for name in names}
+        self._sharing = followers(rebuilt.inner)
         self.audits: dict[str, MatrixAudit] = {}
 
     def left(self) -> list[str]:
@@ -94,21 +105,25 @@ class _Merging:
         return [name for name in self._layers if name not in self.audits and self._changes(name)]
 
     def _changes(self, name: str) -> bool:
-        return name in self._rebuilt.adapter.parts or not self._keeps_format(name)
+        merged = name in self._rebuilt.adapter.parts and not self._apart
+        return merged or not self._keeps_format(name)
 
     def _keeps_format(self, name: str) -> bool:
         return self._formats[name] == self._rebuilt.format(name)
 
     def convert(self) -> None:
-        """Store layers of other libraries whose values stay with the reference backend."""
+        """Store quantized layers of other libraries whose values stay with the reference backend."""
         for name, layer in self._layers.items():
-            if not self._changes(name) and not isinstance(layer, QuantLinear | nn.Embedding):
+            is_float = isinstance(parse_format(self._formats[name]), Float)
+            reference = is_float or isinstance(layer, QuantLinear | nn.Embedding)
+            if not reference and not self._changes(name):
                 self._replace(name, ROUNDING)
 
     def metrics_if_rounded(self) -> dict[str, float]:
         """Validation metrics with every layer rounded to nearest; the model is as before afterwards."""
         names, inner = self.left(), self._rebuilt.inner
-        before = {part: inner.get_submodule(part) for name in names for part in self._parts(name)}
+        places = [self._place(part) for name in names for part in self._parts(name)]
+        before = {place: inner.get_submodule(place) for place in places}
         for name in names:
             self._put(name, self._encode(name, self._rebuilt.wanted(name)[1], ROUNDING, None))
         metrics = self._rebuilt.evaluate(self._rebuilt.model)
@@ -149,25 +164,40 @@ class _Merging:
         moments = None if inputs is None else InputMoments(inputs.now_II)
         weight = self._encode(name, target_OI, quantizer, moments)
         self._put(name, weight)
-        three_OI = (stored_OI, wanted_OI, weight.decode())
+        exported_OI = weight.decode().float() + self._kept_apart(name, wanted_OI)
+        three_OI = (stored_OI, wanted_OI, exported_OI)
         kept = self._keeps_format(name)
         self.audits[name] = matrix_audit(self._rebuilt, name, self._formats[name], three_OI, kept)
 
     def _encode(
         self, name: str, weight_OI: Tensor, quantizer: str, moments: InputMoments | None
     ) -> QuantWeight:
+        """The stored form of ``weight_OI``, less the update of an adapter that stays apart."""
         fmt = parse_format(self._formats[name])
+        weight_OI = weight_OI - self._kept_apart(name, weight_OI)
         tensors = quantize(weight_OI, fmt, quantizer, moments)
         shape = (weight_OI.shape[0], weight_OI.shape[1])
         return QuantWeight.of(tensors, fmt, shape, self._rebuilt.compute.dtype)
+
+    def _kept_apart(self, name: str, like_OI: Tensor) -> Tensor:
+        """The update of the matrix ``name`` by its adapter if that stays apart, else zero."""
+        part = self._rebuilt.adapter.parts.get(name)
+        if part is None or not self._apart:
+            return torch.zeros((), device=like_OI.device)
+        return part.product().to(like_OI)
 
     def _parts(self, name: str) -> list[str]:
         """The modules that share the weight of ``name``, itself first."""
         return [name, *self._sharing.get(name, [])]
 
     def _put(self, name: str, weight: QuantWeight) -> None:
-        layers = {part: self._rebuilt.layer(part) for part in self._parts(name)}
+        layers = {self._place(part): self._rebuilt.layer(part) for part in self._parts(name)}
         swap_weights(self._rebuilt.inner, with_weight(weight, layers))
+
+    def _place(self, part: str) -> str:
+        """The module to replace: the layer ``part``, inside of its adapter if that stays apart."""
+        wrapped = hasattr(self._rebuilt.inner.get_submodule(part), "base_layer")
+        return f"{part}.base_layer" if self._apart and wrapped else part
 
 
 def shape_of(layer: Any) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from bitrank.planning.costs import Choices
 class Runtime:
     """A runtime: ``formats`` are offered by default, ``can_store`` decides about any format.
 
+    ``storable`` lists all that it can store, for exports of plans that were not made for it.
     ``whole_groups``: rows must be multiples of the group, because the runtime does not pad them.
     ``blocks_only``: matrices outside of the transformer blocks stay in 16 bits. ``fuses`` names the ties of
     matrices that the runtime stores as one, where a model has them.
@@ -28,6 +29,7 @@ class Runtime:
     about: str
     formats: tuple[str, ...]
     can_store: Callable[[Format], bool]
+    storable: tuple[str, ...] = ()
     whole_groups: bool = False
     blocks_only: bool = False
     fuses: tuple[str, ...] = ()
@@ -62,6 +64,8 @@ def _in_gguf(fmt: Format) -> bool:
 
 
 _MLX = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64", "bf16")
+_IN_MLX = tuple(f"int{bits}-g{group}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
+_IN_VLLM = tuple(f"sym{bits}-g{group}" for bits in (4, 8) for group in (32, 64, 128))
 _VLLM = ("sym4-g32", "sym4-g64", "sym4-g128", "sym8-g64", "bf16")
 RUNTIMES: dict[str, Runtime] = {
     "any": Runtime("no restriction", (), lambda fmt: True),
@@ -75,12 +79,14 @@ RUNTIMES: dict[str, Runtime] = {
         "affine integers of 2, 3, 4, 5, 6 and 8 bits in groups of 32, 64 and 128, floats",
         _MLX,
         _in_mlx,
+        storable=(*_IN_MLX, "bf16"),
         whole_groups=True,
     ),
     "vllm": Runtime(
         "compressed-tensors: symmetric integers of 4 and 8 bits in groups of 32, 64 and 128 in the blocks",
         _VLLM,
         _in_vllm,
+        storable=(*_IN_VLLM, "bf16"),
         whole_groups=True,
         blocks_only=True,
         fuses=("qkv", "gate-up"),

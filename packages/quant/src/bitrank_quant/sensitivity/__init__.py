@@ -10,6 +10,7 @@ gradients:
 Nothing is trained, and the model is unchanged afterwards.
 """
 
+from bitrank_quant.sensitivity.blocks import block_name
 from bitrank_quant.sensitivity.divergence import Divergence
 from bitrank_quant.sensitivity.format_errors import FormatErrors, measure_sensitivities, stored_in
 from bitrank_quant.sensitivity.inputs import input_moments
@@ -26,6 +27,7 @@ __all__ = [
     "Modules",
     "Moments",
     "Replay",
+    "block_name",
     "compute_dtype",
     "input_moments",
     "measure_divergences",
