@@ -42,7 +42,7 @@ from bitrank.sensitivity.calibration import calibration_batches
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
 
-TOKENS = 16384  # of training text, as calibration data
+TOKENS = 6144  # of training text, as calibration data
 _WITHOUT_INPUTS = "search"  # for tables, and for layers that the calibration data do not reach
 
 
