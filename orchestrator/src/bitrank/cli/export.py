@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bitrank.cli.arguments import file_path
 from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
-from bitrank.export.registry import EXPORTS, MERGED, find_target
+from bitrank.export.registry import EXPORTS, MERGED, QUANTIZER, find_quantizer_for, find_target
 from bitrank.process.fast_imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` does not import torch
@@ -22,7 +22,6 @@ EXAMPLES = """examples:
   bitrank export RUN --to quantized --out small --max-loss 0.02
   bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
 _MAX_LOSS = 0.05
-_QUANTIZER = "gptq"
 _SHOWN = 12
 
 
@@ -45,11 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="maximum increase of the validation loss by the export (default: %(default)s)",
     )
+    able = ", ".join(name for name, target in EXPORTS.items() if target.quantizes)
     quantizer = parser.add_argument(
         "--quantizer",
-        default=_QUANTIZER,
         metavar="NAME",
-        help="codes of merged matrices, on calibration data of the task (default: %(default)s); one of",
+        help="codes of matrices that change, on calibration data of the task "
+        f"(targets: {able}; default: {QUANTIZER}); one of",
     )
     list_names(quantizer, quantizers)
     parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")
@@ -65,20 +65,18 @@ def act(arguments: argparse.Namespace) -> int:
     """
     if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):
         raise UserError(f"--max-loss must be a number of nats of 0 or more, got {arguments.max_loss}")
-    from bitrank_quant import find_quantizer
-
     from bitrank.export.prepared import Options, check_absent, check_loss, write_export
 
-    find_quantizer(arguments.quantizer)
     check_absent(arguments.out)
     target = find_target(arguments.to, arguments.lora)
+    quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
     quiet_libraries()
     from bitrank.export.finished_run import find_run
     from bitrank.export.rebuild import rebuild
 
     run = find_run(arguments.source, arguments.task, arguments.model)
     target.check(run)
-    options = Options(arguments.to, arguments.lora, arguments.quantizer)
+    options = Options(arguments.to, arguments.lora, quantizer)
     prepared = target.prepare(rebuild(run), options)
     if not arguments.json:
         _show(prepared.audit)
@@ -101,11 +99,13 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
         return
     for note in prepared.notes:
         print(f"note: {note}")
-    total, planned = sum(files.values()), prepared.audit.planned_bytes
+    audit, total = prepared.audit, sum(files.values())
+    rest = total - audit.weight_bytes
     print(
-        f"exported: {arguments.out.resolve()} ({total / 2**20:.1f} MiB in files; "
-        f"planned for the weights: {planned / 2**20:.1f} MiB)"
+        f"bytes: {audit.weight_bytes:,} in weights (planned for the base: {audit.planned_bytes:,}) and "
+        f"{rest:,} in headers, tokenizer and configuration"
     )
+    print(f"exported: {arguments.out.resolve()}")
 
 
 def _show(audit: Audit) -> None:

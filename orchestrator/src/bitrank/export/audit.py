@@ -32,8 +32,9 @@ class MatrixAudit:
 class Audit:
     """Validation metrics of the adapted and of the exported model, all changed matrices, and bytes.
 
-    ``planned_bytes`` are those of the plan, for the base without an adapter. ``rounded`` are the metrics of
-    the same export with every matrix rounded to nearest; empty unless a quantizer chose the codes.
+    ``planned_bytes`` are those of the plan, for the base without an adapter. ``weight_bytes`` are those of
+    all exported tensors; files have headers and tokenizers besides. ``rounded`` are the metrics of the same
+    export with every matrix rounded to nearest; empty unless a quantizer chose the codes.
     """
 
     target: str
@@ -41,6 +42,7 @@ class Audit:
     after: dict[str, float]
     matrices: dict[str, MatrixAudit]
     planned_bytes: int
+    weight_bytes: int
     rounded: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -58,7 +60,11 @@ class Audit:
 
     def as_data(self) -> dict[str, object]:
         """The audit as plain data."""
-        return {**asdict(self), "added_loss": self.added_loss}
+        replaced = [
+            {"planned": planned, "stored": stored, "matrices": count}
+            for (planned, stored), count in self.replaced().items()
+        ]
+        return {**asdict(self), "added_loss": self.added_loss, "replaced": replaced}
 
 
 def matrix_audit(

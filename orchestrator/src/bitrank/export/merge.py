@@ -47,8 +47,15 @@ def _prepared(
     rebuilt: Rebuilt, target: str, merged: Requantized, write: Callable[[Path], object]
 ) -> Prepared:
     model, after = merged.model, rebuilt.evaluate(merged.model)
+    weights = stored_bytes(model).total
     audit = Audit(
-        target, rebuilt.metrics, after, merged.matrices, rebuilt.planned_bytes, rounded=merged.rounded
+        target,
+        rebuilt.metrics,
+        after,
+        merged.matrices,
+        rebuilt.planned_bytes,
+        weights,
+        rounded=merged.rounded,
     )
     padding = separate_padding(model, rebuilt.tokenizer, rebuilt.data.task)
 
@@ -56,7 +63,7 @@ def _prepared(
         write(folder)
         rebuilt.tokenizer.save_pretrained(folder)
 
-    return Prepared(audit, stored_bytes(model).total, write_all, [padding] if padding else [])
+    return Prepared(audit, weights, write_all, [padding] if padding else [])
 
 
 def merge_into_16bit(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:

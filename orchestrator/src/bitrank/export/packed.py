@@ -66,7 +66,13 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
             write_adapter(folder)
 
     audit = Audit(
-        options.target, rebuilt.metrics, after, stored.matrices, rebuilt.planned_bytes, rounded=stored.rounded
+        options.target,
+        rebuilt.metrics,
+        after,
+        stored.matrices,
+        rebuilt.planned_bytes,
+        found.nbytes,
+        rounded=stored.rounded,
     )
     rest = found.nbytes - found.matrix_bytes
     note = (

@@ -26,8 +26,10 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     """The files of the adapter, with the base model's name and a README."""
     model, matrices = _over_unquantized_base(rebuilt)
-    audit = Audit(options.target, rebuilt.metrics, rebuilt.evaluate(model), matrices, rebuilt.planned_bytes)
     source = rebuilt.run.adapter
+    size = (source / _WEIGHTS).stat().st_size
+    metrics = rebuilt.evaluate(model)
+    audit = Audit(options.target, rebuilt.metrics, metrics, matrices, rebuilt.planned_bytes, size)
     source_name = rebuilt.spec.model_source
     repository = repository_of(source_name)
     commit = source_name.removeprefix(repository).removeprefix("@") or None
@@ -43,7 +45,7 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         (folder / "README.md").write_text(_readme(base, config, audit), encoding="utf-8")
         rebuilt.tokenizer.save_pretrained(folder)
 
-    return Prepared(audit, (source / _WEIGHTS).stat().st_size, write)
+    return Prepared(audit, size, write)
 
 
 def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:
