@@ -40,7 +40,9 @@ def check_compressed(run: FinishedRun) -> None:
 
 def prepare_compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
     """``model.safetensors`` and ``config.json`` with the codes of each matrix."""
-    return prepare_packed(rebuilt, options, Layout("vllm", pack_compressed, _config, {"format": "pt"}))
+    return prepare_packed(
+        rebuilt, options, Layout("vllm", pack_compressed, compressed_config, {"format": "pt"})
+    )
 
 
 def pack_compressed(weight: QuantWeight) -> dict[str, Tensor]:
@@ -59,7 +61,8 @@ def pack_compressed(weight: QuantWeight) -> dict[str, Tensor]:
     }
 
 
-def _config(model: Any, found: FileTensors) -> dict[str, Any]:
+def compressed_config(model: Any, found: FileTensors) -> dict[str, Any]:
+    """The content of ``config.json``: the whole configuration, and the matrices of each format."""
     groups: dict[str, dict[str, Any]] = {}
     for name, fmt in found.formats.items():
         group = groups.setdefault(str(fmt), {"targets": [], "weights": _scheme(fmt)})

@@ -3,14 +3,13 @@
 MLX stores a matrix as codes in 32-bit words with a scale and a bias per group, ``w = scale · code + bias``
 (``mlx.core.quantize``): an affine format with its minimum as bias, so codes, scales and biases are those of
 the run, in bf16. ``quantization`` in ``config.json`` has bits and group of each matrix. An adapter that stays
-apart is written as mlx-lm trains it, with a rank for every matrix. Writing needs no MLX.
+apart is written as mlx-lm trains it. Writing needs no MLX.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun
-from bitrank.export.packed import Layout, prepare_packed
+from bitrank.export.packed import AdapterFiles, Layout, prepare_packed
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.export.tensors import STATE, FileTensors, config_data
@@ -50,7 +49,7 @@ def check_mlx(run: FinishedRun) -> None:
 
 def prepare_mlx(rebuilt: Rebuilt, options: Options) -> Prepared:
     """``model.safetensors`` and ``config.json`` for mlx-lm, and the adapter's files if it stays apart."""
-    layout = Layout("mlx", pack_mlx, _config, {"format": "mlx"}, _adapter_writer)
+    layout = Layout("mlx", pack_mlx, mlx_config, {"format": "mlx"}, _adapter_files)
     return prepare_packed(rebuilt, options, layout)
 
 
@@ -70,7 +69,8 @@ def pack_mlx(weight: QuantWeight) -> dict[str, Tensor]:
     }
 
 
-def _config(model: Any, found: FileTensors) -> dict[str, Any]:
+def mlx_config(model: Any, found: FileTensors) -> dict[str, Any]:
+    """The content of ``config.json``: the whole configuration, and bits and group of quantized matrices."""
     data = config_data(model)
     if not found.formats:
         return data
@@ -81,25 +81,23 @@ def _config(model: Any, found: FileTensors) -> dict[str, Any]:
     return {**data, "quantization": quantization}
 
 
-def _adapter_writer(model: Any) -> Callable[[Path], None]:
-    """Read the LoRA layers of the PEFT ``model``; their scale is in the up factors."""
-    tensors, ranks = {}, {}
-    for name, layer in adapted(model):
-        down_RI, up_OR = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        ranks[name] = len(down_RI)
-        tensors[f"{name}.lora_a"] = down_RI.detach().T.to("cpu", STATE).contiguous()
-        tensors[f"{name}.lora_b"] = up_OR.detach().T.to("cpu", STATE).contiguous()
-    config = {
-        "fine_tune_type": "lora",
-        # mlx-lm converts the modules of its last layers whose names are in keys, and then of the whole model.
-        "num_layers": len(ranks),
-        "lora_parameters": {
-            "rank": max(ranks.values(), default=0),
-            "scale": 1.0,
-            "dropout": 0.0,
-            "keys": list(ranks),
-        },
-    }
+def _adapter_files(model: Any) -> AdapterFiles:
+    """The LoRA layers of the PEFT ``model``; their scale is in the up factors.
+
+    mlx-lm has one rank for all matrices, so smaller factors are filled with zeros.
+    """
+    layers = dict(adapted(model))
+    rank = max((len(layer.lora_A["default"].weight) for layer in layers.values()), default=0)
+    tensors, filled = {}, 0
+    for name, layer in layers.items():
+        down_IR = layer.lora_A["default"].weight.detach().T.to("cpu", STATE)
+        up_RO = layer.lora_B["default"].weight.detach().T.to("cpu", STATE)
+        missing = rank - len(up_RO)
+        filled += missing * (len(down_IR) + up_RO.shape[1]) * STATE.itemsize
+        tensors[f"{name}.lora_a"] = torch.nn.functional.pad(down_IR, (0, missing)).contiguous()
+        tensors[f"{name}.lora_b"] = torch.nn.functional.pad(up_RO, (0, 0, 0, missing)).contiguous()
+    lora = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(layers)}
+    config = {"fine_tune_type": "lora", "num_layers": len(layers), "lora_parameters": lora}
 
     def write(folder: Path) -> None:
         place = folder / ADAPTERS
@@ -107,4 +105,6 @@ def _adapter_writer(model: Any) -> Callable[[Path], None]:
         save_file(tensors, place / "adapters.safetensors", metadata={"format": "mlx"})
         (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    return write
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    note = f"{nbytes:,} bytes in {ADAPTERS}, {filled:,} of them zeros: mlx-lm has one rank ({rank}) for all"
+    return AdapterFiles(nbytes, note, write)

@@ -26,20 +26,29 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter in memory: bytes of its tensors, a sentence about them, and the function that writes it."""
+
+    nbytes: int
+    note: str
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
 class Layout:
     """The files of a runtime.
 
     ``runtime`` is a key of :data:`~bitrank.planning.restrictions.RUNTIMES`. ``pack`` makes the tensors of a
     quantized matrix. ``config`` returns the content of ``config.json`` for a model and its tensors.
-    ``metadata`` is that of the safetensors file. ``adapter`` reads the attached adapter of a model, and
-    returns the function that writes it into a folder.
+    ``metadata`` is that of the safetensors file. ``adapter`` makes the files of a model's attached
+    adapter.
     """
 
     runtime: str
     pack: Pack
     config: Callable[[Any, FileTensors], dict[str, Any]]
     metadata: dict[str, str]
-    adapter: Callable[[Any], Callable[[Path], None]] | None = None
+    adapter: Callable[[Any], AdapterFiles] | None = None
 
 
 def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepared:
@@ -50,10 +59,10 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
     round_to_state(model)
     after = rebuilt.evaluate(model)
     padding = separate_padding(model, rebuilt.tokenizer, rebuilt.data.task)
-    write_adapter: Callable[[Path], None] | None = None
+    adapter: AdapterFiles | None = None
     if options.adapter_apart:
         assert layout.adapter is not None  # find_target rejects the option for other targets
-        write_adapter = layout.adapter(model)
+        adapter = layout.adapter(model)
         model = model.unload()
     found = file_tensors(model, layout.pack)
     config = layout.config(model, found)
@@ -62,16 +71,17 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
         save_file(found.tensors, folder / WEIGHTS, metadata=layout.metadata)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         rebuilt.tokenizer.save_pretrained(folder)
-        if write_adapter is not None:
-            write_adapter(folder)
+        if adapter is not None:
+            adapter.write(folder)
 
+    weight_bytes = found.nbytes + (adapter.nbytes if adapter else 0)
     audit = Audit(
         options.target,
         rebuilt.metrics,
         after,
         stored.matrices,
         rebuilt.planned_bytes,
-        found.nbytes,
+        weight_bytes,
         rounded=stored.rounded,
     )
     rest = found.nbytes - found.matrix_bytes
@@ -79,4 +89,5 @@ def prepare_packed(rebuilt: Rebuilt, options: Options, layout: Layout) -> Prepar
         f"{found.matrix_bytes:,} bytes in matrices, {rest:,} bytes in other tensors; {WEIGHTS} has a header "
         "with names and shapes besides"
     )
-    return Prepared(audit, found.nbytes, write, [note, *([padding] if padding else [])])
+    notes = [note, *([adapter.note] if adapter else []), *([padding] if padding else [])]
+    return Prepared(audit, weight_bytes, write, notes)
