@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.export.finished_run import FinishedRun, find_run
 from bitrank.export.mlx import ADAPTERS, MODEL_TYPES, check_mlx, mlx_config, pack_mlx
@@ -211,3 +212,28 @@ def test_unknown_architectures_and_classifiers_are_rejected(tmp_path: Path) -> N
     assert "this run is a classification model; export it with --to merged" in rejected(
         "llama", "toy_sentences"
     )
+
+
+def test_a_plan_for_mlx_takes_its_bytes_in_the_file(tmp_path: Path) -> None:
+    """From ``bitrank plan --for mlx`` to the export: planned base, bytes of matrices, and the stated rest."""
+    model = write(tmp_path / "model", "llama_tied", hidden_size=64, intermediate_size=128)
+    saved, config = tmp_path / "saved.json", str(model / "config.json")
+    options = ("--budget", "7bits", "--ranks", "2,4", "--for", "mlx", "--save", str(saved))
+    assert main(["plan", "--model", config, *options]) == 0
+    plan = json.loads(saved.read_text())
+    assert len(set(plan["precision"].values())) > 1
+    rebuilt, prepared = exported(find_run(train(tmp_path, model, plan)), tmp_path / "out")
+    assert not prepared.audit.replaced()
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    matrices = sum(
+        parse_format(plan["precision"][name]).nbytes(tuple(shape)) for name, shape in plan["shapes"].items()
+    )
+    owners = tuple(f"{name}." for name in plan["precision"])
+    in_file = sum(t.nbytes for name, t in tensors.items() if name.startswith(owners) and name[-4:] != "bias")
+    assert in_file == matrices
+    file_size = (tmp_path / "out" / WEIGHTS).stat().st_size
+    assert 0 < file_size - prepared.audit.weight_bytes < 200 * len(tensors), "the header"
+    # The other planned bytes: norms and biases of runs in fp32, and buffers that are in no file.
+    rest = prepared.audit.weight_bytes - in_file
+    buffers = sum(buffer.nbytes for buffer in rebuilt.inner.buffers() if buffer.dtype == torch.float32)
+    assert prepared.audit.planned_bytes - matrices == 2 * rest + buffers
