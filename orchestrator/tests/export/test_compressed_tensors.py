@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitrank.cli.main import main
 from bitrank.errors import UserError
 from bitrank.export.compressed_tensors import check_compressed
 from bitrank.export.finished_run import FinishedRun, find_run
@@ -104,6 +105,29 @@ def test_a_classifier_is_exported_with_its_trained_head(tmp_path: Path) -> None:
     }
     rebuilt, _ = exported(find_run(train(tmp_path, model, plan, "toy_sentences")), tmp_path / "out")
     assert_loads_with_equal_logits(tmp_path / "out", rebuilt, AutoModelForSequenceClassification)
+
+
+def test_a_plan_for_vllm_takes_its_bytes_in_the_file(tmp_path: Path) -> None:
+    """From ``bitrank plan --for vllm`` to the export; each packed matrix has its shape besides."""
+    model = write(tmp_path / "model", "llama_tied", hidden_size=64, intermediate_size=128)
+    saved, config = tmp_path / "saved.json", str(model / "config.json")
+    options = ("--budget", "8bits", "--ranks", "2,4", "--for", "vllm", "--save", str(saved))
+    assert main(["plan", "--model", config, *options]) == 0
+    plan = json.loads(saved.read_text())
+    formats = plan["precision"]
+    assert formats["model.embed_tokens"] == "bf16"
+    for layer in range(2):
+        block = f"model.layers.{layer}"
+        assert len({formats[f"{block}.self_attn.{part}_proj"] for part in "qkv"}) == 1
+        assert len({formats[f"{block}.mlp.{part}_proj"] for part in ("gate", "up")}) == 1
+    _, prepared = exported(find_run(train(tmp_path, model, plan)), tmp_path / "out")
+    assert not prepared.audit.replaced()
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    matrices = sum(parse_format(formats[name]).nbytes(tuple(shape)) for name, shape in plan["shapes"].items())
+    packed = sum(name.endswith("weight_packed") for name in tensors)
+    assert packed
+    assert f"{matrices + SHAPE_BYTES * packed:,} bytes in matrices" in prepared.notes[0]
+    assert prepared.audit.weight_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_models_with_conv1d_layers_are_rejected(tmp_path: Path) -> None:
