@@ -56,7 +56,8 @@ def write_run(folder: Path, model: Path, formats: dict[str, str], ranks: dict[st
     folder.mkdir()
     plan = folder.with_suffix(".plan.json")
     plan.write_text(json.dumps({"precision": formats, "ranks": ranks}))
-    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "steps": 2, "plan": str(plan)}
+    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "plan": str(plan)}
+    given |= {"steps": 2, "learning_rate": 0.05}  # the adapter must change the outputs visibly
     spec = make_spec(find_profile("smoke"), "", "toy_articles", given)
     write_spec(spec, folder / "spec.json")
     execute(spec, folder, Record(folder, ALONE), ALONE)

@@ -37,7 +37,7 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
-    import duckdb
+    from bitrank_analysis import ReadOnlyStore
     from peft import PeftModel
 
 __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
@@ -270,20 +270,21 @@ def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
     _save_plan(check_plan_data(plan, "the plan"), Path(path))
 
 
-def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
-    """Open the store of finished runs read-only, as a DuckDB connection with views (``wide``, ``plans``, …).
+def open_store(uri: str | Path = "runs") -> ReadOnlyStore:
+    """Open the store of finished runs for SQL that reads, with views (``wide``, ``plans``, …).
 
     ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()``
-    gives a DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
+    gives a DataFrame; a statement that writes is refused. Raises :class:`~bitrank_analysis.AnalysisError`
+    when there is no MLflow store.
 
     Example:
         >>> import bitrank
         >>> store = bitrank.open_store("runs")  # doctest: +SKIP
         >>> store.sql('SELECT run_name, "m.eval/acc", "m.model/mib" FROM wide').df()  # doctest: +SKIP
     """
-    from bitrank_analysis import open_store as open_views
+    from bitrank_analysis import open_read_only
 
-    return open_views(str(uri))
+    return open_read_only(str(uri))
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

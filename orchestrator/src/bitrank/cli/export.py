@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from bitrank.cli.arguments import file_path
 from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
-from bitrank.export.registry import EXPORTS, MERGED, QUANTIZER, find_quantizer_for, find_target
+from bitrank.export.registry import (
+    EXPORTS,
+    MERGED,
+    QUANTIZER,
+    ExportTarget,
+    find_quantizer_for,
+    find_target,
+)
 from bitrank.process.fast_imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` does not import torch
@@ -19,6 +26,7 @@ if TYPE_CHECKING:  # `bitrank --help` does not import torch
 
 EXAMPLES = """examples:
   bitrank export RUN --out merged                  RUN: the run's folder, named by its spec id in runs/work
+  bitrank export RUN --to gguf --lora --out for-llama-cpp
   bitrank export RUN --to quantized --out small --max-loss 0.02
   bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
 _MAX_LOSS = 0.05
@@ -79,7 +87,7 @@ def act(arguments: argparse.Namespace) -> int:
     options = Options(arguments.to, arguments.lora, quantizer)
     prepared = target.prepare(rebuild(run), options)
     if not arguments.json:
-        _show(prepared.audit)
+        _show(prepared.audit, target)
     try:
         if not arguments.force:
             check_loss(prepared.audit, arguments.max_loss, target.advice)
@@ -108,7 +116,7 @@ def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, 
     print(f"exported: {arguments.out.resolve()}")
 
 
-def _show(audit: Audit) -> None:
+def _show(audit: Audit, target: ExportTarget) -> None:
     from rich.table import Table
 
     from bitrank.terminal import console
@@ -141,3 +149,5 @@ def _show(audit: Audit) -> None:
         print(
             f"{count} matrices of format {planned} are stored as {stored}, the nearest that the runtime has"
         )
+    if audit.replaced():
+        print(f"plans made with `bitrank plan --for {target.runtime}` have only formats that it stores")

@@ -10,7 +10,7 @@ from typing import Any
 from bitrank_data import HUB_TASKS, open_task
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec.configs import Arm, PlannedArm, find_arm
+from bitrank.spec.configs import CONFIGS, Arm, PlannedArm, find_arm
 from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, located, model_digest
 from bitrank.spec.plan_file import valid_plan
@@ -43,7 +43,7 @@ def make_spec(
     check_data(given.get("data"), [task])
     source = open_task(task, given.get("data"))
     plan = given.get("plan")
-    name = Path(plan).stem if plan else config
+    name = _name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
     tuned = {key: given[key] for key in TUNED if given.get(key, False) is not False}
     arm = find_arm(config, plan, tuned)
@@ -57,6 +57,16 @@ def make_spec(
     chosen["model_digest"] = model_digest(chosen["model"])
     data = arm.as_data()
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))
+
+
+def _name_of_plan(path: Path) -> str:
+    """The stem of a plan file, which names the arm. Raises :class:`UserError` for the name of a config."""
+    if path.stem in CONFIGS:
+        raise UserError(
+            f"{path.name} is called as the config {path.stem}, so the two would be one arm in every table; "
+            "rename the file"
+        )
+    return path.stem
 
 
 def _fields_of_arm(arm: Arm) -> dict[str, Any]:

@@ -106,6 +106,12 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
     return Prepared(audit, weight_bytes + vocabulary.nbytes, write)
 
 
+def exported_weights(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Tensor]:
+    """The weights that a program multiplies by, adapter included, by matrix, (out, in) in fp32."""
+    factors = _factors(rebuilt) if adapter_apart else {}
+    return _exported(rebuilt, _encode_matrices(rebuilt, adapter_apart), factors)[0]
+
+
 def _encode_matrices(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Stored]:
     """Every planned matrix by name; matrices that share a weight are there once, under their owner."""
     tied = tied_modules(rebuilt.inner)
@@ -209,6 +215,7 @@ class _File:
     def write_model(self, path: Path, tensors: Mapping[str, Stored]) -> None:
         writer = self._writer(path, "model")
         self.architecture.describe(writer, self.config)
+        writer.add_file_type(_file_type(tensors))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         self.vocabulary.write(writer)
         _finish(writer, tensors)
@@ -225,6 +232,14 @@ class _File:
         writer.add_type(kind)
         writer.add_name(self.name)
         return writer
+
+
+def _file_type(tensors: Mapping[str, Stored]) -> int:
+    """The library's name of the file by the type of most bytes, which programs show to people."""
+    sizes: dict[str, int] = {}
+    for one in tensors.values():
+        sizes[one.type.name] = sizes.get(one.type.name, 0) + one.rows.nbytes
+    return int(TENSOR_TYPES[max(sizes, key=lambda name: sizes[name])].file_type)
 
 
 def _finish(writer: gguf.GGUFWriter, tensors: Mapping[str, Stored]) -> None:

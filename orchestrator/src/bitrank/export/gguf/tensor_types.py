@@ -57,6 +57,12 @@ class TensorType:
         weights, size = gguf.GGML_QUANT_SIZES[self.ggml]
         return 8 * size / weights
 
+    @property
+    def file_type(self) -> gguf.LlamaFileType:
+        """The library's name of files that consist mostly of this type."""
+        names = (f"ALL_{self.name}", f"MOSTLY_{self.name}", f"MOSTLY_{self.name}_M")
+        return next(one for one in gguf.LlamaFileType if one.name in names)
+
     def decode(self, rows: Array) -> Array:
         """The (O, I) fp32 matrix of (O, bytes) rows."""
         return dequantize(rows, self.ggml)
@@ -79,8 +85,9 @@ def _number(name: str, own: str) -> TensorType:
 
 def _affine(bits: int) -> Callable[[Format], bool]:
     def holds(fmt: Format) -> bool:
-        alike = isinstance(fmt, Affine) and fmt.bits == bits and fmt.block == codes.BLOCK
-        return alike and not fmt.double_quant
+        if not isinstance(fmt, Affine) or fmt.double_quant:
+            return False
+        return fmt.bits == bits and fmt.block == codes.BLOCK
 
     return holds
 
