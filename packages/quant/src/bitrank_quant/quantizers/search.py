@@ -20,7 +20,9 @@ from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
 CANDIDATES = 16
 SMALLEST = 0.4  # of the full range: a smaller one clips more than even 2 bits gain
 _REFITS = 3
-_PART = 2**20  # weights searched at once
+_PART = 2**20  # weights in fp32 at once
+# On a CPU, weights searched at once for each thread: the dozens of passes over them stay in its cache.
+_CACHED = 2**17
 
 
 def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) -> Tensors:
@@ -30,7 +32,9 @@ def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) 
     """
     grid = grid_of(fmt)
     weight_GB = column_weights(moments, weight_OI, grid.block)
-    parts = weight_OI.split(rows_at_once(weight_OI))
+    on_cpu = weight_OI.device.type == "cpu"
+    limit = min(_PART, _CACHED * torch.get_num_threads()) if on_cpu else _PART
+    parts = weight_OI.split(rows_at_once(weight_OI, limit))
     fitted = [fit_scales(grid, grouped(part_OI, grid.block), weight_GB) for part_OI in parts]
     stored, scales_OG = settle(grid, fitted, len(weight_OI))
     codes = []
@@ -42,13 +46,15 @@ def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) 
 
 def fit_scales(grid: Grid, weights: Tensor, column_weights: Tensor) -> Scales:
     """The scales of groups (..., B) with the least error Σ_b column_weight_b (w_b - decoded_b)²."""
-    best, least = grid.fit(weights, 1.0), None
+    ranges = grid.ranges(weights)
+    full = grid.fit(ranges, 1.0)
+    best, least = full, None
     for step in range(CANDIDATES):
         shrink = 1.0 - (1.0 - SMALLEST) * step / (CANDIDATES - 1)
-        best, least = _better(grid, weights, column_weights, grid.fit(weights, shrink), (best, least))
+        best, least = _better(grid, weights, column_weights, grid.fit(ranges, shrink), (best, least))
     for _ in range(_REFITS):
         codes = grid.quantize(weights, best)
-        refitted = grid.refit(weights, codes, column_weights)
+        refitted = grid.refit(weights, codes, column_weights, full)
         best, least = _better(grid, weights, column_weights, refitted, (best, least))
     return best
 
@@ -62,7 +68,7 @@ def _better(
 ) -> tuple[Scales, Tensor]:
     """For each group the better scales of ``candidate`` and ``before``, and their error."""
     best, least = before
-    difference = grid.decode(grid.quantize(weights, candidate), candidate).sub_(weights)
+    difference = grid.nearest(weights, candidate).sub_(weights)
     error = difference.square_().mul_(column_weights).sum(-1)
     if least is None:
         return candidate, error
@@ -71,9 +77,12 @@ def _better(
     return chosen, torch.where(wins, error, least)
 
 
-def rows_at_once(weight_OI: Tensor) -> int:
-    """Rows whose fp32 temporaries stay small; 64 rows end on a whole byte at any bit width."""
-    return max(64, _PART // weight_OI.shape[1] // 64 * 64)
+def rows_at_once(weight_OI: Tensor, weights: int | None = None) -> int:
+    """Rows with about so many weights; 64 rows end on a whole byte at any bit width.
+
+    By default as many as have small fp32 temporaries.
+    """
+    return max(64, (weights or _PART) // weight_OI.shape[1] // 64 * 64)
 
 
 def settle(grid: Grid, parts: list[Scales], rows: int) -> tuple[Tensors, Scales]:
