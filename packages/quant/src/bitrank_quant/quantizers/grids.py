@@ -42,8 +42,9 @@ class Grid(Protocol):
     def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
         """The ends of each group's range, (...) each, for :meth:`fit`."""
 
-    def fit(self, ranges: tuple[Tensor, ...], shrink: float) -> Scales:
-        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped."""
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped. A tensor of
+        shrinks is broadcast with the ranges."""
 
     def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         """Scales with the least weighted squared error for given codes; those of the ``full`` range for a
@@ -96,7 +97,7 @@ class AffineGrid:
     def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
         return weights.amin(-1), weights.amax(-1)
 
-    def fit(self, ranges: tuple[Tensor, ...], shrink: float) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
         low, high = shrink * ranges[0], shrink * ranges[1]
         minimum = low.to(torch.bfloat16).float()
         return self._rounded_scale((high - minimum) / self._top), minimum
@@ -171,7 +172,7 @@ class CodebookGrid:
     def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
         return (weights.abs().amax(-1),)
 
-    def fit(self, ranges: tuple[Tensor, ...], shrink: float) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
         return ((shrink * ranges[0]).clamp_min(TINY),)
 
     def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
@@ -219,7 +220,7 @@ class RowGrid:
     def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
         return (weights.abs().amax(-1),)
 
-    def fit(self, ranges: tuple[Tensor, ...], shrink: float) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
         return ((shrink * ranges[0]).clamp_min(TINY) / 127,)
 
     def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
