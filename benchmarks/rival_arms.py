@@ -17,7 +17,7 @@ from bitrank_planner import Item, Option, Problem, exact
 from bitrank_quant import WeightMatrix, parse_format
 
 UNQUANTIZED = "bf16"
-LADDER = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64")
+LADDER = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8")
 FORMATS = (*LADDER, UNQUANTIZED)
 BUDGETS = (3.5, 4.0, 4.5)
 UNIFORM = {3.5: "int3-g64", 4.0: "int3-g32", 4.5: "int4-g64"}

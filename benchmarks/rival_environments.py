@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,14 +32,18 @@ class Rival:
     packages: tuple[str, ...]
 
 
-def request_of(spec: RunSpec, budgets: Sequence[float]) -> Request:
-    """The model, all calibration windows that our own plans use, and the budgets in bytes."""
+def request_of(spec: RunSpec, budgets: Sequence[float], count: int | None = None) -> Request:
+    """The model, calibration windows, and the budgets in bytes.
+
+    The first windows are those of our scores, the others those on which our plans are chosen; without
+    ``count`` a rival gets all of them.
+    """
     ready = calibration(spec)
     windows = [
         [int(token) for token in ids[mask.astype(bool)]]
         for batch in (*ready.many, *ready.held_out)
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
+    ][:count]
     blocks = [m for m in ready.matrices if m.adaptable]
     tokenizer = load_tokenizer(spec.model_source)
     return Request(
@@ -70,10 +75,17 @@ def run_rival(rival: Rival, request: Request, folder: Path, environments: Path |
 
 
 def run_command(command: list[str]) -> str:
-    """Run ``command`` without our own modules on its path; the last line of its error, empty if none."""
+    """Run ``command`` without our own modules on its path; its error in one line, empty if none."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode == 0:
         return ""
     print(done.stderr, file=sys.stderr, flush=True)
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return error_line(done.stderr) or f"exit code {done.returncode}"
+
+
+def error_line(text: str) -> str:
+    """The last line of ``text`` that names an exception or begins with ERROR, else its last line."""
+    lines = text.strip().splitlines()
+    named = [line for line in lines if re.match(r"ERROR|[\w.]+(Error|Exception)\b", line)]
+    return (named or lines or [""])[-1]

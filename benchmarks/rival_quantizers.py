@@ -33,7 +33,7 @@ from rival_scripts.exchange import GROUP, WEIGHTS
 from safetensors import safe_open
 
 RIVALS = {
-    "GPTQModel": Rival("gptqmodel", "gptqmodel_weights.py", ("torch==2.13.0", "GPTQModel==7.7.0")),
+    "GPTQModel": Rival("gptqmodel", "gptqmodel_weights.py", ("torch==2.14.1", "GPTQModel==7.7.0")),
     "auto-round": Rival("auto-round", "autoround_weights.py", ("torch==2.13.0", "auto-round==0.16.1")),
 }
 

@@ -24,14 +24,13 @@ from typing import Any
 from allocation import quality
 from bitrank.planning.plan_divergence import Bench
 from bitrank.run.data import load_data
-from bitrank.sensitivity.measure import measure, measured_formats
+from bitrank.sensitivity.measure import measure
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from rival_arms import (
     BUDGETS,
-    FORMATS,
     OURS,
     UNIFORM,
     UNQUANTIZED,
@@ -57,12 +56,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("action", choices=("assign", "evaluate", "report"))
     parser.add_argument("--only", default=",".join(RIVALS), help="rivals to install and run")
+    parser.add_argument("--windows", type=int, help="calibration windows of each rival (default: ours)")
     parser.add_argument("--environments", type=Path, help="folder of their environments (default: temporary)")
     parser.add_argument("--quantizers", default="rtn,search")
     parser.add_argument("--budgets", default=",".join(str(bits) for bits in BUDGETS))
     arguments = parser.parse_args()
     if arguments.action == "assign":
-        return assign(arguments.only.split(","), arguments.environments)
+        return assign(arguments.only.split(","), arguments.environments, arguments.windows)
     if arguments.action == "evaluate":
         for bits in arguments.budgets.split(","):
             for quantizer in arguments.quantizers.split(","):
@@ -76,9 +76,9 @@ def spec_of(quantizer: str) -> RunSpec:
     return make_spec(find_profile("laptop"), "B-FP", TASK, {"quantizer": quantizer})
 
 
-def assign(names: list[str], environments: Path | None) -> int:
+def assign(names: list[str], environments: Path | None, windows: int | None) -> int:
     """Run the rivals called ``names`` and keep their assignments, or their errors. 1 if one failed."""
-    request, failed = request_of(spec_of("rtn"), BUDGETS), 0
+    request, failed = request_of(spec_of("rtn"), BUDGETS, windows), 0
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = run_rival(RIVALS[name], request, Path(folder), environments)
@@ -116,7 +116,7 @@ def evaluate_all(bits: float, quantizer: str) -> None:
     found = read_evaluations()
     done = {one.arm for one in found if one.arm == ORIGINAL or (one.quantizer, one.bits) == (quantizer, bits)}
     spec = spec_of(quantizer)
-    tables = measure(spec, formats=measured_formats(FORMATS))
+    tables = measure(spec)
     data, bench = load_data(spec), Bench(spec, tables, repairs=False)
     rest = {m.name: UNQUANTIZED for m in tables.matrices if not m.adaptable and m.tied_to is None}
     for arm, assignment in arms(spec, tables, bits):

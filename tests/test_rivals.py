@@ -164,3 +164,11 @@ def test_the_report_has_every_arm_best_first_and_names_rivals_without_result(
     assert places == sorted(places)
     assert "+20.0 %" in text and "missing" in text and "no wheel" in text
     assert (folder / "rivals.svg").stat().st_size > 0
+
+
+def test_the_error_of_a_rival_is_its_exception_not_the_progress_after_it() -> None:
+    environments = imported("rival_environments")
+    text = "Traceback (most recent call last):\nTypeError: no bits\n\nLayers:  0%| | 0/96\n"
+    assert environments.error_line(text) == "TypeError: no bits"
+    assert environments.error_line("one\ntwo\n") == "two"
+    assert environments.error_line("") == ""

@@ -21,7 +21,7 @@ def main() -> None:
     request = read_request(folder)
     dataset = folder / "texts.json"
     length = write_texts(request, dataset)
-    assignments = {budget: chosen(request, budget, dataset, length) for budget in request.budgets}
+    assignments = chosen(request, dataset, length)
     settings = f"AutoScheme, {len(request.texts)} texts of {length} tokens, asymmetric integers"
     write_assignments(folder, ["auto-round", "torch"], settings, assignments)
 
@@ -33,25 +33,36 @@ def write_texts(request: Request, place: Path) -> int:
     return min(len(tokenizer(text)["input_ids"]) for text in request.texts)
 
 
-def chosen(request: Request, budget: str, dataset: Path, length: int) -> dict[str, int]:
-    """Bits by matrix at ``budget``; scales are not counted, since they are the same at every width."""
+def weights_in(bits: int) -> QuantizationScheme:
+    """Weights in groups with ``bits``, activations in 16."""
+    return QuantizationScheme(bits=bits, group_size=GROUP, sym=False, act_bits=16)
+
+
+def chosen(request: Request, dataset: Path, length: int) -> dict[str, dict[str, int]]:
+    """Bits by budget and matrix; scales are not counted, since they are the same at every width."""
     model = AutoModelForCausalLM.from_pretrained(request.model, dtype=torch.float32)
-    options = [QuantizationScheme(bits=bits, group_size=GROUP, sym=False) for bits in BITS]
+    tokenizer = AutoTokenizer.from_pretrained(request.model)
+    averages = {budget: request.bits_of(budget) for budget in request.budgets}
     scheme = AutoScheme(
-        avg_bits=request.bits_of(budget),
-        options=options,
+        avg_bits=list(averages.values()),
+        options=[weights_in(bits) for bits in BITS],
         ignore_scale_zp_bits=True,
         nsamples=len(request.texts),
         seqlen=length,
         batch_size=BATCH,
         device_map="cpu",
         low_gpu_mem_usage=False,
+        low_cpu_mem_usage=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(request.model)
-    found = GenScheme(
+    maker = GenScheme(
         scheme, model, list(request.shapes), {}, dataset=str(dataset), device_map="cpu", tokenizer=tokenizer
-    ).get_layer_config()
-    return {name: int(found[name]["bits"]) for name in request.shapes}
+    )
+    targets = dict(zip(averages, scheme.avg_bits, strict=True))  # the scheme moves targets to its ends
+    found = maker.get_layer_config()
+    return {
+        budget: {name: int(found[target][name]["bits"]) for name in request.shapes}
+        for budget, target in targets.items()
+    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Request: a folder with `request.json`: the folder of the model, the calibration windows as token ids and as
 text, the shape (out, in) of each matrix, and the budgets in bytes. Result: the bits of each matrix by budget.
-The scales of a group of :data:`GROUP` weights take :data:`SCALE_BITS` bits, as in all formats compared.
+The scales of a group of :data:`GROUP` weights take :data:`SCALE_BITS` bits, as in the formats compared; with
+8 bits a whole row is a group.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 BITS = (2, 3, 4, 5, 6, 8)  # widths that all methods may choose
 GROUP = 64
 SCALE_BITS = 32  # a 16-bit scale and a 16-bit minimum
+BY_ROW = 8  # bits with one scale for a row
 WEIGHTS = "weights.safetensors"
 UNQUANTIZED = 16  # bits of a matrix that a rival leaves as it is
 
@@ -52,8 +54,8 @@ class Request:
 
     def _nbytes(self, name: str, bits: int) -> int:
         rows, columns = self.shapes[name]
-        scales = 0 if bits == UNQUANTIZED else SCALE_BITS // 8 * rows * -(-columns // GROUP)
-        return rows * columns * bits // 8 + scales
+        groups = {UNQUANTIZED: 0, BY_ROW: rows}.get(bits, rows * -(-columns // GROUP))
+        return rows * columns * bits // 8 + SCALE_BITS // 8 * groups
 
 
 def read_request(folder: Path) -> Request:

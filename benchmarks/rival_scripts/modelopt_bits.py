@@ -12,22 +12,33 @@ from typing import Any
 
 import modelopt.torch.quantization as mtq
 import torch
-from exchange import BITS, GROUP, SCALE_BITS, UNQUANTIZED, given_folder, read_request, write_assignments
+from exchange import (
+    BITS,
+    GROUP,
+    SCALE_BITS,
+    UNQUANTIZED,
+    Request,
+    given_folder,
+    read_request,
+    write_assignments,
+)
 from transformers import AutoModelForCausalLM
+
+BATCH = 4
 
 
 def main() -> None:
     """Write the assignment of every budget; scores are computed once and kept in a checkpoint."""
     folder = given_folder()
     request = read_request(folder)
-    formats = [(weights_in(bits), f"INT{bits}") for bits in BITS]
-    batches = [window_batch(window) for window in request.windows]
+    formats = [weights_in(bits) for bits in BITS]
+    batches = batches_of(request.windows)
     assignments = {}
     for budget in request.budgets:
         bits = request.bits_of(budget) + SCALE_BITS / GROUP
-        found = searched(request.model, bits, formats, batches, folder / "scores.pt")
+        found = searched(request, bits, formats, batches, folder / "scores.pt")
         assignments[budget] = {name: found.get(name, UNQUANTIZED) for name in request.shapes}
-    settings = f"auto_quantize, gradient scores, {len(batches)} windows"
+    settings = f"auto_quantize, gradient scores, {len(request.windows)} windows"
     write_assignments(folder, ["nvidia-modelopt", "torch"], settings, assignments)
 
 
@@ -40,24 +51,33 @@ def weights_in(bits: int) -> dict[str, Any]:
     return config | {"effective_bits": bits + SCALE_BITS / GROUP}
 
 
-def window_batch(window: list[int]) -> dict[str, torch.Tensor]:
-    """One window as a batch with labels."""
-    ids = torch.tensor([window])
-    return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+def batches_of(windows: list[list[int]]) -> list[dict[str, torch.Tensor]]:
+    """Windows of equal length in batches, with labels. ModelOpt rounds all weights again for each batch."""
+    batches = []
+    for length in sorted({len(window) for window in windows}):
+        ids = torch.tensor([window for window in windows if len(window) == length])
+        batches += [
+            {"input_ids": part, "labels": part, "attention_mask": torch.ones_like(part)}
+            for part in ids.split(BATCH)
+        ]
+    return batches
 
 
 def searched(
-    model_folder: str,
+    request: Request,
     bits: float,
-    formats: list[tuple[dict[str, Any], str]],
+    formats: list[dict[str, Any]],
     batches: list[dict[str, torch.Tensor]],
     checkpoint: Path,
 ) -> dict[str, int]:
     """Bits of the quantized matrices at ``bits`` on average."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(request.model, dtype=torch.float32)
+    # ModelOpt's average counts the head, which stays in 16 bits.
+    head = model.get_output_embeddings().weight.numel()
+    average = (bits * request.weights + UNQUANTIZED * head) / (request.weights + head)
     model, _ = mtq.auto_quantize(
         model,
-        constraints={"effective_bits": bits},
+        constraints={"effective_bits": average},
         quantization_formats=formats,
         data_loader=batches,
         forward_step=lambda net, batch: net(**batch),
