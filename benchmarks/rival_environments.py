@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def run_command(command: list[str]) -> str:
     if done.returncode == 0:
         return ""
     print(done.stderr, file=sys.stderr, flush=True)
+    if done.returncode < 0:
+        return f"ended by {signal.Signals(-done.returncode).name}"
     return error_line(done.stderr) or f"exit code {done.returncode}"
 
 
