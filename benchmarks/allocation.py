@@ -28,7 +28,7 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Item, Option, Plan, Problem, exact
 from bitrank_quant import WeightMatrix, parse_format
 from bitrank_quant.sensitivity import FormatErrors
-from bitrank_trainer import choose_device, evaluate
+from bitrank_trainer import choose_device
 from harness import cores, machine, machine_line, options, table, write_section
 
 UNIFORM = ("int4-g64", "int5-g64")  # formats whose bytes the block plans have
@@ -148,7 +148,7 @@ def evaluated(
 def quality(spec: RunSpec, data: RunData, bench: Bench) -> Quality:
     """The model of ``bench`` on the test split."""
     device = choose_device(spec.device)
-    rows = evaluate(bench.model, data.batches_of(data.test), objective_of(spec), device).rows
+    rows = data.evaluate(bench.model, data.test, objective_of(spec), device).rows
     texts: dict[str, list[float]] = {}
     for row in rows:
         total = texts.setdefault(data.test.ids[row["index"]], [0.0, 0.0])

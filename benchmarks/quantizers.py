@@ -27,7 +27,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import QUANTIZERS, WeightMatrix, block_matrices, parse_format, quantize
-from bitrank_trainer import evaluate, peak_memory_mib
+from bitrank_trainer import peak_memory_mib
 from harness import replace_section, table
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def measured(spec: RunSpec, moments: StoredMoments, text: str, quantizer: str) -
         errors.append(error)
         seconds += took
     objective = objective_for(spec.kind, fused=False)
-    metrics = evaluate(model, data.batches_of(data.test), objective, compute.device).metrics
+    metrics = data.evaluate(model, data.test, objective, compute.device).metrics
     return Measured(math.exp(metrics["loss"]), errors, seconds, peak_memory_mib())
 
 

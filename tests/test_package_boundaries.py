@@ -18,6 +18,7 @@ EVERY = [ROOT / "packages" / name for name in PACKAGES] + [ROOT / "orchestrator"
 DISTRIBUTION = {
     "optimum": "optimum-quanto",
     "PIL": "pillow",
+    "yaml": "pyyaml",
     "vl_convert": "vl-convert-python",
     "adbc_driver_sqlite": "adbc-driver-sqlite",
     "adbc_driver_postgresql": "adbc-driver-postgresql",

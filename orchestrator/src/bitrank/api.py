@@ -37,7 +37,7 @@ from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 
 if TYPE_CHECKING:
-    import duckdb
+    from bitrank_analysis import ReadOnlyStore
     from peft import PeftModel
 
 __all__ = ["apply", "attach", "load_plan", "open_store", "plan", "save_plan"]
@@ -62,7 +62,7 @@ def plan(
         model: the name of an embedded model (``minilm``, ``smollm2``), a hub id, a folder in hub format, or a
             transformers model in memory, with float weights and its task's head. A model in memory is saved
             to a temporary folder for the measurement, and does not change.
-        task: a task's name (``movie_sentences``) or the path of a ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        task: a task's name (``movie_sentences``) or the path of a file or folder of files of your own.
         budget: bytes of model and adapters together (``9MB``), stored bits per base parameter
             (``3.5bits``), or the bytes of a config on this model (``=B-Q4``).
         tokenizer: tokenizer of a model in memory; default: the one at ``model.name_or_path``.
@@ -270,20 +270,21 @@ def save_plan(plan: Mapping[str, Any], path: str | Path) -> None:
     _save_plan(check_plan_data(plan, "the plan"), Path(path))
 
 
-def open_store(uri: str | Path = "runs") -> duckdb.DuckDBPyConnection:
-    """Open the store of finished runs read-only, as a DuckDB connection with views (``wide``, ``plans``, …).
+def open_store(uri: str | Path = "runs") -> ReadOnlyStore:
+    """Open the store of finished runs for SQL that reads, with views (``wide``, ``plans``, …).
 
     ``uri`` is a folder with ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI. ``.sql(…).df()``
-    gives a DataFrame. Raises :class:`~bitrank_analysis.AnalysisError` when there is no MLflow store.
+    gives a DataFrame; a statement that writes is refused. Raises :class:`~bitrank_analysis.AnalysisError`
+    when there is no MLflow store.
 
     Example:
         >>> import bitrank
         >>> store = bitrank.open_store("runs")  # doctest: +SKIP
         >>> store.sql('SELECT run_name, "m.eval/acc", "m.model/mib" FROM wide').df()  # doctest: +SKIP
     """
-    from bitrank_analysis import open_store as open_views
+    from bitrank_analysis import open_read_only
 
-    return open_views(str(uri))
+    return open_read_only(str(uri))
 
 
 def _as_data(result: PlanResult, init: str, quantizer: str) -> Plan:

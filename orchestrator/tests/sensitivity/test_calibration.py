@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from bitrank.models.tokens import tokenised
-from bitrank.sensitivity.calibration import calibration, calibration_batches
+from bitrank.sensitivity.calibration import calibration, calibration_batches, calibration_task, measured_model
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank_data import Batch, TokenisedTask
@@ -64,3 +65,14 @@ def test_held_out_sequences_are_measured_on_by_nothing_else(name: str) -> None:
     assert held_out and not Counter(joint) - Counter(many)
     # Texts that occur several times may be in both; no sequence is used twice.
     assert all(found[sequence] <= copies[sequence] for sequence in found)
+
+
+def test_new_head_of_a_measurement_does_not_depend_on_the_seed_of_the_run() -> None:
+    """Runs with different seeds share the cached tables, whichever measures first."""
+    weights = []
+    for seed in (0, 7):
+        spec = make_spec(find_profile("smoke"), "B-Q4", "toy_sentences", {"seed": seed})
+        opened = measured_model(spec, calibration_task(spec))
+        assert opened.new_heads
+        weights.append(opened.model.get_submodule(opened.heads[-1]).weight)
+    assert torch.equal(*weights)

@@ -47,8 +47,12 @@ def test_a_matrix_without_calibration_inputs_is_named() -> None:
         StoredMoments(gather(spec_of("toy_articles"))).of("nowhere", 8)
 
 
-def test_the_cache_depends_on_model_data_and_length_only() -> None:
+def test_the_cache_depends_on_everything_that_changes_a_moment_and_not_on_the_seed() -> None:
     place = moments_place(spec_of("toy_articles"))
     assert moments_place(spec_of("toy_articles", seed=1, quantizer="gptq", steps=3)) == place
     assert moments_place(spec_of("toy_articles", max_length=16)) != place
     assert moments_place(spec_of("toy_sentences")) != place
+    assert moments_place(spec_of("toy_articles", dtype="fp32")) != moments_place(
+        spec_of("toy_articles", dtype="bf16")
+    )
+    assert moments_place(spec_of("toy_articles", fused=False)) != place

@@ -207,3 +207,13 @@ def test_a_spec_made_by_hand_is_checked_like_one_from_the_command_line() -> None
     for name, value in bad.items():
         with pytest.raises(UserError, match=f"{name} must be"):
             check(RunSpec(**{**vars(spec), name: value}))
+
+
+def test_plan_file_with_the_name_of_a_config_is_refused(tmp_path: Path) -> None:
+    """Its runs would replace those of the config in every table."""
+    path = tmp_path / "B-Q4.json"
+    path.write_text(json.dumps(PLAN))
+    with pytest.raises(UserError, match=r"called as the config B-Q4.*rename the file"):
+        make_spec(SMOKE, "", "toy_sentences", {"plan": str(path)})
+    path.rename(tmp_path / "mine.json")
+    assert make_spec(SMOKE, "", "toy_sentences", {"plan": str(tmp_path / "mine.json")}).config == "mine"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from bitrank.errors import UserError
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.tracking.results_files import summary_columns, write_results
+from bitrank.tracking.results_files import check_results, summary_columns, write_results
 
 FIGURES = dict.fromkeys(summary_columns().values(), 1.5)
 
@@ -33,4 +36,25 @@ def test_result_files_of_a_study_agree(tmp_path) -> None:
         ("B-Q4", "1", "done"),
     ]
     assert {row["accuracy"] for row in rows} == {"1.5"}
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] in ([], [".all_results.lock"])
+
+
+@pytest.mark.parametrize(
+    "content", ["[{}]", "{", '[{"spec_id": "a"', "[3]", "null", '{"a": 1}', "{}", '""', "[" * 100_000]
+)
+def test_damaged_results_are_refused_and_kept(tmp_path, content: str) -> None:
+    path = tmp_path / "all_results.json"
+    path.write_text(content)
+    spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
+    for act in (lambda: check_results(tmp_path), lambda: write_results([(spec, FIGURES, "done")], tmp_path)):
+        with pytest.raises(UserError, match=r"all_results\.json is damaged .* move the file away"):
+            act()
+    assert path.read_text() == content
+
+
+def test_matrices_that_write_at_once_keep_each_others_results(tmp_path) -> None:
+    specs = [make_spec(PROFILES["smoke"], "B-FP", "toy_sentences", {"seed": seed}) for seed in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda spec: write_results([(spec, FIGURES, "done")], tmp_path), specs))
+    entries = json.loads((tmp_path / "all_results.json").read_text())
+    assert {entry["spec_id"] for entry in entries} == {spec.spec_id for spec in specs}

@@ -17,7 +17,7 @@ from bitrank_adapters import (
     fuse,
     read_adapter,
 )
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 STEPS = 40
@@ -213,6 +213,42 @@ def test_read_adapter_supports_plain_lora(make, blocks, tmp_path) -> None:
             3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight,
             atol=1e-5,
         )
+
+
+def test_read_adapter_matches_patterns_of_alpha_as_peft_does(make, tmp_path) -> None:
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["c_attn", "c_proj"],
+        alpha_pattern={"c_attn": 64, r"h\.\d\.mlp.*": 2},
+    )
+    model = get_peft_model(make("gpt2"), config)
+    for _, layer in adapted(model):
+        nn.init.normal_(layer.lora_B["default"].weight)
+    model.save_pretrained(str(tmp_path))
+    parts = read_adapter(tmp_path).parts
+    scales = set()
+    for name, layer in adapted(model):
+        update_OI = layer.get_delta_weight("default").T  # Conv1D stores (in, out)
+        assert torch.allclose(parts[name].product(), update_OI, atol=1e-5), name
+        scales.add(parts[name].scale)
+    assert scales == {0.5, 2.0, 16.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"target_modules": ["c_attn", "wte"]}, "lora_embedding_A"),
+        ({"bias": "lora_only"}, "with bias"),
+        ({"init_lora_weights": "pissa"}, "with init_lora_weights=pissa"),
+        ({"init_lora_weights": "olora"}, "with init_lora_weights=olora"),
+    ],
+)
+def test_adapter_with_other_tensors_is_refused_by_name(make, tmp_path, change: dict, reason: str) -> None:
+    config = LoraConfig(**{"r": 4, "target_modules": ["c_attn"], **change})
+    get_peft_model(make("gpt2"), config).save_pretrained(str(tmp_path))
+    with pytest.raises(AdapterError, match=reason):
+        read_adapter(tmp_path)
 
 
 def test_folder_without_adapter_raises_adapter_error(tmp_path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from bitrank_analysis import AnalysisError, open_store, query
+from bitrank_analysis import AnalysisError, open_read_only, open_store, query
 
 SQL = 'SELECT run_name AS name, "m.eval/acc" AS acc, NULL AS none FROM wide ORDER BY 1'
 
@@ -124,3 +124,20 @@ def test_connection_cannot_open_other_files_or_change_settings(uri: str, tmp_pat
     with pytest.raises(duckdb.InvalidInputException):
         database.execute("SET enable_external_access = true")
     assert not outside.exists()
+
+
+def test_read_only_store_reads_and_refuses_to_write_artifacts(uri: str, tmp_path: Path) -> None:
+    """DuckDB itself would write into the folder of artifacts, which it may read."""
+    store = open_read_only(uri)
+    assert store.sql("SELECT count(*) FROM runs").fetchall()[0][0] > 0
+    victims = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    target = tmp_path / "artifacts/new.parquet"
+    for statement in (f"COPY (SELECT 1) TO '{target}'", "CREATE TABLE t AS SELECT 1", "SELECT 1; SELECT 2"):
+        with pytest.raises(AnalysisError, match="expected"):
+            store.sql(statement)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == victims
+    rows = store.sql("SELECT run_name, 1 AS one FROM runs ORDER BY 1")
+    assert rows.columns == ["run_name", "one"] and rows.df()["one"].tolist() == [1, 1]
+    assert rows.fetchall()[1] == ("B-FP movies s0", 1)
+    assert not {"query", "write_parquet", "to_parquet", "write_csv", "create"} & set(dir(rows))
+    store.close()

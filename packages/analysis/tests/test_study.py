@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bitrank_analysis import AnalysisError, Study, load_study, open_store
+from bitrank_analysis.metrics import METRICS
 
 
 def study_of(folder: Path, experiment: str | None = None) -> Study:
@@ -83,6 +84,7 @@ def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
     maker.run("D", metrics={"eval/acc": float("nan")})
     maker.run("D", seed=1, metrics={"eval/rouge": 0.3})
     study = study_of(tmp_path)
+    known = ", ".join(f"eval/{key}" for key in METRICS)
     assert list(study.missing.itertuples(index=False, name=None)) == [
         ("A", "movies", 1, "FAILED", "failed: out of memory"),
         ("B", "movies", 0, "KILLED", "killed: killed by SIGKILL"),
@@ -95,7 +97,7 @@ def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
             "movies",
             1,
             "FINISHED",
-            "finished with a metric that is not known: expected one of eval/acc, eval/ppl, got eval/rouge",
+            f"finished with a metric that is not known: expected one of {known}, got eval/rouge",
         ),
     ]
     assert list(study.runs["config"]) == ["A"]
@@ -124,6 +126,42 @@ def test_newer_run_with_unusual_settings_is_not_selected(maker, tmp_path: Path) 
     assert list(study.runs["run_id"]) == [*usual, alone]
     assert list(study.runs["settings"]) == ["", "", "", "steps=20"]
     assert "Trained with other settings than most runs of their task: D movies s0 (steps=20)." in study.notes
+
+
+@pytest.mark.parametrize(("key", "other"), [("dropout", 0.5), ("weight_decay", 10.0), ("dtype", "fp32")])
+def test_newer_run_with_another_field_of_the_spec_is_not_selected(
+    maker, tmp_path: Path, key: str, other: object
+) -> None:
+    spec = {"steps": 320, "dropout": 0.1, "weight_decay": 0.0, "dtype": "auto"}
+    usual = [
+        maker.run(config, metrics={"eval/acc": 0.8}, files={"spec.json": spec}) for config in ("A", "B", "C")
+    ]
+    maker.run("B", metrics={"eval/acc": 0.5}, files={"spec.json": {**spec, key: other}})
+    study = study_of(tmp_path)
+    assert list(study.runs["run_id"]) == usual and set(study.runs["settings"]) == {""}
+    maker.run("D", metrics={"eval/acc": 0.5}, files={"spec.json": {**spec, key: other}})
+    assert list(study_of(tmp_path).runs["settings"]) == ["", "", "", f"{key}={other}"]
+
+
+def test_setting_of_an_arm_is_compared_with_other_runs_of_that_arm(maker, tmp_path: Path) -> None:
+    """Arms may differ in rank or initialization; seeds of one arm may not."""
+    for config, init in (("A", "default"), ("B", "loftq")):
+        for seed in (0, 1):
+            maker.run(
+                config, seed=seed, metrics={"eval/acc": 0.8}, files={"spec.json": {"init": init, "rank": 8}}
+            )
+    assert set(study_of(tmp_path).runs["settings"]) == {""}
+    odd = {"spec.json": {"init": "loftq", "rank": 64}}
+    maker.run("A", seed=2, metrics={"eval/acc": 0.8}, files=odd)
+    settings = study_of(tmp_path).runs.set_index(["config", "seed"])["settings"]
+    assert settings["A", 2] == "rank=64, init=loftq" and (settings.drop(("A", 2)) == "").all()
+
+
+def test_two_plan_files_of_one_name_are_told_apart(maker, tmp_path: Path) -> None:
+    for seed, fmt in ((0, "nf4"), (1, "nf4"), (2, "int2-g64")):
+        maker.run("plan", seed=seed, metrics={"eval/acc": 0.8}, files={"spec.json": {"arm": {"a": fmt}}})
+    settings = list(study_of(tmp_path).runs["settings"])
+    assert settings[:2] == ["", ""] and settings[2].startswith("arm=")
 
 
 def test_runs_on_edited_data_replace_those_on_the_old_data(maker, tmp_path: Path) -> None:

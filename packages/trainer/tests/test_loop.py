@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -69,6 +70,22 @@ def test_training_improves_and_ends_at_the_best_validation(make, tmp_path) -> No
     assert progress.best_score == max(validations.values()) > 0.7
     assert validations[progress.best_step] == progress.best_score
     assert task_for(model).validate()["acc"] == progress.best_score
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_validation_that_is_not_finite_is_never_the_best(make, tmp_path, value: float) -> None:
+    model = make("classification")
+    scores = iter([value, 0.9, 0.8])
+    task = replace(task_for(model), validate=lambda: {"acc": next(scores)})
+    progress = train(model, task, NoHook(), SETTINGS, tmp_path, lambda event: None)
+    assert (progress.best_step, progress.best_score) == (20, 0.9)
+
+
+def test_training_without_a_finite_validation_has_diverged(make, tmp_path) -> None:
+    model = make("classification")
+    task = replace(task_for(model), validate=lambda: {"acc": math.nan})
+    with pytest.raises(Diverged, match="no validation was finite; the last acc is nan"):
+        train(model, task, NoHook(), SETTINGS, tmp_path, lambda event: None)
 
 
 def test_events_contain_loss_norm_and_rate_at_the_set_steps(make, tmp_path) -> None:

@@ -19,6 +19,7 @@ from bitrank.cli.encoding import show_every_character
 from bitrank.cli.help import Parser
 from bitrank.cli.list import add_list
 from bitrank.cli.matrix import add_matrix, add_run
+from bitrank.cli.notes import add_notes
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import add_ui
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_paper(commands)
     add_sql(commands)
+    add_notes(commands)
     merge.add_options(
         add_command(
             commands,

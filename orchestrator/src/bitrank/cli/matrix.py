@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitrank.cli.arguments import whole
 from bitrank.cli.help import list_names, tasks
+from bitrank.cli.notes import add_folder, keep_findings
 from bitrank.cli.options import (
     add_command,
     add_field,
@@ -94,6 +95,7 @@ def add_matrix(commands: Any) -> None:
         "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
     )
     add_settings(parser)
+    add_folder(parser)
 
 
 def add_run(commands: Any) -> None:
@@ -102,7 +104,7 @@ def add_run(commands: Any) -> None:
         "--config", help="; ".join(f"{name}: {config.about}" for name, config in CONFIGS.items())
     )
     task = parser.add_argument(
-        "--task", required=True, help="the path of a .csv, .jsonl or .parquet file, or a task's name"
+        "--task", required=True, help="the path of a file or folder of your own, or a task's name"
     )
     list_names(task, tasks)
     parser.add_argument(
@@ -120,7 +122,10 @@ def add_run(commands: Any) -> None:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    return _execute(chosen_specs(arguments), arguments, jobs=arguments.jobs)
+    code = _execute(chosen_specs(arguments), arguments, jobs=arguments.jobs)
+    if code == 0:
+        keep_findings(arguments.store, find_profile(arguments.profile).name, arguments.notes)
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:

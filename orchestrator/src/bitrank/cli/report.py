@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location
+from bitrank.cli.notes import add_folder, write_notes
 from bitrank.cli.options import add_command
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
@@ -42,6 +43,7 @@ def add_report(commands: Any) -> None:
         default="http://127.0.0.1:5000",
         help="address of the MLflow UI, for links (default: %(default)s)",
     )
+    add_folder(parser)
 
 
 def add_paper(commands: Any) -> None:
@@ -102,10 +104,13 @@ def _report(arguments: argparse.Namespace) -> int:
     from bitrank_analysis import load_study, open_store
     from bitrank_analysis.report import collect, write
 
-    report = collect(load_study(open_store(arguments.store), _experiment(arguments)), arguments.ui_url)
+    found = load_study(open_store(arguments.store), _experiment(arguments))
+    report = collect(found, arguments.ui_url)
     page = write(report, arguments.out)
+    written = write_notes(found, report, arguments.notes)
     notice = [report.notice] if report.notice else []
-    print("\n\n".join([*notice, *report.verdict, f"report: {page.resolve()}"]))
+    notes = [f"notes: {len(written)} new in {arguments.notes}"] if written else []
+    print("\n\n".join([*notice, *report.verdict, *notes, f"report: {page.resolve()}"]))
     return 0
 
 

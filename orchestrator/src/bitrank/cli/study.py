@@ -12,6 +12,7 @@ from bitrank_data import write_atomically
 
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds, whole
 from bitrank.cli.help import list_names, planners, studies
+from bitrank.cli.notes import add_folder, keep_findings
 from bitrank.cli.options import WANDB
 from bitrank.execution.registry import add_options as add_executor
 from bitrank.execution.registry import execution
@@ -58,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=whole(), help="parallel runs (default: as many as cores and memory allow)"
     )
     parser.add_argument("--wandb", action="store_true", help=WANDB)
+    add_folder(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of every run"
     )
@@ -107,4 +109,5 @@ def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
     write_atomically(costs, json.dumps(planning_costs(specs), indent=1))
     reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
     print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
+    keep_findings(arguments.store, profile.name, arguments.notes)
     return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1

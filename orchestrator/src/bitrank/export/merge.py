@@ -25,7 +25,7 @@ from bitrank_quant import (
     tied_modules,
     to_reference,
 )
-from bitrank_trainer import evaluate, pin_threads
+from bitrank_trainer import pin_threads
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -156,9 +156,7 @@ def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
 
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, device: str) -> dict[str, float]:
-    return evaluate(
-        model, data.batches_of(data.validation), objective_for(spec.kind, fused=False), device
-    ).metrics
+    return data.evaluate(model, data.validation, objective_for(spec.kind, fused=False), device).metrics
 
 
 def _into_16bit(base: _Base) -> tuple[Any, dict[str, MatrixAudit]]:

@@ -19,6 +19,7 @@ from bitrank.errors import UserError
 from bitrank.models.load import open_model
 from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
+from bitrank.sensitivity.cache_key import measured_spec
 from bitrank.sensitivity.fit_head import fit_head, logits_and_labels
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
@@ -109,8 +110,10 @@ class MeasuredModel:
 def measured_model(spec: RunSpec, task: TokenisedTask) -> MeasuredModel:
     """The whole model of ``spec`` for ``task``.
 
-    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype.
+    A matrix that its file stores in 16 bits is stored in 16 bits here, whatever the compute dtype. New heads
+    do not depend on the spec's seed.
     """
+    spec = measured_spec(spec)
     compute = Compute.of(spec)
     device, dtype = compute.device, compute.dtype
     loaded = open_model(spec, task.classes, device, dtype)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitrank.errors import UserError
-from bitrank.models.locate import folder_of, weights_fingerprint
+from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import (
     calibration_batches,
     calibration_task,
@@ -31,7 +31,7 @@ from bitrank.sensitivity.calibration import (
 )
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
-from bitrank.spec.inputs import check_inputs, model_digest
+from bitrank.spec.inputs import check_inputs
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
@@ -42,13 +42,12 @@ _INDEX = "index.json"
 
 
 def moments_place(spec: RunSpec) -> Path:
-    """The cache folder: its key is a hash of the model's files, the task's text, and the gathering code."""
-    source = open_task(spec.task, spec.data)
-    folder_of(spec.model)  # downloads a hub model, whose digest exists only afterwards
-    model = model_digest(spec.model) or weights_fingerprint(spec.model)
+    """The cache folder of the moments: a hash of the model, the task's text, the settings that change a
+    measured number, and the code that gathers.
+    """
+    source = open_task(spec.task, spec.data, spec.file_options)
     code = code_hash("bitrank.sensitivity.input_moments")
-    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
-    key = hashlib.sha256("\0".join((model, source.fingerprint(), length, str(TOKENS), code)).encode())
+    key = hashlib.sha256("\0".join((*key_parts(spec, source), str(TOKENS), code)).encode())
     return cache_dir() / "inputs" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
 
 

@@ -23,10 +23,10 @@ from bitrank_trainer import (
     release_memory,
 )
 
-from bitrank.models.locate import folder_of, weights_fingerprint
+from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
-from bitrank.spec.inputs import check_inputs, is_hub, model_digest
+from bitrank.spec.inputs import check_inputs
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.provenance import code_hash
 
@@ -68,22 +68,13 @@ def is_measured(spec: RunSpec) -> bool:
 
 
 def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
-    """Where the tables lie: under a hash of the model's files, the task's text, the formats and the code that
-    measures.
+    """The cache folder of the tables: a hash of the model, the task's text, the settings that change a
+    measured number, the formats, the quantizer, and the code that measures.
     """
-    source = open_task(spec.task, spec.data)
+    source = open_task(spec.task, spec.data, spec.file_options)
     code = code_hash("bitrank.sensitivity.measure")
-    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
-    key_parts = (_model_of(spec), source.fingerprint(), length, *formats, spec.quantizer, code)
-    key = hashlib.sha256("\0".join(key_parts).encode())
+    key = hashlib.sha256("\0".join((*key_parts(spec, source), *formats, spec.quantizer, code)).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"
-
-
-def _model_of(spec: RunSpec) -> str:
-    """Return a digest of the model's content."""
-    folder_of(spec.model_source)  # downloads a hub model; without a pinned commit it is known only afterwards
-    pinned = spec.model_digest if is_hub(spec.model_digest) else None
-    return pinned or model_digest(spec.model) or weights_fingerprint(spec.model)
 
 
 def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str], None]) -> Tables:

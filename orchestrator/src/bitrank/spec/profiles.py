@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
 
 from bitrank.errors import UserError, unknown
 
@@ -70,6 +70,42 @@ _LAPTOP: dict[str, dict[str, Any]] = {
         "checkpoint_every": 10,
         "dropout": 0.0,
     },
+    INSTRUCTION: {
+        "model": "smollm2",
+        "threads": 1,
+        "steps": 60,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "log_every": 1,
+        "eval_every": 30,
+        "checkpoint_every": 10,
+        "dropout": 0.0,
+    },
+    QUESTION_ANSWERING: {
+        "model": "minilm",
+        "threads": 1,
+        "steps": 400,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "log_every": 10,
+        "eval_every": 200,
+        "checkpoint_every": 40,
+        "dropout": 0.0,
+    },
+    PROBING: {
+        "model": "smollm2",
+        "threads": 1,
+        "steps": 60,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "max_length": 64,
+        "log_every": 5,
+        "eval_every": 20,
+        "checkpoint_every": 10,
+        "dropout": 0.0,
+    },
 }
 _PAPER: dict[str, dict[str, Any]] = {
     CLASSIFICATION: {
@@ -79,6 +115,14 @@ _PAPER: dict[str, dict[str, Any]] = {
         "max_length": 128,
     },
     LANGUAGE_MODELLING: {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
+    INSTRUCTION: {"model": "gpt2", "epochs": 3, "batch_size": 8, "max_length": 512},
+    QUESTION_ANSWERING: {
+        "model": "bert-base-uncased",
+        "epochs": 2,
+        "batch_size": 8,
+        "max_length": 384,
+    },
+    PROBING: {"model": "gpt2", "epochs": 3, "batch_size": 8, "max_length": 64},
 }
 _SMOKE: dict[str, dict[str, Any]] = {
     CLASSIFICATION: {
@@ -98,6 +142,42 @@ _SMOKE: dict[str, dict[str, Any]] = {
         "threads": 1,
         "steps": 20,
         "batch_size": 4,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+    INSTRUCTION: {
+        "model": "tiny-llama",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+    QUESTION_ANSWERING: {
+        "model": "tiny-bert",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+    PROBING: {
+        "model": "tiny-llama",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 8,
         "learning_rate": 5e-3,
         "max_length": 32,
         "log_every": 2,

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data import write_atomically
+from filelock import FileLock
 
 from bitrank.errors import UserError, disk_problem
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_metrics
 
+_ALL = "all_results.json"
 # Summary column → key of the result, after the columns of quality: size first, then cost.
 _COSTS = {
     "model_mib": "model/mib",
@@ -50,33 +52,43 @@ def write_results(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: P
     figures, state) triples.
 
     Results of earlier invocations with other specs are kept. Raises :class:`UserError` when ``folder`` cannot
-    be written.
+    be written, or an earlier ``all_results.json`` is damaged: its other runs would be lost.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = {entry["spec_id"]: entry for entry in _read_all(folder / "all_results.json")}
-        for spec, figures, state in runs:
-            known[spec.spec_id] = {
-                "spec_id": spec.spec_id,
-                "state": state,
-                "spec": asdict(spec),
-                "results": figures,
-            }
-        entries = list(known.values())
-        write_atomically(folder / "all_results.json", json.dumps(entries, indent=1))
-        for config, task in dict.fromkeys((spec.config, spec.task_name) for spec, _, _ in runs):
-            cell = [e for e in entries if (e["spec"]["config"], _task(e)) == (config, task)]
-            write_atomically(
-                folder / f"results_{config}_{task}.json",
-                json.dumps({"config": config, "task": task, "runs": cell}, indent=1),
-            )
-        write_atomically(folder / "experiment_summary.csv", _csv(entries))
+        # Another matrix with the same folder would otherwise replace the rows of this one by older ones.
+        with FileLock(folder / ".all_results.lock"):
+            _write(runs, folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
 
+def _write(runs: Sequence[tuple[RunSpec, dict[str, Any], str]], folder: Path) -> None:
+    known = {entry["spec_id"]: entry for entry in _read_all(folder / _ALL)}
+    for spec, figures, state in runs:
+        known[spec.spec_id] = {
+            "spec_id": spec.spec_id,
+            "state": state,
+            "spec": asdict(spec),
+            "results": figures,
+        }
+    entries = list(known.values())
+    write_atomically(folder / _ALL, json.dumps(entries, indent=1))
+    for config, task in dict.fromkeys((spec.config, spec.task_name) for spec, _, _ in runs):
+        cell = [e for e in entries if (e["spec"]["config"], _task(e)) == (config, task)]
+        write_atomically(
+            folder / f"results_{config}_{task}.json",
+            json.dumps({"config": config, "task": task, "runs": cell}, indent=1),
+        )
+    write_atomically(folder / "experiment_summary.csv", _csv(entries))
+
+
 def check_results(folder: Path) -> None:
-    """Raise :class:`UserError` if results cannot be written to ``folder``. Call it before training."""
+    """Raise :class:`UserError` if results cannot be written to ``folder``, or its earlier ones are damaged.
+
+    Call it before training.
+    """
+    _read_all(folder / _ALL)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
@@ -107,7 +119,22 @@ def _task(entry: dict[str, Any]) -> str:
 
 
 def _read_all(path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(json.loads(path.read_text()))
-    except (OSError, ValueError):
+    """Entries of earlier invocations; none without the file."""
+    if not path.exists():
         return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError(f"it holds a {type(entries).__name__}, not a list")
+        return [_entry(entry) for entry in entries]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}): expected the results of earlier runs. The store still has them: "
+            "move the file away, and repeat the command"
+        ) from error
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """``entry`` with the keys that this module reads; a missing or misshapen one raises an error."""
+    found = {"spec_id": entry["spec_id"], "state": entry["state"], "spec": asdict(RunSpec(**entry["spec"]))}
+    return {**found, "results": dict(entry["results"])}

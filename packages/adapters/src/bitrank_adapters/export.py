@@ -9,12 +9,14 @@ the update of each matrix is computed in fp32 from their numbers.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +28,21 @@ from bitrank_adapters.scales import effective_scale
 _ADAPTER = "default"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+# Settings of PEFT with which an update is no sum of low-rank parts, or applies to other tensors.
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "bias",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "corda_config",
+)
+# Initializations that leave the base as it is. Others move a part of each weight into the adapter, so the
+# adapter belongs to a changed base that the files do not contain.
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "default")
+_FACTOR = re.compile(r"\.lora_[AB](\.weight)?$|\.lora_E$|\.ranknum$")
 
 
 @dataclass(frozen=True)
@@ -91,12 +108,21 @@ def read_adapter(folder: Path) -> SavedAdapter:
             f"{folder} holds no adapter: expected {_CONFIG} and {_WEIGHTS} as PEFT saves them ({error})"
         ) from error
     kind = config.get("peft_type")
-    if kind not in {"LORA", "ADALORA"} or config.get("use_dora") or config.get("use_rslora"):
+    special = [key for key in _UNSUPPORTED if config.get(key) not in (None, False, "none")]
+    start = config.get("init_lora_weights", True)
+    special += [] if start in _PLAIN_STARTS else [f"init_lora_weights={start}"]
+    if kind not in {"LORA", "ADALORA"} or special:
+        found = f"{kind} with {special[0]}" if special else str(kind)
         raise AdapterError(
-            f"{folder} holds an adapter of kind {kind} that cannot be folded into weights here; expected "
-            "LORA or ADALORA"
+            f"{folder} holds an adapter of kind {found} that cannot be folded into weights here; expected "
+            "LORA or ADALORA as a sum of low-rank parts"
         )
     named = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in tensors.items()}
+    if others := [key for key in named if ".lora_" in key and not _FACTOR.search(key)]:
+        raise AdapterError(
+            f"{folder} holds {others[0]}, which cannot be folded into weights here; expected the factors "
+            "lora_A and lora_B of linear layers alone"
+        )
     names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
     parts = {name: _part(name, named, config) for name in names}
     return SavedAdapter(parts, {key: tensor for key, tensor in named.items() if ".lora_" not in key})
@@ -107,7 +133,8 @@ def _part(name: str, named: dict[str, Tensor], config: dict[str, Any]) -> LowRan
         down_RI = named[f"{name}.lora_A"] * named[f"{name}.lora_E"]
         return LowRank(named[f"{name}.lora_B"], down_RI, config["lora_alpha"] / (config["init_r"] + 1e-5))
     down_RI = named[f"{name}.lora_A.weight"]
-    alpha = (config.get("alpha_pattern") or {}).get(name, config["lora_alpha"])
+    patterns = config.get("alpha_pattern") or {}  # PEFT matches whole names and their ends, as expressions
+    alpha = patterns.get(get_pattern_key(patterns, name), config["lora_alpha"])
     return LowRank(named[f"{name}.lora_B.weight"], down_RI, alpha / len(down_RI))
 
 

@@ -5,9 +5,20 @@ Figures, report and paper build on both. The package imports neither torch nor m
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import METRICS, Metric
-from bitrank_analysis.query import query
+from bitrank_analysis.query import ReadOnlyStore, Rows, open_read_only, query
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 
 __version__ = "0.1.0"
-__all__ = ["METRICS", "AnalysisError", "Metric", "Study", "load_study", "open_store", "query"]
+__all__ = [
+    "METRICS",
+    "AnalysisError",
+    "Metric",
+    "ReadOnlyStore",
+    "Rows",
+    "Study",
+    "load_study",
+    "open_read_only",
+    "open_store",
+    "query",
+]

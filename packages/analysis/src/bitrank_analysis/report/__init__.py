@@ -1,7 +1,8 @@
 """Write the report on a study from the store alone."""
 
 from bitrank_analysis.report.build import UI_URL, collect, write, write_report
+from bitrank_analysis.report.findings import Finding, findings
 from bitrank_analysis.report.model import Report
 from bitrank_analysis.report.planners import planners_report
 
-__all__ = ["UI_URL", "Report", "collect", "planners_report", "write", "write_report"]
+__all__ = ["UI_URL", "Finding", "Report", "collect", "findings", "planners_report", "write", "write_report"]

@@ -1,0 +1,39 @@
+"""Identity of a measurement: everything that its numbers depend on, besides formats, quantizer and code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bitrank_data import Source, open_task
+
+from bitrank.models.locate import folder_of, weights_fingerprint
+from bitrank.process.compute import Compute
+from bitrank.spec.inputs import is_hub, model_digest
+from bitrank.spec.run_spec import RunSpec
+
+
+def measured_spec(spec: RunSpec) -> RunSpec:
+    """Return ``spec`` with the seed of all measurements, whose results runs with other seeds share.
+
+    New heads are drawn from it before they are fitted.
+    """
+    return replace(spec, seed=0)
+
+
+def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
+    """Digests of the model and of the task's text, and the settings that change a measured number.
+
+    ``source`` is that of the spec's task, if it is open already.
+    """
+    source = source or open_task(spec.task, spec.data)
+    compute = Compute.of(spec)
+    length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
+    layers = "fused" if spec.fused else "standard"
+    return model_key(spec), source.fingerprint(), length, compute.device, compute.dtype_name, layers
+
+
+def model_key(spec: RunSpec) -> str:
+    """Return a digest of the model's content."""
+    folder_of(spec.model_source)  # downloads a hub model; without a pinned commit it is known only afterwards
+    pinned = spec.model_digest if is_hub(spec.model_digest) else None
+    return pinned or model_digest(spec.model) or weights_fingerprint(spec.model)
