@@ -27,6 +27,7 @@ from bitrank_data import (
     tokenise,
 )
 from bitrank_data.columns import layout_of
+from bitrank_data.examples import PairExample
 from bitrank_data.layouts import Naming
 
 LONG_WORD = 4
