@@ -107,6 +107,15 @@ def test_columns_of_no_kind_are_refused_with_those_of_every_kind() -> None:
         layout_of(["prompt"], Naming())
 
 
+def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer: Any) -> None:
+    short, long = "good film", "the story is bad and the cast is superb"
+    examples = [PairExample("1", short, 0, pair="lovely"), PairExample("2", short, 1, pair=long)]
+    pieces, cut = DATA_KINDS[CLASSIFICATION].encode(examples, tokenizer, Cutting(6))
+    words = [tokenizer.convert_ids_to_tokens(piece.tokens) for (piece,) in pieces]
+    assert words == [["good", "film", "lovely"], ["good", "film", "the", "story", "is", "bad"]]
+    assert cut == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [(CLASSIFICATION, (3,)), (LANGUAGE_MODELLING, (3, 5)), (INSTRUCTION, (3, 5)), ("word-length", (3, 5))],
