@@ -39,7 +39,8 @@ class ShortRun:
     arms. The learning-rate schedule is that of a run of ``steps`` steps.
     """
 
-    def __init__(self, spec: RunSpec, tables: Tables, steps: int) -> None:
+    def __init__(self, spec: RunSpec, tables: Tables, steps: int, repairs: bool) -> None:
+        self._repairs = repairs
         self._spec = replace(spec, steps=steps, epochs=None)
         self._data = load_data(self._spec)
         validation = self._data.validation
@@ -56,7 +57,8 @@ class ShortRun:
                 return float("inf")
 
     def _trained(self, plan: Plan, folder: Path) -> float:
-        init = ResidualStart(plan.ranks, rounds=self._spec.init_rounds, weights=self._weights)
+        repaired = plan.ranks if self._repairs else {}
+        init = ResidualStart(repaired, rounds=self._spec.init_rounds, weights=self._weights)
         config = Config(GivenBits(plan.precision), GivenRanks(plan.ranks), "joint")
         built = build_arm(self._spec, self._data, config, init)
         return train_briefly(self._spec, self._data, self._validation, built, folder)
@@ -88,11 +90,15 @@ def train_briefly(spec: RunSpec, data: RunData, validation: TokenSplit, built: B
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation."""
+    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation.
+
+    ``repairs`` is True if adapters start from the quantization error, and False if they start at zero.
+    """
 
     name: str
     evaluations: int
     steps: int
+    repairs: bool
 
 
 def search(
@@ -108,7 +114,7 @@ def search(
     Raises :class:`~bitrank_planner.PlanError` as the searches do.
     """
     name, evaluations, steps = limits.name, limits.evaluations, limits.steps
-    short = ShortRun(spec, tables, steps)
+    short = ShortRun(spec, tables, steps, limits.repairs)
     seen = 0
 
     def evaluate_plan(plan: Plan) -> float:

@@ -192,6 +192,9 @@ def _after(state: _Training, logs: dict[str, float], folder: Path, emit: Emit) -
         )
         if hook.settled(step):
             _keep_best(model, task, folder, progress, metrics)
+            if last and progress.best_score is None:
+                value = metrics[task.objective.metric]
+                raise Diverged(step, f"no validation was finite; the last {task.objective.metric} is {value}")
     if last or step % settings.checkpoint_every == 0:
         save_checkpoint(folder, model, state.optimizer, hook, progress, task.processes)
         emit({"event": "checkpoint", "step": step})
