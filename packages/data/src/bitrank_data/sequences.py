@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -60,6 +60,10 @@ class Ids(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _keep() -> None:
+    """Release nothing: the arrays are not mapped from files."""
+
+
 @dataclass(frozen=True)
 class TokenSplit:
     """Token sequences of one split; sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
@@ -67,7 +71,8 @@ class TokenSplit:
     ``ids[i]`` is the example of sequence i. ``labels_N`` has the class of each sequence, and is empty for
     kinds without classes of sequences. ``targets`` has the label of each token (:data:`IGNORED` for none),
     and is empty for kinds that do not label tokens. ``types`` has the segment of each token, and is empty
-    for single texts.
+    for single texts. ``release`` removes tokens that are mapped from files from the memory of the
+    process; they are loaded again when they are used.
     """
 
     tokens: np.ndarray
@@ -76,6 +81,7 @@ class TokenSplit:
     ids: Sequence[str]
     targets: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     types: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    release: Callable[[], None] = field(default=_keep, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
