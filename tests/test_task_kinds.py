@@ -279,6 +279,8 @@ REGISTRIES = {
     "bitrank_analysis/metrics.py",
     "bitrank_data/kinds.py",
     "bitrank_trainer/objectives.py",
+    "bitrank_trainer/probing.py",
+    "bitrank_trainer/question_answering.py",
 }
 
 

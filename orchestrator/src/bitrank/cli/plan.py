@@ -180,6 +180,11 @@ def act(arguments: argparse.Namespace) -> int:
         raise UserError(
             "give --task: sensitivities are measured on it (only a plan from a config.json needs no task)"
         )
+    if arguments.task is not None and outline:
+        raise UserError(
+            f"{arguments.model} has no weights, so nothing can be measured on {arguments.task}: give a "
+            "folder with weights, or leave --task out to plan from the shapes alone"
+        )
     if arguments.budgets is not None:
         from bitrank.cli.plan_curve import show_curve
 

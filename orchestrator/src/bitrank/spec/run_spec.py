@@ -28,6 +28,7 @@ from bitrank.spec.fields import (
     OneOf,
     Positive,
     Rank,
+    Rate,
     Seed,
     Sequences,
     Text,
@@ -115,7 +116,7 @@ class RunSpec:
             "batches",
         ),
     ] = 0
-    learning_rate: Annotated[Positive, About("peak learning rate of AdamW")] = 2e-4
+    learning_rate: Annotated[Rate, About("peak learning rate of AdamW")] = 2e-4
     warmup: Annotated[Fraction, About("share of the steps in which the learning rate increases from 0")] = 0.1
     weight_decay: Annotated[NotNegative, About("decoupled weight decay of AdamW")] = 0.0
     clip: Annotated[Positive, About("maximum norm of the gradient; a larger gradient is scaled down")] = 1.0

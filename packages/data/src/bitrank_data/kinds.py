@@ -5,7 +5,8 @@ kind. Further entries may be added before a task of their kind is opened.
 
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
-per document for paired tests. Instruction: one sequence per dialogue, whose answers are predicted.
+per document for paired tests. Instruction: one sequence per dialogue, whose answers are predicted. Question
+answering and probing have a module each.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from bitrank_data.dialogues import encode_dialogues, notes_of_dialogues
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, PairExample
 from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, Layout
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
+from bitrank_data.probing import FACTS, encode_facts
+from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
+from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
 INSTRUCTION = "instruction"
-
-# Sequences of each text of a batch, and the number of truncated texts.
-Encoded = tuple[list[list[Piece]], int]
+QUESTION_ANSWERING = "question-answering"
+PROBING = "probing"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class DataKind:
     recognized in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document
     into windows; None: an example is one sequence. ``notes`` takes an example of a task and the tokenizer,
     and returns sentences for the user on how texts become sequences.
+
+    ``left_out`` completes the note on the examples for which ``encode`` makes no sequence: their number,
+    ``left_out``, and the first one. ``record`` gives the texts of an example that its evaluation needs, and
+    ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
+    evaluated without texts, one by one.
     """
 
     about: str
@@ -59,6 +66,9 @@ class DataKind:
     layouts: tuple[Layout, ...] = ()
     predicted_tokens: Callable[[TokenSplit], int] | None = None
     notes: Callable[[Example, Any], tuple[str, ...]] = lambda example, tokenizer: ()
+    left_out: str = "texts have too few tokens to learn from and were left out"
+    record: Callable[[Any], dict[str, Any]] | None = None
+    merge: Callable[[TokenSplit, Rows], Rows] | None = None
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
@@ -122,6 +132,12 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
     return labels_BT
 
 
+def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
+    """Label of the last token of each sequence (B,), from the split's ``targets``."""
+    labels = [batch.split.targets_of(int(index))[-1] for index in batch.indices]
+    return np.asarray(labels, dtype=np.int64)
+
+
 def _tokens_after_the_first(split: TokenSplit) -> int:
     return int((split.lengths_N - 1).sum())
 
@@ -146,6 +162,22 @@ DATA_KINDS: dict[str, DataKind] = {
         labels_of_tokens,
         layouts=INSTRUCTIONS,
         notes=notes_of_dialogues,
+    ),
+    QUESTION_ANSWERING: DataKind(
+        "the part of a context that answers a question",
+        encode_questions,
+        labels_of_tokens,
+        layouts=QUESTIONS,
+        left_out="questions leave no space for context in max_length and were left out",
+        record=record_of_question,
+        merge=rows_of_questions,
+    ),
+    PROBING: DataKind(
+        "the one token that continues a prompt",
+        encode_facts,
+        labels_of_last_tokens,
+        layouts=FACTS,
+        left_out="objects are not exactly one known token of the tokenizer and were left out",
     ),
 }
 

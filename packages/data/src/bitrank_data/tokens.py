@@ -16,13 +16,13 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bitrank_data.cache import build_once, cache_dir, code_digest
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.kinds import DataKind, data_kind
 from bitrank_data.sequences import Cutting, TokenSplit
 from bitrank_data.token_files import SplitWriter, read_split
@@ -146,18 +146,28 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
     texts, kind = source.load(), data_kind(source.kind)
     lost: Counter[str] = Counter()
     notes: list[str] = []
+    left_out: list[str] = []
     largest = 0
     for split in SPLITS:
         writer = SplitWriter(folder, split)
-        counts = _tokenise_split(texts.splits[split], tokenizer, cutting, kind, writer)
+        # Training needs no texts.
+        record = kind.record if split != TRAIN else None
+        counts, without = _tokenise_split(
+            texts.splits[split], tokenizer, cutting, replace(kind, record=record), writer
+        )
         writer.close()
+        left_out += without
         if not writer.sequences:
-            raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
+            reason = f" ({_left_out_note(without, kind)})" if without else ""
+            needed = "the task needs more or longer texts"
+            raise DataError(f"{source.name}: no text left for {split}{reason}; {needed}")
         notes += _absent_classes(source.name, split, writer.classes, texts)
         largest = max(largest, writer.largest_id)
         lost.update(counts)
     notes = [*kind.notes(texts.splits["train"][0], tokenizer), *notes]
     lost_notes = _lost_notes(lost, cutting.max_length)
+    if left_out:
+        lost_notes += (_left_out_note(left_out, kind),)
     report = texts.report + DataReport(dict(lost), (*notes, *lost_notes))
     meta = {"classes": texts.classes, "counts": report.counts, "notes": report.notes, "largest_id": largest}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -179,31 +189,39 @@ def _absent_classes(name: str, split: str, present: set[int], texts: Texts) -> l
     return [f"{len(absent)} of {len(texts.classes)} classes have no text in {split} (such as {missing!r})"]
 
 
+def _left_out_note(ids: list[str], kind: DataKind) -> str:
+    return f"{len(ids)} {kind.left_out} (the first: example {ids[0]})"
+
+
 def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
     notes = []
     if cut := lost.get("texts_cut"):
         beyond = f"longer than max_length {max_length} and were cut there"
         notes.append(f"{cut} of {lost['texts']} texts are {beyond}")
-    if empty := lost.get("texts_without_tokens"):
-        notes.append(f"{empty} texts have too few tokens to learn from and were left out")
     return tuple(notes)
 
 
 def _tokenise_split(
     examples: Sequence[Example], tokenizer: Any, cutting: Cutting, kind: DataKind, writer: SplitWriter
-) -> dict[str, int]:
-    """Write the sequences of ``examples``; the numbers of texts: all, truncated, and without a sequence."""
-    counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
+) -> tuple[dict[str, int], list[str]]:
+    """Write the sequences of ``examples``; numbers of texts, and the ids of examples without a sequence.
+
+    The numbers are those of all texts, of truncated ones, and of those without a sequence.
+    """
+    counts = {"texts": len(examples), "texts_cut": 0}
+    without: list[str] = []
     start, size = 0, 1
     while start < len(examples):
         batch = examples[start : start + size]
         encoded, cut = kind.encode(batch, tokenizer, cutting)
         counts["texts_cut"] += cut
         for example, pieces in zip(batch, encoded, strict=True):
-            counts["texts_without_tokens"] += not pieces
+            without += [] if pieces else [example.id]
+            if pieces and kind.record is not None:
+                writer.record(example.id, kind.record(example))
             for piece in pieces:
                 writer.add(piece, example.id, example.label)
         start += len(batch)
         longest = max(len(example.text) for example in batch)
         size = max(1, min(_BATCH, size * 4, _BATCH_CHARACTERS // max(longest, 1)))
-    return counts
+    return {**counts, "texts_without_tokens": len(without)}, without

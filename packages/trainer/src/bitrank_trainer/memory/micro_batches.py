@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.memory.meters import resident_bytes
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import trainable
 
 # Bytes of temporaries of a pass, mostly logits of one block in fp32 and in 16 bits; evaluation holds two in
