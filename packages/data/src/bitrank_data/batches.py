@@ -72,9 +72,14 @@ def training_batches(split: TokenSplit, kind: str, batching: Batching, skip: int
     size, seed, parts = batching.batch_size, batching.seed, batching.parts
     per_epoch, width = -(-len(split) // size) * parts, widths(split, batching.multiple)
     epoch, offset = divmod(skip, per_epoch)
+    count = 0
     while True:
         for indices in training_parts(split.lengths_N, size, seed, epoch, parts)[offset:]:
             yield collate(split, indices, kind, batching.pad_id, width)
+            count += 1
+            if count % _POOL == 0:
+                # Every sequence that is read would keep pages of the file in memory, in the end all of it.
+                split.release()
         epoch, offset = epoch + 1, 0
 
 
@@ -91,6 +96,7 @@ def evaluation_batches(
         size = max(1, batch_tokens // width(int(lengths_N[order[start]])))
         yield collate(split, order[start : start + size], kind, pad_id, width)
         start += size
+    split.release()
 
 
 def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
