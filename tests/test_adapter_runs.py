@@ -10,8 +10,10 @@ import pytest
 import torch
 from bitrank.cli.main import main
 from bitrank.export.finished_run import find_run
-from bitrank.export.merge import merge_into_16bit, merge_into_formats
+from bitrank.export.merge import merge_into_16bit
 from bitrank.export.rebuild import rebuild
+from bitrank.export.registry import QUANTIZER
+from bitrank.export.requantize import requantize
 from bitrank.models.locate import locate
 from bitrank.process.events import read_events
 from bitrank_quant import load_quantized
@@ -160,7 +162,7 @@ def test_quantized_merge_keeps_formats_and_reloads_from_its_file(runs, tmp_path,
     dtype = DTYPES[choose_dtype("cpu")]
     skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=dtype)
     again = logits(load_quantized(skeleton, out, dtype))
-    assert torch.allclose(again, logits(merge_into_formats(rebuild(find_run(folder)))[0]), atol=0.02)
+    assert torch.allclose(again, logits(requantize(rebuild(find_run(folder)), QUANTIZER).model), atol=0.02)
     with pytest.raises(OSError):  # plain transformers must not load it as an unquantized model
         AUTO[spec["task"]].from_pretrained(out)
 

@@ -50,6 +50,52 @@ def test_logits_and_labels_give_the_loss(make, kind: str, model: str) -> None:
     assert float(F.cross_entropy(logits_NC, labels_N)) == pytest.approx(loss, rel=1e-6)
 
 
+def test_only_labelled_tokens_of_instructions_are_predicted(make) -> None:
+    """Loss, weight and rows equal those of plain PyTorch on the tokens of answers, fused and plain."""
+    model, data = make("lm").eval(), dict(batch(0, lm=True))
+    data["labels"] = data["labels"].copy()
+    data["labels"][:, :4] = -100
+    data["labels"][0, 6:] = -100  # a turn of the user after the answer
+    with torch.no_grad():
+        logits = model(torch.from_numpy(data["input_ids"])).logits[:, :-1].flatten(0, 1)
+        targets = torch.from_numpy(data["labels"])[:, 1:].flatten()
+        expected = float(F.cross_entropy(logits, targets, ignore_index=-100))
+        for objective in (OBJECTIVES["instruction"], OBJECTIVES["instruction"].plain()):
+            rows = objective.rows(model, data, "cpu")
+            assert float(objective.loss(model, data, "cpu")) == pytest.approx(expected, rel=1e-5)
+            assert (
+                objective.weight(data) == int((targets != -100).sum()) == sum(row["tokens"] for row in rows)
+            )
+            metrics = objective.metrics(rows)
+            assert metrics["completion_ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
+            right = (logits.argmax(-1) == targets).sum() / objective.weight(data)
+            assert metrics["token_acc"] == pytest.approx(float(right)) and "ppl" not in metrics
+
+
+def test_segments_of_a_pair_reach_models_that_tell_them_apart() -> None:
+    """BERT's logits equal those of transformers with ``token_type_ids``; a model of one segment gets none."""
+    import numpy as np
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    ids, types = np.asarray([[1, 2, 3, 4]]), np.asarray([[0, 0, 1, 1]])
+    data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": np.asarray([0])}
+    for segments in (2, 1):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(
+            BertConfig(**sizes, vocab_size=10, type_vocab_size=segments)
+        ).eval()
+        given = torch.from_numpy(types) if segments == 2 else None
+        with torch.no_grad():
+            expected = model(torch.from_numpy(ids), token_type_ids=given).logits
+            found, _ = OBJECTIVES["classification"].logits_and_labels(
+                model, {**data, "token_type_ids": types}, "cpu"
+            )
+            without, _ = OBJECTIVES["classification"].logits_and_labels(model, data, "cpu")
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert torch.equal(found, without) == (segments == 1)
+
+
 def test_evaluation_preserves_training_mode_and_random_state(make) -> None:
     model = make("classification").train()
     before = torch.get_rng_state()

@@ -8,8 +8,16 @@ import math
 from typing import TYPE_CHECKING
 
 from bitrank.cli.arguments import file_path
+from bitrank.cli.help import list_names, quantizers
 from bitrank.errors import UserError
-from bitrank.export.registry import EXPORTS, MERGED, ExportTarget, find_target
+from bitrank.export.registry import (
+    EXPORTS,
+    MERGED,
+    QUANTIZER,
+    ExportTarget,
+    find_quantizer_for,
+    find_target,
+)
 from bitrank.process.fast_imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` does not import torch
@@ -44,6 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="maximum increase of the validation loss by the export (default: %(default)s)",
     )
+    able = ", ".join(name for name, target in EXPORTS.items() if target.quantizes)
+    quantizer = parser.add_argument(
+        "--quantizer",
+        metavar="NAME",
+        help="codes of matrices that change, on calibration data of the task "
+        f"(targets: {able}; default: {QUANTIZER}); one of",
+    )
+    list_names(quantizer, quantizers)
     parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")
     parser.add_argument("--task", help="task to evaluate an adapter without its run")
     parser.add_argument("--model", help="16-bit base of an adapter without its run")
@@ -61,13 +77,15 @@ def act(arguments: argparse.Namespace) -> int:
 
     check_absent(arguments.out)
     target = find_target(arguments.to, arguments.lora)
+    quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
     quiet_libraries()
     from bitrank.export.finished_run import find_run
     from bitrank.export.rebuild import rebuild
 
     run = find_run(arguments.source, arguments.task, arguments.model)
     target.check(run)
-    prepared = target.prepare(rebuild(run), Options(arguments.to, arguments.lora))
+    options = Options(arguments.to, arguments.lora, quantizer)
+    prepared = target.prepare(rebuild(run), options)
     if not arguments.json:
         _show(prepared.audit, target)
     try:
@@ -103,11 +121,13 @@ def _show(audit: Audit, target: ExportTarget) -> None:
 
     from bitrank.terminal import console
 
-    quality = Table(
-        "validation", "adapted", f"exported to {audit.target}", title="Audit", title_justify="left", box=None
-    )
+    columns = ["validation", "adapted", f"exported to {audit.target}"]
+    if audit.rounded:
+        columns.append("if rounded")
+    quality = Table(*columns, title="Audit", title_justify="left", box=None)
     for name, before in audit.before.items():
-        quality.add_row(name, f"{before:.4f}", f"{audit.after[name]:.4f}")
+        rounded = [audit.rounded[name]] if audit.rounded else []
+        quality.add_row(name, *(f"{value:.4f}" for value in (before, audit.after[name], *rounded)))
     console().print(quality)
     worst = sorted(audit.matrices.items(), key=lambda item: -item[1].after)
     shown = f"the {min(_SHOWN, len(worst))} worst of {len(worst)}"

@@ -104,7 +104,7 @@ def add_run(commands: Any) -> None:
         "--config", help="; ".join(f"{name}: {config.about}" for name, config in CONFIGS.items())
     )
     task = parser.add_argument(
-        "--task", required=True, help="the path of a .csv, .jsonl or .parquet file, or a task's name"
+        "--task", required=True, help="the path of a file or folder of your own, or a task's name"
     )
     list_names(task, tasks)
     parser.add_argument(

@@ -15,7 +15,7 @@ from bitrank.spec.make_spec import SETTABLE
 from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
-from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 
 _WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
@@ -82,9 +82,17 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="with --processes: shard the 16-bit base over the processes (FSDP)",
     )
     add_field(parser, "--data", "data", metavar="FOLDER")
+    add_file_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}"
     )
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a task that is a file of one's own."""
+    add_field(parser, "--text-column", "text_column", metavar="NAME")
+    add_field(parser, "--label-column", "label_column", metavar="NAME")
+    add_field(parser, "--test-file", "test_file", metavar="FILE")
 
 
 class _FieldAction(argparse.Action):
@@ -140,6 +148,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "mps_safe",
         "processes",
         "shard",
+        *FILE_OPTIONS,
     )
     given = {part: getattr(arguments, part) for part in keys if getattr(arguments, part, None) is not None}
     return {**given, **dict(parse_setting(text) for text in arguments.set)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Audit:
     """Validation metrics of the adapted and of the exported model, all changed matrices, and bytes.
 
     ``planned_bytes`` are those of the plan, for the base without an adapter. ``weight_bytes`` are those of
-    all exported tensors; files have headers and tokenizers besides.
+    all exported tensors; files have headers and tokenizers besides. ``rounded`` are the metrics of the same
+    export with every matrix rounded to nearest; empty unless a quantizer chose the codes.
     """
 
     target: str
@@ -42,6 +43,7 @@ class Audit:
     matrices: dict[str, MatrixAudit]
     planned_bytes: int
     weight_bytes: int
+    rounded: dict[str, float] = field(default_factory=dict)
 
     @property
     def added_loss(self) -> float:

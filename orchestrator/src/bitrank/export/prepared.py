@@ -21,10 +21,15 @@ _RESERVE = 2**20  # bytes for the tokenizer, the configuration and the audit
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an export: the target's name, and whether the adapter stays apart from its base."""
+    """Options of an export.
+
+    ``target`` is its name. ``adapter_apart``: the adapter stays apart from its base. ``quantizer`` chooses
+    the codes of matrices that change.
+    """
 
     target: str
     adapter_apart: bool = False
+    quantizer: str = "gptq"
 
 
 @dataclass(frozen=True)

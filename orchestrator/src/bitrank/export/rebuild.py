@@ -13,8 +13,16 @@ from typing import Any
 
 import torch
 from bitrank_adapters import AdapterScale, SavedAdapter, adapted, adapter_memory, attach_lora, read_adapter
-from bitrank_quant import Applied, left_out, parse_format, stored_bytes, stored_weight, tied_modules
-from bitrank_trainer import evaluate, pin_threads
+from bitrank_quant import (
+    Applied,
+    float_format,
+    left_out,
+    parse_format,
+    stored_bytes,
+    stored_weight,
+    tied_modules,
+)
+from bitrank_trainer import pin_threads
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -94,7 +102,7 @@ class Rebuilt:
     def format(self, name: str) -> str:
         """Format of the matrix ``name``: the planned one, or the compute dtype of an unplanned matrix."""
         done = self.applied.get(name)
-        return done.format if done else str(self.compute.dtype)
+        return done.format if done else str(float_format(self.compute.dtype))
 
     def trained_heads(self) -> list[str]:
         """Heads with weights in the adapter; a head that it lacks was not trained."""
@@ -150,7 +158,7 @@ def rebuild(run: FinishedRun) -> Rebuilt:
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, compute: Compute) -> dict[str, float]:
     objective = objective_for(spec.kind, fused=False)
-    return evaluate(model, data.batches_of(data.validation), objective, compute.device).metrics
+    return data.evaluate(model, data.validation, objective, compute.device).metrics
 
 
 def _put(layer: Any, weight_OI: Tensor) -> None:

@@ -28,6 +28,7 @@ class ExportTarget:
     weight is read, for a run that the target does not support. ``runtime`` is the key of
     :data:`~bitrank.planning.restrictions.RUNTIMES` whose formats survive. ``advice`` begins the sentence on
     what to do about an export that adds too much loss. ``can_keep_adapter``: ``--lora`` is supported.
+    ``quantizes``: a quantizer chooses the codes of matrices that change, by default :data:`QUANTIZER`.
     """
 
     about: str
@@ -36,6 +37,7 @@ class ExportTarget:
     check: Callable[[FinishedRun], None] = _accept_any
     advice: str = "Export it with --to merged"
     can_keep_adapter: bool = False
+    quantizes: bool = False
 
     def survives(self, text: str) -> bool:
         """Whether the runtime stores the format ``text`` in the planned bytes."""
@@ -64,6 +66,30 @@ def _quantized(rebuilt: Rebuilt, options: Options) -> Prepared:
     return prepare_quantized(rebuilt, options)
 
 
+def _mlx(rebuilt: Rebuilt, options: Options) -> Prepared:
+    from bitrank.export.mlx import prepare_mlx
+
+    return prepare_mlx(rebuilt, options)
+
+
+def _check_mlx(run: FinishedRun) -> None:
+    from bitrank.export.mlx import check_mlx
+
+    check_mlx(run)
+
+
+def _compressed(rebuilt: Rebuilt, options: Options) -> Prepared:
+    from bitrank.export.compressed_tensors import prepare_compressed
+
+    return prepare_compressed(rebuilt, options)
+
+
+def _check_compressed(run: FinishedRun) -> None:
+    from bitrank.export.compressed_tensors import check_compressed
+
+    check_compressed(run)
+
+
 def _gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
     from bitrank.export.gguf.prepare import prepare_gguf
 
@@ -85,7 +111,26 @@ EXPORTS: dict[str, ExportTarget] = {
         advice="Train again with --set dtype=fp32",
     ),
     "quantized": ExportTarget(
-        "for bitrank: the adapter folded into the base, each matrix in its own format", "any", _quantized
+        "for bitrank: the adapter folded into the base, each matrix in its own format",
+        "any",
+        _quantized,
+        quantizes=True,
+    ),
+    "mlx": ExportTarget(
+        "for mlx-lm: affine groups, each matrix in the one nearest to its format",
+        "mlx",
+        _mlx,
+        _check_mlx,
+        advice="Keep the adapter apart with --lora, export it with --to merged",
+        can_keep_adapter=True,
+        quantizes=True,
+    ),
+    "compressed-tensors": ExportTarget(
+        "for vLLM and transformers: symmetric groups in the blocks, the rest in 16 bits",
+        "vllm",
+        _compressed,
+        _check_compressed,
+        quantizes=True,
     ),
     "gguf": ExportTarget(
         "for llama.cpp, LM Studio and Ollama: one file, each matrix in the tensor type nearest to its format",
@@ -97,6 +142,21 @@ EXPORTS: dict[str, ExportTarget] = {
     ),
 }
 MERGED = "merged"
+QUANTIZER = "gptq"
+
+
+def find_quantizer_for(name: str, given: str | None) -> str:
+    """The quantizer ``given`` for the target ``name``, or the default.
+
+    Raises :class:`UserError` if the target has no use for one, and the quant package's error for an unknown
+    one.
+    """
+    from bitrank_quant import find_quantizer
+
+    if given is not None and not EXPORTS[name].quantizes:
+        able = ", ".join(other for other, entry in EXPORTS.items() if entry.quantizes)
+        raise UserError(f"--to {name} quantizes nothing by a quantizer; omit --quantizer (targets: {able})")
+    return find_quantizer(QUANTIZER if given is None else given).name
 
 
 def find_target(name: str, adapter_apart: bool) -> ExportTarget:

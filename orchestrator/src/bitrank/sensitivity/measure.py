@@ -71,7 +71,7 @@ def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
     """The cache folder of the tables: a hash of the model, the task's text, the settings that change a
     measured number, the formats, the quantizer, and the code that measures.
     """
-    source = open_task(spec.task, spec.data)
+    source = open_task(spec.task, spec.data, spec.file_options)
     code = code_hash("bitrank.sensitivity.measure")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), *formats, spec.quantizer, code)).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

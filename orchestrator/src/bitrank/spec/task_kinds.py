@@ -8,9 +8,10 @@ data: this module imports no model library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
 
 from bitrank.errors import unknown
 
@@ -71,9 +72,12 @@ class TaskKind:
 
     ``objective`` is a key of ``bitrank_trainer.OBJECTIVES``. ``auto_model`` names the class of transformers
     that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
-    and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the
-    texts that a run saves for reading. ``validation_sequences`` evaluate a planner's short training, and
-    ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step takes longer.
+    and may be missing from a checkpoint. ``outputs`` names the head's outputs if the kind fixes them: a head
+    of the checkpoint is kept then, whatever its labels are called. ``samples`` is a key of
+    ``bitrank.run.generations.SAMPLES``: the texts that a run saves for reading. ``token_texts`` maps columns
+    of texts in the table of predictions to columns of token ids that they spell out. ``validation_sequences``
+    evaluate a planner's short training, and ``quick_steps`` are the optimizer steps of a study with
+    ``--quick``: fewer if a step takes longer.
     """
 
     objective: str
@@ -84,7 +88,9 @@ class TaskKind:
     validation_sequences: int
     quick_steps: int
     new_head: bool = False
+    outputs: tuple[str, ...] = ()
     samples: str = "none"
+    token_texts: Mapping[str, str] = field(default_factory=dict)
 
 
 TASK_KINDS: dict[str, TaskKind] = {
@@ -117,6 +123,54 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",
+    ),
+    INSTRUCTION: TaskKind(
+        objective="instruction",
+        metric=TaskMetric("completion_ppl", "completion perplexity", higher_is_better=False, decimals=2),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "learn instructions",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(moments=32, per_plan=8, held_out=64, batch_tokens=512, graph_tokens=128),
+        validation_sequences=32,
+        quick_steps=10,
+    ),
+    QUESTION_ANSWERING: TaskKind(
+        objective="question-answering",
+        metric=TaskMetric("token_f1", "F1 of words", higher_is_better=True, decimals=3),
+        auto_model="AutoModelForQuestionAnswering",
+        requirement=Requirement(
+            "mark answers in a context", "question answering", "an encoder such as minilm"
+        ),
+        calibration=CalibrationSizes(
+            moments=128, per_plan=32, held_out=128, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=128,
+        quick_steps=100,
+        new_head=True,
+        outputs=("start", "end"),
+        samples="texts",
+    ),
+    PROBING: TaskKind(
+        objective="probing",
+        metric=TaskMetric("p_at_1", "precision at 1", higher_is_better=True, decimals=3),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "continue a prompt",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(
+            moments=256, per_plan=64, held_out=256, batch_tokens=512, graph_tokens=128
+        ),
+        validation_sequences=256,
+        quick_steps=50,
+        samples="texts",
+        token_texts={"prediction_text": "prediction", "reference_text": "label"},
     ),
 }
 

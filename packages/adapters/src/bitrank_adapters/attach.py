@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
@@ -17,6 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +29,12 @@ from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
 from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
 
 DEFAULT_SCALE = AdapterScale()
+# Model classes of transformers by PEFT task type.
+_TASK_TYPES = {
+    TaskType.SEQ_CLS: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    TaskType.QUESTION_ANS: MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    TaskType.CAUSAL_LM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
 
 
 @dataclass(frozen=True)
@@ -159,12 +167,17 @@ def _attach(
     return peft_model
 
 
-def task_type(model: nn.Module) -> TaskType | None:
-    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
+def task_type(model: Any) -> TaskType | None:
+    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base.
+
+    None if there is none, or if PEFT's class for it would change the model's outputs.
+    """
     kind = type(model).__name__
-    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        return TaskType.SEQ_CLS
-    return TaskType.CAUSAL_LM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
+    found = next((task for task, names in _TASK_TYPES.items() if kind in names.values()), None)
+    # PEFT's class for question answering does not pass ``token_type_ids`` on; its general class does.
+    if found == TaskType.QUESTION_ANS and getattr(model.config, "type_vocab_size", 0) == 2:
+        return None
+    return found
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:

@@ -122,7 +122,8 @@ def collate(
 ) -> Batch:
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels``, ``index`` (B,).
 
-    ``labels`` has shape (B,) or (B, T), as the kind decides; ``width`` determines T.
+    ``labels`` has shape (B,) or (B, T), as the kind decides; ``width`` determines T. Pairs of texts have
+    ``token_type_ids`` (B, T) too.
     """
     sequences = [split.sequence(int(i)) for i in indices]
     shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))
@@ -131,7 +132,13 @@ def collate(
         ids_BT[row, : len(sequence)] = sequence
         mask_BT[row, : len(sequence)] = 1
     labels = data_kind(kind).labels(PaddedBatch(split, indices, ids_BT, mask_BT))
-    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
+    batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
+    if len(split.types):
+        types_BT = np.zeros(shape, dtype=np.int64)
+        for row, index in enumerate(indices):
+            types_BT[row, : len(sequences[row])] = split.types_of(int(index))
+        batch["token_type_ids"] = types_BT
+    return batch
 
 
 def full_batch(rows: int, width: int, kind: str) -> Batch:

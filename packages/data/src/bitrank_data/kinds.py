@@ -5,7 +5,8 @@ kind. Further entries may be added before a task of their kind is opened.
 
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
-per document for paired tests.
+per document for paired tests. Instruction: one sequence per dialogue, whose answers are predicted. Question
+answering and probing have a module each.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from typing import Any
 
 import numpy as np
 
+from bitrank_data.conversations import INSTRUCTIONS
+from bitrank_data.dialogues import encode_dialogues, notes_of_dialogues
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
+from bitrank_data.examples import Example, PairExample
+from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, Layout
+from bitrank_data.probing import FACTS, encode_facts
+from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
+from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
-
-# Sequences of each text of a batch, and the number of truncated texts.
-Encoded = tuple[list[list[Piece]], int]
+INSTRUCTION = "instruction"
+QUESTION_ANSWERING = "question-answering"
+PROBING = "probing"
 
 
 @dataclass(frozen=True)
@@ -43,30 +49,49 @@ class DataKind:
 
     ``encode`` makes the sequences of a batch of examples, with a Hugging Face tokenizer. ``labels`` makes the
     labels of a padded batch: (B,), or (B, T) with :data:`~bitrank_data.sequences.IGNORED` for positions
-    without one. ``columns`` are the columns of a user's file of this kind; a kind without columns is never
+    without one. ``layouts`` are the columns of a user's file of this kind; a kind without layouts is never
     recognized in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document
-    into windows; None: an example is one sequence.
+    into windows; None: an example is one sequence. ``notes`` takes an example of a task and the tokenizer,
+    and returns sentences for the user on how texts become sequences.
+
+    ``left_out`` completes the note on the examples for which ``encode`` makes no sequence: their number,
+    ``left_out``, and the first one. ``record`` gives the texts of an example that its evaluation needs, and
+    ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
+    evaluated without texts, one by one.
     """
 
     about: str
     encode: Callable[[Sequence[Example], Any, Cutting], Encoded]
     labels: Callable[[PaddedBatch], np.ndarray]
-    columns: frozenset[str] = frozenset()
+    layouts: tuple[Layout, ...] = ()
     predicted_tokens: Callable[[TokenSplit], int] | None = None
+    notes: Callable[[Example, Any], tuple[str, ...]] = lambda example, tokenizer: ()
+    left_out: str = "texts have too few tokens to learn from and were left out"
+    record: Callable[[Any], dict[str, Any]] | None = None
+    merge: Callable[[TokenSplit, Rows], Rows] | None = None
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
-    """One sequence per text, truncated to ``max_length``; none for a text without tokens."""
-    texts = [example.text for example in examples]
-    options = {"add_special_tokens": cutting.special_tokens}
-    encoded = list(tokenizer(texts, **options, truncation=False, verbose=False)["input_ids"])
-    cut = sum(len(tokens) > cutting.max_length for tokens in encoded)
+    """One sequence per text or pair of texts, truncated to ``max_length``; none for a text without tokens.
+
+    The longer text of a pair is truncated first (``longest_first``), and the tokenizer's segments, such as
+    BERT's, become ``Piece.types``.
+    """
+    texts: list[list[str]] = [[example.text for example in examples]]
+    if pairs := [example.pair for example in examples if isinstance(example, PairExample)]:
+        texts.append(pairs)
+    options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
+    # One token more than fits shows which texts are too long, without lists of all their tokens.
+    encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length + 1)
+    cut = sum(len(tokens) > cutting.max_length for tokens in encoded["input_ids"])
     if cut:
-        encoded = list(
-            tokenizer(texts, **options, truncation=True, max_length=cutting.max_length)["input_ids"]
-        )
+        encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length)
     added = len(cutting.before) + len(cutting.after)
-    pieces = [[Piece(tokens)] if len(tokens) > added else [] for tokens in encoded]
+    types = encoded.get("token_type_ids") if pairs else None
+    pieces = []
+    for row, tokens in enumerate(encoded["input_ids"]):
+        piece = Piece(tokens, types=types[row] if types is not None else ())
+        pieces.append([piece] if len(tokens) > added else [])
     return pieces, cut
 
 
@@ -107,6 +132,12 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
     return labels_BT
 
 
+def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
+    """Label of the last token of each sequence (B,), from the split's ``targets``."""
+    labels = [batch.split.targets_of(int(index))[-1] for index in batch.indices]
+    return np.asarray(labels, dtype=np.int64)
+
+
 def _tokens_after_the_first(split: TokenSplit) -> int:
     return int((split.lengths_N - 1).sum())
 
@@ -116,14 +147,37 @@ DATA_KINDS: dict[str, DataKind] = {
         "the class of a sentence or text",
         encode_texts,
         labels_of_sequences,
-        columns=frozenset({"text", "label"}),
+        layouts=LABELLED_TEXT,
     ),
     LANGUAGE_MODELLING: DataKind(
         "the next token of a document",
         encode_windows,
         labels_of_next_tokens,
-        columns=frozenset({"text"}),
+        layouts=PLAIN_TEXT,
         predicted_tokens=_tokens_after_the_first,
+    ),
+    INSTRUCTION: DataKind(
+        "the assistant's answers in a dialogue",
+        encode_dialogues,
+        labels_of_tokens,
+        layouts=INSTRUCTIONS,
+        notes=notes_of_dialogues,
+    ),
+    QUESTION_ANSWERING: DataKind(
+        "the part of a context that answers a question",
+        encode_questions,
+        labels_of_tokens,
+        layouts=QUESTIONS,
+        left_out="questions leave no space for context in max_length and were left out",
+        record=record_of_question,
+        merge=rows_of_questions,
+    ),
+    PROBING: DataKind(
+        "the one token that continues a prompt",
+        encode_facts,
+        labels_of_last_tokens,
+        layouts=FACTS,
+        left_out="objects are not exactly one known token of the tokenizer and were left out",
     ),
 }
 
@@ -136,14 +190,3 @@ def data_kind(name: str) -> DataKind:
             "bitrank_data.DATA_KINDS"
         )
     return DATA_KINDS[name]
-
-
-def kind_of_columns(columns: Sequence[str]) -> str:
-    """Kind of a user's file with ``columns``: the one with the most columns that are all there.
-
-    Raises :class:`DataError` if no kind fits.
-    """
-    fitting = [name for name, kind in DATA_KINDS.items() if kind.columns and kind.columns <= set(columns)]
-    if not fitting:
-        raise DataError(f"no kind of task has the columns {', '.join(columns) or 'none'}")
-    return max(fitting, key=lambda name: len(DATA_KINDS[name].columns))

@@ -1,4 +1,5 @@
-"""Objectives: sentence classification and causal language modelling.
+"""Objectives: classification of texts and pairs, causal language modelling, answers in dialogues; the
+registry of all objectives.
 
 An objective computes from a model and a batch the training loss, and for evaluation one row per sequence.
 Rows carry the example's index, so that two models can be compared sequence by sequence.
@@ -7,20 +8,19 @@ Rows carry the example's index, so that two models can be compared sequence by s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitrank_trainer.fused.lm_head import head_loss, head_scores, split_head
 from bitrank_trainer.last_position import read_last_token
-
-Batch = Mapping[str, np.ndarray]
-Row = dict[str, float | int]
+from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, segments
+from bitrank_trainer.model_inputs import tensor_of as _tensor
+from bitrank_trainer.probing import Probing
+from bitrank_trainer.question_answering import QuestionAnswering
 
 
 class Objective(Protocol):
@@ -49,7 +49,10 @@ class Objective(Protocol):
         """One row per sequence: index, loss (nats, summed over the sequence), tokens, and own fields."""
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
-        """Metrics over all rows: ``loss`` and the objective's own."""
+        """Metrics over all rows of an evaluation: ``loss`` and the objective's own.
+
+        A kind of task may merge the rows of an example's sequences before (:func:`evaluate`).
+        """
 
     def plain(self) -> Objective:
         """The same objective on whole logits by PyTorch's own operations, without fused products."""
@@ -82,7 +85,7 @@ class Classification:
             predicted_B,
             confidence_B,
             loss_B,
-            _real_tokens(batch),
+            real_tokens(batch),
             strict=True,
         )
         keys = ("index", "label", "prediction", "confidence", "loss", "tokens")
@@ -100,7 +103,9 @@ class Classification:
 class LanguageModelling:
     """Next-token cross entropy; perplexity = exp(total nats / predicted tokens).
 
-    ``fused`` computes head and loss in blocks of positions if the model's head supports it.
+    Tokens whose label is −100 are not predicted, such as the prompts of instruction data. ``metric`` is the
+    name of the perplexity. ``fused`` computes head and loss in blocks of positions if the model's head
+    supports it.
     """
 
     metric: str = "ppl"
@@ -117,7 +122,7 @@ class LanguageModelling:
         return int((batch["labels"][:, 1:] != -100).sum())
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
-        output: Any = model(**_decoder_inputs(batch, device))
+        output: Any = model(**decoder_inputs(batch, device))
         labels_BT = np.pad(
             batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100
         )  # the last position has no target
@@ -151,7 +156,7 @@ class LanguageModelling:
         tokens = sum(row["tokens"] for row in rows)
         loss = sum(row["loss"] for row in rows) / tokens
         accuracy = sum(row["right"] for row in rows) / tokens
-        return {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "token_acc": accuracy}
+        return {"loss": loss, self.metric: math.exp(min(loss, 700.0)), "token_acc": accuracy}
 
     def plain(self) -> Objective:
         return replace(self, fused=False)
@@ -160,6 +165,9 @@ class LanguageModelling:
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
+    "instruction": LanguageModelling(metric="completion_ppl"),
+    "question-answering": QuestionAnswering(),
+    "probing": Probing(),
 }
 
 
@@ -167,7 +175,8 @@ def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     mask_BT = batch["attention_mask"]
     with read_last_token(model, mask_BT, device):
         ids_BT = _tensor(batch["input_ids"], device)
-        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device))
+        types = segments(model, batch, device)
+        output: Any = model(input_ids=ids_BT, attention_mask=_tensor(mask_BT, device), **types)
     return output.logits.float()
 
 
@@ -178,27 +187,11 @@ def _targets(batch: Batch, device: str) -> Tensor:
 
 def _next_logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
     """fp32 logits of all positions but the last, (B · (T − 1), V)."""
-    output: Any = model(**_decoder_inputs(batch, device))
+    output: Any = model(**decoder_inputs(batch, device))
     return output.logits[:, :-1].float().flatten(0, 1)
 
 
 def _hidden(body: nn.Module, batch: Batch, device: str) -> Tensor:
     """Hidden states of all positions but the last, (B · (T − 1), D)."""
-    output: Any = body(**_decoder_inputs(batch, device))
+    output: Any = body(**decoder_inputs(batch, device))
     return output.last_hidden_state[:, :-1].flatten(0, 1)
-
-
-def _decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
-    padded = int(batch["attention_mask"].min()) == 0
-    mask_BT = (
-        _tensor(batch["attention_mask"], device) if padded else None
-    )  # None selects the plain causal path
-    return {"input_ids": _tensor(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
-
-
-def _real_tokens(batch: Batch) -> list[int]:
-    return [int(n) for n in batch["attention_mask"].sum(1)]
-
-
-def _tensor(array: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

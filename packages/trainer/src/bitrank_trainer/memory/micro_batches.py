@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.memory.meters import resident_bytes
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import trainable
 
 # Bytes of temporaries of a pass, mostly logits of one block in fp32 and in 16 bits; evaluation holds two in
@@ -84,9 +85,12 @@ def longest_sequence(batches: Iterator[Batch], length: int) -> Batch:
     first = next(batches)
     ids_1T = np.resize(first["input_ids"][:1], (1, length))
     labels = np.resize(first["labels"][:1], (1, length)) if first["labels"].ndim == 2 else first["labels"][:1]
-    return {
+    longest = {
         "input_ids": ids_1T,
         "attention_mask": np.ones_like(ids_1T),
         "labels": labels,
         "index": first["index"][:1],
     }
+    if "token_type_ids" in first:
+        longest["token_type_ids"] = np.resize(first["token_type_ids"][:1], (1, length))
+    return longest
