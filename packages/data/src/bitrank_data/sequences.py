@@ -110,6 +110,18 @@ class TokenSplit:
         """Labels of the tokens of sequence ``index``; empty for kinds that do not label tokens."""
         return self.targets[self.offsets[index] : self.offsets[index + 1]]
 
+    def prompt_of(self, index: int) -> np.ndarray:
+        """Tokens of sequence ``index`` before its first target; all of them if it has no target."""
+        return self.sequence(index)[: self._first_target(index)]
+
+    def completion_of(self, index: int) -> np.ndarray:
+        """Tokens of sequence ``index`` from its first target on; none if it has no target."""
+        return self.sequence(index)[self._first_target(index) :]
+
+    def _first_target(self, index: int) -> int:
+        places = np.flatnonzero(self.targets_of(index) != IGNORED)
+        return int(places[0]) if len(places) else len(self.sequence(index))
+
     def types_of(self, index: int) -> np.ndarray:
         """Segments of the tokens of sequence ``index``; empty for single texts."""
         return self.types[self.offsets[index] : self.offsets[index + 1]]
