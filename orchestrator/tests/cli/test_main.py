@@ -26,7 +26,7 @@ def fails(capsys, *arguments: str) -> str:
     return output.err + output.out
 
 
-@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "merge", "doctor", "ui"])
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "export", "doctor", "ui"])
 def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -50,6 +50,8 @@ class Profile:
 
 # Two windows of each document are evaluated for these long texts; a user's own files are evaluated whole.
 _TWO_WINDOWS = {"test_windows": 2, "validation_windows": 2}
+# A conversation has a few hundred tokens, and the task has a thousand of them for the test.
+_ONE_WINDOW = {"test_windows": 1, "validation_windows": 1}
 
 # Fields of a spec by kind of task.
 _LAPTOP: dict[str, dict[str, Any]] = {
@@ -234,7 +236,10 @@ PROFILES: dict[str, Profile] = {
             ("movie_sentences", "wiki_articles"),
             (0,),
             _LAPTOP,
-            dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles"), _TWO_WINDOWS),
+            {
+                **dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles", "brown"), _TWO_WINDOWS),
+                "chitchat": _ONE_WINDOW,
+            },
         ),
         Profile(
             "paper",

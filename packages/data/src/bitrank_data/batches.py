@@ -73,9 +73,14 @@ def training_batches(split: TokenSplit, kind: str, batching: Batching, skip: int
     lengths_N = data_kind(kind).lengths(split)
     per_epoch, width = -(-len(split) // size) * parts, widths(lengths_N, batching.multiple)
     epoch, offset = divmod(skip, per_epoch)
+    count = 0
     while True:
         for indices in training_parts(lengths_N, size, seed, epoch, parts)[offset:]:
             yield collate(split, indices, kind, batching.pad_id, width)
+            count += 1
+            if count % _POOL == 0:
+                # Every sequence that is read would keep pages of the file in memory, in the end all of it.
+                split.release()
         epoch, offset = epoch + 1, 0
 
 
@@ -93,6 +98,7 @@ def evaluation_batches(
         size = max(1, batch_tokens // width(int(lengths_N[order[start]])))
         yield collate(split, order[start : start + size], kind, pad_id, width)
         start += size
+    split.release()
 
 
 def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:

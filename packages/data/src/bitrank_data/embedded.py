@@ -1,9 +1,10 @@
-"""Two embedded tasks from pinned PyPI artifacts, and six toy tasks for smoke tests.
+"""Embedded tasks from pinned packages, and six toy tasks for smoke tests.
 
 ``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
 negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
 ``toy_sentences``, ``toy_articles``, ``toy_instructions``, ``toy_questions``, ``toy_facts``,
-``toy_summaries``: generated from a few templates, for tests only.
+``toy_summaries``: generated from a few templates, for tests only. The tasks of :mod:`bitrank_data.corpora`
+are registered here as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
 from bitrank_data.conversations import dialogue
+from bitrank_data.corpora.sources import CORPORA
 from bitrank_data.examples import ASSISTANT, USER, Example, Source, TargetExample, Texts, split_off
 from bitrank_data.kinds import (
     CLASSIFICATION,
@@ -190,5 +192,6 @@ EMBEDDED: dict[str, Source] = {
             "toy_questions", QUESTION_ANSWERING, lambda: "toy", toy_questions, "made questions, for tests"
         ),
         Source("toy_facts", PROBING, lambda: "toy", toy_facts, "made facts, for tests"),
+        *CORPORA,
     )
 }
