@@ -181,7 +181,7 @@ def test_failing_run_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_divergence_is_recorded_as_a_finding_and_not_retried(tmp_path: Path) -> None:
-    arguments = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP", "--set", "learning_rate=1e38")
+    arguments = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP", "--set", "adapter_scale=1e38")
     done = bitrank(*arguments, cwd=tmp_path)
     (run,) = store_runs(tmp_path)
     assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]

@@ -251,7 +251,7 @@ def test_more_processes_than_rows_are_rejected_before_the_run(
 def test_failure_of_a_rank_is_the_failure_of_the_run(tmp_path: Path) -> None:
     """Bad input found by a rank, and divergence: one failure with its own exit code, no connection errors."""
     arguments = ("--tasks", "toy_articles", "--configs", "B-FP", *TWO)
-    done = bitrank(*SMOKE, *arguments, "--set", "learning_rate=1e38", cwd=tmp_path, timeout=1200)
+    done = bitrank(*SMOKE, *arguments, "--set", "adapter_scale=1e38", cwd=tmp_path, timeout=1200)
     (run,) = store_runs(tmp_path)
     assert done.returncode == 1 and run["status"] == "FAILED" and "diverged at step" in run["tags"]["finding"]
     arguments = ("--tasks", "toy_articles", "--configs", "B-Ada", *TWO)

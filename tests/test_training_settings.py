@@ -8,7 +8,18 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank_analysis.training_settings import ARM_SETTINGS, SETTINGS
 
 # Fields that name a run, an arm or an input. The digests identify the inputs; "model" is compared.
-IDENTITY = {"config", "arm", "plan", "task", "data", "seed", "profile", "kind", "data_digest", "model_digest"}
+IDENTITY = {
+    "config",
+    "plan",
+    "task",
+    "data",
+    "test_file",
+    "seed",
+    "profile",
+    "kind",
+    "data_digest",
+    "model_digest",
+}
 # Fields that change rounding, speed, memory or the number of records only.
 ROUNDING = {
     "checkpoint_every",

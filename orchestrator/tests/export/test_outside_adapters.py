@@ -9,7 +9,8 @@ import pytest
 import torch
 from bitrank.errors import UserError
 from bitrank.export.finished_run import find_run
-from bitrank.export.merge import merge
+from bitrank.export.merge import merge_into_16bit
+from bitrank.export.rebuild import rebuild
 from bitrank.models.locate import locate
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -34,9 +35,8 @@ def write_adapter(folder: Path, **settings: Any) -> None:
 
 
 def merged(folder: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = (
-        merge(find_run(folder, "toy_articles", "tiny-llama"), "16bit").model.float().state_dict()
-    )
+    model, _ = merge_into_16bit(rebuild(find_run(folder, "toy_articles", "tiny-llama")))
+    weights: dict[str, torch.Tensor] = model.float().state_dict()
     return weights
 
 

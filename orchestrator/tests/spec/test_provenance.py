@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from bitrank.errors import UserError
 from bitrank.spec import provenance
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.make_spec import make_spec
@@ -77,8 +78,8 @@ def test_a_changed_rule_of_the_budget_makes_the_planned_arm_stale(rules) -> None
     assert {name for name in CONFIGS if code_of(name) != before[name]} == {"B-FP", "B-Q4", "Plan-Q4"}
 
 
-def test_a_rule_that_does_not_exist_has_no_hash() -> None:
-    with pytest.raises(LookupError, match="Vanished"):
+def test_a_rule_outside_the_rules_file_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"defines no Vanished.*Move the class into rules\.py"):
         code_hash(RUN, rules=frozenset({"GivenRanks", "Vanished"}))
 
 

@@ -39,7 +39,9 @@ def test_result_files_of_a_study_agree(tmp_path) -> None:
     assert [path.name for path in tmp_path.glob(".*")] in ([], [".all_results.lock"])
 
 
-@pytest.mark.parametrize("content", ["[{}]", "{", '[{"spec_id": "a"', "[3]", "null", '{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", ["[{}]", "{", '[{"spec_id": "a"', "[3]", "null", '{"a": 1}', "{}", '""', "[" * 100_000]
+)
 def test_damaged_results_are_refused_and_kept(tmp_path, content: str) -> None:
     path = tmp_path / "all_results.json"
     path.write_text(content)

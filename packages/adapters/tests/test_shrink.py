@@ -237,7 +237,12 @@ def test_read_adapter_matches_patterns_of_alpha_as_peft_does(make, tmp_path) -> 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"target_modules": ["c_attn", "wte"]}, "lora_embedding_A"), ({"bias": "lora_only"}, "with bias")],
+    [
+        ({"target_modules": ["c_attn", "wte"]}, "lora_embedding_A"),
+        ({"bias": "lora_only"}, "with bias"),
+        ({"init_lora_weights": "pissa"}, "with init_lora_weights=pissa"),
+        ({"init_lora_weights": "olora"}, "with init_lora_weights=olora"),
+    ],
 )
 def test_adapter_with_other_tensors_is_refused_by_name(make, tmp_path, change: dict, reason: str) -> None:
     config = LoraConfig(**{"r": 4, "target_modules": ["c_attn"], **change})

@@ -136,4 +136,8 @@ def test_read_only_store_reads_and_refuses_to_write_artifacts(uri: str, tmp_path
         with pytest.raises(AnalysisError, match="expected"):
             store.sql(statement)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == victims
+    rows = store.sql("SELECT run_name, 1 AS one FROM runs ORDER BY 1")
+    assert rows.columns == ["run_name", "one"] and rows.df()["one"].tolist() == [1, 1]
+    assert rows.fetchall()[1] == ("B-FP movies s0", 1)
+    assert not {"query", "write_parquet", "to_parquet", "write_csv", "create"} & set(dir(rows))
     store.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bitrank_analysis import AnalysisError, Study, load_study, open_store
+from bitrank_analysis.metrics import METRICS
 
 
 def study_of(folder: Path, experiment: str | None = None) -> Study:
@@ -83,6 +84,7 @@ def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
     maker.run("D", metrics={"eval/acc": float("nan")})
     maker.run("D", seed=1, metrics={"eval/rouge": 0.3})
     study = study_of(tmp_path)
+    known = ", ".join(f"eval/{key}" for key in METRICS)
     assert list(study.missing.itertuples(index=False, name=None)) == [
         ("A", "movies", 1, "FAILED", "failed: out of memory"),
         ("B", "movies", 0, "KILLED", "killed: killed by SIGKILL"),
@@ -95,7 +97,7 @@ def test_every_missing_cell_has_its_reason(maker, tmp_path: Path) -> None:
             "movies",
             1,
             "FINISHED",
-            "finished with a metric that is not known: expected one of eval/acc, eval/ppl, got eval/rouge",
+            f"finished with a metric that is not known: expected one of {known}, got eval/rouge",
         ),
     ]
     assert list(study.runs["config"]) == ["A"]
@@ -153,6 +155,13 @@ def test_setting_of_an_arm_is_compared_with_other_runs_of_that_arm(maker, tmp_pa
     maker.run("A", seed=2, metrics={"eval/acc": 0.8}, files=odd)
     settings = study_of(tmp_path).runs.set_index(["config", "seed"])["settings"]
     assert settings["A", 2] == "rank=64, init=loftq" and (settings.drop(("A", 2)) == "").all()
+
+
+def test_two_plan_files_of_one_name_are_told_apart(maker, tmp_path: Path) -> None:
+    for seed, fmt in ((0, "nf4"), (1, "nf4"), (2, "int2-g64")):
+        maker.run("plan", seed=seed, metrics={"eval/acc": 0.8}, files={"spec.json": {"arm": {"a": fmt}}})
+    settings = list(study_of(tmp_path).runs["settings"])
+    assert settings[:2] == ["", ""] and settings[2].startswith("arm=")
 
 
 def test_runs_on_edited_data_replace_those_on_the_old_data(maker, tmp_path: Path) -> None:

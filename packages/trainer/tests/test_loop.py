@@ -81,6 +81,13 @@ def test_validation_that_is_not_finite_is_never_the_best(make, tmp_path, value: 
     assert (progress.best_step, progress.best_score) == (20, 0.9)
 
 
+def test_training_without_a_finite_validation_has_diverged(make, tmp_path) -> None:
+    model = make("classification")
+    task = replace(task_for(model), validate=lambda: {"acc": math.nan})
+    with pytest.raises(Diverged, match="no validation was finite; the last acc is nan"):
+        train(model, task, NoHook(), SETTINGS, tmp_path, lambda event: None)
+
+
 def test_events_contain_loss_norm_and_rate_at_the_set_steps(make, tmp_path) -> None:
     _, _, events = run(make, tmp_path)
     trained = [e for e in events if e["event"] == "train"]

@@ -23,7 +23,7 @@ from bitrank.errors import BAD_INPUT, DIVERGED
 from bitrank.process.advice import advise_signal
 from bitrank.process.environment import run_environment
 from bitrank.process.events import EventTail
-from bitrank.process.run_folder import REQUESTED_PLAN, result_of
+from bitrank.process.run_folder import has_requested_plan, result_of
 from bitrank.spec.run_spec import RunSpec, write_spec
 from bitrank.tracking.base import Log
 from bitrank.tracking.run_state import State
@@ -155,7 +155,7 @@ class Attempt:
 
 def _programs(job: Job) -> list[str]:
     """The modules whose programs execute the run, one after the other."""
-    needs_plan = job.spec.plan_request is not None and not _read(job.folder / REQUESTED_PLAN)
+    needs_plan = job.spec.plan_request is not None and not has_requested_plan(job.folder)
     return ["bitrank.planning", "bitrank.run"] if needs_plan else ["bitrank.run"]
 
 

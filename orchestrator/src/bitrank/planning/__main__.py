@@ -22,7 +22,7 @@ from bitrank.process.events import open_events
 from bitrank.process.failure import write_failure
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
-from bitrank.process.run_folder import REQUESTED_PLAN
+from bitrank.process.run_folder import REQUESTED_PLAN, seal_requested_plan
 
 _EVERY = 1.0  # seconds between two progress events, of which there may be one for every matrix
 
@@ -86,6 +86,7 @@ def _write_plan(folder: Path, events: TextIO) -> None:
 
     plan, is_new = plan_for(spec, on_progress)
     save_plan(plan, folder / REQUESTED_PLAN)
+    seal_requested_plan(folder)
     seconds = sum(plan["planning_seconds"].values())
     limit = spec.memory_limit and spec.memory_limit / 2**20
     if is_new and limit and plan["planning_peak_mib"] > limit:

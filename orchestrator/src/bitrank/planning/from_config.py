@@ -19,10 +19,13 @@ from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
-from bitrank.planning.restrictions import restricted
+from bitrank.planning.restrictions import restricted, ties_for
 from bitrank.process.compute import Compute
 from bitrank.spec.learning import learning_cost
 from bitrank.spec.run_spec import RunSpec
+
+# Suffixes of files with weights. Those that are not loaded must not make a model look like a bare config.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Training:
 
 
 def is_outline(model: str) -> bool:
-    """Return whether ``model`` names a ``config.json``, or a folder with one and no weights."""
+    """Return whether ``model`` names a ``config.json``, or a folder with one and no weights of any kind."""
     path = Path(model)
-    return (path.is_file() and path.suffix == ".json") or (
-        (path / "config.json").is_file() and not any(path.glob("*.safetensors*"))
-    )
+    if path.is_file():
+        return path.suffix == ".json"
+    # An index without its shards has several suffixes, .safetensors.index.json, and is a damaged model.
+    has_weights = any(_WEIGHTS & set(file.suffixes) for file in path.glob("*"))
+    return (path / "config.json").is_file() and not has_weights
 
 
 def sizes_from_config(spec: RunSpec) -> Sizes:
@@ -90,7 +95,7 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
         raise UserError(
             f"a plan from a config.json needs one of the planners {', '.join(able)}; got {request.planner!r}"
         )
-    check_planner(request.planner, request.ties)
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
     if learning_cost(request.learning).trains:
         raise UserError(
             f"learning={request.learning} trains the model, and a config.json has no weights; leave it out"

@@ -18,7 +18,7 @@ from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.learning import add_learning
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
-from bitrank.planning.restrictions import check_ties, restricted
+from bitrank.planning.restrictions import check_ties, restricted, ties_for
 from bitrank.planning.short_runs import SearchLimits, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
@@ -80,7 +80,7 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    check_planner(request.planner, request.ties)
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
     learning_cost(request.learning)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
@@ -116,7 +116,7 @@ def plan_from_tables(
         plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
         _check_trainable(plan, sizes)
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
-    limits = SearchLimits(request.planner, request.evaluations, request.steps)
+    limits = SearchLimits(request.planner, request.evaluations, request.steps, request.choices.repairs)
     found = search(limits, problem, spec, tables, _journal(problem, spec, request), on_progress)
     return PlanResult(
         replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
@@ -155,7 +155,8 @@ def _journal(problem: Problem, spec: RunSpec, request: PlanRequest) -> Path:
     search.
     """
     code = code_hash("bitrank.planning.short_runs", rules=frozenset({"GivenRanks"}))
-    key_parts = f"{problem!r} {spec.spec_id} {request.evaluations} {request.steps} {code}"
+    trained = (request.evaluations, request.steps, request.choices.repairs)
+    key_parts = f"{problem!r} {spec.spec_id} {trained} {code}"
     key = hashlib.sha256(key_parts.encode()).hexdigest()[:16]
     return (
         cache_dir() / "searches" / f"{request.planner}-{Path(spec.model).name}-{spec.task_name}-{key}.jsonl"

@@ -18,7 +18,6 @@ from bitrank_planner import SEARCHES, Found, Plan, Problem
 from bitrank_trainer import (
     Diverged,
     Task,
-    evaluate,
     train,
 )
 
@@ -40,7 +39,8 @@ class ShortRun:
     arms. The learning-rate schedule is that of a run of ``steps`` steps.
     """
 
-    def __init__(self, spec: RunSpec, tables: Tables, steps: int) -> None:
+    def __init__(self, spec: RunSpec, tables: Tables, steps: int, repairs: bool) -> None:
+        self._repairs = repairs
         self._spec = replace(spec, steps=steps, epochs=None)
         self._data = load_data(self._spec)
         validation = self._data.validation
@@ -57,7 +57,8 @@ class ShortRun:
                 return float("inf")
 
     def _trained(self, plan: Plan, folder: Path) -> float:
-        init = ResidualStart(plan.ranks, rounds=self._spec.init_rounds, weights=self._weights)
+        repaired = plan.ranks if self._repairs else {}
+        init = ResidualStart(repaired, rounds=self._spec.init_rounds, weights=self._weights)
         config = Config(GivenBits(plan.precision), GivenRanks(plan.ranks), "joint")
         built = build_arm(self._spec, self._data, config, init)
         return train_briefly(self._spec, self._data, self._validation, built, folder)
@@ -81,7 +82,7 @@ def train_briefly(spec: RunSpec, data: RunData, validation: TokenSplit, built: B
 
     def validate() -> dict[str, float]:
         with built.hook.as_stored():
-            return evaluate(built.model, data.batches_of(validation), objective, compute.device).metrics
+            return data.evaluate(built.model, validation, objective, compute.device).metrics
 
     task = Task(objective, data.train_batches, validate, compute.device)
     return train(built.model, task, built.hook, settings, folder, lambda _: None).history["loss"]
@@ -89,11 +90,15 @@ def train_briefly(spec: RunSpec, data: RunData, validation: TokenSplit, built: B
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation."""
+    """The name of a search, the plans that it may evaluate, and the optimizer steps of one evaluation.
+
+    ``repairs`` is True if adapters start from the quantization error, and False if they start at zero.
+    """
 
     name: str
     evaluations: int
     steps: int
+    repairs: bool
 
 
 def search(
@@ -109,7 +114,7 @@ def search(
     Raises :class:`~bitrank_planner.PlanError` as the searches do.
     """
     name, evaluations, steps = limits.name, limits.evaluations, limits.steps
-    short = ShortRun(spec, tables, steps)
+    short = ShortRun(spec, tables, steps, limits.repairs)
     seen = 0
 
     def evaluate_plan(plan: Plan) -> float:

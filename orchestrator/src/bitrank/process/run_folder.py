@@ -20,6 +20,7 @@ RESULT, DIGESTS, ADAPTER, LOCK = "result.json", "digests.json", "adapter", ".loc
 REQUESTED_PLAN = (
     "requested_plan.json"  # the plan of a planned arm, written before the training process starts
 )
+PLAN_DIGEST = "requested_plan.sha256"
 _SEALED = (
     "spec.json",
     "plan.json",
@@ -39,6 +40,19 @@ def seal(folder: Path, result: Mapping[str, Any]) -> None:
     digests[RESULT] = hashlib.sha256(content).hexdigest()
     write_atomically(folder / DIGESTS, json.dumps(digests, indent=1))
     write_atomically(folder / RESULT, content)
+
+
+def seal_requested_plan(folder: Path) -> None:
+    """Write the digest of ``requested_plan.json``, without which the plan is made again."""
+    write_atomically(folder / PLAN_DIGEST, _sha256(folder / REQUESTED_PLAN))
+
+
+def has_requested_plan(folder: Path) -> bool:
+    """Return whether ``folder`` has the plan of its planned arm, with the content that was written."""
+    try:
+        return (folder / PLAN_DIGEST).read_text() == _sha256(folder / REQUESTED_PLAN)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

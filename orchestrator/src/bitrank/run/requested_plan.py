@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitrank.process.run_folder import REQUESTED_PLAN
+from bitrank.errors import UserError
+from bitrank.process.run_folder import REQUESTED_PLAN, has_requested_plan
 from bitrank.run.record import Record
 from bitrank.spec.configs import Config, PlannedArm, config_of_plan, find_arm
 from bitrank.spec.plan_file import read_plan
@@ -21,6 +22,8 @@ def config_of_run(spec: RunSpec, folder: Path, record: Record) -> Config:
     if not isinstance(arm, PlannedArm):
         return arm
     path = folder / REQUESTED_PLAN
+    if not has_requested_plan(folder):
+        raise UserError(f"{path} is missing or damaged; repeat the same command to make the plan again")
     plan = read_plan(path)
     record.requested_plan(plan)
     return config_of_plan(plan, str(path))

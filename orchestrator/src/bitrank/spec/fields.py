@@ -87,6 +87,8 @@ Workers = Annotated[int, Ge(1), Le(1024)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Bytes = Annotated[int, Ge(1), Le(2**60), ByteAmount()]
 Positive = Annotated[float, Gt(0), Le(_LARGEST_FLOAT)]
+# A larger rate is a typing error: it would be recorded as a finding, "diverged".
+Rate = Annotated[float, Gt(0), Le(1.0)]
 NotNegative = Annotated[float, Ge(0), Le(_LARGEST_FLOAT)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 

@@ -17,6 +17,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from bitrank.errors import UserError
+
 RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
 PLANNING = "bitrank.planning.planned_arms"  # the code that makes the plan of a planned arm
 _OWN = "bitrank"
@@ -61,8 +63,8 @@ def code_hash(*modules: str, rules: frozenset[str] = frozenset()) -> str:
     """Hash the sources of ``modules`` and all code of this project that they import, directly or not.
 
     ``rules`` are names of classes of ``rules.py`` to include. The hash depends on names and contents of
-    files, and not on their location or order. Raises :class:`LookupError` for a module or a rule that does
-    not exist: its hash would not depend on any code.
+    files, and not on their location or order. Raises :class:`LookupError` for a module that does not exist,
+    whose hash would not depend on any code, and :class:`UserError` for a rule outside ``rules.py``.
     """
     shared = _files_hash(modules)
     return hashlib.sha256((shared + _rules_code(rules)).encode()).hexdigest() if rules else shared
@@ -181,8 +183,9 @@ def _rules_code(names: frozenset[str]) -> str:
     body = ast.parse(text).body
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
     if missing := sorted(names - classes.keys()):
-        raise LookupError(
-            f"{path.name} defines no {', '.join(missing)}: a rule defined elsewhere is not hashed"
+        raise UserError(
+            f"{path.name} defines no {', '.join(missing)}, and a rule defined elsewhere is not hashed: an "
+            f"edit of it would go unnoticed. Move the class into {path.name}"
         )
     used, found = set[str](), set(names)
     while found - used:

@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitrank.process.run_folder import REQUESTED_PLAN
+from bitrank.process.run_folder import PLAN_DIGEST, REQUESTED_PLAN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _ARTIFACTS, _TAG = "snapshots", "snapshot"
-_FILES = ("events.jsonl", "zero_shot.json", "micro_tokens.txt", "log.txt", REQUESTED_PLAN)
+_FILES = ("events.jsonl", "zero_shot.json", "micro_tokens.txt", "log.txt", REQUESTED_PLAN, PLAN_DIGEST)
 
 
 class Snapshots:

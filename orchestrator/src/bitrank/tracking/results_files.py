@@ -123,8 +123,11 @@ def _read_all(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [_entry(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError(f"it holds a {type(entries).__name__}, not a list")
+        return [_entry(entry) for entry in entries]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}): expected the results of earlier runs. The store still has them: "
             "move the file away, and repeat the command"

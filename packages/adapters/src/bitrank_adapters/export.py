@@ -29,7 +29,19 @@ _ADAPTER = "default"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Settings of PEFT with which an update is no sum of low-rank parts, or applies to other tensors.
-_UNSUPPORTED = ("use_dora", "use_rslora", "bias", "lora_bias", "layer_replication", "target_parameters")
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "bias",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "corda_config",
+)
+# Initializations that leave the base as it is. Others move a part of each weight into the adapter, so the
+# adapter belongs to a changed base that the files do not contain.
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "default")
 _FACTOR = re.compile(r"\.lora_[AB](\.weight)?$|\.lora_E$|\.ranknum$")
 
 
@@ -97,6 +109,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
         ) from error
     kind = config.get("peft_type")
     special = [key for key in _UNSUPPORTED if config.get(key) not in (None, False, "none")]
+    start = config.get("init_lora_weights", True)
+    special += [] if start in _PLAIN_STARTS else [f"init_lora_weights={start}"]
     if kind not in {"LORA", "ADALORA"} or special:
         found = f"{kind} with {special[0]}" if special else str(kind)
         raise AdapterError(

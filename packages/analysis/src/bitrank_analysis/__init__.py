@@ -5,7 +5,7 @@ Figures, report and paper build on both. The package imports neither torch nor m
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.metrics import METRICS, Metric
-from bitrank_analysis.query import ReadOnlyStore, open_read_only, query
+from bitrank_analysis.query import ReadOnlyStore, Rows, open_read_only, query
 from bitrank_analysis.store import open_store
 from bitrank_analysis.study import Study, load_study
 
@@ -15,6 +15,7 @@ __all__ = [
     "AnalysisError",
     "Metric",
     "ReadOnlyStore",
+    "Rows",
     "Study",
     "load_study",
     "open_read_only",

@@ -12,13 +12,14 @@ from decimal import Decimal
 from typing import Any
 
 import duckdb
+import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.store import open_store
 
 _MAX_CELL_WIDTH = 60  # characters; csv and json do not truncate
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?(\([^()]*\)\s*)?(?=[A-Za-z(])", re.IGNORECASE)
-Rows = list[tuple[Any, ...]]
+Tuples = list[tuple[Any, ...]]
 
 
 def query(uri: str, sql: str, format: str = "table") -> str:
@@ -44,22 +45,44 @@ def query(uri: str, sql: str, format: str = "table") -> str:
         ) from error
 
 
+class Rows:
+    """The rows of a query, fetched. They are data: nothing can be executed or written through them."""
+
+    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
+        self._arrow = relation.to_arrow_table()
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in the order of the query."""
+        return list(self._arrow.column_names)
+
+    def df(self) -> pd.DataFrame:
+        """The rows as a DataFrame."""
+        frame: pd.DataFrame = self._arrow.to_pandas()
+        return frame
+
+    def fetchall(self) -> Tuples:
+        """The rows as tuples."""
+        return list(zip(*(column.to_pylist() for column in self._arrow.columns), strict=True))
+
+
 class ReadOnlyStore:
     """The views of a store; every statement is checked by :func:`check_reads` before it is executed.
 
-    DuckDB allows writing where it allows reading, so its connection alone could overwrite a run's artifacts.
+    DuckDB allows writing where it allows reading, so its own connection or relation could overwrite a run's
+    artifacts.
     """
 
     def __init__(self, database: duckdb.DuckDBPyConnection) -> None:
         self._database = database
 
-    def sql(self, statement: str) -> duckdb.DuckDBPyRelation:
-        """The rows of ``statement`` as a relation: ``.df()`` is a DataFrame, ``.fetchall()`` a list.
+    def sql(self, statement: str) -> Rows:
+        """The rows of ``statement``: ``.df()`` is a DataFrame, ``.fetchall()`` a list of tuples.
 
         Raises :class:`AnalysisError` for any statement that does not only read.
         """
         check_reads(self._database, statement)
-        return self._database.sql(statement)
+        return Rows(self._database.sql(statement))
 
     def close(self) -> None:
         """Release the connection's memory."""
@@ -101,7 +124,7 @@ def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in names]
 
 
-def _table(columns: list[str], rows: Rows) -> str:
+def _table(columns: list[str], rows: Tuples) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
@@ -125,7 +148,7 @@ def _cell(value: Any) -> str:
     return text if len(text) <= _MAX_CELL_WIDTH else text[: _MAX_CELL_WIDTH - 1] + "…"
 
 
-def _csv(columns: list[str], rows: Rows) -> str:
+def _csv(columns: list[str], rows: Tuples) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
@@ -133,7 +156,7 @@ def _csv(columns: list[str], rows: Rows) -> str:
     return out.getvalue()
 
 
-def _json(columns: list[str], rows: Rows) -> str:
+def _json(columns: list[str], rows: Tuples) -> str:
     records = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
     return json.dumps(records, indent=1, ensure_ascii=False) + "\n"
 
@@ -153,4 +176,4 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-FORMATS: dict[str, Callable[[list[str], Rows], str]] = {"table": _table, "csv": _csv, "json": _json}
+FORMATS: dict[str, Callable[[list[str], Tuples], str]] = {"table": _table, "csv": _csv, "json": _json}

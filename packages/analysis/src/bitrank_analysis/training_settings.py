@@ -5,6 +5,7 @@ Runs of one task that differ in these settings can be compared only if the reade
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ SETTINGS = (
     "scale_policy",
     "max_length",
     "special_tokens",
+    "text_column",
+    "label_column",
     "test_windows",
     "validation_windows",
     "eval_every",
@@ -36,7 +39,7 @@ SETTINGS = (
     "dtype",
 )
 # Fields that belong to an arm and that a run may override: runs of one arm and task share them.
-ARM_SETTINGS = ("rank", "init_r", "target_r", "init", "init_rounds", "quantizer", "shrink")
+ARM_SETTINGS = ("arm", "rank", "init_r", "target_r", "init", "init_rounds", "quantizer", "shrink")
 
 
 def unusual_settings(database: duckdb.DuckDBPyConnection, runs: pd.DataFrame) -> dict[str, str]:
@@ -91,6 +94,8 @@ def _settings(database: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
     for values in found.values():
         if "model_digest" in values:
             _name_by_content(values)
+        if "arm" in values:  # two plan files of one name are two arms
+            values["arm"] = hashlib.sha256(values["arm"].encode()).hexdigest()[:6]
     return found
 
 

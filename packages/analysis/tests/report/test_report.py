@@ -14,6 +14,7 @@ import pytest
 from bitrank_analysis import AnalysisError, load_study, open_store
 from bitrank_analysis.evidence import Evidence, gather
 from bitrank_analysis.report import collect, write_report
+from bitrank_analysis.report.facts import notice
 from bitrank_analysis.report.page import page
 from bitrank_analysis.report.side_by_side import disagreements, side_by_side
 from bitrank_analysis.report.verdict import verdict
@@ -182,6 +183,14 @@ def test_chance_level_and_collapsed_runs_precede_the_figure(maker: Any, tmp_path
         < html.index("ended at chance")
         < html.index('data-chart="quality-bytes-movies"')
     )
+
+
+def test_smoke_runs_are_named_beside_another_experiment_of_the_store(maker: Any, tmp_path: Path) -> None:
+    maker.run("B-FP", metrics={"eval/acc": 0.5}, tags={"profile": "smoke"}, experiment="bitrank-smoke")
+    maker.run("B-FP", metrics={"eval/acc": 0.9}, tags={"profile": "laptop"}, experiment="bitrank-laptop")
+    database = open_store(str(tmp_path))
+    assert "mean nothing" in notice(load_study(database, "bitrank-smoke"))
+    assert notice(load_study(database, "bitrank-laptop")) == ""
 
 
 def test_page_of_profile_smoke_begins_with_a_warning(maker: Any, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from bitrank_trainer.gradients import Emit, Passes
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.loss_scale import Scaling
 from bitrank_trainer.memory.meters import Throughput
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
 from bitrank_trainer.settings import TrainSettings
 
@@ -191,6 +192,9 @@ def _after(state: _Training, logs: dict[str, float], folder: Path, emit: Emit) -
         )
         if hook.settled(step):
             _keep_best(model, task, folder, progress, metrics)
+            if last and progress.best_score is None:
+                value = metrics[task.objective.metric]
+                raise Diverged(step, f"no validation was finite; the last {task.objective.metric} is {value}")
     if last or step % settings.checkpoint_every == 0:
         save_checkpoint(folder, model, state.optimizer, hook, progress, task.processes)
         emit({"event": "checkpoint", "step": step})
