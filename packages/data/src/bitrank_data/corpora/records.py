@@ -86,7 +86,7 @@ def natural_instructions() -> Splits:
 
 def instructions(rows: Sequence[Row]) -> list[Row]:
     """``instruction``, ``input`` and ``output`` (the first of the right ones) of each different row."""
-    records = {}
+    records: dict[str, Row] = {}
     for row in rows:
         part = row["part"].rpartition("/")[2]
         fields = {"instruction": row["prefix"].strip(), "input": row["input"], "output": row["targets"][0]}
@@ -116,7 +116,7 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     found by its characters without spaces, and is then the text of the context. The first of its places is
     given. Left out are empty and repeated questions, and those whose answer is not in their context.
     """
-    records = {}
+    records: dict[str, Row] = {}
     for row in rows:
         question, _, context = row["input"].partition("\ncontext: ")
         answer = row["targets"][0]
