@@ -30,7 +30,7 @@ from bitrank_quant.sensitivity.blocks import (
     without_cache,
 )
 from bitrank_quant.sensitivity.inputs import input_moments
-from bitrank_quant.sensitivity.replay import Real
+from bitrank_quant.sensitivity.replay import Real, without_padding
 
 Inputs = dict[str, Tensor]  # by layer
 
@@ -53,7 +53,7 @@ def sequential_inputs(
     batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], object],
     matrices: Sequence[WeightMatrix],
-    real: Real = lambda batch: None,
+    real: Real = lambda batch: (),
 ) -> Iterator[LayerInputs]:
     """Yield the inputs of ``matrices`` in the order in which the model uses them.
 
@@ -124,7 +124,7 @@ class _Walk:
     """Run blocks alone, on recorded arguments."""
 
     def __init__(
-        self, model: nn.Module, calls: list[dict[str, BlockCall]], masks: list[Tensor | None]
+        self, model: nn.Module, calls: list[dict[str, BlockCall]], masks: list[Sequence[Tensor]]
     ) -> None:
         self._model, self._calls, self._masks = model, calls, masks
 
@@ -162,12 +162,12 @@ class _Walk:
         name, positions = layers[0], 0
         now_II = cross_II = torch.zeros(())
         batches = zip(self._calls, states, self._masks, seen, strict=True)
-        for calls, hidden, mask, unchanged in batches:
+        for calls, hidden, masks, unchanged in batches:
             inputs: Inputs = {}
             watched = self._watched([name], inputs, stop=True)
             with suppress(_Reached), watched, torch.no_grad():
                 calls[block].on(self._model.get_submodule(block), hidden)
-            now_NI, before_NI = _tokens(inputs[name], mask), _tokens(unchanged[name], mask)
+            now_NI, before_NI = _tokens(inputs[name], masks), _tokens(unchanged[name], masks)
             now_II = now_II.to(now_NI) + now_NI.T @ now_NI
             cross_II = cross_II.to(now_NI) + before_NI.T @ now_NI
             positions += len(now_NI)
@@ -202,9 +202,6 @@ def _sharing(inputs: Inputs) -> list[tuple[str, ...]]:
     return [tuple(names) for names in groups.values()]
 
 
-def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
+def _tokens(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Positions (N, I) in fp32, without padding; a layer with one vector per sequence has none."""
-    rows_NI = inputs.detach().flatten(0, -2).float()
-    if mask is None or len(rows_NI) != mask.numel():
-        return rows_NI
-    return rows_NI[mask.flatten()]
+    return without_padding(inputs.detach().flatten(0, -2), masks).float()
