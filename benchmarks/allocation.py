@@ -28,7 +28,7 @@ from bitrank.spec.run_spec import RunSpec
 from bitrank_planner import Item, Option, Plan, Problem, exact
 from bitrank_quant import WeightMatrix, parse_format
 from bitrank_quant.sensitivity import FormatErrors
-from bitrank_trainer import choose_device, evaluate
+from bitrank_trainer import choose_device
 from harness import cores, machine, machine_line, options, table, write_section
 
 UNIFORM = ("int4-g64", "int5-g64")  # formats whose bytes the block plans have
@@ -42,10 +42,22 @@ PLANNERS = ("hand-made", "uniform", "bits-only", "exact")
 
 @dataclass(frozen=True)
 class Quality:
-    """Nats per token of each text of the test split, and of all tokens together."""
+    """Loss in nats and number of tokens of each text of the test split."""
 
-    nats_D: np.ndarray
-    mean: float
+    documents: list[str]
+    loss_D: np.ndarray
+    tokens_D: np.ndarray
+
+    @property
+    def nats_D(self) -> np.ndarray:
+        """Nats per token of each text."""
+        nats_D: np.ndarray = self.loss_D / self.tokens_D
+        return nats_D
+
+    @property
+    def mean(self) -> float:
+        """Nats per token of all texts together."""
+        return float(self.loss_D.sum() / self.tokens_D.sum())
 
     def row(self, first: Quality) -> list[str]:
         difference_D = self.nats_D - first.nats_D
@@ -136,15 +148,14 @@ def evaluated(
 def quality(spec: RunSpec, data: RunData, bench: Bench) -> Quality:
     """The model of ``bench`` on the test split."""
     device = choose_device(spec.device)
-    rows = evaluate(bench.model, data.batches_of(data.test), objective_of(spec), device).rows
+    rows = data.evaluate(bench.model, data.test, objective_of(spec), device).rows
     texts: dict[str, list[float]] = {}
     for row in rows:
         total = texts.setdefault(data.test.ids[row["index"]], [0.0, 0.0])
         total[0] += row["loss"]
         total[1] += row["tokens"]
     sums_D2 = np.array(list(texts.values()))
-    loss, tokens = sums_D2.sum(0)
-    return Quality(sums_D2[:, 0] / sums_D2[:, 1], float(loss / tokens))
+    return Quality(list(texts), sums_D2[:, 0], sums_D2[:, 1])
 
 
 if __name__ == "__main__":

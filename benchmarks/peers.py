@@ -39,7 +39,6 @@ from bitrank_trainer import (
     choose_device,
     choose_dtype,
     device_memory_mib,
-    evaluate,
     peak_memory_mib,
     width_multiple,
 )
@@ -275,9 +274,7 @@ def _memory() -> dict[str, float]:
 def _quality(model: Any, spec: RunSpec, data: RunData) -> float:
     """Accuracy or perplexity on the test set, by the function that evaluates our runs."""
     model.eval()
-    metrics = evaluate(
-        model, data.batches_of(data.test), OBJECTIVES[spec.kind].plain(), choose_device()
-    ).metrics
+    metrics = data.evaluate(model, data.test, OBJECTIVES[spec.kind].plain(), choose_device()).metrics
     quality = metrics[OBJECTIVES[spec.kind].metric]
     assert math.isfinite(quality)
     return quality

@@ -27,18 +27,19 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
 from bitrank_quant import QUANTIZERS, WeightMatrix, block_matrices, parse_format, quantize
-from bitrank_trainer import evaluate, peak_memory_mib
+from bitrank_trainer import peak_memory_mib
 from harness import replace_section, table
 from torch import Tensor
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "quantizers.md"
 TASK = "wiki_articles"
-HEAD = ("perplexity", "error against rounding", "largest of a matrix", "seconds", "peak MiB")
+HEAD = ("perplexity", "error against rounding", "largest of a matrix", "CPU seconds", "peak MiB")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One format and quantizer: seconds of quantizing all matrices, errors relative to rounding by matrix."""
+    """One format and quantizer: CPU seconds of quantizing all matrices, errors relative to rounding by
+    matrix; the peak of memory is NaN where another program quantized."""
 
     perplexity: float
     errors: list[float]
@@ -52,7 +53,7 @@ class Measured:
             f"{mean:.2f}",
             f"{max(self.errors):.2f}",
             f"{self.seconds:.0f}",
-            f"{self.peak_mib:,.0f}",
+            "–" if math.isnan(self.peak_mib) else f"{self.peak_mib:,.0f}",
         ]
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     for text in arguments.formats.split(","):
         for quantizer in arguments.quantizers.split(","):
             found = measured(spec, moments, text, quantizer)
-            write_row(text, quantizer, found, arguments.threads)
+            write_row(text, quantizer, found, f"{TOKENS:,} training tokens, {arguments.threads} thread(s)")
             print(text, quantizer, *found.cells(), flush=True)
 
 
@@ -85,7 +86,7 @@ def measured(spec: RunSpec, moments: StoredMoments, text: str, quantizer: str) -
         errors.append(error)
         seconds += took
     objective = objective_for(spec.kind, fused=False)
-    metrics = evaluate(model, data.batches_of(data.test), objective, compute.device).metrics
+    metrics = data.evaluate(model, data.test, objective, compute.device).metrics
     return Measured(math.exp(metrics["loss"]), errors, seconds, peak_memory_mib())
 
 
@@ -96,9 +97,9 @@ def round_in_place(
     weight, fmt = model.get_submodule(matrix.name).weight, parse_format(text)
     second = moments.of(matrix.name, matrix.shape[1])
     assert second.input_II is not None and isinstance(weight, Tensor)
-    started = time.monotonic()
+    started = time.process_time()
     stored = quantize(weight, fmt, quantizer, second)
-    took = time.monotonic() - started
+    took = time.process_time() - started
     values_OI = fmt.decode(stored, matrix.shape, torch.float32)
     rounded_OI = fmt.decode(fmt.encode(weight), matrix.shape, torch.float32)
     ratio = output_error(weight - values_OI, second.input_II)
@@ -112,11 +113,10 @@ def output_error(difference_OI: Tensor, input_II: Tensor) -> float:
     return float(((difference_OI @ input_II) * difference_OI).sum())
 
 
-def write_row(text: str, quantizer: str, found: Measured, threads: int) -> None:
+def write_row(text: str, quantizer: str, found: Measured, conditions: str) -> None:
     """Write the section of one format and quantizer into the page."""
     document = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Quantizers\n"
-    words = f"{TOKENS:,} training tokens, {threads} thread(s)"
-    body = f"{table(HEAD, [found.cells()])}\n\n{words}\n"
+    body = f"{table(HEAD, [found.cells()])}\n\n{conditions}\n"
     name = f"{text} {quantizer}"
     PAGE.write_text(replace_section(document, name, f"### {name}\n\n{body}"), encoding="utf-8")
 

@@ -186,7 +186,7 @@ def _tasks() -> list[str]:
         *table(("name", "metric", "logged as", "model class of transformers"), kinds),
         "## Assets",
         "",
-        "Fetched from PyPI by exact version and hash.",
+        "Fetched from PyPI or npm by exact version and hash: [Models and data](../data.md).",
         "",
         *table(("name", "MB"), rows),
     ]

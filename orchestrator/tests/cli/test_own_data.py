@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitrank.cli.main import main
+from bitrank.cli.main import _parser, main
+from bitrank.cli.options import given_settings
+from bitrank.cli.plan_request import measured_spec
 from bitrank.models.locate import locate
 from bitrank.run.data import load_data
 from bitrank.sensitivity.measure import tables_place
@@ -177,3 +179,54 @@ def test_a_file_that_cannot_be_used_ends_with_code_2_before_any_run(
     assert main(words) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("events.jsonl"))
+
+
+def test_named_columns_and_a_test_file_reach_run_and_plan(tmp_path: Path) -> None:
+    """The options of the command line give the spec that the settings give."""
+    for name in ("mine.csv", "test.csv"):
+        rows = "".join(f"film {n} is good,{n % 2}\n" for n in range(40))
+        (tmp_path / name).write_text("review,stars\n" + rows)
+    test = str(tmp_path / "test.csv")
+    words = ["--task", str(tmp_path / "mine.csv"), "--profile", "smoke", "--text-column", "review"]
+    words += ["--label-column", "stars", "--test-file", test]
+    settings = {"text_column": "review", "label_column": "stars", "test_file": test}
+    expected = make_spec(find_profile("smoke"), "B-FP", str(tmp_path / "mine.csv"), settings)
+    run = _parser().parse_args(["run", "--config", "B-FP", *words])
+    assert given_settings(run) == settings
+    plan = _parser().parse_args(["plan", "--budget", "9bits", *words])
+    assert measured_spec(plan) == expected and expected.file_options.test_file == test
+
+
+def test_options_of_files_for_a_named_task_are_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--task", "toy_sentences", "--config", "B-FP", "--label-column", "stars"]
+    assert main([*words, "--profile", "smoke"]) == 2
+    assert "label_column: for files of your own only" in capsys.readouterr().err
+
+
+def test_loss_of_a_chat_is_that_of_its_answers_by_plain_transformers(tmp_path: Path) -> None:
+    folder = tmp_path / "chat"
+    tokenizer = AutoTokenizer.from_pretrained(locate("tiny-llama"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'is ' + m.content + '[SEP]' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'is ' }}{% endif %}"
+    )
+    model = AutoModelForCausalLM.from_pretrained(locate("tiny-llama")).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    roles = ("user", "assistant", "user", "assistant")
+    contents = ("the film NUMBER", "good", "the cast", "bad and dull")
+    chat = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    lines = [json.dumps({"messages": chat}).replace("NUMBER", f"{n}") for n in range(20)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    spec = spec_of(str(tmp_path / "chat.jsonl"), "smoke", model=str(folder), max_length=32)
+    data = load_data(spec)
+    # is the film N [SEP] is good [SEP] is the cast [SEP] is bad and dull [SEP]: N is unknown
+    ids = tokenizer("is the film 1[SEP]is good[SEP]is the cast[SEP]is bad and dull[SEP]")["input_ids"]
+    labels = torch.full((1, len(ids)), -100)
+    for place in (6, 7, 13, 14, 15, 16):
+        labels[0, place] = ids[place]
+    with torch.no_grad():
+        expected = float(model(input_ids=torch.tensor([ids]), labels=labels).loss)
+    found = evaluate(model, data.batches_of(data.test), OBJECTIVES[spec.kind], "cpu")
+    assert found.metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert [row["tokens"] for row in found.rows] == [6, 6]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec
 from bitrank_adapters import ResidualStart, adapted
-from bitrank_trainer import ALONE, evaluate
+from bitrank_trainer import ALONE
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -48,8 +49,15 @@ def run(folder: Path, config: str, task: str, **changes: Any) -> RunSpec:
     return spec
 
 
-@pytest.mark.parametrize("config", ARMS)
-@pytest.mark.parametrize("task", ["toy_sentences", "toy_articles"])
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        *product(ARMS, ("toy_sentences", "toy_articles")),
+        ("B-FP", "toy_questions"),
+        ("B-FP", "toy_facts"),
+        ("B-Ada", "toy_summaries"),
+    ],
+)
 def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     config: str, task: str, tmp_path: Path
 ) -> None:
@@ -64,11 +72,9 @@ def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     bits = make_plans(find_config(config), loaded).bits
     store_base(spec, loaded, bits, ResidualStart({}), "cpu", torch.float32)
     stock = PeftModel.from_pretrained(loaded.model, str(tmp_path / "adapter"))
-    found = evaluate(stock, data.batches_of(data.test), objective_for(spec.kind, fused=False), "cpu")
+    found = data.evaluate(stock, data.test, objective_for(spec.kind, fused=False), "cpu")
     assert found.metrics["loss"] == pytest.approx(result["eval/loss"], abs=2e-5)
-    validated = evaluate(
-        stock, data.batches_of(data.validation), objective_for(spec.kind, fused=False), "cpu"
-    )
+    validated = data.evaluate(stock, data.validation, objective_for(spec.kind, fused=False), "cpu")
     events = read_events(tmp_path / "events.jsonl")
     reported = {e["step"]: e["metrics"]["val/loss"] for e in events if e["event"] == "validation"}
     assert validated.metrics["loss"] == pytest.approx(reported[result["train/best_step"]], abs=2e-5)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
+from bitrank.spec.make_spec import make_spec
 from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import PROFILES
-from bitrank.spec.run_spec import read_spec
+from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec, read_spec
 
 LAPTOP = {
     "B-FP movie_sentences s0": "31c8bbb42af3",
@@ -31,11 +33,11 @@ LAPTOP = {
 
 def test_the_laptop_specs_keep_their_ids() -> None:
     profile = PROFILES["laptop"]
-    specs = matrix(profile, list(CONFIGS), list(profile.tasks), list(profile.seeds), {})
+    specs = matrix(profile, list(DEFAULT_CONFIGS), list(profile.tasks), list(profile.seeds), {})
     assert {spec.run_name: spec.spec_id for spec in specs} == LAPTOP
 
 
-@pytest.mark.parametrize("later", ["init_rounds", "shrink", "special_tokens", "model_digest"])
+@pytest.mark.parametrize("later", ["init_rounds", "shrink", "special_tokens", "model_digest", "test_file"])
 def test_a_spec_file_without_a_newer_field_gets_its_default(tmp_path, later: str) -> None:
     profile = PROFILES["laptop"]
     (spec,) = matrix(profile, ["B-FP"], ["movie_sentences"], [0], {})
@@ -52,3 +54,28 @@ def test_a_spec_file_of_before_scale_policies_keeps_its_one_scale(tmp_path) -> N
     del data["scale_policy"]
     (tmp_path / "spec.json").write_text(json.dumps(data))
     assert asdict(read_spec(tmp_path / "spec.json")) == {**data, "scale_policy": "constant"}
+
+
+def test_options_of_a_file_enter_the_id_only_if_they_are_given(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "test.csv", "other.csv"):
+        rows = "".join(f"film {n},{n % 2},{n % 3}\n" for n in range(40 - len(name)))
+        (tmp_path / name).write_text("text,label,stars\n" + rows)
+    (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text())
+
+    def id_of(name: str, **options: str) -> str:
+        return make_spec(PROFILES["smoke"], "B-FP", str(tmp_path / name), options).spec_id
+
+    plain = make_spec(PROFILES["smoke"], "B-FP", str(tmp_path / "a.csv"))
+    old = {key: value for key, value in asdict(plain).items() if key not in FILE_OPTIONS}
+    assert RunSpec(**old).spec_id == plain.spec_id == id_of("b.csv")
+    test, other = str(tmp_path / "test.csv"), str(tmp_path / "other.csv")
+    ids = [
+        plain.spec_id,
+        id_of("a.csv", label_column="stars"),
+        id_of("a.csv", test_file=test),
+        id_of("a.csv", test_file=other),
+    ]
+    assert len(set(ids)) == 4
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/test.csv").write_text((tmp_path / "test.csv").read_text())
+    assert id_of("b.csv", test_file=str(tmp_path / "moved/test.csv")) == ids[2], "content counts, not paths"

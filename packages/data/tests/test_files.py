@@ -64,7 +64,7 @@ def test_split_does_not_depend_on_the_file_name(tmp_path) -> None:
         ("x.csv", b"text,label\nbl\xf6d,1\n" * 20, "not UTF-8"),
         ("x.jsonl", b"{not json\n" * 20, "cannot be read as jsonl"),
         ("x.parquet", b"this is no parquet file", "cannot be read as parquet"),
-        ("x.txt", b"text", r"expected one of \.csv, \.jsonl, \.parquet"),
+        ("x.txt", b"text", r"expected one of \.csv, \.tsv, \.json, \.jsonl, \.parquet, \.arrow"),
     ],
 )
 def test_invalid_files_raise_data_error(tmp_path, name: str, content: bytes, message: str) -> None:

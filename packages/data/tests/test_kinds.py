@@ -12,6 +12,7 @@ from bitrank_data import (
     CLASSIFICATION,
     DATA_KINDS,
     IGNORED,
+    INSTRUCTION,
     LANGUAGE_MODELLING,
     Cutting,
     DataError,
@@ -25,7 +26,9 @@ from bitrank_data import (
     labels_of_tokens,
     tokenise,
 )
-from bitrank_data.kinds import kind_of_columns
+from bitrank_data.columns import layout_of
+from bitrank_data.examples import PairExample
+from bitrank_data.layouts import Naming
 
 LONG_WORD = 4
 
@@ -76,15 +79,46 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(source: Source, tokenize
         tokenise(replace(source, kind="ranking"), tokenizer, 16)
 
 
-def test_a_file_is_of_the_kind_with_the_most_of_its_columns() -> None:
-    assert kind_of_columns(["text", "label", "source"]) == CLASSIFICATION
-    assert kind_of_columns(["text", "source"]) == LANGUAGE_MODELLING
-    with pytest.raises(DataError, match="no kind of task has the columns prompt"):
-        kind_of_columns(["prompt"])
+@pytest.mark.parametrize(
+    ("columns", "kind", "used"),
+    [
+        (["text", "label", "source"], CLASSIFICATION, {"text", "label"}),
+        (["text", "source"], LANGUAGE_MODELLING, {"text"}),
+        (["idx", "sentence1", "sentence2", "label"], CLASSIFICATION, {"sentence1", "sentence2", "label"}),
+        (["text", "text_pair", "label"], CLASSIFICATION, {"text", "text_pair", "label"}),
+        (["instruction", "input", "output", "text"], INSTRUCTION, {"instruction", "input", "output"}),
+        (["instruction", "context", "response"], INSTRUCTION, {"instruction", "context", "response"}),
+        (["prompt", "completion"], INSTRUCTION, {"prompt", "completion"}),
+        (["prompt", "prompt_id", "messages"], INSTRUCTION, {"messages"}),
+        (["messages", "text"], INSTRUCTION, {"messages"}),
+        (["conversations", "system"], INSTRUCTION, {"conversations", "system"}),
+    ],
+)
+def test_a_file_is_of_the_kind_with_the_most_of_its_columns(
+    columns: list[str], kind: str, used: set[str]
+) -> None:
+    found, layout = layout_of(columns, Naming())
+    assert (found, set(layout.present(columns).values())) == (kind, used)
+
+
+def test_columns_of_no_kind_are_refused_with_those_of_every_kind() -> None:
+    expected = r"no column 'text'; found prompt\. Expected text \+ label or .*instruction \+ output"
+    with pytest.raises(DataError, match=expected):
+        layout_of(["prompt"], Naming())
+
+
+def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer: Any) -> None:
+    short, long = "good film", "the story is bad and the cast is superb"
+    examples = [PairExample("1", short, 0, pair="lovely"), PairExample("2", short, 1, pair=long)]
+    pieces, cut = DATA_KINDS[CLASSIFICATION].encode(examples, tokenizer, Cutting(6))
+    words = [tokenizer.convert_ids_to_tokens(piece.tokens) for (piece,) in pieces]
+    assert words == [["good", "film", "lovely"], ["good", "film", "the", "story", "is", "bad"]]
+    assert cut == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"), [(CLASSIFICATION, (3,)), (LANGUAGE_MODELLING, (3, 5)), ("word-length", (3, 5))]
+    ("kind", "shape"),
+    [(CLASSIFICATION, (3,)), (LANGUAGE_MODELLING, (3, 5)), (INSTRUCTION, (3, 5)), ("word-length", (3, 5))],
 )
 def test_a_full_batch_has_the_shapes_of_its_kind(kind: str, shape: tuple[int, ...], source: Source) -> None:
     batch = full_batch(3, 5, kind)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from bitrank_data import DataError, Example, Texts, open_task
-from bitrank_data.splitting import split_by_text, text_key
+from bitrank_data import DataError, Texts, open_task
+from bitrank_data.splitting import Keyed, key_digest, split_by_text, text_key
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +20,10 @@ LABELLED = st.lists(
 )
 
 
-def examples_of(rows: list[tuple[str, int]]) -> list[Example]:
-    return [Example(str(n), text, label) for n, (text, label) in enumerate(rows)]
+def keyed(rows: list[tuple[str, int]]) -> Keyed:
+    digests = b"".join(key_digest(text) for text, _ in rows)
+    labels = np.asarray([label for _, label in rows], dtype=np.int32)
+    return Keyed(digests, labels, lambda row: f"row {row}", ("a", "b"))
 
 
 def load(path: Path, rows: list[dict]) -> Texts:
@@ -27,25 +31,46 @@ def load(path: Path, rows: list[dict]) -> Texts:
     return open_task(str(path)).load()
 
 
+def reference_split(rows: list[tuple[str, int]]) -> dict[str, list[int]]:
+    """The rule in plain Python: groups by text in the order of their hash, a tenth of each class."""
+    groups: dict[str, list[int]] = {}
+    for row, (text, _) in enumerate(rows):
+        groups.setdefault(text_key(text), []).append(row)
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: hashlib.sha256(key.encode()).digest())]
+    by_class: dict[int, list[int]] = {}
+    for number, group in enumerate(ordered):
+        counts = Counter(rows[row][1] for row in group)
+        by_class.setdefault(min(counts, key=lambda label: (-counts[label], label)), []).append(number)
+    splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for number, group in enumerate(ordered):
+        place, split = next((p.index(number), p) for p in by_class.values() if number in p)
+        tenth = max(1, (len(split) + 5) // 10)
+        name = "test" if place < tenth else "validation" if place < 2 * tenth else "train"
+        first = {rows[row][1]: row for row in reversed(group)}
+        splits[name] += group if name == "train" else sorted(first.values())
+    return splits
+
+
 @given(LABELLED)
 def test_splits_are_disjoint_and_contain_every_class(rows: list[tuple[str, int]]) -> None:
     try:
-        splits, report = split_by_text(examples_of(rows), lambda id_: f"row {id_}", ("a", "b"))
+        splits, report = split_by_text(keyed(rows))
     except DataError as error:
         assert "different texts" in str(error) or "carry another label more often" in str(error)
         return
-    keys = {split: {text_key(example.text) for example in part} for split, part in splits.items()}
+    assert {split: part.tolist() for split, part in splits.items()} == reference_split(rows)
+    keys = {split: {text_key(rows[row][0]) for row in part} for split, part in splits.items()}
     assert (
         not keys["train"] & keys["validation"]
         | keys["train"] & keys["test"]
         | keys["validation"] & keys["test"]
     )
-    assert all({example.label for example in part} == {0, 1} for part in splits.values())
+    assert all({rows[row][1] for row in part} == {0, 1} for part in splits.values())
     kept = sum(len(part) for part in splits.values())
     assert kept + report.counts["repeats_left_out"] == len(rows), "each row is in a split or counted"
     assert report.counts["repeated_rows"] == len(rows) - len({text for text, _ in rows})
     for split in ("validation", "test"):
-        seen = [(text_key(example.text), example.label) for example in splits[split]]
+        seen = [rows[row] for row in splits[split]]
         assert len(seen) == len(set(seen))
 
 

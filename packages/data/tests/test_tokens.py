@@ -67,15 +67,16 @@ def _never() -> Texts:
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "meta"])
 def test_damaged_cache_is_detected_and_rebuilt(tokenizer, cache, damage: str) -> None:
     source = open_task("toy_sentences")
-    expected = tokenise(source, tokenizer, 8).splits["train"].tokens
+    expected = tokenise(source, tokenizer, 8).splits["train"].tokens.copy()
     (place,) = (cache / "tokens").glob("toy_sentences-*")
-    blob = (place / "tokens.safetensors").read_bytes()
+    path = place / "train.tokens.int32"
+    blob = path.read_bytes()
     if damage == "truncate":
-        (place / "tokens.safetensors").write_bytes(blob[:-5])
+        path.write_bytes(blob[:-5])
     elif damage == "flip":
-        (place / "tokens.safetensors").write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+        path.write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
     elif damage == "remove":
-        (place / "tokens.safetensors").unlink()
+        path.unlink()
     else:
         (place / "meta.json").write_text("{")
     assert damaged() == [place]

@@ -9,13 +9,13 @@ from typing import Any
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds
 from bitrank.cli.help import list_names, tasks
 from bitrank.errors import UserError
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS
 from bitrank.spec.fields import OneOf, about_of, first, hints_of, limits_of
 from bitrank.spec.make_spec import SETTABLE
 from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import PROFILES, find_profile
-from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 
 _WITH_CHOICES = [name for name, hint in hints_of(RunSpec).items() if first(hint, OneOf) is not None]
 WANDB = "log to Weights & Biases too; key in WANDB_API_KEY, or WANDB_MODE=offline"
@@ -40,8 +40,8 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configs",
         type=comma_separated,
-        default=list(CONFIGS),
-        help=f"comma-separated (default: {','.join(CONFIGS)})",
+        default=list(DEFAULT_CONFIGS),
+        help=f"comma-separated, of {','.join(CONFIGS)} (default: {','.join(DEFAULT_CONFIGS)})",
     )
     chosen = parser.add_argument(
         "--tasks", type=comma_separated, help="comma-separated (default: the profile's), files or names"
@@ -82,9 +82,17 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="with --processes: shard the 16-bit base over the processes (FSDP)",
     )
     add_field(parser, "--data", "data", metavar="FOLDER")
+    add_file_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}"
     )
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a task that is a file of one's own."""
+    add_field(parser, "--text-column", "text_column", metavar="NAME")
+    add_field(parser, "--label-column", "label_column", metavar="NAME")
+    add_field(parser, "--test-file", "test_file", metavar="FILE")
 
 
 class _FieldAction(argparse.Action):
@@ -140,6 +148,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "mps_safe",
         "processes",
         "shard",
+        *FILE_OPTIONS,
     )
     given = {part: getattr(arguments, part) for part in keys if getattr(arguments, part, None) is not None}
     return {**given, **dict(parse_setting(text) for text in arguments.set)}

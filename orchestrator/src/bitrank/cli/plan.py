@@ -9,12 +9,14 @@ from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
+from bitrank.cli.options import add_file_options
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports, quiet_libraries
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.learning import LEARNING
+from bitrank.spec.run_spec import FILE_OPTIONS
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -48,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="laptop", help="defaults for this kind of task (default: laptop)"
     )
+    add_file_options(parser)
     _add_choices(parser)
     _add_restrictions(parser)
     _add_run(parser)
@@ -290,6 +293,9 @@ def _run_command(arguments: argparse.Namespace) -> str:
         parts += ["--model", str(arguments.model)]
     if arguments.profile != "laptop":
         parts += ["--profile", arguments.profile]
+    for field in FILE_OPTIONS:
+        if (value := getattr(arguments, field)) is not None:
+            parts += [f"--{field.replace('_', '-')}", str(value)]
     for setting in arguments.set:
         parts += ["--set", setting]
     return shlex.join(parts)

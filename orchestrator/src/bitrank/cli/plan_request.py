@@ -11,7 +11,7 @@ from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
-from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 if TYPE_CHECKING:  # imports torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imports torch
 
 def measured_spec(arguments: argparse.Namespace) -> RunSpec:
     """The spec of the planned run; sensitivities are measured on its model and task."""
-    given = {"model": arguments.model, "quantizer": arguments.quantizer}
+    given = {key: getattr(arguments, key) for key in ("model", "quantizer", *FILE_OPTIONS)}
     return make_spec(
         find_profile(arguments.profile),
         "B-FP",

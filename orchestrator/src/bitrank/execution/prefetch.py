@@ -122,7 +122,7 @@ def _prefetch_key(spec: RunSpec) -> tuple[Any, ...]:
     """Fields of ``spec`` that determine the files of :func:`~bitrank.models.locate.folder_of` and
     :func:`~bitrank.run.data.load_data`, and the plan of a planned arm.
     """
-    fields = (spec.model, spec.task, spec.data, spec.max_length, spec.special_tokens)
+    fields = (spec.model, spec.task, spec.data, spec.file_options, spec.max_length, spec.special_tokens)
     plan = plan_place(spec).name if spec.plan_request is not None else None
     return *fields, spec.model_digest, spec.data_digest, plan
 

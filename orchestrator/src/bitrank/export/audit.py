@@ -16,8 +16,8 @@ class MatrixAudit:
     """One exported matrix: planned ``format``, the format that it is ``stored`` in, and rank.
 
     ``stored`` is the runtime's own name. ``before`` and ``after`` are the relative Frobenius distances of W_q
-    and of the exported matrix from W_q + scale · B A. ``kept``: the stored format has the codes of the
-    planned one.
+    and of the exported matrix from W_q + scale · B A. ``kept``: the stored format can hold the codes of
+    the planned one.
     """
 
     format: str

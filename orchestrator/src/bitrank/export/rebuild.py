@@ -22,7 +22,7 @@ from bitrank_quant import (
     stored_weight,
     tied_modules,
 )
-from bitrank_trainer import evaluate, pin_threads
+from bitrank_trainer import pin_threads
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -158,7 +158,7 @@ def rebuild(run: FinishedRun) -> Rebuilt:
 
 def _evaluate(model: Any, spec: RunSpec, data: RunData, compute: Compute) -> dict[str, float]:
     objective = objective_for(spec.kind, fused=False)
-    return evaluate(model, data.batches_of(data.validation), objective, compute.device).metrics
+    return data.evaluate(model, data.validation, objective, compute.device).metrics
 
 
 def _put(layer: Any, weight_OI: Tensor) -> None:

@@ -56,7 +56,8 @@ def import_memory(spec: RunSpec) -> ImportMemory:
 
     Raises :class:`UserError` if the model's tokenizer or the task cannot be loaded.
     """
-    inputs = (spec.model, spec.task, spec.data, model_digest(spec.model), data_digest(spec.task, spec.data))
+    digests = (model_digest(spec.model), data_digest(spec.task, spec.data, spec.test_file))
+    inputs = (spec.model, spec.task, spec.data, spec.file_options, *digests)
     sets_threads_and_heap = (spec.threads, spec.memory_limit is None)
     fields = (*inputs, spec.max_length, *sets_threads_and_heap)
     libraries = [f"{name} {installed_version(name)}" for name in _LIBRARIES]

@@ -46,7 +46,7 @@ def read_config(place: str, kind: str, classes: int = 2, dropout: float | None =
     config = config_of(place, place)
     check_task(place, config, kind)
     if task_kind(kind).new_head:
-        config.num_labels = classes
+        config.num_labels = len(task_kind(kind).outputs) or classes
         if config.pad_token_id is None:
             config.pad_token_id = 0  # the padding id does not affect shapes
     if dropout is not None:

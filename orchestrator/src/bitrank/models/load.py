@@ -76,7 +76,8 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     its label names are the same, in any order; otherwise its last layer is new. The head is always trained
     whole. Raises :class:`UserError` if the model cannot be loaded or does not support such tasks.
     """
-    name, kind, labels = spec.model_source, spec.kind, class_names(classes)
+    name, kind = spec.model_source, spec.kind
+    labels = list(task_kind(kind).outputs) or class_names(classes)
     tokenizer = load_tokenizer(name)
     config, stored = task_config(name, kind, labels, spec.dropout)
     auto = auto_class(kind)
@@ -89,7 +90,7 @@ def open_model(spec: RunSpec, classes: int | Sequence[str], device: str, dtype: 
     check_complete(checkpoint, empty, name, kind)
     checkpoint.tie(empty)
     set_padding(empty, tokenizer)
-    head = _head(empty, checkpoint, stored, labels) if task_kind(kind).new_head else _Head()
+    head = _head(empty, checkpoint, stored, labels, kind) if task_kind(kind).new_head else _Head()
     filler = Filler(empty, checkpoint, device, spec.seed, head.redrawn, head.rows)
     drawn = {name.rpartition(".")[0] for name in filler.new_parameters}
     new = [module for module, _ in empty.named_modules() if module in drawn]
@@ -122,8 +123,10 @@ class _Head:
     text: str = ""
 
 
-def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: list[str]) -> _Head:
+def _head(model: Any, checkpoint: Checkpoint, stored: dict[int, str], labels: list[str], kind: str) -> _Head:
     heads = heads_of(model)
+    if task_kind(kind).outputs:
+        return _Head(heads)  # the outputs are the same in every checkpoint, in one order
     last = logits_of(model, heads, len(labels))
     filed = {name for name in checkpoint.groups if last and name.rpartition(".")[0] == last}
     if last is None or not filed:

@@ -24,7 +24,7 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     package's error.
     """
     too_long = check_length(spec)
-    source, tokenizer = open_task(spec.task, spec.data), load_tokenizer(spec.model_source)
+    source, tokenizer = open_task(spec.task, spec.data, spec.file_options), load_tokenizer(spec.model_source)
     config = load_config(spec.model_source)
     padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)

@@ -20,7 +20,7 @@ def check_vocabulary(name: str, task: TokenisedTask, tokenizer: Any, config: Any
     Tokens beyond the table that no text contains are no obstacle: tokenizers often have some.
     """
     rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max(int(split.tokens.max()) for split in task.splits.values() if len(split.tokens))
+    largest = task.largest_token()
     if rows is None or largest < rows:
         return
     token = tokenizer.convert_ids_to_tokens(largest)

@@ -18,7 +18,6 @@ from bitrank_planner import SEARCHES, Found, Plan, Problem
 from bitrank_trainer import (
     Diverged,
     Task,
-    evaluate,
     train,
 )
 
@@ -83,7 +82,7 @@ def train_briefly(spec: RunSpec, data: RunData, validation: TokenSplit, built: B
 
     def validate() -> dict[str, float]:
         with built.hook.as_stored():
-            return evaluate(built.model, data.batches_of(validation), objective, compute.device).metrics
+            return data.evaluate(built.model, validation, objective, compute.device).metrics
 
     task = Task(objective, data.train_batches, validate, compute.device)
     return train(built.model, task, built.hook, settings, folder, lambda _: None).history["loss"]

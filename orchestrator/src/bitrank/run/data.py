@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from bitrank_data import (
     Batch,
@@ -16,7 +17,16 @@ from bitrank_data import (
     spread_windows,
     training_batches,
 )
-from bitrank_trainer import choose_device, width_multiple
+from bitrank_trainer import (
+    ALONE,
+    Evaluation,
+    Objective,
+    Processes,
+    choose_device,
+    evaluate,
+    width_multiple,
+)
+from torch import nn
 
 from bitrank.models.tokens import tokenised
 from bitrank.process.compute import Compute
@@ -56,6 +66,19 @@ class RunData:
         return evaluation_batches(
             split, self.task.kind, self.task.pad_id, self.evaluation_tokens, self.multiple
         )
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: TokenSplit,
+        objective: Objective,
+        device: str,
+        processes: Processes = ALONE,
+    ) -> Evaluation:
+        """Evaluate ``model`` on every sequence of ``split``; one row per example if the kind merges rows."""
+        merge = data_kind(self.task.kind).merge
+        merge_rows = None if merge is None else partial(merge, split)
+        return evaluate(model, self.batches_of(split), objective, device, processes, merge_rows)
 
 
 def load_data(spec: RunSpec) -> RunData:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitrank_data import TokenSplit
-from bitrank_trainer import Evaluation, Processes, Task, evaluate, peak_memory_mib, pin_threads, train
+from bitrank_trainer import Evaluation, Processes, Task, peak_memory_mib, pin_threads, train
 
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import build_model
 from bitrank.run.data import load_data
-from bitrank.run.generations import save_generations
+from bitrank.run.generations import Samples, sample_texts
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
 from bitrank.run.requested_plan import config_of_run
+from bitrank.run.token_texts import with_token_texts
 from bitrank.run.train_settings import settings_for
 from bitrank.spec.run_spec import RunSpec
 
@@ -38,7 +39,7 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     def evaluate_on(split: TokenSplit) -> Evaluation:
         """Evaluate the adapter as its file will hold it, so that metrics belong to the stored numbers."""
         with hook.as_stored():
-            return evaluate(model, data.batches_of(split), objective, device, processes)
+            return data.evaluate(model, split, objective, device, processes)
 
     record.phase("zero-shot")
     record.zero_shot(lambda: evaluate_on(data.test))
@@ -51,11 +52,10 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.phase("testing")
     record.adapter(hook)
     with hook.as_stored():
-        texts = (
-            save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+        samples = (
+            sample_texts(spec.kind, model, built.tokenizer, data.test, device)
             if processes.needed
-            else []
+            else Samples()
         )
-    record.finish(
-        evaluate_on(data.test), data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts
-    )
+    final = with_token_texts(evaluate_on(data.test), spec.kind, built.tokenizer)
+    record.finish(final, data.test, progress, hook.ranks(), hook.stored_bytes(), device, samples)

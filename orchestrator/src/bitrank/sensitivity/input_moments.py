@@ -45,7 +45,7 @@ def moments_place(spec: RunSpec) -> Path:
     """The cache folder of the moments: a hash of the model, the task's text, the settings that change a
     measured number, and the code that gathers.
     """
-    source = open_task(spec.task, spec.data)
+    source = open_task(spec.task, spec.data, spec.file_options)
     code = code_hash("bitrank.sensitivity.input_moments")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), str(TOKENS), code)).encode())
     return cache_dir() / "inputs" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

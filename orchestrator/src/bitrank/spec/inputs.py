@@ -15,6 +15,7 @@ The prefix of a digest names its source:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -39,15 +40,24 @@ _HUB_SECONDS = 10.0  # timeout of a request to the hub
 _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
-def data_digest(task: str, data: str | None = None) -> str | None:
-    """The digest of the data of ``task``; None when only the hub knows it or the file does not exist."""
+def data_digest(task: str, data: str | None = None, test_file: str | None = None) -> str | None:
+    """The digest of the data of ``task``; None when only the hub knows it or the file does not exist.
+
+    ``test_file`` is a file of the user that belongs to the data.
+    """
     if task in EMBEDDED:
         return f"pinned:{EMBEDDED[task].fingerprint()}"
     if task in HUB_TASKS and data is None:
         commit = cached_commit("datasets", hub_repository(task))
         return f"{_HUB}{commit}" if commit else None
     path = Path(data if task in HUB_TASKS and data is not None else task)
-    return f"{_CONTENT}{content_digest(path)}" if path.exists() else None
+    if not path.exists() or (test_file is not None and not Path(test_file).exists()):
+        return None
+    parts = [content_digest(path)]
+    if test_file is None:
+        return f"{_CONTENT}{parts[0]}"
+    parts.append(content_digest(Path(test_file)))
+    return f"{_CONTENT}{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
 
 
 def model_digest(name: str) -> str | None:
@@ -97,7 +107,7 @@ def check_inputs(spec: RunSpec) -> None:
     Call it after the inputs were read, to confirm that the run used the content of its id. Old specs without
     digests are not checked, nor is a model of the hub, which is loaded by the commit in the spec.
     """
-    _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data))
+    _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data, spec.test_file))
     if not is_hub(spec.model_digest):
         _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
 

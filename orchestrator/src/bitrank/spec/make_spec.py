@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bitrank_data import HUB_TASKS, open_task
+from bitrank_data import HUB_TASKS, FileOptions, is_path, open_task
 
 from bitrank.errors import UserError, unknown
 from bitrank.spec.configs import CONFIGS, Arm, PlannedArm, find_arm
@@ -15,7 +15,7 @@ from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, located, model_digest
 from bitrank.spec.plan_file import valid_plan
 from bitrank.spec.profiles import Profile
-from bitrank.spec.run_spec import DIGESTS, TUNED, RunSpec, is_path
+from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
 
 # `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
 _FIXED = {"config", "task", "profile", "kind", "arm", *DIGESTS}
@@ -39,9 +39,10 @@ def make_spec(
     # Validate before opening paths: text that cannot be a path would raise an error of the operating system.
     validate(RunSpec, {"config": "-", "model": "-", "task": task, **given})
     task = located(task) if is_path(task) else task
-    given |= {key: located(given[key]) for key in ("data", "plan", "model") if key in given}
+    given |= {key: located(given[key]) for key in ("data", "plan", "model", "test_file") if key in given}
     check_data(given.get("data"), [task])
-    source = open_task(task, given.get("data"))
+    options = FileOptions(**{key: given[key] for key in FILE_OPTIONS if key in given})
+    source = open_task(task, given.get("data"), options)
     plan = given.get("plan")
     name = _name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
@@ -53,7 +54,7 @@ def make_spec(
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
     _check_planned_init(name, arm, chosen)
-    chosen["data_digest"] = data_digest(task, chosen.get("data"))
+    chosen["data_digest"] = data_digest(task, chosen.get("data"), options.test_file)
     chosen["model_digest"] = model_digest(chosen["model"])
     data = arm.as_data()
     return check(RunSpec(config=name, task=task, profile=profile.name, kind=source.kind, arm=data, **chosen))

@@ -66,7 +66,7 @@ def planning_spec(spec: RunSpec) -> RunSpec:
     kept = {name: defaults[name] for name in unused}
     if "steps" in unused:
         kept["steps"] = 1  # a spec has either steps or epochs
-    kept["data_digest"] = spec.data_digest or data_digest(spec.task, spec.data)
+    kept["data_digest"] = spec.data_digest or data_digest(spec.task, spec.data, spec.test_file)
     kept["model_digest"] = spec.model_digest or model_digest(spec.model)
     return replace(spec, config="planned", plan=None, **kept)
 

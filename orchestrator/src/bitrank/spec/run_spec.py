@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import CLASSIFICATION, write_atomically
+from bitrank_data import CLASSIFICATION, FileOptions, is_path, write_atomically
 
 from bitrank.spec.fields import (
     TEXT_LENGTH,
@@ -40,6 +40,7 @@ from bitrank.spec.inputs import is_content, is_hub
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
 DIGESTS = ("data_digest", "model_digest")  # fields that identify content
+FILE_OPTIONS = ("text_column", "label_column", "test_file")  # those of bitrank_data.FileOptions
 TUNED = ("rank", "init_r", "target_r", "shrink")  # fields that change the rank rule of a config
 # Those of bitrank_trainer.DEVICES, which imports torch; a test compares them.
 DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
@@ -89,6 +90,16 @@ class RunSpec:
     ] = field(default_factory=dict)
     plan: Annotated[Text | None, About("path of a plan file that replaces the config")] = None
     data: Annotated[Text | None, About("local folder with the data of a hub task; None: the hub")] = None
+    text_column: Annotated[
+        Text | None,
+        About("column of the text in a file of one's own, or two names a,b for pairs; None: by convention"),
+    ] = None
+    label_column: Annotated[
+        Text | None, About("column of the label in a file of one's own; None: by convention")
+    ] = None
+    test_file: Annotated[
+        Text | None, About("file of one's own with the test split; None: split off by hash, or in the folder")
+    ] = None
     steps: Annotated[Count | None, About("length of training", "optimizer steps")] = None
     epochs: Annotated[
         Annotated[int, Ge(1), Le(10**6)] | None, About("length of training", "passes over the training data")
@@ -211,12 +222,15 @@ class RunSpec:
 
     @property
     def _locators(self) -> set[str]:
-        """Fields that only locate content that another field identifies, and digests that are unknown."""
-        left_out = {key for key in DIGESTS if getattr(self, key) is None}
+        """Fields that only locate content that another field identifies, and those that are not given.
+
+        Options of files that are not given do not enter the id, so that older ids stay the same.
+        """
+        left_out = {key for key in (*DIGESTS, *FILE_OPTIONS) if getattr(self, key) is None}
         if self.data_digest is not None:
             left_out.add("data")
         if is_content(self.data_digest) and self.reads_file:
-            left_out.add("task")
+            left_out |= {"task", "test_file"}
         if is_content(self.model_digest):
             left_out.add("model")
         if self.plan is not None and self.arm:
@@ -228,6 +242,11 @@ class RunSpec:
         """The model as it is loaded: a hub id with the commit in the spec (``id@commit``), else ``model``."""
         commit = (self.model_digest or "").partition(":")[2]
         return f"{self.model}@{commit}" if is_hub(self.model_digest) else self.model
+
+    @property
+    def file_options(self) -> FileOptions:
+        """How the user's own file is read."""
+        return FileOptions(self.text_column, self.label_column, self.test_file)
 
     @property
     def reads_file(self) -> bool:
@@ -247,11 +266,6 @@ class RunSpec:
     def cell(self) -> str:
         """Name of the group of runs that differ only in their seed."""
         return f"{self.config} · {self.task_name}"
-
-
-def is_path(task: str) -> bool:
-    """Whether a task is a file, by the same rule as in :func:`~bitrank_data.open_task`."""
-    return "/" in task or bool(Path(task).suffix)
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -8,9 +8,17 @@ data: this module imports no model library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 
 from bitrank.errors import unknown
 
@@ -66,14 +74,31 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """Generation from the prompt of every test example, by greedy decoding.
+
+    ``scores`` are keys of ``bitrank.run.text_scores.TEXT_SCORES``, which compare a text with its reference. A
+    text ends at the end-of-sequence token, at the most tokens of any reference of the split, or at
+    ``longest`` tokens, whichever is first.
+    """
+
+    scores: tuple[str, ...]
+    longest: int = 256
+
+
+@dataclass(frozen=True)
 class TaskKind:
     """One kind of task.
 
     ``objective`` is a key of ``bitrank_trainer.OBJECTIVES``. ``auto_model`` names the class of transformers
     that loads a model with the right head. ``new_head``: the head has one output per class, is trained whole
-    and may be missing from a checkpoint. ``samples`` is a key of ``bitrank.run.generations.SAMPLES``: the
-    texts that a run saves for reading. ``validation_sequences`` evaluate a planner's short training, and
-    ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step takes longer.
+    and may be missing from a checkpoint. ``outputs`` names the head's outputs if the kind fixes them: a head
+    of the checkpoint is kept then, whatever its labels are called. ``samples`` is a key of
+    ``bitrank.run.generations.SAMPLES``: the texts that a run saves for reading. ``token_texts`` maps columns
+    of texts in the table of predictions to columns of token ids that they spell out. ``generation``: how a
+    run generates from the test examples, None if it does not. ``validation_sequences`` evaluate a planner's
+    short training, and ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step
+    takes longer.
     """
 
     objective: str
@@ -84,9 +109,13 @@ class TaskKind:
     validation_sequences: int
     quick_steps: int
     new_head: bool = False
+    outputs: tuple[str, ...] = ()
     samples: str = "none"
+    generation: Generation | None = None
+    token_texts: Mapping[str, str] = field(default_factory=dict)
 
 
+_PERPLEXITY = TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2)
 TASK_KINDS: dict[str, TaskKind] = {
     CLASSIFICATION: TaskKind(
         objective="classification",
@@ -105,7 +134,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     ),
     LANGUAGE_MODELLING: TaskKind(
         objective="language-modelling",
-        metric=TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2),
+        metric=_PERPLEXITY,
         auto_model="AutoModelForCausalLM",
         requirement=Requirement(
             "do language modelling",
@@ -117,6 +146,71 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",
+    ),
+    SEQUENCE_TO_SEQUENCE: TaskKind(
+        objective="sequence-to-sequence",
+        metric=_PERPLEXITY,
+        auto_model="AutoModelForSeq2SeqLM",
+        requirement=Requirement(
+            "map a text to another",
+            "sequence-to-sequence language model",
+            "an encoder-decoder such as google-t5/t5-small or facebook/bart-base",
+        ),
+        calibration=CalibrationSizes(
+            moments=64, per_plan=16, held_out=64, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=64,
+        quick_steps=50,
+        generation=Generation(("rouge", "bleu", "chrf", "answers")),
+    ),
+    INSTRUCTION: TaskKind(
+        objective="instruction",
+        metric=TaskMetric("completion_ppl", "completion perplexity", higher_is_better=False, decimals=2),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "learn instructions",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(moments=32, per_plan=8, held_out=64, batch_tokens=512, graph_tokens=128),
+        validation_sequences=32,
+        quick_steps=10,
+        generation=Generation(("rouge", "answers")),
+    ),
+    QUESTION_ANSWERING: TaskKind(
+        objective="question-answering",
+        metric=TaskMetric("token_f1", "F1 of words", higher_is_better=True, decimals=3),
+        auto_model="AutoModelForQuestionAnswering",
+        requirement=Requirement(
+            "mark answers in a context", "question answering", "an encoder such as minilm"
+        ),
+        calibration=CalibrationSizes(
+            moments=128, per_plan=32, held_out=128, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=128,
+        quick_steps=100,
+        new_head=True,
+        outputs=("start", "end"),
+        samples="texts",
+    ),
+    PROBING: TaskKind(
+        objective="probing",
+        metric=TaskMetric("p_at_1", "precision at 1", higher_is_better=True, decimals=3),
+        auto_model="AutoModelForCausalLM",
+        requirement=Requirement(
+            "continue a prompt",
+            "causal language model",
+            "a decoder such as smollm2 or gpt2",
+            decoder_only=True,
+        ),
+        calibration=CalibrationSizes(
+            moments=256, per_plan=64, held_out=256, batch_tokens=512, graph_tokens=128
+        ),
+        validation_sequences=256,
+        quick_steps=50,
+        samples="texts",
+        token_texts={"prediction_text": "prediction", "reference_text": "label"},
     ),
 }
 

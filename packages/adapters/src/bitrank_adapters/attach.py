@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
@@ -17,6 +18,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +30,14 @@ from bitrank_adapters.plans import RankPlan, check_ranks, positive_ranks
 from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
 
 DEFAULT_SCALE = AdapterScale()
+# Model classes of transformers by PEFT task type.
+_PEFT_HEADS = {"classifier", "score"}  # modules that PeftModelForSequenceClassification trains whole
+_TASK_TYPES = {
+    TaskType.SEQ_CLS: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    TaskType.QUESTION_ANS: MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    TaskType.SEQ_2_SEQ_LM: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    TaskType.CAUSAL_LM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ def _attach(
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(peft_model, PeftModel)
     # Set after construction: otherwise PEFT selects further modules to train in full by name.
-    peft_model.peft_config["default"].task_type = task_type(model)
+    peft_model.peft_config["default"].task_type = None if _is_in_peft_head(heads) else task_type(model)
     for name, parameter in peft_model.named_parameters():
         if ".ranknum." in name:
             # A count, not a weight: PEFT leaves it trainable if the base is 16-bit, and training it would
@@ -159,12 +170,26 @@ def _attach(
     return peft_model
 
 
-def task_type(model: nn.Module) -> TaskType | None:
-    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base."""
+def _is_in_peft_head(heads: Sequence[str]) -> bool:
+    """Whether a head is inside a module that PEFT's class for classification trains whole on its own.
+
+    RoBERTa's ``classifier.dense`` is inside ``classifier``, and PEFT would look for the weights of both. Its
+    general class trains the modules that the adapter names.
+    """
+    return any(set(head.split(".")[:-1]) & _PEFT_HEADS for head in heads)
+
+
+def task_type(model: Any) -> TaskType | None:
+    """PEFT task type of ``model``, by which ``AutoPeftModel`` finds the class of its base.
+
+    None if there is none, or if PEFT's class for it would change the model's outputs.
+    """
     kind = type(model).__name__
-    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        return TaskType.SEQ_CLS
-    return TaskType.CAUSAL_LM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
+    found = next((task for task, names in _TASK_TYPES.items() if kind in names.values()), None)
+    # PEFT's class for question answering does not pass ``token_type_ids`` on; its general class does.
+    if found == TaskType.QUESTION_ANS and getattr(model.config, "type_vocab_size", 0) == 2:
+        return None
+    return found
 
 
 def _head_in_fp32(model: nn.Module, head: str) -> None:

@@ -16,35 +16,63 @@ from bitrank_data.batches import (
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Example, Source, Texts
+from bitrank_data.examples import (
+    DataReport,
+    Dialogue,
+    Example,
+    PairExample,
+    Source,
+    TargetExample,
+    Texts,
+    Turn,
+)
+from bitrank_data.files import FileOptions
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
 from bitrank_data.kinds import (
     CLASSIFICATION,
     DATA_KINDS,
+    INSTRUCTION,
     LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
     DataKind,
     PaddedBatch,
     data_kind,
+    encode_pairs,
     encode_texts,
     encode_windows,
+    labels_of_completions,
+    labels_of_last_tokens,
     labels_of_next_tokens,
     labels_of_sequences,
     labels_of_tokens,
 )
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
-from bitrank_data.tasks import HUB_TASKS, TASKS, open_task
+from bitrank_data.layouts import Layout, LeftOut, Naming, Refused
+from bitrank_data.probing import FactExample, read_fact
+from bitrank_data.question_answering import CONTEXT, END, START, QuestionExample, read_question
+from bitrank_data.sequences import IGNORED, Cutting, Piece, Rows, TokenSplit
+from bitrank_data.squad import exact_match, token_f1
+from bitrank_data.tasks import HUB_TASKS, TASKS, is_path, open_task
 from bitrank_data.tokens import TokenisedTask, pad_id, tokenise
 
 __version__ = "0.1.0"
 __all__ = [
     "ASSETS",
     "CLASSIFICATION",
+    "CONTEXT",
     "DATA_KINDS",
     "EMBEDDED",
+    "END",
     "HUB_TASKS",
     "IGNORED",
+    "INSTRUCTION",
     "LANGUAGE_MODELLING",
+    "PROBING",
+    "QUESTION_ANSWERING",
+    "SEQUENCE_TO_SEQUENCE",
+    "START",
     "TASKS",
     "Asset",
     "Batch",
@@ -53,13 +81,25 @@ __all__ = [
     "DataError",
     "DataKind",
     "DataReport",
+    "Dialogue",
     "Example",
+    "FactExample",
+    "FileOptions",
+    "Layout",
+    "LeftOut",
+    "Naming",
     "PaddedBatch",
+    "PairExample",
     "Piece",
+    "QuestionExample",
+    "Refused",
+    "Rows",
     "Source",
+    "TargetExample",
     "Texts",
     "TokenSplit",
     "TokenisedTask",
+    "Turn",
     "asset_dir",
     "asset_present",
     "build_once",
@@ -67,18 +107,26 @@ __all__ = [
     "cached_commit",
     "damaged",
     "data_kind",
+    "encode_pairs",
     "encode_texts",
     "encode_windows",
     "evaluation_batches",
+    "exact_match",
     "flush",
     "full_batch",
     "hub_repository",
+    "is_path",
+    "labels_of_completions",
+    "labels_of_last_tokens",
     "labels_of_next_tokens",
     "labels_of_sequences",
     "labels_of_tokens",
     "open_task",
     "pad_id",
+    "read_fact",
+    "read_question",
     "spread_windows",
+    "token_f1",
     "tokenise",
     "training_batches",
     "training_order",

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -64,6 +65,16 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise _readable(error, place) from error
     return place
+
+
+@cache
+def code_digest() -> str:
+    """Hash of this package's sources, so that another version of the code does not reuse its cache."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-SPLITS = ("train", "validation", "test")
+TRAIN = "train"
+SPLITS = (TRAIN, "validation", "test")
 T = TypeVar("T")
 
 
@@ -21,6 +22,60 @@ class Example:
     id: str
     text: str
     label: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Text by which examples are equal, so that they are in the same split."""
+        return self.text
+
+
+@dataclass(frozen=True)
+class PairExample(Example):
+    """Two sentences that are classified together."""
+
+    pair: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.text}\0{self.pair}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation; ``role`` is ``user``, ``assistant``, ``system`` or another name."""
+
+    role: str
+    content: str
+
+
+ASSISTANT, USER, SYSTEM = "assistant", "user", "system"
+
+
+@dataclass(frozen=True)
+class Dialogue(Example):
+    """Prompt and completion, instruction and output, or a conversation; ``text`` is all of it for reading.
+
+    ``style`` is a key of :data:`~bitrank_data.templates.DEFAULT_TEMPLATES`, for tokenizers without a chat
+    template. ``given`` is the input of an instruction; it is empty if there is none.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    style: str = "chat"
+    given: str = ""
+
+    @property
+    def key(self) -> str:
+        """All that precedes the last answer: examples with one prompt are in the same split."""
+        last = max((n for n, turn in enumerate(self.turns) if turn.role == ASSISTANT), default=0)
+        parts = [f"{turn.role}\0{turn.content}" for turn in self.turns[:last]]
+        return "\0".join([*parts, self.given])
+
+
+@dataclass(frozen=True)
+class TargetExample(Example):
+    """A source ``text`` with the ``target`` text that a model is to write."""
+
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,13 +93,15 @@ class DataReport:
 class Texts:
     """All examples of a task by split; ``classes`` names the labels in order (empty for plain text).
 
-    ``kind`` is a key of :data:`~bitrank_data.kinds.DATA_KINDS`.
+    ``kind`` is a key of :data:`~bitrank_data.kinds.DATA_KINDS`. ``given_splits``: the user made the splits,
+    so validation and test may lack a class.
     """
 
     kind: str
-    splits: dict[str, list[Example]]
+    splits: Mapping[str, Sequence[Example]]
     classes: tuple[str, ...] = ()
     report: DataReport = field(default_factory=DataReport)
+    given_splits: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ kind. Further entries may be added before a task of their kind is opened.
 
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
-per document for paired tests.
+per document for paired tests. Instruction: one sequence per dialogue, whose answers are predicted. Question
+answering and probing have a module each. Sequence-to-sequence: one sequence per example, the tokens of its
+source and then those of its target; a batch pads the two parts apart, for the encoder and for the decoder.
 """
 
 from __future__ import annotations
@@ -16,25 +18,49 @@ from typing import Any
 
 import numpy as np
 
+from bitrank_data.conversations import INSTRUCTIONS
+from bitrank_data.dialogues import encode_dialogues, notes_of_dialogues
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example
-from bitrank_data.sequences import IGNORED, Cutting, Piece, TokenSplit
+from bitrank_data.examples import Example, PairExample
+from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, SOURCE_AND_TARGET, Layout
+from bitrank_data.probing import FACTS, encode_facts
+from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
+from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
-
-# Sequences of each text of a batch, and the number of truncated texts.
-Encoded = tuple[list[list[Piece]], int]
+INSTRUCTION = "instruction"
+QUESTION_ANSWERING = "question-answering"
+PROBING = "probing"
+SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Sequences ``indices`` of ``split``, padded. ``mask_BT`` is 1 for tokens and 0 for padding."""
+    """Model inputs of the sequences ``indices`` of ``split``, padded.
+
+    ``mask_BT`` is 1 for tokens and 0 for padding.
+    """
 
     split: TokenSplit
     indices: np.ndarray
     ids_BT: np.ndarray
     mask_BT: np.ndarray
+
+
+def whole_sequence(split: TokenSplit, index: int) -> np.ndarray:
+    """All tokens of a sequence."""
+    return split.sequence(index)
+
+
+def whole_lengths(split: TokenSplit) -> np.ndarray:
+    """Number of tokens of each sequence (N,)."""
+    return split.lengths_N
+
+
+def all_targets(width: int) -> Piece:
+    """A sequence of ``width`` tokens, all of which are targets."""
+    return Piece([1] * width, [1] * width)
 
 
 @dataclass(frozen=True)
@@ -43,30 +69,55 @@ class DataKind:
 
     ``encode`` makes the sequences of a batch of examples, with a Hugging Face tokenizer. ``labels`` makes the
     labels of a padded batch: (B,), or (B, T) with :data:`~bitrank_data.sequences.IGNORED` for positions
-    without one. ``columns`` are the columns of a user's file of this kind; a kind without columns is never
+    without one. ``layouts`` are the columns of a user's file of this kind; a kind without layouts is never
     recognized in a file. ``predicted_tokens`` counts the targets of a split, for kinds that cut a document
-    into windows; None: an example is one sequence.
+    into windows; None: an example is one sequence. ``notes`` takes an example of a task and the tokenizer,
+    and returns sentences for the user on how texts become sequences.
+
+    ``left_out`` completes the note on the examples for which ``encode`` makes no sequence: their number,
+    ``left_out``, and the first one. ``record`` gives the texts of an example that its evaluation needs, and
+    ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
+    evaluated without texts, one by one.
+
+    ``inputs`` are the tokens of a sequence that are the model's input, and ``lengths`` (N,) the widths that
+    sequences need in a batch. ``full`` makes the longest sequence for a given width.
     """
 
     about: str
     encode: Callable[[Sequence[Example], Any, Cutting], Encoded]
     labels: Callable[[PaddedBatch], np.ndarray]
-    columns: frozenset[str] = frozenset()
+    layouts: tuple[Layout, ...] = ()
     predicted_tokens: Callable[[TokenSplit], int] | None = None
+    inputs: Callable[[TokenSplit, int], np.ndarray] = whole_sequence
+    lengths: Callable[[TokenSplit], np.ndarray] = whole_lengths
+    full: Callable[[int], Piece] = all_targets
+    notes: Callable[[Example, Any], tuple[str, ...]] = lambda example, tokenizer: ()
+    left_out: str = "texts have too few tokens to learn from and were left out"
+    record: Callable[[Any], dict[str, Any]] | None = None
+    merge: Callable[[TokenSplit, Rows], Rows] | None = None
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
-    """One sequence per text, truncated to ``max_length``; none for a text without tokens."""
-    texts = [example.text for example in examples]
-    options = {"add_special_tokens": cutting.special_tokens}
-    encoded = list(tokenizer(texts, **options, truncation=False, verbose=False)["input_ids"])
-    cut = sum(len(tokens) > cutting.max_length for tokens in encoded)
+    """One sequence per text or pair of texts, truncated to ``max_length``; none for a text without tokens.
+
+    The longer text of a pair is truncated first (``longest_first``), and the tokenizer's segments, such as
+    BERT's, become ``Piece.types``.
+    """
+    texts: list[list[str]] = [[example.text for example in examples]]
+    if pairs := [example.pair for example in examples if isinstance(example, PairExample)]:
+        texts.append(pairs)
+    options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
+    # One token more than fits shows which texts are too long, without lists of all their tokens.
+    encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length + 1)
+    cut = sum(len(tokens) > cutting.max_length for tokens in encoded["input_ids"])
     if cut:
-        encoded = list(
-            tokenizer(texts, **options, truncation=True, max_length=cutting.max_length)["input_ids"]
-        )
+        encoded = tokenizer(*texts, **options, truncation="longest_first", max_length=cutting.max_length)
     added = len(cutting.before) + len(cutting.after)
-    pieces = [[Piece(tokens)] if len(tokens) > added else [] for tokens in encoded]
+    types = encoded.get("token_type_ids") if pairs else None
+    pieces = []
+    for row, tokens in enumerate(encoded["input_ids"]):
+        piece = Piece(tokens, types=types[row] if types is not None else ())
+        pieces.append([piece] if len(tokens) > added else [])
     return pieces, cut
 
 
@@ -85,6 +136,59 @@ def _windows(tokens: list[int], cutting: Cutting) -> list[Piece]:
     size = cutting.max_length - len(cutting.before)
     windows = [[*cutting.before, *body[start : start + size]] for start in range(0, len(body), size)]
     return [Piece(window) for window in windows if len(window) > 1]
+
+
+def encode_pairs(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """Source and target of each :class:`~bitrank_data.TargetExample` in one sequence.
+
+    The targets of the sequence are the tokens of the target text.
+
+    The source is cut at ``max_length`` and the target one token shorter, since the decoder's input begins
+    with a start token. A target ends with the end-of-sequence token. There is no sequence for an example
+    whose source or target has no token.
+    """
+    sources, cut = encode_texts(examples, tokenizer, cutting)
+    targets, cut_targets = _encode_targets([example.target for example in examples], tokenizer, cutting)
+    sequences = []
+    for pieces, target in zip(sources, targets, strict=True):
+        sequences.append([_pair(pieces[0].tokens, target)] if pieces and target else [])
+    return sequences, cut + cut_targets
+
+
+def _encode_targets(texts: Sequence[str], tokenizer: Any, cutting: Cutting) -> tuple[list[list[int]], int]:
+    """Tokens of each target text, and the number of truncated ones."""
+    options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
+    encoded = tokenizer(text_target=list(texts), **options)["input_ids"]
+    end = tokenizer.eos_token_id if cutting.special_tokens else None
+    added, longest = len(cutting.before) + len(cutting.after), cutting.max_length - 1
+    targets, cut = [], 0
+    for tokens in encoded:
+        ending = [] if end is None else [end]
+        body = tokens[:-1] if tokens[-1:] == ending and ending else tokens
+        room = longest - len(ending)
+        cut += len(body) > room
+        targets.append([*body[:room], *ending] if len(tokens) > added else [])
+    return targets, cut
+
+
+def _pair(source: Sequence[int] | np.ndarray, target: Sequence[int]) -> Piece:
+    return Piece([*source, *target], [IGNORED] * len(source) + list(target))
+
+
+def prompt_part(split: TokenSplit, index: int) -> np.ndarray:
+    """Tokens of a sequence before its first target: the encoder's input."""
+    return split.prompt_of(index)
+
+
+def longer_part(split: TokenSplit) -> np.ndarray:
+    """Number of tokens of the prompt or of the completion, the longer one, of each sequence (N,)."""
+    parts = [(len(split.prompt_of(i)), len(split.completion_of(i))) for i in range(len(split))]
+    return np.asarray([max(pair) for pair in parts], dtype=np.int64)
+
+
+def full_pair(width: int) -> Piece:
+    """A source of ``width`` tokens with the longest target."""
+    return _pair([1] * width, [1] * max(1, width - 1))
 
 
 def labels_of_sequences(batch: PaddedBatch) -> np.ndarray:
@@ -107,6 +211,26 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
     return labels_BT
 
 
+def labels_of_completions(batch: PaddedBatch) -> np.ndarray:
+    """Completion of each sequence (B, S): the decoder's labels.
+
+    S differs from the inputs' width T, so that masks of both are told apart by shape.
+    """
+    completions = [batch.split.completion_of(int(index)) for index in batch.indices]
+    longest = max((len(completion) for completion in completions), default=1)
+    width = longest + (longest == batch.ids_BT.shape[1])
+    labels_BS = np.full((len(completions), width), IGNORED, dtype=np.int64)
+    for row, completion in enumerate(completions):
+        labels_BS[row, : len(completion)] = completion
+    return labels_BS
+
+
+def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
+    """Label of the last token of each sequence (B,), from the split's ``targets``."""
+    labels = [batch.split.targets_of(int(index))[-1] for index in batch.indices]
+    return np.asarray(labels, dtype=np.int64)
+
+
 def _tokens_after_the_first(split: TokenSplit) -> int:
     return int((split.lengths_N - 1).sum())
 
@@ -116,14 +240,46 @@ DATA_KINDS: dict[str, DataKind] = {
         "the class of a sentence or text",
         encode_texts,
         labels_of_sequences,
-        columns=frozenset({"text", "label"}),
+        layouts=LABELLED_TEXT,
     ),
     LANGUAGE_MODELLING: DataKind(
         "the next token of a document",
         encode_windows,
         labels_of_next_tokens,
-        columns=frozenset({"text"}),
+        layouts=PLAIN_TEXT,
         predicted_tokens=_tokens_after_the_first,
+    ),
+    SEQUENCE_TO_SEQUENCE: DataKind(
+        "the target text of a source text",
+        encode_pairs,
+        labels_of_completions,
+        layouts=SOURCE_AND_TARGET,
+        inputs=prompt_part,
+        lengths=longer_part,
+        full=full_pair,
+    ),
+    INSTRUCTION: DataKind(
+        "the assistant's answers in a dialogue",
+        encode_dialogues,
+        labels_of_tokens,
+        layouts=INSTRUCTIONS,
+        notes=notes_of_dialogues,
+    ),
+    QUESTION_ANSWERING: DataKind(
+        "the part of a context that answers a question",
+        encode_questions,
+        labels_of_tokens,
+        layouts=QUESTIONS,
+        left_out="questions leave no space for context in max_length and were left out",
+        record=record_of_question,
+        merge=rows_of_questions,
+    ),
+    PROBING: DataKind(
+        "the one token that continues a prompt",
+        encode_facts,
+        labels_of_last_tokens,
+        layouts=FACTS,
+        left_out="objects are not exactly one known token of the tokenizer and were left out",
     ),
 }
 
@@ -136,14 +292,3 @@ def data_kind(name: str) -> DataKind:
             "bitrank_data.DATA_KINDS"
         )
     return DATA_KINDS[name]
-
-
-def kind_of_columns(columns: Sequence[str]) -> str:
-    """Kind of a user's file with ``columns``: the one with the most columns that are all there.
-
-    Raises :class:`DataError` if no kind fits.
-    """
-    fitting = [name for name, kind in DATA_KINDS.items() if kind.columns and kind.columns <= set(columns)]
-    if not fitting:
-        raise DataError(f"no kind of task has the columns {', '.join(columns) or 'none'}")
-    return max(fitting, key=lambda name: len(DATA_KINDS[name].columns))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from bitrank_data.errors import DataError
-from bitrank_data.readers import Row
 
 # Half stars from 0 to 5 are classes; more than this number of different fractional values indicates
 # regression.
@@ -21,38 +22,67 @@ _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadshee
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
-def read_classes(name: str, rows: Sequence[Row]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
-    """Class names in order (numbers by size, then text), class of each row, and notes for the user.
+class ClassReader:
+    """Classes of a task, collected row by row; memory grows with the number of classes only.
 
-    Raises :class:`DataError` that names the row of the first invalid label.
+    ``place`` in the methods names a row for messages, with its file.
     """
-    _refuse_missing(name, rows)
-    labels = [_class_of(name, row) for row in rows]
-    first: dict[str, Row] = {}
-    for label, row in zip(labels, rows, strict=True):
-        first.setdefault(label, row)
-    _refuse_fractions(name, first)
-    _refuse_spellings(name, first)
-    classes = tuple(sorted(first, key=_by_number))
-    if len(classes) < 2:
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._codes: dict[str, int] = {}  # class → number, in order of appearance
+        self._first: dict[str, str] = {}  # class → first row
+        self._spellings: dict[str, dict[str, None]] = {}
+        self._missing = 0
+        self._first_missing = ""
+        self._minus_one = 0
+
+    def add(self, place: str, label: Any) -> int:
+        """Preliminary number of the class of a label. Raises :class:`DataError` for an invalid label."""
+        if _is_missing(label):
+            self._first_missing = self._first_missing or place
+            self._missing += 1
+            return -1
+        name = _class_of(self._name, place, label)
+        self._spellings.setdefault(name, {})[repr(label)] = None
+        self._first.setdefault(name, place)
+        self._minus_one += name == "-1"
+        return self._codes.setdefault(name, len(self._codes))
+
+    def finish(self) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:
+        """Class names in order (numbers by size, then text), their number by preliminary number, and notes.
+
+        Raises :class:`DataError` that names a row for labels that are no classes.
+        """
+        self._refuse_missing()
+        _refuse_fractions(self._name, self._first)
+        _refuse_spellings(self._name, self._first)
+        classes = tuple(sorted(self._first, key=_by_number))
+        if len(classes) < 2:
+            only = f"every label is {classes[0]!r}" if classes else "no row has a label"
+            raise DataError(
+                f"{self._name}: classification needs two classes or more, {only}. Add examples of another "
+                "class, or remove the column 'label' for language modelling"
+            )
+        numbers = np.zeros(len(classes), dtype=np.int32)
+        for number, name in enumerate(classes):
+            numbers[self._codes[name]] = number
+        return classes, numbers, (*_rewritten(self._spellings), *self._minus_one_note())
+
+    def _refuse_missing(self) -> None:
+        if not self._missing:
+            return
+        others = f" (nor have {self._missing - 1} other rows)" if self._missing > 1 else ""
         raise DataError(
-            f"{name}: classification needs two classes or more, every label is {classes[0]!r}. Add examples "
-            "of another class, or remove the column 'label' for language modelling"
+            f"{self._name}: {self._first_missing} has no label{others}. Give every row a label or remove the "
+            "rows without one; for language modelling remove the column 'label'"
         )
-    index = {label: number for number, label in enumerate(classes)}
-    notes = (*_rewritten(rows, labels), *_minus_one(labels))
-    return classes, [index[label] for label in labels], notes
 
-
-def _refuse_missing(name: str, rows: Sequence[Row]) -> None:
-    missing = [row for row in rows if _is_missing(row.label)]
-    if not missing:
-        return
-    others = f" (nor have {len(missing) - 1} other rows)" if len(missing) > 1 else ""
-    raise DataError(
-        f"{name}: {missing[0].where} has no label{others}. Give every row a label or remove the rows "
-        "without one; for language modelling remove the column 'label'"
-    )
+    def _minus_one_note(self) -> tuple[str, ...]:
+        if not self._minus_one or "0" not in self._codes:
+            return ()
+        remedy = "where it means 'not labelled', remove these rows"
+        return (f"label -1 ({self._minus_one} rows) is trained on as a class; {remedy}",)
 
 
 def _is_missing(label: object) -> bool:
@@ -61,15 +91,14 @@ def _is_missing(label: object) -> bool:
     return label is None or (isinstance(label, str) and label.strip() in _MISSING)
 
 
-def _class_of(name: str, row: Row) -> str:
+def _class_of(name: str, place: str, label: Any) -> str:
     """Class name of a label: text without surrounding space, whole numbers without a decimal point."""
-    label = row.label
     if isinstance(label, bool | int):
         return str(label)
     if isinstance(label, float):
         if math.isinf(label):
             problem = f"has the label {label}, which is no class; give whole numbers or text"
-            raise DataError(f"{name}: {row.where} {problem}")
+            raise DataError(f"{name}: {place} {problem}")
         return str(int(label)) if label.is_integer() else str(label)
     if isinstance(label, str):
         text = label.strip()
@@ -81,45 +110,34 @@ def _class_of(name: str, row: Row) -> str:
         problem = "bytes; save it as text"
     else:
         problem = f"of type {type(label).__name__}; give text, a whole number or true/false"
-    raise DataError(f"{name}: the label of {row.where} is {problem}")
+    raise DataError(f"{name}: the label of {place} is {problem}")
 
 
-def _refuse_fractions(name: str, first: dict[str, Row]) -> None:
+def _refuse_fractions(name: str, first: dict[str, str]) -> None:
     fractions = [label for label in first if _NUMBER.fullmatch(label) and not float(label).is_integer()]
     if len(fractions) > _MOST_FRACTIONS:
-        example = f"{first[fractions[0]].where}: {fractions[0]}"
+        example = f"{first[fractions[0]]}: {fractions[0]}"
         raise DataError(
             f"{name}: the labels are {len(first)} different numbers, with fractions ({example}). "
             "Regression is not supported: round or bin them to a few classes"
         )
 
 
-def _refuse_spellings(name: str, first: dict[str, Row]) -> None:
+def _refuse_spellings(name: str, first: dict[str, str]) -> None:
     seen: dict[object, str] = {}
     for label in first:
         key = float(label) if _NUMBER.fullmatch(label) else label.casefold()
         if key in seen:
-            both = " and ".join(f"{one!r} ({first[one].where})" for one in (seen[key], label))
+            both = " and ".join(f"{one!r} ({first[one]})" for one in (seen[key], label))
             remedy = "write one of them everywhere, or give them different names"
             raise DataError(f"{name}: the labels {both} differ in spelling alone; {remedy}")
         seen[key] = label
 
 
-def _rewritten(rows: Sequence[Row], labels: Sequence[str]) -> tuple[str, ...]:
+def _rewritten(spellings: dict[str, dict[str, None]]) -> tuple[str, ...]:
     """Notes on different spellings read as one class."""
-    spellings: dict[str, dict[str, None]] = {}
-    for row, label in zip(rows, labels, strict=True):
-        spellings.setdefault(label, {})[repr(row.label)] = None
     merged = {label: " and ".join(written) for label, written in spellings.items() if len(written) > 1}
     return tuple(f"{written} are one class, {label!r}" for label, written in merged.items())
-
-
-def _minus_one(labels: Sequence[str]) -> tuple[str, ...]:
-    count = labels.count("-1")
-    if not count or "0" not in labels:
-        return ()
-    remedy = "where it means 'not labelled', remove these rows"
-    return (f"label -1 ({count} rows) is trained on as a class; {remedy}",)
 
 
 def _by_number(label: str) -> tuple[int, float, str]:

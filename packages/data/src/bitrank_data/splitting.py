@@ -3,25 +3,30 @@
 Texts are equal if they match after Unicode normalization (NFKC), case folding and collapsing white space.
 This affects splits only; models receive the original texts. The order is that of the SHA-256 of the
 normalized text, so a split depends on the texts only, not on their order or number in the file.
+
+The functions take hashes instead of texts: 16 bytes and a class for each row, however long the texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from bitrank_data.errors import DataError
 from bitrank_data.examples import DataReport, Example
 
-_SPLITS = 3
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and in the same order
 # More classes than this need two training texts each on average: a column of ids or free text has as many
 # classes as texts. A few classes of three texts each are accepted, as small tests use them.
 _FEW_CLASSES = 10
-Group = list[Example]  # examples with equal text
-Place = Callable[[str], str]  # example id → row name for messages
-Split = tuple[dict[str, list[Example]], DataReport]
+Place = Callable[[int], str]  # number of a row, from 0 → its name in messages
+Rows = dict[str, np.ndarray]  # split → numbers of its rows
 
 
 def text_key(text: str) -> str:
@@ -29,84 +34,133 @@ def text_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def groups_of(examples: Sequence[Example]) -> list[Group]:
+def key_digest(text: str) -> bytes:
+    """Digest of the normalized ``text``, 16 bytes."""
+    return hashlib.sha256(text_key(text).encode()).digest()[:_KEY_BYTES]
+
+
+def groups_of(examples: Sequence[Example]) -> list[list[Example]]:
     """Groups of examples with equal text, ordered by the text's hash; the given order within a group."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(text_key(example.text), []).append(example)
     return [groups[key] for key in sorted(groups, key=lambda key: hashlib.sha256(key.encode()).digest())]
 
 
-def split_by_text(examples: Sequence[Example], place: Place, classes: Sequence[str] = ()) -> Split:
-    """Split the different texts into about 80 / 10 / 10 %, stratified by class.
+@dataclass(frozen=True)
+class Keyed:
+    """Rows of a task: digests of their texts, 16 bytes each, and their classes (0 without classes).
 
-    Training keeps every copy of a text. Validation and test keep one copy per label, so that a text counts
-    once in model comparisons. ``place`` maps an example id to its row name. Raises :class:`DataError` if a
-    class has fewer than three texts, or many classes have one training text each.
+    ``place`` names a row in messages, and ``classes`` are the names of the classes (empty without).
     """
-    groups = groups_of(examples)
-    held_out = {"test": set[int](), "validation": set[int]()}
-    for label, places in _by_class(groups).items():
-        if len(places) < _SPLITS:
-            first = place(next(example.id for example in examples if example.label == label))
-            if label is None:
-                raise DataError(_too_few("there are", len(places), first, "needed"))
-            what = f"the class {classes[label]!r} has"
-            raise DataError(_too_few(what, len(places), first, "needed of each class"))
+
+    digests: bytes | bytearray
+    labels_N: np.ndarray
+    place: Place
+    classes: Sequence[str] = ()
+
+    @cached_property
+    def halves_N2(self) -> np.ndarray:
+        """The two halves of each digest as numbers, (N, 2)."""
+        return np.frombuffer(self.digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+    def select(self, rows: np.ndarray) -> Keyed:
+        """The rows with the numbers ``rows``, in that order."""
+        digests = np.frombuffer(self.digests, dtype=f"V{_KEY_BYTES}")[rows].tobytes()
+        return Keyed(digests, self.labels_N[rows], lambda row: self.place(int(rows[row])), self.classes)
+
+
+class _Groups:
+    """Rows in groups of equal text, ordered by digest; rows of a group keep their order.
+
+    ``order_N`` has the rows in this order and ``group_N`` the group of each of them. ``label_G`` is the most
+    frequent class of a group, on ties the first class.
+    """
+
+    def __init__(self, keyed: Keyed) -> None:
+        halves = keyed.halves_N2
+        self.order_N = np.lexsort((halves[:, 1], halves[:, 0]))
+        sorted_N2 = halves[self.order_N]
+        begins_N = np.ones(len(halves), dtype=bool)
+        begins_N[1:] = (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)
+        self.group_N = np.cumsum(begins_N) - 1
+        self.count = int(begins_N.sum())
+        self._classes = max(len(keyed.classes), 1)
+        self.pair_N = self.group_N * self._classes + keyed.labels_N[self.order_N]
+        pairs, counts = np.unique(self.pair_N, return_counts=True)
+        groups, labels = np.divmod(pairs, self._classes)
+        ranked = np.lexsort((labels, -counts, groups))
+        first = np.unique(groups[ranked], return_index=True)[1]
+        self.label_G = labels[ranked][first]
+        self.labels_of_group = np.bincount(groups, minlength=self.count)
+
+    def by_class(self) -> dict[int, np.ndarray]:
+        """Groups of each class, in the order of their digests."""
+        order = np.argsort(self.label_G, kind="stable")
+        labels, begins = np.unique(self.label_G[order], return_index=True)
+        return dict(zip(labels.tolist(), np.split(order, begins[1:]), strict=True))
+
+    def rows(self, in_split_G: np.ndarray, repeats: bool) -> np.ndarray:
+        """Rows of the chosen groups; without ``repeats`` one of each text and class."""
+        places = np.flatnonzero(in_split_G[self.group_N])
+        if not repeats:
+            places = places[np.sort(np.unique(self.pair_N[places], return_index=True)[1])]
+        chosen: np.ndarray = self.order_N[places]
+        return chosen
+
+
+def split_by_text(keyed: Keyed, held_out: Sequence[str] = (TEST, VALIDATION)) -> tuple[Rows, DataReport]:
+    """Split the different texts: about 10 % for each of ``held_out``, by class, and the rest for training.
+
+    Training keeps every copy of a text. The others keep one copy per label, so that a text counts once in
+    model comparisons. Raises :class:`DataError` if a class has too few texts for one in each split, or many
+    classes have one training text each.
+    """
+    groups = _Groups(keyed)
+    split_G = np.zeros(groups.count, dtype=np.int8)  # 0: train
+    for label, places in groups.by_class().items():
+        if len(places) <= len(held_out):
+            raise DataError(_too_few(keyed, label, len(places), len(held_out) + 1))
         tenth = max(1, (len(places) + 5) // 10)
-        held_out["test"].update(places[:tenth])
-        held_out["validation"].update(places[tenth : 2 * tenth])
-    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for number, group in enumerate(groups):
-        split = next((name for name, places in held_out.items() if number in places), "train")
-        splits[split] += group if split == "train" else _one_for_each_label(group)
-    _refuse_absent(splits, classes)
-    _refuse_ids(splits["train"], classes)
-    return splits, _report(examples, groups, splits, place, classes)
+        for number in range(len(held_out)):
+            split_G[places[number * tenth : (number + 1) * tenth]] = number + 1
+    rows = {TRAIN: groups.rows(split_G == 0, repeats=True)}
+    for number, name in enumerate(held_out, 1):
+        rows[name] = groups.rows(split_G == number, repeats=False)
+    _refuse_absent(rows, keyed)
+    refuse_ids(int((split_G == 0).sum()), keyed.classes)
+    return rows, _report(keyed, groups, sum(len(part) for part in rows.values()))
 
 
-def _by_class(groups: Sequence[Group]) -> dict[int | None, list[int]]:
-    """Group indices by class, using the most frequent label of a text, on ties the first class."""
-    places: dict[int | None, list[int]] = {}
-    for number, group in enumerate(groups):
-        counts = Counter(example.label for example in group)
-        label = min(counts, key=lambda label: (-counts[label], label if label is not None else 0))
-        places.setdefault(label, []).append(number)
-    return places
-
-
-def _one_for_each_label(group: Group) -> Group:
-    first: dict[int | None, Example] = {}
-    for example in group:
-        first.setdefault(example.label, example)
-    return list(first.values())
-
-
-def _too_few(what: str, texts: int, where: str, needed: str) -> str:
+def _too_few(keyed: Keyed, label: int, texts: int, needed: int) -> str:
+    first = keyed.place(int(np.flatnonzero(keyed.labels_N == label)[0]))
+    what, where = "there are", "needed"
+    if keyed.classes:
+        what, where = f"the class {keyed.classes[label]!r} has", "needed of each class"
+    each = "training, validation and test have" if needed == 3 else "training and validation have"
     return (
-        f"{what} {texts} different texts (the first in {where}); {_SPLITS} or more are {needed}, so that "
-        "training, validation and test have one each. Add different texts, or remove these rows"
+        f"{what} {texts} different texts (the first in {first}); {needed} or more are {where}, so that "
+        f"{each} one each. Add different texts, or remove these rows"
     )
 
 
-def _refuse_absent(splits: dict[str, list[Example]], classes: Sequence[str]) -> None:
+def _refuse_absent(rows: Rows, keyed: Keyed) -> None:
     """Raise :class:`DataError` if a class has no text in a split.
 
     This happens if every text of the class has another label more often.
     """
-    for split, examples in splits.items():
-        present = {example.label for example in examples}
-        absent = [name for label, name in enumerate(classes) if label not in present]
-        if absent:
+    for split, numbers in rows.items():
+        counts = np.bincount(keyed.labels_N[numbers], minlength=len(keyed.classes))
+        absent = np.flatnonzero(counts[: len(keyed.classes)] == 0)
+        if len(absent):
             raise DataError(
-                f"the class {absent[0]!r} has no text in {split}: its texts carry another label more often. "
-                "Correct the labels of equal texts, or remove the class"
+                f"the class {keyed.classes[absent[0]]!r} has no text in {split}: its texts carry another "
+                "label more often. Correct the labels of equal texts, or remove the class"
             )
 
 
-def _refuse_ids(train: Sequence[Example], classes: Sequence[str]) -> None:
+def refuse_ids(texts: int, classes: Sequence[str]) -> None:
     """Raise :class:`DataError` if more than ten classes have fewer than two training texts on average."""
-    texts = len({text_key(example.text) for example in train})
     if len(classes) > _FEW_CLASSES and texts < 2 * len(classes):
         raise DataError(
             f"{len(classes)} classes have {texts} different training texts, fewer than two each: the labels "
@@ -115,16 +169,9 @@ def _refuse_ids(train: Sequence[Example], classes: Sequence[str]) -> None:
         )
 
 
-def _report(
-    examples: Sequence[Example],
-    groups: Sequence[Group],
-    splits: dict[str, list[Example]],
-    place: Place,
-    classes: Sequence[str],
-) -> DataReport:
-    repeats = len(examples) - len(groups)
-    left_out = len(examples) - sum(len(part) for part in splits.values())
-    conflicts = [group for group in groups if len({example.label for example in group}) > 1]
+def _report(keyed: Keyed, groups: _Groups, kept: int) -> DataReport:
+    repeats, left_out = len(keyed.labels_N) - groups.count, len(keyed.labels_N) - kept
+    conflicts = np.flatnonzero(groups.labels_of_group > 1)
     counts = {"repeated_rows": repeats, "repeats_left_out": left_out, "conflicting_texts": len(conflicts)}
     notes = []
     if repeats:
@@ -132,11 +179,46 @@ def _report(
             f"{repeats} rows repeat the text of another row: equal texts are in one split, and {left_out} "
             "repeats were left out of validation and test"
         )
-    if conflicts:
-        one, *others = conflicts[0]
-        other = next(example for example in others if example.label != one.label)
-        both = [(place(example.id), classes[example.label or 0]) for example in (one, other)]
+    if len(conflicts):
+        rows = groups.order_N[groups.group_N == conflicts[0]]
+        other = rows[keyed.labels_N[rows] != keyed.labels_N[rows[0]]][0]
+        both = [(keyed.place(int(row)), keyed.classes[keyed.labels_N[row]]) for row in (rows[0], other)]
         pair = " and ".join(f"{where} {label!r}" for where, label in both)
         several = f"{len(conflicts)} texts have different labels in different rows"
         notes.append(f"{several} (such as {pair}); all are kept")
+    return DataReport(counts, tuple(notes))
+
+
+def refuse_unlearned(rows: Mapping[str, np.ndarray], keyed: Keyed) -> None:
+    """Raise :class:`DataError` if training lacks a class that another split has."""
+    trained = np.bincount(keyed.labels_N[rows[TRAIN]], minlength=max(len(keyed.classes), 1))
+    for split, numbers in rows.items():
+        unknown = numbers[trained[keyed.labels_N[numbers]] == 0]
+        if len(unknown):
+            row = int(unknown[0])
+            raise DataError(
+                f"{keyed.place(row)} has the label {keyed.classes[keyed.labels_N[row]]!r}, which no training "
+                f"row has ({len(unknown)} such rows in {split}): a model cannot learn it. Add training rows "
+                "of this class, or remove these rows"
+            )
+
+
+def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed) -> DataReport:
+    """Notes on splits that the user made: repeated texts within them, and texts that are in training too.
+
+    Raises :class:`DataError` for classes that look like ids.
+    """
+    first_half = keyed.halves_N2[:, 0]
+    counts: dict[str, int] = {}
+    notes = []
+    for split in (VALIDATION, TEST):
+        numbers = rows[split]
+        shared = int(np.isin(first_half[numbers], first_half[rows[TRAIN]]).sum())
+        repeats = len(numbers) - len(np.unique(first_half[numbers]))
+        counts |= {f"{split}_texts_in_train": shared, f"{split}_repeats": repeats}
+        if shared:
+            notes.append(f"{shared} of {len(numbers)} texts of {split} are also in train, as in the files")
+        if repeats:
+            notes.append(f"{repeats} texts of {split} repeat another of them; all are kept, as in the files")
+    refuse_ids(len(np.unique(first_half[rows[TRAIN]])), keyed.classes)
     return DataReport(counts, tuple(notes))

@@ -8,26 +8,35 @@ from pathlib import Path
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Source
-from bitrank_data.files import file_source
+from bitrank_data.files import FileOptions, file_source
 from bitrank_data.hub import HUB, hub_source
+from bitrank_data.readers import READERS
 
 HUB_TASKS = tuple(HUB)
 TASKS: tuple[str, ...] = (*EMBEDDED, *HUB_TASKS)
 
 
-def open_task(name: str, folder: str | None = None) -> Source:
-    """Source of task ``name``: one of :data:`TASKS`, or the path of a CSV, JSONL or Parquet file.
+def open_task(name: str, folder: str | None = None, options: FileOptions | None = None) -> Source:
+    """Source of task ``name``: one of :data:`TASKS`, or the path of a user's file or folder of files.
 
-    ``folder`` is a local copy for the hub tasks. Raises :class:`DataError` with the nearest names for an
-    unknown task.
+    ``folder`` is a local copy for the hub tasks. ``options`` are those of the user's files. Raises
+    :class:`DataError` with the nearest names for an unknown task, and for options that are not used.
     """
+    if is_path(name):
+        return file_source(Path(name), options)
+    if options is not None and options.given:
+        raise DataError(
+            f"{', '.join(options.given)}: for files of your own only, and {name} is none; remove it"
+        )
     if name in EMBEDDED:
         return EMBEDDED[name]
     if name in HUB_TASKS:
         return hub_source(name, Path(folder) if folder else None)
-    if "/" in name or Path(name).suffix:
-        return file_source(Path(name))
     near = difflib.get_close_matches(name, TASKS, n=2) or TASKS
-    raise DataError(
-        f"unknown task {name!r}; nearest: {', '.join(near)} (or the path of a .csv, .jsonl or .parquet file)"
-    )
+    own = f"or a path: ./{name}" if Path(name).exists() else f"or the path of a {', '.join(READERS)} file"
+    raise DataError(f"unknown task {name!r}; nearest: {', '.join(near)} ({own}, or of a folder with them)")
+
+
+def is_path(name: str) -> bool:
+    """Whether ``name`` is the path of a file or folder of the user, and no name of a task."""
+    return name not in TASKS and ("/" in name or bool(Path(name).suffix))

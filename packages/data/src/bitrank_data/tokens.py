@@ -14,28 +14,30 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
-
-from bitrank_data.cache import build_once, cache_dir
+from bitrank_data.cache import build_once, cache_dir, code_digest
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.kinds import DataKind, data_kind
-from bitrank_data.sequences import Cutting, Piece, TokenSplit, pack
+from bitrank_data.sequences import Cutting, TokenSplit
+from bitrank_data.token_files import SplitWriter, read_split
 
-_BATCH = 1000
+_BATCH = 1000  # texts that are tokenized at once
+_BATCH_CHARACTERS = 2_000_000  # fewer texts if they are long
 _PROBES = 1000  # vocabulary tokens tried as a probe text
 
 
 @dataclass(frozen=True)
 class TokenisedTask:
-    """All three splits of a task as tokens, with the values that batching needs."""
+    """All three splits of a task as tokens, with the values that batching needs.
+
+    ``largest_id`` is the largest token id of all splits, None if it was not counted.
+    """
 
     name: str
     kind: str
@@ -43,6 +45,13 @@ class TokenisedTask:
     splits: dict[str, TokenSplit]
     pad_id: int
     report: DataReport = field(default_factory=DataReport)
+    largest_id: int | None = None
+
+    def largest_token(self) -> int:
+        """Largest token id of all splits; the arrays are read only if it was not counted."""
+        if self.largest_id is not None:
+            return self.largest_id
+        return max(int(split.tokens.max()) for split in self.splits.values() if len(split.tokens))
 
 
 def tokenise(
@@ -64,20 +73,11 @@ def tokenise(
     place = cache_dir() / "tokens" / f"{source.name}-{key[:16]}"
     build_once(place, lambda folder: _write(folder, source, tokenizer, cutting))
     meta = json.loads((place / "meta.json").read_text())
-    arrays = load_arrays((place / "tokens.safetensors").read_bytes())
-    splits = {
-        split: TokenSplit(
-            arrays[f"{split}.tokens"],
-            arrays[f"{split}.offsets"],
-            arrays[f"{split}.labels"],
-            meta["ids"][split],
-            arrays[f"{split}.targets"],
-        )
-        for split in SPLITS
-    }
+    splits = {split: read_split(place, split) for split in SPLITS}
     report = DataReport(meta["counts"], tuple(meta["notes"]))
     padding = pad_id(tokenizer) if padding is None else padding
-    return TokenisedTask(source.name, source.kind, tuple(meta["classes"]), splits, padding, report)
+    classes, largest = tuple(meta["classes"]), meta["largest_id"]
+    return TokenisedTask(source.name, source.kind, classes, splits, padding, report, largest)
 
 
 def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -126,21 +126,12 @@ def _key(source: Source, tokenizer: Any, cutting: Cutting) -> str:
         state.pop(passing, None)  # state of the last call, not part of the vocabulary
     vocabulary = json.dumps(state, sort_keys=True)
     # transformers stores these beside the vocabulary and uses them in each call.
-    options = [str(getattr(tokenizer, name, None)) for name in ("truncation_side", "split_special_tokens")]
+    names = ("truncation_side", "split_special_tokens", "chat_template", "eos_token")
+    options = [str(getattr(tokenizer, name, None)) for name in names]
     how = json.dumps(asdict(cutting), sort_keys=True)
-    code = _code() + _code_of(data_kind(source.kind))
+    code = code_digest() + _code_of(data_kind(source.kind))
     text = "\0".join((source.name, source.kind, source.fingerprint(), vocabulary, *options, how, code))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def _code() -> str:
-    """Hash of this package's sources, so that another version of the code does not reuse its cache."""
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _code_of(kind: DataKind) -> str:
@@ -153,38 +144,53 @@ def _code_of(kind: DataKind) -> str:
 
 def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> None:
     texts, kind = source.load(), data_kind(source.kind)
-    arrays: dict[str, np.ndarray] = {}
-    ids: dict[str, list[str]] = {}
-    lost: dict[str, int] = {}
+    lost: Counter[str] = Counter()
+    notes: list[str] = []
+    left_out: list[str] = []
+    largest = 0
     for split in SPLITS:
-        packed, counts = _tokenise_split(texts.splits[split], tokenizer, cutting, kind)
-        if not len(packed):
-            raise DataError(f"{source.name}: no text left for {split}; the task needs more or longer texts")
-        _refuse_absent(source.name, split, packed, texts.classes)
-        parts = {"tokens": packed.tokens, "offsets": packed.offsets, "labels": packed.labels_N}
-        parts |= {"targets": packed.targets}
-        arrays |= {f"{split}.{part}": array for part, array in parts.items()}
-        ids[split] = packed.ids
-        lost = {name: lost.get(name, 0) + count for name, count in counts.items()}
-    (folder / "tokens.safetensors").write_bytes(save_arrays(arrays))
-    report = texts.report + DataReport(lost, _lost_notes(lost, cutting.max_length))
-    meta = {
-        "classes": texts.classes,
-        "ids": ids,
-        "counts": report.counts,
-        "notes": report.notes,
-    }
+        writer = SplitWriter(folder, split)
+        # Training needs no texts.
+        record = kind.record if split != TRAIN else None
+        counts, without = _tokenise_split(
+            texts.splits[split], tokenizer, cutting, replace(kind, record=record), writer
+        )
+        writer.close()
+        left_out += without
+        if not writer.sequences:
+            reason = f" ({_left_out_note(without, kind)})" if without else ""
+            needed = "the task needs more or longer texts"
+            raise DataError(f"{source.name}: no text left for {split}{reason}; {needed}")
+        notes += _absent_classes(source.name, split, writer.classes, texts)
+        largest = max(largest, writer.largest_id)
+        lost.update(counts)
+    notes = [*kind.notes(texts.splits["train"][0], tokenizer), *notes]
+    lost_notes = _lost_notes(lost, cutting.max_length)
+    if left_out:
+        lost_notes += (_left_out_note(left_out, kind),)
+    report = texts.report + DataReport(dict(lost), (*notes, *lost_notes))
+    meta = {"classes": texts.classes, "counts": report.counts, "notes": report.notes, "largest_id": largest}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _refuse_absent(name: str, split: str, packed: TokenSplit, classes: tuple[str, ...]) -> None:
-    """Raise :class:`DataError` if a split lacks a class, which then is not learned or not evaluated."""
-    present = {*packed.labels_N.tolist(), *np.unique(packed.targets).tolist()}
-    absent = sorted(set(range(len(classes))) - present)
-    if absent:
-        missing = classes[absent[0]]
+def _absent_classes(name: str, split: str, present: set[int], texts: Texts) -> list[str]:
+    """Note on classes that a split lacks.
+
+    Raises :class:`DataError` if training lacks one, which then is not learned; and for validation and test,
+    where it is not evaluated, unless the user made the splits.
+    """
+    absent = sorted(set(range(len(texts.classes))) - present)
+    if not absent:
+        return []
+    missing = texts.classes[absent[0]]
+    if split == "train" or not texts.given_splits:
         remedy = "add texts of this class there"
         raise DataError(f"{name}: the class {missing!r} has no text in {split}; {remedy}")
+    return [f"{len(absent)} of {len(texts.classes)} classes have no text in {split} (such as {missing!r})"]
+
+
+def _left_out_note(ids: list[str], kind: DataKind) -> str:
+    return f"{len(ids)} {kind.left_out} (the first: example {ids[0]})"
 
 
 def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
@@ -192,26 +198,30 @@ def _lost_notes(lost: dict[str, int], max_length: int) -> tuple[str, ...]:
     if cut := lost.get("texts_cut"):
         beyond = f"longer than max_length {max_length} and were cut there"
         notes.append(f"{cut} of {lost['texts']} texts are {beyond}")
-    if empty := lost.get("texts_without_tokens"):
-        notes.append(f"{empty} texts have too few tokens to learn from and were left out")
     return tuple(notes)
 
 
 def _tokenise_split(
-    examples: list[Example], tokenizer: Any, cutting: Cutting, kind: DataKind
-) -> tuple[TokenSplit, dict[str, int]]:  # fmt: skip
-    """Sequences of ``examples``, and the numbers of texts: all, truncated, and without a sequence."""
-    sequences: list[Piece] = []
-    ids: list[str] = []
-    labels: list[int] = []
-    counts = {"texts": len(examples), "texts_cut": 0, "texts_without_tokens": 0}
-    for start in range(0, len(examples), _BATCH):
-        batch = examples[start : start + _BATCH]
+    examples: Sequence[Example], tokenizer: Any, cutting: Cutting, kind: DataKind, writer: SplitWriter
+) -> tuple[dict[str, int], list[str]]:
+    """Write the sequences of ``examples``; numbers of texts, and the ids of examples without a sequence.
+
+    The numbers are those of all texts, of truncated ones, and of those without a sequence.
+    """
+    counts = {"texts": len(examples), "texts_cut": 0}
+    without: list[str] = []
+    start, size = 0, 1
+    while start < len(examples):
+        batch = examples[start : start + size]
         encoded, cut = kind.encode(batch, tokenizer, cutting)
         counts["texts_cut"] += cut
         for example, pieces in zip(batch, encoded, strict=True):
-            counts["texts_without_tokens"] += not pieces
-            sequences += pieces
-            ids += [example.id] * len(pieces)
-            labels += [example.label] * len(pieces) if example.label is not None else []
-    return pack(sequences, np.asarray(labels, dtype=np.int64), ids), counts
+            without += [] if pieces else [example.id]
+            if pieces and kind.record is not None:
+                writer.record(example.id, kind.record(example))
+            for piece in pieces:
+                writer.add(piece, example.id, example.label)
+        start += len(batch)
+        longest = max(len(example.text) for example in batch)
+        size = max(1, min(_BATCH, size * 4, _BATCH_CHARACTERS // max(longest, 1)))
+    return {**counts, "texts_without_tokens": len(without)}, without

@@ -262,6 +262,7 @@ def test_rows_at_a_time_give_the_whole(name: str, quantizer: str, monkeypatch: p
     weight_OI, fmt, second = matrix(200, 100), parse_format(name), InputMoments(moments(100))
     whole = quantize(weight_OI, fmt, quantizer, second)
     monkeypatch.setattr("bitrank_quant.quantizers.search._PART", 64 * 100)
+    monkeypatch.setattr("bitrank_quant.quantizers.search._CACHED", 64 * 100)
     monkeypatch.setattr("bitrank_quant.backends.reference._PART", 64 * 100)
     parts = quantize(weight_OI, fmt, quantizer, second)
     assert whole.keys() == parts.keys()

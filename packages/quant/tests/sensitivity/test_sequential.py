@@ -26,8 +26,8 @@ def forward(model: Any, batch: Any) -> None:
     model(**batch)
 
 
-def real(batch: Any) -> Tensor:
-    return batch["attention_mask"].bool()
+def real(batch: Any) -> tuple[Tensor]:
+    return (batch["attention_mask"].bool(),)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama", "gpt-neo", "t5"])

@@ -34,14 +34,16 @@ from bitrank_trainer.memory.meters import (
 from bitrank_trainer.memory.micro_batches import fitting_tokens, kept_bytes, longest_sequence, micro_batches
 from bitrank_trainer.memory.tensor_sizes import MPS_BYTES, Shapes, safe_tokens, shapes_of, tensor_bytes
 from bitrank_trainer.memory_errors import is_out_of_memory
+from bitrank_trainer.model_inputs import Row
 from bitrank_trainer.objectives import (
     OBJECTIVES,
     Classification,
     LanguageModelling,
     Objective,
-    Row,
 )
 from bitrank_trainer.optimizer import trainable
+from bitrank_trainer.probing import Probing
+from bitrank_trainer.question_answering import QuestionAnswering
 from bitrank_trainer.settings import TrainSettings
 
 __version__ = "0.1.0"
@@ -60,8 +62,10 @@ __all__ = [
     "NoHook",
     "Objective",
     "OwnAttention",
+    "Probing",
     "Processes",
     "Progress",
+    "QuestionAnswering",
     "RankHook",
     "Row",
     "Shapes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,13 @@ from torch import nn
 
 from bitrank_trainer.distributed.data_parallel import ALONE, Processes
 from bitrank_trainer.memory.meters import Throughput, release_memory
-from bitrank_trainer.objectives import Batch, Objective, Row
+from bitrank_trainer.model_inputs import Batch, Row
+from bitrank_trainer.objectives import Objective
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over a split, one row per sequence (ordered by index), and the evaluation speed."""
+    """Metrics over a split, one row per sequence or per example (ordered by index), and the speed."""
 
     metrics: dict[str, float]
     rows: list[Row]
@@ -29,11 +30,13 @@ def evaluate(
     objective: Objective,
     device: str,
     processes: Processes = ALONE,
+    merge: Callable[[list[Row]], list[Row]] | None = None,
 ) -> Evaluation:
     """Run ``model`` over ``batches`` once and restore its training mode.
 
     Several ``processes`` distribute whole batches, so every row equals the single-process row, and each
-    process receives the metrics over all rows. ``seconds`` is the time of the slowest process.
+    process receives the metrics over all rows. ``merge`` makes one row per example from the ordered rows of
+    all sequences, before metrics. ``seconds`` is the time of the slowest process.
     """
     was_training = model.training
     model.eval()
@@ -50,5 +53,6 @@ def evaluate(
     release_memory()
     parts = processes.gather((rows, speed.tokens, speed.seconds))
     rows = sorted((row for part, *_ in parts for row in part), key=lambda row: row["index"])
+    rows = rows if merge is None else merge(rows)
     whole = Throughput(sum(tokens for _, tokens, _ in parts), max(seconds for *_, seconds in parts))
     return Evaluation(objective.metrics(rows), rows, whole.seconds, whole.tokens_per_second)

@@ -22,7 +22,8 @@ from bitrank_trainer.loss_scale import Scaling
 from bitrank_trainer.memory.meters import release_memory
 from bitrank_trainer.memory.micro_batches import micro_batches
 from bitrank_trainer.memory_errors import is_out_of_memory
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import trainable
 from bitrank_trainer.rng import random_states, restore_random_states
 

@@ -30,7 +30,8 @@ from bitrank_trainer.gradients import Emit, Passes
 from bitrank_trainer.hooks import RankHook
 from bitrank_trainer.loss_scale import Scaling
 from bitrank_trainer.memory.meters import Throughput
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import follow, named_adamw, trainable
 from bitrank_trainer.settings import TrainSettings
 

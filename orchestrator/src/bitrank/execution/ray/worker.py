@@ -176,4 +176,5 @@ def _checked(order: dict[str, Any]) -> RunSpec:
 def _files_of(spec: RunSpec) -> list[str]:
     """The user's own files that the run reads: plan, task file, data folder, model folder."""
     task = spec.task if spec.task_name != spec.task else None
-    return [path for path in (spec.plan, task, spec.data, spec.model) if path and Path(path).exists()]
+    paths = (spec.plan, task, spec.test_file, spec.data, spec.model)
+    return [path for path in paths if path and Path(path).exists()]

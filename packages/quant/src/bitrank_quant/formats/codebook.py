@@ -159,8 +159,26 @@ class Codebook:
         return f"{self.name}{size}{'-dq' if self.double_quant else ''}"
 
 
+def nearest_values(values: Tensor, book: Tensor) -> Tensor:
+    """The nearest entry of ``book`` for each of ``values``, with the ties of :func:`nearest`."""
+    entries = book.sort().values
+    return torch.index_select(entries, 0, _places(values, entries)).view(values.shape)
+
+
 def nearest(values: Tensor, book: Tensor) -> Tensor:
     """Index (uint8) of the nearest entry of ``book`` for each of ``values``; ties go to the lower entry."""
     order = book.argsort()
-    middles = (book[order][1:] + book[order][:-1]) / 2
-    return order[torch.bucketize(values, middles)].to(torch.uint8)
+    places = _places(values, book[order])
+    return torch.index_select(order.to(torch.uint8), 0, places).view(values.shape)
+
+
+def _places(values: Tensor, entries: Tensor) -> Tensor:
+    """Number of middles between ascending ``entries`` that are below each value, flat; NaN is above all.
+
+    A vectorized pass for each of at most 15 middles is several times faster on a CPU than a binary search.
+    """
+    middles = (entries[1:] + entries[:-1]) / 2
+    above, at_most = torch.full_like(values, len(middles)), torch.empty_like(values)
+    for middle in middles.tolist():
+        above -= torch.le(values, middle, out=at_most)
+    return above.flatten().to(torch.int32)

@@ -23,6 +23,7 @@ from bitrank_quant.formats.codebook import (
     decode_dynamic_8bit,
     encode_dynamic_8bit,
     nearest,
+    nearest_values,
 )
 from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
 from bitrank_quant.packing import pack_bits
@@ -38,14 +39,22 @@ class Grid(Protocol):
     def block(self) -> int | None:
         """Columns of a group; None: the whole row."""
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped."""
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """The ends of each group's range, (...) each, for :meth:`fit`."""
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
-        """Scales with the least weighted squared error for given codes."""
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        """Scales for ``shrink`` (at most 1) of each group's range; weights outside are clipped. A tensor of
+        shrinks is broadcast with the ranges."""
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
+        """Scales with the least weighted squared error for given codes; those of the ``full`` range for a
+        group whose codes leave its scale open."""
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
         """The codes of the nearest values."""
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The nearest values: ``decode(quantize(weights, scales), scales)``, bit by bit, without codes."""
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         """The values of codes: Σ_k scales_k · basis_k."""
@@ -85,12 +94,15 @@ class AffineGrid:
     def _top(self) -> int:
         return 2**self.format.bits - 1
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        low, high = shrink * weights.amin(-1), shrink * weights.amax(-1)
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return weights.amin(-1), weights.amax(-1)
+
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        low, high = shrink * ranges[0], shrink * ranges[1]
         minimum = low.to(torch.bfloat16).float()
         return self._rounded_scale((high - minimum) / self._top), minimum
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         codes = codes.float()
         total = column_weights.sum(-1).clamp_min(TINY)
         mean, mean_code = weighted(weights, column_weights) / total, weighted(codes, column_weights) / total
@@ -98,13 +110,20 @@ class AffineGrid:
         spread = weighted(centred.square(), column_weights)
         slope = weighted((weights - mean[..., None]) * centred, column_weights) / spread.clamp_min(TINY)
         # One code for the whole group leaves the slope open.
-        scale = self._rounded_scale(torch.where(spread > 0, slope, self.fit(weights, 1.0)[0]))
+        scale = self._rounded_scale(torch.where(spread > 0, slope, full[0]))
         return scale, (mean - scale * mean_code).to(torch.bfloat16).float()
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).to(torch.uint8)
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
         scale, minimum = scales
-        steps = (weights - minimum[..., None]) / scale[..., None]
-        return steps.round_().clamp_(0, self._top).to(torch.uint8)
+        return self._steps(weights, scales).mul_(scale[..., None]).add_(minimum[..., None])
+
+    def _steps(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes as fp32."""
+        scale, minimum = scales
+        return (weights - minimum[..., None]).div_(scale[..., None]).round_().clamp_(0, self._top)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         scale, minimum = scales
@@ -150,18 +169,25 @@ class CodebookGrid:
     def _book(self, like: Tensor) -> Tensor:
         return CODEBOOKS[self.format.name].to(like.device)
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        return ((shrink * weights.abs().amax(-1)).clamp_min(TINY),)
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return (weights.abs().amax(-1),)
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        return ((shrink * ranges[0]).clamp_min(TINY),)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         values = self._book(weights)[codes.int()]
         size = weighted(values.square(), column_weights)
         scale = weighted(values * weights, column_weights) / size.clamp_min(TINY)
-        return (torch.where(size > 0, scale, weights.abs().amax(-1)).clamp_min(TINY),)
+        return (torch.where(size > 0, scale, full[0]).clamp_min(TINY),)
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
         # A nested absmax can be read as zero or below: its offset is that of many groups.
         return nearest(weights / scales[0].clamp_min(TINY)[..., None], self._book(weights))
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        scaled = weights / scales[0].clamp_min(TINY)[..., None]
+        return nearest_values(scaled, self._book(weights)).mul_(scales[0][..., None])
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return self._book(codes)[codes.int()] * scales[0][..., None]
@@ -191,17 +217,27 @@ class RowGrid:
     format: Int8Row
     block = None
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        return ((shrink * weights.abs().amax(-1)).clamp_min(TINY) / 127,)
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return (weights.abs().amax(-1),)
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        return ((shrink * ranges[0]).clamp_min(TINY) / 127,)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         codes = codes.float()
         size = weighted(codes.square(), column_weights)
         scale = weighted(codes * weights, column_weights) / size.clamp_min(TINY)
-        return (torch.where(size > 0, scale, self.fit(weights, 1.0)[0]).clamp_min(TINY),)
+        return (torch.where(size > 0, scale, full[0]).clamp_min(TINY),)
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        return (weights / scales[0][..., None]).round_().clamp_(-127, 127).to(torch.int8)
+        return self._steps(weights, scales).to(torch.int8)
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).mul_(scales[0][..., None])
+
+    def _steps(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes as fp32."""
+        return (weights / scales[0][..., None]).round_().clamp_(-127, 127)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return codes.float() * scales[0][..., None]
@@ -232,18 +268,27 @@ class SymmetricGrid:
     def block(self) -> int:
         return self.format.block
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        return (self.format.scale_of(shrink * weights.amin(-1), shrink * weights.amax(-1)).float(),)
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return weights.amin(-1), weights.amax(-1)
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        return (self.format.scale_of(shrink * ranges[0], shrink * ranges[1]).float(),)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         (steps,) = self.basis(codes)
         size = weighted(steps.square(), column_weights)
         scale = weighted(steps * weights, column_weights) / size.clamp_min(TINY)
-        return (self.rounded(torch.where(size > 0, scale, self.fit(weights, 1.0)[0]), 0),)
+        return (self.rounded(torch.where(size > 0, scale, full[0]), 0),)
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        steps = (weights / scales[0][..., None]).round_().clamp_(*self.format.value_range)
-        return steps.add_(self.format.zero).to(torch.uint8)
+        return self._steps(weights, scales).add_(self.format.zero).to(torch.uint8)
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).mul_(scales[0][..., None])
+
+    def _steps(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes as fp32, from −zero."""
+        return (weights / scales[0][..., None]).round_().clamp_(*self.format.value_range)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return self.basis(codes)[0] * scales[0][..., None]

@@ -20,7 +20,9 @@ from bitrank_quant.quantizers.grids import Grid, Scales, grid_of
 CANDIDATES = 16
 SMALLEST = 0.4  # of the full range: a smaller one clips more than even 2 bits gain
 _REFITS = 3
-_PART = 2**20  # weights searched at once
+_PART = 2**20  # weights in fp32 at once
+# On a CPU, weights searched at once for each thread: the dozens of passes over them stay in its cache.
+_CACHED = 2**17
 
 
 def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) -> Tensors:
@@ -30,7 +32,9 @@ def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) 
     """
     grid = grid_of(fmt)
     weight_GB = column_weights(moments, weight_OI, grid.block)
-    parts = weight_OI.split(rows_at_once(weight_OI))
+    on_cpu = weight_OI.device.type == "cpu"
+    limit = min(_PART, _CACHED * torch.get_num_threads()) if on_cpu else _PART
+    parts = weight_OI.split(rows_at_once(weight_OI, limit))
     fitted = [fit_scales(grid, grouped(part_OI, grid.block), weight_GB) for part_OI in parts]
     stored, scales_OG = settle(grid, fitted, len(weight_OI))
     codes = []
@@ -42,38 +46,45 @@ def search(weight_OI: Tensor, fmt: Format, moments: InputMoments | None = None) 
 
 def fit_scales(grid: Grid, weights: Tensor, column_weights: Tensor) -> Scales:
     """The scales of groups (..., B) with the least error Σ_b column_weight_b (w_b - decoded_b)²."""
-    best, least = grid.fit(weights, 1.0), None
-    for step in range(CANDIDATES):
-        shrink = 1.0 - (1.0 - SMALLEST) * step / (CANDIDATES - 1)
-        best, least = _better(grid, weights, column_weights, grid.fit(weights, shrink), (best, least))
+    ranges = grid.ranges(weights)
+    steps = [1.0 - (1.0 - SMALLEST) * step / (CANDIDATES - 1) for step in range(CANDIDATES)]
+    shrinks = torch.tensor(steps, device=weights.device).view(-1, *[1] * (weights.dim() - 1))
+    candidates = grid.fit(ranges, shrinks)
+    errors = [_error(grid, weights, column_weights, scales) for scales in zip(*candidates, strict=True)]
+    best, least = _first_best(candidates, torch.stack(errors))
+    full = tuple(one[0] for one in candidates)
     for _ in range(_REFITS):
-        codes = grid.quantize(weights, best)
-        refitted = grid.refit(weights, codes, column_weights)
-        best, least = _better(grid, weights, column_weights, refitted, (best, least))
+        refitted = grid.refit(weights, grid.quantize(weights, best), column_weights, full)
+        error = _error(grid, weights, column_weights, refitted)
+        wins = error < least
+        best = tuple(torch.where(wins, new, old) for new, old in zip(refitted, best, strict=True))
+        least = torch.where(wins, error, least)
     return best
 
 
-def _better(
-    grid: Grid,
-    weights: Tensor,
-    column_weights: Tensor,
-    candidate: Scales,
-    before: tuple[Scales, Tensor | None],
-) -> tuple[Scales, Tensor]:
-    """For each group the better scales of ``candidate`` and ``before``, and their error."""
-    best, least = before
-    difference = grid.decode(grid.quantize(weights, candidate), candidate).sub_(weights)
-    error = difference.square_().mul_(column_weights).sum(-1)
-    if least is None:
-        return candidate, error
-    wins = error < least
-    chosen = tuple(torch.where(wins, new, old) for new, old in zip(candidate, best, strict=True))
-    return chosen, torch.where(wins, error, least)
+def _error(grid: Grid, weights: Tensor, column_weights: Tensor, scales: Scales) -> Tensor:
+    """The weighted squared error of each group with ``scales``."""
+    difference = grid.nearest(weights, scales).sub_(weights)
+    return difference.square_().mul_(column_weights).sum(-1)
 
 
-def rows_at_once(weight_OI: Tensor) -> int:
-    """Rows whose fp32 temporaries stay small; 64 rows end on a whole byte at any bit width."""
-    return max(64, _PART // weight_OI.shape[1] // 64 * 64)
+def _first_best(candidates: Scales, error_C: Tensor) -> tuple[Scales, Tensor]:
+    """For each group the scales of the first candidate (axis C) with the least error, and that error.
+
+    The errors of weights that are not finite are NaN: never less than another, so the full range stays.
+    """
+    compared_C = error_C.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    compared_C[0].masked_fill_(error_C[0].isnan(), -torch.inf)
+    at = compared_C.argmin(dim=0, keepdim=True)
+    return tuple(one.gather(0, at)[0] for one in candidates), error_C.gather(0, at)[0]
+
+
+def rows_at_once(weight_OI: Tensor, weights: int | None = None) -> int:
+    """Rows with about so many weights; 64 rows end on a whole byte at any bit width.
+
+    By default as many as have small fp32 temporaries.
+    """
+    return max(64, (weights or _PART) // weight_OI.shape[1] // 64 * 64)
 
 
 def settle(grid: Grid, parts: list[Scales], rows: int) -> tuple[Tensors, Scales]:

@@ -28,7 +28,7 @@ from bitrank_quant.sensitivity.blocks import (
     without_cache,
 )
 from bitrank_quant.sensitivity.inputs import input_moments
-from bitrank_quant.sensitivity.replay import Real
+from bitrank_quant.sensitivity.replay import Real, without_padding
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def sequential_inputs(
     batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], object],
     matrices: Sequence[WeightMatrix],
-    real: Real = lambda batch: None,
+    real: Real = lambda batch: (),
 ) -> Iterator[LayerInputs]:
     """Yield the inputs of ``matrices`` in the order in which the model uses them.
 
@@ -118,7 +118,7 @@ class _Walk:
     """Run blocks alone, on recorded arguments."""
 
     def __init__(
-        self, model: nn.Module, calls: list[dict[str, BlockCall]], masks: list[Tensor | None]
+        self, model: nn.Module, calls: list[dict[str, BlockCall]], masks: list[Sequence[Tensor]]
     ) -> None:
         self._model, self._calls, self._masks = model, calls, masks
 
@@ -150,7 +150,7 @@ class _Walk:
     def _moments(self, block: str, states: list[Tensor], name: str) -> Tensor:
         """E[x xᵀ] of the layer ``name``; the rest of its block is skipped."""
         total_II, positions = torch.zeros(()), 0
-        for calls, hidden, mask in zip(self._calls, states, self._masks, strict=True):
+        for calls, hidden, masks in zip(self._calls, states, self._masks, strict=True):
             reached: list[Tensor] = []
 
             def stop(_name: str, value: Tensor, reached: list[Tensor] = reached) -> None:
@@ -159,7 +159,7 @@ class _Walk:
 
             with suppress(_Reached), self._watched([name], stop), torch.no_grad():
                 calls[block].on(self._model.get_submodule(block), hidden)
-            x_NI = _tokens(reached[0], mask)
+            x_NI = _tokens(reached[0], masks)
             total_II = total_II.to(x_NI) + x_NI.T @ x_NI
             positions += len(x_NI)
         if not torch.isfinite(total_II).all():
@@ -178,9 +178,6 @@ class _Walk:
         return hooks
 
 
-def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
+def _tokens(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Positions (N, I) in fp32, without padding; a layer with one vector per sequence has none."""
-    rows_NI = inputs.detach().flatten(0, -2).float()
-    if mask is None or len(rows_NI) != mask.numel():
-        return rows_NI
-    return rows_NI[mask.flatten()]
+    return without_padding(inputs.detach().flatten(0, -2), masks).float()

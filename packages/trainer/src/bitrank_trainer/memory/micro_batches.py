@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitrank_trainer.errors import TrainError
 from bitrank_trainer.memory.meters import resident_bytes
-from bitrank_trainer.objectives import Batch, Objective
+from bitrank_trainer.model_inputs import Batch
+from bitrank_trainer.objectives import Objective
 from bitrank_trainer.optimizer import trainable
 
 # Bytes of temporaries of a pass, mostly logits of one block in fp32 and in 16 bits; evaluation holds two in
@@ -28,9 +29,10 @@ _LATER = 12  # bytes per trainable parameter after the first step: gradient and 
 def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
     """Split ``batch`` into parts of at most ``tokens`` padded tokens, one sequence at least.
 
-    Each part is trimmed to its longest sequence. None for ``tokens`` yields ``batch`` unchanged.
+    Each part is trimmed to its longest sequence; labels of another width, which a decoder of its own reads,
+    keep it. None for ``tokens`` yields ``batch`` unchanged.
     """
-    rows, width = batch["input_ids"].shape
+    shape = rows, width = batch["input_ids"].shape
     if tokens is None or rows * width <= tokens:
         yield batch
         return
@@ -38,7 +40,8 @@ def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
     for start in range(0, rows, size):
         part = {key: value[start : start + size] for key, value in batch.items()}
         longest = int(part["attention_mask"].sum(1).max())
-        yield {key: value[:, :longest] if value.ndim == 2 else value for key, value in part.items()}
+        trimmed = {key for key, value in batch.items() if value.shape == shape}
+        yield {key: value[:, :longest] if key in trimmed else value for key, value in part.items()}
 
 
 def fitting_tokens(
@@ -84,9 +87,12 @@ def longest_sequence(batches: Iterator[Batch], length: int) -> Batch:
     first = next(batches)
     ids_1T = np.resize(first["input_ids"][:1], (1, length))
     labels = np.resize(first["labels"][:1], (1, length)) if first["labels"].ndim == 2 else first["labels"][:1]
-    return {
+    longest = {
         "input_ids": ids_1T,
         "attention_mask": np.ones_like(ids_1T),
         "labels": labels,
         "index": first["index"][:1],
     }
+    if "token_type_ids" in first:
+        longest["token_type_ids"] = np.resize(first["token_type_ids"][:1], (1, length))
+    return longest

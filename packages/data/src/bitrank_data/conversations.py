@@ -1,0 +1,142 @@
+"""Layouts of instruction data: prompt and completion, instruction and output, conversations.
+
+Conversations are lists of turns with ``role`` and ``content``, or ``from`` and ``value`` (ShareGPT).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
+from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, text_of
+
+_SPEAKERS = {  # names in ``from``, and their roles
+    "human": USER,
+    "user": USER,
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bot": ASSISTANT,
+    "model": ASSISTANT,
+    "assistant": ASSISTANT,
+    "system": SYSTEM,
+}
+_MESSAGES, _INSTRUCTION, _INPUT, _OUTPUT = "messages", "instruction", "input", "output"
+_PROMPT, _COMPLETION = "prompt", "completion"
+
+
+def dialogue(
+    id: str, label: int | None, turns: Sequence[Sequence[str]], style: str, given: str = ""
+) -> Dialogue:
+    """Example of stored fields; ``turns`` has pairs of role and content."""
+    parts = tuple(Turn(*turn) for turn in turns)
+    text = "\n\n".join(f"{turn.role}: {turn.content}" for turn in parts)
+    return Dialogue(id, text, label, parts, style, given)
+
+
+def _chat(cells: Mapping[str, Any]) -> dict[str, Any]:
+    turns = _turns(cells.get(_MESSAGES), _MESSAGES)
+    if SYSTEM in cells and (not turns or turns[0][0] != SYSTEM):
+        turns = [*_system(cells), *turns]
+    return _conversation(turns)
+
+
+def _system(cells: Mapping[str, Any]) -> list[list[str]]:
+    try:
+        return [[SYSTEM, text_of(cells, SYSTEM)]]
+    except LeftOut:  # many files have the column, and leave it empty
+        return []
+
+
+def _completion(cells: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(cells.get(_PROMPT), list):
+        turns = [*_turns(cells[_PROMPT], _PROMPT), *_turns(cells.get(_COMPLETION), _COMPLETION)]
+        return _conversation(turns)
+    turns = [[USER, text_of(cells, _PROMPT)], [ASSISTANT, text_of(cells, _COMPLETION)]]
+    return {"turns": turns, "style": "completion"}
+
+
+def _instruction(cells: Mapping[str, Any]) -> dict[str, Any]:
+    turns = [[USER, text_of(cells, _INSTRUCTION)], [ASSISTANT, text_of(cells, _OUTPUT)]]
+    try:
+        given = text_of(cells, _INPUT)
+    except LeftOut:  # instructions without an input have an empty one
+        given = ""
+    return {"turns": turns, "style": "instruction", "given": given}
+
+
+def _turns(value: Any, role: str) -> list[list[str]]:
+    if isinstance(value, str):  # a cell of a CSV file
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise Refused(role, f"is text that is no JSON list of turns ({error})") from error
+    if value is None or value == []:
+        raise LeftOut(f"no {role}")
+    if not isinstance(value, list):
+        raise Refused(role, f"is of type {type(value).__name__}, expected a list of turns")
+    turns = [_turn(turn, number, role) for number, turn in enumerate(value, 1)]
+    return [turn for turn in turns if turn != [SYSTEM, ""]]
+
+
+def _turn(turn: Any, number: int, role: str) -> list[str]:
+    expected = "expected 'role' and 'content', or 'from' and 'value'"
+    if not isinstance(turn, dict):
+        raise Refused(role, f"has no object as turn {number}; {expected}")
+    if turn.get("role") is not None:
+        speaker, content = turn["role"], turn.get("content")
+    elif turn.get("from") is not None:
+        speaker, content = _SPEAKERS.get(turn["from"]), turn.get("value")
+        if speaker is None:
+            known = ", ".join(_SPEAKERS)
+            raise Refused(role, f"has the unknown speaker {turn['from']!r} in turn {number}; one of {known}")
+    else:
+        raise Refused(role, f"has a turn {number} with {', '.join(turn) or 'nothing'}; {expected}")
+    if not isinstance(speaker, str) or not speaker:
+        raise Refused(role, f"has the role {speaker!r} in turn {number}; expected a name such as user")
+    return [speaker, _content(content, number, role)]
+
+
+def _content(content: Any, number: int, role: str) -> str:
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(content) else content
+    if not isinstance(content, str):
+        problem = f"has no text in turn {number} but {type(content).__name__}"
+        raise Refused(role, f"{problem}; images, tool calls and empty turns are not supported")
+    check_text(content, role)
+    return content
+
+
+def _conversation(turns: list[list[str]]) -> dict[str, Any]:
+    """Fields of a conversation. Raises :class:`LeftOut` if no turn is an answer, or one is empty."""
+    speakers = [speaker for speaker, _ in turns]
+    if ASSISTANT not in speakers:
+        raise LeftOut("no turn of the assistant")
+    if not any(speaker != ASSISTANT for speaker in speakers[: _last(speakers)]):
+        raise LeftOut("no turn before the assistant's")
+    if any(not content.strip() for _, content in turns):
+        raise LeftOut("an empty turn")
+    kept = turns[: _last(speakers) + 1]
+    remark = (
+        {REMARK: "end with turns without an answer, which are not used"} if len(kept) < len(turns) else {}
+    )
+    return {"turns": kept, "style": "chat", **remark}
+
+
+def _last(speakers: Sequence[str]) -> int:
+    return max(number for number, speaker in enumerate(speakers) if speaker == ASSISTANT)
+
+
+INSTRUCTIONS = (
+    Layout({_PROMPT: "prompt", _COMPLETION: "completion"}, _completion, dialogue),
+    Layout({_PROMPT: "prompt", _COMPLETION: "response"}, _completion, dialogue),
+    *(
+        Layout({_INSTRUCTION: "instruction", _OUTPUT: output}, _instruction, dialogue, {_INPUT: given})
+        for output, given in (("output", "input"), ("response", "input"), ("response", "context"))
+    ),
+    Layout({_MESSAGES: "messages"}, _chat, dialogue, {SYSTEM: "system"}),
+    Layout({_MESSAGES: "conversations"}, _chat, dialogue, {SYSTEM: "system"}),
+)

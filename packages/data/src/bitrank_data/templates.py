@@ -1,0 +1,184 @@
+"""Text of a conversation: the tokenizer's chat template, or a stated default.
+
+A text is a list of segments; those of the assistant's answers are trained on. Without a chat template, the
+style of the example chooses one of :data:`DEFAULT_TEMPLATES`: Alpaca's wording for instructions and
+conversations (https://github.com/tatsu-lab/stanford_alpaca), and prompt and completion as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bitrank_data.errors import DataError
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
+
+_TASK = "Write a response that appropriately completes the request."
+_PREAMBLE = f"Below is an instruction that describes a task. {_TASK}"
+_PREAMBLE_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    f"{_TASK}"
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a text; ``is_answer``: the model is trained on its tokens."""
+
+    text: str
+    is_answer: bool = False
+
+
+Text = list[Segment]
+
+
+def texts_of(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
+    """Texts of ``dialogue`` for ``tokenizer``: one, unless its chat template changes earlier turns later.
+
+    Raises :class:`DataError` with the example's id if the template rejects or drops a turn.
+    """
+    if has_chat_template(tokenizer):
+        return _rendered(dialogue, tokenizer)
+    end = getattr(tokenizer, "eos_token", None) or ""
+    return [DEFAULT_TEMPLATES[dialogue.style].segments(dialogue, end)]
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def template_note(dialogue: Dialogue, tokenizer: Any) -> str:
+    """Note for the user on the template of a task like ``dialogue``."""
+    if has_chat_template(tokenizer):
+        return "texts are built by the tokenizer's chat template"
+    end = getattr(tokenizer, "eos_token", None)
+    ending = f"an answer ends with {end}" if end else "the tokenizer has no token for the end of an answer"
+    return f"the tokenizer has no chat template: {DEFAULT_TEMPLATES[dialogue.style].about}; {ending}"
+
+
+def _rendered(dialogue: Dialogue, tokenizer: Any) -> list[Text]:
+    """Text by the chat template, cut before and after each answer.
+
+    Some templates leave parts of earlier answers out once later turns follow. Then each answer gets a text
+    of its own, in which it is the last turn, as when the model is used.
+    """
+    turns = _with_input(dialogue)
+    separate: list[tuple[str, str]] = []
+    checked = 0  # turns that are known to be in a text
+    for number, turn in enumerate(turns):
+        # An answer that opens a conversation has no prompt, and is context.
+        if turn.role == ASSISTANT and number:
+            prompt = _render(dialogue, turns[:number], tokenizer, prompt=True)
+            whole = _render(dialogue, turns[: number + 1], tokenizer, prompt=False)
+            for one in turns[checked:number]:
+                _refuse_dropped(dialogue, one, prompt)
+            _refuse_dropped(dialogue, turn, whole)
+            separate.append(_cut(prompt, whole, turn.content.strip()))
+            checked = number + 1
+    text, end = [], ""
+    for context, answer in separate:
+        if not context.startswith(end):
+            return [[Segment(before), Segment(after, True)] for before, after in separate]
+        text += [Segment(context[len(end) :]), Segment(answer, True)]
+        end = context + answer
+    return [text]
+
+
+def _cut(prompt: str, whole: str, answer: str) -> tuple[str, str]:
+    """Context, and answer with its end marker, of the text ``whole``, whose last turn is ``answer``."""
+    if not whole.startswith(prompt):
+        # A template whose prompt for generation is no prefix, such as one that opens a thought. An answer
+        # whose white space the template changes has no border to find, and is trained on with its context.
+        prompt = whole[: max(whole.rfind(answer), 0)]
+    body = whole[len(prompt) :]
+    closed = body.rstrip()
+    # White space after an end marker separates turns; without a marker it may belong to the answer.
+    return prompt, body if closed.endswith(answer) else closed
+
+
+def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except (TemplateError, TypeError, KeyError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        roles = ", ".join(turn.role for turn in turns)
+        raise DataError(
+            f"{name_of(dialogue)}: the tokenizer's chat template rejects a conversation with the roles "
+            f"{roles}: {reason}. Change or remove these turns, or give a tokenizer whose template has them"
+        ) from error
+    return text
+
+
+def _refuse_dropped(dialogue: Dialogue, turn: Turn, text: str) -> None:
+    """Raise :class:`DataError` if ``turn`` is not in ``text``: templates ignore roles without a rule."""
+    if " ".join(turn.content.split()) in " ".join(text.split()):
+        return
+    raise DataError(
+        f"{name_of(dialogue)}: the tokenizer's chat template leaves out the turn of the role {turn.role!r} "
+        f"({turn.content[:40]!r}). Remove such turns, or give a tokenizer whose template has the role"
+    )
+
+
+def _with_input(dialogue: Dialogue) -> tuple[Turn, ...]:
+    """Turns, with the input of an instruction in the user's turn."""
+    if not dialogue.given:
+        return dialogue.turns
+    first, *others = dialogue.turns
+    return Turn(first.role, f"{first.content}\n\n{dialogue.given}"), *others
+
+
+def name_of(dialogue: Dialogue) -> str:
+    """The example's row for messages; ids of a user's file are numbers from 0."""
+    split, _, number = dialogue.id.rpartition("-")
+    if not number.isdecimal():
+        return dialogue.id
+    return f"row {int(number) + 1}" + (f" of {split}" if split else "")
+
+
+def _joined(dialogue: Dialogue, end: str) -> Text:
+    prompt, answer = dialogue.turns
+    return [Segment(prompt.content), Segment(f"{answer.content}{end}", True)]
+
+
+def _alpaca(dialogue: Dialogue, end: str) -> Text:
+    """Alpaca's text; a system turn replaces the first sentence, and further questions follow below."""
+    given = f"### Input:\n{dialogue.given}\n\n" if dialogue.given else ""
+    preamble = _PREAMBLE_WITH_INPUT if dialogue.given else _PREAMBLE
+    turns = list(dialogue.turns)
+    if turns[0].role == SYSTEM:
+        preamble = turns.pop(0).content
+    segments = [Segment(f"{preamble}\n\n")]
+    for number, turn in enumerate(turns):
+        if turn.role == USER:
+            segments.append(Segment(f"### Instruction:\n{turn.content}\n\n{given if number == 0 else ''}"))
+        elif turn.role == ASSISTANT:
+            is_last = number == len(turns) - 1
+            segments.append(Segment("### Response:\n"))
+            segments.append(Segment(f"{turn.content}{end}", is_answer=number > 0))
+            segments.append(Segment("" if is_last else "\n\n"))
+        else:
+            raise DataError(
+                f"{name_of(dialogue)} has a turn of the role {turn.role!r}: the tokenizer has no chat "
+                f"template, and the default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. Remove "
+                "the turn, or give a tokenizer with a chat template"
+            )
+    return segments
+
+
+@dataclass(frozen=True)
+class DefaultTemplate:
+    """Segments of a dialogue, with the text of the token that ends an answer, and a sentence about them."""
+
+    segments: Callable[[Dialogue, str], Text]
+    about: str
+
+
+DEFAULT_TEMPLATES: dict[str, DefaultTemplate] = {
+    "completion": DefaultTemplate(_joined, "prompt and completion are joined as they are"),
+    "instruction": DefaultTemplate(_alpaca, "instructions are worded as in Alpaca"),
+    "chat": DefaultTemplate(_alpaca, "conversations are worded as instructions in Alpaca"),
+}
