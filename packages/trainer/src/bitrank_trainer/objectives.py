@@ -165,7 +165,7 @@ class LanguageModelling:
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
-    "instruction": LanguageModelling(metric="completion_ppl"),
+    "instruction-following": LanguageModelling(metric="completion_ppl"),
     "question-answering": QuestionAnswering(),
     "probing": Probing(),
 }
