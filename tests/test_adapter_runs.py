@@ -195,7 +195,7 @@ def test_newly_initialized_modules_are_in_plan_file_and_output(runs) -> None:
 
 def test_export_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None:
     out = tmp_path / "merged"
-    command = ["export", str(runs("int2")), "--out", str(out), "--to", "quantized"]
+    command = ["export", str(runs("int2")), "--out", str(out), "--to", "quantized", "--quantizer", "rtn"]
     assert main([*command, "--max-loss", "0"]) == 2
     output = capsys.readouterr()
     assert (

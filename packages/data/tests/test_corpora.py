@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bitrank_data import ASSETS, EMBEDDED
 from bitrank_data.assets import asset_dir
-from bitrank_data.corpora import classes, language, records
+from bitrank_data.corpora import classes, examples_of, language, records
 from bitrank_data.splitting import text_key
 from bitrank_data.tables import Row
 
@@ -138,6 +138,8 @@ def test_answer_is_the_text_of_the_context() -> None:
         row(0, f"How many ?  \ncontext: {context}", "40,000"),
         row(1, f"Who ?\ncontext: {context}", "unknown"),
         row(2, f"Why ?\ncontext: {context}", "war"),
+        row(3, f"how many ?  \ncontext: {context}", "40"),
+        row(4, f" \ncontext: {context}", "40"),
     ]
     found, unknown = records.questions(rows)
     assert found["question"] == "How many ?" and found["context"] == context
@@ -172,6 +174,25 @@ def test_inputs_about_one_passage_are_in_one_split_across_instructions(stored) -
     assert (record["instruction"], record["output"]) == ("do 1", "x")
 
 
+def test_records_become_examples_of_their_kind(stored) -> None:
+    passage = "A passage with an answer ."
+    asked = [row(n, f"Question {n} ?\ncontext: {passage} {n}", "answer") for n in range(2600)]
+    stored("bigbench", {"disfl_qa.parquet": asked})
+    splits = EMBEDDED["disfl_qa"].load().splits
+    example = splits["test"][0]
+    start = example.starts[0]
+    assert example.context[start : start + len("answer")] == example.answers[0] == "answer"
+    given = {"id": "1", "instruction": "Do", "input": "this", "output": "done"}
+    instruction = examples_of.instruction_example(given)
+    assert [(t.role, t.content) for t in instruction.turns] == [("user", "Do"), ("assistant", "done")]
+    assert (instruction.style, instruction.given) == ("instruction", "this")
+    summary = examples_of.summary_example({"id": "1", "source": "long", "target": "short"})
+    assert (summary.text, summary.target) == ("long", "short")
+    messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    conversation = examples_of.conversation_example({"id": "1", "messages": messages})
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant"]
+
+
 def test_summaries_have_source_and_target() -> None:
     assert records.summaries([row(3, "long", "short")], "xsum") == [
         {"id": "xsum-3", "source": "long", "target": "short"}
@@ -190,6 +211,13 @@ def test_tasks_of_the_real_archives_have_the_documented_sizes(monkeypatch: pytes
         "tweets": (1972, 400, 1000),
         "brown": (300, 50, 150),
         "chitchat": (2042, 200, 1000),
+        "natural_instructions": (19930, 500, 2000),
+        "xsum": (501, 100, 400),
+        "wikilingua": (501, 100, 400),
+        "topical_chat": (578, 100, 400),
+        "chitchat_dialogues": (2042, 200, 1000),
+        "disfl_qa": (5494, 500, 2000),
+        "qa_wikidata": (7810, 1000, 10000),
     }
     for name, expected in sizes.items():
         splits = EMBEDDED[name].load().splits
@@ -199,8 +227,8 @@ def test_tasks_of_the_real_archives_have_the_documented_sizes(monkeypatch: pytes
         records.wikilingua: (501, 100, 400),
         records.topical_chat: (578, 100, 400),
         records.chitchat_messages: (2042, 200, 1000),
-        records.natural_instructions: (19956, 501, 2000),
-        records.disfl_qa: (5496, 501, 2003),
+        records.natural_instructions: (19930, 500, 2000),
+        records.disfl_qa: (5494, 500, 2000),
         records.qa_wikidata: (7810, 1000, 10000),
     }
     for load, expected in expected_records.items():

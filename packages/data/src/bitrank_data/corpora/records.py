@@ -85,13 +85,14 @@ def natural_instructions() -> Splits:
 
 
 def instructions(rows: Sequence[Row]) -> list[Row]:
-    """``instruction``, ``input`` and ``output`` (the first of the right ones) of each row."""
-    records = []
+    """``instruction``, ``input`` and ``output`` (the first of the right ones) of each different row."""
+    records: dict[str, Row] = {}
     for row in rows:
         part = row["part"].rpartition("/")[2]
         fields = {"instruction": row["prefix"].strip(), "input": row["input"], "output": row["targets"][0]}
-        records.append({"id": f"{part}-{row['number']}", **fields})
-    return records
+        key = text_key(f"{row['prefix']}\n{row['input']}")
+        records.setdefault(key, {"id": f"{part}-{row['number']}", **fields})
+    return list(records.values())
 
 
 def _passages(record: Row) -> list[str]:
@@ -112,22 +113,22 @@ def questions(rows: Sequence[Row]) -> list[Row]:
     """``question``, ``context`` and ``answers`` in SQuAD's form; without answers if it is unknown.
 
     The context was split into words with spaces between them, the answer was not. An answer is therefore
-    found by its characters without spaces, and is then the text of the context. Questions whose answer is not
-    in their context are left out. The first of several places of an answer is given.
+    found by its characters without spaces, and is then the text of the context. The first of its places is
+    given. Left out are empty and repeated questions, and those whose answer is not in their context.
     """
-    records = []
+    records: dict[str, Row] = {}
     for row in rows:
         question, _, context = row["input"].partition("\ncontext: ")
         answer = row["targets"][0]
         start, end = (0, 0) if answer == _UNKNOWN else _place(answer, context)
-        if start < 0:
+        if start < 0 or not question.strip():
             continue
         answers = {"text": [context[start:end]], "answer_start": [start]}
         if answer == _UNKNOWN:
             answers = {"text": [], "answer_start": []}
         fields = {"question": question.strip(), "context": context, "answers": answers}
-        records.append({"id": f"disfl-{row['number']}", **fields})
-    return records
+        records.setdefault(text_key(row["input"]), {"id": f"disfl-{row['number']}", **fields})
+    return list(records.values())
 
 
 def _place(answer: str, context: str) -> tuple[int, int]:

@@ -6,9 +6,16 @@ from collections.abc import Callable
 from functools import partial
 
 from bitrank_data.assets import ASSETS
-from bitrank_data.corpora import classes, language
+from bitrank_data.corpora import classes, examples_of, language
 from bitrank_data.examples import Source, Texts
-from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data.kinds import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 
 
 def _source(name: str, kind: str, asset: str, load: Callable[[], Texts], about: str) -> Source:
@@ -43,4 +50,31 @@ CORPORA: tuple[Source, ...] = (
     ),
     _source("brown", LANGUAGE_MODELLING, "brown", language.brown, "500 texts of the Brown corpus"),
     _source("chitchat", LANGUAGE_MODELLING, "chitchat", language.chitchat, "conversations of two strangers"),
+    _source(
+        "natural_instructions",
+        INSTRUCTION,
+        "bigbench",
+        examples_of.natural_instructions,
+        "61 instructions with inputs and outputs",
+    ),
+    _source("topical_chat", INSTRUCTION, "bigbench", examples_of.topical_chat, "conversations on topics"),
+    _source(
+        "chitchat_dialogues",
+        INSTRUCTION,
+        "chitchat",
+        examples_of.chitchat_dialogues,
+        "conversations of two strangers, answers of the second",
+    ),
+    _source(
+        "disfl_qa",
+        QUESTION_ANSWERING,
+        "bigbench",
+        examples_of.disfl_qa,
+        "disfluent questions about Wikipedia passages",
+    ),
+    _source("xsum", SEQUENCE_TO_SEQUENCE, "bigbench", examples_of.xsum, "summaries of news articles"),
+    _source(
+        "wikilingua", SEQUENCE_TO_SEQUENCE, "bigbench", examples_of.wikilingua, "summaries of how-to texts"
+    ),
+    _source("qa_wikidata", PROBING, "bigbench", examples_of.qa_wikidata, "facts of Wikidata"),
 )

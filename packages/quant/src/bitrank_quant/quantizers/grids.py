@@ -268,18 +268,27 @@ class SymmetricGrid:
     def block(self) -> int:
         return self.format.block
 
-    def fit(self, weights: Tensor, shrink: float) -> Scales:
-        return (self.format.scale_of(shrink * weights.amin(-1), shrink * weights.amax(-1)).float(),)
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return weights.amin(-1), weights.amax(-1)
 
-    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor) -> Scales:
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        return (self.format.scale_of(shrink * ranges[0], shrink * ranges[1]).float(),)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
         (steps,) = self.basis(codes)
         size = weighted(steps.square(), column_weights)
         scale = weighted(steps * weights, column_weights) / size.clamp_min(TINY)
-        return (self.rounded(torch.where(size > 0, scale, self.fit(weights, 1.0)[0]), 0),)
+        return (self.rounded(torch.where(size > 0, scale, full[0]), 0),)
 
     def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
-        steps = (weights / scales[0][..., None]).round_().clamp_(*self.format.value_range)
-        return steps.add_(self.format.zero).to(torch.uint8)
+        return self._steps(weights, scales).add_(self.format.zero).to(torch.uint8)
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).mul_(scales[0][..., None])
+
+    def _steps(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes as fp32, from −zero."""
+        return (weights / scales[0][..., None]).round_().clamp_(*self.format.value_range)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return self.basis(codes)[0] * scales[0][..., None]

@@ -36,8 +36,20 @@ from bitrank_quant.sensitivity.divergence import (
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """(model, batch) → logits (positions, classes) and labels (positions,); −100 marks positions without loss."""
 
-Real = Callable[[Any], Tensor | None]
-"""batch → mask (B, T), true for tokens and false for padding; None: all are tokens."""
+Real = Callable[[Any], Sequence[Tensor]]
+"""batch → masks (B, T), true for tokens and false for padding; none: all are tokens.
+
+A model with an encoder and a decoder has a mask for each, with different widths T.
+"""
+
+
+def without_padding(values_N: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Drop the entries of ``values_N`` at the padding of the mask with as many positions.
+
+    Returned unchanged if no mask has as many, as with one vector per sequence.
+    """
+    mask = next((mask for mask in masks if mask.numel() == len(values_N)), None)
+    return values_N if mask is None else values_N[mask.flatten()]
 
 
 class Replay:
@@ -55,7 +67,7 @@ class Replay:
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], forward: Forward, blocks: Sequence[str] | None = None,
-        real: Real = lambda batch: None,
+        real: Real = lambda batch: (),
     ) -> None:  # fmt: skip
         if not batches:
             raise QuantError(
@@ -63,7 +75,7 @@ class Replay:
             )
         self.model, self.batches, self._forward = model, batches, forward
         self._real = [real(batch) for batch in batches]
-        self._now: Tensor | None = None
+        self._now: Sequence[Tensor] = ()
         named = block_names(model) if blocks is None else blocks
         self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
@@ -86,14 +98,8 @@ class Replay:
             )
 
     def tokens_of(self, values_N: Tensor) -> Tensor:
-        """Drop the entries of ``values_N`` at padding positions of the current batch.
-
-        Returned unchanged if the length differs from the number of positions, as with one vector per
-        sequence.
-        """
-        if self._now is None or len(values_N) != self._now.numel():
-            return values_N
-        return values_N[self._now.flatten()]
+        """Drop the entries of ``values_N`` at padding positions of the current batch."""
+        return without_padding(values_N, self._now)
 
     def block_of(self, matrix: str) -> str | None:
         """The block that contains ``matrix``; None for embeddings and modules after the blocks."""
