@@ -160,6 +160,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "electra": ("ElectraForSequenceClassification", {**_BODY, "embedding_size": 32}),
+    "roberta": ("RobertaForSequenceClassification", _BODY),
     "xlmr": ("XLMRobertaForSequenceClassification", _BODY),
     "distilbert": (
         "DistilBertForSequenceClassification",

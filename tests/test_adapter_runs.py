@@ -1,4 +1,4 @@
-"""Runs with residual initialization and rank removal, and their merge, through the real command line."""
+"""Runs with residual initialization and rank removal, and their export, through the real command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 import torch
 from bitrank.cli.main import main
 from bitrank.export.finished_run import find_run
-from bitrank.export.merge import merge
+from bitrank.export.merge import merge_into_16bit
+from bitrank.export.rebuild import rebuild
+from bitrank.export.registry import QUANTIZER
+from bitrank.export.requantize import requantize
 from bitrank.models.locate import locate
 from bitrank.process.events import read_events
 from bitrank_quant import load_quantized
@@ -107,7 +110,7 @@ def test_16_bit_merge_equals_the_adapted_model_in_plain_transformers(
     runs, tmp_path, capsys, name: str
 ) -> None:
     folder, out = runs(name), tmp_path / "merged"
-    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    assert main(["export", str(folder), "--out", str(out)]) == 0
     audit = json.loads((out / "audit.json").read_text())
     best = json.loads((folder / "result.json").read_text())["train/best_step"]
     (seen,) = [
@@ -126,12 +129,12 @@ def test_16_bit_merge_equals_the_adapted_model_in_plain_transformers(
     )
     task = json.loads((folder / "spec.json").read_text())["task"]
     stock = AUTO[task].from_pretrained(out, dtype=torch.bfloat16)
-    assert torch.allclose(logits(stock), logits(merge(find_run(folder), "16bit").model), atol=0.02)
+    assert torch.allclose(logits(stock), logits(merge_into_16bit(rebuild(find_run(folder)))[0]), atol=0.02)
 
 
 def test_16_bit_merge_equals_base_with_adapter_in_plain_peft(runs, tmp_path) -> None:
     folder, out = runs("lora"), tmp_path / "merged"
-    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    assert main(["export", str(folder), "--out", str(out)]) == 0
     base = AutoModelForCausalLM.from_pretrained(locate("tiny-llama"), dtype=torch.float32)
     untrained = logits(base)
     adapted = logits(PeftModel.from_pretrained(base, str(folder / "adapter")))
@@ -142,7 +145,7 @@ def test_16_bit_merge_equals_base_with_adapter_in_plain_peft(runs, tmp_path) -> 
 @pytest.mark.parametrize("name", ["loftq", "mixed", "conv1d", "int2"])
 def test_quantized_merge_keeps_formats_and_reloads_from_its_file(runs, tmp_path, capsys, name: str) -> None:
     folder, out = runs(name), tmp_path / "merged"
-    assert main(["merge", str(folder), "--out", str(out), "--into", "quantized", "--force"]) == 0
+    assert main(["export", str(folder), "--out", str(out), "--to", "quantized", "--force"]) == 0
     formats, plan = (
         json.loads((out / "formats.json").read_text()),
         json.loads((folder / "plan.json").read_text()),
@@ -159,7 +162,7 @@ def test_quantized_merge_keeps_formats_and_reloads_from_its_file(runs, tmp_path,
     dtype = DTYPES[choose_dtype("cpu")]
     skeleton = AUTO[spec["task"]].from_config(AutoConfig.from_pretrained(out), dtype=dtype)
     again = logits(load_quantized(skeleton, out, dtype))
-    assert torch.allclose(again, logits(merge(find_run(folder), "quantized").model), atol=0.02)
+    assert torch.allclose(again, logits(requantize(rebuild(find_run(folder)), QUANTIZER).model), atol=0.02)
     with pytest.raises(OSError):  # plain transformers must not load it as an unquantized model
         AUTO[spec["task"]].from_pretrained(out)
 
@@ -168,7 +171,7 @@ def test_adapter_and_merged_model_load_in_plain_libraries_with_the_labels_of_the
     runs, tmp_path, monkeypatch
 ) -> None:
     folder, out = runs("mixed"), tmp_path / "merged"
-    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    assert main(["export", str(folder), "--out", str(out)]) == 0
     monkeypatch.chdir(tmp_path)
     config = json.loads((folder / "adapter/adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
@@ -190,9 +193,9 @@ def test_newly_initialized_modules_are_in_plan_file_and_output(runs) -> None:
     assert json.loads((runs("lora") / "plan.json").read_text())["new_modules"] == []
 
 
-def test_merge_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None:
+def test_export_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None:
     out = tmp_path / "merged"
-    command = ["merge", str(runs("int2")), "--out", str(out), "--into", "quantized"]
+    command = ["export", str(runs("int2")), "--out", str(out), "--to", "quantized", "--quantizer", "rtn"]
     assert main([*command, "--max-loss", "0"]) == 2
     output = capsys.readouterr()
     assert (
@@ -204,15 +207,16 @@ def test_merge_with_too_large_a_loss_is_rejected(runs, tmp_path, capsys) -> None
     assert json.loads((out / "audit.json").read_text())["added_loss"] > 0
 
 
-def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
+def test_export_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
     import shutil
 
     alone, out = tmp_path / "alone", tmp_path / "merged"
     shutil.copytree(runs("lora") / "adapter", alone)
-    assert main(["merge", str(alone), "--out", str(out)]) == 2
+    assert main(["export", str(alone), "--out", str(out)]) == 2
     assert "give --model (its 16-bit base) and --task" in capsys.readouterr().err
     assert (
-        main(["merge", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"]) == 0
+        main(["export", str(alone), "--out", str(out), "--model", "tiny-llama", "--task", "toy_articles"])
+        == 0
     )
     assert (out / "model.safetensors").is_file()
 
@@ -222,20 +226,21 @@ def test_merge_of_an_adapter_without_its_run(runs, tmp_path, capsys) -> None:
     [
         (["{run}", "--out", "{run}"], "exists already"),
         (["{run}", "--out", "{new}", "--max-loss", "-1"], "0 or more, got -1.0"),
-        (["{run}", "--out", "{new}", "--into", "quantized"], "no matrix of this run is quantized"),
+        (["{run}", "--out", "{new}", "--to", "quantized"], "no matrix of this run is quantized"),
         (["{run}", "--out", "{new}", "--task", "toy_articles"], "which defines its task and model"),
         (
             ["51094bc69d19", "--out", "{new}"],
             "there is no folder 51094bc69d19: expected the folder of a run",
         ),
         (["{empty}", "--out", "{new}"], "contains no adapter"),
+        (["{run}", "--out", "{new}", "--lora"], "cannot keep the adapter apart from its base; omit --lora"),
     ],
 )
-def test_invalid_merge_arguments_exit_with_2(
+def test_invalid_export_arguments_exit_with_2(
     runs, tmp_path, capsys, command: list[str], message: str
 ) -> None:
     places = {"run": runs("lora"), "new": tmp_path / "new", "empty": tmp_path / "empty"}
     places["empty"].mkdir()
-    assert main(["merge", *(word.format(**places) for word in command)]) == 2
+    assert main(["export", *(word.format(**places) for word in command)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

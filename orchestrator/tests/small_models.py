@@ -41,7 +41,9 @@ _SIZES = {
 }
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-_ENCODERS = {"albert", "bart", "bert", "distilbert", "electra", "modernbert", "mpnet", "t5", "xlmr"}
+_ENCODERS = {
+    "albert", "bart", "bert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "t5", "xlmr",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ ARCHITECTURES = {
     "electra": Architecture(
         "ElectraForSequenceClassification", {**_TOKENS, **_SIZES, "embedding_size": 16}, "electra"
     ),
+    "roberta": Architecture("RobertaForSequenceClassification", {**_TOKENS, **_SIZES}, "roberta"),
     "xlmr": Architecture("XLMRobertaForSequenceClassification", {**_TOKENS, **_SIZES}, "roberta"),
     "distilbert": Architecture(
         "DistilBertForSequenceClassification",

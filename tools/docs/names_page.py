@@ -120,6 +120,7 @@ def _planners() -> list[str]:
     searches = find("bitrank_planner:SEARCHES")
     studies = find("bitrank.planning.planner_studies:STUDIES")
     executors = find("bitrank.execution.registry:EXECUTORS")
+    exports = find("bitrank.export.registry:EXPORTS")
     rows = []
     for name, study in studies.items():
         rows.append((f"`{name}`", study.about, study.reference, ", ".join(study.budgets)))
@@ -138,6 +139,11 @@ def _planners() -> list[str]:
         "## Executors",
         "",
         *table(("name", "where runs are executed"), where),
+        "## Export targets",
+        "",
+        "`bitrank export --to`.",
+        "",
+        *table(("name", "result"), [(f"`{name}`", target.about) for name, target in exports.items()]),
     ]
 
 
@@ -180,7 +186,7 @@ def _tasks() -> list[str]:
         *table(("name", "metric", "logged as", "model class of transformers"), kinds),
         "## Assets",
         "",
-        "Fetched from PyPI by exact version and hash.",
+        "Fetched from PyPI or npm by exact version and hash: [Models and data](../data.md).",
         "",
         *table(("name", "MB"), rows),
     ]

@@ -68,7 +68,7 @@ def rejection(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ("plan", "--task", "toy_sentences", "--budget", "1MB", "--ranks", ""),
             "expected whole numbers like 4,8,16",
         ),
-        (("merge", LONG, "--out", "x"), "expected a path that the operating system accepts"),
+        (("export", LONG, "--out", "x"), "expected a path that the operating system accepts"),
         (("matrix", "--jobs", "9" * 30), "must be at most"),
     ],
 )
@@ -171,7 +171,9 @@ def test_characters_that_an_encoding_lacks_are_written_plainly(monkeypatch) -> N
     assert written.getvalue() == b"2^32 <= x - e ?\n"
 
 
-@pytest.mark.parametrize("command", ["", "matrix", "plan", "study", "report", "sql", "merge", "doctor", "ui"])
+@pytest.mark.parametrize(
+    "command", ["", "matrix", "plan", "study", "report", "sql", "export", "doctor", "ui"]
+)
 def test_help_is_printed_where_only_ascii_can_be(monkeypatch, command: str) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="strict"))

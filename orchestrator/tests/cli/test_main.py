@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from bitrank.cli.main import main
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -26,7 +26,7 @@ def fails(capsys, *arguments: str) -> str:
     return output.err + output.out
 
 
-@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "merge", "doctor", "ui"])
+@pytest.mark.parametrize("command", ["matrix", "run", "list", "report", "sql", "export", "doctor", "ui"])
 def test_every_command_has_help_with_examples(capsys, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -103,7 +103,7 @@ def test_a_port_in_use_is_rejected(capsys, tmp_path) -> None:
 def test_list_does_not_create_a_store(capsys, tmp_path) -> None:
     assert main(["list", "--profile", "smoke", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 2 * len(CONFIGS) and {row["state"] for row in rows} == {"new"}
+    assert len(rows) == 2 * len(DEFAULT_CONFIGS) and {row["state"] for row in rows} == {"new"}
     assert not (tmp_path / "runs").exists()
 
 

@@ -68,7 +68,7 @@ def test_conflicts_are_rejected(model: tuple[str, str], capsys: Any) -> None:
     pins = ("--pin", "q_proj=int8", "--pin", "k_proj=int4-g64")
     assert "tied matrices share one format" in rejected("--tie", "qkv", *pins)
     assert "mlx cannot store nf4-dq" in rejected("--for", "mlx", "--formats", "nf4-dq")
-    assert "unknown runtime 'vllm'" in rejected("--for", "vllm")
+    assert "unknown runtime 'tgi'" in rejected("--for", "tgi")
     assert "unknown tie 'kv'" in rejected("--tie", "kv")
     assert "cannot tie formats" in rejected("--tie", "qkv", "--planner", "hand-made")
     assert "no rank up to 4 is offered" in rejected("--ranks", "8", "--max-rank", "4")

@@ -1,4 +1,4 @@
-"""A merge accepts only unchanged adapters and plans; a truncated failure file does not stop the matrix."""
+"""An export accepts only unchanged adapters and plans; a truncated failure file does not stop the matrix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_intact_run_is_found_without_the_files_that_a_merge_ignores(folder: Path) -> None:
+def test_an_intact_run_is_found_without_the_files_that_an_export_ignores(folder: Path) -> None:
     (folder / "zero_shot.json").unlink()  # the store's artifacts lack it
     run = find_run(folder)
     assert (run.precision, run.ranks, run.adapter) == ({"a": "nf4"}, {"a": 8}, folder / "adapter")
@@ -61,3 +61,9 @@ def test_truncated_digests_are_rejected_and_missing_digests_accepted(folder: Pat
 def test_a_damaged_failure_file_is_ignored(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "failure.json").write_bytes(content)
     assert _read(tmp_path / "failure.json") == {}
+
+
+def test_an_unfinished_run_is_named_as_such(tmp_path: Path) -> None:
+    write_spec(make_spec(PROFILES["smoke"], "B-Q4", "toy_sentences"), tmp_path / "spec.json")
+    with pytest.raises(UserError, match="is not finished: it has no adapter yet; repeat the command"):
+        find_run(tmp_path)

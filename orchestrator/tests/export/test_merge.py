@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from bitrank.export.finished_run import find_run
-from bitrank.export.merge import merge
+from bitrank.export.merge import merge_into_16bit
+from bitrank.export.rebuild import rebuild
 from bitrank.run.record import Record
 from bitrank.run.train_run import execute
 from bitrank.spec.make_spec import make_spec
@@ -25,8 +26,9 @@ def test_16_bit_matrices_of_the_run_are_merged_without_change(tmp_path: Path) ->
     spec = make_spec(find_profile("smoke"), "B-Q4", "toy_articles", given)
     write_spec(spec, folder / "spec.json")
     execute(spec, folder, Record(folder, ALONE), ALONE)
-    merged = merge(find_run(folder), "16bit")
-    assert merged.audit.after["loss"] == pytest.approx(merged.audit.before["loss"], abs=1e-6)
-    table = merged.model.get_input_embeddings().weight
+    rebuilt = rebuild(find_run(folder))
+    merged, _ = merge_into_16bit(rebuilt)
+    assert rebuilt.evaluate(merged)["loss"] == pytest.approx(rebuilt.metrics["loss"], abs=1e-6)
+    table = merged.get_input_embeddings().weight
     assert table.dtype == torch.float32
     assert torch.equal(table, table.bfloat16().float())

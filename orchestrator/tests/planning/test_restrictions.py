@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bitrank.errors import UserError
 from bitrank.planning.costs import FORMATS, RANKS, Choices
@@ -13,6 +15,7 @@ from bitrank.planning.restrictions import (
     limit_rank,
     restricted,
     tied_groups,
+    ties_for,
 )
 from bitrank_planner import Item, Option, PlanError, Problem
 from bitrank_quant import parse_format
@@ -35,6 +38,33 @@ def test_formats_for_mlx_take_codes_and_16_bit_scale_and_bias(bits: int, group: 
     assert parse_format(fmt).nbytes(SHAPE) == WEIGHTS * bits // 8 + WEIGHTS // group * 4
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_formats_for_vllm_take_codes_and_a_16_bit_scale(bits: int, group: int) -> None:
+    fmt = f"sym{bits}-g{group}"
+    assert formats_for("vllm", [fmt], FORMATS) == (fmt,)
+    assert parse_format(fmt).nbytes(SHAPE) == WEIGHTS * bits // 8 + WEIGHTS // group * 2
+
+
+def test_vllm_ties_what_it_fuses_and_keeps_tables_in_16_bits() -> None:
+    formats = ("sym4-g32", "bf16")
+    options = tuple(Option(fmt, 0, parse_format(fmt).nbytes((8, 128)), 1.0) for fmt in formats)
+    names = ("l.q_proj", "l.k_proj", "l.v_proj", "l.o_proj")
+    items = [Item(name, options, "attention", 0, (8, 128)) for name in names]
+    table = Item("table", options, "embedding", None, (8, 128))
+    found = restricted(Problem((table, *items), 10**6), "vllm", ())
+    assert found.ties == (names[:3],)
+    assert [option.format for option in found.items[0].options] == ["bf16"]
+    assert len(found.items[1].options) == 2
+    assert restricted(Problem((items[3],), 10**6), "vllm", ()).ties == ()
+    only_packed = replace(table, options=options[:1])
+    with pytest.raises(UserError, match="table has no such option; add bf16 to --formats"):
+        restricted(Problem((only_packed,), 10**6), "vllm", ())
+    assert ties_for("vllm", ("qkv",)) == ("qkv", "gate-up")
+    with pytest.raises(UserError, match="'hand-made' cannot tie formats"):
+        check_planner("hand-made", ties_for("vllm", ()))
+
+
 def test_formats_for_bitsandbytes_take_half_a_byte_and_an_fp32_scale_for_64() -> None:
     for fmt in ("nf4", "fp4"):
         assert parse_format(fmt).nbytes(SHAPE) == WEIGHTS // 2 + WEIGHTS // 64 * 4
@@ -51,7 +81,7 @@ def test_default_formats_of_a_runtime_can_be_stored_by_it(runtime: str) -> None:
 @pytest.mark.parametrize(
     ("runtime", "fmt"),
     [("gguf", "int4-g64"), ("gguf", "int8"), ("mlx", "nf4"), ("mlx", "int4-g64-dq"), ("mlx", "int7-g64"),
-     ("bnb", "int4-g64"), ("bnb", "nf3"), ("bnb", "nf4-g32")],
+     ("vllm", "sym6-g64"), ("vllm", "int4-g64"), ("bnb", "int4-g64"), ("bnb", "nf3"), ("bnb", "nf4-g32")],
 )  # fmt: skip
 def test_a_format_that_the_runtime_cannot_store_is_an_error_with_those_that_it_can(
     runtime: str, fmt: str

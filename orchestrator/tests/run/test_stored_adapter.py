@@ -51,7 +51,12 @@ def run(folder: Path, config: str, task: str, **changes: Any) -> RunSpec:
 
 @pytest.mark.parametrize(
     ("config", "task"),
-    [*product(ARMS, ("toy_sentences", "toy_articles")), ("B-FP", "toy_questions"), ("B-FP", "toy_facts")],
+    [
+        *product(ARMS, ("toy_sentences", "toy_articles")),
+        ("B-FP", "toy_questions"),
+        ("B-FP", "toy_facts"),
+        ("B-Ada", "toy_summaries"),
+    ],
 )
 def test_the_stored_adapter_has_the_reported_bytes_and_quality(
     config: str, task: str, tmp_path: Path

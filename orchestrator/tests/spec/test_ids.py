@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.matrix import matrix
 from bitrank.spec.profiles import PROFILES
@@ -33,7 +33,7 @@ LAPTOP = {
 
 def test_the_laptop_specs_keep_their_ids() -> None:
     profile = PROFILES["laptop"]
-    specs = matrix(profile, list(CONFIGS), list(profile.tasks), list(profile.seeds), {})
+    specs = matrix(profile, list(DEFAULT_CONFIGS), list(profile.tasks), list(profile.seeds), {})
     assert {spec.run_name: spec.spec_id for spec in specs} == LAPTOP
 
 

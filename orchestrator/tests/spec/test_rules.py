@@ -7,7 +7,7 @@ import json
 import pytest
 from bitrank.errors import UserError
 from bitrank.models.tiny import TINY
-from bitrank.spec.configs import CONFIGS, Config, find_config
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config, find_config
 from bitrank.spec.rules import RANK_RULES
 from bitrank_adapters import AdapterScale, adapted
 from bitrank_quant import block_matrices, weight_matrices
@@ -53,8 +53,49 @@ def test_ranks_of_the_others(matrices) -> None:
 
 def test_every_free_matrix_has_a_format(matrices) -> None:
     quantizable, _ = matrices
-    for config in (arm for arm in CONFIGS.values() if isinstance(arm, Config)):
+    for config in (CONFIGS[name] for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config)):
         assert set(config.precision.assign_formats(quantizable)) == {m.name for m in quantizable}
+
+
+@pytest.fixture(params=["tiny-t5", "tiny-bart"])
+def two_stacks(request):
+    """Matrices of an encoder-decoder that accept a format, and those in its blocks."""
+    model = TINY[request.param]()
+    return [m for m in weight_matrices(model) if m.tied_to is None], block_matrices(model)
+
+
+def test_encoder_8_stores_the_encoder_in_8_bits_and_the_decoder_in_4(two_stacks) -> None:
+    quantizable, blocks = two_stacks
+    bits = CONFIGS["Encoder-8"].precision.assign_formats(quantizable)
+    sides = {("encoder" in m.name.split("."), m.role == "cross-attention", bits[m.name]) for m in blocks}
+    assert sides == {(True, False, "int8"), (False, False, "nf4-dq"), (False, True, "nf4-dq")}
+    assert {bits[m.name] for m in quantizable if m.name not in {b.name for b in blocks}} == {"bf16"}
+
+
+def test_cross_8_stores_only_cross_attention_in_8_bits(two_stacks) -> None:
+    quantizable, blocks = two_stacks
+    bits = CONFIGS["Cross-8"].precision.assign_formats(quantizable)
+    crossed = [m for m in blocks if m.role == "cross-attention"]
+    assert len(crossed) == 2 * 4 and {bits[m.name] for m in crossed} == {"int8"}
+    assert {bits[m.name] for m in blocks if m not in crossed} == {"nf4-dq"}
+
+
+@pytest.mark.parametrize("name", ["Encoder-8", "Cross-8"])
+def test_arms_of_encoder_decoders_refuse_other_models(matrices, name: str) -> None:
+    assert name not in DEFAULT_CONFIGS
+    with pytest.raises(UserError, match="needs an encoder-decoder such as T5 or BART"):
+        CONFIGS[name].precision.assign_formats(matrices[0])
+
+
+def test_arms_of_the_matrix_cover_cross_attention(two_stacks) -> None:
+    quantizable, blocks = two_stacks
+    for config in (CONFIGS[name] for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config)):
+        assert set(config.rank.assign_ranks(blocks)) == {m.name for m in blocks}
+        assert set(config.precision.assign_formats(quantizable)) == {m.name for m in quantizable}
+    joint_3 = CONFIGS["Joint-3"]
+    bits, ranks = joint_3.precision.assign_formats(quantizable), joint_3.rank.assign_ranks(blocks)
+    crossed = {(bits[m.name], ranks[m.name]) for m in blocks if m.role == "cross-attention"}
+    assert crossed == {("int8", 6)}
 
 
 def test_a_plan_file_is_a_config(tmp_path) -> None:
@@ -112,7 +153,7 @@ def test_a_plan_file_names_a_rank_rule(matrices, tmp_path) -> None:
     assert find_config("ignored", str(path), {"rank": 6}).rank.rank == 6
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-gpt2", "tiny-t5", "tiny-bart"])
 def test_placement_trains_and_loads_in_stock_peft(tmp_path, name: str) -> None:
     model = TINY[name]()
     blocks = block_matrices(model)

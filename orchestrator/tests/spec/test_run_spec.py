@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bitrank.errors import UserError, is_user_error
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.matrix import matrix
 from bitrank.spec.parse import parse_setting
@@ -17,17 +17,17 @@ LAPTOP = PROFILES["laptop"]
 
 
 def test_the_study_is_every_config_on_two_tasks() -> None:
-    specs = matrix(LAPTOP, list(CONFIGS), list(LAPTOP.tasks), list(LAPTOP.seeds), {})
-    assert len(specs) == len({spec.spec_id for spec in specs}) == 2 * len(CONFIGS)
+    specs = matrix(LAPTOP, list(DEFAULT_CONFIGS), list(LAPTOP.tasks), list(LAPTOP.seeds), {})
+    assert len(specs) == len({spec.spec_id for spec in specs}) == 2 * len(DEFAULT_CONFIGS)
     assert {(s.config, s.task) for s in specs} == {
-        (c, t) for c in CONFIGS for t in ("movie_sentences", "wiki_articles")
+        (c, t) for c in DEFAULT_CONFIGS for t in ("movie_sentences", "wiki_articles")
     }
 
 
 def test_the_paper_profile_is_the_study_as_designed() -> None:
     paper = PROFILES["paper"]
-    specs = matrix(paper, list(CONFIGS), list(paper.tasks), list(paper.seeds), {})
-    assert len(specs) == 6 * len(CONFIGS) and {s.seed for s in specs} == {0, 1, 2}
+    specs = matrix(paper, list(DEFAULT_CONFIGS), list(paper.tasks), list(paper.seeds), {})
+    assert len(specs) == 6 * len(DEFAULT_CONFIGS) and {s.seed for s in specs} == {0, 1, 2}
     sst2, wiki = (next(s for s in specs if s.task == task) for task in ("sst2", "wikitext2"))
     assert (sst2.model, sst2.batch_size, wiki.model, wiki.batch_size) == ("bert-base-uncased", 8, "gpt2", 4)
     for spec in (sst2, wiki):
@@ -41,7 +41,7 @@ def test_the_paper_profile_is_the_study_as_designed() -> None:
 
 
 def test_only_the_config_differs_between_arms() -> None:
-    specs = matrix(LAPTOP, list(CONFIGS), ["movie_sentences"], [0], {})
+    specs = matrix(LAPTOP, list(DEFAULT_CONFIGS), ["movie_sentences"], [0], {})
     assert all(spec.init == "lq-lora" for spec in specs if spec.plan_request)  # part of a planned arm
     stripped = {str({**vars(spec), "config": "", "arm": {}, "init": ""}) for spec in specs}
     assert len(stripped) == 1

@@ -26,7 +26,8 @@ def made(maker: Any, tmp_path: Path) -> dict[str, Table]:
 
 def test_all_tables_are_made_and_csv_keeps_full_values(made: dict[str, Table]) -> None:
     assert list(made) == [
-        f"{name}-movies" for name in ("arms", "comparisons", "pareto", "factorial", "plans", "ranks")
+        f"{name}-movies"
+        for name in ("arms", "comparisons", "further", "pareto", "factorial", "plans", "ranks")
     ]
     for table in made.values():
         back = pd.read_csv(io.StringIO(table.csv()))
@@ -47,6 +48,16 @@ def test_rows_follow_the_order_of_the_study(made: dict[str, Table]) -> None:
     ]
     against = made["comparisons-movies"].shown["Against"].to_list()
     assert against == ["B-FP"] * 5 + ["B-Q4"] * 4
+
+
+def test_further_metrics_are_compared_each_as_a_family(made: dict[str, Table]) -> None:
+    table = made["further-movies"]
+    assert table.shown["Metric"].to_list() == ["Macro-F1"] * 9 + ["Matthews' correlation"] * 9
+    assert table.shown["Against"].to_list() == (["B-FP"] * 5 + ["B-Q4"] * 4) * 2
+    main, further = made["comparisons-movies"].frame, table.frame[table.frame["metric"] == "macro_f1"]
+    # With two balanced classes macro-F1 follows the accuracy closely.
+    assert further["difference"].to_list() == pytest.approx(main["difference"].to_list(), abs=0.01)
+    assert (further["p_holm"] >= further["p"]).all()
 
 
 def test_plans_and_ranks_are_listed_by_layer(made: dict[str, Table]) -> None:

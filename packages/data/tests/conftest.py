@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,42 @@ WORDS = (
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[..., bytes]:
+    """Function that packs {path: content} into a compressed tar, and writes it to a path if one is given."""
+
+    def pack(files: dict[str, bytes], path: Path | None = None) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return _kept(buffer, path)
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def zip_of() -> Callable[..., bytes]:
+    """As ``tar_of``, for a zip."""
+
+    def pack(files: dict[str, bytes], path: Path | None = None) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return _kept(buffer, path)
+
+    return pack
+
+
+def _kept(buffer: io.BytesIO, path: Path | None) -> bytes:
+    if path is not None:
+        path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

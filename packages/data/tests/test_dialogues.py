@@ -161,7 +161,7 @@ def test_answers_beyond_max_length_are_cut_and_counted(tmp_path: Path) -> None:
     long = [{"prompt": "why " * (2 + 9 * (n > 20)) + str(n), "completion": " film"} for n in range(40)]
     task = task_of(tmp_path / "y.jsonl", long, words(), length=8)
     assert task.report.counts["texts_without_tokens"] == 19
-    assert "19 texts have too few tokens to learn from and were left out" in task.report.notes
+    assert any(note.startswith("19 texts have too few tokens to learn from") for note in task.report.notes)
 
 
 def test_labels_of_a_batch_are_targets_and_padding_is_ignored(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from bitrank_data import (
     tokenise,
 )
 from bitrank_data.columns import layout_of
+from bitrank_data.examples import PairExample
 from bitrank_data.layouts import Naming
 
 LONG_WORD = 4
@@ -104,6 +105,15 @@ def test_columns_of_no_kind_are_refused_with_those_of_every_kind() -> None:
     expected = r"no column 'text'; found prompt\. Expected text \+ label or .*instruction \+ output"
     with pytest.raises(DataError, match=expected):
         layout_of(["prompt"], Naming())
+
+
+def test_pairs_are_encoded_together_and_the_longer_text_is_cut_first(tokenizer: Any) -> None:
+    short, long = "good film", "the story is bad and the cast is superb"
+    examples = [PairExample("1", short, 0, pair="lovely"), PairExample("2", short, 1, pair=long)]
+    pieces, cut = DATA_KINDS[CLASSIFICATION].encode(examples, tokenizer, Cutting(6))
+    words = [tokenizer.convert_ids_to_tokens(piece.tokens) for (piece,) in pieces]
+    assert words == [["good", "film", "lovely"], ["good", "film", "the", "story", "is", "bad"]]
+    assert cut == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from bitrank_quant import block_matrices, weight_matrices
+from transformers import BartConfig, BartForConditionalGeneration
 
 # name → matrices per role inside one block
 BLOCKS = {
@@ -29,6 +30,14 @@ def test_every_block_has_its_attention_and_ffn_matrices(make, name: str) -> None
 def test_an_encoder_decoder_has_cross_attention_matrices(make) -> None:
     roles = Counter(m.role for m in block_matrices(make("t5")))
     assert roles == {"attention": 16, "cross-attention": 8, "ffn": 8}
+
+
+def test_cross_attention_of_bart_is_not_self_attention() -> None:
+    sizes = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16, "vocab_size": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(**sizes, **heads, encoder_layers=1, decoder_layers=1)
+    roles = Counter(m.role for m in block_matrices(BartForConditionalGeneration(config)))
+    assert roles == {"attention": 8, "cross-attention": 4, "ffn": 4}
 
 
 def test_shapes_are_out_by_in_also_for_conv1d(make) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bitrank_trainer import OBJECTIVES, evaluate
+from bitrank_trainer.memory.micro_batches import longest_sequence, micro_batches
+from bitrank_trainer.objectives import macro_f1, matthews
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_problem import batch
 from torch.nn import functional as F
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 
 def test_classification_rows_equal_the_loss(make) -> None:
@@ -103,3 +111,85 @@ def test_evaluation_preserves_training_mode_and_random_state(make) -> None:
     assert model.training and torch.equal(torch.get_rng_state(), before)
     assert [row["index"] for row in first.rows] == list(range(16))
     assert first.metrics == evaluate(model, [batch(0), batch(1)], OBJECTIVES["classification"], "cpu").metrics
+
+
+CLASSES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+@given(CLASSES)
+def test_macro_f1_and_matthews_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels, predictions = np.array(pairs).T
+    expected = metrics.f1_score(labels, predictions, average="macro")
+    assert macro_f1(labels, predictions) == pytest.approx(expected, abs=1e-12)
+    assert matthews(labels, predictions) == pytest.approx(
+        metrics.matthews_corrcoef(labels, predictions), abs=1e-12
+    )
+
+
+def encoder_decoder(name: str) -> Any:
+    torch.manual_seed(0)
+    ids = {"vocab_size": 20, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+    if name == "t5":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        return T5ForConditionalGeneration(T5Config(**ids, **sizes)).eval()
+    stacks = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    stacks |= {key.replace("encoder", "decoder"): size for key, size in stacks.items()}
+    config = BartConfig(**ids, **stacks, d_model=16, max_position_embeddings=16)
+    return BartForConditionalGeneration(config).eval()
+
+
+def pair_batch() -> dict[str, np.ndarray]:
+    """Four sources of 7 tokens and targets of 5, both padded."""
+    data = batch(0, size=4, length=7)
+    labels = np.random.default_rng(1).integers(3, 20, (4, 5))
+    labels[1, 3:], labels[2, 1:] = -100, -100
+    return {**data, "labels": labels}
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_sequence_to_sequence_loss_equals_the_models_own(name: str) -> None:
+    model, objective, data = encoder_decoder(name), OBJECTIVES["sequence-to-sequence"], pair_batch()
+    tensors = {key: torch.from_numpy(data[key]) for key in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        expected = float(model(**tensors).loss)
+        assert float(objective.loss(model, data, "cpu")) == pytest.approx(expected, rel=1e-5)
+        rows = objective.rows(model, data, "cpu")
+    assert [row["tokens"] for row in rows] == [5, 3, 1, 5] and objective.weight(data) == 14
+    metrics = objective.metrics(rows)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_pair_alone_has_the_loss_of_its_row_in_a_batch(name: str) -> None:
+    model, objective, data = encoder_decoder(name), OBJECTIVES["sequence-to-sequence"], pair_batch()
+    length, targets = int(data["attention_mask"][0].sum()), int((data["labels"][2] != -100).sum())
+    for row, width, target in ((0, length, 5), (2, 7, targets)):
+        alone = {key: value[row : row + 1] for key, value in data.items()}
+        alone["input_ids"], alone["attention_mask"] = (
+            alone[key][:, :width] for key in ("input_ids", "attention_mask")
+        )
+        alone["labels"] = alone["labels"][:, :target]
+        with torch.no_grad():
+            whole, single = objective.rows(model, data, "cpu")[row], objective.rows(model, alone, "cpu")[0]
+        assert single["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+
+
+def test_micro_batches_keep_targets_of_another_width() -> None:
+    data = pair_batch()
+    data["attention_mask"][:] = 1
+    data["attention_mask"][2:, 3:] = 0
+    model, objective = encoder_decoder("t5"), OBJECTIVES["sequence-to-sequence"]
+    parts = list(micro_batches(data, 14))
+    assert [part["input_ids"].shape for part in parts] == [(2, 7), (2, 3)]
+    with torch.no_grad():
+        whole = float(objective.loss(model, data, "cpu")) * objective.weight(data)
+        sums = [float(objective.loss(model, part, "cpu")) * objective.weight(part) for part in parts]
+    assert sum(sums) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_longest_sequence_has_a_target_of_its_length() -> None:
+    found = longest_sequence(iter([copy.deepcopy(pair_batch())]), 12)
+    assert found["input_ids"].shape == found["labels"].shape == (1, 12)
+    assert OBJECTIVES["sequence-to-sequence"].weight(found) == 12

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from bitrank.cli import merge, plan, study
+from bitrank.cli import export, plan, study
 from bitrank.cli.arguments import check_text
 from bitrank.cli.encoding import show_every_character
 from bitrank.cli.help import Parser
@@ -32,7 +32,7 @@ DOCTOR = """examples:
   bitrank doctor --json
   bitrank doctor --verify"""
 
-_LOADING_MODELS = ("plan", "study", "merge")  # commands that load a model into their own process
+_LOADING_MODELS = ("plan", "study", "export")  # commands that load a model into their own process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,13 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     add_paper(commands)
     add_sql(commands)
     add_notes(commands)
-    merge.add_options(
+    export.add_options(
         add_command(
             commands,
-            "merge",
-            "fold a trained adapter into its base, with an audit",
-            merge.EXAMPLES,
-            merge.act,
+            "export",
+            "write a finished run for the programs that people use, with an audit",
+            export.EXAMPLES,
+            export.act,
         )
     )
     _add_doctor(commands)

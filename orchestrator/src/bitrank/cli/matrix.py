@@ -20,10 +20,12 @@ from bitrank.cli.options import (
 )
 from bitrank.errors import UserError
 from bitrank.execution import registry
+from bitrank.run.text_scores import check_scores
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES, find_profile
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
 
 if TYPE_CHECKING:
     from bitrank.execution.attempt import Job
@@ -155,9 +157,12 @@ def _execute(specs: list[RunSpec], arguments: argparse.Namespace, jobs: int | No
 
 
 def _check_here(specs: list[RunSpec]) -> None:
-    """Refuse what this machine cannot run, before a run is opened in the store. Both checks import torch, so
-    each is made only for specs that need it.
+    """Refuse what this machine cannot run, before a run is opened in the store. Checks that import torch are
+    made only for specs that need them.
     """
+    for kind in {spec.kind for spec in specs}:
+        if (generation := task_kind(kind).generation) is not None:
+            check_scores(generation.scores)
     if special := [spec for spec in specs if not _runs_anywhere(spec)]:
         from bitrank.process.compute import check_here
 

@@ -9,7 +9,7 @@ from typing import Any
 from bitrank.cli.arguments import comma_separated, file_path, location, seeds
 from bitrank.cli.help import list_names, tasks
 from bitrank.errors import UserError
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS
 from bitrank.spec.fields import OneOf, about_of, first, hints_of, limits_of
 from bitrank.spec.make_spec import SETTABLE
 from bitrank.spec.matrix import matrix
@@ -40,8 +40,8 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configs",
         type=comma_separated,
-        default=list(CONFIGS),
-        help=f"comma-separated (default: {','.join(CONFIGS)})",
+        default=list(DEFAULT_CONFIGS),
+        help=f"comma-separated, of {','.join(CONFIGS)} (default: {','.join(DEFAULT_CONFIGS)})",
     )
     chosen = parser.add_argument(
         "--tasks", type=comma_separated, help="comma-separated (default: the profile's), files or names"

@@ -9,7 +9,7 @@ from typing import Any
 from bitrank.cli.arguments import comma_separated, file_path, location
 from bitrank.cli.notes import add_folder, write_notes
 from bitrank.cli.options import add_command
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
 
 SQL = """examples:
@@ -58,8 +58,8 @@ def add_paper(commands: Any) -> None:
     parser.add_argument(
         "--configs",
         type=comma_separated,
-        default=list(CONFIGS),
-        help=f"configs to include (default: {','.join(CONFIGS)})",
+        default=list(DEFAULT_CONFIGS),
+        help=f"configs to include (default: {','.join(DEFAULT_CONFIGS)})",
     )
     parser.add_argument(
         "--out",

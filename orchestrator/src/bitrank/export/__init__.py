@@ -1,1 +1,1 @@
-"""Finished runs exported as models."""
+"""Finished runs exported to files of other programs."""

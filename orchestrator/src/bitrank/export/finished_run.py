@@ -46,7 +46,7 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
     """Find the run of ``source``, which is the folder of a run or of an adapter.
 
     An adapter without its run needs ``task`` and ``model``. Raises :class:`UserError` if ``source`` has no
-    adapter, or one of them is missing.
+    adapter, its run is not finished, or one of them is missing.
     """
     if not source.is_dir():
         raise UserError(
@@ -55,6 +55,11 @@ def find_run(source: Path, task: str | None = None, model: str | None = None) ->
         )
     adapter = source if (source / "adapter_config.json").is_file() else source / "adapter"
     if not (adapter / "adapter_config.json").is_file():
+        if (source / "spec.json").is_file():
+            raise UserError(
+                f"the run in {source} is not finished: it has no adapter yet; repeat the command that "
+                "started it, which continues it"
+            )
         raise UserError(
             f"{source} contains no adapter: expected the folder of a run with spec.json, plan.json and "
             "adapter/, or of an adapter"

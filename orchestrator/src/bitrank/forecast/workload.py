@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from bitrank_data import Batch, training_parts, widths
+from bitrank_data import Batch, data_kind, training_parts, widths
 
 from bitrank.run.data import RunData, load_data
 from bitrank.run.train_settings import settings_for
@@ -67,7 +67,8 @@ def workload(spec: RunSpec, device: str) -> Workload:
 def _training(data: RunData, count: int) -> list[Shape]:
     """Return the shapes of the first ``count`` parts of training batches, without empty parts."""
     train = data.task.splits["train"]
-    lengths_N, width = train.lengths_N, widths(train, data.multiple)
+    lengths_N = data_kind(data.task.kind).lengths(train)
+    width = widths(lengths_N, data.multiple)
     parts: list[np.ndarray] = []
     for epoch in itertools.count():
         parts += training_parts(lengths_N, data.batch_size, data.seed, epoch, data.parts)

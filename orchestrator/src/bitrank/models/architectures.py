@@ -100,5 +100,5 @@ def check_folder(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds a PEFT adapter (adapter_config.json), not a whole model; give its base, or "
-            "merge the adapter into it first (bitrank merge)"
+            "fold the adapter into it first (bitrank export)"
         )

@@ -80,7 +80,31 @@ def _gpt2() -> Any:
     return GPT2LMHeadModel(GPT2Config(**_TOKENS, n_embd=64, n_layer=3, n_head=4, n_positions=64))
 
 
-TINY = {"tiny-bert": _bert, "tiny-llama": _llama, "tiny-gpt2": _gpt2}
+def _t5() -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    ids = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "eos_token_id": 3}
+    return T5ForConditionalGeneration(T5Config(**ids, **sizes, decoder_start_token_id=0))
+
+
+def _bart() -> Any:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    sizes = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128}
+    sizes |= {name.replace("encoder", "decoder"): size for name, size in sizes.items()}
+    ends = {"decoder_start_token_id": 3, "forced_eos_token_id": 3}
+    config = BartConfig(**_TOKENS, **sizes, **ends, d_model=64, max_position_embeddings=64)
+    return BartForConditionalGeneration(config)
+
+
+TINY = {
+    "tiny-bert": _bert,
+    "tiny-llama": _llama,
+    "tiny-gpt2": _gpt2,
+    "tiny-t5": _t5,
+    "tiny-bart": _bart,
+}
 
 
 def build_tiny(name: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from bitrank.errors import UserError
 from bitrank.planning.budget import Sizes, parse_budget, sizes_of
 from bitrank.planning.from_config import plan_from_config, sizes_from_config
 from bitrank.planning.make_plan import PlanRequest, check_planner, plan_from_tables
+from bitrank.planning.restrictions import ties_for
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.spec.run_spec import RunSpec
 
@@ -60,7 +61,7 @@ def measured_curve(
     A budget without a plan is a point with an error; the others are planned. Raises :class:`UserError` for an
     unknown planner, and for a text that denotes no budget, before anything is measured.
     """
-    check_planner(request.planner, request.ties)
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
     pin_threads(spec.threads)
     sizes = sizes_of(spec)
     nbytes = {text: parse_budget(text, sizes) for text in budgets}

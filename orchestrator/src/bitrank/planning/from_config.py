@@ -19,7 +19,7 @@ from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, check_planner, match_pins
 from bitrank.planning.planners import PLANNERS, plan_by
 from bitrank.planning.prior import prior_costs
-from bitrank.planning.restrictions import restricted
+from bitrank.planning.restrictions import restricted, ties_for
 from bitrank.process.compute import Compute
 from bitrank.spec.learning import learning_cost
 from bitrank.spec.run_spec import RunSpec
@@ -95,7 +95,7 @@ def plan_from_config(spec: RunSpec, request: PlanRequest) -> tuple[Plan, Problem
         raise UserError(
             f"a plan from a config.json needs one of the planners {', '.join(able)}; got {request.planner!r}"
         )
-    check_planner(request.planner, request.ties)
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
     if learning_cost(request.learning).trains:
         raise UserError(
             f"learning={request.learning} trains the model, and a config.json has no weights; leave it out"

@@ -18,7 +18,7 @@ from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.learning import add_learning
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
-from bitrank.planning.restrictions import check_ties, restricted
+from bitrank.planning.restrictions import check_ties, restricted, ties_for
 from bitrank.planning.short_runs import SearchLimits, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
@@ -79,7 +79,7 @@ def make_plan(
     Raises :class:`UserError` for an invalid request, and :class:`~bitrank_planner.PlanError` if no plan fits
     the budget.
     """
-    check_planner(request.planner, request.ties)
+    check_planner(request.planner, ties_for(request.runtime, request.ties))
     learning_cost(request.learning)
     pin_threads(spec.threads)
     sizes = sizes_of(spec)

@@ -24,7 +24,7 @@ from bitrank.errors import unknown
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.lifetime import exit_with_parent
-from bitrank.spec.configs import CONFIGS, Config
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
@@ -71,7 +71,7 @@ _ALLOCATORS = (
 )
 
 # A planned arm would repeat an arm of the study.
-_RULE_CONFIGS = tuple(name for name, arm in CONFIGS.items() if isinstance(arm, Config))
+_RULE_CONFIGS = tuple(name for name in DEFAULT_CONFIGS if isinstance(CONFIGS[name], Config))
 
 STUDIES: dict[str, PlannerStudy] = {
     "allocators": PlannerStudy(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bitrank_planner import Item, Problem
-from bitrank_quant import Affine, Codebook, Float, Format, Int8Row, parse_format
+from bitrank_quant import Affine, Codebook, Float, Format, Int8Row, Symmetric, parse_format
 
 from bitrank.errors import UserError, unknown
 from bitrank.planning.costs import Choices
@@ -20,19 +20,32 @@ from bitrank.planning.costs import Choices
 class Runtime:
     """A runtime: ``formats`` are offered by default, ``can_store`` decides about any format.
 
+    ``storable`` lists all that it can store, for exports of plans that were not made for it.
     ``whole_groups``: rows must be multiples of the group, because the runtime does not pad them.
+    ``blocks_only``: matrices outside of the transformer blocks stay in 16 bits. ``fuses`` names the ties of
+    matrices that the runtime stores as one, where a model has them.
     """
 
     about: str
     formats: tuple[str, ...]
     can_store: Callable[[Format], bool]
+    storable: tuple[str, ...] = ()
     whole_groups: bool = False
+    blocks_only: bool = False
+    fuses: tuple[str, ...] = ()
 
 
 def _in_mlx(fmt: Format) -> bool:
     """Affine with scale and bias in the dtype of the weight, bits and groups of ``mlx.core.quantize``."""
     if isinstance(fmt, Affine):
         return fmt.bits in (2, 3, 4, 5, 6, 8) and fmt.block in (32, 64, 128) and not fmt.double_quant
+    return isinstance(fmt, Float)
+
+
+def _in_vllm(fmt: Format) -> bool:
+    """``pack-quantized`` of compressed-tensors: symmetric 4 and 8 bits in groups of 32, 64 and 128."""
+    if isinstance(fmt, Symmetric):
+        return fmt.bits in (4, 8) and fmt.block in (32, 64, 128)
     return isinstance(fmt, Float)
 
 
@@ -51,6 +64,9 @@ def _in_gguf(fmt: Format) -> bool:
 
 
 _MLX = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "int8-g64", "bf16")
+_IN_MLX = tuple(f"int{bits}-g{group}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128))
+_IN_VLLM = tuple(f"sym{bits}-g{group}" for bits in (4, 8) for group in (32, 64, 128))
+_VLLM = ("sym4-g32", "sym4-g64", "sym4-g128", "sym8-g64", "bf16")
 RUNTIMES: dict[str, Runtime] = {
     "any": Runtime("no restriction", (), lambda fmt: True),
     "gguf": Runtime(
@@ -63,7 +79,17 @@ RUNTIMES: dict[str, Runtime] = {
         "affine integers of 2, 3, 4, 5, 6 and 8 bits in groups of 32, 64 and 128, floats",
         _MLX,
         _in_mlx,
+        storable=(*_IN_MLX, "bf16"),
         whole_groups=True,
+    ),
+    "vllm": Runtime(
+        "compressed-tensors: symmetric integers of 4 and 8 bits in groups of 32, 64 and 128 in the blocks",
+        _VLLM,
+        _in_vllm,
+        storable=(*_IN_VLLM, "bf16"),
+        whole_groups=True,
+        blocks_only=True,
+        fuses=("qkv", "gate-up"),
     ),
     "bnb": Runtime(
         "bitsandbytes: nf4, fp4 and their -dq forms, int8, floats",
@@ -102,6 +128,13 @@ TIES: dict[str, Tie] = {
         ("gate_up_proj",),
     ),
 }
+
+
+def ties_for(runtime: str, ties: Sequence[str]) -> tuple[str, ...]:
+    """The requested ``ties`` and those of ``runtime``. Raises :class:`UserError` for an unknown runtime."""
+    if runtime not in RUNTIMES:
+        raise unknown("runtime", runtime, RUNTIMES)
+    return tuple(dict.fromkeys([*ties, *RUNTIMES[runtime].fuses]))
 
 
 def check_ties(names: Sequence[str]) -> None:
@@ -147,17 +180,20 @@ def limit_rank(choices: Choices, max_rank: int | None) -> Choices:
 def restricted(problem: Problem, runtime: str, ties: Sequence[str]) -> Problem:
     """Return ``problem`` with the groups of ``ties`` tied, and without options that ``runtime`` would pad.
 
-    Matrices of cross-attention are not tied: their inputs differ, so no runtime fuses them. Raises
-    :class:`UserError` for an unknown tie or one that the model has no matrices for, and if no format is left
-    for a matrix.
+    Matrices that ``runtime`` fuses are tied too. Matrices of cross-attention are not tied: their inputs
+    differ, so no runtime fuses them. Raises :class:`UserError` for an unknown tie or one that the model has
+    no matrices for, and if no format is left for a matrix.
     """
     entry = RUNTIMES[runtime]
+    if entry.blocks_only:
+        problem = replace(problem, items=tuple(_unquantized_outside(i, runtime) for i in problem.items))
     if entry.whole_groups:
         problem = replace(problem, items=tuple(_unpadded(item, runtime) for item in problem.items))
     check_ties(ties)
     names = [item.name for item in problem.items if item.role != "cross-attention"]
     groups = [group for tie in ties for group in tied_groups(names, tie)]
-    return replace(problem, ties=tuple(groups))
+    groups += [group for tie in entry.fuses for group in present_groups(names, tie)]
+    return replace(problem, ties=tuple(dict.fromkeys(groups)))
 
 
 def tied_groups(names: Sequence[str], tie: str) -> list[tuple[str, ...]]:
@@ -165,20 +201,37 @@ def tied_groups(names: Sequence[str], tie: str) -> list[tuple[str, ...]]:
 
     A model whose matrices are fused already has none. Raises :class:`UserError` if it has neither.
     """
-    entry, present = TIES[tie], set(names)
-    groups = []
-    for leaves in entry.names:
-        for name in names:
-            parent, _, leaf = name.rpartition(".")
-            group = tuple(f"{parent}.{one}" for one in leaves)
-            if leaf == leaves[0] and present.issuperset(group):
-                groups.append(group)
+    entry, groups = TIES[tie], present_groups(names, tie)
     if not groups and not any(name.rpartition(".")[2] in entry.fused for name in names):
         raise UserError(
             f"this model has no {entry.about} for --tie {tie}; leave it out. Its matrices are called "
             f"{', '.join(names[:3])}, …"
         )
     return groups
+
+
+def present_groups(names: Sequence[str], tie: str) -> list[tuple[str, ...]]:
+    """Return the groups of ``names`` under the tie called ``tie``; none if the model has no such matrices."""
+    groups, present = [], set(names)
+    for leaves in TIES[tie].names:
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            group = tuple(f"{parent}.{one}" for one in leaves)
+            if leaf == leaves[0] and present.issuperset(group):
+                groups.append(group)
+    return groups
+
+
+def _unquantized_outside(item: Item, runtime: str) -> Item:
+    if item.layer is not None and item.role != "embedding":
+        return item
+    kept = tuple(option for option in item.options if isinstance(parse_format(option.format), Float))
+    if not kept:
+        raise UserError(
+            f"{runtime} stores matrices outside of the transformer blocks in 16 bits, and {item.name} has no "
+            "such option; add bf16 to --formats"
+        )
+    return replace(item, options=kept)
 
 
 def _unpadded(item: Item, runtime: str) -> Item:

@@ -1,53 +1,213 @@
-"""Sample outputs for comparison between configs: every trained model continues the same prompts."""
+"""Texts of a trained model: continuations to read, and generated texts with scores for evaluation.
+
+Generation is greedy and deterministic. It works on every split whose sequences have a prompt and a
+completion, the last run of targets, such as the last answer of a dialogue: encoder-decoders read the prompt
+in the encoder, decoders continue it. Texts are generated in batches of prompts of similar length, with cached
+keys.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from bitrank_data import TokenSplit
+from torch import Tensor
 
-from bitrank.errors import unknown
-from bitrank.spec.task_kinds import task_kind
+from bitrank.errors import UserError, unknown
+from bitrank.models.positions import table_limit
+from bitrank.run.text_scores import Scored, score_texts
+from bitrank.spec.task_kinds import Generation, task_kind
 
 _PROMPTS = 3
 _PROMPT_TOKENS = 24
 _NEW_TOKENS = 24
+_BATCH_TOKENS = 4096  # tokens of prompts and generated texts of one batch, with padding
+# Every setting that a checkpoint's generation_config.json may change, so that all models decode alike.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "temperature": None,
+    "top_k": None,
+    "top_p": None,
+    "length_penalty": None,
+    "early_stopping": False,
+    "use_cache": True,
+}
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts of a run for reading.
+    """Texts of a run, for reading and for evaluation.
 
-    ``texts`` has one text per sequence and becomes a column of the predictions table. ``continuations`` has
-    rows with the keys ``prompt`` and ``continuation``. Either may be empty.
+    ``columns`` have one value per sequence and become columns of the predictions table. ``continuations`` has
+    rows with the keys ``prompt`` and ``continuation``. ``figures`` are metrics over all texts, and
+    ``tokens_per_second`` the speed of generation. Each may be empty.
     """
 
-    texts: list[str] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
     continuations: list[dict[str, str]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+
+    def __or__(self, other: Samples) -> Samples:
+        return Samples(
+            self.columns | other.columns,
+            [*self.continuations, *other.continuations],
+            self.figures | other.figures,
+            other.tokens_per_second or self.tokens_per_second,
+        )
 
 
-def save_generations(
-    kind: str,
-    model: Any,
-    tokenizer: Any,
-    split: TokenSplit,
-    device: str,
-    keep: Callable[[list[dict[str, str]]], None],
-) -> list[str]:
-    """Sample what the kind of task asks for: pass continuations to ``keep``, return texts.
+@dataclass(frozen=True)
+class Generated:
+    """Generated texts in the order of the split, their number of ``tokens``, and the ``seconds`` taken."""
 
-    Raises :class:`~bitrank.errors.UserError` if :data:`SAMPLES` has no such entry.
+    texts: list[str]
+    tokens: int
+    seconds: float
+
+
+def sample_texts(kind: str, model: Any, tokenizer: Any, split: TokenSplit, device: str) -> Samples:
+    """The texts that tasks of ``kind`` ask for, by :data:`SAMPLES` and by the kind's generation.
+
+    Raises :class:`~bitrank.errors.UserError` if :data:`SAMPLES` has no such entry, or a score's library is
+    not installed.
     """
-    name = task_kind(kind).samples
-    if name not in SAMPLES:
-        raise unknown("sampling of texts", name, SAMPLES)
-    samples = SAMPLES[name](model, tokenizer, split, device)
-    if samples.continuations:
-        keep(samples.continuations)
-    return samples.texts
+    entry = task_kind(kind)
+    if entry.samples not in SAMPLES:
+        raise unknown("sampling of texts", entry.samples, SAMPLES)
+    samples = SAMPLES[entry.samples](model, tokenizer, split, device)
+    if entry.generation is None:
+        return samples
+    return samples | scored_texts(model, tokenizer, split, device, entry.generation)
+
+
+def scored_texts(
+    model: Any, tokenizer: Any, split: TokenSplit, device: str, generation: Generation
+) -> Samples:
+    """Generate from every prompt of ``split`` and compare each text with its completion.
+
+    The reference is the completion as tokenized, so it may be cut at ``max_length``. Columns: ``text`` (the
+    prompt), ``reference_text``, ``prediction_text``, and those of the scores.
+    """
+    sequences = range(len(split))
+    prompts = tokenizer.batch_decode([_prompt(split, i) for i in sequences], skip_special_tokens=True)
+    references = tokenizer.batch_decode([_completion(split, i) for i in sequences], skip_special_tokens=True)
+    references = [text.strip() for text in references]
+    made = generate(model, tokenizer, split, device, generation.longest)
+    scored: Scored = score_texts(generation.scores, made.texts, references)
+    columns = {"text": prompts, "reference_text": references, "prediction_text": made.texts}
+    return Samples(
+        columns={**columns, **scored.columns},
+        figures=scored.figures,
+        tokens_per_second=made.tokens / made.seconds,
+    )
+
+
+def generate(model: Any, tokenizer: Any, split: TokenSplit, device: str, longest: int) -> Generated:
+    """Greedy texts for the prompt of every sequence of ``split``, with cached keys.
+
+    A text has at most as many tokens as the longest completion of the split, ``longest``, and the model's
+    positions allow: one bound for all models that are compared on the split. Prompts of a decoder are padded
+    on the left, so that all texts of a batch begin at the same position. Raises
+    :class:`~bitrank.errors.UserError` if the model has no position after a prompt.
+    """
+    new_tokens = min(longest, max(len(_completion(split, i)) for i in range(len(split))))
+    new_tokens = _within_positions(model, split, new_tokens)
+    was_training = model.training
+    model.eval()
+    texts: dict[int, str] = {}
+    tokens = 0
+    started = time.perf_counter()
+    with torch.no_grad():
+        for indices in _prompt_batches(split, new_tokens):
+            ids_BT, mask_BT = _padded_prompts(model, split, indices, device)
+            made_BS = _greedy(model, tokenizer, ids_BT, mask_BT, new_tokens)
+            tokens += _count_tokens(made_BS, tokenizer.eos_token_id)
+            found = tokenizer.batch_decode(made_BS, skip_special_tokens=True)
+            texts |= {int(index): text.strip() for index, text in zip(indices, found, strict=True)}
+    seconds = time.perf_counter() - started
+    model.train(was_training)
+    return Generated([texts[index] for index in range(len(split))], tokens, seconds)
+
+
+def _prompt(split: TokenSplit, index: int) -> np.ndarray:
+    return split.last_answer(index)[0]
+
+
+def _completion(split: TokenSplit, index: int) -> np.ndarray:
+    return split.last_answer(index)[1]
+
+
+def _within_positions(model: Any, split: TokenSplit, new_tokens: int) -> int:
+    """``new_tokens``, or fewer if a table of positions ends before."""
+    limit = table_limit(model)
+    if limit is None:
+        return new_tokens
+    read = 1 if model.config.is_encoder_decoder else max(len(_prompt(split, i)) for i in range(len(split)))
+    if read >= limit:
+        raise UserError(
+            f"a prompt of {read} tokens leaves no position for a text: the model has {limit} positions; give "
+            f"a smaller max_length, or shorter prompts"
+        )
+    return min(new_tokens, limit - read)
+
+
+def _prompt_batches(split: TokenSplit, new_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of prompts of similar length, longest first."""
+    lengths_N = np.array([len(_prompt(split, i)) for i in range(len(split))])
+    order = np.argsort(-lengths_N, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, _BATCH_TOKENS // (int(lengths_N[order[start]]) + new_tokens))
+        yield order[start : start + size]
+        start += size
+
+
+def _padded_prompts(model: Any, split: TokenSplit, indices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T) of prompts; an encoder is padded right, as it numbers positions from the left."""
+    prompts = [_prompt(split, int(index)) for index in indices]
+    width = max(len(prompt) for prompt in prompts)
+    ids_BT = np.full((len(prompts), width), model.config.pad_token_id, dtype=np.int64)
+    mask_BT = np.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        place = (
+            slice(0, len(prompt)) if model.config.is_encoder_decoder else slice(width - len(prompt), width)
+        )
+        ids_BT[row, place] = prompt
+        mask_BT[row, place] = 1
+    return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+
+
+def _greedy(model: Any, tokenizer: Any, ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Tensor:
+    """The generated ids (B, S), without prompt and start token."""
+    made_BT: Tensor = model.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=new_tokens,
+        pad_token_id=model.config.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **_GREEDY,
+    )
+    return made_BT[:, 1 if model.config.is_encoder_decoder else ids_BT.shape[1] :]
+
+
+def _count_tokens(made_BS: Tensor, end: int | None) -> int:
+    """Number of generated tokens up to and including the first end of each text."""
+    if end is None:
+        return made_BS.numel()
+    is_end_BS = (made_BS == end).long()
+    ends_before_BS = is_end_BS.cumsum(1) - is_end_BS
+    return int((ends_before_BS == 0).sum())
 
 
 def texts_of(split: TokenSplit, tokenizer: Any) -> list[str]:
@@ -96,7 +256,7 @@ def _beginnings(split: TokenSplit) -> list[int]:
 # Texts of a run by name: (model, tokenizer, test split, device) → texts.
 SAMPLES: dict[str, Callable[[Any, Any, TokenSplit, str], Samples]] = {
     "none": lambda model, tokenizer, split, device: Samples(),
-    "texts": lambda model, tokenizer, split, device: Samples(texts=texts_of(split, tokenizer)),
+    "texts": lambda model, tokenizer, split, device: Samples(columns={"text": texts_of(split, tokenizer)}),
     "continuations": lambda model, tokenizer, split, device: Samples(
         continuations=continuations(model, tokenizer, split, device)
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bitrank_data import write_atomically
+from bitrank_data import data_kind, write_atomically
 from bitrank_quant import Applied
 from bitrank_trainer import (
     MPS_BYTES,
@@ -105,10 +105,11 @@ def tensor_safe(
         compute.dtype.itemsize,
         any(done.format == "llm-int8" for done in applied.values()),
     )
-    length = int(data.task.splits["train"].lengths_N.max())
+    lengths = data_kind(data.task.kind).lengths
+    length = int(lengths(data.task.splits["train"]).max())
     rows = -(-data.batch_size // data.parts)
     tokens = safe_tokens(shapes, rows, length, MPS_BYTES)
-    longest_evaluated = int(max(data.validation.lengths_N.max(), data.test.lengths_N.max()))
+    longest_evaluated = int(max(lengths(data.validation).max(), lengths(data.test).max()))
     batch_tokens = safe_tokens(
         shapes, -(-data.evaluation_tokens // longest_evaluated), longest_evaluated, MPS_BYTES
     )

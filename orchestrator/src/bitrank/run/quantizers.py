@@ -68,9 +68,9 @@ def encoder_of(model: nn.Module, quantizer: str, batches: Sequence[Mapping[str, 
     return encode
 
 
-def _real_positions(batch: Mapping[str, Any]) -> Tensor | None:
+def _real_positions(batch: Mapping[str, Any]) -> list[Tensor]:
     mask = batch.get("attention_mask")
-    return None if mask is None else mask.bool()
+    return [] if mask is None else [mask.bool()]
 
 
 def _moments_folder(spec: RunSpec) -> Path:

@@ -29,9 +29,11 @@ from bitrank.process.hardware import hardware
 from bitrank.process.libraries import LIBRARIES, OURS, installed_version
 from bitrank.process.run_folder import seal
 from bitrank.run.earlier_attempts import digest, past_checkpoints, past_peak, past_ranks, read_figures
+from bitrank.run.generations import Samples
 from bitrank.run.notices import left_out_message, left_out_share, notice, rejected_backends
 
 MIB = 1024**2
+_NO_SAMPLES = Samples()
 # Keys of a plan file that a run's plan.json repeats: prediction, budget, size, and the cost of planning.
 _PREDICTIONS = (
     "planner",
@@ -188,10 +190,6 @@ class Record:
         """Save the adapter of ``hook`` in PEFT's format (safetensors)."""
         hook.save(self._folder / "adapter")
 
-    def samples(self, rows: list[dict[str, str]]) -> None:
-        """Write a language model's continuations to ``continuations.json``."""
-        write_atomically(self._folder / "continuations.json", json.dumps(rows, indent=1, ensure_ascii=False))
-
     def ready(self) -> None:
         """Record the set-up time: from the start of the process, imports included, to a trainable model."""
         self._result["time/setup_s"] = time.time() - psutil.Process().create_time()
@@ -204,15 +202,22 @@ class Record:
         ranks: dict[str, int],
         adapter_bytes: int,
         device: str,
-        texts: Sequence[str] = (),
+        samples: Samples = _NO_SAMPLES,
     ) -> None:
-        """Write predictions, ranks and figures. ``result.json`` is written last and marks a complete run."""
-        write_predictions(final, split, self._folder / "predictions.parquet", texts)
+        """Write predictions, ranks and figures. ``result.json`` is written last and marks a complete run.
+
+        The continuations of ``samples`` are written to ``continuations.json``.
+        """
+        if samples.continuations:
+            rows = json.dumps(samples.continuations, indent=1, ensure_ascii=False)
+            write_atomically(self._folder / "continuations.json", rows)
+        write_predictions(final, split, self._folder / "predictions.parquet", samples.columns)
         over_time = {str(step): values for step, values in sorted(self._ranks_over_time.items())}
         write_atomically(
             self._folder / "ranks.json", json.dumps({"final": ranks, "over_time": over_time}, indent=1)
         )
-        self._result |= {f"eval/{name}": value for name, value in final.metrics.items()}
+        figures = {**final.metrics, **samples.figures}
+        self._result |= {f"eval/{name}": value for name, value in figures.items()}
         self._result |= {
             "lora/rank": sum(ranks.values()),
             "lora/mib": adapter_bytes / MIB,
@@ -221,7 +226,8 @@ class Record:
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped,
             "speed/train_tok_s": progress.tokens / progress.seconds,
-            "speed/infer_tok_s": final.tokens_per_second,
+            # Of generated tokens if the kind of task generates, else of evaluated ones.
+            "speed/infer_tok_s": samples.tokens_per_second or final.tokens_per_second,
             **self._memory(device),
             "time/train_s": progress.seconds,
             "time/eval_s": final.seconds,
@@ -250,16 +256,18 @@ class Record:
         self.emit({"event": "done"})
 
 
-def write_predictions(final: Evaluation, split: TokenSplit, path: Path, texts: Sequence[str] = ()) -> None:
-    """Write one row per sequence: example id, text if given, and the objective's columns.
+def write_predictions(
+    final: Evaluation, split: TokenSplit, path: Path, more: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """Write one row per sequence: example id, the objective's columns, and ``more`` columns by sequence.
 
     Loss is in nats, summed over the sequence.
     """
     columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
     indices = [int(index) for index in columns.pop("index")]
     columns["id"] = [split.ids[index] for index in indices]
-    if texts:
-        columns["text"] = [texts[index] for index in indices]
+    for name, values in (more or {}).items():
+        columns[name] = [values[index] for index in indices]
     pq.write_table(pa.table(columns), path)
 
 
@@ -299,8 +307,6 @@ class SilentRecord(Record):
 
     def adapter(self, hook: Any) -> None: ...
 
-    def samples(self, rows: list[dict[str, str]]) -> None: ...
-
     def ready(self) -> None: ...
 
     def finish(
@@ -311,7 +317,7 @@ class SilentRecord(Record):
         ranks: dict[str, int],
         adapter_bytes: int,
         device: str,
-        texts: Sequence[str] = (),
+        samples: Samples = _NO_SAMPLES,
     ) -> None:
         self._processes.gather((peak_memory_mib(), device_memory_mib(device)))
 

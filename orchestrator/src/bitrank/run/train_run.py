@@ -10,7 +10,7 @@ from bitrank_trainer import Evaluation, Processes, Task, peak_memory_mib, pin_th
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import build_model
 from bitrank.run.data import load_data
-from bitrank.run.generations import save_generations
+from bitrank.run.generations import Samples, sample_texts
 from bitrank.run.memory_limits import tensor_safe, within_limit
 from bitrank.run.record import Record
 from bitrank.run.requested_plan import config_of_run
@@ -52,10 +52,10 @@ def execute(spec: RunSpec, folder: Path, record: Record, processes: Processes) -
     record.phase("testing")
     record.adapter(hook)
     with hook.as_stored():
-        texts = (
-            save_generations(spec.kind, model, built.tokenizer, data.test, device, record.samples)
+        samples = (
+            sample_texts(spec.kind, model, built.tokenizer, data.test, device)
             if processes.needed
-            else []
+            else Samples()
         )
     final = with_token_texts(evaluate_on(data.test), spec.kind, built.tokenizer)
-    record.finish(final, data.test, progress, hook.ranks(), hook.stored_bytes(), device, texts)
+    record.finish(final, data.test, progress, hook.ranks(), hook.stored_bytes(), device, samples)

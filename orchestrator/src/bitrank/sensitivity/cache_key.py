@@ -25,7 +25,7 @@ def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
 
     ``source`` is that of the spec's task, if it is open already.
     """
-    source = source or open_task(spec.task, spec.data)
+    source = source or open_task(spec.task, spec.data, spec.file_options)
     compute = Compute.of(spec)
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
     layers = "fused" if spec.fused else "standard"

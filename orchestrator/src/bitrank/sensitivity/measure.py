@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import Batch, build_once, cache_dir, open_task
+from bitrank_data import IGNORED, Batch, build_once, cache_dir, open_task
 from bitrank_quant import parse_format
 from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
@@ -94,6 +94,12 @@ def _measured(spec: RunSpec, formats: Sequence[str], on_progress: Callable[[str]
     return Tables(ready.matrices, moments, errors, replay.base, time.monotonic() - started, peak_memory_mib())
 
 
-def real_positions(batch: Batch, device: str) -> torch.Tensor:
-    """Return a boolean (B, T) tensor that is True where ``batch`` has a token, False at padding."""
-    return torch.from_numpy(batch["attention_mask"]).bool().to(device)
+def real_positions(batch: Batch, device: str) -> list[torch.Tensor]:
+    """Return boolean (B, T) tensors that are True where ``batch`` has a token, False at padding.
+
+    Labels of another width are those of a decoder of its own, which gets the second tensor.
+    """
+    masks, labels = [batch["attention_mask"] != 0], batch["labels"]
+    if labels.ndim == masks[0].ndim and labels.shape != masks[0].shape:
+        masks.append(labels != IGNORED)
+    return [torch.from_numpy(mask).to(device) for mask in masks]

@@ -23,7 +23,7 @@ class Config:
 
     precision: rules.PrecisionRule
     rank: rules.RankRule
-    family: str  # "baseline" or "joint"
+    family: str  # "baseline", "joint" or "encoder-decoder"
     about: str = ""
 
     def as_data(self) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def _rule_data(rule: rules.PrecisionRule | rules.RankRule) -> dict[str, Any]:
     return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
+ENCODER_DECODER = "encoder-decoder"  # family of the arms for models with an encoder and a decoder
 CONFIGS: dict[str, Arm] = {
     "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits"),
     "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline", "QLoRA: NF4 blocks, rank 8"),
@@ -113,7 +114,21 @@ CONFIGS: dict[str, Arm] = {
         "joint exact plan of bits and ranks in the bytes of B-Q4",
         ranks=(8, 12, 16, 24, 32, 48, 64),
     ),
+    "Encoder-8": Config(
+        rules.EncoderHigh("int8", "nf4-dq"),
+        rules.FixedRank(8),
+        ENCODER_DECODER,
+        "encoder int8, decoder NF4, rank 8",
+    ),
+    "Cross-8": Config(
+        rules.CrossAttentionHigh("int8", "nf4-dq"),
+        rules.FixedRank(8),
+        ENCODER_DECODER,
+        "cross-attention int8, the rest of the blocks NF4, rank 8",
+    ),
 }
+# Arms of the study that every model supports, and of the matrix unless others are given.
+DEFAULT_CONFIGS = tuple(name for name, arm in CONFIGS.items() if arm.family != ENCODER_DECODER)
 
 
 def find_arm(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Arm:

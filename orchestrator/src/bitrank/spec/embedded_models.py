@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from bitrank_data import ASSETS, Asset
 
-EMBEDDED_MODELS: dict[str, Asset] = {name: ASSETS[name] for name in ("minilm", "smollm2")}
+EMBEDDED_MODELS: dict[str, Asset] = {name: ASSETS[name] for name in ("minilm", "mpnet", "smollm2")}

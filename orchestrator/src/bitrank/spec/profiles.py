@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitrank_data import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
+from bitrank_data import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 
 from bitrank.errors import UserError, unknown
 
@@ -43,6 +50,8 @@ class Profile:
 
 # Two windows of each document are evaluated for these long texts; a user's own files are evaluated whole.
 _TWO_WINDOWS = {"test_windows": 2, "validation_windows": 2}
+# A conversation has a few hundred tokens, and the task has a thousand of them for the test.
+_ONE_WINDOW = {"test_windows": 1, "validation_windows": 1}
 
 # Fields of a spec by kind of task.
 _LAPTOP: dict[str, dict[str, Any]] = {
@@ -68,6 +77,18 @@ _LAPTOP: dict[str, dict[str, Any]] = {
         "log_every": 1,
         "eval_every": 15,
         "checkpoint_every": 10,
+        "dropout": 0.0,
+    },
+    SEQUENCE_TO_SEQUENCE: {
+        "model": "google-t5/t5-small",
+        "threads": 1,
+        "steps": 200,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "log_every": 10,
+        "eval_every": 50,
+        "checkpoint_every": 50,
         "dropout": 0.0,
     },
     INSTRUCTION: {
@@ -115,6 +136,12 @@ _PAPER: dict[str, dict[str, Any]] = {
         "max_length": 128,
     },
     LANGUAGE_MODELLING: {"model": "gpt2", "epochs": 3, "batch_size": 4, "max_length": 512},
+    SEQUENCE_TO_SEQUENCE: {
+        "model": "google-t5/t5-small",
+        "epochs": 3,
+        "batch_size": 8,
+        "max_length": 512,
+    },
     INSTRUCTION: {"model": "gpt2", "epochs": 3, "batch_size": 8, "max_length": 512},
     QUESTION_ANSWERING: {
         "model": "bert-base-uncased",
@@ -142,6 +169,18 @@ _SMOKE: dict[str, dict[str, Any]] = {
         "threads": 1,
         "steps": 20,
         "batch_size": 4,
+        "learning_rate": 5e-3,
+        "max_length": 32,
+        "log_every": 2,
+        "eval_every": 5,
+        "checkpoint_every": 4,
+        "dropout": 0.0,
+    },
+    SEQUENCE_TO_SEQUENCE: {
+        "model": "tiny-t5",
+        "threads": 1,
+        "steps": 20,
+        "batch_size": 8,
         "learning_rate": 5e-3,
         "max_length": 32,
         "log_every": 2,
@@ -197,7 +236,10 @@ PROFILES: dict[str, Profile] = {
             ("movie_sentences", "wiki_articles"),
             (0,),
             _LAPTOP,
-            dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles"), _TWO_WINDOWS),
+            {
+                **dict.fromkeys(("wiki_articles", "wikitext2", "toy_articles", "brown"), _TWO_WINDOWS),
+                "chitchat": _ONE_WINDOW,
+            },
         ),
         Profile(
             "paper",

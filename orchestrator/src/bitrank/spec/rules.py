@@ -84,12 +84,48 @@ class EdgesHigh:
 
 @dataclass(frozen=True)
 class ByRole:
-    """A format by role, such as attention and FFN; other matrices stay 16-bit."""
+    """A format by role, such as attention and FFN; other matrices stay 16-bit.
+
+    Cross-attention is attention, unless it has a format of its own.
+    """
 
     formats: Mapping[str, str]
 
     def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
-        return {m.name: self.formats.get(m.role, SIXTEEN) if _in_block(m) else SIXTEEN for m in matrices}
+        bits = {}
+        for m in matrices:
+            in_block = self.formats.get(_role_in(self.formats, m), SIXTEEN)
+            bits[m.name] = in_block if _in_block(m) else SIXTEEN
+        return bits
+
+
+@dataclass(frozen=True)
+class EncoderHigh:
+    """Blocks of the encoder in format ``high``, blocks of the decoder in ``low``; other matrices 16-bit."""
+
+    high: str
+    low: str
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        blocks = _blocks_of_two_stacks(matrices)
+        formats = {"encoder": self.high, "decoder": self.low}
+        return {m.name: formats[blocks[m.name]] if m.name in blocks else SIXTEEN for m in matrices}
+
+
+@dataclass(frozen=True)
+class CrossAttentionHigh:
+    """Cross-attention of an encoder-decoder in format ``high``, the rest of all blocks in ``low``."""
+
+    high: str
+    low: str
+
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        blocks = _blocks_of_two_stacks(matrices)
+        bits = {}
+        for m in matrices:
+            in_block = self.high if m.role == "cross-attention" else self.low
+            bits[m.name] = in_block if m.name in blocks else SIXTEEN
+        return bits
 
 
 @dataclass(frozen=True)
@@ -147,14 +183,17 @@ class FixedRank(_Lora):
 
 @dataclass(frozen=True)
 class RankByRole(_Lora):
-    """A rank by role, such as attention and FFN (LoRA with PEFT's ``rank_pattern``)."""
+    """A rank by role, such as attention and FFN (LoRA with PEFT's ``rank_pattern``).
+
+    Cross-attention is attention, unless it has a rank of its own.
+    """
 
     by_role: Mapping[str, int]
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         from bitrank_adapters import role_ranks
 
-        return role_ranks({m.name: m.role for m in blocks}, self.by_role)
+        return role_ranks({m.name: _role_in(self.by_role, m) for m in blocks}, self.by_role)
 
 
 @dataclass(frozen=True)
@@ -226,6 +265,31 @@ class AdaptiveRank:
 
 def _in_block(matrix: WeightMatrix) -> bool:
     return matrix.layer is not None and matrix.role != "embedding"
+
+
+def _role_in(by_role: Mapping[str, object], matrix: WeightMatrix) -> str:
+    """The role of ``matrix`` as ``by_role`` names it: attention for cross-attention without an entry."""
+    is_like_attention = matrix.role == "cross-attention" and matrix.role not in by_role
+    return "attention" if is_like_attention else matrix.role
+
+
+def _blocks_of_two_stacks(matrices: Sequence[WeightMatrix]) -> dict[str, str]:
+    """{block matrix: encoder or decoder}, by the first part of its name that is one of the two.
+
+    Raises :class:`UserError` unless both stacks exist: BERT's blocks are in an ``encoder`` too.
+    """
+    sides = {}
+    for m in matrices:
+        side = next((part for part in m.name.split(".") if part in ("encoder", "decoder")), None)
+        if side is not None and _in_block(m):
+            sides[m.name] = side
+    if set(sides.values()) != {"encoder", "decoder"}:
+        found = ", ".join(sorted(set(sides.values()))) or "neither"
+        raise UserError(
+            "this config needs an encoder-decoder such as T5 or BART, with blocks in an encoder and in a "
+            f"decoder; this model has {found}. Give another config, such as B-Q4"
+        )
+    return sides
 
 
 @dataclass(frozen=True)

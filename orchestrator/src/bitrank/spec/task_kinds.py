@@ -11,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bitrank_data import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING, PROBING, QUESTION_ANSWERING
+from bitrank_data import (
+    CLASSIFICATION,
+    INSTRUCTION,
+    LANGUAGE_MODELLING,
+    PROBING,
+    QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
+)
 
 from bitrank.errors import unknown
 
@@ -67,6 +74,19 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """Generation from the prompt of every test example, by greedy decoding.
+
+    ``scores`` are keys of ``bitrank.run.text_scores.TEXT_SCORES``, which compare a text with its reference. A
+    text ends at the end-of-sequence token, at the most tokens of any reference of the split, or at
+    ``longest`` tokens, whichever is first.
+    """
+
+    scores: tuple[str, ...]
+    longest: int = 256
+
+
+@dataclass(frozen=True)
 class TaskKind:
     """One kind of task.
 
@@ -75,9 +95,10 @@ class TaskKind:
     and may be missing from a checkpoint. ``outputs`` names the head's outputs if the kind fixes them: a head
     of the checkpoint is kept then, whatever its labels are called. ``samples`` is a key of
     ``bitrank.run.generations.SAMPLES``: the texts that a run saves for reading. ``token_texts`` maps columns
-    of texts in the table of predictions to columns of token ids that they spell out. ``validation_sequences``
-    evaluate a planner's short training, and ``quick_steps`` are the optimizer steps of a study with
-    ``--quick``: fewer if a step takes longer.
+    of texts in the table of predictions to columns of token ids that they spell out. ``generation``: how a
+    run generates from the test examples, None if it does not. ``validation_sequences`` evaluate a planner's
+    short training, and ``quick_steps`` are the optimizer steps of a study with ``--quick``: fewer if a step
+    takes longer.
     """
 
     objective: str
@@ -90,9 +111,11 @@ class TaskKind:
     new_head: bool = False
     outputs: tuple[str, ...] = ()
     samples: str = "none"
+    generation: Generation | None = None
     token_texts: Mapping[str, str] = field(default_factory=dict)
 
 
+_PERPLEXITY = TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2)
 TASK_KINDS: dict[str, TaskKind] = {
     CLASSIFICATION: TaskKind(
         objective="classification",
@@ -111,7 +134,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     ),
     LANGUAGE_MODELLING: TaskKind(
         objective="language-modelling",
-        metric=TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2),
+        metric=_PERPLEXITY,
         auto_model="AutoModelForCausalLM",
         requirement=Requirement(
             "do language modelling",
@@ -123,6 +146,22 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=12,
         quick_steps=10,
         samples="continuations",
+    ),
+    SEQUENCE_TO_SEQUENCE: TaskKind(
+        objective="sequence-to-sequence",
+        metric=_PERPLEXITY,
+        auto_model="AutoModelForSeq2SeqLM",
+        requirement=Requirement(
+            "map a text to another",
+            "sequence-to-sequence language model",
+            "an encoder-decoder such as google-t5/t5-small or facebook/bart-base",
+        ),
+        calibration=CalibrationSizes(
+            moments=64, per_plan=16, held_out=64, batch_tokens=1024, graph_tokens=512
+        ),
+        validation_sequences=64,
+        quick_steps=50,
+        generation=Generation(("rouge", "bleu", "chrf", "answers")),
     ),
     INSTRUCTION: TaskKind(
         objective="instruction",
@@ -137,6 +176,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         calibration=CalibrationSizes(moments=32, per_plan=8, held_out=64, batch_tokens=512, graph_tokens=128),
         validation_sequences=32,
         quick_steps=10,
+        generation=Generation(("rouge", "answers")),
     ),
     QUESTION_ANSWERING: TaskKind(
         objective="question-answering",

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
@@ -30,9 +31,11 @@ from bitrank_adapters.scales import REFERENCE_RANK, AdapterScale
 
 DEFAULT_SCALE = AdapterScale()
 # Model classes of transformers by PEFT task type.
+_PEFT_HEADS = {"classifier", "score"}  # modules that PeftModelForSequenceClassification trains whole
 _TASK_TYPES = {
     TaskType.SEQ_CLS: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     TaskType.QUESTION_ANS: MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    TaskType.SEQ_2_SEQ_LM: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     TaskType.CAUSAL_LM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
 
@@ -151,7 +154,7 @@ def _attach(
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     assert isinstance(peft_model, PeftModel)
     # Set after construction: otherwise PEFT selects further modules to train in full by name.
-    peft_model.peft_config["default"].task_type = task_type(model)
+    peft_model.peft_config["default"].task_type = None if _is_in_peft_head(heads) else task_type(model)
     for name, parameter in peft_model.named_parameters():
         if ".ranknum." in name:
             # A count, not a weight: PEFT leaves it trainable if the base is 16-bit, and training it would
@@ -165,6 +168,15 @@ def _attach(
     for head in heads:
         _head_in_fp32(peft_model, head)
     return peft_model
+
+
+def _is_in_peft_head(heads: Sequence[str]) -> bool:
+    """Whether a head is inside a module that PEFT's class for classification trains whole on its own.
+
+    RoBERTa's ``classifier.dense`` is inside ``classifier``, and PEFT would look for the weights of both. Its
+    general class trains the modules that the adapter names.
+    """
+    return any(set(head.split(".")[:-1]) & _PEFT_HEADS for head in heads)
 
 
 def task_type(model: Any) -> TaskType | None:

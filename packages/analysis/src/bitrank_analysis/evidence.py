@@ -10,6 +10,7 @@ import pandas as pd
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.matrix_names import nominal_bits, with_place
+from bitrank_analysis.metrics import further_metrics
 from bitrank_analysis.statistics import arms, compare, factorial, pareto
 from bitrank_analysis.study import Study
 
@@ -20,8 +21,9 @@ class Evidence:
 
     ``ranks`` has config, seed, matrix, layer, module, step (NaN, and ``final`` true, for the end), rank;
     ``plans`` has config, seed, matrix, layer, module, format, bits, rank; ``curves`` has config, seed, key,
-    step, value. ``gaps`` maps each result that could not be computed to the reason; ``notes`` are the
-    remarks of the statistics about their own validity.
+    step, value; ``further`` has the comparisons on the other metrics of the task's kind. ``gaps`` maps each
+    result that could not be computed to the reason; ``notes`` are the remarks of the statistics about their
+    own validity.
     """
 
     task: str
@@ -37,6 +39,7 @@ class Evidence:
     ranks: pd.DataFrame
     plans: pd.DataFrame
     curves: pd.DataFrame
+    further: pd.DataFrame = field(default_factory=pd.DataFrame)
     gaps: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -114,9 +117,22 @@ def gather(study: Study, task: str) -> Evidence:
             _of_task(study, runs, "SELECT run_id, matrix, format, rank FROM plans WHERE format IS NOT NULL")
         ),
         curves=_curves(study, runs),
+        further=_or_gap(gaps, "comparisons on further metrics", lambda: _further(study, task, runs)),
         gaps=gaps,
         notes=tuple(dict.fromkeys([*comparisons.attrs.get("notes", ()), *effects.attrs.get("notes", ())])),
     )
+
+
+def _further(study: Study, task: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with the baselines on each metric that all runs' predictions have the columns of."""
+    kind, main = str(runs.iloc[0]["kind"]), str(runs.iloc[0]["metric"])
+    columns = set.intersection(*(set(study.predictions(run_id).columns) for run_id in runs["run_id"]))
+    found = [
+        _ordered(compare(study, task, baselines=BASELINES, metric=key), "candidate", "baseline")
+        for key in further_metrics(kind, main, columns)
+    ]
+    tables = [table for table in found if not table.empty]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _or_gap(gaps: dict[str, str], name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 A run records its kind of task and its metric as the tags ``kind`` and ``metric``, and the metric's value as
 ``eval/<key>``. A metric without an entry in :data:`METRICS` has no paired test, so its runs are not compared.
+Further metrics of a kind are compared too if the runs' predictions have their columns
+(:func:`further_metrics`).
 """
 
 from __future__ import annotations
@@ -13,21 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bitrank_analysis import corpus_scores
+from bitrank_analysis.corpus_scores import Score
 from bitrank_analysis.errors import AnalysisError
-
-
-@dataclass(frozen=True)
-class ExampleValues:
-    """Per-example values from the rows of ``predictions.parquet``; Σ value / Σ weight is the mean of an arm.
-
-    ``read`` takes the rows and the run's name for errors, and returns a frame by example id, sorted, with the
-    columns ``value``, ``weight`` and ``key``. The key must be equal in all runs of a task; ``key_name`` is
-    its name in errors. ``columns`` are those that the rows must have.
-    """
-
-    columns: tuple[str, ...]
-    read: Callable[[pd.DataFrame, str], pd.DataFrame]
-    key_name: str
+from bitrank_analysis.example_values import (
+    ExampleValues,
+    class_counts,
+    listed,
+    of_corpus,
+    right_or_wrong,
+    single,
+    summed,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Metric:
     equivalence margin, in the unit of a difference of means. If ``is_log``, a mean is the logarithm of the
     metric, and differences are log ratios. A quality is printed as ``factor`` · value with ``decimals`` and
     ``symbol``; a difference in ``change_unit``. ``examples_name`` is the unit of analysis, in plural.
-    ``counts_untrained``: quality before training is informative, since no head is new.
+    ``counts_untrained``: quality before training is informative, since no head is new. ``shared_by`` are
+    other kinds of tasks that have the metric.
     """
 
     key: str
@@ -68,6 +68,12 @@ class Metric:
     examples_name: str = "examples"
     chance: ChanceLevel | None = None
     counts_untrained: bool = False
+    shared_by: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tasks that have the metric."""
+        return (self.kind, *self.shared_by)
 
     @property
     def title(self) -> str:
@@ -99,51 +105,63 @@ class Metric:
         return 100 * math.expm1(difference) if self.is_log else self.factor * difference
 
 
-def right_or_wrong(label: str = "label", prediction: str = "prediction") -> ExampleValues:
-    """1 for an example whose prediction is its label, 0 for another; one row per example."""
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = _by_id(predictions, name)
-        right = (rows[label] == rows[prediction]).astype(float)
-        return pd.DataFrame({"value": right, "weight": 1.0, "key": rows[label]})
-
-    return ExampleValues(("id", label, prediction), read, "labels")
-
-
-def single(value: str) -> ExampleValues:
-    """Column ``value`` of an example, of weight 1; one row per example."""
-
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = _by_id(predictions, name)
-        return pd.DataFrame({"value": rows[value].astype(float), "weight": 1.0, "key": 1.0})
-
-    return ExampleValues(("id", value), read, "weights")
+def _text_share(key: str, name: str, test: str = "shares", symbol: str = "%") -> Metric:
+    """A score of a generated text in [0, 1], in column ``key``."""
+    return Metric(
+        key=key,
+        name=name,
+        kind=_SEQUENCE_TO_SEQUENCE,
+        shared_by=_WRITING,
+        higher_is_better=True,
+        examples=single(key),
+        test=test,
+        margin=0.01,  # one point
+        change_unit="points",
+        factor=100.0,
+        decimals=1,
+        symbol=symbol,
+    )
 
 
-def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
-    """Sums of the columns ``value`` and ``weight`` over the rows of a document."""
+def _text_corpus(key: str, name: str, score: Score) -> Metric:
+    """A score of all generated texts, 0 to 100, from the counts in column ``<key>_counts``."""
+    column = f"{key}_counts"
+    return Metric(
+        key=key,
+        name=name,
+        kind=_SEQUENCE_TO_SEQUENCE,
+        shared_by=_WRITING,
+        higher_is_better=True,
+        examples=of_corpus((column,), listed(column), score),
+        test="corpus",
+        margin=1.0,
+        change_unit="points",
+        decimals=1,
+    )
 
-    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-        sums = predictions.groupby("id", sort=True)[[value, weight]].sum(min_count=1)
-        frame = sums.rename(columns={value: "value", weight: "weight"})
-        frame["key"] = frame["weight"]
-        return frame
 
-    return ExampleValues(("id", value, weight), read, weight_name)
-
-
-def _by_id(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    twice = predictions["id"].duplicated()
-    if twice.any():
-        raise AnalysisError(
-            f"the predictions of {name} hold {twice.sum()} ids twice; expected one row an example"
-        )
-    return predictions.set_index("id").sort_index()
+def _class_corpus(key: str, name: str, score: Score) -> Metric:
+    """A score of all predicted classes, with the greatest value 1."""
+    return Metric(
+        key=key,
+        name=name,
+        kind="classification",
+        higher_is_better=True,
+        examples=of_corpus(("label", "prediction"), class_counts, score),
+        test="corpus",
+        margin=0.01,
+        change_unit="points",
+        factor=100.0,
+        decimals=1,
+    )
 
 
 def _most_frequent_class(predictions: pd.DataFrame) -> float:
     return float(predictions["label"].value_counts(normalize=True).max())
 
+
+_SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
+_WRITING = ("instruction", "question-answering")  # other kinds whose predictions are texts
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
@@ -174,7 +192,15 @@ METRICS: dict[str, Metric] = {
             is_log=True,
             examples_name="documents",
             counts_untrained=True,
+            shared_by=(_SEQUENCE_TO_SEQUENCE,),
         ),
+        _class_corpus("macro_f1", "macro-F1", corpus_scores.macro_f1),
+        _class_corpus("mcc", "Matthews' correlation", corpus_scores.matthews),
+        _text_share("rouge1", "ROUGE-1"),
+        _text_share("rouge2", "ROUGE-2"),
+        _text_share("rougeL", "ROUGE-L"),
+        _text_corpus("bleu", "BLEU", corpus_scores.bleu),
+        _text_corpus("chrf", "character F-score (chrF)", corpus_scores.chrf),
         Metric(
             key="completion_ppl",
             name="completion perplexity",
@@ -193,13 +219,13 @@ METRICS: dict[str, Metric] = {
             kind="question-answering",
             higher_is_better=True,
             examples=single("token_f1"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
             test="shares",
             margin=0.01,  # one point, as for accuracy
             change_unit="points",
             factor=100.0,
             decimals=1,
             symbol="%",
-            examples_name="questions",
         ),
         Metric(
             key="exact_match",
@@ -207,13 +233,13 @@ METRICS: dict[str, Metric] = {
             kind="question-answering",
             higher_is_better=True,
             examples=single("exact_match"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
             test="right or wrong",
             margin=0.01,
             change_unit="points",
             factor=100.0,
             decimals=1,
             symbol="%",
-            examples_name="questions",
         ),
         Metric(
             key="p_at_1",
@@ -248,6 +274,15 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+
+
+def further_metrics(kind: str, main: str, columns: set[str]) -> list[str]:
+    """Keys of the metrics other than ``main`` of tasks of ``kind`` whose ``columns`` predictions have."""
+    return [
+        key
+        for key, metric in METRICS.items()
+        if key != main and kind in metric.kinds and set(metric.examples.columns) <= columns
+    ]
 
 
 def metric_of(key: str) -> Metric:

@@ -93,6 +93,7 @@ def tables(evidence: Evidence) -> list[Table]:
     made = [
         _arms(evidence),
         _comparisons(evidence),
+        _further(evidence),
         _front(evidence),
         _factorial(evidence),
         _plans(evidence),
@@ -171,6 +172,31 @@ def _comparisons(evidence: Evidence) -> Table:
     over = "examples and seeds together" if several else "examples"
     caption = f"Paired differences in {phrasing.name(evidence.metric)}, intervals over {over}"
     return _table(evidence, "comparisons", caption, evidence.comparisons, heads)
+
+
+def _further(evidence: Evidence) -> Table:
+    """Paired differences in the other metrics of the task; each metric is a family of its own."""
+    rows = []
+    for row in evidence.further.itertuples():
+        key = str(row.metric)
+        differences = [
+            phrasing.signed(phrasing.change(value, key), 2) if math.isfinite(value) else phrasing.NOTHING
+            for value in (row.difference, row.low, row.high)
+        ]
+        qualities = [phrasing.quality(value, key) for value in (row.candidate_quality, row.baseline_quality)]
+        rows.append(
+            (
+                metric_of(key).title, row.candidate, row.baseline, *qualities, *differences,
+                phrasing.p_value(row.p_holm), row.verdict,
+            )
+        )  # fmt: skip
+    heads = (
+        "Metric", "Arm", "Against", "Quality of the arm", "Of the other", "Difference", "95 % low",
+        "95 % high", "p (Holm)", "Verdict",
+    )  # fmt: skip
+    shown = pd.DataFrame(rows, columns=list(heads), dtype=object)
+    caption = f"Paired differences in further metrics ({evidence.task})"
+    return Table(f"further-{evidence.task}", caption, evidence.further, shown)
 
 
 def _front(evidence: Evidence) -> Table:

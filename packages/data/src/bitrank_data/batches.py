@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitrank_data.kinds import PaddedBatch, data_kind
-from bitrank_data.sequences import TokenSplit
+from bitrank_data.sequences import TokenSplit, pack
 
 Batch = dict[str, np.ndarray]
 _POOL = 50
@@ -70,11 +70,17 @@ def training_batches(split: TokenSplit, kind: str, batching: Batching, skip: int
     The first ``skip`` parts are skipped without being built.
     """
     size, seed, parts = batching.batch_size, batching.seed, batching.parts
-    per_epoch, width = -(-len(split) // size) * parts, widths(split, batching.multiple)
+    lengths_N = data_kind(kind).lengths(split)
+    per_epoch, width = -(-len(split) // size) * parts, widths(lengths_N, batching.multiple)
     epoch, offset = divmod(skip, per_epoch)
+    count = 0
     while True:
-        for indices in training_parts(split.lengths_N, size, seed, epoch, parts)[offset:]:
+        for indices in training_parts(lengths_N, size, seed, epoch, parts)[offset:]:
             yield collate(split, indices, kind, batching.pad_id, width)
+            count += 1
+            if count % _POOL == 0:
+                # Every sequence that is read would keep pages of the file in memory, in the end all of it.
+                split.release()
         epoch, offset = epoch + 1, 0
 
 
@@ -85,12 +91,14 @@ def evaluation_batches(
 
     A batch holds at least one sequence.
     """
-    order = np.argsort(-split.lengths_N, kind="stable")
-    lengths_N, width, start = split.lengths_N, widths(split, multiple), 0
+    lengths_N = data_kind(kind).lengths(split)
+    order = np.argsort(-lengths_N, kind="stable")
+    width, start = widths(lengths_N, multiple), 0
     while start < len(order):
         size = max(1, batch_tokens // width(int(lengths_N[order[start]])))
         yield collate(split, order[start : start + size], kind, pad_id, width)
         start += size
+    split.release()
 
 
 def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
@@ -105,15 +113,15 @@ def spread_windows(split: TokenSplit, per_document: int) -> TokenSplit:
     return split.select(np.asarray(chosen))
 
 
-def widths(split: TokenSplit, multiple: int) -> Callable[[int], int]:
+def widths(lengths_N: np.ndarray, multiple: int) -> Callable[[int], int]:
     """Function from the longest length in a batch to the batch's width.
 
-    The width is the next ``multiple``, limited to the longest sequence of ``split``, since a model may have
-    no positions beyond it.
+    The width is the next ``multiple``, limited to the longest of a split's ``lengths_N``, since a model may
+    have no positions beyond it.
     """
     if multiple == 1:
         return lambda length: length
-    longest = int(split.lengths_N.max(initial=0))
+    longest = int(lengths_N.max(initial=0))
     return lambda length: min(-(-length // multiple) * multiple, longest)
 
 
@@ -122,16 +130,18 @@ def collate(
 ) -> Batch:
     """Arrays of one batch: ``input_ids`` and ``attention_mask`` (B, T), ``labels``, ``index`` (B,).
 
-    ``labels`` has shape (B,) or (B, T), as the kind decides; ``width`` determines T. Pairs of texts have
+    ``labels`` has shape (B,), (B, T), or (B, S) with S ≠ T for a decoder of its own, as the kind decides;
+    ``width`` determines T. Pairs of texts have
     ``token_type_ids`` (B, T) too.
     """
-    sequences = [split.sequence(int(i)) for i in indices]
+    entry = data_kind(kind)
+    sequences = [entry.inputs(split, int(i)) for i in indices]
     shape = len(sequences), width(max((len(sequence) for sequence in sequences), default=1))
     ids_BT, mask_BT = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence)] = sequence
         mask_BT[row, : len(sequence)] = 1
-    labels = data_kind(kind).labels(PaddedBatch(split, indices, ids_BT, mask_BT))
+    labels = entry.labels(PaddedBatch(split, indices, ids_BT, mask_BT))
     batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels, "index": np.asarray(indices)}
     if len(split.types):
         types_BT = np.zeros(shape, dtype=np.int64)
@@ -144,9 +154,9 @@ def collate(
 def full_batch(rows: int, width: int, kind: str) -> Batch:
     """Batch of ``rows`` sequences of exactly ``width`` tokens, without padding: for memory forecasts.
 
-    All ids and labels of tokens are 1, and the class of every sequence is 0.
+    All ids and labels of tokens are 1, and the class of every sequence is 0. With a decoder of its own, the
+    decoder's sequences have their greatest length too.
     """
-    ones = np.ones(rows * width, dtype=np.int32)
     labels_N = np.zeros(rows, dtype=np.int64)
-    split = TokenSplit(ones, np.arange(rows + 1) * width, labels_N, [""] * rows, targets=ones)
+    split = pack([data_kind(kind).full(width)] * rows, labels_N, [""] * rows)
     return collate(split, np.arange(rows), kind, pad_id=0, width=lambda length: length)

@@ -1,9 +1,10 @@
-"""Two embedded tasks from pinned PyPI artifacts, and five toy tasks for smoke tests.
+"""Embedded tasks from pinned packages, and six toy tasks for smoke tests.
 
 ``movie_sentences``: review sentences with the mean of 20 human ratings in −4…4; |rating| ≥ 0.5, positive or
 negative. ``wiki_articles``: full Wikipedia articles, split by article, so that no article is in two splits.
-``toy_sentences``, ``toy_articles``, ``toy_instructions``, ``toy_questions``, ``toy_facts``: generated from a
-few templates, for tests only.
+``toy_sentences``, ``toy_articles``, ``toy_instructions``, ``toy_questions``, ``toy_facts``,
+``toy_summaries``: generated from a few templates, for tests only. The tasks of :mod:`bitrank_data.corpora`
+are registered here as well.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from bitrank_data.assets import ASSETS, asset_dir
 from bitrank_data.conversations import dialogue
-from bitrank_data.examples import ASSISTANT, USER, Example, Source, Texts, split_off
+from bitrank_data.corpora.sources import CORPORA
+from bitrank_data.examples import ASSISTANT, USER, Example, Source, TargetExample, Texts, split_off
 from bitrank_data.kinds import (
     CLASSIFICATION,
     INSTRUCTION,
     LANGUAGE_MODELLING,
     PROBING,
     QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
 )
 from bitrank_data.probing import read_fact
 from bitrank_data.question_answering import read_question
@@ -102,6 +105,19 @@ def toy_articles() -> Texts:
     return Texts(LANGUAGE_MODELLING, split_off(documents, test=6, validation=4))
 
 
+def toy_summaries() -> Texts:
+    """160 texts of two or three template sentences; the summary is the first one without its small words."""
+    random_ = random.Random(2)
+    examples: dict[str, Example] = {}
+    while len(examples) < 160:
+        nouns = random_.sample(_NOUNS, random_.randint(2, 3))
+        words = [(noun, random_.choice(_GOOD + _BAD)) for noun in nouns]
+        text = " and ".join(f"the {noun} is {word}" for noun, word in words)
+        noun, word = words[0]
+        examples.setdefault(text, TargetExample(f"toy-{len(examples)}", text, target=f"{word} {noun}"))
+    return Texts(SEQUENCE_TO_SEQUENCE, split_off(list(examples.values()), test=32, validation=32))
+
+
 def toy_instructions() -> Texts:
     """120 prompts about a noun and an adjective, whose completion repeats both; all prompts differ."""
     choices = [(noun, other, word) for noun in _NOUNS for other in _NOUNS for word in _GOOD if noun != other]
@@ -168,10 +184,14 @@ EMBEDDED: dict[str, Source] = {
         ),
         Source("toy_sentences", CLASSIFICATION, lambda: "toy", toy_sentences, "made sentences, for tests"),
         Source("toy_articles", LANGUAGE_MODELLING, lambda: "toy", toy_articles, "made articles, for tests"),
+        Source(
+            "toy_summaries", SEQUENCE_TO_SEQUENCE, lambda: "toy", toy_summaries, "made summaries, for tests"
+        ),
         Source("toy_instructions", INSTRUCTION, lambda: "toy", toy_instructions, "made prompts, for tests"),
         Source(
             "toy_questions", QUESTION_ANSWERING, lambda: "toy", toy_questions, "made questions, for tests"
         ),
         Source("toy_facts", PROBING, lambda: "toy", toy_facts, "made facts, for tests"),
+        *CORPORA,
     )
 }

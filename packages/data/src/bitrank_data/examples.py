@@ -72,6 +72,13 @@ class Dialogue(Example):
 
 
 @dataclass(frozen=True)
+class TargetExample(Example):
+    """A source ``text`` with the ``target`` text that a model is to write."""
+
+    target: str = ""
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Effects of reading and splitting: ``counts`` by name, and ``notes``, one sentence each for the user."""
 

@@ -6,7 +6,8 @@ kind. Further entries may be added before a task of their kind is opened.
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
 per document for paired tests. Instruction: one sequence per dialogue, whose answers are predicted. Question
-answering and probing have a module each.
+answering and probing have a module each. Sequence-to-sequence: one sequence per example, the tokens of its
+source and then those of its target; a batch pads the two parts apart, for the encoder and for the decoder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bitrank_data.conversations import INSTRUCTIONS
 from bitrank_data.dialogues import encode_dialogues, notes_of_dialogues
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, PairExample
-from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, Layout
+from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, SOURCE_AND_TARGET, Layout
 from bitrank_data.probing import FACTS, encode_facts
 from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
 from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
@@ -31,16 +32,35 @@ LANGUAGE_MODELLING = "language-modelling"
 INSTRUCTION = "instruction"
 QUESTION_ANSWERING = "question-answering"
 PROBING = "probing"
+SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Sequences ``indices`` of ``split``, padded. ``mask_BT`` is 1 for tokens and 0 for padding."""
+    """Model inputs of the sequences ``indices`` of ``split``, padded.
+
+    ``mask_BT`` is 1 for tokens and 0 for padding.
+    """
 
     split: TokenSplit
     indices: np.ndarray
     ids_BT: np.ndarray
     mask_BT: np.ndarray
+
+
+def whole_sequence(split: TokenSplit, index: int) -> np.ndarray:
+    """All tokens of a sequence."""
+    return split.sequence(index)
+
+
+def whole_lengths(split: TokenSplit) -> np.ndarray:
+    """Number of tokens of each sequence (N,)."""
+    return split.lengths_N
+
+
+def all_targets(width: int) -> Piece:
+    """A sequence of ``width`` tokens, all of which are targets."""
+    return Piece([1] * width, [1] * width)
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,9 @@ class DataKind:
     ``left_out``, and the first one. ``record`` gives the texts of an example that its evaluation needs, and
     ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
     evaluated without texts, one by one.
+
+    ``inputs`` are the tokens of a sequence that are the model's input, and ``lengths`` (N,) the widths that
+    sequences need in a batch. ``full`` makes the longest sequence for a given width.
     """
 
     about: str
@@ -65,6 +88,9 @@ class DataKind:
     labels: Callable[[PaddedBatch], np.ndarray]
     layouts: tuple[Layout, ...] = ()
     predicted_tokens: Callable[[TokenSplit], int] | None = None
+    inputs: Callable[[TokenSplit, int], np.ndarray] = whole_sequence
+    lengths: Callable[[TokenSplit], np.ndarray] = whole_lengths
+    full: Callable[[int], Piece] = all_targets
     notes: Callable[[Example, Any], tuple[str, ...]] = lambda example, tokenizer: ()
     left_out: str = "texts have too few tokens to learn from and were left out"
     record: Callable[[Any], dict[str, Any]] | None = None
@@ -112,6 +138,59 @@ def _windows(tokens: list[int], cutting: Cutting) -> list[Piece]:
     return [Piece(window) for window in windows if len(window) > 1]
 
 
+def encode_pairs(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """Source and target of each :class:`~bitrank_data.TargetExample` in one sequence.
+
+    The targets of the sequence are the tokens of the target text.
+
+    The source is cut at ``max_length`` and the target one token shorter, since the decoder's input begins
+    with a start token. A target ends with the end-of-sequence token. There is no sequence for an example
+    whose source or target has no token.
+    """
+    sources, cut = encode_texts(examples, tokenizer, cutting)
+    targets, cut_targets = _encode_targets([example.target for example in examples], tokenizer, cutting)
+    sequences = []
+    for pieces, target in zip(sources, targets, strict=True):
+        sequences.append([_pair(pieces[0].tokens, target)] if pieces and target else [])
+    return sequences, cut + cut_targets
+
+
+def _encode_targets(texts: Sequence[str], tokenizer: Any, cutting: Cutting) -> tuple[list[list[int]], int]:
+    """Tokens of each target text, and the number of truncated ones."""
+    options = {"add_special_tokens": cutting.special_tokens, "verbose": False}
+    encoded = tokenizer(text_target=list(texts), **options)["input_ids"]
+    end = tokenizer.eos_token_id if cutting.special_tokens else None
+    added, longest = len(cutting.before) + len(cutting.after), cutting.max_length - 1
+    targets, cut = [], 0
+    for tokens in encoded:
+        ending = [] if end is None else [end]
+        body = tokens[:-1] if tokens[-1:] == ending and ending else tokens
+        room = longest - len(ending)
+        cut += len(body) > room
+        targets.append([*body[:room], *ending] if len(tokens) > added else [])
+    return targets, cut
+
+
+def _pair(source: Sequence[int] | np.ndarray, target: Sequence[int]) -> Piece:
+    return Piece([*source, *target], [IGNORED] * len(source) + list(target))
+
+
+def prompt_part(split: TokenSplit, index: int) -> np.ndarray:
+    """Tokens of a sequence before its first target: the encoder's input."""
+    return split.prompt_of(index)
+
+
+def longer_part(split: TokenSplit) -> np.ndarray:
+    """Number of tokens of the prompt or of the completion, the longer one, of each sequence (N,)."""
+    parts = [(len(split.prompt_of(i)), len(split.completion_of(i))) for i in range(len(split))]
+    return np.asarray([max(pair) for pair in parts], dtype=np.int64)
+
+
+def full_pair(width: int) -> Piece:
+    """A source of ``width`` tokens with the longest target."""
+    return _pair([1] * width, [1] * max(1, width - 1))
+
+
 def labels_of_sequences(batch: PaddedBatch) -> np.ndarray:
     """Class of each sequence (B,)."""
     labels_B: np.ndarray = batch.split.labels_N[batch.indices]
@@ -130,6 +209,20 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
         targets = batch.split.targets_of(int(index))
         labels_BT[row, : len(targets)] = targets
     return labels_BT
+
+
+def labels_of_completions(batch: PaddedBatch) -> np.ndarray:
+    """Completion of each sequence (B, S): the decoder's labels.
+
+    S differs from the inputs' width T, so that masks of both are told apart by shape.
+    """
+    completions = [batch.split.completion_of(int(index)) for index in batch.indices]
+    longest = max((len(completion) for completion in completions), default=1)
+    width = longest + (longest == batch.ids_BT.shape[1])
+    labels_BS = np.full((len(completions), width), IGNORED, dtype=np.int64)
+    for row, completion in enumerate(completions):
+        labels_BS[row, : len(completion)] = completion
+    return labels_BS
 
 
 def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
@@ -155,6 +248,15 @@ DATA_KINDS: dict[str, DataKind] = {
         labels_of_next_tokens,
         layouts=PLAIN_TEXT,
         predicted_tokens=_tokens_after_the_first,
+    ),
+    SEQUENCE_TO_SEQUENCE: DataKind(
+        "the target text of a source text",
+        encode_pairs,
+        labels_of_completions,
+        layouts=SOURCE_AND_TARGET,
+        inputs=prompt_part,
+        lengths=longer_part,
+        full=full_pair,
     ),
     INSTRUCTION: DataKind(
         "the assistant's answers in a dialogue",

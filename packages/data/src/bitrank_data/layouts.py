@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import Example, PairExample
+from bitrank_data.examples import Example, PairExample, TargetExample
 from bitrank_data.rows import shown
 
-TEXT, PAIR, LABEL = "text", "pair", "label"  # roles of columns
+TEXT, PAIR, TARGET, LABEL = "text", "pair", "target", "label"  # roles of columns
 REMARK = "remark"  # key of :attr:`Layout.parse` for what is not used of a row, which is counted
 _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
 
@@ -137,6 +137,15 @@ def _pair(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {role: text_of(cells, role, "no text") for role in (TEXT, PAIR)}
 
 
+def _source(cells: Mapping[str, Any]) -> dict[str, Any]:
+    return {role: text_of(cells, role) for role in (TEXT, TARGET)}
+
+
+# A prompt and a completion are instruction data: decoders continue them. Encoder-decoders read these.
+SOURCE_AND_TARGET = tuple(
+    Layout({TEXT: source, TARGET: target}, _source, TargetExample)
+    for source, target in (("source", "target"), ("document", "summary"))
+)
 PLAIN_TEXT = (Layout({TEXT: "text"}, _text),)
 LABELLED_TEXT = (
     Layout({TEXT: "text", LABEL: "label"}, _text),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -69,6 +69,10 @@ class Ids(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _keep() -> None:
+    """Release nothing: the arrays are not mapped from files."""
+
+
 @dataclass(frozen=True)
 class TokenSplit:
     """Token sequences of one split; sequence i is ``tokens[offsets[i]:offsets[i + 1]]``.
@@ -78,7 +82,8 @@ class TokenSplit:
     and is empty for kinds that do not label tokens. ``types`` has the segment of each token, and is empty
     for single texts. ``spans`` (tokens, 2) has the characters of each token (:class:`Piece`), and is empty
     for kinds without them. ``records`` has the texts of each example by its id, for kinds that are evaluated
-    on texts; training splits have none.
+    on texts; training splits have none. ``release`` removes tokens that are mapped from files from the memory
+    of the process; they are loaded again when they are used.
     """
 
     tokens: np.ndarray
@@ -89,6 +94,7 @@ class TokenSplit:
     types: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int32))
     records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    release: Callable[[], None] = field(default=_keep, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -103,6 +109,18 @@ class TokenSplit:
     def targets_of(self, index: int) -> np.ndarray:
         """Labels of the tokens of sequence ``index``; empty for kinds that do not label tokens."""
         return self.targets[self.offsets[index] : self.offsets[index + 1]]
+
+    def prompt_of(self, index: int) -> np.ndarray:
+        """Tokens of sequence ``index`` before its first target; all of them if it has no target."""
+        return self.sequence(index)[: self._first_target(index)]
+
+    def completion_of(self, index: int) -> np.ndarray:
+        """Tokens of sequence ``index`` from its first target on; none if it has no target."""
+        return self.sequence(index)[self._first_target(index) :]
+
+    def _first_target(self, index: int) -> int:
+        places = np.flatnonzero(self.targets_of(index) != IGNORED)
+        return int(places[0]) if len(places) else len(self.sequence(index))
 
     def types_of(self, index: int) -> np.ndarray:
         """Segments of the tokens of sequence ``index``; empty for single texts."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 from array import array
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,17 +73,28 @@ class SplitWriter:
 
 def read_split(folder: Path, split: str) -> TokenSplit:
     """Split of a :class:`SplitWriter`, mapped into memory: only sequences that are used are loaded."""
-    tokens, targets, types, spans = (_mapped(folder / f"{split}.{name}.int32") for name in _ARRAYS)
+    maps = [_mapped(folder / f"{split}.{name}.int32") for name in _ARRAYS]
+    # An empty file cannot be mapped, and gives an empty array.
+    tokens, targets, types, spans = (np.frombuffer(mapped or b"", dtype="<i4") for mapped in maps)
     numbers = {
         name: load_numbers(folder, f"{split}.{name}") for name in ("offsets", "labels", "ids", "id_ends")
     }
     ids = Ids(numbers["ids"], numbers["id_ends"])
     records = json.loads((folder / f"{split}.records.json").read_text())
     offsets, labels = numbers["offsets"], numbers["labels"]
-    return TokenSplit(tokens, offsets, labels, ids, targets, types, spans.reshape(-1, 2), records)
+    release = partial(_release, [mapped for mapped in maps if mapped is not None])
+    return TokenSplit(tokens, offsets, labels, ids, targets, types, spans.reshape(-1, 2), records, release)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    if not path.stat().st_size:  # an empty file cannot be mapped
-        return np.zeros(0, dtype=np.int32)
-    return np.asarray(np.memmap(path, dtype="<i4", mode="r"))
+def _mapped(path: Path) -> mmap.mmap | None:
+    if not path.stat().st_size:
+        return None
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _release(maps: Sequence[mmap.mmap]) -> None:
+    """Remove the pages of ``maps`` from the process's memory; they stay in the system's cache of files."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in maps:
+            mapped.madvise(mmap.MADV_DONTNEED)

@@ -45,6 +45,7 @@ __all__ = [
     "QuantWeight",
     "Quantizer",
     "Split",
+    "Symmetric",
     "Trial",
     "WeightMatrix",
     "apply_precision",
@@ -60,6 +61,7 @@ __all__ = [
     "followers",
     "kernels_status",
     "left_out",
+    "little_endian_words",
     "load_quantized",
     "override_for",
     "parse_format",
@@ -75,6 +77,7 @@ __all__ = [
     "tied_modules",
     "to_reference",
     "try_format",
+    "unpack_bits",
     "weight_matrices",
     "with_weight",
 ]

@@ -1,8 +1,9 @@
 """The weight matrices of a model as plain data: everything that a precision or rank plan can name.
 
 A *block* matrix is a linear layer inside the repeated transformer blocks. Its role comes from its path:
-attention if a component of the path contains "attn" or "attention", feed-forward otherwise. The rule holds
-for BERT, DistilBERT, GPT-2, GPT-Neo, Llama and T5, and is tested on them.
+attention if a component of the path contains "attn" or "attention", feed-forward otherwise. Cross-attention
+has names of its own (T5: EncDecAttention; BART: encoder_attn; GPT-2: crossattention). The rule holds for
+BERT, DistilBERT, GPT-2, GPT-Neo, Llama, T5 and BART, and is tested on them.
 """
 
 from __future__ import annotations
@@ -163,6 +164,6 @@ def _role(name: str, module: nn.Module, layer: int | None) -> str:
         return "embedding"
     if layer is None:
         return "head" if re.search(r"(lm_head|classifier|score|qa_outputs)(\.|$)", path) else "other"
-    if re.search(r"crossattention|encdecattention", path):
+    if re.search(r"cross_?att|encdecattention|encoder_attn", path):
         return "cross-attention"
     return "attention" if "attn" in path or "attention" in path else "ffn"

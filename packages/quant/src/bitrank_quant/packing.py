@@ -6,8 +6,12 @@ not 4.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from bitrank_quant.errors import QuantError
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -45,6 +49,29 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     words = (bytes_ << (torch.arange(bits, device=packed.device) * 8)).sum(1)
     codes = (words[:, None] >> (torch.arange(8, device=packed.device) * bits)) & (2**bits - 1)
     return codes.to(torch.uint8).flatten()[:count]
+
+
+def little_endian_words(codes_OI: Tensor, bits: int) -> Tensor:
+    """uint8 codes (O, I) → int32 words (O, I · bits / 32): a row is one bit stream, lowest bits first.
+
+    The layout of MLX and of compressed-tensors. Raises :class:`QuantError` if rows end within a word.
+    """
+    rows, columns = codes_OI.shape
+    if columns * bits % 32:
+        raise QuantError(
+            f"{columns} codes of {bits} bits end within a 32-bit word; rows of whole words need a multiple "
+            f"of {32 // math.gcd(32, bits)} columns"
+        )
+    # 32 codes fill exactly ``bits`` words. A code may cross the boundary of two words.
+    codes_G32 = codes_OI.reshape(-1, 32 if columns % 32 == 0 else columns).to(torch.int64)
+    starts = torch.arange(codes_G32.shape[1], device=codes_OI.device) * bits
+    shifted_G32 = codes_G32 << starts % 32
+    words_GW = shifted_G32.new_zeros(len(codes_G32), codes_G32.shape[1] * bits // 32 + 1)
+    index_G32 = (starts // 32).expand_as(codes_G32)
+    words_GW.scatter_add_(1, index_G32, shifted_G32 & 0xFFFFFFFF)
+    words_GW.scatter_add_(1, index_G32 + 1, shifted_G32 >> 32)
+    words_OW = words_GW[:, :-1].reshape(rows, -1)
+    return torch.where(words_OW >= 2**31, words_OW - 2**32, words_OW).to(torch.int32)
 
 
 def _padded(codes: Tensor, multiple: int) -> Tensor:

@@ -28,7 +28,7 @@ from bitrank_quant.footprint import Footprint, stored_bytes
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import Float, float_format
-from bitrank_quant.formats.integer import Affine, Int8Row
+from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
 from bitrank_quant.formats.parse import FAMILIES, FORMATS, Family, parse_format
 from bitrank_quant.kernels.rows import CompiledRows
 from bitrank_quant.kernels.status import kernels_status
@@ -41,6 +41,7 @@ from bitrank_quant.matrices import (
     tied_modules,
     weight_matrices,
 )
+from bitrank_quant.packing import little_endian_words, unpack_bits
 from bitrank_quant.quantizers import QUANTIZERS, InputMoments, Quantizer, find_quantizer, quantize
 from bitrank_quant.replaceable import readers_of_weights
 from bitrank_quant.serialize import load_quantized, save_quantized, to_reference

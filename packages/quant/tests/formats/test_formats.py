@@ -5,7 +5,15 @@ from __future__ import annotations
 import bitrank_quant.backends.reference as reference
 import pytest
 import torch
-from bitrank_quant import FORMATS, Affine, Codebook, QuantError, parse_format
+from bitrank_quant import (
+    FORMATS,
+    Affine,
+    Codebook,
+    QuantError,
+    Symmetric,
+    little_endian_words,
+    parse_format,
+)
 from bitrank_quant.formats.codebook import CODEBOOKS, dynamic_map_8bit
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 from hypothesis import given, settings
@@ -53,7 +61,7 @@ def test_text_form_parses_back(fmt) -> None:
 
 @given(st.integers(2, 8), st.integers(1, 512), st.sampled_from(["nf4", "nf3", "fp4"]), st.booleans())
 def test_any_format_of_the_grammar_parses_back(bits: int, group: int, book: str, double: bool) -> None:
-    for fmt in (Affine(bits, group, double), Codebook(book, group, double)):
+    for fmt in (Affine(bits, group, double), Codebook(book, group, double), Symmetric(bits, group)):
         assert parse_format(str(fmt)) == fmt
 
 
@@ -65,6 +73,42 @@ def test_packing_is_lossless_and_without_gaps(bits: int, count: int, seed: int) 
     packed = pack_bits(codes, bits)
     assert packed.numel() == packed_bytes(count, bits)
     assert torch.equal(unpack_bits(packed, bits, count), codes)
+
+
+@given(st.integers(2, 8), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**31))
+def test_words_are_one_bit_stream_per_row_with_the_lowest_bits_first(
+    bits: int, rows: int, words: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes_OI = torch.randint(0, 2**bits, (rows, 32 * words), dtype=torch.uint8, generator=generator)
+    packed_OW = little_endian_words(codes_OI, bits)
+    assert packed_OW.shape == (rows, bits * words)
+    for codes_I, packed_W in zip(codes_OI.tolist(), packed_OW.tolist(), strict=True):
+        stream = sum(code << (bits * place) for place, code in enumerate(codes_I))
+        assert sum((word & 0xFFFFFFFF) << (32 * place) for place, word in enumerate(packed_W)) == stream
+
+
+def test_rows_that_end_within_a_word_are_refused() -> None:
+    with pytest.raises(QuantError, match=r"20 codes of 3 bits end within a 32-bit word; .* multiple of 32"):
+        little_endian_words(torch.zeros(2, 20, dtype=torch.uint8), 3)
+    assert little_endian_words(torch.full((1, 4), 255, dtype=torch.uint8), 8).tolist() == [[-1]]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_symmetric_values_are_whole_multiples_of_the_scale_and_include_zero(bits: int) -> None:
+    fmt = Symmetric(bits, 32)
+    weight_OI = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    weight_OI[:, 5] = 0
+    encoded = fmt.encode(weight_OI)
+    decoded_OI = fmt.decode(encoded, (6, 64), torch.float32)
+    scale_OG = encoded["scale"].float().view(6, 2)
+    steps_OGB = decoded_OI.view(6, 2, 32) / scale_OG[:, :, None]
+    assert torch.equal(steps_OGB, steps_OGB.round())
+    low, high = fmt.value_range
+    assert low <= float(steps_OGB.min()) <= float(steps_OGB.max()) <= high
+    assert torch.equal(decoded_OI[:, 5], torch.zeros(6))
+    half_step_OG = scale_OG * (0.5 + 2**bits * 2**-9)  # bf16 scales can clip the ends
+    assert bool(((decoded_OI - weight_OI).abs().view(6, 2, 32) <= half_step_OG[:, :, None]).all())
 
 
 @settings(deadline=None, max_examples=40)
@@ -121,7 +165,8 @@ def test_unknown_format_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int8", "int3-g64", "int4-g64", "nf4", "int4-g64-dq", "nf3", "nf4-dq", "fp4-dq", "bf16"]
+    "name",
+    ["int8", "int3-g64", "int4-g64", "sym4-g64", "nf4", "int4-g64-dq", "nf3", "nf4-dq", "fp4-dq", "bf16"],
 )
 def test_encoding_in_parts_changes_nothing(name: str, monkeypatch) -> None:
     monkeypatch.setattr(reference, "_PART", 64 * 100)

@@ -27,6 +27,8 @@ NAMES = [
     "nf4-dq",
     "fp4",
     "int8",
+    "sym4-g64",
+    "sym3-g32",
 ]
 
 

@@ -25,8 +25,8 @@ def forward(model, batch) -> None:
     model(**batch)
 
 
-def real(batch) -> Tensor:
-    return batch["attention_mask"].bool()
+def real(batch) -> list[Tensor]:
+    return [batch["attention_mask"].bool()]
 
 
 def plain_moments(model, name: str) -> Tensor:
@@ -41,7 +41,7 @@ def plain_moments(model, name: str) -> Tensor:
             model(**batch)
         handle.remove()
         for x_BTI in seen:
-            x_NI = x_BTI[real(batch)] if x_BTI.dim() == 3 else x_BTI
+            x_NI = x_BTI[real(batch)[0]] if x_BTI.dim() == 3 else x_BTI
             for x_I in x_NI.double():
                 total, count = total + x_I.outer(x_I), count + 1
     return total / count

@@ -610,12 +610,12 @@ def test_padding_does_not_affect_the_moments(make: Callable[[], Any]) -> None:
     padded = torch.cat([F.pad(short_BL, (0, 6)), long_BL]), torch.tensor([5, 5, 11, 11])
     apart = [(short_BL, torch.tensor([5, 5])), (long_BL, torch.tensor([11, 11]))]
 
-    def real(batch: tuple[Tensor, Tensor]) -> Tensor:
+    def real(batch: tuple[Tensor, Tensor]) -> list[Tensor]:
         ids_BL, length_B = batch
-        return torch.arange(ids_BL.shape[1]) < length_B[:, None]
+        return [torch.arange(ids_BL.shape[1]) < length_B[:, None]]
 
     def padded_forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        mask_BL, (ids_BL, _) = real(batch), batch
+        (mask_BL,), (ids_BL, _) = real(batch), batch
         logits = model(input_ids=ids_BL, attention_mask=mask_BL.long()).logits
         if logits.ndim == 2:
             return logits, ids_BL[:, 0] % 2

@@ -1,5 +1,5 @@
-"""Objectives: classification of texts and pairs, causal language modelling, answers in dialogues; the
-registry of all objectives.
+"""Objectives: classification of texts and pairs, causal language modelling, answers in dialogues,
+encoder-decoders; the registry of all objectives.
 
 An objective computes from a model and a batch the training loss, and for evaluation one row per sequence.
 Rows carry the example's index, so that two models can be compared sequence by sequence.
@@ -60,7 +60,10 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy over classes; metric: accuracy."""
+    """Cross entropy over classes; metric: accuracy.
+
+    Also macro-F1 and Matthews' correlation, which do not reward the most frequent class.
+    """
 
     metric: str = "acc"
     higher_is_better: bool = True
@@ -92,8 +95,14 @@ class Classification:
         return [dict(zip(keys, values, strict=True)) for values in columns]
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
-        right = sum(row["label"] == row["prediction"] for row in rows)
-        return {"loss": sum(row["loss"] for row in rows) / len(rows), "acc": right / len(rows)}
+        labels_N = np.array([row["label"] for row in rows])
+        predictions_N = np.array([row["prediction"] for row in rows])
+        return {
+            "loss": sum(row["loss"] for row in rows) / len(rows),
+            "acc": float((labels_N == predictions_N).mean()),
+            "macro_f1": macro_f1(labels_N, predictions_N),
+            "mcc": matthews(labels_N, predictions_N),
+        }
 
     def plain(self) -> Objective:
         return self
@@ -153,22 +162,103 @@ class LanguageModelling:
         return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV.argmax(-1) == targets_N
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
-        tokens = sum(row["tokens"] for row in rows)
-        loss = sum(row["loss"] for row in rows) / tokens
-        accuracy = sum(row["right"] for row in rows) / tokens
-        return {"loss": loss, self.metric: math.exp(min(loss, 700.0)), "token_acc": accuracy}
+        return _token_metrics(rows, self.metric)
 
     def plain(self) -> Objective:
         return replace(self, fused=False)
 
 
+@dataclass(frozen=True)
+class SequenceToSequence:
+    """Cross entropy of each target token of an encoder-decoder that reads the source and the target so far.
+
+    Perplexity = exp(total nats / target tokens). Labels of a batch are the target tokens (B, S), −100 for
+    padding; the model shifts them to the decoder's input.
+    """
+
+    metric: str = "ppl"
+    higher_is_better: bool = False
+
+    def loss(self, model: nn.Module, batch: Batch, device: str) -> Tensor:
+        return F.cross_entropy(*self.logits_and_labels(model, batch, device))
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch["labels"] != -100).sum())
+
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        labels_BS = _tensor(batch["labels"], device)
+        output: Any = model(
+            input_ids=_tensor(batch["input_ids"], device),
+            attention_mask=_tensor(batch["attention_mask"], device),
+            decoder_input_ids=_decoder_ids(model, labels_BS),
+            use_cache=False,
+        )
+        return output.logits.float().flatten(0, 1), labels_BS.flatten()
+
+    def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:
+        logits_NV, labels_N = self.logits_and_labels(model, batch, device)
+        shape = batch["labels"].shape
+        loss_B = F.cross_entropy(logits_NV, labels_N, reduction="none").view(shape).sum(1)
+        right_B = (logits_NV.argmax(-1) == labels_N).view(shape).sum(1)
+        tokens_B = (labels_N != -100).view(shape).sum(1)
+        columns = (batch["index"].tolist(), loss_B.tolist(), tokens_B.tolist(), right_B.tolist())
+        names = ("index", "loss", "tokens", "right")
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def metrics(self, rows: list[Row]) -> dict[str, float]:
+        return _token_metrics(rows, self.metric)
+
+    def plain(self) -> Objective:
+        return self
+
+
 OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
+    "sequence-to-sequence": SequenceToSequence(),
     "instruction": LanguageModelling(metric="completion_ppl"),
     "question-answering": QuestionAnswering(),
     "probing": Probing(),
 }
+
+
+def macro_f1(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """Mean over classes of F1 = 2·tp / (labels + predictions); classes that occur in either count."""
+    scores = []
+    for number in np.union1d(labels_N, predictions_N):
+        is_label_N, is_predicted_N = labels_N == number, predictions_N == number
+        scores.append(2 * (is_label_N & is_predicted_N).sum() / (is_label_N.sum() + is_predicted_N.sum()))
+    return float(np.mean(scores))
+
+
+def matthews(labels_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """Matthews' correlation of classes, in [−1, 1]: R_K of Gorodkin (2004), *Comput. Biol. Chem.* 28, 367.
+
+    0 if all labels, or all predictions, are one class.
+    """
+    classes = np.union1d(labels_N, predictions_N)
+    labels_K = np.array([(labels_N == number).sum() for number in classes], dtype=float)
+    predictions_K = np.array([(predictions_N == number).sum() for number in classes], dtype=float)
+    count, right = float(len(labels_N)), float((labels_N == predictions_N).sum())
+    spread = (count**2 - predictions_K @ predictions_K) * (count**2 - labels_K @ labels_K)
+    return float((right * count - labels_K @ predictions_K) / math.sqrt(spread)) if spread else 0.0
+
+
+def _token_metrics(rows: list[Row], name: str) -> dict[str, float]:
+    """Loss in nats per token, perplexity as ``name``, and the share of tokens with the largest logit."""
+    tokens = sum(row["tokens"] for row in rows)
+    loss = sum(row["loss"] for row in rows) / tokens
+    accuracy = sum(row["right"] for row in rows) / tokens
+    return {"loss": loss, name: math.exp(min(loss, 700.0)), "token_acc": accuracy}
+
+
+def _decoder_ids(model: nn.Module, labels_BS: Tensor) -> Tensor:
+    """Input of the decoder (B, S): the labels after a start token, shifted by the model's own rule."""
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    shifted: Tensor = inner.prepare_decoder_input_ids_from_labels(labels_BS)
+    return shifted
 
 
 def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:

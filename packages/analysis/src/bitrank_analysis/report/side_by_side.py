@@ -1,4 +1,4 @@
-"""Errors side by side: examples on which arms disagree, and continuations of the same prompts."""
+"""Outputs side by side: examples on which arms disagree, generated texts, and continuations of prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from bitrank_analysis.study import Study
 
 CONTINUATIONS = "continuations.json"
 _SHOWN = 12
+_LONGEST = 300  # characters of a text in a cell
+_TEXT, _REFERENCE = "prediction_text", "reference_text"  # columns of generated texts
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,13 @@ class SideBySide:
 
 
 def side_by_side(study: Study, evidence: Evidence) -> SideBySide:
-    """Disagreements if runs predict one label per example, else continuations."""
+    """Disagreements if runs predict one label per example, else generated texts, else continuations."""
     runs = _one_run_each(evidence)
+    predictions = {config: study.predictions(run_id) for config, run_id in runs.items()}
     if "prediction" in metric_of(evidence.metric).examples.columns:
-        return disagreements({config: study.predictions(run_id) for config, run_id in runs.items()})
+        return disagreements(predictions)
+    if all({_TEXT, _REFERENCE} <= set(frame) for frame in predictions.values()):
+        return generated_texts(predictions)
     return _side_by_side_continuations(study, runs)
 
 
@@ -64,6 +69,37 @@ def disagreements(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> 
     if len(split) > shown:
         counts += f" The {len(rows)} most evenly split are shown with each arm's prediction and confidence."
     return SideBySide(counts, ("Example", "Label", *arms), rows)
+
+
+def generated_texts(predictions: dict[str, pd.DataFrame], shown: int = _SHOWN) -> SideBySide:
+    """Texts of each arm beside the reference, those with the most different texts first.
+
+    ``predictions`` maps a config to a frame with id, reference_text, prediction_text and optionally text, the
+    prompt.
+    """
+    by_id = {arm: frame.drop_duplicates("id").set_index("id") for arm, frame in predictions.items()}
+    first = next(iter(by_id.values()))
+    texts = pd.DataFrame({arm: frame[_TEXT] for arm, frame in by_id.items()})
+    kinds = texts.nunique(axis=1)
+    keyed = texts.assign(_kinds=kinds, _id=texts.index.astype(str))
+    chosen = keyed.sort_values(["_kinds", "_id"], ascending=[False, True]).index[:shown]
+    rows = tuple(
+        (
+            _cut(_example(first, id)),
+            _cut(str(first.loc[id, _REFERENCE])),
+            *(_cut(str(frame.loc[id, _TEXT])) for frame in by_id.values()),
+        )
+        for id in chosen
+    )
+    same = int((kinds == 1).sum())
+    sentence = f"Greedy texts of {len(texts):,} examples; all arms write the same text on {same:,}."
+    if len(texts) > shown:
+        sentence += f" The {len(rows)} with the most different texts are shown."
+    return SideBySide(sentence, ("Prompt", "Reference", *by_id), rows)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _right(frame: pd.DataFrame) -> pd.Series:

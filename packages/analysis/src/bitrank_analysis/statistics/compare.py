@@ -17,6 +17,7 @@ from bitrank_analysis.statistics.families import holm
 from bitrank_analysis.statistics.moderation import SeedSpread, seed_spread
 from bitrank_analysis.statistics.paired import NAN, ComparisonSettings, Pair, paired_test
 from bitrank_analysis.statistics.seeds import ONE_SEED
+from bitrank_analysis.statistics.swaps import CorpusCounts
 from bitrank_analysis.statistics.verdicts import verdict
 from bitrank_analysis.study import Study
 
@@ -47,6 +48,7 @@ def compare(
     baselines: Sequence[str] = ("B-FP", "B-Q4"),
     alpha: float = 0.05,
     margin: float | None = None,
+    metric: str | None = None,
 ) -> pd.DataFrame:
     """Compare every arm of ``task`` with each of ``baselines`` over their common seeds.
 
@@ -71,11 +73,12 @@ def compare(
     as if tost_p_holm < α (also recorded in ``equivalent``, as both can hold), else unresolved. With one seed
     the verdict has a separate name.
 
-    ``margin`` is the TOST margin in the unit of ``difference``; None is the metric's own. The table is empty,
+    ``margin`` is the TOST margin in the unit of ``difference``; None is the metric's own. ``metric`` is the
+    compared metric; None is the one that the runs are ranked by. The table is empty,
     with a reason in ``attrs["notes"]``, if nothing can be paired. Raises :class:`AnalysisError` as
     :func:`load_arms` does.
     """
-    arms = load_arms(study, task)
+    arms = load_arms(study, task, metric)
     table = compare_arms(arms, baselines, alpha, margin).assign(task=task)[COLUMNS]
     table.attrs["notes"] += _notes(list(arms), baselines, table, task, alpha)
     return table
@@ -132,9 +135,18 @@ def _row(candidate: Arm, baseline: Arm, shared: tuple[int, ...], request: _Reque
     metric = metric_of(candidate.metric)
     margin = metric.margin if request.margin is None else request.margin
     settings = ComparisonSettings(request.alpha, margin, request.family)
-    pair = Pair(candidate.over(shared), baseline.over(shared), candidate.weights_N, seeds)
+    counts = _counts(candidate, baseline, shared)
+    pair = Pair(candidate.over(shared), baseline.over(shared), candidate.weights_N, seeds, counts)
     row |= paired_test(metric.test).row(pair, settings)
     return row | _ratio(pair, row) if metric.is_log else row
+
+
+def _counts(candidate: Arm, baseline: Arm, shared: tuple[int, ...]) -> CorpusCounts | None:
+    ours, theirs = candidate.counts_over(shared), baseline.counts_over(shared)
+    score = metric_of(candidate.metric).examples.score
+    if ours is None or theirs is None or score is None:
+        return None
+    return CorpusCounts(ours, theirs, score)
 
 
 def _ratio(pair: Pair, row: dict[str, Any]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from scipy import optimize, special, stats
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.statistics.intervals import Floats, padded
 from bitrank_analysis.statistics.signflips import subset_ratios
+from bitrank_analysis.statistics.swaps import CorpusCounts, swapped_differences
 
 _GRID_Z = np.linspace(-7.0, 7.0, 281)
 _GRID_WEIGHTS = stats.norm.pdf(_GRID_Z) / stats.norm.pdf(_GRID_Z).sum()
@@ -122,7 +123,16 @@ def of_documents(values_N: Floats, weights_N: Floats, seeds: SeedError | None = 
     ``values_N`` are means over seeds.
     """
     points_B, least = subset_ratios(values_N, weights_N)
-    value = float(values_N.sum() / weights_N.sum())
+    return _of_points(float(values_N.sum() / weights_N.sum()), points_B, least, seeds)
+
+
+def of_swaps(counts: CorpusCounts, seeds: SeedError | None = None) -> Confidence:
+    """Distribution of the difference of a corpus score, by exchanges of examples and the error over seeds."""
+    points_B, least = swapped_differences(counts)
+    return _of_points(float(counts.difference()), points_B, least, seeds)
+
+
+def _of_points(value: float, points_B: Floats, least: float, seeds: SeedError | None) -> Confidence:
     if seeds is None or seeds.error == 0.0:
         return Confidence(value, points_B, np.full(len(points_B), 1 / len(points_B)), least)
     smeared = points_B[np.linspace(0, len(points_B) - 1, min(len(points_B), _SMEARED)).round().astype(int)]

@@ -20,7 +20,8 @@ class Arm:
 
     The metric's entry decides values and weights. For accuracy ``values_SN`` is 1 for a right answer and 0
     for a wrong one, and ``weights_N`` is 1. For perplexity they are a document's loss in nats and its number
-    of tokens. Σ value / Σ weight is the metric, or its logarithm.
+    of tokens. Σ value / Σ weight is the metric, or its logarithm. ``counts_SNK`` are those of a metric of the
+    whole test set, None for other metrics.
     """
 
     config: str
@@ -28,6 +29,7 @@ class Arm:
     seeds: tuple[int, ...]
     values_SN: Floats
     weights_N: Floats
+    counts_SNK: Floats | None = None
 
     @property
     def n(self) -> int:
@@ -35,7 +37,14 @@ class Arm:
 
     def over(self, seeds: tuple[int, ...]) -> Floats:
         """Values (S, N) of these seeds, in their order."""
-        return self.values_SN[[self.seeds.index(seed) for seed in seeds]]
+        return self.values_SN[self._places(seeds)]
+
+    def counts_over(self, seeds: tuple[int, ...]) -> Floats | None:
+        """Counts (S, N, K) of these seeds, in their order; None for metrics without counts."""
+        return None if self.counts_SNK is None else self.counts_SNK[self._places(seeds)]
+
+    def _places(self, seeds: tuple[int, ...]) -> list[int]:
+        return [self.seeds.index(seed) for seed in seeds]
 
     def quality(self, seeds: tuple[int, ...] | None = None) -> float:
         """The metric; if it is a logarithm's exponential, that of the mean over seeds."""
@@ -43,8 +52,8 @@ class Arm:
         return metric_of(self.metric).of_mean(mean)
 
 
-def load_arms(study: Study, task: str) -> dict[str, Arm]:
-    """Return every arm of ``task`` by config.
+def load_arms(study: Study, task: str, metric: str | None = None) -> dict[str, Arm]:
+    """Return every arm of ``task`` by config, with values of ``metric``; default: the metric of the runs.
 
     Raises :class:`AnalysisError` if the study does not contain the task, a run has no predictions, or two
     runs were evaluated on different examples, which cannot be paired.
@@ -55,20 +64,29 @@ def load_arms(study: Study, task: str) -> dict[str, Arm]:
             f"there is no finished run of task {task!r}; expected one of "
             f"{', '.join(sorted(set(study.runs['task']))) or '(none)'}"
         )
-    records = runs.to_dict("records")
+    records = runs.assign(metric=runs["metric"] if metric is None else metric).to_dict("records")
     frames = [_examples(study, run) for run in records]
     for run, frame in zip(records[1:], frames[1:], strict=True):
         _same_examples((records[0], frames[0]), (run, frame))
     weights_N = frames[0]["weight"].to_numpy(dtype=np.float64)
     values = [frame["value"].to_numpy(dtype=np.float64) for frame in frames]
+    counts = _counts(frames)
     arms = {}
     for config in dict.fromkeys(run["config"] for run in records):
         mine = [n for n, run in enumerate(records) if run["config"] == config]
         seeds = tuple(int(records[n]["seed"]) for n in mine)
-        arms[config] = Arm(
-            config, records[mine[0]]["metric"], seeds, np.stack([values[n] for n in mine]), weights_N
-        )
+        values_SN = np.stack([values[n] for n in mine])
+        counts_SNK = np.stack([counts[n] for n in mine]) if counts else None
+        arms[config] = Arm(config, records[mine[0]]["metric"], seeds, values_SN, weights_N, counts_SNK)
     return arms
+
+
+def _counts(frames: list[pd.DataFrame]) -> list[Floats]:
+    """Counts (N, K) of each frame, with the columns of all; a column that a frame lacks is 0 there."""
+    names = sorted({*(column for frame in frames for column in frame)} - {"value", "weight", "key"})
+    if not names:
+        return []
+    return [frame.reindex(columns=names).fillna(0.0).to_numpy(dtype=np.float64) for frame in frames]
 
 
 def common_seeds(*arms: Arm) -> tuple[int, ...]:

@@ -10,24 +10,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.statistics import accuracy, perplexity
-from bitrank_analysis.statistics.confidence import Confidence, SeedError, of_bounded, of_documents
+from bitrank_analysis.statistics.confidence import (
+    Confidence,
+    SeedError,
+    of_bounded,
+    of_documents,
+    of_swaps,
+)
 from bitrank_analysis.statistics.intervals import Floats
+from bitrank_analysis.statistics.swaps import CorpusCounts
 
 NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Values of two arms on the same examples, over S common seeds; ``seeds`` is the error over them."""
+    """Values of two arms on the same examples, over S common seeds; ``seeds`` is the error over them.
+
+    ``counts`` are those of a metric of the whole test set, None for other metrics.
+    """
 
     candidate_SN: Floats
     baseline_SN: Floats
     weights_N: Floats
     seeds: SeedError | None
+    counts: CorpusCounts | None = None
 
     @property
     def gaps_SN(self) -> Floats:
@@ -104,6 +117,15 @@ def _sign_flips(pair: Pair, settings: ComparisonSettings) -> dict[str, Any]:
     return row | {"effect": perplexity.effect_size(gaps_N, pair.weights_N), "effect_name": "d_z"}
 
 
+def _corpus(pair: Pair, settings: ComparisonSettings) -> dict[str, Any]:
+    """Random exchanges of examples between the arms, for scores of the whole test set."""
+    if pair.counts is None:
+        raise AnalysisError("a test over the whole test set needs the counts of each example, got none")
+    row = _from_confidence(of_swaps(pair.counts, pair.seeds), settings, "exchanged examples", pair.seeds)
+    effect = perplexity.effect_size(pair.gaps_SN.mean(axis=0), pair.weights_N)
+    return row | {"effect": effect, "effect_name": "d_z"}
+
+
 def _from_confidence(
     found: Confidence, settings: ComparisonSettings, test: str, seeds: SeedError | None
 ) -> dict[str, Any]:
@@ -135,12 +157,22 @@ def _flip_interval(mean_N: Floats, weights_N: Floats, alpha: float) -> tuple[flo
     return of_documents(mean_N, weights_N).interval(alpha)
 
 
+def _jackknife_interval(mean_N: Floats, weights_N: Floats, alpha: float) -> tuple[float, float]:
+    """Student's t with the error of jackknife pseudo-values ``mean_N``."""
+    count = len(mean_N)
+    if count < 2:
+        return NAN, NAN
+    half = stats.t.ppf(1 - alpha / 2, count - 1) * mean_N.std(ddof=1) / np.sqrt(count)
+    return float(mean_N.mean() - half), float(mean_N.mean() + half)
+
+
 PAIRED_TESTS: dict[str, PairedTest] = {
     "right or wrong": PairedTest(
         "0 or 1 per example: McNemar, Newcombe, Tango", True, _right_or_wrong, _wilson
     ),
     "shares": PairedTest("values in [0, 1], one per example", True, _share, _share_interval),
     "sign flips": PairedTest("sums and weights of documents", False, _sign_flips, _flip_interval),
+    "corpus": PairedTest("counts, for a score of the whole test set", False, _corpus, _jackknife_interval),
 }
 
 

@@ -36,7 +36,7 @@ def subset_ratios(values_N: Floats, weights_N: Floats) -> tuple[Floats, float]:
     check_examples(values_N, weights_N)
     sums_N2 = np.stack([values_N, weights_N], axis=1)
     chunks = []
-    for members_BN in _subsets(len(values_N)):
+    for members_BN in subsets(len(values_N)):
         sums_B2 = members_BN.astype(np.float64) @ sums_N2
         sums_B2 = sums_B2[
             sums_B2[:, 1] > 0
@@ -46,8 +46,8 @@ def subset_ratios(values_N: Floats, weights_N: Floats) -> tuple[Floats, float]:
     return ratios_B, 1 / (len(ratios_B) + 1)
 
 
-def _subsets(count: int) -> Iterator[NDArray[np.uint8]]:
-    """Masks (B, N) of the documents in each subset, in chunks."""
+def subsets(count: int) -> Iterator[NDArray[np.uint8]]:
+    """Masks (B, N) of the documents in each subset, in chunks: all but the empty one, or random ones."""
     if count <= _ALL:
         numbers_B = np.arange(1, 2**count)
         yield ((numbers_B[:, None] >> np.arange(count)) & 1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Integer formats: symmetric with one scale per row, and affine with scale and minimum per group."""
+"""Integer formats: symmetric with a scale per row or group, and affine with scale and minimum per group."""
 
 from __future__ import annotations
 
@@ -168,6 +168,60 @@ class Affine:
 
     def __str__(self) -> str:
         return f"int{self.bits}-g{self.block}{'-dq' if self.double_quant else ''}"
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """Symmetric integers: ``w ≈ (code - 2^(bits-1)) · scale`` with one bf16 scale per group along the row.
+
+    The integers of ``pack-quantized`` in compressed-tensors without zero points, which vLLM multiplies by. A
+    row whose length is no multiple of the group is padded; the padding is stored and counted.
+    """
+
+    bits: int
+    block: int
+
+    @property
+    def about(self) -> str:
+        return f"symmetric, a bf16 scale per group of {self.block} along the row"
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        return -float(self.zero), float(self.zero - 1)
+
+    @property
+    def zero(self) -> int:
+        """The code of zero."""
+        return 2 ** (self.bits - 1)
+
+    def scale_of(self, low: Tensor, high: Tensor) -> Tensor:
+        """The bf16 scale with which no weight between ``low`` and ``high`` is clipped, up to rounding."""
+        scale = torch.maximum(high / (self.zero - 1), -low / self.zero)
+        return scale.to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny)
+
+    def encode(self, weight_OI: Tensor) -> Tensors:
+        groups_GB = blocks(weight_OI, self.block)
+        scale_G = self.scale_of(*torch.aminmax(groups_GB, dim=1))
+        steps_GB = (groups_GB / scale_G.float()[:, None]).round().clamp(*self.value_range)
+        codes_GB = (steps_GB + self.zero).to(torch.uint8)
+        return {"codes": pack_bits(codes_GB.flatten(), self.bits), "scale": scale_G}
+
+    def decode(
+        self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype, scratch: kernels.Scratch = None
+    ) -> Tensor:
+        # The minimum is a power of two times the scale, so it is exact in bf16.
+        affine = {**tensors, "minimum": tensors["scale"] * -self.zero}
+        return Affine(self.bits, self.block).decode(affine, shape, dtype, scratch)
+
+    def rows(self, tensors: Tensors, ids_N: Tensor | slice, rows: int) -> Tensors:
+        return take_rows(tensors, ids_N, rows)
+
+    def nbytes(self, shape: tuple[int, int]) -> int:
+        groups = block_count(shape, self.block)
+        return packed_bytes(groups * self.block, self.bits) + 2 * groups
+
+    def __str__(self) -> str:
+        return f"sym{self.bits}-g{self.block}"
 
 
 def nest(name: str, values_G: Tensor) -> Tensors:

@@ -21,7 +21,7 @@ from bitrank_quant.errors import QuantError
 from bitrank_quant.formats.base import Format
 from bitrank_quant.formats.codebook import Codebook
 from bitrank_quant.formats.float import FLOATS, Float
-from bitrank_quant.formats.integer import Affine, Int8Row
+from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
 
 _NAMED: list[Format] = [
     *(Float(name) for name in FLOATS),
@@ -31,6 +31,7 @@ _NAMED: list[Format] = [
     *(Codebook("nf3", double_quant=dq) for dq in (False, True)),
     *(Affine(bits, 64) for bits in (8, 6, 5, 4, 3, 2)),
     *(Affine(bits, 64, double_quant=True) for bits in (4, 3, 2)),
+    *(Symmetric(bits, 64) for bits in (8, 4)),
 ]
 FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in _NAMED}
 
@@ -47,6 +48,9 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "int<2-8>-g<size>[-dq]": Family(
         r"int([2-8])-g([1-9]\d*)(-dq)?", lambda match: Affine(int(match[1]), int(match[2]), bool(match[3]))
+    ),
+    "sym<2-8>-g<size>": Family(
+        r"sym([2-8])-g([1-9]\d*)", lambda match: Symmetric(int(match[1]), int(match[2]))
     ),
     "<nf4|nf3|fp4>-g<size>[-dq]": Family(
         r"(nf4|nf3|fp4)-g([1-9]\d*)(-dq)?", lambda match: Codebook(match[1], int(match[2]), bool(match[3]))

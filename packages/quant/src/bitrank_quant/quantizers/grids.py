@@ -25,7 +25,7 @@ from bitrank_quant.formats.codebook import (
     nearest,
     nearest_values,
 )
-from bitrank_quant.formats.integer import Affine, Int8Row
+from bitrank_quant.formats.integer import Affine, Int8Row, Symmetric
 from bitrank_quant.packing import pack_bits
 
 TINY = torch.finfo(torch.float32).tiny
@@ -258,6 +258,57 @@ class RowGrid:
         return codes_OI.contiguous()
 
 
+@dataclass(frozen=True)
+class SymmetricGrid:
+    """``(code - zero) · scale`` with a bf16 scale."""
+
+    format: Symmetric
+
+    @property
+    def block(self) -> int:
+        return self.format.block
+
+    def ranges(self, weights: Tensor) -> tuple[Tensor, ...]:
+        return weights.amin(-1), weights.amax(-1)
+
+    def fit(self, ranges: tuple[Tensor, ...], shrink: float | Tensor) -> Scales:
+        return (self.format.scale_of(shrink * ranges[0], shrink * ranges[1]).float(),)
+
+    def refit(self, weights: Tensor, codes: Tensor, column_weights: Tensor, full: Scales) -> Scales:
+        (steps,) = self.basis(codes)
+        size = weighted(steps.square(), column_weights)
+        scale = weighted(steps * weights, column_weights) / size.clamp_min(TINY)
+        return (self.rounded(torch.where(size > 0, scale, full[0]), 0),)
+
+    def quantize(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).add_(self.format.zero).to(torch.uint8)
+
+    def nearest(self, weights: Tensor, scales: Scales) -> Tensor:
+        return self._steps(weights, scales).mul_(scales[0][..., None])
+
+    def _steps(self, weights: Tensor, scales: Scales) -> Tensor:
+        """The codes as fp32, from −zero."""
+        return (weights / scales[0][..., None]).round_().clamp_(*self.format.value_range)
+
+    def decode(self, codes: Tensor, scales: Scales) -> Tensor:
+        return self.basis(codes)[0] * scales[0][..., None]
+
+    def basis(self, codes: Tensor) -> tuple[Tensor, ...]:
+        return (codes.float() - self.format.zero,)
+
+    def rounded(self, scale: Tensor, number: int) -> Tensor:
+        return scale.to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny).float()
+
+    def store(self, scales_OG: Scales) -> Tensors:
+        return {"scale": scales_OG[0].flatten().to(torch.bfloat16)}
+
+    def read(self, stored: Tensors, rows: int) -> Scales:
+        return (stored["scale"].float().view(rows, -1),)
+
+    def pack(self, codes_OI: Tensor) -> Tensor:
+        return pack_bits(codes_OI.flatten(), self.format.bits)
+
+
 def grid_of(fmt: Format) -> Grid:
     """The grid of ``fmt``. Raises :class:`QuantError` for a format without codes, such as bf16."""
     if isinstance(fmt, Affine):
@@ -266,6 +317,8 @@ def grid_of(fmt: Format) -> Grid:
         return CodebookGrid(fmt)
     if isinstance(fmt, Int8Row):
         return RowGrid(fmt)
+    if isinstance(fmt, Symmetric):
+        return SymmetricGrid(fmt)
     raise QuantError(f"{fmt} has no codes to choose; a quantizer needs an integer format or a code book")
 
 

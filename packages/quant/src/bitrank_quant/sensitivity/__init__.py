@@ -10,26 +10,31 @@ gradients:
 Nothing is trained, and the model is unchanged afterwards.
 """
 
+from bitrank_quant.sensitivity.blocks import block_name
 from bitrank_quant.sensitivity.divergence import Divergence
 from bitrank_quant.sensitivity.format_errors import FormatErrors, measure_sensitivities, stored_in
 from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.moments import Moments, compute_dtype, measure_moments, weight_of
 from bitrank_quant.sensitivity.replay import Forward, Replay
+from bitrank_quant.sensitivity.sequential import LayerInputs, sequential_inputs
 from bitrank_quant.sensitivity.single_divergence import Modules, measure_divergences, modules_of
 
 __all__ = [
     "Divergence",
     "FormatErrors",
     "Forward",
+    "LayerInputs",
     "Modules",
     "Moments",
     "Replay",
+    "block_name",
     "compute_dtype",
     "input_moments",
     "measure_divergences",
     "measure_moments",
     "measure_sensitivities",
     "modules_of",
+    "sequential_inputs",
     "stored_in",
     "weight_of",
 ]

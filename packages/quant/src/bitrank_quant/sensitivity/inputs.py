@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitrank_quant.errors import QuantError
 from bitrank_quant.matrices import WeightMatrix
-from bitrank_quant.sensitivity.replay import Real
+from bitrank_quant.sensitivity.replay import Real, without_padding
 
 LEAST_LIMIT = 2**30  # bytes that one pass may always gather
 
@@ -27,12 +27,12 @@ class _Sums:
     def __init__(self) -> None:
         self.total_II: dict[str, Tensor] = {}
         self.positions: dict[str, int] = {}
-        self.real: Tensor | None = None  # mask (B, T) of the current batch
+        self.real: Sequence[Tensor] = ()  # masks (B, T) of the current batch
         self._last: tuple[Tensor, Tensor, int] | None = None
 
     def add(self, name: str, inputs: Tensor) -> None:
         if self._last is None or self._last[0] is not inputs:
-            x_NI = self._tokens(inputs.detach().flatten(0, -2)).float()
+            x_NI = without_padding(inputs.detach().flatten(0, -2), self.real).float()
             self._last = inputs, x_NI.T @ x_NI, len(x_NI)
         _, product_II, count = self._last
         if name in self.total_II:
@@ -41,15 +41,9 @@ class _Sums:
             self.total_II[name] = product_II.clone()
         self.positions[name] = self.positions.get(name, 0) + count
 
-    def begin(self, real: Tensor | None) -> None:
-        """Set the mask of the next batch."""
+    def begin(self, real: Sequence[Tensor]) -> None:
+        """Set the masks of the next batch."""
         self.real, self._last = real, None
-
-    def _tokens(self, x_NI: Tensor) -> Tensor:
-        # A layer that sees one vector per sequence, such as a pooler, has no padding.
-        if self.real is None or len(x_NI) != self.real.numel():
-            return x_NI
-        return x_NI[self.real.flatten()]
 
 
 def input_moments(
@@ -57,7 +51,7 @@ def input_moments(
     batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], object],
     matrices: Sequence[WeightMatrix],
-    real: Real = lambda batch: None,
+    real: Real = lambda batch: (),
 ) -> Iterator[dict[str, Tensor]]:
     """Yield {matrix: E[x xᵀ]} (I, I) in fp32 on the model's device, pass by pass, until all are covered.
 

@@ -9,18 +9,23 @@ recorded inputs and receives the gradient of its output (:meth:`Replay.back_from
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import Cache
 
 from bitrank_quant.errors import QuantError
+from bitrank_quant.sensitivity.blocks import (
+    BlockCall,
+    block_name,
+    block_names,
+    hidden_argument,
+    hidden_output,
+    without_cache,
+)
 from bitrank_quant.sensitivity.divergence import (
     Answers,
     Divergence,
@@ -31,30 +36,20 @@ from bitrank_quant.sensitivity.divergence import (
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """(model, batch) → logits (positions, classes) and labels (positions,); −100 marks positions without loss."""
 
-Real = Callable[[Any], Tensor | None]
-"""batch → mask (B, T), true for tokens and false for padding; None: all are tokens."""
+Real = Callable[[Any], Sequence[Tensor]]
+"""batch → masks (B, T), true for tokens and false for padding; none: all are tokens.
+
+A model with an encoder and a decoder has a mask for each, with different widths T.
+"""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One recorded call of a block: its arguments, hidden states included, and its output."""
+def without_padding(values_N: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Drop the entries of ``values_N`` at the padding of the mask with as many positions.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def hidden(self) -> Tensor:
-        return _first(self.args, self.kwargs)
-
-    def on(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Call ``block`` with other hidden states and the recorded remaining arguments."""
-        if self.args:
-            return _states(block(hidden, *self.args[1:], **self.kwargs))
-        return _states(block(**{**self.kwargs, "hidden_states": hidden}))
-
-
-_BLOCK = re.compile(r"^(?:.*?\.)?(?:layers?|h|blocks?)\.\d+(?=\.|$)")
+    Returned unchanged if no mask has as many, as with one vector per sequence.
+    """
+    mask = next((mask for mask in masks if mask.numel() == len(values_N)), None)
+    return values_N if mask is None else values_N[mask.flatten()]
 
 
 class Replay:
@@ -72,7 +67,7 @@ class Replay:
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], forward: Forward, blocks: Sequence[str] | None = None,
-        real: Real = lambda batch: None,
+        real: Real = lambda batch: (),
     ) -> None:  # fmt: skip
         if not batches:
             raise QuantError(
@@ -80,12 +75,12 @@ class Replay:
             )
         self.model, self.batches, self._forward = model, batches, forward
         self._real = [real(batch) for batch in batches]
-        self._now: Tensor | None = None
-        named = _layers(model) if blocks is None else blocks
+        self._now: Sequence[Tensor] = ()
+        named = block_names(model) if blocks is None else blocks
         self._blocks = {name: model.get_submodule(name) for name in named}
         self.order: list[str] = []
         self.chained, self.units, total = True, 0, 0.0
-        self._given: list[dict[str, _Call]] = []
+        self._given: list[dict[str, BlockCall]] = []
         self._answers: list[Answers] = []
         with torch.no_grad():
             for batch in batches:
@@ -103,19 +98,13 @@ class Replay:
             )
 
     def tokens_of(self, values_N: Tensor) -> Tensor:
-        """Drop the entries of ``values_N`` at padding positions of the current batch.
-
-        Returned unchanged if the length differs from the number of positions, as with one vector per
-        sequence.
-        """
-        if self._now is None or len(values_N) != self._now.numel():
-            return values_N
-        return values_N[self._now.flatten()]
+        """Drop the entries of ``values_N`` at padding positions of the current batch."""
+        return without_padding(values_N, self._now)
 
     def block_of(self, matrix: str) -> str | None:
         """The block that contains ``matrix``; None for embeddings and modules after the blocks."""
-        hit = _BLOCK.match(matrix)
-        return hit[0] if hit and hit[0] in self._blocks else None
+        block = block_name(matrix)
+        return block if block in self._blocks else None
 
     def evaluate_from(self, block: str | None, first: bool = False) -> tuple[float, float]:
         """Mean loss, and mean divergence from the unchanged model's predictions, in nats.
@@ -154,7 +143,7 @@ class Replay:
         for batch, given, real in zip(self.batches, self._given, self._real, strict=True):
             self._now = real
             outputs = {name: given[name].output for name in self.order}
-            leaf = _states(outputs[last]).detach().requires_grad_()
+            leaf = hidden_output(outputs[last]).detach().requires_grad_()
             with self._handing_out({**outputs, last: _with_states(outputs[last], leaf)}):
                 self._back(batch)
             found.append(_gradient(leaf))
@@ -181,7 +170,7 @@ class Replay:
         entered: list[Tensor] = []
         first = self._blocks[self.order[0]]
         hook = first.register_forward_pre_hook(
-            lambda _, args, kwargs: entered.append(_first(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: entered.append(hidden_argument(args, kwargs)), with_kwargs=True
         )
         try:
             steps = zip(self.batches, self._given, gradients, self._real, strict=True)
@@ -205,15 +194,15 @@ class Replay:
                 yield self._forward(self.model, batch)
 
     @contextmanager
-    def _watching(self, given: dict[str, _Call]) -> Iterator[None]:
+    def _watching(self, given: dict[str, BlockCall]) -> Iterator[None]:
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 if name not in self.order:
                     self.order.append(name)
                 before = next(reversed(given.values()), None)
-                follows = before is None or _states(before.output) is _first(args, kwargs)
+                follows = before is None or hidden_output(before.output) is hidden_argument(args, kwargs)
                 self.chained = self.chained and follows and name not in given
-                given[name] = _Call(*_without_cache(args, kwargs), output)
+                given[name] = BlockCall(*without_cache(args, kwargs), output)
 
             return hook
 
@@ -247,28 +236,8 @@ def _count(labels_N: Tensor) -> int:
     return int((labels_N >= 0).sum())
 
 
-def _states(output: Any) -> Tensor:
-    """The hidden states in a block's output: all of it, or its first element."""
-    states: Tensor = output if isinstance(output, Tensor) else output[0]
-    return states
-
-
 def _with_states(output: Any, states: Tensor) -> Any:
     return states if isinstance(output, Tensor) else (states, *output[1:])
-
-
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states among a block's arguments."""
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
-
-
-def _without_cache(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Drop the key-value cache: a second call would find the keys of the first one in it."""
-    kept = tuple(None if isinstance(value, Cache) else value for value in args)
-    return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
 
 def _gradient(leaf: Tensor) -> Tensor:
@@ -286,10 +255,6 @@ def _loss_gradient(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     )
     gradient_NC[labels_N < 0] = 0.0
     return gradient_NC.to(logits_NC.dtype)
-
-
-def _layers(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_modules() if (hit := _BLOCK.match(name)) and hit[0] == name]
 
 
 def _constant(output: Any) -> Callable[..., Any]:

@@ -29,9 +29,10 @@ _LATER = 12  # bytes per trainable parameter after the first step: gradient and 
 def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
     """Split ``batch`` into parts of at most ``tokens`` padded tokens, one sequence at least.
 
-    Each part is trimmed to its longest sequence. None for ``tokens`` yields ``batch`` unchanged.
+    Each part is trimmed to its longest sequence; labels of another width, which a decoder of its own reads,
+    keep it. None for ``tokens`` yields ``batch`` unchanged.
     """
-    rows, width = batch["input_ids"].shape
+    shape = rows, width = batch["input_ids"].shape
     if tokens is None or rows * width <= tokens:
         yield batch
         return
@@ -39,7 +40,8 @@ def micro_batches(batch: Batch, tokens: int | None) -> Iterator[Batch]:
     for start in range(0, rows, size):
         part = {key: value[start : start + size] for key, value in batch.items()}
         longest = int(part["attention_mask"].sum(1).max())
-        yield {key: value[:, :longest] if value.ndim == 2 else value for key, value in part.items()}
+        trimmed = {key for key, value in batch.items() if value.shape == shape}
+        yield {key: value[:, :longest] if key in trimmed else value for key, value in part.items()}
 
 
 def fitting_tokens(

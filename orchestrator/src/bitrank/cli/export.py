@@ -1,0 +1,153 @@
+"""``bitrank export``: options, table of the audit, limit on the added loss, and output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING
+
+from bitrank.cli.arguments import file_path
+from bitrank.cli.help import list_names, quantizers
+from bitrank.errors import UserError
+from bitrank.export.registry import (
+    EXPORTS,
+    MERGED,
+    QUANTIZER,
+    ExportTarget,
+    find_quantizer_for,
+    find_target,
+)
+from bitrank.process.fast_imports import quiet_libraries
+
+if TYPE_CHECKING:  # `bitrank --help` does not import torch
+    from bitrank.export.audit import Audit
+    from bitrank.export.prepared import Prepared
+
+EXAMPLES = """examples:
+  bitrank export RUN --out merged                  RUN: the run's folder, named by its spec id in runs/work
+  bitrank export RUN --to gguf --lora --out for-llama-cpp
+  bitrank export RUN --to quantized --out small --max-loss 0.02
+  bitrank export my-adapter --model ./my-bert --task reviews.csv --out merged"""
+_MAX_LOSS = 0.05
+_SHOWN = 12
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bitrank export``."""
+    parser.add_argument("source", type=file_path, help="folder of a run or of an adapter")
+    about = "; ".join(f"{name}: {target.about}" for name, target in EXPORTS.items())
+    parser.add_argument("--to", choices=list(EXPORTS), default=MERGED, help=f"{about} (default: %(default)s)")
+    parser.add_argument("--out", type=file_path, required=True, help="folder to write; it must not exist")
+    able = ", ".join(name for name, target in EXPORTS.items() if target.can_keep_adapter)
+    parser.add_argument(
+        "--lora",
+        action="store_true",
+        help=f"write the adapter apart from its base, which keeps its codes (targets: {able or 'none'})",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=_MAX_LOSS,
+        metavar="NATS",
+        help="maximum increase of the validation loss by the export (default: %(default)s)",
+    )
+    able = ", ".join(name for name, target in EXPORTS.items() if target.quantizes)
+    quantizer = parser.add_argument(
+        "--quantizer",
+        metavar="NAME",
+        help="codes of matrices that change, on calibration data of the task "
+        f"(targets: {able}; default: {QUANTIZER}); one of",
+    )
+    list_names(quantizer, quantizers)
+    parser.add_argument("--force", action="store_true", help="write even if --max-loss is exceeded")
+    parser.add_argument("--task", help="task to evaluate an adapter without its run")
+    parser.add_argument("--model", help="16-bit base of an adapter without its run")
+    parser.add_argument("--json", action="store_true", help="print the audit as JSON")
+
+
+def act(arguments: argparse.Namespace) -> int:
+    """Prepare the export, show its audit and write its files.
+
+    Raises :class:`UserError`, and writes nothing, if the export adds more than ``--max-loss``.
+    """
+    if not (math.isfinite(arguments.max_loss) and arguments.max_loss >= 0):
+        raise UserError(f"--max-loss must be a number of nats of 0 or more, got {arguments.max_loss}")
+    from bitrank.export.prepared import Options, check_absent, check_loss, write_export
+
+    check_absent(arguments.out)
+    target = find_target(arguments.to, arguments.lora)
+    quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
+    quiet_libraries()
+    from bitrank.export.finished_run import find_run
+    from bitrank.export.rebuild import rebuild
+
+    run = find_run(arguments.source, arguments.task, arguments.model)
+    target.check(run)
+    options = Options(arguments.to, arguments.lora, quantizer)
+    prepared = target.prepare(rebuild(run), options)
+    if not arguments.json:
+        _show(prepared.audit, target)
+    try:
+        if not arguments.force:
+            check_loss(prepared.audit, arguments.max_loss, target.advice)
+        files = write_export(prepared, arguments.out)
+    except UserError:
+        if arguments.json:  # the audit says why the export is rejected
+            print(json.dumps(prepared.audit.as_data(), indent=1))
+        raise
+    _finish(arguments, prepared, files)
+    return 0
+
+
+def _finish(arguments: argparse.Namespace, prepared: Prepared, files: dict[str, int]) -> None:
+    if arguments.json:
+        found = {**prepared.audit.as_data(), "notes": prepared.notes, "files": files}
+        print(json.dumps({**found, "out": str(arguments.out.resolve())}, indent=1))
+        return
+    for note in prepared.notes:
+        print(f"note: {note}")
+    audit, total = prepared.audit, sum(files.values())
+    rest = total - audit.weight_bytes
+    print(
+        f"bytes: {audit.weight_bytes:,} in weights (planned for the base: {audit.planned_bytes:,}) and "
+        f"{rest:,} in headers, tokenizer and configuration"
+    )
+    print(f"exported: {arguments.out.resolve()}")
+
+
+def _show(audit: Audit, target: ExportTarget) -> None:
+    from rich.table import Table
+
+    from bitrank.terminal import console
+
+    columns = ["validation", "adapted", f"exported to {audit.target}"]
+    if audit.rounded:
+        columns.append("if rounded")
+    quality = Table(*columns, title="Audit", title_justify="left", box=None)
+    for name, before in audit.before.items():
+        rounded = [audit.rounded[name]] if audit.rounded else []
+        quality.add_row(name, *(f"{value:.4f}" for value in (before, audit.after[name], *rounded)))
+    console().print(quality)
+    worst = sorted(audit.matrices.items(), key=lambda item: -item[1].after)
+    shown = f"the {min(_SHOWN, len(worst))} worst of {len(worst)}"
+    errors = Table(
+        "matrix",
+        "format",
+        "stored as",
+        "rank",
+        "without adapter",
+        "exported",
+        title_justify="left",
+        box=None,
+        title=f"Relative error to base + adapter, {shown}",
+    )
+    for name, row in worst[:_SHOWN]:
+        errors.add_row(name, row.format, row.stored, str(row.rank), f"{row.before:.2%}", f"{row.after:.2%}")
+    console().print(errors)
+    for (planned, stored), count in audit.replaced().items():
+        print(
+            f"{count} matrices of format {planned} are stored as {stored}, the nearest that the runtime has"
+        )
+    if audit.replaced():
+        print(f"plans made with `bitrank plan --for {target.runtime}` have only formats that it stores")

@@ -1,0 +1,1 @@
+"""Target GGUF: the file format of llama.cpp, LM Studio and Ollama."""

@@ -1,0 +1,95 @@
+"""The adapter of a run for PEFT, over the base model before quantization.
+
+PEFT loads the base in 16 bits, not in the formats of the run, so the audit evaluates that: an adapter that
+was initialized from the quantization error, or learned to repair it, fits the quantized base only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitrank_quant import stored_weight
+
+from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
+from bitrank.export.prepared import Options, Prepared
+from bitrank.export.rebuild import Rebuilt
+from bitrank.models.load import open_model
+from bitrank.models.locate import locate, repository_of
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
+    """The files of the adapter, with the base model's name and a README."""
+    model, matrices = _over_unquantized_base(rebuilt)
+    source = rebuilt.run.adapter
+    size = (source / _WEIGHTS).stat().st_size
+    metrics = rebuilt.evaluate(model)
+    audit = Audit(options.target, rebuilt.metrics, metrics, matrices, rebuilt.planned_bytes, size)
+    source_name = rebuilt.spec.model_source
+    repository = repository_of(source_name)
+    commit = source_name.removeprefix(repository).removeprefix("@") or None
+    base = locate(repository)
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())
+
+    def write(folder: Path) -> None:
+        shutil.copy2(source / _WEIGHTS, folder / _WEIGHTS)
+        config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": base, "revision": commit}
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2))
+        (folder / "README.md").write_text(_readme(base, config, audit), encoding="utf-8")
+        rebuilt.tokenizer.save_pretrained(folder)
+
+    return Prepared(audit, size, write)
+
+
+def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:
+    """The adapter folded into the unquantized base, which computes the same as PEFT."""
+    fresh = open_model(rebuilt.spec, rebuilt.data.task.classes, rebuilt.compute.device, rebuilt.compute.dtype)
+    fresh.fill_rest()
+    audits = {}
+    with torch.no_grad():
+        for name in rebuilt.layers():
+            layer: Any = fresh.model.get_submodule(name)
+            part = rebuilt.adapter.parts.get(name)
+            base_OI = stored_weight(layer).float()
+            result_OI = base_OI if part is None else base_OI + part.product().to(base_OI)
+            stored_weight(layer).copy_(result_OI)
+            stored_OI, wanted_OI = rebuilt.wanted(name)
+            stored_as = str(rebuilt.compute.dtype).removeprefix("torch.")
+            audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, wanted_OI, result_OI))
+        rebuilt.put_heads(fresh.model)
+    return fresh.model, audits
+
+
+def _readme(base: str, config: dict[str, Any], audit: Audit) -> str:
+    """Model card of the adapter: front matter that the hub reads, and the metrics of the audit."""
+    rows = [f"| {name} | {audit.before[name]:.4f} | {value:.4f} |" for name, value in audit.after.items()]
+    auto = "AutoPeftModelForSequenceClassification" if config.get("task_type") == "SEQ_CLS" else ""
+    loader = auto or "AutoPeftModelForCausalLM"
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {base}",
+            "library_name: peft",
+            "---",
+            "",
+            f"A LoRA adapter for `{base}`, trained by bitrank with a rank for every matrix.",
+            "",
+            "```python",
+            f"from peft import {loader}",
+            "",
+            f'model = {loader}.from_pretrained(".")',
+            "```",
+            "",
+            "| validation | over the base of its run, in the planned formats | over the unquantized base |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

@@ -1,0 +1,194 @@
+"""A finished run rebuilt in memory: its base in the formats of its plan, with the trained adapter attached.
+
+The base is rebuilt by the functions of a run, adapter initialization included: an adapter that started from
+the quantization error fits only that base. :func:`~bitrank.run.build.build_model` itself would attach new
+adapters by a rank rule, whereas an export attaches the trained one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitrank_adapters import AdapterScale, SavedAdapter, adapted, adapter_memory, attach_lora, read_adapter
+from bitrank_quant import (
+    Applied,
+    float_format,
+    left_out,
+    parse_format,
+    stored_bytes,
+    stored_weight,
+    tied_modules,
+)
+from bitrank_trainer import pin_threads
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bitrank.errors import UserError
+from bitrank.export.finished_run import FinishedRun
+from bitrank.models.load import Loaded, open_model
+from bitrank.process.compute import Compute, objective_for
+from bitrank.run.build import quantize_base
+from bitrank.run.data import RunData, load_data
+from bitrank.spec.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The adapted model of a run and its parts.
+
+    ``model`` is the PEFT model; ``applied`` has format and backend of every planned matrix. The adapter's
+    scale is folded into its up factors in ``model``, and kept apart in ``adapter``. ``metrics`` are those of
+    the adapted model on the validation split. ``planned_bytes`` are the bytes of the base in the formats of
+    its plan, unquantized tensors included, without the adapter.
+    """
+
+    run: FinishedRun
+    compute: Compute
+    data: RunData
+    loaded: Loaded
+    model: Any
+    applied: dict[str, Applied]
+    adapter: SavedAdapter
+    metrics: dict[str, float]
+    planned_bytes: int
+
+    @property
+    def spec(self) -> RunSpec:
+        """The spec of the run."""
+        return self.run.spec
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the base."""
+        return self.loaded.tokenizer
+
+    @property
+    def inner(self) -> Any:
+        """The adapted model without PEFT's wrapper."""
+        return self.model.base_model.model
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Metrics of ``model`` on the validation split, which decides whether an export is written."""
+        return _evaluate(model, self.spec, self.data, self.compute)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Base layers that an export may change, by name: those with an adapter, and quantized ones."""
+        with_adapter = dict(adapted(self.model))
+        quantized = [name for name, done in self.applied.items() if parse_format(done.format).bits < 16]
+        tied = tied_modules(self.inner)
+        names = dict.fromkeys([*with_adapter, *(name for name in quantized if name not in tied)])
+        return {name: self.layer(name) for name in names}
+
+    def layer(self, name: str) -> nn.Module:
+        """The base layer called ``name``, without its adapter."""
+        layer: Any = self.inner.get_submodule(name)
+        base: nn.Module = getattr(layer, "base_layer", layer)
+        return base
+
+    def wanted(self, name: str) -> tuple[Tensor, Tensor]:
+        """(W_q, W_q + scale · B A) of the matrix ``name``, (out, in) in fp32."""
+        stored_OI = stored_weight(self.layer(name)).float()
+        part = self.adapter.parts.get(name)
+        return stored_OI, stored_OI if part is None else stored_OI + part.product().to(stored_OI)
+
+    def rank(self, name: str) -> int:
+        """Rank of the adapter of the matrix ``name``; 0 without one."""
+        part = self.adapter.parts.get(name)
+        return 0 if part is None else len(part.down_RI)
+
+    def format(self, name: str) -> str:
+        """Format of the matrix ``name``: the planned one, or the compute dtype of an unplanned matrix."""
+        done = self.applied.get(name)
+        return done.format if done else str(float_format(self.compute.dtype))
+
+    def trained_heads(self) -> list[str]:
+        """Heads with weights in the adapter; a head that it lacks was not trained."""
+        return _trained_heads(self.loaded, self.adapter)
+
+    def put_heads(self, model: Any) -> None:
+        """Copy the modules that were trained whole to ``model``, in the compute dtype."""
+        for head in self.trained_heads():
+            trained = model.get_submodule(head)
+            plain = trained if not hasattr(trained, "modules_to_save") else trained.original_module
+            plain.to(self.compute.dtype)._forward_pre_hooks.clear()
+            for name, parameter in plain.named_parameters():
+                parameter.data.copy_(self.adapter.whole[f"{head}.{name}"])
+                parameter.requires_grad_(False)
+            model.set_submodule(head, plain)
+
+    def plain_model(self, weights_OI: Mapping[str, Tensor]) -> Any:
+        """A new unquantized model with these (out, in) matrices, and the remaining tensors of the run.
+
+        It computes in the run's dtype, and is on the run's device.
+        """
+        fresh = open_model(self.spec, self.data.task.classes, self.compute.device, self.compute.dtype)
+        fresh.fill_rest()
+        with torch.no_grad():
+            for name, weight_OI in weights_OI.items():
+                _put(fresh.model.get_submodule(name), weight_OI)
+            # The run rounded the remaining matrices and tensors to 16 bits; the model's file may be in fp32.
+            for name in self.applied.keys() - weights_OI.keys():
+                _put(fresh.model.get_submodule(name), stored_weight(self.inner.get_submodule(name)))
+            for one in left_out(fresh.model, fresh.trained_modules):
+                tensor = fresh.model.get_parameter(one.name)
+                tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
+            self.put_heads(fresh.model)
+        return fresh.model
+
+
+def rebuild(run: FinishedRun) -> Rebuilt:
+    """Rebuild the base of ``run`` and attach its adapter.
+
+    Raises a package's error, or :class:`~bitrank.errors.UserError`, if the adapter does not fit the run.
+    """
+    spec, adapter = run.spec, read_adapter(run.adapter)
+    compute = Compute.of(spec)
+    pin_threads(spec.threads)
+    data = load_data(spec)
+    loaded = open_model(spec, data.task.classes, compute.device, compute.dtype)
+    applied, _ = quantize_base(spec, compute, loaded, run.bits(loaded), run.ranks)
+    model = _with_adapter(loaded, adapter).to(compute.device)
+    planned = stored_bytes(model).total - adapter_memory(model)
+    metrics = _evaluate(model, spec, data, compute)
+    return Rebuilt(run, compute, data, loaded, model, applied, adapter, metrics, planned)
+
+
+def _evaluate(model: Any, spec: RunSpec, data: RunData, compute: Compute) -> dict[str, float]:
+    objective = objective_for(spec.kind, fused=False)
+    return data.evaluate(model, data.validation, objective, compute.device).metrics
+
+
+def _put(layer: Any, weight_OI: Tensor) -> None:
+    layer.weight.copy_(weight_OI.T if isinstance(layer, Conv1D) else weight_OI)
+
+
+def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
+    """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
+    parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
+    heads = _trained_heads(loaded, adapter)
+    if missing := [head for head in loaded.new_modules if head not in heads]:
+        raise UserError(
+            f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
+        )
+    model = attach_lora(
+        loaded.model,
+        {name: len(part.down_RI) for name, part in parts.items()},
+        scale=AdapterScale(1.0, "constant"),
+        heads=heads,
+    )
+    with torch.no_grad():
+        for name, layer in adapted(model):
+            layer.lora_A["default"].weight.copy_(parts[name].down_RI)
+            layer.lora_B["default"].weight.copy_(parts[name].up_OR * parts[name].scale)
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save.default" in name:
+                own_name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+                parameter.copy_(adapter.whole[own_name])
+    return model
+
+
+def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
+    return [head for head in loaded.trained_modules if f"{head}.weight" in adapter.whole]

@@ -1,0 +1,34 @@
+"""The exported adapter loads in PEFT over the unquantized base, and its audit is about that base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bpe_models
+import pytest
+import torch
+from bitrank.cli.main import main
+from bitrank.export.finished_run import find_run
+from bitrank.export.rebuild import rebuild
+from peft import AutoPeftModelForCausalLM
+
+PARTS = ("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
+
+
+def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Path) -> None:
+    model, out = bpe_models.write(tmp_path / "model", "llama"), tmp_path / "out"
+    names = [f"model.layers.{layer}.{part}" for layer in range(2) for part in PARTS]
+    matrices = dict.fromkeys(names, "int2-g32")
+    run = bpe_models.write_run(tmp_path / "run", model, matrices, dict.fromkeys(matrices, 4))
+    assert main(["export", str(run), "--to", "peft", "--out", str(out), "--force"]) == 0
+    loaded = AutoPeftModelForCausalLM.from_pretrained(str(out), dtype=torch.float32)
+    audit = json.loads((out / "audit.json").read_text())
+    rebuilt = rebuild(find_run(run))
+    assert rebuilt.evaluate(loaded)["loss"] == pytest.approx(audit["after"]["loss"], abs=1e-5)
+    # The run's base has 2-bit matrices, which the base of PEFT has not.
+    assert audit["after"]["loss"] != pytest.approx(audit["before"]["loss"], abs=1e-5)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+    card = (out / "README.md").read_text()
+    assert card.startswith(f"---\nbase_model: {model}\nlibrary_name: peft\n---\n")
+    assert "AutoPeftModelForCausalLM.from_pretrained" in card

@@ -1,0 +1,111 @@
+"""Values of examples from the rows of ``predictions.parquet``, for the paired tests of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bitrank_analysis import corpus_scores
+from bitrank_analysis.corpus_scores import Score
+from bitrank_analysis.errors import AnalysisError
+
+
+@dataclass(frozen=True)
+class ExampleValues:
+    """Per-example values from the rows of ``predictions.parquet``; Σ value / Σ weight is the mean of an arm.
+
+    ``read`` takes the rows and the run's name for errors, and returns a frame by example id, sorted, with the
+    columns ``value``, ``weight`` and ``key``. The key must be equal in all runs of a task; ``key_name`` is
+    its name in errors. ``columns`` are those that the rows must have.
+
+    A metric of a whole test set has a ``score``: a function of sums of counts over examples. ``read`` then
+    returns the counts as further columns, and values whose mean is the metric.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[pd.DataFrame, str], pd.DataFrame]
+    key_name: str
+    score: Score | None = None
+
+
+def right_or_wrong(label: str = "label", prediction: str = "prediction") -> ExampleValues:
+    """1 for an example whose prediction is its label, 0 for another; one row per example."""
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        rows = _by_id(predictions, name)
+        right = (rows[label] == rows[prediction]).astype(float)
+        return pd.DataFrame({"value": right, "weight": 1.0, "key": rows[label]})
+
+    return ExampleValues(("id", label, prediction), read, "labels")
+
+
+def single(value: str) -> ExampleValues:
+    """Column ``value`` of an example, of weight 1; one row per example."""
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        rows = _by_id(predictions, name)
+        return pd.DataFrame({"value": rows[value].astype(float), "weight": 1.0, "key": 1.0})
+
+    return ExampleValues(("id", value), read, "weights")
+
+
+def summed(value: str, weight: str, weight_name: str) -> ExampleValues:
+    """Sums of the columns ``value`` and ``weight`` over the rows of a document."""
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        sums = predictions.groupby("id", sort=True)[[value, weight]].sum(min_count=1)
+        frame = sums.rename(columns={value: "value", weight: "weight"})
+        frame["key"] = frame["weight"]
+        return frame
+
+    return ExampleValues(("id", value, weight), read, weight_name)
+
+
+def of_corpus(
+    columns: tuple[str, ...], counts: Callable[[pd.DataFrame], pd.DataFrame], score: Score
+) -> ExampleValues:
+    """A metric of the whole test set: ``score`` of the sums of ``counts`` over examples.
+
+    ``counts`` maps rows by example id to one column of numbers per sum. ``value`` of an example is its
+    jackknife pseudo-value, so the mean over examples is the metric.
+    """
+
+    def read(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+        found = counts(_by_id(predictions, name)).astype(float)
+        found = found.reindex(columns=sorted(found.columns))
+        values_N = corpus_scores.pseudo_values(found.to_numpy(), score)
+        return found.assign(value=values_N, weight=1.0, key=1.0)
+
+    return ExampleValues(("id", *columns), read, "weights", score)
+
+
+def class_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per class: whether it is the label, whether it is the prediction, and whether it is both."""
+    columns = {}
+    for number in sorted({*rows["label"], *rows["prediction"]}):
+        is_label, is_predicted = rows["label"] == number, rows["prediction"] == number
+        columns[f"label {number}"], columns[f"prediction {number}"] = is_label, is_predicted
+        columns[f"right {number}"] = is_label & is_predicted
+    return pd.DataFrame(columns, index=rows.index)
+
+
+def listed(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """The counts in a column of lists, in their order."""
+
+    def counts(rows: pd.DataFrame) -> pd.DataFrame:
+        frame = pd.DataFrame(np.stack(rows[column].to_list()), index=rows.index)
+        return frame.rename(columns=lambda place: f"{place:03d}")
+
+    return counts
+
+
+def _by_id(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    twice = predictions["id"].duplicated()
+    if twice.any():
+        raise AnalysisError(
+            f"the predictions of {name} hold {twice.sum()} ids twice; expected one row an example"
+        )
+    return predictions.set_index("id").sort_index()

@@ -1,0 +1,55 @@
+"""Approximate randomization for metrics of a whole test set, such as BLEU and macro-F1.
+
+If two arms are equal, the outputs of an example may be exchanged between them without changing the
+distribution of their difference. The difference over random exchanges is therefore its distribution under
+that hypothesis (Noreen, *Computer-Intensive Methods for Testing Hypotheses*, 1989; Riezler and Maxwell 2005
+for machine translation). The test of equality is exact. Intervals and equivalence shift this distribution by
+the observed difference; for unequal arms it is slightly wider than the error of the difference, so they are
+conservative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitrank_analysis.corpus_scores import Score
+from bitrank_analysis.statistics.intervals import Floats
+from bitrank_analysis.statistics.signflips import subsets
+
+_EQUAL = 1e-12  # relative difference of two orders of summation
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """Counts (S, N, K) of two arms on N examples over S seeds, and the score of their sums over examples."""
+
+    candidate_SNK: Floats
+    baseline_SNK: Floats
+    score: Score
+
+    def difference(self, moved_BSK: Floats | float = 0.0) -> Floats:
+        """Mean over seeds of candidate − baseline; ``moved_BSK`` is added to the sums of the candidate."""
+        ours, theirs = self.candidate_SNK.sum(axis=1), self.baseline_SNK.sum(axis=1)
+        return np.asarray((self.score(ours + moved_BSK) - self.score(theirs - moved_BSK)).mean(axis=-1))
+
+
+def swapped_differences(counts: CorpusCounts) -> tuple[Floats, float]:
+    """Sorted points observed − swapped difference (B,), and the smallest one-sided p-value 1 / (B + 1).
+
+    An example is exchanged in all seeds together. Up to 14 examples all exchanges are enumerated; otherwise
+    they are random, the same ones for every pair of arms.
+    """
+    observed = float(counts.difference())
+    change_SNK = counts.baseline_SNK - counts.candidate_SNK
+    seeds, count, width = change_SNK.shape
+    change_NM = change_SNK.swapaxes(0, 1).reshape(count, seeds * width)
+    chunks = []
+    for members_BN in subsets(count):
+        moved_BSK = (members_BN.astype(np.float64) @ change_NM).reshape(-1, seeds, width)
+        chunks.append(observed - counts.difference(moved_BSK))
+    points_B = np.sort(np.concatenate(chunks))
+    # Exchanges that change nothing must count as ties, whatever the rounding.
+    points_B[np.abs(points_B) <= _EQUAL * max(1.0, abs(observed))] = 0.0
+    return points_B, 1 / (len(points_B) + 1)

@@ -1,0 +1,1 @@
+"""Texts of the embedded assets as records and tasks, one module per kind of task."""
