@@ -37,7 +37,7 @@ def test_unknown_targets_and_adapters_apart_are_refused() -> None:
     with pytest.raises(UserError, match="unknown export target 'ggufs'; nearest: gguf"):
         find_target("ggufs", False)
     with pytest.raises(
-        UserError, match=r"--to merged cannot keep the adapter apart .* targets that can: gguf"
+        UserError, match=r"--to merged cannot keep the adapter apart .* targets that can: mlx, gguf"
     ):
         find_target("merged", True)
 

@@ -186,6 +186,8 @@ def test_records_become_examples_of_their_kind(stored) -> None:
     instruction = examples_of.instruction_example(given)
     assert [(t.role, t.content) for t in instruction.turns] == [("user", "Do"), ("assistant", "done")]
     assert (instruction.style, instruction.given) == ("instruction", "this")
+    summary = examples_of.summary_example({"id": "1", "source": "long", "target": "short"})
+    assert (summary.text, summary.target) == ("long", "short")
     messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     conversation = examples_of.conversation_example({"id": "1", "messages": messages})
     assert [turn.role for turn in conversation.turns] == ["user", "assistant"]
@@ -210,6 +212,8 @@ def test_tasks_of_the_real_archives_have_the_documented_sizes(monkeypatch: pytes
         "brown": (300, 50, 150),
         "chitchat": (2042, 200, 1000),
         "natural_instructions": (19930, 500, 2000),
+        "xsum": (501, 100, 400),
+        "wikilingua": (501, 100, 400),
         "topical_chat": (578, 100, 400),
         "chitchat_dialogues": (2042, 200, 1000),
         "disfl_qa": (5494, 500, 2000),

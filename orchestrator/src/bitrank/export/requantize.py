@@ -3,9 +3,8 @@
 W_q + scale · B A is between the values of its format, and the adapter's update is often smaller than half a
 step, so that rounding returns W_q. A quantizer with calibration data keeps more of the update. Matrices are
 replaced in the order of the model: the codes of each minimize the error at the inputs that it has in the
-model merged so far, and its target corrects the errors of the matrices before it
-(:func:`~bitrank_quant.corrected_weight`). Memory holds one more set of codes while rounding is evaluated for
-comparison, and the inputs of one block.
+model merged so far. Memory holds one more set of codes while rounding is evaluated for comparison, and the
+second moments of one input.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from bitrank_quant import (
     QuantLinear,
     QuantWeight,
     WeightMatrix,
-    corrected_weight,
     find_quantizer,
     followers,
     parse_format,
@@ -158,11 +156,8 @@ class _Merging:
 
     def _replace(self, name: str, quantizer: str, inputs: LayerInputs | None = None) -> None:
         stored_OI, wanted_OI = self._rebuilt.wanted(name)
-        target_OI = wanted_OI
-        if inputs is not None and inputs.cross_II is not None:
-            target_OI = corrected_weight(wanted_OI, inputs.now_II, inputs.cross_II)
-        moments = None if inputs is None else InputMoments(inputs.now_II)
-        weight = self._encode(name, target_OI, quantizer, moments)
+        moments = None if inputs is None else InputMoments(inputs.moments_II)
+        weight = self._encode(name, wanted_OI, quantizer, moments)
         self._put(name, weight)
         exported_OI = weight.decode().float() + self._kept_apart(name, wanted_OI)
         three_OI = (stored_OI, wanted_OI, exported_OI)

@@ -54,7 +54,6 @@ __all__ = [
     "check_fits",
     "choose_backend",
     "computes_as",
-    "corrected_weight",
     "decoder",
     "encode_in_parts",
     "find_quantizer",

@@ -1,4 +1,4 @@
-"""Tasks made of records: dialogues, instructions, questions and facts as examples of their kind."""
+"""Tasks made of records: summaries, dialogues, instructions, questions, facts as examples of their kind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from bitrank_data.conversations import dialogue
 from bitrank_data.corpora import records
 from bitrank_data.corpora.records import Splits
-from bitrank_data.examples import ASSISTANT, USER, Example, Texts
-from bitrank_data.kinds import INSTRUCTION, PROBING, QUESTION_ANSWERING
+from bitrank_data.examples import ASSISTANT, USER, Example, TargetExample, Texts
+from bitrank_data.kinds import INSTRUCTION, PROBING, QUESTION_ANSWERING, SEQUENCE_TO_SEQUENCE
 from bitrank_data.probing import read_fact
 from bitrank_data.question_answering import read_question
 from bitrank_data.tables import Row
@@ -37,6 +37,21 @@ def disfl_qa() -> Texts:
 def qa_wikidata() -> Texts:
     """Prompts and the object that continues them."""
     return _texts(PROBING, records.qa_wikidata(), lambda record: read_fact(record["id"], record))
+
+
+def xsum() -> Texts:
+    """News articles and a summary of one sentence."""
+    return _texts(SEQUENCE_TO_SEQUENCE, records.xsum(), summary_example)
+
+
+def wikilingua() -> Texts:
+    """How-to texts and their steps as summary."""
+    return _texts(SEQUENCE_TO_SEQUENCE, records.wikilingua(), summary_example)
+
+
+def summary_example(record: Row) -> Example:
+    """The source is the text and the summary the target."""
+    return TargetExample(record["id"], record["source"], target=record["target"])
 
 
 def instruction_example(record: Row) -> Example:

@@ -14,6 +14,7 @@ from bitrank_data.kinds import (
     LANGUAGE_MODELLING,
     PROBING,
     QUESTION_ANSWERING,
+    SEQUENCE_TO_SEQUENCE,
 )
 
 
@@ -70,6 +71,10 @@ CORPORA: tuple[Source, ...] = (
         "bigbench",
         examples_of.disfl_qa,
         "disfluent questions about Wikipedia passages",
+    ),
+    _source("xsum", SEQUENCE_TO_SEQUENCE, "bigbench", examples_of.xsum, "summaries of news articles"),
+    _source(
+        "wikilingua", SEQUENCE_TO_SEQUENCE, "bigbench", examples_of.wikilingua, "summaries of how-to texts"
     ),
     _source("qa_wikidata", PROBING, "bigbench", examples_of.qa_wikidata, "facts of Wikidata"),
 )

@@ -1,12 +1,10 @@
 """Inputs of linear layers while a model's layers are replaced, from the first block to the last.
 
 A replaced layer changes the inputs of the layers after it. A quantizer that gets these inputs reduces the
-error that the layer will make (GPTQ, Frantar et al. 2023, quantizes block by block for this reason). With the
-inputs of the unchanged model beside them, it can also correct errors of earlier layers
-(:func:`~bitrank_quant.quantizers.correction.corrected_weight`).
+error that the layer will make (GPTQ, Frantar et al. 2023, quantizes block by block for this reason).
 
-The model runs block by block on recorded arguments. Memory holds two hidden states per position, and the
-inputs and second moments of one block.
+The model runs block by block on recorded arguments. Memory holds one hidden state per position, and the
+second moments of one input.
 """
 
 from __future__ import annotations
@@ -32,20 +30,16 @@ from bitrank_quant.sensitivity.blocks import (
 from bitrank_quant.sensitivity.inputs import input_moments
 from bitrank_quant.sensitivity.replay import Real, without_padding
 
-Inputs = dict[str, Tensor]  # by layer
-
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Second moments of the inputs that the layers ``names`` share, over N calibration positions, in fp32.
+    """The input that the layers ``names`` share, in the model with all replacements so far.
 
-    ``now_II`` is E[x̂ x̂ᵀ] of the inputs x̂ in the model with all replacements so far, ``cross_II`` E[x x̂ᵀ] with
-    the inputs x of the unchanged model; None where the unchanged inputs are not known.
+    ``moments_II`` is E[x xᵀ] over the calibration positions, (I, I) in fp32.
     """
 
     names: tuple[str, ...]
-    now_II: Tensor
-    cross_II: Tensor | None
+    moments_II: Tensor
 
 
 def sequential_inputs(
@@ -60,7 +54,7 @@ def sequential_inputs(
     The caller replaces the layers of one item in ``model`` before it takes the next item.
     ``forward(model, batch)`` runs the model; ``real(batch)`` masks padding. Where blocks do not form a chain
     (each called once, with the output of the block before), and outside of blocks, the inputs come from
-    passes through the whole model and ``cross_II`` is None. Layers that no batch reaches are left out. Raises
+    passes through the whole model. Layers that no batch reaches are left out. Raises
     :class:`QuantError` without batches and for inputs that are not finite.
     """
     if not batches:
@@ -76,7 +70,7 @@ def sequential_inputs(
     if rest:
         for found in input_moments(model, batches, forward, rest, real):
             for name, moments_II in found.items():
-                yield LayerInputs((name,), moments_II, None)
+                yield LayerInputs((name,), moments_II)
 
 
 class _Recording:
@@ -128,78 +122,60 @@ class _Walk:
     ) -> None:
         self._model, self._calls, self._masks = model, calls, masks
 
-    def through(self, order: Sequence[str], entered: list[Tensor], names: list[str]) -> Iterator[LayerInputs]:
-        """Walk from block to block with two streams of hidden states: unchanged, and with replacements."""
-        unchanged, now = entered, entered
+    def through(self, order: Sequence[str], states: list[Tensor], names: list[str]) -> Iterator[LayerInputs]:
+        """Walk from block to block; ``states`` are the hidden states before the first block, by batch."""
         for block in order:
             inside = [name for name in names if block_name(name) == block]
-            if not inside and now is unchanged:
-                unchanged = now = self._outputs(block, unchanged)
-                continue
-            seen: list[Inputs] = []
-            after = self._outputs(block, unchanged, inside, seen)
-            for layers in _sharing(seen[0]):
-                yield self._moments(block, now, layers, seen)
-            now, unchanged = self._outputs(block, now), after
+            for layers in self._groups(block, states[0], inside) if inside else ():
+                yield LayerInputs(layers, self._moments(block, states, layers[0]))
+            states = self._outputs(block, states)
 
-    def _outputs(
-        self, block: str, states: list[Tensor], names: Sequence[str] = (), seen: list[Inputs] | None = None
-    ) -> list[Tensor]:
-        """Outputs of ``block`` by batch; the inputs of its layers ``names`` are appended to ``seen``."""
-        outputs = []
-        for calls, hidden in zip(self._calls, states, strict=True):
-            inputs: Inputs = {}
-            with self._watched(names, inputs), torch.no_grad():
-                outputs.append(calls[block].on(self._model.get_submodule(block), hidden))
-            if seen is not None:
-                seen.append(inputs)
-        return outputs
+    def _outputs(self, block: str, states: list[Tensor]) -> list[Tensor]:
+        module = self._model.get_submodule(block)
+        with torch.no_grad():
+            return [
+                calls[block].on(module, hidden) for calls, hidden in zip(self._calls, states, strict=True)
+            ]
 
-    def _moments(
-        self, block: str, states: list[Tensor], layers: tuple[str, ...], seen: list[Inputs]
-    ) -> LayerInputs:
-        """Moments of the input that ``layers`` share now; ``seen`` are the inputs of the unchanged model."""
-        name, positions = layers[0], 0
-        now_II = cross_II = torch.zeros(())
-        batches = zip(self._calls, states, self._masks, seen, strict=True)
-        for calls, hidden, masks, unchanged in batches:
-            inputs: Inputs = {}
-            watched = self._watched([name], inputs, stop=True)
-            with suppress(_Reached), watched, torch.no_grad():
+    def _groups(self, block: str, hidden: Tensor, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The layers ``names`` by the input that they share, in the order of their calls."""
+        inputs: dict[str, Tensor] = {}
+        with self._watched(names, inputs.__setitem__), torch.no_grad():
+            self._calls[0][block].on(self._model.get_submodule(block), hidden)
+        groups: dict[int, list[str]] = {}
+        for name, value in inputs.items():
+            groups.setdefault(id(value), []).append(name)
+        return [tuple(layers) for layers in groups.values()]
+
+    def _moments(self, block: str, states: list[Tensor], name: str) -> Tensor:
+        """E[x xᵀ] of the layer ``name``; the rest of its block is skipped."""
+        total_II, positions = torch.zeros(()), 0
+        for calls, hidden, masks in zip(self._calls, states, self._masks, strict=True):
+            reached: list[Tensor] = []
+
+            def stop(_name: str, value: Tensor, reached: list[Tensor] = reached) -> None:
+                reached.append(value)
+                raise _Reached
+
+            with suppress(_Reached), self._watched([name], stop), torch.no_grad():
                 calls[block].on(self._model.get_submodule(block), hidden)
-            now_NI, before_NI = _tokens(inputs[name], masks), _tokens(unchanged[name], masks)
-            now_II = now_II.to(now_NI) + now_NI.T @ now_NI
-            cross_II = cross_II.to(now_NI) + before_NI.T @ now_NI
-            positions += len(now_NI)
-        found = LayerInputs(layers, now_II / positions, cross_II / positions)
-        if not (torch.isfinite(found.now_II).all() and torch.isfinite(cross_II).all()):
+            x_NI = _tokens(reached[0], masks)
+            total_II = total_II.to(x_NI) + x_NI.T @ x_NI
+            positions += len(x_NI)
+        if not torch.isfinite(total_II).all():
             raise QuantError(
                 f"the inputs of {name} on the calibration data are not finite; check weights and data"
             )
-        return found
+        return total_II / positions
 
-    def _watched(self, names: Sequence[str], inputs: Inputs, stop: bool = False) -> ExitStack:
-        """Hooks that put the inputs of layers into ``inputs``; with ``stop`` the first one ends the call."""
-
-        def keep(name: str, value: Tensor) -> None:
-            inputs[name] = value
-            if stop:
-                raise _Reached
-
+    def _watched(self, names: Sequence[str], keep: Callable[[str, Tensor], None]) -> ExitStack:
+        """Hooks that pass the name and the input of each layer to ``keep``."""
         hooks = ExitStack()
         for name in names:
             layer = self._model.get_submodule(name)
             hook = layer.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
             hooks.callback(hook.remove)
         return hooks
-
-
-def _sharing(inputs: Inputs) -> list[tuple[str, ...]]:
-    """Layers grouped by their input tensor, in the order of their calls."""
-    groups: dict[int, list[str]] = {}
-    for name, value in inputs.items():
-        groups.setdefault(id(value), []).append(name)
-    return [tuple(names) for names in groups.values()]
 
 
 def _tokens(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
