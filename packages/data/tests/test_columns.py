@@ -70,7 +70,7 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "a.arrow"])
 def test_nested_formats_give_the_same_conversations(tmp_path: Path, name: str) -> None:
     texts = open_task(write(tmp_path / name, CHATS)).load()
-    assert texts.kind == "instruction"
+    assert texts.kind == "instruction-following"
     assert everything(texts)[3].turns == (Turn("user", "is film 3 good"), Turn("assistant", "the"))
 
 

@@ -68,7 +68,7 @@ def test_only_labelled_tokens_of_instructions_are_predicted(make) -> None:
         logits = model(torch.from_numpy(data["input_ids"])).logits[:, :-1].flatten(0, 1)
         targets = torch.from_numpy(data["labels"])[:, 1:].flatten()
         expected = float(F.cross_entropy(logits, targets, ignore_index=-100))
-        for objective in (OBJECTIVES["instruction"], OBJECTIVES["instruction"].plain()):
+        for objective in (OBJECTIVES["instruction-following"], OBJECTIVES["instruction-following"].plain()):
             rows = objective.rows(model, data, "cpu")
             assert float(objective.loss(model, data, "cpu")) == pytest.approx(expected, rel=1e-5)
             assert (

@@ -164,7 +164,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         generation=Generation(("rouge", "bleu", "chrf", "answers")),
     ),
     INSTRUCTION: TaskKind(
-        objective="instruction",
+        objective="instruction-following",
         metric=TaskMetric("completion_ppl", "completion perplexity", higher_is_better=False, decimals=2),
         auto_model="AutoModelForCausalLM",
         requirement=Requirement(

@@ -204,7 +204,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             key="completion_ppl",
             name="completion perplexity",
-            kind="instruction",
+            kind="instruction-following",
             higher_is_better=False,
             examples=summed("loss", "tokens", "numbers of answer tokens"),
             test="sign flips",

@@ -29,7 +29,7 @@ from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, Token
 
 CLASSIFICATION = "classification"
 LANGUAGE_MODELLING = "language-modelling"
-INSTRUCTION = "instruction"
+INSTRUCTION = "instruction-following"
 QUESTION_ANSWERING = "question-answering"
 PROBING = "probing"
 SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"

@@ -216,7 +216,7 @@ OBJECTIVES: dict[str, Objective] = {
     "classification": Classification(),
     "language-modelling": LanguageModelling(),
     "sequence-to-sequence": SequenceToSequence(),
-    "instruction": LanguageModelling(metric="completion_ppl"),
+    "instruction-following": LanguageModelling(metric="completion_ppl"),
     "question-answering": QuestionAnswering(),
     "probing": Probing(),
 }
