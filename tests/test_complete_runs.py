@@ -253,7 +253,7 @@ def test_sst2_is_read_from_a_local_folder(tmp_path: Path) -> None:
 
 def test_plan_file_text_file_and_local_gpt2_train_together(tmp_path: Path) -> None:
     """GPT-2 (`Conv1D`) from a local folder, a user's text file, and a plan of mixed formats and ranks."""
-    from bitrank.models.tiny import build_tiny
+    from bitrank.spec.tiny_models import build_tiny
 
     (tmp_path / "gpt2").mkdir()
     build_tiny("tiny-gpt2", tmp_path / "gpt2")

@@ -1,4 +1,4 @@
-"""Full and read-only disks give a clear message and exit code 2; a read-only store is readable."""
+"""Full disks (exit code 1) and read-only ones (2) give a clear message; a read-only store is readable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bitrank.errors import disk_problem
+from bitrank.errors import UserError, disk_problem, is_full_disk
 from study_tools import SMOKE, bitrank, numbers, start, store_runs, wait_for
 
 ONE = (*SMOKE, "--tasks", "toy_articles", "--configs", "B-FP")
@@ -41,9 +41,9 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def _refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+def _refused(done: subprocess.CompletedProcess[str], *expected: str, code: int = 2) -> None:
     output = done.stdout + done.stderr
-    assert done.returncode == 2, output
+    assert done.returncode == code, output
     assert "Traceback" not in output
     assert all(text in output for text in expected), output
 
@@ -87,7 +87,7 @@ def test_read_only_store_can_be_listed_and_queried_but_not_written(
 @pytest.mark.parametrize("size", ["16k", "200k", "900k"])
 def test_full_disk_of_the_store_is_reported(size: str, mount: Mount, tmp_path: Path) -> None:
     place = mount("full", "-t", "tmpfs", "-o", f"size={size}", "none")
-    _refused(bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path), "full", "--store")
+    _refused(bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path), "full", "--store", code=1)
     subprocess.run(["mount", "-o", "remount,size=60m", str(place)], check=True)
     again = bitrank(*ONE, "--store", str(place / "runs"), cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -141,7 +141,7 @@ def test_a_whole_disk_that_fills_while_runs_train_loses_no_number(
     with pytest.raises(OSError, match="No space left"), (place / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass
-    assert process.wait(timeout=120) in {1, 2}
+    assert process.wait(timeout=120) == 1
     stopped = {run["name"]: run["status"] for run in store_runs(tmp_path)}
     assert "FINISHED" not in stopped.values()
 
@@ -181,7 +181,7 @@ def test_results_that_fail_later_do_not_stop_the_runs(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bitrank.tracking.results_files._csv", full)
-    assert main([*SMOKE, "--configs", "B-FP,B-Q4", "--tasks", "toy_articles", "--jobs", "1"]) == 2
+    assert main([*SMOKE, "--configs", "B-FP,B-Q4", "--tasks", "toy_articles", "--jobs", "1"]) == 1
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)] * 2
 
@@ -194,5 +194,18 @@ def test_disk_error_is_found_in_the_exception_chain() -> None:
             raise RuntimeError("an error of a library") from inner
     except RuntimeError as error:
         assert disk_problem(error) == "the disk is full (/data/x)"
+        assert is_full_disk(error)
     assert disk_problem(sqlite3.OperationalError("database or disk is full")) == "the disk is full"
     assert disk_problem(ValueError("database or disk is full")) is None
+
+
+def test_user_error_about_a_full_disk_is_a_failure_and_about_a_read_only_one_is_not() -> None:
+    """The first can be repeated as it is once there is space; the second needs another folder."""
+    for number, is_full in ((28, True), (30, False), (13, False)):
+        try:
+            try:
+                raise OSError(number, "cannot write", "/data/x")
+            except OSError as inner:
+                raise UserError("cannot write results") from inner
+        except UserError as error:
+            assert is_full_disk(error) == is_full

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "tools" / "docs"
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "orchestrator" / "README.md"]
+READMES = [*ROOT.glob("packages/*/README.md"), ROOT / "orchestrator/README.md", ROOT / "benchmarks/README.md"]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *READMES]
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"^(?:\w+=\S+ )*(?:\.venv/bin/)?bitrank (.+)$", re.MULTILINE)
+INLINE = re.compile(r"(?<!`)`(?!`)([^`\n]+)`")
+# Decisions and the lab notebook describe the state of their day.
+HISTORY = ("CHANGELOG.md", "docs/decisions/", "docs/lab-notebook/")
 pytest.importorskip("mkdocs", reason="the tools of `make docs` are not installed")
 
 
@@ -139,6 +144,48 @@ def test_every_bitrank_command_in_documents_is_valid() -> None:
                 pytest.fail(f"{name}: bitrank {line} is not valid ({error})")
             count += 1
     assert count > 30, "commands are found"
+
+
+def _inline_code(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """(document, text) of every piece of code inside a sentence or a table."""
+    found = []
+    for path in paths:
+        name = path.relative_to(ROOT).as_posix()
+        if not any(part in name for part in HISTORY):
+            text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+            found += [(name, code) for code in INLINE.findall(text)]
+    return found
+
+
+def test_every_bitrank_command_inside_a_sentence_exists_with_its_options() -> None:
+    from cli_page import find_parser
+
+    commands = next(action.choices for action in find_parser()._actions if action.dest == "command")
+    count = 0
+    for name, code in _inline_code(DOCUMENTS):
+        words = code.split()
+        if words[0] != "bitrank" or len(words) < 2 or words[1].startswith("-") or words[1].isupper():
+            continue
+        assert words[1] in commands, f"{name}: {code}"
+        known = {text for action in commands[words[1]]._actions for text in action.option_strings}
+        options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+        assert options <= known, f"{name}: {code}"
+        count += 1
+    assert count > 20, "commands are found"
+
+
+def test_every_identifier_in_a_readme_occurs_in_the_sources() -> None:
+    sources = [*ROOT.glob("packages/*/src/**/*"), *ROOT.glob("orchestrator/src/**/*")]
+    text = "\n".join(path.read_text() for path in sources if path.suffix in {".py", ".c", ".h"})
+    defined = set(re.findall(r"\w+", text))
+    named = {
+        (name, code.removesuffix("()"))
+        for name, code in _inline_code(READMES)
+        if not name.startswith("benchmarks/")  # it names functions of other projects
+        and re.fullmatch(r"[a-z]+(_[a-z]+)+(\(\))?", code)
+    }
+    assert len(named) > 20, "identifiers are found"
+    assert {(name, code) for name, code in named if code not in defined} == set()
 
 
 def test_every_make_target_in_documents_exists() -> None:

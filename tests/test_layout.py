@@ -98,6 +98,28 @@ def test_folders_of_the_orchestrator_have_no_import_cycle() -> None:
         pytest.fail(f"folders import each other: {' -> '.join(reversed(error.args[1]))}")
 
 
+def folder_order() -> list[str]:
+    """Folders of the orchestrator in the order of the table in ``docs/architecture.md``, highest first."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| folder of `orchestrator/src/bitrank` | role |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)/`", table, re.MULTILINE)
+
+
+def test_folders_of_the_orchestrator_import_only_folders_below_them() -> None:
+    order = folder_order()
+    folders = {path.parent.name for path in SOURCES["bitrank"].glob("*/__init__.py")}
+    assert set(order) == folders, "the table lists every folder"
+    place = {folder: number for number, folder in enumerate(order)}
+    upward = []
+    for name in MODULES:
+        folder = name.split(".")[1] if name.startswith("bitrank.") else ""
+        for other in edges(name):
+            target = other.split(".")[1] if other.startswith("bitrank.") else ""
+            if folder in place and target in place and place[target] < place[folder]:
+                upward.append(f"{name} imports {other}")
+    assert upward == []
+
+
 def test_top_folder_of_the_orchestrator_has_few_files() -> None:
     files = sorted(path.name for path in SOURCES["bitrank"].glob("*.py"))
     assert len(files) <= TOP_FILES, files

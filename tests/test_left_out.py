@@ -15,7 +15,6 @@ from bitrank.forecast.model_shapes import model_shapes
 from bitrank.forecast.stored_size import base_bytes
 from bitrank.models.load import open_model
 from bitrank.models.meta_model import meta_model
-from bitrank.models.tiny import build_tiny
 from bitrank.process.events import read_events
 from bitrank.run.adapter_init import choose_init
 from bitrank.run.notices import left_out_message, report_mps_fallbacks
@@ -24,6 +23,7 @@ from bitrank.run.record import Record
 from bitrank.spec.configs import find_config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
+from bitrank.spec.tiny_models import build_tiny
 from bitrank_quant import LeftOut, stored_bytes, weight_matrices
 from bitrank_trainer import ALONE, OwnAttention
 

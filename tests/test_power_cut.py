@@ -1,4 +1,4 @@
-"""Truncate any file of a run at any byte: the next start gives equal results or names the file."""
+"""Truncate or garble any file of a run: the next start gives equal results or names the file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ from typing import Any
 import pytest
 from study_tools import SMOKE, bitrank, kill_children_of, start, wait_for
 
+ARGUMENTS = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4")
+REST = pytest.param(("empty", "half", "last byte lost"), marks=pytest.mark.slow, id="more")
 FIGURES = ("eval/", "zero/", "model/", "lora/", "train/best_step", "train/tokens")
 
 # Resumes a copy of the run per case in one process, because imports take longer than a tiny run.
 CONTINUE = """
 import json, shutil, sys
 from pathlib import Path
+from bitrank.process.events import read_events
 from bitrank.run import __main__ as child
 child.exit_with_parent = lambda: None
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-for name, share in cases:
+DAMAGES = {
+    "empty": lambda content: b"",
+    "first byte": lambda content: content[:1],
+    "half": lambda content: content[: len(content) // 2],
+    "last byte lost": lambda content: content[:-1],
+    "garbled": lambda text: text[: len(text) // 2] + b"\\xff\\x00" + text[len(text) // 2 + 2 :],
+}
+for name, damage in cases:
     copy = folder.with_name("copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
     content = (copy / name).read_bytes()
-    (copy / name).write_bytes(content[: int(len(content) * share)])
+    (copy / name).write_bytes(DAMAGES[damage](content))
     code = child.main(copy)
     result = json.loads((copy / "result.json").read_text()) if code == 0 else {}
-    lines = (copy / "events.jsonl").read_text().splitlines()
-    messages = [json.loads(line).get("message", "") for line in lines]
+    messages = [event.get("message", "") for event in read_events(copy / "events.jsonl")]
     failure = copy / "failure.json"
     messages += [json.loads(failure.read_text())["message"]] if failure.exists() else []
-    print("CASE", json.dumps([name, share, code, result, [text for text in messages if text]]), flush=True)
+    print("CASE", json.dumps([name, damage, code, result, [text for text in messages if text]]), flush=True)
 """
 
 
@@ -44,8 +53,8 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
 
 
 def continue_copies(
-    folder: Path, cases: list[tuple[str, float]]
-) -> list[tuple[str, float, int, dict[str, Any], list[str]]]:
+    folder: Path, cases: list[tuple[str, str]]
+) -> list[tuple[str, str, int, dict[str, Any], list[str]]]:
     done = subprocess.run(
         [sys.executable, "-c", CONTINUE, str(folder), json.dumps(cases)],
         capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -56,6 +65,7 @@ def continue_copies(
 
 
 def files_of(folder: Path) -> list[str]:
+    """Files that a continued run may read; ``log.txt`` is read by people only."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if not name.endswith((".lock", "log.txt", "spec.json")))
 
@@ -64,54 +74,57 @@ def files_of(folder: Path) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, with its last checkpoint."""
     cwd = tmp_path_factory.mktemp("finished")
-    done = bitrank(
-        *SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4", cwd=cwd
-    )
+    done = bitrank(*ARGUMENTS, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (cwd / "runs/work").glob("*/result.json")
     return folder.parent
 
 
-def test_truncated_file_of_an_interrupted_run_changes_no_result(tmp_path: Path, finished: Path) -> None:
-    arguments = (*SMOKE, "--configs", "Joint-1", "--tasks", "toy_articles", "--set", "checkpoint_every=4")
-    process = start(*arguments, cwd=tmp_path)
-    folder = wait_for(tmp_path, "checkpoint", count=3)
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed with two checkpoints."""
+    cwd = tmp_path_factory.mktemp("interrupted")
+    process = start(*ARGUMENTS, cwd=cwd)
+    folder = wait_for(cwd, "checkpoint", count=3)
     kill_children_of(process)
     process.wait(timeout=60)
     assert not (folder / "result.json").exists(), "the run was over before it was killed: it proves nothing"
-    names = files_of(folder)
-    assert sum("/step-" in name for name in names) == 6, names
-    cases = [(name, share) for name in names for share in (0, 0.6)]
-    expected = figures(json.loads((finished / "result.json").read_text()))
-    for name, share, code, result, messages in continue_copies(folder, cases):
-        assert code == 0, (name, share, messages)
-        assert figures(result) == expected, (name, share)
-        if "/step-" in name and name >= max(names)[: len("checkpoint/step-00000000")]:
-            assert any("is damaged" in text for text in messages), (name, share)
+    return folder
 
 
-def test_truncated_file_of_a_finished_run_is_made_again(finished: Path) -> None:
+@pytest.mark.parametrize("damages", [pytest.param(("first byte", "garbled"), id="some"), REST])
+def test_damaged_file_of_an_interrupted_run_changes_no_result(
+    interrupted: Path, finished: Path, damages: tuple[str, ...]
+) -> None:
+    names = files_of(interrupted)
+    checkpoints = sorted({name.split("/")[1] for name in names if "/step-" in name})
+    assert len(checkpoints) == 2, names
+    cases = [(name, damage) for name in names for damage in damages]
     expected = figures(json.loads((finished / "result.json").read_text()))
-    names = [
-        name
-        for name in files_of(finished)
-        if name not in ("events.jsonl", "failure.json", "micro_tokens.txt")
-    ]
-    assert {
-        "result.json",
-        "digests.json",
-        "plan.json",
-        "ranks.json",
-        "predictions.parquet",
-        "zero_shot.json",
-    } <= set(names)
-    for name, share, code, result, messages in continue_copies(finished, [(name, 0.7) for name in names]):
-        assert code == 0, (name, share, messages)
-        assert figures(result) == expected, name
+    reported = 0
+    for name, damage, code, result, messages in continue_copies(interrupted, cases):
+        assert code == 0, (name, damage, messages)
+        assert figures(result) == expected, (name, damage)
+        if f"/{checkpoints[-1]}/" in name:
+            reported += 1
+            assert any("is damaged" in text for text in messages), (name, damage)
+    assert reported == 3 * len(damages), "every file of the newest checkpoint"
+
+
+@pytest.mark.parametrize("damages", [pytest.param(("garbled",), id="some"), REST])
+def test_damaged_file_of_a_finished_run_is_made_again(finished: Path, damages: tuple[str, ...]) -> None:
+    expected = figures(json.loads((finished / "result.json").read_text()))
+    names = files_of(finished)
+    sealed = {"result.json", "digests.json", "plan.json", "ranks.json", "predictions.parquet"}
+    assert sealed | {"zero_shot.json"} <= set(names)
+    cases = [(name, damage) for name in names for damage in damages]
+    for name, damage, code, result, messages in continue_copies(finished, cases):
+        assert code == 0, (name, damage, messages)
+        assert figures(result) == expected, (name, damage)
 
 
 def test_truncated_spec_is_reported(finished: Path) -> None:
-    ((_, _, code, _, messages),) = continue_copies(finished, [("spec.json", 0.5)])
+    ((_, _, code, _, messages),) = continue_copies(finished, [("spec.json", "half")])
     assert code != 0
     assert any("spec.json" in text for text in messages)
 

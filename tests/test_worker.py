@@ -119,6 +119,16 @@ def test_failed_run_reports_the_reason(here: Path) -> None:
     assert run["status"] == "FAILED" and "too few for AdaLoRA" in run["tags"]["failure"]
 
 
+def test_diverged_run_in_the_store_is_not_continued(here: Path) -> None:
+    spec = make_spec(SMOKE, "B-FP", "toy_sentences")
+    log = tracker_of(here).open(spec, None)
+    log.close(here, "FAILED", {"finding": "diverged at step 2: the loss is nan"})
+    (end,) = work(order_of(spec, here))
+    assert end["ended"] == "diverged" and "diverged at step 2" in end["message"]
+    (run,) = store_runs(here)
+    assert run["status"] == "FAILED" and end["run_id"] == log.run_id
+
+
 def test_order_of_other_code_is_rejected(here: Path) -> None:
     order = order_of(make_spec(SMOKE, "B-FP", "toy_sentences"), here)
     for key, value in (("version", "9.9"), ("shared_code", "0" * 64)):

@@ -69,7 +69,7 @@ def plan(
         on_progress: called with the name of each matrix during the measurement.
         **options: the keyword arguments below; :data:`PLAN_DEFAULTS` has their defaults.
 
-            - ``planner``: ``exact``, ``greedy``, ``uniform``, …, as ``bitrank plan --planner``.
+            - ``planner``: one of the names of ``bitrank plan --planner``.
             - ``init``: initialization of the adapters. :func:`attach` supports ``default`` (zero). With
               ``lq-lora``, rank reduces the quantization error, and the plan is for ``bitrank run --plan``.
             - ``quantizer``: the choice of codes and scales that the run will use.
@@ -135,7 +135,7 @@ def apply(
         quant_backend: ``auto`` selects for each format the first backend that supports it on this machine;
             other values as in ``bitrank run --set quant_backend=…``.
         compute_dtype: dtype of inputs and outputs of quantized layers; default: the model's dtype.
-        quantizer: ``rtn``, ``search`` or ``gptq``, the choice of codes and scales; default: the plan's.
+        quantizer: a key of ``bitrank_quant.QUANTIZERS``, the choice of codes and scales; default: the plan's.
         inputs: batches of calibration data, arguments of ``model(**batch)`` on its device, for a quantizer
             that reduces errors at the inputs of each layer. Their ``attention_mask`` marks padding.
 
@@ -161,8 +161,8 @@ def apply(
     config = config_of_plan(data, "the plan")
     heads = _heads(model)
     check_adaptable(type(model).__name__, model)
-    free = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
-    formats = config.precision.assign_formats(free)
+    quantizable = [m for m in weight_matrices(model) if m.tied_to is None and m.name not in heads]
+    formats = config.precision.assign_formats(quantizable)
     dtype = compute_dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     encode = encoder_of(model, quantizer or data.get("quantizer", RunSpec.quantizer), inputs)
     applied = apply_precision(

@@ -1,7 +1,7 @@
 """Errors caused by user input: they end with one clear line and exit code 2, never with a traceback.
 
-An exception class says how a process that it ends exits by its attribute ``exit_code``; each package has such
-classes of its own, and none imports another's.
+The attribute ``exit_code`` of an exception class is the exit code of a process that it ends. Each package
+has such classes of its own, and none imports another's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IG
 
 
 def masked(text: str) -> str:
-    """``text`` with ``***`` for every password that stands inside a URI."""
+    """``text`` with ``***`` for every password in a URI.
+
+    ``bitrank_analysis`` has its own copy: packages import no sibling.
+    """
     return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
 
 
@@ -34,7 +37,8 @@ _DISK_ERRORS = {
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an input/output error",
 }
-# What libraries say of a disk inside errors of their own kind.
+_FULL = tuple(_DISK_ERRORS[code] for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# Messages about a disk in errors of libraries' own classes.
 _DISK_TEXTS = {
     "database or disk is full": "the disk is full",
     "No space left on device": "the disk is full",
@@ -47,9 +51,7 @@ _WITH_DISK_TEXTS = {"sqlite3", "sqlalchemy", "mlflow", "safetensors", "pyarrow"}
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with a disk, in one clause, when that is the cause of ``error``; None for any other
-    error.
-    """
+    """The problem of a disk that caused ``error``, in one clause; None if the cause is another."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _DISK_ERRORS:
@@ -63,8 +65,14 @@ def disk_problem(error: BaseException) -> str | None:
     return None
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the cause of ``error`` is a disk, a quota or a file size limit without space for more."""
+    problem = disk_problem(error)
+    return problem is not None and problem.startswith(_FULL)
+
+
 class UserError(ValueError):
-    """Something asked for cannot be done; the message says what was expected, what came and what to do."""
+    """A request that cannot be fulfilled; the message contains expected, got, and what to do."""
 
     exit_code = BAD_INPUT
 

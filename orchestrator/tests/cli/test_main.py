@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -98,6 +99,14 @@ def test_a_port_in_use_is_rejected(capsys, tmp_path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port} is in use; give another with --port" in fails(capsys, "ui", "--port", str(port))
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "1000000000"])
+def test_port_outside_1_to_65535_is_rejected(capsys: pytest.CaptureFixture[str], port: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ui", f"--port={port}"])
+    assert stop.value.code == 2
+    assert re.search(r"must be (1 or more|at most 65535)", capsys.readouterr().err)
 
 
 def test_list_does_not_create_a_store(capsys, tmp_path) -> None:

@@ -121,6 +121,7 @@ _GROWTH = """
 import sys, torch
 from bitrank.models.load import open_model
 from bitrank.spec.run_spec import RunSpec
+from bitrank_quant import apply_precision, block_matrices
 from torch import nn
 
 def status(key):
@@ -130,23 +131,31 @@ def status(key):
 spec = RunSpec(
     config="B-FP", task="toy", model=sys.argv[1], kind="language-modelling", seed=0, fused=False, steps=1
 )
-open_model(spec, (), "cpu", torch.bfloat16).fill("lm_head")  # imports and first use
+first = open_model(spec, (), "cpu", torch.bfloat16)  # imports and first use
+first.fill("lm_head")
+plan = {matrix.name: "int4-g64" for matrix in block_matrices(first.model)}
+if sys.argv[2] == "quantize":
+    apply_precision(first.model, dict([next(iter(plan.items()))]), device="cpu", fill=first.fill)
+del first
 loaded = open_model(spec, (), "cpu", torch.bfloat16)
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
-for name, module in list(loaded.model.named_modules()):
-    if isinstance(module, nn.Linear):
+if sys.argv[2] == "quantize":
+    apply_precision(loaded.model, plan, device="cpu", fill=loaded.fill)
+else:
+    for name in plan:
         loaded.fill(name)
-        module.weight = nn.Parameter(torch.empty(1))
-print((status("VmHWM") - before) / 1024)
+        loaded.model.get_submodule(name).weight = nn.Parameter(torch.empty(1))
+stored = sum(t.nbytes for t in loaded.model.state_dict().values() if not t.is_meta) / 2**20
+print((status("VmHWM") - before) / 1024, stored)
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory that Linux reports"
-)
-def test_loading_by_matrix_peaks_at_a_few_matrices_not_at_the_file(tmp_path) -> None:
-    wide = LlamaConfig(
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 240 MiB in fp32, whose largest matrix has 8 MiB."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = LlamaConfig(
         vocab_size=16,
         hidden_size=1024,
         intermediate_size=2048,
@@ -154,12 +163,21 @@ def test_loading_by_matrix_peaks_at_a_few_matrices_not_at_the_file(tmp_path) -> 
         num_attention_heads=8,
         pad_token_id=0,
     )
-    LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
-    write_tokenizer(tmp_path / "wide")
-    # 240 MiB in fp32; the largest matrix has 8 MiB.
-    file_mib = (tmp_path / "wide/model.safetensors").stat().st_size / 2**20
+    LlamaForCausalLM(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    assert (folder / "model.safetensors").stat().st_size > 200 * 2**20
+    return folder
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory that Linux reports"
+)
+@pytest.mark.parametrize("mode", ["read", "quantize"])
+def test_loading_by_matrix_peaks_at_a_few_matrices_above_the_stored_bytes(wide: Path, mode: str) -> None:
+    """Eight copies of the largest matrix in fp32 above the stored bytes: the bound of decision 27."""
     done = subprocess.run(
-        [sys.executable, "-c", _GROWTH, str(tmp_path / "wide")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _GROWTH, str(wide), mode], capture_output=True, text=True, check=True
     )
-    assert file_mib > 200
-    assert float(done.stdout.split()[-1]) < 60
+    peak, stored = (float(text) for text in done.stdout.split()[-2:])
+    assert (stored > 30) == (mode == "quantize")
+    assert peak < stored + 8 * 8

@@ -12,7 +12,6 @@ from typing import Any
 import bitrank.run.memory_limits
 import numpy as np
 import pytest
-from bitrank.models.tiny import VOCABULARY
 from bitrank.process.events import read_events
 from bitrank.run.data import load_data
 from bitrank.run.record import Record
@@ -21,6 +20,7 @@ from bitrank.run.train_settings import settings_for, step_parts, step_sequences
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
 from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.tiny_models import VOCABULARY
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]

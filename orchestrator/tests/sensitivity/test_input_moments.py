@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from bitrank.errors import UserError
 from bitrank.sensitivity.input_moments import StoredMoments, gather, moments_place
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
+from small_models import write
 
 
 def spec_of(task: str, **overrides):
@@ -56,3 +60,32 @@ def test_the_cache_depends_on_everything_that_changes_a_moment_and_not_on_the_se
         spec_of("toy_articles", dtype="bf16")
     )
     assert moments_place(spec_of("toy_articles", fused=False)) != place
+
+
+def test_moments_of_a_hub_model_are_those_of_the_commit_in_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache has two commits, and ``main`` is the newer one."""
+
+    def double(model: Any) -> None:
+        for parameter in model.parameters():
+            parameter.mul_(2)
+
+    old, new = "a" * 40, "b" * 40
+    repository = tmp_path / "hub" / "models--someone--small"
+    write(repository / "snapshots" / old, "llama")
+    write(repository / "snapshots" / new, "llama", double)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(new)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = spec_of("toy_articles", model="someone/small")
+    gathered = {}
+    for commit in (new, old):
+        pinned = replace(spec, model_digest=f"hub:{commit}")
+        folder = gather(pinned)
+        assert folder == moments_place(pinned)
+        name = "model.layers.0.mlp.down_proj"
+        gathered[commit] = StoredMoments(folder).of(name, 0).diagonal_I
+    assert moments_place(spec) == moments_place(replace(spec, model_digest=f"hub:{new}"))
+    assert not torch.allclose(gathered[old], gathered[new])

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from bitrank_data import build_once, damaged
+from bitrank_data import build_once, damaged, is_built
 
 CONTENT = {"weights.bin": b"0123456789" * 100, "deep/config.json": b"{}"}
 
@@ -32,7 +32,9 @@ def content(place: Path) -> dict[str, bytes]:
 
 
 def test_unchanged_folder_is_built_once(cache: Path, builds: list[int]) -> None:
+    assert not is_built(cache / "models/m")
     place = build(cache / "models/m", builds)
+    assert is_built(place)
     build(place, builds)
     assert len(builds) == 1 and content(place) == CONTENT and damaged() == []
 
@@ -52,6 +54,7 @@ def test_folder_with_changed_content_is_rebuilt(
         path.unlink()
     else:
         path.with_name("other.safetensors").write_bytes(b"planted")
+    assert not is_built(place)
     build(place, builds)
     assert len(builds) == 2 and content(place) == CONTENT
     assert not path.with_name("other.safetensors").exists()

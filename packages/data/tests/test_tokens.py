@@ -213,7 +213,7 @@ def test_texts_without_targets_are_counted() -> None:
 
 def test_max_length_without_space_for_text_raises_data_error() -> None:
     with pytest.raises(
-        DataError, match="max_length 2 has no room for text beside 2 special tokens; give 3 or more"
+        DataError, match="max_length 2 leaves no token for text beside 2 special tokens; give 3 or more"
     ):
         tokenise(source_of("a b"), with_special("[BOS] $A [EOS]"), 2)
 

@@ -23,7 +23,7 @@ from bitrank.cli.notes import add_notes
 from bitrank.cli.options import add_command
 from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import add_ui
-from bitrank.errors import UserError, disk_problem, is_user_error, masked
+from bitrank.errors import BAD_INPUT, FAILED, UserError, disk_problem, is_full_disk, is_user_error, masked
 from bitrank.process.environment import set_own_environment
 from bitrank.process.tcmalloc import adopt
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_user_error(error) and (problem := disk_problem(error)):
             advice = "free space, or give another folder with --store, --results or BITRANK_CACHE"
             print(f"bitrank: {masked(problem)}; {advice}", file=sys.stderr)
-            return 2
+            return FAILED if is_full_disk(error) else BAD_INPUT
         if not is_user_error(error):
             if argv is not None:
                 raise
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(masked(traceback.format_exc()), file=sys.stderr, end="")
             return 1
         print(f"bitrank: {masked(str(error))}", file=sys.stderr)
-        return 2
+        return FAILED if is_full_disk(error) else BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from bitrank.errors import UserError
-from bitrank.spec.inits import INITS
 from bitrank.spec.make_spec import check, make_spec
 from bitrank.spec.parse import parse_setting
 from bitrank.spec.profiles import find_profile
@@ -15,7 +14,6 @@ from bitrank.spec.run_spec import FILE_OPTIONS, RunSpec
 from bitrank.spec.task_kinds import LANGUAGE_MODELLING
 
 if TYPE_CHECKING:  # imports torch
-    from bitrank.planning.costs import Choices
     from bitrank.planning.make_plan import PlanRequest
 
 
@@ -43,11 +41,14 @@ def config_spec(arguments: argparse.Namespace) -> RunSpec:
 def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
     """The request of the arguments for ``budget``. Raises :class:`UserError` for a malformed pin."""
     from bitrank.planning.make_plan import PlanRequest
+    from bitrank.planning.restrictions import choices_for
 
     return PlanRequest(
         budget,
         arguments.planner,
-        _choices(arguments),
+        choices_for(
+            arguments.init, arguments.formats, arguments.ranks or None, arguments.runtime, arguments.max_rank
+        ),
         arguments.max_trainable,
         _pins(arguments.pin),
         arguments.evaluations,
@@ -63,16 +64,6 @@ def print_progress(step: str) -> None:
     """Print progress to standard error: standard output contains only the result, such as JSON."""
     end = "\x1b[K\r" if sys.stderr.isatty() else "\n"
     print(f"measuring {step}" if ":" not in step else step, end=end, file=sys.stderr, flush=True)
-
-
-def _choices(arguments: argparse.Namespace) -> Choices:
-    from bitrank.planning.costs import FORMATS, Choices
-    from bitrank.planning.restrictions import formats_for, limit_rank
-
-    formats = formats_for(arguments.runtime, arguments.formats, FORMATS)
-    given = tuple(sorted(set(arguments.ranks))) if arguments.ranks else None
-    choices = Choices(formats, given, repairs=INITS[arguments.init].residual)
-    return limit_rank(choices, arguments.max_rank)
 
 
 def _pins(texts: list[str]) -> dict[str, tuple[str | None, int | None]]:

@@ -12,11 +12,26 @@ from bitrank.cli.options import add_command
 from bitrank.spec.configs import DEFAULT_CONFIGS
 from bitrank.spec.profiles import PROFILES, find_profile
 
-SQL = """examples:
+# Those of bitrank_analysis, which imports pandas and DuckDB; a test compares them.
+SQL_FORMATS = ("table", "csv", "json")
+SQL_VIEWS = (
+    "runs",
+    "params",
+    "tags",
+    "metrics",
+    "final_metrics",
+    "wide",
+    "predictions",
+    "ranks",
+    "plans",
+    "specs",
+    "unread",
+)
+SQL = f"""examples:
   bitrank sql 'SELECT run_name, status, "m.eval/acc", "m.eval/ppl", "m.model/mib" FROM wide ORDER BY 1'
   bitrank sql "SELECT run_id, step, value FROM metrics WHERE key = 'train/loss'" --format csv > loss.csv
   bitrank sql "SELECT format, count(*), sum(rank) FROM plans GROUP BY ALL" --format json
-views: runs params tags metrics final_metrics wide predictions ranks plans specs unread"""
+views: {" ".join(SQL_VIEWS)}"""
 REPORT = """examples:
   bitrank report                                   writes results/report/report.html
   bitrank report --profile paper --out paper-report
@@ -88,8 +103,8 @@ def add_sql(commands: Any) -> None:
     parser.add_argument("statement", help="one statement over the views listed below")
     parser.add_argument(
         "--format",
-        choices=["table", "csv", "json"],
-        default="table",
+        choices=SQL_FORMATS,
+        default=SQL_FORMATS[0],
         help="output format (default: table)",
     )
     parser.add_argument(

@@ -33,7 +33,7 @@ def add_ui(commands: Any) -> None:
     ui = add_command(commands, "ui", "open the MLflow UI on 127.0.0.1 with the saved views", UI, open_ui)
     ui.add_argument("--store", type=location, default="runs", help="folder of the store (default: runs)")
     ui.add_argument("--profile", default="laptop", help="profile of the linked experiment (default: laptop)")
-    ui.add_argument("--port", type=whole(-(10**9)), default=5000, help="port to listen on (default: 5000)")
+    ui.add_argument("--port", type=whole(1, 65535), default=5000, help="port to listen on (default: 5000)")
     ui.add_argument(
         "--host",
         default=HOST,

@@ -7,7 +7,8 @@ adapters by a rank rule, whereas an export attaches the trained one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,7 @@ class Rebuilt:
                 tensor = fresh.model.get_parameter(one.name)
                 tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
             self.put_heads(fresh.model)
+            _put_parameters(fresh.model, _outside_heads(self.adapter, self.trained_heads()))
         return fresh.model
 
 
@@ -169,6 +171,7 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
     heads = _trained_heads(loaded, adapter)
+    _put_parameters(loaded.model, _outside_heads(adapter, heads))
     if missing := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
@@ -192,3 +195,33 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
 
 def _trained_heads(loaded: Loaded, adapter: SavedAdapter) -> list[str]:
     return [head for head in loaded.trained_modules if f"{head}.weight" in adapter.whole]
+
+
+def _outside_heads(adapter: SavedAdapter, heads: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters of modules that the adapter's author trained whole and that are no heads, such as norms."""
+    return {name: tensor for name, tensor in adapter.whole.items() if name.rpartition(".")[0] not in heads}
+
+
+def _put_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy ``values`` to the parameters of ``model`` with these names.
+
+    Raises :class:`UserError` for a value without a parameter of its shape, and for a parameter that several
+    modules share: the adapter may have trained one of them only.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    users = Counter(id(parameter) for parameter in parameters.values())
+    for name, value in values.items():
+        target = parameters.get(name)
+        if target is None or target.shape != value.shape:
+            found = "no such parameter" if target is None else f"one of shape {list(target.shape)}"
+            raise UserError(
+                f"the adapter contains {name} of shape {list(value.shape)}, but the model has {found}; give "
+                "the base that the adapter was trained on"
+            )
+        if users[id(target)] > 1:
+            raise UserError(
+                f"the adapter contains {name}, which the base shares with another module; merge it with the "
+                "library that trained it, which knows whether both changed"
+            )
+        with torch.no_grad():
+            target.copy_(value)

@@ -21,8 +21,8 @@ from bitrank.process.fast_imports import quick_imports
 from bitrank.process.libraries import installed_version
 from bitrank.process.tcmalloc import find_tcmalloc
 from bitrank.spec.inputs import data_digest, model_digest
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec, read_spec, write_spec
-from bitrank.tracking.provenance import code_hash
 
 # The large libraries that bitrank.run.train_run imports before it has a model.
 _LIBRARIES = (

@@ -178,15 +178,15 @@ def _ties(
 
     The latter are missing parameters and stored copies with the same values.
     """
-    untied, free = set[str](), set(missing)
+    untied, overwritten = set[str](), set(missing)
     for name, source in model.all_tied_weights_keys.items():
         if name in missing or source in missing:
             continue
         if _equal([tensors[key] for key in groups[name]], [tensors[key] for key in groups[source]]):
-            free.add(name)
+            overwritten.add(name)
         else:
             untied.add(name)
-    return untied, free
+    return untied, overwritten
 
 
 def _equal(one: list[StoredTensor], other: list[StoredTensor]) -> bool:

@@ -31,10 +31,7 @@ def task_config(name: str, kind: str, labels: list[str], dropout: float | None) 
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
-    if dropout is not None:
-        for key, value in vars(config).items():
-            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
-                setattr(config, key, dropout)
+    _set_dropout(config, dropout)
     return config, stored
 
 
@@ -49,8 +46,14 @@ def read_config(place: str, kind: str, classes: int = 2, dropout: float | None =
         config.num_labels = len(task_kind(kind).outputs) or classes
         if config.pad_token_id is None:
             config.pad_token_id = 0  # the padding id does not affect shapes
-    if dropout is not None:
-        for key, value in vars(config).items():
-            if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
-                setattr(config, key, dropout)
+    _set_dropout(config, dropout)
     return config
+
+
+def _set_dropout(config: Any, dropout: float | None) -> None:
+    """Set every dropout rate of ``config``, whatever the architecture calls it; None changes nothing."""
+    if dropout is None:
+        return
+    for key, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in key or "pdrop" in key):
+            setattr(config, key, dropout)

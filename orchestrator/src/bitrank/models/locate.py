@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 from bitrank.errors import UserError
 from bitrank.models.architectures import config_of
 from bitrank.models.stored_tensors import weight_files
-from bitrank.models.tiny import TINY, build_tiny
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
-from bitrank.tracking.provenance import code_hash
+from bitrank.spec.provenance import code_hash
+from bitrank.spec.tiny_models import TINY, build_tiny
 
 _TEXTS = {".json", ".txt", ".model", ".tiktoken"}  # configuration and tokenizer
 _PINNED = re.compile(r"(?P<repository>[^@]+)@(?P<commit>[0-9a-f]{40})")
@@ -36,7 +36,7 @@ def locate(name: str) -> str:
     if name in EMBEDDED_MODELS:
         return str(_CONVERTED[name]() if name in _CONVERTED else asset_dir(name))
     if name in TINY:
-        place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.models.tiny')[:8]}"
+        place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.spec.tiny_models')[:8]}"
         return str(build_once(place, partial(build_tiny, name)))
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():

@@ -69,4 +69,4 @@ def _counts_from_padding(config: Any) -> bool:
         return False
     kind = model[0] if isinstance(model, tuple) else model
     source = inspect.getsource(sys.modules[kind.__module__])
-    return any(options in source for options in _COUNTING)
+    return any(text in source for text in _COUNTING)

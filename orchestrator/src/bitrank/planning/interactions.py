@@ -32,8 +32,8 @@ from bitrank.planning.plan_divergence import Added, Bench, kind_of
 from bitrank.sensitivity.calibration import whole_machine
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 ROUNDS = 2
 # Limits a kind's factor to this multiple of the factor of all matrices together, and to its inverse. Larger

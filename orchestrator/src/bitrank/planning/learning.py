@@ -25,8 +25,8 @@ from bitrank.planning import probe
 from bitrank.sensitivity.calibration import whole_machine
 from bitrank.sensitivity.measure import tables_place
 from bitrank.sensitivity.tables import Tables
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 _VALUES = "values.json"
 

@@ -23,8 +23,8 @@ from bitrank.planning.short_runs import SearchLimits, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.learning import learning_cost
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 Pins = Mapping[str, tuple[str | None, int | None]]
 
@@ -33,10 +33,11 @@ Pins = Mapping[str, tuple[str | None, int | None]]
 class PlanRequest:
     """A request for a plan.
 
-    ``planner`` is a name from :data:`NAMES`, ``budget`` a text for :func:`parse_budget`, and ``pins`` maps a
-    part of a module's name to its choice. A search may evaluate ``evaluations`` plans of ``steps`` optimizer
-    steps each; the exact planner may run for ``seconds``. ``ties`` and ``runtime`` are names of
-    :mod:`bitrank.planning.restrictions`, ``learning`` is one of :data:`~bitrank.spec.learning.LEARNING`.
+    ``planner`` is one of :func:`~bitrank.planning.planners.planner_names`, ``budget`` a text for
+    :func:`parse_budget`, and ``pins`` maps a part of a module's name to its choice. A search may evaluate
+    ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for ``seconds``.
+    ``ties`` and ``runtime`` are names of :mod:`bitrank.planning.restrictions`, ``learning`` is one of
+    :data:`~bitrank.spec.learning.LEARNING`.
     """
 
     budget: str

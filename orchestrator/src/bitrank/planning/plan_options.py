@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from bitrank.errors import unknown
-from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.make_plan import Pins, PlanRequest
-from bitrank.planning.restrictions import formats_for, limit_rank
-from bitrank.spec.inits import INITS
+from bitrank.planning.restrictions import choices_for
+from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -54,17 +53,16 @@ def request_of(budget: str, chosen: PlanOptions) -> PlanRequest:
     Raises :class:`UserError` for an initialization whose benefit no planner predicts.
     """
     init = chosen["init"]
-    if init not in INITS or init == "loftq":
-        raise unknown("init of a plan", init, [name for name in INITS if name != "loftq"])
-    formats = formats_for(chosen["runtime"], chosen["formats"], FORMATS)
-    choices = Choices(formats, chosen["ranks"], repairs=init == "lq-lora")
+    if init not in PLANNED_INITS:
+        raise unknown("init of a plan", init, PLANNED_INITS)
+    runtime = chosen["runtime"]
     return PlanRequest(
         budget,
         chosen["planner"],
-        limit_rank(choices, chosen["max_rank"]),
+        choices_for(init, chosen["formats"], chosen["ranks"], runtime, chosen["max_rank"]),
         chosen["max_trainable"],
         chosen["pins"],
         ties=tuple(chosen["ties"]),
-        runtime=chosen["runtime"],
+        runtime=runtime,
         learning=chosen["learning"],
     )

@@ -16,9 +16,8 @@ from bitrank_data import build_once
 from bitrank_trainer import peak_memory_mib
 
 from bitrank.models.locate import folder_of
-from bitrank.planning.costs import FORMATS, Choices
 from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
-from bitrank.spec.inits import INITS
+from bitrank.planning.restrictions import choices_for
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.plan_request import PLAN, plan_place, planning_spec
 from bitrank.spec.run_spec import RunSpec
@@ -49,15 +48,10 @@ def request_of(spec: RunSpec) -> PlanRequest:
     """Return the plan request of the planned arm of ``spec``, whose data is plain."""
     data = spec.plan_request
     assert data is not None, "only a planned arm has a plan request"
-    choices = Choices(
-        tuple(data["formats"] or FORMATS),
-        tuple(sorted(set(data["ranks"]))) if data["ranks"] else None,
-        repairs=INITS[spec.init].residual,
-    )
     return PlanRequest(
         budget=data["budget"],
         planner=data["planner"],
-        choices=choices,
+        choices=choices_for(spec.init, data["formats"], data["ranks"] or None),
         max_trainable=data["max_trainable"],
         pins={part: (choice[0], choice[1]) for part, choice in data["pins"].items()},
         evaluations=data["evaluations"],

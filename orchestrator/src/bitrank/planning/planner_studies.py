@@ -28,9 +28,9 @@ from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, Config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, read_plan, save_plan
 from bitrank.spec.profiles import Profile
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
-from bitrank.tracking.provenance import code_hash
 
 ADALORA = {"adalora": "default", "adalora-loftq": "loftq"}
 # AdaLoRA starts with a multiple of its final rank, as in 12 → 4 and in the authors' scripts.

@@ -23,8 +23,8 @@ from bitrank_quant import Float, WeightMatrix, parse_format
 _WEIGHTS = 2**20  # size of the matrix on which formats are compared
 _GRID = 4097
 
-# ln(33.76 / 26.47): the loss that NF4 in all blocks adds to SmolLM2-135M on wiki_articles before training
-# (the README's table).
+# ln(33.76 / 26.47): the loss that NF4 in all blocks adds to SmolLM2-135M on wiki_articles before training, of
+# an early study. The study in docs/results.md gives ln(33.83 / 26.50) = 0.244.
 LEVEL = 0.243
 _UNIT = "nf4"
 # Practitioners' mixed formats give more bits to the value projection, the attention output, the FFN's down

@@ -13,7 +13,8 @@ from bitrank_planner import Item, Problem
 from bitrank_quant import Affine, Codebook, Float, Format, Int8Row, Symmetric, parse_format
 
 from bitrank.errors import UserError, unknown
-from bitrank.planning.costs import Choices
+from bitrank.planning.costs import FORMATS, Choices
+from bitrank.spec.inits import INITS
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,23 @@ def formats_for(runtime: str, given: Sequence[str] | None, default: tuple[str, .
                 "out --for"
             )
     return tuple(given or entry.formats or default)
+
+
+def choices_for(
+    init: str,
+    formats: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
+    runtime: str = "any",
+    max_rank: int | None = None,
+) -> Choices:
+    """Return the formats and ranks that a plan for ``runtime`` chooses from; None offers the usual ones.
+
+    ``init`` is one of :data:`~bitrank.spec.inits.INITS`: rank repairs the quantization error if adapters
+    start from it. Raises :class:`UserError` as :func:`formats_for` and :func:`limit_rank` do.
+    """
+    given = None if ranks is None else tuple(sorted(set(ranks)))
+    offered = formats_for(runtime, formats, FORMATS)
+    return limit_rank(Choices(offered, given, repairs=INITS[init].residual), max_rank)
 
 
 def limit_rank(choices: Choices, max_rank: int | None) -> Choices:

@@ -32,8 +32,8 @@ from bitrank.sensitivity.calibration import (
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
 from bitrank.spec.inputs import check_inputs
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 # Training tokens whose inputs are averaged. GPTQ inverts moments of a few thousand inputs, which need at
 # least as many positions.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import IGNORED, Batch, build_once, cache_dir, open_task
+from bitrank_data import IGNORED, Batch, build_once, cache_dir, is_built, open_task
 from bitrank_quant import parse_format
 from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
@@ -27,8 +27,8 @@ from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
 from bitrank.spec.inputs import check_inputs
+from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_hash
 
 # Formats that are measured for every plan, and that a plan chooses from unless others are asked for.
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "nf4-dq", "int8", "bf16")
@@ -64,7 +64,7 @@ def measure(
 
 def is_measured(spec: RunSpec) -> bool:
     """Return whether :func:`measure` will read cached tables."""
-    return tables_place(spec).is_dir()
+    return is_built(tables_place(spec))
 
 
 def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:

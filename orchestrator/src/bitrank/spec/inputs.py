@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, cached_commit, hub_repository
 
 from bitrank.errors import UserError, shortened
-from bitrank.models.tiny import TINY
 from bitrank.spec.digests import content_digest
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
-from bitrank.tracking.provenance import code_hash
+from bitrank.spec.provenance import code_hash
+from bitrank.spec.tiny_models import TINY
 
 if TYPE_CHECKING:
     from bitrank.spec.run_spec import RunSpec
@@ -65,7 +65,7 @@ def model_digest(name: str) -> str | None:
     if name in EMBEDDED_MODELS:  # precedes a folder of the same name, as in bitrank.models.locate
         return f"pinned:{ASSETS[name].sha256}"
     if name in TINY:
-        return f"code:{code_hash('bitrank.models.tiny')}"
+        return f"code:{code_hash('bitrank.spec.tiny_models')}"
     folder = Path(name)
     if folder.is_dir():
         # Models are read from files directly in their folder; runs may write files to subfolders.

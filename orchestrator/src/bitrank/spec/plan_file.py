@@ -104,7 +104,7 @@ class PlanFile:
     ] = field(default_factory=dict)
     rank_rule: Annotated[
         dict[str, Any],
-        About("`name` (uniform, attention-only or ffn-only) and `rank`: replaces `ranks`"),
+        About(f"`name` ({', '.join(RANK_RULES)}) and `rank`: replaces `ranks`"),
     ] = field(default_factory=dict)
     planner: Annotated[Text | None, About("the planner that made the plan")] = None
     budget: Annotated[int | None, About("byte budget of the planner", "bytes")] = None
@@ -206,7 +206,10 @@ def _not_a_plan(source: str, got: str) -> UserError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build the object of ``pairs``. JSON readers silently keep the last of two values for one key."""
+    """Build the object of ``pairs``. JSON readers silently keep the last of two values for one key.
+
+    ``bitrank_data`` has its own copy for rows of data, with another message.
+    """
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -18,8 +18,8 @@ from bitrank_data import cache_dir
 from bitrank.spec.inputs import data_digest, model_digest
 from bitrank.spec.learning import LEARNING
 from bitrank.spec.plan_file import read_plan
+from bitrank.spec.provenance import PLANNING, code_hash
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import PLANNING, code_hash
 
 PLAN = "plan.json"
 # Fields that change no plan. A field that is missing here can only cause a plan to be made again.

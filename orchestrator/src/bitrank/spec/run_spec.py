@@ -127,9 +127,7 @@ class RunSpec:
     scale_policy: Annotated[
         Text,
         OneOf(scale_policy_names, always=("alpha",)),
-        About(
-            "scale of other ranks: s ∝ 1/r (alpha), bounded at 2 s (alpha-capped), ∝ 1/√r (rslora), constant"
-        ),
+        About("how the scale of an adapter of another rank follows from s"),
     ] = "alpha"
     rank: Annotated[
         Rank | None, About("rank of all adapters, of arms with one rank; None: the arm's own")
@@ -160,8 +158,8 @@ class RunSpec:
         Text,
         OneOf(quantizer_names, always=("rtn",)),
         About(
-            "chooses codes and scales of low-bit matrices: rtn rounds; search and gptq reduce the error at "
-            "the inputs of each layer, gathered from training data once per model and task"
+            "chooses codes and scales of low-bit matrices. All but rounding (rtn) reduce the error at the "
+            "inputs of each layer, gathered from training data once per model and task"
         ),
     ] = "rtn"
     device: Annotated[

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from bitrank.errors import UserError
 from bitrank.process.events import read_events
 from bitrank.process.run_folder import is_complete, result_of
+from bitrank.spec.provenance import git_state, shared_code
 from bitrank.spec.run_spec import RunSpec
 from bitrank.spec.task_kinds import task_kind
 from bitrank.tracking.lease import Lease
 from bitrank.tracking.mlflow_views import save_task_views, save_views, shown_figures
 from bitrank.tracking.plan_images import plan_images
-from bitrank.tracking.provenance import git_state, shared_code
 from bitrank.tracking.run_state import StoredRun, code_of
 from bitrank.tracking.store import Store
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bitrank.errors import UserError
 from bitrank.spec.configs import PlannedArm, find_arm
+from bitrank.spec.provenance import code_id, planned_code_id
 from bitrank.spec.rules import GivenBits, GivenRanks
 from bitrank.spec.run_spec import RunSpec
-from bitrank.tracking.provenance import code_id, planned_code_id
 from bitrank.tracking.sqlite_store import read_only
 
 

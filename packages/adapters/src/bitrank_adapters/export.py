@@ -124,6 +124,11 @@ def read_adapter(folder: Path) -> SavedAdapter:
             "lora_A and lora_B of linear layers alone"
         )
     names = [key.removesuffix(".lora_A.weight").removesuffix(".lora_A") for key in named if ".lora_A" in key]
+    ups = [key.removesuffix(".lora_B.weight").removesuffix(".lora_B") for key in named if ".lora_B" in key]
+    if incomplete := set(names) ^ set(ups):
+        raise AdapterError(
+            f"{folder} holds one factor of {min(incomplete)} only; expected lora_A and lora_B of every matrix"
+        )
     parts = {name: _part(name, named, config) for name in names}
     return SavedAdapter(parts, {key: tensor for key, tensor in named.items() if ".lora_" not in key})
 

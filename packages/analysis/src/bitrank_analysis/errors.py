@@ -17,5 +17,8 @@ _QUERY_PASSWORD = re.compile(r"([?&](?:password|sslpassword)=)[^&\s'\"]*", re.IG
 
 
 def masked(text: str) -> str:
-    """``text`` with every password in a URI replaced by ``***``."""
+    """``text`` with every password in a URI replaced by ``***``.
+
+    The orchestrator has its own copy, because its folders below ``cli/`` do not import this package.
+    """
     return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))

@@ -30,6 +30,8 @@ SETTINGS = (
     "scale_policy",
     "max_length",
     "special_tokens",
+    "text_column",
+    "label_column",
     "test_windows",
     "validation_windows",
     "eval_every",

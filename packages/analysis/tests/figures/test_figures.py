@@ -62,7 +62,7 @@ def test_forest_title_follows_the_verdicts(evidence: dict[str, Evidence]) -> Non
     none_resolved = replace(evidence["movies"], comparisons=rows.assign(verdict="unresolved"))
     assert (
         FIGURES["forest"](none_resolved).title
-        == f"Nothing resolved: none of {len(rows)} differences can be told from zero, "
+        == f"Nothing resolved: none of {len(rows)} differences can be distinguished from zero, "
         "and none is shown to be small"
     )
     verdicts = [

@@ -13,7 +13,7 @@ from bitrank_data.batches import (
     training_parts,
     widths,
 )
-from bitrank_data.cache import build_once, cache_dir, damaged, flush, write_atomically
+from bitrank_data.cache import build_once, cache_dir, damaged, flush, is_built, write_atomically
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import (
@@ -115,6 +115,7 @@ __all__ = [
     "flush",
     "full_batch",
     "hub_repository",
+    "is_built",
     "is_path",
     "labels_of_completions",
     "labels_of_last_tokens",

@@ -50,12 +50,12 @@ def build_once(place: Path, build: Callable[[Path], None]) -> Path:
     A folder with changed content (damaged cache, edited file) is deleted and rebuilt, with a line on stderr.
     Safe across processes. Raises :class:`DataError` if the cache cannot be written.
     """
-    if _unchanged(place):
+    if is_built(place):
         return place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.parent / f".{place.name}.lock"):
-            if not _unchanged(place):
+            if not is_built(place):
                 if place.exists():
                     print(
                         f"bitrank: {place} has other content than was built; it is built again",
@@ -123,8 +123,8 @@ def _build(place: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _unchanged(place: Path) -> bool:
-    """Whether ``place`` holds the built content.
+def is_built(place: Path) -> bool:
+    """Whether :func:`build_once` finds its own content in ``place`` and will not build it.
 
     Compares sizes and modification times, and the content if only the times differ.
     """

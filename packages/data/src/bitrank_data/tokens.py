@@ -67,8 +67,10 @@ def tokenise(
     cutting = Cutting(max_length, special_tokens, before, after)
     if max_length <= len(before) + len(after):
         added = len(before) + len(after)
-        room = f"max_length {max_length} has no room for text beside {added} special tokens"
-        raise DataError(f"{room}; give {added + 1} or more")
+        raise DataError(
+            f"max_length {max_length} leaves no token for text beside {added} special tokens; "
+            f"give {added + 1} or more"
+        )
     key = _key(source, tokenizer, cutting)
     place = cache_dir() / "tokens" / f"{source.name}-{key[:16]}"
     build_once(place, lambda folder: _write(folder, source, tokenizer, cutting))

@@ -1,4 +1,4 @@
-"""What a registry of this package holds: functions, each with what help texts and lists say of it."""
+"""Entries of this package's registries: functions with their descriptions for help texts and lists."""
 
 from __future__ import annotations
 

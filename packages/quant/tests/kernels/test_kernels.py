@@ -335,6 +335,16 @@ def test_a_cache_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: p
         build.load()
 
 
+def test_own_cache_that_others_may_read_is_closed_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = _built_in(tmp_path / "cache")
+    library.parent.chmod(0o755)
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / "cache"))
+    build.load()
+    assert library.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_cache_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = _built_in(tmp_path / "cache")
     (tmp_path / "other").mkdir()

@@ -68,7 +68,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
         _flush(making)
         making.replace(path)
     finally:
-        making.unlink(missing_ok=True)  # after a failed write: a full disk needs the room
+        making.unlink(missing_ok=True)  # after a failed write: a full disk needs the space
     _flush(path.parent)
 
 
@@ -121,7 +121,7 @@ def _write(
         shutil.rmtree(place, ignore_errors=True)
         making.rename(place)
     finally:
-        shutil.rmtree(making, ignore_errors=True)  # after a failed write: a full disk needs the room
+        shutil.rmtree(making, ignore_errors=True)  # after a failed write: a full disk needs the space
     _flush(folder)
     drop_old(folder, progress)
 
@@ -167,6 +167,8 @@ def drop_old(folder: Path, progress: Progress, keep: int = _KEPT) -> None:
 def _flush(path: Path) -> None:
     """Wait until ``path`` (a file, or the entries of a folder) is on the disk.
 
+    ``bitrank_data`` and ``bitrank_analysis`` have such a function too: packages import no sibling.
+
     Folders are skipped on Windows, which cannot open them and flushes their entries itself.
     """
     if path.is_dir() and os.name == "nt":
@@ -179,6 +181,7 @@ def _flush(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """Digest of a file. The orchestrator has its own copy in a module that does not import torch."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -221,7 +224,7 @@ def _newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load_checkpoint(
+def restore_checkpoint(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -19,8 +19,8 @@ from bitrank_trainer.checkpoints import (
     Progress,
     best_weights,
     drop_old,
-    load_checkpoint,
     load_weights,
+    restore_checkpoint,
     save_checkpoint,
     save_weights,
 )
@@ -91,7 +91,7 @@ def train(
             }
         )
 
-    progress = load_checkpoint(folder, model, optimizer, hook, task.processes, report)
+    progress = restore_checkpoint(folder, model, optimizer, hook, task.processes, report)
     state = _Training(model, task, hook, settings, optimizer, progress)
     if progress.step:
         emit({"event": "resumed", "step": progress.step})

@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 
 from bitrank.errors import UserError, masked
 from bitrank.execution.attempt import Job
+from bitrank.execution.claim import update_if_complete
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.execution.options import Execution
 from bitrank.execution.ray.cluster import Cluster, Resources, capacity, needed
@@ -102,6 +103,9 @@ def run_all(
                             running.remove(task)
                             if task.job.status == "locked" and not task.last_try:
                                 locked.append(_Task(task.job, task.order, task.need, last_try=True))
+                            elif task.job.status == "locked":
+                                update_if_complete(task.job, tracker)
+                                changed(task.job)
                         waiting.extendleft([again] if again else [])
                     changed(None)
                     stop.check()

@@ -19,14 +19,14 @@ from typing import Any
 from bitrank import __version__
 from bitrank.errors import UserError, is_user_error
 from bitrank.execution.attempt import Attempt, Job
-from bitrank.execution.claim import is_replaced
+from bitrank.execution.claim import COMPLETE, is_replaced
 from bitrank.execution.interrupts import Interrupted, Signals
 from bitrank.process.run_folder import result_of
 from bitrank.spec.configs import find_arm
+from bitrank.spec.provenance import shared_code
 from bitrank.spec.run_spec import RunSpec
 from bitrank.tracking.lease import Lease, RunHeldElsewhere
 from bitrank.tracking.mlflow_tracker import Tracker
-from bitrank.tracking.provenance import shared_code
 from bitrank.tracking.remote_checkpoints import Snapshots
 from bitrank.tracking.run_state import State, code_of, state_of
 from bitrank.tracking.store import open_store
@@ -100,10 +100,15 @@ def _run(
         assert state.run_id is not None
         tracker.forget(state.run_id)
         stored, state = None, State("new")
-    # A worker that was lost later, or another driver's worker, may have finished the run.
-    if stored and state.name in {"done", "stale"}:
+    # A worker that was lost later, or another driver's worker, may have ended the run.
+    if stored and state.name in {*COMPLETE, "diverged"}:
         Snapshots(tracker.client, stored.run_id, folder).drop()
-        return {"ended": "finished", "message": "", "run_id": state.run_id, "figures": dict(state.figures)}
+        return {
+            "ended": "diverged" if state.name == "diverged" else "finished",
+            "message": state.note if state.name == "diverged" else "",
+            "run_id": state.run_id,
+            "figures": dict(state.figures),
+        }
     log = tracker.open(spec, state.run_id)
     job, snapshots = Job(spec, folder, state), Snapshots(tracker.client, log.run_id, folder)
     if (name := snapshots.restore()) is not None:

@@ -96,8 +96,8 @@ def _panel(
 def _title(pairs: pd.DataFrame) -> str:
     if (pairs["verdict"] == UNRESOLVED).all():
         return (
-            f"Nothing resolved: none of {len(pairs)} differences can be told from zero, and none is shown "
-            "to be small"
+            f"Nothing resolved: none of {len(pairs)} differences can be distinguished from zero, and "
+            "none is shown to be small"
         )
     baselines = dict.fromkeys(pairs["baseline"])
     title = "; ".join(_against(pairs[pairs["baseline"] == baseline], str(baseline)) for baseline in baselines)

@@ -20,6 +20,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def load(source: Source = DECODE) -> Built:
 
 
 def cache_folder() -> Path:
-    """The kernels' part of ``$BITRANK_CACHE`` or of the platform's cache folder; created with mode 0700.
+    """The kernels' part of ``$BITRANK_CACHE`` or of the platform's cache folder, with mode 0700.
 
     Raises :class:`BuildError` if another user owns the folder or may write to it: a library in it would run
     with this user's rights.
@@ -101,6 +102,9 @@ def cache_folder() -> Path:
     folder = Path(os.environ.get("BITRANK_CACHE") or user_cache_path("bitrank")) / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_private(folder)
+    if hasattr(os, "getuid") and stat.S_IMODE(folder.stat().st_mode) != 0o700:
+        with suppress(OSError):  # a read-only disk; nobody can write to it
+            folder.chmod(0o700)
     return folder
 
 

@@ -12,7 +12,8 @@
 #endif
 
 enum { FP32, BF16, FP16 };
-enum { CHUNK = 1024, SLACK = 32 };  /* codes unpacked at a time (in L1); room for the whole groups of eight that they touch */
+/* Codes unpacked at a time (in L1), and further bytes for the whole groups of eight that they touch. */
+enum { CHUNK = 1024, SLACK = 32 };
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -34,7 +35,8 @@ static void to_bf16(uint16_t *restrict out, const float *restrict in, int64_t n)
     }
 }
 
-/* The same to fp16 without an instruction for it: subnormals by an addition that shifts the last bits out, the rest by integers. */
+/* The same to fp16 without an instruction for it: subnormals by an addition that shifts the last bits out,
+   the rest by integers. */
 INLINE uint16_t one_fp16(float value) {
     uint32_t bits, sign;
     memcpy(&bits, &value, 4);
@@ -56,7 +58,9 @@ static void to_fp16(uint16_t *restrict out, const float *restrict in, int64_t n)
     int64_t i = 0;
 #if defined(__F16C__) && defined(__SSSE3__)
     for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        _mm_storeu_si128(
+            (__m128i *)(out + i),
+            _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #endif
     for (; i < n; i++) out[i] = one_fp16(in[i]);
 }
@@ -89,21 +93,25 @@ static void fetch(float *restrict out, const void *restrict in, int64_t n, int k
     else for (int64_t i = 0; i < n; i++) out[i] = kind == BF16 ? from_bf16(halves[i]) : from_fp16(halves[i]);
 }
 
-/* Eight codes of `bits` bits in the low bits of a word, moved apart into eight bytes: halves, quarters, eighths. One instruction
- * does it on CPUs of the last ten years; the first two Zen run it as a program of their own, slowly. */
+/* Eight codes of `bits` bits in the low bits of a word, moved apart into eight bytes: halves, quarters,
+ * eighths. One instruction does it on CPUs of the last ten years; the first two Zen run it as a program of
+ * their own, slowly. */
 INLINE uint64_t spread(uint64_t word, int bits) {
 #if defined(__BMI2__) && !defined(__znver1__) && !defined(__znver2__)
     return _pdep_u64(word, UINT64_C(0x0101010101010101) * ((1u << bits) - 1));
 #else
-    uint64_t two = 0x0000000100000001u * ((1u << 2 * bits) - 1), one = 0x0001000100010001u * ((1u << bits) - 1);
+    uint64_t two = 0x0000000100000001u * ((1u << 2 * bits) - 1);
+    uint64_t one = 0x0001000100010001u * ((1u << bits) - 1);
     word = (word & ((UINT64_C(1) << 4 * bits) - 1)) | word >> 4 * bits << 32;
     word = (word & two) | (word >> 2 * bits & two) << 16;
     return (word & one) | (word >> bits & one) << 8;
 #endif
 }
 
-INLINE void unpack_words(uint8_t *restrict out, const uint8_t *restrict in, int64_t bytes, int64_t groups, int bits) {
-    int64_t whole = bytes < 8 ? 0 : least(groups, (bytes - 8) / bits + 1);  /* groups whose 8-byte load ends inside the array */
+INLINE void unpack_words(uint8_t *restrict out, const uint8_t *restrict in, int64_t bytes, int64_t groups,
+                         int bits) {
+    /* groups whose 8-byte load ends inside the array */
+    int64_t whole = bytes < 8 ? 0 : least(groups, (bytes - 8) / bits + 1);
     for (int64_t g = 0; g < groups; g++) {
         uint64_t word = 0;
         if (g < whole) memcpy(&word, in + g * bits, 8);
@@ -139,7 +147,8 @@ typedef struct {
     int bits;
 } Packed;
 
-/* Codes start … start + n - 1 of the flat array, at most CHUNK of them; `buffer` holds CHUNK + SLACK bytes. */
+/* Codes start … start + n - 1 of the flat array, at most CHUNK of them; `buffer` has CHUNK + SLACK
+   bytes. */
 static const uint8_t *unpack(Packed codes, int64_t start, int64_t n, uint8_t *buffer) {
     int bits = codes.bits;
     if (bits == 8) return codes.data + start;

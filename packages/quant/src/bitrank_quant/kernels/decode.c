@@ -1,18 +1,21 @@
-/* Stored weights to fp32, bf16 or fp16 on the CPU: the same numbers as the plain torch decoding, to the last bit.
+/* Stored weights to fp32, bf16 or fp16 on the CPU: the same numbers as the plain torch decoding, to the last
+ * bit.
  *
- * The arithmetic is fp32 and one rounding to the output type follows, as in torch. An affine product code * scale is exact (at most
- * 8 bits times the 8 bits of bf16), so only its sum with the minimum rounds. Compile with -ffp-contract=off: quanto's products round
- * before the subtraction.
+ * The arithmetic is fp32 and one rounding to the output type follows, as in torch. An affine product code *
+ * scale is exact (at most 8 bits times the 8 bits of bf16), so only its sum with the minimum rounds. Compile
+ * with -ffp-contract=off: quanto's products round before the subtraction.
  *
- * A block with codes of at most 4 bits has at most 16 values. They are computed and rounded once a block and then looked up: with
- * AVX-512 by one shuffle of whole values, else with the byte shuffle of SSSE3 and NEON, one table of 16 bytes for each byte of the
- * output type. Compile with -fno-strict-aliasing: the tables are written as numbers and read as bytes.
+ * A block with codes of at most 4 bits has at most 16 values. They are computed and rounded once a block and
+ * then looked up: with AVX-512 by one shuffle of whole values, else with the byte shuffle of SSSE3 and NEON,
+ * one table of 16 bytes for each byte of the output type. Compile with -fno-strict-aliasing: the tables are
+ * written as numbers and read as bytes.
  */
 #include "codes.h"
 
 enum { TABLES = 32 }; /* blocks tabled at a time */
 
-/* The 16 values of some blocks one after the other; filled together, as loops over one block are too short to be fast. */
+/* The 16 values of some blocks one after the other; filled together, as loops over one block are too short
+   to be fast. */
 typedef struct {
     float values[16 * TABLES];
     uint8_t whole[64 * TABLES];     /* in the output type */
@@ -35,9 +38,11 @@ static void fill(Tables *tables, int64_t blocks, int kind) {
 }
 
 /* Sixteen values at once; gives how many of n it did. Reads whole vectors of codes inside n only. */
-INLINE int64_t shuffle(uint8_t *out, const Tables *tables, int64_t block, const uint8_t *codes, int64_t n, int kind) {
+INLINE int64_t shuffle(uint8_t *out, const Tables *tables, int64_t block, const uint8_t *codes, int64_t n,
+                       int kind) {
     int64_t i = 0;
-    (void)out, (void)tables, (void)block, (void)codes, (void)n, (void)kind; /* unused where there is no shuffle */
+    /* unused where there is no shuffle */
+    (void)out, (void)tables, (void)block, (void)codes, (void)n, (void)kind;
 #ifdef __AVX512BW__
     if (kind == FP32) {
         __m512i values = _mm512_loadu_si512(tables->whole + 64 * block);
@@ -47,14 +52,16 @@ INLINE int64_t shuffle(uint8_t *out, const Tables *tables, int64_t block, const 
         }
         return i;
     }
-    __m512i values = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tables->whole + 32 * block)));
+    __m512i values =
+        _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tables->whole + 32 * block)));
     for (; i + 32 <= n; i += 32) {
         __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(codes + i)));
         _mm512_storeu_si512(out + 2 * i, _mm512_permutexvar_epi16(code, values));
     }
 #elif defined(__SSSE3__)
     __m128i plane[4];
-    for (int p = 0; p < width(kind); p++) plane[p] = _mm_loadu_si128((const __m128i *)(tables->planes[p] + 16 * block));
+    for (int p = 0; p < width(kind); p++)
+        plane[p] = _mm_loadu_si128((const __m128i *)(tables->planes[p] + 16 * block));
     for (; i + 16 <= n; i += 16) {
         __m128i code = _mm_loadu_si128((const __m128i *)(codes + i));
         __m128i byte0 = _mm_shuffle_epi8(plane[0], code), byte1 = _mm_shuffle_epi8(plane[1], code);
@@ -76,7 +83,8 @@ INLINE int64_t shuffle(uint8_t *out, const Tables *tables, int64_t block, const 
     for (; i + 16 <= n; i += 16) {
         uint8x16_t code = vld1q_u8(codes + i);
         uint8x16x4_t bytes;
-        for (int p = 0; p < width(kind); p++) bytes.val[p] = vqtbl1q_u8(vld1q_u8(tables->planes[p] + 16 * block), code);
+        for (int p = 0; p < width(kind); p++)
+            bytes.val[p] = vqtbl1q_u8(vld1q_u8(tables->planes[p] + 16 * block), code);
         if (kind == FP32) vst4q_u8(out + 4 * i, bytes);
         else vst2q_u8(out + 2 * i, ((uint8x16x2_t){{bytes.val[0], bytes.val[1]}}));
     }
@@ -84,12 +92,16 @@ INLINE int64_t shuffle(uint8_t *out, const Tables *tables, int64_t block, const 
     return i;
 }
 
-INLINE void look_up(uint8_t *out, const Tables *tables, int64_t block, const uint8_t *codes, int64_t n, int kind) {
-    int64_t size = width(kind), i = n == 64 ? shuffle(out, tables, block, codes, 64, kind) : shuffle(out, tables, block, codes, n, kind);
+INLINE void look_up(uint8_t *out, const Tables *tables, int64_t block, const uint8_t *codes, int64_t n,
+                    int kind) {
+    int64_t size = width(kind);
+    int64_t i = n == 64 ? shuffle(out, tables, block, codes, 64, kind)
+                        : shuffle(out, tables, block, codes, n, kind);
     for (; i < n; i++) memcpy(out + i * size, tables->whole + (16 * block + codes[i]) * size, (size_t)size);
 }
 
-/* One matrix: `blocks` blocks of `block` codes a row, `columns` of them wanted. Affine without a book, else book[code] * absmax. */
+/* One matrix: `blocks` blocks of `block` codes a row, `columns` of them wanted. Affine without a book, else
+   book[code] * absmax. */
 typedef struct {
     Packed codes;
     const float *book, *absmax;
@@ -97,22 +109,27 @@ typedef struct {
     int64_t block, blocks, columns;
 } Matrix;
 
-INLINE void scaled(float *restrict out, const uint8_t *restrict codes, int64_t n, float scale, float minimum) {
+INLINE void scaled(float *restrict out, const uint8_t *restrict codes, int64_t n, float scale,
+                   float minimum) {
     for (int64_t i = 0; i < n; i++) out[i] = (float)codes[i] * scale + minimum;
 }
 
-INLINE void affine_values(float *restrict values, const uint16_t *restrict scale, const uint16_t *restrict minimum, int64_t blocks) {
+INLINE void affine_values(float *restrict values, const uint16_t *restrict scale,
+                          const uint16_t *restrict minimum, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++)
-        for (int v = 0; v < 16; v++) values[16 * b + v] = (float)v * from_bf16(scale[b]) + from_bf16(minimum[b]);
+        for (int v = 0; v < 16; v++)
+            values[16 * b + v] = (float)v * from_bf16(scale[b]) + from_bf16(minimum[b]);
 }
 
-INLINE void book_values(float *restrict values, const float *restrict book, const float *restrict absmax, int64_t blocks) {
+INLINE void book_values(float *restrict values, const float *restrict book, const float *restrict absmax,
+                        int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++)
         for (int v = 0; v < 16; v++) values[16 * b + v] = book[v] * absmax[b];
 }
 
 /* Columns at … end - 1 of a row by tables: at most TABLES blocks. */
-INLINE void tabled(const Matrix *m, const uint8_t *codes, int64_t block, int64_t at, int64_t end, int kind, uint8_t *out) {
+INLINE void tabled(const Matrix *m, const uint8_t *codes, int64_t block, int64_t at, int64_t end, int kind,
+                   uint8_t *out) {
     Tables tables;
     int64_t blocks = (end - 1) / m->block - at / m->block + 1;
     if (m->book) book_values(tables.values, m->book, m->absmax + block, blocks);
@@ -125,7 +142,8 @@ INLINE void tabled(const Matrix *m, const uint8_t *codes, int64_t block, int64_t
     }
 }
 
-INLINE void computed(const Matrix *m, const uint8_t *codes, int64_t block, int64_t at, int64_t end, int kind, uint8_t *out) {
+INLINE void computed(const Matrix *m, const uint8_t *codes, int64_t block, int64_t at, int64_t end,
+                     int kind, uint8_t *out) {
     float values[CHUNK];
     int64_t n = m->block - at % m->block;
     for (int64_t j = 0; j < end - at; block++, j += n, n = m->block) {
@@ -151,12 +169,19 @@ INLINE void one_row(const Matrix *m, int64_t row, int kind, uint8_t *out) {
     }
 }
 
-static void row_fp32(const Matrix *m, int64_t row, uint8_t *out) { one_row(m, row, FP32, out + row * m->columns * 4); }
-static void row_bf16(const Matrix *m, int64_t row, uint8_t *out) { one_row(m, row, BF16, out + row * m->columns * 2); }
-static void row_fp16(const Matrix *m, int64_t row, uint8_t *out) { one_row(m, row, FP16, out + row * m->columns * 2); }
+static void row_fp32(const Matrix *m, int64_t row, uint8_t *out) {
+    one_row(m, row, FP32, out + row * m->columns * 4);
+}
+static void row_bf16(const Matrix *m, int64_t row, uint8_t *out) {
+    one_row(m, row, BF16, out + row * m->columns * 2);
+}
+static void row_fp16(const Matrix *m, int64_t row, uint8_t *out) {
+    one_row(m, row, FP16, out + row * m->columns * 2);
+}
 
 static void all_rows(const Matrix *m, int64_t rows, int kind, int threads, uint8_t *out) {
-    void (*one)(const Matrix *, int64_t, uint8_t *) = kind == FP32 ? row_fp32 : kind == BF16 ? row_bf16 : row_fp16;
+    void (*one)(const Matrix *, int64_t, uint8_t *) =
+        kind == FP32 ? row_fp32 : kind == BF16 ? row_bf16 : row_fp16;
     (void)threads;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -165,21 +190,25 @@ static void all_rows(const Matrix *m, int64_t rows, int kind, int threads, uint8
 }
 
 /* code * scale + minimum; scale and minimum are bf16, one a block. */
-void bitrank_affine(const uint8_t *codes, int64_t bytes, int bits, const uint16_t *scale, const uint16_t *minimum, int64_t block,
+void bitrank_affine(const uint8_t *codes, int64_t bytes, int bits, const uint16_t *scale,
+                    const uint16_t *minimum, int64_t block,
                     int64_t rows, int64_t columns, int kind, int threads, void *out) {
     Matrix m = {{codes, bytes, bits}, 0, 0, scale, minimum, block, (columns + block - 1) / block, columns};
     all_rows(&m, rows, kind, threads, out);
 }
 
 /* book[code] * absmax; 4-bit codes, 16 entries, fp32 absmax, one a block. */
-void bitrank_codebook(const uint8_t *codes, int64_t bytes, const float *book, const float *absmax, int64_t block, int64_t rows,
+void bitrank_codebook(const uint8_t *codes, int64_t bytes, const float *book, const float *absmax,
+                      int64_t block, int64_t rows,
                       int64_t columns, int kind, int threads, void *out) {
     Matrix m = {{codes, bytes, 4}, book, absmax, 0, 0, block, (columns + block - 1) / block, columns};
     all_rows(&m, rows, kind, threads, out);
 }
 
-/* Nested scales: book[code] * outer + offset, 256 codes to an outer scale; `first` is the place of the first code among them all. */
-void bitrank_nested(const uint8_t *restrict codes, const float *restrict book, const float *restrict outer, const float *offset,
+/* Nested scales: book[code] * outer + offset, 256 codes to an outer scale; `first` is the place of the first
+   code among them all. */
+void bitrank_nested(const uint8_t *restrict codes, const float *restrict book, const float *restrict outer,
+                    const float *offset,
                     int64_t first, int64_t n, float *restrict out) {
     for (int64_t i = 0, end; i < n; i = end) {
         float scale = outer[(first + i) / 256], plus = *offset;
@@ -189,8 +218,10 @@ void bitrank_nested(const uint8_t *restrict codes, const float *restrict book, c
 }
 
 /* A matrix and its nested scales, which go into `absmax`: in one call, as a call takes as long as they do. */
-void bitrank_nested_codebook(const uint8_t *scales, const float *scale_book, const float *outer, const float *offset, float *absmax,
-                             const uint8_t *codes, int64_t bytes, const float *book, int64_t block, int64_t rows, int64_t columns,
+void bitrank_nested_codebook(const uint8_t *scales, const float *scale_book, const float *outer,
+                             const float *offset, float *absmax,
+                             const uint8_t *codes, int64_t bytes, const float *book, int64_t block,
+                             int64_t rows, int64_t columns,
                              int kind, int threads, void *out) {
     bitrank_nested(scales, scale_book, outer, offset, 0, rows * ((columns + block - 1) / block), absmax);
     bitrank_codebook(codes, bytes, book, absmax, block, rows, columns, kind, threads, out);
@@ -223,7 +254,8 @@ void bitrank_rows(const int8_t *codes, const void *scales, int scale_kind, int64
     }
 }
 
-INLINE void quanto_values(float *restrict values, const float *restrict scale, const float *restrict shift, int64_t groups, int kind) {
+INLINE void quanto_values(float *restrict values, const float *restrict scale, const float *restrict shift,
+                          int64_t groups, int kind) {
     for (int64_t g = 0; g < groups; g++)
         for (int v = 0; v < 16; v++) values[16 * g + v] = (float)v * scale[g];
     round_values(values, 16 * groups, kind);
@@ -231,7 +263,8 @@ INLINE void quanto_values(float *restrict values, const float *restrict scale, c
         for (int v = 0; v < 16; v++) values[16 * g + v] -= shift[g];
 }
 
-INLINE void one_group(const uint8_t *packed, int low, int mask, const Tables *tables, int64_t g, int64_t size, int kind, uint8_t *out) {
+INLINE void one_group(const uint8_t *packed, int low, int mask, const Tables *tables, int64_t g,
+                      int64_t size, int kind, uint8_t *out) {
     uint8_t codes[CHUNK];
     for (int64_t at = 0; at < size; at += CHUNK) {
         int64_t n = least(CHUNK, size - at);
@@ -240,9 +273,11 @@ INLINE void one_group(const uint8_t *packed, int low, int mask, const Tables *ta
     }
 }
 
-/* quanto: code * scale - shift, all in the output type, so the product is rounded as well. Groups lie one below the other; the first
- * `lines` of them fill the low bits of the bytes, the next `lines` the bits above, and so on. */
-void bitrank_quanto(const uint8_t *packed, int bits, const uint8_t *scale, const uint8_t *shift, int64_t groups, int64_t lines,
+/* quanto: code * scale - shift, all in the output type, so the product is rounded as well. Groups lie one
+ * below the other; the first `lines` of them fill the low bits of the bytes, the next `lines` the bits
+ * above, and so on. */
+void bitrank_quanto(const uint8_t *packed, int bits, const uint8_t *scale, const uint8_t *shift,
+                    int64_t groups, int64_t lines,
                     int64_t size, int kind, int threads, uint8_t *out) {
     (void)threads;
 #ifdef _OPENMP
@@ -259,8 +294,9 @@ void bitrank_quanto(const uint8_t *packed, int bits, const uint8_t *scale, const
         for (int64_t b = 0, g = first; b < count; b++, g++) {
             const uint8_t *line = packed + g % lines * size;
             int low = (int)(g / lines) * bits;
-            if (kind == FP32) one_group(line, low, (1 << bits) - 1, &tables, b, size, FP32, out + g * size * 4);
-            else one_group(line, low, (1 << bits) - 1, &tables, b, size, BF16, out + g * size * 2); /* moves 2 bytes, BF16 or FP16 */
+            int mask = (1 << bits) - 1;
+            if (kind == FP32) one_group(line, low, mask, &tables, b, size, FP32, out + g * size * 4);
+            else one_group(line, low, mask, &tables, b, size, BF16, out + g * size * 2); /* FP16 too */
         }
     }
 }

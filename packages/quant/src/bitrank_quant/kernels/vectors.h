@@ -1,6 +1,7 @@
-/* What rows.c is made of: sixteen numbers at a time, from and to fp32 or bf16, and sums, greatest and powers of them.
+/* Vector operations of rows.c: sixteen numbers at a time, from and to fp32 or bf16, and sums,
+ * maxima and powers of them.
  *
- * GCC's vectors, which clang knows too: a compiler makes of them what the CPU has, be that one register or four.
+ * GCC's vectors, which clang has too: a compiler maps one of them to one register or several, as the CPU has.
  */
 #include <stdint.h>
 #include <string.h>
@@ -43,7 +44,8 @@ INLINE void keep(void *to, int64_t at, vf value, int kind) {
 INLINE vf part(const void *from, int64_t at, int64_t n, float other, int kind) {
     __mmask16 there = (__mmask16)((1u << n) - 1);
     vf value = kind == FP32 ? (vf)_mm512_maskz_loadu_ps(there, (const float *)from + at)
-                            : (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, (const uint16_t *)from + at)), 16);
+                            : (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there,
+                                (const uint16_t *)from + at)), 16);
     return (vf)_mm512_mask_blend_ps(there, (__m512)splat(other), (__m512)value);
 }
 
@@ -54,14 +56,14 @@ INLINE void keep_part(void *to, int64_t at, int64_t n, vf value, int kind) {
 }
 #else
 INLINE vf part(const void *from, int64_t at, int64_t n, float other, int kind) {
-    float room[LANES];
-    for (int64_t i = 0; i < LANES; i++) room[i] = other;
-    if (kind == FP32) memcpy(room, (const float *)from + at, (size_t)n * 4);
+    float numbers[LANES];
+    for (int64_t i = 0; i < LANES; i++) numbers[i] = other;
+    if (kind == FP32) memcpy(numbers, (const float *)from + at, (size_t)n * 4);
     else for (int64_t i = 0; i < n; i++) {
         uint32_t bits = (uint32_t)((const uint16_t *)from)[at + i] << 16;
-        memcpy(room + i, &bits, 4);
+        memcpy(numbers + i, &bits, 4);
     }
-    return *(const vf *)room;
+    return *(const vf *)numbers;
 }
 
 INLINE void keep_part(void *to, int64_t at, int64_t n, vf value, int kind) {

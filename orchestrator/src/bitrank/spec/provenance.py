@@ -34,7 +34,7 @@ CHANGES_NO_NUMBER = {
     "bitrank.errors": "the wording of errors",
     "bitrank.spec.inputs": "computes digests of data and weights, and stops a run whose inputs changed",
     "bitrank.run.notices": "the wording of notices",
-    "bitrank.tracking.provenance": "hashes the code, and runs none of it",
+    "bitrank.spec.provenance": "hashes the code, and runs none of it",
     "bitrank.spec.rules": "code_id hashes single rules, so that a new rule does not outdate other results",
     "bitrank.spec.run_spec": "its values are the spec, and so part of its id",
 }

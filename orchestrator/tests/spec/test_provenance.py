@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from bitrank.errors import UserError
+from bitrank.spec import provenance
 from bitrank.spec.configs import CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import PROFILES
-from bitrank.tracking import provenance, run_state
-from bitrank.tracking.provenance import (
+from bitrank.spec.provenance import (
     CHANGES_NO_NUMBER,
     PLANNING,
     RUN,
@@ -26,6 +26,7 @@ from bitrank.tracking.provenance import (
     git_state,
     reachable,
 )
+from bitrank.tracking import run_state
 
 LIBRARIES = (
     "bitrank_data",
@@ -35,7 +36,7 @@ LIBRARIES = (
     "bitrank_planner",
     "bitrank_analysis",
 )
-_IMPORT = "from bitrank.tracking.provenance import code_hash, shared_code"
+_IMPORT = "from bitrank.spec.provenance import code_hash, shared_code"
 _PRINT_CODE = f"{_IMPORT}\nprint(shared_code(), code_hash('bitrank.sensitivity.measure'))"
 
 

@@ -1,0 +1,56 @@
+"""Measured tables are shared by runs, and no run's numbers depend on which run measured them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank.run.record import Record
+from bitrank.run.train_run import execute
+from bitrank.sensitivity.measure import is_measured, tables_place
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import RunSpec, write_spec
+from bitrank_trainer import ALONE
+
+LOSSES = ("zero/loss", "eval/loss")
+
+
+def spec_of(seed: int, **given: Any) -> RunSpec:
+    settings = {"init": "lq-lora", "device": "cpu", "steps": 2, "seed": seed, **given}
+    return make_spec(find_profile("smoke"), "B-Q4", "toy_sentences", settings)
+
+
+def losses(spec: RunSpec, folder: Path) -> dict[str, float]:
+    folder.mkdir(parents=True)
+    write_spec(spec, folder / "spec.json")
+    execute(spec, folder, Record(folder, ALONE), ALONE)
+    result = json.loads((folder / "result.json").read_text())
+    return {key: result[key] for key in LOSSES}
+
+
+def test_result_of_a_seed_does_not_depend_on_the_seed_that_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for name, seeds in (("first", (0, 1)), ("second", (1, 0))):
+        monkeypatch.setenv("BITRANK_CACHE", str(tmp_path / name / "cache"))
+        found[name] = {seed: losses(spec_of(seed), tmp_path / name / str(seed)) for seed in seeds}
+        assert len(list((tmp_path / name / "cache" / "measured").iterdir())) == 1, "one table for both seeds"
+    assert found["first"] == found["second"]
+    assert found["first"][0] != found["first"][1]
+
+
+def test_tables_are_shared_by_seeds_and_not_by_dtypes() -> None:
+    assert tables_place(spec_of(0)) == tables_place(spec_of(1))
+    assert tables_place(spec_of(0, dtype="fp32")) != tables_place(spec_of(0, dtype="bf16"))
+
+
+def test_damaged_tables_do_not_count_as_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITRANK_CACHE", str(tmp_path))
+    place = tables_place(spec_of(0))
+    place.mkdir(parents=True)
+    (place / "tables.safetensors").write_bytes(b"half of a")
+    assert not is_measured(spec_of(0))
