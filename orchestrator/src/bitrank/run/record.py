@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -188,7 +189,9 @@ class Record:
 
     def adapter(self, hook: Any) -> None:
         """Save the adapter of ``hook`` in PEFT's format (safetensors)."""
-        hook.save(self._folder / "adapter")
+        place = self._folder / "adapter"
+        shutil.rmtree(place, ignore_errors=True)  # PEFT reads an old README.md, which may be damaged
+        hook.save(place)
 
     def ready(self) -> None:
         """Record the set-up time: from the start of the process, imports included, to a trainable model."""
