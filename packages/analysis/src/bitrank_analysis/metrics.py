@@ -161,7 +161,7 @@ def _most_frequent_class(predictions: pd.DataFrame) -> float:
 
 
 _SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
-_WRITING = ("instruction", "question-answering")  # other kinds whose predictions are texts
+_WRITING = ("instruction-following", "question-answering")  # other kinds whose predictions are texts
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
@@ -219,7 +219,7 @@ METRICS: dict[str, Metric] = {
             kind="question-answering",
             higher_is_better=True,
             examples=single("token_f1"),
-            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction-following"),
             test="shares",
             margin=0.01,  # one point, as for accuracy
             change_unit="points",
@@ -233,7 +233,7 @@ METRICS: dict[str, Metric] = {
             kind="question-answering",
             higher_is_better=True,
             examples=single("exact_match"),
-            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction"),
+            shared_by=(_SEQUENCE_TO_SEQUENCE, "instruction-following"),
             test="right or wrong",
             margin=0.01,
             change_unit="points",
