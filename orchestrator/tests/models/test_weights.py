@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,10 +175,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @pytest.mark.parametrize("mode", ["read", "quantize"])
 def test_loading_by_matrix_peaks_at_a_few_matrices_above_the_stored_bytes(wide: Path, mode: str) -> None:
-    """Eight copies of the largest matrix in fp32 above the stored bytes: the bound of decision 27."""
-    done = subprocess.run(
-        [sys.executable, "-c", _GROWTH, str(wide), mode], capture_output=True, text=True, check=True
-    )
+    """Five copies of the largest matrix in fp32 above the stored bytes: the bound of decision 27.
+
+    glibc keeps freed blocks of such sizes, more or fewer by chance (40 to 140 MiB for one program); with a
+    fixed threshold it returns them, so that the peak is what the loader holds.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+    program = [sys.executable, "-c", _GROWTH, str(wide), mode]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
     peak, stored = (float(text) for text in done.stdout.split()[-2:])
     assert (stored > 30) == (mode == "quantize")
-    assert peak < stored + 8 * 8
+    assert peak < stored + 5 * 8
