@@ -86,7 +86,7 @@ def test_llama_cpp_gives_the_tokens_and_losses_of_the_exported_weights(
     rebuilt: Rebuilt, tmp_path: Path, apart: bool
 ) -> None:
     out, draw = tmp_path / "out", torch.Generator().manual_seed(1)
-    write_export(prepare_gguf(rebuilt, Options("gguf", apart)), out)
+    write_export(prepare_gguf(rebuilt, Options("gguf", apart, "rtn")), out)
     prompts = [torch.randint(2, 290, (7,), generator=draw).tolist() for _ in range(6)]
     sequences = [torch.randint(2, 290, (40,), generator=draw).tolist() for _ in range(3)]
     answer = ask(
