@@ -28,7 +28,7 @@ from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
-# Ranks that a plan chooses from unless others are asked for. The costs know the quantization error that rank
+# Ranks that a plan chooses from unless others are requested. The costs know the quantization error that rank
 # repairs, and not the learning that it permits, so they would choose the smallest offered rank for most
 # matrices. 4 is the smallest whose scale (policy ``alpha``) is at most 4: adapters of rank 2 with scale 8
 # trained badly at high learning rates (decision 28). Rank 0, no adapter, would be chosen almost everywhere.
