@@ -203,7 +203,8 @@ def _tasks() -> list[str]:
     return [
         "## Tasks",
         "",
-        ", ".join(f"`{name}`" for name in tasks) + ", or the path of a file or folder ([Own data and models](../guides/own-data-and-models.md)).",
+        ", ".join(f"`{name}`" for name in tasks)
+        + ", or the path of a file or folder ([Own data and models](../guides/own-data-and-models.md)).",
         "",
         "## Kinds of tasks",
         "",

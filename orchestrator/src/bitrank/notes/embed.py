@@ -46,9 +46,12 @@ class Embedder:
             return np.zeros((0, self._weights["embeddings.word_embeddings.weight"].shape[1]), np.float32)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-        rows = torch.cat([self._embed([texts[index] for index in batch]) for batch in batches])
-        found_ND = torch.empty_like(rows)
-        found_ND[order] = rows
+        parts = []
+        for batch in batches:
+            parts.append(self._embed([texts[index] for index in batch]))
+        by_length_ND = torch.cat(parts)
+        found_ND = torch.empty_like(by_length_ND)
+        found_ND[order] = by_length_ND
         return found_ND.numpy()
 
     def _embed(self, texts: Sequence[str]) -> Tensor:

@@ -81,7 +81,7 @@ def read_note(path: Path) -> Note:
     if found is None or not isinstance(front, dict):
         raise UserError(f"{path} is no note: it has no front matter between lines of ---; delete or move it")
     fields: dict[str, Any] = {key: str(front.get(key, "")) for key in _TEXTS}
-    fields |= {key: tuple(str(value) for value in front.get(key) or ()) for key in _LISTS}
+    fields |= {key: tuple(map(str, front.get(key) or ())) for key in _LISTS}
     _, _, body = found["body"].partition("\n\n")  # after the heading, which repeats the title
     return Note(**fields, body=body.strip())
 

@@ -125,7 +125,7 @@ def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _table(columns: list[str], rows: Tuples) -> str:
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [list(map(_cell, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *cells]

@@ -151,8 +151,12 @@ def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _shared(specs: pd.Series) -> dict[str, str]:
+    """Fields with the same value in all ``specs``."""
     first, *others = list(specs)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    shared = dict(first)
+    for other in others:
+        shared = {key: value for key, value in shared.items() if other.get(key) == value}
+    return shared
 
 
 def _task(task: Evidence) -> dict[str, str]:
