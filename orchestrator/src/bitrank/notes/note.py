@@ -17,7 +17,6 @@ from bitrank_data import write_atomically
 
 from bitrank.errors import UserError
 
-FOLDER = Path(".memory")
 _FRONT = re.compile(r"\A---\n(?P<front>.*?)\n---\n(?P<body>.*)\Z", re.DOTALL)
 _LISTS = ("configs", "specs", "links")
 _TEXTS = ("kind", "title", "day", "experiment", "task")

@@ -10,7 +10,7 @@ repair, inputs weighted by their second moments and outputs by their Fisher info
 adapters start from the weighted residual (``init=lq-lora``). Adapters that start from zero repair nothing, so
 every rank then has the cost of r = 0.
 
-*Learning.* Nothing here knows what rank learns: :mod:`~bitrank.planning.learning` adds that on request.
+*Learning.* These costs have no value of learning: :mod:`~bitrank.planning.learning` adds it on request.
 
 These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
 how they combine; it starts from these costs and from those of the tables of :func:`by_fisher`.
