@@ -266,9 +266,7 @@ def write_predictions(
 
     Loss is in nats, summed over the sequence.
     """
-    columns: dict[str, list[Any]] = {}
-    for key in final.rows[0]:
-        columns[key] = [row[key] for row in final.rows]
+    columns: dict[str, list[Any]] = {key: [row[key] for row in final.rows] for key in final.rows[0]}
     indices = [int(index) for index in columns.pop("index")]
     columns["id"] = [split.ids[index] for index in indices]
     for name, values in (more or {}).items():
