@@ -47,7 +47,7 @@ def test_spec_page_has_every_field_and_profile() -> None:
 
     page = spec_page()
     spec = find("bitrank.spec.run_spec:RunSpec")
-    profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.spec.profiles:PROFILES")
+    profiles = find("bitrank.spec.profiles:PROFILES")
     assert all(f"| `{name}` |" in page for name in spec.__dataclass_fields__)
     assert all(f"### {name}\n" in page for name in profiles)
 
