@@ -102,8 +102,8 @@ def _tags(study: Study) -> dict[str, str]:
         .merge(study.runs[["run_id"]], on="run_id")
     )
     by_key = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
-    wanted = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
-    sentences = {key: by_key[key] for key in wanted if by_key.get(key)}
+    tags = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
+    sentences = {key: by_key[key] for key in tags if by_key.get(key)}
     if "git_commit" in sentences:
         sentences["git_commit"] = sorted({commit[:12] for commit in sentences["git_commit"]})
     if "stored_as" in sentences:
