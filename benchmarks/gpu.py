@@ -83,11 +83,23 @@ def _figures(command: Sequence[str], seconds: float) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise SideFailed(_REST) from None
-    text = done.stdout[done.stdout.find("{") :].strip()
-    if done.returncode or not text.startswith("{"):
+    found = _last_object(done.stdout)
+    if done.returncode or found is None:
         lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
         raise SideFailed(f"exit code {done.returncode}: {lines[-1][:300]}")
-    return dict(json.loads(text if "\n" in text else text.splitlines()[-1]))
+    return found
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """The JSON object with which ``text`` ends, on one line or indented; None without one."""
+    lines = text.strip().splitlines()
+    for first in range(len(lines) - 1, -1, -1):
+        if lines[first].startswith("{"):
+            try:
+                return dict(json.loads("\n".join(lines[first:])))
+            except ValueError:
+                return None
+    return None
 
 
 def main() -> int:

@@ -33,6 +33,8 @@ def test_a_step_keeps_the_last_json_object_and_failures_have_a_reason(gpu: Any, 
     assert session.step("m", "plan", ["-c", f"print('progress'); print('{shown}')"]) == figures(3.0)
     indented = json.dumps(figures(4.0), indent=1)
     assert session.step("m", "plan", ["-c", f"print({indented!r})"]) == figures(4.0)
+    logged = f"print({{'loss': 1.0}}); print({shown!r})"  # a Trainer prints dicts of its own
+    assert session.step("m", "B-FP peer", ["-c", logged]) == figures(3.0)
     failed = session.step("m", "B-FP", ["-c", "raise SystemExit('no memory left')"])
     assert failed == {"failed": "exit code 1: no memory left"}
     late = gpu.Session(tmp_path, time.monotonic() - 1, session.found)

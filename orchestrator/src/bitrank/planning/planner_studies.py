@@ -68,7 +68,7 @@ STUDIES: dict[str, PlannerStudy] = {
     "frozen-rank": PlannerStudy(
         "frozen non-uniform ranks against adaptive ones",
         "adalora",
-        ("adalora", "two_stage", "gradient_probe", "uniform"),
+        ("adalora", "train-then-reduce", "two_stage", "gradient_probe", "uniform"),
         ("=B-Q4",),
     ),
     "eight-bits": PlannerStudy(

@@ -13,8 +13,9 @@ class StudyArm:
 
     Of the plans of several ``planners`` the one with the least loss after its short training is taken, and
     the seconds of all count. Adapters start by ``init``. ``adaptive``: AdaLoRA redistributes ranks around the
-    rank of a uniform plan and removes pruned ranks, so the final model has the same bytes. ``draw`` is the
-    number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on more training
+    rank of a uniform plan and removes pruned ranks, so the final model has the same bytes. ``rank_rule``, a
+    name of :data:`~bitrank.spec.rules.RANK_RULES`, assigns ranks by the rank of a uniform plan. ``draw`` is
+    the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on more training
     steps. ``measures``: the seconds of the sensitivity measurement count for the arm.
     """
 
@@ -23,6 +24,7 @@ class StudyArm:
     init: str = "lq-lora"
     adaptive: bool = False
     draw: int = 0
+    rank_rule: str | None = None
     longer_by: str | None = None
     measures: bool = True
 
@@ -48,6 +50,13 @@ STUDY_ARMS: dict[str, StudyArm] = {
         "the uniform plan, trained longer by the planning time of the exact plan",
         _UNIFORM,
         longer_by="exact",
+        measures=False,
+    ),
+    "train-then-reduce": StudyArm(
+        "the uniform plan's formats, trained at four times its rank and reduced to its bytes at the end",
+        _UNIFORM,
+        "default",
+        rank_rule="train-then-reduce",
         measures=False,
     ),
     **NULL_ARMS,

@@ -133,6 +133,9 @@ def _planned(
             "planner": arm,
             "adaptive": {"init_r": round(_HEADROOM * rank), "target_r": rank, "shrink": True},
         }
+    if entry.rank_rule is not None:
+        (rank,) = set(result.plan.ranks.values())
+        data |= {"planner": arm, "rank_rule": {"name": entry.rank_rule, "rank": rank}}
     measuring = result.tables.seconds if entry.measures else 0.0
     data["planning_seconds"] = {"measuring": measuring, "choosing": choosing}
     data["made_for"] = made_for

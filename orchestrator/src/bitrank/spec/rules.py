@@ -263,6 +263,41 @@ class AdaptiveRank:
         return Attached(adapted, hook(adapted))
 
 
+@dataclass(frozen=True)
+class ReducedRank:
+    """LoRA trained at ``init_r`` everywhere; after the last step the largest singular directions are kept, as
+    many as the numbers of a uniform ``target_r`` allow.
+    """
+
+    init_r: int
+    target_r: int
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: min(self.init_r, *m.shape) for m in blocks}
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import ReducedRanks, attach_lora
+
+        from bitrank.spec.adapter_hook import Attached
+
+        adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
+        return Attached(adapted, ReducedRanks(adapted, self.target_r, total_steps))
+
+
+def train_then_reduce(rank: int) -> ReducedRank:
+    """The rule that trains at four times ``rank``."""
+    return ReducedRank(4 * rank, rank)
+
+
 def _in_block(matrix: WeightMatrix) -> bool:
     return matrix.layer is not None and matrix.role != "embedding"
 
@@ -304,4 +339,8 @@ RANK_RULES: dict[str, NamedRankRule] = {
     "uniform": NamedRankRule("the same rank on every matrix of the blocks", FixedRank),
     "attention-only": NamedRankRule("on attention, no adapter elsewhere", partial(RankOn, "attention")),
     "ffn-only": NamedRankRule("on feed-forward parts, no adapter elsewhere", partial(RankOn, "ffn")),
+    "train-then-reduce": NamedRankRule(
+        "trained at four times the rank everywhere, reduced after the last step by singular values",
+        train_then_reduce,
+    ),
 }
