@@ -134,7 +134,8 @@ def random_llama(folder: Path, shapes: dict[str, int]) -> Path:
 
     tokenizer = load_tokenizer("smollm2")
     torch.manual_seed(0)
-    config = LlamaConfig(**shapes, vocab_size=len(tokenizer), tie_word_embeddings=True, dtype="bfloat16")  # type: ignore[arg-type]
+    options: dict[str, Any] = {**shapes, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    config = LlamaConfig(**options, dtype="bfloat16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16)

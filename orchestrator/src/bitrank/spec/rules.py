@@ -16,9 +16,10 @@ from bitrank.errors import UserError
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
     from bitrank_quant import WeightMatrix
+    from peft import PeftModel
     from torch import nn
 
-    from bitrank.spec.adapter_hook import Attached
+    from bitrank.spec.adapter_hook import AdapterHook, Attached
 
 Bits = dict[str, str]
 Ranks = dict[str, int]
@@ -163,12 +164,17 @@ class _Lora:
         heads: list[str],
         seed: int,
     ) -> Attached:
-        from bitrank_adapters import FixedRanks, attach_lora
+        from bitrank_adapters import attach_lora
 
         from bitrank.spec.adapter_hook import Attached
 
         adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
-        return Attached(adapted, FixedRanks(adapted))
+        return Attached(adapted, self._hook(adapted, total_steps))
+
+    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
+        from bitrank_adapters import FixedRanks
+
+        return FixedRanks(adapted)
 
 
 @dataclass(frozen=True)
@@ -221,6 +227,22 @@ class GivenRanks(_Lora):
 
 
 @dataclass(frozen=True)
+class ReducedRank(_Lora):
+    """LoRA at ``times`` × ``rank``, reduced at the end to as many numbers as a uniform ``rank`` has."""
+
+    rank: int
+    times: int = 4
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
+
+    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
+        from bitrank_adapters import ReducedRanks
+
+        return ReducedRanks(adapted, self.rank, total_steps)
+
+
+@dataclass(frozen=True)
 class AdaptiveRank:
     """AdaLoRA: every rank starts at ``init_r`` and the mean rank ends at ``target_r``.
 
@@ -261,41 +283,6 @@ class AdaptiveRank:
         )
         hook = ShrinkingRanks if self.shrink else AdaLoraRanks
         return Attached(adapted, hook(adapted))
-
-
-@dataclass(frozen=True)
-class ReducedRank:
-    """LoRA trained at ``init_r`` everywhere; after the last step the largest singular directions are kept, as
-    many as the numbers of a uniform ``target_r`` allow.
-    """
-
-    init_r: int
-    target_r: int
-
-    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        return {m.name: min(self.init_r, *m.shape) for m in blocks}
-
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
-        from bitrank_adapters import ReducedRanks, attach_lora
-
-        from bitrank.spec.adapter_hook import Attached
-
-        adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
-        return Attached(adapted, ReducedRanks(adapted, self.target_r, total_steps))
-
-
-def train_then_reduce(rank: int) -> ReducedRank:
-    """The rule that trains at four times ``rank``."""
-    return ReducedRank(4 * rank, rank)
 
 
 def _in_block(matrix: WeightMatrix) -> bool:
@@ -339,8 +326,5 @@ RANK_RULES: dict[str, NamedRankRule] = {
     "uniform": NamedRankRule("the same rank on every matrix of the blocks", FixedRank),
     "attention-only": NamedRankRule("on attention, no adapter elsewhere", partial(RankOn, "attention")),
     "ffn-only": NamedRankRule("on feed-forward parts, no adapter elsewhere", partial(RankOn, "ffn")),
-    "train-then-reduce": NamedRankRule(
-        "trained at four times the rank everywhere, reduced after the last step by singular values",
-        train_then_reduce,
-    ),
+    "train-then-reduce": NamedRankRule("at 4 × the rank, then the largest directions are kept", ReducedRank),
 }
