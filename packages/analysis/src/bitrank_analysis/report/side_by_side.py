@@ -153,6 +153,6 @@ def _continuations(study: Study, run_id: str) -> dict[str, str]:
         return {str(entry["prompt"]): str(entry["continuation"]) for entry in json.loads(content)}
     except (ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
-            f'expected {CONTINUATIONS} of run {run_id} to be a list of {{"prompt": …, "continuation": …}}, '
+            f'run {run_id}: expected {CONTINUATIONS} to be a list of {{"prompt": …, "continuation": …}}, '
             f"got {type(error).__name__}: {error}"
         ) from error
