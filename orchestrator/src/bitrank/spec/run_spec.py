@@ -36,7 +36,7 @@ from bitrank.spec.fields import (
     one_of,
 )
 from bitrank.spec.inits import INITS
-from bitrank.spec.inputs import is_content, is_hub
+from bitrank.spec.inputs import commit_of, is_content
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
 DIGESTS = ("data_digest", "model_digest")  # fields that identify content
@@ -238,8 +238,8 @@ class RunSpec:
     @property
     def model_source(self) -> str:
         """The model as it is loaded: a hub id with the commit in the spec (``id@commit``), else ``model``."""
-        commit = (self.model_digest or "").partition(":")[2]
-        return f"{self.model}@{commit}" if is_hub(self.model_digest) else self.model
+        commit = commit_of(self.model_digest)
+        return f"{self.model}@{commit}" if commit else self.model
 
     @property
     def file_options(self) -> FileOptions:

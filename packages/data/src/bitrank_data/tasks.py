@@ -16,11 +16,17 @@ HUB_TASKS = tuple(HUB)
 TASKS: tuple[str, ...] = (*EMBEDDED, *HUB_TASKS)
 
 
-def open_task(name: str, folder: str | None = None, options: FileOptions | None = None) -> Source:
+def open_task(
+    name: str,
+    folder: str | None = None,
+    options: FileOptions | None = None,
+    commit: str | None = None,
+) -> Source:
     """Source of task ``name``: one of :data:`TASKS`, or the path of a user's file or folder of files.
 
-    ``folder`` is a local copy for the hub tasks. ``options`` are those of the user's files. Raises
-    :class:`DataError` with the nearest names for an unknown task, and for options that are not used.
+    ``folder`` is a local copy for the hub tasks, ``commit`` that of their repository. ``options`` are those
+    of the user's files. Raises :class:`DataError` with the nearest names for an unknown task, and for options
+    that are not used.
     """
     if is_path(name):
         return file_source(Path(name), options)
@@ -31,7 +37,7 @@ def open_task(name: str, folder: str | None = None, options: FileOptions | None 
     if name in EMBEDDED:
         return EMBEDDED[name]
     if name in HUB_TASKS:
-        return hub_source(name, Path(folder) if folder else None)
+        return hub_source(name, Path(folder) if folder else None, commit)
     near = difflib.get_close_matches(name, TASKS, n=2) or TASKS
     own = f"or a path: ./{name}" if Path(name).exists() else f"or the path of a {', '.join(READERS)} file"
     raise DataError(f"unknown task {name!r}; nearest: {', '.join(near)} ({own}, or of a folder with them)")
