@@ -117,7 +117,12 @@ def main() -> None:
     _quiet()
     torch.set_num_threads(arguments.threads)
     baseline = peak_memory_mib()
-    given = {"steps": arguments.steps, "threads": arguments.threads}
+    given = {
+        "steps": arguments.steps,
+        "threads": arguments.threads,
+        "model": arguments.model,
+        "batch_size": arguments.batch,
+    }
     spec = replace(
         make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=arguments.seed
     )
@@ -150,6 +155,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer", choices=["default", "tuned"], required=True)
     parser.add_argument("--config", choices=CONFIGS, required=True)
     parser.add_argument("--task", required=True)
+    parser.add_argument("--model", help="instead of the task's model")
+    parser.add_argument("--batch", type=int, help="sequences of a batch, instead of the profile's")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)

@@ -141,7 +141,7 @@ def _ranks() -> list[str]:
 
 def _planners() -> list[str]:
     planners = find("bitrank.planning.planners:PLANNERS")
-    searches = find("bitrank_planner:SEARCHES")
+    searches = find("bitrank_planner:SEARCHES") | find("bitrank.planning.race:RACES")
     studies = find("bitrank.planning.planner_studies:STUDIES")
     executors = find("bitrank.execution.registry:EXECUTORS")
     exports = find("bitrank.export.registry:EXPORTS")
