@@ -89,5 +89,5 @@ def test_gguf_refuses_a_sentence_piece_model_before_anything_is_written(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_gguf_accepts_what_it_supports(tmp_path: Path) -> None:
+def test_gguf_accepts_supported_runs(tmp_path: Path) -> None:
     EXPORTS["gguf"].check(run_of(bpe_models.write(tmp_path, "llama"), "toy_articles"))

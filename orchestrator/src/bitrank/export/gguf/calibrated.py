@@ -41,19 +41,19 @@ def choose_codes(rebuilt: Rebuilt, quantizer: str, rounded: Mapping[str, Stored]
     notes = _notes(changing, quantizer)
     if not formats:
         return ChosenCodes({}, {}, notes)
-    weights = {name: rebuilt.wanted(name) for name in formats}
+    weights = {name: rebuilt.stored_and_adapted(name) for name in formats}
     others = {name for name in rebuilt.layers() if rebuilt.rank(name) and name not in formats}
     all_formats = {**dict.fromkeys(others, _UNROUNDED), **formats}
     model = requantize(rebuilt, quantizer, all_formats, compare=False).model
     matrices, audits = {}, {}
-    for name, (stored_OI, wanted_OI) in weights.items():
+    for name, (stored_OI, adapted_OI) in weights.items():
         one = changing[name]
         weight = model.get_submodule(name).quantized
         assert isinstance(weight, QuantWeight) and one.type.chosen is not None
         rows = one.type.chosen.from_codes(weight.tensors, weight.shape)
         matrices[name] = Stored(one.type, rows, one.kept)
-        result_OI = matrices[name].values().to(wanted_OI.device)
-        three_OI = (stored_OI, wanted_OI, result_OI)
+        result_OI = matrices[name].values().to(adapted_OI.device)
+        three_OI = (stored_OI, adapted_OI, result_OI)
         audits[name] = matrix_audit(rebuilt, name, one.type.name, three_OI, one.kept)
     return ChosenCodes(matrices, audits, notes)
 
