@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
 from bitrank.cli.options import add_file_options
+from bitrank.cli.plan_output import Planned, show_plan
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
 from bitrank.process.fast_imports import quick_imports
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.learning import LEARNING
-from bitrank.spec.run_spec import FILE_OPTIONS
-
-if TYPE_CHECKING:  # imports torch
-    from bitrank_planner import Item, Plan
-
-    from bitrank.planning.budget import Sizes
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -235,7 +226,7 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
         f"{result.tables.peak_mib:,.0f} MiB), {result.choosing:.1f} s to search",
     } | _left_out(result.sizes, data)
     planned = Planned(result.plan, result.problem.items, result.sizes, spec.model)
-    return _show(arguments, planned, shown, data)
+    return show_plan(arguments, planned, shown, data)
 
 
 def _plan_from_config(arguments: argparse.Namespace) -> int:
@@ -260,7 +251,7 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}",
     } | _left_out(sizes, data)
-    return _show(arguments, Planned(plan, problem.items, sizes, spec.model), shown, data)
+    return show_plan(arguments, Planned(plan, problem.items, sizes, spec.model), shown, data)
 
 
 def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
@@ -273,61 +264,6 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
     data["left_in_16_bits_share"] = left_out_share(sizes.outline.left, sizes.parameters)
     message = left_out_message(sizes.outline.left, sizes.parameters)
     return {"left out": message} if message else {}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan with its matrices, sizes and the location of its model."""
-
-    plan: Plan
-    items: Sequence[Item]
-    sizes: Sizes
-    model: str
-
-
-def _show(
-    arguments: argparse.Namespace, planned: Planned, shown: dict[str, str], data: dict[str, Any]
-) -> int:
-    """Save the plan with its page, and print it."""
-    from bitrank.cli.plan_page import page_path, save_plan_page
-    from bitrank.cli.plan_view import plan_lines, plan_view
-    from bitrank.spec.plan_file import save_plan
-    from bitrank.terminal import console
-
-    plan, items = planned.plan, planned.items
-    if arguments.save is not None:
-        save_plan(data, arguments.save)
-        save_plan_page(page_path(arguments.save), planned.model, plan, planned.sizes, shown)
-    if arguments.json:
-        print(json.dumps(data, indent=1))
-        return 0
-    screen = console()
-    if arguments.matrices:
-        screen.print(plan_lines(plan, items))
-    screen.print(plan_view(plan, items, shown))
-    if arguments.save is not None:
-        screen.print(
-            f"\nsaved: {arguments.save}   page: {page_path(arguments.save)}   "
-            f"train: {_run_command(arguments)}",
-            soft_wrap=True,
-            markup=False,
-        )
-    return 0
-
-
-def _run_command(arguments: argparse.Namespace) -> str:
-    """The command that trains with the saved plan on the same task, model and settings."""
-    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", str(arguments.task)]
-    if arguments.model is not None:
-        parts += ["--model", str(arguments.model)]
-    if arguments.profile != "laptop":
-        parts += ["--profile", arguments.profile]
-    for field in FILE_OPTIONS:
-        if (value := getattr(arguments, field)) is not None:
-            parts += [f"--{field.replace('_', '-')}", str(value)]
-    for setting in arguments.set:
-        parts += ["--set", setting]
-    return shlex.join(parts)
 
 
 def _mib(nbytes: int) -> str:

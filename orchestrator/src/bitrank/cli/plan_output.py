@@ -1,0 +1,72 @@
+"""The output of ``bitrank plan`` for one budget: files, terminal, and the command that trains the plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bitrank.spec.run_spec import FILE_OPTIONS
+
+if TYPE_CHECKING:  # imports torch
+    from bitrank_planner import Item, Plan
+
+    from bitrank.planning.budget import Sizes
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with its matrices, sizes and the location of its model."""
+
+    plan: Plan
+    items: Sequence[Item]
+    sizes: Sizes
+    model: str
+
+
+def show_plan(
+    arguments: argparse.Namespace, planned: Planned, shown: dict[str, str], data: dict[str, Any]
+) -> int:
+    """Save the plan with its page, and print it."""
+    from bitrank.cli.plan_page import page_path, save_plan_page
+    from bitrank.cli.plan_view import plan_lines, plan_view
+    from bitrank.spec.plan_file import save_plan
+    from bitrank.terminal import console
+
+    plan, items = planned.plan, planned.items
+    if arguments.save is not None:
+        save_plan(data, arguments.save)
+        save_plan_page(page_path(arguments.save), planned.model, plan, planned.sizes, shown)
+    if arguments.json:
+        print(json.dumps(data, indent=1))
+        return 0
+    screen = console()
+    if arguments.matrices:
+        screen.print(plan_lines(plan, items))
+    screen.print(plan_view(plan, items, shown))
+    if arguments.save is not None:
+        screen.print(
+            f"\nsaved: {arguments.save}   page: {page_path(arguments.save)}   "
+            f"train: {_run_command(arguments)}",
+            soft_wrap=True,
+            markup=False,
+        )
+    return 0
+
+
+def _run_command(arguments: argparse.Namespace) -> str:
+    """The command that trains with the saved plan on the same task, model and settings."""
+    parts = ["bitrank", "run", "--plan", str(arguments.save), "--task", str(arguments.task)]
+    if arguments.model is not None:
+        parts += ["--model", str(arguments.model)]
+    if arguments.profile != "laptop":
+        parts += ["--profile", arguments.profile]
+    for field in FILE_OPTIONS:
+        if (value := getattr(arguments, field)) is not None:
+            parts += [f"--{field.replace('_', '-')}", str(value)]
+    for setting in arguments.set:
+        parts += ["--set", setting]
+    return shlex.join(parts)
