@@ -1,9 +1,10 @@
-"""``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
+"""Tasks of the Hugging Face hub, from the hub itself or from a local folder in hub format.
 
 The labels of SST-2's test set are hidden. Its 872 validation sentences are therefore the test set, and 1,000
 training sentences, chosen once, are the validation set; all copies of a sentence stay together. The official
 sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
-at its level-one headings; the number of an article is its id.
+at its level-one headings; the number of an article is its id. Alpaca and Dolly have training data only:
+subsets of their rows, chosen by the hash of the instruction, are the three splits.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitrank_data.conversations import instruction_layout
+from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.hub_cache import cached_commit
-from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data.kinds import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING
+from bitrank_data.layouts import LeftOut, Refused
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
+# Sizes of the subsets of instruction data.
+_SUBSET = {"test": 1000, "validation": 200, TRAIN: 2000}
 
 
 def hub_source(name: str, folder: Path | None = None) -> Source:
@@ -99,6 +105,34 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
     return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(t for t in texts if t)]
 
 
+def _instructions(name: str, given: str, output: str, folder: Path | None) -> Texts:
+    """A subset of instructions; the columns are ``instruction``, ``given`` (an input) and ``output``.
+
+    Rows with one instruction and input are in one split. Of fewer rows than the subset has, a tenth each is
+    for test and validation. Rows without an instruction or output are left out and counted.
+    """
+    rows = _dataset(name, folder, ("instruction", given, output))[TRAIN]
+    layout = instruction_layout(output, given)
+    examples, empty = [], []
+    for number, row in enumerate(rows):
+        cells = {role: row[column] for role, column in layout.present(list(row)).items()}
+        try:
+            fields = layout.parse(cells)
+        except LeftOut:
+            empty.append(number + 1)
+            continue
+        except Refused as error:
+            raise DataError(f"{name}: the {error.role} of row {number + 1} {error}") from error
+        examples.append(layout.build(id=f"{name}-{number}", label=None, **fields))
+    sizes = {split: min(size, max(1, len(examples) // 10)) for split, size in _SUBSET.items()}
+    groups = connected(examples, lambda example: [text_key(example.key)])
+    splits = split_groups(groups, lambda example: example.id, sizes["test"], sizes["validation"])
+    splits[TRAIN] = splits[TRAIN][: _SUBSET[TRAIN]]
+    note = f"{len(empty)} of {len(rows)} rows have no instruction or output and were left out"
+    notes = (f"{note} (the first: row {empty[0]})",) if empty else ()
+    return Texts(INSTRUCTION, splits, (), DataReport({"rows_without_text": len(empty)}, notes))
+
+
 def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
     import datasets
 
@@ -121,8 +155,7 @@ def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
 
 
 def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
-    wanted = ("train", "validation") if name == "sst2" else SPLITS
-    for split in wanted:
+    for split in HUB[name].splits:
         if split not in data:
             raise DataError(f"{name} needs a split {split!r}; found {', '.join(data)}")
         missing = [column for column in columns if column not in data[split].column_names]
@@ -135,8 +168,9 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class HubTask:
-    """A task whose data lie in a repository of the hub; ``load`` reads them from a folder, or from the hub
-    without one.
+    """A task whose data are in a repository of the hub, of which it reads ``splits``.
+
+    ``load`` reads them from a folder, or from the hub without one.
     """
 
     kind: str
@@ -144,11 +178,35 @@ class HubTask:
     repository: str
     config: str | None
     load: Callable[[Path | None], Texts]
+    splits: tuple[str, ...] = SPLITS
 
 
 HUB: dict[str, HubTask] = {
-    "sst2": HubTask(CLASSIFICATION, "movie-review phrases, two classes", "stanfordnlp/sst2", None, _sst2),
+    "sst2": HubTask(
+        CLASSIFICATION,
+        "movie-review phrases, two classes",
+        "stanfordnlp/sst2",
+        None,
+        _sst2,
+        (TRAIN, "validation"),
+    ),
     "wikitext2": HubTask(
         LANGUAGE_MODELLING, "Wikipedia articles", "Salesforce/wikitext", "wikitext-2-raw-v1", _wikitext2
+    ),
+    "alpaca": HubTask(
+        INSTRUCTION,
+        "3,200 instructions of Alpaca",
+        "tatsu-lab/alpaca",
+        None,
+        partial(_instructions, "alpaca", "input", "output"),
+        (TRAIN,),
+    ),
+    "dolly": HubTask(
+        INSTRUCTION,
+        "3,200 instructions of Dolly",
+        "databricks/databricks-dolly-15k",
+        None,
+        partial(_instructions, "dolly", "context", "response"),
+        (TRAIN,),
     ),
 }
