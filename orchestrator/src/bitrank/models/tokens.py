@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitrank_data import DataReport, TokenisedTask, open_task, tokenise
+from bitrank_data import DataReport, TokenisedTask, tokenise
 
 from bitrank.models.config import load_config
 from bitrank.models.load import load_tokenizer
@@ -24,7 +24,7 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     package's error.
     """
     too_long = check_length(spec)
-    source, tokenizer = open_task(spec.task, spec.data, spec.file_options), load_tokenizer(spec.model_source)
+    source, tokenizer = spec.open_task(), load_tokenizer(spec.model_source)
     config = load_config(spec.model_source)
     padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bitrank_data import Source, open_task
+from bitrank_data import Source
 
 from bitrank.models.locate import folder_of, weights_fingerprint
 from bitrank.process.compute import Compute
@@ -26,7 +26,7 @@ def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
 
     ``source`` is that of the spec's task, if it is open already.
     """
-    source = source or open_task(spec.task, spec.data, spec.file_options)
+    source = source or spec.open_task()
     compute = Compute.of(spec)
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
     return model_key(spec), source.fingerprint(), length, compute.device, compute.dtype_name

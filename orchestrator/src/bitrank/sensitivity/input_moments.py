@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import TokenisedTask, build_once, cache_dir, open_task
+from bitrank_data import TokenisedTask, build_once, cache_dir
 from bitrank_quant import InputMoments, tied_modules
 from bitrank_quant.sensitivity import input_moments
 from bitrank_trainer import choose_device
@@ -45,7 +45,7 @@ def moments_place(spec: RunSpec) -> Path:
     """The cache folder of the moments: a hash of the model, the task's text, the settings that change a
     measured number, and the code that gathers.
     """
-    source = open_task(spec.task, spec.data, spec.file_options)
+    source = spec.open_task()
     code = code_hash("bitrank.sensitivity.input_moments")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), str(TOKENS), code)).encode())
     return cache_dir() / "inputs" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

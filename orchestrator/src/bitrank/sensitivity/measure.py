@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bitrank_data import IGNORED, Batch, build_once, cache_dir, is_built, open_task
+from bitrank_data import IGNORED, Batch, build_once, cache_dir, is_built
 from bitrank_quant import parse_format
 from bitrank_quant.sensitivity import Replay, measure_sensitivities
 from bitrank_trainer import (
@@ -71,7 +71,7 @@ def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
     """The cache folder of the tables: a hash of the model, the task's text, the settings that change a
     measured number, the formats, the quantizer, and the code that measures.
     """
-    source = open_task(spec.task, spec.data, spec.file_options)
+    source = spec.open_task()
     code = code_hash("bitrank.sensitivity.measure")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), *formats, spec.quantizer, code)).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import CLASSIFICATION, FileOptions, is_path, write_atomically
+from bitrank_data import CLASSIFICATION, FileOptions, Source, is_path, open_task, write_atomically
 
 from bitrank.spec.fields import (
     TEXT_LENGTH,
@@ -84,7 +84,9 @@ class RunSpec:
     profile: Annotated[Text, About("the profile with the defaults of the fields; names the experiment")] = (
         "laptop"
     )
-    kind: Annotated[Text, About("the kind of task; follows from the task")] = CLASSIFICATION
+    kind: Annotated[Text, About("the kind of task, one that its examples fit; follows from the task")] = (
+        CLASSIFICATION
+    )
     arm: Annotated[
         dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
     ] = field(default_factory=dict)
@@ -245,6 +247,10 @@ class RunSpec:
     def file_options(self) -> FileOptions:
         """How the user's own file is read."""
         return FileOptions(self.text_column, self.label_column, self.test_file)
+
+    def open_task(self) -> Source:
+        """The task's texts, as examples of the spec's kind."""
+        return open_task(self.task, self.data, self.file_options, self.kind)
 
     @property
     def reads_file(self) -> bool:
