@@ -62,7 +62,9 @@ def _masked() -> Any:
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
     tokens = {**_TOKENS, "vocab_size": len(VOCABULARY) + 1}  # one more for the mask
-    return BertForMaskedLM(BertConfig(**tokens, **sizes, max_position_embeddings=64))
+    # The head is a frozen random one: with the usual 0.02 its logits would differ too little to learn.
+    config = BertConfig(**tokens, **sizes, max_position_embeddings=64, initializer_range=0.2)
+    return BertForMaskedLM(config)
 
 
 def _llama() -> Any:
