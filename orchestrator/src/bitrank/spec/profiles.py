@@ -147,7 +147,7 @@ _BASE: dict[str, dict[str, Any]] = {
     CLASSIFICATION: {
         **_LAPTOP[CLASSIFICATION],
         "model": "mpnet",
-        "steps": 2000,
+        "steps": 1000,
         "learning_rate": 5e-4,
         "log_every": 50,
         "eval_every": 250,
