@@ -14,7 +14,8 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bitrank_data import Batching, open_task, tokenise, training_batches
 
@@ -28,15 +29,16 @@ def write(path: Path, rows: int) -> Path:
     """A file of ``rows`` different long texts with two classes."""
     # Few long words: memory should be that of texts, and not of lists of many tokens.
     texts = [f"film {number} " + "x" * CHARACTERS for number in range(rows)]
-    table = pd.DataFrame({"text": texts, "label": [number % 2 for number in range(rows)]})
+    records = [{"text": text, "label": number % 2} for number, text in enumerate(texts)]
     if path.suffix == ".csv":
-        table.to_csv(path, index=False)
+        lines = ["text,label", *(f"{record['text']},{record['label']}" for record in records)]
+        path.write_text("\n".join(lines), encoding="utf-8")
     elif path.suffix == ".parquet":
-        table.to_parquet(path, row_group_size=SMALL // 2)
+        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=SMALL // 2)
     elif path.suffix == ".json":
-        path.write_text(json.dumps(table.to_dict("records")), encoding="utf-8")
+        path.write_text(json.dumps(records), encoding="utf-8")
     else:
-        table.to_json(path, orient="records", lines=True)
+        path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     return path
 
 
