@@ -63,7 +63,7 @@ def test_every_command_has_help_with_examples(capsys, command: str) -> None:
             ["run", "--config", "B-FP", "--task", "toy_sentences", "--set", "lerning_rate=1"],
             "nearest: learning_rate",
         ),
-        (["run", "--config", "B-FP", "--task", "none.csv"], "no such file: none.csv"),
+        (["run", "--config", "B-FP", "--task", "none.csv"], "cannot read none.csv: there is no such file"),
         (["run", "--plan", "none.json", "--task", "toy_sentences"], "cannot read the plan"),
         (["list", "--store", "ftp://x"], "cannot use the store"),
     ],

@@ -17,7 +17,7 @@ from bitrank.models.load import Loaded, open_model
 from bitrank.models.stored_tensors import stored_tensors
 from bitrank.spec.run_spec import RunSpec
 from safetensors.torch import load_file, save_file
-from small_models import CLASSIFIERS, DECODERS, write
+from small_models import CLASSIFIERS, DECODERS, write, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 CLASSES = ("bad", "good")
@@ -293,6 +293,66 @@ def test_quantization_config_is_refused_with_its_method_and_the_way_out(
     change_config(folder, quantization_config={"quant_method": method})
     with pytest.raises(UserError, match=rf"quantized already.*quant_method {method}; .*{remedy}"):
         opened(folder, LM)
+
+
+def _in_4_bits(folder: Path) -> None:
+    """Quantize the model in ``folder`` as its publisher would, by bitsandbytes."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    model.save_pretrained(folder)
+
+
+def _in_fp8(folder: Path) -> None:
+    """Quantize the linear matrices in ``folder`` to float8 with one scale for each block of 32 × 32."""
+
+    def quantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for key in [key for key in tensors if key.endswith("proj.weight")]:
+            weight_OI = tensors[key]
+            scale = weight_OI.abs().max() / 448  # the largest number of the format
+            tensors[key] = (weight_OI / scale).to(torch.float8_e4m3fn)
+            blocks = [-(-size // 32) for size in weight_OI.shape]
+            tensors[key.replace("weight", "weight_scale_inv")] = scale.expand(*blocks).contiguous()
+        return tensors
+
+    change_tensors(folder, quantize)
+    stored = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head"]}
+    change_config(folder, quantization_config=stored)
+
+
+def _dequantized(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").dequantize()
+
+
+def _dequantized_fp8(folder: Path) -> Any:
+    from transformers import FineGrainedFP8Config
+
+    how = FineGrainedFP8Config(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=how)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dequantize", "error"),
+    [(_in_4_bits, _dequantized, 0.25), (_in_fp8, _dequantized_fp8, 0.04)],
+    ids=["bitsandbytes", "fp8"],
+)
+def test_the_way_out_of_a_quantized_checkpoint_writes_one_that_loads(
+    tmp_path: Path, quantize: Any, dequantize: Any, error: float
+) -> None:
+    original = AutoModelForCausalLM.from_pretrained(write(tmp_path / "m", "llama")).state_dict()
+    quantize(tmp_path / "m")
+    with pytest.raises(UserError, match="save_original_format=False"):
+        opened(tmp_path / "m", LM)
+    model = dequantize(tmp_path / "m")
+    model.save_pretrained(tmp_path / "out", save_original_format=False)
+    write_tokenizer(tmp_path / "out")
+    loaded = opened(tmp_path / "out", LM, dtype=torch.float32)
+    loaded.fill_rest()
+    key = "model.layers.0.mlp.up_proj.weight"
+    found = loaded.model.state_dict()[key]
+    assert torch.equal(found, model.state_dict()[key].float())
+    assert 0 < float((found - original[key]).norm()) < error * float(original[key].norm())
 
 
 @pytest.mark.parametrize("beside", ["qzeros", "weight_scale_inv", "weight.absmax", "weight._scale"])

@@ -140,8 +140,14 @@ def test_the_error_names_the_wrong_key_or_type_of_a_plan(
 def test_a_plan_with_two_values_for_one_key_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text('{"precision": {"a": "nf4", "a": "int8"}, "ranks": {}}')
-    with pytest.raises(UserError, match="two values for 'a'"):
+    with pytest.raises(UserError, match="got two values for 'a'; remove one"):
         find_config("x", str(path))
+
+
+def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(PLAN), encoding="utf-8-sig")
+    assert valid_plan(path)["ranks"] == PLAN["ranks"]
 
 
 def test_a_deeply_nested_plan_is_rejected(tmp_path: Path) -> None:

@@ -162,6 +162,10 @@ def test_answers_beyond_max_length_are_cut_and_counted(tmp_path: Path) -> None:
     task = task_of(tmp_path / "y.jsonl", long, words(), length=8)
     assert task.report.counts["texts_without_tokens"] == 19
     assert any(note.startswith("19 texts have too few tokens to learn from") for note in task.report.notes)
+    prompts = numbered([{"prompt": "why " * 9 + "NUMBER", "completion": " film"}])
+    remedy = "longer than max_length 8 and were cut there.* or a larger max_length"
+    with pytest.raises(DataError, match=f"no text left for train .*{remedy}"):
+        task_of(tmp_path / "z.jsonl", prompts, words(), length=8)
 
 
 def test_labels_of_a_batch_are_targets_and_padding_is_ignored(tmp_path: Path) -> None:

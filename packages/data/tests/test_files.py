@@ -74,7 +74,9 @@ def test_invalid_files_raise_data_error(tmp_path, name: str, content: bytes, mes
 
 
 def test_unknown_task_names_raise_data_error() -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"cannot read nowhere/x\.csv: there is no such file"):
         open_task("nowhere/x.csv")
+    with pytest.raises(DataError, match="cannot read /dev/null: it is no regular file"):
+        open_task("/dev/null")
     with pytest.raises(DataError, match="unknown task 'movie_sentence'; nearest: movie_sentences"):
         open_task("movie_sentence")

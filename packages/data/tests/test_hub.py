@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import datasets
 import pytest
@@ -59,18 +60,19 @@ def test_articles_start_at_level_one_headings() -> None:
     ]
 
 
-def test_missing_columns_folders_and_network_raise_data_error(tmp_path, sst2, monkeypatch) -> None:
+def test_missing_columns_and_folders_raise_data_error(tmp_path, sst2) -> None:
     with pytest.raises(DataError, match="needs the column 'text'"):
         open_task("wikitext2", str(sst2)).load()
     with pytest.raises(DataError, match="local folder"):
         open_task("sst2", str(tmp_path / "empty")).load()
-    monkeypatch.setattr(datasets, "load_dataset", _unreachable)
-    with pytest.raises(DataError, match="--data FOLDER"):
-        open_task("sst2").load()
 
 
-def _unreachable(*_: object) -> None:
-    raise ConnectionError("no route to the hub")
+def test_a_task_that_is_not_cached_and_cannot_be_downloaded_names_the_local_copy(hub_cache) -> None:
+    for use in ("fingerprint", "load"):
+        with pytest.raises(
+            DataError, match=r"cannot load sst2 from stanfordnlp/sst2 on the hub: .*--data FOLDER"
+        ):
+            getattr(open_task("sst2"), use)()
 
 
 def test_fingerprint_changes_with_the_files(sst2) -> None:
@@ -79,23 +81,53 @@ def test_fingerprint_changes_with_the_files(sst2) -> None:
     assert open_task("sst2", str(sst2)).fingerprint() != before
 
 
-def test_hub_fingerprint_contains_the_downloaded_commit(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    main = tmp_path / "datasets--stanfordnlp--sst2" / "refs" / "main"
-    downloaded = []
+OLD, NEW = "a" * 40, "b" * 40
 
-    def fetch(path: str, config: str | None) -> dict[str, object]:
-        downloaded.append(path)
-        main.parent.mkdir(parents=True)
-        main.write_text("8d51")
-        return {"train": None, "validation": None}
 
-    monkeypatch.setattr("datasets.load_dataset", fetch)
-    source = open_task("sst2")
-    assert source.fingerprint() == source.fingerprint() == "hub:stanfordnlp/sst2:None@8d51"
-    assert downloaded == ["stanfordnlp/sst2"]
-    main.write_text("ffff")
-    assert source.fingerprint().endswith("@ffff")
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, which cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def store_commit(hub_cache: Path, commit: str, word: str) -> None:
+    """Cache ``commit`` of SST-2, whose sentences contain ``word``, as the newest one."""
+    folder = hub_cache / "datasets--stanfordnlp--sst2"
+    (data := folder / "snapshots" / commit / "data").mkdir(parents=True)
+    rows = {"sentence": [f"{word} {n}" for n in range(60)], "label": [n % 2 for n in range(60)]}
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows).to_parquet(data / f"{split}-00000-of-00001.parquet")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+
+
+def test_texts_and_fingerprint_are_those_of_one_commit_also_after_the_repository_moved(hub_cache) -> None:
+    store_commit(hub_cache, OLD, "old")
+    before = open_task("sst2")
+    assert before.fingerprint() == f"hub:stanfordnlp/sst2:data/{{split}}-*.parquet@{OLD}"
+    store_commit(hub_cache, NEW, "new")
+    for commit, word in ((None, "new"), (NEW, "new"), (OLD, "old")):
+        source = open_task("sst2", commit=commit)
+        assert source.fingerprint().endswith(f"@{commit or NEW}")
+        assert {example.text.split()[0] for example in source.load().splits["train"]} == {word}
+
+
+def test_a_commit_that_cannot_be_fetched_is_named_with_the_way_out(hub_cache) -> None:
+    store_commit(hub_cache, NEW, "new")
+    with pytest.raises(DataError, match=f"from stanfordnlp/sst2@{OLD} on the hub: .*--data FOLDER"):
+        open_task("sst2", commit=OLD).load()
+
+
+def test_a_commit_without_the_files_of_a_split_is_refused_by_name(hub_cache) -> None:
+    store_commit(hub_cache, NEW, "new")
+    for file in hub_cache.rglob("validation-*.parquet"):
+        file.unlink()
+    with pytest.raises(
+        DataError, match=rf"@{NEW} on the hub has no data/validation-\*\.parquet; give a local"
+    ):
+        open_task("sst2").load()
 
 
 def test_cached_commit_without_branch_is_the_newest_snapshot(

@@ -163,7 +163,11 @@ def test_many_classes_of_one_training_text_each_are_rejected(tmp_path: Path, cla
 @pytest.mark.parametrize(("classes", "each"), [(4, 3), (10, 3), (11, 4), (77, 20)])
 def test_classes_with_enough_training_texts_are_accepted(tmp_path: Path, classes: int, each: int) -> None:
     rows = [{"text": f"text {n}", "label": f"class {n % classes}"} for n in range(each * classes)]
-    assert len(load(tmp_path / "x.jsonl", rows).classes) == classes
+    texts = load(tmp_path / "x.jsonl", rows)
+    assert len(texts.classes) == classes
+    few = [note for note in texts.report.notes if "each on average" in note]
+    assert bool(few) == (classes == 11)
+    assert not few or few[0].startswith("11 classes have 22 different training texts, 2.0 each on average")
 
 
 # Digests over (id, text, label) of each split: study results on embedded tasks stay comparable while these

@@ -18,7 +18,6 @@ from bitrank.export.registry import (
     find_quantizer_for,
     find_target,
 )
-from bitrank.process.fast_imports import quiet_libraries
 
 if TYPE_CHECKING:  # `bitrank --help` does not import torch
     from bitrank.export.audit import Audit
@@ -78,7 +77,6 @@ def act(arguments: argparse.Namespace) -> int:
     check_absent(arguments.out)
     target = find_target(arguments.to, arguments.lora)
     quantizer = find_quantizer_for(arguments.to, arguments.quantizer)
-    quiet_libraries()
     from bitrank.export.finished_run import find_run
     from bitrank.export.rebuild import rebuild
 

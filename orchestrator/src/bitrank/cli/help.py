@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that completes the help of its options before it is shown."""
+    """A parser that completes the help of its options before it is shown.
+
+    A wrong argument ends with one sentence. argparse would print all options first, for which it reads every
+    help text, and with them the registries.
+    """
 
     def format_help(self) -> str:
         complete(self)
         return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (options: {self.prog} --help)\n")
 
 
 def list_names(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:

@@ -25,6 +25,7 @@ from bitrank.cli.report import add_paper, add_report, add_sql
 from bitrank.cli.ui import add_ui
 from bitrank.errors import BAD_INPUT, FAILED, UserError, disk_problem, is_full_disk, is_user_error, masked
 from bitrank.process.environment import set_own_environment
+from bitrank.process.fast_imports import quiet_libraries
 from bitrank.process.tcmalloc import adopt
 
 DOCTOR = """examples:
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and arguments.command in _LOADING_MODELS:
         adopt()
     set_own_environment()
+    quiet_libraries()
     from bitrank.execution.interrupts import Interrupted
 
     try:

@@ -12,7 +12,7 @@ from bitrank.cli.help import exact_planners, formats, list_names, planners, quan
 from bitrank.cli.options import add_file_options
 from bitrank.cli.plan_request import config_spec, measured_spec, plan_request, print_progress
 from bitrank.errors import UserError
-from bitrank.process.fast_imports import quick_imports, quiet_libraries
+from bitrank.process.fast_imports import quick_imports
 from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.learning import LEARNING
@@ -170,7 +170,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def act(arguments: argparse.Namespace) -> int:
     """Make a plan, show it, and save it."""
-    quiet_libraries()
     with quick_imports():
         from bitrank.planning.from_config import is_outline
         from bitrank.planning.make_plan import make_plan  # noqa: F401 - imports every module for planning

@@ -11,7 +11,6 @@ from bitrank_data import ASSETS, asset_present, cache_dir
 
 from bitrank.doctor.formats import try_formats
 from bitrank.doctor.machine import devices, machine, memory, threads
-from bitrank.doctor.parallelism import measure_pace
 from bitrank.doctor.show import print_report
 from bitrank.doctor.software import LIBRARIES, programs, version_of
 from bitrank.doctor.speed import gflops
@@ -26,6 +25,10 @@ def examine() -> dict[str, Any]:
     """
     from bitrank_quant import available_overrides, kernels_status
     from bitrank_trainer import DTYPES, available_devices, choose_device, choose_dtype
+
+    # Imported here: its own processes run this module as a program, which Python warns of if the package has
+    # imported it.
+    from bitrank.doctor.parallelism import measure_pace
 
     device = choose_device()
     dtype = choose_dtype(device)

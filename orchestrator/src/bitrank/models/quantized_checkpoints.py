@@ -22,9 +22,11 @@ _BESIDE = {
     "AQLM or VPTQ": r"\.(codes|codebooks|centroids|indices)$",
 }
 SAVED_BY_BITRANK = "quantized.safetensors"  # as bitrank_quant.save_quantized names it
+# In the original format transformers would write codes again, or fail where it cannot.
+_SAVE = "save it by model.save_pretrained(other_folder, save_original_format=False), with its tokenizer"
 _REMEDY = (
     "give the original in 16 or 32 bits, or write one: load it with transformers, call model.dequantize() if "
-    "its format offers that, and save it with model.save_pretrained(folder)"
+    f"its format offers that, and {_SAVE}"
 )
 
 
@@ -63,7 +65,7 @@ def _remedy_for(method: object) -> str:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
     from transformers.quantizers.base import HfQuantizer
 
-    original, save = "give the original in 16 or 32 bits", "save it with model.save_pretrained(other_folder)"
+    original = "give the original in 16 or 32 bits"
     # config.json says `bitsandbytes` for both of its methods
     known = next((name for name in AUTO_QUANTIZER_MAPPING if name.startswith(str(method))), None)
     if known is None:
@@ -71,9 +73,9 @@ def _remedy_for(method: object) -> str:
     config, quantizer = AUTO_QUANTIZATION_CONFIG_MAPPING[known], AUTO_QUANTIZER_MAPPING[known]
     if "dequantize" in inspect.signature(config).parameters:
         how = f"from_pretrained(folder, quantization_config={config.__name__}(dequantize=True))"
-        return f"{original}, or write one: load it by transformers' {how} and {save}"
+        return f"{original}, or write one: load it by transformers' {how} and {_SAVE}"
     if quantizer._dequantize is not HfQuantizer._dequantize:
-        return f"{original}, or write one: load it with transformers, call model.dequantize() and {save}"
+        return f"{original}, or write one: load it with transformers, call model.dequantize() and {_SAVE}"
     return f"{original} (transformers cannot dequantize this method)"
 
 

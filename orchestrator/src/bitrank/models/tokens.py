@@ -13,6 +13,7 @@ from bitrank.models.load import load_tokenizer
 from bitrank.models.padding import padding_of
 from bitrank.models.positions import check_length
 from bitrank.models.vocabulary import check_vocabulary
+from bitrank.spec.inputs import source_of
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -24,7 +25,7 @@ def tokenised(spec: RunSpec) -> TokenisedTask:
     package's error.
     """
     too_long = check_length(spec)
-    source, tokenizer = spec.open_task(), load_tokenizer(spec.model_source)
+    source, tokenizer = source_of(spec), load_tokenizer(spec.model_source)
     config = load_config(spec.model_source)
     padding = padding_of(tokenizer, config)
     task = tokenise(source, tokenizer, spec.max_length, spec.special_tokens, padding)

@@ -8,7 +8,7 @@ from bitrank_data import Source
 
 from bitrank.models.locate import folder_of, weights_fingerprint
 from bitrank.process.compute import Compute
-from bitrank.spec.inputs import is_hub, model_digest
+from bitrank.spec.inputs import is_hub, model_digest, source_of
 from bitrank.spec.run_spec import RunSpec
 
 
@@ -26,7 +26,7 @@ def key_parts(spec: RunSpec, source: Source | None = None) -> tuple[str, ...]:
 
     ``source`` is that of the spec's task, if it is open already.
     """
-    source = source or spec.open_task()
+    source = source or source_of(spec)
     compute = Compute.of(spec)
     length = f"{spec.max_length}" if spec.special_tokens else f"{spec.max_length} without special tokens"
     return model_key(spec), source.fingerprint(), length, compute.device, compute.dtype_name

@@ -31,7 +31,7 @@ from bitrank.sensitivity.calibration import (
 )
 from bitrank.sensitivity.fit_head import logits_and_labels
 from bitrank.sensitivity.measure import real_positions
-from bitrank.spec.inputs import check_inputs
+from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
@@ -45,7 +45,7 @@ def moments_place(spec: RunSpec) -> Path:
     """The cache folder of the moments: a hash of the model, the task's text, the settings that change a
     measured number, and the code that gathers.
     """
-    source = spec.open_task()
+    source = source_of(spec)
     code = code_hash("bitrank.sensitivity.input_moments")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), str(TOKENS), code)).encode())
     return cache_dir() / "inputs" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

@@ -26,7 +26,7 @@ from bitrank_trainer import (
 from bitrank.sensitivity.cache_key import key_parts
 from bitrank.sensitivity.calibration import calibration, calibration_task, whole_machine
 from bitrank.sensitivity.tables import Tables, read_tables, write_tables
-from bitrank.spec.inputs import check_inputs
+from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
@@ -71,7 +71,7 @@ def tables_place(spec: RunSpec, formats: tuple[str, ...] = FORMATS) -> Path:
     """The cache folder of the tables: a hash of the model, the task's text, the settings that change a
     measured number, the formats, the quantizer, and the code that measures.
     """
-    source = spec.open_task()
+    source = source_of(spec)
     code = code_hash("bitrank.sensitivity.measure")
     key = hashlib.sha256("\0".join((*key_parts(spec, source), *formats, spec.quantizer, code)).encode())
     return cache_dir() / "measured" / f"{Path(spec.model).name}-{source.name}-{key.hexdigest()[:16]}"

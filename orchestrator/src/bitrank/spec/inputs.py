@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, cached_commit, hub_repository
+from bitrank_data import ASSETS, EMBEDDED, HUB_TASKS, Source, cached_commit, hub_repository, open_task
 
 from bitrank.errors import UserError, shortened
 from bitrank.spec.digests import content_digest
@@ -84,6 +84,19 @@ def is_hub(digest: str | None) -> bool:
     return digest is not None and digest.startswith(_HUB)
 
 
+def commit_of(digest: str | None) -> str | None:
+    """The commit in ``digest``; None if it is no commit of a repository on the hub."""
+    return digest.removeprefix(_HUB) if digest is not None and is_hub(digest) else None
+
+
+def source_of(spec: RunSpec) -> Source:
+    """The texts of ``spec``; those of a hub task are read by the commit in the spec.
+
+    Raises :class:`~bitrank_data.DataError` for an unknown task, or a kind that its examples do not fit.
+    """
+    return open_task(spec.task, spec.data, spec.file_options, commit_of(spec.data_digest), spec.kind)
+
+
 def located(text: str) -> str:
     """Make ``text`` an absolute path if it names an existing file or folder.
 
@@ -105,9 +118,11 @@ def check_inputs(spec: RunSpec) -> None:
     """Raise :class:`UserError` if data or model of ``spec`` changed since the spec was made.
 
     Call it after the inputs were read, to confirm that the run used the content of its id. Old specs without
-    digests are not checked, nor is a model of the hub, which is loaded by the commit in the spec.
+    digests are not checked, nor are data and models of the hub, which are loaded by the commit in the spec.
     """
-    _compare(f"the data of {spec.task}", spec.data_digest, data_digest(spec.task, spec.data, spec.test_file))
+    if not is_hub(spec.data_digest):
+        found = data_digest(spec.task, spec.data, spec.test_file)
+        _compare(f"the data of {spec.task}", spec.data_digest, found)
     if not is_hub(spec.model_digest):
         _compare(f"the model {spec.model}", spec.model_digest, model_digest(spec.model))
 
@@ -129,8 +144,6 @@ def check_plan(spec: RunSpec) -> None:
 def _compare(label: str, expected: str | None, found: str | None) -> None:
     if expected is None or found == expected:
         return
-    if found is None and not is_content(expected):
-        return  # the hub's cache has no copy yet
     got = f"got {_short(found)}" if found else "but it no longer exists"
     raise UserError(
         f"{label} changed after this run was requested: expected {_short(expected)}, {got}. "

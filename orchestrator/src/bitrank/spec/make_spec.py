@@ -42,7 +42,7 @@ def make_spec(
     given |= {key: located(given[key]) for key in ("data", "plan", "model", "test_file") if key in given}
     check_data(given.get("data"), [task])
     options = FileOptions(**{key: given[key] for key in FILE_OPTIONS if key in given})
-    source = open_task(task, given.get("data"), options, given.pop("kind", None))
+    source = open_task(task, given.get("data"), options, kind=given.pop("kind", None))
     plan = given.get("plan")
     name = _name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}

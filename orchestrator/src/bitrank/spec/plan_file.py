@@ -194,11 +194,13 @@ def _json_of(path: Path) -> Any:
     if len(content) > _LARGEST:
         raise _not_a_plan(str(path), f"more than {_LARGEST // 2**20} MiB")
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError as error:
         raise _not_a_plan(str(path), "objects nested too deeply") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _not_a_plan(str(path), f"no JSON: {error}") from error
     except ValueError as error:
-        raise _not_a_plan(str(path), f"{type(error).__name__}: {error}") from error
+        raise _not_a_plan(str(path), str(error)) from error
 
 
 def _not_a_plan(source: str, got: str) -> UserError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen
-from bitrank_data import CLASSIFICATION, FileOptions, Source, is_path, open_task, write_atomically
+from bitrank_data import CLASSIFICATION, FileOptions, is_path, write_atomically
 
 from bitrank.spec.fields import (
     TEXT_LENGTH,
@@ -36,7 +36,7 @@ from bitrank.spec.fields import (
     one_of,
 )
 from bitrank.spec.inits import INITS
-from bitrank.spec.inputs import is_content, is_hub
+from bitrank.spec.inputs import commit_of, is_content
 
 DTYPE_NAMES = ("auto", "bf16", "fp16", "fp32")
 DIGESTS = ("data_digest", "model_digest")  # fields that identify content
@@ -240,17 +240,13 @@ class RunSpec:
     @property
     def model_source(self) -> str:
         """The model as it is loaded: a hub id with the commit in the spec (``id@commit``), else ``model``."""
-        commit = (self.model_digest or "").partition(":")[2]
-        return f"{self.model}@{commit}" if is_hub(self.model_digest) else self.model
+        commit = commit_of(self.model_digest)
+        return f"{self.model}@{commit}" if commit else self.model
 
     @property
     def file_options(self) -> FileOptions:
         """How the user's own file is read."""
         return FileOptions(self.text_column, self.label_column, self.test_file)
-
-    def open_task(self) -> Source:
-        """The task's texts, as examples of the spec's kind."""
-        return open_task(self.task, self.data, self.file_options, self.kind)
 
     @property
     def reads_file(self) -> bool:

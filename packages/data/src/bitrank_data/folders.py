@@ -84,7 +84,8 @@ def _is_folder(path: Path) -> bool:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"no such file: {path}")
+        problem = "it is no regular file" if path.exists() else "there is no such file"
+        raise DataError(f"cannot read {path}: {problem}")
     if path.suffix.lower() not in READERS:
         suffix = path.suffix or "no suffix"
         raise DataError(f"{path.name}: expected one of {', '.join(READERS)}, got {suffix!r}")

@@ -5,6 +5,9 @@ training sentences, chosen once, are the validation set; all copies of a sentenc
 sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
 at its level-one headings; the number of an article is its id. Alpaca and Dolly have training data only:
 subsets of their rows, chosen by the hash of the instruction, are the three splits.
+
+Files of the hub are read from its own cache by commit. So texts and fingerprint belong to one commit, and a
+commit stays readable after the repository has moved on, without network access too.
 """
 
 from __future__ import annotations
@@ -27,18 +30,25 @@ from bitrank_data.layouts import LeftOut, Refused
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # of the library datasets, by suffix
 # Sizes of the subsets of instruction data.
 _SUBSET = {"test": 1000, "validation": 200, TRAIN: 2000}
+_LOCAL_COPY = (
+    "give a local copy with --data FOLDER (saved with save_to_disk, or train/validation/test files in CSV, "
+    "JSONL or Parquet)"
+)
 
 
-def hub_source(name: str, folder: Path | None = None) -> Source:
+def hub_source(name: str, folder: Path | None = None, commit: str | None = None) -> Source:
     """The hub task ``name``.
 
-    ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files).
+    ``folder`` holds a copy (``save_to_disk``, or train/validation/test data files). ``commit`` is that of the
+    repository; by default that of the cached copy, which is downloaded if there is none.
     """
     task = HUB[name]
+    origin = Origin(folder, commit)
     return Source(
-        name, task.kind, partial(_fingerprint, name, folder), partial(task.load, folder), task.about
+        name, task.kind, partial(_fingerprint, name, origin), partial(task.load, origin), task.about
     )
 
 
@@ -47,12 +57,19 @@ def hub_repository(name: str) -> str:
     return HUB[name].repository
 
 
-def _fingerprint(name: str, folder: Path | None) -> str:
+@dataclass(frozen=True)
+class Origin:
+    """A local ``folder`` with a copy of the data, or else a ``commit`` of the hub's repository."""
+
+    folder: Path | None = None
+    commit: str | None = None
+
+
+def _fingerprint(name: str, origin: Origin) -> str:
+    folder = origin.folder
     if folder is None:
-        repository, config = HUB[name].repository, HUB[name].config
-        if cached_commit("datasets", repository) is None:
-            _dataset(name, None, ())  # downloaded here, because the commit is known only after the download
-        return f"hub:{repository}:{config}@{cached_commit('datasets', repository)}"
+        task = HUB[name]
+        return f"hub:{task.repository}:{task.files}@{origin.commit or _current_commit(name)}"
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -60,8 +77,8 @@ def _fingerprint(name: str, folder: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _sst2(folder: Path | None) -> Texts:
-    data = _dataset("sst2", folder, ("sentence", "label"))
+def _sst2(origin: Origin) -> Texts:
+    data = _dataset("sst2", origin, ("sentence", "label"))
     train, test = (_sentences(data[split], split) for split in ("train", "validation"))
     wanted = min(_VALIDATION, len(train) // 10)
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": test}
@@ -87,8 +104,8 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
     return examples
 
 
-def _wikitext2(folder: Path | None) -> Texts:
-    data = _dataset("wikitext2", folder, ("text",))
+def _wikitext2(origin: Origin) -> Texts:
+    data = _dataset("wikitext2", origin, ("text",))
     # A null line counts as empty: in this layout lines without text separate paragraphs.
     splits = {split: wikitext_articles((row["text"] or "" for row in data[split]), split) for split in SPLITS}
     return Texts(LANGUAGE_MODELLING, splits)
@@ -105,13 +122,13 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
     return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(t for t in texts if t)]
 
 
-def _instructions(name: str, given: str, output: str, folder: Path | None) -> Texts:
+def _instructions(name: str, given: str, output: str, origin: Origin) -> Texts:
     """A subset of instructions; the columns are ``instruction``, ``given`` (an input) and ``output``.
 
     Rows with one instruction and input are in one split. Of fewer rows than the subset has, a tenth each is
     for test and validation. Rows without an instruction or output are left out and counted.
     """
-    rows = _dataset(name, folder, ("instruction", given, output))[TRAIN]
+    rows = _dataset(name, origin, ("instruction", given, output))[TRAIN]
     layout = instruction_layout(output, given)
     examples, empty = [], []
     for number, row in enumerate(rows):
@@ -133,25 +150,71 @@ def _instructions(name: str, given: str, output: str, folder: Path | None) -> Te
     return Texts(INSTRUCTION, splits, (), DataReport({"rows_without_text": len(empty)}, notes))
 
 
-def _dataset(name: str, folder: Path | None, columns: tuple[str, ...]) -> Any:
+def _dataset(name: str, origin: Origin, columns: tuple[str, ...]) -> Any:
     import datasets
 
-    path, config = HUB[name].repository, HUB[name].config
+    folder = origin.folder
+    commit = None if folder else origin.commit or _current_commit(name)
     try:
         if folder is None:
-            data = datasets.load_dataset(path, config)
+            builder = _BUILDERS[Path(HUB[name].files).suffix]
+            data = datasets.load_dataset(builder, data_files=_files(name, commit))
         elif (folder / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(str(folder))
         else:
             data = datasets.load_dataset(str(folder))
+    except DataError:
+        raise
     except Exception as error:
-        where = f"the local folder {folder}" if folder else f"{path} on the hub"
-        raise DataError(
-            f"cannot load {name} from {where}: {str(error).splitlines()[0]}; give a local copy with --data "
-            "FOLDER (saved with save_to_disk, or train/validation/test files in CSV, JSONL or Parquet)"
-        ) from error
+        place = f"the local folder {folder}" if folder else _place(name, commit)
+        raise _not_loaded(name, place, error) from error
     _check(name, data, columns)
     return data
+
+
+def _current_commit(name: str) -> str:
+    """The commit of the cached copy of ``name``, which is downloaded if there is none."""
+    repository = HUB[name].repository
+    if (commit := cached_commit("datasets", repository)) is None:
+        return _snapshot(name, None).name
+    return commit
+
+
+def _files(name: str, commit: str | None) -> dict[str, list[str]]:
+    """Files of each split of task ``name`` at ``commit``."""
+    folder, task = _snapshot(name, commit), HUB[name]
+    files = {
+        split: sorted(str(path) for path in folder.glob(task.files.format(split=split)))
+        for split in task.splits
+    }
+    for split, found in files.items():
+        if not found:
+            pattern = task.files.format(split=split)
+            raise DataError(f"{name}: {_place(name, commit)} has no {pattern}; {_LOCAL_COPY}")
+    return files
+
+
+def _snapshot(name: str, commit: str | None) -> Path:
+    """The folder of ``commit`` in the hub's own cache; downloads files that are absent there."""
+    from huggingface_hub import snapshot_download
+
+    task = HUB[name]
+    patterns = [task.files.format(split=split) for split in task.splits]
+    try:
+        return Path(
+            snapshot_download(task.repository, repo_type="dataset", revision=commit, allow_patterns=patterns)
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, _place(name, commit), error) from error
+
+
+def _place(name: str, commit: str | None) -> str:
+    return f"{HUB[name].repository}{f'@{commit}' if commit else ''} on the hub"
+
+
+def _not_loaded(name: str, place: str, error: Exception) -> DataError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"cannot load {name} from {place}: {reason}; {_LOCAL_COPY}")
 
 
 def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
@@ -168,17 +231,18 @@ def _check(name: str, data: Any, columns: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class HubTask:
-    """A task whose data are in a repository of the hub, of which it reads ``splits``.
+    """A task whose data are in a repository of the hub.
 
-    ``load`` reads them from a folder, or from the hub without one.
+    ``files`` is the pattern of the files of a split there, ``splits`` the splits that are read. ``load``
+    reads them.
     """
 
     kind: str
     about: str
     repository: str
-    config: str | None
-    load: Callable[[Path | None], Texts]
-    splits: tuple[str, ...] = SPLITS
+    files: str
+    splits: tuple[str, ...]
+    load: Callable[[Origin], Texts]
 
 
 HUB: dict[str, HubTask] = {
@@ -186,27 +250,32 @@ HUB: dict[str, HubTask] = {
         CLASSIFICATION,
         "movie-review phrases, two classes",
         "stanfordnlp/sst2",
-        None,
+        "data/{split}-*.parquet",
+        ("train", "validation"),
         _sst2,
-        (TRAIN, "validation"),
     ),
     "wikitext2": HubTask(
-        LANGUAGE_MODELLING, "Wikipedia articles", "Salesforce/wikitext", "wikitext-2-raw-v1", _wikitext2
+        LANGUAGE_MODELLING,
+        "Wikipedia articles",
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1/{split}-*.parquet",
+        SPLITS,
+        _wikitext2,
     ),
     "alpaca": HubTask(
         INSTRUCTION,
         "3,200 instructions of Alpaca",
         "tatsu-lab/alpaca",
-        None,
-        partial(_instructions, "alpaca", "input", "output"),
+        "data/{split}-*.parquet",
         (TRAIN,),
+        partial(_instructions, "alpaca", "input", "output"),
     ),
     "dolly": HubTask(
         INSTRUCTION,
         "3,200 instructions of Dolly",
         "databricks/databricks-dolly-15k",
-        None,
-        partial(_instructions, "dolly", "context", "response"),
+        "databricks-dolly-15k.jsonl",
         (TRAIN,),
+        partial(_instructions, "dolly", "context", "response"),
     ),
 }

@@ -25,6 +25,7 @@ _KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and i
 # More classes than this need two training texts each on average: a column of ids or free text has as many
 # classes as texts. A few classes of three texts each are accepted, as small tests use them.
 _FEW_CLASSES = 10
+_FEW_TEXTS = 5  # training texts of each class on average; fewer give a note
 Place = Callable[[int], str]  # number of a row, from 0 → its name in messages
 Rows = dict[str, np.ndarray]  # split → numbers of its rows
 
@@ -128,8 +129,8 @@ def split_by_text(keyed: Keyed, held_out: Sequence[str] = (TEST, VALIDATION)) ->
     for number, name in enumerate(held_out, 1):
         rows[name] = groups.rows(split_G == number, repeats=False)
     _refuse_absent(rows, keyed)
-    refuse_ids(int((split_G == 0).sum()), keyed.classes)
-    return rows, _report(keyed, groups, sum(len(part) for part in rows.values()))
+    notes = notes_on_classes(int((split_G == 0).sum()), keyed.classes)
+    return rows, _report(keyed, groups, sum(len(part) for part in rows.values())) + DataReport(notes=notes)
 
 
 def _too_few(keyed: Keyed, label: int, texts: int, needed: int) -> str:
@@ -159,14 +160,21 @@ def _refuse_absent(rows: Rows, keyed: Keyed) -> None:
             )
 
 
-def refuse_ids(texts: int, classes: Sequence[str]) -> None:
-    """Raise :class:`DataError` if more than ten classes have fewer than two training texts on average."""
-    if len(classes) > _FEW_CLASSES and texts < 2 * len(classes):
+def notes_on_classes(texts: int, classes: Sequence[str]) -> tuple[str, ...]:
+    """A note if more than ten classes have few training texts on average.
+
+    Raises :class:`DataError` if they have fewer than two.
+    """
+    if len(classes) <= _FEW_CLASSES or texts >= _FEW_TEXTS * len(classes):
+        return ()
+    found = f"{len(classes)} classes have {texts} different training texts"
+    if texts < 2 * len(classes):
         raise DataError(
-            f"{len(classes)} classes have {texts} different training texts, fewer than two each: the labels "
-            f"look like ids or free text (such as {classes[0]!r}). Give another label column, add examples "
-            "or merge classes; for language modelling remove the column 'label'"
+            f"{found}, fewer than two each: the labels look like ids or free text (such as {classes[0]!r}). "
+            "Give another label column, add examples or merge classes; for language modelling remove the "
+            "column 'label'"
         )
+    return (f"{found}, {texts / len(classes):.1f} each on average (classes such as {classes[0]!r})",)
 
 
 def _report(keyed: Keyed, groups: _Groups, kept: int) -> DataReport:
@@ -206,7 +214,7 @@ def refuse_unlearned(rows: Mapping[str, np.ndarray], keyed: Keyed) -> None:
 def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed) -> DataReport:
     """Notes on splits that the user made: repeated texts within them, and texts that are in training too.
 
-    Raises :class:`DataError` for classes that look like ids.
+    A further note if classes have few texts. Raises :class:`DataError` for classes that look like ids.
     """
     first_half = keyed.halves_N2[:, 0]
     counts: dict[str, int] = {}
@@ -220,5 +228,5 @@ def check_given(rows: Mapping[str, np.ndarray], keyed: Keyed) -> DataReport:
             notes.append(f"{shared} of {len(numbers)} texts of {split} are also in train, as in the files")
         if repeats:
             notes.append(f"{repeats} texts of {split} repeat another of them; all are kept, as in the files")
-    refuse_ids(len(np.unique(first_half[rows[TRAIN]])), keyed.classes)
+    notes += notes_on_classes(len(np.unique(first_half[rows[TRAIN]])), keyed.classes)
     return DataReport(counts, tuple(notes))

@@ -160,8 +160,11 @@ def _write(folder: Path, source: Source, tokenizer: Any, cutting: Cutting) -> No
         writer.close()
         left_out += without
         if not writer.sequences:
-            reason = f" ({_left_out_note(without, kind)})" if without else ""
-            needed = "the task needs more or longer texts"
+            reasons = [_left_out_note(without, kind)] if without else []
+            reasons += _lost_notes(counts, cutting.max_length)
+            reason = f" ({'; '.join(reasons)})" if reasons else ""
+            larger = ", or a larger max_length" if counts["texts_cut"] else ""
+            needed = f"the task needs more or longer texts{larger}"
             raise DataError(f"{source.name}: no text left for {split}{reason}; {needed}")
         notes += _absent_classes(source.name, split, writer.classes, texts)
         largest = max(largest, writer.largest_id)
