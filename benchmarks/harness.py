@@ -34,7 +34,7 @@ STEPS = {"movie_sentences": 53, "wiki_articles": 8}
 WARM_UP = 3
 _HEAD = (
     "# Results\n\nWritten by the scripts in this folder; each one replaces its own section. "
-    "[README.md](README.md) says how to read them.\n"
+    "[README.md](README.md) explains them.\n"
 )
 
 Figures = dict[str, Any]

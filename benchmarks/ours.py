@@ -44,6 +44,9 @@ class _NullTracker:
     def hold(self, _spec_id: str) -> nullcontext[None]:
         return nullcontext()
 
+    def find(self, _spec_id: str) -> None:
+        """No run is stored."""
+
     def open(self, _spec: RunSpec, _run_id: str | None) -> _NullTracker:
         return self
 

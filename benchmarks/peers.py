@@ -32,7 +32,7 @@ from bitrank.run.data import RunData, load_data
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
-from bitrank_data import TokenSplit
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING, TokenSplit
 from bitrank_trainer import (
     DTYPES,
     OBJECTIVES,
@@ -61,8 +61,8 @@ from turns import InputEnded, Turn
 CONFIGS = ("B-FP", "B-Q4", "B-Ada")
 # All linear layers inside the blocks: BERT's by a pattern that excludes the pooler, Llama's by name.
 _TARGETS = {
-    "classification": r".*\.layer\.\d+\..*(query|key|value|dense)",
-    "language-modelling": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    CLASSIFICATION: r".*\.layer\.\d+\..*(query|key|value|dense)",
+    LANGUAGE_MODELLING: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 
 
@@ -117,7 +117,12 @@ def main() -> None:
     _quiet()
     torch.set_num_threads(arguments.threads)
     baseline = peak_memory_mib()
-    given = {"steps": arguments.steps, "threads": arguments.threads}
+    given = {
+        "steps": arguments.steps,
+        "threads": arguments.threads,
+        "model": arguments.model,
+        "batch_size": arguments.batch,
+    }
     spec = replace(
         make_spec(find_profile("laptop"), arguments.config, arguments.task, given), seed=arguments.seed
     )
@@ -150,6 +155,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer", choices=["default", "tuned"], required=True)
     parser.add_argument("--config", choices=CONFIGS, required=True)
     parser.add_argument("--task", required=True)
+    parser.add_argument("--model", help="instead of the task's model")
+    parser.add_argument("--batch", type=int, help="sequences of a batch, instead of the profile's")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -179,7 +186,7 @@ def _load(spec: RunSpec, tuned: bool, classes: int) -> Any:
             # A newly initialised classifier has no stored weight to quantize, and would fail.
             llm_int8_skip_modules=["classifier", "lm_head"],
         )
-    if spec.kind == "classification":
+    if spec.kind == CLASSIFICATION:
         config.num_labels = classes
         return AutoModelForSequenceClassification.from_pretrained(path, **options)
     return AutoModelForCausalLM.from_pretrained(path, **options)
@@ -190,7 +197,7 @@ def _adapted(model: Any, spec: RunSpec, tuned: bool) -> Any:
         model = prepare_model_for_kbit_training(model)
     common: dict[str, Any] = {
         "target_modules": _TARGETS[spec.kind],
-        "task_type": "SEQ_CLS" if spec.kind == "classification" else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if spec.kind == CLASSIFICATION else "CAUSAL_LM",
     }
     if spec.config != "B-Ada":
         return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, **common))
@@ -210,7 +217,7 @@ def _trainer(model: Any, spec: RunSpec, data: RunData, tuned: bool, folder: str)
     tokenizer = load_tokenizer(spec.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    classification = spec.kind == "classification"
+    classification = spec.kind == CLASSIFICATION
     options = TrainingArguments(
         output_dir=folder,
         max_steps=spec.steps or 1,

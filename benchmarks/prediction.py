@@ -28,7 +28,7 @@ from bitrank.spec.configs import CONFIGS
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 from bitrank.spec.run_spec import RunSpec
-from bitrank_data import TokenisedTask
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING, TokenisedTask
 from bitrank_quant import encode_in_parts, parse_format
 from bitrank_quant.sensitivity import FormatErrors, Replay, measure_divergences
 from bitrank_trainer import DTYPES, choose_dtype
@@ -36,7 +36,7 @@ from harness import cores, machine, machine_line, options, table, write_section
 from scipy.stats import spearmanr
 
 # Number of sequences, and offset of the first half in the shuffle.
-_HALF = {"classification": (256, 2000), "language-modelling": (4, 100)}
+_HALF = {CLASSIFICATION: (256, 2000), LANGUAGE_MODELLING: (4, 100)}
 _TASKS = ("movie_sentences", "wiki_articles")
 PREDICTORS: dict[str, Callable[[FormatErrors], float]] = {
     "plain": lambda e: e.plain,
@@ -46,7 +46,7 @@ PREDICTORS: dict[str, Callable[[FormatErrors], float]] = {
     "output": lambda e: e.output,
 }
 # Sequences on which single matrices are measured.
-_ALONE = {"classification": 64, "language-modelling": 4}
+_ALONE = {CLASSIFICATION: 64, LANGUAGE_MODELLING: 4}
 
 
 @dataclass(frozen=True)

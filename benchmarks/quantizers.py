@@ -58,7 +58,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure the rows that are asked for and write each into the page."""
+    """Measure the requested rows and write each into the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--formats", default="int3-g64,int4-g64")
     parser.add_argument("--quantizers", default=",".join(QUANTIZERS))

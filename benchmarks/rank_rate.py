@@ -36,13 +36,14 @@ from bitrank.tracking.sqlite_store import has_store
 from bitrank.tracking.store import Store
 from bitrank_adapters import SCALE_POLICIES, AdapterScale
 from bitrank_analysis import open_store
+from bitrank_data import CLASSIFICATION, LANGUAGE_MODELLING
 from bitrank_quant import block_matrices, weight_matrices
 from rank_rate_report import Cell, write_report
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results" / "rank-rates"
 RANKS = (2, 8, 64)
 RATES = tuple(round(10 ** (exponent / 2), 9) for exponent in range(-8, -3))  # 1e-4, 3.2e-4, …, 1e-2
-STEPS = {"classification": 120, "language-modelling": 30}
+STEPS = {CLASSIFICATION: 120, LANGUAGE_MODELLING: 30}
 NAME = "rank-rates"  # of the experiment in the store
 
 

@@ -49,8 +49,8 @@ def main() -> int:
     for name in arguments.only.split(","):
         for width in map(int, arguments.widths.split(",")):
             with tempfile.TemporaryDirectory() as folder:
-                asked = replace(request, width=width)
-                found = run_rival(RIVALS[name], asked, Path(folder), arguments.environments)
+                at_width = replace(request, width=width)
+                found = run_rival(RIVALS[name], at_width, Path(folder), arguments.environments)
                 failed += "error" in found
                 if "error" in found:
                     print(f"{name}: {found['error']}", flush=True)

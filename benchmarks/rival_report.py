@@ -92,7 +92,7 @@ def write_report(found: Sequence[Evaluation], failures: Mapping[str, str], page:
 
 def section(found: Sequence[Evaluation], quantizer: str, bits: float) -> str:
     """The table of one quantizer and budget, best arm first."""
-    arms = sorted(of(found, quantizer, bits), key=lambda one: one.perplexity)
+    arms = sorted(arms_at(found, quantizer, bits), key=lambda one: one.perplexity)
     compared = {row["arm"]: row["difference"] for row in differences(arms)}
     rows = [
         [
@@ -107,7 +107,7 @@ def section(found: Sequence[Evaluation], quantizer: str, bits: float) -> str:
     return f"### {bits} bits, quantizer `{quantizer}`\n\n{table(head, rows)}"
 
 
-def of(found: Sequence[Evaluation], quantizer: str, bits: float) -> list[Evaluation]:
+def arms_at(found: Sequence[Evaluation], quantizer: str, bits: float) -> list[Evaluation]:
     """The rows of one quantizer and budget, and the 16-bit model's."""
     return [one for one in found if one.arm == ORIGINAL or (one.quantizer, one.bits) == (quantizer, bits)]
 

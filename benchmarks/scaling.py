@@ -92,12 +92,12 @@ def _here() -> str:
     from bitrank.process.hardware import hardware
 
     programs = postgres_programs()
-    asked = (
+    done = (
         subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
         if programs
         else None
     )
-    database = asked.stdout.strip() if asked else "no Postgres"
+    database = done.stdout.strip() if done else "no Postgres"
     libraries = f"MLflow {version('mlflow')}, SQLite {sqlite3.sqlite_version}, {database}"
     return f"{hardware('cpu')}; {libraries}; load before the start {os.getloadavg()[0]:.1f}."
 
@@ -179,12 +179,12 @@ def _templates(store: Path | None, folder: Path) -> list[Template]:
 
 def _restored(template: Template, store: Path, folder: Path) -> Template:
     """A copy of the run's folder as it was before its checkpoint was moved to the artifacts."""
-    wanted = (template.folder / "spec.json").read_text()
+    template_spec = (template.folder / "spec.json").read_text()
     kept = next(
         (
             path.parent
             for path in store.glob("artifacts/*/*/artifacts/spec.json")
-            if path.read_text() == wanted
+            if path.read_text() == template_spec
         ),
         None,
     )

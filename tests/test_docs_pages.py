@@ -47,7 +47,7 @@ def test_spec_page_has_every_field_and_profile() -> None:
 
     page = spec_page()
     spec = find("bitrank.spec.run_spec:RunSpec")
-    profiles = find("bitrank.spec.profiles:PROFILES", "bitrank.spec.profiles:PROFILES")
+    profiles = find("bitrank.spec.profiles:PROFILES")
     assert all(f"| `{name}` |" in page for name in spec.__dataclass_fields__)
     assert all(f"### {name}\n" in page for name in profiles)
 
@@ -104,13 +104,25 @@ def test_planner_readme_lists_every_solver_and_counts_the_rules() -> None:
 
 
 def test_names_page_has_every_registered_name() -> None:
+    from bitrank.export.registry import EXPORTS
+    from bitrank.planning.planners import PLANNERS
+    from bitrank.planning.restrictions import RUNTIMES
+    from bitrank.run.text_scores import TEXT_SCORES
+    from bitrank.spec.configs import CONFIGS
+    from bitrank.spec.inits import INITS
+    from bitrank.spec.learning import LEARNING
+    from bitrank.spec.profiles import PROFILES
+    from bitrank.spec.task_kinds import TASK_KINDS
     from bitrank_data import TASKS
     from bitrank_planner import SEARCHES
-    from bitrank_quant import BACKENDS, FORMATS, OVERRIDES
+    from bitrank_quant import BACKENDS, FORMATS, OVERRIDES, QUANTIZERS
     from names_page import names_page
 
     page = names_page()
-    assert all(f"`{name}`" in page for name in (*FORMATS, *BACKENDS, *OVERRIDES, *TASKS, *SEARCHES))
+    of_matrices = (*FORMATS, *QUANTIZERS, *BACKENDS, *OVERRIDES, *INITS)
+    of_plans = (*PLANNERS, *SEARCHES, *LEARNING, *RUNTIMES, *EXPORTS)
+    of_runs = (*CONFIGS, *PROFILES, *TASKS, *TASK_KINDS, *TEXT_SCORES)
+    assert [name for name in (*of_matrices, *of_plans, *of_runs) if f"`{name}`" not in page] == []
 
 
 def test_module_page_has_every_module_of_the_orchestrator() -> None:

@@ -30,7 +30,7 @@ LONG = (
     "eval_every=50",
 )  # long enough to kill a worker between steps
 WORDS = (*SMOKE, "--configs", "B-FP,Joint-1", *LONG)
-# Ray finds a node on the loopback interface only if told to, and the timeouts make it detect dead nodes
+# Ray finds a node on the loopback interface only if configured, and the timeouts make it detect dead nodes
 # within seconds instead of half a minute.
 RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
        "RAY_health_check_period_ms": "500",

@@ -93,7 +93,7 @@ def test_interrupted_run_continues_from_its_last_snapshot(here: Path) -> None:
         for event in message.get("events", [])
         if event["event"] == "checkpoint"
     ]
-    assert again == sorted(set(again)), "a checkpoint was made twice: the run began anew"
+    assert again == sorted(set(again)), "a checkpoint was made twice: the run started from the beginning"
     (run,) = store_runs(here)
     assert (
         run["status"] == "FINISHED"

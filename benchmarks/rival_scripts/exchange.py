@@ -29,7 +29,7 @@ UNQUANTIZED = 16  # bits of a matrix that a rival leaves as it is
 class Request:
     """``windows`` are token ids, ``shapes`` (out, in) by matrix, ``budgets`` bytes of all matrices by name.
 
-    ``width`` is the bits of every matrix where a rival's quantizer is asked for, not its allocation.
+    ``width`` is the bits of every matrix if a rival's quantizer is measured, not its allocation.
     """
 
     model: str

@@ -1,6 +1,6 @@
 """Bits by mlx-lm's `dynamic_quant`: matrices above a threshold of sensitivity get more bits.
 
-Its sensitivities compare two widths, and a model has these two. Each budget lies between its widths, of which
+Its sensitivities compare two widths, and a model has these two. Each budget is between its widths, of which
 the lower one alone would be smaller, and the higher one alone larger. The threshold is the one at which the
 budget is reached; mlx-lm finds it by bisection.
 """

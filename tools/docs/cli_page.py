@@ -8,8 +8,6 @@ from collections.abc import Callable
 from cells import table
 from find import find
 
-_BUILDERS = ("build_parser", "make_parser", "_parser")
-
 
 def cli_page() -> str:
     """The page as Markdown."""
@@ -24,7 +22,7 @@ def cli_page() -> str:
         parser.description or "",
         "",
         *table(("command", "purpose"), links),
-        "Exit codes: 0 when everything asked for is done, 1 when something failed, 2 for bad input (one",
+        "Exit codes: 0 when everything requested is done, 1 when something failed, 2 for bad input (one",
         "message: expected, got, what to do), 128 + *n* when signal *n* stopped the command.",
         "",
     ]
@@ -35,8 +33,7 @@ def cli_page() -> str:
 
 def find_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    places = (f"bitrank.cli.main:{name}" for name in _BUILDERS)
-    build: Callable[[], argparse.ArgumentParser] = find(*places)
+    build: Callable[[], argparse.ArgumentParser] = find("bitrank.cli.main:_parser")
     return build()
 
 

@@ -1,4 +1,4 @@
-"""Find an object that may have moved between modules."""
+"""Find an object by its module and name, so that pages import the project only while the site is built."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import importlib
 from typing import Any
 
 
-def find(*places: str) -> Any:
-    """The first of ``places`` (``module:attribute``) that exists. Raises :class:`LookupError` if none does.
-
-    Pages list both the new and the former module of a moved object, so that the site builds with either.
-    """
-    for place in places:
-        module_name, _, attribute = place.partition(":")
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module_name.startswith(error.name):
-                raise  # the module exists, but one of its imports does not
-            continue
-        if hasattr(module, attribute):
-            return getattr(module, attribute)
-    raise LookupError(f"expected one of {', '.join(places)}, found none; correct the places in tools/docs")
+def find(place: str) -> Any:
+    """The object at ``place`` (``module:attribute``). Raises :class:`LookupError` if it does not exist."""
+    module_name, _, attribute = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise LookupError(f"{place} does not exist; correct it in tools/docs") from error

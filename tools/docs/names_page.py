@@ -16,6 +16,7 @@ def names_page() -> str:
         "Everything that a command line or a plan file chooses by name, generated from the registries.",
         "",
         *_configs(),
+        *_profiles(),
         *_formats(),
         "",
         *_quantizers(),
@@ -41,6 +42,14 @@ def _configs() -> list[str]:
         rows.append((f"`{name}`", config.about, *rules))
     head = ("name", "what it is", "precision rule", "rank rule")
     return ["## Configs", "", "`--config`, `--configs`.", "", *table(head, rows)]
+
+
+def _profiles() -> list[str]:
+    rows = []
+    for name, profile in find("bitrank.spec.profiles:PROFILES").items():
+        tasks = ", ".join(f"`{task}`" for task in profile.tasks)
+        rows.append((f"`{name}`", profile.about, tasks, ", ".join(str(seed) for seed in profile.seeds)))
+    return ["## Profiles", "", "`--profile`.", "", *table(("name", "what it is", "tasks", "seeds"), rows)]
 
 
 def _formats() -> list[str]:
@@ -97,8 +106,13 @@ def _backends() -> list[str]:
 
 
 def _ranks() -> list[str]:
-    registries = ("bitrank.spec.rules:RANK_RULES", "bitrank_adapters:SCALE_POLICIES")
-    rules, policies = (
+    registries = (
+        "bitrank.spec.rules:RANK_RULES",
+        "bitrank_adapters:SCALE_POLICIES",
+        "bitrank.spec.inits:INITS",
+        "bitrank.spec.learning:LEARNING",
+    )
+    rules, policies, inits, learning = (
         [(f"`{name}`", entry.about) for name, entry in find(registry).items()] for registry in registries
     )
     return [
@@ -112,12 +126,22 @@ def _ranks() -> list[str]:
         "`--set scale_policy=`: the scale of an adapter as a function of its rank.",
         "",
         *table(("name", "what it is"), policies),
+        "## Adapter initializations",
+        "",
+        "`--set init=` of a run, `--init` of a plan.",
+        "",
+        *table(("name", "adapters start from"), inits),
+        "## Learning costs",
+        "",
+        "`bitrank plan --learning`.",
+        "",
+        *table(("name", "what it adds to a plan's costs"), learning),
     ]
 
 
 def _planners() -> list[str]:
     planners = find("bitrank.planning.planners:PLANNERS")
-    searches = find("bitrank_planner:SEARCHES")
+    searches = find("bitrank_planner:SEARCHES") | find("bitrank.planning.race:RACES")
     studies = find("bitrank.planning.planner_studies:STUDIES")
     executors = find("bitrank.execution.registry:EXECUTORS")
     exports = find("bitrank.export.registry:EXPORTS")
@@ -174,16 +198,24 @@ def _tasks() -> list[str]:
     for name, kind in find("bitrank.spec.task_kinds:TASK_KINDS").items():
         kinds.append((f"`{name}`", kind.metric.name, f"`eval/{kind.metric.key}`", f"`{kind.auto_model}`"))
     rows = [(f"`{name}`", str(asset.megabytes)) for name, asset in assets.items()]
+    text_scores = find("bitrank.run.text_scores:TEXT_SCORES")
+    scores = [(f"`{name}`", score.about) for name, score in text_scores.items()]
     return [
         "## Tasks",
         "",
-        ", ".join(f"`{name}`" for name in tasks) + ", or the path of a `.csv`, `.jsonl` or `.parquet` file.",
+        ", ".join(f"`{name}`" for name in tasks)
+        + ", or the path of a file or folder ([Own data and models](../guides/own-data-and-models.md)).",
         "",
         "## Kinds of tasks",
         "",
         "A task is of one kind, which decides metric and model class.",
         "",
         *table(("name", "metric", "logged as", "model class of transformers"), kinds),
+        "## Scores of generated texts",
+        "",
+        "Computed for kinds of tasks whose runs generate texts.",
+        "",
+        *table(("name", "what it is"), scores),
         "## Assets",
         "",
         "Fetched from PyPI or npm by exact version and hash: [Models and data](../data.md).",

@@ -117,7 +117,7 @@ def test_list_does_not_create_a_store(capsys, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("set_by_the_user", [None, "7"])
-def test_what_a_command_that_computes_itself_keeps_is_bounded(
+def test_memory_that_a_computing_command_keeps_is_bounded(
     capsys, monkeypatch, tmp_path, set_by_the_user: str | None
 ) -> None:
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", set_by_the_user or "")

@@ -37,7 +37,7 @@ def test_passages_come_with_their_runs_as_text_and_as_json(
 
 
 @pytest.mark.parametrize(("question", "reason"), [("  ", "question is empty"), ("rank", "no notes yet")])
-def test_what_cannot_be_searched_is_refused(
+def test_search_without_notes_or_question_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], question: str, reason: str
 ) -> None:
     assert main(["notes", question, "--notes", str(tmp_path / "none")]) == 2

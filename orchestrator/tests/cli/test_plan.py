@@ -229,6 +229,19 @@ def test_rank_zero_everywhere_is_an_error_where_nothing_else_trains(capsys: Any)
     assert planned(capsys, "--task", "toy_sentences", *arguments)["ranks"] == {}
 
 
+def test_budget_between_two_plans_gives_the_smaller_one(capsys: Any) -> None:
+    """One format and one rank leave two plans; bytes between them are left over, bytes below both are an
+    error with the least bytes that would do.
+    """
+    options = ("--task", "toy_articles", "--planner", "uniform", "--formats", "int4-g64,int8", "--ranks", "8")
+    large = planned(capsys, *options, "--budget", "40bits")["bytes"]
+    small = planned(capsys, *options, "--budget", str(large - 1))
+    assert small["bytes"] < large - 1 == small["budget"] and set(small["precision"].values()) == {"int4-g64"}
+    assert planned(capsys, *options, "--budget", str(small["bytes"]))["precision"] == small["precision"]
+    output = rejected(capsys, *options, "--budget", str(small["bytes"] - 1))
+    assert f"Give {small['bytes']:,} or more" in output
+
+
 def test_default_ranks_give_every_block_matrix_an_adapter() -> None:
     assert min(RANKS) == 4 and Choices().offered_ranks == RANKS
     assert Choices(ranks=(0, 2)).offered_ranks == (0, 2)

@@ -83,7 +83,8 @@ def test_fused_matrices_share_a_format_and_tables_stay_in_16_bits(tmp_path: Path
     plan = llama_plan(lambda n: formats[n % 7], "int6-g32", lambda n: 2)
     rebuilt, prepared = exported(find_run(train(tmp_path, model, plan)), tmp_path / "out")
     rows = prepared.audit.matrices
-    stored = [rows[name].stored if name in rows else "bf16" for name in list(plan["precision"])]  # type: ignore[call-overload]
+    names: list[str] = list(plan["precision"])  # type: ignore[call-overload]
+    stored = [rows[name].stored if name in rows else "bf16" for name in names]
     assert stored[0] == "bf16", "vLLM looks rows up in 16 bits"
     assert stored[1:8] == ["sym8-g32", "sym8-g32", "sym8-g32", "sym4-g32", "bf16", "bf16", "sym4-g64"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]

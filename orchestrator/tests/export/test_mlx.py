@@ -98,7 +98,7 @@ def test_exported_model_has_the_logits_of_the_merged_one(run: FinishedRun, tmp_p
 def test_planned_bytes_of_matrices_are_those_of_the_file(run: FinishedRun, tmp_path: Path) -> None:
     rebuilt, prepared = exported(run, tmp_path / "out")
     planned = {
-        name: parse_format(text).nbytes(tuple(rebuilt.wanted(name)[0].shape))
+        name: parse_format(text).nbytes(tuple(rebuilt.stored_and_adapted(name)[0].shape))
         for name, text in (run.precision or {}).items()
     }
     tensors = load_file(tmp_path / "out" / WEIGHTS)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import bpe_models
+import peft
 import pytest
 import torch
 from bitrank.cli.main import main
+from bitrank.export.audit import Audit
 from bitrank.export.finished_run import find_run
+from bitrank.export.peft_adapter import _readme
 from bitrank.export.rebuild import rebuild
+from bitrank.spec.task_kinds import TASK_KINDS
 from peft import AutoPeftModelForCausalLM
 
 PARTS = ("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.v_proj")
@@ -32,3 +37,12 @@ def test_peft_loads_the_adapter_and_computes_what_the_audit_reports(tmp_path: Pa
     card = (out / "README.md").read_text()
     assert card.startswith(f"---\nbase_model: {model}\nlibrary_name: peft\n---\n")
     assert "AutoPeftModelForCausalLM.from_pretrained" in card
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_model_card_loads_the_adapter_with_a_class_of_peft_for_its_kind(kind: str) -> None:
+    audit = Audit("peft", {"loss": 1.0}, {"loss": 1.0}, {}, planned_bytes=0, weight_bytes=0)
+    auto_model = TASK_KINDS[kind].auto_model
+    imported = re.search(r"from peft import (\w+)", _readme("base", auto_model, audit))
+    assert imported
+    assert getattr(peft, imported[1])._target_class.__name__ == auto_model

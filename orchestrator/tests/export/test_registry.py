@@ -77,5 +77,5 @@ def test_gguf_refuses_a_tokenizer_that_it_cannot_hold_before_weights_are_read(tm
         EXPORTS["gguf"].check(run_of(tmp_path, "toy_articles"))
 
 
-def test_gguf_accepts_what_it_supports(tmp_path: Path) -> None:
+def test_gguf_accepts_supported_runs(tmp_path: Path) -> None:
     EXPORTS["gguf"].check(run_of(bpe_models.write(tmp_path, "llama"), "toy_articles"))

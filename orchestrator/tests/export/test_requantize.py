@@ -64,7 +64,7 @@ def test_the_audit_has_the_metrics_of_rounding(run: FinishedRun) -> None:
 
 
 def test_an_adapter_apart_leaves_codes_whose_format_stays(run: FinishedRun) -> None:
-    before = {name: rebuild(run).wanted(name)[0] for name in run.ranks}
+    before = {name: rebuild(run).stored_and_adapted(name)[0] for name in run.ranks}
     changed = "model.layers.0.self_attn.k_proj"
     assert run.precision is not None
     assert run.precision[changed] == "nf4"
@@ -73,7 +73,7 @@ def test_an_adapter_apart_leaves_codes_whose_format_stays(run: FinishedRun) -> N
     assert not found.matrices[changed].kept
     for name, stored_OI in before.items():
         if name != changed:  # other libraries compute the values of the same codes with other rounding
-            torch.testing.assert_close(rebuilt.wanted(name)[0], stored_OI, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(rebuilt.stored_and_adapted(name)[0], stored_OI, rtol=1e-5, atol=1e-6)
     layer = rebuilt.inner.get_submodule(changed)
     assert hasattr(layer, "lora_A") == bool(run.ranks[changed])
     assert str(rebuilt.layer(changed).quantized.fmt) == "int4-g32"

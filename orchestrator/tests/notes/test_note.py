@@ -56,7 +56,7 @@ def test_a_damaged_note_is_refused_by_name(tmp_path: Path, content: bytes) -> No
         read_notes(tmp_path)
 
 
-def test_without_notes_the_error_says_how_to_get_some(tmp_path: Path) -> None:
+def test_error_without_notes_names_the_command_that_writes_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bitrank report"):
         read_notes(tmp_path / "none")
 

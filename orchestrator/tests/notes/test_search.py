@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder: Embedde
 
 
 def notes() -> dict[Path, Note]:
-    facts = {"kind": "verdict", "title": "A study", "day": "2026-11-28", "experiment": "e", "task": "t"}
-    runs: dict[str, tuple[str, ...]] = {"configs": (), "specs": (), "links": ()}
-    return {Path(f"{key}.md"): Note(**facts, **runs, body=text) for key, text in TEXTS.items()}  # type: ignore[arg-type]
+    note = Note("verdict", "A study", "2026-11-28", "e", "t", configs=(), specs=(), links=(), body="")
+    return {Path(f"{key}.md"): replace(note, body=text) for key, text in TEXTS.items()}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bitrank.cli.main import main
-from bitrank.planning.planner_studies import ADALORA, STUDIES, _longest_first, find_study, profile_of
-from bitrank.planning.planners import planner_names
+from bitrank.planning.planner_studies import STUDIES, find_study, profile_of
+from bitrank.planning.study_plans import _longest_first, check_arms
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.profiles import find_profile
 
@@ -20,7 +21,8 @@ ARGUMENTS = ("study", "three-bits", *SMOKE, "--arms", "exact,adalora")
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_of_a_study_is_a_planner(name: str) -> None:
     study = find_study(name, quick=False)
-    assert set(study.arms) <= {*planner_names(), *ADALORA} and study.reference in study.arms
+    check_arms(study.arms)
+    assert study.reference in study.arms and len(set(study.arms)) == len(study.arms)
     quick = find_study(name, quick=True)
     assert quick.seeds == (0,) and len(quick.budgets) == 1 and quick.evaluations < study.evaluations
     assert set(quick.configs) <= set(study.configs) and quick.arms == study.arms
@@ -47,14 +49,14 @@ def test_longest_searches_are_planned_first() -> None:
     request = [
         (arm, "3.25bits", task)
         for task in ("movie_sentences", "wiki_articles")
-        for arm in ("exact", "bayes", "random")
+        for arm in ("exact", "bayes", "best-search")
     ]
     ordered = _longest_first(
         request, {"movie_sentences": "classification", "wiki_articles": "language-modelling"}
     )
     assert sorted(ordered) == sorted(request)
     assert [(arm, task) for arm, _, task in ordered[:4]] == [
-        (arm, task) for task in ("wiki_articles", "movie_sentences") for arm in ("bayes", "random")
+        (arm, task) for task in ("wiki_articles", "movie_sentences") for arm in ("bayes", "best-search")
     ]
 
 
@@ -92,4 +94,45 @@ def test_tiny_study_plans_trains_and_compares(
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
     assert main([*ARGUMENTS]) == 0  # nothing is planned or trained again
     assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("plans/*/*.json")}
+    repeated = capsys.readouterr().out
+    assert "2 of 2 runs are complete" in repeated and "toy_sentences: 2 runs of about" in repeated
+
+
+@pytest.mark.slow
+def test_study_with_a_grid_trains_each_arm_at_its_best_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["study", "search-cost", *SMOKE, "--arms", "exact,equal-compute", "--rates", "1,30"]
+    assert main([*arguments]) == 0
+    folder = Path("results/search-cost-quick")
+    rows = {row["config"]: row for row in json.loads((folder / "rates.json").read_text())}
+    costs = {row["config"]: row for row in json.loads((folder / "planning.json").read_text())}
+    assert rows.keys() == costs.keys() == {"exact-9bits", "equal-compute-9bits"}
+    for name, row in rows.items():
+        losses = {float(rate): loss for rate, loss in row["losses"].items() if loss is not None}
+        assert len(row["losses"]) == 2 and row["rate"] == min(losses, key=losses.__getitem__)
+        assert costs[name]["learning_rate"] == row["rate"]
+    planning = costs["exact-9bits"]["measuring_s"] + costs["exact-9bits"]["choosing_s"]
+    pace = rows["equal-compute-9bits"]["seconds_per_step"]
+    assert costs["equal-compute-9bits"]["steps"] == costs["exact-9bits"]["steps"] + math.ceil(planning / pace)
+    capsys.readouterr()
+    assert main([*arguments]) == 0  # the same rates and lengths: nothing is trained again
     assert "2 of 2 runs are complete" in capsys.readouterr().out
+    assert {row["config"]: row for row in json.loads((folder / "planning.json").read_text())} == costs
+
+
+def test_forecast_ends_before_anything_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "allocators", *SMOKE, "--rates", "0.1,1,10", "--jobs", "2", "--forecast"]) == 0
+    printed = capsys.readouterr().out
+    # (9 arms at one budget and 3 configs) × (one seed and three learning rates)
+    assert "toy_sentences: 48 runs of about" in printed and "with 2 at a time" in printed
+    assert not Path("results").exists() and not Path("runs").exists()
+
+
+def test_unknown_arm_exits_with_2_and_the_nearest_name(capsys: Any) -> None:
+    assert main(["study", "allocators", *SMOKE, "--arms", "exact,equal-computer"]) == 2
+    assert "unknown arm 'equal-computer'; nearest: equal-compute" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_formats_for_vllm_take_codes_and_a_16_bit_scale(bits: int, group: int) -
     assert parse_format(fmt).nbytes(SHAPE) == WEIGHTS * bits // 8 + WEIGHTS // group * 2
 
 
-def test_vllm_ties_what_it_fuses_and_keeps_tables_in_16_bits() -> None:
+def test_vllm_ties_fused_matrices_and_keeps_tables_in_16_bits() -> None:
     formats = ("sym4-g32", "bf16")
     options = tuple(Option(fmt, 0, parse_format(fmt).nbytes((8, 128)), 1.0) for fmt in formats)
     names = ("l.q_proj", "l.k_proj", "l.v_proj", "l.o_proj")

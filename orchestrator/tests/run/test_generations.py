@@ -60,7 +60,7 @@ def by_hand(model: Any, prompt: np.ndarray, new_tokens: int) -> list[int]:
     return made
 
 
-def test_texts_equal_the_argmax_of_each_step_whatever_the_batch(
+def test_texts_equal_the_argmax_of_each_step_in_any_batch(
     opened: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = opened

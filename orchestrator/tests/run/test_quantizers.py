@@ -178,6 +178,6 @@ def test_apply_with_inputs_reduces_the_output_error_of_a_layer() -> None:
     assert errors["gptq"] < errors["search"] < errors["rtn"]
 
 
-def test_apply_without_inputs_says_what_the_quantizer_needs() -> None:
+def test_error_of_apply_without_inputs_names_the_need_of_the_quantizer() -> None:
     with pytest.raises(UserError, match=r"gptq reduces errors at the inputs .* give inputs="):
         bitrank.apply(llama(), {"precision": {}, "quantizer": "gptq"})

@@ -165,3 +165,20 @@ def test_placement_trains_and_loads_in_stock_peft(tmp_path, name: str) -> None:
     hook.save(tmp_path)
     stock = PeftModel.from_pretrained(TINY[name](), tmp_path)
     assert {matrix for matrix, _ in adapted(stock)} == {m.name for m in blocks if m.role == "ffn"}
+
+
+def test_rank_rule_trains_high_and_saves_the_numbers_of_its_rank(tmp_path) -> None:
+    model, rule = TINY["tiny-llama"](), RANK_RULES["train-then-reduce"].make(4)
+    ranks = rule.assign_ranks(block_matrices(model))
+    assert set(ranks.values()) == {16}
+    _, hook = rule.attach(model, ranks, total_steps=3, scale=AdapterScale(), heads=[], seed=0)
+    for layer in model.modules():  # B starts at zero, and a product of zero has no directions
+        if hasattr(layer, "lora_B"):
+            layer.lora_B["default"].weight.data.normal_(0, 0.1)
+    hook.after_step(3)
+    sizes = {m.name: sum(m.shape) for m in block_matrices(TINY["tiny-llama"]())}
+    used = sum(hook.ranks()[name] * size for name, size in sizes.items())
+    assert 4 * sum(sizes.values()) - max(sizes.values()) < used <= 4 * sum(sizes.values())
+    hook.save(tmp_path)
+    stock = PeftModel.from_pretrained(TINY["tiny-llama"](), tmp_path)
+    assert {name for name, _ in adapted(stock)} == {name for name, rank in hook.ranks().items() if rank}

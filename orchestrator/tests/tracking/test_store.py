@@ -24,7 +24,7 @@ NAMES = ("plain", "two words", "a#b", "what?", "50%", "a%20b", "a%23b", "[x]", "
 
 
 @pytest.mark.parametrize("name", ("what? a#b", "50% a%20b%23 [x]"))  # a store takes seconds to create
-def test_every_reader_finds_what_was_written(name: str, tmp_path: Path) -> None:
+def test_every_reader_finds_the_written_run(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     spec = make_spec(PROFILES["smoke"], "B-FP", "toy_sentences")
     tracker = Tracker(open_store(str(folder)), str(folder), "smoke")

@@ -157,7 +157,7 @@ def test_setting_of_an_arm_is_compared_with_other_runs_of_that_arm(maker, tmp_pa
     assert settings["A", 2] == "rank=64, init=loftq" and (settings.drop(("A", 2)) == "").all()
 
 
-def test_two_plan_files_of_one_name_are_told_apart(maker, tmp_path: Path) -> None:
+def test_two_plan_files_of_one_name_are_distinguished(maker, tmp_path: Path) -> None:
     for seed, fmt in ((0, "nf4"), (1, "nf4"), (2, "int2-g64")):
         maker.run("plan", seed=seed, metrics={"eval/acc": 0.8}, files={"spec.json": {"arm": {"a": fmt}}})
     settings = list(study_of(tmp_path).runs["settings"])

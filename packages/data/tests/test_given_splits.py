@@ -74,7 +74,7 @@ def test_a_label_of_the_test_split_alone_is_refused_with_its_row(tmp_path: Path)
         open_task(path, options=FileOptions(test_file=test))
 
 
-def test_a_given_split_may_lack_a_class_and_says_so(tmp_path: Path, tokenizer: Any) -> None:
+def test_given_split_may_lack_a_class_which_is_reported(tmp_path: Path, tokenizer: Any) -> None:
     path, test = write(tmp_path / "x.jsonl", ROWS), write(tmp_path / "y.jsonl", [ROWS[0]])
     task = tokenise(open_task(path, options=FileOptions(test_file=test)), tokenizer, 8)
     assert "1 of 2 classes have no text in test (such as '1')" in task.report.notes

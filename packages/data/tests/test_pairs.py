@@ -84,7 +84,7 @@ def test_a_batch_pads_source_and_target_apart(ending_tokenizer: Any, multiple: i
     assert batch["input_ids"].shape == (2, 6) and batch["labels"].shape == (2, 4)
 
 
-def test_widths_of_both_parts_differ_so_that_masks_are_told_apart(ending_tokenizer: Any) -> None:
+def test_widths_of_both_parts_differ_so_that_masks_are_distinguishable(ending_tokenizer: Any) -> None:
     split, _ = split_of([("the film is", "good bad")], ending_tokenizer)
     assert len(split.prompt_of(0)) == len(split.completion_of(0)) == 3
     (batch,) = evaluation_batches(split, SEQUENCE_TO_SEQUENCE, 0, batch_tokens=100)

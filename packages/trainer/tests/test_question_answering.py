@@ -132,7 +132,7 @@ def test_metrics_are_means_over_merged_rows() -> None:
     assert all("exact_match" in row for row in found.rows)
 
 
-def test_spans_learn() -> None:
+def test_training_learns_the_answer_spans_of_a_batch() -> None:
     model, data = TinySpans(), batch()
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     for _ in range(60):

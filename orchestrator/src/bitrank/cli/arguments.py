@@ -87,6 +87,11 @@ def ranks(text: str) -> list[int]:
     return _whole_numbers(text, whole(0, 2**16), "4,8,16")
 
 
+def factors(text: str) -> list[float]:
+    """One or more finite numbers above 0."""
+    return [positive(part) for part in comma_separated(text)]
+
+
 def _whole_numbers(text: str, read: Callable[[str], int], example: str) -> list[int]:
     try:
         return [read(part) for part in comma_separated(text)]

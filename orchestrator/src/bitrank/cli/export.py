@@ -91,7 +91,7 @@ def act(arguments: argparse.Namespace) -> int:
             check_loss(prepared.audit, arguments.max_loss, target.advice)
         files = write_export(prepared, arguments.out)
     except UserError:
-        if arguments.json:  # the audit says why the export is rejected
+        if arguments.json:  # the audit shows why the export is rejected
             print(json.dumps(prepared.audit.as_data(), indent=1))
         raise
     _finish(arguments, prepared, files)

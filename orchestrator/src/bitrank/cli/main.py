@@ -21,7 +21,7 @@ from bitrank.cli.list import add_list
 from bitrank.cli.matrix import add_matrix, add_run
 from bitrank.cli.notes import add_notes
 from bitrank.cli.options import add_command
-from bitrank.cli.report import add_paper, add_report, add_sql
+from bitrank.cli.report import add_evidence, add_paper, add_report, add_sql
 from bitrank.cli.ui import add_ui
 from bitrank.errors import BAD_INPUT, FAILED, UserError, disk_problem, is_full_disk, is_user_error, masked
 from bitrank.process.environment import set_own_environment
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add_list(commands)
     add_report(commands)
     add_paper(commands)
+    add_evidence(commands)
     add_sql(commands)
     add_notes(commands)
     export.add_options(

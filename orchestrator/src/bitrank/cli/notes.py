@@ -44,7 +44,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def keep_findings(store: str, profile: str, folder: Path) -> None:
-    """Write the findings of a finished study into ``folder`` and say how many are new.
+    """Write the findings of a finished study into ``folder`` and print how many are new.
 
     A study whose findings cannot be written is finished all the same, so the reason is only printed.
     """

@@ -131,7 +131,16 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
         "--evaluations", type=whole(), default=24, help="maximum plans that a search evaluates (default: 24)"
     )
     parser.add_argument(
-        "--steps", type=whole(), default=10, help="optimizer steps of one evaluation (default: 10)"
+        "--steps",
+        type=whole(),
+        default=10,
+        help="optimizer steps of one evaluation, in a race of the first round (default: 10)",
+    )
+    parser.add_argument(
+        "--draw",
+        type=whole(0, 2**31),
+        default=0,
+        help="number of the random plan of random-plan (default: 0)",
     )
     limit = parser.add_argument(
         "--seconds",

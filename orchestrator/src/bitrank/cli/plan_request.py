@@ -57,6 +57,7 @@ def plan_request(arguments: argparse.Namespace, budget: str) -> PlanRequest:
         tuple(dict.fromkeys(arguments.tie or ())),
         arguments.runtime,
         arguments.learning,
+        arguments.draw,
     )
 
 

@@ -1,8 +1,9 @@
-"""``bitrank report``, ``paper`` and ``sql``: read the store through the analysis package."""
+"""``bitrank report``, ``paper``, ``evidence`` and ``sql``: read the store through the analysis package."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ PAPER = """examples:
   bitrank paper                                    writes numbers, tables, figures, claims to paper/generated
   bitrank paper --profile paper --store sqlite:////data/runs/mlflow.db
   bitrank paper --configs B-FP,B-Q4,Joint-2 --out draft/generated"""
+
+EVIDENCE = """examples:
+  bitrank evidence                                 writes results/evidence from the only experiment in runs
+  bitrank evidence --experiment bitrank-allocators --out allocators-evidence
+  bitrank report --store results/evidence          the report again, without the runs
+  bitrank sql --store results/evidence 'SELECT run_name, "m.eval/ppl" FROM wide'"""
 
 
 def add_report(commands: Any) -> None:
@@ -84,12 +91,29 @@ def add_paper(commands: Any) -> None:
     )
 
 
+def add_evidence(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "evidence",
+        "write the results of an experiment as Parquet files that report, paper and sql read like a store",
+        EVIDENCE,
+        _evidence,
+    )
+    _add_experiment(parser)
+    parser.add_argument(
+        "--out",
+        type=file_path,
+        default=Path("results/evidence"),
+        help="folder to write to; an earlier bundle in it is replaced (default: results/evidence)",
+    )
+
+
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         type=location,
         default="runs",
-        help="folder of the store, or a sqlite:/// or postgresql:// URI (default: runs)",
+        help="folder of the store or of a bundle, or a sqlite:/// or postgresql:// URI (default: runs)",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--experiment", help="name of the experiment (default: the only one in the store)")
@@ -134,6 +158,16 @@ def _paper(arguments: argparse.Namespace) -> int:
 
     folder = write_paper(arguments.store, arguments.out, _experiment(arguments), arguments.configs)
     print(f"paper inputs: {folder}")
+    return 0
+
+
+def _evidence(arguments: argparse.Namespace) -> int:
+    from bitrank_analysis import write_bundle
+
+    folder = write_bundle(arguments.store, arguments.out, _experiment(arguments))
+    mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    digest = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))["digest"]
+    print(f"evidence: {folder.resolve()} ({mib:.1f} MiB, digest {digest[:12]})")
     return 0
 
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitrank_data import write_atomically
 
-from bitrank.cli.arguments import comma_separated, file_path, location, seeds, whole
-from bitrank.cli.help import list_names, planners, studies
+from bitrank.cli.arguments import comma_separated, factors, file_path, location, seeds, whole
+from bitrank.cli.help import list_names, studies, study_arms
 from bitrank.cli.notes import add_folder, keep_findings
 from bitrank.cli.options import WANDB
 from bitrank.execution.registry import add_options as add_executor
 from bitrank.execution.registry import execution
 from bitrank.spec.parse import parse_setting
-from bitrank.spec.profiles import find_profile
+from bitrank.spec.profiles import Profile, find_profile
 from bitrank.spec.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from bitrank.execution.matrix import Options
+    from bitrank.planning.planner_studies import PlannerStudy
 
 EXAMPLES = """examples:
   bitrank study allocators --quick              one seed, one budget, a third of the steps, small searches
-  bitrank study allocators                      three budgets, three seeds, all arms: several hours
+  bitrank study allocators --forecast           the hours that the whole study takes here
+  bitrank study allocators                      three budgets, three seeds, all arms, five learning rates each
   bitrank study frozen-rank --tasks movie_sentences
   bitrank study three-bits --quick
 To continue an interrupted study, repeat the command. The report is RESULTS/NAME/report.md."""
@@ -40,11 +46,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=comma_separated, help="comma-separated")
     parser.add_argument("--budgets", type=comma_separated, help="comma-separated")
     arms = parser.add_argument(
-        "--arms", type=comma_separated, help="comma-separated planners; excludes the configs"
+        "--arms", type=comma_separated, help="comma-separated planners and arms; excludes the configs"
     )
-    list_names(arms, planners)
+    list_names(arms, study_arms)
     parser.add_argument("--seeds", type=seeds, help="comma-separated")
     parser.add_argument("--evaluations", type=whole(), help="maximum plans that a search evaluates")
+    parser.add_argument(
+        "--rates",
+        type=factors,
+        help="comma-separated factors on the profile's learning rate: each arm is trained with the one of "
+        "least validation loss, found with a seed of its own",
+    )
+    parser.add_argument("--forecast", action="store_true", help="print the hours of the study and end")
     parser.add_argument(
         "--store", type=location, default="runs", help="folder or MLflow URI of the runs (default: runs)"
     )
@@ -66,48 +79,115 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def act(arguments: argparse.Namespace, report: Callable[..., str]) -> int:
-    """Plan, execute missing runs, and print the report that ``report`` makes from the store."""
+    """Forecast, plan, choose learning rates, execute missing runs, and print the report of ``report``."""
     how = execution(arguments, arguments.jobs)
-    import dataclasses
-
-    from bitrank_data import open_task
-
     from bitrank.cli.display import Progress
     from bitrank.cli.matrix import show
-    from bitrank.execution.local import choose_slots
     from bitrank.execution.matrix import Options, run_study
-    from bitrank.planning.planner_studies import find_study, planning_costs, profile_of, study_specs
+    from bitrank.planning.planner_studies import profile_of
+    from bitrank.planning.study_plans import planning_costs, study_specs
 
-    study = find_study(arguments.name, arguments.quick)
+    study = _study(arguments)
     if arguments.wandb:  # planning may take hours, so missing requirements are reported first
         from bitrank.tracking.wandb_tracker import check
 
         check()
-    given: dict[str, Any] = {
-        key: value if isinstance(value, int) else tuple(value)
-        for key in ("budgets", "arms", "seeds", "evaluations")
-        if (value := getattr(arguments, key))
-    }
-    if arguments.arms:
-        given["configs"] = ()
-    study = dataclasses.replace(study, **given)
     base = find_profile(arguments.profile)
     profile = profile_of(arguments.name, base, arguments.quick)
     folder = arguments.results / profile.name
     settings = dict(parse_setting(text) for text in arguments.set)
     tasks = arguments.tasks or list(base.tasks)
+    jobs = arguments.jobs or _slots(profile, tasks)
+    _print_forecast(study, profile, tasks, settings, arguments.store, jobs)
+    if arguments.forecast:
+        return 0
+    specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
+    options = Options(arguments.store, folder, how)
+    tuned = _tuned(specs, study, options)
+    done = run_study(tuned, options, Progress)
+    show(done, options)
+    costs = folder / "planning.json"
+    write_atomically(costs, json.dumps(planning_costs(tuned), indent=1))
+    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
+    print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
+    keep_findings(arguments.store, profile.name, arguments.notes)
+    is_whole = len(tuned) == len(specs) and all(job.status in {"finished", "done", "stale"} for job in done)
+    return 0 if is_whole else 1
+
+
+def _study(arguments: argparse.Namespace) -> PlannerStudy:
+    """The study that the arguments describe."""
+    from bitrank.planning.planner_studies import find_study
+    from bitrank.planning.study_plans import check_arms
+
+    given: dict[str, Any] = {
+        key: value if isinstance(value, int) else tuple(value)
+        for key in ("budgets", "arms", "seeds", "evaluations", "rates")
+        if (value := getattr(arguments, key))
+    }
+    if arguments.arms:
+        check_arms(arguments.arms)
+        given["configs"] = ()
+    return dataclasses.replace(find_study(arguments.name, arguments.quick), **given)
+
+
+def _slots(profile: Profile, tasks: Sequence[str]) -> int:
+    """Runs at the same time that cores and memory allow."""
+    from bitrank_data import open_task
+
+    from bitrank.execution.local import choose_slots
+
     sample = [
         RunSpec("B-FP", task, "", threads=profile.fields_for(open_task(task).kind, task).get("threads"))
         for task in tasks
     ]
-    jobs = arguments.jobs or choose_slots(sample)
-    specs = study_specs(study, profile, tasks, settings, folder / "plans", jobs)
-    options = Options(arguments.store, folder, how)
-    done = run_study(specs, options, Progress)
-    show(done, options)
-    costs = folder / "planning.json"
-    write_atomically(costs, json.dumps(planning_costs(specs), indent=1))
-    reference = [f"{study.reference}-{budget.lstrip('=')}" for budget in study.budgets]
-    print(report(arguments.store, f"bitrank-{profile.name}", reference, costs, folder))
-    keep_findings(arguments.store, profile.name, arguments.notes)
-    return 0 if all(job.status in {"finished", "done", "stale"} for job in done) else 1
+    return choose_slots(sample)
+
+
+def _print_forecast(
+    study: PlannerStudy,
+    profile: Profile,
+    tasks: Sequence[str],
+    settings: dict[str, Any],
+    store: str,
+    jobs: int,
+) -> None:
+    from bitrank.planning.study_forecast import forecast_lines, forecast_study
+
+    for line in forecast_lines(forecast_study(study, profile, tasks, settings, store), jobs):
+        print(line, flush=True)
+
+
+def _tuned(specs: list[RunSpec], study: PlannerStudy, options: Options) -> list[RunSpec]:
+    """``specs`` at the learning rates and lengths that follow from the runs of the grid.
+
+    Executes the missing runs of the grid. Cells whose grid is not complete are left out and named.
+    """
+    from bitrank.cli.display import Progress
+    from bitrank.execution.matrix import open_jobs, run_study
+    from bitrank.planning.learning_rates import cell_of, choose_rates, grid_specs, rate_rows, with_rates
+    from bitrank.planning.study_plans import longer_cells, trained_longer
+
+    longer = longer_cells(specs, study)
+    measured = specs if study.rates else [spec for spec in specs if spec.config in longer]
+    if not measured:
+        return specs
+    grid = grid_specs(measured, study.rates or (1.0,))
+    jobs = run_study(grid, dataclasses.replace(options, results=options.results / "rates"), Progress)
+    executed = [job.spec for job in jobs]  # with the digests of hub models
+    tracker, _ = open_jobs(executed, options)
+    chosen = choose_rates(executed, tracker.runs())
+    write_atomically(options.results / "rates.json", json.dumps(rate_rows(chosen), indent=1))
+    left_out = {cell_of(spec) for spec in measured} - chosen.keys()
+    for config, task in sorted(left_out):
+        print(
+            f"{config} on {task} is left out: a run of its grid of learning rates failed; repeat the command"
+        )
+    kept = [spec for spec in specs if cell_of(spec) not in left_out]
+    tuned = with_rates(kept, chosen) if study.rates else kept
+    return [
+        trained_longer(spec, longer[spec.config], chosen[cell_of(spec)].seconds_per_step)
+        if spec.config in longer
+        else spec
+        for spec in tuned
+    ]

@@ -39,7 +39,7 @@ def examine() -> dict[str, Any]:
         "threads": threads(),
         "devices": devices(),
         "chosen": {"device": device, "dtype": dtype, "loss_scaling": dtype == "fp16"},
-        "gflops": {name: {text: gflops(text, name) for text in DTYPES} for name in available_devices()},
+        "gflops": {name: _gflops_by_dtype(name) for name in available_devices()},
         "runs_at_once": measure_pace(),
         "kernels": kernels_status(),
         "quant_backends": available_overrides(device, DTYPES[dtype]),
@@ -53,3 +53,10 @@ def examine() -> dict[str, Any]:
         "programs": {name: found.state for name, found in software.items()},
         "to_install": {name: found.install for name, found in software.items() if found.install},
     }
+
+
+def _gflops_by_dtype(device: str) -> dict[str, float | str]:
+    """Return the GFLOP/s of matrix products on ``device`` by dtype, or the reason why a dtype fails."""
+    from bitrank_trainer import DTYPES
+
+    return {text: gflops(text, device) for text in DTYPES}

@@ -40,7 +40,7 @@ def threads() -> dict[str, Any]:
     """Return the core counts and torch's number of threads."""
     import torch
 
-    asked = os.environ.get("OMP_NUM_THREADS")
+    requested = os.environ.get("OMP_NUM_THREADS")
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
     cores = {
         "physical_cores": physical,
@@ -48,7 +48,7 @@ def threads() -> dict[str, Any]:
         "usable_cores": usable_cores(),
         "torch": torch.get_num_threads(),
     }
-    return cores | ({"OMP_NUM_THREADS": asked} if asked else {})
+    return cores | ({"OMP_NUM_THREADS": requested} if requested else {})
 
 
 def devices() -> dict[str, str]:

@@ -50,8 +50,8 @@ def _library(module: str, distribution: str, use: str, extra: str | None = None)
 
     def look() -> Found:
         if find_spec(module) is None:
-            wanted = f"'bitrank[{extra}]'" if extra else distribution
-            return Found(f"not installed ({use})", f"{sys.executable} -m pip install {wanted}")
+            requirement = f"'bitrank[{extra}]'" if extra else distribution
+            return Found(f"not installed ({use})", f"{sys.executable} -m pip install {requirement}")
         return Found(f"{version_of(distribution.partition('[')[0])} ({use})")
 
     return look
@@ -82,14 +82,14 @@ def _engine() -> Found:
 
 def _answer(program: str) -> str:
     try:
-        asked = subprocess.run(
+        done = subprocess.run(
             [program, "info"], capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"installed, but it does not answer ({type(error).__name__})"
-    if asked.returncode == 0:
+    if done.returncode == 0:
         return "installed, its engine answers"
-    reason = (asked.stderr or asked.stdout).strip().splitlines() or ["no reason given"]
+    reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
     return f"installed, but its engine does not answer: {reason[-1][:160]}"
 
 

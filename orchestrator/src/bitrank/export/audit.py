@@ -71,8 +71,8 @@ def matrix_audit(
     rebuilt: Rebuilt, name: str, stored_as: str, three_OI: tuple[Tensor, Tensor, Tensor], kept: bool = True
 ) -> MatrixAudit:
     """Audit the matrix ``name``; ``three_OI`` are W_q, W_q + scale · B A and the exported matrix."""
-    stored_OI, wanted_OI, exported_OI = three_OI
-    whole = float(wanted_OI.norm()) or 1.0
-    before = float((wanted_OI - stored_OI).norm()) / whole
-    after = float((wanted_OI - exported_OI.float()).norm()) / whole
+    stored_OI, adapted_OI, exported_OI = three_OI
+    whole = float(adapted_OI.norm()) or 1.0
+    before = float((adapted_OI - stored_OI).norm()) / whole
+    after = float((adapted_OI - exported_OI.float()).norm()) / whole
     return MatrixAudit(rebuilt.format(name), stored_as, rebuilt.rank(name), before, after, kept)

@@ -70,9 +70,9 @@ def merge_into_16bit(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:
     """A new 16-bit model with every matrix replaced by W_q + scale · B A."""
     weights_OI, audits = {}, {}
     for name in rebuilt.layers():
-        stored_OI, wanted_OI = rebuilt.wanted(name)
-        merged_OI = wanted_OI.to(rebuilt.compute.dtype)
+        stored_OI, adapted_OI = rebuilt.stored_and_adapted(name)
+        merged_OI = adapted_OI.to(rebuilt.compute.dtype)
         weights_OI[name] = merged_OI
         stored_as = str(rebuilt.compute.dtype).removeprefix("torch.")
-        audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, wanted_OI, merged_OI))
+        audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, adapted_OI, merged_OI))
     return rebuilt.plain_model(weights_OI), audits

@@ -75,7 +75,7 @@ def mlx_config(model: Any, found: FileTensors) -> dict[str, Any]:
     if not found.formats:
         return data
     by_matrix = {name: {"group_size": fmt.block, "bits": fmt.bits} for name, fmt in found.formats.items()}
-    # MLX wants one format as the default; every quantized matrix has an entry of its own.
+    # MLX requires one format as the default; every quantized matrix has an entry of its own.
     ((default, _),) = Counter(found.formats.values()).most_common(1)
     quantization = {"group_size": default.block, "bits": default.bits, "mode": "affine", **by_matrix}
     return {**data, "quantization": quantization}

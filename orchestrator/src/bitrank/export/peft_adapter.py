@@ -19,6 +19,7 @@ from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
 from bitrank.models.load import open_model
 from bitrank.models.locate import locate, repository_of
+from bitrank.spec.task_kinds import task_kind
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -34,6 +35,7 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
     repository = repository_of(source_name)
     commit = source_name.removeprefix(repository).removeprefix("@") or None
     base = locate(repository)
+    auto_model = task_kind(rebuilt.spec.kind).auto_model
     if Path(base).is_dir():
         base = str(Path(base).resolve())
 
@@ -42,7 +44,7 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
         config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": base, "revision": commit}
         (folder / _CONFIG).write_text(json.dumps(config, indent=2))
-        (folder / "README.md").write_text(_readme(base, config, audit), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(base, auto_model, audit), encoding="utf-8")
         rebuilt.tokenizer.save_pretrained(folder)
 
     return Prepared(audit, size, write)
@@ -50,28 +52,32 @@ def prepare_peft(rebuilt: Rebuilt, options: Options) -> Prepared:
 
 def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit]]:
     """The adapter folded into the unquantized base, which computes the same as PEFT."""
-    fresh = open_model(rebuilt.spec, rebuilt.data.task.classes, rebuilt.compute.device, rebuilt.compute.dtype)
-    fresh.fill_rest()
+    loaded = open_model(
+        rebuilt.spec, rebuilt.data.task.classes, rebuilt.compute.device, rebuilt.compute.dtype
+    )
+    loaded.fill_rest()
     audits = {}
     with torch.no_grad():
         for name in rebuilt.layers():
-            layer: Any = fresh.model.get_submodule(name)
+            layer: Any = loaded.model.get_submodule(name)
             part = rebuilt.adapter.parts.get(name)
             base_OI = stored_weight(layer).float()
             result_OI = base_OI if part is None else base_OI + part.product().to(base_OI)
             stored_weight(layer).copy_(result_OI)
-            stored_OI, wanted_OI = rebuilt.wanted(name)
+            stored_OI, adapted_OI = rebuilt.stored_and_adapted(name)
             stored_as = str(rebuilt.compute.dtype).removeprefix("torch.")
-            audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, wanted_OI, result_OI))
-        rebuilt.put_heads(fresh.model)
-    return fresh.model, audits
+            audits[name] = matrix_audit(rebuilt, name, stored_as, (stored_OI, adapted_OI, result_OI))
+        rebuilt.copy_heads(loaded.model)
+    return loaded.model, audits
 
 
-def _readme(base: str, config: dict[str, Any], audit: Audit) -> str:
-    """Model card of the adapter: front matter that the hub reads, and the metrics of the audit."""
+def _readme(base: str, auto_model: str, audit: Audit) -> str:
+    """Model card of the adapter: front matter that the hub reads, and the metrics of the audit.
+
+    ``auto_model`` is the class of transformers that loads the base; PEFT has one of that name for adapters.
+    """
     rows = [f"| {name} | {audit.before[name]:.4f} | {value:.4f} |" for name, value in audit.after.items()]
-    auto = "AutoPeftModelForSequenceClassification" if config.get("task_type") == "SEQ_CLS" else ""
-    loader = auto or "AutoPeftModelForCausalLM"
+    loader = auto_model.replace("AutoModel", "AutoPeftModel", 1)
     return "\n".join(
         [
             "---",

@@ -89,7 +89,7 @@ class Rebuilt:
         base: nn.Module = getattr(layer, "base_layer", layer)
         return base
 
-    def wanted(self, name: str) -> tuple[Tensor, Tensor]:
+    def stored_and_adapted(self, name: str) -> tuple[Tensor, Tensor]:
         """(W_q, W_q + scale · B A) of the matrix ``name``, (out, in) in fp32."""
         stored_OI = stored_weight(self.layer(name)).float()
         part = self.adapter.parts.get(name)
@@ -109,7 +109,7 @@ class Rebuilt:
         """Heads with weights in the adapter; a head that it lacks was not trained."""
         return _trained_heads(self.loaded, self.adapter)
 
-    def put_heads(self, model: Any) -> None:
+    def copy_heads(self, model: Any) -> None:
         """Copy the modules that were trained whole to ``model``, in the compute dtype."""
         for head in self.trained_heads():
             trained = model.get_submodule(head)
@@ -125,20 +125,20 @@ class Rebuilt:
 
         It computes in the run's dtype, and is on the run's device.
         """
-        fresh = open_model(self.spec, self.data.task.classes, self.compute.device, self.compute.dtype)
-        fresh.fill_rest()
+        loaded = open_model(self.spec, self.data.task.classes, self.compute.device, self.compute.dtype)
+        loaded.fill_rest()
         with torch.no_grad():
             for name, weight_OI in weights_OI.items():
-                _put(fresh.model.get_submodule(name), weight_OI)
+                _copy_weight(loaded.model.get_submodule(name), weight_OI)
             # The run rounded the remaining matrices and tensors to 16 bits; the model's file may be in fp32.
             for name in self.applied.keys() - weights_OI.keys():
-                _put(fresh.model.get_submodule(name), stored_weight(self.inner.get_submodule(name)))
-            for one in left_out(fresh.model, fresh.trained_modules):
-                tensor = fresh.model.get_parameter(one.name)
+                _copy_weight(loaded.model.get_submodule(name), stored_weight(self.inner.get_submodule(name)))
+            for one in left_out(loaded.model, loaded.trained_modules):
+                tensor = loaded.model.get_parameter(one.name)
                 tensor.copy_(tensor if tensor.element_size() <= 2 else tensor.to(torch.bfloat16))
-            self.put_heads(fresh.model)
-            _put_parameters(fresh.model, _outside_heads(self.adapter, self.trained_heads()))
-        return fresh.model
+            self.copy_heads(loaded.model)
+            _copy_parameters(loaded.model, _outside_heads(self.adapter, self.trained_heads()))
+        return loaded.model
 
 
 def rebuild(run: FinishedRun) -> Rebuilt:
@@ -163,7 +163,7 @@ def _evaluate(model: Any, spec: RunSpec, data: RunData, compute: Compute) -> dic
     return data.evaluate(model, data.validation, objective, compute.device).metrics
 
 
-def _put(layer: Any, weight_OI: Tensor) -> None:
+def _copy_weight(layer: Any, weight_OI: Tensor) -> None:
     layer.weight.copy_(weight_OI.T if isinstance(layer, Conv1D) else weight_OI)
 
 
@@ -171,7 +171,7 @@ def _with_adapter(loaded: Loaded, adapter: SavedAdapter) -> Any:
     """Attach ``adapter`` to the base as LoRA, with its scale folded into one factor."""
     parts = {name: part for name, part in adapter.parts.items() if len(part.down_RI)}
     heads = _trained_heads(loaded, adapter)
-    _put_parameters(loaded.model, _outside_heads(adapter, heads))
+    _copy_parameters(loaded.model, _outside_heads(adapter, heads))
     if missing := [head for head in loaded.new_modules if head not in heads]:
         raise UserError(
             f"neither the model nor the adapter has weights for {missing[0]!r}; give the run that trained it"
@@ -202,7 +202,7 @@ def _outside_heads(adapter: SavedAdapter, heads: Sequence[str]) -> dict[str, Ten
     return {name: tensor for name, tensor in adapter.whole.items() if name.rpartition(".")[0] not in heads}
 
 
-def _put_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def _copy_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy ``values`` to the parameters of ``model`` with these names.
 
     Raises :class:`UserError` for a value without a parameter of its shape, and for a parameter that several

@@ -142,7 +142,7 @@ EXPORTS: dict[str, ExportTarget] = {
     ),
 }
 MERGED = "merged"
-QUANTIZER = "gptq"
+QUANTIZER = Options.quantizer  # the default
 
 
 def find_quantizer_for(name: str, given: str | None) -> str:

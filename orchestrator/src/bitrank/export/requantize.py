@@ -71,17 +71,17 @@ def requantize(
     merging = _Merging(rebuilt, quantizer, formats or {}, adapter_apart)
     with torch.no_grad():
         merging.convert()
-        changed = bool(merging.left())
+        changed = bool(merging.remaining())
         rounded = merging.metrics_if_rounded() if uses_inputs and changed else {}
         for inputs in merging.inputs() if uses_inputs and changed else ():
             for name in inputs.names:
                 merging.replace(name, inputs)
-        for name in merging.left():
+        for name in merging.remaining():
             merging.replace(name)
         if adapter_apart:
             return Requantized(rebuilt.model, merging.audits, rounded)
         model = rebuilt.model.unload()
-        rebuilt.put_heads(model)
+        rebuilt.copy_heads(model)
     return Requantized(model, merging.audits, rounded)
 
 
@@ -98,7 +98,7 @@ class _Merging:
         self._sharing = followers(rebuilt.inner)
         self.audits: dict[str, MatrixAudit] = {}
 
-    def left(self) -> list[str]:
+    def remaining(self) -> list[str]:
         """Layers whose values change and that are not replaced yet."""
         return [name for name in self._layers if name not in self.audits and self._changes(name)]
 
@@ -119,11 +119,11 @@ class _Merging:
 
     def metrics_if_rounded(self) -> dict[str, float]:
         """Validation metrics with every layer rounded to nearest; the model is as before afterwards."""
-        names, inner = self.left(), self._rebuilt.inner
-        places = [self._place(part) for name in names for part in self._parts(name)]
+        names, inner = self.remaining(), self._rebuilt.inner
+        places = [self._module_path(part) for name in names for part in self._parts(name)]
         before = {place: inner.get_submodule(place) for place in places}
         for name in names:
-            self._put(name, self._encode(name, self._rebuilt.wanted(name)[1], ROUNDING, None))
+            self._swap_in(name, self._encode(name, self._rebuilt.stored_and_adapted(name)[1], ROUNDING, None))
         metrics = self._rebuilt.evaluate(self._rebuilt.model)
         swap_weights(inner, before)
         return metrics
@@ -139,7 +139,7 @@ class _Merging:
             )
         mean = max(1.0, float(train.lengths_N.mean()))
         count = max(1, min(len(train), round(TOKENS / mean)))
-        linear = [name for name in self.left() if not isinstance(self._layers[name], nn.Embedding)]
+        linear = [name for name in self.remaining() if not isinstance(self._layers[name], nn.Embedding)]
         return sequential_inputs(
             self._rebuilt.inner,
             calibration_batches(task, count),
@@ -155,12 +155,12 @@ class _Merging:
         self._replace(name, quantizer, inputs)
 
     def _replace(self, name: str, quantizer: str, inputs: LayerInputs | None = None) -> None:
-        stored_OI, wanted_OI = self._rebuilt.wanted(name)
+        stored_OI, adapted_OI = self._rebuilt.stored_and_adapted(name)
         moments = None if inputs is None else InputMoments(inputs.moments_II)
-        weight = self._encode(name, wanted_OI, quantizer, moments)
-        self._put(name, weight)
-        exported_OI = weight.decode().float() + self._kept_apart(name, wanted_OI)
-        three_OI = (stored_OI, wanted_OI, exported_OI)
+        weight = self._encode(name, adapted_OI, quantizer, moments)
+        self._swap_in(name, weight)
+        exported_OI = weight.decode().float() + self._kept_apart(name, adapted_OI)
+        three_OI = (stored_OI, adapted_OI, exported_OI)
         kept = self._keeps_format(name)
         self.audits[name] = matrix_audit(self._rebuilt, name, self._formats[name], three_OI, kept)
 
@@ -185,11 +185,11 @@ class _Merging:
         """The modules that share the weight of ``name``, itself first."""
         return [name, *self._sharing.get(name, [])]
 
-    def _put(self, name: str, weight: QuantWeight) -> None:
-        layers = {self._place(part): self._rebuilt.layer(part) for part in self._parts(name)}
+    def _swap_in(self, name: str, weight: QuantWeight) -> None:
+        layers = {self._module_path(part): self._rebuilt.layer(part) for part in self._parts(name)}
         swap_weights(self._rebuilt.inner, with_weight(weight, layers))
 
-    def _place(self, part: str) -> str:
+    def _module_path(self, part: str) -> str:
         """The module to replace: the layer ``part``, inside of its adapter if that stays apart."""
         wrapped = hasattr(self._rebuilt.inner.get_submodule(part), "base_layer")
         return f"{part}.base_layer" if self._apart and wrapped else part

@@ -86,8 +86,8 @@ def _measure_apart(spec: RunSpec, folder: Path) -> None:
         done = subprocess.run(command, env=run_environment(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            "cannot measure what a run takes before its model: "
-            f"{(done.stderr.strip() or 'no word').splitlines()[-1]}"
+            "cannot measure the memory of a run before its model: "
+            f"{(done.stderr.strip() or 'no output').splitlines()[-1]}"
         )
 
 

@@ -47,23 +47,23 @@ class LiveBytes(TorchDispatchMode):
         if func.overloadpacket in _PRODUCTS:
             self.products.add((func.overloadpacket, *(t.shape for t in args if isinstance(t, Tensor))))
         kind = _kind(func)
-        asked = (func, _signature(args), _signature(kwargs or {})) if kind else None
-        if asked in self._answers:
+        key = (func, _signature(args), _signature(kwargs or {})) if kind else None
+        if key in self._answers:
             if kind == "changes":
                 return args[0]
-            shape, strides, dtype = self._answers[asked]
+            shape, strides, dtype = self._answers[key]
             return self._counted(torch.empty_strided(shape, strides, dtype=dtype, device="meta"), set())
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         made = _by_values(func, args)
         if made is None:
             made = func(*args, **(kwargs or {}))
         if (
-            asked
+            key
             and isinstance(made, Tensor)
             and made.is_meta
-            and (_is_new(made, known) if kind == "makes" else _signature(made) == asked[1][0])
+            and (_is_new(made, known) if kind == "makes" else _signature(made) == key[1][0])
         ):
-            self._answers[asked] = (tuple(made.shape), made.stride(), made.dtype)
+            self._answers[key] = (tuple(made.shape), made.stride(), made.dtype)
         return self._counted(made, known)
 
     def _counted(self, made: Any, known: set[int]) -> Any:

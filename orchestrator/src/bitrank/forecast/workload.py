@@ -52,7 +52,8 @@ def workload(spec: RunSpec, device: str) -> Workload:
     train = data.task.splits["train"]
     settings = settings_for(spec, len(train), device)
     shapes = _training(data, settings.steps * settings.accumulation)
-    validation, test = ([_shape(b) for b in data.batches_of(split)] for split in (data.validation, data.test))
+    validation = [_shape(batch) for batch in data.batches_of(data.validation)]
+    test = [_shape(batch) for batch in data.batches_of(data.test)]
     validations = -(-settings.steps // settings.eval_every)
     return Workload(
         train=frozenset(shapes),

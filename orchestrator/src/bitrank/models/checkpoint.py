@@ -182,7 +182,9 @@ def _ties(
     for name, source in model.all_tied_weights_keys.items():
         if name in missing or source in missing:
             continue
-        if _equal([tensors[key] for key in groups[name]], [tensors[key] for key in groups[source]]):
+        own = [tensors[key] for key in groups[name]]
+        tied = [tensors[key] for key in groups[source]]
+        if _equal(own, tied):
             overwritten.add(name)
         else:
             untied.add(name)
@@ -190,10 +192,14 @@ def _ties(
 
 
 def _equal(one: list[StoredTensor], other: list[StoredTensor]) -> bool:
-    if [(t.shape, t.dtype) for t in one] != [(t.shape, t.dtype) for t in other]:
+    if len(one) != len(other):
         return False
-    pairs = zip(one, other, strict=True)
-    return all(torch.equal(*parts) for a, b in pairs for parts in zip(a.parts(), b.parts(), strict=True))
+    for a, b in zip(one, other, strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return False
+        if not all(torch.equal(*parts) for parts in zip(a.parts(), b.parts(), strict=True)):
+            return False
+    return True
 
 
 def _also_tied(ties: dict[str, str], found: set[str], untied: set[str]) -> set[str]:

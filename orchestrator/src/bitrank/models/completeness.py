@@ -24,7 +24,7 @@ def heads_of(model: Any) -> list[str]:
     shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name.startswith(body)}
     own = ((name, list(module.parameters(recurse=False))) for name, module in model.named_modules())
     outside = [(name, parts) for name, parts in own if parts and name and not f"{name}.".startswith(body)]
-    return [name for name, parts in outside if not any(id(p) in shared for p in parts)]
+    return [name for name, parts in outside if shared.isdisjoint(map(id, parts))]
 
 
 def logits_of(model: nn.Module, heads: Iterable[str], classes: int) -> str | None:

@@ -17,10 +17,10 @@ def row_order(stored: Mapping[int, str] | None, names: Sequence[str]) -> list[in
     3.
     """
     rows = {_plain(name): int(number) for number, name in (stored or {}).items()}
-    wanted = [_plain(name) for name in names]
-    if len(rows) != len(names) or set(rows) != set(wanted):
+    expected = [_plain(name) for name in names]
+    if len(rows) != len(names) or set(rows) != set(expected):
         return None
-    return [rows[name] for name in wanted]
+    return [rows[name] for name in expected]
 
 
 def _plain(name: str) -> str:

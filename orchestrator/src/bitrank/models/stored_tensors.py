@@ -93,8 +93,8 @@ def weight_files(folder: Path, config: Any = None) -> list[Path]:
     """
     if (folder / SAVED_BY_BITRANK).is_file():
         raise UserError(
-            f"{folder} holds a model that bitrank has quantized (merge --into quantized): open it with "
-            "bitrank_quant.load_quantized, or merge --into 16bit to train further"
+            f"{folder} contains a model that bitrank has quantized (bitrank export --to quantized): open it "
+            "with bitrank_quant.load_quantized; to train further, export the run with --to merged"
         )
     named = getattr(config, "transformers_weights", None)
     try:

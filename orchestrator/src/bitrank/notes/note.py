@@ -17,7 +17,6 @@ from bitrank_data import write_atomically
 
 from bitrank.errors import UserError
 
-FOLDER = Path(".memory")
 _FRONT = re.compile(r"\A---\n(?P<front>.*?)\n---\n(?P<body>.*)\Z", re.DOTALL)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a fifth of the time
 _LISTS = ("configs", "specs", "links")
@@ -82,7 +81,7 @@ def read_note(path: Path) -> Note:
     if found is None or not isinstance(front, dict):
         raise UserError(f"{path} is no note: it has no front matter between lines of ---; delete or move it")
     fields: dict[str, Any] = {key: str(front.get(key, "")) for key in _TEXTS}
-    fields |= {key: tuple(str(value) for value in front.get(key) or ()) for key in _LISTS}
+    fields |= {key: tuple(map(str, front.get(key) or ())) for key in _LISTS}
     _, _, body = found["body"].partition("\n\n")  # after the heading, which repeats the title
     return Note(**fields, body=body.strip())
 

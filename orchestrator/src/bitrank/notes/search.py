@@ -81,10 +81,10 @@ def _word_scores(texts: Sequence[str], question: str) -> np.ndarray:
         return np.zeros(len(texts))
     index = bm25s.BM25()
     index.index(corpus, show_progress=False)
-    asked = [word for word in words.vocab if word in corpus.vocab]
-    if not asked:
+    shared = [word for word in words.vocab if word in corpus.vocab]
+    if not shared:
         return np.zeros(len(texts))
-    scores_N: np.ndarray = index.get_scores(asked)
+    scores_N: np.ndarray = index.get_scores(shared)
     return scores_N
 
 

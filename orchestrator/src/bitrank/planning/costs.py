@@ -10,7 +10,7 @@ repair, inputs weighted by their second moments and outputs by their Fisher info
 adapters start from the weighted residual (``init=lq-lora``). Adapters that start from zero repair nothing, so
 every rank then has the cost of r = 0.
 
-*Learning.* Nothing here knows what rank learns: :mod:`~bitrank.planning.learning` adds that on request.
+*Learning.* These costs have no value of learning: :mod:`~bitrank.planning.learning` adds it on request.
 
 These costs consider each matrix alone. :mod:`~bitrank.planning.interactions` measures afterwards, at a plan,
 how they combine; it starts from these costs and from those of the tables of :func:`by_fisher`.
@@ -28,7 +28,7 @@ from bitrank.planning.budget import Sizes
 from bitrank.sensitivity import measure
 from bitrank.sensitivity.tables import Tables
 
-# Ranks that a plan chooses from unless others are asked for. The costs know the quantization error that rank
+# Ranks that a plan chooses from unless others are requested. The costs know the quantization error that rank
 # repairs, and not the learning that it permits, so they would choose the smallest offered rank for most
 # matrices. 4 is the smallest whose scale (policy ``alpha``) is at most 4: adapters of rank 2 with scale 8
 # trained badly at high learning rates (decision 28). Rank 0, no adapter, would be chosen almost everywhere.

@@ -45,7 +45,12 @@ def _ladder(items: Sequence[Item]) -> list[str]:
 
 
 def _free(items: Sequence[Item]) -> list[Item]:
-    return [item for item in items if len({option.format for option in item.options}) > 1]
+    """Return the items with more than one format to choose from."""
+    found = []
+    for item in items:
+        if len({option.format for option in item.options}) > 1:
+            found.append(item)
+    return found
 
 
 def _plan(problem: Problem, low: str, high: str) -> Plan:

@@ -18,8 +18,9 @@ from bitrank.planning.costs import Choices, by_fisher, make_problem
 from bitrank.planning.interactions import calibrate_costs
 from bitrank.planning.learning import add_learning
 from bitrank.planning.planners import PLANNERS, by_cost, plan_by, planner_names
+from bitrank.planning.race import RACES, candidates
 from bitrank.planning.restrictions import check_ties, restricted, ties_for
-from bitrank.planning.short_runs import SearchLimits, search
+from bitrank.planning.short_runs import SearchLimits, race, search
 from bitrank.sensitivity.measure import measure, measured_formats
 from bitrank.sensitivity.tables import Tables
 from bitrank.spec.learning import learning_cost
@@ -37,7 +38,7 @@ class PlanRequest:
     :func:`parse_budget`, and ``pins`` maps a part of a module's name to its choice. A search may evaluate
     ``evaluations`` plans of ``steps`` optimizer steps each; the exact planner may run for ``seconds``.
     ``ties`` and ``runtime`` are names of :mod:`bitrank.planning.restrictions`, ``learning`` is one of
-    :data:`~bitrank.spec.learning.LEARNING`.
+    :data:`~bitrank.spec.learning.LEARNING`. ``draw`` is the number of a random plan.
     """
 
     budget: str
@@ -51,6 +52,7 @@ class PlanRequest:
     ties: tuple[str, ...] = ()
     runtime: str = "any"
     learning: str = "none"
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class PlanResult:
     """A plan, its problem, and the sizes and tables that it was computed from.
 
     ``choosing`` is the seconds of planning, with the calibration of costs and the probe if they ran.
+    ``trained_loss`` is the validation loss in nats by which a search or a race chose the plan; None if
+    nothing was trained.
     """
 
     plan: Plan
@@ -65,6 +69,7 @@ class PlanResult:
     sizes: Sizes
     tables: Tables
     choosing: float
+    trained_loss: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -99,9 +104,11 @@ def plan_from_tables(
     """Build the problem from measured ``tables`` and solve it; raises the errors of :func:`make_plan`."""
     budget = parse_budget(request.budget, sizes)
     problem, calibrating = _problem(tables, sizes, budget, request), 0.0
+    bases = [problem]
     if by_cost(request.planner):
+        bases.append(_problem(by_fisher(tables), sizes, budget, request))
         problem, calibrating = calibrate_costs(
-            (problem, _problem(by_fisher(tables), sizes, budget, request)),
+            (bases[0], bases[1]),
             tables,
             spec,
             request.choices.repairs,
@@ -113,14 +120,19 @@ def plan_from_tables(
             calibrating += probing
     started = time.monotonic()
     if request.planner in PLANNERS:
-        plan = plan_by(request.planner, problem, tables, Effort(request.seconds))
+        plan = plan_by(request.planner, problem, tables, Effort(request.seconds), request.draw)
         _check_trainable(plan, sizes)
         return PlanResult(plan, problem, sizes, tables, calibrating + time.monotonic() - started)
     limits = SearchLimits(request.planner, request.evaluations, request.steps, request.choices.repairs)
-    found = search(limits, problem, spec, tables, _journal(problem, spec, request), on_progress)
-    return PlanResult(
-        replace(found.plan, solver=request.planner), problem, sizes, tables, calibrating + found.seconds
-    )
+    journal = _journal(problem, spec, request)
+    if request.planner in RACES:
+        plans = candidates(request.planner, [problem, *bases], request.seconds)
+        calibrating += time.monotonic() - started
+        found = race(limits, plans, problem, spec, tables, journal, on_progress)
+    else:
+        found = search(limits, problem, spec, tables, journal, on_progress)
+    chosen = replace(found.plan, solver=request.planner)
+    return PlanResult(chosen, problem, sizes, tables, calibrating + found.seconds, found.value)
 
 
 def check_planner(name: str, ties: Sequence[str] = ()) -> None:

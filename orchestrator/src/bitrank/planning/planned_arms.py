@@ -32,13 +32,13 @@ def plan_for(
     Raises :class:`UserError` or a package's error as :func:`make_plan` does.
     """
     folder_of(spec.model_source)  # downloads a hub model, whose commit is part of the key
-    wanted, is_new = planning_spec(spec), False
+    plan_spec, is_new = planning_spec(spec), False
 
     def build(folder: Path) -> None:
         nonlocal is_new
         is_new = True
-        result = make_plan(wanted, request_of(wanted), on_progress)
-        save_plan(_data_of(result, wanted), folder / PLAN)
+        result = make_plan(plan_spec, request_of(plan_spec), on_progress)
+        save_plan(_data_of(result, plan_spec), folder / PLAN)
 
     place = build_once(plan_place(spec), build)
     return read_plan(place / PLAN), is_new

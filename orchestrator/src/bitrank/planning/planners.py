@@ -1,6 +1,7 @@
 """Planners by name: each maps a planning problem and measured tables to a plan.
 
-Planners that train the plans they consider are in :mod:`~bitrank.planning.short_runs`.
+Planners that train the plans they consider are in :mod:`~bitrank.planning.short_runs` and
+:mod:`~bitrank.planning.race`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from bitrank_planner import (
     bits_only,
     exact,
     greedy,
+    random_plan,
     rank_only,
 )
 from bitrank_planner.heuristics import PRECISION_HEURISTICS, RANK_HEURISTICS, THREE_BITS, at_budget
 
 from bitrank.planning.hand_made import hand_made
+from bitrank.planning.race import RACES
+from bitrank.planning.restrictions import TIES, present_groups
 from bitrank.sensitivity.tables import Tables
 
 FIXED_RANK = 8  # of the bits-only planner; the study's choice
@@ -37,7 +41,8 @@ class Planner:
 
     ``by_cost``: it minimises predicted loss, so costs are corrected for interactions first. ``from_prior``:
     it needs no tables, so it can plan from a ``config.json`` alone. ``effort``: it searches, and takes an
-    ``Effort`` as third argument. ``keeps_ties``: tied matrices get one format.
+    ``Effort`` as third argument. ``drawn``: it is random, and takes the number of the draw as third argument.
+    ``keeps_ties``: tied matrices get one format.
     """
 
     choose: Callable[..., Plan]
@@ -45,6 +50,7 @@ class Planner:
     by_cost: bool = False
     from_prior: bool = False
     effort: bool = False
+    drawn: bool = False
     keeps_ties: bool = True
 
 
@@ -85,6 +91,33 @@ def ranks(problem: Problem, tables: Tables, effort: Effort | None = None) -> Pla
     ]
     bounds = [plan.bound for plan in plans if plan.bound is not None]
     return replace(_best(plans, problem, "rank-only"), bound=min(bounds, default=None))
+
+
+def modelopt_like(problem: Problem, tables: Tables, effort: Effort | None = None) -> Plan:
+    """Return the plan of ModelOpt's ``auto_quantize`` with rank 8 everywhere.
+
+    Formats have the least sum of output-error scores, as they are: no repair by rank, no correction for
+    interactions. Query, key and value share one format, and so do gate and up projections. Unlike in
+    ModelOpt, embeddings and heads are part of the choice, because their bytes are part of the budget.
+    """
+    scored = replace(problem, items=tuple(_scored(item, tables) for item in problem.items))
+    names = [item.name for item in problem.items if item.role != "cross-attention"]
+    groups = [group for tie in TIES for group in present_groups(names, tie)]
+    tied = replace(bits_only(scored, FIXED_RANK), ties=tuple(groups))
+    plan = exact(tied, effort)
+    return problem.find(plan.precision, plan.ranks, "modelopt-like")
+
+
+def _scored(item: Item, tables: Tables) -> Item:
+    """``item`` with the output-error score of the format as the cost of every rank."""
+    errors = tables.errors[item.name]
+    options = tuple(replace(option, cost=errors[option.format].output) for option in item.options)
+    return replace(item, options=options)
+
+
+def drawn_plan(problem: Problem, tables: Tables, draw: int) -> Plan:
+    """Return the random plan number ``draw``."""
+    return random_plan(problem, draw)
 
 
 def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
@@ -238,25 +271,42 @@ PLANNERS: dict[str, Planner] = {
     "rank-only": Planner(
         ranks, "the exact plan with one format everywhere", by_cost=True, from_prior=True, effort=True
     ),
+    "modelopt-like": Planner(
+        modelopt_like,
+        "formats as ModelOpt's auto_quantize chooses them: output-error scores as they are, one format for "
+        "fused matrices, rank 8",
+        effort=True,
+    ),
+    "random-plan": Planner(
+        drawn_plan,
+        "a random plan that fits; several draws are the null distribution of a planner",
+        from_prior=True,
+        drawn=True,
+        keeps_ties=False,
+    ),
     "all-4": Planner(partial(_extreme, LOW), f"{LOW} everywhere, ranks as large as the budget allows"),
     "all-8": Planner(partial(_extreme, HIGH), f"{HIGH} everywhere, ranks as large as the budget allows"),
     **_rules_of_thumb(),
 }
 
 
-def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort) -> Plan:
-    """The plan of the planner called ``name``; ``effort`` is for those that search."""
+def plan_by(name: str, problem: Problem, tables: Tables, effort: Effort, draw: int = 0) -> Plan:
+    """The plan of the planner called ``name``; ``effort`` is for those that search, ``draw`` for random
+    ones.
+    """
     planner = PLANNERS[name]
+    if planner.drawn:
+        return planner.choose(problem, tables, draw)
     return planner.choose(problem, tables, effort) if planner.effort else planner.choose(problem, tables)
 
 
 def planner_names() -> list[str]:
     """Every planner, those that evaluate plans by short trainings last."""
-    return [*PLANNERS, *SEARCHES]
+    return [*PLANNERS, *SEARCHES, *RACES]
 
 
 def by_cost(name: str) -> bool:
     """Whether the planner called ``name`` minimises predicted loss, so that costs are corrected for
     interactions first.
     """
-    return name in SEARCHES or PLANNERS[name].by_cost
+    return name in SEARCHES or name in RACES or PLANNERS[name].by_cost

@@ -1,4 +1,4 @@
-"""What each matrix learns in a short training: values of the directions of its change, in nats.
+"""Learning of each matrix in a short training: values of the directions of its change, in nats.
 
 A uniform run of :data:`RANK` trains for :data:`STEPS` steps on training sequences. The change of a matrix,
 ΔW = s (B A − B₀ A₀) against the adapter's start, has the singular directions ΔW_k = σ_k u_k v_kᵀ. On held-out

@@ -7,7 +7,7 @@ evaluation, including those of an earlier, interrupted search, which a journal f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from bitrank_trainer import (
     train,
 )
 
+from bitrank.planning.race import run_race
 from bitrank.process.compute import Compute, objective_of
 from bitrank.run.build import Built, Overrides, build_model
 from bitrank.run.data import RunData, load_data
@@ -126,3 +127,32 @@ def search(
 
     journal.parent.mkdir(parents=True, exist_ok=True)
     return SEARCHES[name](problem, evaluate_plan, evaluations, spec.seed, journal)
+
+
+def race(
+    limits: SearchLimits,
+    plans: Sequence[Plan],
+    problem: Problem,
+    spec: RunSpec,
+    tables: Tables,
+    journal: Path,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Found:
+    """Run the race of ``limits`` among ``plans``; resume from the journals beside ``journal``.
+
+    The first round trains for the steps of ``limits``; the number of evaluations follows from the plans.
+    Raises :class:`~bitrank_planner.PlanError` as :func:`~bitrank.planning.race.run_race` does.
+    """
+
+    def trained_for(steps: int) -> Callable[[Plan], float]:
+        short = ShortRun(spec, tables, steps, limits.repairs)
+
+        def evaluate_plan(plan: Plan) -> float:
+            value = short(plan)
+            on_progress(f"{limits.name}: {value:.4f} nats after {steps} steps")
+            return value
+
+        return evaluate_plan
+
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    return run_race(plans, problem, trained_for, limits.steps, journal)

@@ -67,9 +67,9 @@ def _import_bitsandbytes() -> None:
 def late(compile_now: Compile) -> Compile:
     """Return a ``torch.compile``, usable as function and as decorator, that compiles at the first call."""
 
-    def asked(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         if function is None:
-            return functools.partial(asked, **options)
+            return functools.partial(compile_later, **options)
         compiled: list[Callable[..., Any]] = []
 
         @functools.wraps(function)
@@ -80,4 +80,4 @@ def late(compile_now: Compile) -> Compile:
 
         return called
 
-    return asked
+    return compile_later

@@ -23,10 +23,10 @@ def hardware(device: str) -> str:
 
 def _cpu_name() -> str:
     if platform.system() == "Darwin":
-        asked = subprocess.run(
+        done = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
         )
-        return asked.stdout.strip() or platform.machine()
+        return done.stdout.strip() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -85,7 +85,7 @@ def damage(folder: Path, is_needed: Callable[[str], bool] = lambda name: True) -
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process runs the run in ``folder``. A folder that cannot be written is nobody's."""
+    """Whether a process runs the run in ``folder``. A folder that cannot be written belongs to no run."""
     if not (folder / LOCK).exists():
         return False
     lock = FileLock(folder / LOCK)

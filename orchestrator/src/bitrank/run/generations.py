@@ -27,7 +27,7 @@ _PROMPTS = 3
 _PROMPT_TOKENS = 24
 _NEW_TOKENS = 24
 _BATCH_TOKENS = 4096  # tokens of prompts and generated texts of one batch, with padding
-# Every setting that a checkpoint's generation_config.json may change, so that all models decode alike.
+# Every setting that a checkpoint's generation_config.json may change: all models are to decode greedily.
 _GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -77,7 +77,7 @@ class Generated:
 
 
 def sample_texts(kind: str, model: Any, tokenizer: Any, split: TokenSplit, device: str) -> Samples:
-    """The texts that tasks of ``kind`` ask for, by :data:`SAMPLES` and by the kind's generation.
+    """The texts that runs of ``kind`` save: by :data:`SAMPLES`, and by the kind's generation.
 
     Raises :class:`~bitrank.errors.UserError` if :data:`SAMPLES` has no such entry, or a score's library is
     not installed.

@@ -81,7 +81,10 @@ def _rouge(texts: Sequence[str], references: Sequence[str]) -> Scored:
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names, use_stemmer=True)
     found = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
-    return _means({name: [float(scores[name].fmeasure) for scores in found] for name in names})
+    columns: Columns = {}
+    for name in names:
+        columns[name] = [float(scores[name].fmeasure) for scores in found]
+    return _means(columns)
 
 
 def _means(columns: Columns) -> Scored:

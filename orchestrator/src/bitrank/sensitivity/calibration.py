@@ -98,7 +98,7 @@ class Calibration:
 class MeasuredModel:
     """A frozen model in evaluation mode, its matrices with weights from a file, and its trained heads.
 
-    ``new_heads`` says whether a head has no weights in the file.
+    ``new_heads``: whether a head has no weights in the file.
     """
 
     model: nn.Module

@@ -108,7 +108,7 @@ def _without_copies(found: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
 
 
 class StoredMoments:
-    """The moments in a folder of :func:`gather`, read when they are asked for."""
+    """The moments in a folder of :func:`gather`, read at first use."""
 
     def __init__(self, folder: Path) -> None:
         index = json.loads((folder / _INDEX).read_text())

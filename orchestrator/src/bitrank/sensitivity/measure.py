@@ -30,15 +30,16 @@ from bitrank.spec.inputs import check_inputs, source_of
 from bitrank.spec.provenance import code_hash
 from bitrank.spec.run_spec import RunSpec
 
-# Formats that are measured for every plan, and that a plan chooses from unless others are asked for.
+# Formats that are measured for every plan, and that a plan chooses from unless others are requested.
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "int5-g64", "int6-g64", "nf4-dq", "int8", "bf16")
 
 
-def measured_formats(asked: Sequence[str]) -> tuple[str, ...]:
-    """:data:`FORMATS`, and those of ``asked`` that are not among them. Raises the quant package's error for
-    an unknown one.
+def measured_formats(requested: Sequence[str]) -> tuple[str, ...]:
+    """:data:`FORMATS`, and those of ``requested`` that are not among them.
+
+    Raises the quant package's error for an unknown one.
     """
-    more = sorted({str(parse_format(text)) for text in asked} - set(FORMATS))
+    more = sorted({str(parse_format(text)) for text in requested} - set(FORMATS))
     return (*FORMATS, *more)
 
 

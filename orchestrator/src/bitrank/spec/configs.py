@@ -106,7 +106,8 @@ CONFIGS: dict[str, Arm] = {
         "joint",
         "attention int8 at rank 6, FFN NF4 at rank 10",
     ),
-    # Ranks from that of B-Q4: costs hold what rank repairs and not what it learns, and would starve training.
+    # Ranks from that of B-Q4 on: costs include the error that rank repairs, not what it learns. Smaller ranks
+    # leave training too little capacity.
     # SmolLM2 after 30 steps, validation perplexity by smallest rank: 23.99 (2), 23.88 (4), 23.80 (8).
     "Plan-Q4": PlannedArm(
         "exact",

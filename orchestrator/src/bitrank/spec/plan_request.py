@@ -76,9 +76,9 @@ def plan_place(spec: RunSpec) -> Path:
 
     The hash contains the arm with its request, and, if the budget is the bytes of a config, that config.
     """
-    wanted = planning_spec(spec)
+    plan_spec = planning_spec(spec)
     rules = frozenset({"GivenBits", "GivenRanks", *_rules_of_budget(spec)})
-    key = hashlib.sha256(f"{wanted.spec_id}\0{code_hash(PLANNING, rules=rules)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{plan_spec.spec_id}\0{code_hash(PLANNING, rules=rules)}".encode()).hexdigest()[:16]
     return cache_dir() / "plans" / f"{Path(spec.model).name}-{spec.task_name}-{key}"
 
 

@@ -16,9 +16,10 @@ from bitrank.errors import UserError
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
     from bitrank_quant import WeightMatrix
+    from peft import PeftModel
     from torch import nn
 
-    from bitrank.spec.adapter_hook import Attached
+    from bitrank.spec.adapter_hook import AdapterHook, Attached
 
 Bits = dict[str, str]
 Ranks = dict[str, int]
@@ -163,12 +164,17 @@ class _Lora:
         heads: list[str],
         seed: int,
     ) -> Attached:
-        from bitrank_adapters import FixedRanks, attach_lora
+        from bitrank_adapters import attach_lora
 
         from bitrank.spec.adapter_hook import Attached
 
         adapted = attach_lora(model, ranks, scale=scale, heads=heads, seed=seed)
-        return Attached(adapted, FixedRanks(adapted))
+        return Attached(adapted, self._hook(adapted, total_steps))
+
+    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
+        from bitrank_adapters import FixedRanks
+
+        return FixedRanks(adapted)
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,22 @@ class GivenRanks(_Lora):
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return dict(self.plan)
+
+
+@dataclass(frozen=True)
+class ReducedRank(_Lora):
+    """LoRA at ``times`` × ``rank``, reduced at the end to as many numbers as a uniform ``rank`` has."""
+
+    rank: int
+    times: int = 4
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
+
+    def _hook(self, adapted: PeftModel, total_steps: int) -> AdapterHook:
+        from bitrank_adapters import ReducedRanks
+
+        return ReducedRanks(adapted, self.rank, total_steps)
 
 
 @dataclass(frozen=True)
@@ -304,4 +326,5 @@ RANK_RULES: dict[str, NamedRankRule] = {
     "uniform": NamedRankRule("the same rank on every matrix of the blocks", FixedRank),
     "attention-only": NamedRankRule("on attention, no adapter elsewhere", partial(RankOn, "attention")),
     "ffn-only": NamedRankRule("on feed-forward parts, no adapter elsewhere", partial(RankOn, "ffn")),
+    "train-then-reduce": NamedRankRule("at 4 × the rank, then the largest directions are kept", ReducedRank),
 }

@@ -1,1 +1,1 @@
-"""Everything that knows MLflow or Weights & Biases, and the files of results."""
+"""All code that uses MLflow or Weights & Biases, and the files of results."""

@@ -56,8 +56,12 @@ def shown_figures(result: Mapping[str, float]) -> dict[str, str]:
     """Tags with the rounded figures of a complete run."""
     shown = {name: _qualities(prefix) for name, prefix in _QUALITIES.items()}
     shown |= {name: (key,) for name, key in _COSTS.items()}
-    found = {name: next((result[key] for key in keys if key in result), None) for name, keys in shown.items()}
-    return {name: three_digits(value) for name, value in found.items() if value is not None}
+    figures = {}
+    for name, keys in shown.items():
+        logged = [key for key in keys if key in result]
+        if logged:
+            figures[name] = three_digits(result[logged[0]])
+    return figures
 
 
 def three_digits(value: float) -> str:

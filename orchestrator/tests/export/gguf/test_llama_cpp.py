@@ -100,7 +100,9 @@ def test_llama_cpp_gives_the_tokens_and_losses_of_the_exported_weights(
     assert answer["tokens"] == [rebuilt.tokenizer(text)["input_ids"] for text in TEXTS]
     reference = rebuilt.plain_model(exported_weights(rebuilt, apart)).eval()
     assert answer["greedy"] == [greedy(reference, prompt) for prompt in prompts]
-    base = rebuilt.plain_model({name: rebuilt.wanted(name)[0] for name in rebuilt.layers()}).eval()
+    base = rebuilt.plain_model(
+        {name: rebuilt.stored_and_adapted(name)[0] for name in rebuilt.layers()}
+    ).eval()
     for ids, found in zip(sequences, answer["losses"], strict=True):
         expected = losses(reference, ids)
         # llama.cpp rounds activations to 8 bits in products with quantized matrices.

@@ -8,6 +8,7 @@ from bitrank_adapters.fused.norms import is_norm
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
 from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
+from bitrank_adapters.reduce import ReducedRanks
 from bitrank_adapters.residual_init import ResidualStart
 from bitrank_adapters.scales import SCALE_POLICIES, AdapterScale, ScalePolicy, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
@@ -27,6 +28,7 @@ __all__ = [
     "FixedRanks",
     "LowRank",
     "RankPlan",
+    "ReducedRanks",
     "ResidualStart",
     "SavedAdapter",
     "ScalePolicy",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,29 @@ def save_as_lora(model: PeftModel, folder: Path, dtype: torch.dtype = torch.floa
 
     Raises :class:`AdapterError` for a model that :func:`~bitrank_adapters.attach_adalora` did not make.
     """
-    config: Any = model.peft_config[_ADAPTER]
-    scale = scale_of(model)
-    tensors = _whole_modules(model)
-    ranks = {}
+    scale, factors = scale_of(model), {}
     for name, layer in adapted(model):
-        ranks[name] = layer.r[_ADAPTER]
         down, up = layer.lora_A[_ADAPTER].detach(), layer.lora_B[_ADAPTER].detach()
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = down * layer.lora_E[_ADAPTER].detach()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up * (effective_scale(layer) / scale.of(ranks[name]))
-    made = lora_config(ranks, scale, list(config.modules_to_save or []))
+        rescaled = up * (effective_scale(layer) / scale.of(layer.r[_ADAPTER]))
+        factors[name] = (down * layer.lora_E[_ADAPTER].detach(), rescaled)
+    write_lora(model, folder, factors, dtype)
+
+
+def write_lora(
+    model: PeftModel, folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> None:
+    """Write ``factors``, (A (R, I), B (O, R)) by matrix, and the modules of ``model`` that train whole.
+
+    The file is a plain LoRA adapter with the rank of each A, and the scale of that rank by the model's
+    policy.
+    """
+    config: Any = model.peft_config[_ADAPTER]
+    tensors = _whole_modules(model)
+    for name, (down_RI, up_OR) in factors.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = down_RI
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = up_OR
+    ranks = {name: len(down_RI) for name, (down_RI, _) in factors.items()}
+    made = lora_config(ranks, scale_of(model), list(config.modules_to_save or []))
     made.base_model_name_or_path, made.inference_mode = config.base_model_name_or_path, True
     made.task_type = config.task_type
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def best_low_rank(residual_OI: Tensor, rank: int, weights: RowColumn | None = No
         left_OR, right_RI = transposed[1].T, transposed[0].T
     else:
         left_OR, right_RI = _project(exact, rank, weights)
-    return _orthonormal(left_OR, right_RI, residual_OI.device)
+    return thin_svd(left_OR, right_RI, residual_OI.device)
 
 
 def weighted_norm(matrix_OI: Tensor, weights: RowColumn | None = None) -> float:
@@ -81,8 +81,8 @@ def _floored(weight: Tensor, like: Tensor) -> Tensor:
     return weight.clamp_min(mean * _FLOOR) if mean > 0 else torch.ones_like(weight)
 
 
-def _orthonormal(left_OR: Tensor, right_RI: Tensor, device: torch.device) -> Factors:
-    """SVD of a product of two thin matrices, by QR of each."""
+def thin_svd(left_OR: Tensor, right_RI: Tensor, device: torch.device) -> Factors:
+    """SVD of ``left_OR`` · ``right_RI``, two thin matrices, by QR of each; on ``device``."""
     q_OR, r_RR = torch.linalg.qr(left_OR)
     p_IR, s_RR = torch.linalg.qr(right_RI.T)
     u_RR, values_R, vh_RR = torch.linalg.svd(r_RR @ s_RR.T)

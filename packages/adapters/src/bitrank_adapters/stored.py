@@ -18,7 +18,11 @@ _ADDED = (*_SAVED, ".ranknum.")
 
 def saved_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     """Parameters of ``model`` that its adapter file contains, by name: low-rank factors and trained heads."""
-    return {name: p for name, p in model.named_parameters() if any(part in name for part in _SAVED)}
+    return {name: parameter for name, parameter in model.named_parameters() if _is_saved(name)}
+
+
+def _is_saved(name: str) -> bool:
+    return any(part in name for part in _SAVED)
 
 
 def adapter_bytes(model: PeftModel) -> int:

@@ -4,6 +4,7 @@ Figures, report and paper build on both. The package imports neither torch nor m
 """
 
 from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.make_bundle import write_bundle
 from bitrank_analysis.metrics import METRICS, Metric
 from bitrank_analysis.query import ReadOnlyStore, Rows, open_read_only, query
 from bitrank_analysis.store import open_store
@@ -21,4 +22,5 @@ __all__ = [
     "open_read_only",
     "open_store",
     "query",
+    "write_bundle",
 ]

@@ -16,7 +16,8 @@ import duckdb
 from bitrank_analysis.errors import AnalysisError, masked
 
 PREDICTIONS, RANKS, PLAN, SPEC = "predictions.parquet", "ranks.json", "plan.json", "spec.json"
-_EMPTY_PREDICTIONS = (
+CONTINUATIONS = "continuations.json"
+EMPTY_PREDICTIONS = (
     "SELECT NULL::VARCHAR AS run_id, NULL::VARCHAR AS id, NULL::DOUBLE AS loss, NULL::BIGINT AS tokens "
     "WHERE false"
 )
@@ -71,6 +72,9 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, store_folder: Pat
     exists, the same experiment and run under ``store_folder/artifacts`` are used.
     """
     database.execute("CREATE TABLE raw.files (run_id VARCHAR, file VARCHAR, path VARCHAR)")
+    # Filled in an evidence bundle, where no run has files.
+    database.execute("CREATE TABLE raw.texts (run_id VARCHAR, file VARCHAR, content VARCHAR)")
+    database.execute("CREATE TABLE raw.predictions_of (run_id VARCHAR, relation VARCHAR)")
     database.execute("CREATE TABLE raw.unread (run_id VARCHAR, file VARCHAR, reason VARCHAR)")
     files, unread = [], []
     for run_id, uri in database.sql("SELECT run_id, artifact_uri FROM runs").fetchall():
@@ -89,7 +93,26 @@ def create_artifact_views(database: duckdb.DuckDBPyConnection, store_folder: Pat
     _text_view(database, "plans_text", [path for _, name, path in files if name == PLAN])
     _text_view(database, "specs_text", [path for _, name, path in files if name == SPEC])
     _predictions_view(database, [(run_id, path) for run_id, name, path in files if name == PREDICTIONS])
+    create_views(database)
+
+
+def create_views(database: duckdb.DuckDBPyConnection) -> None:
+    """Create ``ranks plans specs unread`` over the texts of the files."""
     database.execute(_VIEWS)
+
+
+def read_file(database: duckdb.DuckDBPyConnection, run_id: str, name: str) -> str | None:
+    """The text of the file ``name`` of a run; None if it has none, or its artifacts are not here."""
+    kept = database.execute(
+        "SELECT content FROM raw.texts WHERE run_id = ? AND file = ?", [run_id, name]
+    ).fetchall()
+    if kept:
+        return str(kept[0][0])
+    files = database.execute("SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]).fetchall()
+    path = Path(files[0][0]).parent / name if files else None
+    if path is None or not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def local_folder(uri: str, store_folder: Path | None) -> Path | None:
@@ -109,6 +132,11 @@ def read_predictions(database: duckdb.DuckDBPyConnection, run_id: str) -> duckdb
 
     Raises :class:`AnalysisError` with the reason if there are none or they cannot be read.
     """
+    kept = database.execute("SELECT relation FROM raw.predictions_of WHERE run_id = ?", [run_id]).fetchall()
+    if kept:
+        return (
+            database.table(f"raw.{kept[0][0]}").filter(f"run_id = '{run_id}'").project("* EXCLUDE (run_id)")
+        )
     rows = database.execute(
         "SELECT path FROM raw.files WHERE run_id = ? AND file = ?", [run_id, PREDICTIONS]
     ).fetchall()
@@ -167,7 +195,7 @@ def _predictions_view(database: duckdb.DuckDBPyConnection, files: list[tuple[str
 
 def _predictions_sql(paths: list[str]) -> str:
     if not paths:
-        return f"CREATE VIEW predictions AS {_EMPTY_PREDICTIONS}"
+        return f"CREATE VIEW predictions AS {EMPTY_PREDICTIONS}"
     rows = f"read_parquet({_paths(paths)}, union_by_name=true, filename='artifact_path') p"
     return (
         "CREATE VIEW predictions AS SELECT f.run_id, p.* EXCLUDE (artifact_path) "

@@ -125,11 +125,15 @@ def _views(database: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _table(columns: list[str], rows: Tuples) -> str:
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [list(map(_cell, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    numeric = [any(isinstance(row[n], int | float | Decimal) for row in rows) for n in range(len(columns))]
+    numeric = [_has_number(rows, index) for index in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *cells]
     return "".join(_line(line, widths, numeric) + "\n" for line in lines)
+
+
+def _has_number(rows: Tuples, index: int) -> bool:
+    return any(isinstance(row[index], int | float | Decimal) for row in rows)
 
 
 def _line(cells: list[str], widths: list[int], numeric: list[bool]) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from bitrank_analysis.artifacts import create_artifact_views, pattern_of, sql_list
+from bitrank_analysis.bundle import create_bundle_views, is_bundle, load_bundle
 from bitrank_analysis.errors import AnalysisError, masked
 from bitrank_analysis.sqlite_file import readable_uri
 
@@ -72,7 +73,8 @@ CREATE VIEW final_metrics AS
 def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with views over the MLflow store at ``uri``.
 
-    ``uri`` is a folder that contains ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI.
+    ``uri`` is a folder that contains ``mlflow.db``, a ``sqlite:///`` or a ``postgresql://`` URI, or the
+    folder of an evidence bundle (:mod:`bitrank_analysis.bundle`).
 
     Views over the tables: ``runs params tags metrics final_metrics wide``; ``wide`` has one row per run, with
     params as ``p.<key>``, tags as ``t.<key>`` and final metrics as ``m.<key>``. Views over the runs' files:
@@ -87,6 +89,23 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
     )
     database.execute("CREATE SCHEMA raw")
     location = _location(uri)
+    if isinstance(location, Path) and not location.exists() and is_bundle(location.parent):
+        load_bundle(database, location.parent)
+        database.execute(_VIEWS)
+        _create_wide(database)
+        create_bundle_views(database)
+        _lock(database, None)
+        return database
+    _read_tables(database, uri, location)
+    database.execute(_VIEWS)
+    _create_wide(database)
+    store_folder = location.parent if isinstance(location, Path) else None
+    create_artifact_views(database, store_folder)
+    _lock(database, store_folder)
+    return database
+
+
+def _read_tables(database: duckdb.DuckDBPyConnection, uri: str, location: Path | URL) -> None:
     try:
         with ExitStack() as stack:
             source, options = _connect(location, stack)
@@ -105,12 +124,6 @@ def open_store(uri: str) -> duckdb.DuckDBPyConnection:
         raise AnalysisError(
             f"{masked(uri)} is no MLflow store that can be read: {reason}; choose another"
         ) from None
-    database.execute(_VIEWS)
-    _create_wide(database)
-    store_folder = location.parent if isinstance(location, Path) else None
-    create_artifact_views(database, store_folder)
-    _lock(database, store_folder)
-    return database
 
 
 def _lock(database: duckdb.DuckDBPyConnection, store_folder: Path | None) -> None:

@@ -53,8 +53,11 @@ class Table:
             ["---", *["---:"] * (self.shown.shape[1] - 1)],
             *self.shown.values.tolist(),
         ]
-        lines = [" | ".join(str(cell).translate(_MARKDOWN) for cell in row) for row in rows]
-        return "".join(f"| {line} |\n" for line in lines)
+        text = ""
+        for row in rows:
+            cells = [str(cell).translate(_MARKDOWN) for cell in row]
+            text += f"| {' | '.join(cells)} |\n"
+        return text
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs rules, every cell escaped; the paper adds float, caption and label."""

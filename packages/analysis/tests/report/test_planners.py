@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from bitrank_analysis import load_study, open_store
+from bitrank_analysis.errors import AnalysisError
+from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.report.planners import arms_table, planners_report
 from bitrank_analysis.statistics.compare import compare
 
@@ -105,3 +107,23 @@ def test_sentences_separate_arms_with_and_without_a_budget(store: Path) -> None:
     assert "At equal bytes, after Holm, exact-2bits beats 0 of 1, is beaten by 0" in text
     assert "better" not in text and "worse" not in text
     assert (store / "movies.csv").is_file() and (store / "report.md").read_text() == text
+
+
+def test_figure_draws_each_arm_at_its_budget_with_its_interval(store: Path) -> None:
+    text = planners_report(str(store), "bitrank-test", REFERENCES, store / "costs.json", store)
+    assert "![Difference against bytes](difference-bytes-movies.svg)" in text
+    assert (store / "difference-bytes-movies.svg").exists()
+    study = load_study(open_store(str(store)), "bitrank-test")
+    costs = pd.DataFrame(json.loads((store / "costs.json").read_text())).assign(learning_rate=0.001)
+    frame = arms_table(study, "movies", REFERENCES, costs)
+    drawn = difference_bytes(frame, "movies").chart.to_dict()["datasets"]
+    (rows,) = [data for data in drawn.values() if "arm" in data[0]]
+    by_arm = {(row["arm"], row["mib"] > 60 / 2**20): row for row in rows}
+    assert {arm for arm, _ in by_arm} == {"greedy", "random"} and len(rows) == 3
+    config = frame[(frame["config"] == "greedy-4bits")].iloc[0]
+    row = by_arm["greedy", True]
+    assert [row[side] for side in ("difference", "low", "high")] == pytest.approx(
+        [100 * config[side] for side in ("difference", "low", "high")]
+    )
+    with pytest.raises(AnalysisError, match="an arm of movies beside the reference"):
+        difference_bytes(frame[frame["config"] == "exact-4bits"], "movies")

@@ -137,7 +137,8 @@ def is_built(place: Path) -> bool:
         found = _digests(place)
     except OSError:
         return False
-    if {name: kept[2] for name, kept in record.items()} != {name: kept[2] for name, kept in found.items()}:
+    recorded = {name: kept[2] for name, kept in record.items()}
+    if recorded != {name: state[2] for name, state in found.items()}:
         return False
     with contextlib.suppress(OSError):  # with a read-only cache the next call compares the content again
         _write(place)

@@ -53,7 +53,7 @@ def _tokens(texts: Sequence[Text], tokenizer: Any) -> list[tuple[list[int], list
     offsets, its segments are tokenized one by one: then the prompt has the tokens that it has alone.
     """
     options = {"add_special_tokens": False, "verbose": False}
-    whole = ["".join(segment.text for segment in text) for text in texts]
+    whole = [_joined(text) for text in texts]
     if not getattr(tokenizer, "is_fast", False):
         return [_by_segment(text, tokenizer, options) for text in texts]
     encoded = tokenizer(whole, return_offsets_mapping=True, **options)
@@ -66,6 +66,10 @@ def _tokens(texts: Sequence[Text], tokenizer: Any) -> list[tuple[list[int], list
         targets = [token if answer else IGNORED for token, answer in zip(tokens, inside, strict=True)]
         found.append((list(tokens), targets))
     return found
+
+
+def _joined(text: Text) -> str:
+    return "".join(segment.text for segment in text)
 
 
 def _answered(text: Text, offsets: Sequence[tuple[int, int]]) -> list[bool] | None:

@@ -45,6 +45,7 @@ class PairExample(Example):
 
     @property
     def key(self) -> str:
+        """Both texts."""
         return f"{self.text}\0{self.pair}"
 
 

@@ -29,7 +29,7 @@ from bitrank_data.stored import StoredExamples, load_numbers
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What a user may add to a file: names of columns, and the path of a file with the test split.
+    """Options for a user's file: names of columns, and the path of a file with the test split.
 
     ``text_column`` is one name, or two separated by a comma for pairs of texts.
     """

@@ -1,7 +1,7 @@
 """Kinds of tasks: how a text becomes token sequences, and which labels a batch has.
 
-An entry of :data:`DATA_KINDS` is all that tokenization, batching and the reading of a user's file know of a
-kind. Further entries may be added before a task of their kind is opened.
+Tokenization, batching and the reading of a user's file depend on a kind through its entry in
+:data:`DATA_KINDS` only. Further entries may be added before a task of their kind is opened.
 
 Classification: one sequence per example, truncated to ``max_length``. Language modelling: each document is
 cut into windows of ``max_length`` tokens; a window keeps the id of its document, so that losses can be summed
@@ -146,11 +146,9 @@ def _windows(tokens: list[int], cutting: Cutting) -> list[Piece]:
 def encode_pairs(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
     """Source and target of each :class:`~bitrank_data.TargetExample` in one sequence.
 
-    The targets of the sequence are the tokens of the target text.
-
-    The source is cut at ``max_length`` and the target one token shorter, since the decoder's input begins
-    with a start token. A target ends with the end-of-sequence token. There is no sequence for an example
-    whose source or target has no token.
+    The targets of the sequence are the tokens of the target text. The source is cut at ``max_length`` and the
+    target one token shorter, since the decoder's input begins with a start token. A target ends with the
+    end-of-sequence token. There is no sequence for an example whose source or target has no token.
     """
     sources, cut = encode_texts(examples, tokenizer, cutting)
     targets, cut_targets = _encode_targets([example.target for example in examples], tokenizer, cutting)
@@ -170,9 +168,9 @@ def _encode_targets(texts: Sequence[str], tokenizer: Any, cutting: Cutting) -> t
     for tokens in encoded:
         ending = [] if end is None else [end]
         body = tokens[:-1] if tokens[-1:] == ending and ending else tokens
-        room = longest - len(ending)
-        cut += len(body) > room
-        targets.append([*body[:room], *ending] if len(tokens) > added else [])
+        space = longest - len(ending)
+        cut += len(body) > space
+        targets.append([*body[:space], *ending] if len(tokens) > added else [])
     return targets, cut
 
 
@@ -219,7 +217,7 @@ def labels_of_tokens(batch: PaddedBatch) -> np.ndarray:
 def labels_of_completions(batch: PaddedBatch) -> np.ndarray:
     """Completion of each sequence (B, S): the decoder's labels.
 
-    S differs from the inputs' width T, so that masks of both are told apart by shape.
+    S differs from the inputs' width T, so that their masks can be distinguished by shape.
     """
     completions = [batch.split.completion_of(int(index)) for index in batch.indices]
     longest = max((len(completion) for completion in completions), default=1)

@@ -15,12 +15,12 @@ from bitrank_data.examples import Example, PairExample, TargetExample
 from bitrank_data.rows import shown
 
 TEXT, PAIR, TARGET, LABEL = "text", "pair", "target", "label"  # roles of columns
-REMARK = "remark"  # key of :attr:`Layout.parse` for what is not used of a row, which is counted
+REMARK = "remark"  # key of the fields of :attr:`Layout.parse`: a note on unused parts of a row, counted
 _MISSING = {"", "nan", "NaN", "<NA>"}  # missing values as written by spreadsheets and pandas
 
 
 class LeftOut(Exception):
-    """A row that makes no example; the message says what it lacks, such as ``no text``."""
+    """A row that makes no example; the message is the reason, such as ``no text``."""
 
 
 class Refused(ValueError):
@@ -54,13 +54,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Naming:
-    """Columns that the user names: one of the text, or two of a pair of texts, and one of the label."""
+    """Names of columns given by the user: of the text, or of both texts of a pair, and of the label."""
 
     text: tuple[str, ...] = ()
     label: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """All names that are given."""
         return (*self.text, *([self.label] if self.label is not None else []))
 
     def apply(self, layout: Layout) -> Layout | None:

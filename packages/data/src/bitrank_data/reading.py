@@ -40,7 +40,11 @@ _MIN_ROWS = 10
 
 @dataclass
 class _Reading:
-    """State of reading: numbers of each example, and counts of what is left out."""
+    """State of reading: a few integers per example, and counts of the rows that are left out.
+
+    Per example: digest of its text, preliminary class, index of its file, number of its row in the file, and
+    its line (-1 without one).
+    """
 
     files: TaskFiles
     layout: Layout
@@ -217,8 +221,8 @@ def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tu
         return split_by_text(keyed)
     rows = {}
     for split in dict.fromkeys(split_of_file):
-        numbers = [number for number, owner in enumerate(split_of_file) if owner == split]
-        rows[split] = np.flatnonzero(np.isin(file_N, numbers))
+        files = [file for file, of_split in enumerate(split_of_file) if of_split == split]
+        rows[split] = np.flatnonzero(np.isin(file_N, files))
         if not len(rows[split]):
             raise DataError(f"the {split} split has no rows that can be used; add some")
     refuse_unlearned(rows, keyed)
@@ -226,7 +230,7 @@ def _split(keyed: Keyed, split_of_file: Sequence[str], file_N: np.ndarray) -> tu
     if VALIDATION not in rows:
         train = rows[TRAIN]
         inner, report = split_by_text(keyed.select(train), (VALIDATION,))
-        rows |= {split: train[numbers] for split, numbers in inner.items()}
+        rows |= {split: train[indices] for split, indices in inner.items()}
         count = f"{len(rows[VALIDATION])} of {len(train)} training rows"
         report += DataReport(notes=(f"no validation data were given: {count}, chosen by hash, validate",))
     return rows, report + check_given(rows, keyed)

@@ -45,8 +45,8 @@ def place_of(number: int, line: int | None) -> str:
 class Table:
     """An open file: its ``columns`` (for JSON those of any row) and ``notes`` on reading.
 
-    ``rows`` takes the wanted columns and reads the file from its beginning, row by row: the memory does not
-    grow with the file.
+    ``rows`` takes the names of the columns to read, and reads the file from its beginning, row by row: the
+    memory does not grow with the file.
     """
 
     columns: list[str]

@@ -101,9 +101,11 @@ class TokenSplit:
 
     @property
     def lengths_N(self) -> np.ndarray:
+        """Number of tokens of each sequence."""
         return np.diff(self.offsets)
 
     def sequence(self, index: int) -> np.ndarray:
+        """Tokens of sequence ``index`` (T,)."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def targets_of(self, index: int) -> np.ndarray:

@@ -26,8 +26,8 @@ _KEY_BYTES = 16  # of the SHA-256: enough that two texts never share them, and i
 # classes as texts. A few classes of three texts each are accepted, as small tests use them.
 _FEW_CLASSES = 10
 _FEW_TEXTS = 5  # training texts of each class on average; fewer give a note
-Place = Callable[[int], str]  # number of a row, from 0 → its name in messages
-Rows = dict[str, np.ndarray]  # split → numbers of its rows
+Place = Callable[[int], str]  # index of a row → its name in messages
+Rows = dict[str, np.ndarray]  # split → indices of its rows
 
 
 def text_key(text: str) -> str:
@@ -62,11 +62,11 @@ class Keyed:
 
     @cached_property
     def halves_N2(self) -> np.ndarray:
-        """The two halves of each digest as numbers, (N, 2)."""
+        """The two halves of each digest as integers, (N, 2)."""
         return np.frombuffer(self.digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
     def select(self, rows: np.ndarray) -> Keyed:
-        """The rows with the numbers ``rows``, in that order."""
+        """The rows with the indices ``rows``, in that order."""
         digests = np.frombuffer(self.digests, dtype=f"V{_KEY_BYTES}")[rows].tobytes()
         return Keyed(digests, self.labels_N[rows], lambda row: self.place(int(rows[row])), self.classes)
 
@@ -89,7 +89,7 @@ class _Groups:
         self._classes = max(len(keyed.classes), 1)
         self.pair_N = self.group_N * self._classes + keyed.labels_N[self.order_N]
         pairs, counts = np.unique(self.pair_N, return_counts=True)
-        groups, labels = np.divmod(pairs, self._classes)
+        groups, labels = np.divmod(pairs, self._classes)  # of each different (group, class) pair
         ranked = np.lexsort((labels, -counts, groups))
         first = np.unique(groups[ranked], return_index=True)[1]
         self.label_G = labels[ranked][first]

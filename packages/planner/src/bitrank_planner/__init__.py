@@ -6,9 +6,10 @@ from bitrank_planner.ablations import bits_only, rank_only
 from bitrank_planner.errors import Infeasible, PlanError
 from bitrank_planner.exact import GAP, Effort, exact
 from bitrank_planner.greedy import greedy
+from bitrank_planner.journal import Journal
 from bitrank_planner.problem import Item, Option, Plan, Problem
 from bitrank_planner.registry import Entry
-from bitrank_planner.search import SEARCHES, Found, anneal, bayes, nsga2, random_search
+from bitrank_planner.search import SEARCHES, Found, anneal, bayes, nsga2, random_plan, random_search
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "Found",
     "Infeasible",
     "Item",
+    "Journal",
     "Option",
     "Plan",
     "PlanError",
@@ -35,6 +37,7 @@ __all__ = [
     "exact",
     "greedy",
     "nsga2",
+    "random_plan",
     "random_search",
     "rank_only",
 ]

@@ -39,11 +39,12 @@ def _in_format(item: Item, fmt: str) -> Item:
     return _kept(item, tuple(option for option in item.options if option.format == fmt), fmt)
 
 
-def _kept(item: Item, options: tuple, what: str) -> Item:
+def _kept(item: Item, options: tuple, restriction: str) -> Item:
     if not options:
-        formats, ranks = dict.fromkeys(o.format for o in item.options), sorted({o.rank for o in item.options})
+        formats = dict.fromkeys(option.format for option in item.options)
+        ranks = sorted({option.rank for option in item.options})
         raise PlanError(
-            f"{item.name} is not offered with {what}; offered: {', '.join(formats)}; ranks "
+            f"{item.name} is not offered with {restriction}; offered: {', '.join(formats)}; ranks "
             f"{', '.join(map(str, ranks))}"
         )
     return replace(item, options=options)

@@ -221,7 +221,9 @@ class _Program:
                 "found in the time given. Give more bytes, or allow more trainable numbers or seconds."
             )
         if found is None:
-            least = sum(min(o.trainable for o in item.options) for item in problem.items)
+            least = 0
+            for item in problem.items:
+                least += min(option.trainable for option in item.options)
             return PlanError(
                 f"at most {limit:,} trainable numbers are allowed, every plan has {least:,} or more; raise "
                 "that limit"

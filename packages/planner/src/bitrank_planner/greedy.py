@@ -26,7 +26,9 @@ def greedy(problem: Problem) -> Plan:
         joined = join_ties(problem)
         return joined.expand(greedy(joined.problem))
     choices = [worth_having(item) for item in problem.items]
-    ladders = [[item.options[c] for c in ladder] for item, ladder in zip(problem.items, choices, strict=True)]
+    ladders = []
+    for item, ladder in zip(problem.items, choices, strict=True):
+        ladders.append([item.options[choice] for choice in ladder])
     places = [len(ladder) - 1 for ladder in ladders]
     spare = problem.available - sum(ladder[-1].nbytes for ladder in ladders)
     spare = _go_down(ladders, places, spare)

@@ -39,7 +39,7 @@ class Relaxed:
     bound: float
 
     def slack_L(self, chosen_N: np.ndarray) -> np.ndarray:
-        """What ``chosen_N`` leaves of each limit; negative where it exceeds one."""
+        """Remainder of each limit under ``chosen_N``; negative where it exceeds one."""
         return self.limits_L - self.rows_LX[:, chosen_N].sum(axis=1)
 
     def within(self, chosen_N: np.ndarray, gap: float) -> bool:

@@ -94,7 +94,7 @@ class Problem:
         items = {item.name: item for item in self.items}
         tie_of = {name: tie for tie in self.ties for name in tie}
         members = dict.fromkeys(tie_of.get(name, (name,)) for name in items)
-        return [tuple(items[name] for name in names) for names in members]
+        return [tuple(map(items.__getitem__, names)) for names in members]
 
     def item(self, name: str) -> Item:
         """The item called ``name``. Raises :class:`PlanError` that lists the nearest names."""
@@ -145,7 +145,7 @@ class Problem:
         return (
             plan.nbytes <= self.budget
             and (self.max_trainable is None or plan.trainable <= self.max_trainable)
-            and all(len({plan.precision[name] for name in tie}) == 1 for tie in self.ties)
+            and all(_share_format(plan, tie) for tie in self.ties)
         )
 
     def check_feasible(self) -> None:
@@ -213,17 +213,27 @@ def front(figures_OK: np.ndarray) -> list[int]:
 
 def shared_formats(items: Sequence[Item]) -> list[str]:
     """The formats that all of ``items`` offer, in the order of the first one."""
-    offered = [{option.format for option in item.options} for item in items[1:]]
-    first = dict.fromkeys(option.format for option in items[0].options)
-    return [fmt for fmt in first if all(fmt in formats for formats in offered)]
+    shared = list(dict.fromkeys(option.format for option in items[0].options))
+    for item in items[1:]:
+        offered = {option.format for option in item.options}
+        shared = [fmt for fmt in shared if fmt in offered]
+    return shared
+
+
+def _share_format(plan: Plan, tie: Sequence[str]) -> bool:
+    return len({plan.precision[name] for name in tie}) == 1
 
 
 def _least_bytes(items: Sequence[Item]) -> int:
     """Bytes of the smallest choice for ``items`` in one format."""
-    return min(
-        sum(min(option.nbytes for option in item.options if option.format == fmt) for item in items)
-        for fmt in shared_formats(items)
-    )
+    sizes = []
+    for fmt in shared_formats(items):
+        sizes.append(sum(_least_bytes_in(item, fmt) for item in items))
+    return min(sizes)
+
+
+def _least_bytes_in(item: Item, fmt: str) -> int:
+    return min(option.nbytes for option in item.options if option.format == fmt)
 
 
 def _check_ties(problem: Problem) -> None:
@@ -288,7 +298,8 @@ def _find(item: Item, fmt: str, rank: int) -> int:
 
 
 def _offered(item: Item) -> str:
-    formats, ranks = dict.fromkeys(o.format for o in item.options), sorted({o.rank for o in item.options})
+    formats = dict.fromkeys(option.format for option in item.options)
+    ranks = sorted({option.rank for option in item.options})
     return f"offered: {', '.join(formats)}; ranks {', '.join(map(str, ranks))}"
 
 

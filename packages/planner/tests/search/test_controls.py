@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bitrank_planner import PlanError, random_plan
 from bitrank_planner.search import SEARCHES
 from bitrank_planner.search.ladders import Ladders
 
@@ -47,3 +48,11 @@ def test_repair_keeps_a_feasible_plan_and_makes_others_maximal(tiny):
         place == top or ladders.spare([*repaired[:i], place + 1, *repaired[i + 1 :]]) < 0
         for i, (place, top) in enumerate(zip(repaired, ladders.tops, strict=True))
     )
+
+
+def test_random_plans_reach_every_plan_and_keep_one_limit(tiny, every_plan):
+    drawn = {random_plan(tiny, draw).choices for draw in range(400)}
+    assert drawn == {plan.choices for plan in every_plan}
+    assert random_plan(tiny, 7) == random_plan(tiny, 7)
+    with pytest.raises(PlanError, match="leave out ties and the limit on trainable numbers"):
+        random_plan(replace(tiny, max_trainable=1), 0)

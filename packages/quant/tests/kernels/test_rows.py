@@ -68,7 +68,7 @@ def gradients(exact: Tensor, inputs: list[Tensor], grad: Tensor) -> tuple[Tensor
     KINDS,
     SEEDS,
 )
-def test_softmax(
+def test_softmax_and_its_gradient_equal_float64(
     batch: int, heads: int, length: int, keys: int, masked: str, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
     scores, grad = draw(seed, dtype, (batch * heads, length, keys), (batch * heads, length, keys))
@@ -96,7 +96,9 @@ def test_softmax(
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 80), KINDS, SEEDS)
-def test_rms_norm(batch: int, length: int, size: int, dtype: torch.dtype, seed: int) -> None:
+def test_rms_norm_and_its_gradient_equal_float64(
+    batch: int, length: int, size: int, dtype: torch.dtype, seed: int
+) -> None:
     x, grad = draw(seed, dtype, (batch, length, size), (batch, length, size))
     weight = draw(seed + 1, torch.float32, (size,))[0]
     leaf = x.double().requires_grad_()
@@ -112,7 +114,7 @@ def test_rms_norm(batch: int, length: int, size: int, dtype: torch.dtype, seed: 
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 7), st.integers(1, 700), KINDS, SEEDS)
-def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
+def test_swiglu_and_its_gradients_equal_float64(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
     gate, up, grad = draw(seed, dtype, *[(count, size)] * 3)
     leaves = [gate.double().requires_grad_(), up.double().requires_grad_()]
     exact = F.silu(leaves[0]) * leaves[1]
@@ -129,7 +131,7 @@ def test_swiglu(count: int, size: int, dtype: torch.dtype, seed: int) -> None:
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.booleans(), KINDS, SEEDS
 )
-def test_rotary_positions(
+def test_rotary_positions_and_their_gradient_equal_float64(
     batch: int, heads: int, length: int, half: int, shared: bool, dtype: torch.dtype, seed: int
 ) -> None:
     """x in the memory order (B, L, H, D) of a product; angles shared or per sequence, halves unequal."""

@@ -222,6 +222,13 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
         inverse_factor(input_II)
 
 
+def test_a_hessian_without_any_factorization_is_refused() -> None:
+    """Negative eigenvalues that no damping lifts: no sum of x xᵀ has them, so the input is damaged."""
+    input_II = torch.eye(192) - 1e6 * (torch.ones(192, 192) - torch.eye(192))
+    with pytest.raises(QuantError, match="cannot be factorized; give more calibration data"):
+        inverse_factor(input_II)
+
+
 def test_gptq_without_calibration_data_raises_with_the_missing_input() -> None:
     with pytest.raises(QuantError, match="gptq needs the second moments of the inputs"):
         quantize(matrix(), parse_format("int4-g64"), "gptq")

@@ -318,7 +318,7 @@ def test_a_model_stored_in_16_bits_measures_like_one_in_32(make: Any) -> None:
             assert torch.allclose(one.tail_R, other.tail_R, rtol=1e-3, atol=1e-9)
 
 
-def test_importance_and_norm(measured: dict[str, Any]) -> None:
+def test_importance_and_norm_equal_their_definitions(measured: dict[str, Any]) -> None:
     for name in linear(measured)[:3]:
         weight = measured["model"].get_submodule(name).weight
         moments = measured["moments"][name]
@@ -412,7 +412,7 @@ def test_sampled_positions_estimate_the_same_score(limit: int, monkeypatch: pyte
     assert errors[name][str(fmt)].output == pytest.approx(wanted, rel=1e-3)
 
 
-def test_one_sweep_computes_every_block_once_whatever_the_formats() -> None:
+def test_one_sweep_computes_every_block_once_for_any_formats() -> None:
     """Once for its gradients after the recorded forward pass: no pass for a matrix or a format."""
     model = llama()
     replay = Replay(model, batches(), logits_and_labels)

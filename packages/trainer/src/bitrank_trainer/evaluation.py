@@ -54,5 +54,6 @@ def evaluate(
     parts = processes.gather((rows, speed.tokens, speed.seconds))
     rows = sorted((row for part, *_ in parts for row in part), key=lambda row: row["index"])
     rows = rows if merge is None else merge(rows)
-    whole = Throughput(sum(tokens for _, tokens, _ in parts), max(seconds for *_, seconds in parts))
+    tokens = sum(tokens for _, tokens, _ in parts)
+    whole = Throughput(tokens, max(seconds for *_, seconds in parts))
     return Evaluation(objective.metrics(rows), rows, whole.seconds, whole.tokens_per_second)

@@ -22,17 +22,17 @@ DEVICES: dict[str, Callable[[], bool]] = {
 }
 
 
-def choose_device(wanted: str = "auto") -> str:
-    """``wanted``, or for ``auto`` the fastest of cuda, mps and cpu.
+def choose_device(requested: str = "auto") -> str:
+    """``requested``, or for ``auto`` the fastest of cuda, mps and cpu.
 
-    Raises :class:`TrainError` if ``wanted`` is not available.
+    Raises :class:`TrainError` if ``requested`` is not available.
     """
     here = available_devices()
-    if wanted == "auto":
+    if requested == "auto":
         return here[0]
-    if wanted not in here:
-        raise TrainError(f"no device {wanted!r} on this machine; it has {', '.join(here)}")
-    return wanted
+    if requested not in here:
+        raise TrainError(f"no device {requested!r} on this machine; it has {', '.join(here)}")
+    return requested
 
 
 def available_devices() -> list[str]:

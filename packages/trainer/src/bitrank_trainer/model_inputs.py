@@ -15,20 +15,20 @@ Row = dict[str, Any]
 
 
 def tensor_of(array: np.ndarray, device: str) -> Tensor:
+    """``array`` as a tensor of the same shape and dtype on ``device``."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def decoder_inputs(batch: Batch, device: str) -> dict[str, Any]:
     """Inputs of a decoder without a key-value cache."""
     padded = int(batch["attention_mask"].min()) == 0
-    mask_BT = (
-        tensor_of(batch["attention_mask"], device) if padded else None
-    )  # None selects the plain causal path
+    # Without a mask, attention takes its plain causal path, which is faster.
+    mask_BT = tensor_of(batch["attention_mask"], device) if padded else None
     return {"input_ids": tensor_of(batch["input_ids"], device), "attention_mask": mask_BT, "use_cache": False}
 
 
 def segments(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
-    """Segments of pairs of texts, for models that tell segments apart, such as BERT."""
+    """Segments of pairs of texts, for models that distinguish segments, such as BERT."""
     config: Any = getattr(model, "config", None)
     if "token_type_ids" not in batch or getattr(config, "type_vocab_size", None) in (None, 0, 1):
         return {}

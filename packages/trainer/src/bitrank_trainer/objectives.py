@@ -132,9 +132,8 @@ class LanguageModelling:
 
     def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
         output: Any = model(**decoder_inputs(batch, device))
-        labels_BT = np.pad(
-            batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100
-        )  # the last position has no target
+        # Position t predicts token t + 1, so the last position has no target.
+        labels_BT = np.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100)
         return output.logits.flatten(0, 1), _tensor(labels_BT, device).flatten()
 
     def rows(self, model: nn.Module, batch: Batch, device: str) -> list[Row]:

@@ -67,9 +67,11 @@ class QuestionAnswering:
 
     def metrics(self, rows: list[Row]) -> dict[str, float]:
         """Mean loss over windows, and the means of exact match and F1 over questions, in [0, 1]."""
-        loss = sum(row["loss"] for row in rows) / sum(row["windows"] for row in rows)
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("token_f1", "exact_match")}
-        return {"loss": loss, **means}
+        windows = sum(row["windows"] for row in rows)
+        found = {"loss": sum(row["loss"] for row in rows) / windows}
+        for name in ("token_f1", "exact_match"):
+            found[name] = sum(row[name] for row in rows) / len(rows)
+        return found
 
     def plain(self) -> QuestionAnswering:
         return self

@@ -38,7 +38,7 @@ _VECTORS, _FACTORS, _OTHER = "F32", "F16", "BF16"
 
 
 def check_run(run: FinishedRun) -> None:
-    """Raise :class:`UserError` if llama.cpp knows no such model, or GGUF cannot hold its tokenizer."""
+    """Raise :class:`UserError` if llama.cpp has no such architecture, or GGUF cannot hold its tokenizer."""
     config = load_config(run.spec.model_source)
     found = class_of(auto_class(run.spec.kind), config)
     find_architecture("a model without a class in transformers" if found is None else found.__name__, config)
@@ -82,7 +82,7 @@ class Factors:
 
 
 def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
-    """Encode every tensor of the run, evaluate what a program would read, and return both."""
+    """Encode every tensor of the run, and evaluate the values that a program decodes from the file."""
     config = rebuilt.inner.config
     architecture = find_architecture(type(rebuilt.inner).__name__, config)
     vocabulary = vocabulary_of(rebuilt.tokenizer, config.vocab_size)
@@ -113,7 +113,7 @@ def exported_weights(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Tensor]
 
 
 def _encode_matrices(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Stored]:
-    """Every planned matrix by name; matrices that share a weight are there once, under their owner."""
+    """Every planned matrix by name; a weight that modules share is listed once, under its owner."""
     tied = tied_modules(rebuilt.inner)
     owners = [name for name in rebuilt.applied if name not in tied]
     return {name: _encode_matrix(rebuilt, name, adapter_apart) for name in owners}
@@ -121,8 +121,8 @@ def _encode_matrices(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Stored]
 
 def _encode_matrix(rebuilt: Rebuilt, name: str, adapter_apart: bool) -> Stored:
     """The matrix ``name`` in the type for its format, from its own codes where no adapter is folded in."""
-    stored_OI, wanted_OI = rebuilt.wanted(name)
-    result_OI = stored_OI if adapter_apart else wanted_OI
+    stored_OI, adapted_OI = rebuilt.stored_and_adapted(name)
+    result_OI = stored_OI if adapter_apart else adapted_OI
     fmt, shape = parse_format(rebuilt.format(name)), (stored_OI.shape[0], stored_OI.shape[1])
     kind = type_for(fmt, shape)
     kept = kind.holds(fmt)
@@ -157,12 +157,14 @@ def _exported(
     """The weights that a program multiplies by, (out, in) in fp32, and the audit of each matrix."""
     exported_OI, audits = {}, {}
     for name, one in matrices.items():
-        stored_OI, wanted_OI = rebuilt.wanted(name)
+        stored_OI, adapted_OI = rebuilt.stored_and_adapted(name)
         result_OI = one.values()
         if name in factors:
             result_OI += factors[name].product()
-        exported_OI[name] = result_OI = result_OI.to(wanted_OI.device)
-        audits[name] = matrix_audit(rebuilt, name, one.type.name, (stored_OI, wanted_OI, result_OI), one.kept)
+        exported_OI[name] = result_OI = result_OI.to(adapted_OI.device)
+        audits[name] = matrix_audit(
+            rebuilt, name, one.type.name, (stored_OI, adapted_OI, result_OI), one.kept
+        )
     for name, owner in tied_modules(rebuilt.inner).items():
         if owner in exported_OI and name in rebuilt.applied:
             exported_OI[name] = exported_OI[owner]

@@ -1,4 +1,4 @@
-"""Curves that lie on each other: drawn once, under a label that names all their arms."""
+"""Curves that coincide: drawn once, under a label that names all their arms."""
 
 from __future__ import annotations
 

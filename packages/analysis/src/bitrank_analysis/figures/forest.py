@@ -32,10 +32,10 @@ def forest(evidence: Evidence) -> Figure:
             "expected two arms to compare, one of them a baseline, got none: "
             f"{evidence.gaps.get('comparisons', 'nothing to compare')}"
         )
-    changes = {side: [phrasing.change(value, evidence.metric) for value in pairs[side]] for side in _SIDES}
-    rows = pairs.assign(
-        **changes, wording=[short(word).removesuffix(" (one seed)") for word in pairs["verdict"]]
-    )
+    wording = [short(verdict).removesuffix(" (one seed)") for verdict in pairs["verdict"]]
+    rows = pairs.assign(wording=wording)
+    for side in _SIDES:
+        rows[side] = [phrasing.change(value, evidence.metric) for value in pairs[side]]
     margin = phrasing.change(float(pairs["margin"].iloc[0]), evidence.metric)
     baselines = list(dict.fromkeys(rows["baseline"]))
     panels = [

@@ -179,7 +179,7 @@ def settings_table(values: dict[str, str], evidence: Sequence[Evidence]) -> str:
         [label, *(values.get(f"spec/{task.task}/{key}", phrasing.NOTHING) for task in evidence)]
         for key, label in _SETTINGS.items()
     ]
-    rows = [row for row in rows if any(cell != phrasing.NOTHING for cell in row[1:])]
+    rows = [row for row in rows if set(row[1:]) - {phrasing.NOTHING}]
     return (
         tabular("l" + "r" * len(evidence), ["", *(task.task for task in evidence)], [("", rows)])
         if rows
@@ -195,7 +195,10 @@ def ranks_table(task: Evidence) -> str:
         return ""
     spans = inside.groupby(["layer", "config"])["rank"].agg(["mean", "min", "max"])
     layers = sorted(set(inside["layer"]))
-    rows = [[f"{layer:.0f}", *(_span(spans, (layer, name)) for name in arms)] for layer in layers]
+    rows = []
+    for layer in layers:
+        cells = [_span(spans, (layer, name)) for name in arms]
+        rows.append([f"{layer:.0f}", *cells])
     return tabular("r" + "r" * len(arms), ["Layer", *arms], [("", rows)])
 
 

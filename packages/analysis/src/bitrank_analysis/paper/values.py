@@ -102,8 +102,8 @@ def _tags(study: Study) -> dict[str, str]:
         .merge(study.runs[["run_id"]], on="run_id")
     )
     by_key = {str(key): sorted(set(group["value"]) - {""}) for key, group in tags.groupby("key")}
-    wanted = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
-    sentences = {key: by_key[key] for key in wanted if by_key.get(key)}
+    tags = [*_TAGS, *(key for key in by_key if key.startswith("version."))]
+    sentences = {key: by_key[key] for key in tags if by_key.get(key)}
     if "git_commit" in sentences:
         sentences["git_commit"] = sorted({commit[:12] for commit in sentences["git_commit"]})
     if "stored_as" in sentences:
@@ -151,8 +151,12 @@ def flattened(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _shared(specs: pd.Series) -> dict[str, str]:
+    """Fields with the same value in all ``specs``."""
     first, *others = list(specs)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    shared = dict(first)
+    for other in others:
+        shared = {key: value for key, value in shared.items() if other.get(key) == value}
+    return shared
 
 
 def _task(task: Evidence) -> dict[str, str]:

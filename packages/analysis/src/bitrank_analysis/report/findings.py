@@ -139,10 +139,10 @@ def _failures(study: Study) -> list[Finding]:
 
 
 def _specs_of(study: Study, config: str, task: str, seed: int) -> tuple[str, ...]:
-    wanted: Sequence[str] = (config, task, str(seed))
+    parameters: Sequence[str] = (config, task, str(seed))
     query = (
         "SELECT DISTINCT s.value FROM tags s JOIN tags c USING (run_id) JOIN tags t USING (run_id) "
         "JOIN tags n USING (run_id) WHERE s.key = 'spec_id' AND c.key = 'config' AND c.value = ? "
         "AND t.key = 'task' AND t.value = ? AND n.key = 'seed' AND n.value = ? ORDER BY 1"
     )
-    return tuple(value for (value,) in study.database.execute(query, wanted).fetchall())
+    return tuple(value for (value,) in study.database.execute(query, parameters).fetchall())

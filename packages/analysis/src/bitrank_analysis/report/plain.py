@@ -42,8 +42,13 @@ def _errors(errors: SideBySide) -> str:
     if not errors.rows:
         return errors.sentence
     rows = [errors.heads, tuple("---" for _ in errors.heads), *errors.rows]
-    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
+    lines = [" | ".join(map(_escaped, row)) for row in rows]
     return errors.sentence + "\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    """``cell`` on one line, with pipes escaped."""
+    return cell.replace("|", "\\|").replace("\n", " ")
 
 
 def _bullets(lines: list[str]) -> str:

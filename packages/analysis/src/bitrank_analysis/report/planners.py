@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bitrank_analysis import phrasing
+from bitrank_analysis.figures import save
+from bitrank_analysis.figures.difference_bytes import difference_bytes
 from bitrank_analysis.files import write_atomically
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.statistics.compare import compare
@@ -20,13 +22,22 @@ from bitrank_analysis.study import Study, load_study
 from bitrank_analysis.tables import Table
 
 _MIB = 2**20
-_COSTS = ["config", "task", "budget", "planned_bytes", "measuring_s", "choosing_s", "predicted_nats"]
+_COSTS = [
+    "config",
+    "task",
+    "budget",
+    "planned_bytes",
+    "measuring_s",
+    "choosing_s",
+    "predicted_nats",
+    "learning_rate",
+]
 
 _PAIR = ["candidate", "baseline", "metric", "difference", "low", "high", "p_holm", "verdict"]
 
 
 def planners_report(store: str, experiment: str, references: Sequence[str], costs: Path, folder: Path) -> str:
-    """Write ``report.md`` and a CSV file per task into ``folder``; returns the report's text.
+    """Write ``report.md``, and a CSV file and a figure per task into ``folder``; returns the report's text.
 
     ``references`` are configs, one per budget, with which the arms of that budget are compared (those without
     a finished run are left out). ``costs`` is the JSON file with the planning time of each arm, in seconds.
@@ -41,6 +52,10 @@ def planners_report(store: str, experiment: str, references: Sequence[str], cost
         frame = arms_table(study, task, available, planning_costs)
         write_atomically(folder / f"{task}.csv", frame.to_csv(index=False))
         parts += [f"## {task}", _shown(frame).markdown(), *_sentences(frame, available)]
+        if frame.loc[frame["budget"].notna(), "baseline"].notna().any():
+            figure = difference_bytes(frame, task)
+            save(figure, folder, ("svg", "png"))
+            parts.append(f"![Difference against bytes]({figure.name}.svg)")
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / "report.md", text)
     return text
@@ -101,6 +116,7 @@ def _shown(frame: pd.DataFrame) -> Table:
             "difference": _difference(row),
             "p (Holm)": f"{row.p_holm:.3g}" if row.p_holm == row.p_holm else "–",
             "verdict": row.verdict if isinstance(row.verdict, str) else "reference",
+            "rate": f"{row.learning_rate:g}" if row.learning_rate == row.learning_rate else "–",
             "planning s": f"{row.plan_s:.1f}",
             "training s": f"{row.train_s:.0f}",
         }

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bitrank_analysis.artifacts import CONTINUATIONS, read_file
 from bitrank_analysis.errors import AnalysisError
 from bitrank_analysis.evidence import Evidence
 from bitrank_analysis.metrics import metric_of
 from bitrank_analysis.study import Study
 
-CONTINUATIONS = "continuations.json"
 _SHOWN = 12
 _LONGEST = 300  # characters of a text in a cell
 _TEXT, _REFERENCE = "prediction_text", "reference_text"  # columns of generated texts
@@ -147,17 +146,13 @@ def _side_by_side_continuations(study: Study, runs: dict[str, str]) -> SideBySid
 
 def _continuations(study: Study, run_id: str) -> dict[str, str]:
     """Prompt → continuation, empty if the run has no file. Raises :class:`AnalysisError` if malformed."""
-    files = study.database.execute("SELECT path FROM raw.files WHERE run_id = ? LIMIT 1", [run_id]).fetchall()
-    path = Path(files[0][0]).parent / CONTINUATIONS if files else None
-    if path is None or not path.is_file():
+    content = read_file(study.database, run_id, CONTINUATIONS)
+    if content is None:
         return {}
     try:
-        return {
-            str(entry["prompt"]): str(entry["continuation"])
-            for entry in json.loads(path.read_text(encoding="utf-8"))
-        }
+        return {str(entry["prompt"]): str(entry["continuation"]) for entry in json.loads(content)}
     except (ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
-            f'expected {path} to be a list of {{"prompt": …, "continuation": …}}, '
+            f'run {run_id}: expected {CONTINUATIONS} to be a list of {{"prompt": …, "continuation": …}}, '
             f"got {type(error).__name__}: {error}"
         ) from error

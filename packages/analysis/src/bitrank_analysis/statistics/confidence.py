@@ -109,12 +109,12 @@ class Confidence:
         reached = np.searchsorted(np.cumsum(self.weights_B), tail * (1 - 1e-12))
         return float(self.points_B[min(int(reached), len(self.points_B) - 1)])
 
-    def _root(self, share: Callable[[float], float], wanted: float, tail: float, side: int) -> float:
-        """The limit at which ``share`` (``below`` or ``above``) equals ``wanted``."""
+    def _root(self, share: Callable[[float], float], target: float, tail: float, side: int) -> float:
+        """The limit at which ``share`` (``below`` or ``above``) equals ``target``."""
         reach = side * -float(stats.t.ppf(tail, self.df)) * self.error
         slack = 1e-6 * self.error
         first, last = float(self.points_B[0]) + reach - slack, float(self.points_B[-1]) + reach + slack
-        return float(optimize.brentq(lambda limit: share(limit) - wanted, first, last))
+        return float(optimize.brentq(lambda limit: share(limit) - target, first, last))
 
 
 def of_documents(values_N: Floats, weights_N: Floats, seeds: SeedError | None = None) -> Confidence:

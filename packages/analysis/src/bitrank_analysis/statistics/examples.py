@@ -91,7 +91,8 @@ def _counts(frames: list[pd.DataFrame]) -> list[Floats]:
 
 def common_seeds(*arms: Arm) -> tuple[int, ...]:
     """Seeds that all of the arms have, in order."""
-    return tuple(seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms))
+    common = set(arms[0].seeds).intersection(*(arm.seeds for arm in arms))
+    return tuple(seed for seed in arms[0].seeds if seed in common)
 
 
 def _examples(study: Study, run: dict[str, Any]) -> pd.DataFrame:

@@ -69,4 +69,4 @@ def conversation_example(record: Row) -> Example:
 
 
 def _texts(kind: str, splits: Splits, make: Callable[[Row], Example]) -> Texts:
-    return Texts(kind, {name: [make(record) for record in part] for name, part in splits.items()})
+    return Texts(kind, {name: list(map(make, part)) for name, part in splits.items()})

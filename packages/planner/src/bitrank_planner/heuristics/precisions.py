@@ -102,7 +102,7 @@ def encoder_high_decoder_low(matrices: Sequence[Item], high: str, low: str) -> d
     for side in ("encoder", "decoder"):
         if side not in sides:
             raise PlanError(
-                "encoder_high_decoder_low needs an encoder-decoder model; no matrix lies in a module called "
+                "encoder_high_decoder_low needs an encoder-decoder model; no matrix is in a module called "
                 f"{side}"
             )
     picked = [

@@ -5,7 +5,7 @@ from bitrank_planner.search.anneal import anneal
 from bitrank_planner.search.bayes import bayes
 from bitrank_planner.search.evaluation_budget import Found
 from bitrank_planner.search.nsga2 import nsga2
-from bitrank_planner.search.random_search import random_search
+from bitrank_planner.search.random_search import random_plan, random_search
 
 SEARCHES: dict[str, Entry[Found]] = {
     "random": Entry(random_search),
@@ -14,4 +14,4 @@ SEARCHES: dict[str, Entry[Found]] = {
     "bayes": Entry(bayes),
 }
 
-__all__ = ["SEARCHES", "Found", "anneal", "bayes", "nsga2", "random_search"]
+__all__ = ["SEARCHES", "Found", "anneal", "bayes", "nsga2", "random_plan", "random_search"]

@@ -7,12 +7,31 @@ from pathlib import Path
 
 import numpy as np
 
+from bitrank_planner.errors import PlanError
 from bitrank_planner.problem import Plan, Problem
 from bitrank_planner.search.evaluation_budget import EvaluationBudget, Found
 from bitrank_planner.search.ladders import Ladders
 
 # Proposals in a row without a new plan before the search ends: the problem has probably no further plan.
 _PATIENCE = 1000
+
+
+def random_plan(problem: Problem, draw: int) -> Plan:
+    """Return the random plan number ``draw`` that fits, without any evaluation or predicted cost.
+
+    Plans of several draws are the null distribution of a planner. They are distributed as the proposals of
+    :func:`random_search`. Raises :class:`~bitrank_planner.Infeasible` if no plan fits and
+    :class:`~bitrank_planner.PlanError` for ties or a limit on trainable numbers.
+    """
+    if problem.max_trainable is not None or problem.ties:
+        raise PlanError(
+            "random plans keep one limit, bytes: leave out ties and the limit on trainable numbers, or use "
+            "the planner 'exact'"
+        )
+    problem.check_feasible()
+    ladders = Ladders(problem, worth=False)
+    places = ladders.random(np.random.default_rng(draw))
+    return problem.plan(ladders.choices(places), "random-plan")
 
 
 def random_search(

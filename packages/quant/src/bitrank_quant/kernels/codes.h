@@ -1,4 +1,4 @@
-/* What decode.c is made of: numbers to and from 16 bits, and packed codes to one byte each. */
+/* Building blocks of decode.c: numbers to and from 16 bits, and packed codes to one byte each. */
 #include <stdint.h>
 #include <string.h>
 
@@ -121,7 +121,7 @@ INLINE void unpack_words(uint8_t *restrict out, const uint8_t *restrict in, int6
     }
 }
 
-/* 2- and 4-bit codes lie in their bytes with the first one in the high bits. */
+/* 2- and 4-bit codes are packed with the first one in the high bits of a byte. */
 INLINE void unpack_some_twos(uint8_t *restrict out, const uint8_t *restrict in, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i++)
         for (int k = 0; k < 4; k++) out[4 * i + k] = in[i] >> (6 - 2 * k) & 3;

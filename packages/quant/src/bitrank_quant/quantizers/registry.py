@@ -64,7 +64,7 @@ def quantize(
 ) -> Tensors:
     """The stored tensors of ``weight_OI`` (O, I) in ``fmt``, on the device of the weights.
 
-    ``fmt.decode(stored, (O, I), dtype)`` is the matrix that they stand for. A floating-point format has no
+    ``fmt.decode(stored, (O, I), dtype)`` is the matrix that they represent. A floating-point format has no
     codes to choose: every quantizer casts. ``moments`` are those of the inputs of the linear layer.
 
     Raises :class:`QuantError` for an unknown quantizer, for one that needs moments where there are none, and

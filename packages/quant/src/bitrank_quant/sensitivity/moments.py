@@ -97,12 +97,14 @@ def measure_moments(
     not finite, or if none reaches a matrix.
     """
     owned = [m for m in matrices if m.tied_to is None]
-    inside = {block: [m for m in owned if replay.block_of(m.name) == block] for block in replay.order}
-    chained = (
-        bool(replay.order)
-        and replay.chained
-        and not any(m.role == "embedding" for found in inside.values() for m in found)
-    )
+    inside: dict[str, list[WeightMatrix]] = {block: [] for block in replay.order}
+    for matrix in owned:
+        block = replay.block_of(matrix.name)
+        if block in inside:
+            inside[block].append(matrix)
+    in_blocks = [matrix for found in inside.values() for matrix in found]
+    has_table = any(matrix.role == "embedding" for matrix in in_blocks)
+    chained = bool(replay.order) and replay.chained and not has_table
     rest = [m for m in owned if not chained or replay.block_of(m.name) is None]
     outside = _Outside(replay, rest, [m for m in matrices if m.tied_to is not None])
     if chained:

@@ -119,9 +119,9 @@ class Replay:
                 for kept, (logits_NC, labels_N) in answered
             ]
         units = sum(count for _, _, count in parts)
-        return sum(loss for loss, _, _ in parts) / units, sum(
-            divergence for _, divergence, _ in parts
-        ) / units
+        loss = sum(loss for loss, _, _ in parts)
+        divergence = sum(divergence for _, divergence, _ in parts)
+        return loss / units, divergence / units
 
     def divergence(self) -> Divergence:
         """Divergence from the unchanged model's predictions by batch, computing the whole model."""

@@ -55,22 +55,22 @@ class OwnAttention(UserWarning):
     """Warning: a model's own code computes its attention, instead of the fused form."""
 
 
-def implementation(model_class: type[nn.Module] | None, wanted: str) -> str:
-    """``attn_implementation`` for ``model_class``: ``wanted`` if the class supports it, else ``eager``.
+def implementation(model_class: type[nn.Module] | None, requested: str) -> str:
+    """``attn_implementation`` for ``model_class``: ``requested`` if the class supports it, else ``eager``.
 
     Support means that the model's code looks attentions up by name and, for ``sdpa``, that the class declares
     it. The fallback to ``eager`` emits an :class:`OwnAttention` warning.
     """
-    if model_class is None or wanted == "eager":
+    if model_class is None or requested == "eager":
         return "eager"
     names = vars(sys.modules[model_class.__module__])
     by_table = any(name.endswith("_ATTENTION_CLASSES") for name in names)
     by_name = "ALL_ATTENTION_FUNCTIONS" in names and not by_table
-    served = bool(getattr(model_class, "_supports_sdpa", False)) if wanted == "sdpa" else by_name
+    served = bool(getattr(model_class, "_supports_sdpa", False)) if requested == "sdpa" else by_name
     if served:
-        return wanted
-    _say(
-        f"{model_class.__name__} has attention layers of its own, without {wanted!r}: built with 'eager', "
+        return requested
+    _warn_once(
+        f"{model_class.__name__} has attention layers of its own, without {requested!r}: built with 'eager', "
         "which is slower"
     )
     return "eager"
@@ -91,18 +91,21 @@ def own_attention(
         if value is not None and value is not False and name not in _UNREAD
     ]
     if unknown:
-        own, what = eager_attention(module), f"the keyword {unknown[0]!r}"
+        own, detail = eager_attention(module), f"the keyword {unknown[0]!r}"
         if own is None:
             raise TrainError(
-                f"{type(module).__name__} attends with {what}, and its file has no {_EAGER}: give fused=false"
+                f"{type(module).__name__} attends with {detail}, and its file has no {_EAGER}: "
+                "give fused=false"
             )
     else:
         if module not in _tried:
             _tried[module] = _is_plain(module, heads, shared, plain)
         if _tried[module]:
             return None
-        own, what = eager_attention(module), "a formula of its own"
-    _say(f"{type(module).__name__} attends with {what}: computed by the model's own code, which is slower")
+        own, detail = eager_attention(module), "a formula of its own"
+    _warn_once(
+        f"{type(module).__name__} attends with {detail}: computed by the model's own code, which is slower"
+    )
     return own
 
 
@@ -139,8 +142,8 @@ def _is_plain(module: nn.Module, heads: int, shared: int, plain: Attend) -> bool
             return False
 
 
-def _say(what: str) -> None:
+def _warn_once(message: str) -> None:
     """Warn once per process and message."""
-    if what not in _warned:
-        _warned.add(what)
-        warnings.warn(what, OwnAttention, stacklevel=4)
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, OwnAttention, stacklevel=4)

@@ -29,7 +29,7 @@ class Shapes:
 
     ``hidden`` is the width between layers, ``widest`` the width of the widest layer between them. ``head`` is
     the number of outputs per position (the vocabulary size, or 0 for a classifier that reads one position).
-    ``blockwise`` says whether head and loss are computed in blocks. ``wide_bytes`` is the size of one element
+    ``blockwise``: head and loss are computed in blocks. ``wide_bytes`` is the size of one element
     of the widest layer, ``weight`` the bytes of the largest matrix in the compute dtype.
     """
 

@@ -1,0 +1,114 @@
+"""The learning rate of each arm of a study: the one of a grid with the least validation loss.
+
+The runs of the grid have a seed of their own and belong to an experiment of their own (``NAME-rates``), so no
+reported run was chosen by its own result. They are runs like all others: a repeated command continues them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.run_state import StoredRun
+
+SEED = 1000  # of the runs of the grid
+LOSS = "val/loss"  # metric by which a rate is chosen: at the last validation, which is after the last step
+Cell = tuple[str, str]  # config and task of a run
+
+
+@dataclass(frozen=True)
+class ChosenRate:
+    """The learning rate of ``config`` on ``task``, and the validation loss in nats by rate; None: diverged.
+
+    ``at_edge``: the best rate is the first or the last of the grid, so a better one may be outside.
+    """
+
+    config: str
+    task: str
+    rate: float
+    losses: dict[str, float | None]
+    at_edge: bool
+    seconds_per_step: float
+
+
+def cell_of(spec: RunSpec) -> Cell:
+    """Return the key of the runs of ``spec`` that differ in seed and learning rate only."""
+    return spec.config, spec.task_name
+
+
+def grid_specs(specs: Sequence[RunSpec], factors: Sequence[float]) -> list[RunSpec]:
+    """Return the runs of the grid: each arm and task of ``specs`` at its learning rate × each factor."""
+    first: dict[Cell, RunSpec] = {}
+    for spec in specs:
+        first.setdefault(cell_of(spec), spec)
+    return [
+        replace(
+            spec,
+            profile=f"{spec.profile}-rates",
+            seed=SEED,
+            learning_rate=float(f"{spec.learning_rate * factor:.3g}"),
+        )
+        for spec in first.values()
+        for factor in factors
+    ]
+
+
+def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict[Cell, ChosenRate]:
+    """Return the choice for every cell whose runs all ended; ``runs`` maps spec ids to stored runs.
+
+    A diverged run counts as infinitely bad. A cell with a run that has not ended, or without a finite loss,
+    is left out.
+    """
+    chosen: dict[Cell, ChosenRate] = {}
+    cells: dict[Cell, list[RunSpec]] = {}
+    for spec in grid:
+        cells.setdefault(cell_of(spec), []).append(spec)
+    for cell, specs in cells.items():
+        found = [runs.get(spec.spec_id) for spec in specs]
+        losses = [_loss(run) for run in found]
+        known = [loss for loss in losses if loss is not None]
+        if len(known) < len(specs) or not math.isfinite(min(known)):
+            continue
+        best = known.index(min(known))
+        shown = {
+            f"{spec.learning_rate:g}": loss if math.isfinite(loss) else None
+            for spec, loss in zip(specs, known, strict=True)
+        }
+        edges = {min(s.learning_rate for s in specs), max(s.learning_rate for s in specs)}
+        rate = specs[best].learning_rate
+        pace = _seconds_per_step(specs[best], found[best])
+        chosen[cell] = ChosenRate(*cell, rate, shown, len(edges) > 1 and rate in edges, pace)
+    return chosen
+
+
+def with_rates(specs: Sequence[RunSpec], chosen: Mapping[Cell, ChosenRate]) -> list[RunSpec]:
+    """Return ``specs`` with their chosen rates, without the cells that have none."""
+    return [
+        replace(spec, learning_rate=chosen[cell_of(spec)].rate) for spec in specs if cell_of(spec) in chosen
+    ]
+
+
+def rate_rows(chosen: Mapping[Cell, ChosenRate]) -> list[dict[str, Any]]:
+    """Return the choices as plain data, one row per arm and task."""
+    return [asdict(choice) for choice in chosen.values()]
+
+
+def _loss(run: StoredRun | None) -> float | None:
+    """Return the validation loss of ``run``, infinite if it diverged; None if it has not ended."""
+    if run is None:
+        return None
+    if "finding" in run.tags and run.status != "FINISHED":
+        return math.inf
+    if run.status != "FINISHED":
+        return None
+    loss = run.figures.get(LOSS, math.nan)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _seconds_per_step(spec: RunSpec, run: StoredRun | None) -> float:
+    """Return the seconds of one optimizer step of ``run``; NaN if unknown."""
+    seconds = run.figures.get("time/train_s") if run is not None else None
+    return seconds / spec.steps if seconds is not None and spec.steps else math.nan

@@ -1,0 +1,68 @@
+"""Arms of studies that are more than one planner with its usual settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitrank_planner import SEARCHES
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """How an arm gets its plan, and how it trains.
+
+    Of the plans of several ``planners`` the one with the least loss after its short training is taken, and
+    the seconds of all count. Adapters start by ``init``. ``adaptive``: AdaLoRA redistributes ranks around the
+    rank of a uniform plan and removes pruned ranks, so the final model has the same bytes. ``rank_rule``, a
+    name of :data:`~bitrank.spec.rules.RANK_RULES`, assigns ranks by the rank of a uniform plan. ``draw`` is
+    the number of a random plan. ``longer_by`` names an arm whose planning seconds are spent on more training
+    steps. ``measures``: the seconds of the sensitivity measurement count for the arm.
+    """
+
+    about: str
+    planners: tuple[str, ...]
+    init: str = "lq-lora"
+    adaptive: bool = False
+    draw: int = 0
+    rank_rule: str | None = None
+    longer_by: str | None = None
+    measures: bool = True
+
+
+_UNIFORM = ("uniform",)
+NULL_ARMS: dict[str, StudyArm] = {
+    f"random-plan-{draw:02d}": StudyArm(f"random plan {draw}", ("random-plan",), draw=draw, measures=False)
+    for draw in range(20)
+}
+STUDY_ARMS: dict[str, StudyArm] = {
+    "uniform": StudyArm("one format and one rank for all matrices", _UNIFORM, measures=False),
+    "hand-made": StudyArm("the hand-made rule", ("hand-made",), measures=False),
+    "adalora": StudyArm("AdaLoRA on the uniform plan", _UNIFORM, "default", adaptive=True, measures=False),
+    "adalora-loftq": StudyArm(
+        "AdaLoRA with LoftQ's initialization on the uniform plan",
+        _UNIFORM,
+        "loftq",
+        adaptive=True,
+        measures=False,
+    ),
+    "best-search": StudyArm("the best plan of all searches", tuple(SEARCHES)),
+    "equal-compute": StudyArm(
+        "the uniform plan, trained longer by the planning time of the exact plan",
+        _UNIFORM,
+        longer_by="exact",
+        measures=False,
+    ),
+    "train-then-reduce": StudyArm(
+        "the uniform plan's formats, trained at four times its rank and reduced to its bytes at the end",
+        _UNIFORM,
+        "default",
+        rank_rule="train-then-reduce",
+        measures=False,
+    ),
+    **NULL_ARMS,
+}
+
+
+def find_study_arm(name: str) -> StudyArm:
+    """Return the entry called ``name``, or the arm of the planner with that name."""
+    return STUDY_ARMS.get(name) or StudyArm(f"the plan of {name}", (name,))

@@ -1,0 +1,105 @@
+"""Forecast the hours of a study before it starts, from the time of one run of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from bitrank_planner import SEARCHES
+
+from bitrank.forecast.forecast import forecast
+from bitrank.forecast.workload import workload
+from bitrank.planning.budget import sizes_of
+from bitrank.planning.planner_studies import PlannerStudy
+from bitrank.planning.race import RACES
+from bitrank.planning.study_arms import find_study_arm
+from bitrank.process.compute import Compute
+from bitrank.spec.configs import find_config
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import Profile
+from bitrank.spec.run_spec import RunSpec
+
+_COST_BASES = 3  # of the candidates of a race
+_CONFIG = "B-FP"  # the run whose time stands for all
+
+
+@dataclass(frozen=True)
+class TaskForecast:
+    """``runs`` of ``seconds`` each on ``task``, and ``planning`` seconds of short trainings; by ``basis``."""
+
+    task: str
+    runs: int
+    seconds: float
+    planning: float
+    basis: str
+
+    @property
+    def total(self) -> float:
+        """Seconds of all runs and short trainings, one after the other."""
+        return self.runs * self.seconds + self.planning
+
+
+def forecast_study(
+    study: PlannerStudy, profile: Profile, tasks: Sequence[str], overrides: dict[str, Any], store: str
+) -> list[TaskForecast]:
+    """Return the forecast of each task; measuring the models and exact solutions are not counted.
+
+    One run takes as long as one of B-FP, by the speed of finished runs in ``store`` or of this machine's
+    matrix products. A run of the grid of learning rates is a whole run.
+    """
+    found = []
+    for task in tasks:
+        spec = make_spec(profile, _CONFIG, task, overrides)
+        seconds, basis = _time_of_run(spec, store)
+        steps = workload(spec, Compute.of(spec).device).steps
+        short = trained_steps(study) * len(study.budgets)
+        found.append(TaskForecast(task, run_count(study), seconds, short * seconds / steps, basis))
+    return found
+
+
+def run_count(study: PlannerStudy) -> int:
+    """Return the number of runs of ``study`` on one task: reported ones, and those of the grid."""
+    cells = len(study.arms) * len(study.budgets) + len(study.configs)
+    return cells * (len(study.seeds) + len(study.rates))
+
+
+def trained_steps(study: PlannerStudy) -> int:
+    """Return the optimizer steps that the planners of all arms of ``study`` train at one budget."""
+    planners = [name for arm in study.arms for name in find_study_arm(arm).planners]
+    searched = sum(study.evaluations * study.tries for name in planners if name in SEARCHES)
+    return searched + sum(_race_steps(name, study.tries) for name in planners if name in RACES)
+
+
+def _race_steps(name: str, tries: int) -> int:
+    plans, steps = _COST_BASES * len(RACES[name].least_ranks), 0
+    for number in count():
+        if plans == 1:
+            break
+        steps, plans = steps + plans * tries * 2**number, (plans + 1) // 2
+    return steps
+
+
+def _time_of_run(spec: RunSpec, store: str) -> tuple[float, str]:
+    config, matrices = find_config(_CONFIG), sizes_of(spec).outline.matrices
+    blocks = [matrix for matrix in matrices if matrix.adaptable]
+    precision, ranks = config.precision.assign_formats(matrices), config.rank.assign_ranks(blocks)
+    parts = forecast(spec, precision, ranks, store)
+    return parts.seconds, parts.basis
+
+
+def forecast_lines(found: Sequence[TaskForecast], jobs: int) -> list[str]:
+    """Return the forecast as text: a line for each task, and the hours with ``jobs`` runs at a time."""
+    lines = []
+    for task in found:
+        lines.append(
+            f"{task.task}: {task.runs} runs of about {task.seconds:,.0f} s ({task.basis}), and "
+            f"{task.planning / 3600:.1f} h of short trainings by planners"
+        )
+    hours = sum(task.total for task in found) / 3600 / jobs
+    lines.append(
+        f"in all about {hours:.1f} h with {jobs} at a time, if nothing is finished yet; measuring the models "
+        "is not counted"
+    )
+    return lines

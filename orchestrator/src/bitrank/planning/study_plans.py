@@ -1,0 +1,223 @@
+"""Plans of a study: made in parallel, saved in the results folder, and reused for the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bitrank_planner import SEARCHES
+
+from bitrank.errors import UserError, unknown
+from bitrank.planning.make_plan import PlanRequest, PlanResult, make_plan
+from bitrank.planning.planner_studies import PlannerStudy
+from bitrank.planning.planners import planner_names
+from bitrank.planning.study_arms import STUDY_ARMS, StudyArm, find_study_arm
+from bitrank.process.fast_imports import quiet_libraries
+from bitrank.process.lifetime import exit_with_parent
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.plan_file import plan_data, read_plan, save_plan
+from bitrank.spec.profiles import Profile
+from bitrank.spec.provenance import code_hash
+from bitrank.spec.run_spec import RunSpec
+from bitrank.spec.task_kinds import task_kind
+
+# AdaLoRA starts with a multiple of its final rank, as in 12 → 4 and in the authors' scripts.
+_HEADROOM = 1.5
+
+
+def check_arms(names: Sequence[str]) -> None:
+    """Raise :class:`UserError` for a name that is neither an arm of studies nor a planner."""
+    known = [*planner_names(), *STUDY_ARMS]
+    for name in names:
+        if name not in known:
+            raise unknown("arm", name, known)
+
+
+def study_specs(
+    study: PlannerStudy,
+    profile: Profile,
+    tasks: Sequence[str],
+    overrides: dict[str, Any],
+    folder: Path,
+    jobs: int,
+    on_progress: Any = print,
+) -> list[RunSpec]:
+    """Return every run of ``study``, after making its plans or reading them from ``folder``.
+
+    ``jobs`` plans are made at the same time. Plans that fail are reported to ``on_progress`` with the reason.
+    """
+    measured = {task: make_spec(profile, "B-FP", task, overrides) for task in tasks}
+    request = [(arm, budget, task) for task in tasks for budget in study.budgets for arm in study.arms]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) as pool:
+        for spec in measured.values():  # before parallel planning, so that each is measured once
+            pool.submit(_measured, spec).result()
+        order = _longest_first(request, {task: spec.kind for task, spec in measured.items()})
+        paths = dict(
+            zip(
+                order,
+                pool.map(
+                    _planned,
+                    *zip(*[(study, profile, *cell, overrides, folder) for cell in order], strict=True),
+                ),
+                strict=True,
+            )
+        )
+    result = []
+    for arm, budget, task in request:
+        path = paths[arm, budget, task]
+        on_progress(f"{arm} at {budget} for {task}: {path}")
+        if isinstance(path, Path):
+            result.append(make_spec(profile, "", task, {**overrides, "plan": str(path)}))
+    result += [make_spec(profile, config, task, overrides) for task in tasks for config in study.configs]
+    return [replace(spec, seed=seed) for seed in study.seeds for spec in result]
+
+
+def _longest_first(
+    request: Sequence[tuple[str, str, str]], kinds: dict[str, str]
+) -> list[tuple[str, str, str]]:
+    """Return the cells in planning order, the longest first, so that no search runs alone at the end.
+
+    Searches come before other planners, and kinds of tasks with long steps (few steps in a quick study)
+    before others.
+    """
+
+    def place(cell: tuple[str, str, str]) -> tuple[bool, int]:
+        searches = set(find_study_arm(cell[0]).planners) & set(SEARCHES)
+        return not searches, task_kind(kinds[cell[2]]).quick_steps
+
+    return sorted(request, key=place)
+
+
+def _begin() -> None:
+    exit_with_parent()
+    quiet_libraries()
+
+
+def _measured(spec: RunSpec) -> None:
+    from bitrank.sensitivity.measure import measure
+
+    measure(spec)
+
+
+def _planned(
+    study: PlannerStudy,
+    profile: Profile,
+    arm: str,
+    budget: str,
+    task: str,
+    overrides: dict[str, Any],
+    folder: Path,
+) -> Path | str:
+    """Return the path of the arm's plan, or the reason why there is none."""
+    path = folder / task / f"{arm}-{budget.lstrip('=')}.json"
+    spec = make_spec(profile, "B-FP", task, overrides)
+    made_for = _made_for(spec, study, arm, budget)
+    if path.exists() and read_plan(path).get("made_for") == made_for:
+        return path
+    entry = find_study_arm(arm)
+    try:
+        result, choosing = _best_of(entry, spec, study, budget)
+    except ValueError as error:
+        return f"no plan: {error}"
+    data = plan_data(result.plan, result.sizes.matrices, result.problem.budget, entry.init, spec.quantizer)
+    if entry.adaptive:
+        (rank,) = set(result.plan.ranks.values())
+        data |= {
+            "planner": arm,
+            "adaptive": {"init_r": round(_HEADROOM * rank), "target_r": rank, "shrink": True},
+        }
+    if entry.rank_rule is not None:
+        (rank,) = set(result.plan.ranks.values())
+        data |= {"planner": arm, "rank_rule": {"name": entry.rank_rule, "rank": rank}}
+    measuring = result.tables.seconds if entry.measures else 0.0
+    data["planning_seconds"] = {"measuring": measuring, "choosing": choosing}
+    data["made_for"] = made_for
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_plan(data, path)
+    return path
+
+
+def _best_of(entry: StudyArm, spec: RunSpec, study: PlannerStudy, budget: str) -> tuple[PlanResult, float]:
+    """Return the plan of the arm's planners with the least loss after its short training, and the seconds of
+    all of them."""
+    results = []
+    for planner in entry.planners:
+        request = PlanRequest(
+            budget, planner, evaluations=study.evaluations, steps=study.tries, draw=entry.draw
+        )
+        results.append(make_plan(spec, request))
+    best = min(results, key=lambda result: result.trained_loss or 0.0)
+    return best, sum(result.choosing for result in results)
+
+
+def _made_for(spec: RunSpec, study: PlannerStudy, arm: str, budget: str) -> str:
+    """Return a hash of everything that a plan depends on.
+
+    A plan for other data, or made by other code, has a different hash and is not reused.
+    """
+    code = code_hash("bitrank.planning.make_plan")
+    parts = (spec.spec_id, arm, budget, str(study.evaluations), str(study.tries), code)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def longer_cells(specs: Sequence[RunSpec], study: PlannerStudy) -> dict[str, str]:
+    """Return config → path of the plan whose planning seconds are spent on its training.
+
+    Configs that train as long as usual are left out. Raises :class:`UserError` if the other plan does not
+    exist, or the task is trained by epochs.
+    """
+    longer = {}
+    for spec in specs:
+        for arm, budget in ((arm, budget) for arm in study.arms for budget in study.budgets):
+            other = find_study_arm(arm).longer_by
+            if other is None or spec.plan is None or spec.config != f"{arm}-{budget.lstrip('=')}":
+                continue
+            path = Path(spec.plan).with_name(f"{other}-{budget.lstrip('=')}.json")
+            if not path.exists():
+                raise UserError(
+                    f"{spec.config} trains longer by the planning time of {other}, which has no plan at "
+                    f"{budget}; add {other} to --arms"
+                )
+            if spec.steps is None:
+                raise UserError(
+                    f"{spec.config} needs a number of steps to add to, and {spec.task_name} trains by "
+                    "epochs; give --set steps=…"
+                )
+            longer[spec.config] = str(path)
+    return longer
+
+
+def trained_longer(spec: RunSpec, other_plan: str, seconds_per_step: float) -> RunSpec:
+    """Return ``spec`` with the planning seconds of ``other_plan`` as further steps."""
+    assert spec.steps is not None, "checked by longer_cells"
+    seconds = sum(read_plan(Path(other_plan))["planning_seconds"].values())
+    return replace(spec, steps=spec.steps + math.ceil(seconds / seconds_per_step))
+
+
+def planning_costs(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Return the planning time and size of the plans of ``specs``, one row per plan."""
+    rows = []
+    for spec in {(spec.task, spec.plan): spec for spec in specs if spec.plan}.values():
+        data = json.loads(Path(str(spec.plan)).read_text())
+        seconds = data["planning_seconds"]
+        rows.append(
+            {
+                "config": spec.config,
+                "task": spec.task_name,
+                "planned_bytes": data["bytes"],
+                "budget": data["budget"],
+                "measuring_s": seconds["measuring"],
+                "choosing_s": seconds["choosing"],
+                "learning_rate": spec.learning_rate,
+                "steps": spec.steps,
+                "predicted_nats": data["predicted_added_loss"],
+            }
+        )
+    return rows

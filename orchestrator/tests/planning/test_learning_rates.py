@@ -1,0 +1,58 @@
+"""The learning rate of a study's arm: its grid, the seed of the grid, the choice by validation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from bitrank.planning.learning_rates import SEED, choose_rates, grid_specs, rate_rows, with_rates
+from bitrank.spec.run_spec import RunSpec
+from bitrank.tracking.run_state import StoredRun
+
+ARMS = [
+    RunSpec(config, "toy_sentences", "tiny", seed=seed, profile="study", steps=10, learning_rate=1e-3)
+    for config in ("exact-4bits", "uniform-4bits")
+    for seed in (0, 1)
+]
+FACTORS = (0.1, 1.0, 10.0)
+CELL, OTHER = (("exact-4bits", "toy_sentences"), ("uniform-4bits", "toy_sentences"))
+
+
+def ended(loss: float) -> StoredRun:
+    return StoredRun("id", "FINISHED", {}, {"val/loss": loss, "time/train_s": 5.0})
+
+
+def test_grid_has_a_seed_and_an_experiment_of_its_own() -> None:
+    grid = grid_specs(ARMS, FACTORS)
+    assert [spec.learning_rate for spec in grid] == [1e-4, 1e-3, 1e-2] * 2
+    assert {spec.seed for spec in grid} == {SEED} and SEED not in {spec.seed for spec in ARMS}
+    assert {spec.profile for spec in grid} == {"study-rates"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate", "at_edge"),
+    [((0.5, 0.4, 0.6), 1e-3, False), ((0.5, 0.4, 0.3), 1e-2, True), ((0.5, 0.7, math.nan), 1e-4, True)],
+)
+def test_rate_of_least_validation_loss_is_chosen(
+    losses: tuple[float, ...], rate: float, at_edge: bool
+) -> None:
+    grid = grid_specs(ARMS[:1], FACTORS)
+    runs = {spec.spec_id: ended(loss) for spec, loss in zip(grid, losses, strict=True)}
+    chosen = choose_rates(grid, runs)
+    assert (chosen[CELL].rate, chosen[CELL].at_edge, chosen[CELL].seconds_per_step) == (rate, at_edge, 0.5)
+    assert [spec.learning_rate for spec in with_rates(ARMS, chosen)] == [rate, rate], "both seeds of this arm"
+    (row,) = rate_rows(chosen)
+    assert list(row["losses"]) == ["0.0001", "0.001", "0.01"] and row["config"] == "exact-4bits"
+
+
+def test_diverged_rates_lose_and_unfinished_grids_give_no_choice() -> None:
+    grid = grid_specs(ARMS, FACTORS)
+    diverged = StoredRun("id", "FAILED", {"finding": "the loss is nan"}, {})
+    failed = StoredRun("id", "FAILED", {"failure": "no memory"}, {"val/loss": 0.1})
+    states = [ended(0.5), ended(0.4), diverged, ended(0.5), failed, ended(0.3)]
+    runs = {spec.spec_id: state for spec, state in zip(grid, states, strict=True)}
+    chosen = choose_rates(grid, runs)
+    assert chosen.keys() == {CELL} and chosen[CELL].losses["0.01"] is None
+    assert choose_rates(grid, {}) == {}
+    everywhere = {spec.spec_id: diverged for spec in grid}
+    assert choose_rates(grid, everywhere) == {}, "no rate that can be used"

@@ -1,0 +1,44 @@
+"""Planners that are controls: ModelOpt's choice of formats, and random plans."""
+
+from __future__ import annotations
+
+import pytest
+from bitrank.planning.budget import Sizes, sizes_of
+from bitrank.planning.costs import Choices, make_problem
+from bitrank.planning.planners import PLANNERS, modelopt_like, plan_by
+from bitrank.planning.restrictions import TIES, present_groups
+from bitrank.sensitivity.tables import Tables
+from bitrank.spec.run_spec import RunSpec
+from bitrank_planner import Effort, Problem, exact
+
+
+@pytest.fixture(scope="module")
+def problem(spec: RunSpec, tables: Tables) -> Problem:
+    sizes: Sizes = sizes_of(spec)
+    return make_problem(tables, sizes, 9 * sizes.parameters // 8, Choices(ranks=(2, 4, 8, 16)))
+
+
+def test_modelopt_like_plan_is_the_best_by_scores_alone_with_fused_matrices_in_one_format(
+    problem: Problem, tables: Tables
+) -> None:
+    plan = modelopt_like(problem, tables)
+    assert problem.fits(plan) and set(plan.ranks.values()) == {8}
+    groups = [group for tie in TIES for group in present_groups(list(plan.precision), tie)]
+    assert groups and all(len({plan.precision[name] for name in group}) == 1 for group in groups)
+
+    def score(precision: dict[str, str]) -> float:
+        return sum(tables.errors[name][fmt].output for name, fmt in precision.items())
+
+    for other in ("uniform", "hand-made", "random-plan"):
+        found = plan_by(other, problem, tables, Effort())
+        tied = all(len({found.precision[name] for name in group}) == 1 for group in groups)
+        if tied and set(found.ranks.values()) == {8}:
+            assert score(plan.precision) <= score(found.precision) * (1 + 1e-6)
+    assert plan.cost >= exact(problem).cost * (1 - 1e-6), "its costs are those of the problem"
+
+
+def test_draws_are_different_plans_that_fit_and_repeat(problem: Problem, tables: Tables) -> None:
+    plans = [plan_by("random-plan", problem, tables, Effort(), draw) for draw in range(20)]
+    assert all(problem.fits(plan) for plan in plans) and len({plan.choices for plan in plans}) == 20
+    assert plan_by("random-plan", problem, tables, Effort(), 3) == plans[3]
+    assert not PLANNERS["random-plan"].keeps_ties

@@ -1,0 +1,28 @@
+"""The forecast of a study counts every run and every step that planners train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bitrank.planning.planner_studies import STUDIES
+from bitrank.planning.study_forecast import TaskForecast, forecast_lines, run_count, trained_steps
+
+
+def test_runs_of_all_arms_seeds_and_rates_are_counted() -> None:
+    study = STUDIES["allocators"]
+    assert run_count(study) == (9 * 3 + len(study.configs)) * (3 + 5)
+    assert run_count(replace(study, rates=())) == (9 * 3 + len(study.configs)) * 3
+
+
+def test_steps_of_searches_and_races_are_counted() -> None:
+    study = replace(STUDIES["allocators"], arms=("exact", "best-search"), evaluations=24, tries=10)
+    assert trained_steps(study) == 4 * 24 * 10
+    assert trained_steps(replace(study, arms=("race",))) == 10 * (6 * 1 + 3 * 2 + 2 * 4)
+    assert trained_steps(replace(study, arms=("uniform",))) == 0
+
+
+def test_hours_are_divided_by_the_runs_at_a_time() -> None:
+    task = TaskForecast("articles", runs=10, seconds=360.0, planning=3600.0, basis="a guess")
+    lines = forecast_lines([task, task], jobs=2)
+    assert "articles: 10 runs of about 360 s (a guess), and 1.0 h of short trainings" in lines[0]
+    assert lines[-1].startswith("in all about 2.0 h with 2 at a time")

@@ -1,0 +1,151 @@
+"""Write an evidence bundle: the results of one experiment without the machine that made them.
+
+The bundle has what reports, papers and queries read. MLflow's own tags (user, source file), the addresses of
+artifacts and the folders in front of local models, data and plans are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bitrank_analysis.artifacts import (
+    CONTINUATIONS,
+    PLAN,
+    RANKS,
+    SPEC,
+    read_file,
+    read_predictions,
+    sql_list,
+)
+from bitrank_analysis.bundle import MANIFEST, VERSION, digest_of, is_bundle
+from bitrank_analysis.errors import AnalysisError, masked
+from bitrank_analysis.files import write_atomically
+from bitrank_analysis.store import open_store
+from bitrank_analysis.study import load_study
+
+# Tables of the store → query over the runs of one experiment; {ids} is their list.
+_QUERIES = {
+    "experiments": "SELECT * FROM raw.experiments WHERE experiment_id IN "
+    "(SELECT experiment_id FROM raw.runs WHERE run_id IN ({ids}))",
+    "runs": "SELECT * REPLACE ('' AS artifact_uri) FROM raw.runs WHERE run_id IN ({ids})",
+    "params": "SELECT * FROM raw.params WHERE run_id IN ({ids})",
+    "tags": "SELECT * FROM raw.tags WHERE run_id IN ({ids}) AND key NOT LIKE 'mlflow.%'",
+    "metrics": "SELECT * FROM raw.metrics WHERE run_id IN ({ids})",
+    "unread": "SELECT * FROM raw.unread WHERE run_id IN ({ids})",
+}
+_FIELDS = ("model", "task", "data", "plan", "test_file")  # fields of a spec that may be local paths
+_TEXT_FILES = (RANKS, PLAN, SPEC, CONTINUATIONS)
+
+
+def write_bundle(store_uri: str, out_folder: Path | str, experiment: str | None = None) -> Path:
+    """Write the bundle of ``experiment`` (or of the only one) into ``out_folder``; returns the folder.
+
+    The same results give the same bytes. An earlier bundle in the folder is replaced. Raises
+    :class:`AnalysisError` as :func:`~bitrank_analysis.load_study` does, and if the folder has other files.
+    """
+    database = open_store(store_uri)
+    name = load_study(database, experiment).experiment
+    rows = database.execute("SELECT run_id FROM runs WHERE experiment = ? ORDER BY 1", [name]).fetchall()
+    ids = [run_id for (run_id,) in rows]
+    folder = Path(out_folder)
+    try:
+        _empty(folder)
+        tables = {**_tables(database, ids), "texts": _texts(database, ids), **_predictions(database, ids)}
+        files = {f"{table}.parquet": _write(folder / f"{table}.parquet", tables[table]) for table in tables}
+        manifest = {"version": VERSION, "experiment": name, "digest": digest_of(files), "files": files}
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise AnalysisError(
+            f"expected a folder to write the bundle to, got {folder}: {error.strerror}; choose another"
+        ) from error
+    return folder
+
+
+def _empty(folder: Path) -> None:
+    """Create the folder, or remove the earlier bundle in it, its manifest first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not is_bundle(folder):
+        raise AnalysisError(
+            f"{folder} has files of something else than a bundle; give an empty or new folder"
+        )
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+
+
+def _tables(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa.Table]:
+    chosen = f"SELECT unnest({sql_list(ids)})"
+    found = {}
+    for table, query in _QUERIES.items():
+        rows = database.sql(query.format(ids=chosen)).to_arrow_table()
+        if "value" in rows.column_names and pa.types.is_string(rows.schema.field("value").type):
+            rows = _with_column(rows, "value", map(without_folder, rows["value"].to_pylist()))
+        if "reason" in rows.column_names:
+            rows = _with_column(rows, "reason", map(masked, rows["reason"].to_pylist()))
+        found[table] = rows.sort_by([(column, "ascending") for column in rows.column_names])
+    return found
+
+
+def _with_column(rows: pa.Table, name: str, values: Iterable[str]) -> pa.Table:
+    at = rows.column_names.index(name)
+    return rows.set_column(at, name, pa.array(list(values), pa.string()))
+
+
+def _texts(database: duckdb.DuckDBPyConnection, ids: list[str]) -> pa.Table:
+    found: dict[str, list[str]] = {"run_id": [], "file": [], "content": []}
+    for run_id in ids:
+        for name in _TEXT_FILES:
+            content = read_file(database, run_id, name)
+            if content is not None:
+                shown = _spec_without_folders(content) if name == SPEC else content
+                for column, value in zip(found, (run_id, name, shown), strict=True):
+                    found[column].append(value)
+    return pa.table({column: pa.array(values, pa.string()) for column, values in found.items()})
+
+
+def _predictions(database: duckdb.DuckDBPyConnection, ids: list[str]) -> dict[str, pa.Table]:
+    """Predictions by name of the table: runs with equal columns share one; rows keep their order."""
+    groups: dict[str, list[pa.Table]] = {}
+    for run_id in ids:
+        try:
+            rows = read_predictions(database, run_id).to_arrow_table()
+        except AnalysisError:  # none, or unreadable: then it is a row of ``unread``
+            continue
+        column = pa.array([run_id] * rows.num_rows, pa.string())
+        groups.setdefault(str(rows.schema), []).append(rows.add_column(0, "run_id", column))
+    ordered = [groups[schema] for schema in sorted(groups)]
+    return {f"predictions-{number:02d}": pa.concat_tables(parts) for number, parts in enumerate(ordered)}
+
+
+def without_folder(text: str) -> str:
+    """A local path as ``…/name``, and passwords of URIs masked; any other text unchanged."""
+    is_path = text.startswith(("/", "~/", "file:")) and len(text) > 1
+    return f"…/{text.rstrip('/').rpartition('/')[2]}" if is_path else masked(text)
+
+
+def _spec_without_folders(content: str) -> str:
+    """The text of ``spec.json`` with local paths cut; damaged JSON unchanged, which is reported as such."""
+    try:
+        spec = json.loads(content)
+    except ValueError:
+        return content
+    for key in _FIELDS:
+        if isinstance(spec.get(key), str):
+            spec[key] = without_folder(spec[key])
+    return json.dumps(spec, indent=1)
+
+
+def _write(path: Path, rows: pa.Table) -> str:
+    """Write ``rows`` as Parquet; returns the SHA-256 of the file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,137 @@
+"""Evidence bundles: report, paper and views equal those of the store, and a damaged bundle is rejected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitrank_analysis import AnalysisError, load_study, open_store, write_bundle
+from bitrank_analysis.bundle import MANIFEST
+from bitrank_analysis.paper import write_paper
+from bitrank_analysis.report import write_report
+from studies import add_study
+
+
+@pytest.fixture
+def bundle(maker: Any, tmp_path: Path) -> Path:
+    add_study(maker, arms=("B-FP", "B-Q4", "Plan-Q4"), n=40)
+    return write_bundle(str(maker.folder), tmp_path / "evidence")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_report_and_paper_from_the_bundle_equal_those_from_the_store(
+    bundle: Path, maker: Any, tmp_path: Path
+) -> None:
+    for write in (write_report, write_paper):
+        found = []
+        for source in (maker.folder, bundle):
+            out = tmp_path / f"{write.__name__}-{source.name}"
+            write(str(source), out)
+            found.append({name: content for name, content in contents(out).items() if name[-3:] != "pdf"})
+        assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+        different = [name for name in found[0] if found[0][name] != found[1][name]]
+        assert not different
+
+
+def test_views_of_the_bundle_equal_those_of_the_store(bundle: Path, maker: Any) -> None:
+    store, kept = open_store(str(maker.folder)), open_store(str(bundle))
+    for view in (
+        "final_metrics",
+        "metrics",
+        "params",
+        "tags",
+        "ranks",
+        "plans",
+        "specs",
+        "predictions",
+        "unread",
+    ):
+        columns = ", ".join(f'"{name}"' for name in sorted(store.sql(f"SELECT * FROM {view}").columns))
+        rows = [
+            sorted(map(repr, each.sql(f"SELECT {columns} FROM {view}").fetchall())) for each in (store, kept)
+        ]
+        assert rows[0] == rows[1], view
+    study, again = load_study(store), load_study(kept)
+    assert study.runs.equals(again.runs) and study.notes == again.notes
+    for run_id in study.runs["run_id"]:
+        assert study.predictions(run_id).equals(again.predictions(run_id)), (
+            "the columns of this run, in order"
+        )
+
+
+def test_same_results_give_the_same_bytes_and_digest(bundle: Path, maker: Any, tmp_path: Path) -> None:
+    again = write_bundle(str(maker.folder), tmp_path / "again")
+    assert contents(again) == contents(bundle)
+    assert contents(write_bundle(str(maker.folder), bundle)) == contents(again), "a bundle may be replaced"
+    maker.sqlite.execute("UPDATE metrics SET value = value + 1 WHERE key = 'eval/loss'")
+    maker.sqlite.commit()
+    other = write_bundle(str(maker.folder), tmp_path / "other")
+    digests = {json.loads((folder / MANIFEST).read_text())["digest"] for folder in (bundle, other)}
+    assert len(digests) == 2
+
+
+def test_bundle_has_no_paths_users_or_passwords_and_keeps_other_text(maker: Any, tmp_path: Path) -> None:
+    text = "<script>alert(1)</script> 'quoted' \"twice\" \n=1+1 ü"
+    spec = {"model": "/home/someone/models/mine", "plan": "/home/someone/exact-4bits.json", "seed": 0}
+    rows = {"id": ["a'b", text], "label": [0, 1], "prediction": [0, 0], "loss": [0.1, 0.2], "tokens": [1, 2]}
+    maker.run(
+        "B-FP",
+        metrics={"eval/acc": 0.5},
+        predictions=rows | {"text": [text, "="]},
+        params={"model": "/home/someone/models/mine", "data": "postgresql://me:secret@host/x"},
+        tags={"mlflow.user": "someone", "note": text},
+        files={"spec.json": spec, "continuations.json": [{"prompt": text, "continuation": text}]},
+    )
+    bundle = write_bundle(str(maker.folder), tmp_path / "evidence")
+    kept = open_store(str(bundle))
+    everything = repr(
+        [kept.sql(f"SELECT * FROM {view}").fetchall() for view in ("wide", "specs", "predictions")]
+    )
+    for secret in ("someone", "secret", str(tmp_path)):
+        assert secret not in everything
+    assert kept.sql("SELECT spec->>'model' FROM specs").fetchall() == [("…/mine",)]
+    assert kept.sql("SELECT value FROM tags WHERE key = 'note'").fetchall() == [(text,)]
+    assert kept.sql("SELECT id, text FROM predictions ORDER BY tokens").fetchall() == [
+        ("a'b", text),
+        (text, "="),
+    ]
+    page = (tmp_path / "report" / "report.html") if write_report(str(bundle), tmp_path / "report") else None
+    assert page is not None and "<script>alert" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "runs.parquet").write_bytes(b"PAR1"), "is not the file that the bundle"),
+        (lambda folder: (folder / "tags.parquet").unlink(), "got no file"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "is no manifest of a bundle"),
+        (lambda folder: edit(folder, version=2), "has format version 2"),
+        (lambda folder: edit(folder, digest="0"), "was changed after"),
+        (lambda folder: edit(folder, files={"../x.parquet": "0"}), "names a file outside"),
+    ],
+)
+def test_damaged_bundle_is_rejected(maker: Any, tmp_path: Path, damage: Any, message: str) -> None:
+    maker.classifier("B-FP", [True, False])
+    bundle = write_bundle(str(maker.folder), tmp_path / "evidence")
+    damage(bundle)
+    with pytest.raises(AnalysisError, match=message):
+        open_store(str(bundle))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+
+
+def test_folder_with_other_files_is_not_overwritten(maker: Any, tmp_path: Path) -> None:
+    maker.classifier("B-FP", [True, False])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(AnalysisError, match="give an empty or new folder"):
+        write_bundle(str(maker.folder), tmp_path / "mine")
