@@ -19,7 +19,7 @@ from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
 
 # `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
-_FIXED = {"config", "task", "profile", "kind", "arm", *DIGESTS}
+_FIXED = {"config", "task", "profile", "arm", *DIGESTS}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 
 
@@ -43,7 +43,7 @@ def make_spec(
     given |= {key: located(given[key]) for key in ("data", "plan", "model", "test_file") if key in given}
     check_data(given.get("data"), [task])
     options = FileOptions(**{key: given[key] for key in FILE_OPTIONS if key in given})
-    source = open_task(task, given.get("data"), options)
+    source = open_task(task, given.get("data"), options, kind=given.pop("kind", None))
     plan = given.get("plan")
     name = _name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
