@@ -367,3 +367,36 @@ def test_bound_is_the_speed_of_the_operations_alone() -> None:
         found["usable"],
     ) == pytest.approx((0.05, 0.1))
     assert script("bound").speeds({"failed": "no memory"}, 1.0, 1.0) == {"failed": "no memory"}
+
+
+def test_inference_has_a_client_for_every_export_of_another_program() -> None:
+    from bitrank.export.registry import EXPORTS
+
+    inference = script("inference")
+    own = {"quantized"}  # read by this project alone, as the run itself
+    assert set(inference.CLIENTS) - {inference.OURS} == set(EXPORTS) - own
+    with pytest.raises(SystemExit):
+        inference._parse(["run", "--targets", "nothing"])
+
+
+def test_inference_counts_the_tokens_after_a_warm_up() -> None:
+    inference, asked = script("inference"), []
+
+    def generate(count: int) -> int:
+        asked.append(count)
+        return count
+
+    assert inference._timed(generate, 32)["tokens"] == 32
+    assert asked == [inference.WARM_UP, 32]
+
+
+def test_inference_table_pairs_rounds_and_shows_failures() -> None:
+    found = {
+        "ours": [{"tok_s": 10.0, "peak_mib": 100.0}, {"tok_s": 20.0, "peak_mib": 110.0}],
+        "gguf": [{"tok_s": 20.0, "peak_mib": 50.0}, {"tok_s": 40.0, "peak_mib": 50.0}],
+        "mlx": [{"failed": "no mlx"}, {"failed": "no mlx"}],
+    }
+    text = script("inference").result_table(found, {"ours": 0, "gguf": 2 * 2**20, "mlx": 0})
+    assert "| gguf | 30.0 (20.0–40.0) | 2.00 | 50 | 2 |" in text
+    assert "| ours | 15.0 (10.0–20.0) | 1.00 | 105 (100–110) | – |" in text
+    assert "| mlx | failed: no mlx | failed: no mlx | failed: no mlx | – |" in text

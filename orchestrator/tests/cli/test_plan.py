@@ -40,6 +40,8 @@ def test_stored_bytes_of_the_run_equal_those_of_the_plan(
     data = planned(capsys, "--task", task, "--budget", "9bits", "--save", "mine.json")
     assert json.loads(Path("mine.json").read_text()) == data and data["init"] == "lq-lora"
     assert data["bytes"] <= data["budget"]
+    page = Path("mine.html").read_text()
+    assert page.count("<svg") == 3 and f"{data['bytes']:,} of {data['budget']:,} bytes" in page
     assert (
         main(["run", "--profile", "smoke", "--plan", "mine.json", "--task", task, "--max-steps", "10"]) == 0
     )

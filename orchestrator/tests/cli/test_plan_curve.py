@@ -25,7 +25,16 @@ def test_every_budget_has_a_plan_file_and_the_curve_is_saved(
         assert (plan["bytes"], plan["budget"]) == (point["bytes"], point["budget_bytes"])
         assert plan["bytes"] <= plan["budget"]
     names = {path.name for path in Path("curve").iterdir()}
-    assert names == {"curve.json", "curve.svg", "curve.png", "plan-12bits.json", "plan-B-Q4.json"}
+    assert names == {
+        "curve.json",
+        "curve.svg",
+        "curve.png",
+        "curve.html",
+        "plan-12bits.json",
+        "plan-B-Q4.json",
+    }
+    page = Path("curve/curve.html").read_text()
+    assert page.count("<section>") == 2 and page.count("<svg") == 1 + 2 * 3
     assert Path("curve/curve.png").read_bytes().startswith(b"\x89PNG")
     assert "=B-Q4" in Path("curve/curve.svg").read_text()
     plan = ["--plan", "curve/plan-12bits.json", "--task", "toy_sentences"]

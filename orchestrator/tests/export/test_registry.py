@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_gguf_refuses_a_tokenizer_that_it_cannot_hold_before_weights_are_read(tm
     small_models.write(tmp_path, "llama")
     with pytest.raises(UserError, match="GGUF cannot hold this tokenizer: its model is WordLevel"):
         EXPORTS["gguf"].check(run_of(tmp_path, "toy_articles"))
+
+
+def test_gguf_refuses_a_sentence_piece_model_before_anything_is_written(tmp_path: Path) -> None:
+    small_models.write(tmp_path / "model", "llama")
+    content = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    content["model"] = {"type": "BPE", "vocab": {"<unk>": 0}, "merges": [], "byte_fallback": True}
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(content))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="its model is BPE with byte fallback, that of SentencePiece"):
+        EXPORTS["gguf"].check(run_of(tmp_path / "model", "toy_articles"))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_gguf_accepts_supported_runs(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_figure_marks_and_table_lists_the_planned_arm_last(maker: Any, tmp_path:
     assert list(arms.shown["Plan s"]) == ["–", "–", "40"]
 
 
+def test_figure_joins_planned_arms_of_several_budgets(maker: Any, tmp_path: Path) -> None:
+    add_arms(maker, 340, config="Plan-3")
+    for seed in range(2):
+        maker.classifier("Plan-4", right(350 - seed), seed=seed, tags=PLANNED, metrics=figures(0.875, 24.0))
+    figure = quality_bytes(evidence_in(tmp_path))
+    lines = [layer for layer in figure.chart.to_dict()["layer"] if layer["mark"]["type"] == "line"]
+    assert len(lines) == 2 and "the solid line joins the planned arms" in figure.note
+
+
 def test_paper_gets_values_and_claims_of_the_planned_arm(maker: Any, tmp_path: Path) -> None:
     add_arms(maker, 340)
     evidence = evidence_in(tmp_path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from bitrank.cli.arguments import comma_separated, file_path, location, positive, ranks, whole
 from bitrank.cli.help import exact_planners, formats, list_names, planners, quantizers, runtimes, ties
@@ -17,6 +19,11 @@ from bitrank.spec.embedded_models import EMBEDDED_MODELS
 from bitrank.spec.inits import PLANNED_INITS
 from bitrank.spec.learning import LEARNING
 from bitrank.spec.run_spec import FILE_OPTIONS
+
+if TYPE_CHECKING:  # imports torch
+    from bitrank_planner import Item, Plan
+
+    from bitrank.planning.budget import Sizes
 
 EXAMPLES = """examples:
   bitrank plan --task movie_sentences --budget 12MB
@@ -157,8 +164,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save",
         type=file_path,
-        help="write the plan as JSON, for run --plan; with --budgets a folder for all plans, curve.json and "
-        "the figure curve.svg and curve.png",
+        help="write the plan as JSON, for run --plan, and a page with its maps beside it; with --budgets "
+        "a folder for all plans, curve.json, the figure curve.svg and curve.png, and the page curve.html",
     )
     parser.add_argument(
         "--store",
@@ -204,7 +211,7 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
     from bitrank.forecast.forecast import forecast
     from bitrank.planning.make_plan import make_plan
-    from bitrank.spec.plan_file import plan_data, save_plan
+    from bitrank.spec.plan_file import plan_data
 
     spec, request = measured_spec(arguments), plan_request(arguments, arguments.budget)
     result = make_plan(spec, request, print_progress)
@@ -227,13 +234,14 @@ def _plan_from_measurements(arguments: argparse.Namespace) -> int:
         "planning time": f"{result.tables.seconds:.0f} s to measure (once, at most "
         f"{result.tables.peak_mib:,.0f} MiB), {result.choosing:.1f} s to search",
     } | _left_out(result.sizes, data)
-    return _show(arguments, result.plan, result.problem.items, shown, data, save_plan)
+    planned = Planned(result.plan, result.problem.items, result.sizes, spec.model)
+    return _show(arguments, planned, shown, data)
 
 
 def _plan_from_config(arguments: argparse.Namespace) -> int:
     from bitrank.cli.plan_view import proven
     from bitrank.planning.from_config import plan_from_config, training_memory
-    from bitrank.spec.plan_file import plan_data, save_plan
+    from bitrank.spec.plan_file import plan_data
 
     spec, request = config_spec(arguments), plan_request(arguments, arguments.budget)
     plan, problem, sizes = plan_from_config(spec, request)
@@ -252,7 +260,7 @@ def _plan_from_config(arguments: argparse.Namespace) -> int:
         f"gradients {_mib(parts.gradients)}, optimizer {_mib(parts.optimizer)}, "
         f"activations {_mib(parts.activations)}",
     } | _left_out(sizes, data)
-    return _show(arguments, plan, problem.items, shown, data, save_plan)
+    return _show(arguments, Planned(plan, problem.items, sizes, spec.model), shown, data)
 
 
 def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
@@ -267,19 +275,29 @@ def _left_out(sizes: Any, data: dict[str, Any]) -> dict[str, str]:
     return {"left out": message} if message else {}
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan with its matrices, sizes and the location of its model."""
+
+    plan: Plan
+    items: Sequence[Item]
+    sizes: Sizes
+    model: str
+
+
 def _show(
-    arguments: argparse.Namespace,
-    plan: Any,
-    items: Any,
-    shown: dict[str, str],
-    data: dict[str, Any],
-    save: Any,
+    arguments: argparse.Namespace, planned: Planned, shown: dict[str, str], data: dict[str, Any]
 ) -> int:
+    """Save the plan with its page, and print it."""
+    from bitrank.cli.plan_page import page_path, save_plan_page
     from bitrank.cli.plan_view import plan_lines, plan_view
+    from bitrank.spec.plan_file import save_plan
     from bitrank.terminal import console
 
+    plan, items = planned.plan, planned.items
     if arguments.save is not None:
-        save(data, arguments.save)
+        save_plan(data, arguments.save)
+        save_plan_page(page_path(arguments.save), planned.model, plan, planned.sizes, shown)
     if arguments.json:
         print(json.dumps(data, indent=1))
         return 0
@@ -289,7 +307,10 @@ def _show(
     screen.print(plan_view(plan, items, shown))
     if arguments.save is not None:
         screen.print(
-            f"\nsaved: {arguments.save}   train: {_run_command(arguments)}", soft_wrap=True, markup=False
+            f"\nsaved: {arguments.save}   page: {page_path(arguments.save)}   "
+            f"train: {_run_command(arguments)}",
+            soft_wrap=True,
+            markup=False,
         )
     return 0
 

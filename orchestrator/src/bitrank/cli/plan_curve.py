@@ -71,9 +71,10 @@ def _plan_files(curve: Curve) -> dict[str, str]:
 def _save(
     arguments: argparse.Namespace, spec: RunSpec, curve: Curve, data: dict[str, Any], files: dict[str, str]
 ) -> None:
-    """Write the plans, ``curve.json`` and the figure into the folder ``--save``."""
+    """Write the plans, ``curve.json``, the figure and the page into the folder ``--save``."""
     from bitrank_analysis.figures import budget_curve, save
 
+    from bitrank.cli.plan_page import save_curve_page
     from bitrank.spec.plan_file import plan_data, save_plan
 
     folder: Path = arguments.save
@@ -92,6 +93,7 @@ def _save(
     save_plan(data, folder / "curve.json")
     drawn = [row for row in data["points"] if "bytes" in row]
     if drawn:
+        save_curve_page(folder / "curve.html", spec.model, curve, drawn)
         save(
             budget_curve(drawn, f"{Path(spec.model).name}, planner {data['planner']}"), folder, ("svg", "png")
         )

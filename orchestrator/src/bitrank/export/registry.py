@@ -139,6 +139,7 @@ EXPORTS: dict[str, ExportTarget] = {
         _check_gguf,
         advice="Keep the adapter apart with --lora, export it with --to merged",
         can_keep_adapter=True,
+        quantizes=True,
     ),
 }
 MERGED = "merged"

@@ -59,22 +59,26 @@ class Requantized:
 
 
 def requantize(
-    rebuilt: Rebuilt, quantizer: str, formats: Mapping[str, str] | None = None, adapter_apart: bool = False
+    rebuilt: Rebuilt,
+    quantizer: str,
+    formats: Mapping[str, str] | None = None,
+    adapter_apart: bool = False,
+    compare: bool = True,
 ) -> Requantized:
     """Store every matrix in ``formats`` (default: its own) by the reference backend, with its adapter merged.
 
     With ``adapter_apart`` the adapter stays attached, and only matrices whose format changes are encoded. The
     model of ``rebuilt`` changes in place. Matrices without a merged adapter whose format stays keep their
-    values; those of other libraries are converted to the reference backend. Raises :class:`UserError` if
-    ``quantizer`` needs calibration data and the task has no training examples, and the quant package's error
-    for an unknown quantizer.
+    values; those of other libraries are converted to the reference backend. ``compare`` evaluates the merge
+    by rounding too. Raises :class:`UserError` if ``quantizer`` needs calibration data and the task has no
+    training examples, and the quant package's error for an unknown quantizer.
     """
     uses_inputs = find_quantizer(quantizer).uses_moments
     merging = _Merging(rebuilt, quantizer, formats or {}, adapter_apart)
     with torch.no_grad():
         merging.convert()
         changed = bool(merging.remaining())
-        rounded = merging.metrics_if_rounded() if uses_inputs and changed else {}
+        rounded = merging.metrics_if_rounded() if compare and uses_inputs and changed else {}
         for inputs in merging.inputs() if uses_inputs and changed else ():
             for name in inputs.names:
                 merging.replace(name, inputs)

@@ -86,7 +86,7 @@ def test_llama_cpp_gives_the_tokens_and_losses_of_the_exported_weights(
     rebuilt: Rebuilt, tmp_path: Path, apart: bool
 ) -> None:
     out, draw = tmp_path / "out", torch.Generator().manual_seed(1)
-    write_export(prepare_gguf(rebuilt, Options("gguf", apart)), out)
+    write_export(prepare_gguf(rebuilt, Options("gguf", apart, "rtn")), out)
     prompts = [torch.randint(2, 290, (7,), generator=draw).tolist() for _ in range(6)]
     sequences = [torch.randint(2, 290, (40,), generator=draw).tolist() for _ in range(3)]
     answer = ask(
@@ -109,3 +109,16 @@ def test_llama_cpp_gives_the_tokens_and_losses_of_the_exported_weights(
         distance = (torch.tensor(found) - expected).norm()
         assert distance < 0.2 * (losses(base, ids) - expected).norm(), "the adapter's effect is not there"
         assert sum(found) / len(found) == pytest.approx(float(expected.mean()), abs=0.01)
+
+
+def test_llama_cpp_reads_the_codes_that_a_quantizer_chose(rebuilt: Rebuilt, tmp_path: Path) -> None:
+    out, draw = tmp_path / "out", torch.Generator().manual_seed(1)
+    # The export changes the model in place, and other tests use the fixture.
+    prepared = prepare_gguf(rebuild(rebuilt.run), Options("gguf", quantizer="gptq"))
+    write_export(prepared, out)
+    assert prepared.audit.rounded
+    prompts = [torch.randint(2, 290, (7,), generator=draw).tolist() for _ in range(6)]
+    answer = ask(model=str(out / MODEL_FILE), texts=[], prompts=prompts, count=COUNT, sequences=[])
+    config = rebuilt.inner.config
+    reference = AutoModelForCausalLM.from_pretrained(out, gguf_file=MODEL_FILE, config=config).eval()
+    assert answer["greedy"] == [greedy(reference, prompt) for prompt in prompts]

@@ -152,7 +152,7 @@ def test_every_architecture_is_read_back_with_equal_logits(name: str, tmp_path: 
     values |= {"use_sliding_window": False} if name == "qwen2" else {}
     folder = finished_run(tmp_path, name, ("bf16", "int8"), **values)
     rebuilt = rebuild(find_run(folder))
-    prepared = prepare_gguf(rebuilt, Options("gguf"))
+    prepared = prepare_gguf(rebuilt, Options("gguf", quantizer="rtn"))
     write_export(prepared, tmp_path / "out")
     # transformers does not read every size from the file of every architecture.
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -160,3 +160,34 @@ def test_every_architecture_is_read_back_with_equal_logits(name: str, tmp_path: 
     )
     assert torch.allclose(logits(loaded), logits(rebuilt.model), atol=0.05)
     assert rebuilt.evaluate(loaded)["loss"] == pytest.approx(prepared.audit.after["loss"], abs=1e-5)
+
+
+def test_a_quantizer_folds_the_adapter_with_less_divergence_than_rounding(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Random weights have no loss to lose, so outputs are compared with those of the adapted model."""
+    distances, audits = {}, {}
+    for quantizer in ("rtn", "gptq"):
+        rebuilt = rebuild(find_run(llama))
+        expected = logits(rebuilt.model)
+        prepared = prepare_gguf(rebuilt, Options("gguf", quantizer=quantizer))
+        write_export(prepared, tmp_path / quantizer)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / quantizer, gguf_file="model.gguf")
+        distances[quantizer] = float((logits(loaded) - expected).norm() / expected.norm())
+        audits[quantizer] = prepared.audit
+    assert distances["gptq"] < 0.9 * distances["rtn"]
+    assert audits["gptq"].rounded == pytest.approx(audits["rtn"].after, rel=1e-6)
+    assert audits["rtn"].rounded == {}
+    assert audits["gptq"].weight_bytes == audits["rtn"].weight_bytes
+    changed = {
+        row.stored for name, row in audits["gptq"].matrices.items() if row != audits["rtn"].matrices[name]
+    }
+    assert changed >= {"Q4_0", "Q4_1", "Q5_1", "Q8_0"}
+
+
+def test_types_without_choosable_scales_are_named(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "llama", ("int3-g32", "int4-g32"), hidden_size=256, intermediate_size=256)
+    prepared = prepare_gguf(rebuild(find_run(folder)), Options("gguf"))
+    assert any(
+        "rounded to the nearest code, not by gptq: their types (Q3_K)" in note for note in prepared.notes
+    )

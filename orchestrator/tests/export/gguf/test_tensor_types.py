@@ -93,3 +93,15 @@ def test_int8_rows_keep_their_codes_and_round_the_scale_to_fp16() -> None:
 )
 def test_the_nearest_type_at_or_below_the_bits_is_chosen(text: str, columns: int, name: str) -> None:
     assert type_for(parse_format(text), (8, columns)).name == name
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in TENSOR_TYPES.values() if kind.chosen])
+def test_codes_that_a_quantizer_chooses_are_converted_without_change(name: str) -> None:
+    kind = TENSOR_TYPES[name]
+    assert kind.chosen is not None
+    fmt = parse_format(kind.chosen.format)
+    tensors = fmt.encode(WEIGHT_OI)
+    rows = kind.chosen.from_codes(tensors, SHAPE)
+    expected_OI = fmt.decode(tensors, SHAPE, torch.float32)
+    assert np.allclose(kind.decode(rows), expected_OI.numpy(), rtol=0, atol=1e-8)
+    assert 8 * rows.nbytes == kind.bits_per_weight * WEIGHT_OI.numel()

@@ -11,7 +11,7 @@ import small_models
 from bitrank.errors import UserError
 from bitrank.export.gguf.tokenizer import PRE_TOKENIZERS, vocabulary_of
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import BPE, WordPiece
+from tokenizers.models import BPE, Unigram, WordPiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 LLAMA3 = (
@@ -76,10 +76,23 @@ def _word_piece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")))
 
 
+def _sentence_piece(model: object) -> PreTrainedTokenizerFast:
+    """As converted from ``tokenizer.model``: spaces become ▁ before the model splits the text."""
+    made = Tokenizer(model)  # type: ignore[arg-type]
+    made.normalizer = normalizers.Replace(" ", "▁")  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+UNIGRAM = _sentence_piece(Unigram([("<unk>", 0.0), ("▁a", -1.0)], unk_id=0, byte_fallback=False))
+LLAMA2 = _sentence_piece(BPE({"<unk>": 0, "▁": 1, "a": 2}, [], unk_token="<unk>", byte_fallback=True))
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
         (_word_piece(), "its model is WordPiece"),
+        (UNIGRAM, "its model is Unigram, that of SentencePiece"),
+        (LLAMA2, "its model is BPE with byte fallback, that of SentencePiece"),
         (fast(pre_tokenizers.WhitespaceSplit()), r"by rules that are none of gpt-2, .* \(WhitespaceSplit\)"),
         (fast(pre_tokenizers.ByteLevel(add_prefix_space=True)), r"none of gpt-2, .* \(ByteLevel\)"),
         (fast(split_then_bytes(LLAMA3)), r"none of gpt-2, .* \(Split, ByteLevel\)"),

@@ -31,6 +31,24 @@ def q5_1_of_affine(tensors: dict[str, Tensor], shape: Shape) -> Array:
     return _joined(shape, _fp16(tensors["scale"]), _fp16(tensors["minimum"]), high, _nibbles(codes_NB & 15))
 
 
+def q4_0_of_symmetric(tensors: dict[str, Tensor], shape: Shape) -> Array:
+    """Q4_0 rows of the (out, in) matrix ``shape``, stored as 4-bit symmetric groups of 32."""
+    return _joined(shape, _fp16(tensors["scale"]), _nibbles(_codes(tensors, 4, shape)))
+
+
+def q5_0_of_symmetric(tensors: dict[str, Tensor], shape: Shape) -> Array:
+    """Q5_0 rows of the (out, in) matrix ``shape``, stored as 5-bit symmetric groups of 32."""
+    codes_NB = _codes(tensors, 5, shape)
+    high = np.packbits(codes_NB >> 4, axis=1, bitorder="little")
+    return _joined(shape, _fp16(tensors["scale"]), high, _nibbles(codes_NB & 15))
+
+
+def q8_0_of_symmetric(tensors: dict[str, Tensor], shape: Shape) -> Array:
+    """Q8_0 rows of the (out, in) matrix ``shape``, stored as 8-bit symmetric groups of 32."""
+    signed_NB = (_codes(tensors, 8, shape).astype(np.int16) - 128).astype(np.int8)
+    return _joined(shape, _fp16(tensors["scale"]), signed_NB.view(np.uint8))
+
+
 def q8_0_of_int8_rows(tensors: dict[str, Tensor], shape: Shape) -> Array:
     """Q8_0 rows of the (out, in) matrix ``shape``, stored as int8 with a scale for each row."""
     codes_NB = tensors["codes"].cpu().numpy().reshape(-1, BLOCK)

@@ -1,8 +1,9 @@
 """Export to GGUF: one file with the base, or with the adapter folded into it, or two with the adapter apart.
 
 Matrices keep the codes of formats that a tensor type holds; an adapter that is folded in, and every other
-format, need a new rounding. Vectors are F32, as llama.cpp requires. With the adapter apart each factor is
-F16; α is one number for the file, and llama.cpp multiplies by α / rank, so that factor is divided out of B.
+format, need new codes, chosen by a quantizer on calibration data where the type allows. Vectors are F32, as
+llama.cpp requires. With the adapter apart each factor is F16; α is one number for the file, and llama.cpp
+multiplies by α / rank, so that factor is divided out of B.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
-from bitrank_quant import QuantWeight, parse_format, stored_weight, tied_modules
+from bitrank_quant import QuantWeight, find_quantizer, parse_format, stored_weight, tied_modules
 from torch import Tensor
 
 from bitrank.errors import UserError
 from bitrank.export.audit import Audit, MatrixAudit, matrix_audit
 from bitrank.export.finished_run import FinishedRun
 from bitrank.export.gguf.architectures import Architecture, find_architecture
-from bitrank.export.gguf.tensor_types import TENSOR_TYPES, TensorType, type_for
+from bitrank.export.gguf.calibrated import choose_codes
+from bitrank.export.gguf.stored import Stored
+from bitrank.export.gguf.tensor_types import TENSOR_TYPES, type_for
 from bitrank.export.gguf.tokenizer import Vocabulary, vocabulary_of
 from bitrank.export.prepared import Options, Prepared
 from bitrank.export.rebuild import Rebuilt
@@ -43,28 +45,6 @@ def check_run(run: FinishedRun) -> None:
     found = class_of(auto_class(run.spec.kind), config)
     find_architecture("a model without a class in transformers" if found is None else found.__name__, config)
     vocabulary_of(load_tokenizer(run.spec.model_source), config.vocab_size)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a file: its type and its rows, (O, bytes), or the bytes of a vector.
-
-    ``kept``: the codes are those of the planned format.
-    """
-
-    type: TensorType
-    rows: Array
-    kept: bool = True
-
-    @classmethod
-    def number(cls, name: str, values: Tensor) -> Stored:
-        """``values`` as plain numbers of the type called ``name``."""
-        kind = TENSOR_TYPES[name]
-        return cls(kind, kind.encode(values.detach().cpu().float().numpy()))
-
-    def values(self) -> Tensor:
-        """The numbers that a program reads, in fp32."""
-        return torch.from_numpy(np.array(self.type.decode(self.rows)))
 
 
 @dataclass(frozen=True)
@@ -90,11 +70,22 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
     matrices = _encode_matrices(rebuilt, options.adapter_apart)
     exported_OI, audits = _exported(rebuilt, matrices, factors)
     plain = rebuilt.plain_model(exported_OI)
-    metrics = rebuilt.evaluate(plain)
+    metrics, rounded, notes = rebuilt.evaluate(plain), {}, []
+    if not options.adapter_apart and find_quantizer(options.quantizer).uses_moments:
+        chosen = choose_codes(rebuilt, options.quantizer, matrices)
+        notes = chosen.notes
+        if chosen.matrices:
+            del plain
+            exported_OI |= _with_tied(rebuilt, {name: one.values() for name, one in chosen.matrices.items()})
+            matrices, audits = {**matrices, **chosen.matrices}, {**audits, **chosen.audits}
+            plain = rebuilt.plain_model(exported_OI)
+            metrics, rounded = rebuilt.evaluate(plain), metrics
     tensors = _tensors(plain, matrices, architecture)
     adapter = _adapter_tensors(factors, architecture, config)
     weight_bytes = sum(one.rows.nbytes for one in (*tensors.values(), *adapter.values()))
-    audit = Audit(options.target, rebuilt.metrics, metrics, audits, rebuilt.planned_bytes, weight_bytes)
+    audit = Audit(
+        options.target, rebuilt.metrics, metrics, audits, rebuilt.planned_bytes, weight_bytes, rounded
+    )
     alpha = next((one.alpha for one in factors.values()), None)
     file = _File(architecture, config, vocabulary, Path(rebuilt.spec.model_source).name)
 
@@ -103,11 +94,11 @@ def prepare_gguf(rebuilt: Rebuilt, options: Options) -> Prepared:
         if alpha is not None:
             file.write_adapter(folder / ADAPTER_FILE, adapter, alpha)
 
-    return Prepared(audit, weight_bytes + vocabulary.nbytes, write)
+    return Prepared(audit, weight_bytes + vocabulary.nbytes, write, notes)
 
 
 def exported_weights(rebuilt: Rebuilt, adapter_apart: bool) -> dict[str, Tensor]:
-    """The weights that a program multiplies by, adapter included, by matrix, (out, in) in fp32."""
+    """The weights of an export by rounding, adapter included, by matrix, (out, in) in fp32."""
     factors = _factors(rebuilt) if adapter_apart else {}
     return _exported(rebuilt, _encode_matrices(rebuilt, adapter_apart), factors)[0]
 
@@ -165,10 +156,17 @@ def _exported(
         audits[name] = matrix_audit(
             rebuilt, name, one.type.name, (stored_OI, adapted_OI, result_OI), one.kept
         )
-    for name, owner in tied_modules(rebuilt.inner).items():
-        if owner in exported_OI and name in rebuilt.applied:
-            exported_OI[name] = exported_OI[owner]
-    return exported_OI, audits
+    return _with_tied(rebuilt, exported_OI), audits
+
+
+def _with_tied(rebuilt: Rebuilt, weights_OI: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``weights_OI`` and the matrices that share one of them."""
+    shared = {
+        name: weights_OI[owner]
+        for name, owner in tied_modules(rebuilt.inner).items()
+        if owner in weights_OI and name in rebuilt.applied
+    }
+    return {**weights_OI, **shared}
 
 
 def _tensors(plain: Any, matrices: Mapping[str, Stored], architecture: Architecture) -> dict[str, Stored]:

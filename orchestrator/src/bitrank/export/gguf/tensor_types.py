@@ -23,6 +23,17 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, int]
 
 
+FromCodes = Callable[[dict[str, Tensor], Shape], Array]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The format in which a quantizer chooses the codes of a tensor type, and the conversion of its codes."""
+
+    format: str
+    from_codes: FromCodes
+
+
 def _nothing(_fmt: Format) -> bool:
     return False
 
@@ -32,14 +43,15 @@ class TensorType:
     """A tensor type: bits of a code, the encoder of an (O, I) fp32 matrix into (O, bytes) rows.
 
     ``from_codes`` converts the tensors of a format that the type ``holds``; None: the type stores plain
-    numbers, which the encoder casts.
+    numbers, which the encoder casts. ``chosen``: how a quantizer chooses its codes; None: it cannot.
     """
 
     name: str
     bits: int
     encode: Callable[[Array], Array]
     holds: Callable[[Format], bool] = _nothing
-    from_codes: Callable[[dict[str, Tensor], Shape], Array] | None = None
+    from_codes: FromCodes | None = None
+    chosen: Chosen | None = None
 
     @property
     def ggml(self) -> gguf.GGMLQuantizationType:
@@ -103,14 +115,39 @@ _TYPES = [
         partial(_by_library, name="Q8_0"),
         lambda fmt: isinstance(fmt, Int8Row),
         codes.q8_0_of_int8_rows,
+        Chosen("sym8-g32", codes.q8_0_of_symmetric),
     ),
     TensorType("Q6_K", 6, kquants.encode_q6_k),
     TensorType("Q5_K", 5, kquants.encode_q5_k),
-    TensorType("Q5_1", 5, partial(_by_library, name="Q5_1"), _affine(5), codes.q5_1_of_affine),
-    TensorType("Q5_0", 5, partial(_by_library, name="Q5_0")),
+    TensorType(
+        "Q5_1",
+        5,
+        partial(_by_library, name="Q5_1"),
+        _affine(5),
+        codes.q5_1_of_affine,
+        Chosen("int5-g32", codes.q5_1_of_affine),
+    ),
+    TensorType(
+        "Q5_0",
+        5,
+        partial(_by_library, name="Q5_0"),
+        chosen=Chosen("sym5-g32", codes.q5_0_of_symmetric),
+    ),
     TensorType("Q4_K", 4, kquants.encode_q4_k),
-    TensorType("Q4_1", 4, partial(_by_library, name="Q4_1"), _affine(4), codes.q4_1_of_affine),
-    TensorType("Q4_0", 4, partial(_by_library, name="Q4_0")),
+    TensorType(
+        "Q4_1",
+        4,
+        partial(_by_library, name="Q4_1"),
+        _affine(4),
+        codes.q4_1_of_affine,
+        Chosen("int4-g32", codes.q4_1_of_affine),
+    ),
+    TensorType(
+        "Q4_0",
+        4,
+        partial(_by_library, name="Q4_0"),
+        chosen=Chosen("sym4-g32", codes.q4_0_of_symmetric),
+    ),
     TensorType("Q3_K", 3, kquants.encode_q3_k),
     TensorType("Q2_K", 2, kquants.encode_q2_k),
 ]

@@ -133,7 +133,8 @@ def _pre_tokenizer(content: dict[str, Any]) -> str:
     model, normalizer = content["model"], content.get("normalizer")
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = f"{model.get('type')} with byte fallback" if model.get("byte_fallback") else model.get("type")
-        raise _refused(f"its model is {kind}")
+        sentence_piece = model.get("byte_fallback") or model.get("type") == "Unigram"
+        raise _refused(f"its model is {kind}{', that of SentencePiece' if sentence_piece else ''}")
     # llama.cpp does not normalize; texts that people type are in the form NFC already.
     if normalizer is not None and normalizer.get("type") != "NFC":
         raise _refused(f"it normalizes texts ({normalizer.get('type')})")

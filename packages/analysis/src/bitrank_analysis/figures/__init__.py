@@ -13,10 +13,11 @@ from bitrank_analysis.figures.forest import forest
 from bitrank_analysis.figures.loss import loss_curves
 from bitrank_analysis.figures.memory import memory
 from bitrank_analysis.figures.parameters import parameters
+from bitrank_analysis.figures.part_bytes import part_bytes
 from bitrank_analysis.figures.quality_bytes import quality_bytes, quality_memory
 from bitrank_analysis.figures.ranks import rank_layers, rank_map, rank_time
 from bitrank_analysis.figures.recovery import recovery
-from bitrank_analysis.figures.run_maps import run_maps
+from bitrank_analysis.figures.run_maps import map_figures, run_maps
 from bitrank_analysis.figures.save import bare_spec, pdf, save, spec
 from bitrank_analysis.figures.theme import PAGE, Figure, config, style
 
@@ -61,6 +62,8 @@ __all__ = [
     "budget_curve",
     "config",
     "draw_all",
+    "map_figures",
+    "part_bytes",
     "pdf",
     "run_maps",
     "save",

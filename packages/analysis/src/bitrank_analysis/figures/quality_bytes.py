@@ -33,7 +33,9 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
         **{part: phrasing.on_axis(front[part], evidence.metric) for part in ("quality", "low", "high")}
     )
     offsets = side_by_side(dict(zip(points["config"], points["x"], strict=True)))
-    layers = [_front_line(points, axis)]
+    budgets = points[points["config"].isin(evidence.planned)].sort_values("x")
+    joined = column == "model_mib" and budgets["x"].nunique() > 1
+    layers = [_front_line(points, axis), *([_budget_line(budgets)] if joined else [])]
     for name in [name for name in evidence.configs if name in set(points["config"])]:
         layers += _one_arm(points[points["config"] == name], evidence, offsets[name], column)
     chart = alt.layer(*layers).properties(width=COLUMN, height=210)
@@ -44,7 +46,8 @@ def _quality_against(evidence: Evidence, front: pd.DataFrame, column: str, cost:
     note = (
         f"{evidence.task}: bars are 95 % intervals over examples{seeds}; the dashed line is the front of the "
         "means as measured"
-        f"{varies}; arms of one size stand side by side{ring if evidence.planned else ''}."
+        f"{varies}; arms of one size stand side by side{ring if evidence.planned else ''}"
+        f"{'; the solid line joins the planned arms, budget by budget' if joined else ''}."
     )
     return Figure(
         f"quality-{'bytes' if column == 'model_mib' else 'memory'}",
@@ -67,6 +70,12 @@ def _front_line(points: pd.DataFrame, axis: str) -> alt.Chart:
         .mark_line(interpolate="step-after", strokeDash=[4, 3], strokeWidth=1.2, style="guide")
         .encode(x=x, y=alt.Y("quality:Q", scale=alt.Scale(zero=False, padding=8)))
     )
+
+
+def _budget_line(budgets: pd.DataFrame) -> alt.Chart:
+    """The planned arms joined in the order of their bytes."""
+    line = alt.Chart(budgets[["x", "quality"]]).mark_line(strokeWidth=1.6, style="guide")
+    return line.encode(x="x:Q", y="quality:Q")
 
 
 def _one_arm(point: pd.DataFrame, evidence: Evidence, offset: float, column: str) -> list[alt.Chart]:

@@ -1,4 +1,4 @@
-"""The maps of one run alone: bits and rank of every matrix, as PNG, from its own files."""
+"""The maps of one plan or run alone: bits and rank of every matrix."""
 
 from __future__ import annotations
 
@@ -18,23 +18,38 @@ def run_maps(name: str, formats: Mapping[str, str], ranks: Mapping[str, int]) ->
 
     A map is left out if no matrix is in a numbered layer or all values are equal.
     """
-    bits = {matrix: nominal_bits(text) for matrix, text in formats.items()}
-    found = {
-        "bits.png": _map(name, bits, "bits", "Bits of one stored weight"),
-        "rank.png": _map(name, ranks, "rank", "Final LoRA rank"),
+    varying = {
+        "bits": len({nominal_bits(text) for text in formats.values()}) > 1,
+        "rank": len(set(ranks.values())) > 1,
     }
-    return {file: content for file, content in found.items() if content is not None}
+    return {
+        f"{figure.name}.png": vl_convert.vegalite_to_png(spec(figure), vl_version=VEGA_LITE, scale=2)
+        for figure in map_figures(name, formats, ranks)
+        if varying[figure.name]
+    }
 
 
-def _map(name: str, values: Mapping[str, int], column: str, title: str) -> bytes | None:
+def map_figures(name: str, formats: Mapping[str, str], ranks: Mapping[str, int]) -> list[Figure]:
+    """The figures ``bits`` and ``rank`` of the run or plan ``name``.
+
+    A map is left out if no matrix is in a numbered layer.
+    """
+    bits = {matrix: nominal_bits(text) for matrix, text in formats.items()}
+    found = [
+        _map(name, bits, "bits", "Bits of one stored weight"),
+        _map(name, ranks, "rank", "LoRA rank"),
+    ]
+    return [figure for figure in found if figure is not None]
+
+
+def _map(name: str, values: Mapping[str, int], column: str, title: str) -> Figure | None:
     frame = pd.DataFrame({"matrix": list(values), column: list(values.values())})
-    if frame.empty or frame[column].nunique() < 2:
+    if frame.empty:
         return None
     inside = with_place(frame).dropna(subset=["layer"])
     if inside.empty:
         return None
     cells = inside.assign(config=name).groupby(["config", "layer", "module"], as_index=False)[column].mean()
-    figure = Figure(
+    return Figure(
         column, title, heat_map(cells, column, [name]), "Rows are layers from input (top) to output."
     )
-    return vl_convert.vegalite_to_png(spec(figure), vl_version=VEGA_LITE, scale=2)
