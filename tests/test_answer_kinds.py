@@ -1,11 +1,16 @@
-"""Question answering and probing on tiny models: runs learn, are compared by their metric, and planned."""
+"""Question answering and both kinds of probing on tiny models: runs learn, are compared and planned."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from bitrank.errors import UserError
+from bitrank.models.load import open_model
 from bitrank.planning.costs import Choices
 from bitrank.planning.make_plan import PlanRequest, make_plan
 from bitrank.run.record import Record
@@ -22,10 +27,12 @@ from bitrank_analysis.report import collect
 from bitrank_analysis.report.plain import plain
 from bitrank_analysis.statistics import compare
 from bitrank_analysis.statistics.examples import load_arms
+from bitrank_data import MASKED_PROBING
 from bitrank_trainer import ALONE
 
 SMOKE = PROFILES["smoke"]
 METRIC = {"toy_questions": "token_f1", "toy_facts": "p_at_1"}
+MASKED = {"kind": MASKED_PROBING}
 SECOND = {"toy_questions": ("exact_match", "exact_match"), "toy_facts": ("mrr", "reciprocal_rank")}
 TESTS = {"toy_questions": "normal over examples", "toy_facts": "McNemar, exact"}
 
@@ -113,3 +120,44 @@ def test_tasks_can_be_planned_for(task: str) -> None:
     spec = make_spec(SMOKE, "B-FP", task)
     made = make_plan(spec, PlanRequest("9bits", "exact", Choices(formats, ranks=(2, 4))))
     assert made.tables.base > 0 and set(made.plan.precision.values()) == set(formats)
+
+
+def test_an_encoder_learns_the_masked_objects_of_facts_in_every_plan(tmp_path: Path) -> None:
+    folder = str(tmp_path / "runs")
+    tracker = Tracker(open_store(folder), folder, SMOKE.name)
+    for config in ("B-FP", "B-Q4"):
+        place = tmp_path / config
+        place.mkdir()
+        spec = make_spec(SMOKE, config, "toy_facts", MASKED)
+        assert (spec.kind, spec.model) == (MASKED_PROBING, "tiny-mlm")
+        write_spec(spec, place / "spec.json")
+        log = tracker.open(spec, None)
+        execute(spec, place, Record(place, ALONE), ALONE)
+        log.close(place, "FINISHED", {})
+        figures = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        assert figures["eval/loss"] < figures["zero/loss"] - 0.3
+    study = load_study(open_for_analysis(folder))
+    assert set(study.runs["kind"]) == {MASKED_PROBING} and set(study.runs["metric"]) == {"p_at_1"}
+    (row,) = compare(study, "toy_facts", ["B-FP"]).to_dict("records")
+    assert row["test"] == "McNemar, exact"
+
+
+def test_an_encoder_can_be_planned_for_masked_facts() -> None:
+    formats = ("int4-g64", "bf16")
+    spec = make_spec(SMOKE, "B-FP", "toy_facts", MASKED)
+    made = make_plan(spec, PlanRequest("9bits", "exact", Choices(formats, ranks=(2, 4))))
+    assert made.tables.base > 0 and set(made.plan.precision.values()) == set(formats)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny-bart", "is an encoder-decoder .bart. and cannot predict a masked token"),
+        ("tiny-llama", "cannot predict a masked token: transformers has no masked language model for llama"),
+        ("tiny-bert", "tiny-bert"),
+    ],
+)
+def test_models_without_a_head_for_masked_tokens_are_refused(model: str, message: str) -> None:
+    spec = make_spec(SMOKE, "B-FP", "toy_facts", {**MASKED, "model": model})
+    with pytest.raises(UserError, match=message):
+        open_model(spec, (), "cpu", torch.float32)

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from bitrank.cli.main import main
-from bitrank.spec.configs import DEFAULT_CONFIGS
+from bitrank.spec.configs import CONFIGS, DEFAULT_CONFIGS, SYSTEM
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -269,3 +269,14 @@ def test_report_names_the_error_and_exits_with_2(capsys, tmp_path) -> None:
     assert "unknown profile 'smok'; nearest: smoke" in fails(
         capsys, "report", "--profile", "smok", "--store", str(tmp_path / "runs")
     )
+
+
+def test_list_prints_every_arm_with_a_line_and_its_source(capsys) -> None:
+    assert main(["list", "--arms", "--json"]) == 0
+    listed = {row["arm"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(listed) == list(CONFIGS)
+    assert all(row["about"] for row in listed.values())
+    assert all(row["source"] for row in listed.values() if row["family"] == SYSTEM)
+    assert main(["list", "--arms"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in CONFIGS) and "Mao et al. 2024" in shown

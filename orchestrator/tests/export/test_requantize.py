@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from bitrank.errors import UserError
@@ -9,7 +11,13 @@ from bitrank.export.finished_run import FinishedRun, find_run
 from bitrank.export.rebuild import Rebuilt, rebuild
 from bitrank.export.registry import EXPORTS, find_quantizer_for
 from bitrank.export.requantize import Requantized, requantize
+from bitrank.run.record import Record
+from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import find_profile
+from bitrank.spec.run_spec import write_spec
 from bitrank_quant import QUANTIZERS, QuantError
+from bitrank_trainer import ALONE
 from finished_runs import llama_plan, train
 from small_models import write
 
@@ -86,3 +94,30 @@ def test_a_quantizer_is_rejected_where_it_is_unknown_or_unused() -> None:
         find_quantizer_for("merged", "gptq")
     for name in EXPORTS:
         assert find_quantizer_for(name, None) in QUANTIZERS
+
+
+def test_adapters_on_summed_inputs_merge_exactly_and_keep_their_format(tmp_path: Path) -> None:
+    """QA-LoRA: logits agree at float tolerance, and no code and no scale changes."""
+    model = write(tmp_path / "model", "llama", hidden_size=64, intermediate_size=128)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    given = {"model": str(model), "device": "cpu", "dtype": "fp32", "steps": 4, "learning_rate": 1e-2}
+    spec = make_spec(find_profile("smoke"), "QA-LoRA-Q4", "toy_articles", given)
+    write_spec(spec, folder / "spec.json")
+    execute(spec, folder, Record(folder, ALONE), ALONE)
+    finished = find_run(folder)
+    ids = torch.arange(4, 14)[None]
+    rebuilt = rebuild(finished)
+    before = {name: rebuilt.layer(name).quantized.tensors for name in finished.ranks}
+    with torch.no_grad():
+        expected = rebuilt.model(input_ids=ids).logits
+        without = rebuilt.model.base_model.disable_adapter_layers() or rebuilt.model(input_ids=ids).logits
+        rebuilt.model.base_model.enable_adapter_layers()
+        found = requantize(rebuilt, "rtn")
+        logits = found.model(input_ids=ids).logits
+    assert float((expected - without).abs().max()) > 1e-2
+    assert float((logits - expected).abs().max()) < 1e-5
+    for name, row in found.matrices.items():
+        after = found.model.get_submodule(name).quantized
+        assert row.kept and str(after.fmt) == row.stored == "int4-g32"
+        assert all(torch.equal(after.tensors[key], before[name][key]) for key in ("codes", "scale"))

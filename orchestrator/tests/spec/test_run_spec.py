@@ -40,6 +40,27 @@ def test_the_paper_profile_is_the_study_as_designed() -> None:
         )
 
 
+def test_the_base_profile_trains_larger_models_on_four_tasks_for_longer() -> None:
+    base = PROFILES["base"]
+    specs = matrix(base, ["B-FP", "B-Q4"], list(base.tasks), list(base.seeds), {})
+    models = {spec.task: spec.model for spec in specs}
+    assert len(specs) == 8 and list(models.values()) == ["mpnet", "mpnet", "smollm2", "smollm2"]
+    for spec in specs:
+        usual = make_spec(LAPTOP, spec.config, spec.task)
+        assert spec.kind == usual.kind and spec.steps >= 1000 > usual.steps
+        assert spec.eval_every < spec.steps and spec.steps % spec.checkpoint_every == 0
+
+
+def test_the_dialogue_profile_is_instructions_of_two_sets_in_three_seeds() -> None:
+    dialogue = PROFILES["dialogue"]
+    specs = matrix(dialogue, ["B-FP", "B-Ada"], list(dialogue.tasks), list(dialogue.seeds), {})
+    assert len(specs) == 12 and {spec.seed for spec in specs} == {0, 1, 2}
+    assert {spec.task for spec in specs} == {"alpaca", "dolly"}
+    assert {(spec.model, spec.epochs) for spec in specs} == {("microsoft/DialoGPT-medium", 3)}
+    with pytest.raises(UserError, match="the profile dialogue has no settings for tasks of the kind"):
+        make_spec(dialogue, "B-FP", "movie_sentences")
+
+
 def test_only_the_config_differs_between_arms() -> None:
     specs = matrix(LAPTOP, list(DEFAULT_CONFIGS), ["movie_sentences"], [0], {})
     assert all(spec.init == "lq-lora" for spec in specs if spec.plan_request)  # part of a planned arm

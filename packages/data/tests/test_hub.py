@@ -168,3 +168,46 @@ def test_rows_without_label_or_sentence_raise_data_error(tmp_path, row: dict, me
     datasets.DatasetDict(train=part, validation=part).save_to_disk(tmp_path / "sst2")
     with pytest.raises(DataError, match=f"row 5 of train {message}"):
         open_task("sst2", str(tmp_path / "sst2")).load()
+
+
+ALPACA, DOLLY = ("input", "output"), ("context", "response")
+
+
+def instructions(folder, given: str, output: str, count: int = 40) -> str:
+    """A folder in hub format with ``count`` instructions, each twice, and one row without an answer."""
+    numbers = [*range(count), *range(count)]
+    rows = {
+        "instruction": [*(f"Name film {n}." for n in numbers), "Name it."],
+        given: ["a list" if n % 2 else "" for n in [*numbers, 0]],
+        output: [*(f"film {n}" for n in numbers), ""],
+    }
+    part = datasets.Dataset.from_dict(rows)
+    datasets.DatasetDict(train=part).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("alpaca", ALPACA), ("dolly", DOLLY)])
+def test_instructions_are_split_with_their_copies_and_keep_their_input(tmp_path, name, columns) -> None:
+    texts = open_task(name, instructions(tmp_path / name, *columns)).load()
+    sizes = {split: len(part) for split, part in texts.splits.items()}
+    assert sizes == {"test": 8, "validation": 8, "train": 64}
+    keys = {split: {example.key for example in part} for split, part in texts.splits.items()}
+    assert sum(len(part) for part in keys.values()) == len(set.union(*keys.values())) == 40
+    assert {example.given for example in texts.splits["train"]} == {"", "a list"}
+    (note,) = texts.report.notes
+    assert note.startswith("1 of 81 rows have no instruction or output") and note.endswith("row 81)")
+
+
+def test_the_subset_of_a_large_file_has_its_stated_sizes(tmp_path) -> None:
+    texts = open_task("alpaca", instructions(tmp_path / "alpaca", *ALPACA, count=10_500)).load()
+    sizes = {split: len(part) for split, part in texts.splits.items()}
+    assert sizes == {"test": 1000, "validation": 200, "train": 2000}
+
+
+def test_an_instruction_that_is_no_text_is_refused_with_its_row(tmp_path) -> None:
+    rows = {"instruction": [1, 2], "input": ["", ""], "output": ["a", "b"]}
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)).save_to_disk(tmp_path / "alpaca")
+    with pytest.raises(DataError, match="alpaca: the instruction of row 1 is 1, of type int, expected text"):
+        open_task("alpaca", str(tmp_path / "alpaca")).load()
+    with pytest.raises(DataError, match="dolly needs the column 'context' in train"):
+        open_task("dolly", str(tmp_path / "alpaca")).load()

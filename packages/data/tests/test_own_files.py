@@ -359,3 +359,10 @@ def test_ten_thousand_classes_are_split_class_by_class(tmp_path: Path) -> None:
         "validation": 10_000,
         "test": 10_000,
     }
+
+
+def test_one_class_is_refused_with_what_is_possible(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "good"} for n in range(40)]
+    message = "x.jsonl: classification needs two classes or more, every label is 'good'. Add examples"
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "x.jsonl", jsonl_of(rows))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from bitrank_data import (
     IGNORED,
+    MASKED_PROBING,
     PROBING,
     Cutting,
     DataError,
@@ -19,7 +20,10 @@ from bitrank_data import (
     read_fact,
     tokenise,
 )
-from bitrank_data.probing import encode_facts
+from bitrank_data.probing import encode_facts, encode_masked_facts
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 
 def fact(id_: str, prompt: str, object_: Any) -> Any:
@@ -93,3 +97,60 @@ def test_a_file_of_facts_becomes_a_task_and_rows_without_an_object_are_counted(t
     assert texts.splits["test"][0].object == "good"
     note = "1 of 13 rows have no object and were left out (the first: row 13 (line 14))"
     assert note in texts.report.notes
+
+
+def with_mask() -> PreTrainedTokenizerFast:
+    names = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ".",
+        "the",
+        "film",
+        "plot",
+        "and",
+        "is",
+        "good",
+        "dull",
+    ]
+    model = Tokenizer(WordLevel({name: n for n, name in enumerate(names)}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    roles = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=model, **roles)
+
+
+def test_a_mask_and_a_full_stop_follow_the_prompt_and_the_mask_has_the_object_as_label() -> None:
+    tokenizer = with_mask()
+    facts = [fact("a", "the film is ", "good"), fact("b", "the film is", "very good")]
+    cutting = Cutting(9, before=(2,), after=(3,))
+    (((piece,), none), cut) = encode_masked_facts(facts, tokenizer, cutting)
+    assert none == [] and cut == 0
+    words = tokenizer.convert_ids_to_tokens(list(piece.tokens))
+    assert words == ["[CLS]", "the", "film", "is", "[MASK]", ".", "[SEP]"]
+    good = tokenizer.convert_tokens_to_ids("good")
+    assert list(piece.targets) == [IGNORED] * 4 + [good] + [IGNORED] * 2
+
+
+def test_a_long_masked_prompt_keeps_its_end_and_its_mask() -> None:
+    tokenizer = with_mask()
+    cutting = Cutting(5, before=(2,), after=(3,))
+    ((piece,),), cut = encode_masked_facts(
+        [fact("a", "the film and the plot is", "dull")], tokenizer, cutting
+    )
+    assert cut == 1 and tokenizer.convert_ids_to_tokens(list(piece.tokens)) == [
+        "[CLS]", "is", "[MASK]", ".", "[SEP]",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="max_length 4 leaves no token for a prompt beside the mask; give 5"):
+        encode_masked_facts([fact("a", "the plot is", "dull")], tokenizer, Cutting(4, (), (2,), (3,)))
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="the tokenizer has no mask token"):
+        encode_masked_facts([fact("a", "the film is", "good")], tokenizer, Cutting(8))
+
+
+def test_a_full_masked_batch_has_one_target_per_sequence() -> None:
+    labels_BT = full_batch(3, 5, MASKED_PROBING)["labels"]
+    assert labels_BT.shape == (3, 5) and ((labels_BT != IGNORED).sum(1) == 1).all()

@@ -8,7 +8,7 @@ import torch
 from bitrank_trainer import OBJECTIVES
 from bitrank_trainer.probing import ranks
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 OBJECTIVE = OBJECTIVES["probing"]
 
@@ -86,3 +86,21 @@ def test_the_gradient_of_the_fused_loss_is_that_of_the_plain_one(model: LlamaFor
     assert float(F.cross_entropy(logits_BV, labels_B)) == pytest.approx(
         float(OBJECTIVE.loss(model, batch(), "cpu"))
     )
+
+
+def test_masked_logits_are_those_at_the_mask_of_each_sequence() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = BertForMaskedLM(BertConfig(**sizes, vocab_size=30)).eval().requires_grad_(False)
+    masked, data = OBJECTIVES["masked-probing"], batch(padding=2)
+    masks, objects = (4, 2, 1, 0), (3, 29, 0, 11)
+    labels_BT = np.full(data["input_ids"].shape, -100)
+    for row, (place, token) in enumerate(zip(masks, objects, strict=True)):
+        labels_BT[row, place] = token
+    rows = masked.rows(encoder, {**data, "labels": labels_BT}, "cpu")
+    for row, (place, length) in enumerate(zip(masks, (6, 5, 3, 1), strict=True)):
+        alone_V = encoder(torch.from_numpy(data["input_ids"][row : row + 1, :length])).logits[0, place]
+        expected = float(F.cross_entropy(alone_V[None], torch.tensor([objects[row]])))
+        assert rows[row]["loss"] == pytest.approx(expected, rel=1e-4) and rows[row]["label"] == objects[row]
+        assert rows[row]["rank"] == int(ranks(alone_V[None], torch.tensor([objects[row]])))
+    assert masked.weight({**data, "labels": labels_BT}) == 4

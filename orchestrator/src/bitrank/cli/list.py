@@ -1,4 +1,4 @@
-"""``bitrank list``: every run of the matrix, its state, and its estimated cost."""
+"""``bitrank list``: every run of the matrix, its state, and its estimated cost; with ``--arms`` every arm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 LIST = """examples:
   bitrank list
-  bitrank list --profile paper --json"""
+  bitrank list --profile paper --json
+  bitrank list --arms"""
 
 
 def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
@@ -55,6 +56,27 @@ def rows(specs: Sequence[RunSpec], store: str) -> list[dict[str, Any]]:
             }
         )
     return listed
+
+
+def arm_rows() -> list[dict[str, str]]:
+    """One row of plain data per arm; the source of an arm of this project is empty."""
+    from bitrank.spec.configs import CONFIGS
+
+    return [
+        {"arm": name, "family": arm.family, "about": arm.about, "source": arm.source}
+        for name, arm in CONFIGS.items()
+    ]
+
+
+def arm_table(listed: Sequence[dict[str, str]]) -> Table:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("arm", "about", "source"):
+        shown.add_column(head, no_wrap=head == "arm")
+    for row in listed:
+        shown.add_row(row["arm"], row["about"], row["source"] or "this project")
+    return shown
 
 
 _NO_PLAN = "its plan does not exist yet; it is made before training, in a time that is not known"
@@ -128,15 +150,23 @@ def add_list(commands: Any) -> None:
     add_selection(parser)
     parser.add_argument("--store", type=location, default="runs", help="folder or MLflow URI (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--arms", action="store_true", help="list the arms (values of --configs) and their sources instead"
+    )
     add_settings(parser)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    listed = rows(chosen_specs(arguments), arguments.store)
-    if arguments.json:
-        print(json.dumps(listed, indent=1))
-    else:
-        from bitrank.terminal import console
+    from bitrank.terminal import console
 
-        console().print(table(listed))
+    if arguments.arms:
+        arms = arm_rows()
+        shown, data = arm_table(arms), json.dumps(arms, indent=1, ensure_ascii=False)
+    else:
+        runs = rows(chosen_specs(arguments), arguments.store)
+        shown, data = table(runs), json.dumps(runs, indent=1)
+    if arguments.json:
+        print(data)
+    else:
+        console().print(shown)
     return 0

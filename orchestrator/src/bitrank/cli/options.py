@@ -82,6 +82,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="with --processes: shard the 16-bit base over the processes (FSDP)",
     )
     add_field(parser, "--data", "data", metavar="FOLDER")
+    add_field(parser, "--kind", "kind", metavar="KIND")
     add_file_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help=f"any of {', '.join(SETTABLE)}"
@@ -148,6 +149,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "mps_safe",
         "processes",
         "shard",
+        "kind",
         *FILE_OPTIONS,
     )
     given = {part: getattr(arguments, part) for part in keys if getattr(arguments, part, None) is not None}

@@ -3,8 +3,9 @@
 W_q + scale · B A is between the values of its format, and the adapter's update is often smaller than half a
 step, so that rounding returns W_q. A quantizer with calibration data keeps more of the update. Matrices are
 replaced in the order of the model: the codes of each minimize the error at the inputs that it has in the
-model merged so far. Memory holds one more set of codes while rounding is evaluated for comparison, and the
-second moments of one input.
+model merged so far. An update that is the same within each group of an affine format, as QA-LoRA's are, is
+added to the minima instead, without any error. Memory holds one more set of codes while rounding is evaluated
+for comparison, and the second moments of one input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from bitrank_quant import (
+    Affine,
     Float,
     InputMoments,
     QuantLinear,
@@ -172,11 +174,26 @@ class _Merging:
         self, name: str, weight_OI: Tensor, quantizer: str, moments: InputMoments | None
     ) -> QuantWeight:
         """The stored form of ``weight_OI``, less the update of an adapter that stays apart."""
+        if (exact := self._with_shifted_groups(name)) is not None:
+            return exact
         fmt = parse_format(self._formats[name])
         weight_OI = weight_OI - self._kept_apart(name, weight_OI)
         tensors = quantize(weight_OI, fmt, quantizer, moments)
         shape = (weight_OI.shape[0], weight_OI.shape[1])
         return QuantWeight.of(tensors, fmt, shape, self._rebuilt.compute.dtype)
+
+    def _with_shifted_groups(self, name: str) -> QuantWeight | None:
+        """The stored form of ``name`` with its adapter in the minima of groups; None if that is inexact."""
+        part, layer = self._rebuilt.adapter.parts.get(name), self._layers[name]
+        if part is None or self._apart or not self._keeps_format(name) or not isinstance(layer, QuantLinear):
+            return None
+        weight = layer.quantized
+        if not isinstance(weight.fmt, Affine):
+            return None
+        tensors = weight.fmt.add_to_groups(weight.tensors, part.product().to(layer.weight.device))
+        if tensors is None:
+            return None
+        return QuantWeight.of(tensors, weight.fmt, weight.shape, weight.compute_dtype)
 
     def _kept_apart(self, name: str, like_OI: Tensor) -> Tensor:
         """The update of the matrix ``name`` by its adapter if that stays apart, else zero."""

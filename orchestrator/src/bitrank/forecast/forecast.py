@@ -25,7 +25,6 @@ from bitrank.process.compute import Compute
 from bitrank.process.environment import kept_shapes
 from bitrank.process.tcmalloc import find_tcmalloc
 from bitrank.spec.configs import find_config
-from bitrank.spec.rules import AdaptiveRank
 from bitrank.spec.run_spec import RunSpec
 
 _MIB = 2**20
@@ -191,8 +190,11 @@ def _adapted(
     AdaLoRA stores a singular value per rank, an untrained rank count per matrix, and three averages per
     low-rank parameter.
     """
-    adaptive = isinstance(find_config(spec.config, spec.plan, spec.tuned).rank, AdaptiveRank)
-    low_rank = sum(rank * (sum(matrices[name].shape) + adaptive) for name, rank in ranks.items())
+    rule = find_config(spec.config, spec.plan, spec.tuned).rank
+    adaptive = rule.triplets
+    low_rank = sum(
+        rule.trained_numbers(matrices[name].shape, rank) + rank * adaptive for name, rank in ranks.items()
+    )
     heads = sum(p.numel() for name in trained_modules for p in model.get_submodule(name).parameters())
     numbers = low_rank + heads
     return _Adapted(

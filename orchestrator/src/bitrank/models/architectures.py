@@ -49,6 +49,11 @@ def check_task(name: str, config: Any, kind: str) -> None:
         )
     if required.decoder_only and family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UserError(f"{name} is a {family} encoder and cannot {required.ability}; give {required.remedy}")
+    if required.encoder_only and config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder-decoder ({family}) and cannot {required.ability} without a decoder's "
+            f"input; give {required.remedy}"
+        )
     if family not in _classes_by_family(kind):
         raise UserError(
             f"{name} cannot {required.ability}: transformers has no {required.model_class} for {family}; "

@@ -13,14 +13,16 @@ from torch import nn
 ROWS = CompiledRows()
 
 
-def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> None:
+def fuse_model(model: Any, decode: Callable[[nn.Module], Decode | None] = decoder) -> list[str]:
     """Replace modules of an adapted ``model`` by fused products and norms, in place.
 
-    The last block is narrowed to the positions of which the output is used.
+    The last block is narrowed to the positions of which the output is used. Returns the names of matrices
+    whose adapters compute another formula than the fused forms, and keep PEFT's.
     """
     fuse_rotary(model, ROWS)
-    fuse(model, decode, ROWS)
+    others = fuse(model, decode, ROWS)
     narrow_last_block(model)
+    return others
 
 
 def attention_for(device: str, fused: bool) -> str:

@@ -36,6 +36,7 @@ def locate(name: str) -> str:
     if name in EMBEDDED_MODELS:
         return str(_CONVERTED[name]() if name in _CONVERTED else asset_dir(name))
     if name in TINY:
+        quiet_transformers()  # the progress of writing a few kilobytes would hide an error message
         place = cache_dir() / "models" / f"{name}-{code_hash('bitrank.spec.tiny_models')[:8]}"
         return str(build_once(place, partial(build_tiny, name)))
     folder = Path(name)

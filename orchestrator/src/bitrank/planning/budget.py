@@ -72,9 +72,11 @@ class Sizes:
         """Return the bytes of the whole model in the formats and initial ranks of ``config``."""
         blocks = [matrix for matrix in self.outline.matrices if matrix.adaptable]
         bits, ranks = config.precision.assign_formats(self.outline.matrices), config.rank.assign_ranks(blocks)
-        return self.fixed + sum(
-            self.of_matrix(name, bits[name], ranks.get(name, 0)) for name in self.matrices
+        adapters = sum(
+            config.rank.stored_numbers(self.matrices[name].shape, rank) for name, rank in ranks.items()
         )
+        weights = sum(self.of_matrix(name, bits[name], 0) for name in self.matrices)
+        return self.fixed + weights + ADAPTER_BYTES * adapters
 
 
 def sizes_of(spec: RunSpec) -> Sizes:

@@ -1,4 +1,4 @@
-"""Initial values of adapters: zero, the quantization residual (LoftQ), or Fisher-weighted (LQ-LoRA)."""
+"""Initial values of adapters: zero, the quantization residual (LoftQ, LQ-LoRA), singular triplets (PiSSA)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from bitrank_adapters import ResidualStart
+from bitrank_adapters import AdapterStart, PrincipalStart, ResidualStart
 from torch import Tensor
 
 from bitrank.process.lifetime import exit_with_parent
@@ -18,9 +18,11 @@ from bitrank.spec.run_spec import RunSpec
 Weights = dict[str, tuple[Tensor, Tensor]]
 
 
-def choose_init(spec: RunSpec, ranks: dict[str, int]) -> ResidualStart:
+def choose_init(spec: RunSpec, ranks: dict[str, int]) -> AdapterStart:
     """Return the initialization that ``spec.init`` names; the default changes no matrix and no adapter."""
     init = INITS[spec.init]
+    if init.principal:
+        return PrincipalStart(ranks)
     if not init.residual:
         return ResidualStart({})
     weights = fisher_weights(spec) if init.weighted else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitrank_adapters import ResidualStart, adapter_memory
+from bitrank_adapters import AdapterStart, adapter_memory
 from bitrank_quant import Applied, Decode, decoder, stored_bytes
 from bitrank_trainer import ALONE, trainable
 from peft import PeftModel
@@ -20,7 +20,7 @@ from bitrank.models.load import Loaded, open_model
 from bitrank.models.padding import padding_message
 from bitrank.process.compute import Compute, scale_of
 from bitrank.run.adapter_init import choose_init
-from bitrank.run.notices import notice
+from bitrank.run.notices import notice, unfused_message
 from bitrank.run.plans import make_plans, store_base
 from bitrank.run.record import Record
 from bitrank.spec.adapter_hook import AdapterHook
@@ -46,7 +46,7 @@ class Overrides:
     module for the fused layers.
     """
 
-    init: ResidualStart | None = None
+    init: AdapterStart | None = None
     decode: Callable[[nn.Module], Decode | None] = decoder
 
 
@@ -95,7 +95,9 @@ def build_model(
     model.to(device)
     init.write(model)
     if spec.fused:
-        fuse_model(model, overrides.decode)
+        others = fuse_model(model, overrides.decode)
+        if others and record is not None:
+            record.notices("unfused", [unfused_message(others)])
     return Built(model, hook, loaded.tokenizer, applied)
 
 
@@ -105,8 +107,8 @@ def quantize_base(
     loaded: Loaded,
     bits: dict[str, str],
     ranks: dict[str, int],
-    init: ResidualStart | None = None,
-) -> tuple[dict[str, Applied], ResidualStart]:
+    init: AdapterStart | None = None,
+) -> tuple[dict[str, Applied], AdapterStart]:
     """Read and quantize ``loaded`` in the formats ``bits``; the base depends on how adapters start.
 
     ``init`` defaults to the initialization of ``spec`` for ``ranks``. Returns the format and backend of each

@@ -40,6 +40,14 @@ def rejected_backends(applied: Mapping[str, Applied], device: str, dtype: torch.
     return "; ".join(notes) or None
 
 
+def unfused_message(names: Sequence[str]) -> str:
+    """The adapted matrices ``names``, at least one, that fused layers do not compute."""
+    return (
+        f"the adapters of {len(names)} matrices, such as {names[0]}, compute another formula than fused "
+        "layers; they use PEFT's layers, which are slower"
+    )
+
+
 def left_out_share(left: Sequence[LeftOut], parameters: int) -> float:
     """Share (0–1) of a model's ``parameters`` that no plan can quantize."""
     return sum(tensor.numbers for tensor in left) / parameters if left else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitrank_adapters import ResidualStart, check_ranks
+from bitrank_adapters import AdapterStart, check_ranks
 from bitrank_quant import (
     Applied,
     Encoding,
@@ -59,11 +59,12 @@ def make_plans(config: Config, loaded: Loaded) -> Plans:
     bits, ranks = config.precision.assign_formats(quantizable), config.rank.assign_ranks(blocks)
     check_names(bits, [m.name for m in weight_matrices(loaded.model)], set(loaded.trained_modules))
     check_ranks(ranks, {m.name: m.shape for m in blocks}, loaded.trained_modules)
+    config.rank.check_formats(bits, ranks)
     return Plans(bits, ranks, quantizable, left_out(loaded.model, loaded.trained_modules))
 
 
 def store_base(
-    spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: ResidualStart, device: str, dtype: torch.dtype
+    spec: RunSpec, loaded: Loaded, bits: dict[str, str], init: AdapterStart, device: str, dtype: torch.dtype
 ) -> dict[str, Applied]:
     """Load the base one matrix at a time and store each in its format of ``bits``.
 

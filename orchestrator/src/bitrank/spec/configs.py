@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec import rules
+from bitrank.spec import rules, system_rules
 from bitrank.spec.plan_file import read_plan
+from bitrank.spec.rule_interface import PrecisionRule, RankRule
 
 
 @dataclass(frozen=True)
 class Config:
     """One arm of the study: a precision rule and a rank rule."""
 
-    precision: rules.PrecisionRule
-    rank: rules.RankRule
-    family: str  # "baseline", "joint" or "encoder-decoder"
+    precision: PrecisionRule
+    rank: RankRule
+    family: str  # "baseline", "joint", "encoder-decoder" or "system"
     about: str = ""
+    source: str = ""  # the publication that the arm follows; empty for an arm of this project
+    settings: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's fields, such as init
 
     def as_data(self) -> dict[str, Any]:
-        """The arm as plain data. The spec contains it, so a changed arm changes the ids of its runs."""
+        """The arm as plain data. The spec contains it, so a changed arm changes the ids of its runs.
+
+        The spec contains the fields in ``settings`` themselves.
+        """
         return {"precision": _rule_data(self.precision), "rank": _rule_data(self.rank)}
 
 
@@ -58,6 +64,7 @@ class PlannedArm:
     seconds: float = 60.0
     learning: str = "none"
     family: str = "planned"
+    source: str = ""
 
     @property
     def budget_config(self) -> Config | None:
@@ -71,7 +78,7 @@ class PlannedArm:
 
         The spec contains it, so the id of a run is known before its plan is made.
         """
-        request = {key: value for key, value in vars(self).items() if key not in {"about", "family"}}
+        request = {key: value for key, value in vars(self).items() if key not in _UNREQUESTED}
         request["pins"] = {part: list(choice) for part, choice in self.pins.items()}
         for key in ("formats", "ranks"):
             request[key] = None if request[key] is None else list(request[key])
@@ -82,15 +89,31 @@ class PlannedArm:
 Arm = Config | PlannedArm
 
 
-def _rule_data(rule: rules.PrecisionRule | rules.RankRule) -> dict[str, Any]:
+def _rule_data(rule: PrecisionRule | RankRule) -> dict[str, Any]:
     return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
+_UNREQUESTED = ("about", "family", "source")  # fields of a planned arm that change no plan
 ENCODER_DECODER = "encoder-decoder"  # family of the arms for models with an encoder and a decoder
+SYSTEM = "system"  # family of the published systems that studies compare with; docs/systems.md describes them
 CONFIGS: dict[str, Arm] = {
-    "B-FP": Config(rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits"),
-    "B-Q4": Config(rules.BlocksIn("nf4-dq"), rules.FixedRank(8), "baseline", "QLoRA: NF4 blocks, rank 8"),
-    "B-Ada": Config(rules.Sixteen(), rules.AdaptiveRank(12, 4), "baseline", "AdaLoRA in 16 bits"),
+    "B-FP": Config(
+        rules.Sixteen(), rules.FixedRank(8), "baseline", "LoRA in 16 bits", "LoRA; Hu et al. 2022"
+    ),
+    "B-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        "baseline",
+        "QLoRA: NF4 blocks, rank 8",
+        "QLoRA; Dettmers et al. 2023",
+    ),
+    "B-Ada": Config(
+        rules.Sixteen(),
+        rules.AdaptiveRank(12, 4),
+        "baseline",
+        "AdaLoRA in 16 bits",
+        "AdaLoRA; Zhang et al. 2023",
+    ),
     "Joint-1": Config(
         rules.BlocksIn("nf4-dq"), rules.AdaptiveRank(12, 4), "joint", "NF4 blocks with AdaLoRA"
     ),
@@ -127,9 +150,85 @@ CONFIGS: dict[str, Arm] = {
         ENCODER_DECODER,
         "cross-attention int8, the rest of the blocks NF4, rank 8",
     ),
+    "LoRA-Attention": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.RankOn("attention", 8),
+        SYSTEM,
+        "NF4 blocks, adapters of rank 8 on attention only",
+        "selective LoRA; Hu et al. 2022, section 4.2",
+    ),
+    "LoRA-FFN": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.RankOn("ffn", 8),
+        SYSTEM,
+        "NF4 blocks, adapters of rank 8 on feed-forward parts only",
+        "selective LoRA; He et al. 2022, section 4.4",
+    ),
+    "rsLoRA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(32),  # at rank 8 every scale policy has the same scale
+        SYSTEM,
+        "NF4 blocks, rank 32, scale of an adapter by 1/√r",
+        "rsLoRA; Kalajdzievski 2023",
+        {"scale_policy": "rslora"},
+    ),
+    "LoftQ-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "NF4 blocks, adapters start as the residual of quantization",
+        "LoftQ; Li et al. 2024",
+        {"init": "loftq"},
+    ),
+    "LQ-LoRA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "NF4 blocks, adapters start as the residual weighted by the Fisher information",
+        "LQ-LoRA; Guo et al. 2024, section 3.3",
+        {"init": "lq-lora"},
+    ),
+    "PiSSA-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "NF4 of each matrix without its 8 largest singular triplets, which the adapter starts as",
+        "PiSSA; Meng et al. 2024",
+        {"init": "pissa"},
+    ),
+    "GPTQ-Q4": Config(
+        rules.BlocksIn("int4-g64"),
+        rules.FixedRank(8),
+        SYSTEM,
+        "int4 blocks by GPTQ, rank 8",
+        "GPTQ; Frantar et al. 2023",
+        {"quantizer": "gptq"},
+    ),
+    "DoRA-Weight-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        system_rules.DecomposedRank(8),
+        SYSTEM,
+        "NF4 blocks, adapters of rank 8 on the direction of each row, and a trained length per row",
+        "DoRA, weight-decomposed; Liu et al. 2024",
+    ),
+    "DoRA-Dynamic-Q4": Config(
+        rules.BlocksIn("nf4-dq"),
+        system_rules.DynamicRank(12, 8),
+        SYSTEM,
+        "NF4 blocks, rank 12 pruned to a mean of 8 by the norms of rank-one components",
+        "DoRA, dynamic rank; Mao et al. 2024",
+    ),
+    "QA-LoRA-Q4": Config(
+        rules.BlocksIn("int4-g32"),
+        system_rules.PooledRank(8, 32),
+        SYSTEM,
+        "int4 blocks in groups of 32, adapters of rank 8 on sums over groups, which merge exactly",
+        "QA-LoRA; Xu et al. 2024",
+    ),
 }
+_SPECIAL = (ENCODER_DECODER, SYSTEM)
 # Arms of the study that every model supports, and of the matrix unless others are given.
-DEFAULT_CONFIGS = tuple(name for name, arm in CONFIGS.items() if arm.family != ENCODER_DECODER)
+DEFAULT_CONFIGS = tuple(name for name, arm in CONFIGS.items() if arm.family not in _SPECIAL)
 
 
 def find_arm(name: str, plan: str | None = None, tuned: Mapping[str, int] | None = None) -> Arm:
@@ -176,7 +275,7 @@ def config_of_plan(plan: Mapping[str, Any], source: str) -> Config:
     return Config(rules.GivenBits(plan["precision"], plan["shapes"]), _rank_rule_of(plan, source), "joint")
 
 
-def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
+def _rank_rule_of(plan: Mapping[str, Any], source: str) -> RankRule:
     adaptive, named = plan["adaptive"], plan["rank_rule"]
     if adaptive and named:
         raise UserError(f"{source} is not a plan: it has adaptive and rank_rule; remove one")
@@ -191,7 +290,7 @@ def _rank_rule_of(plan: Mapping[str, Any], source: str) -> rules.RankRule:
         ) from error
 
 
-def _named_rule(name: str, rank: int) -> rules.RankRule:
+def _named_rule(name: str, rank: int) -> RankRule:
     if name not in rules.RANK_RULES:
         raise unknown("rank rule", name, rules.RANK_RULES)
     return rules.RANK_RULES[name].make(rank)

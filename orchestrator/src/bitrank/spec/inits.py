@@ -10,17 +10,19 @@ class Init:
     """An initialization of adapters.
 
     With ``residual`` the adapter starts as the best low-rank approximation of its matrix's quantization
-    error, ``weighted`` by the Fisher information or not; otherwise it starts at zero.
+    error, ``weighted`` by the Fisher information or not. With ``principal`` it starts as the largest singular
+    triplets of its matrix, and the rest is quantized. Otherwise its product starts at zero.
     """
 
     about: str
     residual: bool = False
     weighted: bool = False
+    principal: bool = False
 
     @property
     def planned(self) -> bool:
         """Whether a planner predicts costs for this initialization: a weighted residual, or zero."""
-        return self.weighted or not self.residual
+        return self.weighted or not (self.residual or self.principal)
 
 
 INITS: dict[str, Init] = {
@@ -29,5 +31,6 @@ INITS: dict[str, Init] = {
     "lq-lora": Init(
         "the residual weighted by the Fisher information, by LQ-LoRA", residual=True, weighted=True
     ),
+    "pissa": Init("the largest singular triplets of the matrix, by PiSSA", principal=True),
 }
 PLANNED_INITS = tuple(name for name, init in INITS.items() if init.planned)

@@ -92,9 +92,9 @@ def commit_of(digest: str | None) -> str | None:
 def source_of(spec: RunSpec) -> Source:
     """The texts of ``spec``; those of a hub task are read by the commit in the spec.
 
-    Raises :class:`~bitrank_data.DataError` for an unknown task.
+    Raises :class:`~bitrank_data.DataError` for an unknown task, or a kind that its examples do not fit.
     """
-    return open_task(spec.task, spec.data, spec.file_options, commit_of(spec.data_digest))
+    return open_task(spec.task, spec.data, spec.file_options, commit_of(spec.data_digest), spec.kind)
 
 
 def located(text: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bitrank_data import HUB_TASKS, FileOptions, is_path, open_task
+from bitrank_quant import OVERRIDES
 
 from bitrank.errors import UserError, unknown
-from bitrank.spec.configs import CONFIGS, Arm, PlannedArm, find_arm
+from bitrank.spec.configs import CONFIGS, Arm, Config, PlannedArm, find_arm
 from bitrank.spec.inits import INITS, PLANNED_INITS
 from bitrank.spec.inputs import data_digest, located, model_digest
 from bitrank.spec.plan_file import valid_plan
@@ -18,7 +19,7 @@ from bitrank.spec.profiles import Profile
 from bitrank.spec.run_spec import DIGESTS, FILE_OPTIONS, TUNED, RunSpec
 
 # `--set key=value` cannot set these fields: they have their own options, or follow from other fields.
-_FIXED = {"config", "task", "profile", "kind", "arm", *DIGESTS}
+_FIXED = {"config", "task", "profile", "arm", *DIGESTS}
 SETTABLE = tuple(f.name for f in fields(RunSpec) if f.name not in _FIXED)
 
 
@@ -42,7 +43,7 @@ def make_spec(
     given |= {key: located(given[key]) for key in ("data", "plan", "model", "test_file") if key in given}
     check_data(given.get("data"), [task])
     options = FileOptions(**{key: given[key] for key in FILE_OPTIONS if key in given})
-    source = open_task(task, given.get("data"), options)
+    source = open_task(task, given.get("data"), options, kind=given.pop("kind", None))
     plan = given.get("plan")
     name = _name_of_plan(Path(plan)) if plan else config
     planned = _fields_of_plan(Path(plan)) if plan else {}
@@ -54,6 +55,7 @@ def make_spec(
     if "epochs" in given and "steps" not in given:
         chosen["steps"] = None
     _check_planned_init(name, arm, chosen)
+    _check_combination(name, arm, chosen)
     chosen["data_digest"] = data_digest(task, chosen.get("data"), options.test_file)
     chosen["model_digest"] = model_digest(chosen["model"])
     data = arm.as_data()
@@ -71,8 +73,10 @@ def _name_of_plan(path: Path) -> str:
 
 
 def _fields_of_arm(arm: Arm) -> dict[str, Any]:
-    """Fields of a spec whose defaults the request of a planned arm sets."""
-    return {"init": arm.init, "quantizer": arm.quantizer} if isinstance(arm, PlannedArm) else {}
+    """Fields of a spec whose defaults an arm sets: its settings, or those of the request of a planned arm."""
+    if isinstance(arm, PlannedArm):
+        return {"init": arm.init, "quantizer": arm.quantizer}
+    return dict(arm.settings)
 
 
 def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
@@ -82,6 +86,22 @@ def _check_planned_init(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
         raise UserError(
             f"{name} is planned for its initialization: expected init={' or '.join(PLANNED_INITS)}, got "
             f"{init}"
+        )
+
+
+def _check_combination(name: str, arm: Arm, chosen: Mapping[str, Any]) -> None:
+    """Raise :class:`UserError` for an initialization or a format that the adapters of ``arm`` cannot have."""
+    if not isinstance(arm, Config):
+        return
+    init = INITS.get(chosen.get("init", "default"))
+    reason = None if init is None else arm.rank.refusal(init)
+    if reason is not None:
+        raise UserError(f"{name} does not combine with init={chosen['init']}: {reason}")
+    override = OVERRIDES.get(chosen.get("quant_backend", "auto"))
+    if arm.rank.own_formats and override is not None and override.format is not None:
+        raise UserError(
+            f"{name} does not combine with quant_backend={chosen['quant_backend']}, which replaces formats "
+            f"by {override.format}: its adapters fit its own formats only; give quant_backend=auto"
         )
 
 

@@ -1,7 +1,8 @@
-"""Profiles: the same study at three costs.
+"""Profiles: tasks, models and lengths of training of a study.
 
-``laptop`` uses models and data from PyPI packages, ``paper`` is the study of the paper (hub models and data,
-three seeds), ``smoke`` takes seconds on tiny random models; its figures allow no conclusion about methods.
+``laptop`` uses models and data from PyPI packages for minutes, ``base`` larger ones for hours. ``paper`` is
+the study of the paper and ``dialogue`` that of ranks on instructions (hub models and data, three seeds).
+``smoke`` takes seconds on tiny random models; its figures allow no conclusion about methods.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from bitrank_data import (
     CLASSIFICATION,
     INSTRUCTION,
     LANGUAGE_MODELLING,
+    MASKED_PROBING,
     PROBING,
     QUESTION_ANSWERING,
     SEQUENCE_TO_SEQUENCE,
@@ -127,6 +129,47 @@ _LAPTOP: dict[str, dict[str, Any]] = {
         "checkpoint_every": 10,
         "dropout": 0.0,
     },
+    MASKED_PROBING: {
+        "model": "bert-base-uncased",
+        "threads": 1,
+        "steps": 60,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "max_length": 64,
+        "log_every": 5,
+        "eval_every": 20,
+        "checkpoint_every": 10,
+        "dropout": 0.0,
+    },
+}
+# The models of ``laptop``'s kinds, MPNet in place of MiniLM, trained for 1,000 steps or more.
+_BASE: dict[str, dict[str, Any]] = {
+    CLASSIFICATION: {
+        **_LAPTOP[CLASSIFICATION],
+        "model": "mpnet",
+        "steps": 1000,
+        "learning_rate": 5e-4,
+        "log_every": 50,
+        "eval_every": 250,
+        "checkpoint_every": 250,
+    },
+    LANGUAGE_MODELLING: {
+        **_LAPTOP[LANGUAGE_MODELLING],
+        "steps": 1000,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "log_every": 10,
+        "eval_every": 100,
+        "checkpoint_every": 50,
+    },
+    PROBING: {
+        **_LAPTOP[PROBING],
+        "steps": 1000,
+        "learning_rate": 5e-4,
+        "log_every": 20,
+        "eval_every": 100,
+        "checkpoint_every": 50,
+    },
 }
 _PAPER: dict[str, dict[str, Any]] = {
     CLASSIFICATION: {
@@ -150,80 +193,31 @@ _PAPER: dict[str, dict[str, Any]] = {
         "max_length": 384,
     },
     PROBING: {"model": "gpt2", "epochs": 3, "batch_size": 8, "max_length": 64},
+    MASKED_PROBING: {"model": "bert-base-uncased", "epochs": 3, "batch_size": 8, "max_length": 64},
+}
+# Adapters are on every matrix of the blocks: c_attn, c_proj and c_fc in GPT-2's architecture.
+_DIALOGUE: dict[str, dict[str, Any]] = {
+    INSTRUCTION: {"model": "microsoft/DialoGPT-medium", "epochs": 3, "batch_size": 8, "max_length": 256},
+}
+_TOY: dict[str, Any] = {
+    "threads": 1,
+    "steps": 20,
+    "batch_size": 8,
+    "learning_rate": 5e-3,
+    "max_length": 32,
+    "log_every": 2,
+    "eval_every": 5,
+    "checkpoint_every": 4,
+    "dropout": 0.0,
 }
 _SMOKE: dict[str, dict[str, Any]] = {
-    CLASSIFICATION: {
-        "model": "tiny-bert",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
-    LANGUAGE_MODELLING: {
-        "model": "tiny-llama",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 4,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
-    SEQUENCE_TO_SEQUENCE: {
-        "model": "tiny-t5",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
-    INSTRUCTION: {
-        "model": "tiny-llama",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
-    QUESTION_ANSWERING: {
-        "model": "tiny-bert",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
-    PROBING: {
-        "model": "tiny-llama",
-        "threads": 1,
-        "steps": 20,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "max_length": 32,
-        "log_every": 2,
-        "eval_every": 5,
-        "checkpoint_every": 4,
-        "dropout": 0.0,
-    },
+    CLASSIFICATION: {**_TOY, "model": "tiny-bert"},
+    LANGUAGE_MODELLING: {**_TOY, "model": "tiny-llama", "batch_size": 4},
+    SEQUENCE_TO_SEQUENCE: {**_TOY, "model": "tiny-t5"},
+    INSTRUCTION: {**_TOY, "model": "tiny-llama"},
+    QUESTION_ANSWERING: {**_TOY, "model": "tiny-bert"},
+    PROBING: {**_TOY, "model": "tiny-llama"},
+    MASKED_PROBING: {**_TOY, "model": "tiny-mlm"},
 }
 
 
@@ -247,6 +241,25 @@ PROFILES: dict[str, Profile] = {
             ("sst2", "wikitext2"),
             (0, 1, 2),
             _PAPER,
+        ),
+        Profile(
+            "base",
+            "MPNet and SmolLM2 on four larger tasks, one seed, hours on two CPU cores",
+            ("multiemo", "vitaminc", "brown", "qa_wikidata"),
+            (0,),
+            _BASE,
+            {
+                "multiemo": {"max_length": 64},
+                "vitaminc": {"max_length": 128},
+                "brown": _TWO_WINDOWS,
+            },
+        ),
+        Profile(
+            "dialogue",
+            "subsets of Alpaca and Dolly with DialoGPT-medium, three epochs, seeds 0, 1, 2",
+            ("alpaca", "dolly"),
+            (0, 1, 2),
+            _DIALOGUE,
         ),
         Profile(
             "smoke",

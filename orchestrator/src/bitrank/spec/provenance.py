@@ -22,6 +22,7 @@ from bitrank.errors import UserError
 RUN = "bitrank.run.train_run"  # a run's code is every module that this one imports, directly or not
 PLANNING = "bitrank.planning.planned_arms"  # the code that makes the plan of a planned arm
 _OWN = "bitrank"
+_RULES = ("bitrank.spec.rules", "bitrank.spec.system_rules")
 _SOURCES = {".py", ".c", ".h"}
 
 # Imported modules that cannot change a number of a run, with the reason. All others are hashed.
@@ -36,6 +37,7 @@ CHANGES_NO_NUMBER = {
     "bitrank.run.notices": "the wording of notices",
     "bitrank.spec.provenance": "hashes the code, and runs none of it",
     "bitrank.spec.rules": "code_id hashes single rules, so that a new rule does not outdate other results",
+    "bitrank.spec.system_rules": "code_id hashes single rules, as those of bitrank.spec.rules",
     "bitrank.spec.run_spec": "its values are the spec, and so part of its id",
 }
 
@@ -176,16 +178,17 @@ def _whole_package(package: str) -> dict[str, Path]:
 
 @cache
 def _rules_code(names: frozenset[str]) -> str:
-    """Source text of ``rules.py`` without the classes that the classes ``names`` do not use."""
-    path = _file_of("bitrank.spec.rules")
-    assert path is not None, "the rules moved: name their module here"
-    text = path.read_text(encoding="utf-8")
-    body = ast.parse(text).body
-    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    """Source text of the modules of rules without the classes that the classes ``names`` do not use."""
+    paths = [_file_of(module) for module in _RULES]
+    texts = [path.read_text(encoding="utf-8") for path in paths if path is not None]
+    assert len(texts) == len(_RULES), "the rules moved: name their modules here"
+    bodies = [ast.parse(text).body for text in texts]
+    classes = {node.name: node for body in bodies for node in body if isinstance(node, ast.ClassDef)}
     if missing := sorted(names - classes.keys()):
+        files = " or ".join(f"{module.rpartition('.')[2]}.py" for module in _RULES)
         raise UserError(
-            f"{path.name} defines no {', '.join(missing)}, and a rule defined elsewhere is not hashed: an "
-            f"edit of it would go unnoticed. Move the class into {path.name}"
+            f"{files} defines no {', '.join(missing)}, and a rule defined elsewhere is not hashed: an "
+            f"edit of it would go unnoticed. Move the class into {files}"
         )
     used, found = set[str](), set(names)
     while found - used:
@@ -197,8 +200,13 @@ def _rules_code(names: frozenset[str]) -> str:
             for node in ast.walk(classes[name])
             if isinstance(node, ast.Name)
         }
-    kept = [node for node in body if getattr(node, "name", "") not in classes.keys() - used]
-    return "\n".join(ast.get_source_segment(text, node) or "" for node in kept)
+    kept = [
+        ast.get_source_segment(text, node) or ""
+        for text, body in zip(texts, bodies, strict=True)
+        for node in body
+        if getattr(node, "name", "") not in classes.keys() - used
+    ]
+    return "\n".join(kept)
 
 
 @cache

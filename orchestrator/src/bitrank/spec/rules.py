@@ -1,7 +1,8 @@
 """Precision and rank rules of a config: one small dataclass per rule.
 
 A precision rule assigns a format to every matrix. A rank rule assigns a rank to every block matrix and
-attaches the adapters. Rules read descriptions of matrices (name, role, layer, shape) and no weights.
+attaches the adapters. Rules read descriptions of matrices (name, role, layer, shape) and no weights. Rules of
+published systems are in :mod:`~bitrank.spec.system_rules`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from bitrank.errors import UserError
+from bitrank.spec.rule_interface import Adapters, Bits, RankRule, Ranks
 
 if TYPE_CHECKING:  # the command line reads configs without importing torch
     from bitrank_adapters import AdapterScale
@@ -20,33 +22,10 @@ if TYPE_CHECKING:  # the command line reads configs without importing torch
     from torch import nn
 
     from bitrank.spec.adapter_hook import AdapterHook, Attached
+    from bitrank.spec.inits import Init
 
-Bits = dict[str, str]
-Ranks = dict[str, int]
 SIXTEEN = "bf16"
 _PARTS = {"attention": ("attention", "cross-attention"), "ffn": ("ffn",)}  # of a block: roles of its matrices
-
-
-class PrecisionRule(Protocol):
-    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
-        """Assign a format to each of ``matrices``: all of the model except tied heads."""
-
-
-class RankRule(Protocol):
-    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
-        """Assign an initial rank to every block matrix."""
-
-    def attach(
-        self,
-        model: nn.Module,
-        ranks: Ranks,
-        *,
-        total_steps: int,
-        scale: AdapterScale,
-        heads: list[str],
-        seed: int,
-    ) -> Attached:
-        """Add adapters to ``model``; returns it with the hook that the training loop calls."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +130,7 @@ class GivenBits:
         return {**dict.fromkeys((m.name for m in matrices), SIXTEEN), **self.formats}
 
 
-class _Lora:
+class _Lora(Adapters):
     """LoRA with fixed ranks."""
 
     def attach(
@@ -226,12 +205,21 @@ class GivenRanks(_Lora):
         return dict(self.plan)
 
 
+PRUNED_PRINCIPAL = (
+    "pruning a rank would remove a part of the matrix itself, which the adapter starts as; give "
+    "init=default, loftq or lq-lora"
+)
+
+
 @dataclass(frozen=True)
 class ReducedRank(_Lora):
     """LoRA at ``times`` × ``rank``, reduced at the end to as many numbers as a uniform ``rank`` has."""
 
     rank: int
     times: int = 4
+
+    def refusal(self, init: Init) -> str | None:
+        return PRUNED_PRINCIPAL if init.principal else None
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: min(self.times * self.rank, *m.shape) for m in blocks}
@@ -243,7 +231,7 @@ class ReducedRank(_Lora):
 
 
 @dataclass(frozen=True)
-class AdaptiveRank:
+class AdaptiveRank(Adapters):
     """AdaLoRA: every rank starts at ``init_r`` and the mean rank ends at ``target_r``.
 
     ``shrink`` removes pruned ranks from memory when AdaLoRA stops pruning.
@@ -252,13 +240,13 @@ class AdaptiveRank:
     init_r: int
     target_r: int
     shrink: bool = False
+    triplets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.target_r < self.init_r:
-            raise UserError(
-                "adaptive rank needs 1 ≤ target_r < init_r, "
-                f"got init_r={self.init_r} and target_r={self.target_r}"
-            )
+        check_schedule(self.init_r, self.target_r)
+
+    def refusal(self, init: Init) -> str | None:
+        return PRUNED_PRINCIPAL if init.principal else None
 
     def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
         return {m.name: self.init_r for m in blocks}
@@ -283,6 +271,13 @@ class AdaptiveRank:
         )
         hook = ShrinkingRanks if self.shrink else AdaLoraRanks
         return Attached(adapted, hook(adapted))
+
+
+def check_schedule(init_r: int, target_r: int) -> None:
+    if not 1 <= target_r < init_r:
+        raise UserError(
+            f"adaptive rank needs 1 ≤ target_r < init_r, got init_r={init_r} and target_r={target_r}"
+        )
 
 
 def _in_block(matrix: WeightMatrix) -> bool:

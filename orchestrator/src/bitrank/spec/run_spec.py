@@ -84,7 +84,9 @@ class RunSpec:
     profile: Annotated[Text, About("the profile with the defaults of the fields; names the experiment")] = (
         "laptop"
     )
-    kind: Annotated[Text, About("the kind of task; follows from the task")] = CLASSIFICATION
+    kind: Annotated[Text, About("the kind of task, one that its examples fit; follows from the task")] = (
+        CLASSIFICATION
+    )
     arm: Annotated[
         dict[str, Any], About("the rules for formats and ranks as plain data; follow from config or plan")
     ] = field(default_factory=dict)

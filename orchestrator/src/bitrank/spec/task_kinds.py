@@ -15,6 +15,7 @@ from bitrank_data import (
     CLASSIFICATION,
     INSTRUCTION,
     LANGUAGE_MODELLING,
+    MASKED_PROBING,
     PROBING,
     QUESTION_ANSWERING,
     SEQUENCE_TO_SEQUENCE,
@@ -64,13 +65,14 @@ class Requirement:
 
     A model ``cannot <ability>``, transformers has ``no <model_class>``, and the user is to ``give <remedy>``.
     ``decoder_only``: the model must read one text from left to right, so encoders and encoder-decoders are
-    refused even if transformers has such a class for them.
+    refused even if transformers has such a class for them. ``encoder_only``: encoder-decoders are refused.
     """
 
     ability: str
     model_class: str
     remedy: str
     decoder_only: bool = False
+    encoder_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class TaskKind:
 
 
 _PERPLEXITY = TaskMetric("ppl", "perplexity", higher_is_better=False, decimals=2)
+_PRECISION = TaskMetric("p_at_1", "precision at 1", higher_is_better=True, decimals=3)
+_OBJECT_TEXTS = {"prediction_text": "prediction", "reference_text": "label"}
 TASK_KINDS: dict[str, TaskKind] = {
     CLASSIFICATION: TaskKind(
         objective="classification",
@@ -196,12 +200,12 @@ TASK_KINDS: dict[str, TaskKind] = {
     ),
     PROBING: TaskKind(
         objective="probing",
-        metric=TaskMetric("p_at_1", "precision at 1", higher_is_better=True, decimals=3),
+        metric=_PRECISION,
         auto_model="AutoModelForCausalLM",
         requirement=Requirement(
             "continue a prompt",
             "causal language model",
-            "a decoder such as smollm2 or gpt2",
+            "a decoder such as smollm2 or gpt2, or an encoder with --kind masked-probing",
             decoder_only=True,
         ),
         calibration=CalibrationSizes(
@@ -210,7 +214,25 @@ TASK_KINDS: dict[str, TaskKind] = {
         validation_sequences=256,
         quick_steps=50,
         samples="texts",
-        token_texts={"prediction_text": "prediction", "reference_text": "label"},
+        token_texts=_OBJECT_TEXTS,
+    ),
+    MASKED_PROBING: TaskKind(
+        objective="masked-probing",
+        metric=_PRECISION,
+        auto_model="AutoModelForMaskedLM",
+        requirement=Requirement(
+            "predict a masked token",
+            "masked language model",
+            "an encoder with its language-model head, such as bert-base-uncased",
+            encoder_only=True,
+        ),
+        calibration=CalibrationSizes(
+            moments=256, per_plan=64, held_out=256, batch_tokens=512, graph_tokens=128
+        ),
+        validation_sequences=256,
+        quick_steps=50,
+        samples="texts",
+        token_texts=_OBJECT_TEXTS,
     ),
 }
 

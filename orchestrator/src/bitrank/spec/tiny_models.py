@@ -57,6 +57,16 @@ def _bert() -> Any:
     ).bert
 
 
+def _masked() -> Any:
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+    tokens = {**_TOKENS, "vocab_size": len(VOCABULARY) + 1}  # one more for the mask
+    # The head is a frozen random one: with the usual 0.02 its logits would differ too little to learn.
+    config = BertConfig(**tokens, **sizes, max_position_embeddings=64, initializer_range=0.2)
+    return BertForMaskedLM(config)
+
+
 def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -104,7 +114,11 @@ TINY = {
     "tiny-gpt2": _gpt2,
     "tiny-t5": _t5,
     "tiny-bart": _bart,
+    "tiny-mlm": _masked,
 }
+
+
+_WITH_MASK = {"tiny-mlm"}  # models whose tokenizer has a mask token, after the words
 
 
 def build_tiny(name: str, folder: Path) -> None:
@@ -122,6 +136,7 @@ def build_tiny(name: str, folder: Path) -> None:
         TINY[name]().save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
-    ).save_pretrained(folder)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[SEP]"}
+    if name in _WITH_MASK:
+        special["mask_token"] = "[MASK]"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)

@@ -1,19 +1,23 @@
 """LoRA adapters: rank plans, PEFT models built from them, and rank changes during training."""
 
 from bitrank_adapters.attach import AdaLora, attach_adalora, attach_lora
+from bitrank_adapters.dynamic_rank import Dynamic, DynamicRanks, attach_dynamic
 from bitrank_adapters.errors import AdapterError, BudgetMissed
 from bitrank_adapters.export import LowRank, SavedAdapter, read_adapter, save_as_lora
 from bitrank_adapters.fused.fuse import fuse
 from bitrank_adapters.fused.norms import is_norm
 from bitrank_adapters.lowrank import Factors, best_low_rank, weighted_norm
 from bitrank_adapters.plans import RankPlan, check_ranks, role_ranks, uniform_ranks
+from bitrank_adapters.pooled import PooledRanks, attach_pooled
+from bitrank_adapters.principal_init import PrincipalStart
 from bitrank_adapters.rank_hooks import AdaLoraRanks, FixedRanks, adapted
 from bitrank_adapters.reduce import ReducedRanks
-from bitrank_adapters.residual_init import ResidualStart
+from bitrank_adapters.residual_init import AdapterStart, ResidualStart
 from bitrank_adapters.scales import SCALE_POLICIES, AdapterScale, ScalePolicy, effective_scale
 from bitrank_adapters.shrink import ShrinkingRanks
 from bitrank_adapters.stored import adapter_bytes, adapter_memory, round_adapter
 from bitrank_adapters.trainer_callback import AdaLoraCallback
+from bitrank_adapters.weight_decomposed import attach_weight_decomposed
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +27,15 @@ __all__ = [
     "AdaLoraRanks",
     "AdapterError",
     "AdapterScale",
+    "AdapterStart",
     "BudgetMissed",
+    "Dynamic",
+    "DynamicRanks",
     "Factors",
     "FixedRanks",
     "LowRank",
+    "PooledRanks",
+    "PrincipalStart",
     "RankPlan",
     "ReducedRanks",
     "ResidualStart",
@@ -37,7 +46,10 @@ __all__ = [
     "adapter_bytes",
     "adapter_memory",
     "attach_adalora",
+    "attach_dynamic",
     "attach_lora",
+    "attach_pooled",
+    "attach_weight_decomposed",
     "best_low_rank",
     "check_ranks",
     "effective_scale",

@@ -80,8 +80,8 @@ def attach_lora(
     A matrix of rank 0 gets no adapter. Raises :class:`AdapterError` if the plan does not fit the model, or if
     it has rank 0 everywhere and there is no head to train.
     """
-    check_ranks(plan, _shapes(model, plan), heads)
-    return _attach(model, lora_config(plan, scale, heads), scale, heads, seed)
+    check_ranks(plan, shapes_of(model, plan), heads)
+    return attach_config(model, lora_config(plan, scale, heads), scale, heads, seed)
 
 
 def lora_config(plan: RankPlan, scale: AdapterScale, heads: Sequence[str] = ()) -> LoraConfig:
@@ -122,7 +122,7 @@ def attach_adalora(
 
     Raises :class:`AdapterError` if the steps leave no pruning between warm-up and freeze.
     """
-    check_ranks(dict.fromkeys(names, schedule.init_r), _shapes(model, names))
+    check_ranks(dict.fromkeys(names, schedule.init_r), shapes_of(model, names))
     warm, final = round(schedule.warm * total_steps), max(1, round(schedule.final * total_steps))
     if total_steps - final - warm < 2:
         raise AdapterError(
@@ -142,12 +142,13 @@ def attach_adalora(
         modules_to_save=list(heads) or None,
         lora_dropout=0.0,
     )
-    return _attach(model, config, scale, heads, seed)
+    return attach_config(model, config, scale, heads, seed)
 
 
-def _attach(
+def attach_config(
     model: nn.Module, config: LoraConfig, scale: AdapterScale, heads: Sequence[str], seed: int
 ) -> PeftModel:
+    """Attach adapters of PEFT's ``config`` to ``model``; parameters that train are fp32."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # same initialization in every configuration, whatever was sampled before
@@ -199,7 +200,7 @@ def _head_in_fp32(model: nn.Module, head: str) -> None:
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
-def _shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+def shapes_of(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """(out, in) of every linear module of ``model``, from its features: quantized layers store codes."""
     shapes = {}
     for name, module in model.named_modules():

@@ -19,7 +19,7 @@ step of Adam on B changes the product as much as from the default start, whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -30,11 +30,22 @@ from bitrank_adapters.lowrank import Factors, RowColumn, best_low_rank, weighted
 from bitrank_adapters.plans import RankPlan, positive_ranks
 from bitrank_adapters.rank_hooks import adapted
 from bitrank_adapters.scales import effective_scale
+from bitrank_adapters.weight_decomposed import reset_magnitude
 
 _ADAPTER = "default"
 # PEFT starts A as kaiming_uniform_(a=√5): U(−1/√n, 1/√n) over n inputs, so E‖row‖² = n · 1/(3n) for every n.
 KAIMING_ROW_NORM = 3**-0.5
 _NOTHING = 1e-6  # a singular value below this share of the largest is rounding error
+
+
+class AdapterStart(Protocol):
+    """Initial values of the adapters of a model, for which a matrix may be stored without a part of it."""
+
+    def split(self, name: str, weight_OI: Tensor, stored: Callable[[Tensor], Tensor]) -> Tensor:
+        """Weight to store for matrix ``name`` instead of ``weight_OI``."""
+
+    def write(self, model: PeftModel) -> None:
+        """Copy the initial values into the adapters of ``model``."""
 
 
 class ResidualStart:
@@ -91,13 +102,8 @@ class ResidualStart:
         """
         layers = dict(adapted(model))
         for name in list(self._factors):
-            if name not in layers:
-                raise AdapterError(
-                    f"{name!r} was stored without what its adapter repairs, but the model has no adapter "
-                    "there"
-                )
             with torch.no_grad():
-                _write(layers[name], self._factors.pop(name))
+                _write(adapter_of(layers, name), self._factors.pop(name))
 
     def _weights_of(self, name: str, weight_OI: Tensor) -> RowColumn | None:
         if self._weights is None:
@@ -115,6 +121,18 @@ class ResidualStart:
         return row_O, column_I
 
 
+def adapter_of(layers: Mapping[str, Any], name: str) -> Any:
+    """The adapter layer of matrix ``name``, which was stored without the part that its adapter starts as.
+
+    Raises :class:`AdapterError` if there is none.
+    """
+    if name not in layers:
+        raise AdapterError(
+            f"{name!r} was stored without what its adapter repairs, but the model has no adapter there"
+        )
+    return layers[name]
+
+
 def _write(layer: Any, factors: Factors) -> None:
     """Overwrite the default initialization in every direction with a nonzero residual."""
     values_R = factors.values_R
@@ -129,3 +147,4 @@ def _write(layer: Any, factors: Factors) -> None:
     else:
         down.weight[:count].copy_(KAIMING_ROW_NORM * right_RI)
         up.weight[:, :count].copy_(left_OR * (values_R / KAIMING_ROW_NORM))
+    reset_magnitude(layer)

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
+from bitrank_data.errors import DataError
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, TargetExample, Turn, row_name
 from bitrank_data.layouts import REMARK, Layout, LeftOut, Refused, check_text, text_of
 
 _SPEAKERS = {  # names in ``from``, and their roles
@@ -130,11 +131,39 @@ def _last(speakers: Sequence[str]) -> int:
     return max(number for number, speaker in enumerate(speakers) if speaker == ASSISTANT)
 
 
+def target_of_dialogue(dialogue: Dialogue) -> TargetExample:
+    """Source and target of a prompt and its completion, or of an instruction with its input and its output.
+
+    Raises :class:`DataError` with the example's row for a conversation of other turns.
+    """
+    roles = [turn.role for turn in dialogue.turns]
+    if roles != [USER, ASSISTANT]:
+        raise DataError(
+            f"{row_name(dialogue.id)} has the turns {', '.join(roles)}: an encoder-decoder maps one source "
+            f"to one target. Expected one turn of the {USER} and one of the {ASSISTANT}; remove the others, "
+            "or give a decoder"
+        )
+    source, target = (turn.content for turn in dialogue.turns)
+    parts = [source, dialogue.given] if dialogue.given else [source]
+    return TargetExample(dialogue.id, "\n\n".join(parts), dialogue.label, target)
+
+
+def dialogue_of_target(example: TargetExample) -> Dialogue:
+    """The source as an instruction and the target as its output."""
+    turns = ((USER, example.text), (ASSISTANT, example.target))
+    return dialogue(example.id, example.label, turns, "instruction")
+
+
+def instruction_layout(output: str, given: str) -> Layout:
+    """Columns ``instruction`` and ``output``, and ``given``: an instruction's input, which may be empty."""
+    return Layout({_INSTRUCTION: "instruction", _OUTPUT: output}, _instruction, dialogue, {_INPUT: given})
+
+
 INSTRUCTIONS = (
     Layout({_PROMPT: "prompt", _COMPLETION: "completion"}, _completion, dialogue),
     Layout({_PROMPT: "prompt", _COMPLETION: "response"}, _completion, dialogue),
     *(
-        Layout({_INSTRUCTION: "instruction", _OUTPUT: output}, _instruction, dialogue, {_INPUT: given})
+        instruction_layout(output, given)
         for output, given in (("output", "input"), ("response", "input"), ("response", "context"))
     ),
     Layout({_MESSAGES: "messages"}, _chat, dialogue, {SYSTEM: "system"}),

@@ -29,6 +29,14 @@ class Example:
         return self.text
 
 
+def row_name(id_: str) -> str:
+    """Name of an example's row in messages; ids of a user's file are numbers from 0."""
+    split, _, number = id_.rpartition("-")
+    if not number.isdecimal():
+        return id_
+    return f"row {int(number) + 1}" + (f" of {split}" if split else "")
+
+
 @dataclass(frozen=True)
 class PairExample(Example):
     """Two sentences that are classified together."""

@@ -1,9 +1,10 @@
-"""``sst2`` and ``wikitext2``, from the Hugging Face hub or from a local folder in hub format.
+"""Tasks of the Hugging Face hub, from the hub itself or from a local folder in hub format.
 
 The labels of SST-2's test set are hidden. Its 872 validation sentences are therefore the test set, and 1,000
 training sentences, chosen once, are the validation set; all copies of a sentence stay together. The official
 sentences are kept, and a note counts test sentences that are also in train. WikiText-2 is cut into articles
-at its level-one headings; the number of an article is its id.
+at its level-one headings; the number of an article is its id. Alpaca and Dolly have training data only:
+subsets of their rows, chosen by the hash of the instruction, are the three splits.
 
 Files of the hub are read from its own cache by commit. So texts and fingerprint belong to one commit, and a
 commit stays readable after the repository has moved on, without network access too.
@@ -19,13 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitrank_data.conversations import instruction_layout
+from bitrank_data.corpora.groups import connected, split_groups
 from bitrank_data.errors import DataError
-from bitrank_data.examples import SPLITS, DataReport, Example, Source, Texts
+from bitrank_data.examples import SPLITS, TRAIN, DataReport, Example, Source, Texts
 from bitrank_data.hub_cache import cached_commit
-from bitrank_data.kinds import CLASSIFICATION, LANGUAGE_MODELLING
+from bitrank_data.kinds import CLASSIFICATION, INSTRUCTION, LANGUAGE_MODELLING
+from bitrank_data.layouts import LeftOut, Refused
 from bitrank_data.splitting import groups_of, text_key
 
 _VALIDATION = 1000
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json"}  # of the library datasets, by suffix
+# Sizes of the subsets of instruction data.
+_SUBSET = {"test": 1000, "validation": 200, TRAIN: 2000}
 _LOCAL_COPY = (
     "give a local copy with --data FOLDER (saved with save_to_disk, or train/validation/test files in CSV, "
     "JSONL or Parquet)"
@@ -115,6 +122,34 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
     return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(t for t in texts if t)]
 
 
+def _instructions(name: str, given: str, output: str, origin: Origin) -> Texts:
+    """A subset of instructions; the columns are ``instruction``, ``given`` (an input) and ``output``.
+
+    Rows with one instruction and input are in one split. Of fewer rows than the subset has, a tenth each is
+    for test and validation. Rows without an instruction or output are left out and counted.
+    """
+    rows = _dataset(name, origin, ("instruction", given, output))[TRAIN]
+    layout = instruction_layout(output, given)
+    examples, empty = [], []
+    for number, row in enumerate(rows):
+        cells = {role: row[column] for role, column in layout.present(list(row)).items()}
+        try:
+            fields = layout.parse(cells)
+        except LeftOut:
+            empty.append(number + 1)
+            continue
+        except Refused as error:
+            raise DataError(f"{name}: the {error.role} of row {number + 1} {error}") from error
+        examples.append(layout.build(id=f"{name}-{number}", label=None, **fields))
+    sizes = {split: min(size, max(1, len(examples) // 10)) for split, size in _SUBSET.items()}
+    groups = connected(examples, lambda example: [text_key(example.key)])
+    splits = split_groups(groups, lambda example: example.id, sizes["test"], sizes["validation"])
+    splits[TRAIN] = splits[TRAIN][: _SUBSET[TRAIN]]
+    note = f"{len(empty)} of {len(rows)} rows have no instruction or output and were left out"
+    notes = (f"{note} (the first: row {empty[0]})",) if empty else ()
+    return Texts(INSTRUCTION, splits, (), DataReport({"rows_without_text": len(empty)}, notes))
+
+
 def _dataset(name: str, origin: Origin, columns: tuple[str, ...]) -> Any:
     import datasets
 
@@ -122,7 +157,8 @@ def _dataset(name: str, origin: Origin, columns: tuple[str, ...]) -> Any:
     commit = None if folder else origin.commit or _current_commit(name)
     try:
         if folder is None:
-            data = datasets.load_dataset("parquet", data_files=_files(name, commit))
+            builder = _BUILDERS[Path(HUB[name].files).suffix]
+            data = datasets.load_dataset(builder, data_files=_files(name, commit))
         elif (folder / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(str(folder))
         else:
@@ -225,5 +261,21 @@ HUB: dict[str, HubTask] = {
         "wikitext-2-raw-v1/{split}-*.parquet",
         SPLITS,
         _wikitext2,
+    ),
+    "alpaca": HubTask(
+        INSTRUCTION,
+        "3,200 instructions of Alpaca",
+        "tatsu-lab/alpaca",
+        "data/{split}-*.parquet",
+        (TRAIN,),
+        partial(_instructions, "alpaca", "input", "output"),
+    ),
+    "dolly": HubTask(
+        INSTRUCTION,
+        "3,200 instructions of Dolly",
+        "databricks/databricks-dolly-15k",
+        "databricks-dolly-15k.jsonl",
+        (TRAIN,),
+        partial(_instructions, "dolly", "context", "response"),
     ),
 }

@@ -12,18 +12,18 @@ source and then those of its target; a batch pads the two parts apart, for the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from bitrank_data.conversations import INSTRUCTIONS
+from bitrank_data.conversations import INSTRUCTIONS, dialogue_of_target, target_of_dialogue
 from bitrank_data.dialogues import encode_dialogues, notes_of_dialogues
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Example, PairExample
 from bitrank_data.layouts import LABELLED_TEXT, PLAIN_TEXT, SOURCE_AND_TARGET, Layout
-from bitrank_data.probing import FACTS, encode_facts
+from bitrank_data.probing import FACTS, encode_facts, encode_masked_facts
 from bitrank_data.question_answering import QUESTIONS, encode_questions, record_of_question, rows_of_questions
 from bitrank_data.sequences import IGNORED, Cutting, Encoded, Piece, Rows, TokenSplit
 
@@ -32,6 +32,7 @@ LANGUAGE_MODELLING = "language-modelling"
 INSTRUCTION = "instruction-following"
 QUESTION_ANSWERING = "question-answering"
 PROBING = "probing"
+MASKED_PROBING = "masked-probing"
 SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
 
 
@@ -79,6 +80,9 @@ class DataKind:
     ``merge`` makes one row per example from the rows of all sequences of a split; None: sequences are
     evaluated without texts, one by one.
 
+    ``reads`` maps another kind to the function that makes an example of this kind of one of its examples: the
+    user may choose this kind for such a task.
+
     ``inputs`` are the tokens of a sequence that are the model's input, and ``lengths`` (N,) the widths that
     sequences need in a batch. ``full`` makes the longest sequence for a given width.
     """
@@ -95,6 +99,7 @@ class DataKind:
     left_out: str = "texts have too few tokens to learn from and were left out"
     record: Callable[[Any], dict[str, Any]] | None = None
     merge: Callable[[TokenSplit, Rows], Rows] | None = None
+    reads: Mapping[str, Callable[[Any], Example]] = field(default_factory=dict)
 
 
 def encode_texts(examples: Sequence[Example], tokenizer: Any, cutting: Cutting) -> Encoded:
@@ -229,10 +234,21 @@ def labels_of_last_tokens(batch: PaddedBatch) -> np.ndarray:
     return np.asarray(labels, dtype=np.int64)
 
 
+def last_target(width: int) -> Piece:
+    """A sequence of ``width`` tokens, whose last one is a target."""
+    return Piece([1] * width, [IGNORED] * (width - 1) + [1])
+
+
+def unchanged(example: Example) -> Example:
+    """``example`` itself, which two kinds can use."""
+    return example
+
+
 def _tokens_after_the_first(split: TokenSplit) -> int:
     return int((split.lengths_N - 1).sum())
 
 
+_NOT_ONE_TOKEN = "objects are not exactly one known token of the tokenizer and were left out"
 DATA_KINDS: dict[str, DataKind] = {
     CLASSIFICATION: DataKind(
         "the class of a sentence or text",
@@ -255,6 +271,7 @@ DATA_KINDS: dict[str, DataKind] = {
         inputs=prompt_part,
         lengths=longer_part,
         full=full_pair,
+        reads={INSTRUCTION: target_of_dialogue},
     ),
     INSTRUCTION: DataKind(
         "the assistant's answers in a dialogue",
@@ -262,6 +279,7 @@ DATA_KINDS: dict[str, DataKind] = {
         labels_of_tokens,
         layouts=INSTRUCTIONS,
         notes=notes_of_dialogues,
+        reads={SEQUENCE_TO_SEQUENCE: dialogue_of_target},
     ),
     QUESTION_ANSWERING: DataKind(
         "the part of a context that answers a question",
@@ -277,7 +295,15 @@ DATA_KINDS: dict[str, DataKind] = {
         encode_facts,
         labels_of_last_tokens,
         layouts=FACTS,
-        left_out="objects are not exactly one known token of the tokenizer and were left out",
+        left_out=_NOT_ONE_TOKEN,
+    ),
+    MASKED_PROBING: DataKind(
+        "the one token that a mask after a prompt stands for",
+        encode_masked_facts,
+        labels_of_tokens,
+        full=last_target,
+        left_out=_NOT_ONE_TOKEN,
+        reads={PROBING: unchanged},
     ),
 }
 

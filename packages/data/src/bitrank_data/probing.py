@@ -1,8 +1,8 @@
 """Probing for facts: a prompt, and the one token that continues it (LAMA, Petroni et al. 2019).
 
 The score of an example is the rank of the right token among the whole vocabulary, ordered by the next-token
-logits of a language model. Objects of more than one token have no rank; they are left out and counted, as in
-LAMA.
+logits of a decoder, or by the logits of an encoder at a mask token after the prompt. Objects of more than one
+token have no rank; they are left out and counted, as in LAMA.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitrank_data.errors import DataError
 from bitrank_data.examples import Example
 from bitrank_data.fields import text_field
 from bitrank_data.layouts import Layout, text_of
@@ -59,22 +60,66 @@ def encode_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> E
 
     There is no sequence for an object that is not exactly one known token after the prompt and a space.
     """
+    space = cutting.max_length - len(cutting.before)
+    sequences: list[list[Piece]] = []
+    cut = 0
+    for fact in _single_tokens(examples, tokenizer):
+        if fact is None:
+            sequences.append([])
+            continue
+        prompt, target = fact
+        cut += len(prompt) > space
+        tokens = [*cutting.before, *prompt[-space:]]
+        sequences.append([Piece(tokens, [IGNORED] * (len(tokens) - 1) + [target])])
+    return sequences, cut
+
+
+def encode_masked_facts(examples: Sequence[Any], tokenizer: Any, cutting: Cutting) -> Encoded:
+    """The prompt of each :class:`FactExample`, a mask token and a full stop; the mask's target is the object.
+
+    Masked language models expect whole sentences: without a full stop they predict one for the mask. A prompt
+    that is too long keeps its end. There is no sequence for an object that is not exactly one known token
+    after the prompt and a space. Raises :class:`DataError` for a tokenizer without a mask token.
+    """
+    mask = getattr(tokenizer, "mask_token_id", None)
+    if mask is None:
+        raise DataError(
+            "the tokenizer has no mask token, which stands for the object of a fact; give a masked language "
+            "model such as bert-base-uncased with its own tokenizer"
+        )
+    stop = tokenizer(".", add_special_tokens=False)["input_ids"]
+    ending = [*(stop if tokenizer.unk_token_id not in stop else []), *cutting.after]
+    space = cutting.max_length - len(cutting.before) - 1 - len(ending)
+    if space < 1:
+        needed = cutting.max_length - space + 1
+        raise DataError(
+            f"max_length {cutting.max_length} leaves no token for a prompt beside the mask; give {needed}"
+        )
+    sequences: list[list[Piece]] = []
+    cut = 0
+    for fact in _single_tokens(examples, tokenizer):
+        if fact is None:
+            sequences.append([])
+            continue
+        prompt, target = fact
+        cut += len(prompt) > space
+        start = [*cutting.before, *prompt[-space:]]
+        targets = [IGNORED] * len(start) + [target] + [IGNORED] * len(ending)
+        sequences.append([Piece([*start, mask, *ending], targets)])
+    return sequences, cut
+
+
+def _single_tokens(examples: Sequence[Any], tokenizer: Any) -> list[tuple[list[int], int] | None]:
+    """Tokens of each prompt, and that of its object; None if the object is not exactly one known token."""
     prompts = [example.text.rstrip() for example in examples]
     wholes = [f"{prompt} {example.object}" for prompt, example in zip(prompts, examples, strict=True)]
     options = {"add_special_tokens": False, "truncation": False, "verbose": False}
     encoded = (tokenizer(texts, **options)["input_ids"] for texts in (prompts, wholes))
-    space = cutting.max_length - len(cutting.before)
-    sequences: list[list[Piece]] = []
-    cut = 0
+    facts: list[tuple[list[int], int] | None] = []
     for prompt, whole in zip(*encoded, strict=True):
         is_one_token = len(prompt) > 0 and whole[:-1] == prompt and whole[-1] != tokenizer.unk_token_id
-        if not is_one_token:
-            sequences.append([])
-            continue
-        cut += len(prompt) > space
-        tokens = [*cutting.before, *prompt[-space:]]
-        sequences.append([Piece(tokens, [IGNORED] * (len(tokens) - 1) + [whole[-1]])])
-    return sequences, cut
+        facts.append((prompt, whole[-1]) if is_one_token else None)
+    return facts
 
 
 FACTS = (Layout({_PROMPT: _PROMPT, _OBJECT: _OBJECT}, _fields_of_cells, _example),)

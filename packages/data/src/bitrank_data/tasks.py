@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from bitrank_data.chosen_kind import as_kind
 from bitrank_data.embedded import EMBEDDED
 from bitrank_data.errors import DataError
 from bitrank_data.examples import Source
@@ -21,13 +22,20 @@ def open_task(
     folder: str | None = None,
     options: FileOptions | None = None,
     commit: str | None = None,
+    kind: str | None = None,
 ) -> Source:
     """Source of task ``name``: one of :data:`TASKS`, or the path of a user's file or folder of files.
 
     ``folder`` is a local copy for the hub tasks, ``commit`` that of their repository. ``options`` are those
-    of the user's files. Raises :class:`DataError` with the nearest names for an unknown task, and for options
-    that are not used.
+    of the user's files. ``kind`` is one that the examples fit, if not the task's own
+    (:func:`~bitrank_data.chosen_kind.as_kind`). Raises :class:`DataError` with the nearest names for an
+    unknown task, for options that are not used, and for a kind that the examples do not fit.
     """
+    source = _source(name, folder, options, commit)
+    return source if kind is None else as_kind(source, kind)
+
+
+def _source(name: str, folder: str | None, options: FileOptions | None, commit: str | None) -> Source:
     if is_path(name):
         return file_source(Path(name), options)
     if options is not None and options.given:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitrank_data.errors import DataError
-from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn
+from bitrank_data.examples import ASSISTANT, SYSTEM, USER, Dialogue, Turn, row_name
 
 _TASK = "Write a response that appropriately completes the request."
 _PREAMBLE = f"Below is an instruction that describes a task. {_TASK}"
@@ -107,7 +107,7 @@ def _render(dialogue: Dialogue, turns: Sequence[Turn], tokenizer: Any, prompt: b
         reason = str(error).rstrip(".") or type(error).__name__
         roles = ", ".join(turn.role for turn in turns)
         raise DataError(
-            f"{name_of(dialogue)}: the tokenizer's chat template rejects a conversation with the roles "
+            f"{row_name(dialogue.id)}: the tokenizer's chat template rejects a conversation with the roles "
             f"{roles}: {reason}. Change or remove these turns, or give a tokenizer whose template has them"
         ) from error
     return text
@@ -118,8 +118,9 @@ def _refuse_dropped(dialogue: Dialogue, turn: Turn, text: str) -> None:
     if " ".join(turn.content.split()) in " ".join(text.split()):
         return
     raise DataError(
-        f"{name_of(dialogue)}: the tokenizer's chat template leaves out the turn of the role {turn.role!r} "
-        f"({turn.content[:40]!r}). Remove such turns, or give a tokenizer whose template has the role"
+        f"{row_name(dialogue.id)}: the tokenizer's chat template leaves out the turn of the role "
+        f"{turn.role!r} ({turn.content[:40]!r}). Remove such turns, or give a tokenizer whose template has "
+        "the role"
     )
 
 
@@ -129,14 +130,6 @@ def _with_input(dialogue: Dialogue) -> tuple[Turn, ...]:
         return dialogue.turns
     first, *others = dialogue.turns
     return Turn(first.role, f"{first.content}\n\n{dialogue.given}"), *others
-
-
-def name_of(dialogue: Dialogue) -> str:
-    """The example's row for messages; ids of a user's file are numbers from 0."""
-    split, _, number = dialogue.id.rpartition("-")
-    if not number.isdecimal():
-        return dialogue.id
-    return f"row {int(number) + 1}" + (f" of {split}" if split else "")
 
 
 def _joined(dialogue: Dialogue, end: str) -> Text:
@@ -162,7 +155,7 @@ def _alpaca(dialogue: Dialogue, end: str) -> Text:
             segments.append(Segment("" if is_last else "\n\n"))
         else:
             raise DataError(
-                f"{name_of(dialogue)} has a turn of the role {turn.role!r}: the tokenizer has no chat "
+                f"{row_name(dialogue.id)} has a turn of the role {turn.role!r}: the tokenizer has no chat "
                 f"template, and the default one has {USER}, {ASSISTANT}, and {SYSTEM} as the first. Remove "
                 "the turn, or give a tokenizer with a chat template"
             )

@@ -229,3 +229,38 @@ def test_double_quantization_saves_half_the_scales_and_little_accuracy(
     saved = Affine(bits, 64).nbytes((768, 768)) - Affine(bits, 64, True).nbytes((768, 768))
     groups = 768 * 12
     assert saved == 2 * (groups - 4 * groups // 256 - 4)
+
+
+def test_an_update_that_is_constant_within_groups_changes_minima_only(normal) -> None:
+    """The merge of QA-LoRA: codes and scales stay, and the sum is exact in fp32."""
+    fmt, weight_OI = Affine(3, 32), normal[:64, :128]
+    update_OG = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    update_OI = update_OG.repeat_interleave(32, dim=1)
+    before = fmt.encode(weight_OI)
+    after = fmt.add_to_groups(before, update_OI)
+    assert after is not None
+    assert all(torch.equal(after[name], before[name]) for name in ("codes", "scale"))
+    expected_OI = fmt.decode(before, (64, 128), torch.float32) + update_OI
+    assert torch.allclose(fmt.decode(after, (64, 128), torch.float32), expected_OI, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [128, 120])
+def test_groups_of_padded_rows_take_updates_too(normal, width: int) -> None:
+    fmt, weight_OI = Affine(4, 32), normal[:8, :width]
+    update_OI = torch.arange(4.0).repeat_interleave(32)[None, :width].expand(8, -1)
+    after = fmt.add_to_groups(fmt.encode(weight_OI), update_OI)
+    assert after is not None
+    expected_OI = fmt.decode(fmt.encode(weight_OI), (8, width), torch.float32) + update_OI
+    assert torch.allclose(fmt.decode(after, (8, width), torch.float32), expected_OI, atol=1e-6)
+
+
+def test_other_updates_are_left_to_a_quantizer(normal) -> None:
+    weight_OI, constant_OI = normal[:8, :64], torch.ones(8, 64)
+    varying_OI = constant_OI.clone()
+    varying_OI[3, 5] = 1.001
+    for fmt, update_OI in (
+        (Affine(4, 32), varying_OI),
+        (Affine(4, 32), torch.zeros(8, 64)),
+        (Affine(4, 32, double_quant=True), constant_OI),
+    ):
+        assert fmt.add_to_groups(fmt.encode(weight_OI), update_OI) is None

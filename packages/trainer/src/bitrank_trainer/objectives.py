@@ -19,7 +19,7 @@ from bitrank_trainer.fused.lm_head import head_loss, head_scores, split_head
 from bitrank_trainer.last_position import read_last_token
 from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, segments
 from bitrank_trainer.model_inputs import tensor_of as _tensor
-from bitrank_trainer.probing import Probing
+from bitrank_trainer.probing import MaskedProbing, Probing
 from bitrank_trainer.question_answering import QuestionAnswering
 
 
@@ -218,6 +218,7 @@ OBJECTIVES: dict[str, Objective] = {
     "instruction-following": LanguageModelling(metric="completion_ppl"),
     "question-answering": QuestionAnswering(),
     "probing": Probing(),
+    "masked-probing": MaskedProbing(),
 }
 
 

@@ -1,4 +1,6 @@
-"""Objective of probing: the one token that continues a prompt, and its rank among the vocabulary.
+"""Objectives of probing: the one token that continues a prompt, and its rank among the vocabulary.
+
+A decoder predicts it after the prompt, an encoder at a mask token.
 
 Petroni et al., "Language Models as Knowledge Bases?", 2019.
 """
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 
 from bitrank_trainer.fused.lm_head import split_head
 from bitrank_trainer.model_inputs import Batch, Row, decoder_inputs, real_tokens, tensor_of
+
+_IGNORED = -100  # label of positions without a target
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,25 @@ class Probing:
 
     def plain(self) -> Probing:
         return replace(self, fused=False)
+
+
+@dataclass(frozen=True)
+class MaskedProbing(Probing):
+    """Cross entropy of the masked token; metrics as those of :class:`Probing`.
+
+    Labels (B, T) have one token per sequence, at its mask; other positions are −100.
+    """
+
+    def logits_and_labels(self, model: nn.Module, batch: Batch, device: str) -> tuple[Tensor, Tensor]:
+        """Logits at the mask of each sequence (B, V), and labels (B,)."""
+        labels_BT = tensor_of(batch["labels"], device)
+        rows_B, masks_B = (labels_BT != _IGNORED).nonzero(as_tuple=True)
+        ids_BT = tensor_of(batch["input_ids"], device)
+        output: Any = model(input_ids=ids_BT, attention_mask=tensor_of(batch["attention_mask"], device))
+        return output.logits[rows_B, masks_B].float(), labels_BT[rows_B, masks_B]
+
+    def plain(self) -> MaskedProbing:
+        return self
 
 
 def ranks(logits_BV: Tensor, labels_B: Tensor) -> Tensor:

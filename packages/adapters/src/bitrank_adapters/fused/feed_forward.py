@@ -20,7 +20,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bitrank_adapters.fused.known import hooked, known_kind, replaced
-from bitrank_adapters.fused.linear import ADAPTER, Decode, applies, factors, product, thin_gradients
+from bitrank_adapters.fused.linear import (
+    ADAPTER,
+    Decode,
+    adds_low_rank,
+    applies,
+    factors,
+    product,
+    thin_gradients,
+)
 from bitrank_adapters.fused.row_kernels import Rows
 
 # Feed-forward parts of the form down(act(gate(x)) · up(x)) and output(act(intermediate(x))).
@@ -99,12 +107,13 @@ def fuse_feed_forward(
 
 
 def decoded(layer: Any, decoder: Callable[[nn.Module], Decode | None]) -> Decode | None:
-    """Decoder of an adapted layer without dropout and hooks; None if there is none."""
+    """Decoder of a layer whose adapter adds a low-rank product, without dropout or hooks; else None."""
     if ADAPTER not in getattr(layer, "lora_dropout", {}) or not isinstance(
         layer.lora_dropout[ADAPTER], nn.Identity
     ):
         return None
-    return None if hooked(*layer.modules()) else decoder(layer.base_layer)
+    plain = hooked(*layer.modules()) or not adds_low_rank(layer)
+    return None if plain else decoder(layer.base_layer)
 
 
 def _is_bert_like(block: Any) -> bool:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from bitrank_adapters.fused.feed_forward import fuse_feed_forward
 from bitrank_adapters.fused.known import hooked
-from bitrank_adapters.fused.linear import ADAPTER, Adapted, AddLowRank, Decode, applies, factors
+from bitrank_adapters.fused.linear import (
+    ADAPTER,
+    Adapted,
+    AddLowRank,
+    Decode,
+    adds_low_rank,
+    applies,
+    factors,
+)
 from bitrank_adapters.fused.norms import fuse_norms
 from bitrank_adapters.fused.row_kernels import Rows
 from bitrank_adapters.fused.shared_input import share_inputs
@@ -36,23 +44,25 @@ def plain_decoder(layer: nn.Module) -> Decode | None:
 
 def fuse(
     model: PeftModel, decoder: Callable[[nn.Module], Decode | None] = plain_decoder, rows: Rows | None = None
-) -> None:
+) -> list[str]:
     """Fuse adapted layers, layers with shared input, feed-forward parts and norms of ``model``, in place.
 
     ``decoder`` returns, for a base layer, a function that decodes its (out, in) matrix into the compute
     dtype, in a buffer that the next decode may overwrite; None if the layer does not multiply by a decoded
     matrix. Such a layer keeps its own base product, as does a layer whose decoder has a method ``applies``
     that returns False at the time of the call. Layers with adapter dropout, or with hooks that the fused form
-    would skip, keep PEFT's path. ``rows`` are compiled row kernels, used for the tensors that they serve.
+    would skip, keep PEFT's path, and so do adapters that compute another formula; the names of the latter are
+    returned. ``rows`` are compiled row kernels, used for the tensors that they serve.
     """
-    for _, layer in adapted(model):
-        if isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity) and not hooked(
-            *list(layer.modules())[1:]
-        ):
+    others = [name for name, layer in adapted(model) if not adds_low_rank(layer)]
+    for name, layer in adapted(model):
+        has_dropout = not isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity)
+        if not (has_dropout or name in others or hooked(*list(layer.modules())[1:])):
             layer.forward = partial(_forward, layer, layer.forward, decoder(layer.base_layer))
     fuse_feed_forward(model, decoder, rows)
     share_inputs(model, decoder)
     fuse_norms(model, rows)
+    return others
 
 
 def _forward(layer: Any, plain: Any, decode: Decode | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

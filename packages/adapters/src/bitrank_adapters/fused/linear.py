@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Decode = Callable[[], Tensor]
@@ -28,6 +28,18 @@ def applies(decode: Decode | None) -> bool:
     A decoder may have a method of the same name, since some layers do so only in training.
     """
     return decode is not None and (not hasattr(decode, "applies") or decode.applies())
+
+
+def adds_low_rank(layer: Any) -> bool:
+    """Whether the adapter of ``layer`` adds ``scale · up(down(x))``, the formula of all fused forms.
+
+    PEFT's variants, such as weight-decomposed adapters, and factors of another class compute something else.
+    """
+    if layer.lora_variant.get(ADAPTER) is not None:
+        return False
+    if hasattr(layer, "lora_E"):
+        return True
+    return all(type(part[ADAPTER]) is nn.Linear for part in (layer.lora_A, layer.lora_B))
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, float]:

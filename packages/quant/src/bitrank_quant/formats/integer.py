@@ -12,6 +12,8 @@ from bitrank_quant.formats.base import Tensors, block_count, blocks, take_rows, 
 from bitrank_quant.formats.codebook import decode_dynamic_8bit, encode_dynamic_8bit
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 
+_SAME = 1e-5  # relative difference that sums in another order can have in fp32
+
 
 @dataclass(frozen=True)
 class Int8Row:
@@ -112,6 +114,19 @@ class Affine:
         minimum_G = read_nested(nest("minimum", low_G), "minimum")
         stored = self.nest_scales((high_G - minimum_G.float()) / top, low_G)
         return stored, self.read_scales(stored)
+
+    def add_to_groups(self, tensors: Tensors, update_OI: Tensor) -> Tensors | None:
+        """The tensors of the matrix plus ``update_OI``, with unchanged codes and scales.
+
+        None if the update is zero or not the same within every group, or minima are in 8 bits. Minima become
+        fp32, which is exact and takes 2 more bytes per group than :meth:`nbytes` counts.
+        """
+        groups_GB = blocks(update_OI, self.block)
+        largest = groups_GB.abs().max()
+        spread = (groups_GB.amax(dim=1) - groups_GB.amin(dim=1)).max()
+        if self.double_quant or self.block == 1 or largest == 0 or spread > _SAME * largest:
+            return None
+        return {**tensors, "minimum": tensors["minimum"].float() + groups_GB.mean(dim=1)}
 
     def nest_scales(self, scale_G: Tensor, minimum_G: Tensor) -> Tensors:
         """The stored tensors of scales and minima (fp32) under double quantization."""

@@ -1,0 +1,72 @@
+"""The interfaces of precision rules and of rank rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:  # the command line reads configs without importing torch
+    from bitrank_adapters import AdapterScale
+    from bitrank_quant import WeightMatrix
+    from torch import nn
+
+    from bitrank.spec.adapter_hook import Attached
+    from bitrank.spec.inits import Init
+
+Bits = dict[str, str]
+Ranks = dict[str, int]
+
+
+class PrecisionRule(Protocol):
+    def assign_formats(self, matrices: Sequence[WeightMatrix]) -> Bits:
+        """Assign a format to each of ``matrices``: all of the model except tied heads."""
+
+
+class RankRule(Protocol):
+    triplets: ClassVar[bool]  # whether each rank has a singular value, and its use is averaged in training
+    own_formats: ClassVar[bool]  # whether the adapters fit the formats of their arm only
+
+    def refusal(self, init: Init) -> str | None:
+        """The reason why the adapters cannot start by ``init``; None if they can."""
+
+    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+        """Raise :class:`UserError` if adapters of ``ranks`` do not fit matrices in the formats ``bits``."""
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        """Trained numbers of an adapter on a matrix of ``shape`` (out, in), without singular values."""
+
+    def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
+        """As :meth:`trained_numbers`, in the file of the adapter."""
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        """Assign an initial rank to every block matrix."""
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        """Add adapters to ``model``; returns it with the hook that the training loop calls."""
+
+
+class Adapters:
+    """Adapters that add a low-rank product, in any format and from any start."""
+
+    triplets: ClassVar[bool] = False
+    own_formats: ClassVar[bool] = False
+
+    def refusal(self, init: Init) -> str | None:
+        return None
+
+    def check_formats(self, bits: Bits, ranks: Ranks) -> None: ...
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return rank * sum(shape)
+
+    def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return self.trained_numbers(shape, rank)

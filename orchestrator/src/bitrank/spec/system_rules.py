@@ -1,0 +1,139 @@
+"""Rank rules of published systems, which studies compare with (``docs/systems.md``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from bitrank.errors import UserError
+from bitrank.spec.rule_interface import Adapters, Bits, Ranks
+from bitrank.spec.rules import PRUNED_PRINCIPAL, SIXTEEN, FixedRank, check_schedule
+
+if TYPE_CHECKING:  # the command line reads configs without importing torch
+    from bitrank_adapters import AdapterScale
+    from bitrank_quant import WeightMatrix
+    from torch import nn
+
+    from bitrank.spec.adapter_hook import Attached
+    from bitrank.spec.inits import Init
+
+
+@dataclass(frozen=True)
+class DecomposedRank(FixedRank):
+    """The same rank everywhere on the direction of each row, and a trained length per row.
+
+    This is DoRA of Liu et al. 2024, by PEFT. :class:`DynamicRank` is the other method of that name.
+    """
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return rank * sum(shape) + shape[0] if rank else 0
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import FixedRanks, attach_weight_decomposed
+
+        from bitrank.spec.adapter_hook import Attached
+
+        adapted = attach_weight_decomposed(model, ranks, scale=scale, heads=heads, seed=seed)
+        return Attached(adapted, FixedRanks(adapted))
+
+
+@dataclass(frozen=True)
+class PooledRank(FixedRank):
+    """The same rank everywhere, on inputs summed over quantization groups of ``group`` (QA-LoRA)."""
+
+    group: int
+    own_formats: ClassVar[bool] = True
+
+    def refusal(self, init: Init) -> str | None:
+        if init.residual or init.principal:
+            return (
+                "adapters on summed inputs change all weights of a group by the same number and cannot start "
+                "as a part of a matrix; give init=default"
+            )
+        return None
+
+    def check_formats(self, bits: Bits, ranks: Ranks) -> None:
+        from bitrank_quant import Affine, parse_format
+
+        for name in (name for name, rank in ranks.items() if rank):
+            fmt = parse_format(bits.get(name, SIXTEEN))
+            if not (isinstance(fmt, Affine) and fmt.block == self.group and not fmt.double_quant):
+                expected = Affine(4, self.group)
+                raise UserError(
+                    f"adapters on inputs summed over groups of {self.group} merge into the minima of affine "
+                    f"groups of that size: expected a format such as {expected} for {name}, got {fmt}"
+                )
+
+    def trained_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return rank * (shape[0] + shape[1] // self.group)
+
+    def stored_numbers(self, shape: Sequence[int], rank: int) -> int:
+        return rank * sum(shape)
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import PooledRanks, attach_pooled
+
+        from bitrank.spec.adapter_hook import Attached
+
+        adapted = attach_pooled(model, ranks, self.group, scale=scale, heads=heads, seed=seed)
+        return Attached(adapted, PooledRanks(adapted))
+
+
+@dataclass(frozen=True)
+class DynamicRank(Adapters):
+    """Every rank starts at ``init_r``; rank-one components are pruned to a mean rank of ``target_r``.
+
+    This is DoRA of Mao et al. 2024. :class:`DecomposedRank` is the other method of that name.
+    """
+
+    init_r: int
+    target_r: int
+    triplets: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_schedule(self.init_r, self.target_r)
+
+    def refusal(self, init: Init) -> str | None:
+        return PRUNED_PRINCIPAL if init.principal else None
+
+    def assign_ranks(self, blocks: Sequence[WeightMatrix]) -> Ranks:
+        return {m.name: self.init_r for m in blocks}
+
+    def attach(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        total_steps: int,
+        scale: AdapterScale,
+        heads: list[str],
+        seed: int,
+    ) -> Attached:
+        from bitrank_adapters import Dynamic, DynamicRanks, attach_dynamic
+
+        from bitrank.spec.adapter_hook import Attached
+
+        schedule = Dynamic(self.init_r, self.target_r)
+        adapted = attach_dynamic(
+            model, list(ranks), schedule, total_steps=total_steps, scale=scale, heads=heads, seed=seed
+        )
+        return Attached(adapted, DynamicRanks(adapted))

@@ -1,0 +1,113 @@
+"""Every arm combines with every initialization, quantizer and backend, or is refused with the reason.
+
+Decided without training: specs are made, and adapters are attached to tiny models and started.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from bitrank.errors import UserError
+from bitrank.run.adapter_init import choose_init
+from bitrank.spec.configs import CONFIGS, ENCODER_DECODER, Config, PlannedArm
+from bitrank.spec.inits import INITS
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.system_rules import DecomposedRank, DynamicRank, PooledRank
+from bitrank.spec.tiny_models import TINY
+from bitrank_adapters import AdapterScale, ResidualStart
+from bitrank_quant import FORMATS, OVERRIDES, QUANTIZERS, block_matrices
+
+PRUNING = [name for name, arm in CONFIGS.items() if isinstance(arm, Config) and arm.rank.triplets]
+POOLED = [name for name, arm in CONFIGS.items() if isinstance(arm, Config) and arm.rank.own_formats]
+PLANNED = [name for name, arm in CONFIGS.items() if isinstance(arm, PlannedArm)]
+
+
+def is_refused(arm: str, init: str, backend: str) -> bool:
+    """The expected refusals, written apart from the code that decides them."""
+    return (
+        (arm in PRUNING and init == "pissa")
+        or (arm in POOLED and (init != "default" or backend != "auto"))
+        or (arm in PLANNED and init in ("loftq", "pissa"))
+    )
+
+
+@pytest.mark.parametrize("arm", CONFIGS)
+def test_every_combination_is_accepted_or_refused_with_the_reason(arm: str) -> None:
+    for init, quantizer, backend in product(INITS, QUANTIZERS, OVERRIDES):
+        chosen = {"init": init, "quantizer": quantizer, "quant_backend": backend}
+        if is_refused(arm, init, backend):
+            with pytest.raises(UserError, match=f"{arm} .*(init|quant_backend)=.* give|{arm} is planned for"):
+                make_spec(PROFILES["smoke"], arm, "toy_articles", chosen)
+        else:
+            spec = make_spec(PROFILES["smoke"], arm, "toy_articles", chosen)
+            assert (spec.init, spec.quantizer, spec.quant_backend) == (init, quantizer, backend)
+
+
+def start_of(init: str, ranks: dict[str, int], blocks) -> object:
+    """The initialization ``init``; Fisher weights, which need measuring, are ones here."""
+    if INITS[init].weighted:
+        ones = {m.name: (torch.ones(m.shape[0]), torch.ones(m.shape[1])) for m in blocks}
+        return ResidualStart(ranks, weights=ones)
+    return choose_init(make_spec(PROFILES["smoke"], "B-FP", "toy_articles", {"init": init}), ranks)
+
+
+ONE_OF_EACH_RULE = {str(arm.rank): n for n, arm in CONFIGS.items() if isinstance(arm, Config)}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_RULE.values())
+def test_accepted_starts_give_an_adapted_model_that_computes(name: str) -> None:
+    arm = CONFIGS[name]
+    tiny = "tiny-t5" if arm.family == ENCODER_DECODER else "tiny-llama"
+    ids = torch.tensor([[4, 5, 6]])
+    inputs = {"input_ids": ids, **({"labels": ids} if arm.family == ENCODER_DECODER else {})}
+    for init in (init for init in INITS if not is_refused(name, init, "auto")):
+        model = TINY[tiny]()
+        blocks = block_matrices(model)
+        ranks = arm.rank.assign_ranks(blocks)
+        start = start_of(init, ranks, blocks)
+        with torch.no_grad():
+            for block in blocks:
+                weight = model.get_submodule(block.name).weight
+                weight.copy_(start.split(block.name, weight.clone(), lambda weight_OI: weight_OI.bfloat16()))
+        scale = AdapterScale()
+        adapted = arm.rank.attach(model, ranks, total_steps=40, scale=scale, heads=[], seed=0)
+        start.write(adapted.model)
+        assert torch.isfinite(adapted.model(**inputs).logits).all()
+
+
+def test_pooled_adapters_take_affine_groups_of_their_size_only() -> None:
+    rule = PooledRank(8, 32)
+    texts = [*FORMATS, "int2-g32", "int4-g32", "int8-g32", "int4-g32-dq", "sym4-g32", "nf4-g32"]
+    for text in texts:
+        if text in ("int2-g32", "int4-g32", "int8-g32"):
+            rule.check_formats({"a": text}, {"a": 8})
+        else:
+            with pytest.raises(UserError, match=rf"expected a format such as int4-g32 for a, got {text}"):
+                rule.check_formats({"a": text}, {"a": 8})
+    rule.check_formats({"a": "bf16"}, {"a": 0})
+
+
+@pytest.mark.parametrize(
+    "rule", [DecomposedRank(4), PooledRank(4, 32), DynamicRank(6, 4), CONFIGS["B-Ada"].rank]
+)
+def test_trained_and_stored_numbers_are_those_of_the_model(rule, tmp_path) -> None:
+    """Forecasts and budgets count what the adapters have. Singular values are counted apart."""
+    model = TINY["tiny-llama"]()
+    blocks = block_matrices(model)
+    ranks = rule.assign_ranks(blocks)
+    attached = rule.attach(model, ranks, total_steps=40, scale=AdapterScale(), heads=[], seed=0)
+    trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+    values = sum(ranks.values()) if rule.triplets else 0
+    assert trained == values + sum(rule.trained_numbers(m.shape, ranks[m.name]) for m in blocks)
+    stored = sum(rule.stored_numbers(m.shape, ranks[m.name]) for m in blocks)
+    assert attached.hook.stored_bytes() == 2 * (values + stored)
+
+
+def test_the_two_methods_called_dora_have_two_names_and_sources() -> None:
+    named = {name: arm for name, arm in CONFIGS.items() if "DoRA" in name}
+    assert all(name not in ("DoRA", "DoRA-Q4") for name in named)
+    assert {type(arm.rank) for arm in named.values()} == {DecomposedRank, DynamicRank}
+    assert len({arm.source for arm in named.values()}) == len(named) == 2

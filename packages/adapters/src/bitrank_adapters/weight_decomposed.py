@@ -1,0 +1,57 @@
+"""Weight-decomposed adapters (DoRA, Liu et al. 2024): a low-rank update of directions, and trained lengths.
+
+Each row of a matrix W (one output) is its length times its direction: W' = m ∘ (W + s · B A) / ‖W + s · B A‖,
+with one norm and one trained length m per row, and no gradient through the norm (section 4.3). The
+computation is PEFT's, which decodes a quantized base in every pass. The name is shared with another method,
+which prunes ranks (:mod:`~bitrank_adapters.dynamic_rank`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from bitrank_adapters.attach import DEFAULT_SCALE, attach_config, lora_config, shapes_of
+from bitrank_adapters.plans import RankPlan, check_ranks
+from bitrank_adapters.scales import AdapterScale
+
+_ADAPTER = "default"
+
+
+def attach_weight_decomposed(
+    model: nn.Module,
+    plan: RankPlan,
+    *,
+    scale: AdapterScale = DEFAULT_SCALE,
+    heads: Sequence[str] = (),
+    seed: int = 0,
+) -> PeftModel:
+    """As :func:`~bitrank_adapters.attach_lora`, with a trained length per row of every adapted matrix.
+
+    The lengths start as those of the rows of the base, so that a new adapter changes nothing. Raises
+    :class:`~bitrank_adapters.AdapterError` as ``attach_lora`` does.
+    """
+    check_ranks(plan, shapes_of(model, plan), heads)
+    config = lora_config(plan, scale, heads)
+    config.use_dora = True
+    return attach_config(model, config, scale, heads, seed)
+
+
+def reset_magnitude(layer: Any) -> None:
+    """Set the lengths of a weight-decomposed ``layer`` to those of its rows, its adapter included.
+
+    Call it after factors were written: the layer then computes (W + s · B A) x. Other layers do not change.
+    """
+    lengths = getattr(layer, "lora_magnitude_vector", {})
+    if _ADAPTER not in lengths:
+        return
+    lengths[_ADAPTER].update_layer(
+        base_layer=layer.get_base_layer(),
+        lora_A=layer.lora_A[_ADAPTER].weight.detach(),
+        lora_B=layer.lora_B[_ADAPTER].weight.detach(),
+        scaling=layer.scaling[_ADAPTER],
+    )
+    lengths[_ADAPTER].weight.data = lengths[_ADAPTER].weight.data.float()

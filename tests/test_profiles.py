@@ -1,0 +1,57 @@
+"""Profiles for models and data of the hub, on local folders with tiny models that stand in for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from bitrank.models.locate import locate
+from bitrank.run.record import Record
+from bitrank.run.train_run import execute
+from bitrank.spec.make_spec import make_spec
+from bitrank.spec.profiles import PROFILES
+from bitrank.spec.run_spec import RunSpec, write_spec
+from bitrank_trainer import ALONE
+
+
+def trained(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """Figures of a whole run of ``spec`` in ``folder``."""
+    folder.mkdir()
+    write_spec(spec, folder / "spec.json")
+    execute(spec, folder, Record(folder, ALONE), ALONE)
+    figures: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return figures
+
+
+def test_dialogue_adapts_every_matrix_of_the_blocks_and_learns_instructions(tmp_path: Path) -> None:
+    words = ["good", "bad", "fine", "dull"]
+    rows = {
+        "instruction": [f"the film {n} is" for n in range(60)],
+        "input": ["the cast" if n % 2 else "" for n in range(60)],
+        "output": [f"{words[n % 4]} and {words[n % 4]}" for n in range(60)],
+    }
+    data = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows))
+    data.save_to_disk(str(tmp_path / "alpaca"))
+    shutil.copytree(locate("tiny-gpt2"), tmp_path / "DialoGPT")
+    local = {"data": str(tmp_path / "alpaca"), "model": str(tmp_path / "DialoGPT")}
+    small = {"learning_rate": 5e-3, "max_length": 48, "threads": 1, "device": "cpu"}
+    figures = trained(make_spec(PROFILES["dialogue"], "B-FP", "alpaca", {**local, **small}), tmp_path / "run")
+    assert figures["eval/completion_ppl"] < figures["zero/completion_ppl"]
+    ranks = json.loads((tmp_path / "run" / "ranks.json").read_text(encoding="utf-8"))["final"]
+    adapted = {name.partition(".h.")[2].split(".", 1)[1] for name in ranks}
+    assert adapted == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"} and len(ranks) == 12
+    texts = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    assert {"prediction_text", "reference_text"} <= set(texts) and len(texts) == 6
+
+
+def test_base_trains_a_local_model_on_a_file_of_its_kind(tmp_path: Path) -> None:
+    texts = [f"the film {n} is {'good' if n % 2 else 'bad'}" for n in range(80)]
+    pd.DataFrame({"text": texts, "label": [n % 2 for n in range(80)]}).to_csv(tmp_path / "x.csv", index=False)
+    shutil.copytree(locate("tiny-bert"), tmp_path / "mpnet")
+    given = {"model": str(tmp_path / "mpnet"), "steps": 12, "learning_rate": 5e-3, "max_length": 16}
+    spec = make_spec(PROFILES["base"], "B-Q4", str(tmp_path / "x.csv"), {**given, "device": "cpu"})
+    assert trained(spec, tmp_path / "run")["eval/acc"] >= 0.9
