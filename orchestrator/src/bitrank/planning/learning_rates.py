@@ -77,7 +77,8 @@ def choose_rates(grid: Sequence[RunSpec], runs: Mapping[str, StoredRun]) -> dict
             f"{spec.learning_rate:g}": loss if math.isfinite(loss) else None
             for spec, loss in zip(specs, known, strict=True)
         }
-        edges = {min(s.learning_rate for s in specs), max(s.learning_rate for s in specs)}
+        rates = [spec.learning_rate for spec in specs]
+        edges = {min(rates), max(rates)}
         rate = specs[best].learning_rate
         pace = _seconds_per_step(specs[best], found[best])
         chosen[cell] = ChosenRate(*cell, rate, shown, len(edges) > 1 and rate in edges, pace)

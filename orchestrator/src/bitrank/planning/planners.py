@@ -125,10 +125,10 @@ def _one_pair(problem: Problem, fmt: str, rank: int) -> Plan | None:
 
     Only matrices that can have an adapter get the rank.
     """
+    formats = dict.fromkeys((item.name for item in problem.items), fmt)
+    ranks = dict.fromkeys((item.name for item in _adapted(problem)), rank)
     try:
-        plan = problem.find(
-            {i.name: fmt for i in problem.items}, {i.name: rank for i in _adapted(problem)}, "uniform"
-        )
+        plan = problem.find(formats, ranks, "uniform")
     except PlanError:
         return None
     return plan if problem.fits(plan) else None
@@ -226,13 +226,21 @@ def _adapted(problem: Problem) -> list[Item]:
 
 def _formats(problem: Problem) -> list[str]:
     """Return the formats that every matrix offers, the smallest total bytes first."""
-    offered = [dict.fromkeys(option.format for option in item.options) for item in problem.items]
-    common = [fmt for fmt in offered[0] if all(fmt in formats for formats in offered)]
-    sizes = {
-        fmt: sum(min(o.nbytes for o in item.options if o.format == fmt) for item in problem.items)
-        for fmt in common
-    }
+    common = list(_smallest(problem.items[0]))
+    sizes = dict.fromkeys(common, 0)
+    for smallest in map(_smallest, problem.items):
+        common = [fmt for fmt in common if fmt in smallest]
+        for fmt in common:
+            sizes[fmt] += smallest[fmt]
     return sorted(common, key=sizes.__getitem__)
+
+
+def _smallest(item: Item) -> dict[str, int]:
+    """The fewest bytes of ``item`` in each format that it offers, in the order of its options."""
+    found: dict[str, int] = {}
+    for option in item.options:
+        found[option.format] = min(option.nbytes, found.get(option.format, option.nbytes))
+    return found
 
 
 def _ranks(problem: Problem) -> list[int]:

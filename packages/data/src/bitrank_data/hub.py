@@ -107,7 +107,9 @@ def _sentences(rows: Iterable[dict[str, Any]], split: str) -> list[Example]:
 def _wikitext2(origin: Origin) -> Texts:
     data = _dataset("wikitext2", origin, ("text",))
     # A null line counts as empty: in this layout lines without text separate paragraphs.
-    splits = {split: wikitext_articles((row["text"] or "" for row in data[split]), split) for split in SPLITS}
+    splits = {}
+    for split in SPLITS:
+        splits[split] = wikitext_articles((row["text"] or "" for row in data[split]), split)
     return Texts(LANGUAGE_MODELLING, splits)
 
 
@@ -119,7 +121,8 @@ def wikitext_articles(lines: Iterable[str], split: str) -> list[Example]:
             articles.append([])
         articles[-1].append(line)
     texts = ["".join(article).strip() for article in articles]
-    return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(t for t in texts if t)]
+    filled = [text for text in texts if text]
+    return [Example(f"wikitext2-{split}-{number}", text) for number, text in enumerate(filled)]
 
 
 def _instructions(name: str, given: str, output: str, origin: Origin) -> Texts:

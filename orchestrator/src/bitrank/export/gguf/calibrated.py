@@ -68,7 +68,8 @@ def _notes(changing: Mapping[str, Stored], quantizer: str) -> list[str]:
     fixed = [one.type for one in changing.values() if one.type.chosen is None and one.type.bits < 16]
     if not fixed:
         return []
-    names = ", ".join(name for name in TENSOR_TYPES if name in {kind.name for kind in fixed})
+    found = {kind.name for kind in fixed}
+    names = ", ".join(name for name in TENSOR_TYPES if name in found)
     able = ", ".join(kind.name for kind in TENSOR_TYPES.values() if kind.chosen is not None)
     return [
         f"{len(fixed)} matrices are rounded to the nearest code, not by {quantizer}: their types ({names}) "
