@@ -19,6 +19,7 @@ from bitrank.spec.configs import CONFIGS, Config
 from bitrank.spec.make_spec import make_spec
 from bitrank.spec.plan_file import plan_data, save_plan
 from bitrank.spec.profiles import PROFILES
+from bitrank.spec.rule_interface import Adapters
 from bitrank.spec.rules import BlocksIn, FixedRank
 from bitrank_adapters import AdapterScale, FixedRanks, attach_lora
 from bitrank_planner import Plan, Problem
@@ -178,7 +179,7 @@ def test_new_planner_of_one_function_and_one_entry_gives_a_trainable_plan(
 
 
 @dataclass(frozen=True)
-class DeepRank:
+class DeepRank(Adapters):
     """Rank ``low`` in the first layer and ``high`` in the others."""
 
     low: int

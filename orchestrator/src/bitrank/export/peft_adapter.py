@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from bitrank_quant import stored_weight
 
@@ -74,10 +75,9 @@ def _over_unquantized_base(rebuilt: Rebuilt) -> tuple[Any, dict[str, MatrixAudit
 def _readme(base: str, auto_model: str, audit: Audit) -> str:
     """Model card of the adapter: front matter that the hub reads, and the metrics of the audit.
 
-    ``auto_model`` is the class of transformers that loads the base; PEFT has one of that name for adapters.
+    ``auto_model`` is the class of transformers that loads the base.
     """
     rows = [f"| {name} | {audit.before[name]:.4f} | {value:.4f} |" for name, value in audit.after.items()]
-    loader = auto_model.replace("AutoModel", "AutoPeftModel", 1)
     return "\n".join(
         [
             "---",
@@ -88,9 +88,7 @@ def _readme(base: str, auto_model: str, audit: Audit) -> str:
             f"A LoRA adapter for `{base}`, trained by bitrank with a rank for every matrix.",
             "",
             "```python",
-            f"from peft import {loader}",
-            "",
-            f'model = {loader}.from_pretrained(".")',
+            *_loading(base, auto_model),
             "```",
             "",
             "| validation | over the base of its run, in the planned formats | over the unquantized base |",
@@ -99,3 +97,17 @@ def _readme(base: str, auto_model: str, audit: Audit) -> str:
             "",
         ]
     )
+
+
+def _loading(base: str, auto_model: str) -> list[str]:
+    """Lines of Python that load the adapter: by PEFT's class for adapters of ``auto_model``, if it has one."""
+    loader = auto_model.replace("AutoModel", "AutoPeftModel", 1)
+    if hasattr(peft, loader):
+        return [f"from peft import {loader}", "", f'model = {loader}.from_pretrained(".")']
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {auto_model}",
+        "",
+        f'base = {auto_model}.from_pretrained("{base}")',
+        'model = PeftModel.from_pretrained(base, ".")',
+    ]
