@@ -79,7 +79,7 @@ class Signs:
         return shape[0] * shape[1] + 4 * shape[0]
 
     def __str__(self) -> str:
-        return "signs"
+        return "signs8"
 
 
 @pytest.fixture
@@ -92,21 +92,21 @@ def signs(monkeypatch: pytest.MonkeyPatch) -> Format:
 def test_new_format_of_one_class_and_one_entry_trains(
     signs: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CONFIGS, "Signs", Config(BlocksIn("signs"), FixedRank(4), "baseline"))
+    monkeypatch.setitem(CONFIGS, "Signs", Config(BlocksIn("signs8"), FixedRank(4), "baseline"))
     plan = trained(tmp_path / "run", "Signs")
     held = {done["format"] for done in plan["applied"].values()}
-    assert held == {"signs", "bf16"}
+    assert held == {"signs8", "bf16"}
 
 
 def test_new_format_of_one_class_and_one_entry_can_be_planned(signs: Format, tmp_path: Path) -> None:
     spec = make_spec(SMOKE, "B-FP", "toy_sentences")
-    choices = Choices(formats=("signs", "bf16"), ranks=(2, 4))
+    choices = Choices(formats=("signs8", "bf16"), ranks=(2, 4))
     made = make_plan(spec, PlanRequest("11bits", "uniform", choices))
-    assert set(made.plan.precision.values()) == {"signs"} and made.plan.nbytes <= made.problem.budget
+    assert set(made.plan.precision.values()) == {"signs8"} and made.plan.nbytes <= made.problem.budget
     path = tmp_path / "plan.json"
     save_plan(plan_data(made.plan, made.sizes.matrices, made.problem.budget, "default"), path)
     plan = trained(tmp_path / "run", "", plan=str(path))
-    assert {done["format"] for done in plan["applied"].values()} == {"signs"}
+    assert {done["format"] for done in plan["applied"].values()} == {"signs8"}
 
 
 class ScaledLinear(QuantLinear):

@@ -100,7 +100,7 @@ def _readme(base: str, auto_model: str, audit: Audit) -> str:
 
 
 def _loading(base: str, auto_model: str) -> list[str]:
-    """Lines of Python that load the adapter: by PEFT's class for adapters of ``auto_model``, if it has one."""
+    """Lines of Python that load the adapter, by PEFT's own class for ``auto_model`` if it has one."""
     loader = auto_model.replace("AutoModel", "AutoPeftModel", 1)
     if hasattr(peft, loader):
         return [f"from peft import {loader}", "", f'model = {loader}.from_pretrained(".")']

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import bitrank_quant.backends.reference as reference
 import pytest
 import torch
@@ -15,6 +17,7 @@ from bitrank_quant import (
     parse_format,
 )
 from bitrank_quant.formats.codebook import CODEBOOKS, dynamic_map_8bit
+from bitrank_quant.formats.integer import Int8Row
 from bitrank_quant.packing import pack_bits, packed_bytes, unpack_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,6 +158,19 @@ def test_codes_are_those_of_bitsandbytes(book: str, normal: torch.Tensor) -> Non
     assert torch.equal(codes.flatten(), ours["codes"])
     assert torch.equal(state.absmax, ours["absmax"])
     assert torch.equal(dynamic_map_8bit(), bnb.create_dynamic_map())
+
+
+@pytest.mark.parametrize("name", ["ternary", "block64-ternary2"])
+def test_a_format_whose_name_begins_with_other_bits_is_refused(name: str, monkeypatch: Any) -> None:
+    class Ternary(Int8Row):
+        bits = 2
+
+        def __str__(self) -> str:
+            return name
+
+    monkeypatch.setitem(FORMATS, name, Ternary())
+    with pytest.raises(QuantError, match=f"its bits, but '{name}' has 2 bits"):
+        parse_format(name)
 
 
 def test_unknown_format_names_the_nearest() -> None:

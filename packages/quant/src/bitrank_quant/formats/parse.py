@@ -59,11 +59,25 @@ FAMILIES: dict[str, Family] = {
 
 
 def parse_format(text: str) -> Format:
-    """The format named ``text``. Raises :class:`QuantError` with the nearest valid names if there is none."""
+    """The format named ``text``.
+
+    Raises :class:`QuantError` with the nearest valid names if there is none, and for a format whose name does
+    not contain its bits: tables and figures of stored runs read them from the name.
+    """
     if text in FORMATS:
-        return FORMATS[text]
+        return _with_bits_in_its_name(FORMATS[text])
     for family in FAMILIES.values():
         if match := re.fullmatch(family.pattern, text):
             return family.make(match)
     near = difflib.get_close_matches(text, FORMATS, n=3) or list(FORMATS)
     raise QuantError(f"unknown format {text!r}; nearest: {', '.join(near)} (also {', '.join(FAMILIES)})")
+
+
+def _with_bits_in_its_name(fmt: Format) -> Format:
+    name = str(fmt)
+    number = re.search(r"\d+", name)
+    if number is None or int(number[0]) != fmt.bits:
+        letters = re.sub(r"\d+", "", name)
+        problem = f"the first number in a format's name is its bits, but {name!r} has {fmt.bits} bits"
+        raise QuantError(f"{problem}; name it, for example, {letters}{fmt.bits}")
+    return fmt
